@@ -1,7 +1,10 @@
 # Everything here works with Python 3.11 and make alone. ARGS="…" is passed on.
 MAKEFLAGS += --no-print-directory
-# Each has servers of its own; tests of one file run in one of them.
-TEST_PROCESSES ?= 2
+# Hundreds of processes are started by the tests: none compiles again what another has compiled.
+unexport PYTHONDONTWRITEBYTECODE
+# Each has servers of its own; tests of one file run in one of them, in the order of tests/conftest.py.
+# One more than two cores: half of what tests do is to wait.
+TEST_PROCESSES ?= 3
 .PHONY: run test check compile run-compiled bench docs lock clean
 
 run: ## Start everything on this machine
@@ -9,7 +12,7 @@ run: ## Start everything on this machine
 	@exec .venv/bin/tollkeeper up $(ARGS)
 
 test: check ## Every check and the whole test suite
-	.venv/bin/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
+	.venv/bin/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: ## Style, types, layers and Lua
 	@.ci/environment requirements-dev.lock
@@ -31,6 +34,7 @@ PAGE ?= docs/internals/figures.md
 bench: ## The long measurements, printed as tables and written into docs/internals/figures.md
 	@.ci/environment requirements-dev.lock
 	@.venv/bin/python -m tests.bench.run --page $(PAGE) $(ARGS)
+	@.venv/bin/python -m tests.bench.admitted --page $(PAGE) $(filter --litellm,$(ARGS))
 	@.venv/bin/python -m tests.bench.streams --page $(PAGE)
 	@exec .venv/bin/python -m tests.bench.invoicing --page $(PAGE)
 

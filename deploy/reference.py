@@ -56,7 +56,10 @@ first](../internals/request.md#refusals) has the whole order, with files.
 The reason is in `x-tollkeeper-reason`, is the label `reason` of `tollkeeper_requests_total`, and is the
 same for every API; the body has the API's own shape. Each 429, 503 and 529 also says in
 `x-tollkeeper-refused-by` who refused: `upstream`, the scope of the limit (`key`, `user`, `tenant`,
-`organization`), or `gateway`.
+`organization`, `budget`), or `gateway`. Where a budget refused, `x-tollkeeper-budget` has its name,
+percent-encoded where that is not visible ASCII. An upstream's own refusals pass as they are. While an
+upstream that refused [is left alone](../upstream-limits.md), the gateway answers `rate_limited` for it, by
+`upstream`.
 """
 ADMIN_REFUSALS = """Bytes that are not acceptable HTTP are `invalid_request` with the nearer status where
 HTTP has one: 408, 414, 417, 431, 501 or 505. What broke off an answer that had begun is in the metric
@@ -165,9 +168,12 @@ HINTS = {
     "method_not_allowed": "Use a method that `Allow` names.",
     "request_too_large": "Send less, or raise `TOLLKEEPER_BODY_BYTES_MAX`.",
     "concurrency_limited": "Send fewer at once, or raise `concurrency` of the scope the message names.",
+    "budget_exceeded": "Wait for `Retry-After`, or raise the budget; "
+    "[budgets](../budgets.md) says what each is about.",
     "quota_exceeded": "Wait for `Retry-After`, `tollkeeper tenant recharge`, or another plan.",
     "quota_held": "Try again in a second; calls in flight give back what they do not use.",
-    "rate_limited": "Wait for `Retry-After`, or raise the limit of the scope the message names.",
+    "rate_limited": "Wait for `Retry-After`, or raise the limit of the scope the message names: "
+    "the provider's where that is its upstream.",
     "upstream_unreachable": "Look at the upstream; `tollkeeper doctor` says whether it answers.",
     "upstream_timeout": "Look at the upstream, or raise the "
     "[deadline](../settings.md#deadlines-of-the-data-plane) that passed.",

@@ -23,6 +23,8 @@ from gateway.core.accounts.refusals import Refusals
 from gateway.core.calls.call import Bounds
 from gateway.core.calls.estimate import Estimator
 from gateway.core.failures import Failures
+from gateway.counters.admission.changes import HEARD
+from gateway.counters.admission.cooling import SharedCooling
 from gateway.counters.admission.directory import Directory
 from gateway.counters.admission.objects import Objects
 from gateway.counters.admission.quota import Counters
@@ -73,15 +75,15 @@ class Door:
     allowances: Allowances
     leaser: Leaser
     worker_reports: WorkerReports
+    cooling: SharedCooling
 
 
 async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None) -> None:
     """Run one gateway worker until SIGTERM or SIGINT, then finish what is in flight."""
-    log = logs.logger("tollkeeper.gateway")
+    log, stop = logs.logger("tollkeeper.gateway"), stop_signal()
     allocator.give_back_large_blocks()
-    stop = stop_signal()
     address = parse_url(settings.redis_url, settings.redis_files)
-    wire = Wire(address, time.monotonic, call_s=settings.redis_wait_s)
+    wire = Wire(address, time.monotonic, call_s=settings.redis_wait_s, hears=HEARD)
     fence = Fence(wire, str(uuid4()), time.time, log)
     wire.start()
     if not await redis_reached(wire, settings.start_wait_s, stop, log):
@@ -105,7 +107,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
         lambda: _log_snapshot(settlements, resubmitter),
         lambda: {"buffered_bytes": plane.buffers.used + plane.buffers.heads, "shed": plane.buffers.shed},
         lambda: {"counters_unverified": int(not directory.verified), "counters_exchanged": fence.noticed},
-        lambda: {"auth_failures": failures.rows("gateway")},
+        lambda: {"auth_failures": failures.rows("gateway"), "budgets_shared": counters.crowded.calls},
         refusals.snapshot,
         lambda: {"leases": door.allowances.in_force, "admitted_locally": door.allowances.admitted},
         *([exporter.snapshot] if exporter is not None else []),
@@ -113,6 +115,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     background = [
         asyncio.create_task(forever("fence", fence.keep_looking, log)),
         asyncio.create_task(forever("catalogue", directory.keep_fresh, log)),
+        asyncio.create_task(forever("cooling", door.cooling.keep_sharing, log)),
         asyncio.create_task(tell_of_redis(lambda: wire.available, log)),
         asyncio.create_task(forever("extend", counters.keep_extending, log)),
         asyncio.create_task(forever("lease", leaser.keep, log)),
@@ -161,10 +164,11 @@ def _ports(
         objects=Objects(wire, time.time, settings.object_ttl_s, settings.objects_max),
         estimator=Estimator(tokenizer=tokenizer.load()),
         tally=tally,
-        usage=Usages(wire, time.monotonic).usage_of,
+        usage=Usages(wire, time.monotonic, door.directory.budgets_of).usage_of,
         log=log,
         failures=failures,
         refusals=refusals,
+        cooling=door.cooling.table,
         seconds=time.monotonic,
         access_log=settings.log_level == "debug",
         refuse_unpriced=settings.unpriced_models == "refuse",
@@ -185,10 +189,9 @@ def _door(
         wire, allowances, clock, fraction=settings.lease_fraction, lease_s=settings.lease_s_max,
         took=took["lease"], pending=lambda: settlements.waiting,
     )  # fmt: skip
-    counters = Counters(wire, directory, ttl_ms, clock, took, log=settlements, allowances=allowances)
-    return Door(
-        directory, counters, allowances, leaser, WorkerReports(wire, str(worker_slot), time.time_ns())
-    )
+    counters = Counters(wire, directory, ttl_ms, clock, took, log=settlements, allowances=allowances, say=log)
+    reports = WorkerReports(wire, str(worker_slot), time.time_ns())
+    return Door(directory, counters, allowances, leaser, reports, SharedCooling(wire, clock))
 
 
 def _settlement_log(settings: Settings, log: Log) -> SettlementLog:

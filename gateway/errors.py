@@ -142,6 +142,10 @@ class InvalidRequest(Refusal):
     status = 400
 
 
+class TooManyBudgets(InvalidRequest):
+    """Budgets of more models are about this call than it may take from: ask for fewer models at once."""
+
+
 class UserRequired(Refusal):
     """This API key needs a user for each call: name one in the field x-tollkeeper-user."""
 
@@ -170,11 +174,24 @@ class QuotaHeld(Refusal):
     status = 429
 
 
+class BudgetExceeded(Refusal):
+    """A budget's amount is used up."""
+
+    reason = "budget_exceeded"
+    status = 429
+
+
 class RateLimited(Refusal):
     """Too many requests or tokens in a minute."""
 
     reason = "rate_limited"
     status = 429
+
+
+class UpstreamLimited(RateLimited):
+    """The upstream has enough for now, by a limit of its own."""
+
+    scope = "upstream"
 
 
 class ConcurrencyLimited(Refusal):
@@ -274,6 +291,13 @@ class UnsupportedEncoding(AdminRefusal):
     """The body must be sent as it is, without a Content-Encoding."""
 
     reason = "unsupported_encoding"
+    status = 415
+
+
+class UnsupportedMedia(AdminRefusal):
+    """The body is of a type that is not read here."""
+
+    reason = "unsupported_media_type"
     status = 415
 
 

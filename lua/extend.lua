@@ -1,20 +1,22 @@
 -- extend: keep many live calls of one partition: renew deadlines, note what was observed,
 -- and take more where a stream used up its hold.
--- needs: state batch event cycle append extend
+-- needs: state window batch event calendar cycle definition windows account budgeted held cover paid kept append extend
 -- allows: oom
--- KEYS[1] m  KEYS[2] d  KEYS[3] x  then per call: h hold, t tenant, o organization (t and o may come again)
+-- KEYS[1] m  KEYS[2] d  KEYS[3] x  then per call: h hold, t tenant, o organization, b each account of budgets
+--   (all but h may come again)
 -- ARGV[1] run id  ARGV[2] ttl ms  then per call packed: tokens observed, how many of the quota they count where its plan
 --   weighs kinds (else -1), tokens of the quota wanted,
---   credits observed (-1) and credits wanted (0) where tokens do not set the price, request id (36)
+--   credits observed (-1) and credits wanted (0) where tokens do not set the price, of budgets the money observed, money and
+--   tokens wanted and the number of accounts, request id (36)
 -- A hold is topped up until it covers what is wanted, as far as the accounts have it free.
 -- Returns one packed string: now, then per call its hold in tokens (-1: gone), in credits, exhausted
---   (0 no, 1 yes: the plan lets the call finish, 2 yes: the plan cuts it);
+--   (0 no, 1 yes: the call may finish, 2 yes: its plan or a budget cuts it), of budgets in money and in tokens;
 --   only 0 where the partition is unverified
 -- Example: hold 100, observed 90, wanted 140, free 30 -> hold 130, exhausted 1
-if #KEYS < 6 or #KEYS % 3 ~= 0 or #ARGV ~= 1 + #KEYS / 3 then
-  return redis.error_reply('ERR extend takes 3 keys and 3 a call, 2 arguments and 1 a call')
+if #KEYS < 6 or #ARGV < 3 or keys_of_calls(ARGV) ~= #KEYS - 3 then
+  return redis.error_reply('ERR extend takes 3 keys and 3 a call and its budgets, 2 arguments and 1 a call')
 end
-local raw = stored(KEYS, 1, any_size)
+local raw = stored(KEYS, 1)
 local epoch = verified(raw[1], ARGV[1])
 if not epoch then return CODE.pack{code = 0} end
 local now = clock(NO_BATCH)
@@ -22,25 +24,32 @@ local deadline, events, renewals = now + tonumber(ARGV[2]), {}, {}
 local writes, answer = {}, {CODE.pack{code = now}}
 local tenant_at, tenants = account_opener(TENANT_FORM)
 local organization_at, organizations = account_opener(ORGANIZATION_FORM)
+local budget_at, budgets = budget_opener(now)
+local at = 4
 
-for at = 4, #KEYS, 3 do
-  local observed, weighed, wanted, seen, worth, request_id = EXTEND.read(ARGV[2 + (at - 1) / 3])
+for call_at = 3, #ARGV do
+  local observed, weighed, wanted, seen, worth, money_seen, money_wanted, raw_wanted, accounts, request_id = EXTEND.read(ARGV[call_at])
   local known = #tenants
   local hold, tenant, organization = raw[at] and HOLD.opened(raw[at]), tenant_at(KEYS[at + 1], raw[at + 1]), nil
   if #tenants > known then events[#events + 1] = due(tenant, now, epoch) end
   if not hold or not tenant or has(hold.flags, HOLD_RECLAIMED) then
-    answer[#answer + 1] = EXTENDED.pack{tokens = -1, credits = 0, exhausted = 0}
+    answer[#answer + 1] = EXTENDED.pack{tokens = -1, credits = 0, exhausted = 0, money = 0, raw_tokens = 0}
   else
     if worth > 0 then organization = organization_at(KEYS[at + 2], raw[at + 2]) end
     local exhausted = cover(hold, tenant, organization, wanted, worth)
+    if accounts > 0 then exhausted = max(exhausted, cover_windows(hold, raw[at], budgets_of(budget_at, KEYS, raw, at + 3, accounts), money_wanted, raw_wanted)) end
     hold.observed, hold.weighed, hold.seen = max(observed, hold.observed), max(weighed, hold.weighed), max(seen, hold.seen)
+    hold.money_seen = max(money_seen, hold.money_seen)
     hold.deadline = deadline
     renewals[#renewals + 1] = format('%.0f', deadline)
     renewals[#renewals + 1] = request_id
     writes[#writes + 1] = KEYS[at]
     writes[#writes + 1] = HOLD.written(hold) .. HOLD.behind(raw[at])
-    answer[#answer + 1] = EXTENDED.pack{tokens = hold.tokens, credits = hold.credits, exhausted = exhausted}
+    answer[#answer + 1] = EXTENDED.pack{
+      tokens = hold.tokens, credits = hold.credits, exhausted = exhausted, money = hold.money, raw_tokens = hold.raw_tokens,
+    }
   end
+  at = at + 3 + accounts
 end
 call('ZCARD', KEYS[2]) -- fails now, before anything is written, if it is no sorted set
 local err = append(KEYS[3], events)
@@ -55,4 +64,5 @@ for _, name in ipairs(organizations) do
   writes[#writes + 1] = ORGANIZATION.written(organization_at(name))
 end
 if #writes > 0 then call('MSET', values(writes)) end
+for _, account in ipairs(budgets) do write_budget(account, nil, now) end
 return table.concat(answer)

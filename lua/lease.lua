@@ -1,5 +1,5 @@
 -- lease: set a share of what is free aside for one gateway, for while it cannot reach Redis.
--- needs: state batch bucket event cycle take admit append lease
+-- needs: state window batch bucket event calendar cycle take admit append lease
 -- allows: oom
 -- KEYS[1] d  KEYS[2] x outbox (due reset)  KEYS[3] late queue  KEYS[4] m
 -- KEYS[5] h the lease, a hold without slots  KEYS[6] t  KEYS[7] o
@@ -15,7 +15,7 @@
 -- Example: remaining 1000, held 200 of which 40 are this lease, share 50000 -> leased 42, held 202
 if #KEYS ~= 7 or #ARGV ~= 1 then return redis.error_reply('ERR lease takes 7 keys and 1 argument') end
 local run_id, ttl, share, kept, spent, handed, credits_kept, credits_spent, credits_handed, lease_id = LEASE.read(ARGV[1])
-local raw = stored(KEYS, 4, any_size)
+local raw = stored(KEYS, 4)
 local epoch = verified(raw[1], run_id)
 if not epoch then return CODE.pack{code = 0} end
 if not (raw[3] and raw[4]) then return CODE.pack{code = -2} end
@@ -36,11 +36,11 @@ end
 if hold then put_back(hold, tenant, organization) end
 local tokens, credits, held, credits_held = -1, 0, 0, 0
 if not ends then
-  if not unlimited(tenant) then tokens, held = portion(tenant.remaining - tenant.held, share, kept, spent) end
-  local free = organization.balance + organization.credit_limit - organization.credits_held
-  credits, credits_held = portion(free, share, credits_kept, credits_spent)
+  if is_limited(tenant) then tokens, held = portion(free_of(tenant, QUOTA_AT, tenant.limit), share, kept, spent) end
+  credits, credits_held = portion(free_of(organization, CREDITS_AT, organization.credit_limit), share, credits_kept, credits_spent)
 end
-tenant.held, organization.credits_held = tenant.held + held, organization.credits_held + credits_held
+hold_more(tenant, QUOTA_AT, held)
+hold_more(organization, CREDITS_AT, credits_held)
 
 if ends then call('ZREM', KEYS[1], lease_id) else call('ZADD', KEYS[1], format('%.0f', now + ttl), lease_id) end
 local err = append(KEYS[2], events)

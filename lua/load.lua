@@ -1,5 +1,5 @@
 -- load: definitions and rebuilt states, compare-and-set on version or marker.
--- needs: state batch bucket event cycle load
+-- needs: state window batch bucket event calendar cycle load
 -- allows: oom
 -- KEYS[1] m  KEYS[2] the state (or m itself for verb 3)  KEYS[3] x outbox (due reset of a tenant)
 -- ARGV[1] packed: run id (40), verb (1 define, 2 rebuild, 3 verify), kind (1 k, 2 u, 3 t, 4 o), version, create (0 or 1)
@@ -7,7 +7,7 @@
 --           k: revoked, expires, key id
 --           t: user rpm, tpm, conc, tenant, organization, then the plan as in grant
 --           o: credit limit, cap, organization
---         rebuild: the whole packed state; verify: the new marker
+--         rebuild: the whole packed state, of an account of budgets until it says that it is forgotten; verify: the new marker
 -- ARGV[3] rebuild and verify: the marker as the keeper read it (empty: none)
 -- Returns packed: 1 done, 2 already at this version or later, 0 unverified, -2 unknown account, -4 marker moved on
 -- Example: define limits of tenant 7 at version 3 over version 2 -> levels, use and holds stay, limits change
@@ -16,7 +16,8 @@ local run_id, verb, kind, version, create = LOAD.read(ARGV[1])
 local raw = call('MGET', KEYS[1], KEYS[2])
 if verb == REBUILD or verb == VERIFY then
   if (raw[1] or '') ~= ARGV[3] then return CODE.pack{code = -4} end
-  call('SET', KEYS[2], ARGV[2])
+  local expires = verb == REBUILD and string.match(KEYS[2], ':(%a):') == 'b' and BUDGET.field(ARGV[2], 'expires') or 0
+  if expires > 0 then call('SET', KEYS[2], ARGV[2], 'PXAT', expires) else call('SET', KEYS[2], ARGV[2]) end
   return CODE.pack{code = 1}
 end
 local epoch = verified(raw[1], run_id)
@@ -33,5 +34,5 @@ drain(account, now)
 account.version = version
 define(account, kind, ARGV[2], now)
 local packed = write(forms[kind], sizes[kind], account)
-if kind ~= KIND_USER or keep_user(KEYS[2], packed) then call('MSET', KEYS[2], packed) end
+if kind ~= KIND_USER or keep_user(KEYS[2], packed, account, now) then call('MSET', KEYS[2], packed) end
 return CODE.pack{code = 1}

@@ -1,12 +1,12 @@
 -- peek: states as they stand now, a due reset included; changes nothing.
--- needs: state batch bucket event cycle load
+-- needs: state window batch bucket event calendar cycle load
 -- allows: nothing (read only)
 -- KEYS[1] m  then states of any kind, all of the kind named
 -- ARGV[1] run id  ARGV[2] kind (1 k, 2 u, 3 t, 4 o)
 -- Returns the packed states in order, false where there is none; {0} where the partition is unverified
 -- Example: a tenant whose reset was due a minute ago shows its new cycle, and the ledger no row yet
 if #KEYS < 2 or #ARGV ~= 2 then return redis.error_reply('ERR peek takes 2 or more keys and 2 arguments') end
-local raw = stored(KEYS, 1, any_size)
+local raw = stored(KEYS, 1)
 if not verified(raw[1], ARGV[1]) then return {0} end
 local now, kind = clock(NO_BATCH), tonumber(ARGV[2])
 local answer = {}

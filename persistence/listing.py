@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 from gateway.core.accounts.administration import Page, Query
 from gateway.errors import Unprocessable
-from persistence.subject import Subject, id_in
+from persistence.subject import Subject
 
 QUERY_CANCELED = "57014"
 
@@ -19,7 +19,8 @@ def page(connection: Connection, subject: Subject, query: Query) -> Page:
     found = _matching(subject, query)
     columns = [subject.table.c[name] for name in subject.order]
     if query.after is not None:
-        if len(query.after) != len(columns):
+        kinds = [column.type.python_type for column in columns]
+        if [type(part) for part in query.after] != kinds:
             raise Unprocessable(errors=(("cursor", "is not a cursor of this list"),))
         here = tuple_(*columns)
         there = tuple_(
@@ -29,7 +30,7 @@ def page(connection: Connection, subject: Subject, query: Query) -> Page:
     found = found.order_by(*(column.desc() if query.descending else column for column in columns))
     rows = [dict(row) for row in connection.execute(found.limit(query.limit + 1)).mappings()]
     more, rows = len(rows) > query.limit, rows[: query.limit]
-    last = tuple(id_in(rows[-1], name) for name in subject.order) if more else None
+    last: Any = tuple(rows[-1][name] for name in subject.order) if more else None
     return Page(tuple(rows), last)
 
 

@@ -13,8 +13,7 @@ from typing import TypeVar
 from uuid import UUID, uuid4
 
 from sqlalchemy import Connection, select
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import (
@@ -29,18 +28,33 @@ from gateway.core.accounts.administration import (
     Row,
 )
 from gateway.core.accounts.usage import UsageQuery
-from gateway.errors import Conflict, StoreUnavailable, TollkeeperError, Unprocessable
+from gateway.core.billing.document import NO_LETTERHEAD, Letterhead
 from persistence import engine as engines
 from persistence import listing, subject
-from persistence.billing import invoice_source, invoices, plans, quotas, subscriptions
+from persistence.billing import (
+    amendments,
+    charging,
+    events,
+    invoice_source,
+    invoices,
+    kept_documents,
+    payments,
+    plans,
+    quotas,
+    reratings,
+    subscriptions,
+    top_ups,
+    unbilled,
+)
 from persistence.billing.invoice_usage import InvoiceUsage
 from persistence.bounded import answered
-from persistence.complaint import columns, origin
+from persistence.refusals import TRY_AGAIN, sqlstate, translated
 from persistence.resources import (
     additions,
     admin_tokens,
     app_users,
     audit,
+    budgets,
     console_sessions,
     dead_letters,
     idempotency,
@@ -63,7 +77,6 @@ T = TypeVar("T")
 
 KEEPER = Actor("keeper", "admin")
 TRIES_MAX = 4
-TRY_AGAIN = frozenset({"40001", "40P01"})
 
 SUBJECTS: dict[str, Subject] = {
     "organizations": organizations.SUBJECT,
@@ -81,9 +94,16 @@ SUBJECTS: dict[str, Subject] = {
     "subscription-plans": offers.SUBSCRIPTION_PLANS,
     "organization-subscriptions": subscriptions.SUBJECT,
     "credit-additions": additions.SUBJECT,
-    "prices": prices.SUBJECT,
+    "prices": reratings.PRICES,
+    "reratings": reratings.SUBJECT,
+    "budgets": budgets.SUBJECT,
+    "budget-accounts": budgets.ACCOUNTS,
+    "charges": charging.SUBJECT,
+    "events": events.SUBJECT,
+    "amendments": amendments.SUBJECT,
     "invoices": invoices.SUBJECT,
     "invoice-heads": invoice_source.HEADS,
+    "payments": payments.SUBJECT,
     "webhooks": webhooks.WEBHOOKS,
     "webhook-deliveries": webhooks.WEBHOOK_DELIVERIES,
     "quarantine": quarantine.SUBJECT,
@@ -110,11 +130,15 @@ class Store:
         clock: Callable[[], datetime] = _now,
         *,
         private_addresses: bool = False,
+        mail_allowed: bool = False,
+        letterhead: Letterhead = NO_LETTERHEAD,
     ) -> None:
         self._engine = engine
         self._partition_of = partition_of
         self._clock = clock
         self._private_addresses = private_addresses
+        self._mail_allowed = mail_allowed
+        self._letterhead = letterhead
 
     async def get(self, resource: str, row_id: int) -> Row:
         """Read one row; `NotFound` if there is none."""
@@ -165,6 +189,44 @@ class Store:
         """Add up calls; at most `rows_max` rows."""
         return await self._run(lambda connection: usage.used(connection, asked))
 
+    async def unbilled(self, organization_id: int) -> Sequence[Row]:
+        """Read what an organization owes and no invoice has, by kind."""
+        today = self._clock().astimezone(UTC).date()
+        return await self._run(lambda connection: unbilled.read(connection, organization_id, today))
+
+    async def to_charge(self, after: int, count: int) -> Sequence[int]:
+        """Organizations with something that is known and not charged, those with a higher id than `after`."""
+        today = self._clock().astimezone(UTC).date()
+        return await self._run(lambda connection: charging.due(connection, today, after, count))
+
+    async def charge(self, organization_id: int) -> None:
+        """Charge what is known of an organization."""
+        today, partition = self._clock().astimezone(UTC).date(), self._partition_of(organization_id)
+        await self._run(lambda connection: charging.charge(connection, organization_id, partition, today))
+
+    async def document(self, invoice_id: int, kind: str, status: str, made: bytes = b"") -> bytes | None:
+        """Read a document as it was made the first time; what is `made` is kept where nobody was first."""
+        which = (invoice_id, kind, status)
+        return await self._run(lambda connection: kept_documents.read(connection, *which, made))
+
+    async def fall_overdue(self, count: int) -> int:
+        """Let invoices whose day is over be overdue; answers how many were."""
+        today = self._clock().astimezone(UTC).date()
+        return await self._run(lambda connection: payments.fall_overdue(connection, today, count))
+
+    async def top_ups_due(self, after: int, count: int) -> Sequence[tuple[int, int]]:
+        """Additions that are to have an own invoice, behind one of them, with their organizations."""
+        return await self._run(lambda connection: top_ups.due(connection, after, count))
+
+    async def bill_top_up(self, addition_id: int, organization_id: int) -> None:
+        """Make an addition's own invoice, final at once."""
+        of = {"organization_id": organization_id, "source": "credit_addition", "source_id": addition_id}
+        await self.write(
+            Command(
+                "invoices", "top-up", KEEPER, str(uuid4()), lambda row: {}, values=of
+            )  # nobody is answered
+        )
+
     def usage(self, invoice_id: int) -> AsyncIterator[Sequence[Row]]:
         """Read every use that an invoice bills, in batches; `NotFound` if there is no such invoice."""
         return InvoiceUsage(self._engine).rows(invoice_id)
@@ -185,7 +247,8 @@ class Store:
         found = SUBJECTS[command.resource]
         change = Change(
             connection, command, found, self._partition_of, self._clock(),
-            private_addresses=self._private_addresses,
+            private_addresses=self._private_addresses, mail_allowed=self._mail_allowed,
+            letterhead=self._letterhead,
         )  # fmt: skip
         row = found.verbs[command.verb](change)
         audit.record(change, row)
@@ -209,8 +272,8 @@ class Store:
                 async with self._engine.begin() as connection:
                     return await connection.run_sync(work)
             except (SQLAlchemyError, OSError) as error:
-                if attempt == TRIES_MAX or _sqlstate(error) not in TRY_AGAIN:
-                    raise _translated(error) from error
+                if attempt == TRIES_MAX or sqlstate(error) not in TRY_AGAIN:
+                    raise translated(error) from error
         raise AssertionError
 
 
@@ -225,29 +288,3 @@ def _refusal(connection: Connection, intents: Sequence[str]) -> str | None:
         return None
     reason = str(row.result.get("reason") or "") if isinstance(row.result, dict) else ""
     return f"The counters refused {row.verb}: {reason.rstrip('.') or 'no reason was given'}."
-
-
-def _sqlstate(error: BaseException) -> str:
-    found = origin(error)
-    return (found.sqlstate or "") if found is not None else ""
-
-
-def _translated(error: Exception) -> Exception:
-    """Tell a database error as what it means to the caller; one that means nothing to it stays."""
-    state = _sqlstate(error)
-    named = f" ({found})" if (found := columns(error)) else ""
-    refusals: dict[str, Callable[[], TollkeeperError]] = {
-        "23505": lambda: Conflict(f"There is one already{named}."),
-        "23503": lambda: Conflict(f"Something still refers to this{named}, or what it names is gone."),
-        "23001": lambda: Conflict(f"Something still refers to this{named}."),
-        "23514": lambda: Unprocessable("A value is out of range."),
-        "22003": lambda: Unprocessable("A number is out of range."),
-        "22021": lambda: Unprocessable("A text holds characters that cannot be stored."),
-        "57014": lambda: StoreUnavailable("PostgreSQL took too long."),
-    }
-    if state in refusals:
-        return refusals[state]()
-    unreachable = state[:2] in {"", "08", "53", "57"} or state in TRY_AGAIN
-    if isinstance(error, (DBAPIError, PoolTimeout, OSError)) and unreachable:
-        return StoreUnavailable()
-    return error

@@ -30,6 +30,7 @@ from sqlalchemy import (
 )
 
 from gateway.core.accounts.administration import Command, Intent, Row
+from gateway.core.billing.document import NO_LETTERHEAD, Letterhead
 from gateway.core.model import INTEGER_MAX
 from gateway.errors import Conflict, NotFound, Unprocessable
 from persistence.tables.operations import control_write
@@ -58,6 +59,8 @@ class Change:
     partition_of: Callable[[int], int]
     now: datetime
     private_addresses: bool = False
+    mail_allowed: bool = False
+    letterhead: Letterhead = NO_LETTERHEAD
     before: Row | None = None
     intents: list[Intent] = field(default_factory=list)
 
@@ -103,7 +106,7 @@ class Change:
 
     def hold_flushes(self, partition: object) -> None:
         """Let no flush of a partition be under way until the end of the transaction."""
-        self.connection.execute(_LOCK_FLUSH, {"partition": partition})
+        hold_flushes(self.connection, partition)
 
 
 Verb = Callable[[Change], Row]
@@ -111,6 +114,11 @@ Verb = Callable[[Change], Row]
 
 # The row a command names, in what refers to it.
 THIS: BindParameter[int] = bindparam("this")
+
+
+def hold_flushes(connection: Connection, partition: object) -> None:
+    """Let no flush of a partition be under way until the end of the transaction."""
+    connection.execute(_LOCK_FLUSH, {"partition": partition})
 
 
 def _nothing(*_: object) -> None:
@@ -121,7 +129,7 @@ def _nothing(*_: object) -> None:
 class Subject:
     """A kind of row: those of `table` that are not deleted, or what `source` selects by public field names.
 
-    `time` is a column of the table, and so are those of `order`: integers that together name a row. A
+    `time` is a column of the table, and so are those of `order`, which together name a row. A
     filter is the column of its name, unless `conditions` make something else of the value. `partitioned`
     rows carry their organization's partition.
 

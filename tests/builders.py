@@ -23,11 +23,22 @@ from gateway.core.accounts.definitions import (
     TenantDefinition,
     UserDefinition,
 )
-from gateway.core.accounts.ledger import CARRIED, ENTRY, HEAD, LENGTH_1, LENGTH_2, VERSION, Event, decode
+from gateway.core.accounts.ledger import (
+    BUDGETED,
+    CARRIED,
+    ENTRY,
+    HEAD,
+    HEAD_BEFORE,
+    LENGTH_1,
+    LENGTH_2,
+    VERSION,
+    Event,
+    decode,
+)
 from gateway.core.accounts.plan_terms import PlanTerms
-from gateway.core.billing.cost import Vector
 from gateway.core.billing.pricing import Pricing, TokenPrice
 from gateway.core.billing.rate import TokenRate
+from gateway.core.billing.vector import Vector
 from gateway.core.calls.tariff import charge_of, vectors_of
 from gateway.core.metering.detail import Detail
 from gateway.core.model import (
@@ -43,10 +54,13 @@ from gateway.core.model import (
     Verdict,
 )
 from gateway.counters.layouts import packing, states
+from gateway.counters.layouts.windows import WindowState, pack_windows, unpack_windows
 from gateway.counters.redis import keys
+from gateway.counters.redis.calls import FIRST_PLACE
 from gateway.counters.redis.scripts import library
 from gateway.counters.settlement_log.bounds import BOUNDS, Bounds
 from gateway.counters.settlement_log.log import SettlementLog
+from tests.older_layouts import changed_state
 
 CHAT = Service(id=1, key="chat")
 CREDITS = Service(id=2, key="images", meter="consumption", counts_tokens=False)
@@ -70,7 +84,8 @@ COUNTED = Limits(concurrency=1_000_000)
 def encode(event: Event) -> bytes:
     """Pack an entry of the outbox as the scripts do."""
     numbers = [getattr(event, one.name) for one in ENTRY.fields if not one.is_text and one.name != "version"]
-    texts = [event.source.encode(), event.user.encode(), event.attribution.encode(), event.metadata]
+    windows = b"".join(BUDGETED.pack(one[0], one[1], one[2].encode()) for one in event.budgets)
+    texts = [event.source.encode(), event.user.encode(), event.attribution.encode(), event.metadata, windows]
     packed = HEAD.pack(VERSION, *numbers) + LENGTH_1.pack(len(texts[0])) + texts[0]
     return packed + b"".join(LENGTH_2.pack(len(text)) + text for text in texts[1:]) + _behind(event)
 
@@ -82,7 +97,7 @@ def _behind(event: Event) -> bytes:
     return CARRIED.pack(event.ahead, event.carried)
 
 
-BLANK = HEAD.pack(1, *[0] * 22) + bytes(5)
+BLANK = HEAD_BEFORE.pack(1, *[0] * 22) + bytes(5)
 
 
 async def driven(awaitable: Awaitable[T]) -> T:
@@ -129,6 +144,29 @@ def credits_of(service: Service, usage: Usage, *models: str) -> int:
     """Whole credits of one call of these models, by the service's own prices."""
     counts = Detail().counts(usage)
     return charge_of(service, prices_of(service, *models), counts, None, usage.units)[0]
+
+
+def by_partition(verb: str, calls: list[packing.Call]) -> list[list[int]]:
+    """Which calls are of one partition, by the first of each."""
+    markers = [names[packing.SHARED[verb] - 1] for names, _ in calls]
+    return [[at for at, one in enumerate(markers) if one == marker] for marker in dict.fromkeys(markers)]
+
+
+def together(verb: str, calls: list[packing.Call]) -> packing.Call:
+    """Keys and arguments of many calls as one call of the function; answered as a list, by partition."""
+    shared, parts = packing.SHARED[verb], [[calls[at] for at in part] for part in by_partition(verb, calls)]
+    own, accounts, shape = list[str](), list[str](), bytes((len(parts),))
+    for part in parts:
+        named, said = part[0][0][shared:-1], bytes((len(part[0][1]),))
+        if len(part) > 1:
+            named = tuple(dict.fromkeys([name for names, _ in part for name in names[shared:-1]]))
+            places = [[FIRST_PLACE + named.index(one) for one in names[shared:-1]] for names, _ in part]
+            said = b"".join([bytes((len(a), len(p), *p)) for (_, a), p in zip(part, places, strict=True)])
+        own += part[0][0][: shared - 1]
+        accounts += (part[0][0][shared - 1], *named)
+        shape += bytes((len(part), len(named))) + said
+    holds, given = zip(*[(names[-1], arguments) for part in parts for names, arguments in part], strict=True)
+    return (*own, *accounts, *holds), (shape + b"\0" * (len(shape) == packing.ALONE[verb]), *sum(given, ()))
 
 
 def new_id() -> str:
@@ -252,8 +290,9 @@ class World:
         self, need: int = 0, *, ceiling: int | None = None, service: Service = CHAT, user: str = "",
         credits_: int = 0, units: int = 1, request_id: str = "", ttl_ms: int = TTL_MS, raises: bool = False,
         least: int = 0, credits_least: int = 0, quota: tuple[int, int, int] | None = None,
-        plan_id: int = packing.ANY_PLAN,
+        plan_id: int = packing.ANY_PLAN, **budgets: Any,
     ) -> Call:  # fmt: skip
+        """Take a hold; `budgets` are its accounts, and what of money and tokens they shall hold."""
         ceiling = need if ceiling is None else ceiling
         request = HoldRequest(
             self.caller,
@@ -267,19 +306,27 @@ class World:
             raises,
             least,
             credits_least,
+            **budgets,
         )
         packed = packing.reserve(self.run_id, self.catalogue, ttl_ms, request, quota=quota, plan_id=plan_id)
         answer = self.run("reserve", packed)
         return Call(self, request, packing.decision(answer, request.service))
 
-    def settle(self, request: HoldRequest, tokens: int, *, mode: int, **used: Any) -> Settled:
+    def settle(
+        self, request: HoldRequest, tokens: int, *, mode: int, requests: int = 1, **used: Any
+    ) -> Settled:
         settlement = Settlement(
             request.caller, request.request_id, request.user, request.service,
-            charge=mode != packing.MODE_RELEASE, tokens=tokens, **used,
+            charge=mode != packing.MODE_RELEASE, tokens=tokens,
+            budgets=tuple(one.name for one in request.budgets), **used,
         )  # fmt: skip
         late = mode in {packing.MODE_POST, packing.MODE_CORRECT}
         entry = cast("bytes", self.client.xadd(keys.late(self.p), {"a": ""})) if late else None
-        answer = self.run("settle", packing.settle(self.run_id, TOMBSTONE_MS, settlement, mode, entry))
+        definitions = tuple(one.defined for one in request.budgets) if late else ()
+        call = packing.settle(
+            self.run_id, TOMBSTONE_MS, settlement, mode, entry, requests=requests, definitions=definitions
+        )
+        answer = self.run("settle", call)
         return Settled(packing.code_of(answer))
 
     def extend(self, calls: list[Call], observed: int, margin: int = 0) -> list[tuple[int, int]]:
@@ -288,6 +335,10 @@ class World:
 
     def extended(self, live: list[tuple[Observed, int]]) -> list[tuple[int, int, int]]:
         """What `extend` answers for calls and their margins."""
+        return [one[:3] for one in self.kept(live)]
+
+    def kept(self, live: list[tuple[Observed, int]]) -> list[tuple[int, int, int, int, int]]:
+        """The same with what their budgets hold."""
         return packing.extended(self.run("extend", packing.extend(self.run_id, TTL_MS, self.p, live)))
 
     def grant(
@@ -392,6 +443,13 @@ class World:
         raw = self.get(self.user_key(user))
         return states.unpack(states.UserState, raw) if raw else states.UserState()
 
+    def windows(self, name: str) -> list[WindowState]:
+        raw = self.get(keys.budget_account(self.p, name))
+        return unpack_windows(raw) if raw else []
+
+    def put_windows(self, name: str, windows: list[WindowState]) -> None:
+        self.client.set(keys.budget_account(self.p, name), pack_windows(windows))
+
     def slots(self, user: str) -> list[int]:
         """Requests in flight on key, user, tenant and organization."""
         return [
@@ -400,12 +458,12 @@ class World:
 
     def put_tenant(self, **fields: Any) -> states.TenantState:
         """Rebuild the tenant's state with these fields changed."""
-        changed = replace(self.tenant, **fields)
+        changed = changed_state(self.tenant, fields)
         assert self.rebuild(self.tenant_key, states.pack(changed)) == 1
         return changed
 
     def put_organization(self, **fields: Any) -> None:
-        changed = replace(self.organization, **fields)
+        changed = changed_state(self.organization, fields)
         assert self.rebuild(self.organization_key, states.pack(changed)) == 1
 
     def put_key(self, **fields: Any) -> None:

@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from tests.waiting import wait_until
 STOP_S_MAX = 30.0
 # Below what Linux gives out by itself: a port from here is taken by nobody between its choice and its use.
 PORTS = range(12_000, 32_000)
-PORTS_EACH = 1_000
+PORTS_EACH = 400
 
 # The same examples on each run, and no example fails for being slow: what fails is the code, not the machine.
 settings.register_profile(
@@ -45,18 +46,29 @@ for _name in ("no_proxy", "NO_PROXY"):
     os.environ[_name] = ",".join(filter(None, [os.environ.get(_name, ""), "127.0.0.1,localhost"]))
 
 
-def _ports() -> Iterator[int]:
-    """This process' own part of the ports, over and over."""
-    first = os.getpid() * PORTS_EACH % len(PORTS)
-    return itertools.cycle(PORTS[first : first + PORTS_EACH])
+# Minutes in one file of few tests: these begin first, so that no process is left alone with one of them.
+LONGEST = ("tests/contract/test_compiled.py", "tests/deploy/test_image.py")
 
 
-_candidates = _ports()
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, the others as they were."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
+
+@cache
+def _own_ports() -> tuple[socket.socket, Iterator[int]]:
+    """Ports that are this process' alone, over and over: while it lives, it listens on the one before."""
+    for first in PORTS[::PORTS_EACH]:
+        with suppress(OSError):
+            taken = socket.create_server(("127.0.0.1", first))
+            return taken, itertools.cycle(range(first + 1, first + PORTS_EACH))
+    raise AssertionError("every part of the ports is taken")
 
 
 def free_port() -> int:
     """A port nobody listens on, and nobody else is given."""
-    for port in itertools.islice(_candidates, PORTS_EACH):
+    _, candidates = _own_ports()
+    for port in itertools.islice(candidates, PORTS_EACH):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
@@ -148,6 +160,16 @@ def own_valkey(tmp_path: Path) -> Iterator[Callable[..., ValkeyServer]]:
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture
+def valkey_cluster(own_valkey: Callable[..., ValkeyServer]) -> ValkeyServer:
+    """A cluster of one server, which has all slots."""
+    server = own_valkey("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+    with redis.Redis(port=server.port) as client:
+        client.execute_command("CLUSTER ADDSLOTSRANGE", "0", "16383")  # type: ignore[no-untyped-call]  # untyped in redis-py
+        wait_until(lambda: client.execute_command("CLUSTER INFO")["cluster_state"] == "ok")  # type: ignore[no-untyped-call]  # the same
+    return server
 
 
 @pytest.fixture(scope="session")

@@ -9,26 +9,33 @@ from collections.abc import Callable
 from typing import Any
 
 WITHIN_S = 60.0
-LOOK_S = 0.01
+LOOK_S_MIN, LOOK_S_MAX = 0.01, 0.1
 
 
 async def eventually(look: Callable[[], Any], within_s: float = WITHIN_S) -> Any:
     """What `look` answers, or awaits, once that is true; an AssertionError where it is not in time."""
-    end = time.monotonic() + within_s
+    begun = time.monotonic()
     while True:
         found = look()
         if inspect.isawaitable(found):
             found = await found
         if found:
             return found
-        assert time.monotonic() < end, f"not within {within_s} s; last answer: {found!r}"
-        await asyncio.sleep(LOOK_S)
+        waited = time.monotonic() - begun
+        assert waited < within_s, f"not within {within_s} s; last answer: {found!r}"
+        await asyncio.sleep(_pause_s(waited))
 
 
 def wait_until(look: Callable[[], Any], within_s: float = WITHIN_S) -> Any:
     """The same where no loop runs: what `look` answers once that is true."""
-    end = time.monotonic() + within_s
+    begun = time.monotonic()
     while not (found := look()):
-        assert time.monotonic() < end, f"not within {within_s} s; last answer: {found!r}"
-        time.sleep(LOOK_S)
+        waited = time.monotonic() - begun
+        assert waited < within_s, f"not within {within_s} s; last answer: {found!r}"
+        time.sleep(_pause_s(waited))
     return found
+
+
+def _pause_s(waited_s: float) -> float:
+    """An eighth of the wait so far: a look costs the time of those it waits for."""
+    return min(max(LOOK_S_MIN, waited_s / 8), LOOK_S_MAX)

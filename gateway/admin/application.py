@@ -6,12 +6,12 @@ Reading order of a request: guard, identity, body, one write, one push, one answ
 from __future__ import annotations
 
 import json
-from functools import partial
+from functools import cache, partial
 
 from aiohttp import web
 
-from gateway.admin.api import activity, quotes, reconciliation, usage, usage_files
-from gateway.admin.api.docs_page import mount_docs
+from gateway.admin.api import activity, events, quotes, reconciliation, usage, usage_files
+from gateway.admin.api.docs_page import mount_docs, render
 from gateway.admin.api.openapi import document
 from gateway.admin.api.views import Views, answer
 from gateway.admin.console.console import mount_console
@@ -29,6 +29,7 @@ def build(ports: AdminPorts) -> web.Application:
     app = web.Application(middlewares=[guarded], client_max_size=ports.body_bytes_max)
     documents.mount_invoices(app, ports, ROOT)
     quotes.mount_quotes(app, ports, ROOT)
+    events.mount_events(app, ports, ROOT)
     activity.mount_activity(app, ports, ROOT)
     usage.mount_usage(app, ports, ROOT)
     usage_files.mount_files(app, ports, ROOT)
@@ -44,6 +45,8 @@ def build(ports: AdminPorts) -> web.Application:
             app.router.add_patch(one, views.change)
         if resource.deletable:
             app.router.add_delete(one, views.delete)
+        for part in resource.parts:
+            app.router.add_get(f"{one}/{part.name}", partial(views.part, part=part))
         for action in resource.actions:
             app.router.add_post(f"{one}/{action.name}", partial(views.act, action=action))
     _mount_documents(app, ports)
@@ -53,14 +56,20 @@ def build(ports: AdminPorts) -> web.Application:
 
 
 def _mount_documents(app: web.Application, ports: AdminPorts) -> None:
-    described = document(RESOURCES, REPORTS, version=ports.version)
-    written = json.dumps(described, ensure_ascii=False, separators=(",", ":")).encode()
+    written, page = _documents(ports.version)
 
     async def openapi(_: web.Request) -> web.Response:  # anybody may ask, so it costs nothing to answer
         return web.Response(body=written, content_type="application/json", charset="utf-8")
 
     app.router.add_get(f"{ROOT}/openapi.json", openapi)
-    mount_docs(app, described)
+    mount_docs(app, page)
+
+
+@cache
+def _documents(version: str) -> tuple[bytes, str]:
+    """The OpenAPI document and its page: they follow from the resources, so a process makes them once."""
+    described = document(RESOURCES, REPORTS, version=version)
+    return json.dumps(described, ensure_ascii=False, separators=(",", ":")).encode(), render(described)
 
 
 def _mount_operations(app: web.Application, ports: AdminPorts) -> None:

@@ -5,23 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 
-from gateway.admin.ports import AdminPorts
+from gateway.admin import budgets
+from gateway.admin.ports import PEEK_TIMEOUT_S, AdminPorts
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.quota import LiveQuota
 from gateway.errors import TollkeeperError
-
-PEEK_TIMEOUT_S = 1.0
 
 
 async def overlay(ports: AdminPorts, what: str, rows: Sequence[Row]) -> list[Row]:
     """Replace the stored account in rows (they carry `partition`) by the live one.
 
-    `what` is `quota` of tenants, `credits` of organizations, or empty: nothing to replace.
+    `what` is `quota` of tenants, `credits` of organizations, `budgets`, or empty: nothing to replace.
     """
     if not rows or not what:
         return list(rows)
+    if what == "budgets":
+        return await budgets.overlay(ports, rows)
     owner = "tenant_id" if what == "quota" else "organization_id"
     pairs = [(int(str(row["partition"])), int(str(row[owner]))) for row in rows]
     try:
@@ -45,10 +45,6 @@ def _over(row: Row, quota: LiveQuota | None) -> Row:
     return {
         **row,
         **asdict(quota),
-        "last_reset": _moment(quota.last_reset_ms),
-        "next_reset_at": _moment(quota.next_reset_ms),
+        "last_reset": budgets.moment(quota.last_reset_ms),
+        "next_reset_at": budgets.moment(quota.next_reset_ms),
     }
-
-
-def _moment(at_ms: int) -> datetime | None:
-    return datetime.fromtimestamp(at_ms / 1000, UTC) if at_ms > 0 else None

@@ -11,19 +11,23 @@ import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from gateway.admin import credentials, live
+from gateway.admin import budgets, charges, credentials, live
 from gateway.admin.http import body
 from gateway.admin.http.auth import require_write
 from gateway.admin.http.idempotency import checked
 from gateway.admin.http.listing import encode_cursor, fingerprint
 from gateway.admin.ports import INLINE_PUSHES_MAX, AdminPorts
-from gateway.admin.resources import RESOURCES, Action, Resource
-from gateway.core.accounts.administration import Actor, Claim, Command, Committed, Query, Replay, Row
+from gateway.admin.resources import RESOURCES, Action, Part, Resource
+from gateway.core.accounts.administration import Actor, Claim, Command, Committed, Place, Query, Replay, Row
 from gateway.errors import Conflict, Unprocessable
 
 _log = logging.getLogger("tollkeeper.admin")
 # Pushes under way; the loop itself holds tasks only weakly.
 _pushing: set[asyncio.Task[bool]] = set()
+
+
+# What reads a part of a row.
+PARTS = {("budgets", "accounts"): budgets.accounts, ("organizations", "unbilled"): charges.unbilled}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ class Operations:
         """How many rows there are, one more than `most` at most; None where counting takes longer."""
         return await self._ports.store.count(self._read, query, most, within_ms)
 
-    async def _page(self, query: Query) -> tuple[Sequence[Row], tuple[int, ...] | None]:
+    async def _page(self, query: Query) -> tuple[Sequence[Row], Place | None]:
         page = await self._ports.store.page(self._read, query)
         rows = await live.overlay(self._ports, self.resource.live, page.rows)
         return [self.resource.render(row) for row in rows], page.next_after
@@ -83,6 +87,15 @@ class Operations:
     async def show(self, row_id: int) -> Row:
         """One row as JSON; `NotFound` if there is none."""
         return await self._render(self.resource, await self._ports.store.get(self._read, row_id))
+
+    async def part(
+        self, part: Part, row_id: int, query: Query, mark: str
+    ) -> tuple[Sequence[Row], str | None]:
+        """One page of what a row has of a kind as JSON rows, and the cursor of the next one."""
+        row = await self._ports.store.get(self._read, row_id)
+        page = await PARTS[self.resource.name, part.name](self._ports, row, query)
+        rows = [part.out.model_validate(each).model_dump(mode="json") for each in page.rows]
+        return rows, encode_cursor(page.next_after, mark) if page.next_after is not None else None
 
     async def create(self, asked: Asked, sent: body.Body) -> Done:
         """Make a row of a JSON body; a secret made here is in this answer only."""
@@ -100,6 +113,11 @@ class Operations:
                 values |= {"digest": self._ports.digest(minted.secret), "prefix": minted.prefix}
             once[resource.secret.field] = minted.secret
         return await self._do(self._command(asked, "create", None, values), resource, 201, once)
+
+    async def take(self, asked: Asked, values: Row, answers: Resource) -> Done:
+        """Take many rows in at once; answers with what became of them, as `answers` says it."""
+        require_write(asked.actor)
+        return await self._do(self._command(asked, "create", None, values, answers), answers, 200)
 
     async def change(self, asked: Asked, row_id: int, sent: body.Body) -> Done:
         """Change the fields that were sent; the others stay."""

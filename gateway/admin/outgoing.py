@@ -14,7 +14,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 
 from gateway.core.addresses import is_public, refusal
-from gateway.core.webhook import Outcome
+from gateway.core.alerts.webhook import Outcome
 
 TIMEOUT_S = 10.0
 CONNECTIONS_MAX = 32

@@ -18,6 +18,7 @@ from gateway.core.accounts.administration import (
     Replay,
     Row,
 )
+from gateway.core.accounts.budget_figures import LiveWindow
 from gateway.core.accounts.quota import LiveQuota
 from gateway.core.accounts.usage import UsageQuery
 from gateway.core.failures import Failures
@@ -25,6 +26,7 @@ from gateway.core.failures import Failures
 BODY_BYTES_MAX = 256 * 1024
 REQUEST_TIMEOUT_S = 30.0
 PUSH_TIMEOUT_S = 3.0
+PEEK_TIMEOUT_S = 1.0
 INLINE_PUSHES_MAX = 64
 
 Health = Callable[[], Awaitable[tuple[bool, Mapping[str, object]]]]
@@ -52,6 +54,9 @@ class Store(Protocol):
     async def finish(self, claim: Claim, status: int, body: Row) -> None:
         """Keep the answer that was given under a claim."""
 
+    async def document(self, invoice_id: int, kind: str, status: str, made: bytes = b"") -> bytes | None:
+        """Read a document as it was made the first time; what is `made` is kept where nobody was first."""
+
     async def refusal(self, intents: Sequence[str]) -> str | None:
         """Say why the counters refused one of these control writes; None if they did not."""
 
@@ -60,6 +65,9 @@ class Store(Protocol):
 
     async def used(self, asked: UsageQuery) -> Sequence[Row]:
         """Add up calls; at most `rows_max` rows."""
+
+    async def unbilled(self, organization_id: int) -> Sequence[Row]:
+        """Read what an organization owes and no invoice has, by kind."""
 
     def usage(self, invoice_id: int) -> AsyncIterator[Sequence[Row]]:
         """Read every use that an invoice bills, in batches."""
@@ -87,6 +95,11 @@ class Counters(Protocol):
     async def peek_balances(self, organizations: Sequence[tuple[int, int]]) -> Mapping[int, int | None]:
         """Read the credits of (partition, organization id) pairs; None for one that is not loaded."""
 
+    async def peek_budgets(
+        self, accounts: Sequence[tuple[int, str]]
+    ) -> Mapping[str, Mapping[int, LiveWindow] | None]:
+        """Read windows, by budget, of (partition, account name) pairs; None for one that is not there."""
+
 
 class AccountClosing(Protocol):
     """The accounts of an organization, brought to a close before an invoice is final."""
@@ -99,8 +112,8 @@ class InvoiceRenderer(Protocol):
     """Makes documents that are sent to customers."""
 
     @property
-    def issuer(self) -> tuple[str, ...]:
-        """Who sends invoices: a name, then lines of address."""
+    def seller(self) -> str:
+        """The name of who sends invoices; empty where it is not set."""
 
     def pdf(self, invoice: Row) -> bytes:
         """Set an invoice, as the API answers it, on paper."""
@@ -142,6 +155,9 @@ class Figures(Protocol):
 
     async def invoice_lines(self, invoice_id: int, after: int, rows_max: int) -> Sequence[Row]:
         """An invoice's lines after a position, in order."""
+
+    async def budget_accounts(self, budget_id: int, start: datetime, rows_max: int) -> Sequence[Row]:
+        """Accounts of a budget in the window that began then, those that used most first."""
 
     async def busiest(self, day: date, rows_max: int) -> Sequence[Row]:
         """The tenants that used most tokens on a UTC day, most first, each with the sums of all (`all_…`)."""

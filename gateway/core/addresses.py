@@ -61,6 +61,12 @@ def refusal(url: str, *, private: bool) -> str | None:
     return None
 
 
+def is_full_name(host: str, *, private: bool) -> bool:
+    """Whether a host in lower case is a full name; `private` allows those of a local network."""
+    local = host.rstrip(".").endswith(LOCAL_NAMES)
+    return _NAME.fullmatch(host) is not None and (private or not local)
+
+
 def literal(host: str) -> IPv4Address | IPv6Address | None:
     """The address a host is written as; None for a name, and with a zone, which names this machine's link."""
     try:

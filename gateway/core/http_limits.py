@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import msgspec
 
+from gateway.core.upstreams.cooling import COOLING_S_MAX
+
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
@@ -35,6 +37,8 @@ class HttpLimits:
     upstream_first_byte_s: float = _setting(120.0, Seconds)
     upstream_idle_s: float = _setting(120.0, Seconds)
     upstream_keep_alive_s: float = _setting(30.0, Seconds)
+    # For so long at most nobody asks an upstream that said it has enough; 0: it is asked all the same.
+    upstream_cooling_s_max: float = _setting(COOLING_S_MAX, Annotated[float, msgspec.Meta(ge=0, le=3600)])
     drain_s: float = _setting(120.0, Seconds)
     # For a small body on its way, before its call is asked about by its head. It has a timer of its own.
     body_grace_s: float = 0.01
@@ -77,7 +81,7 @@ class HttpLimits:
     interim_answers_max: int = 16
     answer_head_bytes_max: int = 64 * 1024
     answer_held_bytes_max: int = 256 * 1024
-    answer_uncounted_bytes_max: int = 8 * 1024  # of an answer, kept without asking any budget
+    answer_uncounted_bytes_max: int = 8 * 1024  # of an answer, kept without asking for a share
     # Of an answer, ahead of a client that reads slowly: read of the upstream, and written to the client.
     relay_buffer_bytes_max: int = 8 * 1024
     client_buffer_bytes_max: int = 4 * 1024

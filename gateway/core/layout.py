@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 # The number of today, and the first one. Before there were any, a state began with its flags and a marker
 # with text: none of these bytes is as high as the first number.
-LAYOUT = 130
+LAYOUT = 132
 FIRST = 129
 
 
@@ -35,6 +35,7 @@ KINDS = {
     "u8": Kind("B", "B", 1),
     "f64": Kind("d", "d", 8),
     "i64": Kind("q", "i8", 8),
+    "s24": Kind("24s", "c24", 24),
     "s36": Kind("36s", "c36", 36),
     "s40": Kind("40s", "c40", 40),
     "text8": Kind("B", "Bc0", 1),
@@ -65,17 +66,24 @@ NUMBER = Field("layout", KINDS["u8"], LAYOUT, FIRST)
 class Layout:
     """The fields of one layout; texts come last, and `struct` is of those before them.
 
-    It begins with so many fields that others begin with too (`shared`).
+    It begins with so many fields that others begin with too (`shared`). Before a number its fields had
+    another order (`before`: that number, and their names).
     """
 
-    __slots__ = ("fields", "name", "pack", "shared", "size", "struct")
+    __slots__ = ("before", "fields", "name", "pack", "shared", "size", "struct")
 
-    def __init__(self, name: str, described: str | tuple[Field, ...], shared: int = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        described: str | tuple[Field, ...],
+        shared: int = 0,
+        before: tuple[int, str] = (0, ""),
+    ) -> None:
         """Described in groups between commas: `number`, or a kind, then names, some with `=default`.
 
         One that came with a number says so behind its default: `=default@number`.
         """
-        self.name, self.shared = name, shared
+        self.name, self.shared, self.before = name, shared, before
         self.fields = tuple(_read(described)) if isinstance(described, str) else described
         self.struct = Struct("<" + "".join(one.kind.python for one in self.fields if not one.is_text))
         self.size, self.pack = self.struct.size, self.struct.pack
@@ -88,19 +96,25 @@ class Layout:
             raise UnknownLayout(f"{self.name} of layout {stored[0]}: this version knows up to {LAYOUT}")
         return b"".join(stored[one] if isinstance(one, slice) else one for one in self.by_older(stored[0]))
 
-    def by_older(self, number: int) -> Iterator[slice | bytes]:
+    def by_older(self, number: int) -> list[slice | bytes]:
         """Today's bytes by those of an older layout: which of these are kept, and what stands in between."""
-        begin = at = 0
-        for one in self.fields:
-            there = one.since <= (number if number >= FIRST else 0)
-            if there and one is not NUMBER:
+        since, names = self.before
+        ordered = [self.fields[self.index(name)] for name in names.split()] if number < since else self.fields
+        there, at = dict[str, slice](), 0
+        for one in ordered:
+            if one.since <= (number if number >= FIRST else 0):
+                there[one.name] = slice(at, at + one.kind.size)
                 at += one.kind.size
-                continue
-            if begin < at:
-                yield slice(begin, at)
-            yield Struct("<" + one.kind.python).pack(one.default)
-            begin = at = at + one.kind.size * there
-        yield slice(begin, None)
+        parts = list[slice | bytes]()
+        for field in (*self.fields, None):
+            found = slice(at, None) if field is None else there.get(field.name)
+            if field and (field is NUMBER or found is None):
+                parts.append(Struct("<" + field.kind.python).pack(field.default))
+            elif parts and isinstance(kept := parts[-1], slice) and found and kept.stop == found.start:
+                parts[-1] = slice(kept.start, found.stop)
+            elif found:
+                parts.append(found)
+        return parts
 
     def index(self, name: str) -> int:
         """Which field this is, from 0; KeyError where there is none of this name."""
@@ -112,6 +126,10 @@ class Layout:
     def offset(self, name: str) -> int:
         """How many bytes are before this field."""
         return sum(one.kind.size for one in self.fields[: self.index(name)])
+
+    def end(self, name: str) -> int:
+        """How many bytes there are with this field and all before it."""
+        return self.offset(name) + self.fields[self.index(name)].kind.size
 
     def part(self, first: str, last: str) -> Struct:
         """The struct of some fields alone, from one to another."""

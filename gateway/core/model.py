@@ -16,8 +16,6 @@ from gateway.core.billing.rate import TokenRate
 
 INTEGER_MAX = 2**53 - 1
 PARTITIONS = 64
-
-
 # The name of an API family, which fixes the shape of errors and the way use is metered.
 Family = NewType("Family", str)
 GENERIC: Final = Family("generic")
@@ -30,6 +28,7 @@ class Scope(IntEnum):
     USER = 2
     TENANT = 3
     ORGANIZATION = 4
+    BUDGET = 5
 
 
 class LimitKind(IntEnum):
@@ -41,6 +40,7 @@ class LimitKind(IntEnum):
     QUOTA = 4
     CREDITS = 5
     SPEND = 6
+    BUDGET = 7
 
 
 class Verdict(IntEnum):
@@ -60,6 +60,8 @@ class Verdict(IntEnum):
     INSUFFICIENT_CREDITS = -10
     SPEND_CAP_REACHED = -11
     OTHER_PLAN = -12
+    BUDGET_EXCEEDED = -13
+    OTHER_ACCOUNT = -14
 
 
 class Settled(IntEnum):
@@ -106,7 +108,7 @@ class Caller:
         return named or in_body
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Attribution:
     """What a request says of itself: the user, and the columns carried into its rows."""
 
@@ -147,11 +149,40 @@ class Window:
 
 
 @dataclass(slots=True)
+class BudgetAccount:
+    """One account of budgets a call takes from: its name, its windows as they are defined now
+    (`gateway/core/accounts/budgets.py`), and whether one of them refuses who has used it up.
+    """
+
+    name: str
+    defined: bytes
+    enforced: bool
+
+
+@dataclass(slots=True)
+class BudgetWindow:
+    """One budget as it stands after a hold, or as it refused one; `reset_ms` 0 is never.
+
+    `used` is what is settled, with what is held after a hold. `unit` is one of `UNIT_OF` of budgets. What it
+    is called, and what its money is counted in, the scripts do not say.
+    """
+
+    budget_id: int
+    limit: int
+    used: int
+    reset_ms: int
+    unit: int
+    name: str = ""
+    currency: str = ""
+
+
+@dataclass(slots=True)
 class Decision:
     """The answer of `reserve`. `bounded`: the call may not use more tokens than it holds.
 
     `held_tokens`, `tokens_remaining` and a quota's `limit` are tokens as the plan counts them: by `weights`
-    of the call's admission, None where it weighs nothing.
+    of the call's admission, None where it weighs nothing. `budget` is the tightest one that enforces, or the
+    one that refused; its windows hold `money_held` nano-units and `raw_held` tokens of the call.
     """
 
     verdict: Verdict
@@ -169,6 +200,9 @@ class Decision:
     held_credits: int = 0
     bounded: bool = False
     weights: Weights | None = None
+    budget: BudgetWindow | None = None
+    money_held: int = 0
+    raw_held: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +247,10 @@ class HoldRequest:
     NO_SERVICE): its request and slots are not taken again, and a refusal leaves that hold as it was. Where
     that hold is gone, all is taken again.
     Of what is needed `read_likely` is input, of the most it could use `read`: plans with weights go by that.
+    `budgets` are the accounts of budgets it takes from. Their windows hold `money` in nano-units,
+    `raw_tokens` of all kinds, or one request; under a strict plan `money_most` and `raw_most`, where that is
+    more. Where the call states no maximum (`money_least`, `raw_least` not 0) they hold what is free of that,
+    but no less. An account for somebody that is one too many is replaced by that of all others.
     """
 
     caller: Caller
@@ -228,6 +266,13 @@ class HoldRequest:
     credits_least: int = 0
     read: int = 0
     read_likely: int = 0
+    budgets: tuple[BudgetAccount, ...] = ()
+    money: int = 0
+    money_most: int = 0
+    money_least: int = 0
+    raw_tokens: int = 0
+    raw_most: int = 0
+    raw_least: int = 0
 
     def weighed(self, weights: Weights) -> tuple[int, int, int]:
         """Need, ceiling and least as they count under these weights."""
@@ -242,6 +287,8 @@ class Settlement:
 
     `credits` are whole ones, `over` is by how much they are more than what the call costs, in nano-credits.
     `weighed` is how many tokens of the quota its `tokens` count; None: as many, where no plan weighs them.
+    `budgets` are the names of the accounts that its hold took from: their windows count `money` in
+    nano-units, `raw_tokens` of all kinds, or one request.
     `attribution` is `content_id TAB project_id TAB feature_version` or empty, `metadata` a
     JSON object or empty; both travel unread to the rows.
     """
@@ -258,6 +305,9 @@ class Settlement:
     metadata: bytes = b""
     over: int = 0
     weighed: int | None = None
+    budgets: tuple[str, ...] = ()
+    money: int = 0
+    raw_tokens: int = 0
 
     @property
     def of_quota(self) -> int:
@@ -273,6 +323,8 @@ class Observed:
     tokens and by `rate` its credits, raised by `extend`; `exhausted` is set when an account has
     nothing left to extend it with, `cut` when the plan then ends the call instead of letting it
     finish. Under `weights` the quota is apart: of it `weighed` was seen so far and `quota` is held.
+    Of `budgets`, the names of its accounts, `money_rate` says what their windows of money hold, and
+    `counts_raw` that some are of tokens. Nothing is held ahead beyond `most`, all the call can use.
     """
 
     caller: Caller
@@ -286,9 +338,22 @@ class Observed:
     weights: Weights | None = None
     weighed: int = 0
     quota: int = 0
+    budgets: tuple[str, ...] = ()
+    money_rate: TokenRate | None = None
+    counts_raw: bool = False
+    most: int = INTEGER_MAX
+
+    def ahead(self, margin: int) -> int:
+        """Tokens a hold should cover: those seen, and as many more of what the call can still use."""
+        return max(self.tokens, min(self.tokens + margin, self.most))
+
+    def wanted_of_budgets(self, margin: int) -> tuple[int, int, int]:
+        """Money seen so far, and what windows of money and of tokens hold of so much more output."""
+        rate, ahead = self.money_rate, self.ahead(margin)
+        seen, more = (0, 0) if rate is None else (rate.nano(self.tokens), rate.nano(ahead))
+        return min(seen, INTEGER_MAX), min(more, INTEGER_MAX), ahead if self.counts_raw else 0
 
     def wanted(self, margin: int) -> int:
         """Tokens of the quota that what was seen and so much more output count."""
-        if self.weights is None:
-            return self.tokens + margin
-        return self.weighed + self.weights.at_most(margin, 0)
+        more = self.ahead(margin) - self.tokens
+        return self.tokens + more if self.weights is None else self.weighed + self.weights.at_most(more, 0)

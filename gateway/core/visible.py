@@ -1,7 +1,7 @@
 """Characters that nobody sees, or that turn the text around them: refused in names, shown escaped elsewhere.
 
-A name with one reads as another name. What callers call their users may hold any: it is kept as it is, and
-escaped where people read it. Sources: Unicode's Default_Ignorable_Code_Point and Bidi_Control; controls
+A name with one reads as another name. What callers once called their users may hold any: it is kept as it is,
+and escaped where people read it. Sources: Unicode's Default_Ignorable_Code_Point and Bidi_Control; controls
 but tab and line breaks.
 """
 

@@ -28,8 +28,9 @@ from gateway.core.model import PARTITIONS
 from gateway.core.wait import in_task
 from gateway.counters.layouts import packing, table
 from gateway.counters.redis import keys
+from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.greeting import Ask, Server
-from gateway.counters.redis.wire import Reply, Wire, encode, script_parts
+from gateway.counters.redis.wire import Wire, encode, script_parts
 from gateway.errors import CountersRefused, CountersUnavailable
 
 LOOK_S = 0.5
@@ -73,7 +74,7 @@ class Fence:
         self.noticed = 0
         self._wire, self._pulse, self._wall, self._say = wire, pulse.encode(), wall, say
         self._looking = asyncio.Lock()
-        self._server = Server(b"", b"", "")
+        self._server = Server(b"", b"", "", is_one=False)
         self._left: dict[bytes, bytes] = {}
         self._name = b""
         self._trouble = ""
@@ -195,6 +196,7 @@ class Fence:
         run_id = history(self._server.run_id, name)
         if ask == self._ask:
             self._wire.run_id = run_id
+            self._wire.hearing.again()
         await _close(ask, run_id)
         if await _watched(ask) != name:
             raise CountersUnavailable("the data in Redis was replaced once more")
@@ -260,4 +262,4 @@ def _text(answer: Reply) -> bytes:
 
 
 def _number(answer: Reply) -> int:
-    return int(float(answer)) if isinstance(answer, bytes) else 0
+    return int(float(answer)) if isinstance(answer, bytes | float) else 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
+from gateway.core.accounts.budgets import MONEY
 from gateway.core.calls.call import Call
 from gateway.core.calls.patterns import on_list
 from gateway.core.calls.reading import read_call
@@ -18,12 +19,13 @@ from gateway.errors import (
     ModelNotAllowed,
     Refusal,
     ServiceNotIncluded,
+    TooManyBudgets,
     UserRequired,
 )
 from gateway.http.charge import Charge
 from gateway.http.priced import check_known, prices_of
+from gateway.http.routing.call_head import CallHead
 from gateway.http.routing.objects import read_objects
-from gateway.http.routing.routed_head import RoutedHead
 from gateway.http.server.exchange import Exchange
 
 # A large body is read in a thread, one at a time: all of its memory is bounded where it is read in.
@@ -48,7 +50,7 @@ async def comes_soon(exchange: Exchange, caller: Caller) -> bool:
 def read_asked(exchange: Exchange, body: bytes) -> Call | Refusal:
     """What is asked for, or why that cannot be known: 413 or 400."""
     routed = exchange.routed
-    refusal = exchange.body_failure or routed.field_refusal
+    refusal = exchange.body_failure or exchange.head.refusal
     if refusal is not None:
         return refusal
     assert routed.route is not None
@@ -75,26 +77,32 @@ def claimed(
 ) -> Charge | Refusal:
     """A claim on all the call asks for, which raises what is held already; or why it may not be made."""
     try:
-        call = _allowed(caller, found, exchange.routed)
+        call = _allowed(caller, found, exchange.head)
         service = _service(exchange, caller)
         ports = exchange.worker.ports
-        prices = prices_of(ports.directory, caller, service, call, ports.seconds())
-        if ports.refuse_unpriced:
-            check_known(prices)
+        directory, budgets, budgeted = ports.directory, None, False
+        if service.id:
+            budgets = directory.budgets(caller, service.id, exchange.head.attribution, call)
+            budgeted = budgets is not None and MONEY in budgets.enforced
+        prices = prices_of(directory, caller, service, call, ports.seconds(), budgeted)
+        if ports.refuse_unpriced or budgeted:
+            check_known(prices, call, budgeted)
     except Refusal as refusal:
+        if isinstance(refusal, TooManyBudgets):
+            exchange.worker.ports.tally.budgets_exceeding += 1
         return refusal
-    return Charge(exchange, caller, service, call, held, prices)
+    return Charge(exchange, caller, service, call, held, prices, budgets)
 
 
-def _allowed(caller: Caller, found: Call | Refusal, routed: RoutedHead) -> Call:
+def _allowed(caller: Caller, found: Call | Refusal, head: CallHead) -> Call:
     """The call, where its key may ask for every model that may answer; 403 where it may not.
 
     What is charged needs a user, where the key says so: 400 without.
     """
     if isinstance(found, Refusal):
         raise found
-    asks = caller.user_header == USER_REQUIRED and routed.metered
-    if asks and not caller.acts_for(routed.attribution.user, found.user):
+    asks = caller.user_header == USER_REQUIRED and head.routed.metered
+    if asks and not caller.acts_for(head.attribution.user, found.user):
         raise UserRequired(param="x-tollkeeper-user")
     if caller.models is not None and found.model:
         for model in (found.model, *found.models_beside):
@@ -112,5 +120,5 @@ def _service(exchange: Exchange, caller: Caller) -> Service:
     if service is None:
         raise ServiceNotIncluded
     if routed.binding is not None and routed.binding.overlapping:
-        worker.head_router.bindings.check_price(routed.binding, service, caller)
+        worker.heads.bindings.check_price(routed.binding, service, caller)
     return service

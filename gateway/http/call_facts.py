@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from gateway.core.accounts.facts import NONE, TEXT_CHARACTERS_MAX, CallFacts
-from gateway.core.billing.cost import Counts, Vector, cost_nano
+from gateway.core.billing.cost import cost_nano
+from gateway.core.billing.vector import Counts, Vector
 from gateway.core.calls.call import Call
 from gateway.core.metering.detail import Detail
 from gateway.core.metering.making import AnswerMeter
@@ -32,7 +33,8 @@ def settled_facts(  # noqa: PLR0917  # what a call was, part by part
     elif call.streamed and meter is not None and meter.produced:
         first_token = took  # all of it came at once
     detail = NO_DETAIL if meter is None else meter.detail
-    said = exchange.routed.attribution
+    head = exchange.head
+    stated = head.attribution.metadata
     cost = None
     if price is not None:
         used = usage.units > 0 or usage.total > 0
@@ -54,9 +56,9 @@ def settled_facts(  # noqa: PLR0917  # what a call was, part by part
         currency="" if price is None else price.currency,
         price_id=0 if price is None else price.price_id,
         route=exchange.routed.label,
-        session=said.session,
+        session=head.attribution.session,
         upstream_request_id=upstream_id[:TEXT_CHARACTERS_MAX].decode("latin-1"),
-        metadata=msgspec.Raw(said.metadata) if said.metadata else NONE,
+        metadata=msgspec.Raw(stated) if stated else NONE,
         unknown=msgspec.Raw(detail.unknown) if detail.unknown else NONE,
         reason=reason or (UPSTREAM_ERROR if status >= 400 else ""),
     )

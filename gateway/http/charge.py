@@ -6,13 +6,14 @@ exactly one `settle`; neither that nor `reserve` is ever interrupted, both are b
 
 from __future__ import annotations
 
+from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.facts import CallFacts, briefly, write_facts
 from gateway.core.billing.rate import TokenRate
 from gateway.core.calls.call import Call
 from gateway.core.calls.claim import claimed, dearest_of, output_bound
 from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.reading import limit_output
-from gateway.core.calls.tariff import charge_of, covered, rate_of
+from gateway.core.calls.tariff import charge_of, rate_of
 from gateway.core.calls.tool_uses import limit_uses
 from gateway.core.families.refusal import from_decision
 from gateway.core.metering.making import AnswerMeter
@@ -20,7 +21,6 @@ from gateway.core.model import (
     Caller,
     Decision,
     HoldRequest,
-    Observed,
     Service,
     Settled,
     Settlement,
@@ -28,8 +28,10 @@ from gateway.core.model import (
     Verdict,
 )
 from gateway.errors import CountersUnavailable
+from gateway.http.budget_hold import BudgetHold
 from gateway.http.call_facts import NO_DETAIL, settled_facts
 from gateway.http.clock import NEVER
+from gateway.http.coverage import Coverage
 from gateway.http.priced import NO_PRICES, Admitted, price_of
 from gateway.http.server.exchange import Exchange
 
@@ -50,9 +52,11 @@ class Charge:
 
     __slots__ = (
         "_admitted",
+        "_budget_hold",
+        "_budgets",
         "_caller",
+        "_coverage",
         "_exchange",
-        "_observed",
         "_raises",
         "_rate",
         "_service",
@@ -72,18 +76,20 @@ class Charge:
 
     def __init__(  # noqa: PLR0917  # who asks for what, and what it costs
         self, exchange: Exchange, caller: Caller, service: Service, call: Call,
-        raises: Charge | None = None, admitted: Admitted = NO_PRICES,
+        raises: Charge | None = None, admitted: Admitted = NO_PRICES, budgets: CallBudgets | None = None,
     ) -> None:  # fmt: skip
         self._exchange = exchange
         self._worker = exchange.worker
         self._caller = caller
         self._service = service
         self.call = call
-        self._user = caller.acts_for(exchange.routed.attribution.user, call.user)
+        self._user = caller.acts_for(exchange.head.attribution.user, call.user)
         self._raises = raises
         self._admitted = admitted
+        self._budgets = budgets
+        self._budget_hold: BudgetHold | None = None
         self._stands_in = False
-        self._observed: Observed | None = None
+        self._coverage: Coverage | None = None
         self.meter: AnswerMeter | None = None
         self.upstream_id = b""
         self.first_token = 0.0
@@ -94,35 +100,48 @@ class Charge:
         exchange, worker, service = self._exchange, self._worker, self._service
         ports, clock, limits = worker.ports, worker.clock, worker.limits
         call, caller = self.call, self._caller
-        prices, estimate = self._admitted.vectors, NO_ESTIMATE
-        if service.counts_tokens or prices:
+        prices, estimate, budgets = self._admitted.vectors, NO_ESTIMATE, self._budgets
+        if service.counts_tokens or prices or budgets is not None:
             estimate = ports.estimator.hold(call, caller.organization_id, service.key)
         dearest = dearest_of(service, prices, estimate, call)
         rate = rate_of(service, prices, call.input_estimate) if prices else None
         credits_held, credits_least, units = claimed(service, dearest, estimate, exchange.routed.units)
-        need, ceiling, least, read = estimate if service.counts_tokens else NO_ESTIMATE
+        held = estimate if service.counts_tokens else NO_ESTIMATE
         request = HoldRequest(
-            caller, exchange.request_id, self._user, service, need, ceiling, credits_held, units,
-            self._raises is not None, least, credits_least, read, call.input_estimate if need else 0,
+            caller, exchange.request_id, self._user, service, held.need, held.ceiling, credits_held, units,
+            self._raises is not None, held.least, credits_least, held.read,
+            call.input_estimate if held.need else 0,
         )  # fmt: skip
+        budget_hold = None
+        if budgets is not None:
+            budget_hold = self._budget_hold = BudgetHold(budgets, self._admitted, estimate, call, request)
         exchange.shielded, exchange.deadline = True, clock.now + limits.counters_s
         try:
             decision = await ports.counters.reserve(request)
         finally:
             exchange.shielded, exchange.deadline = False, NEVER
+        if budget_hold is not None:
+            budget_hold.name_in(decision)
         if decision.verdict is not _ADMITTED:
-            raise from_decision(decision)
+            if budget_hold is None:
+                raise from_decision(decision)
+            raise budget_hold.refusal(decision, ports.tally)
         self.decision, self._rate, self.due = decision, rate, True
         exchange.charge = self
         if self._raises is not None:
             self._raises.let_go()
             self._raises = None
+        bound = None
         if dearest is not None:
             limit_uses(call, prices)
-        if estimate.least and (decision.bounded or dearest is not None):
+        if decision.bounded or dearest is not None:
             bound = output_bound(dearest, call, estimate, decision)
-            if bound is not None:
-                limit_output(call, bound)
+        if budget_hold is not None:
+            of_budgets = budget_hold.bound(request, decision, estimate, call)
+            if bound is None or (of_budgets is not None and of_budgets < bound):
+                bound = of_budgets
+        if bound is not None and estimate.least:
+            limit_output(call, bound)
 
     async def settle(
         self, status: int, complete: bool, abandoned: bool = False, failed: Failed = _NOT
@@ -161,9 +180,8 @@ class Charge:
     def let_go(self) -> None:
         """Nothing is held any more, or another holds it."""
         self.due = False
-        if self._observed is not None:
-            self._worker.ports.counters.unwatch(self._observed)
-            self._observed = None
+        if self._coverage is not None:
+            self._coverage.let_go()
 
     @property
     def charges(self) -> bool:
@@ -177,48 +195,23 @@ class Charge:
 
     def keep_alive(self) -> None:
         """The call lives long: have its hold renewed until it settles."""
-        if self.due and self._observed is None:
-            self._watch()
-
-    def _watch(self) -> Observed:
-        observed = self._observed = Observed(
-            self._caller, self._exchange.request_id, self._covered(),
-            counts=self._service.counts_tokens, rate=self._rate,
-            weights=self.decision.weights, quota=self.decision.held_tokens,
-        )  # fmt: skip
-        self._worker.ports.counters.watch(observed)
-        return observed
+        if self.due:
+            self._cover().watch()
 
     def covers(self, tokens: int) -> bool:
         """Whether a stream of so many tokens may go on; a hold that is used up is extended meanwhile."""
         if tokens and not self.first_token:
             self.first_token = self._worker.ports.seconds()
-        observed, weighed = self._observed, self._weighed() if self.decision.weights is not None else 0
-        if observed is None:
-            if tokens <= self._covered() and weighed <= self.decision.held_tokens:
-                return True
-            observed = self._watch()
-        observed.tokens, observed.weighed = tokens, weighed
-        if tokens < observed.held and (not weighed or weighed < observed.quota):
-            return True
-        if observed.exhausted:
-            return not observed.cut
-        self._worker.ports.counters.outgrown(observed)
-        return True
+        return self._cover().covers(tokens, self.meter)
 
-    def _covered(self) -> int:
-        """Tokens the hold covers as it was taken, in tokens and in credits; what is weighed is apart."""
-        decision = self.decision
-        counts = self._service.counts_tokens and decision.weights is None
-        return covered(counts, self._rate, decision.held_tokens, decision.held_credits)
-
-    def _weighed(self) -> int:
-        """How many tokens of the quota were seen so far."""
-        weights, meter = self.decision.weights, self.meter
-        if weights is None or meter is None:
-            return 0
-        usage = meter.so_far()
-        return weights.count(meter.detail.counts(usage), usage.total)
+    def _cover(self) -> Coverage:
+        coverage = self._coverage
+        if coverage is None:
+            coverage = self._coverage = Coverage(
+                self._worker.ports.counters, self._caller, self._exchange.request_id, self._service,
+                self.decision, self._rate, self._budget_hold, self.call.most,
+            )  # fmt: skip
+        return coverage
 
     @property
     def settles_after_reply(self) -> bool:
@@ -228,14 +221,16 @@ class Charge:
 
     def _release(self, facts: CallFacts | None) -> Settlement:
         """What gives the hold back, with what the journal says of a call that came to nothing."""
+        budget_hold = self._budget_hold
         return Settlement(
             self._caller,
             self._exchange.request_id,
             self._user,
             self._service,
             False,
-            attribution=self._exchange.routed.attribution_text,
+            attribution=self._exchange.head.said.columns,
             metadata=b"" if facts is None else write_facts(briefly(facts)),
+            budgets=() if budget_hold is None else budget_hold.accounts,
         )
 
     def _facts(self, usage: Usage, status: int, reason: str, used: bool) -> CallFacts:
@@ -245,18 +240,18 @@ class Charge:
         call, meter, ports = self.call, self.meter, exchange.worker.ports
         detail = NO_DETAIL if meter is None else meter.detail
         counts = detail.counts(usage)
-        _, price, self._stands_in = price_of(
-            ports.directory, self._caller, self._admitted, detail, counts, ports.seconds()
-        )
+        price = price_of(ports.directory, self._caller, self._admitted, detail, counts, ports.seconds())
+        self._stands_in = price.stands_in
         return settled_facts(
-            exchange, call, meter, usage, counts, status, self.first_token, self.upstream_id, price, reason
-        )
+            exchange, call, meter, usage, counts, status, self.first_token, self.upstream_id, price.vector,
+            reason,
+        )  # fmt: skip
 
     def _settlement(self, usage: Usage, facts: CallFacts) -> Settlement:
         service, weights = self._service, self.decision.weights
         prices = self._admitted.vectors
         credits_, over, units = charge_of(service, prices, facts.counts, facts.cost, usage.units)
-        return Settlement(
+        settlement = Settlement(
             self._caller,
             self._exchange.request_id,
             self._user,
@@ -265,11 +260,16 @@ class Charge:
             usage.total if service.counts_tokens else 0,
             credits_,
             units,
-            self._exchange.routed.attribution_text,
+            self._exchange.head.said.columns,
             write_facts(facts),
             over,
             None if weights is None else weights.count(facts.counts, usage.total),
         )
+        budget_hold = self._budget_hold
+        if budget_hold is not None:
+            settlement.budgets, settlement.raw_tokens = budget_hold.accounts, usage.total
+            settlement.money = budget_hold.money(facts)
+        return settlement
 
     def _count(self, usage: Usage, facts: CallFacts, credits_charged: int, complete: bool) -> None:
         """Learn from the call and add it to the worker's numbers."""

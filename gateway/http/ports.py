@@ -6,12 +6,24 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.refusals import Refusals
-from gateway.core.billing.cost import Vector
+from gateway.core.billing.vector import Vector
+from gateway.core.calls.call import Call
 from gateway.core.calls.estimate import Estimator
 from gateway.core.calls.trace import Parent, Span, Trace
 from gateway.core.failures import Failures
-from gateway.core.model import Caller, Decision, HoldRequest, Observed, Service, Settled, Settlement
+from gateway.core.model import (
+    Attribution,
+    Caller,
+    Decision,
+    HoldRequest,
+    Observed,
+    Service,
+    Settled,
+    Settlement,
+)
+from gateway.core.upstreams.cooling import Cooling
 from gateway.http.tally import Tally
 
 # Writes one line of an event and its facts. Never given a credential, a body or a caller's metadata.
@@ -35,6 +47,9 @@ class Directory(Protocol):
 
     def resolve(self, caller: Caller, key: str) -> Service | None:
         """The service at the price of the caller's organization. Fails with `ServiceNotIncluded`."""
+
+    def budgets(self, caller: Caller, service_id: int, said: Attribution, call: Call) -> CallBudgets | None:
+        """The budgets a call takes from, if any. Fails with `CountersUnavailable`."""
 
     def price(self, caller: Caller, model: str, ago_s: float, own: bool = False) -> Vector | None:
         """What a model cost the caller's organization so many seconds ago; None where nobody says.
@@ -89,10 +104,9 @@ class Tracer(Protocol):
 class Ports:
     """Everything the handling of a request talks to, apart from its two sockets.
 
-    `usage` answers `GET /.tollkeeper/usage` for a caller and its user (empty for none) with a
-    JSON body. `seconds` is a monotonic clock. `access_log` turns on one line a request.
-    `tracer` is there where requests are traced (`TracedPlane`). With `refuse_unpriced` a model without a
-    price is not called.
+    `usage` answers `GET /.tollkeeper/usage` for a caller and what it says of itself with a JSON body.
+    `seconds` is a monotonic clock. `access_log` turns on one line a request. `tracer` is there where requests
+    are traced (`TracedPlane`). With `refuse_unpriced` a model without a price is not called.
     """
 
     directory: Directory
@@ -100,10 +114,11 @@ class Ports:
     objects: Objects
     estimator: Estimator
     tally: Tally
-    usage: Callable[[Caller, str], Awaitable[bytes]]
+    usage: Callable[[Caller, Attribution], Awaitable[bytes]]
     log: Log
     failures: Failures
     refusals: Refusals
+    cooling: Cooling
     seconds: Callable[[], float]
     access_log: bool = False
     refuse_unpriced: bool = False

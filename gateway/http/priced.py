@@ -6,19 +6,22 @@ its admission, where money does not decide, has that of the name which answers.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
-from gateway.core.billing.cost import Vector
+from gateway.core.billing.vector import Vector
 from gateway.core.calls.answering import Priced, answering
 from gateway.core.calls.call import Call
 from gateway.core.calls.tariff import UNPRICED, Vectors, vectors_of
+from gateway.core.families.registry import SHAPES
 from gateway.core.metering.detail import Detail
 from gateway.core.model import Caller, Service
 from gateway.errors import ModelNotPriced
 from gateway.http.ports import Directory
 
 
-class Admitted(NamedTuple):
+@dataclass(slots=True)
+class Admitted:
     """The prices of an admission at this second: `vectors` by which credits or money are charged, none where
     tokens do not set the price, and of the price book those of each model `named`, the asked one's first.
     """
@@ -33,20 +36,32 @@ NO_PRICES: Final = Admitted()
 _NO_PRICE: Final = Priced("", None)
 
 
-def prices_of(directory: Directory, caller: Caller, service: Service, call: Call, now_s: float) -> Admitted:
-    """The prices a call may have; `ModelNotPriced` where one decides that nobody says."""
-    pricing, own = service.pricing, service.pricing.at_cost is not None
+def prices_of(  # noqa: PLR0917  # whose call, of what, and whether budgets of money go by it
+    directory: Directory, caller: Caller, service: Service, call: Call, now_s: float, budgeted: bool = False
+) -> Admitted:
+    """The prices a call may have; `ModelNotPriced` where one decides that nobody says.
+
+    Where money of the organization decides, no price is in another currency than its own.
+    """
+    pricing, at_cost = service.pricing, service.pricing.at_cost is not None
+    own = at_cost or budgeted
     named: tuple[Priced, ...] = ()
     if call.model:
         named = (_book(directory, caller, call.model, own),)
         if call.models_beside:
             beside = [model for model in dict.fromkeys(call.models_beside) if model != call.model]
             named += tuple([_book(directory, caller, model, own) for model in beside])
-    if not own and pricing.per_million is None and not pricing.tiers:
-        return Admitted(UNPRICED, named, now_s)
+    if not at_cost and pricing.per_million is None and not pricing.tiers:
+        return Admitted(UNPRICED, named, now_s, own)
     book = {one.model: one.vector for one in named}
     vectors = vectors_of(service, (call.model, *call.models_beside), book.get)
     return Admitted(vectors, named, now_s, own)
+
+
+def in_currency(admitted: Admitted, currency: str) -> tuple[Vector, ...]:
+    """The prices of the models that may answer, but for those that are in another currency."""
+    found = (one.vector for one in admitted.named)
+    return tuple([vector for vector in found if vector is not None and vector.currency == currency])
 
 
 def price_of(  # noqa: PLR0917  # whose call, at which prices it was admitted, and what came of it
@@ -69,8 +84,13 @@ def price_of(  # noqa: PLR0917  # whose call, at which prices it was admitted, a
     return found
 
 
-def check_known(admitted: Admitted) -> None:
-    """`ModelNotPriced` where a model that may answer has no price."""
+def check_known(admitted: Admitted, call: Call, budgeted: bool = False) -> None:
+    """`ModelNotPriced` where a model that may answer has no price.
+
+    Under a budget of money a call of a model must say which: what its upstream would choose nobody can price.
+    """
+    if budgeted and not call.model and call.meter in SHAPES:
+        raise ModelNotPriced("A budget limits what calls cost, and this one names no model.")
     for one in admitted.named:
         if one.vector is None:
             raise ModelNotPriced(f"The model {one.model} has no price here.")

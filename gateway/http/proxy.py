@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from gateway.core.metering.making import make_meter
 from gateway.core.model import Caller
+from gateway.core.wait import OVER
 from gateway.errors import (
     CountersUnavailable,
     InternalError,
@@ -23,6 +24,7 @@ from gateway.errors import (
 from gateway.http.admission import by_head, claimed, comes_soon, read_asked, read_in_thread
 from gateway.http.charge import Charge
 from gateway.http.faults import Fault
+from gateway.http.protocol.answer import LIMITED
 from gateway.http.refused_calls import note_refused
 from gateway.http.relay import Outlet, relay_body, take_told
 from gateway.http.reply import own_answer, refuse, refuse_wrong
@@ -32,6 +34,7 @@ from gateway.http.server.exchange import ClientGone, Exchange
 from gateway.http.server.outgoing import is_collected, send_request
 from gateway.http.server.request_driver import bare
 from gateway.http.upstream.pool import Upstream
+from gateway.http.upstream_limits import leave_alone, left_alone, note_limits
 
 ANSWER_CUT, CLIENT_GONE = "answer_cut", "client_gone"
 # What the journal says of an answer that was read to its end, where its client is gone and where it is not.
@@ -44,12 +47,14 @@ async def proxy(exchange: Exchange) -> None:
     worker = exchange.worker
     ports = worker.ports
     routed = _route(exchange)
-    caller = ports.directory.cached(routed.digest) or await ports.directory.identify(routed.digest)
+    head = exchange.head
+    digest = head.proof.digest
+    caller = ports.directory.cached(digest) or await ports.directory.identify(digest)
     exchange.caller = caller
-    if routed.head:
-        worker.head_router.remember(routed)
+    if head.news is not None:
+        worker.heads.remember(head)
     if routed.label == USAGE_PATH:
-        usage = await ports.usage(caller, caller.acts_for(routed.attribution.user))
+        usage = await ports.usage(caller, head.attribution)
         own_answer(exchange, 200, _JSON, usage)
         return
     if worker.buffers.pressed:
@@ -74,12 +79,15 @@ async def proxy(exchange: Exchange) -> None:
         and not await ports.objects.owned(caller, claim.call.named)
     ):
         claim = ObjectNotFound()
+    if ports.cooling.entries and isinstance(claim, Charge):
+        claim = left_alone(exchange, claim.call) or claim
     if isinstance(claim, Refusal):
         if held is None:
             await by_head(exchange, caller).reserve()
         raise claim
     await claim.reserve()
     await _forward(exchange, caller, claim)
+    await OVER
 
 
 async def given_up(exchange: Exchange, error: BaseException) -> None:
@@ -168,18 +176,19 @@ def _tell(exchange: Exchange, failure: BaseException) -> None:
 
 def _route(exchange: Exchange) -> RoutedHead:
     """The plan of a call: 404 or 405 for what is not on the list, 401 where no credential can be read."""
-    routed, worker = exchange.routed, exchange.worker
-    head_router = worker.head_router
+    head, worker = exchange.head, exchange.worker
+    routed = head.routed
     if routed.bound and routed.route is not None:  # where its service is bound may have changed meanwhile
-        current = head_router.bindings.binding_of(routed.service_key, routed.route)
+        current = worker.heads.bindings.binding_of(routed.service_key, routed.route)
         if current is not routed.binding:
-            routed = exchange.routed = head_router.route(routed.source)
+            head = exchange.head = worker.heads.read_by_line(head.source)
+            routed = exchange.routed = head.routed
     if routed.refusal is not None:
         raise routed.refusal
     if routed.metered and worker.ports.directory.service(routed.service_key) is None:
         raise UnknownRoute if routed.params.get("service_key") else ServiceNotIncluded
-    if routed.identity_refusal is not None:
-        raise routed.identity_refusal
+    if head.identity_refusal is not None:
+        raise head.identity_refusal
     return routed
 
 
@@ -201,6 +210,9 @@ async def _forward(exchange: Exchange, caller: Caller, charge: Charge) -> None:
         raise link.failure or UpstreamUnreachable()
     exchange.connection.body.let_go()  # whoever answers has read what was asked
     status = exchange.status = answer.status
+    limited = status in LIMITED
+    if limited:
+        note_limits(exchange, call, answer)
     meter = make_meter(
         call,
         status,
@@ -215,6 +227,8 @@ async def _forward(exchange: Exchange, caller: Caller, charge: Charge) -> None:
         tail = meter.whole(link.take_payload())
     else:
         tail = await relay_body(exchange, caller, link, charge, meter, outlet)
+    if limited:
+        leave_alone(exchange, call, answer, meter.detail.retry_s)
     if meter.told:
         # Whose the objects are is noted before their ids are known.
         kept = worker.ports.objects.keep(caller, take_told(meter))

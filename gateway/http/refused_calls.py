@@ -14,7 +14,7 @@ def note_refused(exchange: Exchange, caller: Caller, failure: BaseException) -> 
 
     One that was admitted tells of itself by its settlement.
     """
-    charge, routed, call = exchange.charge, exchange.routed, exchange.call
+    charge, head, routed, call = exchange.charge, exchange.head, exchange.routed, exchange.call
     if (charge is not None and charge.charges) or routed.label == USAGE_PATH:
         return
     ports = exchange.worker.ports
@@ -28,9 +28,9 @@ def note_refused(exchange: Exchange, caller: Caller, failure: BaseException) -> 
             caller.tenant_id,
             caller.key_id,
             0 if service is None else service.id,
-            caller.acts_for(routed.attribution.user, "" if call is None else call.user),
-            routed.attribution_text,
-            routed.attribution.session,
+            caller.acts_for(head.attribution.user, "" if call is None else call.user),
+            head.said.columns,
+            head.attribution.session,
             routed.label,
             "" if call is None else call.model,
             call is not None and call.streamed,

@@ -14,7 +14,8 @@ from gateway.core.families.registry import FAMILIES
 from gateway.core.model import Decision
 from gateway.core.wait import Wait
 from gateway.errors import InvalidApiKey, Refusal
-from gateway.http.protocol.answer import AnswerHead
+from gateway.http.protocol.answer import LIMITED, AnswerHead
+from gateway.http.routing.call_head import CallHead
 from gateway.http.routing.routed_head import RoutedHead
 from gateway.http.server.exchange import ClientGone, Exchange
 
@@ -42,7 +43,7 @@ def answer_head(
         lines.append(framing)
     if answer.status in HELD_OFF:
         lines.append(b"x-tollkeeper-refused-by: upstream")
-    if decision is not None and not answer.limited:
+    if decision is not None and answer.status not in LIMITED:  # beside its own limits ours would mislead
         told = limit_lines(decision)
         if told:
             lines.append(told)
@@ -83,7 +84,8 @@ async def refuse_wrong(exchange: Exchange, wrong: InvalidApiKey) -> None:
     # Nothing else of its head and body is kept while it waits, and its connection ends with the answer.
     routed = exchange.routed
     exchange.connection.body.take_parts()
-    exchange.routed = RoutedHead(routed.family, routed.label, method=routed.method, minor=routed.minor)
+    routed = RoutedHead(routed.family, routed.label, method=routed.method, minor=routed.minor)
+    exchange.head, exchange.routed = CallHead(routed), routed
     waited: Wait[None] = Wait()
     timer = asyncio.get_running_loop().call_later(delay_s, waited.set, None)
     gone = False

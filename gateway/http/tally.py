@@ -5,15 +5,16 @@ Names and labels are given to them in `gateway/telemetry/facts.py`; nothing here
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 from gateway.core.billing.pricing import NANO
 from gateway.core.families.registry import ALL
 from gateway.core.model import GENERIC, Usage
 
 # Upper bounds in seconds, each in its own bucket; one more bucket is everything above.
-SECONDS = (
+SECONDS: Final[tuple[float, ...]] = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
     1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
 )  # fmt: skip
@@ -36,7 +37,12 @@ class Histogram:
 
     def observe(self, seconds: float) -> None:
         """Count one observation."""
-        self.counts[bisect_left(SECONDS, seconds)] += 1
+        place = 0
+        for bound in SECONDS:
+            if seconds <= bound:
+                break
+            place += 1
+        self.counts[place] += 1
         self.total += seconds
 
     def snapshot(self) -> dict[str, object]:
@@ -61,16 +67,27 @@ class Tally:
     credits: dict[str, int] = field(default_factory=dict)
     costs: dict[tuple[str, str, str], int] = field(default_factory=dict)
     unpriced: dict[str, int] = field(default_factory=dict)
+    budget_refusals: dict[tuple[str, str, str], int] = field(default_factory=dict)
     unknown_usage: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_REPORTING, 0))
     request_seconds: Histogram = field(default_factory=Histogram)
     overhead_seconds: Histogram = field(default_factory=Histogram)
     upstream_seconds: Histogram = field(default_factory=Histogram)
     settlements_estimated: int = 0
     settlements_failed: int = 0
+    budgets_exceeding: int = 0
     upstream_connections: int = 0
     upstream_failures: int = 0
     client_disconnects: int = 0
     connections_refused: int = 0
+    # By the upstream's name: seconds for which it is left alone, model by model, and calls refused meanwhile.
+    cooling_seconds: dict[str, float] = field(default_factory=dict)
+    cooled_calls: dict[str, int] = field(default_factory=dict)
+
+    def begin_with(self, upstreams: Iterable[str]) -> None:
+        """Begin with 0 for each upstream, so that its first is a rise."""
+        for name in upstreams:
+            self.cooling_seconds.setdefault(name, 0.0)
+            self.cooled_calls.setdefault(name, 0)
 
     def request(self, route: str, status: int, reason: str) -> None:
         """Count one answered request; `reason` is empty unless it was refused."""
@@ -100,9 +117,11 @@ class Tally:
     def cost(self, service: str, model: str, currency: str, nano: int) -> None:
         """Count what a settled call cost, in nano-units; models beyond the maximum are counted together."""
         costs, series = self.costs, (service, model, currency)
-        if series not in costs and len(costs) >= COSTS_MAX:
+        known = costs.get(series)
+        if known is None and len(costs) >= COSTS_MAX:
             series = (service, OTHER_MODELS, currency)
-        costs[series] = costs.get(series, 0) + nano
+            known = costs.get(series)
+        costs[series] = nano if known is None else known + nano
 
     def settled(self, service: str, usage: Usage, credits_charged: int) -> None:
         """Count the units and credits of one settled call."""
@@ -125,6 +144,11 @@ class Tally:
         refusals = self.refusals
         key = (tenant_id if len(refusals) < self.tenants_max else 0, reason)
         refusals[key] = refusals.get(key, 0) + 1
+
+    def budget_refused(self, reason: str, unit: str, interval: str) -> None:
+        """Count a refusal by a budget: used up, or held by calls in flight."""
+        series = reason, unit, interval
+        self.budget_refusals[series] = self.budget_refusals.get(series, 0) + 1
 
     def take_busy(self) -> dict[tuple[int, str], int]:
         """What tenants did since this was called last: tenant id and kind, with its count."""
@@ -151,13 +175,17 @@ class Tally:
             "credits": list(self.credits.items()),
             "cost": [(*series, nano / NANO) for series, nano in self.costs.items()],
             "unpriced_calls": list(self.unpriced.items()),
+            "budget_refusals": [(*series, count) for series, count in self.budget_refusals.items()],
             "unknown_usage": list(self.unknown_usage.items()),
             "request_seconds": self.request_seconds.snapshot(),
             "overhead_seconds": self.overhead_seconds.snapshot(),
             "upstream_seconds": self.upstream_seconds.snapshot(),
             "settlements_estimated": self.settlements_estimated,
             "settlements_failed": self.settlements_failed,
+            "budgets_exceeding": self.budgets_exceeding,
             "upstream_connections": self.upstream_connections,
+            "upstream_cooling_seconds": list(self.cooling_seconds.items()),
+            "upstream_cooled_calls": list(self.cooled_calls.items()),
             "upstream_failures": self.upstream_failures,
             "client_disconnects": self.client_disconnects,
             "connections_refused": self.connections_refused,

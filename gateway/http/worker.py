@@ -9,7 +9,7 @@ from gateway.core.calls.call import Bounds
 from gateway.core.http_limits import HttpLimits
 from gateway.http.clock import Clock
 from gateway.http.ports import Ports
-from gateway.http.routing.routed_head import HeadRouter
+from gateway.http.routing.head_reader import HeadReader
 from gateway.http.server.buffers import Buffers
 from gateway.http.upstream.pool import Upstream
 
@@ -18,8 +18,8 @@ from gateway.http.upstream.pool import Upstream
 class Worker:
     """The ports, the limits, the clock, and the upstreams by name. `bounds` is what meters believe.
 
-    `head_router` understands heads and remembers those of callers that are known; `buffers` counts what
-    is kept for slow ends.
+    `heads` understands heads and remembers what repeats of those of callers that are known; `buffers` counts
+    what is kept for slow ends.
     """
 
     ports: Ports
@@ -27,5 +27,5 @@ class Worker:
     clock: Clock
     upstreams: Mapping[str, Upstream]
     bounds: Bounds
-    head_router: HeadRouter
+    heads: HeadReader
     buffers: Buffers

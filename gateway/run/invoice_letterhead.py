@@ -10,21 +10,37 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gateway.admin.invoices.renderer import LOGO_KINDS, InvoiceRenderer
+from gateway.admin.resources.addresses import COUNTRIES
+from gateway.core.billing.document import Letterhead, Party
 from gateway.errors import SettingError
 from gateway.settings.settings import PREFIX, Settings
 
 FILE_BYTES_MAX = 4 * 1024 * 1024
 
 
-def invoice_renderer(settings: Settings) -> InvoiceRenderer:
-    """Make the paper invoices are set on; `SettingError` where a file cannot be used."""
-    return InvoiceRenderer(
-        issuer=_lines(settings.invoice_issuer),
-        logo=_logo(settings.invoice_logo),
+def letterhead(settings: Settings) -> Letterhead:
+    """Who sends invoices, and on which terms; `SettingError` where a setting cannot be used."""
+    return Letterhead(
+        seller=_seller(settings),
         notes=_lines(settings.invoice_notes),
         addresses=_addresses(settings.invoice_addresses),
         due_days=settings.invoice_due_days,
     )
+
+
+def invoice_renderer(settings: Settings) -> InvoiceRenderer:
+    """Make the paper invoices are set on; `SettingError` where a file cannot be used."""
+    return InvoiceRenderer(letterhead(settings), _logo(settings.invoice_logo))
+
+
+def _seller(settings: Settings) -> Party | None:
+    name, *address = _lines(settings.invoice_issuer) or ("",)
+    country = settings.invoice_country
+    if country and country not in COUNTRIES:
+        raise _wrong("invoice_country", country, "the two letters of a country (ISO 3166)")
+    if not name:
+        return None
+    return Party(name, tuple(address), country or None, settings.invoice_tax_number.strip() or None)
 
 
 def _lines(text: str) -> tuple[str, ...]:

@@ -21,15 +21,17 @@ from gateway.admin.application import build
 from gateway.admin.http.server import Listening, listen
 from gateway.admin.outgoing import Outgoing
 from gateway.admin.ports import AdminPorts
+from gateway.admin.smtp import Mailer
 from gateway.background.flushing.flusher import Failed, Flushed, Flusher
 from gateway.background.flushing.late import LateSettlements
 from gateway.background.flushing.losses import LossCounter
 from gateway.background.flushing.refused import RefusedDrain
 from gateway.background.flushing.rollbacks import Rollbacks
-from gateway.background.timed.calendar import Calendar
+from gateway.background.timed.clock_changes import ClockChanges
 from gateway.background.timed.closing import AccountClosing
 from gateway.background.timed.expirer import Expirer
 from gateway.background.timed.failures import FailureTeller
+from gateway.background.timed.news import NewsWatch
 from gateway.background.timed.price_list import PriceList
 from gateway.background.timed.pusher import Pusher
 from gateway.background.timed.reclaimer import Reclaimer
@@ -57,7 +59,8 @@ from gateway.counters.redis.keys import partition_of
 from gateway.counters.redis.wire import Wire, encode
 from gateway.errors import CountersUnavailable
 from gateway.http.tally import SECONDS, Histogram
-from gateway.run import invoice_letterhead as letterhead
+from gateway.run.billing_loops import billing_loops, invoicing_loops
+from gateway.run.invoice_letterhead import invoice_renderer
 from gateway.run.readiness import Probe
 from gateway.run.starting import reached, redis_reached
 from gateway.run.stopping import cancel, forever
@@ -66,7 +69,9 @@ from gateway.telemetry import logs, metrics
 from gateway.telemetry import snapshot_files as tallies
 from persistence import engine as engines
 from persistence.billing.allocations import Allocations
-from persistence.keeper import watch
+from persistence.keeper import budget_uses, watch
+from persistence.keeper.clock_changes import ToldClocks
+from persistence.keeper.deliveries import Deliveries
 from persistence.keeper.losses import Losses
 from persistence.keeper.notices import Notices
 from persistence.keeper.pushes import Pushes
@@ -80,6 +85,7 @@ from persistence.resources.figures import Figures
 from persistence.resources.prices import PriceTable
 from persistence.resources.quarantine import Quarantines
 from persistence.resources.reconciliation_results import Results
+from persistence.schedule import Schedule
 from persistence.schema import partitions, roles
 from persistence.store import Store
 
@@ -94,9 +100,8 @@ class Keeper:
     """Everything the clock and people do."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._log = logs.logger("tollkeeper.keeper")
-        self._invoice_renderer = letterhead.invoice_renderer(settings)
+        self._settings, self._log = settings, logs.logger("tollkeeper.keeper")
+        self._invoice_renderer = invoice_renderer(settings)
         self._engine = engines.create(settings.database_url)
         address = parse_url(settings.redis_url, settings.redis_files)
         self._wire = Wire(address, time.monotonic, call_s=REDIS_CALL_S, stall_s=REDIS_CALL_S)
@@ -118,32 +123,30 @@ class Keeper:
             flush_interval_s=settings.flush_interval_s, waiting_entries_max=settings.waiting_entries_max,
         )  # fmt: skip
         self._pusher = Pusher(Pushes(self._engine), self._counters)
-        truths = Truths(self._engine, partition_of)
-        admission_gate = AdmissionGate(truths, self._counters, time.monotonic)
-        self._verifier = Verifier(
-            truths, self._counters, self._verified, admission_gate=admission_gate, rewinds=rewinds
-        )
+        truths, told = Truths(self._engine, partition_of), ToldClocks(self._engine, partition_of)
+        gate = AdmissionGate(truths, self._counters, time.monotonic)
+        say = self._verified
+        self._verifier = Verifier(truths, self._counters, say, admission_gate=gate, rewinds=rewinds)
         self._reclaimer = Reclaimer(keeping, ReclaimPolicy(settings.reclaim))
         self._sweeper = Sweeper(sweeps, self._counters)
         self._late_settlements = LateSettlements(keeping, sweeps)
         self._refused = RefusedDrain(RefusedStream(self._counters), RefusedJournal(self._engine))
-        private = settings.webhook_private_addresses
-        self._store = Store(self._engine, partition_of, private_addresses=private)
-        self._outgoing = Outgoing(private=private)
-        self._webhook_deliveries = WebhookDeliveries(
-            Notices(self._engine), self._outgoing, lambda: datetime.now(UTC)
+        private, head = settings.webhook_private_addresses, self._invoice_renderer.letterhead
+        mailer = Mailer.of(settings.smtp_url, settings.smtp_from, settings.smtp_ca_file)
+        self._store = Store(
+            self._engine, partition_of, private_addresses=private, mail_allowed=bool(mailer), letterhead=head
         )
+        self._outgoing, now = Outgoing(private=private), partial(datetime.now, UTC)
+        self._news_watch, waiting = NewsWatch(Notices(self._engine), now), Deliveries(self._engine)
+        self._webhook_deliveries = WebhookDeliveries(waiting, self._outgoing, now, mailer=mailer)
         self._expirer = Expirer(Allocations(self._engine), self._counters, partition_of)
         results = Results(self._engine, partition_of)
-        now = partial(datetime.now, UTC)
-        self._reconciler = Reconciler(self._counters, accounts, results, now)
+        self._reconciler = Reconciler(self._counters, accounts, results, now, partition_of=partition_of)
         self._account_closing = AccountClosing(self._counters, accounts, self._reconciler)
-        self._calendar = Calendar(self._store, now)
+        self._clock_changes, self._failures = ClockChanges(told, now), Failures(time.monotonic)
         self._losses = LossCounter(Losses(self._engine), (self._counters.moved,), self._log)
-        self._failures = Failures(time.monotonic)
-        self._teller = FailureTeller(
-            "admin", self._failures, self._log, partial(audit.note_failures, self._engine)
-        )
+        note = partial(audit.note_failures, self._engine)
+        self._teller = FailureTeller("admin", self._failures, self._log, note)
         self._price_list = PriceList(PriceTable(self._engine), self._read_price_list, self._priced)
         self._gauges = Gauges((self._memory, self._stored_gauges, self._certificates, self._losses.count))
         self._database, self._redis = Probe(lambda: engines.answers(self._engine)), Probe(self._pinged)
@@ -159,15 +162,16 @@ class Keeper:
         StartError where a database does not answer in time, or is not fit for this program.
         """
         self._wire.start()
-        wait_s, log = self._settings.start_wait_s, self._log
-        if not await redis_reached(self._wire, wait_s, stop, log):
+        settings, log = self._settings, self._log
+        if not await redis_reached(self._wire, settings.start_wait_s, stop, log):
             return False
         self._wire.refuse_eviction()
         trouble = partial(engines.trouble, self._engine)
-        if not await reached("PostgreSQL", trouble, wait_s=wait_s, stop=stop, log=log):
+        if not await reached("PostgreSQL", trouble, wait_s=settings.start_wait_s, stop=stop, log=log):
             return False
         await roles.refuse_unfit(self._engine)
         self._flushing = asyncio.create_task(self._flusher.run())
+        schedule = Schedule(self._engine, self._store, settings.invoice_grace_hours)
         loops = {
             "fence": self._fence.keep_looking,
             "verifier": self._verifier.run,
@@ -177,9 +181,12 @@ class Keeper:
             "late": self._late_settlements.run,
             "refused": self._refused.run,
             "expirer": self._expirer.run,
-            "calendar": self._calendar.run,
+            **billing_loops(self._store, partial(datetime.now, UTC)),
+            **invoicing_loops(settings, schedule, self._account_closing, log),
+            "clock changes": self._clock_changes.run,
             "reconciler": self._reconciler.run,
             "rollbacks": self._rollbacks.run,
+            "news": self._news_watch.run,
             "webhooks": self._webhook_deliveries.run,
             "watcher": self._gauges.run,
             "failures": self._teller.run,
@@ -190,7 +197,6 @@ class Keeper:
         with suppress(TimeoutError):
             async with asyncio.timeout(PRICED_S_MAX):
                 await self._price_list.there.wait()
-        settings = self._settings
         self._listening = await listen(build(self._ports()), settings.admin_host, settings.admin_port)
         self._log("keeper started", port=self._listening.port)
         return True
@@ -281,6 +287,7 @@ class Keeper:
             ):
                 for month in await drop(self._engine, days) if days else ():
                     self._log("month dropped", partition=month)
+            await budget_uses.forget(self._engine)
             await asyncio.sleep(PARTITIONS_AHEAD_S)
 
     async def _pinged(self) -> bool:
@@ -293,6 +300,7 @@ class Keeper:
     async def _stored_gauges(self) -> Mapping[str, object]:
         return {
             "dead_letters": await watch.dead_letters(self._engine),
+            "webhook_messages_waiting": await watch.waiting_messages(self._engine),
             "credential_expiry_timestamp_seconds": await watch.next_ends(self._engine),
         }
 

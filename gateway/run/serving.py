@@ -127,7 +127,7 @@ async def _renewing(
         except TollkeeperError as error:
             voice.warn(f"settings are kept as they were: {error.message}")
             continue
-        line = to_json(now.running.with_values(gateway_port=port))
+        line = to_json(now.running.with_values(gateway_port=port).of_gateways)
         await asyncio.gather(*(child.tell(line) for child in children))
         voice.say(f"settings read again: {done}")
 
@@ -143,7 +143,7 @@ def gateway_worker(argv: tuple[str, ...], settings: Settings, number: int, ready
         argv,
         ready,
         ready_s_max,
-        stdin=to_json(settings),
+        stdin=to_json(settings.of_gateways),
         stop_max_s=settings.shutdown_grace_s + SETTLING_S_MAX,
     )
 

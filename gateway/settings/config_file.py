@@ -89,6 +89,7 @@ class _Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     base_url: str
     headers: dict[str, str] = {}
     ca_file: str | None = None
+    limits: Literal["account", "caller"] = "account"
 
 
 class _Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -210,6 +211,7 @@ def _target(name: str, written: _Upstream) -> UpstreamTarget:
         base_url_of(written.base_url, f"upstreams.{name}.base_url"),
         tuple((field.lower(), value) for field, value in written.headers.items()),
         written.ca_file,
+        written.limits,
     )
 
 

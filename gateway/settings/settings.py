@@ -16,6 +16,7 @@ from typing import Annotated, Any, get_type_hints
 
 import msgspec
 
+from gateway.core.alerts.mail import is_address
 from gateway.core.billing.stand_ins import WANTED, StandIns, read_stand_ins
 from gateway.core.calls.call import DEFAULT_BOUNDS
 from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
@@ -30,6 +31,8 @@ PREFIX = "TOLLKEEPER_"
 CONFIG_NAME = f"{PREFIX}CONFIG"
 # In the environment besides the settings: where the file is, and where commands find the Admin API.
 CLIENT_NAMES = frozenset({"admin_url", "config"})
+# What only keepers, and who looks after them, need: credentials that a gateway is not given.
+OF_KEEPERS = ("database_url", "database_owner_url", "admin_token", "readonly_token", "smtp_url")
 SECRET = re.compile(r"token|secret|pepper|password|credential|_key$|^key_", re.IGNORECASE)
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
@@ -79,11 +82,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     settlement_log_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 34)] = 512 * 1024 * 1024
 
     invoice_issuer: str = ""
+    invoice_country: Annotated[str, msgspec.Meta(pattern="^([A-Z]{2})?$")] = ""
+    invoice_tax_number: str = ""
     invoice_logo: str = ""
     invoice_notes: str = ""
     invoice_addresses: str = ""
+    invoice_schedule: Annotated[str, msgspec.Meta(pattern="^(off|draft|finalize)$")] = "off"
+    invoice_grace_hours: Annotated[int, msgspec.Meta(ge=0, le=720)] = 24
+    invoices_at_once: Annotated[int, msgspec.Meta(ge=1, le=32)] = 4
     invoice_due_days: Annotated[int, msgspec.Meta(ge=0, le=365)] = 0
     webhook_private_addresses: bool = False
+    smtp_url: str = ""
+    smtp_ca_file: str = ""
+    smtp_from: str = ""
 
     http: HttpLimits = HttpLimits()
     object_ttl_s: Annotated[float, msgspec.Meta(ge=60, le=366 * 86_400)] = 30 * 86_400.0
@@ -126,6 +137,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def redis_files(self) -> TlsFiles:
         """What a TLS connection to Redis is verified and made with."""
         return TlsFiles(self.redis_ca_file, self.redis_cert_file, self.redis_key_file)
+
+    @property
+    def of_gateways(self) -> Settings:
+        """The same settings for a gateway: what it does not know, nobody gets from it."""
+        return self.with_values(**dict.fromkeys(OF_KEEPERS, ""))
 
     def values(self) -> dict[str, Any]:
         """Everything by its name, routes and upstreams too."""
@@ -188,6 +204,8 @@ def load(environ: Mapping[str, str], config: Path | None = None) -> Settings:
         raise SettingError(
             f"{PREFIX}READONLY_TOKEN=(hidden) is not valid: expected another one than {PREFIX}ADMIN_TOKEN"
         )
+    if values.get("smtp_url") and not values.get("smtp_from"):
+        raise SettingError(f"{PREFIX}SMTP_FROM is not set: expected name@example.com, whom mails are from")
     settings = Settings(tracing=read_tracing(environ)).with_values(**values)
     return settings.with_table(table_of(written, environ) if written else default_table(environ))
 
@@ -210,6 +228,8 @@ def _checked(place: str, name: str, value: Any) -> Any:
         checked = msgspec.convert(value, _TYPES[name], strict=False)
     except msgspec.ValidationError as error:
         raise SettingError(f"{place}={_shown(name, value)} is not valid: expected {_wanted(name)}") from error
+    if name == "smtp_from" and not is_address(checked, private=True):
+        raise SettingError(f"{place}={_shown(name, value)} is not valid: expected name@example.com")
     if name in SCHEMES and (expected := fault(name, str(checked))):
         raise SettingError(f"{place}={_shown(name, value)} is not valid: expected {expected}")
     if name == "price_as":

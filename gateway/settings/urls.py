@@ -1,4 +1,4 @@
-"""URLs of databases: which can be used, what is wrong with one, and how it is shown.
+"""URLs of databases and of a mail server: which can be used, what is wrong with one, and how it is shown.
 
 Whatever might be a password is cut out, also of a URL that is written wrongly.
 """
@@ -13,6 +13,11 @@ SCHEMES = {
     "redis_url": ("redis", "redis+sentinel", "rediss", "rediss+sentinel", "unix"),
     "database_url": _OF_POSTGRES,
     "database_owner_url": _OF_POSTGRES,
+    "smtp_url": ("smtp", "smtps"),
+}
+_SHAPES = {
+    "redis_url": "redis://user:password@host:port/database",
+    "smtp_url": "smtp://user:password@host:port",
 }
 PORT_MAX = 65_535
 # Parameters whose values are no secrets; one nobody knows may be `password` misspelt.
@@ -40,7 +45,7 @@ def fault(name: str, url: str) -> str:
         return wanted(name)
     if scheme.endswith("+sentinel") or scheme == "unix":
         return ""
-    shape = ("redis" if name == "redis_url" else "postgresql") + "://user:password@host:port/database"
+    shape = _SHAPES.get(name, "postgresql://user:password@host:port/database")
     escaped = "with @ : / ? # % of a user or password written as %40 %3A %2F %3F %23 %25"
     try:
         parts = urlsplit(url)
@@ -52,6 +57,8 @@ def fault(name: str, url: str) -> str:
     database = parts.path.strip("/")
     if name == "redis_url" and (not host or not (database or "0").isdecimal()):
         return f"{shape}, the database being a number, {escaped}"
+    if name == "smtp_url" and (not host or database or parts.query or parts.fragment):
+        return f"{shape}, and nothing behind it, {escaped}"
     if name != "redis_url" and "@" in database:
         return f"{shape}, {escaped}"
     return ""

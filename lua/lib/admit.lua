@@ -6,26 +6,23 @@ local PENDING = 1
 -- the call states no maximum (`least` 0: it does)
 local function quota_hold(tenant, now, counts, need, ceiling, least)
   if not counts or ceiling == 0 then return 0 end -- what needs nothing is covered, whatever is left
-  if tenant.total < 0 or tenant.overage_policy == POLICY_BILL then return need end
-  local strict, remaining = tenant.admission == STRICT, tenant.remaining
-  local free = remaining - tenant.held
-  local wanted = strict and (least > 0 and least or ceiling) or 1
-  if wanted > free then
-    local verdict = (free > 0 and wanted or 1) > remaining and VERDICT_QUOTA_EXCEEDED or VERDICT_QUOTA_HELD
-    return nil, refused(verdict, now, SCOPE_TENANT, KIND_QUOTA, tenant.used, tenant.total, tenant.next_reset)
-  end
-  if free < ceiling then return free, nil, strict end
-  return strict and ceiling or need, nil, strict
+  if not is_limited(tenant) then return need end
+  local left, strict = tenant.limit - tenant.used, tenant.admission == STRICT
+  local free = left - tenant.held
+  if ceiling <= free then return strict and ceiling or need, nil, strict end
+  local tokens, verdict = cut(left, free, strict and free > 0 and (least > 0 and least or ceiling) or 1, VERDICT_QUOTA_EXCEEDED)
+  if tokens then return tokens, nil, strict end
+  return nil, refused(verdict, now, SCOPE_TENANT, KIND_QUOTA, tenant.used, tenant.total, tenant.next_reset)
 end
 
 -- credits to hold, or nil and the refusal: -10 too few, -9 enough but held by calls in flight. All of them, or where
 -- tokens set the price and the call states no maximum (`least` is not 0) what is free: to that it is bound
 local function credit_hold(organization, now, credits, least)
-  local there, held = organization.balance + organization.credit_limit, organization.credits_held
-  if credits <= there - held then return credits end
-  if least > 0 and least <= there - held then return there - held end
-  local verdict = (least > 0 and least or credits) > there and VERDICT_INSUFFICIENT_CREDITS or VERDICT_QUOTA_HELD
-  return nil, refused(verdict, now, SCOPE_ORGANIZATION, KIND_CREDITS, held, there, 0)
+  local left = organization.credit_limit - organization.credits_used
+  local free = left - organization.credits_held
+  if credits <= free then return credits end
+  local bound, verdict = cut(left, free, least > 0 and least or credits, VERDICT_INSUFFICIENT_CREDITS)
+  return bound, bound == nil and refused(verdict, now, SCOPE_ORGANIZATION, KIND_CREDITS, organization.credits_held, left, 0)
 end
 
 -- what is kept of an organization's service; before units were held it ended with the month's quantity
@@ -46,22 +43,14 @@ local function join(activation, price, flags, raised_hold)
   return price, flags
 end
 
--- gives back what a hold took of the accounts
-local function put_back(hold, tenant, organization)
-  tenant.held = max(0, tenant.held - hold.tokens)
-  if has(hold.flags, HOLD_ONE_TIME) then return end
-  if has(hold.flags, HOLD_USES) then organization.spend_held = max(0, organization.spend_held - hold.credits)
-  else organization.credits_held = max(0, organization.credits_held - hold.credits) end
-end
-
 -- quotients are rounded up without a call: (a + -a % b) / b
 local function admitted(now, tokens, tenant, organization, credits, bounds,
   requests_scope, requests_limit, requests_used, tokens_scope, tokens_limit, tokens_used)
-  local free = tenant.remaining - tenant.held
+  local free = tenant.limit - tenant.used - tenant.held
   if tenant.total < 0 then free = -1 elseif free < 0 then free = 0 end
   return ADMITTED.pack{
     verdict = bounds and BOUNDED or VERDICT_ADMITTED, now = now, tokens = tokens, total = tenant.total, tokens_free = free,
-    next_reset = tenant.next_reset, credits_free = organization.balance + organization.credit_limit - organization.credits_held,
+    next_reset = tenant.next_reset, credits_free = organization.credit_limit - organization.credits_used - organization.credits_held,
     requests_scope = requests_scope, requests_limit = requests_limit, requests_used = (requests_used + -requests_used % UNIT) / UNIT,
     requests_reset = requests_limit > 0 and (requests_used + -requests_used % requests_limit) / requests_limit or 0,
     tokens_scope = tokens_scope, tokens_limit = tokens_limit, tokens_used = (tokens_used + -tokens_used % UNIT) / UNIT,

@@ -3,20 +3,18 @@
 -- so one unit drains in 60000 / limit ms. A full bucket is level 0; debt is level > limit * UNIT.
 local UNIT, FUTURE_MS = 60000, 2000
 
--- How long a user's state is kept that has only its tenant's user limits, ms: an hour while a call is in flight, else past
--- the longest window; and until what it took has drained, a day at most: whoever has a key names as many users as he likes.
--- One with limits of its own stays as it was defined.
-local IN_FLIGHT_MS, IDLE_MS, LIFE_MS_MAX = 3600000, 120000, 86400000
-local function user_life(raw)
-  local rpm, tpm, requests_used, tokens_used, inflight = ACCOUNT.read(raw)
-  local debt = max(rpm > 0 and ceil(requests_used / rpm) or 0, tpm > 0 and ceil(tokens_used / tpm) or 0)
-  return min(LIFE_MS_MAX, max(inflight > 0 and IN_FLIGHT_MS or IDLE_MS, debt))
-end
+-- How long a user's state is kept that has only its tenant's user limits, ms: as long as a call is in flight, which always
+-- ends, then past the longest window; and until what it took has drained, a day at most: whoever has a key names as many
+-- users as he likes. One with limits of its own stays as it was defined.
+local IDLE_MS, LIFE_MS_MAX = 120000, 86400000
 
--- writes a user's state, if there is one; or answers it, where it stays for ever, for the MSET that comes then
-local function keep_user(name, raw)
-  if not raw or has(ACCOUNT.field(raw, 'flags'), OVERRIDE) then return raw end
-  call('SET', name, raw, 'PX', user_life(raw))
+-- writes a user's state that goes by itself; or answers it, where it stays, for the MSET that comes then
+local function keep_user(name, packed, user, now)
+  if user.inflight > 0 or has(user.flags, OVERRIDE) then return packed end
+  local rpm, tpm, life = user.rpm, user.tpm, IDLE_MS
+  if rpm > 0 then life = max(life, ceil(user.requests_used / rpm)) end
+  if tpm > 0 then life = max(life, ceil(user.tokens_used / tpm)) end
+  call('SET', name, packed, 'PXAT', now + min(LIFE_MS_MAX, life))
 end
 
 -- sets limits; where one changes, what was used before fills the new one at most
@@ -42,16 +40,13 @@ local function drain(account, now)
     drained(account.requests_used, account.tokens_used, account.at, account.rpm, account.tpm, now)
 end
 
--- the head of a packed state with the slots held given back (1, or 0 where there is no hold) and the tokens taken
--- replaced by the tokens used
-local function give(raw, now, slots, taken, used)
-  local rpm, tpm, requests_used, tokens_used, at, inflight = ACCOUNT.read(raw)
-  requests_used, tokens_used, at = drained(requests_used, tokens_used, at, rpm, tpm, now)
-  if tpm > 0 then
-    tokens_used = tokens_used + (used - taken) * UNIT
-    if tokens_used < 0 then tokens_used = 0 end
+-- the slots held given back (1, or 0 where there is no hold), and the tokens taken replaced by the tokens used
+local function give(account, now, slots, taken, used)
+  if account.at ~= now then drain(account, now) end
+  if account.tpm > 0 then
+    local level = account.tokens_used + (used - taken) * UNIT
+    account.tokens_used = level < 0 and 0 or level
   end
-  inflight = inflight - slots
-  if inflight < 0 then inflight = 0 end
-  return ACCOUNT.replaced(raw, {requests_used = requests_used, tokens_used = tokens_used, at = at, inflight = inflight})
+  local inflight = account.inflight - slots
+  account.inflight = inflight < 0 and 0 or inflight
 end

@@ -23,24 +23,25 @@ end
 
 -- moves the accounts a call touches; answers its one outbox entry and the facts in it that `settle` answers
 local no_facts = {}
-local function charge(settlement, argv, source, tenant, organization, activation, now, epoch, activates)
+local function charge(settlement, argv, source, tenant, organization, activation, now, epoch, activates,
+  money, raw_tokens, requests, budgets)
   local mode, flags, weighed, credits, units = settlement.mode, settlement.flags, settlement.weighed, settlement.credits, settlement.units
   local key_id, service_id = settlement.key_id, settlement.service_id
   local counts, one_time, uses, pays = has(flags, FLAG_COUNTS), has(flags, FLAG_ONE_TIME), has(flags, FLAG_USES), has(flags, FLAG_PAYS)
   local corrects = mode == MODE_CORRECT -- moves only what differs
   local note = (mode == MODE_POST and NOTE_LATE) or (mode == MODE_RECLAIM and NOTE_RECLAIMED) or 0
   if counts then
-    if not corrects then tenant.used = tenant.used + weighed end
-    if tenant.total >= 0 or corrects then tenant.remaining = tenant.remaining - weighed end
+    if corrects then tenant.limit = tenant.limit - weighed else tenant.used = tenant.used + weighed end
     if not (pays or one_time or uses or corrects) then -- most calls: no facts in a table
       stamp(tenant, now)
       return tokens_event(tenant, EVENT_CONSUME, ENTRY_TOKENS + status_flag(tenant), note, tenant.ledger_at, epoch, key_id, service_id,
-        weighed, source, argv[2], argv[3], argv[4]), no_facts
+        weighed, source, argv[2], argv[3], argv[4], money, raw_tokens, requests, budgets), no_facts
     end
   end
   local facts = {
     kind = corrects and EVENT_ADJUST or EVENT_CONSUME, flags = activates and ENTRY_ACTIVATES or 0, note = note, at = now, epoch = epoch,
     amount = 0, key = key_id, service = service_id, source = source, user = argv[2], attribution = argv[3], metadata = argv[4],
+    money = money, raw_tokens = raw_tokens, requests = requests, budgets = budgets,
   }
   if activates then move_credits(organization, now, -credits, facts, 0)
   elseif pays and not one_time and not (corrects and credits == 0 and settlement.over == 0) then

@@ -1,10 +1,7 @@
 -- event: packs one outbox entry. Layout: gateway/core/accounts/ledger.py. Needs state.
 local ZERO = '\0\0\0\0\0\0\0\0'
-local NO_LIMITS = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
 
-local function exceeded(tenant)
-  return has(tenant.flags, HAS_PLAN) and tenant.total >= 0 and tenant.overage_policy ~= POLICY_BILL and tenant.remaining <= 0
-end
+local function exceeded(tenant) return has(tenant.flags, HAS_PLAN) and is_limited(tenant) and tenant.limit <= tenant.used end
 
 local function status_flag(tenant)
   local flags = 0
@@ -14,34 +11,38 @@ local function status_flag(tenant)
   return flags
 end
 
--- a movement of tokens alone
-local function tokens_event(tenant, kind, flags, note, at, epoch, key_id, service_id, amount, source, user, attribution, metadata)
+-- a movement of tokens alone, and by how much it moves which windows of budgets
+local function tokens_event(tenant, kind, flags, note, at, epoch, key_id, service_id, amount, source, user, attribution, metadata,
+  money, raw_tokens, requests, budgets)
   return ENTRY.pack{
     kind = kind, flags = flags, note = note, at_ms = at, epoch = epoch,
     organization_id = tenant.organization_id, tenant_id = tenant.tenant_id, key_id = key_id, service_id = service_id,
-    seq = tenant.seq, cycle = tenant.cycle, amount = amount, remaining = tenant.remaining, used = tenant.used,
-    next_reset_ms = tenant.next_reset, source = source, user = user, attribution = attribution, metadata = metadata,
+    seq = tenant.seq, cycle = tenant.cycle, amount = amount, remaining = tenant.total < 0 and tenant.limit or tenant.limit - tenant.used, used = tenant.used,
+    next_reset_ms = tenant.next_reset, money = money, raw_tokens = raw_tokens, requests = requests,
+    source = source, user = user, attribution = attribution, metadata = metadata, budgets = budgets,
   }
 end
 
 -- `organization_id` is what a tenant knows too
 -- facts: kind, flags, note, at, epoch, key, service, amount, credit_seq, credits, balance, spend_seq, units,
--- spend, spent, source, user, attribution, metadata, priced (how the units were, packed), carried (of credits, packed)
+-- spend, spent, source, user, attribution, metadata, priced (how the units were, packed), carried (of credits, packed);
+-- money, raw_tokens, requests, budgets (which windows, packed)
 local function event(tenant, organization_id, facts)
   local source, user, attribution, metadata = facts.source or '', facts.user or '', facts.attribution or '', facts.metadata or ''
   local flags, note, key_id, service_id, amount = facts.flags, facts.note or 0, facts.key or 0, facts.service or 0, facts.amount or 0
+  local money, raw_tokens, requests, budgets = facts.money or 0, facts.raw_tokens or 0, facts.requests or 0, facts.budgets or ''
   if tenant and not facts.credit_seq and not facts.spend_seq then
     return tokens_event(tenant, facts.kind, flags, note, facts.at, facts.epoch, key_id, service_id, amount,
-      source, user, attribution, metadata)
+      source, user, attribution, metadata, money, raw_tokens, requests, budgets)
   end
   return ENTRY.pack{
     kind = facts.kind, flags = flags, note = note, at_ms = facts.at, epoch = facts.epoch,
     organization_id = organization_id, tenant_id = tenant and tenant.tenant_id or 0, key_id = key_id, service_id = service_id,
     seq = tenant and tenant.seq or 0, cycle = tenant and tenant.cycle or 0, amount = amount,
-    remaining = tenant and tenant.remaining or 0, used = tenant and tenant.used or 0, next_reset_ms = tenant and tenant.next_reset or 0,
+    remaining = tenant and remaining_of(tenant) or 0, used = tenant and tenant.used or 0, next_reset_ms = tenant and tenant.next_reset or 0,
     credit_seq = facts.credit_seq or 0, credits = facts.credits or 0, balance = facts.balance or 0,
-    spend_seq = facts.spend_seq or 0, units = facts.units or 0, spend = facts.spend or 0, spent = facts.spent or 0,
-    source = source, user = user, attribution = attribution, metadata = metadata,
+    spend_seq = facts.spend_seq or 0, units = facts.units or 0, spend = facts.spend or 0, spent = facts.spent or 0, money = money, raw_tokens = raw_tokens, requests = requests,
+    source = source, user = user, attribution = attribution, metadata = metadata, budgets = budgets,
   } .. (facts.priced or facts.carried or '')
 end
 
@@ -61,9 +62,9 @@ end
 
 -- stamps a movement of credits, and adds it to the facts; `carried` is how it moved what is paid ahead
 local function move_credits(organization, now, amount, facts, carried)
-  organization.balance, organization.credit_seq = organization.balance + amount, organization.credit_seq + 1
+  organization.credits_used, organization.credit_seq = organization.credits_used - amount, organization.credit_seq + 1
   organization.credit_at = max(now, organization.credit_at)
   facts.flags = facts.flags + ENTRY_CREDITS
-  facts.credit_seq, facts.credits, facts.balance = organization.credit_seq, abs(amount), organization.balance
+  facts.credit_seq, facts.credits, facts.balance = organization.credit_seq, abs(amount), 0 - organization.credits_used
   if organization.ahead ~= 0 or carried ~= 0 then facts.carried = CARRIED.pack{ahead = organization.ahead, carried = carried} end
 end

@@ -1,23 +1,19 @@
--- extend: what renewing one call does to its hold and accounts. Needs state.
+-- extend: what renewing one call does to its hold and accounts. Needs state, account.
 
 -- tops up a hold until it covers what is wanted, as far as tokens and credits are free; answers exhausted:
 -- 0 no, 1 yes and the plan lets the call finish, 2 yes and the plan cuts it
 local function cover(hold, tenant, organization, tokens, credits)
-  local short, more = false, tokens - hold.tokens
+  local short, more, lacks = false, tokens - hold.tokens, false
   if more > 0 and has(hold.flags, HOLD_COUNTS) then
-    if tenant.total >= 0 and tenant.overage_policy ~= POLICY_BILL then
-      local free = max(0, tenant.remaining - tenant.held)
-      if more > free then short, more = true, free end
-    end
-    hold.tokens, tenant.held = hold.tokens + more, tenant.held + more
+    if is_limited(tenant) then more, short = top_up(tenant, QUOTA_AT, tenant.limit, more) else hold_more(tenant, QUOTA_AT, more) end
+    hold.tokens = hold.tokens + more
   end
   more = credits - hold.credits
   if more > 0 and organization and has(hold.flags, HOLD_BY_TOKEN) then
-    local free = max(0, organization.balance + organization.credit_limit - organization.credits_held)
-    if more > free then short, more = true, free end
-    hold.credits, organization.credits_held = hold.credits + more, organization.credits_held + more
+    more, lacks = top_up(organization, CREDITS_AT, organization.credit_limit, more)
+    hold.credits = hold.credits + more
   end
-  return short and 1 + tenant.on_exhausted or 0
+  return (short or lacks) and 1 + tenant.on_exhausted or 0
 end
 
 -- one reader of states: each name once, whoever names it again
@@ -32,4 +28,33 @@ local function account_opener(form)
     end
     return account
   end, order
+end
+
+-- how many keys the calls have, the accounts of their budgets included; nil where one is not packed as it should be
+local function keys_of_calls(argv)
+  local found = 0
+  for at = 3, #argv do
+    if #argv[at] ~= EXTEND_BYTES then return nil end
+    found = found + 3 + EXTEND.field(argv[at], 'accounts')
+  end
+  return found
+end
+
+-- the same of budget accounts, as they are now
+local function budget_opener(now)
+  local opened, order = {}, {}
+  return function(name, raw)
+    local account = opened[name]
+    if not account then
+      account = account_at(name, raw, now)
+      opened[name], order[#order + 1] = account, account
+    end
+    return account
+  end, order
+end
+
+local function budgets_of(budget_at, keys, raw, first, count)
+  local accounts = {}
+  for at = first, first + count - 1 do accounts[#accounts + 1] = budget_at(keys[at], raw[at]) end
+  return accounts
 end

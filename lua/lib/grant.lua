@@ -18,18 +18,12 @@ end
 
 -- moves a tenant to another plan now: the difference is an adjust; a first plan is a reset
 local function change_plan(tenant, now, epoch, packed, facts)
-  local had, total, remaining = has(tenant.flags, HAS_PLAN), tenant.total, tenant.remaining
-  local interval, anchor = tenant.reset_interval, tenant.anchor
-  PLAN.into(tenant, packed)
+  local had = has(tenant.flags, HAS_PLAN)
+  follow(tenant, packed, now)
   if had ~= (tenant.plan_id > 0) then tenant.flags = tenant.flags + (had and -HAS_PLAN or HAS_PLAN) end
-  if tenant.next_reset == 0 or interval ~= tenant.reset_interval or anchor ~= tenant.anchor then
-    tenant.next_reset = boundary(tenant.reset_interval, tenant.anchor, now)
-  end
   if tenant.seq == 0 then return renew(tenant, now, epoch, tenant.cycle == 0 and 1 or 0, tenant.next_reset, facts) end
-  local before = total < 0 and 0 or remaining
-  local beyond = total < 0 and remaining or remaining - total + tenant.used
-  tenant.total = tenant.total_amount
-  tenant.remaining = tenant.total < 0 and beyond or tenant.total + beyond - tenant.used
+  local before = balance_of(tenant)
+  tenant.limit, tenant.total = tenant.limit + max(0, tenant.total_amount) - max(0, tenant.total), tenant.total_amount
   return movement(tenant, now, epoch, EVENT_ADJUST, balance_of(tenant) - before, facts)
 end
 
@@ -38,15 +32,15 @@ local function tenant_grant(tenant, now, epoch, verb, amount, plan, facts)
   if verb == VERB_BLOCK then return mark(tenant, now, epoch, EVENT_BLOCK, facts) end
   if verb == VERB_UNBLOCK then return mark(tenant, now, epoch, EVENT_UNBLOCK, facts) end
   if verb == VERB_RESET then
-    return renew(tenant, now, epoch, 1, boundary(tenant.reset_interval, tenant.anchor, now), facts)
+    return renew(tenant, now, epoch, 1, next_reset_of(tenant, now), facts)
   end
-  tenant.remaining = tenant.remaining + amount
+  tenant.limit = tenant.limit + amount
   return movement(tenant, now, epoch, verb == VERB_RECHARGE and EVENT_RECHARGE or EVENT_ADJUST, amount, facts)
 end
 
 -- numbers past 2^53 - 1 would no longer be exact
 local function out_of_range(tenant, before, organization)
-  local largest = abs(organization.balance)
-  if tenant then largest = max(largest, abs(tenant.remaining), abs(tenant.remaining - before)) end
+  local largest = abs(organization.credits_used)
+  if tenant then largest = max(largest, abs(tenant.limit), abs(remaining_of(tenant)), abs(remaining_of(tenant) - before)) end
   return largest > INTEGER_MAX
 end

@@ -1,9 +1,6 @@
 -- lease: how much of an account is set aside for a gateway. Needs state.
 local STORE_ALLOW, WHOLE = 1, 1000000
 
--- tokens are counted and not limited: nothing has to be set aside
-local function unlimited(tenant) return tenant.total < 0 or tenant.overage_policy == POLICY_BILL end
-
 -- what the gateway may count on from now on, and what is held for it: at least what it counts on still
 local function portion(free, share, kept, spent)
   local left = max(0, free - spent)

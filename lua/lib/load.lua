@@ -18,11 +18,7 @@ local function define_tenant(tenant, packed, now)
   tenant.user_rpm, tenant.user_tpm, tenant.user_concurrency = user_rpm, user_tpm, user_concurrency
   tenant.tenant_id, tenant.organization_id = tenant_id, organization_id
   if not has(tenant.flags, HAS_PLAN) or plan_id ~= tenant.plan_id then return end
-  local interval, anchor = tenant.reset_interval, tenant.anchor
-  PLAN.into(tenant, DEFINE_TENANT.since(packed, 'plan_id'))
-  if interval ~= tenant.reset_interval or anchor ~= tenant.anchor then
-    tenant.next_reset = boundary(tenant.reset_interval, tenant.anchor, now)
-  end
+  follow(tenant, DEFINE_TENANT.since(packed, 'plan_id'), now)
 end
 
 local function define(account, kind, packed, now)

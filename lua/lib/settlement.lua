@@ -1,6 +1,5 @@
 -- settlement: what becomes of a call that is to be settled without a charge. Needs state, admit.
 -- `settlement` is the packed argument, opened; `argv` are all arguments.
-local settled_sizes = {0, 0, TENANT_BYTES, ORGANIZATION_BYTES, KEY_BYTES} -- as `stored` takes them
 
 -- the id of a request's one correction: its own with the version nibble set to 8
 local VERSION_AT = 15
@@ -8,9 +7,12 @@ local function correction_of(request)
   return sub(request, 1, VERSION_AT - 1) .. '8' .. sub(request, VERSION_AT + 1)
 end
 
+-- when a use was that a control write tells; nil of an entry of the late queue, whose id is no number
+local function moment_of_use(entry) return entry and tonumber(entry) end
+
 -- whether somebody took an entry of the late queue, or its request is on its way to PostgreSQL
 local function dealt_with(lane, entry, control, id)
-  return call('HEXISTS', control, id) == 1 or #call('XRANGE', lane, entry, entry) == 0
+  return call('HEXISTS', control, id) == 1 or not (moment_of_use(entry) or #call('XRANGE', lane, entry, entry) > 0)
 end
 
 -- why there is nothing to settle here, or nil
@@ -21,12 +23,24 @@ local function why_gone(entry_id, packed_hold, reclaimed, accounts, service_id)
   if packed_hold and service_id == 0 and HOLD.field(packed_hold, 'service_id') ~= 0 then return SETTLED_UNKNOWN end
 end
 
--- leaves a call to the keeper, who knows the ledger, with what a reclaim charged of it; the batch means nothing any more
-local function late(lane, settlement, argv, reclaimed_hold)
-  return call('XADD', lane, '*', 'a', SETTLEMENT.since(argv[1], 'layout'), 'u', argv[2], 'c', argv[3], 'm', argv[4],
-    't', has(settlement.flags, FLAG_USES) and argv[5] or '',
+-- what leaves a call to the keeper, who knows the ledger, with what a reclaim charged of it; the batch means nothing any more
+local function late_entry(settlement, argv, paid, reclaimed_hold)
+  return {'a', SETTLEMENT.since(argv[1], 'layout'), 'u', argv[2], 'c', argv[3], 'm', argv[4],
+    't', has(settlement.flags, FLAG_USES) and argv[5] or '', 'b', paid or '',
     'charged', format('%.0f', reclaimed_hold and HOLD.field(reclaimed_hold, 'charged') or 0),
-    'acknowledged', settlement.mode == MODE_RECOVER and argv[#argv] or '')
+    'acknowledged', settlement.mode == MODE_RECOVER and argv[#argv] or ''}
+end
+
+-- leaves such entries in the late queue, all or none; the error, where that fails
+local function tell(lane, entries, count)
+  for i = 1, count do
+    local id = try('XADD', lane, '*', values(entries[i]))
+    if kind_of(id) == 'table' then
+      if i > 1 then call('XDEL', lane, values(entries, 1, i - 1)) end
+      return id
+    end
+    entries[i] = id
+  end
 end
 
 -- One-Time: the first success charges and activates, the last failure (`free`) releases

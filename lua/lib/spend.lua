@@ -1,4 +1,4 @@
--- spend: what Pay-Per-Use costs, in millionths of the currency, by the tiers of a calendar month. Needs state, cycle, take, tiers.
+-- spend: what Pay-Per-Use costs, in millionths of the currency, by the tiers of a calendar month. Needs state, calendar, take, tiers.
 -- year × 12 + month
 local function month_of(now)
   local year, month = civil(floor(now / DAY_MS))

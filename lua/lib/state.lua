@@ -5,16 +5,15 @@
 -- Limits of 0 are "none"; a total of -1 is unlimited; bucket levels count UNITs of debt.
 local REVOKED, OVERRIDE = 1, 1
 local INTEGER_MAX, GARBAGE_PERCENT = 9007199254740991, 1000
-local POLICY_CARRY, STRICT = 1, 1
 
 -- What Lua and Redis lend. A global of a library is looked up in two tables every time it is named; these are found
 -- once, on the first call: while the library is loaded there are none.
-local call, try, pack, parse, values, format, sub, byte, abs, floor, ceil, max, min, kind_of
+local call, try, pack, parse, values, format, sub, byte, abs, floor, ceil, max, min, kind_of, protected
 
 local function bind()
   try, pack, parse, values, format, sub = redis.pcall, struct.pack, struct.unpack, unpack, string.format, string.sub
   abs, floor, ceil, max, min = math.abs, math.floor, math.ceil, math.max, math.min
-  byte, call, kind_of = string.byte, redis.call, type
+  byte, call, kind_of, protected = string.byte, redis.call, type, pcall
   -- all there is of the library is marked again after ten times as much, not twice; where Redis lets nobody say so, never mind
   pcall(function() collectgarbage('setpause', GARBAGE_PERCENT) end)
 end
@@ -23,6 +22,18 @@ local function open(form, packed)
   local fields = {parse(form, packed)}
   fields[#fields] = nil
   return fields
+end
+
+-- Before layout 132 there was what remained in place of a limit, and of credits the balance
+local function limited_today(raw, number)
+  if number >= REORDERED or #raw ~= TENANT_BYTES then return raw end
+  local used, limit, total = TENANT.read(raw)
+  return total < 0 and raw or TENANT.replaced(raw, {limit = limit + used})
+end
+
+local function credited_today(raw, number)
+  if number >= REORDERED or #raw ~= ORGANIZATION_BYTES then return raw end
+  return ORGANIZATION.replaced(raw, {credits_used = 0 - ORGANIZATION.field(raw, 'credits_used')})
 end
 
 -- What is stored, as it is packed today: what an older version has stored is brought up to that. What a newer one has
@@ -36,31 +47,21 @@ local function today(raw, name)
   local kind = string.match(name, ':(%a):')
   if kind == 'k' then return KEY.today(raw, number) end
   if kind == 'u' then return USER.today(raw, number) end
-  if kind == 't' then return TENANT.today(raw, number) end
-  if kind == 'o' then return ORGANIZATION.today(raw, number) end
+  if kind == 't' then return limited_today(TENANT.today(raw, number), number) end
+  if kind == 'o' then return credited_today(ORGANIZATION.today(raw, number), number) end
   if kind == 'a' then return ACTIVATION.today(raw, number) end
+  if kind == 'b' then return BUDGET.today(raw, number) end
   return HOLD.today(raw, number)
 end
 
--- The partition's marker, and states and holds after it, as they are packed today. Fields only ever come, so a state
--- of today's size has today's fields. `sizes` says by place which are known: to look at each number costs 1 % of a pair
-local any_size = {}
-local function stored(keys, first, sizes)
+-- the partition's marker, and states and holds after it, as they are packed today
+local function stored(keys, first)
   local raw = call('MGET', values(keys, first))
   for i = 2, #raw do
     local one = raw[i]
-    if one and #one ~= sizes[i] then raw[i] = today(one, keys[first + i - 1]) end
+    if one and byte(one) ~= TODAY then raw[i] = today(one, keys[first + i - 1]) end
   end
   return raw
 end
 
--- the assembly writes it out where `flags` is a name or a field
-local function has(flags, flag) return flags % (flag * 2) >= flag end
-
 local function write(form, size, account) return pack(form, values(account, 1, size)) end
-
--- the names and values of those there are, for MSET: a table would cost its making
-local function some(name, value, name2, value2, name3, value3)
-  if value then return name, value, some(name2, value2, name3, value3) end
-  if name2 then return some(name2, value2, name3, value3) end
-end

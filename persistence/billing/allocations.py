@@ -7,7 +7,6 @@ next addition covers. A correction of the balance itself is nobody's use and pay
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -15,6 +14,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.billing.allocation import Allocation, Allocator, ExpiredGrant, Grant, Outflow, settled
+from gateway.core.moments import moment_of, ms_of
 
 MOVEMENTS_A_PAGE = 20_000
 
@@ -95,7 +95,7 @@ class Allocations:
 
     async def expired(self, now_ms: int, count: int) -> Sequence[ExpiredGrant]:
         """Additions whose expiry has come and is not taken yet."""
-        now = datetime.fromtimestamp(now_ms / 1000, UTC)
+        now = moment_of(now_ms)
         async with self._engine.connect() as connection:
             rows = await connection.execute(_EXPIRED, {"now": now, "n": count})
             return [ExpiredGrant(row.id, row.organization_id) for row in rows]
@@ -161,7 +161,7 @@ def _bring_together(connection: Connection, page: dict[str, Any], given: dict[st
             found += allocator.add_grant(_grant(row.addition, row))
         elif row.amount < 0:
             grant_id = row.addition if row.kind == "expiry" else None
-            found += allocator.pay(Outflow(row.seq, _ms(row.at), -row.amount, grant_id))
+            found += allocator.pay(Outflow(row.seq, ms_of(row.at), -row.amount, grant_id))
     _keep(connection, page, found)
 
 
@@ -185,9 +185,5 @@ def _keep(connection: Connection, here: dict[str, Any], found: Sequence[Allocati
 
 
 def _grant(addition_id: int, row: Any) -> Grant:
-    expires_ms = None if row.expires_at is None else _ms(row.expires_at)
+    expires_ms = None if row.expires_at is None else ms_of(row.expires_at)
     return Grant(addition_id, row.amount, row.priority, expires_ms, row.category == "promotional")
-
-
-def _ms(moment: datetime) -> int:
-    return round(moment.timestamp() * 1000)

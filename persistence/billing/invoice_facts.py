@@ -1,163 +1,121 @@
-"""What an invoice is made from, read from subscriptions, ledgers and daily roll-ups.
+"""What an invoice says besides its charges: what they are called, what earlier ones billed of the same.
 
-Only turns of the token ledger and days of the roll-up are read, never a month's requests one by
-one. What finalized invoices billed before comes with each fact.
+Charges are gathered, never computed again from what they are for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import UTC, date
+from collections.abc import Mapping, Sequence
+from datetime import date
 from decimal import Decimal
-from itertools import groupby
 from typing import Any
 
 from sqlalchemy import Connection, text
 
-from gateway.core.billing.invoice import Facts, Fee, Overage, Purchase, Use
-from gateway.core.billing.pricing import Portion
-from gateway.core.billing.subscription import covered, midnight
-from persistence.billing.subscriptions import segment_of
+from gateway.core.billing.charge import ADDITION, SEGMENT, UNITS, Charge
+from gateway.core.billing.invoice import Facts, Fee
+from gateway.core.billing.subscription import midnight
+from persistence.billing.segments import segment_of
 
-_ORGANIZATION = text("SELECT currency, tax_rate, name FROM organization WHERE id = :organization")
-# Everything since the first day ever invoiced belongs to some invoice: what earlier ones missed to this one.
-_SINCE = text("""
-SELECT least(:start, min(period_start)) FROM invoice
- WHERE organization_id = :organization AND kind = 'invoice' AND status = 'finalized'""")
-_SEGMENTS = text("""
+_ORGANIZATION = text("SELECT currency, tax_rate FROM organization WHERE id = :organization")
+# Uses since then stand behind the next invoice, unless one covers them already.
+SINCE = """
+SELECT least(cast(:start AS date), min(day)) FROM usage_daily WHERE organization_id = :organization"""
+_SINCE = text(SINCE)
+_FEES = text("""
 SELECT s.*, p.name FROM subscription_segment AS s JOIN subscription_plan AS p ON p.id = s.plan_id
- WHERE s.organization_id = :organization ORDER BY s.start_date, s.id""")
-_BILLED_DAYS = text("""
-SELECT b.segment_id, b.start_date, b.end_date, sign(b.quantity)::int AS sign
-  FROM invoice_basis AS b JOIN invoice AS i ON i.id = b.invoice_id AND i.status = 'finalized'
- WHERE i.organization_id = :organization AND b.kind = 'subscription'""")
-# The last row of every cycle that ended or ran between `since` and `until`: the row before a reset,
-# and the last row of all. A cycle's plan is the one last given before that row.
-_OVERAGES = text("""
-WITH last AS (
-    SELECT t.id AS tenant_id, t.name, r.seq - 1 AS seq
-      FROM tenant AS t JOIN token_ledger AS r ON r.tenant_id = t.id AND r.transaction_type = 'reset'
-       AND r.created_at >= :since AND r.created_at < :until AND r.seq > 1
-     WHERE t.organization_id = :organization
-    UNION
-    SELECT t.id, t.name, (SELECT l.seq FROM token_ledger AS l
-                           WHERE l.tenant_id = t.id AND l.created_at < :until ORDER BY l.seq DESC LIMIT 1)
-      FROM tenant AS t WHERE t.organization_id = :organization
-), ended AS (
-    SELECT last.tenant_id, last.name, l.seq, l.cycle, -l.total_remaining AS tokens, l.created_at AS at
-      FROM last JOIN token_ledger AS l ON l.tenant_id = last.tenant_id AND l.seq = last.seq
-     WHERE l.created_at >= :since AND l.total_remaining < 0
-)
-SELECT e.tenant_id, e.name, e.cycle, e.tokens, p.unit_price, began.at AS began,
-       coalesce((SELECT sum(b.quantity) FROM invoice_basis AS b JOIN invoice AS i ON i.id = b.invoice_id
-                  WHERE i.status = 'finalized' AND b.kind = 'overage' AND b.tenant_id = e.tenant_id
-                    AND b.cycle = e.cycle), 0) AS billed
-  FROM ended AS e
-  LEFT JOIN LATERAL (SELECT b.created_at AS at FROM token_ledger AS b
-          WHERE b.tenant_id = e.tenant_id AND b.seq <= e.seq AND b.transaction_type = 'reset'
-            AND b.cycle = e.cycle ORDER BY b.seq DESC LIMIT 1) AS began ON true
- CROSS JOIN LATERAL (SELECT (w.payload->>'plan_id')::bigint AS plan_id, g.created_at AS at
-           FROM token_ledger AS g JOIN control_write AS w ON w.id = g.control_write_id AND w.verb = 'plan'
-          WHERE g.tenant_id = e.tenant_id AND g.seq <= e.seq AND g.transaction_type <> 'consume'
-          ORDER BY g.seq DESC LIMIT 1) AS given
-  -- The first price for them from when the cycle, or the plan in it, began: a later one is the next cycle's.
- CROSS JOIN LATERAL (SELECT v.unit_price
-           FROM (SELECT *, lead(since) OVER w AS till, lag(since) OVER w IS NULL AS is_first
-                   FROM token_plan_price WHERE plan_id = given.plan_id WINDOW w AS (ORDER BY since)) AS v
-          WHERE v.overage_policy = 'bill' AND v.unit_price IS NOT NULL AND (v.since <= e.at OR v.is_first)
-            AND coalesce(v.till, 'infinity') > greatest(began.at, given.at)
-          ORDER BY v.since LIMIT 1) AS p
- ORDER BY e.tenant_id, e.cycle""")
-_PURCHASES = text("""
-SELECT a.id, a.credits_added, a.unit_cost, a.remark, (a."timestamp" AT TIME ZONE 'UTC')::date AS day
-  FROM credit_addition AS a
- WHERE a.organization_id = :organization AND a.category = 'paid' AND a.unit_cost IS NOT NULL
-   AND a."timestamp" >= :since AND a."timestamp" < :until
-   AND EXISTS (SELECT FROM credit_posting AS p WHERE p.organization_id = a.organization_id
-                  AND p.credit_addition_id = a.id AND p.kind = 'addition')
-   AND NOT EXISTS (SELECT FROM invoice_basis AS b JOIN invoice AS i ON i.id = b.invoice_id
-                    WHERE i.status = 'finalized' AND b.credit_addition_id = a.id)
- ORDER BY a."timestamp", a.id""")
+ WHERE s.id = ANY(cast(:ids AS bigint[]))""")
+_NAMES = {
+    "tenant": text("SELECT id, name FROM tenant WHERE id = ANY(cast(:ids AS bigint[]))"),
+    "service": text("SELECT id, name FROM service WHERE id = ANY(cast(:ids AS bigint[]))"),
+    "addition": text("SELECT id, remark AS name FROM credit_addition WHERE id = ANY(cast(:ids AS bigint[]))"),
+}
+_CARRIED = text("""
+SELECT l.basis, sum(l.exact - l.amount) AS rest
+  FROM invoice AS i JOIN invoice_line AS l ON l.invoice_id = i.id AND l.exact IS NOT NULL
+ WHERE i.organization_id = :organization AND i.status = 'finalized'
+ GROUP BY 1 HAVING sum(l.exact - l.amount) <> 0""")
 _CONSUMED = text("""
 SELECT coalesce(sum(credits - billed_credits), 0)::bigint FROM usage_daily
- WHERE organization_id = :organization AND day >= :since_day AND day < :until_day""")
-# All units of a month count for their place in it, also those billed before `since`.
-_USES = text("""
-SELECT t.service_id, coalesce(s.name, 'service ' || t.service_id) AS name,
-       date_trunc('month', t.day)::date AS month, t.unit_price,
-       t.unit_price = 0.000000001 AS in_money, sum(t.billed_quantity)::bigint AS billed,
-       coalesce(sum(t.quantity - t.billed_quantity)
-                FILTER (WHERE t.day >= :since_day AND t.day < :until_day), 0)::bigint AS units
-  FROM usage_tier AS t LEFT JOIN service AS s ON s.id = t.service_id
- WHERE t.organization_id = :organization AND t.day >= date_trunc('month', cast(:since_day AS date))
-   AND t.day < date_trunc('month', cast(:until_day AS date)) + interval '1 month'
- GROUP BY t.service_id, s.name, date_trunc('month', t.day), t.unit_price
- ORDER BY month, t.service_id, min(t.first_unit), t.unit_price""")
+ WHERE organization_id = :organization AND day < :until_day AND credits <> billed_credits""")
+# How many units of each month were billed: all of it counts for their place in it.
+_UNITS_BEFORE = text("""
+SELECT service_id, date_trunc('month', period_start, 'UTC')::date AS month, sum(quantity)::bigint AS units
+  FROM charge
+ WHERE organization_id = :organization AND kind = 'usage' AND invoice_id IS NOT NULL
+   AND unit_price <> 0.000000001 AND reason NOT IN ('credited', 'credit_void')
+   AND period_start >= cast(cast(:since AS date) AS timestamp) AT TIME ZONE 'UTC'
+ GROUP BY 1, 2""")
+
+# Units of events that were told within a period, and used before it.
+_USED_BEFORE = text("""
+SELECT e.service_id, sum(f.usage_amount)::bigint AS units
+  FROM use_event AS e JOIN feature_usage AS f ON f.request_id = e.request_id
+   AND f.organization_id = e.organization_id
+ WHERE e.organization_id = :organization AND f."timestamp" < :until_day
+   AND f."timestamp" >= :start AND e.used_at < :start
+ GROUP BY 1 HAVING sum(f.usage_amount) > 0""")
 
 
-def read_facts(connection: Connection, organization_id: int, start: date, end: date) -> tuple[Facts, str]:
-    """The facts of the days from `start` to `end` (not included), and the organization's name."""
-    here: dict[str, Any] = {"organization": organization_id, "start": start}
+def read_facts(
+    connection: Connection, organization_id: int, start: date, end: date, charges: Sequence[Charge]
+) -> tuple[Facts, date]:
+    """Charges up to `end` (not included) with all that is said of them, and the first day of the uses
+    behind them.
+    """
+    here: dict[str, Any] = {"organization": organization_id, "start": start, "until_day": end}
     organization = connection.execute(_ORGANIZATION, here).one()
-    since = connection.execute(_SINCE, here).scalar_one()
-    here |= {
-        "since": midnight(since),
-        "until": midnight(end),
-        "since_day": since,
-        "until_day": end,
-    }
     facts = Facts(
         currency=organization.currency,
         tax_rate=organization.tax_rate,
-        since=since,
         until=end,
-        fees=_fees(connection, here),
-        overages=_overages(connection, here),
-        purchases=[
-            Purchase(row.id, row.day, row.credits_added, row.unit_cost, row.remark or "")
-            for row in connection.execute(_PURCHASES, here)
-        ],
+        charges=charges,
         credits_consumed=connection.execute(_CONSUMED, here).scalar_one(),
-        uses=_uses(connection, here),
+        fees=_fees(connection, charges),
+        tenants=_names(connection, "tenant", {charge.tenant_id for charge in charges}),
+        services=_names(connection, "service", {charge.service_id for charge in charges}),
+        remarks=_names(
+            connection, "addition", {charge.source_id for charge in charges if charge.source == ADDITION}
+        ),
+        carried=carried(connection, organization_id),
+        units_before=_units_before(connection, here, charges),
+        since=start,
+        used_before=_used_before(connection, organization_id, start, end, charges),
     )  # fmt: skip
-    return facts, organization.name
+    return facts, connection.execute(_SINCE, here).scalar_one()
 
 
-def _fees(connection: Connection, here: Mapping[str, Any]) -> list[Fee]:
-    billed: dict[int, list[tuple[date, date, int]]] = {}
-    for row in connection.execute(_BILLED_DAYS, here):
-        billed.setdefault(row.segment_id, []).append((row.start_date, row.end_date, row.sign))
-    return [
-        Fee(segment_of(row), row.name, covered(billed.get(row.id, ())))
-        for row in connection.execute(_SEGMENTS, here)
-    ]
+def carried(connection: Connection, organization_id: int) -> Mapping[str, Decimal]:
+    """What each basis was billed exactly, less what its lines came to."""
+    return {row.basis: row.rest for row in connection.execute(_CARRIED, {"organization": organization_id})}
 
 
-def _overages(connection: Connection, here: Mapping[str, Any]) -> list[Overage]:
-    return [
-        Overage(
-            tenant_id=row.tenant_id,
-            tenant=row.name,
-            cycle=row.cycle,
-            began=row.began.astimezone(UTC).date() if row.began else None,
-            tokens=row.tokens,
-            billed=int(row.billed),
-            unit_price=Decimal(row.unit_price),
-        )
-        for row in connection.execute(_OVERAGES, here)
-    ]
+def _fees(connection: Connection, charges: Sequence[Charge]) -> dict[int, Fee]:
+    ids = sorted({charge.source_id for charge in charges if charge.source == SEGMENT and charge.source_id})
+    found = connection.execute(_FEES, {"ids": ids}) if ids else ()
+    return {row.id: Fee(segment_of(row), row.name) for row in found}
 
 
-def _uses(connection: Connection, here: Mapping[str, Any]) -> list[Use]:
-    found = connection.execute(_USES, here).all()
-    rows = sorted(found, key=lambda row: (row.month, row.service_id, row.in_money))  # else as they are
-    return [
-        Use(
-            service_id, of_month[0].name, month, sum(row.billed for row in of_month),
-            tuple(Portion(at, row.units, row.unit_price) for at, row in enumerate(of_month) if row.units),
-        )
-        for (month, service_id), of_month in (
-            (key[:2], list(group))
-            for key, group in groupby(rows, key=lambda row: (row.month, row.service_id, row.in_money))
-        )
-    ]  # fmt: skip
+def _names(connection: Connection, what: str, ids: set[int | None]) -> dict[int, str]:
+    wanted = sorted(id_ for id_ in ids if id_)
+    found = connection.execute(_NAMES[what], {"ids": wanted}) if wanted else ()
+    return {row.id: row.name for row in found if row.name}
+
+
+def _units_before(
+    connection: Connection, here: Mapping[str, Any], charges: Sequence[Charge]
+) -> dict[tuple[int | None, date], int]:
+    days = [charge.day for charge in charges if charge.source == UNITS]
+    if not days:
+        return {}
+    rows = connection.execute(_UNITS_BEFORE, {**here, "since": min(days).replace(day=1)})
+    return {(row.service_id, row.month): row.units for row in rows}
+
+
+def _used_before(
+    connection: Connection, organization_id: int, start: date, end: date, charges: Sequence[Charge]
+) -> dict[int | None, int]:
+    if not any(charge.source == UNITS for charge in charges):
+        return {}
+    here = {"organization": organization_id, "start": midnight(start), "until_day": midnight(end)}
+    return {row.service_id: row.units for row in connection.execute(_USED_BEFORE, here)}

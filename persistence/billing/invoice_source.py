@@ -7,20 +7,24 @@ from typing import Any
 from sqlalchemy import ColumnElement, Text, bindparam, case, cast, func, literal_column, select
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
-from gateway.core.billing.pricing import MINOR_DIGITS, MINOR_DIGITS_USUAL
+from gateway.core.billing.currencies import MINOR_DIGITS, MINOR_DIGITS_USUAL
 from persistence.subject import Subject, json_of
-from persistence.tables.billing import invoice, invoice_line
+from persistence.tables.billing import invoice, invoice_line, payment
 
-_digits = case(dict(MINOR_DIGITS), value=invoice.c.currency, else_=MINOR_DIGITS_USUAL)
+
+def money(amount: ColumnElement[Any], currency: ColumnElement[Any]) -> ColumnElement[Any]:
+    """An amount in the decimals of its currency."""
+    digits = case(dict(MINOR_DIGITS), value=currency, else_=MINOR_DIGITS_USUAL)
+    return func.round(amount, digits)
 
 
 def _paid(amount: ColumnElement[Any]) -> ColumnElement[Any]:
-    return func.round(amount, _digits)
+    return money(amount, invoice.c.currency)
 
 
 _of = invoice_line.c
 _line = json_of(
-    _of.position, _of.kind, _of.description, _of.service_id, _of.tenant_id,
+    _of.position, _of.kind, _of.description, _of.service_id, _of.service, _of.tenant_id, _of.tenant,
     func.trim_scale(_of.quantity).label("quantity"), cast(_of.unit_price, Text).label("unit_price"),
     cast(_paid(_of.amount), Text).label("amount"), _of.corrects_position,
 )  # fmt: skip
@@ -34,11 +38,35 @@ _lines = (
 )
 _tax = select(func.coalesce(func.sum(_of.amount), 0)).where(_of_invoice, _of.kind == "tax").scalar_subquery()
 
+# Money that came in for an invoice, less what went back; and what that and credit notes leave to pay.
+_note = invoice.alias("note")
+PAID = (
+    select(func.coalesce(func.sum(payment.c.amount), 0))
+    .where(payment.c.invoice_id == invoice.c.id)
+    .correlate(invoice)
+    .scalar_subquery()
+)
+_credited = (
+    select(func.coalesce(func.sum(_note.c.total_amount), 0))
+    .where(_note.c.corrects_id == invoice.c.id, _note.c.status == "finalized")
+    .correlate(invoice)
+    .scalar_subquery()
+)
+REST = invoice.c.total_amount + _credited - PAID
+_is_payable = invoice.c.payment_status.is_not(None)
+
 _HEAD = select(
-    *(column for column in invoice.c if column.name != "total_amount"),
+    *(column for column in invoice.c if column.name not in {"total_amount", "document"}),
+    *(invoice.c.document[name].label(name) for name in ("seller", "buyer")),
+    *(
+        func.coalesce(invoice.c.document[name], literal_column("'[]'::jsonb")).label(name)
+        for name in ("notes", "corrects")
+    ),
     _paid(invoice.c.total_amount).label("total_amount"),
     _paid(invoice.c.total_amount - _tax).label("subtotal"),
     _paid(_tax).label("tax"),
+    case((_is_payable, _paid(PAID))).label("amount_paid"),
+    case((_is_payable, _paid(REST))).label("amount_due"),
 )
 SOURCE = _HEAD.add_columns(_lines.label("lines"))
 

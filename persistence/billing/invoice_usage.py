@@ -21,30 +21,31 @@ from gateway.errors import NotFound
 ROWS_A_BATCH = 2_000
 
 _INVOICE = text("""
-SELECT i.id, i.organization_id, i.period_start, i.period_end, i.covers, i.finalized_at, i.kind,
-       coalesce((SELECT min(o.period_start) FROM invoice AS o WHERE o.organization_id = i.organization_id
-                    AND o.kind = 'invoice' AND o.status = 'finalized'), i.period_start) AS first_day
+SELECT i.id, i.organization_id, i.period_start, i.period_end, i.covers, i.finalized_at, i.corrects_id,
+       i.source,
+       coalesce((SELECT min(u.day) FROM usage_daily AS u WHERE u.organization_id = i.organization_id),
+                i.period_start) AS first_day
   FROM invoice AS i WHERE i.id = :id""")
 _BEFORE = text("""
 SELECT o.period_end, o.covers FROM invoice AS o
- WHERE o.organization_id = :organization AND o.kind = 'invoice' AND o.status = 'finalized' AND o.id <> :id
+ WHERE o.organization_id = :organization AND o.corrects_id IS NULL AND o.status = 'finalized' AND o.id <> :id
    AND o.covers IS NOT NULL AND o.finalized_at < coalesce(cast(:finalized_at AS timestamptz), 'infinity')""")
 _TENANTS = text("SELECT id FROM tenant WHERE organization_id = :organization ORDER BY id")
 
 _TOKENS = """
-SELECT 'tokens' AS kind, l.created_at AS at, l.tenant_id, s.key AS service, l.amount AS quantity, l.seq,
-       l.request_id, u.external_id AS user, NULL::bigint AS content_id, NULL::bigint AS project_id,
-       NULL AS feature_version, l.metadata->>'model' AS model
+SELECT 'tokens' AS kind, l.created_at AS at, l.tenant_id, t.name AS tenant, s.key AS service,
+       l.amount AS quantity, l.seq, l.request_id, u.external_id AS user, NULL::bigint AS content_id,
+       NULL::bigint AS project_id, NULL AS feature_version, l.metadata->>'model' AS model
   FROM token_ledger AS l LEFT JOIN service AS s ON s.id = l.service_id
-  LEFT JOIN app_user AS u ON u.id = l.user_id
+  LEFT JOIN app_user AS u ON u.id = l.user_id LEFT JOIN tenant AS t ON t.id = l.tenant_id
  WHERE l.tenant_id = :owner AND l.transaction_type = 'consume' AND l.created_at >= :since
    AND l.created_at < :until AND l.seq > :after AND l.seq <= :upto ORDER BY l.seq"""
 _USES = """
-SELECT {kind} AS kind, l."timestamp" AS at, l.tenant_id, s.key AS service, {amount} AS quantity, l.seq,
-       l.request_id, u.external_id AS user, l.content_id, l.project_id, l.feature_version,
-       l.metadata->>'model' AS model
+SELECT {kind} AS kind, l."timestamp" AS at, l.tenant_id, t.name AS tenant, s.key AS service,
+       {amount} AS quantity, l.seq, l.request_id, u.external_id AS user, l.content_id, l.project_id,
+       l.feature_version, l.metadata->>'model' AS model
   FROM {ledger} AS l LEFT JOIN service AS s ON s.id = l.feature_id
-  LEFT JOIN app_user AS u ON u.id = l.user_id
+  LEFT JOIN app_user AS u ON u.id = l.user_id LEFT JOIN tenant AS t ON t.id = l.tenant_id
  WHERE l.organization_id = :owner AND l."timestamp" >= :since
    AND l."timestamp" < :until AND l.seq > :after AND l.seq <= :upto ORDER BY l.seq"""
 # Of use at cost the quantity is money.
@@ -74,7 +75,7 @@ class InvoiceUsage:
             invoice = (await connection.execute(_INVOICE, {"id": invoice_id})).first()
             if invoice is None:
                 raise NotFound
-            if invoice.kind != "invoice":
+            if invoice.corrects_id is not None or invoice.source is not None:
                 return
             here = {
                 "organization": invoice.organization_id,

@@ -6,6 +6,7 @@ What its kinds of tokens weigh is in the catalogue, which every gateway has.
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import cast
 
 from sqlalchemy import func
 
@@ -13,6 +14,7 @@ from gateway.core.accounts.administration import Row
 from gateway.core.accounts.definitions import CATALOGUE_ACCOUNT
 from gateway.core.accounts.plan_terms import TERMS
 from gateway.core.accounts.weights import WEIGHTED_PLANS_MAX
+from gateway.core.accounts.zones import wrong_calendar
 from gateway.errors import Unprocessable
 from persistence import crud
 from persistence.subject import THIS, Change, Subject, live
@@ -40,8 +42,16 @@ def define(change: Change, row: Row) -> None:
         change.intend(accounts, "define", {}, organization_id=organization_id)
 
 
-def check_weights(change: Change, _: Row) -> None:
-    """`Unprocessable` where more plans have weights than gateways carry."""
+def check_row(change: Change, row: Row) -> None:
+    """`Unprocessable` where cycles begin on no day, or more plans have weights than gateways carry."""
+    interval, zone, anchor = (row[name] for name in ("reset_interval", "time_zone", "anchor_day"))
+    errors = tuple(wrong_calendar(str(interval), str(zone), cast("int | None", anchor)))
+    if errors:
+        raise Unprocessable(errors=errors)
+    _check_weights(change)
+
+
+def _check_weights(change: Change) -> None:
     if not change.command.values.get(WEIGHTS):
         return
     weighing = live(token_plan, func.count()).where(token_plan.c.weights != {})
@@ -61,7 +71,7 @@ SUBJECT = Subject(
             subscription_plan.c.token_plan_id == THIS
         ),
     },
-    check_row=check_weights,
+    check_row=check_row,
     define=define,
     defining=frozenset({WEIGHTS, *(one.name for one in TERMS)}),
 )

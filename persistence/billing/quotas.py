@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from sqlalchemy import case, func, insert, literal, select, update
+from sqlalchemy import case, func, insert, literal, select, text, update
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.plan_terms import plan_payload
+from gateway.errors import Conflict
 from persistence.billing.plans import plan_in_force
 from persistence.subject import Change, Subject, id_in, lock, require
+from persistence.tables.billing import organization_subscription
 from persistence.tables.people import tenant, tenant_quota, token_plan
 
+# Of tenants that have the plan of a subscription, not one of their own.
+_negotiated = (
+    select(organization_subscription.c.overage_unit_price)
+    .where(
+        organization_subscription.c.organization_id == tenant.c.organization_id,
+        tenant.c.plan_id.is_(None),
+        tenant.c.inherited_plan_id.is_not(None),
+    )
+    .scalar_subquery()
+)
+# Tenants that used more of the plan they leave than the next one has, which would forgive it.
+_LEFT_WITH = text("""
+SELECT least(q.tokens_used, b.total_amount) AS used, a.total_amount AS total
+  FROM subscription_plan AS p JOIN token_plan AS a ON a.id = p.token_plan_id AND a.overage_policy = 'block'
+ CROSS JOIN subscription_plan AS o LEFT JOIN token_plan AS b ON b.id = o.token_plan_id
+  JOIN tenant AS t ON t.organization_id = :organization AND t.deleted_at IS NULL AND t.plan_id IS NULL
+  JOIN tenant_quota AS q ON q.tenant_id = t.id
+ WHERE p.id = :after AND o.id = :before AND least(q.tokens_used, b.total_amount) > a.total_amount
+ LIMIT 1""")
 _never_moved = func.coalesce(tenant_quota.c.last_seq, 0) == 0
 
 
@@ -43,7 +64,25 @@ def _move(change: Change, tenant_id: int, organization_id: int, values: Row) -> 
         select(tenant_quota.c.anchor).where(tenant_quota.c.tenant_id == tenant_id)
     ).scalar_one()
     payload = plan_payload(dict(found) if found else None, anchor=anchor)
-    change.intend([f"tenant:{tenant_id}"], "plan", payload, organization_id=organization_id)
+    # What its organization negotiated goes with the plan: what is owed beyond it is read from here.
+    price = change.connection.execute(select(_negotiated).where(here)).scalar_one()
+    priced = {} if price is None else {"overage_unit_price": f"{price:f}"}
+    change.intend([f"tenant:{tenant_id}"], "plan", payload | priced, organization_id=organization_id)
+
+
+def refuse_unpaid_use(change: Change, row: Row, plan_id: int) -> None:
+    """Keep a big plan's tokens from being used for the price of its days: a smaller one waits for the period.
+
+    Not where what is beyond the smaller plan is owed, by money or by the next cycle.
+    """
+    found = change.connection.execute(
+        _LEFT_WITH, {"organization": row["organization_id"], "before": row["plan_id"], "after": plan_id}
+    ).first()
+    if found is not None:
+        raise Conflict(
+            f"{found.used} tokens of this cycle are used, and the plan has {found.total} and no price"
+            " for more: change it when the period ends."
+        )
 
 
 def open_account(change: Change, tenant_id: int) -> None:

@@ -16,34 +16,43 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from gateway.core.accounts.administration import Row
 from gateway.core.billing import subscription as rules
-from gateway.core.billing.subscription import Segment, Subscription
+from gateway.core.billing.subscription import Segment, Subscription, Terms
 from gateway.errors import Conflict, Unprocessable
-from persistence.billing import quotas
+from persistence.billing import charges, quotas
+from persistence.billing.segments import segment_of
 from persistence.subject import Change, Subject, add, day_in, id_in, json_of, lock, require
 from persistence.tables.billing import organization_subscription, subscription_plan, subscription_segment
 from persistence.tables.people import organization, tenant
 
-COSTS = {"monthly": "monthly_cost", "annual": "annual_cost"}
+# What a cycle costs: a plan's price, and how many times. A quarter is three months.
+COSTS = {"monthly": ("monthly_cost", 1), "quarterly": ("monthly_cost", 3), "annual": ("annual_cost", 1)}
+# What is agreed when it begins, and stays for all of it.
+AGREED = ("billing", "trial_end", "discount_rate", "discount_end", "minimum_commitment")
+NEGOTIATED = ("negotiated_cost", "overage_unit_price")
 
 
 def create(change: Change) -> Row:
     """Subscribe an organization; one whose subscription is over gets a new one in its place."""
     values = change.command.values
     organization_id, plan_id = id_in(values, "organization_id"), id_in(values, "plan_id")
-    start, end = day_in(values, "start_date"), day_in(values, "end_date")
+    start, end = day_in(values, "start_date"), _end_in(values)
     _hold_organization(change, organization_id)
     require(change)
-    if end <= start:
-        raise Unprocessable(errors=(("end_date", "must be after start_date"),))
+    _require_currency(change, organization_id, plan_id)
+    _check_days(values, start, end)
     interval = str(values.get("billing_interval") or "monthly")
-    begun = rules.begin(plan_id, interval, _cost(change, plan_id, interval), start, end)
+    agreed = {name: values.get(name) for name in AGREED}
+    terms = Terms(**agreed)  # type: ignore[arg-type]  # as the Admin API has checked them
+    negotiated = values.get("negotiated_cost")
+    cost = _cost(change, plan_id, interval) if negotiated is None else Decimal(str(negotiated))
+    begun = rules.agree(rules.begin(plan_id, interval, cost, start, end), terms)
     old = change.connection.execute(
         select(organization_subscription).where(
             organization_subscription.c.organization_id == organization_id
         )
     ).first()
     if old is None:
-        row_id = add(change, billing_interval=interval)
+        row_id = add(change, billing_interval=interval, end_date=end)
     else:
         begun_once = old.end_date > old.start_date
         if begun_once and old.end_date > change.today:
@@ -51,6 +60,9 @@ def create(change: Change) -> Row:
         if begun_once and start < old.end_date:
             raise Unprocessable(errors=(("start_date", f"the last subscription ended on {old.end_date}"),))
         row_id = int(old.id)
+        renewed = {name: values.get(name) for name in (*AGREED, *NEGOTIATED)}
+        here = organization_subscription
+        change.connection.execute(update(here).where(here.c.id == row_id).values(renewed))
     return _keep(change, row_id, organization_id, begun)
 
 
@@ -59,10 +71,12 @@ def change_plan(change: Change) -> Row:
     row = _held(change)
     require(change)
     plan_id = id_in(change.command.values, "plan_id")
+    _require_currency(change, id_in(row, "organization_id"), plan_id)
     subscription = _subscription(change, row)
     if plan_id == subscription.current.plan_id:
         raise Conflict("The subscription is on this plan already.")
     if change.command.values.get("when", "now") == "now":
+        quotas.refuse_unpaid_use(change, row, plan_id)
         cost = _cost(change, plan_id, subscription.current.interval)
         changed = rules.change_now(subscription, plan_id, cost, change.today)
     else:
@@ -80,9 +94,9 @@ def cancel(change: Change) -> Row:
 def extend(change: Change) -> Row:
     """Move the end; the only field that may be set by hand."""
     row = _held(change)
-    end = day_in({**row, **change.command.values}, "end_date")
-    if end == row["end_date"] and row["cancel_at"] is None:
-        return row
+    end = _end_in({**row, **change.command.values})
+    if end == _end_in(row) and row["cancel_at"] is None:
+        return change.fetch()
     return _kept(change, row, rules.extend(_subscription(change, row), end, change.today))
 
 
@@ -155,6 +169,24 @@ def _held(change: Change) -> Row:
     return lock(change)
 
 
+def _end_in(values: Row) -> date:
+    """The day it ends; without one it renews."""
+    return rules.NO_END if values.get("end_date") is None else day_in(values, "end_date")
+
+
+def _check_days(values: Row, start: date, end: date) -> None:
+    """Refuse days that lie outside of it, and an end of a discount that there is not."""
+    errors = [("end_date", "must be after start_date")] if end <= start else []
+    for name in ("trial_end", "discount_end"):
+        day = values.get(name)
+        if isinstance(day, date) and not start < day <= end:
+            errors.append((name, "must be after start_date, and not after end_date"))
+    if values.get("discount_end") is not None and values.get("discount_rate") is None:
+        errors.append(("discount_end", "needs a discount_rate"))
+    if errors:
+        raise Unprocessable(errors=tuple(errors))
+
+
 def _kept(change: Change, row: Row, subscription: Subscription) -> Row:
     return _keep(change, change.row_id, id_in(row, "organization_id"), subscription)
 
@@ -178,6 +210,7 @@ def _keep(change: Change, row_id: int, organization_id: int, subscription: Subsc
     change.connection.execute(update(here).where(here.c.id == row_id).values(values))
     for segment in subscription.segments:
         _keep_segment(change, organization_id, segment)
+    charges.accrue_fees(change.connection, organization_id, change.today)
     _define(change, organization_id)
     return change.fetch(row_id)
 
@@ -202,6 +235,7 @@ def _keep_segment(change: Change, organization_id: int, segment: Segment) -> Non
             anchor_date=segment.anchor,
             start_date=segment.start,
             end_date=segment.end,
+            **{name: getattr(segment.terms, name) for name in AGREED},
         )
     )
 
@@ -218,22 +252,28 @@ def _subscription(change: Change, row: Mapping[str, Any]) -> Subscription:
     return Subscription(segments, row["next_plan_id"], row["change_at"], row["cancel_at"])
 
 
-def segment_of(row: Any) -> Segment:
-    """A row of `subscription_segment` as the rules see it."""
-    span = (row.anchor_date, row.start_date, row.end_date)
-    return Segment(row.plan_id, row.billing_interval, row.cost, *span, row.id)
+def _require_currency(change: Change, organization_id: int, plan_id: int) -> None:
+    """`Unprocessable` where a plan costs what the organization does not pay in: nothing is converted."""
+    pays, costs = organization.c, subscription_plan.c
+    found = select(pays.currency, costs.currency.label("plan")).where(
+        pays.id == organization_id, costs.id == plan_id, pays.currency != costs.currency
+    )
+    if other := change.connection.execute(found).first():
+        wrong = f"costs {other.plan}, and the organization pays in {other.currency}"
+        raise Unprocessable(errors=(("plan_id", wrong),))
 
 
 def _cost(change: Change, plan_id: int, interval: str) -> Decimal:
-    column = subscription_plan.c[COSTS[interval]]
+    name, times = COSTS[interval]
+    column = subscription_plan.c[name]
     found = change.connection.execute(select(column).where(subscription_plan.c.id == plan_id))
-    return Decimal(found.scalar_one())
+    return Decimal(found.scalar_one()) * times
 
 
 _term = subscription_segment.c
 _segment = json_of(
     _term.plan_id, _term.billing_interval, cast(func.round(_term.cost, 9), Text).label("cost"),
-    _term.start_date, _term.end_date,
+    _term.start_date, func.nullif(_term.end_date, rules.NO_END).label("end_date"),
 )  # fmt: skip
 _segments = (
     select(func.jsonb_agg(aggregate_order_by(_segment, _term.id)))
@@ -243,7 +283,11 @@ _segments = (
 
 SUBJECT = Subject(
     organization_subscription,
-    source=select(organization_subscription, _segments.label("segments")),
+    source=select(
+        *(column for column in organization_subscription.c if column.name != "end_date"),
+        func.nullif(organization_subscription.c.end_date, rules.NO_END).label("end_date"),
+        _segments.label("segments"),
+    ),
     verbs={
         "create": create,
         "change": change_plan,

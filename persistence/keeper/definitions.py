@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from itertools import groupby
 from typing import Any
 
 from sqlalchemy import RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.core.accounts.budget_terms import read_budget
+from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.definitions import (
     CATALOGUE_ACCOUNT,
     PRICES_ACCOUNT,
@@ -34,6 +37,7 @@ from gateway.core.accounts.weights import millionths
 from gateway.core.billing.price_book import read_price
 from gateway.core.billing.pricing import read_pricing
 from gateway.core.model import Limits, Service
+from gateway.core.moments import ms_of
 from persistence.resources.prices import in_force
 
 MICRO = Decimal(1_000_000)
@@ -92,6 +96,9 @@ SELECT s.id, s.key, s.credits, s.service_type, s.counts_tokens, s.pricing, s.ups
 _WEIGHTS = """
 SELECT id, weights FROM token_plan WHERE weights <> '{}' AND deleted_at IS NULL ORDER BY id"""
 
+_BUDGETS = """
+SELECT * FROM budget WHERE organization_id = ANY(:ids) AND deleted_at IS NULL ORDER BY organization_id, id"""
+
 
 async def of_account(connection: AsyncConnection, account: str) -> tuple[Definition, ...]:
     """The definition an account name stands for; empty where there is none any more."""
@@ -118,6 +125,8 @@ async def organizations(
     connection: AsyncConnection, where: str, values: Mapping[str, Any]
 ) -> list[OrganizationAccount]:
     """Organizations with their credit and spend accounts."""
+    found = await _rows(connection, _ORGANIZATIONS, where, values)
+    budgets = await budgets_of(connection, [row["id"] for row in found])
     return [
         OrganizationAccount(
             definition=OrganizationDefinition(
@@ -125,7 +134,7 @@ async def organizations(
                 limits=_limits(row["limits"]),
                 credit_limit=row["credit_limit"],
                 cap=None if row["spend_cap"] is None else int(row["spend_cap"] * MICRO),
-                terms=_organization_terms(row),
+                terms=_organization_terms(row, budgets.get(row["id"], ())),
             ),
             balance=row["credit_balance"],
             ahead=row["credit_ahead"],
@@ -139,12 +148,13 @@ async def organizations(
                 for service_id, activated, quantity, in_money in row["uses"] or ()
             ),
         )
-        for row in await _rows(connection, _ORGANIZATIONS, where, values)
+        for row in found
     ]
 
 
 async def tenants(connection: AsyncConnection, where: str, values: Mapping[str, Any]) -> list[TenantAccount]:
     """Tenants with their token accounts."""
+    at_ms = now_ms()
     return [
         TenantAccount(
             definition=TenantDefinition(
@@ -152,7 +162,7 @@ async def tenants(connection: AsyncConnection, where: str, values: Mapping[str, 
                 organization_id=row["organization_id"],
                 limits=_limits(row["limits"]),
                 user_limits=_limits(row["user_limits"]),
-                terms=read_terms(dict(row)),
+                terms=read_terms(dict(row), at_ms),
                 has_ledger=row["last_seq"] > 0,
             ),
             remaining=row["tokens_remaining"],
@@ -160,8 +170,8 @@ async def tenants(connection: AsyncConnection, where: str, values: Mapping[str, 
             cycle=row["cycle"] or 0,
             total=row["total"],
             manual_block=bool(row["manual_block"]),
-            last_reset_ms=_ms(row["last_reset"]),
-            next_reset_ms=_ms(row["next_reset_at"]),
+            last_reset_ms=ms_of(row["last_reset"]),
+            next_reset_ms=ms_of(row["next_reset_at"]),
             seq=row["last_seq"],
             epoch=row["epoch"],
             granted=row["tokens_granted"] or 0,
@@ -182,7 +192,7 @@ async def keys(connection: AsyncConnection, where: str, values: Mapping[str, Any
             user=row["user"] or "",
             models=None if row["models"] is None else frozenset(row["models"]),
             revoked=row["revoked_at"] is not None,
-            expires_ms=_ms(row["expires_at"]),
+            expires_ms=ms_of(row["expires_at"]),
             user_header=row["user_header"],
         )
         for row in await _rows(connection, _KEYS, where, values)
@@ -226,6 +236,17 @@ async def prices(connection: AsyncConnection) -> PricesDefinition:
     return PricesDefinition(tuple(read_price(dict(row)) for row in rows))
 
 
+async def budgets_of(
+    connection: AsyncConnection, organization_ids: Sequence[int]
+) -> dict[int, tuple[Budget, ...]]:
+    """Budgets by whose they are."""
+    rows = (await connection.execute(text(_BUDGETS), {"ids": list(organization_ids)})).mappings().all()
+    return {
+        organization_id: tuple(read_budget(dict(row)) for row in its)
+        for organization_id, its in groupby(rows, lambda row: row["organization_id"])
+    }
+
+
 async def _rows(
     connection: AsyncConnection, query: str, where: str, values: Mapping[str, Any]
 ) -> Sequence[RowMapping]:
@@ -236,7 +257,7 @@ def _limits(document: Mapping[str, int] | None) -> Limits:
     return Limits(**(document or {}))
 
 
-def _organization_terms(row: RowMapping) -> OrganizationTerms:
+def _organization_terms(row: RowMapping, budgets: tuple[Budget, ...]) -> OrganizationTerms:
     subscription = row["subscription"] or {"features": (), "since": 0, "until": 0}
     return OrganizationTerms(
         negotiated=tuple(
@@ -248,8 +269,10 @@ def _organization_terms(row: RowMapping) -> OrganizationTerms:
         until_ms=int(subscription["until"]),
         subscribed=row["subscribed"],
         currency=row["currency"],
+        budgets=budgets,
     )
 
 
-def _ms(moment: datetime | None) -> int:
-    return 0 if moment is None else round(moment.timestamp() * 1000)
+def now_ms() -> int:
+    """The time at which a zone's clocks are told."""
+    return ms_of(datetime.now(UTC))

@@ -93,7 +93,8 @@ async def _write(connection: AsyncConnection, row: RowMapping) -> ControlWrite:
         assert account.startswith("organization:"), account
         organization_id = int(account.partition(":")[2])
     if verb == "plan":
-        terms = read_terms({_BEFORE.get(name, name): value for name, value in payload.items()})
+        stated = {_BEFORE.get(name, name): value for name, value in payload.items()}
+        terms = read_terms(stated, definitions.now_ms())
     return ControlWrite(
         id=str(row["id"]),
         position=int(row["position"]),

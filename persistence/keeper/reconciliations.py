@@ -11,10 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.core.integrity.reconciliation import LedgerAccount, Owner
 from gateway.core.integrity.verified import AccountHead
+from persistence.keeper.budget_uses import BudgetUses
 
 _OWNERS = """
 SELECT o.id, coalesce(array_agg(t.id ORDER BY t.id) FILTER (WHERE t.id IS NOT NULL), '{{}}') AS tenants
@@ -118,11 +119,8 @@ _READS = {
 }
 
 
-class Accounts:
+class Accounts(BudgetUses):
     """Every account, read only."""
-
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
 
     async def owners(self, after: int, count: int) -> list[Owner]:
         """Organizations by id, with their tenants."""

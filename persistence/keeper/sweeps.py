@@ -19,7 +19,8 @@ SELECT q.tenant_id, t.organization_id FROM tenant_quota AS q JOIN tenant AS t ON
 _CHARGED = text("""
 SELECT request, sum(tokens)::bigint AS weighed, sum(credits)::bigint AS credits, sum(units)::bigint AS units,
        bool_or(reclaimed) AS reclaimed, sum(carried)::bigint AS over,
-       (SELECT max(c.tokens) FROM call AS c WHERE c.request_id = cast(request AS uuid)) AS tokens
+       (SELECT max(c.tokens) FROM call AS c WHERE c.request_id = cast(request AS uuid)) AS tokens,
+       (SELECT max(c.cost) FROM call AS c WHERE c.request_id = cast(request AS uuid)) AS money
   FROM (
     SELECT request_id::text AS request, CASE direction WHEN 'OUT' THEN amount ELSE -amount END AS tokens,
            0 AS credits, 0 AS units, metadata->'reclaimed' IS NOT NULL AS reclaimed, 0 AS carried
@@ -35,6 +36,10 @@ SELECT request, sum(tokens)::bigint AS weighed, sum(credits)::bigint AS credits,
     SELECT k.request, 0, -a.credits_added, 0, NULL, 0
       FROM unnest(cast(:ids AS text[]), cast(:refunds AS uuid[])) AS k (request, refund)
       JOIN credit_addition AS a ON a.control_write_id = k.refund
+    UNION ALL  -- what moved budgets alone, or nothing; one that was taken back for nothing is not charged
+    SELECT request_id::text, 0, 0, 0, reason IS NOT DISTINCT FROM 'reclaimed', 0 FROM call
+     WHERE request_id = ANY(cast(:ids AS uuid[])) AND NOT refused
+       AND (reason IS DISTINCT FROM 'reclaimed' OR tokens <> 0 OR cost > 0)
   ) AS rows GROUP BY request""")
 # The intent and the addition it belongs to, both once.
 _REFUND = text("""
@@ -96,14 +101,15 @@ async def _told(connection: AsyncConnection, request_id: str, amount: int) -> No
         return
     after = (await connection.exec_driver_sql(statements.REFUND_CALL, values)).fetchone()
     assert after is not None, "its row is held"
-    hours: usage_rollup.Rollup = {}
-    usage_rollup.moved(before, after, hours)
-    rows = statements.columns_of(usage_rollup.rows_of(hours))
-    await connection.exec_driver_sql(usage_spans.ROLL_UP_CALLS, tuple(rows))
+    columns = usage_rollup.moved_columns([(before, after)])
+    await connection.exec_driver_sql(usage_spans.ROLL_UP_CALLS, columns)
 
 
 def _charged(row: Row[Any]) -> Charged:
     """What the ledgers say; how many tokens there were says the journal, where it has the call."""
     tokens = row.weighed if row.tokens is None else row.tokens
     weighed = None if tokens == row.weighed else row.weighed
-    return Charged(tokens, row.credits, row.units, bool(row.reclaimed), row.over, weighed)
+    return Charged(
+        tokens, row.credits, row.units, bool(row.reclaimed), row.over, weighed,
+        money=row.money or 0, raw_tokens=tokens, requests=1,
+    )  # fmt: skip

@@ -17,6 +17,7 @@ from gateway.core.accounts.definitions import (
 )
 from gateway.core.integrity.verified import Truth
 from persistence.keeper import definitions
+from persistence.keeper.budget_uses import BudgetUses
 from persistence.ledger.rows import is_uuid
 
 T = TypeVar("T")
@@ -51,11 +52,11 @@ ON CONFLICT (partition) DO UPDATE SET run_id = excluded.run_id,
        verified_at = excluded.verified_at, updated_at = excluded.updated_at""")
 
 
-class Truths:
+class Truths(BudgetUses):
     """Where the verifier reads."""
 
     def __init__(self, engine: AsyncEngine, partition_of: Callable[[int], int]) -> None:
-        self._engine = engine
+        super().__init__(engine)
         self._partition_of = partition_of
 
     async def truth(self, partitions: Sequence[int]) -> Truth:

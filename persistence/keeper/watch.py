@@ -18,6 +18,7 @@ SSL_REQUEST = (8).to_bytes(4) + (80_877_103).to_bytes(4)
 SSL_ANSWER_S_MAX = 5.0
 
 _DEAD = text("SELECT count(*) FROM dead_letter WHERE resolved_at IS NULL")
+_WAITING = text("SELECT count(*) FROM webhook_delivery WHERE state = 'pending'")
 _ENDS = text("""
 SELECT 'api_key', extract(epoch FROM min(expires_at)) FROM api_key
  WHERE revoked_at IS NULL AND expires_at > now()
@@ -30,6 +31,12 @@ async def dead_letters(engine: AsyncEngine) -> int:
     """Entries of the outbox that could not be read or stored, and are not dealt with."""
     async with engine.connect() as connection:
         return int(await connection.scalar(_DEAD) or 0)
+
+
+async def waiting_messages(engine: AsyncEngine) -> int:
+    """Messages to webhooks that are not delivered yet, nor given up."""
+    async with engine.connect() as connection:
+        return int(await connection.scalar(_WAITING) or 0)
 
 
 async def next_ends(engine: AsyncEngine) -> list[tuple[str, float]]:

@@ -129,6 +129,14 @@ def move(connection: Connection[Any], moves: Moves) -> None:
             connection.execute(statement, statements.columns_of(rows))
 
 
+def charge(connection: Connection[Any], moves: Moves) -> None:
+    """Charge what the stored movements make known: tokens beyond plans that ended, credits that were sold."""
+    if moves.beyond:
+        connection.execute(statements.CHARGE_TOKENS, (sorted(moves.beyond),))
+    if moves.granted:
+        connection.execute(statements.CHARGE_CREDITS, (sorted(moves.granted),))
+
+
 def set_status(connection: Connection[Any], status_changes: Iterable[Placed], moves: Moves) -> None:
     """Blocks and unblocks by hand: how a tenant stands after the last, unless it moved since."""
     last = {}

@@ -16,8 +16,8 @@ from psycopg import errors
 from gateway.core.accounts.ledger import moved
 from gateway.core.accounts.outbox import Batch
 from persistence.complaint import complaint
-from persistence.ledger.copying import Copies, Place, event_of
-from persistence.ledger.guard import Fault, Placed, storable
+from persistence.ledger.copying import Copies, Place
+from persistence.ledger.guard import Fault, Placed, event_of, storable
 
 SET_ASIDE = b'{"unreadable":true}'
 

@@ -15,10 +15,10 @@ from gateway.core.accounts.facts import (
     UNKNOWN_BYTES_MAX,
     CallFacts,
     facts_in,
-    tokens_in,
+    reclaimed_in,
 )
 from gateway.core.accounts.ledger import Event, EventKind, EventNote, attributed, in_money
-from gateway.core.billing.cost import KINDS
+from gateway.core.billing.vector import KINDS
 from gateway.core.model import INTEGER_MAX
 from persistence.ledger.guard import CREDITS, TOKENS, USAGE
 from persistence.ledger.rows import (
@@ -59,7 +59,7 @@ def call_row(event: Event, user_id: int | None) -> bytes:
         (
             _FIXED(
                 FIELDS, 8, event.organization_id, 8, event.tenant_id, 8, event.key_id,
-                8, (event.at_ms - EPOCH_MS) * 1000, 8, tokens, 8, credits_,
+                8, (used_at(event, facts) - EPOCH_MS) * 1000, 8, tokens, 8, credits_,
                 8, units, 8, facts.status, 8, facts.duration_ms, 1, facts.streamed, 1, facts.estimated,
                 *counted,
             ),
@@ -91,6 +91,19 @@ def facts_of(event: Event) -> CallFacts:
     return event.facts or facts_in(event.metadata)
 
 
+def used_at(event: Event, facts: CallFacts) -> int:
+    """When a call was, in ms: what did not pass the gateway says it itself, its account moved later."""
+    return facts.used_ms or event.at_ms
+
+
+def reclaimed_facts(event: Event, currency: str) -> CallFacts:
+    """What is known of a call that was taken back and cost something: its entry has no facts."""
+    facts = facts_in(event.metadata)
+    facts.total = amounts_of(event, facts)[0] or event.raw_tokens
+    facts.cost, facts.currency = event.money, currency
+    return facts
+
+
 def counts_of(facts: CallFacts) -> list[int]:
     """Tokens by kind as they are stored: what no count can be is none."""
     return [count if 0 <= count <= INTEGER_MAX else 0 for count in facts.counts]
@@ -104,13 +117,21 @@ def stored_text(value: str) -> str:
 def amounts_of(event: Event, facts: CallFacts) -> tuple[int, int, int]:
     """Tokens a call used, credits and units it was charged: one where it is charged what it costs."""
     flags = event.flags
-    if event.facts is not None or not flags & TOKENS:
-        tokens = facts.total
-    else:
-        told = tokens_in(event.metadata) if event.note == EventNote.RECLAIMED else None
-        tokens = event.amount if told is None else told
-    units = event.units if flags & USAGE and not in_money(event) else facts.units
+    tokens, units = facts.total, facts.units
+    if event.facts is None:
+        told = None
+        if event.note == EventNote.RECLAIMED:
+            told, units = reclaimed_in(event.metadata)
+        if flags & TOKENS:
+            tokens = event.amount if told is None else told
+    if _moves_units(event):
+        units = event.units
     return tokens, event.credits if flags & CREDITS else 0, units
+
+
+def _moves_units(event: Event) -> bool:
+    """Whether an entry's own units are the call's."""
+    return bool(event.flags & USAGE) and not in_money(event)
 
 
 def correction(event: Event) -> dict[str, object]:
@@ -135,7 +156,9 @@ def correction(event: Event) -> dict[str, object]:
         "reason": (stored_text(facts.reason) or None) if settled else None,
         "tokens": facts.total,
         "credits": event.credits if flags & CREDITS else 0,
-        "units": event.units if flags & USAGE and not in_money(event) else 0,
+        # More than there were where they are charged, else all there are.
+        "units": event.units if _moves_units(event) else facts.units,
+        "more_units": _moves_units(event),
         "status": facts.status,
         "duration_ms": facts.duration_ms,
         "streamed": facts.streamed,

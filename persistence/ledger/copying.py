@@ -11,14 +11,21 @@ from typing import Any
 import psycopg
 from psycopg import Connection
 
-from gateway.core.accounts.ledger import Event, EventKind
-from persistence.ledger import rows, statements, usage_rollup, usage_spans
+from gateway.core.accounts.ledger import Event, EventKind, EventNote
+from persistence.ledger import budget_uses, rows, statements, usage_rollup, usage_spans
 from persistence.ledger.attribution import Name
-from persistence.ledger.call_rows import CALL_COLUMNS, call_row, correction, facts_of
-from persistence.ledger.guard import CREDITS, TOKENS, USAGE, Placed
+from persistence.ledger.call_rows import (
+    CALL_COLUMNS,
+    call_row,
+    correction,
+    facts_of,
+    reclaimed_facts,
+)
+from persistence.ledger.guard import CREDITS, TOKENS, USAGE, Placed, event_of
 from persistence.ledger.journal import journal_of
 
 ROWS_A_CHUNK = 500
+RECLAIMED = int(EventNote.RECLAIMED)
 
 Place = tuple[int, bytes]
 
@@ -63,6 +70,7 @@ class Copies:
 
         additions = self._additions(connection)
         self._by_table["call"], self._corrections = journal_of(connection, self._fresh, self._noted)
+        self._price_reclaimed(connection)
         shapes: dict[str, tuple[str, Callable[[Event], bytes]]] = {
             "token_ledger": (rows.LEDGER_COLUMNS, lambda event: rows.token_row(event, user(event))),
             "credit_transaction": (
@@ -81,6 +89,7 @@ class Copies:
             columns, row = shapes[table]
             _copy(connection, f"COPY {table} ({columns}) FROM STDIN (FORMAT BINARY)", row, placed)
         self._roll_up(connection, user)
+        budget_uses.move(connection, self._fresh, self._noted)
         return {table: len(placed) for table, placed in written.items()}
 
     def _roll_up(self, connection: Connection[Any], user: Callable[[Event], int | None]) -> None:
@@ -99,6 +108,19 @@ class Copies:
         if hours:
             connection.execute(usage_spans.ROLL_UP_CALLS, statements.columns_of(usage_rollup.rows_of(hours)))
 
+    def _price_reclaimed(self, connection: Connection[Any]) -> None:
+        """Have calls that nobody settled cost what their budgets were charged."""
+        events = [
+            event
+            for _, (_, _, event) in self._by_table["call"]
+            if event is not None and event.note == RECLAIMED and event.money > 0 and event.facts is None
+        ]
+        if events:
+            owners = sorted({event.organization_id for event in events})
+            currencies = dict(connection.execute(statements.CURRENCIES, (owners,)).fetchall())
+            for event in events:
+                event.facts = reclaimed_facts(event, currencies.get(event.organization_id, ""))
+
     def refused(self, error: psycopg.Error) -> tuple[Placed, int] | None:
         """The entry an error of PostgreSQL speaks of and the account it moves; None if it names none."""
         at = _LINE.search(error.diag.context or "")
@@ -116,13 +138,6 @@ class Copies:
         known = [source for source in sources if rows.is_uuid(source)]
         found = connection.execute(statements.ADDITIONS, {"ids": known}) if known else ()
         return {write_id: (addition_id, kind) for write_id, addition_id, kind in found}
-
-
-def event_of(placed: Placed) -> Event:
-    """The event of an entry that has one."""
-    event = placed[1][2]
-    assert event is not None
-    return event
 
 
 def _with(fresh: Sequence[Placed], part: int) -> list[Placed]:

@@ -25,6 +25,13 @@ STATUS_KINDS = (EventKind.BLOCK, EventKind.UNBLOCK)
 Placed = tuple[int, Entry]
 
 
+def event_of(placed: Placed) -> Event:
+    """The event of an entry that has one."""
+    event = placed[1][2]
+    assert event is not None
+    return event
+
+
 @dataclass(slots=True)
 class Head:
     """Where an account stands: its last stored movement. `stopped` says why nothing may follow."""
@@ -63,8 +70,8 @@ class Heads:
 @dataclass(slots=True)
 class Sorted:
     """A batch taken apart. `fresh` become rows, `repeats` are stored already (to be compared),
-    `status_changes` only change how an account stands, `noted` move none and tell of a call, `dead` become
-    dead letters, `idle` say nothing.
+    `status_changes` only change how an account stands, `noted` move none and tell of a call or of a budget,
+    `dead` become dead letters, `idle` say nothing.
     """
 
     fresh: list[Placed] = field(default_factory=list)
@@ -161,7 +168,9 @@ def _hold(out: Sorted, placed: Placed, event: Event, parts: list[tuple[Head, int
 def _place_unnumbered(out: Sorted, heads: Heads, placed: Placed, event: Event, *, poisoned: bool) -> None:
     head = heads.tenants[event.tenant_id]
     if event.kind not in STATUS_KINDS:
-        tells = event.kind == EventKind.CONSUME or event.facts is not None
+        tells = event.kind == EventKind.CONSUME or event.facts is not None or bool(event.budgets)
+        if event.kind == EventKind.BUDGET:  # of an organization, and no tenant's
+            head = heads.credits[event.organization_id]
         mine = head.stopped != UNKNOWN and head.organization_id == event.organization_id
         if tells and (poisoned or not storable(event)):
             out.dead.append(placed)
@@ -196,11 +205,12 @@ def storable(event: Event) -> bool:
     # Only what makes good a reclaim gives units back.
     gives_back = event.kind == EventKind.ADJUST
     balances = (event.remaining, event.balance, event.carried, event.spend, event.spent, event.units)
+    used = (event.money, event.raw_tokens, event.requests)
     times = (event.at_ms, event.next_reset_ms)
     return (
         all(0 <= number <= INTEGER_MAX for number in (*ids, *places, *amounts))
         and (gives_back or event.units >= 0)
-        and all(-INTEGER_MAX <= number <= INTEGER_MAX for number in balances)
+        and all(-INTEGER_MAX <= number <= INTEGER_MAX for number in (*balances, *used))
         and all(0 <= number <= TIME_MS_MAX for number in times)
     )
 

@@ -21,7 +21,11 @@ INVARIANTS = (
     "rollup",
     "allocations",
     "invoice",
+    "payments",
+    "owed",
+    "days",
     "usage_adds_up",
+    "budgets",
 )
 VIOLATIONS_MAX = 1_000
 

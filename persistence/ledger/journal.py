@@ -7,14 +7,14 @@ is known again by its row. What settled late, or corrects what was charged, chan
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from psycopg import Connection
 
 from gateway.core.accounts.ledger import Event, EventKind, EventNote
+from gateway.core.moments import moment_of
 from persistence.ledger import rows, statements
-from persistence.ledger.guard import Placed
+from persistence.ledger.guard import Placed, event_of
 
 _CONSUMED, _ADJUSTED, _LATE = int(EventKind.CONSUME), int(EventKind.ADJUST), int(EventNote.LATE)
 
@@ -29,33 +29,33 @@ def journal_of(
         assert event is not None
         if event.kind == _CONSUMED and event.note != _LATE:
             made.append(placed)
-        elif event.kind == _CONSUMED or (event.kind == _ADJUSTED and event.facts is not None):
+        elif event.kind == _CONSUMED or _corrects(event):
             changing.append(placed)
-    told = [placed for placed in noted if _event(placed).kind == _CONSUMED]
-    stored = _stored(connection, [one for one in map(_event, told) if one.note != _LATE])
-    made += [one for one in told if _event(one).note != _LATE and _event(one).source.lower() not in stored]
-    changing += [one for one in noted if _event(one).kind != _CONSUMED or _event(one).note == _LATE]
-    late = [one for one in changing if _event(one).kind == _CONSUMED]
-    there = _known(connection, map(_event, late)) if late else frozenset()
-    made += [one for one in late if _event(one).source.lower() not in there]
+    told = [placed for placed in noted if event_of(placed).kind == _CONSUMED]
+    stored = _stored(connection, [one for one in map(event_of, told) if one.note != _LATE])
+    made += [
+        one for one in told if event_of(one).note != _LATE and event_of(one).source.lower() not in stored
+    ]
+    changing += [one for one in noted if _corrects(event_of(one)) or event_of(one).note == _LATE]
+    late = [one for one in changing if event_of(one).kind == _CONSUMED]
+    there = _known(connection, map(event_of, late)) if late else frozenset()
+    made += [one for one in late if event_of(one).source.lower() not in there]
     return made, [
-        _event(one)
+        event_of(one)
         for one in changing
-        if _event(one).kind != _CONSUMED or _event(one).source.lower() in there
+        if event_of(one).kind != _CONSUMED or event_of(one).source.lower() in there
     ]
 
 
-def _event(placed: Placed) -> Event:
-    event = placed[1][2]
-    assert event is not None
-    return event
+def _corrects(event: Event) -> bool:
+    return event.kind == _ADJUSTED and event.facts is not None
 
 
 def _stored(connection: Connection[Any], events: Sequence[Event]) -> frozenset[str]:
     """The requests of these that have their row: it is of the moment their entry says."""
     if not events:
         return frozenset()
-    times = [datetime.fromtimestamp(event.at_ms / 1000, UTC) for event in events]
+    times = [moment_of(event.at_ms) for event in events]
     values = (_ids(events), min(times), max(times))
     return frozenset(request for (request,) in connection.execute(statements.STORED_CALLS, values))
 

@@ -27,7 +27,7 @@ from persistence.ledger import accounts, rows, statements
 from persistence.ledger.attribution import Users
 from persistence.ledger.blocking import blocking
 from persistence.ledger.copying import Copies, Unstorable
-from persistence.ledger.guard import CREDITS, UNKNOWN, USAGE, Placed, movements, storable
+from persistence.ledger.guard import CREDITS, UNKNOWN, USAGE, Placed, event_of, movements, storable
 from persistence.ledger.refill import Movement, misfit
 from persistence.ledger.rollup import Moves, add_up
 
@@ -132,8 +132,7 @@ def _refuse_twice(connection: psycopg.Connection[Any], event: Event) -> None:
 
 
 def _store(connection: psycopg.Connection[Any], placed: Placed, seqs: Mapping[str, int]) -> None:
-    event = placed[1][2]
-    assert event is not None
+    event = event_of(placed)
     try:
         users = Users().resolve(connection, [placed])
         Copies([placed]).write(connection, users)

@@ -7,7 +7,6 @@ that callers make up are bounded by organization and day; no user is made for a 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 
 from sqlalchemy import insert, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -17,13 +16,13 @@ from gateway.core.accounts.administration import Row
 from gateway.core.accounts.ledger import attributed
 from gateway.core.accounts.refusals import RefusedBatch, RefusedCall, RefusedCount, others
 from gateway.core.accounts.usage import SUMS
-from gateway.core.billing.cost import KINDS
+from gateway.core.billing.vector import KINDS
+from gateway.core.moments import DAY_MS, moment_of
 from gateway.errors import LedgerUnavailable
 from persistence.complaint import complaint
 from persistence.ledger import rows, statements, usage_rollup, usage_spans
 from persistence.ledger.attribution import Name, columns_of, storable
 from persistence.ledger.call_rows import stored_text
-from persistence.ledger.rollup import DAY_MS
 from persistence.tables.ledgers import call
 
 # Of one organization and day: users, projects and models together.
@@ -120,7 +119,7 @@ def _row(one: RefusedCall, users: dict[Name, int]) -> Row:
     return {
         **dict.fromkeys((*KINDS, "tokens", "credits", "units"), 0),
         "request_id": one.request_id,
-        "created_at": datetime.fromtimestamp(one.at_ms / 1000, UTC),
+        "created_at": moment_of(one.at_ms),
         "organization_id": one.organization_id,
         "tenant_id": one.tenant_id,
         "api_key_id": one.key_id,

@@ -13,12 +13,13 @@ from functools import lru_cache
 from gateway.core.accounts.ledger import PRICED, Event, EventFlag, EventKind
 from gateway.core.billing.pricing import MICRO, Tier, spread
 from gateway.core.billing.tiers import DECIMALS, read_tiers
+from gateway.core.moments import DAY_MS
 from persistence.ledger.guard import CREDITS, TOKENS, USAGE, Placed
 
-DAY_MS = 86_400_000
 PRICES_MAX = 1_024
 ACTIVATES, CONSUME, RESET = int(EventFlag.ACTIVATES), int(EventKind.CONSUME), int(EventKind.RESET)
 ADJUST = int(EventKind.ADJUST)
+INWARD, UNLIMITED = int(EventFlag.IN), int(EventFlag.UNLIMITED)
 
 # tenant, day since 1970, service (0: none)
 Bucket = tuple[int, int, int]
@@ -31,7 +32,8 @@ class Moves:
     """The last movement of each account, and what was used by bucket.
 
     `daily` holds organization, requests, tokens, credits, units. `resets` are the moments
-    of the last reset by tenant. `priced` holds organization, first unit, units.
+    of the last reset by tenant. `priced` holds organization, first unit, units. `beyond` are tenants whose
+    cycle or plan may have ended with tokens beyond it, `granted` organizations that got or lost credits.
     """
 
     quotas: dict[int, Event] = field(default_factory=dict)
@@ -41,6 +43,8 @@ class Moves:
     activations: list[Event] = field(default_factory=list)
     daily: dict[Bucket, list[int]] = field(default_factory=dict)
     priced: dict[PricedBucket, list[int]] = field(default_factory=dict)
+    beyond: set[int] = field(default_factory=set)
+    granted: set[int] = field(default_factory=set)
 
 
 def add_up(fresh: Iterable[Placed]) -> Moves:
@@ -72,11 +76,24 @@ def add_up(fresh: Iterable[Placed]) -> Moves:
             if flags & ACTIVATES:
                 moves.activations.append(event)
         else:
-            if flags & CREDITS:
-                moves.credits[event.organization_id] = event
-            if kind == RESET:
-                moves.resets[event.tenant_id] = event.at_ms
+            _add_granted(moves, event)
     return moves
+
+
+def _add_granted(moves: Moves, event: Event) -> None:
+    if event.flags & CREDITS:
+        moves.credits[event.organization_id] = event
+        moves.granted.add(event.organization_id)
+    if event.kind == RESET:
+        moves.resets[event.tenant_id] = event.at_ms
+    if event.flags & TOKENS and _left_before(event) < 0:
+        moves.beyond.add(event.tenant_id)
+
+
+def _left_before(event: Event) -> int:
+    """What remained of a tenant's tokens before a grant."""
+    left = 0 if event.flags & UNLIMITED else event.remaining
+    return left - event.amount if event.flags & INWARD else left + event.amount
 
 
 def _add_priced(moves: Moves, bucket: Bucket, event: Event) -> None:

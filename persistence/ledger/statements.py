@@ -7,8 +7,11 @@ by id, so that two writers cannot wait for each other in a circle.
 from collections.abc import Sequence
 from typing import Any
 
+from gateway.core.accounts.budgets import OTHERS
 from gateway.core.accounts.usage import NO_PROJECT
-from gateway.core.billing.cost import KINDS
+from gateway.core.billing.vector import KINDS
+from gateway.core.model import INTEGER_MAX
+from persistence.billing.charge_facts import OVERAGES, PURCHASES, driver_level, insert_of
 from persistence.ledger.sums import added
 
 # A session lock would outlive a frozen flusher; this one ends with the transaction.
@@ -37,6 +40,7 @@ SELECT t.id, t.organization_id, coalesce(q.epoch, 0), coalesce(q.last_seq, 0)
   FROM tenant AS t LEFT JOIN tenant_quota AS q ON q.tenant_id = t.id WHERE t.id = ANY(%s)"""
 ORGANIZATIONS = """
 SELECT id, credit_epoch, credit_last_seq, spend_epoch, spend_last_seq FROM organization WHERE id = ANY(%s)"""
+CURRENCIES = "SELECT id, currency FROM organization WHERE id = ANY(%s)"
 # Accounts whose contradictions a person accepted, and until which moment: what came later is checked again.
 ACCEPTED = """
 SELECT account, extract(epoch FROM max(released_at)) * 1000, max(released_reason) FROM quarantine
@@ -169,11 +173,38 @@ SELECT t, date '1970-01-01' + d, s, p, o, f, q
               %s::bigint[]) AS n (t, d, s, p, o, f, q)
 ON CONFLICT (tenant_id, day, service_id, unit_price) DO UPDATE SET
     first_unit = least(u.first_unit, excluded.first_unit), quantity = {added("quantity")}"""  # noqa: S608  # our own words
+# A budget nobody knows is left out. The first call that says whose an account is names it.
+_MOVE_BUDGETS = """
+INSERT INTO budget_use AS u (budget_id, start, value, name, used{reset})
+SELECT budget_id, start, value, name, used{taken} FROM (
+    SELECT n.budget_id, to_timestamp(n.start / 1000.0) AS start, n.value,
+           CASE WHEN n.value IN ('', '{others}') THEN '' WHEN b.each = 'user' THEN n.user_name
+                WHEN b.each = 'key' THEN n.key_id WHEN b.each = 'project' THEN n.project
+                WHEN b.each = 'session' THEN n.session ELSE '' END AS name,
+           CASE b.unit WHEN 'money' THEN n.money WHEN 'tokens' THEN n.tokens ELSE n.requests END AS used
+      FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::bigint[], %s::bigint[], %s::bigint[],
+                  %s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[])
+        AS n (budget_id, start, value, organization_id, money, tokens, requests,
+              user_name, key_id, project, session)
+      JOIN budget AS b ON b.id = n.budget_id AND b.organization_id = n.organization_id) AS moved
+ ORDER BY budget_id, start, value
+ON CONFLICT (budget_id, start, value) DO UPDATE SET
+    name = CASE WHEN u.name = '' THEN excluded.name ELSE u.name END, moved_at = now(), used = {used}{more}"""
+# Neither side of the sum is beyond it: no bigint runs over.
+_MOVED = {"others": OTHERS, "used": f"least(u.used + excluded.used, {INTEGER_MAX})"}
+MOVE_BUDGETS = _MOVE_BUDGETS.format(reset="", taken="", more="", **_MOVED)
+# What is set back is taken off what is used, and kept apart.
+RESET_BUDGETS = _MOVE_BUDGETS.format(
+    reset=", reset", taken=", -used", more=f", reset = {added('reset')}", **_MOVED
+)
 ACTIVATE = """
 INSERT INTO service_activation (organization_id, service_id, request_id, activated_at)
 SELECT o, s, r::uuid, to_timestamp(at_ms / 1000.0)
   FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::bigint[]) AS n (o, s, r, at_ms)
 ON CONFLICT DO NOTHING"""
+# Charges of what these rows make known; the same statements as an invoice's.
+CHARGE_TOKENS = driver_level(insert_of(OVERAGES), which="o.next_seq IS NOT NULL AND o.tenant_id = ANY(%s)")
+CHARGE_CREDITS = driver_level(insert_of(PURCHASES), which="p.organization_id = ANY(%s)")
 # Only a stored movement makes a control write done.
 FINISH = """
 UPDATE control_write SET state = 'done', done_at = now(), applied_at = coalesce(applied_at, now())
@@ -188,6 +219,10 @@ INSERT INTO dead_letter (partition, entry_id, raw, reason, organization_id, tena
                          token_seq, credit_seq, spend_seq)
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (partition, entry_id) DO NOTHING"""
 
+# How far each partition was stored, before this transaction.
+MARKS = """
+SELECT partition, last_entry_id FROM partition_state
+ WHERE partition = ANY(%s) AND last_entry_id IS NOT NULL"""
 # The newest entry of each partition that is stored, or set aside: what is deleted beyond it was stored in
 # rows that are gone.
 MARK = """
@@ -225,28 +260,34 @@ SELECT request_id::text FROM call
  WHERE request_id = ANY(%s::uuid[]) AND created_at BETWEEN %s AND %s"""
 KNOWN_CALLS = "SELECT request_id::text FROM call WHERE request_id = ANY(%s::uuid[])"
 # A call as its roll-up has it: `DIMENSIONS`, then `SUMS`.
-_CALL_SUMS = f"""
+SUMS_OF_CALL = f"""
        organization_id, (extract(epoch FROM date_trunc('hour', created_at, 'UTC')) * 1000)::bigint, tenant_id,
        api_key_id, coalesce(user_id, 0), coalesce(project_id, {NO_PROJECT}), coalesce(service_id, 0),
        coalesce(model, ''), coalesce(currency, ''),
        1, 0, input, cache_read, cache_write + cache_write_1h, output, reasoning, tokens, credits, units,
        coalesce(cost, 0), estimated::integer, (cost IS NULL AND tokens > 0)::integer"""
 # Its row is held.
-CALL_SUMS = f"SELECT {_CALL_SUMS} FROM call WHERE request_id = %(request_id)s FOR UPDATE"  # noqa: S608  # our own words
-# What was seen of a call, once it is known what it was: credits and units are differences.
+CALL_SUMS = f"SELECT {SUMS_OF_CALL} FROM call WHERE request_id = %(request_id)s FOR UPDATE"  # noqa: S608  # our own words
+# What was seen of a call, once it is known what it was: credits are differences, and units that are charged.
 CORRECT_CALL = f"""
 UPDATE call SET {", ".join(f"{kind} = %({kind})s" for kind in KINDS)},
-       tokens = %(tokens)s, credits = credits + %(credits)s, units = units + %(units)s, status = %(status)s,
+       tokens = %(tokens)s, credits = credits + %(credits)s, status = %(status)s,
+       units = CASE WHEN %(more_units)s THEN units ELSE 0 END + %(units)s,
        duration_ms = %(duration_ms)s, streamed = %(streamed)s, estimated = %(estimated)s, model = %(model)s,
        reason = %(reason)s, content_id = %(content_id)s, project_id = %(project_id)s, session = %(session)s,
        feature_version = %(feature_version)s, route = %(route)s, service_tier = %(service_tier)s,
        tools = %(tools)s::jsonb, first_token_ms = %(first_token_ms)s, unknown_usage = %(unknown_usage)s,
        upstream_request_id = %(upstream_request_id)s,
        response_model = %(response_model)s, cost = %(cost)s, currency = %(currency)s, price_id = %(price_id)s
- WHERE request_id = %(request_id)s RETURNING {_CALL_SUMS}"""  # noqa: S608  # our own words
+ WHERE request_id = %(request_id)s RETURNING {SUMS_OF_CALL}"""  # noqa: S608  # our own words
 REFUND_CALL = f"""
 UPDATE call SET credits = credits - %(amount)s
- WHERE request_id = %(request_id)s RETURNING {_CALL_SUMS}"""  # noqa: S608  # our own words
+ WHERE request_id = %(request_id)s RETURNING {SUMS_OF_CALL}"""  # noqa: S608  # our own words
+
+AMEND_CALL = f"""
+UPDATE call SET tokens = tokens - %(tokens)s, amended = amended + %(tokens)s, credits = credits - %(credits)s,
+       units = units - %(units)s
+ WHERE request_id = %(request_id)s RETURNING {SUMS_OF_CALL}"""  # noqa: S608  # our own words
 
 
 def columns_of(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:

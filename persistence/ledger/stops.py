@@ -16,8 +16,8 @@ from gateway.core.accounts.outbox import FlushReport, stream_place
 from gateway.core.model import INTEGER_MAX
 from persistence.ledger import statements
 from persistence.ledger.accounts import month_of, neighbours
-from persistence.ledger.copying import Place, event_of
-from persistence.ledger.guard import UNKNOWN, Fault, Placed
+from persistence.ledger.copying import Place
+from persistence.ledger.guard import UNKNOWN, Fault, Placed, event_of
 
 # By account: until when (Unix ms) what came in was accepted, and why.
 Accepted = Mapping[str, tuple[float, str]]

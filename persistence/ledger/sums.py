@@ -7,9 +7,9 @@ Pure. Such a row says "so much or more": nothing is taken out of it again, and n
 SUM_MAX = 2**63 - 1
 
 
-def bounded(number: int) -> int:
+def bounded(number: int, most: int = SUM_MAX) -> int:
     """A sum as its column holds it."""
-    return max(-SUM_MAX, min(number, SUM_MAX))
+    return max(-most, min(number, most))
 
 
 def added(column: str) -> str:

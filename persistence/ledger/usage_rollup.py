@@ -6,7 +6,7 @@ What hours add up to in other spans, PostgreSQL adds up (`usage_spans.ROLL_UP_CA
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gateway.core.accounts.facts import (
@@ -19,8 +19,10 @@ from gateway.core.accounts.facts import (
     CallFacts,
 )
 from gateway.core.accounts.ledger import Event, attributed
-from gateway.core.accounts.usage import DIMENSIONS, HOUR_MS, NO_PROJECT, SUMS
-from persistence.ledger.call_rows import amounts_of, counts_of, stored_text
+from gateway.core.accounts.usage import DIMENSIONS, NO_PROJECT, SUMS
+from gateway.core.moments import HOUR_MS
+from persistence.ledger.call_rows import amounts_of, counts_of, stored_text, used_at
+from persistence.ledger.statements import columns_of
 from persistence.ledger.sums import bounded
 
 # Organization, start in ms, tenant, key, user (0: none), project (-1: none), service, model, currency.
@@ -32,9 +34,9 @@ def add_call(hours: Rollup, event: Event, facts: CallFacts, user_id: int | None)
     """Put a call into the roll-up of its hour."""
     _, project, _ = attributed(event.attribution)
     tokens, credits_, units = amounts_of(event, facts)
-    cost, counts = facts.cost, counts_of(facts)
+    cost, counts, at_ms = facts.cost, counts_of(facts), used_at(event, facts)
     bucket = (
-        event.organization_id, event.at_ms - event.at_ms % HOUR_MS, event.tenant_id, event.key_id,
+        event.organization_id, at_ms - at_ms % HOUR_MS, event.tenant_id, event.key_id,
         user_id or 0, int(project) if project else NO_PROJECT, event.service_id,
         stored_text(facts.model), stored_text(facts.currency),
     )  # fmt: skip
@@ -63,3 +65,11 @@ def moved(before: Sequence[Any], after: Sequence[Any], hours: Rollup) -> None:
         sums = hours.setdefault(bucket, [0] * len(SUMS))
         for at, count in enumerate(counts):
             sums[at] += sign * int(count)
+
+
+def moved_columns(calls: Iterable[tuple[Sequence[Any], Sequence[Any]]]) -> tuple[list[Any], ...]:
+    """What `usage_spans.ROLL_UP_CALLS` takes of calls whose rows changed: each as it was, and is."""
+    hours: Rollup = {}
+    for before, after in calls:
+        moved(before, after, hours)
+    return tuple(columns_of(rows_of(hours)))

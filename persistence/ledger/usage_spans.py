@@ -10,26 +10,36 @@ from gateway.core.accounts.usage import (
     NO_PROJECT,
     OTHER,
     OTHER_PROJECTS,
-    PEOPLE,
     SPANS,
     SUMS,
 )
-from persistence.ledger.rollup import DAY_MS
+from gateway.core.moments import DAY_MS
 from persistence.ledger.sums import SUM_MAX, added
 
 # How many models and projects of an organization's day are told apart.
 MODELS_A_DAY_MAX = 500
 PROJECTS_A_DAY_MAX = 5_000
 _ARRAYS = {"model": "text", "currency": "text"}
+# When a span began in which an hour is, where PostgreSQL has no word for it.
+_STARTS = {
+    "half_week": "greatest(date_trunc('week', start, 'UTC'),"
+    " date_trunc('week', start - interval '72 hours', 'UTC') + interval '72 hours')"
+}
 _OF_SPAN = "SELECT '{span}', {dimensions}, {sums} FROM hours GROUP BY {groups}"
+
+
+def start_of(unit: str) -> str:
+    """SQL: when the unit began in which `start` is, in UTC."""
+    return _STARTS.get(unit, f"date_trunc('{unit}', start, 'UTC')")
 
 
 def _of_span(span: str) -> str:
     """What the hours of a batch add up to in a span."""
-    unit, people = SPANS[span]
-    kept = [each for each in DIMENSIONS if people or each not in PEOPLE]
-    own = {each: each if each in kept else f"0 AS {each}" for each in DIMENSIONS}
-    own["start"] = f"date_trunc('{unit}', start, 'UTC') AS start"
+    unit, whole = SPANS[span]
+    kept = [each for each in DIMENSIONS if each not in whole]
+    none = {each: f"{NO_PROJECT if each == 'project_id' else 0} AS {each}" for each in whole}
+    own = {each: none.get(each, each) for each in DIMENSIONS}
+    own["start"] = f"{start_of(unit)} AS start"
     sums = (f"least(greatest(sum({each}), -{SUM_MAX}), {SUM_MAX})::bigint" for each in SUMS)
     groups = ", ".join(str(2 + DIMENSIONS.index(each)) for each in kept)
     return _OF_SPAN.format(span=span, dimensions=", ".join(own.values()), sums=", ".join(sums), groups=groups)
@@ -49,14 +59,19 @@ _SHOWN = {
     "project_id": f"CASE WHEN project_id < 0 OR {_KEPT.format('project', 'project_id::text')} THEN project_id"
     f" ELSE {OTHER_PROJECTS} END",
 }
+# What had no price is in the organization's currency, as it would be with one.
+_GIVEN = {
+    "start": "to_timestamp(start / 1000) AS start",
+    "currency": "coalesce(nullif(n.currency, ''), o.currency) AS currency",
+}
 # Anybody makes up models and projects: the first ones of an organization's day are told apart. Once there are
 # so many, no other name becomes one of them: a call is in the same row whenever it is added or taken out.
 ROLL_UP_CALLS = f"""
 WITH given AS MATERIALIZED (
-SELECT {", ".join("to_timestamp(start / 1000) AS start" if each == "start" else each for each in DIMENSIONS)},
+SELECT {", ".join(_GIVEN.get(each, f"n.{each}") for each in DIMENSIONS)},
        {", ".join(SUMS)}, date '1970-01-01' + (start / {DAY_MS})::integer AS day
   FROM unnest({", ".join(f"%s::{_ARRAYS.get(each, 'bigint')}[]" for each in (*DIMENSIONS, *SUMS))})
-       AS n ({", ".join(DIMENSIONS)}, {", ".join(SUMS)})
+       AS n ({", ".join(DIMENSIONS)}, {", ".join(SUMS)}) JOIN organization AS o ON o.id = n.organization_id
 ), named AS MATERIALIZED (
 SELECT DISTINCT organization_id, day, kind, name, most FROM given, LATERAL (
        VALUES ('model', model, {MODELS_A_DAY_MAX}), ('project', project_id::text, {PROJECTS_A_DAY_MAX})

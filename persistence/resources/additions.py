@@ -5,9 +5,13 @@ The row and the intent are written together. What the counters refuse never was 
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 from sqlalchemy import case, exists, func, select
 
 from gateway.core.accounts.administration import Row
+from gateway.core.billing.payment import NEXT, PREPAID
+from gateway.core.billing.pricing import rounded, times
 from gateway.errors import Unprocessable
 from persistence.resources.app_users import acting
 from persistence.subject import Change, Subject, add, id_in, require
@@ -23,9 +27,15 @@ def create(change: Change) -> Row:
     organization_id, amount = id_in(values, "organization_id"), int(str(values["credits_added"]))
     _check_giver(change, organization_id)
     _check_times(change, amount)
-    [write_id] = change.intend(
-        [f"organization:{organization_id}"], "credits", {"amount": amount}, organization_id=organization_id
-    )
+    _check_own_invoice(change, organization_id, amount)
+    write_id = None
+    if values.get("invoicing") != PREPAID:
+        [write_id] = change.intend(
+            [f"organization:{organization_id}"],
+            "credits",
+            {"amount": amount},
+            organization_id=organization_id,
+        )
     given = {name: value for name, value in values.items() if value is not None}
     defaults = {
         "added_by_id": acting(change.command.actor),
@@ -43,6 +53,29 @@ def _check_giver(change: Change, organization_id: int) -> None:
     of = change.connection.execute(select(app_user.c.organization_id).where(app_user.c.id == giver)).scalar()
     if of not in {None, organization_id}:
         raise Unprocessable(errors=(("added_by_id", "is a user of another organization"),))
+
+
+def _check_own_invoice(change: Change, organization_id: int, amount: int) -> None:
+    """An invoice of its own has something on it, and nothing that waits for its payment expires meanwhile."""
+    values = change.command.values
+    invoicing, unit_cost = values.get("invoicing"), values.get("unit_cost")
+    if invoicing in {None, NEXT}:
+        return
+    errors = []
+    owner = select(organization.c.currency).where(organization.c.id == organization_id)
+    currency = str(change.connection.execute(owner).scalar_one())
+    if amount < 0:
+        errors.append(("credits_added", "what is taken back has no invoice of its own"))
+    if values.get("category") not in {None, "paid"}:
+        errors.append(("category", f"must be paid where invoicing is {invoicing}"))
+    if unit_cost is None:
+        errors.append(("unit_cost", f"is required where invoicing is {invoicing}"))
+    elif not rounded(times(amount, Decimal(str(unit_cost))), currency):
+        errors.append(("unit_cost", f"comes to no {currency} that can be paid"))
+    if invoicing == PREPAID and values.get("expires_at") is not None:
+        errors.append(("expires_at", "what waits for its payment does not expire"))
+    if errors:
+        raise Unprocessable(errors=tuple(errors))
 
 
 def _check_times(change: Change, amount: int) -> None:
@@ -63,15 +96,18 @@ _refused = exists().where(
     control_write.c.id == credit_addition.c.control_write_id, control_write.c.state == "refused"
 )
 
-# Nothing is left of what was taken back, or of what has expired.
+# Nothing is left of what was taken back or has expired, and nothing is there of what waits for its payment.
+_waits = (credit_addition.c.invoicing == PREPAID) & credit_addition.c.control_write_id.is_(None)
 _remaining = case(
-    (credit_addition.c.expiry_write_id.is_not(None), 0),
+    (credit_addition.c.expiry_write_id.is_not(None) | _waits, 0),
     else_=func.greatest(credit_addition.c.credits_added - credit_addition.c.spent, 0),
 )
 
 SUBJECT = Subject(
     credit_addition,
-    source=select(credit_addition, _remaining.label("credits_remaining")).where(~_refused),
+    source=select(credit_addition, _remaining.label("credits_remaining"), (~_waits).label("in_force")).where(
+        ~_refused
+    ),
     time="timestamp",
     verbs={"create": create},
     refers={"organization_id": organization, "added_by_id": app_user},

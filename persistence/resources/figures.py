@@ -6,7 +6,7 @@ Every query is bounded: by the ids asked for, by days, or by rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import date
+from datetime import date, datetime
 from typing import Any
 
 from sqlalchemy import select, text
@@ -20,6 +20,7 @@ from persistence.billing.invoice_source import LINES
 from persistence.ledger.sums import SUM_MAX
 from persistence.store import SUBJECTS
 from persistence.subject import id_in
+from persistence.tables.budgets import budget_use
 from persistence.tables.people import tenant
 
 # An owner's use by day and service, from roll-ups, exact. Units that are money are left out.
@@ -97,6 +98,12 @@ class Figures:
         """An invoice's lines after a position, in order."""
         rows = await self._rows(LINES, invoice=invoice_id, after=after, rows=rows_max)
         return [dict(row["line"]) for row in rows]  # type: ignore[call-overload]  # an object each
+
+    async def budget_accounts(self, budget_id: int, start: datetime, rows_max: int) -> Sequence[Row]:
+        """Accounts of a budget in the window that began then, those that used most first."""
+        here = (budget_use.c.budget_id == budget_id, budget_use.c.start == start)
+        most = (budget_use.c.used.desc(), budget_use.c.value)
+        return await self._rows(select(budget_use).where(*here).order_by(*most).limit(rows_max))
 
     async def busiest(self, day: date, rows_max: int) -> Sequence[Row]:
         """The tenants that used most tokens on a UTC day, most first, each with the sums of all (`all_…`)."""

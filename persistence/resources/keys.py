@@ -7,7 +7,9 @@ from sqlalchemy import select
 from gateway.core.accounts.administration import Row
 from gateway.errors import Conflict
 from persistence import crud
-from persistence.subject import Change, Subject, add, lock, require
+from persistence.resources.budgets import forget_key
+from persistence.subject import THIS, Change, Subject, add, live, lock, require
+from persistence.tables.budgets import budget
 from persistence.tables.operations import control_write
 from persistence.tables.people import api_key, tenant
 
@@ -28,6 +30,7 @@ def delete(change: Change) -> Row:
     )
     if row["revoked_at"] is None or change.connection.execute(waiting.limit(1)).first() is not None:
         raise Conflict("The key's revocation has not reached the counters yet.")
+    forget_key(change, change.row_id)
     return crud.forget(change)
 
 
@@ -46,6 +49,9 @@ SUBJECT = Subject(
     },
     verbs={"create": create, "change": crud.change_row, "revoke": crud.revoke, "delete": delete},
     refers={"tenant_id": tenant},
+    referenced={
+        "A budget is of this key; delete it first.": live(budget).where(budget.c.api_key_id == THIS),
+    },
     define=define,
     defining=frozenset(api_key.c.keys()) - {"name"},
 )

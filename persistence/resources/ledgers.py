@@ -6,7 +6,7 @@ from itertools import chain
 
 from sqlalchemy import ColumnElement, and_, case, func, literal, select, text
 
-from gateway.core.billing.cost import KINDS
+from gateway.core.billing.vector import KINDS
 from persistence.subject import Condition, Subject
 from persistence.tables.ledgers import call, credit_transaction, feature_usage, money, token_ledger
 from persistence.tables.people import tenant
@@ -64,10 +64,12 @@ _USAGE = func.jsonb_build_object(
     literal("tools"),
     func.coalesce(call.c.tools, text("'{}'::jsonb")),
 ).op("||")(func.jsonb_strip_nulls(func.jsonb_build_object(literal("unknown"), call.c.unknown_usage)))
+_OTHERWISE = {"tools", "unknown_usage", "cost", "api_key_id", *KINDS}
 CALLS = Subject(
     call,
     source=select(
-        *(column for column in call.c if column.name not in {"tools", "unknown_usage", "cost", *KINDS}),
+        *(column for column in call.c if column.name not in _OTHERWISE),
+        func.nullif(call.c.api_key_id, 0).label("api_key_id"),
         _USAGE.label("usage"),
         money(call.c.cost).label("cost"),
     ),

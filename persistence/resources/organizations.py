@@ -5,11 +5,14 @@ from __future__ import annotations
 from sqlalchemy import Numeric, cast, func, select
 
 from gateway.core.accounts.administration import Row
+from gateway.core.accounts.budgets import MONEY
 from gateway.core.billing.pricing import NANO
 from gateway.errors import Conflict
 from persistence import crud
-from persistence.subject import THIS, Change, Subject, live, named
-from persistence.tables.billing import invoice, organization_subscription, subscription_segment
+from persistence.billing import unbilled
+from persistence.subject import THIS, Change, Subject, live, lock, named, refuse_while_referenced
+from persistence.tables.billing import charge, invoice, organization_subscription, subscription_segment
+from persistence.tables.budgets import budget
 from persistence.tables.ledgers import credit_addition
 from persistence.tables.people import app_user, organization, tenant, tenant_quota, token_plan_price
 
@@ -33,6 +36,8 @@ IN_ITS_CURRENCY = {
         tenant_quota.c.last_seq > 0,
         token_plan_price.c.unit_price.is_not(None),
     ),
+    "charges": select(charge.c.id).where(charge.c.organization_id == THIS),
+    "budgets in money": live(budget).where(budget.c.organization_id == THIS, budget.c.unit == MONEY),
     "invoices": select(invoice.c.id).where(invoice.c.organization_id == THIS, invoice.c.status != "void"),
 }
 
@@ -40,6 +45,15 @@ IN_ITS_CURRENCY = {
 def define(change: Change, row: Row) -> None:
     """Have the organization of a row loaded again: its limits, credit limit, cap and prices."""
     change.define(f"organization:{row['organization_id']}", row["organization_id"])
+
+
+def delete(change: Change) -> Row:
+    """Take an organization out; `Conflict` says what of it no invoice has."""
+    lock(change)
+    refuse_while_referenced(change)
+    if owed := unbilled.said(unbilled.read(change.connection, change.row_id, change.today)):
+        raise Conflict(f"Not all that it owes is billed: {owed}. Invoice it first.")
+    return crud.delete(change)
 
 
 def keep_currency(change: Change, row: Row) -> None:
@@ -69,7 +83,7 @@ SUBJECT = Subject(
         organization.c.id.label("organization_id"),
     ),
     conditions={"search": named(organization)},
-    verbs=crud.VERBS,
+    verbs={**crud.VERBS, "delete": delete},
     partitioned=True,
     referenced={
         "The organization still has tenants; delete them first.": live(tenant).where(

@@ -13,8 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.definitions import PRICES_ACCOUNT
-from gateway.core.billing.cost import BASE_CURRENCY, KINDS
 from gateway.core.billing.price_book import BUNDLED, EXACT_NAME, MAKERS, OPERATOR, PREFIX, folded
+from gateway.core.billing.vector import BASE_CURRENCY, KINDS
 from gateway.errors import Conflict, Unprocessable
 from persistence import crud
 from persistence.subject import Change, Subject, live

@@ -11,6 +11,7 @@ from persistence import crud
 from persistence.resources import priced
 from persistence.subject import THIS, Change, Subject, alter, live, lock, refuse_while_referenced
 from persistence.tables.billing import business_model, organization_service, service, subscription_plan
+from persistence.tables.budgets import budget
 
 ALWAYS_THERE = frozenset({"Consumption", "Subscription", "Pay-Per-Use"})
 
@@ -82,6 +83,7 @@ SERVICES = Subject(
         "Subscription plans still include this service.": live(subscription_plan).where(
             subscription_plan.c.feature_access.has_key(_key)
         ),
+        "A budget is of this service; delete it first.": live(budget).where(budget.c.service_id == THIS),
     },
     check_row=priced.check_service,
     define=define,

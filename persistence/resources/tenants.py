@@ -8,7 +8,21 @@ from gateway.core.accounts.administration import Row
 from persistence import crud
 from persistence.billing import quotas, subscriptions
 from persistence.resources import organizations
-from persistence.subject import THIS, Change, Subject, Verb, add, alter, fetch, id_in, lock, named, require
+from persistence.subject import (
+    THIS,
+    Change,
+    Subject,
+    Verb,
+    add,
+    alter,
+    fetch,
+    id_in,
+    live,
+    lock,
+    named,
+    require,
+)
+from persistence.tables.budgets import budget
 from persistence.tables.people import api_key, organization, tenant, token_plan
 
 
@@ -87,6 +101,7 @@ SUBJECT = Subject(
         "The tenant still has API keys that are not revoked.": select(api_key.c.id).where(
             api_key.c.tenant_id == THIS, api_key.c.revoked_at.is_(None)
         ),
+        "A budget is of this tenant; delete it first.": live(budget).where(budget.c.tenant_id == THIS),
     },
     define=define,
 )

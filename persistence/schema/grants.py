@@ -29,20 +29,24 @@ APPEND, KEEP, CLEAR = ("INSERT",), ("INSERT", "UPDATE"), ("INSERT", "UPDATE", "D
 WRITES: dict[str, tuple[str, ...]] = {
     "token_ledger": APPEND, "credit_posting": APPEND, "credit_transaction": APPEND, "feature_usage": APPEND,
     "audit_log": APPEND, "lost_event": APPEND, "invoice_basis": APPEND, "reconciliation": APPEND,
-    "price": APPEND,
-    "admin_token": KEEP, "api_key": KEEP, "app_user": KEEP, "control_write": KEEP, "credit_addition": KEEP,
-    "call": KEEP, "dead_letter": KEEP, "invoice_sequence": KEEP, "known_drift": KEEP, "organization": KEEP,
-    "organization_subscription": KEEP, "partition_state": KEEP, "quarantine": KEEP, "redis_loss": KEEP,
-    "service": KEEP, "service_activation": KEEP, "subscription_segment": KEEP, "tenant": KEEP,
-    "tenant_quota": KEEP, "token_plan": KEEP, "token_plan_price": KEEP, "usage_daily": KEEP,
-    "usage_rollup": KEEP, "usage_tier": KEEP, "webhook": KEEP,
-    "business_model": CLEAR, "console_session": CLEAR, "credit_allocation": CLEAR, "gateway_worker": CLEAR,
-    "idempotency_key": CLEAR, "invoice": CLEAR, "invoice_line": CLEAR, "organization_service": CLEAR,
-    "recovered_event": CLEAR, "refused_batch": CLEAR, "subscription_plan": CLEAR, "usage_name": CLEAR,
-    "webhook_delivery": CLEAR,
+    "price": APPEND, "use_event": APPEND, "amendment": APPEND, "rerating": APPEND,
+    "invoice_document": APPEND, "payment": APPEND,
+    "admin_token": KEEP, "api_key": CLEAR, "app_user": KEEP, "control_write": KEEP,
+    "charge": KEEP, "credit_addition": KEEP, "budget": KEEP, "call": KEEP, "dead_letter": KEEP,
+    "invoice_sequence": KEEP,
+    "known_drift": KEEP, "organization": KEEP, "organization_subscription": KEEP,
+    "partition_state": KEEP, "quarantine": KEEP, "redis_loss": KEEP, "service": KEEP,
+    "service_activation": KEEP, "subscription_segment": KEEP, "tenant": KEEP, "tenant_quota": KEEP,
+    "token_plan": KEEP, "token_plan_price": KEEP, "usage_daily": KEEP, "usage_rollup": KEEP,
+    "usage_tier": KEEP, "webhook": KEEP, "zone_clock": KEEP,
+    "budget_told": CLEAR, "budget_use": CLEAR, "business_model": CLEAR, "console_session": CLEAR,
+    "credit_allocation": CLEAR,
+    "gateway_worker": CLEAR, "idempotency_key": CLEAR, "invoice": CLEAR, "invoice_line": CLEAR,
+    "organization_service": CLEAR, "recovered_event": CLEAR, "refused_batch": CLEAR,
+    "subscription_plan": CLEAR, "usage_name": CLEAR, "webhook_delivery": CLEAR,
     "alembic_version": (), "kept_since": (),
 }  # fmt: skip
-VIEWS = ("listed_gap", "account_movement", *(f"invariant_{name}" for name in INVARIANTS))
+VIEWS = ("listed_gap", "account_movement", "overage_span", *(f"invariant_{name}" for name in INVARIANTS))
 # What stands there as it was given out: sessions, first answers, the secrets webhooks are signed with.
 CREDENTIALS = frozenset({"console_session", "idempotency_key", "webhook"})
 FUNCTIONS = (

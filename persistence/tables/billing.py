@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Integer, Numeric, Text, UniqueConstraint
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Integer,
+    LargeBinary,
+    Numeric,
+    PrimaryKeyConstraint,
+    Text,
+    UniqueConstraint,
+)
 
-from gateway.core.billing.cost import KINDS
+from gateway.core.billing.vector import KINDS
 from persistence.tables.columns import (
     amounts,
     days,
@@ -18,6 +27,7 @@ from persistence.tables.columns import (
     refers,
     table,
     texts,
+    uuids,
 )
 
 business_model = table(
@@ -60,6 +70,7 @@ subscription_plan = table(
     identity(),
     texts("name"),
     amounts("monthly_cost", "annual_cost"),
+    texts("currency"),
     documents("feature_access"),
     refers("token_plan_id?", "token_plan"),
     moments("created_at", "updated_at", "deleted_at?"),
@@ -75,6 +86,10 @@ organization_subscription = table(
     # A change that waits for the period's end; the day a cancellation ends it.
     refers("next_plan_id?", "subscription_plan"),
     days("change_at?", "cancel_at?"),
+    # What was agreed when it began: when a fee falls due, what is free, off or at least owed, other prices.
+    texts("billing?"),
+    days("trial_end?", "discount_end?"),
+    decimals("discount_rate?", "minimum_commitment?", "negotiated_cost?", "overage_unit_price?"),
     # How it stood when gateways and tenants were last told.
     texts("status"),
     moments("created_at", "updated_at"),
@@ -89,8 +104,12 @@ subscription_segment = table(
     refers("plan_id", "subscription_plan"),
     texts("billing_interval"),
     amounts("cost"),
-    # Its cycles count from the anchor.
-    days("anchor_date", "start_date", "end_date"),
+    # Its cycles count from the anchor. What it has days beyond, up to which it was charged, is given back.
+    days("anchor_date", "start_date", "end_date", "charged_until?"),
+    # As agreed for all of the subscription.
+    texts("billing?"),
+    days("trial_end?", "discount_end?"),
+    decimals("discount_rate?", "minimum_commitment?"),
     moments("created_at"),
 )
 
@@ -105,11 +124,34 @@ invoice = table(
     # The organization's name as it was when the invoice was made.
     texts("customer?", "currency"),
     days("period_start", "period_end"),
+    # What alone it bills, as charges name it; null of an invoice over a period.
+    texts("source?"),
+    integers("source_id?"),
     # Which movements it billed: those from the day `since` on, up to a seq of each account.
     documents("covers?"),
+    # Seller, buyer, terms and what it corrects, as they were when it became final; null of older ones.
+    documents("document?"),
     amounts("total_amount"),
     moments("created_at", "finalized_at?", "voided_at?"),
+    # The last day it may be paid on, and what of it is paid; when a person gave it up.
+    days("due_date?"),
+    texts("payment_status?"),
+    moments("uncollectible_at?"),
     UniqueConstraint("number"),
+)
+
+# Money that came in for an invoice; what goes back is a row of its own, below zero.
+payment = table(
+    "payment",
+    identity(),
+    refers("organization_id", "organization"),
+    refers("invoice_id", "invoice"),
+    amounts("amount"),
+    # The reference names a payment of its invoice: what is told twice is here once.
+    texts("currency", "reference"),
+    refers("corrects_id?", "payment"),
+    moments("created_at"),
+    UniqueConstraint("invoice_id", "reference"),
 )
 
 invoice_line = table(
@@ -120,16 +162,102 @@ invoice_line = table(
     texts("kind", "description"),
     refers("service_id?", "service"),
     refers("tenant_id?", "tenant"),
+    # What both were called then.
+    texts("service?", "tenant?"),
     Column("quantity", Numeric(28, 10), nullable=False),
     prices("unit_price"),
     amounts("amount"),
     # Of a credit note: the line of the invoice it gives back, or part of it.
     Column("corrects_position", Integer),
+    # What its charges come to, and what its rounding goes on with.
+    decimals("exact?"),
+    texts("basis?"),
     UniqueConstraint("invoice_id", "position"),
 )
 
-# What finalized invoices billed, so that no other does: days of a segment, tokens of a tenant's cycle,
-# an addition of credits, units and credits of a day. What a void one billed counts as not billed.
+# Money that is owed: a row for each fact, one of its own for what takes a row back, each billed once.
+charge = table(
+    "charge",
+    identity(),
+    refers("organization_id", "organization"),
+    texts("kind"),
+    moments("period_start", "period_end"),
+    decimals("quantity", "unit_price", "amount"),
+    texts("currency"),
+    # The rows it is for, why it is here, and the row it takes back.
+    texts("source"),
+    integers("source_id?"),
+    texts("reason"),
+    refers("corrects_id?", "charge"),
+    # Names the fact: what is delivered twice is here once.
+    texts("fact"),
+    integers("tenant_id?", "service_id?", "place?"),
+    refers("invoice_id?", "invoice"),
+    Column("line", Integer),
+    moments("created_at"),
+    UniqueConstraint("fact"),
+)
+
+# Use that did not pass the gateway: `request_id` is its call in journal and ledgers.
+use_event = table(
+    "use_event",
+    identity(),
+    texts("source", "event_id", "type"),
+    refers("organization_id", "organization"),
+    refers("tenant_id", "tenant"),
+    refers("service_id", "service"),
+    uuids("request_id"),
+    moments("used_at"),
+    # Of a cycle that was over when it came.
+    integers("late_tokens"),
+    texts("actor"),
+    moments("created_at"),
+    UniqueConstraint("source", "event_id"),
+    UniqueConstraint("request_id"),
+)
+
+# What calls were charged, taken back: once each.
+amendment = table(
+    "amendment",
+    identity(),
+    uuids("request_id"),
+    refers("organization_id", "organization"),
+    refers("tenant_id", "tenant"),
+    integers("service_id?"),
+    moments("used_at"),
+    integers("tokens", "credits", "units"),
+    flags("in_money"),
+    integers("late_tokens"),
+    texts("reason", "actor"),
+    moments("created_at"),
+    UniqueConstraint("request_id"),
+)
+
+# PDF and XML of final invoices, as they were made the first time. A void one has a PDF that says so.
+invoice_document = table(
+    "invoice_document",
+    refers("invoice_id", "invoice"),
+    texts("format", "status", "sha256"),
+    Column("content", LargeBinary, nullable=False),
+    moments("made_at"),
+    PrimaryKeyConstraint("invoice_id", "format", "status"),
+)
+
+# Calls that were rated again: once by each price.
+rerating = table(
+    "rerating",
+    identity(),
+    integers("price_id"),
+    uuids("request_id"),
+    refers("organization_id", "organization"),
+    refers("tenant_id", "tenant"),
+    integers("service_id", "cost_before", "cost_after", "charged"),
+    texts("currency", "reason", "actor"),
+    moments("created_at"),
+    UniqueConstraint("price_id", "request_id"),
+)
+
+# What finalized invoices told of credits that were used; and of all they billed before there were charges.
 invoice_basis = table(
     "invoice_basis",
     identity(),

@@ -23,8 +23,8 @@ from sqlalchemy import (
 )
 
 from gateway.core.accounts.usage import DIMENSIONS, SUMS
-from gateway.core.billing.cost import KINDS
 from gateway.core.billing.pricing import NANO
+from gateway.core.billing.vector import KINDS
 from persistence.tables.columns import (
     Columns,
     amounts,
@@ -114,6 +114,8 @@ call = table(
     flags("streamed", "estimated", "refused"),
     integers("duration_ms", "first_token_ms?"),
     texts("upstream_request_id?", "unknown_usage?"),
+    # Tokens that were taken off it, and by how much its cost moved as it was rated again.
+    integers("amended", "rerated"),
 )
 
 
@@ -150,18 +152,19 @@ usage_daily = table(
     days("day"),
     integers("organization_id", "tenant_id", "service_id"),
     integers("requests", "tokens", "credits", "usage_amount"),
-    # What invoices have billed of the amounts above: the rest is billed by the next one.
-    integers("billed_credits", "billed_usage_amount"),
+    # The credits that invoices have told of: the rest is told by the next one.
+    integers("billed_credits"),
     PrimaryKeyConstraint("tenant_id", "day", "service_id"),
 )
 
-# A day's Pay-Per-Use units by what they cost; `first_unit` is the first one's place in its month.
+# A day's Pay-Per-Use units by what they cost; `first_unit` is the first one's place in its month. Of
+# `charged_quantity` there are charges, written `charges` times.
 usage_tier = table(
     "usage_tier",
     days("day"),
     integers("tenant_id", "service_id", "organization_id"),
     prices("unit_price"),
-    integers("first_unit", "quantity", "billed_quantity"),
+    integers("first_unit", "quantity", "charged_quantity", "charges"),
     PrimaryKeyConstraint("tenant_id", "day", "service_id", "unit_price"),
 )
 
@@ -179,6 +182,9 @@ credit_addition = table(
     integers("spent"),
     # The control write that takes what is left at its expiry.
     uuids("expiry_write_id?"),
+    # On which invoice it is, and of one of its own which that is.
+    texts("invoicing"),
+    refers("invoice_id?", "invoice"),
     UniqueConstraint("control_write_id"),
     UniqueConstraint("expiry_write_id"),
 )

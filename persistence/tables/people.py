@@ -9,6 +9,7 @@ from sqlalchemy import (
     Numeric,
     PrimaryKeyConstraint,
     SmallInteger,
+    Text,
     UniqueConstraint,
 )
 
@@ -34,6 +35,12 @@ organization = table(
     amounts("spend_cap?"),
     documents("limits"),
     Column("tax_rate", Numeric(7, 6), nullable=False),
+    # What its invoices say of it.
+    documents("address?"),
+    texts("country?", "tax_number?"),
+    integers("due_days?"),
+    # Whose months it is billed by, and why the last invoice on schedule was left.
+    texts("time_zone", "invoicing_left?"),
     # The credit and spend accounts as of the last flushed event; a rebuild of Redis starts here.
     integers("credit_epoch", "credit_last_seq", "credit_ahead", "spend_epoch", "spend_last_seq", "spent"),
     days("spend_month?"),
@@ -94,12 +101,19 @@ api_key = table(
 token_plan = table(
     "token_plan",
     identity(),
-    texts("name", "description?", *(term.name for term in TERMS if term.choices)),
-    integers(*(f"{term.name}?" if term.nullable else term.name for term in TERMS if not term.choices)),
+    texts("name", "description?", *(term.name for term in TERMS if term.is_text)),
+    integers(*(f"{term.name}?" if term.nullable else term.name for term in TERMS if not term.is_text)),
     amounts("overage_unit_price?"),
     moments("created_at", "updated_at", "deleted_at?"),
     # What a token of a kind counts toward the quota: decimal strings by kind.
     documents("weights?"),
+)
+
+# What the counters are told of a zone's clocks, and up to which tenant they were; null is all.
+zone_clock = table(
+    "zone_clock",
+    Column("time_zone", Text, primary_key=True),
+    integers("offset", "turns_at", "offset_after", "tenant_id?"),
 )
 
 # What tokens beyond a plan cost since when, kept by a trigger.

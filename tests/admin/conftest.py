@@ -7,6 +7,7 @@ import hmac
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -22,14 +23,17 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.admin.application import build
 from gateway.admin.invoices.renderer import InvoiceRenderer
 from gateway.admin.ports import AdminPorts
+from gateway.core.accounts.budget_figures import LiveWindow
 from gateway.core.accounts.quota import LiveQuota
+from gateway.core.billing.document import Letterhead
 from gateway.core.failures import Failures
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import Conflict, CountersUnavailable
 from persistence import engine as engines
 from persistence.resources.figures import Figures
-from persistence.schema import migrate
+from persistence.schema import migrate, roles
 from persistence.store import Store
+from tests.letterhead import LETTERHEAD
 from tests.waiting import eventually
 
 
@@ -57,6 +61,7 @@ class MemoryCounters:
         self.quotas: dict[int, LiveQuota] = {}
         self.totals: dict[int, int | None] = {}
         self.balances: dict[int, int] = {}
+        self.windows: dict[str, dict[int, LiveWindow]] = {}
         self.unsettled: str | None = None
         self.numbers: dict[str, Any] = {}
         self.reconciled: Mapping[str, object] | None = None
@@ -104,6 +109,13 @@ class MemoryCounters:
         if self.away:
             raise CountersUnavailable
         return {organization: self.balances.get(organization) for _, organization in organizations}
+
+    async def peek_budgets(
+        self, accounts: Sequence[tuple[int, str]]
+    ) -> Mapping[str, Mapping[int, LiveWindow] | None]:
+        if self.away:
+            raise CountersUnavailable
+        return {name: self.windows.get(name) for _, name in accounts}
 
     async def read(self, window_s: int) -> tuple[list[tuple[tuple[int, str], int]], float]:
         if self.away:
@@ -229,7 +241,7 @@ class Api:
 LEDGERS_AND_LISTS = (
     "token_ledger", "credit_transaction", "credit_posting", "feature_usage", "usage_daily", "usage_tier",
     "service_activation", "invoice_sequence", "known_drift", "reconciliation", "quarantine", "dead_letter",
-    "console_session", "lost_event", "call", "usage_rollup", "kept_since",
+    "console_session", "lost_event", "call", "usage_rollup", "kept_since", "budget_use",
 )  # fmt: skip
 # What every migrated database holds from the start.
 SEEDED = ("business_model", "service", "app_user")
@@ -252,9 +264,21 @@ def migrated(postgres: str) -> Iterator[str]:
         admin.execute(f"drop database if exists {name} with (force)")
 
 
+@pytest.fixture(scope="session")
+def keeper_login(migrated: str) -> str:
+    """The same database as a keeper has it, by the writer's role: what is not granted, no test can do."""
+    return roles.admit_writer(migrated, "a keeper's password")
+
+
+@pytest.fixture
+def keeper_database(admin_database: str, keeper_login: str) -> str:
+    """The session's database as it was after the migration, as a keeper has it."""
+    return keeper_login
+
+
 @pytest.fixture
 def admin_database(migrated: str) -> str:
-    """The session's database as it was after the migration."""
+    """The session's database as it was after the migration, as its owner has it."""
     with psycopg.connect(migrated) as connection:
         # Ledgers refuse deletes and the audit truncation: the triggers rest meanwhile.
         connection.execute("set session_replication_role = replica")
@@ -273,7 +297,12 @@ def admin_database(migrated: str) -> str:
     return migrated
 
 
-def ports_over(engine: AsyncEngine, counters: MemoryCounters, failures: Failures | None = None) -> AdminPorts:
+def ports_over(
+    engine: AsyncEngine,
+    counters: MemoryCounters,
+    failures: Failures | None = None,
+    letterhead: Letterhead = LETTERHEAD,
+) -> AdminPorts:
     """Everything the admin port is made of: a real store, counters in memory."""
 
     async def well() -> tuple[bool, dict[str, object]]:
@@ -287,16 +316,14 @@ def ports_over(engine: AsyncEngine, counters: MemoryCounters, failures: Failures
 
     figures = Figures(engine, partition_of)
     return AdminPorts(
-        store=Store(engine, partition_of),
+        store=Store(engine, partition_of, mail_allowed=True, letterhead=letterhead),
         pusher=counters,
         counters=counters,
         account_closing=counters,
         reconciler=counters,
         activity=counters,
         tenant_names=partial(figures.names, "tenants"),
-        invoice_renderer=InvoiceRenderer(
-            ("Tollkeeper Ltd", "12 Gate Street"), notes=("Thank you.",), due_days=14
-        ),
+        invoice_renderer=InvoiceRenderer(letterhead),
         digest=lambda text: hmac.new(b"pepper", text.encode(), "sha256").hexdigest(),
         live=well,
         ready=unwell,
@@ -310,13 +337,21 @@ def ports_over(engine: AsyncEngine, counters: MemoryCounters, failures: Failures
     )
 
 
-@pytest.fixture
-async def api(admin_database: str) -> AsyncIterator[Api]:
-    engine = engines.create(admin_database)
+@asynccontextmanager
+async def api_of(
+    admin_database: str, keeper_database: str, letterhead: Letterhead = LETTERHEAD
+) -> AsyncIterator[Api]:
+    engine = engines.create(keeper_database)
     counters = MemoryCounters(admin_database)
     # Cookies are kept by who has them, not by the client.
     failures = Failures(time.monotonic, free_max=10_000)  # a test that is refused often does not wait
-    server = TestServer(build(ports_over(engine, counters, failures)))
+    server = TestServer(build(ports_over(engine, counters, failures, letterhead)))
     async with TestClient(server, cookie_jar=DummyCookieJar()) as client:
         yield Api(client, counters, admin_database, failures=failures)
     await engine.dispose()
+
+
+@pytest.fixture
+async def api(admin_database: str, keeper_database: str) -> AsyncIterator[Api]:
+    async with api_of(admin_database, keeper_database) as made:
+        yield made

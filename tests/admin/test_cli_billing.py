@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.admin.conftest import Api
 from tests.admin.test_cli import Run, from_json, run
+from tests.admin.test_invoices import acme, draft
 
 __all__ = ["run"]
 
@@ -41,6 +42,16 @@ async def test_a_plans_weights(run: Run) -> None:
     assert (await from_json(run, "plan", "change", "Cached", "--weights", "none"))["weights"] is None
     refused = await run("plan", "create", "Other", "--weights", "cached=0.1")
     assert (refused.exit_code, "weights.cached" in refused.stderr) == (1, True)
+
+
+async def test_a_plans_days(run: Run) -> None:
+    days = "--time-zone", "Europe/Berlin", "--anchor-day", "31"
+    made = await from_json(run, "plan", "create", "Berlin", "--reset", "monthly", *days)
+    assert (made["time_zone"], made["anchor_day"]) == ("Europe/Berlin", 31)
+    changed = await from_json(run, "plan", "change", "Berlin", "--time-zone", "UTC", "--anchor-day", "none")
+    assert (changed["time_zone"], changed["anchor_day"]) == ("UTC", None)
+    refused = await run("plan", "change", "Berlin", "--time-zone", "Mars/Base")
+    assert (refused.exit_code, "IANA" in refused.stderr) == (1, True), refused.stderr
 
 
 async def test_services_and_negotiated_prices(run: Run, api: Api) -> None:
@@ -191,3 +202,19 @@ async def test_reconciling_from_the_command_line(run: Run, api: Api) -> None:
     assert found.exit_code == 0, found.output
     assert "drift_tokens" in found.stdout
     assert (await from_json(run, "reconcile", "--repair"))["drift_tokens"] == 0
+
+
+async def test_an_invoice_is_paid_and_the_money_goes_back(run: Run, api: Api) -> None:
+    made = await draft(api, await acme(api))
+    await api.post(f"invoices/{made['id']}/finalize")
+    invoice = str(made["id"])
+    paid = await from_json(run, "invoice", "payments", invoice, "--amount", "69.60", "--reference", "bank")
+    assert (paid["payment_status"], paid["amount_due"]) == ("paid", "0.00")
+    refused = await run("invoice", "payments", invoice, "--amount", "0.01", "--reference", "more")
+    assert (refused.exit_code, "is left to pay" in refused.stderr) == (1, True)
+    [payment] = (await from_json(run, "payment", "list", "--invoice", invoice))["items"]
+    await from_json(run, "payment", "reverse", str(payment["id"]), "--reference", "back")
+    given_up = await from_json(run, "invoice", "uncollectible", invoice, "--reason", "insolvent")
+    assert given_up["payment_status"] == "uncollectible"
+    listed = await from_json(run, "invoice", "list", "--payment-status", "uncollectible")
+    assert [row["id"] for row in listed["items"]] == [made["id"]]

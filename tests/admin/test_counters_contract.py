@@ -53,11 +53,11 @@ class Door:
 
 
 @pytest.fixture(params=["memory", "real"])
-async def door(request: pytest.FixtureRequest, admin_database: str) -> AsyncIterator[Door]:
-    engine = engines.create(admin_database)
+async def door(request: pytest.FixtureRequest, keeper_database: str) -> AsyncIterator[Door]:
+    engine = engines.create(keeper_database)
     store = Store(engine, partition_of)
     if request.param == "memory":
-        memory = MemoryCounters(admin_database)
+        memory = MemoryCounters(keeper_database)
         yield Door(store, memory, memory)
     else:
         wire = Wire(parse_url(request.getfixturevalue("valkey")), time.monotonic)

@@ -138,3 +138,17 @@ async def test_additions_are_never_changed(api: Api) -> None:
     made = await api.make("credit-additions", organization_id=await organization(api), credits_added=5)
     assert (await api.patch(f"credit-additions/{made['id']}", {"remark": "x"})).status == 405
     assert (await api.delete(f"credit-additions/{made['id']}")).status == 405
+
+
+async def test_prepaid_credits_wait_for_their_invoice(api: Api) -> None:
+    owner = await organization(api)
+    sold = await api.make(
+        "credit-additions", organization_id=owner, credits_added=1_000, unit_cost="0.01", invoicing="prepaid"
+    )
+    assert (sold["in_force"], sold["invoice_id"], sold["credits_remaining"]) == (False, None, 0)
+    assert await balance(api, owner) == 0
+    for wrong in ({"invoicing": "later"}, {"invoicing": "now", "unit_cost": None}):
+        sent = {"organization_id": owner, "credits_added": 1_000, "unit_cost": "0.01"} | wrong
+        refused = await api.post("credit-additions", sent)
+        assert refused.status == 422
+        assert refused.json["errors"][0]["field"] == ("unit_cost" if "unit_cost" in wrong else "invoicing")

@@ -17,6 +17,7 @@ from persistence.billing.allocations import Allocations
 from persistence.ledger.writer import Writer
 from tests.admin.conftest import READONLY, Api
 from tests.builders import encode
+from tests.persistence.ledger.test_budget_uses import budget_of, moves
 from tests.persistence.scenario import Account, batch_of, broken, busy, entries_of, settle_in
 
 
@@ -84,6 +85,23 @@ async def test_a_corrected_letter_takes_its_place_once(api: Api, writer: Writer,
     assert (again.rows, again.quarantined, again.entries()) == ({}, [], entries_of(batch))
     audited = api.rows("select action, resource, actor from audit_log where resource = 'dead-letters'")
     assert audited == [("redrive", "dead-letters", "builtin:admin")]
+
+
+async def test_a_letter_put_back_moves_its_budgets_once(api: Api, writer: Writer) -> None:
+    [account] = settle_in(api.url, 1000)
+    account.reset()
+    budget = budget_of(api.url, account)
+    account.consume(10, **moves(budget))
+    used = "select used from budget_use where budget_id = %s"
+    letter = await bury(api, writer, account, amount=2**60)
+    buried = [(account.at_ms, letter["raw"])]
+    assert api.rows(used, budget) == []
+    path = f"dead-letters/{letter['id']}/redrive"
+    assert (await api.post(path, {"changes": {"amount": 10}})).json["resolution"] == "redriven"
+    assert api.rows(used, budget) == [(5,)]
+    account.entries = [(b"%d-0" % at_ms, base64.b64decode(raw)) for at_ms, raw in buried]
+    await writer.write(batch_of(account))
+    assert api.rows(used, budget) == [(5,)]
 
 
 async def test_credits_put_back_behind_allocated_ones_are_allocated(api: Api, writer: Writer) -> None:

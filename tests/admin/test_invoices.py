@@ -139,6 +139,10 @@ async def test_a_finalized_invoice_is_immutable_even_to_sql(api: Api) -> None:
             NEW_LINE,
             "DELETE FROM invoice_basis",
             "TRUNCATE invoice_line",
+            "UPDATE charge SET amount = 0",
+            "UPDATE charge SET invoice_id = NULL",
+            "DELETE FROM charge",
+            "TRUNCATE charge CASCADE",
         ):
             with pytest.raises(errors.RestrictViolation):
                 connection.execute(statement)

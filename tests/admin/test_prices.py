@@ -150,9 +150,9 @@ async def test_required_fields_are_named(prices: Prices) -> None:
 
 
 async def test_a_currency_counts_once_an_organization_has_it(prices: Prices) -> None:
-    assert (await prices.refused(currency="XAU"))["currency"] == "no organization's money is in XAU"
-    await prices.api.post("organizations", {"name": "Acme", "currency": "XAU"})
-    assert (await prices.set(currency="XAU"))["currency"] == "XAU"
+    assert (await prices.refused(currency="ISK"))["currency"] == "no organization's money is in ISK"
+    await prices.api.post("organizations", {"name": "Acme", "currency": "ISK"})
+    assert (await prices.set(currency="ISK"))["currency"] == "ISK"
 
 
 async def test_two_prices_for_the_same_from_the_same_time_overlap(prices: Prices) -> None:

@@ -227,6 +227,18 @@ async def test_a_plan_in_use_stays(api: Api) -> None:
         ("name", "a\x00b"),
         ("name", 5),
         ("anchor", 3),
+        ("anchor_day", 0),
+        ("anchor_day", 32),
+        ("anchor_day", "1"),
+        ("anchor_day", 1.0),
+        ("time_zone", None),
+        ("time_zone", ""),
+        ("time_zone", 1),
+        ("time_zone", "Mars/Base"),
+        ("time_zone", "../UTC"),
+        ("time_zone", "europe/berlin"),
+        ("time_zone", "localtime"),
+        ("time_zone", "UTC+1"),
         ("id", 3),
     ],
 )
@@ -234,6 +246,50 @@ async def test_wrong_fields_of_a_plan_are_named(api: Api, field: str, value: obj
     refused = await api.post("token-plans", {**PLAN, field: value})
     assert refused.status == 422
     assert [error["field"] for error in refused.json["errors"]] == [field]
+
+
+@pytest.mark.parametrize(
+    ("interval", "day", "said"),
+    [
+        ("weekly", 8, "must be 1 (Monday) to 7 (Sunday) where the interval is a week"),
+        ("daily", 2, "there is none of the interval daily: leave it out"),
+        ("none", 31, "there is none of the interval none: leave it out"),
+    ],
+)
+async def test_a_day_that_its_interval_has_not_is_named(api: Api, interval: str, day: int, said: str) -> None:
+    plan = await api.make("token-plans", name="Monthly", anchor_day=day)
+    asked = {"name": "Team", "reset_interval": interval, "anchor_day": day}
+    for refused in (
+        await api.post("token-plans", asked),
+        await api.patch(f"token-plans/{plan['id']}", {"reset_interval": interval}),
+    ):
+        assert refused.status == 422
+        assert [(one["field"], one["message"]) for one in refused.json["errors"]] == [("anchor_day", said)]
+    assert api.rows("select reset_interval, anchor_day from token_plan") == [("monthly", day)]
+
+
+async def test_a_plan_counts_the_days_of_its_zone(api: Api) -> None:
+    plain = await api.make("token-plans", **PLAN)
+    assert (plain["time_zone"], plain["anchor_day"]) == ("UTC", None)
+    plan = await api.make("token-plans", name="Berlin", time_zone="Europe/Berlin", anchor_day=31)
+    assert (plan["time_zone"], plan["anchor_day"]) == ("Europe/Berlin", 31)
+    tenant = await api.make("tenants", name="web", plan_id=plan["id"])
+    api.counters.pushed.clear()
+    path = f"token-plans/{plan['id']}"
+    for change in ({"time_zone": "Asia/Kolkata"}, {"anchor_day": None}):
+        changed = await api.patch(path, change)
+        assert (changed.status, changed.json) == (200, (await api.get(path)).json)
+        assert change.items() <= changed.json.items()
+    assert api.counters.pushed == [f"tenant:{tenant['id']}"] * 2
+
+
+async def test_a_move_says_the_zone_and_the_day_of_the_plan(api: Api) -> None:
+    plan = await api.make("token-plans", name="Berlin", time_zone="Europe/Berlin", anchor_day=15)
+    tenant = await api.make("tenants", name="web")
+    await api.patch(f"tenant-quotas/{tenant['id']}", {"plan_id": plan["id"]})
+    [(payload,)] = api.rows("select payload from control_write where verb = 'plan'")
+    assert (payload["time_zone"], payload["anchor_day"], payload["anchor"]) == ("Europe/Berlin", 15, 1)
+    assert "clock" not in payload  # it is what clocks are when it is pushed
 
 
 async def test_a_plans_weights_are_kept_as_they_were_said_and_told_to_every_gateway(api: Api) -> None:

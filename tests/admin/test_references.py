@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 from tests.admin.conftest import Api
 from tests.admin.test_catalogue import SERVICE, model
 
@@ -72,6 +74,13 @@ async def test_an_organization_with_a_subscription_or_a_draft_stays(api: Api) ->
     await api.post(f"organization-subscriptions/{subscription['id']}/cancel", {"when": "now"})
     await kept_by(api, here, "The organization has invoices that are not finalized.")
     assert (await api.delete(f"invoices/{invoice['id']}")).status == 204
+    refused = await api.delete(here)
+    assert (refused.status, "is billed: USD " in refused.json["detail"]) == (409, True)
+    today = datetime.now(UTC).date()
+    last = await api.make(
+        "invoices", organization_id=made["id"], period_start=str(today), period_end=str(today + timedelta(2))
+    )
+    await api.post(f"invoices/{last['id']}/finalize")
     assert (await api.delete(here)).status == 204
 
 

@@ -201,6 +201,17 @@ async def test_an_organization_with_a_subscription_is_kept(api: Api) -> None:
     organization_id, made = await subscribed(api)
     assert (await api.delete(f"organizations/{organization_id}")).status == 409
     await api.post(f"organization-subscriptions/{made['id']}/cancel", {"when": "now"})
+    refused = await api.delete(f"organizations/{organization_id}")
+    assert (refused.status, "of subscription. Invoice it first." in refused.json["detail"]) == (409, True)
+    [owed] = (await api.get(f"organizations/{organization_id}/unbilled")).json["items"]
+    assert (owed["kind"], owed["currency"], owed["charges"]) == ("subscription", "USD", 10)
+    last = await api.make(
+        "invoices", organization_id=organization_id, period_start=day(-10), period_end=day(2)
+    )
+    await api.post(f"invoices/{last['id']}/finalize")
+    charges = (await api.get(f"charges?organization_id={organization_id}&billed=true")).json["items"]
+    assert {charge["invoice_id"] for charge in charges} == {last["id"]}
+    assert (await api.get(f"organizations/{organization_id}/unbilled")).json["items"] == []
     assert (await api.delete(f"organizations/{organization_id}")).status == 204
 
 

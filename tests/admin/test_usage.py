@@ -354,8 +354,8 @@ async def test_hours_that_are_gone_are_422_with_their_field_and_days_are_as_they
     assert (await api.get(f"usage?{days}&group_by=user&interval=day")).json == before
     hours = "from=2026-03-31T00:00:00Z&to=2026-04-02T07:00:00Z"
     for asked, field in (
-        (f"{days}&interval=hour", "interval"),
-        (hours, "to"),
+        (f"{days}&interval=hour&group_by=tenant", "interval"),
+        (f"{hours}&group_by=tenant", "to"),
         ("from=2026-03-31T02:00:00%2B01:00&to=2026-04-02T00:00:00Z&group_by=user", "from"),
     ):
         for path in ("usage", "usage.csv", "usage.parquet"):
@@ -364,6 +364,9 @@ async def test_hours_that_are_gone_are_422_with_their_field_and_days_are_as_they
             [error] = refused.json["errors"]
             assert error["field"] == field
             assert "asks for hours before 20" in str(error)
+    # Of models alone every hour is kept.
+    by_hour = (await api.get(f"usage?{days}&interval=hour&group_by=model")).json["items"]
+    assert sum(item["requests"] for item in by_hour) == sum(item["requests"] for item in before["items"])
     assert (await api.get(f"usage/focus.csv?{hours}")).status == 422
     assert (await api.get(f"usage/focus.csv?{days}")).status == 200
     shifted = days.replace("T00:00:00Z", "T02:00:00%2B02:00")

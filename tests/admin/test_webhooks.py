@@ -6,6 +6,12 @@ from typing import Any
 
 import pytest
 
+from gateway.core.accounts.administration import Actor, Command
+from gateway.core.alerts.webhook import EVENTS
+from gateway.counters.redis.keys import partition_of
+from gateway.errors import Unprocessable
+from persistence import engine
+from persistence.store import Store
 from tests.admin.conftest import Api
 
 URL = "https://example.com/hook"
@@ -51,6 +57,11 @@ async def test_a_webhook_of_one_organization(api: Api) -> None:
         ({"url": "https://localhost./"}, "url"),
         ({"url": ""}, "url"),
         ({"url": 5}, "url"),
+        ({"url": "mailto:"}, "url"),
+        ({"url": "mailto:a@example.com?bcc=b@example.com"}, "url"),
+        ({"url": "mailto:a@example.com\r\nBcc: b@example.com"}, "url"),
+        ({"url": "mailto:root@localhost"}, "url"),
+        ({"url": "mailto:" + ",".join(["a@example.com"] * 11)}, "url"),
         ({"events": ["quota.99"]}, "events.0"),
         ({"secret": "mine"}, "secret"),
     ],
@@ -59,6 +70,30 @@ async def test_wrong_fields(api: Api, fields: dict[str, Any], named: str) -> Non
     refused = await api.post("webhooks", {"url": URL} | fields)
     assert refused.status == 422, refused.raw
     assert [error["field"] for error in refused.json["errors"]] == [named]
+
+
+async def test_an_unknown_event_is_refused_with_those_there_are(api: Api) -> None:
+    refused = await api.post("webhooks", {"url": URL, "events": ["quota.99"]})
+    [error] = refused.json["errors"]
+    assert all(event in error["message"] for event in EVENTS), error
+
+
+async def test_a_webhook_may_be_a_mail(api: Api) -> None:
+    made = await api.make("webhooks", url="mailto:ada@example.com,ops@example.org")
+    assert made["url"] == "mailto:ada@example.com,ops@example.org"
+    refused = await api.patch(f"webhooks/{made['id']}", {"url": "mailto:ada@example.com?cc=x@example.com"})
+    assert refused.status == 422
+
+
+async def test_without_a_mail_server_no_webhook_is_a_mail(admin_database: str) -> None:
+    pool = engine.create(admin_database)
+    store, actor = Store(pool, partition_of), Actor("builtin:admin", "admin")
+    values = {"url": "mailto:ada@example.com"}
+    with pytest.raises(Unprocessable) as caught:
+        await store.write(Command("webhooks", "create", actor, "", dict, None, values))
+    await pool.dispose()
+    [(field, said)] = caught.value.errors
+    assert (field, "TOLLKEEPER_SMTP_URL is not set" in said) == ("url", True)
 
 
 async def test_an_address_cannot_become_private(api: Api) -> None:
@@ -72,6 +107,12 @@ async def test_messages_are_listed_with_what_came_of_them(api: Api) -> None:
     [waiting] = (await api.get(f"webhook-deliveries?webhook_id={made['id']}")).json["items"]
     assert (waiting["event"], waiting["state"], waiting["attempts"]) == ("webhook.test", "pending", 0)
     api.rows("update webhook_delivery set attempts = 1, response_status = 500, error = 'Oops'")
+    api.rows(
+        "insert into webhook_delivery (webhook_id, event, occasion)"
+        " select id, 'webhook.test', 'w' || n from webhook, generate_series(2, 100) as n"
+    )
+    assert (await api.post(f"webhooks/{made['id']}/test")).status == 409
+    api.rows("delete from webhook_delivery where attempts = 0")
     last = (await api.get(f"webhooks/{made['id']}")).json["last_delivery"]
     assert (last["event"], last["state"], last["response_status"], last["error"]) == (
         "webhook.test", "pending", 500, "Oops",

@@ -37,6 +37,7 @@ from persistence.keeper.verification import Truths
 from persistence.ledger.writer import Writer
 from persistence.store import Store
 from tests.builders import World
+from tests.letterhead import LETTERHEAD
 from tests.waiting import eventually
 
 STAFF = Actor("builtin:admin", "admin")
@@ -75,7 +76,7 @@ class Backend:
         self.reclaimer = Reclaimer(self.keeping)
         self.sweeper = Sweeper(sweeps, self.counters)
         self.late_settlements = LateSettlements(self.keeping, sweeps)
-        self.store = Store(self.engine, partition_of)
+        self.store = Store(self.engine, partition_of, letterhead=LETTERHEAD)
 
     async def close(self) -> None:
         self.writer.close()

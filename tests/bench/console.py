@@ -86,8 +86,10 @@ SELECT CASE WHEN n <= {rows} / 50 THEN 1 ELSE 2 + n % ({organizations} - 1) END,
        now() - ({rows} / 10 - n) * interval '45 days' / ({rows} / 10), 2, 1,
        CASE WHEN n <= {rows} / 50 THEN n ELSE n / ({organizations} - 1) END, gen_random_uuid()
   FROM generate_series(1, {rows} / 10) AS n""",
-    """INSERT INTO invoice (organization_id, number, status, currency, period_start, period_end, total_amount)
-SELECT 1 + n % {organizations}, 'INV-' || n, CASE WHEN n % 100 = 0 THEN 'void' ELSE 'finalized' END, 'USD',
+    """INSERT INTO invoice (organization_id, number, status, payment_status, currency, period_start,
+                     period_end, total_amount)
+SELECT 1 + n % {organizations}, 'INV-' || n, CASE WHEN n % 100 = 0 THEN 'void' ELSE 'finalized' END,
+       CASE WHEN n % 100 <> 0 THEN 'open' END, 'USD',
        current_date - 60, current_date - 30, 100 FROM generate_series(1, 2 * {organizations}) AS n""",
     """INSERT INTO invoice_line (invoice_id, position, kind, description, service_id, quantity, unit_price,
                           amount)

@@ -17,8 +17,8 @@ class Window:
     """One contender under load once. CPU in seconds, latency in microseconds.
 
     `entries` is how many ledger entries appeared in the meantime, None where there is no ledger;
-    `load_busy` is the client's core's share of time at
-    work, `foreign_cores` how many cores processes outside the bench kept busy.
+    `behind_cpu_s` is of those that turned entries into rows meanwhile; `load_busy` is the client's core's
+    share of time at work, `foreign_cores` how many cores processes outside the bench kept busy.
     """
 
     contender: str
@@ -31,6 +31,7 @@ class Window:
     gateway_cpu_s: float
     load_busy: float
     redis_cpu_s: float = 0.0
+    behind_cpu_s: float = 0.0
     script_us: float = 0.0
     commands_per_read: float = 0.0
     entries: int | None = None
@@ -55,6 +56,11 @@ class Window:
     def redis_us(self) -> float:
         """Redis CPU a request, microseconds."""
         return 1e6 * self.redis_cpu_s / self.requests
+
+    @property
+    def behind_us(self) -> float:
+        """CPU a request of what turned entries into rows meanwhile, microseconds."""
+        return 1e6 * self.behind_cpu_s / self.requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,8 @@ class Row:
     added_p50_us: float | None = None
     added_p99_us: float | None = None
     rss_mib: float | None = None
+    partly_p50_us: float | None = None
+    partly_p99_us: float | None = None
 
     def as_json(self) -> dict[str, object]:
         """The row as plain JSON types."""
@@ -144,9 +152,11 @@ def table(rows: Sequence[Row], titles: dict[str, str]) -> str:
     """Render the rows as a Markdown table; a row with errors is marked."""
     head = [
         "contender", "req/s", "req/s of a full gateway core", "spread", "p50 ms", "p99 ms",
-        "gateway CPU µs/req (least)", "Redis CPU µs/req (least)", "scripts µs/req", "scripts a read",
+        "gateway CPU µs/req (least)", "Redis CPU µs/req (least)", "both µs/req",
+        "scripts µs/req", "scripts a read",
         "ledger entries/req",
-        "gateway core", "load core", "added p50 / p99 ms at 100/s", "worker RSS MiB", "foreign cores",
+        "gateway core", "load core", "p50 / p99 ms at 70 %",
+        "added p50 / p99 ms at 100/s", "worker RSS MiB", "foreign cores",
     ]  # fmt: skip
     return _markdown(head, [_cells(one, titles) for one in rows])
 
@@ -218,11 +228,6 @@ def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def _cells(one: Row, titles: dict[str, str]) -> list[str]:
     mark = f" **({one.errors} errors)**" if one.errors else ""
-    added = (
-        "–"
-        if one.added_p50_us is None or one.added_p99_us is None
-        else f"{one.added_p50_us / 1000:.2f} / {one.added_p99_us / 1000:.2f}"
-    )
     return [
         titles.get(one.contender, one.contender) + mark,
         f"{one.rate:,.0f}",
@@ -232,15 +237,21 @@ def _cells(one: Row, titles: dict[str, str]) -> list[str]:
         f"{one.p99_us / 1000:.2f}",
         f"{one.gateway_us:,.1f} ({one.least_gateway_us:,.1f})" if one.gateway_us else "–",
         f"{one.redis_us:.1f} ({one.least_redis_us:.1f})" if one.redis_us else "–",
+        f"{one.gateway_us + one.redis_us:.1f}" if one.gateway_us else "–",
         f"{one.script_us:.1f}" if one.script_us else "–",
         f"{one.commands_per_read:.1f}" if one.commands_per_read else "–",
         "–" if one.entries_per_request is None else f"{one.entries_per_request:.3f}",
         f"{one.gateway_busy:.0%}" if one.gateway_us else "–",
         f"{one.load_busy:.0%}",
-        added,
+        _latencies(one.partly_p50_us, one.partly_p99_us),
+        _latencies(one.added_p50_us, one.added_p99_us),
         "–" if one.rss_mib is None else f"{one.rss_mib:.0f}",
         f"{one.foreign_cores:.2f}",
     ]
+
+
+def _latencies(p50_us: float | None, p99_us: float | None) -> str:
+    return "–" if p50_us is None or p99_us is None else f"{p50_us / 1000:.2f} / {p99_us / 1000:.2f}"
 
 
 def _middle(windows: Sequence[Window], value: Callable[[Window], float]) -> float:

@@ -2,7 +2,8 @@
 
 A real Valkey (append-only file on) and the embedded PostgreSQL as `up` configures it (fsync on).
 Prints one line of JSON. With `--new-users` half of all calls are one tenant's, and each names a user nobody
-knew. Usage: python -m tests.bench.flush [--entries N] [--new-users]
+knew. With `--budgets` each takes from four: its organization's, tenant's and key's, and its user's own.
+Usage: python -m tests.bench.flush [--entries N] [--new-users] [--budgets]
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import psycopg
 import redis
 
 from gateway.background.flushing.flusher import Failed, Flushed, Flusher
+from gateway.core.accounts.ledger import Budgeted
 from gateway.core.accounts.outbox import FlushReport
 from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.outbox import Outbox
@@ -39,7 +41,7 @@ from persistence.ledger import invariants
 from persistence.ledger.writer import Writer
 from persistence.schema import migrate
 from tests.conftest import ValkeyServer, free_port, postgres_bin
-from tests.persistence.scenario import Account, settle_in
+from tests.persistence.scenario import Account, one, settle_in
 from tests.waiting import wait_until
 
 ORGANIZATIONS = 20
@@ -56,13 +58,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="flush")
     parser.add_argument("--entries", type=int, default=300_000)
     parser.add_argument("--new-users", action="store_true")
+    parser.add_argument("--budgets", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tollkeeper-flush-") as folder, postgres() as url:
         server = ValkeyServer(Path(folder), "--appendonly", "yes", "--appendfsync", "everysec")
         server.start()
         try:
             migrate.upgrade(url)
-            _fill(server.url, url, options.entries, new_users=options.new_users)
+            _fill(server.url, url, options.entries, new_users=options.new_users, budgets=options.budgets)
             figures = asyncio.run(_measure(server, url, options.entries))
         finally:
             server.stop()
@@ -106,9 +109,10 @@ def postgres() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _fill(valkey: str, url: str, entries: int, *, new_users: bool) -> None:
+def _fill(valkey: str, url: str, entries: int, *, new_users: bool, budgets: bool) -> None:
     """Put `entries` settled calls into the streams, as `settle` would."""
     accounts = settle_in(url, *[10**12] * ORGANIZATIONS)
+    ids = _budgets(url, accounts) if budgets else {}
     for account in accounts:
         account.at_ms = int(time.time() * 1000) - 1_000_000
         account.reset()
@@ -117,10 +121,33 @@ def _fill(valkey: str, url: str, entries: int, *, new_users: bool) -> None:
             made_up = new_users and number % 2
             account = accounts[0] if made_up else accounts[number % len(accounts)]
             user = f"made-up-{uuid.uuid4()}" if made_up else f"user-{number % USERS}"
-            account.consume(1 + number % 2000, user=user, request_id=str(uuid.uuid4()), metadata=METADATA)
+            of_user = f"{number % USERS:024x}"
+            windows = [Budgeted(one, 0, of_user if each else "") for one, each in ids.get(id(account), ())]
+            moves = {"budgets": tuple(windows), "money": 1 + number % 2000, "raw_tokens": 1, "requests": 1}
+            account.consume(
+                1 + number % 2000, user=user, request_id=str(uuid.uuid4()), metadata=METADATA, **moves
+            )
             if number % 20_000 == 0:
                 _append(client, accounts)
         _append(client, accounts)
+
+
+def _budgets(url: str, accounts: list[Account]) -> dict[int, list[tuple[int, bool]]]:
+    """Four budgets of each organization, the last with an account for every user."""
+    made: dict[int, list[tuple[int, bool]]] = {}
+    with psycopg.connect(url, autocommit=True) as connection:
+        for account in accounts:
+            for name, each in (("organization", None), ("tenant", None), ("key", None), ("user", "user")):
+                made.setdefault(id(account), []).append((
+                    one(
+                        connection,
+                        'INSERT INTO budget (organization_id, name, unit, amount, "interval", each)'
+                        " VALUES (%s, %s, 'money', 1000, 'total', %s) RETURNING id",
+                        account.organization_id, name, each,
+                    ),
+                    each is not None,
+                ))  # fmt: skip
+    return made
 
 
 def _append(client: redis.Redis, accounts: list[Account]) -> None:

@@ -2,7 +2,8 @@
 
 Starts our contender as the bench does and loads it three times: bare (µs a request), under
 `perf` (C and kernel), and under cProfile (Python). The profiler is switched on inside the worker
-by a signal, from a `sitecustomize` on its path; nothing in the gateway knows of it.
+by a signal, from a `sitecustomize` on its path; nothing in the gateway knows of it. With
+`--instructions` its instructions are counted instead, which other programs' load does not change.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.bench import instructions
 from tests.bench.contenders import Contender, Stage, upstream
-from tests.bench.load import saturate
+from tests.bench.load import Loaded, saturate
 from tests.bench.machine import BenchError, Placement, cpu_s, family, install_tools, prefer
 from tests.bench.tollkeeper import tollkeeper
 
@@ -38,14 +40,30 @@ if sys.orig_argv[-2:] == ["serve", "--worker"]:
 """
 
 
+# Frames of C are unwound from copies of the stack, so that callers are known: few samples, 16 KiB each.
+UNWOUND = ["--call-graph", "dwarf,16384", "-F", "500"]
+
+
+# How long a worker is watched that has nothing to do.
+IDLE_S = 5.0
+
+
 def main() -> int:
     """Profile the worker and print what it found."""
     parser = argparse.ArgumentParser(prog="hot", description=__doc__)
-    parser.add_argument("--mode", choices=("tollkeeper", "tollkeeper-full"), default="tollkeeper-full")
+    modes = ("tollkeeper", "tollkeeper-full")
+    parser.add_argument("--mode", choices=modes, default="tollkeeper-full")
     parser.add_argument("--seconds", type=int, default=3)
     parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--callers", type=int, default=1, help="keys that call in turn")
+    parser.add_argument("--organizations", type=int, default=1, help="whose keys these are")
+    parser.add_argument("--compiled", type=Path, help="a copy whose hot path is compiled (`make compile`)")
     parser.add_argument("--nice", type=int, default=0, help="priority of all programs, -20 (root) to 19")
+    parser.add_argument("--callees", action="store_true", help="also by function with what it calls (slow)")
     parser.add_argument("--bare", action="store_true", help="no profile, only what a request costs")
+    parser.add_argument("--instructions", action="store_true", help="count instructions a call (callgrind)")
+    parser.add_argument("--calls", type=int, default=600, help="whose instructions are counted, at least")
+    parser.add_argument("--keep", type=Path, help="where callgrind's own file is kept, for its other readers")
     parser.add_argument("--top", type=int, default=40)
     options = parser.parse_args()
     install_tools(print)
@@ -54,9 +72,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="tollkeeper-hot-") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        (folder / "sitecustomize.py").write_text(INSIDE.format(folder=name), encoding="utf-8")
+        inside = instructions.inside(name) if options.instructions else INSIDE.format(folder=name)
+        (folder / "sitecustomize.py").write_text(inside, encoding="utf-8")
         os.environ["PYTHONPATH"] = name
         stage = Stage(folder, Path("build/bench").resolve(), placement, print)
+        stage.callers, stage.organizations = options.callers, options.organizations
+        stage.compiled = None if options.compiled is None else options.compiled.resolve()
         try:
             upstream(stage)
             (one,) = tollkeeper(stage, [options.mode])
@@ -73,6 +94,9 @@ def main() -> int:
 
 
 def _profile(stage: Stage, one: Contender, options: argparse.Namespace) -> None:
+    if options.instructions:
+        _count(stage, one, options)
+        return
     _load(stage, one, options, 1.0)
     print("bare:   ", _load(stage, one, options, options.seconds))
     if options.bare:
@@ -81,8 +105,11 @@ def _profile(stage: Stage, one: Contender, options: argparse.Namespace) -> None:
     if shutil.which("perf"):
         _perf(stage, one, options, worker, ("dso", "dso,sym"))
         _perf(stage, one, options, one.redis_pids[0], ("sym",))
+        if options.callees:
+            _perf(stage, one, options, worker, ("sym",), callees=True)
     os.kill(worker, signal.SIGUSR1)
     print("\nprofiled:", _load(stage, one, options, options.seconds))
+    one.before()  # it stands still after its load
     os.kill(worker, signal.SIGUSR2)
     result = stage.folder / "worker.prof"
     deadline = time.monotonic() + 10
@@ -93,13 +120,47 @@ def _profile(stage: Stage, one: Contender, options: argparse.Namespace) -> None:
     stats.sort_stats("cumtime").print_stats(options.top)
 
 
-def _perf(
-    stage: Stage, one: Contender, options: argparse.Namespace, pid: int, sorts: tuple[str, ...]
-) -> None:
-    """Record one process under load and print where its time went, down to the kernel."""
+def _count(stage: Stage, one: Contender, options: argparse.Namespace) -> None:
+    """Count the worker's instructions under load, once each caller has called."""
+    worker = one.gateway[0]
+
+    def calls(least: int) -> int:
+        made = 0
+        while made < least:
+            found = _saturate(stage, one, options, options.seconds)
+            if found.errors:
+                raise BenchError(f"{found.errors} calls failed")
+            made += found.requests
+        return made
+
+    one.before()
+    calls(2 * options.callers)
+    instructions.begin(worker)
+    calls(1)  # whatever runs is translated first, which takes longer than to run it
+    instructions.written(worker, stage.folder)
+    began = time.monotonic()
+    made = calls(options.calls)
+    busy, busy_s = instructions.written(worker, stage.folder), time.monotonic() - began
+    time.sleep(IDLE_S)
+    idle, idle_s = instructions.written(worker, stage.folder), time.monotonic() - began - busy_s
+    if options.keep is not None:
+        shutil.copy(busy, options.keep)
+    print(instructions.report(busy, idle, busy_s / idle_s, made, options.top))
+    one.after()
+
+
+def _perf(  # noqa: PLR0917  # what is measured, and how it is shown
+    stage: Stage, one: Contender, options: argparse.Namespace, pid: int, sorts: tuple[str, ...],
+    callees: bool = False,
+) -> None:  # fmt: skip
+    """Record one process under load and print where its time went, down to the kernel.
+
+    With `callees`, each function has the time of whatever it called, too.
+    """
     data = stage.folder / f"perf.{pid}"
     recorder = subprocess.Popen(
-        ["perf", "record", "-q", "-o", str(data), "-p", str(pid)], stderr=subprocess.DEVNULL
+        ["perf", "record", "-q", "-o", str(data), "-p", str(pid), *(UNWOUND if callees else [])],
+        stderr=subprocess.DEVNULL,
     )
     _load(stage, one, options, options.seconds)
     recorder.send_signal(signal.SIGINT)
@@ -107,17 +168,22 @@ def _perf(
     name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
     for sort in sorts:
         report = ["perf", "report", "-i", str(data), "--stdio", "-q", "--sort", sort, "-g", "none"]
+        report.append("--children" if callees else "--no-children")
         found = subprocess.run(report, capture_output=True, text=True, check=False).stdout
         print(f"\nperf of {name} by {sort}\n" + "\n".join(found.strip().splitlines()[: options.top]))
+
+
+def _saturate(stage: Stage, one: Contender, options: argparse.Namespace, seconds: float) -> Loaded:
+    return saturate(
+        one.port, one.traffic, core=stage.placement.client, connections=options.connections,
+        seconds=seconds, folder=stage.folder,
+    )  # fmt: skip
 
 
 def _load(stage: Stage, one: Contender, options: argparse.Namespace, seconds: float) -> str:
     one.before()
     before = cpu_s(one.gateway), cpu_s(one.redis_pids)
-    found = saturate(
-        one.port, one.key, one.user, core=stage.placement.client, connections=options.connections,
-        seconds=seconds, folder=stage.folder,
-    )  # fmt: skip
+    found = _saturate(stage, one, options, seconds)
     gateway, counters = cpu_s(one.gateway) - before[0], cpu_s(one.redis_pids) - before[1]
     one.after()
     return (

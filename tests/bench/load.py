@@ -1,12 +1,12 @@
-"""The bench's two clients: wrk for all it can take, and a paced one for latency at a low rate.
+"""The bench's two clients: wrk, and a paced one for latency at a low rate.
 
-Both send the same bytes: one chat request of 1,200 bytes, answered by about 600.
+Both send the same: chat requests of 1,200 bytes, answered by about 600. A `Traffic` says who calls in turn.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import secrets
 import selectors
 import socket
 import subprocess
@@ -39,9 +39,25 @@ ANSWER = json.dumps(
 )
 
 SCRIPT = """
-local file = assert(io.open("@BODY@")); local body = file:read("*a"); file:close()
-wrk.method, wrk.path, wrk.body = "POST", "@PATH@", body
-@HEADERS@
+local function read(name)
+  local file = assert(io.open(name)); local text = file:read("*a"); file:close(); return text
+end
+local opening, ending, keys = read("@FOLDER@/opening"), read("@FOLDER@/ending"), {}
+for key in read("@FOLDER@/keys"):gmatch("%S+") do keys[#keys + 1] = key end
+local users, traced, pause, sent = @USERS@, @TRACED@, @PAUSE@, 0
+math.randomseed(os.time())
+if pause > 0 then function delay() return pause end end
+function request()
+  local head = opening .. keys[sent % #keys + 1]
+  if users > 0 then head = head .. string.format("\\r\\nx-tollkeeper-user: user-%05d", sent % users) end
+  if traced then
+    local some, more, last = math.random(1, 4294967295), math.random(0, 4294967295), math.random(1, 65535)
+    head = head .. string.format("\\r\\ntraceparent: 00-%08x%08x%08x%08x-%08x%08x-01", some, more, last, sent,
+      last, sent)
+  end
+  sent = sent + 1
+  return head .. ending
+end
 function done(summary, latency)
   local e = summary.errors
   io.write(string.format('\\n{"requests":%d,"duration_us":%d,"p50":%d,"p99":%d,"errors":%d}\\n',
@@ -49,6 +65,18 @@ function done(summary, latency)
     e.connect + e.read + e.write + e.timeout + e.status))
 end
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Who calls: the `keys` in turn, each call for the next of so many `users` (0: for none).
+
+    Of `traced` calls each has a `traceparent` of its own.
+    """
+
+    keys: tuple[str, ...]
+    users: int = 0
+    traced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +88,17 @@ class Loaded:
     errors: int
     p50_us: float
     p99_us: float
-    client_cpu_s: float
 
 
-def fields(host: str, key: str, user: str = "") -> list[tuple[str, str]]:
-    """Header fields of the request, without its length."""
-    found = [("Host", host), ("Content-Type", "application/json"), ("Authorization", f"Bearer {key}")]
-    return [*found, ("x-tollkeeper-user", user)] if user else found
-
-
-def chat(host: str, key: str, user: str = "") -> tuple[bytes, bytes]:
-    """Head and body of the one request; together `REQUEST_BYTES` long."""
-    head = f"POST {PATH} HTTP/1.1\r\n" + "".join(f"{n}: {v}\r\n" for n, v in fields(host, key, user))
+def chat(host: str, traffic: Traffic, number: int = 0) -> tuple[bytes, bytes]:
+    """Head and body of a request, the `number`th one; together `REQUEST_BYTES` long."""
+    lines = [("Host", host), ("Content-Type", "application/json")]
+    lines.append(("Authorization", f"Bearer {traffic.keys[number % len(traffic.keys)]}"))
+    if traffic.users:
+        lines.append(("x-tollkeeper-user", f"user-{number % traffic.users:05}"))
+    if traffic.traced:
+        lines.append(("traceparent", f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"))
+    head = f"POST {PATH} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines)
     room = REQUEST_BYTES - len(f"{head}Content-Length: 999\r\n\r\n")
     room -= room > 999
     shape = {"model": "gpt-4o-mini", "max_tokens": 64, "messages": [{"role": "user", "content": ""}]}
@@ -83,22 +110,41 @@ def chat(host: str, key: str, user: str = "") -> tuple[bytes, bytes]:
 
 
 def saturate(
-    port: int, key: str, user: str, *, core: int, connections: int, seconds: float, folder: Path
+    port: int,
+    traffic: Traffic,
+    *,
+    core: int,
+    connections: int,
+    seconds: float,
+    folder: Path,
+    pause_ms: int = 0,
 ) -> Loaded:
-    """Drive one contender with wrk as fast as it answers."""
-    host = f"127.0.0.1:{port}"
-    body, script = folder / "body.json", folder / "chat.lua"
-    body.write_bytes(chat(host, key, user)[1])
-    headers = "\n".join(f'wrk.headers["{n}"] = "{v}"' for n, v in fields(host, key, user))
-    text = SCRIPT.replace("@BODY@", str(body)).replace("@PATH@", PATH).replace("@HEADERS@", headers)
+    """Drive one contender with wrk as fast as it answers; each connection rests `pause_ms` between calls."""
+    host, script = f"127.0.0.1:{port}", folder / "chat.lua"
+    head, body = chat(host, traffic)
+    opening = head[: head.index(traffic.keys[0].encode())]
+    ending = f"\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    for name, content in (
+        ("opening", opening),
+        ("ending", ending),
+        ("keys", "\n".join(traffic.keys).encode()),
+    ):
+        (folder / name).write_bytes(content)
+    given = {
+        "FOLDER": folder,
+        "USERS": traffic.users,
+        "TRACED": str(traffic.traced).lower(),
+        "PAUSE": pause_ms,
+    }
+    text = SCRIPT
+    for word, value in given.items():
+        text = text.replace(f"@{word}@", str(value))
     script.write_text(text, encoding="utf-8")
-    before = os.times()
     done = subprocess.run(
         ["taskset", "-c", str(core), "wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "10s",
          "-s", str(script), f"http://{host}{PATH}"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    after = os.times()
     try:
         found = json.loads(done.stdout.strip().splitlines()[-1])
     except (IndexError, ValueError):
@@ -109,15 +155,18 @@ def saturate(
         errors=found["errors"],
         p50_us=found["p50"],
         p99_us=found["p99"],
-        client_cpu_s=(after.children_user + after.children_system)
-        - (before.children_user + before.children_system),
     )
 
 
-def ask(port: int, key: str, user: str = "") -> tuple[int, bytes]:
-    """Send the request once; status and body of the answer."""
+def rest_ms(rate: float, p50_us: float, connections: int) -> int:
+    """How long each connection rests between calls so that all of them make so many calls a second."""
+    return max(1, round(1000 * connections / rate - p50_us / 1000))
+
+
+def ask(port: int, traffic: Traffic, number: int = 0) -> tuple[int, bytes]:
+    """Send one request; status and body of the answer."""
     with socket.create_connection(("127.0.0.1", port), ANSWER_S_MAX) as connection:
-        connection.sendall(b"".join(chat(f"127.0.0.1:{port}", key, user)))
+        connection.sendall(b"".join(chat(f"127.0.0.1:{port}", traffic, number)))
         received = bytearray()
         while not (end := _complete(received)):
             piece = connection.recv(65536)
@@ -130,13 +179,14 @@ def ask(port: int, key: str, user: str = "") -> tuple[int, bytes]:
     return int(head.split(b" ", 2)[1]), body
 
 
-def pace(port: int, key: str, user: str, rate: float, seconds: float) -> list[float]:
+def pace(port: int, traffic: Traffic, rate: float, seconds: float) -> list[float]:
     """Latency of each call at a fixed rate, microseconds, whether or not earlier ones are answered.
 
     Calls go out on the beat over a few kept connections in turn; a late answer delays no call on
     another connection. `BenchError` on any status but 200.
     """
-    message = b"".join(chat(f"127.0.0.1:{port}", key, user))
+    total = int(rate * seconds)
+    messages = [b"".join(chat(f"127.0.0.1:{port}", traffic, number)) for number in range(total)]
     poll = selectors.DefaultSelector()
     lines = [socket.create_connection(("127.0.0.1", port), ANSWER_S_MAX) for _ in range(PACED_CONNECTIONS)]
     for line in lines:
@@ -145,7 +195,7 @@ def pace(port: int, key: str, user: str, rate: float, seconds: float) -> list[fl
         poll.register(line, selectors.EVENT_READ)
     idle, sent_at, received = list(lines), {}, {line: bytearray() for line in lines}
     latencies: list[float] = []
-    total, sent, starved = int(rate * seconds), 0, False
+    sent, starved = 0, False
     start = time.perf_counter()
     try:
         while len(latencies) < total:
@@ -156,7 +206,7 @@ def pace(port: int, key: str, user: str, rate: float, seconds: float) -> list[fl
                 # A beat missed because every connection waits counts from the beat, else from here:
                 # the client's own late waking is not the contender's.
                 sent_at[line], starved = (due if starved else now), False
-                line.send(message)
+                line.send(messages[sent])
                 sent += 1
                 continue
             if now > start + seconds + ANSWER_S_MAX:

@@ -7,20 +7,23 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from statistics import median
 
-from tests.bench.contenders import INTERPRETED, OURS, TITLES
+from tests.bench.contenders import INTERPRETED, NOT_HERE, OURS, TITLES
 from tests.bench.figures import Row, Window, pair, percentile, ratios, row, table
 from tests.bench.load import REQUEST_BYTES
 
 
 @dataclass(slots=True)
 class Measured:
-    """Everything measured. By contender: paced latencies (µs), idle memory (MiB), calls answered,
-    and `rows`, the calls found in the database in the end. `flushed` is what the flusher's own bench said.
+    """Everything measured. By contender: paced latencies (µs), p50 and p99 at part of its load, idle memory
+    (MiB), calls answered, and `rows`, the calls found in the database in the end. `flushed` is what the
+    flusher's own bench said.
     """
 
     windows: list[Window] = field(default_factory=list)
     paced: dict[str, list[float]] = field(default_factory=dict)
+    partly: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     idle_rss: dict[str, float] = field(default_factory=dict)
     answered: dict[str, int] = field(default_factory=dict)
     cut: dict[str, int] = field(default_factory=dict)
@@ -48,6 +51,12 @@ def _row(measured: Measured, name: str) -> Row:
     found = replace(
         row([one for one in measured.windows if one.contender == name]), rss_mib=measured.idle_rss.get(name)
     )
+    if partly := measured.partly.get(name):
+        found = replace(
+            found,
+            partly_p50_us=median(p50 for p50, _ in partly),
+            partly_p99_us=median(p99 for _, p99 in partly),
+        )
     paced, direct = measured.paced.get(name), measured.paced.get("direct")
     if not paced or not direct or name == "direct":
         return found
@@ -72,6 +81,11 @@ def as_markdown(measured: Measured, about: Mapping[str, object]) -> str:
         )
         for name, found in measured.rows.items()
     ]
+    notes += [
+        f"- {TITLES[name]}: keeper and PostgreSQL took {median(found):.1f} µs of CPU a request meanwhile"
+        for name in dict.fromkeys(one.contender for one in measured.windows)
+        if any(found := [one.behind_us for one in measured.windows if one.contender == name])
+    ]
     if measured.ready_s:
         first, second = measured.ready_s
         notes.append(f"- `tollkeeper up`: ready in {second:.1f} s ({first:.1f} s on an empty data directory)")
@@ -79,12 +93,18 @@ def as_markdown(measured: Measured, about: Mapping[str, object]) -> str:
         shown = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in measured.flushed.items())
         notes.append(f"- flusher, outbox to rows: {shown}")
     notes += [f"- left out: {TITLES[name]}: {why}" for name, why in measured.missing.items()]
+    notes += [f"- not here: {what}: {why}" for what, why in NOT_HERE.items()]
     shown = "; ".join(f"{name} {value}" for name, value in about.items())
     head = (
         f"{shown}. {REQUEST_BYTES:,}-byte requests over kept connections; medians over rounds, in brackets "
         "the least of any round, ratios within each round. `req/s of a full gateway core` is requests by "
         "gateway CPU second: where the load core (client, upstream, Redis) gave out before the gateway, "
-        "req/s is its limit, not the gateway's."
+        "req/s is its limit, not the gateway's. Each contender has one worker, pinned to a core of its own, "
+        "and reaches a Valkey of its own, with the same settings, by a socket. Redis CPU includes rewriting "
+        "its append-only file. nginx + Lua + Redis is the usual hand-made limiter: it asks Redis once a "
+        "request, without a pipeline, and settles many at once. Our keeper and PostgreSQL are "
+        "frozen while a window is measured, but for the contender that says it is flushing. `at 70 %` is at "
+        "that part of what the contender took in the same round."
     )
     peers = [one for one in measured.windows if one.contender != INTERPRETED]
     tables = [table(rows_of(measured), TITLES), ratios(peers, OURS, TITLES)]

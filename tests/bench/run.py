@@ -30,17 +30,29 @@ from tests.bench.contenders import (
     upstream,
 )
 from tests.bench.figures import Window
-from tests.bench.load import ANSWER, Loaded, ask, pace, saturate
-from tests.bench.machine import BenchError, Placement, busy_s, cpu_s, family, install_tools, prefer, rss_mib
+from tests.bench.load import ANSWER, Loaded, ask, pace, rest_ms, saturate
+from tests.bench.machine import (
+    BenchError,
+    Placement,
+    busy_s,
+    cpu_s,
+    family,
+    install_tools,
+    prefer,
+    quickest_python,
+    rss_mib,
+)
 from tests.bench.page import PAGE, publish
 from tests.bench.report import Measured, about_this_run, as_json, as_markdown, as_pair, failed
-from tests.bench.tollkeeper import compile_hot_path, quickest_python, tollkeeper
+from tests.bench.tollkeeper import compile_hot_path, tollkeeper
 
 FLUSH = Path(__file__).parent / "flush.py"
 OUT = Path("build/bench")
 WARM_S = 1.0
 CHECK_S_MAX = 5.0
 PACED_RATE = 100.0
+PARTLY = 0.7  # of what a contender takes
+PARTLY_CONNECTIONS = 4  # times as many: each rests most of the time
 FOREIGN_MAX = 0.05  # cores that processes outside the bench may use before a window is measured again
 
 
@@ -60,8 +72,9 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="tollkeeper-bench-") as folder:
             Path(folder).chmod(0o755)
             stage = Stage(
-                Path(folder), OUT.resolve(), placement, say, python=python, compiled=compiled, other=other
-            )
+                Path(folder), OUT.resolve(), placement, say, python=python, compiled=compiled, other=other,
+                callers=options.callers, organizations=options.organizations, traced=not options.same_heads,
+            )  # fmt: skip
             _measure(stage, options, measured)
     except BenchError as error:
         say(f"bench: {error}")
@@ -69,6 +82,8 @@ def main() -> int:
     if not options.skip_flush:
         measured.flushed = _flushed(cores)
     about = about_this_run(placement, options.rounds, options.seconds, options.connections)
+    about["callers"] = f"{options.callers} keys and users of {options.organizations} organizations"
+    about["heads"] = "all the same" if options.same_heads else "a traceparent of its own for each call"
     about["our hot path"] = f"{'compiled' if compiled else 'interpreted'}, on {Path(python).name}"
     markdown = as_markdown(measured, about)
     (OUT / "bench.json").write_text(json.dumps(as_json(measured, about), indent=2) + "\n", encoding="utf-8")
@@ -97,6 +112,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=int, default=4, help="length of one window under load")
     parser.add_argument("--paced-seconds", type=float, default=3.0, help="length of one window at 100/s")
     parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument(
+        "--callers", type=int, default=1, help="keys that call in turn, each for its own user"
+    )
+    parser.add_argument("--organizations", type=int, default=1, help="whose keys these are")
+    parser.add_argument("--same-heads", action="store_true", help="no traceparent of its own for each call")
     parser.add_argument("--attempts", type=int, default=3, help="tries for a window others disturb")
     parser.add_argument("--nice", type=int, default=0, help="priority of all programs, -20 (root) to 19")
     parser.add_argument("--only", default="", help="comma-separated contenders: " + ", ".join(TITLES))
@@ -167,10 +187,10 @@ def _one(start: Start, stage: Stage) -> list[Contender]:
 
 def _check(contender: Contender) -> None:
     deadline = time.monotonic() + CHECK_S_MAX
-    status, body = ask(contender.port, contender.key, contender.user)
+    status, body = ask(contender.port, contender.traffic)
     while status != 200 and time.monotonic() < deadline:
         time.sleep(0.2)
-        status, body = ask(contender.port, contender.key, contender.user)
+        status, body = ask(contender.port, contender.traffic)
     if status != 200:
         raise BenchError(f"answers {status}: {body[:200].decode(errors='replace')}")
     if contender.name != "litellm" and body != ANSWER.encode():
@@ -188,6 +208,7 @@ def _rounds(
             measured.windows.append(_quiet_window(stage, one, number, options, measured))
         for one, found in zip(contenders, measured.windows[-len(contenders) :], strict=True):
             if found.rate > 2 * PACED_RATE:
+                measured.partly.setdefault(one.name, []).append(_partly(stage, one, found, options, measured))
                 measured.paced.setdefault(one.name, []).extend(_quiet_pace(stage, one, options, measured))
 
 
@@ -201,15 +222,17 @@ def _turn(one: Contender) -> Iterator[None]:
         one.after()
 
 
-def _load(stage: Stage, one: Contender, connections: int, seconds: float, measured: Measured) -> Loaded:
+def _load(  # noqa: PLR0917  # what wrk is told, and where it is noted
+    stage: Stage, one: Contender, connections: int, seconds: float, measured: Measured, pause_ms: int = 0
+) -> Loaded:
     loaded = saturate(
         one.port,
-        one.key,
-        one.user,
+        one.traffic,
         core=stage.placement.client,
         connections=connections,
         seconds=seconds,
         folder=stage.folder,
+        pause_ms=pause_ms,
     )
     measured.answered[one.name] += loaded.requests - loaded.errors
     measured.cut[one.name] += connections
@@ -238,6 +261,19 @@ def _quiet_window(
     return best
 
 
+def _partly(
+    stage: Stage, one: Contender, found: Window, options: argparse.Namespace, measured: Measured
+) -> tuple[float, float]:
+    """Latencies, p50 and p99, at a share of what it just took; its connections rest between calls."""
+    connections = PARTLY_CONNECTIONS * options.connections
+    rest = rest_ms(PARTLY * found.rate, found.p50_us * PARTLY, connections)
+    with _turn(one):
+        loaded = _load(stage, one, connections, options.paced_seconds, measured, rest)
+    share = loaded.requests / loaded.seconds / found.rate
+    say(f"  {one.name:20} at {share:.0%}  p99 {loaded.p99_us / 1000:6.2f} ms")
+    return loaded.p50_us, loaded.p99_us
+
+
 def _quiet_pace(stage: Stage, one: Contender, options: argparse.Namespace, measured: Measured) -> list[float]:
     """Latencies at a low rate, in the quietest of a few attempts."""
     best: list[float] = []
@@ -245,7 +281,7 @@ def _quiet_pace(stage: Stage, one: Contender, options: argparse.Namespace, measu
     for _ in range(options.attempts):
         with _turn(one):
             ours, busy = _own_cpu_s(stage), busy_s()
-            calls = pace(one.port, one.key, one.user, PACED_RATE, options.paced_seconds)
+            calls = pace(one.port, one.traffic, PACED_RATE, options.paced_seconds)
             foreign = (busy_s() - busy - (_own_cpu_s(stage) - ours)) / options.paced_seconds
         measured.answered[one.name] += len(calls)
         if foreign < quietest:
@@ -263,11 +299,14 @@ def _window(
     script = _scripts(one)
     core = stage.placement.client
     ours, busy, there, start = _own_cpu_s(stage), busy_s(), busy_s(core), time.monotonic()
-    gateway, counters = cpu_s(one.gateway), cpu_s(one.redis_pids)
+    gateway, counters, behind = cpu_s(one.gateway), _redis_cpu_s(one), cpu_s(one.behind())
     loaded = _load(stage, one, options.connections, options.seconds, measured)
-    gateway, counters = cpu_s(one.gateway) - gateway, cpu_s(one.redis_pids) - counters
+    if not loaded.requests:
+        raise BenchError(f"{one.name} answered nothing within a window: longer ones, by --seconds")
+    gateway, counters = cpu_s(one.gateway) - gateway, _redis_cpu_s(one) - counters
+    behind = cpu_s(one.behind()) - behind
     there = (busy_s(core) - there) / (time.monotonic() - start)
-    ours, busy = _own_cpu_s(stage) - ours + loaded.client_cpu_s, busy_s() - busy
+    ours, busy = _own_cpu_s(stage) - ours, busy_s() - busy
     calls, usec, reads = (after - before for after, before in zip(_scripts(one), script, strict=True))
     return Window(
         contender=one.name,
@@ -280,11 +319,17 @@ def _window(
         gateway_cpu_s=gateway,
         load_busy=there,
         redis_cpu_s=counters,
+        behind_cpu_s=behind,
         script_us=usec / loaded.requests,
         commands_per_read=calls / reads if reads else 0.0,
         entries=one.entries() - entries if one.entries else None,
         foreign_cores=max(0.0, busy - ours) / loaded.seconds,
     )
+
+
+def _redis_cpu_s(one: Contender) -> float:
+    """With its children, which write its append-only file anew."""
+    return cpu_s({pid for each in one.redis_pids for pid in family(each)})
 
 
 def _own_cpu_s(stage: Stage) -> float:

@@ -1,148 +1,133 @@
-"""What reserve + settle cost the Redis core: CPU microseconds a call, next to an empty script.
+"""What reserve + settle cost the Redis core: CPU microseconds a call, by how many leave in one write.
 
 `python -m tests.bench.scripts [--against REVISION] [--loopback] [--runs N]`. A server of its own, append-only
 file on and reached by a socket, as shipped; key, user, tenant and organization limits, a token quota and a
-ledger entry a call; the same with credits, and with units by tiers under a cap. Pipelined in batches of 4
-and 16.
-Variants take turns within every run, so what slows the machine for a moment slows them alike;
-minimum and median over the runs.
+ledger entry a call; the same with credits, with units by tiers under a cap, and with budgets: an account with
+one window, one with eight, and four accounts with one each, as they are or two of them somebody's of a budget
+for each. Another revision makes its
+own accounts and commands, in a database of the same server, and takes turns with this tree within every run:
+what slows the machine for a moment slows both alike. Least and median over the runs, and the ratio of the
+least; `empty` is a script that does nothing, for each call.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import pickle
 import struct
 import subprocess
 import sys
 import tempfile
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from decimal import Decimal
-from itertools import count
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import redis
 
-from gateway.core.billing.pricing import Pricing, Tier
-from gateway.core.model import HoldRequest, Limits, Service, Settlement
-from gateway.counters.layouts import packing
-from gateway.counters.redis import keys, scripts
+from gateway.counters.redis import keys
 from gateway.local.embedded.valkey import ENVIRONMENT
-from tests.builders import CHAT, TTL_MS, World
+from tests.bench import commands
 from tests.conftest import ValkeyServer
 
-BATCHES = (4, 16)
-CALLS_A_RUN = 800
-NUMBERS = count(1)
-WIDE = Limits(requests_per_minute=10**6, tokens_per_minute=10**9, concurrency=10**5)
-DONE = (struct.pack("<d", 1), struct.pack("<q", 1))
-PAID = Service(id=2, key="images", meter="consumption", counts_tokens=True, credits=1)
-TIERED = Service(
-    id=4, key="search", meter="pay_per_use", counts_tokens=True,
-    pricing=Pricing(tiers=(Tier(10_000, Decimal("0.001")), Tier(None, Decimal("0.0008")))),
+ORGANIZATIONS = 64
+# Calls a write, of how many organizations, of which kind.
+CASES = (
+    (1, 1, "chat"), (4, 1, "chat"), (16, 1, "chat"), (50, 1, "chat"),
+    (4, 64, "chat"), (16, 64, "chat"), (64, 64, "chat"),
+    (16, 1, "credits"), (16, 1, "tiers"),
+    (4, 1, "one window"), (4, 1, "eight windows"), (4, 1, "four accounts"),
+    (16, 1, "one window"), (16, 1, "eight windows"), (16, 1, "four accounts"),
+    (4, 1, "four scopes"), (16, 1, "four scopes"), (64, 64, "four scopes"),
 )  # fmt: skip
-ASSEMBLE = """
-import json
-from dataclasses import asdict
-from gateway.counters.redis.scripts import library
-print(json.dumps(asdict(library())))
-"""
+CALLS_A_RUN = 800
+DONE = (struct.pack("<d", 1), struct.pack("<q", 1))
 EMPTY = "#!lua name=empty\nredis.register_function('empty', function() return 1 end)"
-Commands = list[tuple[Any, ...]]
 
 
 @dataclass(slots=True)
 class Cost:
-    """One variant's runs: CPU and script time a pair, in microseconds."""
+    """One side's runs: CPU and script time a pair, in microseconds."""
 
-    cpu_us: list[float]
-    script_us: list[float]
-
-    def __str__(self) -> str:
-        return (
-            f"CPU {min(self.cpu_us):6.1f} {median(self.cpu_us):6.1f}   "
-            f"script {min(self.script_us):6.1f} {median(self.script_us):6.1f}"
-        )
+    cpu_us: list[float] = field(default_factory=list)
+    script_us: list[float] = field(default_factory=list)
 
 
-class Variant:
-    """A pair of commands a call: first all of a batch's first ones, then all the second ones."""
+class Side:
+    """A tree whose commands are measured, in a database of its own."""
 
-    def __init__(self, name: str, pair: Callable[[int], tuple[tuple[Any, ...], tuple[Any, ...]]]) -> None:
+    def __init__(self, name: str, tree: Path, url: str) -> None:
         self.name = name
-        self._pair = pair
-
-    def batches(self, size: int) -> list[tuple[Commands, Commands]]:
-        """The commands of one run, made before its clock starts."""
-        made = []
-        for _ in range(CALLS_A_RUN // size):
-            number = next(NUMBERS)
-            pairs = [self._pair(number) for _ in range(size)]
-            made.append(([first for first, _ in pairs], [second for _, second in pairs]))
-        return made
-
-
-def of_scripts(
-    world: World, name: str, library: scripts.Library, service: Service = CHAT, credits_: int = 0
-) -> Variant:
-    """reserve and settle of a library."""
-    if not world.client.function_list(library.name):
-        world.client.function_load(library.text)
-    reserve, settle = library.functions["reserve"], library.functions["settle"]
-
-    def pair(batch: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        request = HoldRequest(world.caller, str(uuid.uuid4()), "ann", service, 300, 300, credits_)
-        used = Settlement(
-            world.caller, request.request_id, "ann", service, charge=True, tokens=270, credits=credits_,
-            metadata=b'{"model":"m","streamed":false,"status":200,"duration_ms":812,"input":20,"output":250}',
+        self.client = redis.Redis.from_url(url)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", Path(commands.__file__).read_text(), url, str(ORGANIZATIONS)],
+            cwd=tree, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
-        first = packing.reserve(world.run_id, 1, TTL_MS, request, 2 * batch)
-        second = packing.settle(world.run_id, 0, used, packing.MODE_CHARGE, batch=2 * batch + 1)
-        return _fcall(reserve, first), _fcall(settle, second)
 
-    return Variant(name, pair)
+    def writes(self, organizations: int, size: int, kind: str) -> list[tuple[list[Any], list[Any]]]:
+        """The writes of one run, made before its clock starts."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        pickle.dump((organizations, size, CALLS_A_RUN // size, kind), self._process.stdin)
+        self._process.stdin.flush()
+        return pickle.load(self._process.stdout)  # type: ignore[no-any-return]  # our child's
+
+    def clear(self) -> None:
+        """Empty the outboxes."""
+        for p in range(64):
+            self.client.delete(keys.outbox(p))
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self.client.close()
 
 
-def empty(world: World) -> Variant:
-    """Two scripts that do nothing: what calling any script costs."""
-    world.client.function_load(EMPTY)
-    return Variant("return 1, twice", lambda _: (("FCALL", "empty", 0), ("FCALL", "empty", 0)))
+class Empty(Side):
+    """Two scripts a call that do nothing: what calling any script costs."""
+
+    def __init__(self, url: str) -> None:
+        self.name, self.client = "empty", redis.Redis.from_url(url)
+        self.client.function_load(EMPTY)
+
+    def writes(self, organizations: int, size: int, kind: str) -> list[tuple[list[Any], list[Any]]]:
+        one = [("FCALL", "empty", 0)] * size
+        return [(one, one)] * (CALLS_A_RUN // size)
+
+    def close(self) -> None:
+        self.client.close()
 
 
-def _fcall(function: str, call: packing.Call) -> tuple[Any, ...]:
-    names, arguments = call
-    return ("FCALL", function, len(names), *names, *arguments)
-
-
-def measure(world: World, variants: list[Variant], size: int, runs: int) -> dict[str, Cost]:
+def measure(sides: list[Side], case: tuple[int, int, str], runs: int) -> dict[str, Cost]:
     """Take turns `runs` times; the first turn warms up and is not counted."""
-    costs = {variant.name: Cost([], []) for variant in variants}
+    size, organizations, kind = case
+    costs = {side.name: Cost() for side in sides}
     for run in range(runs + 1):
-        for variant in variants:
-            batches = variant.batches(size)
-            cpu, script = _spent(world.client)
-            for first, second in batches:
-                _send(world.client, first)
-                _send(world.client, second)
-            cpu_after, script_after = _spent(world.client)
-            if run:
-                costs[variant.name].cpu_us.append((cpu_after - cpu) / CALLS_A_RUN)
-                costs[variant.name].script_us.append((script_after - script) / CALLS_A_RUN)
-            world.client.delete(keys.outbox(world.p))
+        for side in sides:
+            made = side.writes(organizations, size, kind)
+            cpu, script = _spent(side.client)
+            for first, second in made:
+                _send(side.client, first)
+                _send(side.client, second)
+            cpu_after, script_after = _spent(side.client)
+            if run and made:
+                calls = len(made) * size
+                costs[side.name].cpu_us.append((cpu_after - cpu) / calls)
+                costs[side.name].script_us.append((script_after - script) / calls)
+            side.clear()
     return costs
 
 
-def _send(client: redis.Redis, commands: Commands) -> None:
+def _send(client: redis.Redis, sent: list[Any]) -> None:
     with client.pipeline(transaction=False) as pipeline:
-        for command in commands:
+        for command in sent:
             pipeline.execute_command(*command)  # type: ignore[no-untyped-call]  # untyped in redis-py
-        answers = pipeline.execute()
-    assert all(answer == 1 or answer[:8] in DONE for answer in answers)
+        for answer in pipeline.execute():
+            answers = answer if isinstance(answer, list) else [answer]
+            assert all(one == 1 or one[:8] in DONE for one in answers), answers
 
 
 def _spent(client: redis.Redis) -> tuple[float, float]:
@@ -156,8 +141,8 @@ def _spent(client: redis.Redis) -> tuple[float, float]:
 
 
 @contextmanager
-def bench_world(*, loopback: bool = False) -> Iterator[World]:
-    """A server as shipped, reached by its socket unless `loopback`; one caller, limited at every scope."""
+def served(*, loopback: bool = False) -> Iterator[str]:
+    """A server as shipped, by its socket unless `loopback`: its address, to which a database is added."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         path = f"{folder}/valkey.sock"
         server = ValkeyServer(
@@ -166,49 +151,57 @@ def bench_world(*, loopback: bool = False) -> Iterator[World]:
         server.environment = dict(ENVIRONMENT)
         server.start()
         try:
-            world = World(server.url if loopback else f"unix://{path}?db=0")
-            world.define_organization(WIDE, cap=10**15)
-            world.define_tenant(WIDE, users=WIDE)
-            world.define_key(WIDE)
-            world.plan(10**15, reset_interval="monthly")
-            world.grant("credits", 10**12)
-            yield world
-            world.client.close()
+            yield f"redis://127.0.0.1:{server.port}/?db=" if loopback else f"unix://{path}?db="
         finally:
             server.stop()
 
 
-def at_revision(revision: str) -> scripts.Library:
-    """The scripts of a git revision, as its own assembler has them; its layouts must be of this tree."""
+@contextmanager
+def tree_at(revision: str) -> Iterator[Path]:
+    """The tree of a git revision."""
     with tempfile.TemporaryDirectory() as folder:
-        archive = ["git", "archive", revision, "gateway", "lua"]
-        packed = subprocess.run(archive, capture_output=True, check=True)
+        packed = subprocess.run(["git", "archive", revision], capture_output=True, check=True)
         subprocess.run(["tar", "-x", "-C", folder], input=packed.stdout, check=True)
-        made = subprocess.run(
-            [sys.executable, "-c", ASSEMBLE], cwd=folder, capture_output=True, text=True, check=True
-        )
-    return scripts.Library(**json.loads(made.stdout))
+        yield Path(folder)
+
+
+def as_row(case: tuple[int, int, str], costs: dict[str, Cost], against: str) -> str:
+    """One line of the table."""
+    size, organizations, kind = case
+    cells = [kind, str(size), str(organizations)]
+    for cost in costs.values():
+        if not cost.cpu_us:
+            cells += ["–", "–"]
+            continue
+        cells += [f"{min(cost.cpu_us):.1f} ({median(cost.cpu_us):.1f})", f"{min(cost.script_us):.1f}"]
+    if against and costs[against].cpu_us:
+        here, there = costs["this tree"], costs[against]
+        cells += [
+            f"{min(here.cpu_us) / min(there.cpu_us):.2f} ×",
+            f"{min(here.script_us) / min(there.script_us):.2f} ×",
+        ]
+    return "| " + " | ".join(cells) + " |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--against", metavar="REVISION", help="scripts of this git revision take turns too")
+    parser.add_argument("--against", metavar="REVISION", default="", help="this git revision takes turns too")
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--loopback", action="store_true", help="by TCP, as a Redis elsewhere is reached")
     options = parser.parse_args()
-    with bench_world(loopback=options.loopback) as world:
-        variants = [
-            empty(world),
-            of_scripts(world, "reserve + settle", scripts.library()),
-            of_scripts(world, "and credits", scripts.library(), PAID, 1),
-            of_scripts(world, "and units by tiers", scripts.library(), TIERED),
-        ]
+    with ExitStack() as stack:
+        url = stack.enter_context(served(loopback=options.loopback))
+        sides = [Empty(f"{url}0"), Side("this tree", Path.cwd(), f"{url}1")]
         if options.against:
-            variants.append(of_scripts(world, options.against, at_revision(options.against)))
-        print("Redis microseconds a pair: minimum and median")
-        for size in BATCHES:
-            for name, cost in measure(world, variants, size, options.runs).items():
-                print(f"batch of {size:2}  {name:20} {cost}")
+            sides.append(Side(options.against, stack.enter_context(tree_at(options.against)), f"{url}2"))
+        for side in sides:
+            stack.callback(side.close)
+        titles = [f"{side.name}, CPU µs a pair: least (median) | script µs" for side in sides]
+        titles += ["CPU | script"] if options.against else []
+        print(f"| kind | calls a write | organizations | {' | '.join(titles)} |")
+        print("|---|" + "---:|" * (2 + 2 * len(titles)))
+        for case in CASES:
+            print(as_row(case, measure(sides, case, options.runs), options.against), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 
 from tests.bench.contenders import INTERPRETED, OURS
 from tests.bench.figures import Window, paired, percentile, ratios, row, table
-from tests.bench.load import REQUEST_BYTES, chat
+from tests.bench.load import REQUEST_BYTES, Traffic, chat
 from tests.bench.report import Measured, as_markdown, as_pair
 
 TITLES = {"a": "Alpha", "b": "Beta"}
@@ -75,8 +75,12 @@ def test_percentile_is_nearest_rank() -> None:
         percentile([], 0.5)
 
 
-@pytest.mark.parametrize("user", ["", "user-7", "u" * 90])
-def test_every_contender_is_sent_the_same_number_of_bytes(user: str) -> None:
-    head, body = chat("127.0.0.1:40000", "tk_bench", user)
-    assert len(head) + len(body) == REQUEST_BYTES
-    assert f"Content-Length: {len(body)}".encode() in head
+@pytest.mark.parametrize(("users", "traced"), [(0, False), (1, False), (2_000, True)])
+def test_every_contender_is_sent_the_same_number_of_bytes(users: int, traced: bool) -> None:
+    traffic = Traffic(tuple(f"tk_bench_{number:05}" for number in range(2_000)), users, traced)
+    sent = [chat("127.0.0.1:40000", traffic, number) for number in (0, 1, 7, 1_999, 2_000)]
+    assert {len(head) + len(body) for head, body in sent} == {REQUEST_BYTES}
+    assert all(f"Content-Length: {len(body)}".encode() in head for head, body in sent)
+    first, *others, again = (head for head, _ in sent)
+    assert first not in others
+    assert (first == again) == (not traced)

@@ -3,7 +3,8 @@
 The keeper and PostgreSQL are frozen while a window is measured and in the others' turns: on two
 cores they would take the client's, and no peer has a second stage to compare them with. The
 outbox is drained between windows, and in the end every call must have its row. One contender
-leaves them running, to show what that costs on the same cores.
+leaves them running, to show what that costs on the same cores. In the others' turns the gateway
+stands still too: its idle work is a hundredth of the core that they are measured on.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,22 +30,19 @@ import redis
 from gateway.core.model import PARTITIONS
 from gateway.counters.redis import keys
 from tests.bench.contenders import INTERPRETED, OTHER, Contender, Stage
+from tests.bench.load import Traffic
 from tests.bench.machine import START_S_MAX, BenchError, family, pin, signal_all, stop
 
 TOTAL_TOKENS = 10**15
 LIMITS = {"requests_per_minute": 10**9, "tokens_per_minute": 10**12, "concurrency": 10**6}
-USER = "bench-user"
+# By name: what of an organization each is of.
+BUDGETS: dict[str, dict[str, str]] = {
+    "organization": {},
+    "tenant": {},
+    "user": {"each": "user"},
+    "key": {"each": "key"},
+}
 DRAIN_S_MAX = 180.0
-PYTHON_TRIES = 3
-LOOP = """
-import time
-began = time.process_time()
-sizes = {}
-for number in range(400_000):
-    word = b"%d" % number
-    sizes[len(word)] = sizes.get(len(word), 0) + 1
-print(time.process_time() - began)
-"""
 
 
 @dataclass(slots=True)
@@ -80,12 +77,16 @@ class Deployment:
         pids = self.facts["pids"]
         return [*family(pids["keeper"]), *family(pids["postgres"])]
 
+    def gateway(self) -> list[int]:
+        """Processes of the gateway."""
+        return [one for pid in self.facts["pids"]["gateway"] for one in family(pid)]
+
     def freeze(self) -> None:
-        """Stop them where they are."""
+        """Stop what turns the outbox into rows where it is."""
         signal_all(self.background(), signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let them go on."""
+        """Let it go on."""
         signal_all(self.background(), signal.SIGCONT)
 
     def drain(self) -> None:
@@ -96,13 +97,13 @@ class Deployment:
                 raise BenchError(f"the outbox was not empty after {DRAIN_S_MAX:g} s")
             time.sleep(0.1)
 
-    def rows(self, tenant_id: int) -> int:
-        """Calls of a tenant that are in the ledger."""
+    def rows(self, tenant_ids: list[int]) -> int:
+        """Calls of tenants that are in the ledger."""
         self.thaw()
-        query = "SELECT count(*) FROM token_ledger WHERE tenant_id = %s AND transaction_type = 'consume'"
+        query = "SELECT count(*) FROM token_ledger WHERE tenant_id = ANY(%s) AND transaction_type = 'consume'"
         address = self.facts["database_url"].replace("postgresql+psycopg://", "postgresql://")
         with psycopg.connect(address) as connection:
-            found = connection.execute(query, (tenant_id,)).fetchone()
+            found = connection.execute(query, (tenant_ids,)).fetchone()
         return int(found[0]) if found else 0
 
 
@@ -110,18 +111,18 @@ def tollkeeper(stage: Stage, names: list[str]) -> list[Contender]:
     """Start one deployment and as many of our contenders as are named; those of other packages are alone."""
     folder = names[0]
     compiled = {INTERPRETED: None, OTHER: stage.other}.get(folder, stage.compiled)
-    first = _up(stage, folder, compiled)
+    first = up(stage, folder, compiled)
     stop(stage.programs.pop())
-    running = _up(stage, folder, compiled)
+    running = up(stage, folder, compiled)
     running.ready_s = (*first.ready_s, *running.ready_s)
-    gateway = running.facts["pids"]["gateway"]
-    pin([one for pid in gateway for one in family(pid)], stage.placement.gateway)
+    pin(running.gateway(), stage.placement.gateway)
     pin(family(running.facts["pids"]["redis"]), stage.placement.redis)
     plan = running.admin("POST", "/token-plans", {"name": "bench", "total_amount": TOTAL_TOKENS,
                                                   "reset_interval": "none"})  # fmt: skip
-    found = [_contender(running, name, plan["id"]) for name in names]
+    found = [_contender(stage, running, name, plan["id"]) for name in names]
     running.drain()
     running.freeze()
+    signal_all(running.gateway(), signal.SIGSTOP)
     return found
 
 
@@ -139,22 +140,6 @@ def compile_hot_path(tree: Path, say: Callable[[str], None]) -> Path | None:
     return target
 
 
-def quickest_python() -> str:
-    """The quicker of our interpreter and the system's own of the same version, which runs what is measured.
-
-    Official builds of Python, the image's among them, are optimized by profile and at link time;
-    one built by hand often is not, and costs a fifth more a request.
-    """
-    system = shutil.which(f"python{sys.version_info.major}.{sys.version_info.minor}", path="/usr/bin")
-    found = [sys.executable, *([system] if system else [])]
-    return min(found, key=lambda one: min(_loop_s(one) for _ in range(PYTHON_TRIES)))
-
-
-def _loop_s(python: str) -> float:
-    done = subprocess.run([python, "-I", "-c", LOOP], capture_output=True, text=True, check=True)
-    return float(done.stdout)
-
-
 def _python_path(compiled: Path | None) -> str:
     """Our packages, compiled or not, in front of what is there already and of what they need."""
     packages = sysconfig.get_path("purelib")  # for an interpreter that is not this environment's
@@ -162,7 +147,7 @@ def _python_path(compiled: Path | None) -> str:
     return os.pathsep.join([*([there] if there else []), str(compiled or Path.cwd()), packages])
 
 
-def _up(stage: Stage, folder: str, compiled: Path | None) -> Deployment:
+def up(stage: Stage, folder: str, compiled: Path | None) -> Deployment:
     """Start `tollkeeper up` and read its one line."""
     command = [stage.python, "-P", "-m", "gateway", "up", "--json",
                "--gateway-port", "0", "--admin-port", "0", "--workers", "1", "--upstream", f"http://127.0.0.1:{stage.upstream_port}",
@@ -191,39 +176,64 @@ def _up(stage: Stage, folder: str, compiled: Path | None) -> Deployment:
     return Deployment(facts, counters, (time.monotonic() - began,))
 
 
-def _contender(running: Deployment, name: str, plan_id: int) -> Contender:
-    """Make an organization, tenant and key for one contender, with limits too high to bite."""
+def _contender(stage: Stage, running: Deployment, name: str, plan_id: int) -> Contender:
+    """Make organizations, tenants and keys for one contender, with limits and budgets too high to bite."""
     limited = name not in ("tollkeeper", INTERPRETED)
     wished = {"limits": LIMITS, "user_limits": LIMITS} if limited else {}
-    tenant = running.admin("POST", "/tenants", {"name": name, "plan_id": plan_id, **wished})
-    organization_id = tenant["organization_id"]
-    if limited:
-        running.admin("PATCH", f"/organizations/{organization_id}", {"limits": LIMITS})
-    key: dict[str, Any] = {"tenant_id": tenant["id"], "name": name} | ({"limits": LIMITS} if limited else {})
-    credential = running.admin("POST", "/api-keys", key)["key"]
-    stream = keys.outbox(keys.partition_of(int(organization_id)))
+    tenants = []
+    for number in range(stage.organizations):
+        wish = {"name": f"{name} {number}", "plan_id": plan_id, **wished}
+        tenants.append(running.admin("POST", "/tenants", wish))
+        if limited:
+            _limit(running, tenants[-1])
+    credentials = []
+    for number in range(stage.callers):
+        wish = {"tenant_id": tenants[number % len(tenants)]["id"], "name": f"{name} {number}"}
+        key = running.admin("POST", "/api-keys", wish | ({"limits": LIMITS} if limited else {}))
+        credentials.append(key["key"])
+    partitions = {keys.partition_of(int(one["organization_id"])) for one in tenants}
+    streams = [keys.outbox(each) for each in partitions]
 
     def entries() -> int:
         client = running.counters
-        return int(client.xinfo_stream(stream)["entries-added"]) if client.exists(stream) else 0
+        return sum(int(client.xinfo_stream(one)["entries-added"]) for one in streams if client.exists(one))
 
     def clear() -> None:
         running.thaw()
         running.drain()
         running.freeze()
+        signal_all(running.gateway(), signal.SIGSTOP)
 
-    before: Callable[[], None] = running.thaw if name == "tollkeeper-flushing" else lambda: None
+    flushing = name == "tollkeeper-flushing"
+
+    def begin() -> None:
+        signal_all(running.gateway(), signal.SIGCONT)
+        if flushing:
+            running.thaw()
+
     return Contender(
         name,
         urlsplit(running.facts["gateway_url"]).port or 80,
-        key=credential,
-        user=USER if limited else "",
-        gateway=[one for pid in running.facts["pids"]["gateway"] for one in family(pid)],
+        Traffic(tuple(credentials), stage.callers if limited else 0, stage.traced),
+        gateway=running.gateway(),
         redis_pids=[running.facts["pids"]["redis"]],
         counters=running.counters,
         entries=entries,
-        before=before,
+        behind=running.background if flushing else list,
+        before=begin,
         after=clear,
-        rows=lambda: running.rows(int(tenant["id"])),
+        rows=lambda: running.rows([int(one["id"]) for one in tenants]),
         ready_s=running.ready_s,
     )
+
+
+def _limit(running: Deployment, tenant: dict[str, Any]) -> None:
+    """Limits of an organization, and budgets in money of it, its tenant, and each of its users and keys."""
+    organization_id = tenant["organization_id"]
+    running.admin("PATCH", f"/organizations/{organization_id}", {"limits": LIMITS})
+    for name, selector in BUDGETS.items():
+        wish = {"organization_id": organization_id, "name": name, "unit": "money", "amount": "1000000",
+                "interval": "month", **selector}  # fmt: skip
+        if name == "tenant":
+            wish["tenant_id"] = tenant["id"]
+        running.admin("POST", "/budgets", wish)

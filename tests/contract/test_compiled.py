@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN_S_MAX = 900
+# It derives a class of its own, which only another compiled one may do.
+LEFT_OUT = "tests/http/server/test_request_driver.py"
 
 
 def compiler() -> object:
@@ -43,9 +47,8 @@ def test_compiled_hot_path_passes_the_data_planes_tests(tmp_path: Path) -> None:
     run = subprocess.run(
         [
             *(sys.executable, "-P", "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"),
-            *("tests/http", "tests/core", "tests/counters", "tests/settings"),
-            # It derives a class of its own, which only another compiled one may do.
-            "--ignore=tests/http/server/test_request_driver.py",
+            *("tests/http", "tests/counters", "tests/settings", *of_the_core()),
+            f"--ignore={LEFT_OUT}",
         ],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
@@ -55,6 +58,19 @@ def test_compiled_hot_path_passes_the_data_planes_tests(tmp_path: Path) -> None:
         check=False,
     )
     assert run.returncode == 0, run.stdout[-3000:]
+
+
+def of_the_core() -> list[str]:
+    """The core's files of tests that import a compiled module, by whatever way: others prove nothing more."""
+    modules = compiler().MODULES.items()  # type: ignore[attr-defined]  # a script, loaded by its path
+    graph = grimp.build_graph("gateway", "persistence", "tests", cache_dir=None)
+    users: set[str] = set()
+    for folder, names in modules:
+        for name in names:
+            users |= graph.find_downstream_modules(f"{folder}.{name}".replace("/", "."))
+    found = [f"{one.replace('.', '/')}.py" for one in sorted(users) if re.match(r"tests\.core\..*test_", one)]
+    assert found
+    return found
 
 
 def test_constants_are_final_for_the_compiler() -> None:

@@ -14,12 +14,15 @@ Answer = Callable[[list[bytes]], bytes | None]
 
 
 class FakeRedis:
-    """`chunks` are the reads of the last connection after its greeting; `connections` counts them."""
+    """`chunks` are the reads of the last connection after its greeting; `connections` counts them.
+    `mode` is what it says of itself, if anything.
+    """
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, mode: bytes) -> None:
         self.chunks: list[list[list[bytes]]] = []
         self.connections = 0
         self.url = ""
+        self.mode = mode
         self._answer = answer
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -33,16 +36,17 @@ class FakeRedis:
             if any(command[0] not in (b"INFO", b"FUNCTION", b"AUTH", b"SELECT") for command in commands):
                 self.chunks.append(commands)
             for command in commands:
-                answer = greeting(command) or self._answer(command)
+                answer = greeting(command, self.mode) or self._answer(command)
                 if answer is None:
                     continue
                 writer.write(answer)
         writer.close()
 
 
-def greeting(command: list[bytes]) -> bytes | None:
+def greeting(command: list[bytes], mode: bytes = b"") -> bytes | None:
     if command[0] == b"INFO":
-        return bulk(b"# Server\r\nrun_id:" + RUN_ID + b"\r\n")
+        said = b"redis_mode:" + mode + b"\r\n" if mode else b""
+        return bulk(b"# Server\r\n" + said + b"run_id:" + RUN_ID + b"\r\n")
     if command[:2] == [b"FUNCTION", b"LIST"]:
         return b"*1\r\n" + bulk(command[3])
     return None
@@ -53,9 +57,9 @@ def bulk(value: bytes) -> bytes:
 
 
 @asynccontextmanager
-async def fake_redis(answer: Answer) -> AsyncIterator[FakeRedis]:
+async def fake_redis(answer: Answer, mode: bytes = b"") -> AsyncIterator[FakeRedis]:
     """Serve on a free port until the block ends."""
-    fake = FakeRedis(answer)
+    fake = FakeRedis(answer, mode)
     server = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
     port: Any = server.sockets[0].getsockname()[1]
     fake.url = f"redis://127.0.0.1:{port}"

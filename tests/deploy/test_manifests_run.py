@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from gateway.settings.settings import Settings
+from tests import plain_http
 from tests.conftest import ValkeyServer, free_port
 from tests.deploy.manifests import KUBERNETES, one, pod, started
 from tests.deploy.processes import READY_S_MAX, Admin, Process, answers, get
@@ -147,7 +148,7 @@ def alone(place: Pod, key: str) -> None:
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         wait_until(lambda probe=probe: answers(gateway, probe, place.ports), READY_S_MAX)
     url = f"http://127.0.0.1:{place.ports['http']}/.tollkeeper/usage"
-    answer = httpx.get(url, headers={"authorization": f"Bearer {key}"}, timeout=30)
+    answer = plain_http.get(url, headers={"authorization": f"Bearer {key}"}, timeout=30)
     assert answer.json()["tokens_used"] >= 42
     assert serving.stop() == 0, serving.said
 

@@ -42,12 +42,14 @@ WELL = {
     "tollkeeper_auth_failures_total{port='gateway',reason='revoked'}": "0+20x100",
     "tollkeeper_auth_failures_total{port='admin',reason='missing'}": "0+2x100",
     "tollkeeper_settlements_failed_total": "5x100",
+    "tollkeeper_budgets_shared_total": "5x100",
     "tollkeeper_settlements_refused_total": "0x100",
     "tollkeeper_spool_entries{instance='a'}": "0 3 0 0x97",
     "tollkeeper_requests_total{status='200',reason=''}": "0+6000x100",
     "tollkeeper_requests_total{status='429',reason='quota_exceeded'}": "0+600x100",
     "tollkeeper_requests_total{status='502',reason=''}": "0+60x100",
     "tollkeeper_upstream_failures_total": "0+60x100",
+    "tollkeeper_upstream_cooling_seconds_total{instance='a',upstream='openai'}": "0+20x100",
     "tollkeeper_overhead_seconds_bucket{le='0.01'}": "0+6000x100",
     "tollkeeper_overhead_seconds_bucket{le='+Inf'}": "0+6000x100",
     "tollkeeper_connections_refused_total{instance='a'}": "9x100",
@@ -94,11 +96,15 @@ FAULTS = {
         },
         alerts=2,
     ),
+    "BudgetPlacesTaken": Fault(5, {"tollkeeper_budgets_shared_total": "5 5 9x98"}),
     "SettlementsFailed": Fault(5, {"tollkeeper_settlements_failed_total": "5 5 9x98"}),
     "SettlementsRefused": Fault(5, {"tollkeeper_settlements_refused_total": "0 0 2x98"}),
     "SpoolWaiting": Fault(6, {"tollkeeper_spool_entries{instance='a'}": "0 3x99"}),
     "ErrorRatio": Fault(15, {"tollkeeper_requests_total{status='502',reason=''}": "0+600x100"}),
     "UpstreamFailing": Fault(15, {"tollkeeper_upstream_failures_total": "0+600x100"}),
+    "UpstreamLimited": Fault(
+        30, {"tollkeeper_upstream_cooling_seconds_total{instance='a',upstream='openai'}": "0+40x100"}
+    ),
     "OverheadHigh": Fault(
         20,
         {

@@ -14,12 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
 import pytest
 import yaml
 
 from gateway.telemetry.facts import FACTS
 from gateway.telemetry.metrics import PREFIX
+from tests import plain_http
 from tests.conftest import free_port
 from tests.deploy.programs import program
 from tests.deploy.secured import Authority, SecuredRedis
@@ -133,7 +133,9 @@ def live(stack: Stack) -> None:
             assert stack.chat(poor, "5,7").status_code in {200, 429}
             for name in ("seals", "pages"):
                 address = f"{stack.gateway_url}/services/{name}/v1/things"
-                answer = httpx.post(address, headers={"authorization": f"Bearer {key}"}, json={}, timeout=30)
+                answer = plain_http.post(
+                    address, headers={"authorization": f"Bearer {key}"}, json={}, timeout=30
+                )
                 assert answer.status_code < 500, answer.text
         time.sleep(1.1)
 

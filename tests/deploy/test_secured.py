@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx2 as httpx
 import psycopg
 import pytest
 
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
+from tests import plain_http
 from tests.conftest import free_port
 from tests.deploy.processes import READY_S_MAX, Admin, Process, get
 from tests.deploy.secured import PASSWORD, Authority, SecuredPostgres, SecuredRedis
@@ -143,7 +143,7 @@ def test_everything_works_over_tls_as_users_with_few_rights(deployment: Deployme
 
 
 def chat(deployment: Deployment, key: str) -> None:
-    answer = httpx.post(
+    answer = plain_http.post(
         f"http://127.0.0.1:{deployment.ports['gateway']}/v1/chat/completions",
         json={"model": "demo-small", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 16},
         headers={"authorization": f"Bearer {key}", "x-demo-usage": "30,12"}, timeout=30,

@@ -16,8 +16,10 @@ import redis
 
 from gateway.core.model import PARTITIONS
 from gateway.counters.layouts import states
+from gateway.counters.layouts.windows import unpack_windows
 from gateway.counters.redis import keys
 from persistence.ledger.invariants import INVARIANTS
+from tests.faults import budgets
 from tests.faults.cast import CREDITS_A_CALL, Cast
 from tests.faults.truth import Told
 from tests.faults.workload import Call
@@ -57,8 +59,10 @@ class Figures:
     """What a row found. Amounts are tokens, credits or units alike.
 
     `lost`: of answers received completely and not charged, which were `lost_calls` (`lost_ids`).
-    `doubled`: charged beyond what the upstream counted. `unheard`: used, never received completely,
-    and not charged. `over_granted`: charged to the tight tenant beyond its grant. `counted_lost`: movements
+    `doubled`: charged beyond what the upstream counted. `lost_nano` and `doubled_nano` are the same of what
+    calls cost, in nano-units. `unheard`: used, never received completely, and not charged.
+    `disputed_calls`: asked of the upstream and charged nothing, or by estimate; a movement that was lost is
+    one of theirs. `over_granted`: charged to the tight tenant beyond its grant. `counted_lost`: movements
     the product itself says were lost.
     `detected_s` and `serving_s`: from the fault to the first refusal, and to the first answer after it.
     """
@@ -66,10 +70,13 @@ class Figures:
     calls: int = 0
     complete: int = 0
     lost: int = 0
+    lost_nano: int = 0
+    doubled_nano: int = 0
     lost_calls: int = 0
     doubled: int = 0
     unheard: int = 0
     unheard_calls: int = 0
+    disputed_calls: int = 0
     over_granted: int = 0
     counted_lost: int = 0
     detected_s: float | None = None
@@ -84,13 +91,15 @@ class Expected:
     """What a row may leave.
 
     Movements lost, and listed as lost; accounts stopped; uses nobody received and nobody was
-    charged for; a grant that was exceeded, where workers had not the time to send again.
+    charged for; a grant that was exceeded, where workers had not the time to send again; rows of
+    PostgreSQL gone, so that the counters have more of budgets.
     """
 
     lost: bool = False
     over_granted: bool = False
     lost_events: bool = False
     quarantine: bool = False
+    rows_gone: bool = False
     unheard: bool = True
 
 
@@ -142,6 +151,8 @@ def _audit(cast: Cast, calls: list[Call], expected: Expected) -> Figures:
     if world.upstream.repeated:
         figures.broken.append(f"sent upstream twice: {world.upstream.repeated[:3]}")
     _balances(cast, figures, expected)
+    if cast.budgets.all:
+        _budgets(cast, figures, received, expected)
     _slots(cast, figures)
     _views(cast, figures, expected)
     if figures.unheard and not expected.unheard:
@@ -188,6 +199,8 @@ def _compare(
     seen = charged.keys() | received
     unheard = [one for one in told.values() if one.complete and one.request_id not in seen]
     figures.unheard, figures.unheard_calls = sum(map(used, unheard)), len(unheard)
+    exact = {request_id for request_id, (*_, estimated) in charged.items() if not estimated}
+    figures.disputed_calls = len(told.keys() - exact)
     gone = received - charged.keys()
     figures.lost_calls, figures.lost_ids = len(gone), sorted(gone)
     if not expected.lost:
@@ -228,23 +241,40 @@ def _balances(cast: Cast, figures: Figures, expected: Expected) -> None:
             )
 
 
+def _budgets(cast: Cast, figures: Figures, received: set[str], expected: Expected) -> None:
+    """Calls cost what the upstream counted, and of each budget is used what its calls cost."""
+    world = cast.world
+    costs = budgets.costs_of(world, cast.organizations)
+    for request_id in received & world.upstream.told.keys():
+        cost, right = costs.get(request_id, 0), budgets.cost_of(world.upstream.told[request_id])
+        figures.lost_nano += max(0, right - cost)
+        figures.doubled_nano += max(0, cost - right)
+        if cost > right or (cost < right and not expected.lost):
+            figures.broken.append(f"{request_id} costs {right} nano-units and has {cost}")
+    figures.broken += budgets.compare(world, cast.budgets, cast.organizations, rows_gone=expected.rows_gone)
+    over = budgets.over_granted(world, cast.budgets)
+    if over and not expected.over_granted:
+        figures.broken.append(f"the tight budget was passed by {over} nano-units")
+
+
 def _slots(cast: Cast, figures: Figures) -> None:
     """No slot, no hold and nothing held is left in the counters."""
     with cast.world.counters() as counters:
         for organization in cast.organizations:
             tag = f"tk:{{p{keys.partition_of(organization):02d}}}:"
-            for name in counters.scan_iter(match=f"{tag}[kuto]:*", count=1000):
+            for name in counters.scan_iter(match=f"{tag}[kutob]:*", count=1000):
                 packed = counters.get(name)
+                if packed is None:  # a user's own is forgotten as soon as it says nothing
+                    continue
                 assert isinstance(packed, bytes)
                 kind = name.decode().removeprefix(tag)[0]
-                state = UNPACK[kind](packed)
-                held = [
-                    getattr(state, each, 0) for each in ("inflight", "held", "credits_held", "spend_held")
-                ]
-                if any(held):
-                    figures.broken.append(f"{name.decode()} still holds {held}")
+                for state in unpack_windows(packed) if kind == "b" else [UNPACK[kind](packed)]:
+                    held = [getattr(state, each, 0) for each in HELD]
+                    if any(held):
+                        figures.broken.append(f"{name.decode()} still holds {held}")
 
 
+HELD = ("inflight", "held", "credits_held", "spend_held")
 UNPACK: dict[str, Any] = {
     "k": partial(states.unpack, states.KeyState),
     "u": partial(states.unpack, states.UserState),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.faults.budgets import Budgets, make_budgets, price_truth
 from tests.faults.workload import Asked, Caller, Kind, Load
 from tests.faults.world import SERVING_S_MAX, FaultError, World
 
@@ -17,6 +18,8 @@ CREDITS = 10**9
 CREDITS_A_CALL = 3
 LIMITS = {"requests_per_minute": 10**7, "tokens_per_minute": 10**10, "concurrency": 10**5}
 UNITS_MAX = 7
+# Whom calls are for, where they say it.
+USERS = ("ann", "bob", "cem", "")
 
 _numbers = itertools.count(1)
 
@@ -29,6 +32,7 @@ class Tenant:
     organization_id: int
     key: str
     granted: int
+    key_id: int
 
 
 @dataclass(slots=True)
@@ -39,6 +43,7 @@ class Cast:
     tenants: list[Tenant] = field(default_factory=list)
     tight: Tenant | None = None
     credited: int = 0
+    budgets: Budgets = field(default_factory=Budgets)
 
     @property
     def organizations(self) -> list[int]:
@@ -57,6 +62,8 @@ class Cast:
     ) -> Asked:
         """A call of one kind for a tenant."""
         path, said = "/v1/chat/completions", dict(fields)
+        if user := draw.choice(USERS):
+            said.setdefault("x_tollkeeper_user", user)
         if kind is Kind.STREAM:
             said.setdefault("x_fault_pause_s", f"{draw.uniform(0, 0.01):.4f}")
         elif kind is Kind.CREDITS:
@@ -72,6 +79,19 @@ class Cast:
             [node.door for node in self.world.gateways], draw or self.draw, self.world.seed, **options
         )
 
+    async def until_budgeted(self, within_s: float = SERVING_S_MAX) -> None:
+        """Wait until every gateway knows the budgets, and note what calls cost that were counted by none."""
+        draw = random.Random(0)
+        for node in self.world.gateways:
+            caller = Caller(node.door)
+            end = self.world.loop.time() + within_s
+            for tenant in self.tenants:
+                while not (call := await caller.call(self.ask(Kind.CHAT, tenant, draw))).budget:
+                    if self.world.loop.time() > end:
+                        raise FaultError(f"no budget is told: {call.status} {call.reason}")
+                    await asyncio.sleep(0.05)
+            caller.leave()
+
     async def until_served(self, within_s: float = SERVING_S_MAX) -> None:
         """Wait until every gateway serves every kind of call to every tenant."""
         draw = random.Random(0)
@@ -86,8 +106,10 @@ class Cast:
             caller.leave()
 
 
-async def assemble(world: World, tight_tokens: int | None = None, **plan: Any) -> Cast:
-    """Make a cast through the Admin API and wait until it is served."""
+async def assemble(
+    world: World, tight_tokens: int | None = None, *, budgets: bool = True, **plan: Any
+) -> Cast:
+    """Make a cast through the Admin API and wait until it is served; with budgets, unless without."""
     cast = Cast(world)
     await asyncio.to_thread(_services, world)
     first = await asyncio.to_thread(_tenant, world, WIDE_TOKENS, None, plan)
@@ -100,6 +122,9 @@ async def assemble(world: World, tight_tokens: int | None = None, **plan: Any) -
     for organization in cast.organizations:
         addition = {"organization_id": organization, "credits_added": CREDITS}
         await asyncio.to_thread(world.admin, "POST", "/credit-additions", addition)
+    if budgets:
+        await asyncio.to_thread(price_truth, world)
+        cast.budgets = await asyncio.to_thread(make_budgets, world, cast.tenants, cast.tight)
     await cast.until_served()
     return cast
 
@@ -126,5 +151,5 @@ def _tenant(world: World, tokens: int, organization: int | None, plan: dict[str,
     if organization is not None:
         fields["organization_id"] = organization
     tenant = world.admin("POST", "/tenants", fields)
-    key = world.admin("POST", "/api-keys", {"tenant_id": tenant["id"], "limits": LIMITS})["key"]
-    return Tenant(tenant["id"], tenant["organization_id"], key, tokens)
+    key = world.admin("POST", "/api-keys", {"tenant_id": tenant["id"], "limits": LIMITS})
+    return Tenant(tenant["id"], tenant["organization_id"], key["key"], tokens, key["id"])

@@ -22,6 +22,8 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
+from gateway.core.wait import OVER
+
 ROOT = Path(__file__).resolve().parents[2]
 # What only carries an answer: where the waiting is done, not what is waited for.
 CARRIERS = ("gateway/core/wait.py", "gateway/counters/redis/wire.py")
@@ -76,11 +78,15 @@ class Stepped(Coroutine[Any, Any, Any]):
         plan = self._plan
         if self._at:
             plan.meet(f"{self._at} | resumed")
+        end = f"{_name(self._coroutine.cr_code)} | end"  # type: ignore[attr-defined]  # as above
         try:
             awaited = run()
         except StopIteration:
-            plan.meet(f"{_name(self._coroutine.cr_code)} | end")  # type: ignore[attr-defined]  # as above
+            plan.meet(end)
             raise
+        if awaited is OVER:
+            plan.meet(end)
+            return awaited
         self._at = where(self._coroutine)
         plan.meet(f"{self._at} | suspended")
         asyncio.get_running_loop().call_soon(plan.meet, f"{self._at} | sent")

@@ -12,9 +12,12 @@ from tests.faults.audit import Figures
 from tests.faults.scene import Row
 
 COLUMNS = (
-    "Row", "Seed", "Answers", "Lost", "Doubled", "Over-granted", "Counted as lost", "Detected",
-    "Serving again", "Also", "Holds",
+    "Row", "Seed", "Answers", "Lost", "Doubled", "Nano lost", "Nano doubled", "Over-granted",
+    "Counted as lost", "Detected", "Serving again", "Also", "Holds",
 )  # fmt: skip
+
+
+COUNTS = ("lost", "doubled", "lost_nano", "doubled_nano", "over_granted", "counted_lost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ class Results:
 def as_markdown(played: list[Played], about: Mapping[str, object]) -> str:
     """The table and what each row that does not hold says."""
     lines = ["; ".join(f"{name} {value}" for name, value in about.items()) + ".", ""]
-    lines += ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * 8 + "---|---|"]
+    lines += ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * 10 + "---|---|"]
     lines += ["| " + " | ".join(cells(one)) + " |" for one in played]
     for one in played:
         if not one.holds:
@@ -79,7 +82,7 @@ def cells(played: Played) -> list[str]:
     also = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in found["other"].items())
     return [
         played.title, str(played.seed), f"{found['complete']:,}",
-        *(f"{found[name]:,}" for name in ("lost", "doubled", "over_granted", "counted_lost")),
+        *(f"{found[name]:,}" for name in COUNTS),
         *(_seconds(found[name]) for name in ("detected_s", "serving_s")),
         also, "yes" if played.holds else "NO",
     ]  # fmt: skip

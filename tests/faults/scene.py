@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from tests.faults.audit import Expected, Figures, at_rest, audit
+from tests.faults.budgets import begin
 from tests.faults.cast import Cast, Tenant, assemble
 from tests.faults.workload import Asked, Call, Caller, Kind, Load
 from tests.faults.world import World
@@ -38,9 +39,13 @@ class Scene:
     def __post_init__(self) -> None:
         self.draw = random.Random(self.seed)
 
-    async def set_up(self, **plan: str) -> Cast:
-        """Make the row's cast, with a tight tenant whose quota runs out meanwhile."""
-        self.cast = await assemble(self.world, TIGHT_TOKENS, **plan)
+    async def set_up(self, *, budgets: bool = True, **plan: str) -> Cast:
+        """Make the row's cast, with a tight tenant whose quota runs out meanwhile, and budgets in money."""
+        self.cast = await assemble(self.world, TIGHT_TOKENS, budgets=budgets, **plan)
+        if budgets:
+            await self.cast.until_budgeted()
+            await at_rest(self.world)
+            await asyncio.to_thread(begin, self.world, self.cast.budgets, self.cast.organizations)
         return self.cast
 
     @asynccontextmanager

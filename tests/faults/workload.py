@@ -46,7 +46,7 @@ class Asked:
 
 @dataclass(slots=True)
 class Call:
-    """What became of it. `status` 0: no answer. Times are monotonic seconds."""
+    """What became of it. `status` 0: no answer. `budget`: the one it names. Times are monotonic seconds."""
 
     asked: Asked
     began: float
@@ -55,6 +55,7 @@ class Call:
     reason: str = ""
     request_id: str = ""
     complete: bool = False
+    budget: str = ""
 
     @property
     def seconds(self) -> float:
@@ -99,6 +100,7 @@ class Caller:
         fields = dict(line.lower().split(": ", 1) for line in head[1:] if line)
         status = int(head[0].split()[1])
         call.request_id, call.reason = fields.get("x-request-id", ""), fields.get("x-tollkeeper-reason", "")
+        call.budget = fields.get("x-tollkeeper-budget", "")
         call.status = status
         leave_at = call.asked.leave_at
         if leave_at == 1:

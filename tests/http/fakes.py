@@ -8,12 +8,17 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
+from gateway.core.accounts.budgets import Asked, Budget
+from gateway.core.accounts.call_budgets import CallBudgets, OrganizationBudgets
 from gateway.core.accounts.facts import read_facts, told_of
-from gateway.core.billing.cost import Vector
 from gateway.core.billing.stand_ins import NO_STAND_INS
+from gateway.core.billing.vector import Vector
+from gateway.core.calls.call import Call
 from gateway.core.calls.route import Route
 from gateway.core.model import (
+    Attribution,
     Caller,
     Decision,
     Family,
@@ -33,6 +38,7 @@ PEPPER = b"a pepper of the tests"
 KEY = "tk_0123456789abcdef"
 AUTH = b"authorization: Bearer " + KEY.encode() + b"\r\n"
 CALLER = Caller(1, 2, 3, 4)
+NEW_YEAR_MS = 1_767_225_600_000
 USAGE_BODY = b'{"tokens_remaining":5}'
 SERVICES = {
     service.key: service
@@ -147,6 +153,7 @@ class FakeDirectory:
         self.trouble: Refusal | None = None
         self.refusal: Refusal | None = None
         self.prices: dict[str, Vector] = {}
+        self.budgets_there: list[Budget] = []
         self.then: Callable[[], None] = lambda: None
 
     def cached(self, digest: str) -> Caller | None:
@@ -170,6 +177,14 @@ class FakeDirectory:
         if self.trouble is not None:
             raise self.trouble
         return self.services
+
+    def budgets(self, caller: Caller, service_id: int, said: Attribution, call: Call) -> CallBudgets | None:
+        """Of those that are `there`, at the beginning of 2026."""
+        if not self.budgets_there:
+            return None
+        budgets = OrganizationBudgets(caller.organization_id, self.budgets_there, self.currency)
+        found = budgets.find(Asked(*budgets.asked(caller, service_id, said, call)), NEW_YEAR_MS)
+        return found if found.accounts else None
 
     def price(self, caller: Caller, model: str, ago_s: float, own: bool = False) -> Vector | None:
         found = self.prices.get(model)
@@ -220,6 +235,8 @@ class FakeCounters:
         )
         # What is answered to a call by its head alone, and on a route that charges nothing.
         self.by_head: Decision | None = self.decision
+        # Whether budgets hold just what they are asked for, and not what the decision says.
+        self.holds_asked = False
         self.settled: Settled | None = Settled.DONE
         self.silent = False
         self.asked = asyncio.Event()
@@ -230,6 +247,8 @@ class FakeCounters:
         if request.service.id:
             self.holds.append(request)
             decision = self.decision
+            if decision is not None and self.holds_asked:
+                decision = replace(decision, money_held=request.money, raw_held=request.raw_tokens)
         else:
             decision = self.by_head
             if decision is not None and decision.verdict is Verdict.ADMITTED:

@@ -22,7 +22,8 @@ from gateway.core.calls.estimate import Estimator
 from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
 from gateway.core.failures import Failures
 from gateway.core.http_limits import HttpLimits
-from gateway.core.model import Caller
+from gateway.core.model import Attribution, Caller
+from gateway.core.upstreams.cooling import Cooling
 from gateway.errors import Refusal
 from gateway.http.ports import Ports, Tracer
 from gateway.http.server.server import DataPlane
@@ -272,6 +273,7 @@ class Stage:
         self.failures = Failures(time.monotonic, free_max=1_000)
         self.tally = Tally()
         self.refusals = Refusals(time.time)
+        self.cooling = Cooling()
         self.logged: list[tuple[str, dict[str, object]]] = []
         self.usage_refusal: Refusal | None = None
         self.plane: DataPlane
@@ -289,12 +291,13 @@ class Stage:
             self._log,
             self.failures,
             self.refusals,
+            self.cooling,
             time.monotonic,
             access_log=True,
         )
 
-    async def _usage(self, caller: Caller, user: str) -> bytes:
-        assert (caller, user) == (self.directory.caller, "")
+    async def _usage(self, caller: Caller, said: Attribution) -> bytes:
+        assert (caller, caller.acts_for(said.user)) == (self.directory.caller, "")
         if self.usage_refusal is not None:
             raise self.usage_refusal
         return USAGE_BODY

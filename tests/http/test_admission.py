@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 
 import pytest
@@ -96,6 +97,10 @@ async def test_refusals_come_in_the_order_of_their_table() -> None:
         directory.caller = CALLER
         assert await refused(post(CHAT)) == "service_not_included"
         directory.refusal = None
+        entry = f"{stage.plane._upstreams['up'].account} model m"
+        stage.cooling.begin(entry, 30, (), time.monotonic())
+        assert await refused(post(CHAT)) == "rate_limited"
+        stage.cooling.entries.clear()
         assert await refused(post(CHAT)) == "quota_exceeded"
         counters.decision = admitted
         assert await refused(post(CHAT)) == "upstream_unreachable"
@@ -213,7 +218,7 @@ async def test_the_head_decides_first_where_its_body_is_written_behind_it(
         assert not stage.upstream.received
 
 
-async def test_bodies_on_their_way_take_a_part_of_the_budget_and_no_more() -> None:
+async def test_bodies_on_their_way_take_a_part_of_the_buffers_and_no_more() -> None:
     size = 64 * 1024
     async with staged(body_grace_s=LONG_S, buffered_bytes_max=16 * size, body_bytes_max=size) as stage:
         for _ in range(20):

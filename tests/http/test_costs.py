@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from gateway.core.accounts.facts import CallFacts, read_facts
-from gateway.core.billing.cost import Vector
 from gateway.core.billing.pricing import AtCost, Pricing
 from gateway.core.billing.stand_ins import read_stand_ins
+from gateway.core.billing.vector import Vector
 from gateway.core.calls.tool_uses import TOOL_USES
 from gateway.core.model import Service
 from gateway.http.tally import COSTS_MAX, OTHER_MODELS, Tally

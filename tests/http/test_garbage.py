@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from gateway.http.routing.call_head import CallHead, Reading
 from gateway.http.routing.routed_head import RoutedHead
 from gateway.http.server.connection import ClientConnection
 from gateway.http.server.exchange import Exchange
@@ -33,7 +34,7 @@ from tests.http.fakes import (
 from tests.http.stage import Close, Stage, Step, staged
 from tests.waiting import eventually
 
-OURS = (ClientConnection, Exchange, Link, RoutedHead)
+OURS = (ClientConnection, Exchange, Link, CallHead, Reading, RoutedHead)
 STREAM = STREAM_HEAD + chunks(EVENT, end=False)
 REST = chunks(EVENT, USAGE_EVENT, DONE_EVENT)
 

@@ -16,7 +16,7 @@ CHUNKED = post(b"").replace(b"content-length: 0\r\n", b"transfer-encoding: chunk
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_bodies_past_the_budget_are_shed_and_those_before_go_on(chunked: bool) -> None:
+async def test_bodies_past_their_share_are_shed_and_those_before_go_on(chunked: bool) -> None:
     async with staged(**SMALL) as stage:
         first = await stage.client()
         await first.send(post(LARGE)[:-1])
@@ -31,7 +31,7 @@ async def test_bodies_past_the_budget_are_shed_and_those_before_go_on(chunked: b
         assert stage.plane.buffers.shed > 0
 
 
-async def test_another_organization_is_served_while_one_is_at_its_budget() -> None:
+async def test_another_organization_is_served_while_one_has_used_its_share_up() -> None:
     async with staged(**SMALL) as stage:
         first = await stage.client()
         await first.send(post(LARGE)[:-1])

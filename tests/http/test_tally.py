@@ -57,6 +57,16 @@ def test_an_observation_falls_into_the_first_bucket_it_is_not_above(seconds: flo
     assert histogram.counts.index(1) == sum(bound < seconds for bound in SECONDS)
 
 
+@given(st.lists(st.floats(-1.0, 1000.0) | st.sampled_from(SECONDS), max_size=30), st.sets(st.integers(0, 30)))
+def test_observations_in_any_order_are_those_of_each(seconds: list[float], looks: set[int]) -> None:
+    histogram, expected = Histogram(), [0] * (len(SECONDS) + 1)
+    for number, one in enumerate(seconds):
+        histogram.observe(one)
+        expected[sum(bound < one for bound in SECONDS)] += 1
+        assert number not in looks or histogram.counts == expected
+    assert histogram.snapshot()["buckets"] == expected
+
+
 @pytest.mark.parametrize("bound", SECONDS)
 def test_a_bound_belongs_to_its_own_bucket(bound: float) -> None:
     histogram = Histogram()

@@ -1,5 +1,5 @@
 // A person with a browser: everything is done by keyboard, then looked at on a phone and in the dark.
-// Usage: node browser.mjs '{"browser", "profile", "url", "token", "name", "tenant", "invoice"}'; answers one line of JSON.
+// Usage: node browser.mjs '{"browser", "profile", "url", "token", "name", "tenant", "invoice", "budget"}'; answers one line of JSON.
 import { chromium } from "playwright-core";
 
 const asked = JSON.parse(process.argv[2]);
@@ -71,6 +71,20 @@ await page.click("#actions form[action$=adjust] button[type=submit]");
 await page.waitForSelector("#actions details[open] .error");
 found.refused = (await page.textContent("#actions details[open] .wrong .error")).trim();
 
+// A budget, raised until a time: in the list it is a bar.
+await page.goto(`${asked.url}/budgets`);
+await page.click("#list tbody a:text-is('Browser budget')");
+await page.waitForURL(`**/budgets/${asked.budget}`);
+found.left = await page.textContent("#remaining");
+await page.click("summary:text-is('Raise')");
+await page.fill("#actions form[action$=raise] input[name=amount]", "20");
+await page.fill("#actions form[action$=raise] input[name=until]", "2999-01-31T00:00");
+await page.fill("#actions form[action$=raise] input[name=reason]", "a fair");
+await page.click("#actions form[action$=raise] button[type=submit]");
+await page.waitForURL("**done=raise");
+found.raised = (await page.textContent("#use .notice")).trim();
+found.bar = (await page.$$("#use svg.quota rect.used")).length;
+
 // A key, shown once.
 await page.goto(`${asked.url}/api-keys/new?tenant_id=${asked.tenant}`);
 await page.fill("input[name=name]", "browser");
@@ -141,7 +155,7 @@ await page.setViewportSize({ width: 360, height: 740 });
 for (const path of ["/", "/tenants", `/tenants/${asked.tenant}`, "/organizations", "/services/new", "/audit-log",
   `/invoices/${asked.invoice}`, "/credit-additions", "/reconciliation",
   "/usage", "/usage?group_by=tenant,user,model&shape=lines&range=24h", "/calls", found.call, found.path,
-  "/organizations/1", "/search?q=a", "/search?q=nobody", "/tenants?sort=-name"]) {
+  "/budgets", "/budgets/new", `/budgets/${asked.budget}`, "/organizations/1", "/search?q=a", "/search?q=nobody", "/tenants?sort=-name"]) {
   await page.goto(asked.url + path);
   const wider = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
   if (wider > 0) found.wide.push(`${path}: ${wider} px`);

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
-
+from tests import plain_http
 from tests.journey.apis import DOCUMENTS, STREAMS, Api, Heard, call
 from tests.journey.stack import Stack
 from tests.waiting import wait_until
@@ -125,7 +124,7 @@ class Comparison:
 
     def noted(self) -> list[Noted]:
         """What the upstream has counted so far of this comparison's calls."""
-        found: list[Noted] = httpx.get(
+        found: list[Noted] = plain_http.get(
             f"{self.stack.upstream_url}/demo/calls", params={"model": self.model}, timeout=ANSWER_S_MAX
         ).json()["calls"]
         return found

@@ -75,7 +75,7 @@ def against_minute(stack: Stack, funds: int = 100, calls: int = CALLS) -> Crowd:
 def _crowd(stack: Stack, tenant: int, key: str, funds: int, calls: int) -> Crowd:
     demo = {"usage": f"{SIZE - 40},40", "delay_s": "2"}
     request = CHAT.request(key, "demo-small", demo).replace(b'"max_tokens": 64', b'"max_tokens": 30')
-    outcomes = asyncio.run(_at_once(stack.gateway_url, request, calls))
+    outcomes = asyncio.run(at_once(stack.gateway_url, request, calls))
     wait_until(lambda: stack.quota(tenant)["tokens_held"] == 0)
     return Crowd(dict(outcomes), stack.quota(tenant)["tokens_used"], funds)
 
@@ -108,7 +108,7 @@ def against_credits(stack: Stack, funds: int = 5_000, calls: int = CALLS) -> Cro
 
     wait_until(lambda: balance() == funds)
     one = _chat(key, b',"max_tokens":1')
-    wait_until(lambda: asyncio.run(_at_once(stack.gateway_url, one, 1)).keys() == {(200, "")})
+    wait_until(lambda: asyncio.run(at_once(stack.gateway_url, one, 1)).keys() == {(200, "")})
     outcomes = _rounds(stack, _chat(key), calls)
     rows = sum(count for (status, _), count in outcomes.items() if status == 200) + 1
     written = f"select count(*) from credit_transaction where organization_id = {owner}"
@@ -118,7 +118,7 @@ def against_credits(stack: Stack, funds: int = 5_000, calls: int = CALLS) -> Cro
 
 def _rounds(stack: Stack, request: bytes, calls: int) -> Counter[tuple[int, str]]:
     """The same crowd again: what a call held and did not use lets others in."""
-    rounds = (asyncio.run(_at_once(stack.gateway_url, request, calls)) for _ in range(ROUNDS))
+    rounds = (asyncio.run(at_once(stack.gateway_url, request, calls)) for _ in range(ROUNDS))
     return sum(rounds, Counter())
 
 
@@ -166,7 +166,7 @@ def obedient() -> Iterator[str]:
         server.server_close()
 
 
-async def _at_once(url: str, request: bytes, calls: int) -> Counter[tuple[int, str]]:
+async def at_once(url: str, request: bytes, calls: int) -> Counter[tuple[int, str]]:
     """Open every connection first, then send on all of them in one go."""
     parts = urlsplit(url)
     opened = [await asyncio.open_connection(parts.hostname, parts.port) for _ in range(calls)]

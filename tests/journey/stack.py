@@ -17,6 +17,7 @@ from typing import Any
 import httpx2 as httpx
 import psycopg
 
+from tests import plain_http
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,7 +48,7 @@ class Stack:
             "--data-dir", str(data_dir), *options,
         ]  # fmt: skip
         self._environ = {k: v for k, v in os.environ.items() if not k.startswith("TOLLKEEPER_")}
-        self._environ |= {"PYTHONPATH": str(ROOT)} | environ
+        self._environ |= {"PYTHONPATH": str(ROOT), "TOLLKEEPER_INVOICE_ISSUER": "Journeys Ltd"} | environ
         self.start()
 
     def start(self) -> None:
@@ -135,7 +136,7 @@ class Stack:
             "messages": [{"role": "user", "content": "hello there"}],
             "max_tokens": 16,
         }
-        return httpx.post(
+        return plain_http.post(
             f"{self.gateway_url}/v1/chat/completions",
             json=body | fields,
             headers={"authorization": f"Bearer {key}"} | headers,

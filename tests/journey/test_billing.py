@@ -63,7 +63,7 @@ def test_what_was_used_is_invoiced_and_drift_is_not(stack: Stack) -> None:
     name = keys.tenant_state(keys.partition_of(organization["id"]), tenant["id"])
     with redis.Redis.from_url(stack.redis_url) as client:
         state = states.unpack(states.TenantState, client.get(name))  # type: ignore[arg-type]  # it is there
-        state.remaining += DRIFT
+        state.limit += DRIFT
         client.set(name, states.pack(state))
     status, refused = stack.admin("POST", f"/invoices/{draft['id']}/finalize")
     assert (status, "drift" in refused["detail"]) == (409, True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
+from tests import plain_http
 from tests.conftest import free_port
 from tests.journey.stack import ROOT, STOP_S_MAX, Stack
 from tests.waiting import wait_until
@@ -30,6 +31,15 @@ upstreams:
 services:
   {sms}: {{upstream: mine, paths: [/sms/*]}}
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unbound(stack: Stack) -> Iterator[None]:
+    """Afterwards no service names an upstream that the stack's own gateways do not have."""
+    yield
+    for one in stack.admin("GET", "/services?limit=1000")[1]["items"]:
+        if one["upstream"] in {"mine", "deeper"}:
+            assert stack.admin("PATCH", f"/services/{one['id']}", {"upstream": None})[0] == 200
 
 
 def service(stack: Stack, credits_: int, **fields: object) -> str:
@@ -77,7 +87,7 @@ class Lone:
 
 def asked(url: str, key: str, path: str, method: str = "POST") -> tuple[int, str]:
     try:
-        answer = httpx.request(
+        answer = plain_http.request(
             method, url + path, json=CHAT, headers={"authorization": f"Bearer {key}"}, timeout=60
         )
     except httpx.TransportError:

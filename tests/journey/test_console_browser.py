@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +51,24 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_person_at_the_console(stack: Stack, browser: str, script: Path) -> None:
     plan = stack.make("token-plans", name="Browser plan", total_amount=5000)
     tenant = stack.make("tenants", name="Browserland Quokka", plan_id=plan["id"])
-    invoice = stack.make(
-        "invoices",
+    whose, today = tenant["organization_id"], datetime.now(UTC).date()
+    stack.make("credit-additions", organization_id=whose, credits_added=100, unit_cost="0.01")
+    billed = {"period_start": str(today), "period_end": str(today + timedelta(days=2))}
+    invoice = stack.make("invoices", organization_id=whose, **billed)
+    budget = stack.make(
+        "budgets",
         organization_id=tenant["organization_id"],
-        period_start="2020-01-01",
-        period_end="2020-02-01",
+        name="Browser budget",
+        unit="money",
+        amount="12.50",
+        interval="month",
+        mode="audit",  # its key calls models that have no price
     )
     stack.chat(stack.api_key)
     asked = {
         "browser": browser, "profile": str(script.parent / "profile"), "url": stack.admin_url,
         "token": stack.admin_token, "name": "quok", "tenant": tenant["id"], "invoice": invoice["id"],
+        "budget": budget["id"],
     }  # fmt: skip
     ran = subprocess.run(
         ["node", script.name, json.dumps(asked)],
@@ -77,6 +86,8 @@ def test_a_person_at_the_console(stack: Stack, browser: str, script: Path) -> No
     assert (found["before"], found["after"], found["said"]) == ("5,000", "6,000", "Recharged.")
     assert (found["live"], found["searched"], found["listed"], found["menu"]) == (True, True, True, True)
     assert "greater than or equal to 1" in found["refused"]
+    assert (found["left"], found["bar"]) == ("$12.50", 1)
+    assert found["raised"] == "Raised to $20.00 until 2999-01-31 00:00:00: a fair"
     assert (found["explored"], found["redrawn"]) == (True, True)
     assert found["path"].startswith("/api-keys/")
     assert found["file"].startswith("/usage.csv?")

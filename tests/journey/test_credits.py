@@ -10,6 +10,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
+from tests import plain_http
 from tests.journey.stack import Body, Stack
 from tests.waiting import wait_until
 
@@ -42,7 +43,7 @@ class Buyer:
 
         def known() -> bool:
             return all(
-                httpx.get(url, headers=headers | {"x-demo-status": "500"}, timeout=60).status_code != 404
+                plain_http.get(url, headers=headers | {"x-demo-status": "500"}, timeout=60).status_code != 404
                 for _ in range(16)
             )
 
@@ -55,7 +56,7 @@ class Buyer:
     def call(self, service: Body, **fields: str) -> httpx.Response:
         url = f"{self.stack.gateway_url}/services/{service['key']}/x"
         headers = self.headers | {name.replace("_", "-"): value for name, value in fields.items()}
-        return httpx.post(url, headers=headers, timeout=60)
+        return plain_http.post(url, headers=headers, timeout=60)
 
     def rows(self, resource: str, count: int) -> list[Body]:
         """The organization's rows, oldest first, once there are so many."""

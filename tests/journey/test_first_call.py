@@ -7,10 +7,10 @@ import os
 import subprocess
 import sys
 
-import httpx2 as httpx
 import pytest
 from openai import AuthenticationError, BadRequestError, NotFoundError, OpenAI, RateLimitError
 
+from tests import plain_http
 from tests.journey.stack import ANSWER_S_MAX, ROOT, Stack
 from tests.waiting import wait_until
 
@@ -78,8 +78,8 @@ def test_answer_is_the_upstreams_byte_for_byte(stack: Stack, stream: bool) -> No
         "stream": stream,
         **({"stream_options": {"include_usage": True}} if stream else {}),
     }
-    direct = httpx.post(f"{stack.upstream_url}/v1/chat/completions", json=body, timeout=ANSWER_S_MAX)
-    through = httpx.post(
+    direct = plain_http.post(f"{stack.upstream_url}/v1/chat/completions", json=body, timeout=ANSWER_S_MAX)
+    through = plain_http.post(
         f"{stack.gateway_url}/v1/chat/completions",
         json=body,
         headers={"authorization": f"Bearer {key}"},
@@ -129,7 +129,7 @@ def test_usage_command_shows_the_tokens(stack: Stack) -> None:
 def test_key_holder_sees_what_is_left(stack: Stack) -> None:
     tenant, key = stack.tenant()
     stack.chat(key, "30,12")
-    seen = httpx.get(
+    seen = plain_http.get(
         f"{stack.gateway_url}/.tollkeeper/usage",
         headers={"authorization": f"Bearer {key}"},
         timeout=ANSWER_S_MAX,
@@ -144,7 +144,7 @@ def test_no_key_wrong_key_and_revoked_key_are_401(stack: Stack) -> None:
             model="m", messages=[{"role": "user", "content": "x"}]
         )
     assert (
-        httpx.post(f"{stack.gateway_url}/v1/chat/completions", json={}, timeout=ANSWER_S_MAX).status_code
+        plain_http.post(f"{stack.gateway_url}/v1/chat/completions", json={}, timeout=ANSWER_S_MAX).status_code
         == 401
     )
     tenant = stack.make(
@@ -166,9 +166,9 @@ def test_invalid_json_unknown_path_and_wrong_method(stack: Stack) -> None:
         client(stack, key).get("/nothing", cast_to=object)
     headers = {"authorization": f"Bearer {key}"}
     url = f"{stack.gateway_url}/v1/chat/completions"
-    bad = httpx.post(url, content=b"{", headers=headers, timeout=ANSWER_S_MAX)
+    bad = plain_http.post(url, content=b"{", headers=headers, timeout=ANSWER_S_MAX)
     assert (bad.status_code, bad.headers["x-tollkeeper-reason"]) == (400, "invalid_request")
-    wrong = httpx.get(url, headers=headers, timeout=ANSWER_S_MAX)
+    wrong = plain_http.get(url, headers=headers, timeout=ANSWER_S_MAX)
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
 
 

@@ -6,9 +6,9 @@ import hashlib
 import json
 from typing import Any
 
-import httpx2 as httpx
 import pytest
 
+from tests import plain_http
 from tests.journey.stack import Stack
 
 CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
@@ -120,7 +120,7 @@ def caller(stack: Stack) -> tuple[int, dict[str, str]]:
 
 
 def forwarded(stack: Stack) -> list[Any]:
-    calls: list[Any] = httpx.get(f"{stack.upstream_url}/demo/calls", timeout=60).json()["calls"]
+    calls: list[Any] = plain_http.get(f"{stack.upstream_url}/demo/calls", timeout=60).json()["calls"]
     return calls
 
 
@@ -129,7 +129,7 @@ def test_ambiguous_and_impossible_bodies_are_refused_by_field(
     stack: Stack, caller: tuple[int, dict[str, str]], case: str
 ) -> None:
     path, body, param = REFUSED[case]
-    answer = httpx.post(stack.gateway_url + path, content=body, headers=caller[1], timeout=60)
+    answer = plain_http.post(stack.gateway_url + path, content=body, headers=caller[1], timeout=60)
     assert (answer.status_code, answer.headers["x-tollkeeper-reason"]) == (400, "invalid_request"), (
         answer.text
     )
@@ -145,7 +145,7 @@ def test_what_is_not_refused_is_forwarded_as_it_was_read(
     stack: Stack, caller: tuple[int, dict[str, str]], case: str
 ) -> None:
     path, body = FORWARDED[case]
-    answer = httpx.post(stack.gateway_url + path, content=body, headers=caller[1], timeout=60)
+    answer = plain_http.post(stack.gateway_url + path, content=body, headers=caller[1], timeout=60)
     assert answer.status_code == 200, answer.text
     (one,) = [one for one in forwarded(stack)[-50:] if one["request_id"] == answer.headers["x-request-id"]]
     read = json.dumps(json.loads(body), ensure_ascii=False, separators=(",", ":")).encode()
@@ -171,7 +171,7 @@ def test_attribution_that_cannot_be_kept_is_refused_by_field(
     stack: Stack, caller: tuple[int, dict[str, str]], field: str, value: str
 ) -> None:
     headers = caller[1] | {field: value}
-    answer = httpx.post(stack.gateway_url + CHAT, content=chat(b""), headers=headers, timeout=60)
+    answer = plain_http.post(stack.gateway_url + CHAT, content=chat(b""), headers=headers, timeout=60)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
 
 

@@ -50,6 +50,14 @@ def here(text: str, stack: Stack) -> str:
 
 
 @pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One where the names of the pages are free, whatever other journeys made."""
+    one = Stack(tmp_path_factory.mktemp("pages") / "data", "--workers", "2")
+    yield one
+    assert one.stop() == 0
+
+
+@pytest.fixture(scope="module")
 def at_hand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A `tollkeeper` for the path, loaded once."""
     directory = tmp_path_factory.mktemp("bin")

@@ -10,6 +10,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
+from tests import plain_http
 from tests.journey.stack import ANSWER_S_MAX, Body, Stack
 from tests.waiting import wait_until
 
@@ -42,7 +43,7 @@ class Caller:
     def call(self, usage: str = "1,1", user: str = USER, **fields: Any) -> httpx.Response:
         """One chat call of a user; more than ASCII travels as UTF-8."""
         body = {"model": "demo-small", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
-        return httpx.post(
+        return plain_http.post(
             f"{self.stack.gateway_url}/v1/chat/completions",
             json=body | fields.pop("body", {}),
             headers=[
@@ -60,7 +61,7 @@ class Caller:
     def usage(self, user: str = USER) -> Body:
         """What the key holder is told."""
         headers = [(b"authorization", f"Bearer {self.key}".encode()), (b"x-tollkeeper-user", user.encode())]
-        told: Body = httpx.get(
+        told: Body = plain_http.get(
             f"{self.stack.gateway_url}/.tollkeeper/usage", headers=headers, timeout=ANSWER_S_MAX
         ).json()
         return told
@@ -209,10 +210,12 @@ def test_model_lists(stack: Stack) -> None:
     headers = {"x-goog-api-key": caller.key}
     body = {"contents": [{"parts": [{"text": "hi"}]}]}
     assert (
-        httpx.post(gemini % "demo-large", json=body, headers=headers, timeout=ANSWER_S_MAX).status_code == 200
+        plain_http.post(gemini % "demo-large", json=body, headers=headers, timeout=ANSWER_S_MAX).status_code
+        == 200
     )
     assert (
-        httpx.post(gemini % "demo-huge", json=body, headers=headers, timeout=ANSWER_S_MAX).status_code == 403
+        plain_http.post(gemini % "demo-huge", json=body, headers=headers, timeout=ANSWER_S_MAX).status_code
+        == 403
     )
     assert stack.admin("PATCH", f"/api-keys/{caller.key_id}", {"models": ["demo-huge"]})[0] == 200
     assert wait_until(lambda: caller.call(body={"model": "demo-huge"}).status_code == 200)

@@ -43,16 +43,15 @@ def chat(buyer: Buyer, usage: str = "10,20", **more: Any) -> httpx.Response:
 
 def in_force(ask: Callable[[], httpx.Response]) -> int:
     """Calls until every worker knows the price; how many of them were answered."""
-    served = together = 0
+    served = 0
 
-    def known() -> bool:
-        nonlocal served, together
-        answered = ask().status_code == 200
-        served += answered
-        together = together + 1 if answered else 0
-        return together >= TOGETHER
+    def answered() -> bool:
+        nonlocal served
+        answers = ask().status_code == 200
+        served += answers
+        return answers
 
-    wait_until(known)
+    wait_until(lambda: all(answered() for _ in range(TOGETHER)))
     return served
 
 
@@ -130,9 +129,10 @@ def test_at_cost_refuses_what_no_price_says_and_what_the_cap_does_not_cover(stac
     buyer = Buyer(stack, spend_cap="0.001", currency="CHF")
     gives(buyer, "Pay-Per-Use", {"at_cost": {}})
     reason = "x-tollkeeper-reason"
-    wait_until(lambda: chat(buyer).headers[reason] == "model_not_priced")
-    stack.make("prices", model="demo-small", currency="CHF", effective_from="2026-01-01T00:00:00Z",
+    model = "priced-here-alone"
+    wait_until(lambda: chat(buyer, model=model).headers.get(reason) == "model_not_priced")
+    stack.make("prices", model=model, currency="CHF", effective_from="2026-01-01T00:00:00Z",
                input="1", output="2")  # fmt: skip
-    in_force(lambda: chat(buyer, max_tokens=5))
-    refused = chat(buyer, max_tokens=1_000)
+    in_force(lambda: chat(buyer, model=model, max_tokens=5))
+    refused = chat(buyer, model=model, max_tokens=1_000)
     assert (refused.status_code, refused.headers[reason]) == (402, "spend_cap_reached")

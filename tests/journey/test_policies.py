@@ -16,6 +16,7 @@ import openai
 import pytest
 from google.genai import errors
 
+from tests import plain_http
 from tests.journey.apis import STREAMS, Api, Heard, call
 from tests.journey.exactness import Comparison, as_counted
 from tests.journey.sdk import HELLO, account
@@ -169,7 +170,7 @@ def test_credits_that_do_not_cover_a_call_are_each_sdks_status_error(other_stack
         """Whether the worker knows this service's price by now."""
         headers = {"authorization": f"Bearer {a.key}"}
         url = other_stack.gateway_url + path
-        return httpx.post(url, json=body, headers=headers, timeout=60).status_code == 402
+        return plain_http.post(url, json=body, headers=headers, timeout=60).status_code == 402
 
     def refused() -> bool:
         try:

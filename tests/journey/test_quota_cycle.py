@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from datetime import datetime
 from typing import Any
 
+from gateway.core.accounts.budgets import bounds
 from tests.journey.stack import Body, Stack
 from tests.waiting import wait_until
 
@@ -69,6 +72,19 @@ def test_unlimited_plans_count_and_never_refuse(stack: Stack) -> None:
     quota = stack.quota(tenant)
     assert (quota["tokens_used"], quota["tokens_remaining"], quota["is_blocked"]) == (4000005, None, False)
     assert brief(stack.settled(tenant, 2)) == [("reset", "IN", 0, None), ("consume", "OUT", 4000005, None)]
+
+
+def test_a_cycle_ends_at_midnight_of_its_plans_zone(stack: Stack) -> None:
+    tenant, key = stack.tenant(100)
+    for zone, day in (("Pacific/Auckland", 31), ("America/St_Johns", None)):
+        plan = stack.make("token-plans", name=zone, total_amount=100, time_zone=zone, anchor_day=day)
+        assert stack.admin("PATCH", f"/tenant-quotas/{tenant}", {"plan_id": plan["id"]})[0] == 200
+        ends = bounds("month", zone, day or 1, time.time_ns() // 1_000_000)[1]
+        assert datetime.fromisoformat(stack.quota(tenant)["next_reset_at"]).timestamp() * 1000 == ends
+        assert stack.chat(key, "1,1").status_code == 200
+    stack.admin("PATCH", f"/token-plans/{plan['id']}", {"time_zone": "UTC", "reset_interval": "daily"})
+    ends = bounds("day", "UTC", 1, time.time_ns() // 1_000_000)[1]
+    assert datetime.fromisoformat(stack.quota(tenant)["next_reset_at"]).timestamp() * 1000 == ends
 
 
 def test_moving_to_another_plan_is_an_adjust_of_the_difference(stack: Stack) -> None:

@@ -12,9 +12,9 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-import httpx2 as httpx
 import pytest
 
+from tests import plain_http
 from tests.admin.provider_fake import Vendor, vendor
 from tests.journey.stack import ANSWER_S_MAX, ROOT, Stack
 from tests.waiting import wait_until
@@ -51,14 +51,14 @@ def call(
         body = {"model": model, "input": "hello there"}
     headers = {"authorization": f"Bearer {key}", "x-demo-usage": usage}
     headers |= {"x-demo-status": str(status)} if status != 200 else {}
-    answer = httpx.post(f"{url}{path}", json=body, headers=headers, timeout=ANSWER_S_MAX)
+    answer = plain_http.post(f"{url}{path}", json=body, headers=headers, timeout=ANSWER_S_MAX)
     assert answer.status_code == status, answer.text
 
 
 def counted(stack: Stack) -> dict[str, Counter[str]]:
     """What the upstream itself counted by model; only what a cache had is known from what was dictated."""
     found: dict[str, Counter[str]] = {}
-    for one in httpx.get(f"{stack.upstream_url}/demo/calls", timeout=ANSWER_S_MAX).json()["calls"]:
+    for one in plain_http.get(f"{stack.upstream_url}/demo/calls", timeout=ANSWER_S_MAX).json()["calls"]:
         sums = found.setdefault(one["model"], Counter(read=0, cached=0, written=0))
         sums.update({"requests": 1, "read": one["input"], "output": one["output"]})
     for path, usages in PATHS.items():

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import httpx2 as httpx
 import pytest
 from google.genai import errors
 
+from tests import plain_http
 from tests.journey.sdk import account, said
 from tests.journey.stack import Stack
 
@@ -45,7 +45,7 @@ def test_streams_as_events(stack: Stack, version: str) -> None:
 
 def test_streams_as_one_array(stack: Stack) -> None:
     a = account(stack)
-    answer = httpx.post(
+    answer = plain_http.post(
         f"{stack.gateway_url}/v1beta/models/demo-small:streamGenerateContent",
         json={"contents": [{"role": "user", "parts": [{"text": "hello"}]}]},
         headers={"x-goog-api-key": a.key, "x-demo-usage": "10,20"},

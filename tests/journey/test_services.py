@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import httpx2 as httpx
 import pytest
 
+from tests import plain_http
 from tests.journey.stack import Stack
 from tests.waiting import wait_until
 
@@ -43,7 +44,7 @@ class Client:
 
     def call(self, method: str, path: str, content: Any = b"", **fields: str) -> httpx.Response:
         headers = self.headers | {name.replace("_", "-"): value for name, value in fields.items()}
-        return httpx.request(method, self.url + path, content=content, headers=headers, timeout=60)
+        return plain_http.request(method, self.url + path, content=content, headers=headers, timeout=60)
 
     def units(self, answer: httpx.Response) -> int:
         """What the ledger says this call used."""
@@ -120,7 +121,7 @@ def test_an_error_of_the_upstream_costs_nothing(client: Client) -> None:
 
 def test_unknown_services_are_not_found(client: Client) -> None:
     url = f"{client.stack.gateway_url}/services/no-such/x"
-    answer = httpx.get(url, headers=client.headers, timeout=60)
+    answer = plain_http.get(url, headers=client.headers, timeout=60)
     assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
     assert json.loads(answer.content)["reason"] == "unknown_route"
 

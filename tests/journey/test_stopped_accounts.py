@@ -10,6 +10,7 @@ import httpx2 as httpx
 import redis
 
 from gateway.counters.redis.keys import partition_of
+from tests import plain_http
 from tests.journey.stack import Stack
 from tests.persistence.scenario import stop
 from tests.waiting import wait_until
@@ -40,7 +41,7 @@ def charged(stack: Stack, tenant_id: int) -> int:
 def waiting(stack: Stack) -> float:
     """How many entries wait; -1 where nobody says."""
     try:
-        text = httpx.get(f"{stack.admin_url}/metrics").text
+        text = plain_http.get(f"{stack.admin_url}/metrics").text
     except httpx.TransportError:
         return -1
     found = [line for line in text.splitlines() if line.startswith("tollkeeper_waiting_entries ")]

@@ -6,9 +6,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-import httpx2 as httpx
 import pytest
 
+from tests import plain_http
 from tests.journey.stack import ROOT, Stack
 from tests.traces.collector import Collector, attributes, collecting
 from tests.waiting import wait_until
@@ -38,7 +38,7 @@ def traced(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def test_a_call_is_one_trace_from_caller_to_upstream(traced: Stack, collector: Collector) -> None:
-    answer = httpx.post(
+    answer = plain_http.post(
         f"{traced.gateway_url}/v1/chat/completions",
         json={"model": "demo-small", "messages": [{"role": "user", "content": "hello"}]},
         timeout=60,
@@ -61,7 +61,7 @@ def test_a_call_is_one_trace_from_caller_to_upstream(traced: Stack, collector: C
     started = [spans[name].start_time_unix_nano for name in ("reserve", "upstream", "settle")]
     assert request.start_time_unix_nano <= started[0] < started[1] < started[2] <= request.end_time_unix_nano
     sent = 'tollkeeper_spans_total{outcome="sent"}'
-    wait_until(lambda: sent in httpx.get(f"{traced.admin_url}/metrics", timeout=60).text)
+    wait_until(lambda: sent in plain_http.get(f"{traced.admin_url}/metrics", timeout=60).text)
 
 
 def test_a_worker_without_traces_loads_nothing_of_them() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx2 as httpx
 
+from tests import plain_http
 from tests.journey.stack import ANSWER_S_MAX, Body, Stack
 from tests.waiting import wait_until
 
@@ -24,7 +25,7 @@ def message(stack: Stack, key: str, usage: str, **fields: Any) -> httpx.Response
         "max_tokens": 600,
         "messages": [{"role": "user", "content": "hello there"}],
     }
-    return httpx.post(
+    return plain_http.post(
         f"{stack.gateway_url}/v1/messages",
         json=body | fields,
         headers={"x-api-key": key, "anthropic-version": "2023-06-01", "x-demo-usage": usage} | headers,
@@ -54,7 +55,7 @@ def test_a_cached_read_counts_a_tenth_of_the_quota_and_all_of_it_elsewhere(stack
     _, found = stack.admin("GET", f"/calls?tenant_id={tenant}")
     (call,) = found["items"]
     assert (call["tokens"], call["usage"]["cache_read"]) == (200_503, 180_000)
-    used = httpx.get(f"{stack.gateway_url}/.tollkeeper/usage", headers={"x-api-key": key}).json()
+    used = plain_http.get(f"{stack.gateway_url}/.tollkeeper/usage", headers={"x-api-key": key}).json()
     assert (used["tokens_used"], used["tokens_remaining"]) == (COUNTS, 1_000_000 - COUNTS)
 
 

@@ -11,23 +11,27 @@ from pathlib import Path
 from threading import Thread
 from uuid import uuid4
 
-import httpx2 as httpx
 import pytest
 import redis
 
+from gateway.core.moments import DAY_MS
+from tests import plain_http
 from tests.journey.stack import Stack
 from tests.waiting import wait_until
 
 README = Path(__file__).parents[2] / "lua" / "README.md"
 CALLS, AT_ONCE, OBJECTS_MAX = 240, 8, 20
-DAY_MS = 86_400_000
 GROWN_MAX = 1024  # bytes of a key that was there
-# What calls of a tenant leave, and those of one with user limits.
+# Budgets of one organization: of all its calls, and of each user and session.
+BUDGETS = (("day", None), ("day", "user"), ("total", "session"))
+# Asked for in a row of whichever worker: none lacks them then.
+TOGETHER = 12
+# What is there while calls are, and no longer.
 GONE = {"h:", "d", "x", "w:", "w", "late", "g", "refused"}
 
 
 class Keeping(BaseHTTPRequestHandler):
-    """An upstream that keeps what it made."""
+    """An upstream that keeps what it made, and has enough where a call says so."""
 
     protocol_version = "HTTP/1.1"
 
@@ -37,7 +41,12 @@ class Keeping(BaseHTTPRequestHandler):
         made = {"id": f"resp_{uuid4().hex}", "object": "response", "status": "completed", "store": True}
         choices = [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "hi"}}]
         body = json.dumps(made | {"output": [], "choices": choices, "usage": usage | {"total_tokens": 5}})
-        self.send_response(200)
+        enough = self.headers["x-enough"]
+        self.send_response(429 if enough else 200)
+        if enough:
+            self.send_header("retry-after", enough)
+            for number in range(20):
+                self.send_header(f"x-ratelimit-limit-{number}", "9" * 40)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(body)))
         self.end_headers()
@@ -65,6 +74,8 @@ def families() -> dict[str, re.Pattern[str]]:
     for name in re.findall(r"^\| `(tk:\S+)` \|", text, re.MULTILINE):
         short = name.removeprefix("tk:").removeprefix("{pNN}:").partition(":")
         pattern = re.escape(name).replace("NN", r"\d\d")
+        # An account of each is named behind the account of all.
+        pattern = pattern.replace(":b:<account>", ":b:[^:]+(:[^:]+)?")
         found["".join(short[:2])] = re.compile(re.sub(r"<\w+>", "[^:]+", pattern) + "$")
     return found
 
@@ -96,8 +107,33 @@ def call(stack: Stack, key: str, number: int) -> int:
         body, path = {"model": model, "input": unlike}, "/v1/responses"
     if number % 3 == 1:
         path = f"/services/{unlike}/x" if number % 2 else path
-    answer = httpx.post(f"{stack.gateway_url}{path}", json=body, headers=encoded(headers), timeout=60)
+    answer = plain_http.post(f"{stack.gateway_url}{path}", json=body, headers=encoded(headers), timeout=60)
     return answer.status_code
+
+
+def refused(stack: Stack, key: str, number: int) -> int:
+    """One call of a model of its own, whose upstream wants to be left alone."""
+    body = {"model": f"{number}-{uuid4().hex}", "messages": [{"role": "user", "content": "hi"}]}
+    headers = {"authorization": f"Bearer {key}", "x-enough": str(30 + number)}
+    url = f"{stack.gateway_url}/v1/chat/completions"
+    return plain_http.post(url, json=body, headers=headers, timeout=60).status_code
+
+
+def give_budgets(stack: Stack, tenant: int, key: str) -> None:
+    """Have the tenant's organization have budgets that every worker knows."""
+    organization = stack.admin("GET", f"/tenants/{tenant}")[1]["organization_id"]
+    for interval, each in BUDGETS:
+        stack.make(
+            "budgets", organization_id=organization, name=f"{interval} {each}", unit="requests",
+            amount=10**6, interval=interval, each=each,
+        )  # fmt: skip
+    url, headers = f"{stack.gateway_url}/.tollkeeper/usage", {"authorization": f"Bearer {key}"}
+
+    def known() -> bool:
+        limits = plain_http.get(url, headers=headers, timeout=60).json().get("limits", ())
+        return sum(limit["scope"] == "budget" for limit in limits) == len(BUDGETS)
+
+    wait_until(lambda: all(known() for _ in range(TOGETHER)))
 
 
 def encoded(headers: dict[str, str]) -> dict[bytes, bytes]:
@@ -124,6 +160,7 @@ def test_calls_that_say_something_else_each_time_leave_what_the_table_says(
     for one, its in ((tenant, key), (limited, limited_key)):
         wait_until(lambda its=its: stack.chat(its).status_code == 200)
         stack.settled(one, 1)
+    give_budgets(stack, tenant, key)
     wait_until(lambda: at_rest(stack))
     before = held(stack)
 
@@ -132,10 +169,11 @@ def test_calls_that_say_something_else_each_time_leave_what_the_table_says(
         limited_answers = list(pool.map(lambda number: call(stack, limited_key, number), range(0, CALLS, 4)))
         for wrong in range(20):
             assert call(stack, f"tk_{wrong:040d}", wrong) in {401, 404}
-    assert (set(answers), set(limited_answers)) == ({200, 404}, {200})
+        left_alone = set(pool.map(lambda number: refused(stack, key, number), range(CALLS)))
+    assert (set(answers), set(limited_answers), left_alone) == ({200, 404}, {200}, {429})
     for one in (key, limited_key):
         url, headers = f"{stack.gateway_url}/.tollkeeper/usage", {"authorization": f"Bearer {one}"}
-        assert httpx.get(url, headers=headers, timeout=60).status_code == 200
+        assert plain_http.get(url, headers=headers, timeout=60).status_code == 200
     wait_until(lambda: at_rest(stack), within_s=60)
 
     now, known = held(stack), families()
@@ -161,6 +199,16 @@ def check(stack: Stack, found: dict[str, dict[str, int]], users: int) -> None:
                 assert keys, "the limited tenant's users are kept for a while"
                 assert all(0 < life <= DAY_MS for life in lives.values())
                 assert max(keys.values()) <= 250
+            elif family == "b:":
+                somebodys = {name for name in keys if name.count(":") == 4}
+                assert len(keys.keys() - somebodys) == 1
+                assert 0 < len(somebodys) <= 2 * (CALLS + 1), "each call has another user and session"
+                assert all(0 < lives[name] <= 31 * DAY_MS for name in somebodys)
+                assert max(int(client.strlen(name)) for name in keys) <= 70 + 57
+            elif family == "each:":
+                assert len(keys) == 2
+                assert sum(int(client.zcard(name)) for name in keys) <= 2 * (CALLS + 1)
+                assert max(keys.values()) <= 150 * (CALLS + 1)
             elif family == "own:":
                 assert {int(client.zcard(name)) for name in keys} == {OBJECTS_MAX}
                 assert all(life > 0 for life in lives.values())
@@ -171,7 +219,10 @@ def check(stack: Stack, found: dict[str, dict[str, int]], users: int) -> None:
             elif family == "busy:":
                 assert all(0 < life <= 80_000 for life in lives.values())
                 assert all(int(client.hlen(name)) <= 60 for name in keys)
-            elif family == "a:":
+            elif family == "cooling":
+                assert all(0 < life <= 61_000 for life in lives.values())
+                assert max(keys.values(), default=0) <= 64 * 1_500
+            elif family == "a:":  # nothing here is billed by the unit
                 assert keys == {}
             else:
                 assert family in GONE, f"the table has a row nobody checks: {family}"

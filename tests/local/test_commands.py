@@ -228,10 +228,10 @@ def test_serve_waits_for_redis_saying_so_and_gives_up(tmp_path: Path) -> None:
 def test_a_keeper_waits_for_both_databases_and_gives_up(tmp_path: Path, valkey: str) -> None:
     nobody = {"REDIS_URL": "redis://127.0.0.1:1/0", "DATABASE_URL": "postgresql://u:hush@127.0.0.1:1/d"}
     for there, name in (({}, "Redis"), ({"REDIS_URL": valkey}, "PostgreSQL")):
-        done = run("keeper", cwd=tmp_path, START_WAIT_S="0.5", **(KEEPER | nobody | there))
+        done = run("keeper", cwd=tmp_path, START_WAIT_S="2", **(KEEPER | nobody | there))
         assert done.returncode == 1
         assert f"waiting for {name}" in done.stderr
-        assert f"{name} cannot be reached, after 0.5 s: " in done.stderr
+        assert f"{name} cannot be reached, after 2 s: " in done.stderr
         assert "hush" not in done.stderr
 
 
@@ -255,7 +255,8 @@ def test_a_keeper_refuses_a_schema_it_was_not_written_for(
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute(change)
     done = run("keeper", cwd=tmp_path, REDIS_URL=valkey, DATABASE_URL=database, **KEEPER)
-    assert (done.returncode, done.stderr.splitlines()) == (1, [f"tollkeeper: {said}"])
+    # A busy machine may have told before that it waits for Redis.
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, f"tollkeeper: {said}")
 
 
 def test_doctor_judges_what_the_process_in_question_needs(tmp_path: Path, valkey: str) -> None:

@@ -25,7 +25,7 @@ def boundaries_between(interval: str, first_ms: int, last_ms: int, anchor: int) 
 
 
 def _begins(interval: str, day: date, anchor: int) -> bool:
-    """Whether a cycle begins on a day: any day, a Monday, or the anchor day, in a short month its last."""
+    """Whether a cycle begins on a day: any, or the anchor's of the week or month, which may end before it."""
     if interval == "weekly":
-        return day.weekday() == 0
+        return day.isoweekday() == anchor
     return interval == "daily" or day.day == min(anchor, monthrange(day.year, day.month)[1])

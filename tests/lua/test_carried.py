@@ -17,6 +17,7 @@ from gateway.counters.layouts.table import KEPT
 from gateway.counters.redis import keys
 from gateway.counters.settlement_log.settlement_record import settlement_of
 from tests.builders import BY_TOKEN, CREDITS, ONE_TIME, Call, World
+from tests.older_layouts import stored_before
 
 ORGANIZATION = next(one for one in states.LAYOUTS if one.name == "ORGANIZATION")
 NANO_COSTS = st.integers(0, 5 * NANO) | st.integers(0, 3).map(lambda whole: whole * NANO)
@@ -159,7 +160,7 @@ def before_parts(layout: Layout, packed: bytes) -> bytes:
 
 def test_an_account_of_the_layout_before_has_nothing_ahead(world: World) -> None:
     world.grant("credits", 10)
-    stored = before_parts(ORGANIZATION, states.pack(world.organization))
+    stored = stored_before(FIRST, world.organization)
     world.client.set(world.organization_key, stored)
     assert states.unpack(states.OrganizationState, stored).ahead == 0
     settle(hold(world, NANO // 4), NANO // 4)

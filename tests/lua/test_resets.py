@@ -118,6 +118,7 @@ def test_several_missed_cycles_are_one_row_with_their_number(
     world: World, interval: str, anchor: int, days: int
 ) -> None:
     world.plan(100, reset_interval=interval, anchor=anchor)
+    anchor = 1 if interval == "weekly" else anchor  # a tenant's own anchor is a day of the month
     missed = boundary_after(interval, world.now_ms() - days * DAY_MS, anchor)
     world.put_tenant(next_reset=missed, remaining=3, used=97)
     is_due = missed <= world.now_ms()

@@ -19,11 +19,12 @@ from gateway.counters.layouts import packing, states
 from gateway.counters.leases import lease
 from gateway.counters.redis import keys, scripts
 from tests.builders import NO_LIMITS, ONE_TIME, TOMBSTONE_MS, TTL_MS, World, new_id
-from tests.conftest import ValkeyServer, free_port
-from tests.waiting import wait_until
+from tests.conftest import ValkeyServer
+from tests.lua.windows import OTHER_NAME, account, window
 
 LUA = Path(__file__).parents[2] / "lua"
 VERBS = list(scripts.VERBS)
+BUDGETS = account(window(1, 10**6)), account(window(2, 10**6), name=OTHER_NAME, value="ann")
 SERVICE = type(ONE_TIME)(id=9, key="every", meter="consumption", counts_tokens=True, one_time=True)
 
 
@@ -32,31 +33,41 @@ def calls(world: World) -> dict[str, packing.Call]:
     world.plan(100, reset_interval="daily", on_store_failure="allow")
     world.grant("credits", 100)
     world.define_user("ann", Limits(concurrency=9))
-    request = HoldRequest(world.caller, new_id(), "ann", SERVICE, 5, 5, 1, 1)
-    holds = {mode: world.reserve(need=5, user="ann", service=SERVICE, credits_=1) for mode in (1, 2, 3, 4, 6)}
-    live = [world.reserve(need=5, user="ann") for _ in range(2)]
+    budgets, names = BUDGETS, tuple(one.name for one in BUDGETS)
+    request = HoldRequest(world.caller, new_id(), "ann", SERVICE, 5, 5, 1, 1, budgets=budgets, money=5)
+    taken: Any = {"user": "ann", "budgets": budgets, "money": 5}
+    holds = {mode: world.reserve(5, service=SERVICE, credits_=1, **taken) for mode in (1, 2, 3, 4, 6)}
+    live = [world.reserve(5, **taken) for _ in range(2)]
     held = new_id()
     world.run("lease", lease.lease(world.run_id, world.caller, held, TTL_MS, fraction=0.1))
     world.put_tenant(next_reset=world.now_ms() // 86_400_000 * 86_400_000)
     made = {"reserve": packing.reserve(world.run_id, 1, TTL_MS, request)}
     for mode, name in ((1, "charge"), (2, "release"), (3, "reclaim"), (4, "post"), (6, "correct")):
         settlement = Settlement(
-            world.caller, holds[mode].id, "ann", SERVICE, charge=mode != 2, tokens=7, credits=1
-        )
+            world.caller, holds[mode].id, "ann", SERVICE, charge=mode != 2, tokens=7, credits=1,
+            budgets=names, money=5,
+        )  # fmt: skip
         is_late = mode in {packing.MODE_POST, packing.MODE_CORRECT}
         late: Any = world.client.xadd(keys.late(world.p), {"a": ""}) if is_late else None
-        made[f"settle {name}"] = packing.settle(world.run_id, TOMBSTONE_MS, settlement, mode, late)
+        definitions = tuple(one.defined for one in budgets) if is_late else ()
+        made[f"settle {name}"] = packing.settle(
+            world.run_id, TOMBSTONE_MS, settlement, mode, late, definitions=definitions
+        )
     made["settle unknown"] = packing.settle(
         world.run_id, TOMBSTONE_MS, Settlement(world.caller, new_id(), "ann", SERVICE, charge=True), 1
     )
     made["extend"] = packing.extend(
-        world.run_id, TTL_MS, world.p, [(Observed(world.caller, one.id, 0, 9), 9) for one in live]
+        world.run_id,
+        TTL_MS,
+        world.p,
+        [(Observed(world.caller, one.id, 0, 9, budgets=names), 9) for one in live],
     )
     terms = PlanTerms(plan_id=2, total_amount=50, reset_interval="daily")
     for verb in packing.VERBS:
         made[f"grant {verb}"] = packing.grant(
-            world.run_id, verb, 1, new_id(), tenant_id=7, organization_id=1, terms=terms
-        )
+            world.run_id, verb, 1, new_id(), tenant_id=7, organization_id=1, terms=terms,
+            accounts=names if verb == "budget" else (),
+        )  # fmt: skip
     definition = TenantDefinition(7, 1, NO_LIMITS, NO_LIMITS, terms)
     made["load define"] = packing.define(world.run_id, 10**6, definition)
     marker = world.get(keys.marker(world.p))
@@ -105,21 +116,13 @@ def test_every_call_runs(world: World, name: str) -> None:
 # --- one slot ---------------------------------------------------------------------------
 
 
-def test_every_script_runs_in_cluster_mode_on_its_one_slot(own_valkey: Callable[..., ValkeyServer]) -> None:
-    server = own_valkey("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
-    with redis.Redis(port=server.port) as client:
-        cluster(client, "ADDSLOTSRANGE", "0", "16383")
-        wait_until(lambda: cluster(client, "INFO")["cluster_state"] == "ok")
-        world = World(server.url)
-        for name, call in calls(world).items():
-            slots = {cluster(client, "KEYSLOT", key) for key in call[0]}
-            assert len(slots) == 1, name
-            run(world, name, call)
-        world.client.close()
-
-
-def cluster(client: redis.Redis, *words: str) -> Any:
-    return client.execute_command(f"CLUSTER {words[0]}", *words[1:])  # type: ignore[no-untyped-call]  # untyped in redis-py
+def test_every_script_runs_in_cluster_mode_on_its_one_slot(valkey_cluster: ValkeyServer) -> None:
+    world = World(valkey_cluster.url)
+    for name, call in calls(world).items():
+        slots = {world.client.execute_command("CLUSTER KEYSLOT", key) for key in call[0]}  # type: ignore[no-untyped-call]  # untyped in redis-py
+        assert len(slots) == 1, name
+        run(world, name, call)
+    world.client.close()
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -158,7 +161,7 @@ def test_wrong_arity_is_refused_before_anything_is_read(
     names = (*names, "tk:{p00}:more")[: len(names) + more_keys]
     arguments = (*arguments, b"more")[: len(arguments) + more_arguments]
     before = world.everything()
-    with pytest.raises(redis.ResponseError, match=f"{verb} takes"):
+    with pytest.raises(redis.ResponseError, match=f"{verb} takes|budget account"):
         world.run(verb, (names, arguments))
     assert world.everything() == before
 
@@ -317,6 +320,18 @@ def test_a_constant_is_put_where_it_is_named(named: str, put: str) -> None:
 def test_a_constant_with_two_values_is_refused() -> None:
     with pytest.raises(ValueError, match="ONE has two values"):
         scripts._fold("local ONE = 1\nlocal ONE = 2\n")
+
+
+def test_what_only_one_file_names_takes_no_place_among_the_locals_of_all() -> None:
+    text = (
+        "local kept, told = 1\nlocal alone = 2\nlocal later, soon\n"
+        "local function mine() return alone end\nlocal function ours() end"
+    )
+    scoped = scripts._scoped(text, {"told", "soon", "ours", "print"})
+    assert scoped.splitlines() == [
+        "local kept, told, later, soon, ours", "do", "kept, told = 1", "local alone = 2", "",
+        "local function mine() return alone end", "function ours() end", "end",
+    ]  # fmt: skip
 
 
 def test_a_flag_is_asked_for_without_a_call(world: World) -> None:

@@ -15,6 +15,7 @@ from gateway.core.model import INTEGER_MAX, Limits, Settled, Settlement, Verdict
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
 from tests.builders import CHAT, CREDITS, EVERYTHING, ONE_TIME, TOMBSTONE_MS, UNITS, Call, World
+from tests.lua.uses import tell
 
 
 def test_settle_replaces_the_hold_by_the_use(world: World) -> None:
@@ -397,3 +398,43 @@ def test_tombstones_do_not_count_as_holds(world: World) -> None:
     call.reclaim(tokens=1)
     assert call.extend(observed=5) == (-1, 0)
     assert call.settle(tokens=5, mode=packing.MODE_CHARGE) is Settled.RECLAIMED
+
+
+# --- use that a control write tells ------------------------------------------------------
+
+
+def test_a_use_of_a_control_write_needs_no_entry_and_is_charged_once_until_it_is_stored(world: World) -> None:
+    world.plan(100)
+    call = world.reserve(need=10)
+    call.release()
+    now = world.now_ms()
+    assert [tell(call, 30, used_ms=now) for _ in range(2)] == [Settled.DONE, Settled.DONE]
+    assert (world.tenant.used, world.late()) == (30, [])
+    event = world.events()[-1]
+    assert (event.source, event.note, event.amount) == (call.id, EventNote.LATE, 30)
+    # Stored, the counters forget it: its control write is done by then.
+    world.client.hdel(keys.control(world.p), call.id)
+    assert tell(call, 30, used_ms=now) is Settled.DONE
+    assert world.tenant.used == 60
+
+
+def test_a_use_of_a_control_write_corrects_too(world: World) -> None:
+    world.plan(100)
+    call = world.reserve(need=10)
+    call.settle(tokens=40)
+    used = {"mode": packing.MODE_CORRECT, "used_ms": world.now_ms()}
+    assert [tell(call, -15, **used) for _ in range(2)] == [Settled.DONE, Settled.DONE]
+    assert (world.tenant.used, world.tenant.remaining) == (40, 75)
+    event = world.events()[-1]
+    assert (event.kind, event.source, event.amount) == (EventKind.ADJUST, correction_id(call.id), 15)
+    assert event.flags & EventFlag.IN
+
+
+def test_a_partition_that_is_not_verified_takes_no_use_of_a_control_write(world: World) -> None:
+    world.plan(100)
+    call = world.reserve(need=10)
+    call.release()
+    world.client.delete(keys.marker(world.p))
+    before = world.everything()
+    assert tell(call, 30, used_ms=world.now_ms()) is Settled.UNVERIFIED
+    assert world.everything() == before

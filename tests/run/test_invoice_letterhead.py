@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from gateway.core.billing.document import Party
 from gateway.errors import SettingError
-from gateway.run.invoice_letterhead import invoice_renderer
+from gateway.run.invoice_letterhead import invoice_renderer, letterhead
 from gateway.settings.settings import Settings
 
 INVOICE = {
     "organization_id": 3, "kind": "invoice", "number": "2026-000001", "status": "finalized",
     "customer": "Acme #1", "currency": "USD", "period_start": "2026-04-01", "period_end": "2026-05-01",
     "subtotal": "-1234.50", "tax": "0.00", "total_amount": "-1234.50", "finalized_at": "2026-05-01T00:03:12Z",
+    "seller": None, "buyer": None,
     "lines": [
         {"kind": "usage", "description": "*not* _markup_ #x", "quantity": -3, "unit_price": "0.966666666667",
          "amount": "-1234.50"},
@@ -34,10 +36,11 @@ def test_everything_set(tmp_path: Path) -> None:
         Settings(
             invoice_issuer="Tollkeeper Ltd\n 12 Gate Street \n\n", invoice_logo=str(logo),
             invoice_notes="Pay soon.\\nThank you.", invoice_addresses=str(addresses), invoice_due_days=14,
+            invoice_country="DE", invoice_tax_number="DE123456789",
         )
     )  # fmt: skip
-    assert made.issuer == ("Tollkeeper Ltd", "12 Gate Street")
-    assert made.notes == ("Pay soon.", "Thank you.")
+    assert made.letterhead.seller == Party("Tollkeeper Ltd", ("12 Gate Street",), "DE", "DE123456789")
+    assert made.letterhead.notes == ("Pay soon.", "Thank you.")
     assert made.pdf(INVOICE).startswith(b"%PDF-")
 
 
@@ -57,6 +60,12 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, name: str, content:
         place.write_text(content)
     with pytest.raises(SettingError, match=name.upper()):
         invoice_renderer(Settings(**{name: str(place)}))
+
+
+@pytest.mark.parametrize("country", ["QQ", "de", "DEU"])
+def test_a_country_is_one_of_iso_3166(country: str) -> None:
+    with pytest.raises(SettingError, match="INVOICE_COUNTRY"):
+        letterhead(Settings(invoice_country=country))
 
 
 def test_a_logo_is_a_picture(tmp_path: Path) -> None:

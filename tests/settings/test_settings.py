@@ -64,6 +64,16 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         ("DATABASE_URL", "postgresql://h:0/x", "is not valid: expected a port from 1 to 65535"),
         ("DATABASE_URL", "postgresql://u:a/b@h/x", "written as %40 %3A %2F"),
         ("DATABASE_OWNER_URL", "postgresql://u:a/b@h/x", "written as %40 %3A %2F"),
+        ("SMTP_URL", "https://x", "is not valid: expected a URL beginning with smtp:// or smtps://"),
+        ("SMTP_URL", "smtp://h:0", "is not valid: expected a port from 1 to 65535"),
+        ("SMTP_URL", "smtp://u:a/b@h", "written as %40 %3A %2F"),
+        (
+            "SMTP_URL",
+            "smtp://h?starttls=no",
+            "expected smtp://user:password@host:port, and nothing behind it",
+        ),
+        ("SMTP_FROM", "Tollkeeper <a@example.com>", "is not valid: expected name@example.com"),
+        ("SMTP_FROM", "a@example.com\nBcc: b@example.com", "is not valid: expected name@example.com"),
         ("HEAD_BYTES_MAX", "12", "'12' is not valid: expected a whole number from 1024 to 1048576 bytes"),
         ("PRICE_AS", "gpt-4o", "is no <model or beginning*>=<model>; expected at most 200 of"),
         ("PRICE_AS", "a=b, A=c", "'A' is there twice"),
@@ -91,11 +101,16 @@ def test_a_wrong_setting_is_named_with_its_value_and_what_would_be_valid(
         ("REDIS_URL", "http://user:hush@host"),
         ("REDIS_URL", "redis://user:a@hush/hush@host/0"),
         ("DATABASE_URL", "postgresql://user:hu/hush@host/0"),
+        ("SMTP_URL", "smtp://user:hu/hush@host"),
         ("DATABASE_URL", "mysql://host/0?passwrod=hush&sslpassword=hush"),
     ],
 )
 def test_the_value_of_a_secret_is_never_shown(name: str, value: str) -> None:
     assert "hush" not in refused({f"TOLLKEEPER_{name}": value})
+
+
+def test_a_mail_server_needs_whom_mails_are_from() -> None:
+    assert "TOLLKEEPER_SMTP_FROM is not set" in refused({"TOLLKEEPER_SMTP_URL": "smtp://host"})
 
 
 def test_who_may_only_read_has_another_token_than_who_may_write() -> None:
@@ -155,6 +170,21 @@ def test_workers_receive_exactly_the_same_settings(tmp_path: Path) -> None:
     assert from_json(to_json(settings)) == settings
 
 
+def test_gateways_are_given_no_credentials_of_keepers() -> None:
+    secrets = {
+        "TOLLKEEPER_DATABASE_URL": "postgresql://u:hushhush@h/d",
+        "TOLLKEEPER_DATABASE_OWNER_URL": "postgresql://owner:hushhush@h/d",
+        "TOLLKEEPER_ADMIN_TOKEN": "hushhushhushhush1",
+        "TOLLKEEPER_READONLY_TOKEN": "hushhushhushhush2",
+        "TOLLKEEPER_SMTP_URL": "smtp://u:hushhush@h",
+        "TOLLKEEPER_SMTP_FROM": "a@example.com",
+    }
+    settings = load(secrets | {"TOLLKEEPER_REDIS_URL": "redis://u:theirs@h"})
+    assert b"hushhush" in to_json(settings)
+    assert b"hushhush" not in to_json(settings.of_gateways)
+    assert settings.of_gateways.redis_url == settings.redis_url
+
+
 def test_required_settings_are_named() -> None:
     with pytest.raises(
         SettingError, match="TOLLKEEPER_REDIS_URL is not set: expected a URL beginning with redis://"
@@ -205,6 +235,12 @@ def test_a_route_may_take_more_of_a_query_and_say_whether_its_use_is_always_told
     settings = load({}, config(tmp_path, text))
     assert [(route.queries, route.usage) for route in settings.routes] == [(("a-b",), "always")]
     assert from_json(to_json(settings)).routes == settings.routes
+
+
+def test_an_upstream_says_whom_its_own_limits_are_of(tmp_path: Path) -> None:
+    text = "upstreams: {s: {base_url: https://s.example}, t: {base_url: https://t.example, limits: caller}}"
+    limits = {each.name: each.limits for each in load({}, config(tmp_path, text)).upstreams}
+    assert (limits["s"], limits["t"], limits["openai"]) == ("account", "caller", "account")
 
 
 def test_services_have_upstreams_of_their_own(tmp_path: Path) -> None:
@@ -287,6 +323,7 @@ def test_variables_are_replaced_in_strings_only_where_written(tmp_path: Path) ->
         ("upstreams: {s: {base_url: https://x, header: {}}}", "upstreams.s.header is not known; did you"),
         ("upstreams: {a: {base_url: https://x}, s: {base_url: 3}}", ": expected text, got a whole number"),
         ("upstreams: {s: {headers: {}}}", "upstreams.s.base_url is missing"),
+        ("upstreams: {s: {base_url: https://x, limits: all}}", "upstreams.s.limits"),
         ("upstreams: {a b: {base_url: https://x}}", "upstreams: a name of letters"),
         (
             "upstreams: {s: {base_url: https://x}, s: {base_url: https://y}}",

@@ -29,9 +29,8 @@ CSP = (
 )
 
 
-def mount_docs(app: web.Application, described: Json) -> None:
-    """Serve the page; it is made once."""
-    page = render(described)
+def mount_docs(app: web.Application, page: str) -> None:
+    """Serve the page that was rendered."""
 
     async def docs(_: web.Request) -> web.Response:
         return web.Response(text=page, content_type="text/html", headers={"Content-Security-Policy": CSP})

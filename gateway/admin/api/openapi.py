@@ -8,9 +8,17 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from gateway.admin.api.query_parameters import PAGING, filter_schema, parameter, whole
 from gateway.admin.http.idempotency import KEY_PARAMETER
-from gateway.admin.http.listing import LIMIT_DEFAULT, LIMIT_MAX
-from gateway.admin.resources.resource import Answered, Document, Filter, Question, Report, Resource
+from gateway.admin.resources.resource import (
+    Answered,
+    Batch,
+    Document,
+    Part,
+    Question,
+    Report,
+    Resource,
+)
 
 Json = dict[str, Any]  # JSON as OpenAPI has it: any shape
 
@@ -49,14 +57,6 @@ REFUSALS = {
     "503": "PostgreSQL does not answer.",
 }
 READ_REFUSALS = ("401", "404", "422", "503")
-
-_FILTER_SCHEMAS: Mapping[str, Json] = {
-    "id": {"type": "integer", "minimum": 1},
-    "count": {"type": "integer", "minimum": 0},
-    "text": {"type": "string"},
-    "uuid": {"type": "string", "format": "uuid"},
-    "flag": {"type": "boolean"},
-}
 
 
 def document(resources: Mapping[str, Resource], reports: Mapping[str, Report], *, version: str) -> Json:
@@ -103,6 +103,9 @@ def _schemas(resources: Mapping[str, Resource], reports: Mapping[str, Report]) -
     for resource in resources.values():
         models.append((resource.out, "serialization"))
         models += [(question.out, "serialization") for question in resource.questions]
+        models += [(part.out, "serialization") for part in resource.parts]
+        if resource.batch is not None:
+            models += [(resource.batch.body, "validation"), (resource.batch.out, "serialization")]
         bodies = (resource.create, resource.patch, *(action.body for action in resource.actions))
         models += [(model, "validation") for model in bodies if model is not None]
     _, made = models_json_schema(models, ref_template=_REF + "{model}")
@@ -127,7 +130,7 @@ def _report_paths(report: Report) -> Json:
     read = _operation(report, "show", report.summary, refusals=READ_REFUSALS)
     if report.numbers:
         read["parameters"] = [
-            _parameter(name, {**_whole(each.least, each.most), "default": each.default}, each.hint)
+            parameter(name, {**whole(each.least, each.most), "default": each.default}, each.hint)
             for name, each in report.numbers.items()
         ]
     if report.asked is not None:
@@ -149,6 +152,8 @@ def _paths(resource: Resource, resources: Mapping[str, Resource]) -> Json:
     collection: Json = {"get": _list(resource)}
     if resource.create is not None:
         collection["post"] = _create(resource)
+    elif resource.batch is not None:
+        collection["post"] = _take(resource, resource.batch)
     read = _operation(resource, "get", f"Read one of {name}", refusals=READ_REFUSALS)
     one: Json = {"parameters": [row], "get": read}
     if resource.patch is not None:
@@ -167,6 +172,8 @@ def _paths(resource: Resource, resources: Mapping[str, Resource]) -> Json:
         act = _operation(resource, action.name, action.summary, action.body, title=title, later=True)
         act["parameters"] = [KEY_PARAMETER]
         paths[f"{root}/{{id}}/{action.name}"] = {"parameters": [row], "post": act}
+    for part in resource.parts:
+        paths[f"{root}/{{id}}/{part.name}"] = {"parameters": [row], "get": _part(resource, part)}
     for file in resource.documents:
         paths[f"{root}/{{id}}{file.suffix}"] = {"parameters": [row], "get": _document(resource, file)}
     return paths
@@ -177,18 +184,27 @@ def _list(resource: Resource) -> Json:
         resource, "list", f"List {resource.name}, {resource.order}", refusals=READ_REFUSALS
     )
     operation["parameters"] = [
-        _parameter("limit", {**_whole(1, LIMIT_MAX), "default": LIMIT_DEFAULT}),
-        _parameter("cursor", {"type": "string"}, "`next_cursor` of the page before, with the same filters."),
-        _parameter("order", {"type": "string", "enum": ["asc", "desc"], "default": "asc"}),
-        _parameter("from", {"type": "string", "format": "date-time"}, "Made at this time or later."),
-        _parameter("to", {"type": "string", "format": "date-time"}, "Made before this time."),
-        *(_parameter(name, _filter_schema(each)) for name, each in resource.filters.items()),
+        *PAGING,
+        parameter("from", {"type": "string", "format": "date-time"}, "Made at this time or later."),
+        parameter("to", {"type": "string", "format": "date-time"}, "Made before this time."),
+        *(parameter(name, filter_schema(each)) for name, each in resource.filters.items()),
     ]
+    return _paged(operation, resource.title)
+
+
+def _part(resource: Resource, part: Part) -> Json:
+    summary = f"{part.summary}, {part.order}"
+    operation = _operation(resource, part.name, summary, refusals=READ_REFUSALS)
+    operation["parameters"] = list(PAGING)
+    return _paged(operation, part.out.__name__)
+
+
+def _paged(operation: Json, title: str) -> Json:
     operation["responses"]["200"]["content"]["application/json"]["schema"] = {
         "type": "object",
         "required": ["items", "next_cursor"],
         "properties": {
-            "items": {"type": "array", "items": {"$ref": _REF + resource.title}},
+            "items": {"type": "array", "items": {"$ref": _REF + title}},
             "next_cursor": {"type": ["string", "null"]},
         },
     }
@@ -205,6 +221,17 @@ def _create(resource: Resource) -> Json:
     return operation
 
 
+def _take(resource: Resource, batch: Batch) -> Json:
+    operation = _operation(
+        resource, batch.name, batch.summary, batch.body, title=batch.out.__name__, later=True
+    )
+    one = {"$ref": _REF + batch.body.__name__}
+    schemas = {media: {"type": "array", "items": one} if "batch" in media else one for media in batch.media}
+    operation["requestBody"]["content"] = {media: {"schema": each} for media, each in schemas.items()}
+    operation["parameters"] = [KEY_PARAMETER]
+    return operation
+
+
 def _ask(resource: Resource, question: Question) -> Json:
     title = question.out.__name__
     operation = _operation(resource, question.name, question.summary, title=title, refusals=READ_REFUSALS)
@@ -215,7 +242,7 @@ def _ask(resource: Resource, question: Question) -> Json:
 def _asked(model: type[BaseModel]) -> list[Json]:
     asked = model.model_json_schema()
     return [
-        _parameter(name, schema, schema.get("description")) | {"required": name in asked.get("required", ())}
+        parameter(name, schema, schema.get("description")) | {"required": name in asked.get("required", ())}
         for name, schema in asked["properties"].items()
     ]
 
@@ -252,17 +279,3 @@ def _operation(
         schema = {"$ref": _REF + body.__name__}
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
     return operation
-
-
-def _parameter(name: str, schema: Json, description: str = "") -> Json:
-    parameter = {"name": name, "in": "query", "schema": schema}
-    return {**parameter, "description": description} if description else parameter
-
-
-def _whole(least: int, most: int) -> Json:
-    return {"type": "integer", "minimum": least, "maximum": most}
-
-
-def _filter_schema(wanted: Filter) -> Json:
-    choices = {"enum": list(wanted.choices)} if wanted.choices else {}
-    return {**_FILTER_SCHEMAS[wanted.kind], **choices}

@@ -15,8 +15,10 @@ from gateway.admin.http.listing import number_or_text, read_once, with_plus
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.prices import QUOTE, Asked, Quote
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.cost import BASE_CURRENCY, KINDS, cost_nano, lines, money
+from gateway.core.billing.cost import cost_nano, lines, money
 from gateway.core.billing.price_book import choose, read_price
+from gateway.core.billing.vector import BASE_CURRENCY, KINDS
+from gateway.core.moments import ms_of
 from gateway.errors import NotFound, Unprocessable
 
 TOOL = "tools."
@@ -54,7 +56,7 @@ def _read(sent: MultiMapping[str]) -> body.Body:
 def _quoted(asked: Mapping[str, Any], rows: Any, at: datetime) -> Row:
     currency, tier = asked.get("currency", BASE_CURRENCY), asked.get("service_tier") or ""
     prices = {price.vector.price_id: (price, row) for row in rows for price in (read_price(row),)}
-    at_ms = int(at.timestamp() * 1000)
+    at_ms = ms_of(at)
     found = choose(
         (price for price, _ in prices.values()), asked["model"], currency, at_ms, asked.get("provider") or ""
     )

@@ -23,7 +23,7 @@ from gateway.admin.http.listing import (
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.reports import UsageAsked, UsageItem, UsagePage
 from gateway.admin.resources.values import plausible
-from gateway.core.accounts.administration import Row
+from gateway.core.accounts.administration import Place, Row
 from gateway.core.accounts.usage import DIMENSIONS, GROUPS, UsageQuery, end_of, following
 from gateway.errors import Unprocessable
 
@@ -76,9 +76,9 @@ def _place(page: UsageQuery) -> tuple[int, ...]:
     return int(page.since.timestamp()), int(page.until.timestamp()), page.skip
 
 
-def _resumed(page: UsageQuery, place: tuple[int, ...]) -> UsageQuery:
+def _resumed(page: UsageQuery, place: Place) -> UsageQuery:
     with suppress(ValueError, OverflowError, OSError):
-        seconds, end, skip = place
+        seconds, end, skip = map(int, place)
         since, until = datetime.fromtimestamp(seconds, UTC), datetime.fromtimestamp(end, UTC)
         plausible(since.date())
         plausible(until.date())

@@ -15,7 +15,7 @@ from gateway.admin.api.usage import columns_of, read, shown
 from gateway.admin.http.auth import identify
 from gateway.admin.http.files import CSV, Files
 from gateway.admin.ports import AdminPorts
-from gateway.core.accounts.administration import Query, Row
+from gateway.core.accounts.administration import Place, Query, Row
 from gateway.core.accounts.usage import UsageQuery, following
 from gateway.core.billing import focus
 from gateway.core.spreadsheet import csv
@@ -70,7 +70,7 @@ def mount_files(
             raise Unprocessable("Some query parameters are wrong.", fixed)
         asked = replace(read(query), interval=focus.INTERVAL, groups=focus.GROUPED_BY)
         of_models = {row["id"] async for row in _services(ports) if row["counts_tokens"]}
-        seller = next(iter(ports.invoice_renderer.issuer), "")
+        seller = ports.invoice_renderer.seller
 
         def charge(row: Row) -> Row:
             return focus.charge(
@@ -100,7 +100,7 @@ async def _pieces(ports: AdminPorts, asked: UsageQuery, file: File) -> AsyncGene
 
 
 async def _services(ports: AdminPorts) -> AsyncIterator[Row]:
-    after: tuple[int, ...] | None = None
+    after: Place | None = None
     while True:
         page = await ports.store.page("services", Query({}, None, None, after, SERVICES_A_PAGE))
         for row in page.rows:

@@ -11,10 +11,10 @@ from gateway.admin.http.auth import identify, require_write
 from gateway.admin.http.body import Body, read_body
 from gateway.admin.http.guard import REQUEST_ID
 from gateway.admin.http.idempotency import claim_of
-from gateway.admin.http.listing import read_query
+from gateway.admin.http.listing import fingerprint, read_query
 from gateway.admin.operations import Asked, Done, Operations
 from gateway.admin.ports import AdminPorts
-from gateway.admin.resources import Action, Resource
+from gateway.admin.resources import Action, Part, Resource
 from gateway.core.model import INTEGER_MAX
 from gateway.errors import NotFound
 
@@ -46,6 +46,16 @@ class Views:
         """`GET /<resource>/{id}`."""
         await identify(self._ports, request)
         return answer(200, await self._operations.show(row_id(request)))
+
+    async def part(self, request: web.Request, part: Part) -> web.Response:
+        """`GET /<resource>/{id}/<part>`: one page."""
+        await identify(self._ports, request)
+        owner = row_id(request)
+        name = f"{self._resource.name}/{owner}/{part.name}"
+        query = read_query(name, {}, request.query)
+        mark = fingerprint(name, query.filters, descending=query.descending)
+        rows, cursor = await self._operations.part(part, owner, query, mark)
+        return answer(200, {"items": rows, "next_cursor": cursor})
 
     async def create(self, request: web.Request) -> web.Response:
         """`POST /<resource>`; a secret made here is in this answer only."""

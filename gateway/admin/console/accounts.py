@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import web
 
 from gateway.admin.api.views import row_id
-from gateway.admin.console import charts, lists, spending
+from gateway.admin.console import budgets, charts, lists, spending
 from gateway.admin.console.cells import label_of
 from gateway.admin.console.desk import Desk, query
 from gateway.admin.console.screens import SCREENS, Screen
@@ -36,7 +36,14 @@ PARTS_MAX = 12
 PREVIEW_ROWS = 10
 LEDGER_ROWS = 25
 # What an organization's page shows the first rows of.
-PREVIEWS = ("tenants", "credit-additions", "organization-subscriptions", "invoices", "organization-services")
+PREVIEWS = (
+    "tenants",
+    "budgets",
+    "credit-additions",
+    "organization-subscriptions",
+    "invoices",
+    "organization-services",
+)
 # Tenants times days whose use is added up for one chart: of 20,000 tenants, the last 10 days.
 TENANT_DAYS_MAX = 200_000
 LINES_A_PAGE = 100
@@ -54,7 +61,7 @@ LEDGER = Screen(
 async def about_tenant(desk: Desk, request: web.Request, row: Row) -> Mapping[str, Any]:
     """A tenant's quota, what it spent in the last days, its keys and its ledger."""
     tenant_id = int(str(row["id"]))
-    [with_quota], keys, ledger, cost = await asyncio.gather(
+    [with_quota], keys, ledger, cost, its_budgets = await asyncio.gather(
         lists.with_quotas(desk, [row]),
         _preview(desk, "api-keys", tenant_id=tenant_id),
         lists.page_of(
@@ -66,6 +73,7 @@ async def about_tenant(desk: Desk, request: web.Request, row: Row) -> Mapping[st
             tenant_id=str(tenant_id),
         ),
         _cost(desk, request, "tenant_id", tenant_id),
+        budgets.of_account(desk, int(str(row["organization_id"])), {"tenant_id": tenant_id}),
     )
     quota: Any = with_quota["quota"]
     owner: Any = row["organization_id"]
@@ -77,18 +85,32 @@ async def about_tenant(desk: Desk, request: web.Request, row: Row) -> Mapping[st
         "plan": names.get(("token-plans", plan), ""),
         "keys": keys,
         "ledger": ledger,
+        "budgets": its_budgets,
         **cost,
     }
 
 
 async def about_key(desk: Desk, request: web.Request, row: Row) -> Mapping[str, Any]:
-    """What an API key's calls cost."""
-    return await _cost(desk, request, "api_key_id", int(str(row["id"])))
+    """What an API key's calls cost, and its budgets."""
+    key_id = int(str(row["id"]))
+    tenant = await desk.ports.store.get("tenants", int(str(row["tenant_id"])))
+    cost, its_budgets = await asyncio.gather(
+        _cost(desk, request, "api_key_id", key_id),
+        budgets.of_account(
+            desk, int(str(tenant["organization_id"])), {"api_key_id": key_id}, "key", str(key_id)
+        ),
+    )
+    return {**cost, "budgets": its_budgets}
 
 
 async def about_user(desk: Desk, request: web.Request, row: Row) -> Mapping[str, Any]:
-    """What a user's calls cost."""
-    return await _cost(desk, request, "user_id", int(str(row["id"])))
+    """What a user's calls cost, and a user's budgets; staff has none."""
+    cost = await _cost(desk, request, "user_id", int(str(row["id"])))
+    if row["organization_id"] is None:
+        return {**cost, "budgets": None}
+    organization_id, user = int(str(row["organization_id"])), str(row["external_id"])
+    owner = {"organization_id": organization_id, "user": user}
+    return {**cost, "budgets": await budgets.of_account(desk, organization_id, owner, "user", user)}
 
 
 async def quota(desk: Desk, request: web.Request, signed: Signed) -> web.Response:
@@ -177,13 +199,17 @@ def _last_days(days: int = DAYS) -> tuple[date, date]:
 
 
 async def about_invoice(desk: Desk, request: web.Request, row: Row) -> Mapping[str, Any]:
-    """Some of an invoice's lines, in order, and the names they refer to."""
+    """Some of an invoice's lines, in order, the names they refer to, and what of it was paid."""
     sent = request.query.get("after", "")
     after = int(sent) if _POSITION.fullmatch(sent) else 0
     lines = await desk.ports.figures.invoice_lines(int(str(row["id"])), after, LINES_A_PAGE + 1)
+    payments = None
+    if row["payment_status"] is not None and after == 0:
+        payments = await _preview(desk, "payments", invoice_id=int(str(row["id"])))
     shown = [InvoiceLine.model_validate(line).model_dump(mode="json") for line in lines[:LINES_A_PAGE]]
     return {
         "shown": shown,
+        "payments": payments,
         "is_first": after == 0,
         "next": f"{request.path}?after={shown[-1]['position']}" if len(lines) > LINES_A_PAGE else "",
         "line_names": await desk.names(

@@ -10,9 +10,10 @@ from aiohttp import web
 
 from gateway.admin.console.desk import Desk
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.cost import KINDS, PARTS, TOKENS_A_PRICE, USES_A_PRICE, Line, lines
+from gateway.core.billing.cost import Line, lines
 from gateway.core.billing.price_book import read_price
 from gateway.core.billing.pricing import EXACT, ONE_NANO
+from gateway.core.billing.vector import KINDS, PARTS, TOKENS_A_PRICE, USES_A_PRICE
 from gateway.errors import NotFound
 
 # What a price is of.

@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from gateway.admin.console import shown
+from gateway.admin.console import budget_use, shown
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.resources.fields import words
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.plan_terms import TERMS
-from gateway.core.billing.cost import KINDS
+from gateway.core.accounts.selectors import SELECTING
+from gateway.core.billing.vector import KINDS
 
 Names = Mapping[tuple[str, int], str]
 
-TIMES = frozenset({"timestamp", "last_reset", "effective_from"})
+TIMES = frozenset({"timestamp", "last_reset", "effective_from", "raised_until"})
 MARKS = frozenset(
     {
-        "status", "state", "category", "kind", "role", "transaction_type", "direction", "meter",
-        "billing_interval", "service_type", "action", "resolution",
+        "status", "payment_status", "state", "category", "kind", "role", "transaction_type", "direction",
+        "meter",
+        "billing_interval", "service_type", "action", "resolution", "mode",
         *(one.name for one in TERMS if one.choices),
     }
 )  # fmt: skip
 MONEY = frozenset(
     {"spend_cap", "monthly_cost", "annual_cost", "overage_unit_price", "unit_cost", "total_amount",
-     "subtotal", "tax", "cost", "unit_price", "request", *KINDS}
+     "subtotal", "tax", "cost", "unit_price", "request", "amount", "raised_to", "used", "held", "remaining",
+     *KINDS}
 )  # fmt: skip
 CODES = frozenset({"key", "prefix", "request_id", "entry_id", "raw", "account", "resource_id", "actor"})
 UNLIMITED = frozenset({"total_amount", "tokens_remaining", "spend_cap", "total_remaining"})
 LABELS = {
     "id": "No.",
     "quota": "Tokens left",
+    "use": "Used",
+    "of": "Of",
     "after": "What",
     "resource_id": "Row",
     "timestamp": "When",
@@ -48,7 +53,7 @@ MINUTE_CHARS = len("2026-01-31 10:00")
 class Cell:
     """One value of a row.
 
-    `kind` is text, number, time, mark, code, document, quota or none; `tone` is how a mark is set.
+    `kind` is text, number, time, mark, code, document, quota, use or none; `tone` is how a mark is set.
     """
 
     kind: str
@@ -67,8 +72,11 @@ def cell(screen: Screen, row: Row, column: str, names: Names) -> Cell:
     if column == "state":
         word = state_of(screen.name, row)
         return Cell("mark", word, tone=shown.tone(word))
-    if column == "quota":
-        return Cell("quota", "")
+    if column in {"quota", "use"}:
+        return Cell(column, "")
+    if column == "of":
+        targets = {name: screen.resource.target(name) for name in SELECTING}
+        return Cell("text", budget_use.selector(row, names, targets))
     if column == "change":
         sign, tone = ("+", "good") if row["direction"] == "IN" else ("−", "plain")
         return Cell("number", f"{sign}{shown.number(row['amount'])}", tone=tone)
@@ -105,6 +113,8 @@ def state_of(name: str, row: Row) -> str:
     """The state a row is in, in a word."""
     if row.get("state"):
         return str(row["state"])
+    if name == "budgets":
+        return budget_use.state_of(row)
     if name == "tenants":
         quota: Any = row.get("quota") or {}
         if quota.get("manual_block"):
@@ -145,8 +155,8 @@ def _of_value(screen: Screen, column: str, value: Any, row: Row) -> Cell:
         return Cell("time", text if in_order else text[:MINUTE_CHARS])
     if column.endswith("limits"):
         return Cell("text", shown.limits(value))
-    if column == "weights":
-        text = ", ".join(f"{words(kind).lower()} {weight}" for kind, weight in value.items())
+    if column in {"weights", "thresholds"}:
+        text = ", ".join(_parts_of(value))
         return Cell("text" if text else "none", text or shown.NONE)
     if column == "last_delivery":
         return Cell("mark", f"{value['event']}: {value['state']}", tone=shown.tone(value["state"]))
@@ -156,3 +166,10 @@ def _of_value(screen: Screen, column: str, value: Any, row: Row) -> Cell:
     if isinstance(value, dict | list):
         return Cell("document", shown.document(value))
     return Cell("code" if column in CODES else "text", str(value))
+
+
+def _parts_of(value: Any) -> Iterator[str]:
+    """Weights by kind, or thresholds, one by one."""
+    if isinstance(value, Mapping):
+        return (f"{words(kind).lower()} {weight}" for kind, weight in value.items())
+    return (f"{100 * part:g} %" for part in value)

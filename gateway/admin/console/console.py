@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from gateway.admin.api import usage_files
-from gateway.admin.console import accounts, calls, explorer, lists, reconciling, search
+from gateway.admin.console import accounts, budgets, calls, explorer, lists, reconciling, search
 from gateway.admin.console.desk import Desk
 from gateway.admin.console.exports import Exports
 from gateway.admin.console.live import Live
@@ -32,6 +32,7 @@ EXTRAS: dict[str, Extras] = {
     "users": accounts.about_user,
     "calls": calls.about_call,
     "invoices": accounts.about_invoice,
+    "budgets": budgets.about_budget,
 }
 # Addresses of programs: what is not there is a problem, not a page.
 PROGRAMS = ("/admin", "/livez", "/readyz", "/metrics", "/static")
@@ -70,6 +71,7 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
         return await sessions.signed_in(request)
 
     router.add_get("/tenants/{id:[0-9]+}/quota", desk.reading(partial(accounts.quota, desk)))
+    router.add_get("/budgets/{id:[0-9]+}/use", desk.reading(partial(budgets.use, desk)))
     documents.mount_invoices(app, ports, "", signed_in)
     usage_files.mount_files(app, ports, "", signed_in)
     files = Exports(desk)

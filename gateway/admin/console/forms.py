@@ -16,6 +16,7 @@ from uuid import uuid4
 
 from multidict import MultiMapping
 
+from gateway.admin.resources import typed as typed_as
 from gateway.admin.resources.fields import Field
 from gateway.core.accounts.administration import Row
 from gateway.errors import AdminRefusal
@@ -157,7 +158,7 @@ def _value(each: Field, typed: Any) -> object:
     if each.kind == "many":
         return list(typed)
     if typed == "":
-        return [] if each.kind == "lines" and not each.nullable else None
+        return [] if each.kind in {"lines", "numbers"} and not each.nullable else None
     if each.kind == "whole":
         bare = _BLANKS.sub("", typed)
         return int(bare.replace(",", "")) if _GROUPED.fullmatch(bare) and len(bare) <= 30 else typed
@@ -165,6 +166,8 @@ def _value(each: Field, typed: Any) -> object:
         return {"true": True, "false": False}.get(typed, typed)
     if each.kind == "instant" and _MINUTE.fullmatch(typed):
         return f"{typed}:00Z" if len(typed) == 16 else f"{typed}Z"
+    if each.kind == "numbers":
+        return typed_as.numbers(typed)
     if each.kind == "lines":
         return [line.strip() for line in typed.split("\n") if line.strip()]
     if each.kind == "json":
@@ -184,6 +187,8 @@ def _shown(each: Field, value: Any) -> Any:
         return "true" if value else "false"
     if each.kind == "instant":
         return str(value)[:19]
+    if each.kind == "numbers":
+        return ", ".join(f"{item:g}" for item in value)
     if each.kind == "lines":
         return "\n".join(map(str, value))
     if each.kind == "json":

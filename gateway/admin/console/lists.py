@@ -14,7 +14,7 @@ from multidict import MultiDict
 from yarl import URL
 
 from gateway.admin import live
-from gateway.admin.console import shown
+from gateway.admin.console import budget_use, shown
 from gateway.admin.console.cells import Cell, cell, label_of, references
 from gateway.admin.console.desk import Choices, Desk, query
 from gateway.admin.console.screens import Screen
@@ -177,6 +177,8 @@ async def lines_of(desk: Desk, screen: Screen, rows: Sequence[Row]) -> list[Line
     """Rows with everything their cells need: names of what they refer to, quotas of tenants."""
     if screen.name == "tenants":
         rows = await with_quotas(desk, rows)
+    if screen.name == "budgets":
+        rows = [{**row, "use": budget_use.use_of(row)} for row in rows]
     names = await desk.names(references(screen, rows))
     return [
         Line(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 from aiohttp import web
@@ -20,11 +21,13 @@ from gateway.admin.console.forms import Form
 from gateway.admin.console.screens import Screen
 from gateway.admin.console.sessions import Signed
 from gateway.admin.http.auth import ADMIN
+from gateway.admin.http.body import Body
 from gateway.admin.operations import Done
-from gateway.admin.resources import Action
+from gateway.admin.resources import Action, typed
 from gateway.admin.resources.fields import fields_of
 from gateway.admin.resources.values import In
 from gateway.core.accounts.administration import Row
+from gateway.core.billing.payment import PAID, WAITING
 from gateway.errors import Conflict, NotFound, Unprocessable
 
 CHANGE = "change"
@@ -32,7 +35,7 @@ DELETE = "delete"
 # What a change is called where more than words can be changed.
 EDITS = {"tenants": "Change plan, name or limits"}
 # Actions that cannot be taken back as simply as they are done.
-DANGEROUS = frozenset({"revoke", "void", "block", "cancel", "reset", DELETE})
+DANGEROUS = frozenset({"revoke", "void", "block", "cancel", "reset", "uncollectible", "reverse", DELETE})
 
 # What a page of a certain resource shows beyond its fields.
 Extras = Callable[[Desk, web.Request, Row], Awaitable[Mapping[str, Any]]]
@@ -88,7 +91,7 @@ class Records:
     async def create(self, request: web.Request, signed: Signed, posted: Posted) -> web.Response:
         """`POST /<resource>`; a secret made here is shown once."""
         screen, secret, form = self._screen, self._screen.resource.secret, self._blank()
-        sent = forms.body_of(form.fields, posted, changes=False)
+        sent = await self._in_unit(form, forms.body_of(form.fields, posted, changes=False))
         try:
             done = await self._operations.create(self._desk.asked(request, signed, posted, sent), sent)
         except (Unprocessable, Conflict) as error:
@@ -109,6 +112,7 @@ class Records:
         form = self._change_form(where)
         form = replace(form, former=forms.former_values(form.fields, posted))
         sent = forms.body_of(form.fields, posted, changes=True)
+        sent = await self._in_unit(form, sent, row_id(request))
         if not sent:
             return see(f"{where}?done=nothing")
         doing = self._operations.change(self._desk.asked(request, signed, posted), row_id(request), sent)
@@ -128,13 +132,21 @@ class Records:
         """`POST /<resource>/{id}/<action>`."""
         acted = row_id(request)
         form = self._action_form(self._address(acted), action)
-        sent = forms.body_of(form.fields, posted, changes=False)
+        sent = await self._in_unit(form, forms.body_of(form.fields, posted, changes=False), acted)
         doing = self._operations.act(action, self._desk.asked(request, signed, posted, sent), acted, sent)
         done = await self._done(request, signed, posted, form, doing)
         if not isinstance(done, Done):
             return done
         answered = acted if action.quota else done.content.get("id", acted)
         return _said(self._address(answered), action.name, done)
+
+    async def _in_unit(self, form: Form, sent: Body, of: int | None = None) -> Body:
+        """A body whose amounts are of its unit, or of that of the row it is for."""
+        names = typed.amounts(form.fields, sent)
+        if not names:
+            return sent
+        unit = str(sent.get("unit") if of is None else (await self._operations.show(of))["unit"])
+        return {**sent, **{name: typed.amount(unit, str(sent[name])) for name in names}}
 
     async def _done(
         self,
@@ -219,7 +231,10 @@ def _is_offered(screen: Screen, action: Action, row: Row) -> bool:
         ("invoices", "finalize", lambda: row["status"] == "draft"),
         ("invoices", "recompute", lambda: row["status"] == "draft"),
         ("invoices", "void", lambda: row["status"] == "finalized"),
-        ("invoices", "credit-note", lambda: row["status"] == "finalized" and row["kind"] == "invoice"),
+        ("invoices", "credit-note", lambda: row["payment_status"] is not None),
+        ("invoices", "payments", lambda: row["payment_status"] not in {None, PAID}),
+        ("invoices", "uncollectible", lambda: row["payment_status"] in WAITING),
+        ("payments", "reverse", lambda: Decimal(str(row["amount_left"])) > 0),
     )
     if action.name == "revoke":
         return row.get("revoked_at") is None

@@ -13,7 +13,7 @@ from typing import Any
 from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from gateway.admin.console import shown
+from gateway.admin.console import budget_use, shown
 from gateway.admin.console.forms import EXAMPLES
 from gateway.admin.resources.fields import words
 from gateway.core.visible import visible
@@ -78,6 +78,7 @@ class Pages:
             number=shown.number, short=shown.short, money=shown.money, moment=shown.moment, day=shown.day,
             money_parts=shown.money_parts, about=shown.about, plain=shown.plain, minute=shown.minute,
             span=shown.span, limits=shown.limits, document=shown.document, words=words, tone=shown.tone,
+            limit_of=budget_use.limit_said,
         )  # fmt: skip
 
     def answer(self, template: str, status: int = 200, **facts: Any) -> web.Response:

@@ -62,6 +62,16 @@ SCREENS = {
             filters=("organization_id", "external_id"),
         ),
         Screen(
+            "Customers", "budgets", "Budgets", "budget",
+            ("name", "organization_id", "of", "use", "interval", "state", "resets_at"),
+            empty="No budget yet. A budget is how much an interval may use, of whom or of what.",
+            filters=(
+                "organization_id", "name", "tenant_id", "user", "api_key_id", "model", "unit", "interval",
+                "each", "mode", "project_id", "service_id",
+            ),
+            newest_first=False,
+        ),
+        Screen(
             "Offer", "services", "Services", "service",
             ("name", "key", "business_model_id", "service_type", "credits", "counts_tokens"),
             filters=("business_model_id", "key", "name"), newest_first=False,
@@ -109,9 +119,46 @@ SCREENS = {
         ),
         Screen(
             "Billing", "invoices", "Invoices", "invoice",
-            ("number", "organization_id", "kind", "status", "period_start", "period_end", "total_amount"),
+            ("number", "organization_id", "kind", "status", "payment_status", "due_date", "period_start",
+             "period_end", "total_amount"),
             empty="No invoice yet. A draft shows what a period would cost.",
-            filters=("organization_id", "status", "kind", "number", "corrects_id"),
+            filters=("organization_id", "payment_status", "status", "kind", "number", "corrects_id", "source",
+                     "source_id"),
+        ),
+        Screen(
+            "Billing", "payments", "Payments", "payment",
+            ("reference", "organization_id", "invoice_id", "amount", "currency", "created_at"),
+            empty="No money came in yet. A payment is recorded on its invoice's page.",
+            filters=("organization_id", "invoice_id", "reference", "corrects_id"), spans_time=True,
+        ),
+        Screen(
+            "Billing", "charges", "Charges", "charge",
+            ("period_start", "organization_id", "kind", "quantity", "unit_price", "amount", "currency",
+             "reason", "invoice_id"),
+            empty="Nothing is owed yet.",
+            filters=(
+                "organization_id", "kind", "billed", "reason", "invoice_id", "tenant_id", "service_id",
+                "source", "source_id", "corrects_id",
+            ),
+            spans_time=True,
+        ),
+        Screen(
+            "Billing", "events", "Events", "event",
+            ("used_at", "tenant_id", "service_id", "source", "event_id", "request_id", "created_at"),
+            empty="No event yet. Events tell of use that did not pass the gateway.",
+            filters=("organization_id", "tenant_id", "service_id", "source", "event_id", "request_id"),
+        ),
+        Screen(
+            "Billing", "amendments", "Amendments", "amendment",
+            ("created_at", "organization_id", "request_id", "tokens", "credits", "units", "amount", "reason"),
+            empty="Nothing was taken back of any call.",
+            filters=("organization_id", "tenant_id", "service_id", "request_id"),
+        ),
+        Screen(
+            "Billing", "reratings", "Rated again", "call rated again",
+            ("created_at", "organization_id", "request_id", "cost_before", "cost_after", "charged", "reason"),
+            empty="No call was rated again.",
+            filters=("organization_id", "tenant_id", "service_id", "price_id", "request_id"),
         ),
         Screen(
             "Billing", "credit-transactions", "Credit transactions", "credit transaction",

@@ -13,11 +13,13 @@ NONE = "—"
 TONES: Mapping[str, str] = {
     word: tone
     for tone, words in {
-        "good": ("active", "finalized", "delivered", "IN", "recharge", "redriven", "released", "admin"),
+        "good": ("active", "within", "finalized", "delivered", "IN", "recharge", "redriven", "released",
+                 "admin", "paid"),
         "calm": ("draft", "pending", "future", "reset", "lag", "promotional", "readonly", "resolved"),
-        "warn": ("adjust", "expired", "over", "refund", "correction", "delete"),
+        "warn": ("adjust", "nearly used up", "passed", "expired", "over", "refund", "correction", "delete",
+                 "full"),
         "bad": ("void", "failed", "blocked", "used up", "revoked", "drift", "gap", "excess", "open",
-                "conflict", "behind", "unknown_account"),
+                "conflict", "behind", "unknown_account", "overdue", "uncollectible"),
     }.items()
     for word in words
 }  # fmt: skip

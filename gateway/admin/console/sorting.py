@@ -17,7 +17,19 @@ SORTED_MAX = 1_000
 IN_ORDER = ("created_at", "timestamp", "id")
 # Columns whose values stand in no order.
 UNSORTED = frozenset(
-    {"quota", "state", "change", "after", "limits", "last_delivery", "events", "feature_access"}
+    {
+        "quota",
+        "use",
+        "of",
+        "amount",
+        "state",
+        "change",
+        "after",
+        "limits",
+        "last_delivery",
+        "events",
+        "feature_access",
+    }
 )
 
 

@@ -17,6 +17,7 @@ ERRORS_MAX = 50
 _OF_A_NAME = "[key]"
 
 Body = dict[str, object]
+NONE_KNOWN: Mapping[str, str] = {}
 
 
 async def read_body(request: web.Request) -> Body:
@@ -33,6 +34,14 @@ def parse(raw: bytes) -> Body:
     """
     if not raw.strip():
         return {}
+    value = parse_any(raw)
+    if not isinstance(value, dict):
+        raise AdminRefusal("The body must be a JSON object.")
+    return value
+
+
+def parse_any(raw: bytes) -> object:
+    """Read a JSON value; `AdminRefusal` where it is ambiguous, or none."""
     try:
         value: object = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_constant)
         canonical(value)
@@ -42,8 +51,6 @@ def parse(raw: bytes) -> Body:
         raise AdminRefusal("The body is not valid UTF-8 text.") from error
     except ValueError as error:
         raise AdminRefusal(f"The body is not valid JSON: {error}.") from error
-    if not isinstance(value, dict):
-        raise AdminRefusal("The body must be a JSON object.")
     return value
 
 
@@ -57,10 +64,10 @@ def digest(body: Mapping[str, object]) -> str:
     return sha256(canonical(body)).hexdigest()
 
 
-def check(model: type[BaseModel], body: Body, *, known: frozenset[str] = frozenset()) -> Body:
+def check(model: type[BaseModel], body: Body, *, known: Mapping[str, str] = NONE_KNOWN) -> Body:
     """Check a body against a model and return the fields that were sent.
 
-    `known` are the resource's fields: one of them that the model lacks cannot be changed.
+    `known` are the resource's fields, and what is said of one that the model lacks.
     Raises `Unprocessable`, field by field.
     """
     try:
@@ -70,13 +77,13 @@ def check(model: type[BaseModel], body: Body, *, known: frozenset[str] = frozens
     return checked.model_dump(exclude_unset=True)
 
 
-def _errors(error: ValidationError, known: frozenset[str]) -> tuple[tuple[str, str], ...]:
+def _errors(error: ValidationError, known: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     found = []
     for item in error.errors(include_url=False, include_input=False, include_context=False)[:ERRORS_MAX]:
         field = ".".join(str(part) for part in item["loc"] if part != _OF_A_NAME)
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            message = "cannot be set here" if field in known else "unknown field"
+            message = known.get(field, "unknown field")
         elif item["type"] == "missing":
             message = "required"
         found.append((field, message))

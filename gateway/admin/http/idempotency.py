@@ -6,6 +6,7 @@ The first answer itself is the store's to keep, in the transaction of the write.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
@@ -46,7 +47,7 @@ async def checked(
     sent: body.Body,
     claim: Claim | None,
     *,
-    known: frozenset[str] = frozenset(),
+    known: Mapping[str, str] = body.NONE_KNOWN,
 ) -> body.Body:
     """Check a body as `body.check` does; under a key that stands for another request it is a `Conflict`."""
     try:

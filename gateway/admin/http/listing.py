@@ -19,7 +19,7 @@ from multidict import MultiMapping
 
 from gateway.admin.resources.resource import Filter, Whole
 from gateway.admin.resources.values import read_instant
-from gateway.core.accounts.administration import Query
+from gateway.core.accounts.administration import Place, Query
 from gateway.core.model import INTEGER_MAX
 from gateway.errors import Unprocessable
 
@@ -95,12 +95,12 @@ def fingerprint(resource: str, filters: Mapping[str, object], *, descending: boo
     return sha256(repr((resource, sorted(filters.items()), descending)).encode()).hexdigest()[:12]
 
 
-def encode_cursor(after: tuple[int, ...], mark: str) -> str:
+def encode_cursor(after: Place, mark: str) -> str:
     """Write a cursor."""
     return base64.urlsafe_b64encode(json.dumps([mark, *after]).encode()).decode().rstrip("=")
 
 
-def decode_cursor(text: str, mark: str) -> tuple[int, ...]:
+def decode_cursor(text: str, mark: str) -> Place:
     """Read a cursor of this list back; `Unprocessable` if it is not one."""
     with suppress(binascii.Error, ValueError, RecursionError):
         padded = text + "=" * (-len(text) % 4)
@@ -114,6 +114,8 @@ def decode_cursor(text: str, mark: str) -> tuple[int, ...]:
 
 
 def _is_key(part: object) -> bool:
+    if isinstance(part, str):
+        return _UNSTORABLE.search(part) is None
     return type(part) is int and abs(part) <= 2**63 - 1
 
 

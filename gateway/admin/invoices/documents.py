@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+from base64 import b64encode
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from functools import partial
 
 from aiohttp import web
 
 from gateway.admin.api.views import row_id
 from gateway.admin.http.auth import identify
 from gateway.admin.http.files import CSV, Files, headers_of
-from gateway.admin.ports import AdminPorts
+from gateway.admin.ports import AdminPorts, Store
 from gateway.admin.resources import RESOURCES
 from gateway.admin.resources.values import show_instant
 from gateway.core.accounts.administration import Row
 from gateway.core.spreadsheet import csv
 
 LINE_COLUMNS = (
-    "position", "kind", "description", "service_id", "tenant_id", "quantity", "unit_price", "amount",
-    "currency",
+    "position", "kind", "description", "service_id", "service", "tenant_id", "tenant", "quantity",
+    "unit_price", "amount", "currency",
 )  # fmt: skip
 USAGE_COLUMNS = (
-    "kind", "timestamp", "tenant_id", "service", "quantity", "seq", "request_id", "user", "content_id",
-    "project_id", "feature_version", "model",
+    "kind", "timestamp", "tenant_id", "tenant", "service", "quantity", "seq", "request_id", "user",
+    "content_id", "project_id", "feature_version", "model",
 )  # fmt: skip
 
 Identify = Callable[[AdminPorts, web.Request], Awaitable[object]]
@@ -44,8 +47,12 @@ def mount_invoices(
 
     async def pdf(request: web.Request) -> web.Response:
         invoice = await read(request)
-        made = await asyncio.to_thread(ports.invoice_renderer.pdf, invoice)
-        return web.Response(body=made, headers=headers_of(_name(invoice, "pdf"), "application/pdf"))
+        set_ = partial(ports.invoice_renderer.pdf, invoice)
+        if invoice["status"] == "draft":
+            made = await asyncio.to_thread(set_)
+        else:
+            made = await _kept(ports.store, row_id(request), "pdf", str(invoice["status"]), set_)
+        return _file(_name(invoice, "pdf"), "application/pdf", made)
 
     async def lines(request: web.Request) -> web.Response:
         invoice = await read(request)
@@ -66,6 +73,22 @@ def mount_invoices(
     app.router.add_get(f"{one}.pdf", pdf)
     app.router.add_get(f"{one}.csv", lines)
     app.router.add_get(f"{one}/usage.csv", usage)
+
+
+async def _kept(store: Store, invoice_id: int, kind: str, status: str, make: Callable[[], bytes]) -> bytes:
+    """A document as it was made the first time, by whoever came first."""
+    known = await store.document(invoice_id, kind, status)
+    if known is None:
+        known = await store.document(invoice_id, kind, status, await asyncio.to_thread(make))
+    assert known is not None
+    return known
+
+
+def _file(name: str, media: str, content: bytes) -> web.Response:
+    """A document with its digest (RFC 9530)."""
+    digest = b64encode(hashlib.sha256(content).digest()).decode()
+    headers = {**headers_of(name, media), "Repr-Digest": f"sha-256=:{digest}:"}
+    return web.Response(body=content, headers=headers)
 
 
 def _use(row: Row) -> dict[str, object]:

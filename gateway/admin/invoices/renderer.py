@@ -1,4 +1,4 @@
-"""Invoices on paper: the answer of the API, the issuer's own details, one template.
+"""Invoices on paper: the answer of the API, what was copied of seller and buyer, one template.
 
 The template gets plain text and JSON; nothing of it is read as markup.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ from typing import Any
 import typst
 
 from gateway.core.accounts.administration import Row
+from gateway.core.billing.document import CREDIT_NOTE, NO_LETTERHEAD, Document, Letterhead, Party, document_of
 from gateway.core.billing.invoice import span
 
 TEMPLATE = Path(__file__).with_name("invoice.typ")
 LOGO_KINDS = frozenset({".svg", ".png", ".jpg", ".jpeg"})
 
 ENDLESS = 10
+ADOPTED = "Seller and terms were not copied when this became final; they are as they were when it was set."
 
 GROUPS = {
     "subscription": "Subscription",
@@ -35,16 +37,15 @@ GROUPS = {
 
 @dataclass(frozen=True, slots=True)
 class InvoiceRenderer:
-    """Who sends the invoices: lines of name and address, a logo, notes below the total.
+    """Sets invoices with a logo. The letterhead is for those from before it was copied into each."""
 
-    `addresses` are the customers' lines by organization id or name. `due_days` 0 says nothing.
-    """
-
-    issuer: tuple[str, ...] = ()
+    letterhead: Letterhead = NO_LETTERHEAD
     logo: Path | None = None
-    notes: tuple[str, ...] = ()
-    addresses: Mapping[str, Sequence[str]] | None = None
-    due_days: int = 0
+
+    @property
+    def seller(self) -> str:
+        """The name of who sends invoices; empty where it is not set."""
+        return self.letterhead.seller.name if self.letterhead.seller is not None else ""
 
     def pdf(self, invoice: Row) -> bytes:
         """Set an invoice, as the API answers it, on paper: the bytes of a PDF."""
@@ -61,15 +62,16 @@ class InvoiceRenderer:
             return typst.compile(str(main), root=folder, format="pdf", sys_inputs=inputs)
 
     def _content(self, invoice: Any) -> dict[str, Any]:
-        note = invoice["kind"] == "credit_note"
-        status = invoice["status"]
+        note, status = invoice["kind"] == CREDIT_NOTE, invoice["status"]
+        document, adopted = self._document(invoice)
+        seller = _party(document.seller)
         return {
             "title": "Credit note" if note else "Invoice",
             "number": invoice["number"] or "draft",
             "watermark": "" if status == "finalized" else status,
-            "issuer": list(self.issuer),
-            "customer": self._customer(invoice),
-            "facts": self._facts(invoice),
+            "issuer": seller,
+            "customer": _party(document.buyer) or [""],
+            "facts": _facts(invoice, document),
             "currency": invoice["currency"],
             "groups": _groups(invoice["lines"]),
             "taxes": [
@@ -79,24 +81,37 @@ class InvoiceRenderer:
             ],
             "subtotal": _grouped(invoice["subtotal"]),
             "total": _grouped(invoice["total_amount"]),
-            "total_label": "Total" if note or not self.due_days else "Amount due",
-            "notes": list(self.notes),
+            "total_label": "Total" if note or not document.due_date else "Amount due",
+            "notes": [*document.notes, *([ADOPTED] if adopted else ())],
         }
 
-    def _customer(self, invoice: Any) -> list[str]:
-        name = invoice["customer"] or ""
-        known = self.addresses or {}
-        return [name, *known.get(str(invoice["organization_id"]), known.get(name, ()))]
+    def _document(self, invoice: Any) -> tuple[Document, bool]:
+        """What was copied; of an invoice from before that, what is known, and that it was not copied."""
+        if invoice["seller"] is not None or invoice["buyer"] is not None:
+            return document_of(invoice), False
+        head, issued = self.letterhead, invoice["finalized_at"]
+        buyer = head.buyer(invoice["organization_id"], Party(invoice["customer"] or ""))
+        day = date.fromisoformat(issued[:10]) if issued else None
+        due = head.due_date(invoice["kind"], day)
+        return Document(head.seller, buyer, head.notes, due.isoformat() if due else None), issued is not None
 
-    def _facts(self, invoice: Any) -> list[tuple[str, str]]:
-        start, end = (date.fromisoformat(invoice[name]) for name in ("period_start", "period_end"))
-        facts = [("Period", span(start, end))]
-        if invoice["finalized_at"]:
-            issued = date.fromisoformat(invoice["finalized_at"][:10])
-            facts.append(("Date", _day(issued)))
-            if self.due_days and invoice["kind"] == "invoice":
-                facts.append(("Due", _day(issued + timedelta(days=self.due_days))))
-        return facts
+
+def _party(party: Party | None) -> list[str]:
+    if party is None:
+        return []
+    number = [f"Tax number {party.tax_number}"] if party.tax_number else []
+    return [party.name, *party.address, *number]
+
+
+def _facts(invoice: Any, document: Document) -> list[tuple[str, str]]:
+    start, end = (date.fromisoformat(invoice[name]) for name in ("period_start", "period_end"))
+    facts = [("Period", span(start, end))]
+    if invoice["finalized_at"]:
+        facts.append(("Date", _day(date.fromisoformat(invoice["finalized_at"][:10]))))
+    if document.due_date:
+        facts.append(("Due", _day(date.fromisoformat(document.due_date))))
+    corrected = ((each.number, _day(date.fromisoformat(each.date))) for each in document.corrects)
+    return facts + [("Corrects", f"{number} of {day}") for number, day in corrected]
 
 
 def _groups(lines: Sequence[Any]) -> list[dict[str, Any]]:

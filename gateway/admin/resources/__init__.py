@@ -2,10 +2,14 @@
 
 from gateway.admin.resources import (
     access,
+    amendments,
     audit,
     billing,
+    budgets,
     calls,
     catalogue,
+    charges,
+    events,
     integrity,
     invoices,
     people,
@@ -15,14 +19,15 @@ from gateway.admin.resources import (
     webhooks,
 )
 from gateway.admin.resources.reports import REPORTS
-from gateway.admin.resources.resource import Action, Report, Resource, Secret
+from gateway.admin.resources.resource import Action, Part, Report, Resource, Secret
 
 RESOURCES: dict[str, Resource] = {
     resource.name: resource
     for part in (
-        people, access, quota, catalogue, prices, billing, invoices, uses, calls, webhooks, integrity, audit,
+        people, access, quota, catalogue, prices, budgets, billing, invoices, charges, events, amendments,
+        uses, calls, webhooks, integrity, audit,
     )
     for resource in part.RESOURCES
 }  # fmt: skip
 
-__all__ = ["REPORTS", "RESOURCES", "Action", "Report", "Resource", "Secret"]
+__all__ = ["REPORTS", "RESOURCES", "Action", "Part", "Report", "Resource", "Secret"]

@@ -9,9 +9,10 @@ from pydantic import Field
 from gateway.admin import credentials
 from gateway.admin.resources.models import answer_of, patch_of
 from gateway.admin.resources.resource import Action, Filter, Resource, Secret
-from gateway.admin.resources.values import MODELS_MAX, ExternalId, Id, In, Instant, LimitsIn, Text
+from gateway.admin.resources.said import ExternalId, ModelText
+from gateway.admin.resources.values import MODELS_MAX, Id, In, Instant, LimitsIn, Text
 
-Models = Annotated[list[Text], Field(min_length=1, max_length=MODELS_MAX)]
+Models = Annotated[list[ModelText], Field(min_length=1, max_length=MODELS_MAX)]
 
 
 class ApiKeyCreate(In):

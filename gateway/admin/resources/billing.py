@@ -8,12 +8,26 @@ from pydantic import Field
 
 from gateway.admin.resources.models import answer_of, patch_of
 from gateway.admin.resources.resource import Action, Filter, Resource
-from gateway.admin.resources.values import Amount, Day, Id, In, Instant, LongText, Money, Out, SignedAmount
+from gateway.admin.resources.values import (
+    Amount,
+    Day,
+    Exactly,
+    Fraction,
+    Id,
+    In,
+    Instant,
+    LongText,
+    Money,
+    Out,
+    SignedAmount,
+)
 
 CATEGORIES = ("paid", "promotional", "refund", "correction")
 
 Category = Literal["paid", "promotional", "refund", "correction"]
-Interval = Literal["monthly", "annual"]
+Invoicing = Literal["next", "now", "prepaid"]
+Interval = Literal["monthly", "quarterly", "annual"]
+Billing = Literal["advance", "arrears"]
 
 
 class CreditAdditionCreate(In):
@@ -32,11 +46,18 @@ class CreditAdditionCreate(In):
         default=None, description="What one credit costs; paid ones with a cost are on the next invoice."
     )
     timestamp: Instant | None = Field(default=None, description="By default now; not in the future.")
+    invoicing: Invoicing = Field(
+        default="next",
+        description="next: on the next invoice. now: on one of its own, made at once; the credits are in "
+        "force at once. prepaid: on one of its own, made at once; they are in force once it is paid.",
+    )
 
 
 CreditAddition = answer_of(
     CreditAdditionCreate,
     "Credits given to an organization, or taken back. Never changed: correct one by another.",
+    in_force=(bool, Field(description="False while they wait for their payment.")),
+    invoice_id=(Id | None, Field(description="Its own invoice, once that is made.")),
     credits_remaining=(int, Field(description="Not used yet, as of the last seconds.")),
     category=str,
     priority=int,
@@ -50,14 +71,42 @@ class OrganizationSubscriptionCreate(In):
     organization_id: Id
     plan_id: Id = Field(description="A subscription plan.")
     start_date: Day = Field(description="The first UTC day it is in force; cycles count from it.")
-    end_date: Day = Field(description="The first UTC day it is no longer in force.")
-    billing_interval: Interval = "monthly"
+    end_date: Day | None = Field(
+        default=None,
+        description="The first UTC day it is no longer in force; null: it renews until cancelled.",
+    )
+    billing_interval: Interval = Field(
+        default="monthly", description="How long a cycle is; a quarter costs three months."
+    )
+    billing: Billing | None = Field(
+        default=None,
+        description="When the fee of a cycle is charged as one: advance, with its first day; arrears, with "
+        "its last. Null: every invoice has the days of its period.",
+    )
+    trial_end: Day | None = Field(default=None, description="The first day that is not free.")
+    negotiated_cost: Money | None = Field(
+        default=None, description="What a cycle of the plan costs instead of its price; not of a later plan."
+    )
+    overage_unit_price: Money | None = Field(
+        default=None, description="What a token beyond a plan that bills costs instead of its price."
+    )
+    discount_rate: Fraction | None = Field(
+        default=None, description="What is off the fee, as a fraction: 0.20 is 20 %."
+    )
+    discount_end: Day | None = Field(
+        default=None, description="The first day without the discount; null: there is none."
+    )
+    minimum_commitment: Money | None = Field(
+        default=None,
+        description="What fee, discount, overage and use of a cycle come to at least; what is missing is "
+        "charged once it is over.",
+    )
 
 
 class OrganizationSubscriptionExtend(In):
     """The end to move."""
 
-    end_date: Day
+    end_date: Day | None = Field(description="Null: it renews until cancelled.")
 
 
 class ChangePlan(In):
@@ -80,7 +129,7 @@ class SubscriptionSegment(Out):
     billing_interval: str
     cost: Money
     start_date: Day
-    end_date: Day
+    end_date: Day | None
 
 
 class OrganizationSubscription(Out):
@@ -90,8 +139,15 @@ class OrganizationSubscription(Out):
     organization_id: Id
     plan_id: Id
     start_date: Day
-    end_date: Day
+    end_date: Day | None = Field(description="Null: it renews until it is cancelled.")
     billing_interval: str
+    billing: str | None = Field(description="advance, arrears, or null: by day.")
+    trial_end: Day | None
+    negotiated_cost: Exactly | None
+    overage_unit_price: Exactly | None
+    discount_rate: Exactly | None
+    discount_end: Day | None
+    minimum_commitment: Exactly | None
     next_plan_id: Id | None = Field(description="The plan it changes to on `change_at`.")
     change_at: Day | None
     cancel_at: Day | None = Field(description="The day a cancellation ends it.")

@@ -19,7 +19,7 @@ class Call(Out):
     created_at: Instant
     organization_id: Id
     tenant_id: Id
-    api_key_id: Id
+    api_key_id: Id | None = Field(description="Null of an event.")
     user_id: int | None
     session: str | None
     project_id: int | None

@@ -11,6 +11,7 @@ from gateway.admin.resources.models import answer_of, patch_of
 from gateway.admin.resources.resource import Filter, Resource
 from gateway.admin.resources.values import (
     Amount,
+    Currency,
     Flag,
     Id,
     In,
@@ -24,6 +25,7 @@ from gateway.admin.resources.values import (
     Text,
     UpstreamName,
 )
+from gateway.core.billing.vector import BASE_CURRENCY
 from gateway.core.calls.paths import PATHS_MAX
 
 TIERS_MAX = 100
@@ -170,13 +172,16 @@ class SubscriptionPlanCreate(In):
     name: Text
     monthly_cost: Money
     annual_cost: Money
+    currency: Currency = Field(
+        default=BASE_CURRENCY, description="Of both; only organizations in it can subscribe. It stays."
+    )
     feature_access: Annotated[list[ServiceKey], Field(max_length=FEATURES_MAX)] = Field(
         description="Keys of the services it includes."
     )
     token_plan_id: Id | None = None
 
 
-SubscriptionPlan = answer_of(SubscriptionPlanCreate, "What a subscription includes and costs.")
+SubscriptionPlan = answer_of(SubscriptionPlanCreate, "What a subscription includes and costs.", currency=str)
 
 
 RESOURCES = (
@@ -212,7 +217,7 @@ RESOURCES = (
         description="What a subscription includes and costs.",
         out=SubscriptionPlan,
         create=SubscriptionPlanCreate,
-        patch=patch_of(SubscriptionPlanCreate),
+        patch=patch_of(SubscriptionPlanCreate, without=("currency",)),
         deletable=True,
         filters={"token_plan_id": Filter(), "name": Filter("text")},
     ),

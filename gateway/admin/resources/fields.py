@@ -21,6 +21,7 @@ LONG_TEXT_CHARS = 200
 # Names that are not said as they are spelled.
 PROPER = {"postgresql": "PostgreSQL", "request_id": "Request id", "url": "URL", "api_key_id": "API key"}
 
+_PLAIN = {"integer": "whole", "boolean": "flag", "amount": "amount"}
 # What a program sends as null, a person leaves empty.
 _NULL = re.compile(r"\bnull\b")
 
@@ -29,7 +30,8 @@ _NULL = re.compile(r"\bnull\b")
 class Field:
     """One thing that is asked; `name` may be `outer.inner`.
 
-    `kind` is text, long, whole, money, day, instant, flag, choice, many, lines or json.
+    `kind` is text, long, whole, money, amount (of money or a whole number, as the unit of its row says), day,
+    instant, flag, choice, many, lines, numbers or json.
     `nullable` says that leaving it empty may be sent as null; `refers` names the resource an id is of;
     `of_texts` says that all a document's values are texts.
     """
@@ -105,6 +107,8 @@ def _shape(part: Json, schema: Json) -> tuple[Json, bool]:
     options: Sequence[Json] = part.get("anyOf", ())
     if options:
         real = [option for option in options if option.get("type") != "null"]
+        if [option.get("type") for option in real] == ["string", "integer"]:
+            return {"type": "amount"}, len(real) < len(options)
         shape, _ = _shape(real[0], schema)
         return shape, len(real) < len(options)
     return part, False
@@ -120,14 +124,14 @@ def _kind(name: str, shape: Json, schema: Json) -> tuple[str, tuple[str, ...]]:
     if shape.get("format") == "date-time":
         return "instant", ()
     kind = shape.get("type")
-    if kind == "integer":
-        return "whole", ()
-    if kind == "boolean":
-        return "flag", ()
+    if kind in _PLAIN:
+        return _PLAIN[kind], ()
     if kind == "array" and name != "tiers":
         items, _ = _shape(shape["items"], schema)
         if "properties" in items:
             return "json", ()
+        if items.get("type") == "number":
+            return "numbers", ()
         return ("many", tuple(map(str, items["enum"]))) if "enum" in items else ("lines", ())
     if kind in {"object", "array"}:
         return "json", ()
@@ -149,4 +153,6 @@ def _of_texts(shape: Json) -> bool:
 def _text(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, list):
+        return ", ".join(f"{each:g}" if isinstance(each, float) else str(each) for each in value)
     return str(value)

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, PlainSerializer, model_validator
 
 from gateway.admin.resources.resource import Action, Document, Filter, Resource
-from gateway.admin.resources.values import Day, Id, In, Instant, Money, Out, Paid, show_decimal
+from gateway.admin.resources.values import Day, Id, In, Instant, Money, Out, Paid, Text, show_decimal
+from gateway.core.billing.payment import PAYMENT_STATUSES
 from gateway.core.model import INTEGER_MAX
 
 STATUSES = ("draft", "finalized", "void")
 KINDS = ("invoice", "credit_note")
 LINES_MAX = 1_000
 
+Source = Literal["subscription_segment", "credit_addition"]
 UnitPrice = Annotated[Paid, PlainSerializer(show_decimal, when_used="json")]
 
 
 class InvoiceCreate(In):
-    """A draft over whole UTC days that no other invoice of the organization has."""
+    """A draft over whole UTC days that no other invoice of the organization has, or a one-off invoice."""
 
     organization_id: Id
-    period_start: Day = Field(description="The first day.")
-    period_end: Day = Field(description="The day after the last.")
+    period_start: Day | None = Field(default=None, description="The first day; required without `source`.")
+    period_end: Day | None = Field(default=None, description="The day after the last; with period_start.")
+    source: Source | None = Field(
+        default=None,
+        description="A one-off invoice: what this alone owes and no invoice has, as `charges` name it. It "
+        "needs no period, and no other invoice makes way for it.",
+    )
+    source_id: Id | None = Field(default=None, description="Of one row of the source only.")
 
 
 class CreditLine(In):
@@ -48,20 +56,75 @@ class CreditNote(In):
         return self
 
 
+class PaymentMade(In):
+    """Money that came in, and what names it."""
+
+    amount: Money = Field(description="In the invoice's currency; at most what is left to pay.")
+    reference: Text = Field(
+        description="What the payer's bank or provider calls it; sent again, it is taken once."
+    )
+
+
+class PaymentReversed(In):
+    """Money that goes back, and what names that."""
+
+    reference: Text = Field(description="Another one than the payment's; sent again, it is given back once.")
+    amount: Money | None = Field(default=None, description="Left out, all that is left of the payment.")
+
+
+class GivenUp(In):
+    """Why nobody hopes for the money any more."""
+
+    reason: Text | None = Field(default=None, description="For the audit log.")
+
+
+class Payment(Out):
+    """Money that came in for an invoice, or (below zero) went back."""
+
+    id: Id
+    organization_id: Id
+    invoice_id: Id
+    amount: Paid
+    currency: str
+    reference: str
+    corrects_id: Id | None = Field(description="The payment it gives back, or a part of.")
+    amount_left: Paid = Field(description="What of it was not given back.")
+    created_at: Instant
+
+
 class InvoiceLine(Out):
     """One line; `quantity` counts days or periods, tokens, credits or units."""
 
     position: int
     kind: str = Field(
-        description="subscription, overage, credits_purchased, credits_consumed (information), usage or tax."
+        description="subscription, discount, overage, credits_purchased, credits_consumed (information), "
+        "usage, minimum_commitment or tax."
     )
     description: str
     service_id: Id | None
+    service: str | None = Field(description="Its name then.")
     tenant_id: Id | None
+    tenant: str | None = Field(description="Its name then.")
     quantity: int
     unit_price: UnitPrice
     amount: Paid
     corrects_position: int | None = Field(description="Of a credit note: the invoice's line it gives back.")
+
+
+class Party(Out):
+    """Who sells or buys, as it was when the document became final."""
+
+    name: str
+    address: list[str]
+    country: str | None
+    tax_number: str | None
+
+
+class Corrected(Out):
+    """An invoice of which a credit note gives something back."""
+
+    number: str
+    date: Day
 
 
 class Invoice(Out):
@@ -73,17 +136,32 @@ class Invoice(Out):
     corrects_id: Id | None = Field(description="The invoice a credit note gives back.")
     number: str | None = Field(description="Given when it is finalized, without gaps in a year.")
     status: str
+    payment_status: str | None = Field(
+        description="Of a finalized invoice: open, paid, overdue (its due date is over) or uncollectible."
+    )
+    due_date: Day | None = Field(description="The last day it may be paid on.")
     customer: str | None
     currency: str
     period_start: Day
     period_end: Day = Field(description="The day after the last.")
+    source: str | None = Field(description="Of a one-off invoice: what alone it bills.")
+    source_id: Id | None
     subtotal: Paid
     tax: Paid
     total_amount: Paid
+    amount_paid: Paid | None
+    amount_due: Paid | None = Field(
+        description="What payments and credit notes leave to pay; below zero it is to be paid back."
+    )
     lines: list[InvoiceLine]
     created_at: Instant
     finalized_at: Instant | None
     voided_at: Instant | None
+    uncollectible_at: Instant | None
+    seller: Party | None = Field(description="As copied when it became final; null of older ones.")
+    buyer: Party | None = Field(description="As copied; a draft has what would be.")
+    notes: list[str] = Field(description="Below the total.")
+    corrects: list[Corrected] = Field(description="The invoices of which a credit note gives something back.")
 
 
 RESOURCES = (
@@ -97,9 +175,12 @@ RESOURCES = (
         filters={
             "organization_id": Filter(),
             "status": Filter("text", STATUSES),
+            "payment_status": Filter("text", PAYMENT_STATUSES),
             "kind": Filter("text", KINDS),
             "corrects_id": Filter(),
             "number": Filter("text"),
+            "source": Filter("text"),
+            "source_id": Filter(),
         },
         actions=(
             Action("recompute", "Make a draft's lines again from what is settled now"),
@@ -110,11 +191,31 @@ RESOURCES = (
                 "Make a draft that gives a finalized one back, or part of it; answers with the draft",
                 CreditNote,
             ),
+            Action("payments", "Record money that came in for it, or a part of it", PaymentMade),
+            Action("uncollectible", "Give up what is left to pay; a payment is taken all the same", GivenUp),
         ),
         documents=(
             Document(".pdf", "application/pdf", "An invoice on paper"),
             Document(".csv", "text/csv", "The lines of an invoice"),
             Document("/usage.csv", "text/csv", "Every use that an invoice bills, with its request id"),
+        ),
+    ),
+    Resource(
+        name="payments",
+        description="Money that came in for invoices, and what went back.",
+        out=Payment,
+        named_by="reference",
+        refers={"corrects_id": "payments"},
+        filters={
+            "organization_id": Filter(),
+            "invoice_id": Filter(),
+            "reference": Filter("text"),
+            "corrects_id": Filter(),
+        },
+        actions=(
+            Action(
+                "reverse", "Give it back, or a part of it; the invoice is to be paid again", PaymentReversed
+            ),
         ),
     ),
 )

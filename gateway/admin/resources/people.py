@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from gateway.admin.resources.addresses import Address, Country
+from gateway.admin.resources.charges import UNBILLED
 from gateway.admin.resources.models import answer_of, patch_of
 from gateway.admin.resources.resource import Action, Filter, Resource
+from gateway.admin.resources.said import ExternalId
 from gateway.admin.resources.values import (
     Amount,
     Cap,
     Currency,
     Exactly,
-    ExternalId,
     Fraction,
     Id,
     In,
@@ -22,7 +24,18 @@ from gateway.admin.resources.values import (
     PositiveAmount,
     Text,
 )
-from gateway.core.billing.cost import BASE_CURRENCY
+from gateway.core.accounts.zones import is_zone
+from gateway.core.billing.payment import DUE_DAYS_MAX
+from gateway.core.billing.vector import BASE_CURRENCY
+
+
+def _zone(name: str) -> str:
+    if not is_zone(name):
+        raise ValueError("must be a name of the IANA's, such as Europe/Berlin")
+    return name
+
+
+Zone = Annotated[Text, AfterValidator(_zone)]
 
 
 class OrganizationCreate(In):
@@ -33,7 +46,14 @@ class OrganizationCreate(In):
     credit_limit: Amount = Field(default=0, description="Credits it may use beyond its balance.")
     spend_cap: Cap | None = Field(default=None, description="Most Pay-Per-Use spend a month.")
     limits: LimitsIn | None = None
+    due_days: Annotated[int, Field(strict=True, ge=0, le=DUE_DAYS_MAX)] | None = Field(
+        default=None, description="Days its invoices may be paid in; null is what the settings say."
+    )
     tax_rate: Fraction = Field(default="0", description='A fraction, such as "0.20".', validate_default=True)
+    address: Address | None = Field(default=None, description="Below its name on invoices.")
+    country: Country | None = Field(default=None, description="ISO 3166, two letters.")
+    tax_number: Text | None = Field(default=None, description="Such as its VAT identifier.")
+    time_zone: Zone = Field(default="UTC", description="An IANA name: where its months end, for invoices.")
 
 
 Organization = answer_of(
@@ -42,6 +62,9 @@ Organization = answer_of(
     credit_balance=(int, Field(description="Credits as the counters hold them now.")),
     credit_ahead=(Exactly, Field(description="Part of a credit that is paid and not used yet.")),
     spend_cap=Money | None,
+    currency=(str, Field(description="ISO 4217; what its money is in.")),
+    time_zone=str,
+    invoicing_left=(str | None, Field(description="Why its invoice on schedule was not made; null: it was.")),
 )
 
 
@@ -97,6 +120,7 @@ RESOURCES = (
         patch=patch_of(OrganizationCreate),
         deletable=True,
         live="credits",
+        parts=(UNBILLED,),
         filters={"name": Filter("text"), "search": Filter("text")},
     ),
     Resource(

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
 
 from gateway.admin.resources.resource import Filter, Question, Resource
+from gateway.admin.resources.said import ModelText
 from gateway.admin.resources.values import Amount, Currency, Exactly, Id, In, Instant, Money, Out, Text
-from gateway.core.billing.cost import BASE_CURRENCY, KINDS
 from gateway.core.billing.price_book import MATCHES, SOURCES
+from gateway.core.billing.vector import BASE_CURRENCY, KINDS
 
 TOOLS_MAX = 100
 CONTEXT_TIERS_MAX = 20
@@ -60,7 +61,7 @@ Rate = Annotated[
     WithJsonSchema(_PRICE),
 ]
 # Of a model, or of who sells it.
-ModelName = Annotated[Text, AfterValidator(_ascii)]
+ModelName = Annotated[ModelText, AfterValidator(_ascii)]
 # Of a provider's tool, or of a tier of service: what answers say is compared in lower case.
 LowerName = Annotated[Text, AfterValidator(_lower)]
 Rates = Annotated[dict[LowerName, Rate], PlainSerializer(_by_name)]

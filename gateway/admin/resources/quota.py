@@ -10,18 +10,32 @@ from pydantic import AfterValidator, Field, PlainSerializer, WithJsonSchema, cre
 
 from gateway.admin.resources.models import answer_of, patch_of
 from gateway.admin.resources.resource import Filter, Resource
-from gateway.admin.resources.values import Amount, Id, In, Instant, LongText, Metadata, Money, Out, Text
+from gateway.admin.resources.values import (
+    Amount,
+    AnchorDay,
+    Id,
+    In,
+    Instant,
+    LongText,
+    Metadata,
+    Money,
+    Out,
+    Text,
+)
 from gateway.core.accounts.plan_terms import TERMS, Term
 from gateway.core.accounts.weights import WEIGHT_DIGITS_MAX, WEIGHT_MAX
-from gateway.core.billing.cost import FALLBACK
-from gateway.core.billing.cost import KINDS as KINDS_OF_TOKENS
+from gateway.core.billing.vector import FALLBACK
+from gateway.core.billing.vector import KINDS as KINDS_OF_TOKENS
 
 KINDS = ("consume", "recharge", "reset", "adjust")
 
 
+_KINDS = {"time_zone": Text, "anchor_day": AnchorDay}
+
+
 def _asked(term: Term) -> tuple[object, object]:
-    """A term as a caller states it."""
-    kind: Any = Literal[term.choices] if term.choices else Amount
+    """A term as a caller states it: a choice, a count of tokens, or what has a kind of its own."""
+    kind: Any = Literal[term.choices] if term.choices else _KINDS.get(term.name, Amount)
     kind = kind | None if term.nullable else kind
     return kind, Field(default=term.default, description=term.description or None)
 
@@ -87,7 +101,8 @@ TokenPlan = answer_of(
     TokenPlanCreate,
     "How many tokens a tenant gets, how often, and what happens when they are used up.\n\n"
     "A change of `total_amount` applies at each tenant's next reset, one of `weights` to calls admitted"
-    " from then on.",
+    " from then on. Under another `time_zone` a running cycle ends on the day it was to end, by the clocks"
+    " there; under another `anchor_day` or `reset_interval` on the next day that these say.",
 )
 
 

@@ -52,10 +52,13 @@ class ReconciliationRun(In):
 
 
 class ReconciliationItem(Out):
-    """One account that differs."""
+    """One account that differs, or a budget's window that is full."""
 
-    account: str = Field(description="tenant:<id>, credits:<organization id> or spend:<organization id>.")
-    kind: Literal["lag", "gap", "excess", "drift"]
+    account: str = Field(
+        description="tenant:<id>, credits:<organization id>, spend:<organization id>, or of a budget"
+        " budget:<id> and whose of each."
+    )
+    kind: Literal["lag", "gap", "excess", "drift", "full"]
     difference: int = Field(
         description="The counters' balance less the ledger's; missing movements of a gap."
     )

@@ -27,6 +27,7 @@ REFERS = {
     "api_key_id": "api-keys",
     "webhook_id": "webhooks",
     "corrects_id": "invoices",
+    "invoice_id": "invoices",
 }
 
 
@@ -70,6 +71,28 @@ class Question:
     summary: str
     asked: type[In]
     out: type[Out]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """`GET …/{id}/<name>`: a list of what a row has of a kind; a table shows `columns` of it."""
+
+    name: str
+    summary: str
+    out: type[Out]
+    order: str
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """`POST /<resource>`: one of `body` or a list of them; some may be refused. `name` is its command."""
+
+    name: str
+    summary: str
+    body: type[In]
+    out: type[Out]
+    media: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +159,14 @@ class Resource(Answered):
     """One collection of the Admin API; None for a model means it cannot be done.
 
     `named_by` is the field people know a row by. `live` names what the counters know better (`quota` of a
-    tenant, `credits` of an organization). `patch_verb` is what `PATCH` does. `settle_first` names the action
-    that must be in force before a row may be deleted.
+    tenant, `credits` of an organization, `budgets`). `fixed` says why a field stays as it is. `patch_verb` is
+    what `PATCH` does. `settle_first` names the action that must be in force before a row may be deleted.
     """
 
     named_by: str = "name"
     create: type[In] | None = None
     patch: type[In] | None = None
+    fixed: Mapping[str, str] = field(default_factory=dict)
     deletable: bool = False
     live: str = ""
     patch_verb: str = "change"
@@ -151,10 +175,12 @@ class Resource(Answered):
     actions: tuple[Action, ...] = ()
     documents: tuple[Document, ...] = ()
     questions: tuple[Question, ...] = ()
+    parts: tuple[Part, ...] = ()
+    batch: Batch | None = None
     secret: Secret | None = None
     settle_first: str | None = None
 
     @property
-    def known(self) -> frozenset[str]:
-        """Every field of the resource, sent or answered."""
-        return frozenset(self.out.model_fields)
+    def known(self) -> Mapping[str, str]:
+        """Every field of the resource, sent or answered, and what is said where it cannot be set."""
+        return {name: self.fixed.get(name, "cannot be set here") for name in self.out.model_fields}

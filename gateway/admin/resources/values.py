@@ -28,22 +28,24 @@ from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_after_validator_function
 
 from gateway.core.accounts.facts import read_facts, told_of
+from gateway.core.billing.currencies import MINOR_DIGITS
 from gateway.core.billing.pricing import EXACT, MICRO
 from gateway.core.calls.paths import read_pattern
 from gateway.core.model import INTEGER_MAX
+from gateway.core.moments import rfc3339
 from gateway.core.visible import hidden_in
 
 TEXT_CHARS_MAX = 200
 LONG_TEXT_CHARS_MAX = 4000
-EXTERNAL_ID_CHARS_MAX = 128
 MODELS_MAX = 100
 FRACTION_DIGITS_MAX = 6
 MARKUP_MAX, RATE_MAX = 1_000, 1_000_000_000
 YEAR_MIN, YEAR_MAX = 1970, 2999
 
-_DECIMAL = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?", re.ASCII)
+DECIMAL = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?", re.ASCII)
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+_BREAK = re.compile(r"[\t\n\r]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -71,7 +73,7 @@ def read_instant(text: str) -> datetime:
 
 def show_instant(moment: datetime) -> str:
     """Write an instant as RFC 3339 UTC, with microseconds only where it has them."""
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return rfc3339(moment)
 
 
 def show_decimal(number: Decimal) -> str:
@@ -116,10 +118,11 @@ def plausible(day: date) -> date:
     return day
 
 
-def _decimal(value: object) -> object:
+def read_decimal(value: object) -> object:
+    """Read a decimal in a string; `ValueError` for anything else."""
     if isinstance(value, Decimal):
         return value
-    if not isinstance(value, str) or _DECIMAL.fullmatch(value) is None:
+    if not isinstance(value, str) or DECIMAL.fullmatch(value) is None:
         raise ValueError('must be a decimal in a string, such as "12.50"')
     return Decimal(value)
 
@@ -168,6 +171,12 @@ def _printable(text: str) -> str:
     return text
 
 
+def _one_line(text: str) -> str:
+    if _BREAK.search(text):
+        raise ValueError("must be one line, without tabs")
+    return _legible(text)
+
+
 def _pattern(text: str) -> str:
     read_pattern(text)
     return text
@@ -209,15 +218,12 @@ Amount = Annotated[int, Field(strict=True, ge=0, le=INTEGER_MAX)]
 SignedAmount = Annotated[int, Field(strict=True, ge=-INTEGER_MAX, le=INTEGER_MAX), AfterValidator(_not_zero)]
 SignedOrZero = Annotated[int, Field(strict=True, ge=-INTEGER_MAX, le=INTEGER_MAX)]
 PositiveAmount = Annotated[int, Field(strict=True, ge=1, le=INTEGER_MAX)]
+AnchorDay = Annotated[int, Field(strict=True, ge=1, le=31)]
 Flag = Annotated[bool, Field(strict=True)]
-Text = Annotated[str, Field(strict=True, min_length=1, max_length=TEXT_CHARS_MAX), AfterValidator(_legible)]
+Text = Annotated[str, Field(strict=True, min_length=1, max_length=TEXT_CHARS_MAX), AfterValidator(_one_line)]
 LongText = Annotated[str, Field(strict=True, max_length=LONG_TEXT_CHARS_MAX), AfterValidator(_legible)]
 # A row's metadata. A keeper older than its gateways stored the facts of a call as they came.
 Metadata = Annotated[dict[str, Any], BeforeValidator(_told)]
-# What callers call their users: any text that is not a control character, as in their own field.
-ExternalId = Annotated[
-    str, Field(strict=True, min_length=1, max_length=EXTERNAL_ID_CHARS_MAX), AfterValidator(_printable)
-]
 ServiceKey = Annotated[str, Field(strict=True), _word("a-z0-9", "a-z, 0-9")]
 UpstreamName = Annotated[str, Field(strict=True), _word("A-Za-z0-9", "A-Z, a-z, 0-9")]
 PathPattern = Annotated[
@@ -226,12 +232,14 @@ PathPattern = Annotated[
     AfterValidator(_pattern),
     WithJsonSchema({"type": "string", "pattern": "^/", "examples": ["/v1/sms/*"]}),
 ]
-Currency = Annotated[str, Field(strict=True), _Spelled("[A-Z]{3}", 'an ISO 4217 code, such as "USD"')]
+Currency = Annotated[
+    str, Field(strict=True), _Spelled(f"({'|'.join(MINOR_DIGITS)})", 'an ISO 4217 code, such as "USD"')
+]
 Money = Annotated[
     Decimal,
-    BeforeValidator(_decimal),
+    BeforeValidator(read_decimal),
     PlainSerializer(show_decimal, when_used="json"),
-    WithJsonSchema({"type": "string", "pattern": f"^{_DECIMAL.pattern}$", "examples": ["12.50"]}),
+    WithJsonSchema({"type": "string", "pattern": f"^{DECIMAL.pattern}$", "examples": ["12.50"]}),
 ]
 Paid = Annotated[
     Decimal,
@@ -248,7 +256,7 @@ Markup = Annotated[Money, _factor(MARKUP_MAX, 6)]
 Rate = Annotated[Money, _factor(RATE_MAX, 9)]
 Fraction = Annotated[
     Decimal,
-    BeforeValidator(_decimal),
+    BeforeValidator(read_decimal),
     AfterValidator(_fraction),
     PlainSerializer(show_decimal, when_used="json"),
     WithJsonSchema({"type": "string", "pattern": r"^(0(\.\d{1,6})?|1(\.0{1,6})?)$", "examples": ["0.20"]}),

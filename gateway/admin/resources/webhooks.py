@@ -10,7 +10,7 @@ from gateway.admin.resources.models import answer_of, patch_of
 from gateway.admin.resources.resource import Action, Filter, Resource, Secret
 from gateway.admin.resources.values import Flag, Id, In, Instant, Out
 from gateway.core.addresses import URL_CHARS_MAX
-from gateway.core.webhook import EVENTS, SECRET_PREFIX, TEST_EVENT
+from gateway.core.alerts.webhook import EVENTS, SECRET_PREFIX, TEST_EVENT
 
 Event: Any = Literal[EVENTS]
 STATES = ("pending", "delivered", "failed")
@@ -20,7 +20,9 @@ class WebhookCreate(In):
     """An address to be told."""
 
     organization_id: Id | None = Field(default=None, description="Only of this one; null is of all.")
-    url: Annotated[str, Field(strict=True, min_length=1, max_length=URL_CHARS_MAX)]
+    url: Annotated[str, Field(strict=True, min_length=1, max_length=URL_CHARS_MAX)] = Field(
+        description="`https:`, or `mailto:` and addresses with commas between."
+    )
     events: Annotated[list[Event], Field(max_length=len(EVENTS))] = Field(
         default=[], description="Which events to send; nothing named is every event."
     )

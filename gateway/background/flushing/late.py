@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Protocol
 
 from gateway.core.accounts.holds import Charged, Ending, LateSettlement, Verb
@@ -91,12 +92,15 @@ def ended(late: LateSettlement, charged: Charged | None) -> tuple[Ending, int]:
     """
     if charged is None:
         used = late.settlement
-        all_of_it = Charged(used.tokens, used.credits, used.units, over=used.over, weighed=used.weighed)
+        all_of_it = Charged(
+            used.tokens, used.credits, used.units, over=used.over, weighed=used.weighed,
+            money=used.money, raw_tokens=used.raw_tokens, requests=1,
+        )  # fmt: skip
         return Ending(late, Verb.POST, all_of_it), 0
     if not late.charged and not charged.reclaimed:
         return Ending(late, Verb.DROP), 0
     more = difference(late.settlement, charged)
-    move = Charged(more.tokens, max(0, more.credits), more.units, over=more.over, weighed=more.weighed)
+    move = replace(more, credits=max(0, more.credits))
     return Ending(late, Verb.CORRECT, move), max(0, -more.credits)
 
 
@@ -117,4 +121,7 @@ def difference(used: Settlement, charged: Charged) -> Charged:
         used.units - charged.units if service.meter == PAY_PER_USE else 0,
         over=over,
         weighed=None if weighed == tokens else weighed,
+        money=used.money - charged.money,
+        raw_tokens=used.raw_tokens - charged.raw_tokens,
+        requests=1 - charged.requests,
     )

@@ -1,32 +1,33 @@
-"""Tells webhooks what happened: looks for news, delivers it, tries again with longer and longer pauses.
+"""Tells webhooks what is written down for them, and tries again with longer and longer pauses.
 
-Everything that waits is in PostgreSQL, so nothing is forgotten by a restart. A receiver may get
-the same message twice and knows it by its id.
+Everything that waits is in PostgreSQL, so nothing is forgotten by a restart. A receiver may get the same
+message twice and knows it by its id. One that answers late keeps no other waiting: each has a few messages
+under way.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from datetime import datetime
 from typing import Protocol
 
-from gateway.core.webhook import Delivery, Outcome, body_of, headers_of
+from gateway.core.alerts.bodies import body_of
+from gateway.core.alerts.mail import Mail, is_mail, mail_of
+from gateway.core.alerts.webhook import Delivery, Outcome, headers_of
 
 INTERVAL_S = 1.0
-DELIVERIES_AT_ONCE = 16
-# News that came up while no keeper ran is told this far back.
-LOOK_BACK = timedelta(hours=1)
+DELIVERIES_AT_ONCE = 32
+DELIVERIES_EACH = 4
 
 
-class News(Protocol):
+class Queue(Protocol):
     """PostgreSQL."""
 
-    async def notice(self, since: datetime, now: datetime) -> None:
-        """Write down what happened since, and what stands to be told now."""
-
-    async def claim_due(self, count: int) -> Sequence[Delivery]:
-        """Deliveries that are due; an attempt of each is counted."""
+    async def claim_due(self, count: int, each: int, busy: Collection[int]) -> Sequence[Delivery]:
+        """Deliveries that are due, at most `each` of a webhook, none of busy ones; an attempt is counted."""
 
     async def done(self, delivery: Delivery, outcome: Outcome) -> None:
         """Keep what came of an attempt."""
@@ -39,36 +40,64 @@ class Sender(Protocol):
         """Post once; never raises for what the other side does."""
 
 
+class Mailer(Protocol):
+    """The way out for mails; `sender` is whom they are from."""
+
+    sender: str
+
+    async def send(self, mail: Mail) -> Outcome:
+        """Hand over once; never raises for what the other side does."""
+
+
 class WebhookDeliveries:
     """The clock's side of webhooks."""
 
-    def __init__(self, news: News, sender: Sender, clock: Callable[[], datetime]) -> None:
-        self._news = news
+    def __init__(
+        self, queue: Queue, sender: Sender, clock: Callable[[], datetime], *, mailer: Mailer | None = None
+    ) -> None:
+        self._queue = queue
         self._sender = sender
         self._clock = clock
-        self._since = clock() - LOOK_BACK
-
-    async def write_news(self) -> None:
-        """Write down what there is to tell."""
-        now = self._clock()
-        await self._news.notice(self._since, now)
-        self._since = now
-
-    async def deliver(self) -> int:
-        """Make one attempt of what is due; answers how many."""
-        due = await self._news.claim_due(DELIVERIES_AT_ONCE)
-        await asyncio.gather(*(self._attempt(delivery) for delivery in due))
-        return len(due)
+        self._mailer = mailer
+        # By webhook.
+        self._under_way: Counter[int] = Counter()
+        self._ended = asyncio.Event()
 
     async def run(self) -> None:
-        """Look and deliver every second, until cancelled."""
-        while True:
-            await self.write_news()
-            while await self.deliver():
-                pass
-            await asyncio.sleep(INTERVAL_S)
+        """Deliver whatever is due, until cancelled."""
+        self._under_way.clear()
+        async with asyncio.TaskGroup() as attempts:
+            while True:
+                self._ended.clear()
+                for delivery in await self.claim():
+                    attempts.create_task(self.attempt(delivery))
+                # More may be due as soon as one is done.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(INTERVAL_S):
+                        await self._ended.wait()
 
-    async def _attempt(self, delivery: Delivery) -> None:
-        body = body_of(delivery)
-        outcome = await self._sender.send(delivery.url, headers_of(delivery, body, self._clock()), body)
-        await self._news.done(delivery, outcome)
+    async def claim(self) -> Sequence[Delivery]:
+        """Take what is due, as much as may be under way at once."""
+        room = DELIVERIES_AT_ONCE - self._under_way.total()
+        if room <= 0:
+            return ()
+        due = await self._queue.claim_due(room, DELIVERIES_EACH, (+self._under_way).keys())
+        self._under_way.update(delivery.webhook_id for delivery in due)
+        return due
+
+    async def attempt(self, delivery: Delivery) -> None:
+        """Make one attempt, and keep what came of it."""
+        try:
+            await self._queue.done(delivery, await self._sent(delivery))
+        finally:
+            self._under_way[delivery.webhook_id] -= 1
+            self._ended.set()
+
+    async def _sent(self, delivery: Delivery) -> Outcome:
+        now = self._clock()
+        if not is_mail(delivery.url):
+            body = body_of(delivery)
+            return await self._sender.send(delivery.url, headers_of(delivery, body, now), body)
+        if self._mailer is None:
+            return Outcome(None, "mail is not set up")
+        return await self._mailer.send(mail_of(delivery, self._mailer.sender, now))

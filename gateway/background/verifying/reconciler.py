@@ -11,7 +11,11 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Protocol
 
+from gateway.background.verifying.budgets import LOOK_AGAIN_S, LOOKS_MAX, BudgetComparison
+from gateway.background.verifying.budgets import Source as BudgetSource
+from gateway.background.verifying.budgets import Target as BudgetTarget
 from gateway.core.accounts.administration import Row
+from gateway.core.integrity.budget_accounts import BUDGET
 from gateway.core.integrity.reconciliation import (
     Item,
     Kind,
@@ -27,19 +31,16 @@ from gateway.errors import CountersUnavailable
 INTERVAL_S = 10.0
 SAMPLE_OWNERS_MAX = 50
 OWNERS_A_BATCH = 100
-# What was caught in flight is looked at again before it is called different.
-LOOKS_MAX = 5
-LOOK_AGAIN_S = 0.3
 
 
-class Counters(Protocol):
+class Counters(BudgetTarget, Protocol):
     """Where accounts stand now."""
 
     async def account_heads(self, owners: Sequence[Owner]) -> Mapping[str, AccountHead | None]:
         """Where the accounts of these organizations and tenants stand, by name."""
 
 
-class Ledger(Protocol):
+class Ledger(BudgetSource, Protocol):
     """PostgreSQL, as accounts."""
 
     async def owners(self, after: int, count: int) -> Sequence[Owner]:
@@ -75,6 +76,7 @@ class Reconciler:
         results: Results,
         clock: Callable[[], datetime],
         *,
+        partition_of: Callable[[int], int],
         look_again_s: float = LOOK_AGAIN_S,
     ) -> None:
         self._counters = counters
@@ -82,6 +84,7 @@ class Reconciler:
         self._results = results
         self._clock = clock
         self._look_again_s = look_again_s
+        self._budgets = BudgetComparison(ledger, counters, partition_of, look_again_s)
         self.latest = Reconciled(0, 0, ())
 
     async def check(self, owners: Sequence[Owner], *, deep: bool) -> Reconciled:
@@ -103,14 +106,15 @@ class Reconciler:
         checked = pending = 0
         items: list[Item] = []
         while owners := await self._ledger.owners(after, OWNERS_A_BATCH):
-            part = await self.check(owners, deep=True)
+            part = await self._check_all(owners, deep=True)
             checked, pending = checked + part.checked, pending + part.pending
             items += part.items
             after = owners[-1].organization_id
         self.latest = Reconciled(checked, pending, tuple(items))
         if repair:
             for item in items:
-                if item.kind == Kind.DRIFT:
+                # A budget's drift is only told: no row puts it right, and it ends with its window.
+                if item.kind == Kind.DRIFT and not item.account.startswith(BUDGET):
                     await self._results.repair(item)
         return await self._results.keep(started, self._clock(), self.latest)
 
@@ -122,8 +126,14 @@ class Reconciler:
         """Compare a sample every few seconds, until cancelled."""
         while True:
             with suppress(CountersUnavailable):
-                self.latest = await self.check(await self._ledger.some_owners(SAMPLE_OWNERS_MAX), deep=False)
+                owners = await self._ledger.some_owners(SAMPLE_OWNERS_MAX)
+                self.latest = await self._check_all(owners, deep=False)
             await asyncio.sleep(INTERVAL_S)
+
+    async def _check_all(self, owners: Sequence[Owner], *, deep: bool) -> Reconciled:
+        """The same with the organizations' budgets."""
+        found = await self.check(owners, deep=deep)
+        return found.joined(await self._budgets.compare([one.organization_id for one in owners]))
 
     async def _compare(self, owners: Sequence[Owner], *, deep: bool) -> Reconciled:
         before = await self._counters.account_heads(owners)

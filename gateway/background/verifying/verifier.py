@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.background.verifying.admission_gate import AdmissionGate
+from gateway.background.verifying.budgets import BudgetRebuild
+from gateway.background.verifying.budgets import Source as BudgetSource
+from gateway.background.verifying.budgets import Target as BudgetTarget
 from gateway.background.verifying.rewinds import Rewinds
 from gateway.core.accounts.definitions import (
     CatalogueDefinition,
@@ -58,7 +61,7 @@ def summary(done: Sequence[Verified]) -> dict[str, int]:
     }
 
 
-class Source(Protocol):
+class Source(BudgetSource, Protocol):
     """PostgreSQL."""
 
     async def truth(self, partitions: Sequence[int]) -> Truth:
@@ -80,7 +83,7 @@ class Source(Protocol):
         """The last run id and epoch of each partition; absent: never verified."""
 
 
-class Target(Protocol):
+class Target(BudgetTarget, Protocol):
     """The counters."""
 
     @property
@@ -156,6 +159,7 @@ class Verifier:
         self._vouched = b""
         self._admission_gate = admission_gate
         self._rewinds = rewinds
+        self._budgets = BudgetRebuild(source, target)
 
     @property
     def ready(self) -> bool:
@@ -281,9 +285,13 @@ class Verifier:
             if moved is None:
                 return None
             marker = moved
+        went_on = strays is not None
+        budgets = await self._budgets.rebuild(partition, marker, organizations, went_on=went_on)
+        if budgets is None:
+            return None
         if lost := await self._target.forgotten(partition, truth.applied.get(partition, [])):
             await self._source.push_again(lost)
         catalogue = None if closes else truth.version
         if not await self._target.mark(run_id, partition, marker, epoch, catalogue):
             return None
-        return Verified(partition, epoch, rebuilt, len(lost), len(ghosts))
+        return Verified(partition, epoch, rebuilt + budgets, len(lost), len(ghosts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
@@ -63,7 +63,7 @@ class AdminClient:
             if cursor is None:
                 return
 
-    def post(self, path: str, body: Mapping[str, object] | None = None) -> Json:
+    def post(self, path: str, body: Mapping[str, object] | Sequence[object] | None = None) -> Json:
         """Create or act."""
         return self._call("POST", path, body or {})
 
@@ -114,7 +114,7 @@ class AdminClient:
         assert status == 200
         return raw
 
-    def _call(self, method: str, path: str, body: Mapping[str, object] | None) -> Json:
+    def _call(self, method: str, path: str, body: object) -> Json:
         status, raw = self._send(method, path, body, "application/json")
         try:
             answer: Json = json.loads(raw) if raw else {}
@@ -122,9 +122,7 @@ class AdminClient:
             raise CommandFailed(f"{self.url} does not answer as a Tollkeeper Admin API.") from error
         return {**answer, "_later": True} if status == 202 else answer
 
-    def _send(
-        self, method: str, path: str, body: Mapping[str, object] | None, accept: str
-    ) -> tuple[int, bytes]:
+    def _send(self, method: str, path: str, body: object, accept: str) -> tuple[int, bytes]:
         headers = {"Authorization": f"Bearer {self.token}", "Accept": accept}
         data = None
         if body is not None:
@@ -197,8 +195,7 @@ def _refusal(error: HTTPError, path: str, called: Mapping[str, str]) -> str:
     try:
         problem = json.loads(error.read())
         fields = [
-            f"  {called.get(item['field'], item['field'])}: {item['message']}"
-            for item in problem.get("errors", ())
+            f"  {_called(item['field'], called)}: {item['message']}" for item in problem.get("errors", ())
         ]
         said = "\n".join([str(problem["detail"]), *fields])
     except (ValueError, KeyError, TypeError, AttributeError, OSError):
@@ -208,6 +205,12 @@ def _refusal(error: HTTPError, path: str, called: Mapping[str, str]) -> str:
     elif error.code == 404:
         said = f"There is no {path.partition('?')[0]}; the command's `list` shows what there is."
     return f"{said}\n{_HELP[error.code]}" if error.code in _HELP else said
+
+
+def _called(name: str, called: Mapping[str, str]) -> str:
+    """What the command calls a field, or the list it is one of."""
+    outer, _, place = name.partition(".")
+    return called.get(name) or (called.get(outer, name) if place.isdecimal() else name)
 
 
 def _asked(path: str, query: Mapping[str, object]) -> str:

@@ -18,6 +18,7 @@ from gateway.admin.console.screens import SCREENS
 from gateway.admin.resources import REPORTS, RESOURCES, Report, Resource
 from gateway.admin.resources.fields import Field, fields_of
 from gateway.cli.admin import output, parameters, sections, values
+from gateway.cli.admin.batches import sends
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
 from gateway.cli.admin.options import AsJson
 
@@ -62,6 +63,8 @@ class Command:
             takes[field.control] = (parameters.option(field), None)
         if self.does == "list":
             takes |= {name: _LIST[name] for name in _LIST if name != "every" or self._open}
+        if self._lists:
+            takes["limit"] = _LIST["limit"]
         takes["as_json"] = (AsJson, False)
 
         def command(**typed: Any) -> None:
@@ -86,6 +89,7 @@ class Command:
         if self.does == "create":
             secret = self.resource.secret
             note = f"The {secret.field} is not shown again: keep it now." if secret else None
+            body = values.with_amounts(self.fields, body, dict)
             output.row(api.post(name, body), as_json=as_json, note=note)
             return
         row_id = api.id_of(name, typed["row"])
@@ -106,13 +110,23 @@ class Command:
             if not body:
                 raise CommandFailed("Nothing to change: name at least one option; --help lists them.")
             changes = values.with_limits(body, lambda: api.get(where))
+            changes = values.with_amounts(self.fields, changes, lambda: api.get(where))
             output.row(api.patch(where, changes), as_json=as_json)
+        elif self._lists:
+            [part] = [each for each in self.resource.parts if each.name == self.does]
+            rows = api.items(f"{where}/{part.name}", typed["limit"])
+            output.rows(rows, part.columns, as_json=as_json)
         else:
+            body = values.with_amounts(self.fields, body, lambda: api.get(where))
             output.row(api.post(f"{where}/{self.does}", body), as_json=as_json)
 
     @property
     def _asks(self) -> bool:
         return any(self.does == each.name for each in self.resource.questions)
+
+    @property
+    def _lists(self) -> bool:
+        return any(self.does == each.name for each in self.resource.parts)
 
     @property
     def _open(self) -> str:
@@ -165,6 +179,8 @@ def mount(app: typer.Typer, asked: Collection[str] | None = None) -> dict[str, t
         name = sections.section_of(resource.name)
         section = made[name] = typer.Typer(no_args_is_help=True, help=resource.description)
         app.add_typer(section, name=name)
+        if resource.batch is not None:
+            section.command(resource.batch.name)(sends(resource, resource.batch))
         for verb, command in commands_of(resource).items() if asked is None or name in asked else ():
             section.command(verb)(command.function())
     for report in (each for each in REPORTS.values() if not each.by_hand):
@@ -195,6 +211,8 @@ def commands_of(resource: Resource) -> dict[str, Command]:
     for each in resource.questions:
         fields = fields_of(resource, each.asked)
         made[each.name] = Command(resource, each.name, f"{each.summary}.", fields, _required(fields))
+    for part in resource.parts:
+        made[part.name] = Command(resource, part.name, f"{part.summary}.")
     if resource.patch is not None:
         fields = fields_of(resource, resource.patch)
         only = tuple(field.name for field in fields) if len(fields) == 1 else ()

@@ -14,8 +14,8 @@ from gateway.cli.admin.options import AsJson
 from gateway.cli.admin.output import admin, report, rows, say, steps
 
 COLUMNS = (
-    "id", "number", "kind", "status", "organization_id", "customer", "period_start", "period_end", "currency",
-    "total_amount",
+    "id", "number", "kind", "status", "payment_status", "due_date", "organization_id", "customer",
+    "period_start", "period_end", "currency", "total_amount", "amount_due",
 )  # fmt: skip
 LINE_COLUMNS = ("position", "kind", "description", "quantity", "unit_price", "amount")
 ORGANIZATIONS_MAX = 1_000_000
@@ -31,12 +31,24 @@ def create(
     month: Month = None,
     start: Annotated[str | None, typer.Option("--from", help="The first day, instead of a month.")] = None,
     end: Annotated[str | None, typer.Option("--to", help="The day after the last.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="One-off: what this alone owes, such as credit_addition.")
+    ] = None,
+    source_id: Annotated[int | None, typer.Option(help="Of one of them only.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a draft for a month, or for days of your own."""
+    """Make a draft for a month, for days of your own, or of one source: then it needs no period."""
     with admin() as api:
-        if (start is None) != (end is None) or (start and month):
-            raise CommandFailed("Give --month, or --from and --to together.")
+        if source is not None:
+            if start or month:
+                raise CommandFailed("A one-off invoice begins with what is owed: give --to alone, or none.")
+            sent = {"source": source, "source_id": source_id, "period_end": end}
+            owner = {"organization_id": api.id_of("organizations", organization)}
+            made = api.post("invoices", owner | {name: value for name, value in sent.items() if value})
+            report(made, "Lines", LINE_COLUMNS, inner="lines", as_json=as_json)
+            return
+        if source_id or (start is None) != (end is None) or (start and month):
+            raise CommandFailed("Give --month, or --from and --to together, or --source.")
         period = (start, end) if start and end else _month(month)
         made = _create(api, api.id_of("organizations", organization), period)
         report(made, "Lines", LINE_COLUMNS, inner="lines", as_json=as_json)
@@ -98,8 +110,10 @@ def _one_of_run(api: AdminClient, owner: int, period: tuple[str, str], *, draft:
     """
     known = [
         invoice
-        for invoice in api.items("invoices", INVOICES_MAX, organization_id=owner, kind="invoice")
-        if (invoice["period_start"], invoice["period_end"]) == period and invoice["status"] != "void"
+        for invoice in api.items("invoices", INVOICES_MAX, organization_id=owner)
+        if invoice["corrects_id"] is None
+        and (invoice["period_start"], invoice["period_end"]) == period
+        and invoice["status"] != "void"
     ]
     invoice = known[0] if known else _create(api, owner, period)
     if known and invoice["status"] == "draft":

@@ -11,7 +11,8 @@ from decimal import Decimal
 from functools import cache
 from io import TextIOWrapper
 from itertools import count
-from typing import TextIO, get_args
+from types import UnionType
+from typing import Annotated, TextIO, Union, get_args, get_origin
 
 import typer
 from rich import markup
@@ -179,8 +180,16 @@ def numbers() -> frozenset[str]:
         name
         for answer in answers
         for name, field in answer.model_fields.items()
-        if {int, Decimal} & {field.annotation, *get_args(field.annotation)}
+        if {int, Decimal} & set(_kinds(field.annotation))
     }
+
+
+def _kinds(kind: object) -> Iterator[object]:
+    """The kinds that a field's may be."""
+    yield kind
+    if get_origin(kind) in {Annotated, Union, UnionType}:
+        for inner in get_args(kind):
+            yield from _kinds(inner)
 
 
 def _fits(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> bool:

@@ -53,6 +53,8 @@ def option(field: Field) -> Any:
         *(["/".join((names[0], names[0].replace("--", "--no-", 1)))] if field.kind == "flag" else names),
         help=" ".join(filter(None, says)),
         autocompletion=completion(field.refers),
+        # What may be none is read as text; what else it may be is said all the same.
+        metavar=f"<{'|'.join(field.choices)}>" if field.kind == "choice" and field.nullable else None,
     )
     kind: Any = str | None
     if field.kind == "flag":

@@ -64,6 +64,10 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         "tenant_id", "plan_id", "tokens_used", "tokens_remaining", "tokens_held", "is_blocked",
         "next_reset_at",
     ),
+    "budgets": (
+        "id", "name", "organization_id", "unit", "amount", "used", "remaining", "interval", "each", "mode",
+        "resets_at",
+    ),
     "token-ledger": (
         "seq", "created_at", "transaction_type", "direction", "amount", "total_remaining", "request_id",
     ),

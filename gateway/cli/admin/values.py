@@ -7,13 +7,12 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from gateway.admin.resources import Resource
+from gateway.admin.resources import Resource, typed
 from gateway.admin.resources.fields import Field
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
 
 NOTHING = ("none", "unlimited")
 _NUMBER = re.compile(r"(-?\d[\d,_]*)([kKmMgG]?)", re.ASCII)
-_POWERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
 
 def number(text: str) -> int:
@@ -21,7 +20,7 @@ def number(text: str) -> int:
     found = _NUMBER.fullmatch(text)
     if found is None:
         raise ValueError(f"must be a whole number such as 250000, 250,000 or 5M, not {text!r}")
-    return int(found[1].replace(",", "").replace("_", "")) * _POWERS[found[2].lower()]
+    return int(found[1].replace(",", "").replace("_", "")) * typed.POWERS[found[2].lower()]
 
 
 def value(api: AdminClient, field: Field, said: str | bool | Sequence[str]) -> object:
@@ -62,6 +61,15 @@ def with_limits(body: Json, known: Callable[[], Json]) -> Json:
     return body | {name: {key: most for key, most in each.items() if most} for name, each in merged.items()}
 
 
+def with_amounts(fields: Sequence[Field], body: Json, known: Callable[[], Json]) -> Json:
+    """A body whose amounts are of its row's unit."""
+    names = typed.amounts(fields, body)
+    if not names:
+        return body
+    unit = str(body["unit"] if "unit" in body else known()["unit"])
+    return body | {name: typed.amount(unit, body[name]) for name in names}
+
+
 def with_names(
     api: AdminClient, resource: Resource, rows: Sequence[Json], columns: Sequence[str]
 ) -> list[Json]:
@@ -80,6 +88,8 @@ def with_names(
 def _one(api: AdminClient, field: Field, said: str) -> object:
     if field.refers:
         return api.id_of(field.refers, said)
+    if field.kind == "numbers":
+        return [] if said in NOTHING else typed.numbers(said)
     return number(said) if field.kind == "whole" else said
 
 

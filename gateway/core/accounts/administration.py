@@ -12,6 +12,9 @@ from datetime import datetime
 
 Row = Mapping[str, object]
 
+# Where in a list a row stands: its order key.
+Place = tuple[int | str, ...]
+
 # Longer than any request of the Admin API lives that does not say otherwise.
 REQUEST_S_MAX = 35.0
 
@@ -92,7 +95,7 @@ class Query:
     filters: Mapping[str, object]
     since: datetime | None
     until: datetime | None
-    after: tuple[int, ...] | None
+    after: Place | None
     limit: int
     descending: bool = False
 
@@ -102,7 +105,7 @@ class Page:
     """Rows in order and, if there are more, the order key of the last one."""
 
     rows: tuple[Row, ...]
-    next_after: tuple[int, ...] | None
+    next_after: Place | None
 
 
 @dataclass(frozen=True, slots=True)

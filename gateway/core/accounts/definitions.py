@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.plan_terms import PlanTerms
-from gateway.core.billing.cost import BASE_CURRENCY
-from gateway.core.billing.price_book import Price
 from gateway.core.billing.pricing import Pricing
+from gateway.core.billing.vector import BASE_CURRENCY, Price
 from gateway.core.model import USER_ACCEPTED, Limits, Service
 
 CATALOGUE_ACCOUNT = "catalogue"
@@ -34,6 +34,7 @@ class OrganizationTerms:
 
     The subscription is in force from `since_ms` to `until_ms` (not included); both are 0 where
     there is none. `subscribed` says that one was in force at some time before. `currency` is its own.
+    `budgets` are all of the organization's.
     """
 
     negotiated: tuple[Negotiated, ...] = ()
@@ -42,6 +43,7 @@ class OrganizationTerms:
     until_ms: int = 0
     subscribed: bool = False
     currency: str = BASE_CURRENCY
+    budgets: tuple[Budget, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 from msgspec.structs import asdict, replace
 
-from gateway.core.billing.cost import KINDS, NO_COUNTS
+from gateway.core.billing.vector import KINDS, NO_COUNTS
+from gateway.core.moments import moment_of, rfc3339
 
 # Where in the counts.
 INPUT, CACHE_READ, CACHE_WRITE, CACHE_WRITE_1H, OUTPUT, REASONING = range(6)
@@ -30,7 +31,8 @@ class CallFacts(msgspec.Struct, array_like=True):
     price says what the call costs. `first_token_ms` is None where nothing was produced. `metadata` is the
     caller's, `unknown` what the provider reported and nobody here knows: JSON objects, as they came. What
     `corrects` a request tells what it really used, where it was charged by what was seen of it. `reason`
-    says why a call failed, else why it is corrected.
+    says why a call failed, else why it is corrected. `used_ms` is when it was used, where that is told of use
+    that did not pass the gateway; 0 is when it is charged.
     """
 
     model: str = ""
@@ -55,6 +57,7 @@ class CallFacts(msgspec.Struct, array_like=True):
     unknown: msgspec.Raw = NONE
     corrects: str = ""
     reason: str = ""
+    used_ms: int = 0
 
 
 _encode = msgspec.json.Encoder().encode
@@ -108,10 +111,14 @@ def facts_in(metadata: bytes) -> CallFacts:
     )
 
 
-def tokens_in(metadata: bytes) -> int | None:
-    """How many tokens a reclaimed call had, where its plan counts them otherwise."""
-    told = _said(metadata).get("tokens")
-    return None if told is None else _whole(told)
+def reclaimed_in(metadata: bytes) -> tuple[int | None, int]:
+    """How many tokens a reclaimed call had, None where its plan counts them as they are; and its units.
+
+    One unit where an older keeper wrote it, which said none.
+    """
+    said = _said(metadata)
+    tokens, units = said.get("tokens"), said.get("units")
+    return None if tokens is None else _whole(tokens), 1 if units is None else _whole(units)
 
 
 def corrected(metadata: bytes, request_id: str, reason: str) -> bytes:
@@ -140,6 +147,8 @@ def told_of(facts: CallFacts) -> bytes:
     }
     if facts.corrects:
         ours |= {"corrects": facts.corrects, "reason": facts.reason}
+    if facts.used_ms:
+        ours["used_at"] = rfc3339(moment_of(facts.used_ms))
     theirs = bytes(facts.metadata)
     if theirs == b"null":
         return _encode(ours)

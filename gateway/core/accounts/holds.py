@@ -22,7 +22,8 @@ class Charged:
     """What of a call is charged, corrections included; all zero is nothing. `reclaimed`: by what was seen.
 
     `over` is by how much its credits are more than it cost, in nano-credits. `weighed` is how many tokens of
-    the quota its `tokens` count; None: as many.
+    the quota its `tokens` count; None: as many. Budgets are charged `money` in nano-units, `raw_tokens` and
+    `requests`.
     """
 
     tokens: int = 0
@@ -31,6 +32,9 @@ class Charged:
     reclaimed: bool = False
     over: int = 0
     weighed: int | None = None
+    money: int = 0
+    raw_tokens: int = 0
+    requests: int = 0
 
     @property
     def of_quota(self) -> int:
@@ -44,8 +48,9 @@ class ExpiredHold:
 
     `observed` tokens were seen of its call, worth `credits` or `units`. Where its plan weighs them, `held`
     are tokens of the quota, of which `weighed` were seen; `taken` is then the most that a limit a minute gave
-    for it. A `lease` is no call's; a hold without a service is of a free route, or of a call of which only
-    the head is known: both are charged nothing.
+    for it. Windows of budgets hold `held_money` and `held_raw` tokens of it; what was seen costs `money`.
+    The call is of `said_units`: one where its units are money. A `lease` is no call's; a hold without a
+    service is of a free route, or of a call of which only the head is known: both are charged nothing.
     """
 
     release: Settlement
@@ -58,6 +63,10 @@ class ExpiredHold:
     weighed: int | None = None
     taken: int = 0
     held_units: int = 0
+    held_money: int = 0
+    held_raw: int = 0
+    money: int = 0
+    said_units: int = 0
 
     def charge(self, policy: ReclaimPolicy) -> Charged:
         """What the call is charged when its hold is taken back."""
@@ -67,10 +76,16 @@ class ExpiredHold:
             weighed = None if self.weighed is None else max(self.held, self.weighed)
             tokens = max(self.held if weighed is None else self.taken, self.observed)
             credits_, units = max(self.held_credits, self.credits), max(self.held_units, self.units)
-            return Charged(tokens, credits_, units, weighed=weighed)
+            money, raw_tokens = max(self.held_money, self.money), max(self.held_raw, self.observed)
+            return Charged(
+                tokens, credits_, units, weighed=weighed, money=money, raw_tokens=raw_tokens, requests=1
+            )
         if policy == ReclaimPolicy.RELEASE or not self.observed:
             return Charged()
-        return Charged(self.observed, self.credits, self.units, weighed=self.weighed)
+        return Charged(
+            self.observed, self.credits, self.units, weighed=self.weighed,
+            money=self.money, raw_tokens=self.observed, requests=1,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

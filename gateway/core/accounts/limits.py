@@ -2,17 +2,25 @@
 
 `RateLimit-Policy` and `RateLimit` follow draft-ietf-httpapi-ratelimit-headers-10 (structured
 fields, RFC 9651); the `x-ratelimit-*` fields are written as OpenAI writes them. Values are
-those after this call's hold.
+those after this call's hold. Of budgets the tightest is told, money in millionths: a structured
+field has no larger numbers.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Final
+from urllib.parse import quote
 
-from gateway.core.model import Decision, LimitKind, Verdict, Window
+from gateway.core.accounts.budgets import FLAG_MONEY, UNIT_OF
+from gateway.core.model import BudgetWindow, Decision, LimitKind, Verdict, Window
 
 WINDOW_S = 60
 CACHED_MAX = 4096
+NANO_A_MICRO = 1_000
+FIELD_INTEGER_MAX = 10**15 - 1  # of a structured field: RFC 9651, 3.3.1
+
+_VISIBLE: Final = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
 
 Header = tuple[bytes, bytes]
 
@@ -41,36 +49,63 @@ def refusal_headers(decision: Decision) -> list[Header]:
     return limit_headers(told)
 
 
+def budget_headers(decision: Decision) -> list[Header]:
+    """Return the fields that tell of the budget which refused a call; empty where none did."""
+    window = decision.budget
+    if window is None:
+        return []
+    fields = [(b"x-tollkeeper-budget", _name(window.name))]
+    if decision.verdict is Verdict.BUDGET_EXCEEDED:
+        policy = _budget_policy(window.limit, window.unit, window.currency)
+        item = _budget_item(window, window.reset_ms - decision.now_ms)
+        fields += [(b"ratelimit-policy", policy.encode()), (b"ratelimit", item)]
+    return fields
+
+
 def limit_lines(decision: Decision) -> bytes:
     """Return the fields for an admitted call as lines joined by CRLF; empty where nothing limits it."""
     requests, tokens = decision.requests, decision.tokens
     quota, remaining = decision.limit, decision.tokens_remaining
+    budget = decision.budget
+    of_requests = of_tokens = of_quota = of_budget = comma = requests_lines = tokens_lines = rest = last = b""
+    most, unit, currency = -1, 0, ""
+    if budget is not None:
+        most, unit, currency = budget.limit, budget.unit, budget.currency
+        of_budget = _budget_item(budget, budget.reset_ms - decision.now_ms)
+        last = b"\r\nx-tollkeeper-budget: %b" % _name(budget.name)
     policy, requests_limit, tokens_limit = _limits(
-        -1 if requests is None else requests.limit, -1 if tokens is None else tokens.limit, quota
+        -1 if requests is None else requests.limit,
+        -1 if tokens is None else tokens.limit,
+        quota,
+        most,
+        unit,
+        currency,
     )
-    of_requests = of_tokens = of_quota = comma = requests_lines = tokens_lines = rest = ""
     if requests is not None:
-        left, ms = str(_left(requests.limit, requests.used)), requests.reset_ms
-        of_requests, comma = f'"requests";r={left};t={_seconds(ms)}', ", "
-        requests_lines = f"{requests_limit}{left}\r\nx-ratelimit-reset-requests: {duration(ms)}"
+        left, ms = _left(requests.limit, requests.used), requests.reset_ms
+        of_requests, comma = b'"requests";r=%d;t=%d' % (left, _seconds(ms)), b", "
+        requests_lines = b"%b%d\r\nx-ratelimit-reset-requests: %b" % (requests_limit, left, _told(ms))
     if tokens is not None:
-        left, ms = str(_left(tokens.limit, tokens.used)), tokens.reset_ms
-        of_tokens, comma = f'{comma}"tokens";r={left};t={_seconds(ms)}', ", "
-        tokens_lines = f"{tokens_limit}{left}\r\nx-ratelimit-reset-tokens: {duration(ms)}"
+        left, ms = _left(tokens.limit, tokens.used), tokens.reset_ms
+        of_tokens, comma = b'%b"tokens";r=%d;t=%d' % (comma, left, _seconds(ms)), b", "
+        tokens_lines = b"%b%d\r\nx-ratelimit-reset-tokens: %b" % (tokens_limit, left, _told(ms))
     if remaining is not None:
-        left = str(remaining)
         if quota:
             ms = decision.until_ms - decision.now_ms
-            until = f";t={_seconds(ms)}" if ms > 0 else ""
-            of_quota, comma = f'{comma}"quota";r={left}{until}', ", "
+            of_quota, comma = b'%b"quota";r=%d%b' % (comma, remaining, _until(ms)), b", "
             if tokens is None:  # no tokens a minute: the cycle's quota is the limit on tokens that there is
-                tokens_lines = f"{tokens_limit}{left}\r\nx-ratelimit-reset-tokens: {duration(ms)}"
-        rest = f"\r\nx-tollkeeper-tokens-remaining: {left}"
+                tokens_lines = b"%b%d\r\nx-ratelimit-reset-tokens: %b" % (tokens_limit, remaining, _told(ms))
+        rest = b"\r\nx-tollkeeper-tokens-remaining: %d" % remaining
     credits_ = decision.credits_remaining
-    last = "" if credits_ is None else f"\r\nx-tollkeeper-credits-remaining: {credits_}"
+    if credits_ is not None:
+        last = b"%b\r\nx-tollkeeper-credits-remaining: %d" % (last, credits_)
+    if of_budget:
+        of_budget, comma = comma + of_budget, b", "
     if not comma:
-        return (rest + last)[2:].encode()
-    return f"{policy}{of_requests}{of_tokens}{of_quota}{requests_lines}{tokens_lines}{rest}{last}".encode()
+        return (rest + last)[2:]
+    return b"%b%b%b%b%b%b%b%b%b" % (
+        policy, of_requests, of_tokens, of_quota, of_budget, requests_lines, tokens_lines, rest, last,
+    )  # fmt: skip
 
 
 def duration(ms: int) -> str:
@@ -89,6 +124,15 @@ def duration(ms: int) -> str:
     return f"{minutes // 60}h{minutes % 60}m{seconds}{fraction}s"
 
 
+def _told(ms: int) -> bytes:
+    return duration(ms).encode()
+
+
+def _until(ms: int) -> bytes:
+    """When a window ends, as a parameter of its item; nothing where nobody knows."""
+    return b";t=%d" % _seconds(ms) if ms > 0 else b""
+
+
 def _left(limit: int, used: int) -> int:
     return limit - used if used < limit else 0
 
@@ -99,7 +143,31 @@ def _seconds(ms: int) -> int:
 
 
 @lru_cache(CACHED_MAX)
-def _limits(requests: int, tokens: int, quota: int) -> tuple[str, str, str]:
+def _name(name: str) -> bytes:
+    """A budget's name as a field has it: what is no visible ASCII, and `%`, percent-encoded."""
+    return quote(name, safe=_VISIBLE).encode()
+
+
+def _budget_policy(limit: int, unit: int, currency: str) -> str:
+    """The budget's item of the policy."""
+    if unit == FLAG_MONEY:
+        return f'"budget";q={min(limit // NANO_A_MICRO, FIELD_INTEGER_MAX)};qu="micro-{currency}"'
+    return f'"budget";q={min(limit, FIELD_INTEGER_MAX)};qu="{UNIT_OF[unit]}"'
+
+
+def _budget_item(window: BudgetWindow, ms: int) -> bytes:
+    """The budget's item of what is left of it."""
+    left = _left(window.limit, window.used)
+    if window.unit == FLAG_MONEY:
+        left //= NANO_A_MICRO
+    until = _until(ms) if window.reset_ms else b""
+    return b'"budget";r=%d%b' % (min(left, FIELD_INTEGER_MAX), until)
+
+
+@lru_cache(CACHED_MAX)
+def _limits(  # noqa: PLR0917  # each limit there is
+    requests: int, tokens: int, quota: int, budget: int, unit: int, currency: str
+) -> tuple[bytes, bytes, bytes]:
     """What is told of the limits themselves: what stands before the first item, and around what is left.
 
     One below 0 is none, and so is a quota of 0. An item of the policy is a quota, its unit unless it is
@@ -112,8 +180,11 @@ def _limits(requests: int, tokens: int, quota: int) -> tuple[str, str, str]:
         items.append(f'"tokens";q={tokens};qu="tokens";w={WINDOW_S}')
     if quota:
         items.append(f'"quota";q={quota};qu="tokens"')
+    if budget >= 0:
+        items.append(_budget_policy(budget, unit, currency))
+    of_tokens = tokens if tokens >= 0 else quota
     return (
-        f"ratelimit-policy: {', '.join(items)}\r\nratelimit: ",
-        f"\r\nx-ratelimit-limit-requests: {requests}\r\nx-ratelimit-remaining-requests: ",
-        f"\r\nx-ratelimit-limit-tokens: {tokens if tokens >= 0 else quota}\r\nx-ratelimit-remaining-tokens: ",
+        f"ratelimit-policy: {', '.join(items)}\r\nratelimit: ".encode(),
+        f"\r\nx-ratelimit-limit-requests: {requests}\r\nx-ratelimit-remaining-requests: ".encode(),
+        f"\r\nx-ratelimit-limit-tokens: {of_tokens}\r\nx-ratelimit-remaining-tokens: ".encode(),
     )

@@ -13,8 +13,9 @@ import msgspec
 
 from gateway.core.accounts.facts import TEXT_CHARACTERS_MAX
 from gateway.core.accounts.ledger import attributed
-from gateway.core.accounts.usage import HOUR_MS, NO_PROJECT, OTHER, OTHER_PROJECTS
+from gateway.core.accounts.usage import NO_PROJECT, OTHER, OTHER_PROJECTS
 from gateway.core.model import INTEGER_MAX
+from gateway.core.moments import HOUR_MS
 
 # Told of one organization within a minute, by one worker.
 ROWS_A_MINUTE_MAX = 600

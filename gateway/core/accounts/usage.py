@@ -5,7 +5,7 @@ Pure. A report reads the largest roll-ups that lie within its time, so that it r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
@@ -33,20 +33,34 @@ SUMS: Final = (
     "requests", "refused", "input", "cache_read", "cache_write", "output", "reasoning", "tokens", "credits",
     "units", "cost", "estimated", "unpriced",
 )  # fmt: skip
-# What a team's rows do not tell apart: there are few of them, whoever calls.
-PEOPLE: Final = ("api_key_id", "user_id")
-# The spans of roll-ups, each with the unit of its time and whether it tells people apart.
-SPANS: Final = {
-    "hour": ("hour", True),
-    "day": ("day", True),
-    "week": ("week", True),
-    "month": ("month", True),
-    "team_hour": ("hour", False),
-    "team_day": ("day", False),
-}
 
-HOUR_MS: Final = 3_600_000
+
+class Span(NamedTuple):
+    """One level of the roll-ups: rows of a `unit` of time, which do not tell `whole` columns apart."""
+
+    unit: str
+    whole: tuple[str, ...] = ()
+
+
+# A team's rows are few, whoever calls, a key's and a model's are fewer still.
+PEOPLE: Final = ("api_key_id", "user_id")
+SPANS: Final = {
+    "hour": Span("hour"),
+    "day": Span("day"),
+    "half_week": Span("half_week"),
+    "week": Span("week"),
+    "month": Span("month"),
+    "team_hour": Span("hour", PEOPLE),
+    "team_day": Span("day", PEOPLE),
+    "key_day": Span("day", ("user_id", "project_id")),
+    "model_hour": Span("hour", ("tenant_id", *PEOPLE, "project_id")),
+}
+# Those of a unit, the ones with fewest rows first.
+_OF_UNIT: Final = {"hour": ("model_hour", "team_hour", "hour"), "day": ("team_day", "key_day", "day")}
+
 _LENGTHS = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(days=7)}
+# A week's first half ends with its Wednesday.
+_HALF_DAYS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +80,14 @@ class UsageQuery:
     skip: int = 0
 
     @property
+    def apart(self) -> frozenset[str]:
+        """The columns by which rows are told apart or left out."""
+        return frozenset({*self.filters, *(GROUPS[group] for group in self.groups)})
+
+    @property
     def people(self) -> bool:
         """Whether users or keys are told apart."""
-        return bool({*self.filters, *(GROUPS[group] for group in self.groups)} & set(PEOPLE))
+        return not self.apart.isdisjoint(PEOPLE)
 
 
 def following(asked: UsageQuery, told: Sequence[Mapping[str, object]]) -> UsageQuery:
@@ -91,10 +110,10 @@ class Piece(NamedTuple):
 def pieces(asked: UsageQuery) -> list[Piece]:
     """The roll-ups that make up the time that is asked for, each hour of it once."""
     if asked.interval == "hour":
-        return [Piece("hour" if asked.people else "team_hour", asked.since, asked.until)]
+        return [Piece(span_of(asked, "hour"), asked.since, asked.until)]
     found: list[Piece] = []
     for unit, since, until in _units(asked.since, asked.until, asked.interval, weeks=asked.people):
-        span = unit if asked.people else f"team_{unit}"
+        span = span_of(asked, unit)
         if found and found[-1].span == span and found[-1].until == since:
             found[-1] = found[-1]._replace(until=until)
         else:
@@ -102,9 +121,14 @@ def pieces(asked: UsageQuery) -> list[Piece]:
     return found
 
 
+def span_of(asked: UsageQuery, unit: str) -> str:
+    """The span of a unit that has the fewest rows, and tells apart what is asked for."""
+    return next(span for span in _OF_UNIT.get(unit, (unit,)) if asked.apart.isdisjoint(SPANS[span].whole))
+
+
 def starts(asked: UsageQuery) -> Iterator[datetime]:
     """When each interval begins that lies in the time that is asked for, or reaches into it."""
-    at = _floor(asked.since, asked.interval)
+    at = start_of(asked.interval, asked.since)
     while at < asked.until:
         yield at
         at = _after(at, asked.interval)
@@ -112,7 +136,7 @@ def starts(asked: UsageQuery) -> Iterator[datetime]:
 
 def end_of(unit: str, now: datetime) -> datetime:
     """When the hour, day, week or month ends that it is now, in UTC."""
-    return _after(_floor(now.astimezone(UTC), unit), unit)
+    return _after(start_of(unit, now.astimezone(UTC)), unit)
 
 
 def hours_asked(asked: UsageQuery) -> dict[str, datetime]:
@@ -120,19 +144,25 @@ def hours_asked(asked: UsageQuery) -> dict[str, datetime]:
     if asked.interval == "hour":
         return {"interval": asked.since}
     ends = {"from": asked.since, "to": asked.until}
-    return {name: at for name, at in ends.items() if at != _floor(at, "day")}
+    return {name: at for name, at in ends.items() if at != start_of("day", at)}
 
 
-def windows(asked: UsageQuery) -> Iterator[UsageQuery]:
-    """The same by parts of its time, each of twice as many intervals: what fills a page reads little more."""
+def in_parts(asked: UsageQuery) -> Generator[UsageQuery, int, None]:
+    """The same by parts of its time, so that what fills a page reads little more.
+
+    Who sends how many rows a part had gets one of as many intervals as likely fill the page, twice as many at
+    most; without, each is of twice as many.
+    """
     if asked.interval == "none":
         yield asked
         return
-    at, count = asked.since, 1
+    wanted, at, count, told, begun = asked.rows_max + asked.skip, asked.since, 1, 0, 0
     while at < asked.until:
-        end = min(asked.until, _after(_floor(at, asked.interval), asked.interval, count))
-        yield replace(asked, since=at, until=end)
-        at, count = end, count * 2
+        end = min(asked.until, _after(start_of(asked.interval, at), asked.interval, count))
+        told += (yield replace(asked, since=at, until=end)) or 0
+        at, begun, count = end, begun + count, count * 2
+        if told:
+            count = max(1, min(count, -(-(wanted - told) * begun // told)))
 
 
 def _units(
@@ -140,26 +170,26 @@ def _units(
 ) -> Iterator[tuple[str, datetime, datetime]]:
     """A span in as few whole units as there are, in the order of time; none is longer than the interval.
 
-    Weeks are left out of months that are whole, and of months that are told apart.
+    Weeks and their halves are left out of months that are whole, and of months that are told apart.
     """
-    units = ("month", "week", "day", "hour") if weeks and interval != "day" else ("day", "hour")
+    units = ("month", "week", "half_week", "day", "hour") if weeks and interval != "day" else ("day", "hour")
     at = since
     while at < until:
         if interval == "month":
-            end = min(until, _after(_floor(at, "month"), "month"))
+            end = min(until, _after(start_of("month", at), "month"))
         else:
             # A whole month is one row where a week over its first day would leave days of it.
-            month = at if at == _floor(at, "month") else _after(_floor(at, "month"), "month")
+            month = at if at == start_of("month", at) else _after(start_of("month", at), "month")
             end = month if at < month and _after(month, "month") <= until else until
         unit = next(
-            unit for unit in units if unit == "hour" or (_floor(at, unit) == at and _after(at, unit) <= end)
+            unit for unit in units if unit == "hour" or (start_of(unit, at) == at and _after(at, unit) <= end)
         )
         after = _after(at, unit)
         yield unit, at, after
         at = after
 
 
-def _floor(at: datetime, unit: str) -> datetime:
+def start_of(unit: str, at: datetime) -> datetime:
     """When the unit began in which a moment is, in UTC."""
     hour = at.replace(minute=0, second=0, microsecond=0)
     match unit:
@@ -167,6 +197,9 @@ def _floor(at: datetime, unit: str) -> datetime:
             return hour
         case "week":
             return hour.replace(hour=0) - timedelta(days=at.weekday())
+        case "half_week":
+            passed = at.weekday() - (_HALF_DAYS if at.weekday() >= _HALF_DAYS else 0)
+            return hour.replace(hour=0) - timedelta(days=passed)
         case "month":
             return hour.replace(day=1, hour=0)
         case _:
@@ -178,4 +211,6 @@ def _after(start: datetime, unit: str, count: int = 1) -> datetime:
     if unit == "month":
         months = start.month - 1 + count
         return start.replace(year=start.year + months // 12, month=1 + months % 12)
+    if unit == "half_week":
+        return start + timedelta(days=_HALF_DAYS if start.weekday() < _HALF_DAYS else 7 - _HALF_DAYS)
     return start + count * _LENGTHS[unit]

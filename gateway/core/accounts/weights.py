@@ -12,8 +12,9 @@ from decimal import Decimal
 from operator import mul
 from typing import Final, Self
 
-from gateway.core.billing.cost import KINDS, WHOLES, apart, filled
+from gateway.core.billing.cost import apart
 from gateway.core.billing.pricing import ENDLESS
+from gateway.core.billing.vector import KINDS, WHOLES, filled
 
 WEIGHT_MAX: Final = 1_000
 WEIGHT_DIGITS_MAX: Final = 6

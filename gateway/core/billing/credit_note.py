@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
 
-from gateway.core.billing.invoice import INFORMATION, QUANTITY_ONE, Line
+from gateway.core.billing.invoice import INFORMATION
+from gateway.core.billing.line import QUANTITY_ONE, Line
 from gateway.core.billing.pricing import EXACT, rounded
 from gateway.errors import Conflict, Unprocessable
 

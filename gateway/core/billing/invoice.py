@@ -1,249 +1,158 @@
-"""From facts to lines: what an invoice says, and what it billed so that no other bills it again.
+"""From charges to lines: what an invoice says of the charges it takes.
 
-Each line is rounded to the currency's minor unit, totals are sums of rounded lines. A fact carries
-how much of it was billed before; only the rest becomes a line. Pure: where facts come from and
-where lines go is not known here.
+Charges are exact, a line is rounded to the currency's minor unit, totals are sums of rounded lines. What
+rounding took from or gave to a basis goes on with its next line: so parts come to what the whole does,
+however many invoices it is cut into. Pure: where charges come from and where lines go is not known here.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, timedelta
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import Decimal
 
-from gateway.core.billing.pricing import EXACT, IN_MONEY, Portion, rounded, times
-from gateway.core.billing.subscription import Piece, Segment, pieces
+from gateway.core.billing.charge import COMMITMENT, DISCOUNT, FEE, OVERAGE, PURCHASE, USAGE, Charge
+from gateway.core.billing.fee_lines import commitments, discounts, fees
+from gateway.core.billing.line import (
+    QUANTITY_ONE,
+    Drawn,
+    Facts,
+    Fee,
+    Line,
+    by,
+    count_of,
+    drawn,
+    span,
+    sum_of,
+    written,
+)
+from gateway.core.billing.pricing import EXACT, IN_MONEY, ONE_NANO, rounded
+
+__all__ = ["Bill", "Facts", "Fee", "Line", "bill", "span"]
 
 INFORMATION = "credits_consumed"
-UNIT_PRICE_DIGITS = 12
-QUANTITY_ONE = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Fee:
-    """A segment of the subscription, its plan's name, and the days of it billed before (half-open spans)."""
-
-    segment: Segment
-    plan: str
-    billed: tuple[tuple[date, date], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Overage:
-    """Tokens a tenant used beyond its plan in one cycle, under a plan that bills them."""
-
-    tenant_id: int
-    tenant: str
-    cycle: int
-    began: date | None
-    tokens: int
-    billed: int
-    unit_price: Decimal
-
-
-@dataclass(frozen=True, slots=True)
-class Purchase:
-    """Credits sold (or taken back: negative) at a price each."""
-
-    addition_id: int
-    day: date
-    credits: int
-    unit_cost: Decimal
-    remark: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """Pay-Per-Use units of a service in one calendar month, by what they cost when they were used.
-
-    `billed` units of that month were billed before; a negative portion gives billed ones back. Of use at cost
-    the units are billionths of the currency, and no other use is beside them.
-    """
-
-    service_id: int
-    service: str
-    month: date
-    billed: int
-    portions: tuple[Portion, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """Everything one invoice is made from, up to the day `until` (not included).
-
-    `since` is the first day whose subscription fee belongs to it.
-    """
-
-    currency: str
-    tax_rate: Decimal
-    since: date
-    until: date
-    fees: Sequence[Fee] = ()
-    overages: Sequence[Overage] = ()
-    purchases: Sequence[Purchase] = ()
-    credits_consumed: int = 0
-    uses: Sequence[Use] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Basis:
-    """What a line billed, to be billed by no other invoice.
-
-    Names a segment's days, a tenant's cycle, or an addition; `quantity` is signed as the line is.
-    """
-
-    kind: str
-    quantity: int
-    segment_id: int | None = None
-    start: date | None = None
-    end: date | None = None
-    tenant_id: int | None = None
-    cycle: int | None = None
-    addition_id: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line; `amount` is rounded, `unit_price` is not. Days, tokens, credits and units are whole."""
-
-    kind: str
-    description: str
-    quantity: int
-    unit_price: Decimal
-    amount: Decimal
-    service_id: int | None = None
-    tenant_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """The lines in order, and what they billed."""
+    """The lines in order, and each charge with the position of its line: None where it came to nothing."""
 
     lines: tuple[Line, ...]
-    basis: tuple[Basis, ...]
+    placed: tuple[tuple[Charge, int | None], ...]
 
 
 def bill(facts: Facts) -> Bill:
     """Make an invoice's lines: subscription, overage, credits bought and used, units by tier, tax."""
-    billed: list[tuple[Line, Basis | None]] = [
-        *_fees(facts),
-        *_overages(facts),
-        *_purchases(facts),
-        *_consumed(facts),
-        *_uses(facts),
-    ]
-    lines = [line for line, _ in billed]
+    lines: list[Line] = []
+    placed: list[tuple[Charge, int | None]] = []
+    carried = dict(facts.carried)
+    of_kind = defaultdict[str, list[Charge]](list)
+    for charge in facts.charges:
+        of_kind[charge.kind].append(charge)
+    for draw, kind in _ORDER:
+        for line, charges in draw(facts, of_kind[kind]):
+            lines.append(_rounded(line, carried, facts.currency))
+            placed += [(charge, len(lines)) for charge in charges]
+    seen = {id(charge) for charge, _ in placed}
+    placed += [(charge, None) for charge in facts.charges if id(charge) not in seen]
     lines += _tax(sum((line.amount for line in lines), Decimal(0)), facts)
-    return Bill(tuple(lines), tuple(basis for _, basis in billed if basis is not None))
+    return Bill(tuple(lines), tuple(placed))
 
 
-def span(start: date, end: date) -> str:
-    """Write a half-open span of days as people do: "1 to 15 April 2026"."""
-    last = end - timedelta(days=1)
-    if last <= start:
-        return _day(start)
-    if (start.year, start.month) == (last.year, last.month):
-        return f"{start.day} to {_day(last)}"
-    if start.year == last.year:
-        return f"{start.day} {start:%B} to {_day(last)}"
-    return f"{_day(start)} to {_day(last)}"
+def _rounded(line: Line, carried: dict[str, Decimal], currency: str) -> Line:
+    """Round what is billed of a basis up to now, less what was billed of it before."""
+    if line.basis is None or line.exact is None:
+        return replace(line, amount=rounded(line.amount, currency))
+    due = line.exact + carried.get(line.basis, Decimal(0))
+    amount = rounded(due, currency)
+    carried[line.basis] = due - amount
+    return replace(line, amount=amount)
 
 
-def _fees(facts: Facts) -> Iterator[tuple[Line, Basis]]:
-    """Days of each segment not billed yet; days billed that the segment lost since are given back."""
-    for fee in facts.fees:
-        segment = fee.segment
-        for start, end in fee.billed:
-            before = replace(segment, end=end)  # as it was when these days were billed
-            for piece in pieces(before, max(start, segment.end), end):
-                yield _fee(facts, fee, piece, -1)
-        at = max(segment.start, facts.since)
-        until = min(segment.end, facts.until)
-        for start, end in sorted(fee.billed):
-            for piece in pieces(segment, at, min(start, until)):
-                yield _fee(facts, fee, piece, 1)
-            at = max(at, end)
-        for piece in pieces(segment, at, until):
-            yield _fee(facts, fee, piece, 1)
-
-
-def _fee(facts: Facts, fee: Fee, piece: Piece, sign: int) -> tuple[Line, Basis]:
-    segment, days, whole = fee.segment, piece.days, piece.cycle_days
-    amount = rounded(EXACT.divide(times(days, segment.cost), Decimal(whole)), facts.currency) * sign
-    description = f"{fee.plan}, {span(piece.start, piece.end)}"
-    quantity, price = sign, segment.cost
-    if days != whole:
-        description += f" ({days} of {whole} days)"
-        quantity = days * sign
-        price = EXACT.divide(segment.cost, Decimal(whole)).quantize(
-            Decimal(1).scaleb(-UNIT_PRICE_DIGITS), ROUND_HALF_EVEN, EXACT
-        )
-    if sign < 0:
-        description += ", given back"
-    line = Line("subscription", description, quantity, price, amount)
-    return line, Basis("subscription", days * sign, segment_id=segment.id, start=piece.start, end=piece.end)
-
-
-def _overages(facts: Facts) -> Iterator[tuple[Line, Basis]]:
-    for over in facts.overages:
-        tokens = over.tokens - over.billed
-        if tokens <= 0:
+def _overages(facts: Facts, charges: Sequence[Charge]) -> Iterator[Drawn]:
+    for of_cycle in by(charges, lambda each: (each.tenant_id, each.place, each.unit_price)):
+        first, exact, tokens = of_cycle[0], sum_of(of_cycle), count_of(of_cycle)
+        if not exact and not tokens:
             continue
-        since = f"cycle from {_day(over.began)}" if over.began else f"cycle {over.cycle}"
-        amount = rounded(times(tokens, over.unit_price), facts.currency)
-        description = f"Tokens beyond the plan, {over.tenant}, {since}"
-        line = Line("overage", description, tokens, over.unit_price, amount, tenant_id=over.tenant_id)
-        yield line, Basis("overage", tokens, tenant_id=over.tenant_id, cycle=over.cycle)
+        tenant = facts.tenants.get(first.tenant_id or 0, f"tenant {first.tenant_id}")
+        description = (
+            f"Tokens beyond the plan, {tenant}, cycle from {written(min(each.day for each in of_cycle))}"
+        )
+        if tokens < 0:
+            description += ", given back"
+        line = Line(OVERAGE, description, tokens, first.unit_price, exact, tenant_id=first.tenant_id)
+        yield drawn(line, of_cycle, f"tokens:{first.tenant_id}")
 
 
-def _purchases(facts: Facts) -> Iterator[tuple[Line, Basis]]:
-    for purchase in facts.purchases:
-        amount = rounded(times(purchase.credits, purchase.unit_cost), facts.currency)
-        what = "Credits" if purchase.credits > 0 else "Credits taken back"
-        description = f"{what}, {_day(purchase.day)}"
-        if purchase.remark:
-            description += f", {purchase.remark}"
-        line = Line("credits_purchased", description, purchase.credits, purchase.unit_cost, amount)
-        yield line, Basis("credits_purchased", purchase.credits, addition_id=purchase.addition_id)
+def _purchases(facts: Facts, charges: Sequence[Charge]) -> Iterator[Drawn]:
+    for of_one in by(charges, lambda each: (each.start, each.source_id)):
+        first, quantity = of_one[0], count_of(of_one)
+        if not quantity:
+            continue
+        what = "Credits" if quantity > 0 else "Credits taken back"
+        description = f"{what}, {written(first.day)}"
+        if remark := facts.remarks.get(first.source_id or 0):
+            description += f", {remark}"
+        line = Line(PURCHASE, description, quantity, first.unit_price, sum_of(of_one))
+        yield drawn(line, of_one, f"addition:{first.source_id}")
 
 
-def _consumed(facts: Facts) -> Iterator[tuple[Line, None]]:
+def _consumed(facts: Facts, _: Sequence[Charge]) -> Iterator[Drawn]:
     if facts.credits_consumed:
-        nothing = rounded(Decimal(0), facts.currency)
         description = "Credits used, paid with credits"
-        yield Line(INFORMATION, description, facts.credits_consumed, Decimal(0), nothing), None
+        yield Line(INFORMATION, description, facts.credits_consumed, Decimal(0), Decimal(0)), ()
 
 
-def _uses(facts: Facts) -> Iterator[tuple[Line, None]]:
-    """One line a tier; which days' units were billed is kept with the daily roll-up."""
-    for use in facts.uses:
-        at = use.billed
-        for portion in use.portions:
-            description = f"{use.service}, {use.month:%B %Y}"
-            if portion.unit_price == IN_MONEY[0].unit_price:
-                yield _at_cost(facts, use, portion, description), None
-                continue
-            if portion.quantity < 0:
-                description += ", given back"
-            elif use.billed or len(use.portions) > 1:
-                description += f", units {at + 1:,} to {at + portion.quantity:,}"
-            at += portion.quantity
-            amount = rounded(times(portion.quantity, portion.unit_price), facts.currency)
-            line = Line(
-                "usage", description, portion.quantity, portion.unit_price, amount, service_id=use.service_id
-            )
-            yield line, None
+def _uses(facts: Facts, charges: Sequence[Charge]) -> Iterator[Drawn]:
+    """One line a tier of a service's month, in the order the month reached them; use at cost is one."""
+    for of_month in by(
+        charges, lambda each: (each.day.replace(day=1), each.service_id or 0, _in_money(each))
+    ):
+        first = of_month[0]
+        month = first.day.replace(day=1)
+        name = facts.services.get(first.service_id or 0, f"service {first.service_id or 0}")
+        description = f"{name}, {month:%B %Y}"
+        portions = [each for each in by(of_month, lambda each: each.unit_price) if count_of(each)]
+        late = _late(facts, of_month)
+        if _in_money(first):
+            for portion in portions:
+                yield drawn(_at_cost(portion, description, late), portion, f"usage:{first.service_id}")
+            continue
+        before = facts.units_before.get((first.service_id, month), 0)
+        at, portions = (
+            before,
+            sorted(portions, key=lambda of: (min(each.place or 0 for each in of), of[0].unit_price)),
+        )
+        for portion in portions:
+            units, said = count_of(portion), description
+            if units < 0:
+                said += ", given back"
+            elif before or len(portions) > 1:
+                said += f", units {at + 1:,} to {at + units:,}"
+            at += units
+            said, late = said + late, ""
+            exact = sum_of(portion)
+            line = Line(USAGE, said, units, portion[0].unit_price, exact, service_id=first.service_id)
+            yield drawn(line, portion, f"usage:{first.service_id}")
 
 
-def _at_cost(facts: Facts, use: Use, portion: Portion, description: str) -> Line:
+def _late(facts: Facts, charges: Sequence[Charge]) -> str:
+    """How much of a service's use was before the period, and told in it; empty where nothing was."""
+    units = facts.used_before.get(charges[0].service_id, 0)
+    if not units or not any(facts.since <= each.day < facts.until for each in charges):
+        return ""
+    amount = f"{EXACT.normalize(units * ONE_NANO):f}" if _in_money(charges[0]) else f"{units:,}"
+    return f", {amount} of it used before {written(facts.since)}"
+
+
+def _at_cost(charges: Sequence[Charge], description: str, late: str) -> Line:
     """Use that is charged what it cost: one line, its price exact to the last unit."""
-    exact = times(portion.quantity, portion.unit_price)
+    exact = sum_of(charges)
     sign, description = QUANTITY_ONE, f"{description}, at cost"
     if exact < 0:
         sign, description = -QUANTITY_ONE, f"{description}, given back"
-    amount = rounded(exact, facts.currency)
-    return Line("usage", description, sign, abs(exact), amount, service_id=use.service_id)
+    return Line(USAGE, description + late, sign, abs(exact), exact, service_id=charges[0].service_id)
 
 
 def _tax(subtotal: Decimal, facts: Facts) -> list[Line]:
@@ -254,5 +163,16 @@ def _tax(subtotal: Decimal, facts: Facts) -> list[Line]:
     return [Line("tax", f"Tax {percent} %", QUANTITY_ONE, exact, rounded(exact, facts.currency))]
 
 
-def _day(day: date) -> str:
-    return f"{day.day} {day:%B %Y}"
+_ORDER = (
+    (fees, FEE),
+    (discounts, DISCOUNT),
+    (_overages, OVERAGE),
+    (_purchases, PURCHASE),
+    (_consumed, INFORMATION),
+    (_uses, USAGE),
+    (commitments, COMMITMENT),
+)
+
+
+def _in_money(charge: Charge) -> bool:
+    return charge.unit_price == IN_MONEY[0].unit_price

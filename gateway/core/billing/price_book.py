@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from gateway.core.billing.cost import KINDS, Vector, filled
 from gateway.core.billing.pricing import NANO
+from gateway.core.billing.vector import KINDS, Price, Vector, filled
+from gateway.core.moments import ms_of
 
 EXACT_NAME, PREFIX = MATCHES = ("exact", "prefix")
 BUNDLED, OPERATOR = SOURCES = ("bundled", "operator")
@@ -38,20 +39,6 @@ def folded(name: str) -> str:
     return name.lower() if name.isascii() else name.translate(_CAPITALS)
 
 
-class Price(NamedTuple):
-    """One price and what it is for; `model` is a whole name or, where `is_prefix`, its beginning.
-
-    `provider` is empty where it is any. In force from `effective_ms` on, until a later one of the same.
-    """
-
-    model: str
-    is_prefix: bool
-    provider: str
-    is_bundled: bool
-    effective_ms: int
-    vector: Vector
-
-
 def read_price(row: Mapping[str, Any]) -> Price:
     """Read a row of the table, or of the bundled list; its money is exact decimals, or their strings."""
     return Price(
@@ -59,7 +46,7 @@ def read_price(row: Mapping[str, Any]) -> Price:
         row["match"] == PREFIX,
         folded(row["provider"] or ""),
         row["source"] == BUNDLED,
-        round(row["effective_from"].timestamp() * 1000),
+        ms_of(row["effective_from"]),
         _vector(row),
     )
 

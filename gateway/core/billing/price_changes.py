@@ -12,8 +12,8 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Literal
 
-from gateway.core.billing.cost import KINDS
 from gateway.core.billing.price_book import folded
+from gateway.core.billing.vector import KINDS
 
 Row = Mapping[str, Any]
 Name = tuple[str, str, str, str]  # provider, model, match, currency

@@ -10,24 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_HALF_UP, Context, Decimal, localcontext
 
+from gateway.core.billing.currencies import MINOR_DIGITS, MINOR_DIGITS_USUAL
+
 MICRO = 1_000_000
 NANO = 1_000_000_000
 ANY_MODEL = "*"
 ENDLESS = 2**53 - 1
 ONE = Decimal(1)
 ONE_NANO = ONE.scaleb(-9)
-
-# Decimals of a currency's minor unit where they are not two (ISO 4217, table A.1).
-MINOR_DIGITS: Mapping[str, int] = {
-    **dict.fromkeys(
-        ("BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG", "RWF", "UGX", "UYI", "VND", "VUV",
-         "XAF", "XOF", "XPF"),
-        0,
-    ),
-    **dict.fromkeys(("BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"), 3),
-    **dict.fromkeys(("CLF", "UYW"), 4),
-}  # fmt: skip
-MINOR_DIGITS_USUAL = 2
 
 # 2**53 units at a price of 12 decimals have 28 digits and more: never round on the way.
 EXACT = Context(prec=100)

@@ -7,14 +7,35 @@ Days are UTC days and spans are half-open: a subscription that starts on the 1st
 from __future__ import annotations
 
 from calendar import monthrange
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 
 from gateway.errors import Conflict
 
-MONTHS = {"monthly": 1, "annual": 12}
+MONTHS = {"monthly": 1, "quarterly": 3, "annual": 12}
+# The end of a subscription that renews until somebody ends it.
+NO_END = date.max
+ADVANCE, ARREARS = "advance", "arrears"
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What was agreed of a subscription besides its plan, the same for all its segments.
+
+    `billing` says when the fee of a cycle falls due as one; None is each day once it is over. Days before
+    `trial_end` are free, days before `discount_end` cost so much less (None: all days). What a cycle
+    comes to is at least `minimum_commitment`.
+    """
+
+    billing: str | None = None
+    trial_end: date | None = None
+    discount_rate: Decimal | None = None
+    discount_end: date | None = None
+    minimum_commitment: Decimal | None = None
+
+
+AGREED_NOTHING = Terms()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +52,21 @@ class Segment:
     start: date
     end: date
     id: int = 0
+    terms: Terms = AGREED_NOTHING
+
+    def is_free(self, day: date) -> bool:
+        """Whether the day is one of its trial."""
+        return self.terms.trial_end is not None and day < self.terms.trial_end
+
+    def discount_of(self, day: date) -> Decimal:
+        """The fraction of the day's fee that is not to be paid."""
+        ends = self.terms.discount_end
+        return (self.terms.discount_rate or Decimal(0)) if ends is None or day < ends else Decimal(0)
+
+    def term_of(self, day: date) -> tuple[date, date]:
+        """The days of a day's cycle that are its own."""
+        first, following = cycle_of(self.anchor, self.interval, day)
+        return max(first, self.start), min(following, self.end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,26 +92,6 @@ class Subscription:
         return self.current.end
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A part of a segment within one cycle; both spans are half-open."""
-
-    start: date
-    end: date
-    cycle_start: date
-    cycle_end: date
-
-    @property
-    def days(self) -> int:
-        """Days of the piece."""
-        return (self.end - self.start).days
-
-    @property
-    def cycle_days(self) -> int:
-        """Days of the whole cycle."""
-        return (self.cycle_end - self.cycle_start).days
-
-
 def midnight(day: date) -> datetime:
     """Return the UTC moment a day begins."""
     return datetime(day.year, day.month, day.day, tzinfo=UTC)
@@ -99,20 +115,15 @@ def cycle_of(anchor: date, interval: str, day: date) -> tuple[date, date]:
     return boundary(anchor, interval, cycles), boundary(anchor, interval, cycles + 1)
 
 
-def pieces(segment: Segment, since: date, until: date) -> list[Piece]:
-    """Cut the part of a segment from `since` to `until` at its cycles."""
-    at, end = max(segment.start, since), min(segment.end, until)
-    found = []
-    while at < end:
-        first, following = cycle_of(segment.anchor, segment.interval, at)
-        found.append(Piece(at, min(end, following), first, following))
-        at = following
-    return found
-
-
 def begin(plan_id: int, interval: str, cost: Decimal, start: date, end: date) -> Subscription:
     """Start a subscription; its cycles count from its first day."""
     return Subscription((Segment(plan_id, interval, cost, start, start, end),))
+
+
+def agree(subscription: Subscription, terms: Terms) -> Subscription:
+    """The same by what was agreed besides."""
+    segments = tuple(replace(segment, terms=terms) for segment in subscription.segments)
+    return replace(subscription, segments=segments)
 
 
 def change_now(subscription: Subscription, plan_id: int, cost: Decimal, today: date) -> Subscription:
@@ -154,23 +165,6 @@ def advance(subscription: Subscription, cost: Decimal, today: date) -> Subscript
     if at is None or plan_id is None or at > today:
         return subscription
     return _split(subscription, plan_id, cost, at)
-
-
-def covered(spans: Iterable[tuple[date, date, int]]) -> tuple[tuple[date, date], ...]:
-    """Return the days that signed spans (start, end, +1 or -1) leave covered, as spans that do not touch."""
-    changes: dict[date, int] = {}
-    for start, end, sign in spans:
-        changes[start] = changes.get(start, 0) + sign
-        changes[end] = changes.get(end, 0) - sign
-    found: list[tuple[date, date]] = []
-    depth, began = 0, date.min
-    for day in sorted(changes):
-        before, depth = depth, depth + changes[day]
-        if before <= 0 < depth:
-            began = day
-        elif depth <= 0 < before:
-            found.append((began, day))
-    return tuple(found)
 
 
 def status(start: date, end: date, today: date) -> str:

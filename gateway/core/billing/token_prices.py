@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from gateway.core.billing.cost import KINDS, Vector, filled
 from gateway.core.billing.pricing import ANY_MODEL, NANO, Pricing, TokenPrice
+from gateway.core.billing.vector import KINDS, Vector, filled
 
 # Of all services together: whoever calls may name any model.
 MODELS_REMEMBERED_MAX: Final = 4_096

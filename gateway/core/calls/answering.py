@@ -7,14 +7,17 @@ name and a separator is that model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
-from gateway.core.billing.cost import Vector, cost_nano
+from gateway.core.billing.cost import cost_nano
+from gateway.core.billing.vector import Vector
 
 SEPARATORS: Final = frozenset("-@:")
 
 
-class Priced(NamedTuple):
+@dataclass(slots=True)
+class Priced:
     """A model's price, None where nobody says one; `stands_in` where it is another model's, as configured."""
 
     model: str

@@ -13,6 +13,10 @@ from gateway.core.model import Family
 BYTES_PER_TOKEN = 3  # on the careful side: English is nearer 4, so a hold covers its input
 
 
+# What a number has more of beyond a whole one counts; of less than a third of it nothing is left by rounding.
+_INEXACT = 1e-6
+
+
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """The largest numbers a request may state and a meter will believe or keep."""
@@ -72,7 +76,13 @@ class Call:
     @property
     def input_estimate(self) -> int:
         """Input tokens by size: by the mean that was learned, on the careful side before that."""
-        return math.ceil(round(self.input_bytes * self.input_tokens_per_byte, 6)) + self.blob_tokens
+        return _whole(self.input_bytes * self.input_tokens_per_byte) + self.blob_tokens
+
+    @property
+    def most(self) -> int:
+        """The most tokens the call can use, if its upstream keeps to its maximum; 0: nobody estimated."""
+        output = self.output_ceiling if self.output_max is None else self.output_max
+        return self.input_ceiling + output * self.choices if self.input_ceiling else 0
 
     def take_body(self) -> bytes:
         """The body to send, written for the last time; the document is let go."""
@@ -84,6 +94,15 @@ class Call:
             # A prompt may have to be counted at the end of the answer.
             self.body = body if self.tokens_of is not None and len(body) <= PROMPT_BYTES_MAX else b""
         return body
+
+
+def _whole(tokens: float) -> int:
+    """The next whole number above, but for what is no more than an inexact product."""
+    whole = int(tokens)
+    beyond = tokens - whole
+    if beyond > _INEXACT:
+        return whole + 1
+    return math.ceil(round(tokens, 6)) if beyond > _INEXACT / 3 else whole
 
 
 def input_tokens(call: Call) -> int:

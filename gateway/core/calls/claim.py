@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from gateway.core.billing.cost import NO_COUNTS
 from gateway.core.billing.pricing import ENDLESS
-from gateway.core.billing.rate import Asks, TokenRate, dearest_rate
+from gateway.core.billing.rate import Asks, TokenRate, dearest_kinds, dearest_rate, prices_within
+from gateway.core.billing.vector import NO_COUNTS
 from gateway.core.blobs import named_tokens
 from gateway.core.calls.call import Call
 from gateway.core.calls.estimate import Estimate
@@ -28,7 +28,7 @@ def dearest_of(service: Service, vectors: Vectors, estimate: Estimate, call: Cal
     """The most a call could cost by its tokens; None where they do not set the price."""
     if not vectors:
         return None
-    asks = asks_of(call, vectors)
+    asks = asks_of(call, vectors, estimate.read)
     return dearest_rate(vectors, estimate.read, asks, factor_of(service), in_money=is_in_money(service))
 
 
@@ -54,16 +54,25 @@ def output_bound(rate: TokenRate | None, call: Call, estimate: Estimate, decisio
     return None if most >= ENDLESS else max(1, (most - estimate.read) // call.choices)
 
 
-def asks_of(call: Call, vectors: Vectors) -> Asks:
-    """Which prices a call may have, by its body as it is sent; all of them where that is not there."""
+def asks_of(call: Call, vectors: Vectors, read: int = ENDLESS) -> Asks:
+    """Which prices a call may have that reads so many tokens, by its body as it is sent; where that is not
+    there, all of them. What makes no call of these prices dearer is not looked for.
+    """
     body, document = call.body, call.document
     if document is None:
         return Asks()
-    tier = document.get("service_tier")
+    caches = blobs = sound = tiers = tools = False
+    for one in vectors:
+        tiers, tools = tiers or bool(one.service_tiers), tools or bool(one.tools)
+        for prices in prices_within(one, read):
+            dearest = dearest_kinds(prices)
+            caches, blobs = caches or dearest.caches > dearest.text, blobs or dearest.blobs > dearest.text
+            sound = sound or dearest.sound > dearest.written
+    tier = document.get("service_tier") if tiers else None
     return Asks(
-        caches=_CACHE in body,
-        blobs=call.blob_tokens > 0 or bool(call.named) or named_tokens(body) > 0,
-        sound=any(word in body for word in _SOUND),
-        tiers=not (isinstance(tier, str) and tier in _PLAIN_TIERS),
-        tools=uses_of(call, document, priced_tools(vectors)),
+        caches and _CACHE in body,
+        blobs and (call.blob_tokens > 0 or bool(call.named) or named_tokens(body) > 0),
+        sound and any(word in body for word in _SOUND),
+        tiers and not (isinstance(tier, str) and tier in _PLAIN_TIERS),
+        uses_of(call, document, priced_tools(vectors)) if tools else None,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final
 
 from gateway.core.blobs import named_tokens
 from gateway.core.calls.call import BYTES_PER_TOKEN, Call
@@ -32,7 +32,8 @@ CEILING = 65_536
 MODEL_CEILINGS: dict[str, int] = {prefix: most for one in ALL for prefix, most in one.ceilings.items()}
 
 
-class Estimate(NamedTuple):
+@dataclass(slots=True)
+class Estimate:
     """What a call may use, in tokens: `need` what is likely, `ceiling` the most, `read` of it the input.
 
     `least` is the input's most and one token of each answer, 0 where the call states its maximum.
@@ -44,7 +45,7 @@ class Estimate(NamedTuple):
     read: int = 0
 
 
-NO_ESTIMATE = Estimate()
+NO_ESTIMATE: Final = Estimate()
 
 
 @dataclass(slots=True)

@@ -52,9 +52,13 @@ class ServiceRules:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamTarget:
-    """Where a route is forwarded to. `headers` carry the upstream's own credential."""
+    """Where a route is forwarded to. `headers` carry the upstream's own credential.
+
+    `limits` says whom it refuses by limits of its own: its whole `account`, or the `caller` alone.
+    """
 
     name: str
     base_url: str
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     ca_file: str | None = None
+    limits: str = "account"

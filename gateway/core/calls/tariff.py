@@ -6,21 +6,39 @@ The same rule prices an estimate, for the hold, and what was really used.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
-from gateway.core.billing.cost import SAME, Factor, Vector, cost_nano
+from gateway.core.accounts.definitions import Negotiated
+from gateway.core.billing.cost import cost_nano
 from gateway.core.billing.pricing import ENDLESS, NO_PRICING, Pricing, whole_credits
 from gateway.core.billing.rate import TokenRate, usual_rate
 from gateway.core.billing.token_prices import dearest, token_price
+from gateway.core.billing.vector import SAME, Factor, Vector
 from gateway.core.model import INTEGER_MAX, Observed, Service
 from gateway.errors import ModelNotPriced
 
+SUBSCRIPTION = "subscription"
 CONSUMPTION = "consumption"
 PAY_PER_USE = "pay_per_use"
 
 # The prices of the models that may answer a call, the asked one's first; none where no token has a price.
 Vectors = Sequence[Vector]
 UNPRICED: Final[tuple[Vector, ...]] = ()
+
+
+def as_negotiated(base: Service, negotiated: Negotiated | None) -> Service:
+    """A service of the catalogue as an organization has it, that has negotiated this of it."""
+    meter = (negotiated and negotiated.meter) or base.meter
+    service = replace(base, meter=meter, counts_tokens=base.counts_tokens or meter == SUBSCRIPTION)
+    if negotiated is None:
+        return service
+    pricing = negotiated.pricing
+    if pricing is None:
+        # Units at tiers become units at credits, which an organization always negotiates.
+        flat = meter == CONSUMPTION and bool(base.pricing.tiers)
+        pricing = NO_PRICING if flat and base.meter != meter else base.pricing
+    return replace(service, credits=negotiated.credits, pricing=pricing)
 
 
 def misfit(meter: str, one_time: bool, pricing: Pricing) -> tuple[str, str] | None:
@@ -111,12 +129,17 @@ def covered(counts: bool, rate: TokenRate | None, tokens: int, credits_: int) ->
     return most if rate is None else min(most, rate.covered(credits_))
 
 
-def extended(observed: Observed, tokens: int, credits_: int) -> None:
-    """Note what the hold of a live call is now, in tokens of its quota and in credits."""
+def extended(
+    observed: Observed, tokens: int, credits_: int, money: int = ENDLESS, raw_tokens: int = ENDLESS
+) -> None:
+    """Note what the hold of a live call is now: in tokens of its quota, credits, and of budgets."""
     counts = observed.counts
     if observed.weights is not None:
         observed.quota, counts = tokens, False
-    observed.held = covered(counts, observed.rate, tokens, credits_)
+    held = covered(counts, observed.rate, tokens, credits_)
+    if observed.money_rate is not None:
+        held = min(held, observed.money_rate.paid(money))
+    observed.held = min(held, raw_tokens) if observed.counts_raw else held
 
 
 def charge_of(

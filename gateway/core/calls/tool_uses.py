@@ -23,6 +23,7 @@ TOOL_USES_MAX: Final = 1_000_000
 _SEARCH_FIELDS: Final = ("web_search_options", "plugins")
 _SEARCH_PARAMETERS: Final = "search_parameters"
 _SEARCHING_MODELS: Final = ("search", "sonar", ":online")
+MODELS_REMEMBERED_MAX: Final = 4_096
 # Where a provider keeps tools that a body names by an id: any of them may be there.
 _KEPT: Final = ("cachedContent", "cached_content")
 # Tools that are the client's own, whatever their names.
@@ -40,26 +41,31 @@ def uses_of(call: Call, document: Document, priced: Collection[str]) -> dict[str
     shape = SHAPES.get(call.meter)
     if not priced or shape is None:
         return found
+    tools, searches, names_kept = _tools(document), _searches(call, document), _names_kept(document)
+    if not tools and not searches and not names_kept:
+        return found
     total = document.get(shape.uses) if shape.uses else None
-    for tool in _tools(document):
+    for tool in tools:
         said = _said(tool)
         uses = _uses(tool.get(shape.tool_uses) if shape.tool_uses else total)
         for name in priced:
             if _plain(name) in said:
                 found[name] = min(found.get(name, 0) + uses, TOOL_USES_MAX)
-    searches = _searches(call, document)
     for name in priced:
         if searches and "search" in name and "file" not in name:
             found.setdefault(name, searches)
-        if _names_kept(document):
+        if names_kept:
             found.setdefault(name, _uses(total))
     return found
 
 
 def limit_uses(call: Call, vectors: Vectors) -> None:
     """Write the ceiling into a call of priced tools that states no maximum, where its API has a field."""
-    document, priced, shape = call.document, priced_tools(vectors), SHAPES.get(call.meter)
-    if document is None or not priced or shape is None:
+    document, shape = call.document, SHAPES.get(call.meter)
+    if document is None or shape is None or not (shape.uses or shape.tool_uses):
+        return
+    priced = priced_tools(vectors)
+    if not priced:
         return
     if shape.uses and document.get(shape.uses) is None and uses_of(call, document, priced):
         document[shape.uses] = TOOL_USES
@@ -88,11 +94,26 @@ def _searches(call: Call, document: Document) -> int:
         return _uses(stated)
     if any(document.get(field) is not None for field in _SEARCH_FIELDS):
         return TOOL_USES
-    for model in (call.model, *call.models_beside):
-        name = model.lower()
-        if any(word in name for word in _SEARCHING_MODELS):
+    if _may_search(call.model):
+        return TOOL_USES
+    for model in call.models_beside:
+        if _may_search(model):
             return TOOL_USES
     return 0
+
+
+def _may_search(model: str) -> bool:
+    """Whether a model searches by itself; remembered for up to `MODELS_REMEMBERED_MAX` names."""
+    found = _searching.get(model)
+    if found is None:
+        name = model.lower()
+        if len(_searching) >= MODELS_REMEMBERED_MAX:
+            _searching.clear()
+        found = _searching[model] = any(word in name for word in _SEARCHING_MODELS)
+    return found
+
+
+_searching: Final[dict[str, bool]] = {}
 
 
 def _names_kept(document: Document) -> bool:

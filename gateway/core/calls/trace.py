@@ -17,7 +17,14 @@ IDS_BYTES = 16 + 4 * 8
 SAMPLED, RANDOM = 1, 2
 
 _FIELD = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
-_NO_TRACE, _NO_SPAN = bytes(16), bytes(8)
+_NO_TRACE, _NO_SPAN = b"0" * 32, b"0" * 16
+# How the field begins as nearly everybody writes it, and what comes behind that: two ids and flags.
+_USUAL_OPENINGS = frozenset(
+    {b"traceparent: 00-", b"Traceparent: 00-", b"traceparent:00-", b"Traceparent:00-"}
+)
+_USUAL_REST_BYTES = 32 + 1 + 16 + 1 + 2
+_DIGITS = b"0123456789abcdef"
+_DASH = ord("-")
 
 
 class Parent(NamedTuple):
@@ -80,13 +87,36 @@ def read_parent(values: list[bytes]) -> Parent | None:
 
     Source: W3C Trace Context, 3.2. A version above 00 may say more behind what is known.
     """
+    match = _match(values)
+    if match is None:
+        return None
+    trace_id, span_id = bytes.fromhex(match[2].decode()), bytes.fromhex(match[3].decode())
+    return Parent(trace_id, span_id, int(match[4], 16) & (SAMPLED | RANDOM))
+
+
+def read_trace_id(values: list[bytes]) -> str:
+    """The id of the caller's trace in hex by the same fields; empty unless there is one valid field."""
+    match = _match(values)
+    return "" if match is None else match[2].decode()
+
+
+def read_usual_line(line: bytes) -> str:
+    """The id of the trace by one field line, where that is a `traceparent` in its usual form; else empty."""
+    at = len(line) - _USUAL_REST_BYTES
+    if at < 0 or line[:at] not in _USUAL_OPENINGS:
+        return ""
+    rest = line[at:]
+    if rest.translate(None, _DIGITS) != b"--" or rest[32] != _DASH or rest[49] != _DASH:
+        return ""
+    trace_id = rest[:32]
+    return "" if trace_id == _NO_TRACE or rest[33:49] == _NO_SPAN else trace_id.decode()
+
+
+def _match(values: list[bytes]) -> re.Match[bytes] | None:
     match = _FIELD.fullmatch(values[0].strip()) if len(values) == 1 else None
     if match is None or match[1] == b"ff" or (match[1] == b"00" and match[5]):
         return None
-    trace_id, span_id = bytes.fromhex(match[2].decode()), bytes.fromhex(match[3].decode())
-    if trace_id == _NO_TRACE or span_id == _NO_SPAN:
-        return None
-    return Parent(trace_id, span_id, int(match[4], 16) & (SAMPLED | RANDOM))
+    return None if match[2] == _NO_TRACE or match[3] == _NO_SPAN else match
 
 
 def begin_trace(parent: Parent | None, recorded: bool, ids: bytes) -> Trace:

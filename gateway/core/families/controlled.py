@@ -24,13 +24,17 @@ MODEL_LISTS = (
     "context_window_fallback_dict",
     "default_fallbacks",
 )
-# By which such an upstream sends a call elsewhere, with another credential, or makes another call of it.
+# By which such an upstream sends a call elsewhere, with another credential, or makes another call of it: what
+# is in such a field takes the place of fields that were read here.
 ELSEWHERE = frozenset(
     {
         "api_base", "base_url", "api_key", "api_version", "custom_llm_provider", "deployment_id",
-        "model_list", "preset", "extra_body", "extra_headers", "extra_query",
+        "model_list", "preset", "extra_body", "extra_headers", "extra_query", "litellm_params", "user_config",
+        "router_settings_override", "additional_drop_params", "providerOptions", "provider_options",
     }
 )  # fmt: skip
+OF_EVERY_FAMILY = (*MODEL_LISTS, *ELSEWHERE)
+_OF_EVERY_FAMILY = frozenset(OF_EVERY_FAMILY)
 MODELS_MAX = 64
 MODEL_CHARACTERS_MAX = 256
 USER_CHARACTERS_MAX = 128
@@ -116,6 +120,13 @@ def model_in_path(document: Document, named: str | None) -> str:
 
 def models_beside(document: Document) -> tuple[str, ...]:
     """Every model a list in the body names beside the one that is asked for; nothing else may answer."""
+    names_any = False
+    for field in document:
+        if field in _OF_EVERY_FAMILY:
+            names_any = True
+            break
+    if not names_any:
+        return ()
     for name in document.keys() & ELSEWHERE:
         raise InvalidRequest(f"The field {name} is not accepted: leave it out.", param=name)
     found: list[str] = []
@@ -135,7 +146,10 @@ def stated_user(value: object) -> str:
 
 
 def _named(value: object, param: str) -> Iterator[object]:
-    """A name, a list of names, `{"model": name}`, or `{name: [names]}`; anything else is refused."""
+    """A name, a list of names, `{"model": name}`, or `{name: [names]}`; anything else is refused.
+
+    Beside a name nothing may stand: an upstream would take it in place of what the call itself says.
+    """
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list):
         raise _mistyped(param, "a list of names of models")
@@ -145,6 +159,8 @@ def _named(value: object, param: str) -> Iterator[object]:
         elif not isinstance(item, dict):
             raise _mistyped(param, "a list of names of models")
         elif "model" in item:
+            if len(item) > 1:
+                raise InvalidRequest(f'{param}: beside "model" nothing may stand in an entry.', param=param)
             yield item["model"]
         else:
             for name, others in item.items():

@@ -53,14 +53,14 @@ class Shape:
 class Objects:
     """Objects the family's upstreams keep, and where their ids stand.
 
-    `collections` are their paths behind a version; with `by_path` an id is its path there. A body without
-    any of `marks` names none in what was said. `add` finds what a field of a body names, `is_free` says
-    that a caller's model wrote a field, `chosen` that a body chooses a name. `told` has the ids an answer
-    tells of; without any of the bytes `tell` it tells of none.
+    `collections` are their paths behind a version; with `by_path` an id is its path there. A body that
+    `may_name` none names none in what was said. `add` finds what a field of a body names, `is_free` says that
+    a caller's model wrote a field, `chosen` that a body chooses a name. `told` has the ids an answer tells
+    of; without any of the bytes `tell` it tells of none.
     """
 
     collections: tuple[str, ...]
-    marks: tuple[re.Pattern[bytes], ...]
+    may_name: Callable[[bytes], bool]
     add: Callable[[str, object, Document, list[object]], None]
     told: Callable[[Document], Iterator[str]]
     is_free: Callable[[str, Document], bool] = lambda name, holder: False

@@ -6,7 +6,8 @@ import re
 
 from gateway.core.families.controlled import Document
 
-ID_MARKS = (re.compile(rb'_[iI][dD][sS]?":'), re.compile(rb'"[iI][dD]":'))  # found by their first byte
+# What stands behind every name is looked for, and then at what is before it: that is one pass.
+_ID_MARK = re.compile(rb'":(?:(?<=_[iI][dD]":)|(?<=_[iI][dD][sS]":)|(?<="[iI][dD]":))')
 # These name an object where a text stands; an object with an id names it as any id does.
 _NAMES = frozenset({"conversation", "container", "training_file", "validation_file"})
 # What ends like the name of an object and is none: what callers number themselves, and what is public.
@@ -27,6 +28,11 @@ _WHOLE = {
     "tool_use": "input", "server_tool_use": "input", "mcp_tool_use": "input",
 }  # fmt: skip
 _UNTYPED = ("content", "function")  # a message, or a call of a function, that does not say its type
+
+
+def may_name_ids(body: bytes) -> bool:
+    """Whether a body has a name that ends like an id's, in any case: `…_id":`, `…_ids":` or `"id":`."""
+    return _ID_MARK.search(body) is not None
 
 
 def add_ids(name: str, inside: object, holder: Document, found: list[object]) -> None:

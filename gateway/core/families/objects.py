@@ -32,7 +32,7 @@ _PLAIN_OF_TOOL = frozenset(
         "functionDeclarations", "function_declarations",
     }
 )  # fmt: skip
-# Names at the top that hold what was said: looked through only if a body holds one of the marks below.
+# Names at the top that hold what was said: looked through only if a body `may_name` something.
 _SAID = frozenset(
     {"messages", "input", "contents", "instructions", "system", "systemInstruction", "system_instruction"}
 )
@@ -79,11 +79,14 @@ def named(family: Family, body: bytes, document: Document) -> tuple[str, ...]:
     objects = FAMILIES[family].objects
     if objects is None:
         return ()
-    passed = _PLAIN if any(mark.search(body) for mark in objects.marks) else _PLAIN_OR_SAID
+    passed = _PLAIN if objects.may_name(body) else _PLAIN_OR_SAID
     asked = {name: value for name, value in document.items() if name not in passed}
     tools = asked.get("tools")
     if isinstance(tools, list):
         asked["tools"] = [one for one in tools if not isinstance(one, dict) or one.keys() - _PLAIN_OF_TOOL]
+    plugins = asked.get("plugins")
+    if isinstance(plugins, list):  # OpenRouter's: the id of one is its name
+        asked["plugins"] = [_without_id(one) if isinstance(one, dict) else one for one in plugins]
     if not asked:
         return ()
     all_found: list[object] = []
@@ -95,6 +98,10 @@ def named(family: Family, body: bytes, document: Document) -> tuple[str, ...]:
     if len(found) > NAMED_MAX:
         raise InvalidRequest(f"The request names more than {NAMED_MAX} stored objects.")
     return tuple(found)
+
+
+def _without_id(plugin: Document) -> Document:
+    return {name: value for name, value in plugin.items() if name != "id"}
 
 
 def chosen_name(family: Family, document: Document) -> str | None:

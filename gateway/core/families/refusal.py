@@ -14,7 +14,8 @@ from http import HTTPStatus
 import msgspec
 
 from gateway import errors
-from gateway.core.accounts.limits import refusal_headers
+from gateway.core.accounts.budgets import UNIT_OF, shown, shown_amount
+from gateway.core.accounts.limits import budget_headers, refusal_headers
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import Decision, Family, LimitKind, Scope, Verdict
 from gateway.errors import Refusal
@@ -29,7 +30,7 @@ _HELD = {int(LimitKind.CREDITS): "organization's credits", int(LimitKind.SPEND):
 def from_decision(decision: Decision) -> Refusal:
     """Return the refusal a decision stands for: which limit, how much is used, until when."""
     refusal = _MAKERS[decision.verdict](decision)
-    refusal.fields = tuple(refusal_headers(decision))
+    refusal.fields = (*refusal_headers(decision), *budget_headers(decision))
     if decision.scope:
         refusal.scope = Scope(decision.scope).name.lower()
     return refusal
@@ -108,7 +109,35 @@ def _quota_exceeded(decision: Decision) -> Refusal:
     )
 
 
+def _budget_exceeded(decision: Decision) -> Refusal:
+    wait = _wait_s(decision)
+    state = "It is used up" if decision.used >= decision.limit else "Too little is left for this request"
+    when = f"{state}{_until(decision)}, when it begins again." if wait else f"{state}. It never begins again."
+    return errors.BudgetExceeded(
+        f"{_of_budget(decision)} are used. {when}",
+        retry_after_s=wait,
+        retry_helps=wait is not None and wait < RETRY_HELPS_S,
+    )
+
+
+def _of_budget(decision: Decision) -> str:
+    """How much of a budget is used: `Budget "research": 12.5 of 20 USD`."""
+    window = decision.budget
+    if window is None:
+        return f"Budget: {decision.used} of {decision.limit}"
+    unit = UNIT_OF[window.unit]
+    used, limit = shown_amount(unit, decision.used), shown(unit, decision.limit, window.currency)
+    return f'Budget "{window.name}": {used} of {limit}'
+
+
 def _quota_held(decision: Decision) -> Refusal:
+    if decision.kind == LimitKind.BUDGET:
+        return errors.QuotaHeld(
+            f"{_of_budget(decision)} are used. "
+            "Calls in flight hold what remains until they end. Try again in 1 s.",
+            retry_after_s=1,
+            retry_helps=True,
+        )
     what = _HELD.get(decision.kind, "tenant's tokens")
     counted = "held" if decision.kind == LimitKind.CREDITS else "used"
     used, limit = _amount(decision, decision.used), _amount(decision, decision.limit)
@@ -160,4 +189,5 @@ _MAKERS: dict[Verdict, Callable[[Decision], Refusal]] = {
     Verdict.QUOTA_HELD: _quota_held,
     Verdict.INSUFFICIENT_CREDITS: _insufficient_credits,
     Verdict.SPEND_CAP_REACHED: _spend_cap_reached,
+    Verdict.BUDGET_EXCEEDED: _budget_exceeded,
 }

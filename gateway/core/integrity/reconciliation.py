@@ -15,12 +15,19 @@ from gateway.core.integrity.verified import AccountHead
 
 
 class Kind(StrEnum):
-    """How an account differs. Lag alone is no fault: it is what has not been stored yet."""
+    """How an account differs. Lag alone is no fault: it is what has not been stored yet.
+
+    Nor is a full window of a budget: both sides agree that it counts no further.
+    """
 
     LAG = "lag"
     GAP = "gap"
     EXCESS = "excess"
     DRIFT = "drift"
+    FULL = "full"
+
+
+NO_FAULTS = frozenset({Kind.LAG, Kind.FULL})
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +94,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Reconciled:
-    """What comparing came to. Drifts are sums of absolute differences; spend counts in neither."""
+    """What comparing came to. Drifts are sums of absolute differences; spend and budgets count in neither."""
 
     checked: int
     pending: int
@@ -105,8 +112,13 @@ class Reconciled:
 
     @property
     def faults(self) -> tuple[Item, ...]:
-        """What is really wrong: everything but lag."""
-        return tuple(item for item in self.items if item.kind != Kind.LAG)
+        """What is really wrong: everything but lag and what is full."""
+        return tuple(item for item in self.items if item.kind not in NO_FAULTS)
+
+    def joined(self, more: Reconciled) -> Reconciled:
+        """Both together."""
+        checked, pending = self.checked + more.checked, self.pending + more.pending
+        return Reconciled(checked, pending, self.items + more.items)
 
     def _sum(self, prefix: str) -> int:
         return sum(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.core.accounts.facts import UNKNOWN_BYTES_MAX
-from gateway.core.billing.cost import Counts
+from gateway.core.billing.vector import Counts
 from gateway.core.model import Usage
 
 NAME_CHARACTERS_MAX = 128
@@ -18,12 +18,13 @@ class Detail:
 
     `cache_write` are those with the short lifetime. `tools` counts uses of the provider's tools by
     name. `unknown` is the last report of use that says something nobody here knows, a JSON object, empty
-    where that is too long to keep; `says_more` that there was one.
+    where that is too long to keep; `says_more` that there was one. `retry_s` is after how many seconds a
+    refusal says to try again.
     """
 
     __slots__ = (
         "_believed", "_parts", "audio_input", "audio_output", "cache_write", "cache_write_1h", "image_input",
-        "image_output", "model", "says_more", "service_tier", "tools", "unknown",
+        "image_output", "model", "retry_s", "says_more", "service_tier", "tools", "unknown",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -33,6 +34,7 @@ class Detail:
         self.tools: dict[str, int] = {}
         self.unknown = b""
         self.says_more = False
+        self.retry_s = 0.0
         self._parts: dict[tuple[str, str], int] = {}
         self._believed = (0, 0, 0, 0, 0, 0)
 

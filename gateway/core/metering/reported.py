@@ -19,13 +19,6 @@ NO_COUNT: Final = -1  # what stands where a number should: whoever takes it coun
 _SAYS_NOTHING = frozenset({b"null", b"0", b"0.0", b"false", b'""', b"{}", b"[]"})
 
 
-class Report(msgspec.Struct, forbid_unknown_fields=True):
-    """What a documented shape of a report is made from: every field may be missing.
-
-    A field of any type is documented, and nothing is counted by it.
-    """
-
-
 class Reports(Generic[T]):
     """Read reports of one documented shape."""
 

@@ -1,7 +1,9 @@
-"""Who calls, what is served and at which terms, as Redis has it, cached briefly.
+"""Who calls, what is served and at which terms, as Redis has it, cached.
 
-An identity lives less than a second here, found or not, so a revoked or new credential counts within one;
-its organization's terms are read with it, so a new price or subscription does too.
+An identity and its organization's terms live here for less than a second, and as long again and again while
+Redis tells what changes, without being read. So a revoked or new credential counts within a second, a new
+price or subscription too, and many callers in turn cost little more than one. Who was looked up or
+renewed longest ago makes room for a newcomer, one for one: nobody's renewal and no guess makes anybody go.
 That a credential is unknown may be said only by a verified Redis: otherwise nobody knows. While it
 cannot say anything, callers it knew before are still known where their tenant has a lease.
 """
@@ -10,20 +12,27 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from gateway.core.billing.cost import BASE_CURRENCY, Vector
+from gateway.core.accounts.budgets import Asked, Budget
+from gateway.core.accounts.call_budgets import CallBudgets, KnownBudgets
 from gateway.core.billing.stand_ins import NO_STAND_INS, StandIns
-from gateway.core.model import Caller, Service
-from gateway.core.wait import Wait, in_task
+from gateway.core.billing.vector import BASE_CURRENCY, Vector
+from gateway.core.calls.call import Call
+from gateway.core.model import Attribution, Caller, Service
+from gateway.core.wait import in_task
+from gateway.counters.admission.changes import NEVER, Changes, Reading
+from gateway.counters.admission.known import Known, keep
 from gateway.counters.admission.prices import Prices, unheard
 from gateway.counters.admission.stored import decode_catalogue, decode_identity
 from gateway.counters.admission.terms import Terms
 from gateway.counters.admission.weighing import Weighing
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.redis import keys
-from gateway.counters.redis.wire import Reply, Wire, encode
+from gateway.counters.redis.calls import Reply
+from gateway.counters.redis.wire import Wire, encode
 from gateway.errors import CountersUnavailable, InvalidApiKey
 
 IDENTITY_S = 0.8  # with the way to Redis, a change counts within a second
@@ -58,6 +67,7 @@ class Directory:
         self.stand_ins: StandIns = NO_STAND_INS
         self.prices = Prices(wire, log)
         self.weighing = Weighing()
+        self._budgets = KnownBudgets()
         # Whether a keeper has compared this very Redis with PostgreSQL, as of the last look.
         self.verified = False
         self._wire, self._clock, self._today = wire, clock, today
@@ -67,11 +77,10 @@ class Directory:
         self._allowances = allowances if allowances is not None else Allowances(clock)
         self._stale_s = stale_s
         self._identities_max, self._unknown_max = identities_max, unknown_max
-        # Until when an entry is fresh, monotonic, and when its key expires, in ms (0: never).
-        self._known: dict[str, tuple[Caller, float, int]] = {}
-        # Until when a digest is taken for nobody's, monotonic.
-        self._unknown: dict[str, float] = {}
-        self._terms: dict[int, Terms] = {}
+        self._known: OrderedDict[str, Known] = OrderedDict()
+        self._unknown: OrderedDict[str, float] = OrderedDict()  # until when, monotonic
+        self._terms: OrderedDict[int, Terms] = OrderedDict()
+        self._changes = Changes(wire, self._changed)
 
     def service(self, key: str) -> Service | None:
         """The service of a key, None if there is none; CountersUnavailable before the first catalogue."""
@@ -95,6 +104,27 @@ class Directory:
             raise CountersUnavailable
         return terms.resolve(service, self._today() * 1000, self._meters) if service is not None else None
 
+    def budgets(self, caller: Caller, service_id: int, said: Attribution, call: Call) -> CallBudgets | None:
+        """The budgets that a call takes from, None where it takes from none; CountersUnavailable: unknown."""
+        terms = self._terms.get(caller.organization_id)
+        if terms is None:
+            raise CountersUnavailable
+        budgets = terms.budgets
+        if budgets is None:
+            return None
+        asked = budgets.asked(caller, service_id, said, call)
+        found = self._budgets.find(budgets, asked, int(self._today() * 1000))
+        return found if found.accounts else None
+
+    def budgets_of(self, caller: Caller, said: Attribution) -> list[tuple[str, Budget]]:
+        """The budgets that this caller's calls may take from, whatever they ask for, with their accounts."""
+        terms = self._terms.get(caller.organization_id)
+        if terms is None or terms.budgets is None:
+            return []
+        user = caller.acts_for(said.user)
+        asked = Asked(caller.tenant_id, caller.key_id, 0, user, said.project_id, (), said.session)
+        return terms.budgets.of_caller(asked)
+
     def price(self, caller: Caller, model: str, ago_s: float, own: bool = False) -> Vector | None:
         """What a model cost so many seconds ago, in the organization's currency, else in that of the base.
 
@@ -114,21 +144,22 @@ class Directory:
         return self.price(caller, other, ago_s, own) if other else None
 
     def cached(self, digest: str) -> Caller | None:
-        """The caller of a digest looked up a moment ago, or None."""
-        entry = self._known.get(digest)
-        if entry is None or entry[1] < self._clock():
+        """The caller of a digest looked up a moment ago, or not changed since, or None."""
+        known = self._known.get(digest)
+        if known is None or (known.fresh < self._clock() and not self._renewed(digest, known)):
             return None
-        return entry[0]
+        return known.caller
 
     async def identify(self, digest: str) -> Caller:
         """The caller of a digest; InvalidApiKey if there is none, CountersUnavailable if nobody knows."""
-        entry = self._known.get(digest)
-        if entry is not None and entry[1] >= self._clock():
-            return entry[0]
-        if entry is None and self._unknown.get(digest, 0.0) >= self._clock():
+        cached = self.cached(digest)
+        if cached is not None:
+            return cached
+        known = self._known.get(digest)
+        if known is None and self._unknown.get(digest, 0.0) >= self._clock():
             raise InvalidApiKey
         try:
-            caller: Caller | None = await self._look_up(digest, entry[0] if entry is not None else None)
+            caller: Caller | None = await self._look_up(digest, known.caller if known is not None else None)
         except CountersUnavailable:
             if self._wire.available:  # it answers, and will not
                 raise
@@ -138,43 +169,71 @@ class Directory:
             raise CountersUnavailable
         return caller
 
+    def _renewed(self, digest: str, known: Known) -> bool:
+        """Whether who was known is known for as long again, since nothing that was read of it changed."""
+        terms = self._terms.get(known.caller.organization_id)
+        if terms is None or terms.since != known.since:
+            return False
+        fresh = self._changes.hold_until(known.since, IDENTITY_S)
+        if fresh < self._clock() or known.expired(self._today() * 1000):
+            return False
+        known.fresh = fresh
+        self._known.move_to_end(digest)
+        self._terms.move_to_end(known.caller.organization_id)
+        self._allowances.seen(known.caller)
+        return True
+
+    def _changed(self, name: bytes) -> None:
+        """A key of an identity or of terms changed: whoever asks next reads it."""
+        if name.startswith(keys.IDENTITIES):
+            digest = name.removeprefix(keys.IDENTITIES).decode(errors="replace")
+            self._unknown.pop(digest, None)
+            known = self._known.get(digest)
+            if known is not None:
+                known.since, known.fresh = NEVER, min(known.fresh, self._clock() - IDENTITY_S)
+        elif (number := name.removeprefix(keys.TERMS)).isdigit():
+            terms = self._terms.get(int(number))
+            if terms is not None:
+                terms.since = NEVER
+
     async def _look_up(self, digest: str, known: Caller | None) -> Caller | None:
         """The caller of a digest as Redis has it, None where it cannot say; InvalidApiKey for none."""
-        # Who it was is looked up together with the terms: one round trip, but for the first time.
-        asked = self._wire.send(encode(b"GET", keys.identity(digest).encode()))
-        terms = self._ask_terms(known.organization_id) if known is not None else None
-        raw = await asked
+        # Who it was is looked up together with terms that may be others: one round trip, but for the first.
+        asked, terms = self._changes.read(keys.identity(digest).encode()), None
+        if known is not None and not self._holds(known.organization_id):
+            terms = self._ask_terms(known.organization_id)
+        raw, since = await asked.answer()
         if raw is None:
             verified = await self._wire.send(encode(b"GET", keys.VERIFIED.encode()))
             if verified != self._wire.run_id:
                 return None
-            self._remember_unknown(digest)
+            self._known.pop(digest, None)
+            keep(self._unknown, digest, self._clock() + IDENTITY_S, self._unknown_max)
             raise InvalidApiKey
         assert isinstance(raw, bytes)
         found = decode_identity(raw)
         models = frozenset(found.m) if found.m is not None else None
         caller = Caller(found.o, found.t, found.k, found.p, found.u, models, found.h)
-        if known == caller:
-            assert known is not None
+        if known is not None and known == caller:
             caller = known
         if terms is None or known is None or known.organization_id != caller.organization_id:
-            terms = self._ask_terms(caller.organization_id)
-        self._learn(caller.organization_id, await terms)
-        self._remember(digest, caller, found.x)
+            terms = None if self._holds(caller.organization_id) else self._ask_terms(caller.organization_id)
+        if terms is not None:
+            self._learn(caller.organization_id, *await terms.answer())
+        entry = Known(caller, self._clock() + IDENTITY_S, found.x, since)
+        keep(self._known, digest, entry, self._identities_max)
         self._allowances.seen(caller)
         return caller
 
     def _known_before(self, digest: str) -> Caller | None:
         """Who a digest stood for when Redis could last be asked, where that is good enough."""
-        caller, fresh, expires_ms = self._known.get(digest, _NOBODY)
-        if caller is None or fresh + self._stale_s < self._clock():
+        known = self._known.get(digest)
+        if known is None or known.fresh + self._stale_s < self._clock():
             return None
-        if expires_ms and self._today() * 1000 >= expires_ms:
+        if known.expired(self._today() * 1000) or not self._allowances.covers(known.caller):
             return None
-        if not self._allowances.covers(caller):
-            return None
-        self._allowances.seen(caller)  # its lease stays, whatever Redis answers when it is back
-        return caller
+        self._allowances.seen(known.caller)  # its lease stays, whatever Redis answers when it is back
+        return known.caller
 
     async def refresh(self) -> None:
         """Read the catalogue again."""
@@ -192,10 +251,10 @@ class Directory:
         return self.version > 0
 
     async def keep_fresh(self) -> None:
-        """Read catalogue and prices twice a second, until cancelled; what cannot be read stays as it was."""
+        """Read catalogue and prices twice a second and whenever others are told of; else they stay."""
         while True:
             await self._read_catalogue()
-            await asyncio.sleep(CATALOGUE_S)
+            await self._changes.others(CATALOGUE_S)
 
     async def _read_catalogue(self) -> None:
         verified = False
@@ -219,31 +278,22 @@ class Directory:
         self.version = catalogue.version
         self._raw = raw
 
-    def _ask_terms(self, organization_id: int) -> Wait[Reply]:
-        return self._wire.send(encode(b"GET", keys.organization_terms(organization_id).encode()))
+    def _holds(self, organization_id: int) -> bool:
+        """Whether terms that were read, of which there may be 160 KB, are what they are still."""
+        terms = self._terms.get(organization_id)
+        if terms is None or self._changes.hold_until(terms.since, IDENTITY_S) < self._clock():
+            return False
+        self._terms.move_to_end(organization_id)
+        return True
 
-    def _learn(self, organization_id: int, reply: Reply) -> None:
+    def _ask_terms(self, organization_id: int) -> Reading:
+        return self._changes.read(keys.organization_terms(organization_id).encode())
+
+    def _learn(self, organization_id: int, reply: Reply, since: int) -> None:
         """Keep an organization's terms; the same terms stay the same object. Without any, none differ."""
         raw = reply if isinstance(reply, bytes) else b""
-        terms = self._terms.pop(organization_id, None)
+        terms = self._terms.get(organization_id)
         if terms is None or terms.raw != raw:
-            terms = Terms(raw)
-        if len(self._terms) >= self._identities_max:
-            del self._terms[next(iter(self._terms))]
-        self._terms[organization_id] = terms
-
-    def _remember(self, digest: str, caller: Caller, expires_ms: int) -> None:
-        known = self._known
-        if len(known) >= self._identities_max and digest not in known:
-            del known[next(iter(known))]
-        known[digest] = caller, self._clock() + IDENTITY_S, expires_ms
-
-    def _remember_unknown(self, digest: str) -> None:
-        self._known.pop(digest, None)
-        unknown = self._unknown
-        if len(unknown) >= self._unknown_max and digest not in unknown:
-            del unknown[next(iter(unknown))]
-        unknown[digest] = self._clock() + IDENTITY_S
-
-
-_NOBODY: tuple[Caller | None, float, int] = (None, 0.0, 0)
+            terms = Terms(raw, organization_id)
+        terms.since = since
+        keep(self._terms, organization_id, terms, self._identities_max)

@@ -14,7 +14,8 @@ from hashlib import sha256
 from gateway.core.model import Caller
 from gateway.core.wait import Wait
 from gateway.counters.redis import keys
-from gateway.counters.redis.wire import Reply, Wire, encode
+from gateway.counters.redis.calls import Reply
+from gateway.counters.redis.wire import Wire, encode
 
 DIGEST_BYTES = 16
 PARTS = 100
@@ -47,7 +48,7 @@ class Objects:
         ends = await self._wire.send(encode(b"ZMSCORE", name, *map(_digest, ids)))
         assert isinstance(ends, list)
         now = self._unix_seconds()
-        return all(isinstance(end, bytes) and float(end) > now for end in ends)
+        return all(isinstance(end, bytes | float) and float(end) > now for end in ends)
 
     def keep(self, caller: Caller, ids: Sequence[str]) -> Wait[Reply]:
         """Note that these are the caller's organization's, the oldest of too many forgotten."""

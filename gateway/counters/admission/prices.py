@@ -1,16 +1,16 @@
 """What models cost, as Redis has it: the price book of one worker.
 
 Prices that begin later come long before, so each is in force at its time by the worker's own clock, and a
-new one within a second. What cannot be read, or was written by a newer keeper, is told once, and what was
-read before stays in force.
+new one as soon as Redis tells of it, within half a second otherwise. What cannot be read, or was written by a
+newer keeper, is told once, and what was read before stays in force.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from gateway.core.billing.cost import Vector
 from gateway.core.billing.price_book import PriceBook
+from gateway.core.billing.vector import Vector
 from gateway.core.wait import in_task
 from gateway.counters.admission.stored import StoredPrices, decode_prices
 from gateway.counters.redis import keys

@@ -16,7 +16,8 @@ from typing import cast
 from gateway.core.model import Settled, Settlement
 from gateway.core.wait import Wait, in_task
 from gateway.counters.layouts.packing import code_of
-from gateway.counters.redis.wire import Reply, Wire
+from gateway.counters.redis.calls import Reply
+from gateway.counters.redis.wire import Wire
 from gateway.errors import CountersUnavailable
 
 RELEASES_MAX = 10_000
@@ -37,16 +38,16 @@ class _Owed:
 
 
 class Releases:
-    """Releases this worker has yet to send. `command` makes one of a settlement, under the run id of now."""
+    """Releases this worker has yet to send. `send` sends one at once, under the run id of now."""
 
     def __init__(
         self,
         wire: Wire,
-        command: Callable[[Settlement], bytes],
+        send: Callable[[Settlement], Wait[Reply]],
         hold_ttl_s: float,
         clock: Callable[[], float],
     ) -> None:
-        self._wire, self._command, self._clock = wire, command, clock
+        self._wire, self._send, self._clock = wire, send, clock
         self._ttl_s, self._owed_max = hold_ttl_s, RELEASES_MAX
         self._owed: dict[str, _Owed] = {}
         self._releasing: asyncio.Task[None] | None = None
@@ -58,7 +59,7 @@ class Releases:
             return  # whatever the hold was topped up to, its release ends it; that of its head does not
         one = _Owed(settlement, self._clock() + self._ttl_s)
         if at_once:
-            one.sent = self._wire.send(self._command(settlement), at_once=True)
+            one.sent = self._send(settlement)
         if len(self._owed) < self._owed_max:
             self._owed[settlement.request_id] = one
         if self._releasing is None or self._releasing.done():
@@ -75,8 +76,7 @@ class Releases:
                 await asyncio.sleep(AGAIN_S)
 
     async def _release_some(self, some: dict[str, _Owed]) -> None:
-        wire, command = self._wire, self._command
-        waits = [one.sent or wire.send(command(one.settlement), at_once=True) for one in some.values()]
+        waits = [one.sent or self._send(one.settlement) for one in some.values()]
         for (request_id, one), wait in zip(some.items(), waits, strict=True):
             one.sent = None
             try:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from zlib import crc32
 
 import msgspec
 
+from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.definitions import OrganizationTerms
-from gateway.core.billing.cost import KINDS
-from gateway.core.billing.price_book import Price
+from gateway.core.billing.vector import KINDS, Price
 from gateway.core.layout import UnknownLayout
 from gateway.core.model import USER_ACCEPTED, Caller, Service
 
+_NO_DEFAULT = object()
+_BUDGET_DEFAULTS = {one.name: one.default for one in fields(Budget)}
 # Of prices: what a newer one has written, this program does not read.
 PRICES_LAYOUT = 1
 
@@ -95,8 +98,13 @@ def encode_identity(caller: Caller, expires_ms: int = 0) -> bytes:
 
 
 def encode_terms(version: int, terms: OrganizationTerms) -> bytes:
-    """The terms as the keeper writes them."""
-    return msgspec.json.encode(_Terms(version, terms))
+    """The terms as the keeper writes them. Of budgets, which may be many, only what they say."""
+    written = msgspec.to_builtins(terms)
+    written["budgets"] = [
+        {name: value for name, value in one.items() if value != _BUDGET_DEFAULTS.get(name, _NO_DEFAULT)}
+        for one in written["budgets"]
+    ]
+    return msgspec.json.encode({"version": version, "terms": written})
 
 
 def decode_terms(raw: bytes) -> OrganizationTerms:

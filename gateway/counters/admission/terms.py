@@ -12,26 +12,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from gateway.core.accounts.call_budgets import OrganizationBudgets
 from gateway.core.accounts.definitions import Negotiated, OrganizationTerms
-from gateway.core.billing.pricing import NO_PRICING
-from gateway.core.calls.tariff import CONSUMPTION
+from gateway.core.calls.tariff import SUBSCRIPTION, as_negotiated
 from gateway.core.model import Service
+from gateway.counters.admission.changes import NEVER
 from gateway.counters.admission.stored import decode_terms
 from gateway.errors import ServiceNotIncluded
 
-SUBSCRIPTION = "subscription"
 _NO_METERS: Mapping[int, str] = {}
 
 
 class Terms:
-    """One organization's terms; `raw` is what they were read from, empty where nothing is written."""
+    """One organization's terms; `raw` is what they were read from, empty where nothing is written.
 
-    def __init__(self, raw: bytes) -> None:
-        self.raw = raw
+    `budgets` are those of its calls, None where it has none. `since` says since when all this holds
+    (`changes.py`).
+    """
+
+    def __init__(self, raw: bytes, organization_id: int = 0) -> None:
+        self.raw, self.since = raw, NEVER
         self._terms = decode_terms(raw) if raw else OrganizationTerms()
         self._features = frozenset(self._terms.features)
         self._negotiated = {one.service_id: one for one in self._terms.negotiated}
         self.currency = self._terms.currency
+        budgets = self._terms.budgets
+        self.budgets = OrganizationBudgets(organization_id, budgets, self.currency) if budgets else None
         self._resolved: dict[str, _Resolved] = {}
 
     def resolve(self, service: Service, now_ms: float, meters: Mapping[int, str] = _NO_METERS) -> Service:
@@ -72,15 +78,7 @@ class _Resolved:
     __slots__ = ("base", "given", "included", "service")
 
     def __init__(self, base: Service, negotiated: Negotiated | None) -> None:
-        meter = (negotiated and negotiated.meter) or base.meter
         self.base = base
         self.given = True
-        self.service = replace(base, meter=meter, counts_tokens=base.counts_tokens or meter == SUBSCRIPTION)
-        if negotiated is not None:
-            pricing = negotiated.pricing
-            if pricing is None:
-                # Units at tiers become units at credits, which an organization always negotiates.
-                flat = meter == CONSUMPTION and bool(base.pricing.tiers)
-                pricing = NO_PRICING if flat and base.meter != meter else base.pricing
-            self.service = replace(self.service, credits=negotiated.credits, pricing=pricing)
+        self.service = as_negotiated(base, negotiated)
         self.included = replace(self.service, needs_plan=False)

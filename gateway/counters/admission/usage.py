@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import cast
+from typing import Final, cast
 
 import msgspec
 
-from gateway.core.model import Caller, Scope
+from gateway.core.accounts.budgets import Budget
+from gateway.core.model import Attribution, Caller, Scope
+from gateway.core.moments import ms_of
+from gateway.counters.admission.budget_usage import budget_limits, moment
 from gateway.counters.admission.throttle import Throttle
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys
@@ -18,23 +21,34 @@ from gateway.errors import CountersUnavailable
 
 UNIT = 60_000
 MILLION = 1_000_000
+NOTHING_SAID: Final = Attribution()
+BudgetsOf = Callable[[Caller, Attribution], Sequence[tuple[str, Budget]]]
 Bucket = states.KeyState | states.UserState | states.TenantState | states.OrganizationState
 
 
 class Usages:
-    """What callers are told of their accounts, so many times a minute a key. `clock` is monotonic seconds."""
+    """What callers are told of their accounts, so many times a minute a key. `clock` is monotonic seconds.
 
-    def __init__(self, wire: Wire, clock: Callable[[], float]) -> None:
+    `budgets_of` says which budgets a caller's calls may take from, each with the name of its account.
+    """
+
+    def __init__(
+        self, wire: Wire, clock: Callable[[], float], budgets_of: BudgetsOf = lambda caller, said: ()
+    ) -> None:
         self._wire = wire
         self._throttle = Throttle(wire, clock)
+        self._budgets_of = budgets_of
 
-    async def usage_of(self, caller: Caller, user: str = "") -> bytes:
+    async def usage_of(self, caller: Caller, said: Attribution = NOTHING_SAID) -> bytes:
         """The caller's accounts as `usage` tells them; RateLimited where it asks too often."""
         await self._throttle.admit(caller)
-        return await usage(self._wire, caller, user)
+        budgets = self._budgets_of(caller, said)
+        return await usage(self._wire, caller, caller.acts_for(said.user), budgets)
 
 
-async def usage(wire: Wire, caller: Caller, user: str = "") -> bytes:
+async def usage(
+    wire: Wire, caller: Caller, user: str = "", budgets: Sequence[tuple[str, Budget]] = ()
+) -> bytes:
     """The caller's accounts as one JSON object; CountersUnavailable where they cannot be read."""
     p = caller.partition
     asked: tuple[tuple[Scope, type[Bucket], str], ...] = (
@@ -56,6 +70,8 @@ async def usage(wire: Wire, caller: Caller, user: str = "") -> bytes:
             scopes[scope] = states.unpack(kind, cast("bytes", answer[0]))
     if not scopes.keys() >= {Scope.KEY, Scope.TENANT, Scope.ORGANIZATION}:
         raise CountersUnavailable
+    now = datetime.now(UTC)
+    of_budgets = await budget_limits(wire, p, budgets, ms_of(now))
     tenant = cast("states.TenantState", scopes[Scope.TENANT])
     organization = cast("states.OrganizationState", scopes[Scope.ORGANIZATION])
     return msgspec.json.encode(
@@ -65,12 +81,13 @@ async def usage(wire: Wire, caller: Caller, user: str = "") -> bytes:
             "plan": tenant.plan_id or None,
             "tokens_used": tenant.used,
             "tokens_remaining": None if tenant.unlimited else tenant.remaining,
-            "next_reset_at": _moment(tenant.next_reset),
+            "next_reset_at": moment(tenant.next_reset),
             "is_blocked": tenant.is_blocked,
             "credits_remaining": organization.balance + organization.credit_limit - organization.credits_held,
             "limits": [
                 *(limit for scope, state in scopes.items() for limit in _limits(scope.name.lower(), state)),
-                *_spend(organization, datetime.now(UTC)),
+                *_spend(organization, now),
+                *of_budgets,
             ],
         }
     )
@@ -93,7 +110,7 @@ def _spend(organization: states.OrganizationState, now: datetime) -> list[dict[s
             "limit": _money(organization.cap) if capped else None,
             "used": _money(spent),
             "remaining": _money(max(0, organization.cap - spent)) if capped else None,
-            "reset_at": _moment(round(begins.timestamp() * 1000)),
+            "reset_at": moment(ms_of(begins)),
         }
     ]
 
@@ -118,11 +135,5 @@ def _limits(scope: str, state: Bucket) -> list[dict[str, object]]:
 def _limit(scope: str, name: str, limit: int, used: int, reset_ms: int) -> dict[str, object]:
     return {
         "scope": scope, "name": name, "limit": limit, "used": used, "remaining": max(0, limit - used),
-        "reset_at": _moment(reset_ms),
+        "reset_at": moment(reset_ms),
     }  # fmt: skip
-
-
-def _moment(ms: int) -> str | None:
-    if not ms:
-        return None
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

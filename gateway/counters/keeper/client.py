@@ -15,8 +15,9 @@ from gateway.core.model import PARTITIONS
 from gateway.core.wait import Wait, in_task
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
+from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.greeting import said
-from gateway.counters.redis.wire import Reply, Wire, encode, encode_script
+from gateway.counters.redis.wire import Wire, encode, encode_script
 from gateway.errors import CountersRefused, CountersUnavailable
 
 BATCH_MAX = 256

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from gateway.core.accounts.definitions import (
@@ -30,11 +32,15 @@ from gateway.counters.keeper.client import (
     UNVERIFIED,
     Client,
 )
+from gateway.counters.keeper.uses import charge_use, take_back
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.frame import NO_ID
 from gateway.counters.redis import keys
 from gateway.counters.settlement_log.acknowledged import acknowledged
 from gateway.errors import CountersUnavailable, OutOfRange
+
+# Accounts whose use begins again in one step.
+RESET_ACCOUNTS = 250
 
 
 class Control(Client):
@@ -50,6 +56,12 @@ class Control(Client):
                 if not await self.define(definition, write.position):
                     return False
             return True
+        if write.verb == "budget":
+            return await self.reset_budget(write)
+        if write.verb == "use":
+            return await charge_use(self, write)
+        if write.verb == "amend":
+            return await take_back(self, write)
         code = await self.grant(
             write.verb, write.tenant_id, write.organization_id,
             amount=_signed_amount(write), write_id=write.id, metadata=_metadata(write), terms=write.terms,
@@ -60,6 +72,33 @@ class Control(Client):
             raise OutOfRange
         return code in {APPLIED, APPLIED_BEFORE}
 
+    async def reset_budget(self, write: ControlWrite) -> bool:
+        """Have the use of a budget's window begin again in all its accounts, some at a time.
+
+        What is remembered are the last ones: who dies before them begins anew, and takes what is used since.
+        """
+        organization_id, budget_id = write.organization_id, write.payload["budget_id"]
+        assert isinstance(budget_id, int)
+        name, partition = str(write.payload["account"]), keys.partition_of(organization_id)
+        if await self.ask(b"HEXISTS", keys.control(partition).encode(), write.id.encode()):
+            return True
+        found = await self.ask(b"ZRANGE", keys.each_accounts(partition, name).encode(), b"0", b"-1")
+        like, _, somebodys = name.partition(":")
+        values = found if isinstance(found, list) and somebodys else []
+        names = [f"{like}:{one.decode()}" for one in values if isinstance(one, bytes)]
+        names = names if somebodys else [name]
+        cuts = range(0, len(names), RESET_ACCOUNTS) or range(1)
+        for start in cuts:
+            code = await self.grant(
+                "budget", 0, organization_id,
+                amount=budget_id, metadata=_metadata(write),
+                write_id=write.id if start == cuts[-1] else NO_ID,
+                accounts=names[start : start + RESET_ACCOUNTS],
+            )  # fmt: skip
+            if code == UNVERIFIED:
+                raise CountersUnavailable
+        return code in {APPLIED, APPLIED_BEFORE}
+
     async def sweep(self, tenant_id: int, organization_id: int) -> bool:
         """Run a tenant's reset if it is due; True where it was."""
         return await self.grant("sweep", tenant_id, organization_id) == APPLIED
@@ -67,11 +106,13 @@ class Control(Client):
     async def grant(
         self, verb: str, tenant_id: int, organization_id: int, *,
         amount: int = 0, write_id: str = NO_ID, metadata: bytes = b"", terms: PlanTerms | None = None,
+        accounts: Sequence[str] = (),
     ) -> int:  # fmt: skip
         """Run `grant` and remember what it moved; its code."""
         call = packing.grant(
             self.run_id, verb, amount, write_id,
             tenant_id=tenant_id, organization_id=organization_id, metadata=metadata, terms=terms,
+            accounts=accounts,
         )  # fmt: skip
         answer = await self.run("grant", call)
         caller = Caller(organization_id, tenant_id, 0, keys.partition_of(organization_id))

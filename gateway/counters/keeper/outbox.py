@@ -15,7 +15,7 @@ from gateway.counters.keeper.client import Client, each, entries_behind, entry_o
 from gateway.counters.keeper.parked import Parked
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
-from gateway.counters.redis.wire import Reply
+from gateway.counters.redis.calls import Reply
 from gateway.errors import CountersRefused, CountersUnavailable
 
 LOOK_ENTRIES = 1_000

@@ -14,18 +14,19 @@ from gateway.errors import CountersRefused
 OF_A_PARTITION, IDENTITY = "tk:{p0}:doctor", "tk:id:doctor"
 
 BOTH = (
-    "PING", "ROLE", "SELECT 0", "INFO", "TIME", "FUNCTION LIST",
+    "PING", "ROLE", "SELECT 0", "INFO", "TIME", "FUNCTION LIST", "HELLO", "CLIENT TRACKING OFF",
     *(
         f"{verb} {OF_A_PARTITION} {rest}".rstrip()
         for verb, rest in (
-            ("FCALL f 1", ""), ("GET", ""), ("SET", "0"), ("DEL", ""), ("EXPIRE", "1"), ("MGET", ""),
-            ("MSET", "0"), ("HEXISTS", "f"), ("HSET", "f 0"), ("HINCRBY", "f 1"),
+            ("FCALL f 1", ""), ("GET", ""), ("SET", "0"), ("SETRANGE", "0 0"), ("DEL", ""), ("EXPIRE", "1"),
+            ("MGET", ""), ("MSET", "0"), ("HEXISTS", "f"), ("HSET", "f 0"), ("HINCRBY", "f 1"),
             ("XADD", "* f 0"), ("XDEL", "0-1"), ("XINFO STREAM", ""), ("XRANGE", "- +"),
-            ("ZADD", "0 m"), ("ZCARD", ""), ("ZMSCORE", "m"), ("ZREM", "m"), ("ZREMRANGEBYRANK", "0 0"),
-            ("ZREMRANGEBYSCORE", "0 0"), ("ZSCORE", "m"),
+            ("ZADD", "0 m"), ("ZCARD", ""), ("ZCOUNT", "0 0"), ("ZMSCORE", "m"), ("ZRANGE", "0 0"),
+            ("ZREM", "m"), ("ZREMRANGEBYRANK", "0 0"), ("ZREMRANGEBYSCORE", "0 0"), ("ZSCORE", "m"),
         )
     ),
     "ZREM tk:workers m", "ZREM tk:pulses m", "ZREM tk:history m", "ZREM tk:busy:doctor m",
+    "SET tk:cooling 0",
     f"GET {IDENTITY}", "GET tk:org:doctor", "GET tk:catalogue", "GET tk:prices", "GET tk:verified",
 )  # fmt: skip
 KEEPER = (
@@ -34,7 +35,6 @@ KEEPER = (
         f"{verb} {OF_A_PARTITION} {rest}".rstrip()
         for verb, rest in (
             ("TYPE", ""), ("HDEL", "f"), ("HGETALL", ""), ("HMGET", "f"), ("XLEN", ""), ("XREVRANGE", "+ -"),
-            ("ZRANGE", "0 0"),
         )
     ),
     f"ZREM {IDENTITY} m", "ZREM tk:org:doctor m", "ZREM tk:catalogue m", "ZREM tk:prices m",

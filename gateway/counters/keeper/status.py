@@ -1,14 +1,16 @@
-"""Where accounts stand in the counters, looked at only: quotas, balances, seqs, holds."""
+"""Where accounts stand in the counters, looked at only: quotas, balances, budgets, seqs, holds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from gateway.core.accounts.budget_figures import LiveWindow
 from gateway.core.accounts.quota import LiveQuota
 from gateway.core.integrity.reconciliation import Owner
 from gateway.core.integrity.verified import AccountHead
 from gateway.counters.keeper.client import Client
 from gateway.counters.layouts import packing, states
+from gateway.counters.layouts.budgets import live_windows
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable
 
@@ -26,22 +28,37 @@ class AccountHeads(Client):
         found = await self.peek(states.OrganizationState, organizations)
         return {id_: state.balance if state else None for id_, state in found.items()}
 
+    async def peek_budgets(
+        self, accounts: Sequence[tuple[int, str]]
+    ) -> dict[str, dict[int, LiveWindow] | None]:
+        """Read windows, by budget, of (partition, account name) pairs as they are stored.
+
+        None where there is no such account. CountersUnavailable where a partition is not verified.
+        """
+        named: dict[int, list[str]] = {}
+        for partition, name in accounts:
+            named.setdefault(partition, []).append(name)
+        await self._require_verified(named)
+        found: dict[str, dict[int, LiveWindow] | None] = {}
+        for partition, names in named.items():
+            raw = await self.states([keys.budget_account(partition, name) for name in names])
+            for name, packed in zip(names, raw, strict=True):
+                found[name] = None if packed is None else live_windows(packed)
+        return found
+
     async def account_heads(self, owners: Sequence[Owner]) -> dict[str, AccountHead | None]:
         """Read where accounts stand as they are stored, no due reset included, by account name.
 
         None where the counters have no such account. CountersUnavailable where a partition is not
         verified: what is not there may only not be there yet.
         """
-        run_id = self.run_id
         organizations = [(keys.partition_of(one.organization_id), one.organization_id) for one in owners]
         tenants = [
             (keys.partition_of(one.organization_id), tenant_id)
             for one in owners
             for tenant_id in one.tenant_ids
         ]
-        for partition in {partition for partition, _ in organizations}:
-            if not run_id or packing.read_marker(await self.marker(partition))[0] != run_id:
-                raise CountersUnavailable
+        await self._require_verified({partition for partition, _ in organizations})
         found: dict[str, AccountHead | None] = {}
         for id_, tenant in (await self.stored(states.TenantState, tenants)).items():
             found[f"tenant:{id_}"] = AccountHead(tenant.seq, _remaining(tenant)) if tenant else None
@@ -49,6 +66,13 @@ class AccountHeads(Client):
             found[f"credits:{id_}"] = AccountHead(state.credit_seq, state.balance) if state else None
             found[f"spend:{id_}"] = AccountHead(state.spend_seq, state.spent) if state else None
         return found
+
+    async def _require_verified(self, partitions: Iterable[int]) -> None:
+        """CountersUnavailable where one is not verified: what is not there may only not be there yet."""
+        run_id = self.run_id
+        for partition in partitions:
+            if not run_id or packing.read_marker(await self.marker(partition))[0] != run_id:
+                raise CountersUnavailable
 
     async def holds(self) -> int:
         """Holds of calls in flight, over all partitions."""

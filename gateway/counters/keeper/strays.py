@@ -8,7 +8,8 @@ from gateway.core.accounts.outbox import StreamPlace, stream_place
 from gateway.core.integrity.strays import Strays
 from gateway.counters.keeper.client import Client, entries_behind, entry_of, fields_of
 from gateway.counters.redis import keys
-from gateway.counters.redis.wire import Reply, encode
+from gateway.counters.redis.calls import Reply
+from gateway.counters.redis.wire import encode
 
 READ_ENTRIES = 1_000
 

@@ -14,8 +14,8 @@ from gateway.core.integrity.recovery import Markers, Report
 from gateway.core.layout import LAYOUT
 from gateway.core.model import INTEGER_MAX
 from gateway.counters.keeper import worker_reports
+from gateway.counters.keeper.budgets import BudgetAccounts
 from gateway.counters.keeper.client import fields_of
-from gateway.counters.keeper.control import Control
 from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
@@ -25,7 +25,7 @@ from gateway.counters.settlement_log.settlement_record import release_of
 Counted = tuple[int, bool]
 
 
-class KeeperCounters(Control, AccountHeads):
+class KeeperCounters(BudgetAccounts, AccountHeads):
     """The counters as the keeper's loops and people see them, whole; what verification asks is here."""
 
     async def markers(self) -> Markers:
@@ -133,10 +133,11 @@ class KeeperCounters(Control, AccountHeads):
         marker = packing.marker(run_id, epoch, packing.read_marker(before)[2])
         if not await self.rebuild(partition, keys.marker(partition), marker, before):
             return None
-        for request_id, (hold, user, tiers) in (await self._holds(partition, ids)).items():
-            release = release_of(request_id, hold, user, tiers)
-            call = packing.settle(run_id, 0, release, packing.MODE_RELEASE)
-            await self.run("settle", call)
+        stored = await self.states([keys.hold(partition, one) for one in ids])
+        for request_id, packed in zip(ids, stored, strict=True):
+            if packed:
+                release = release_of(request_id, packed)
+                await self.run("settle", packing.settle(run_id, 0, release, packing.MODE_RELEASE))
         return marker
 
     async def _holds(
@@ -175,7 +176,7 @@ def tenant_state(account: TenantAccount) -> states.TenantState:
         **packing.limits(definition.user_limits, "user_"),
         flags=(states.MANUAL_BLOCK if account.manual_block else 0) | (states.HAS_PLAN if has_plan else 0),
         total=total if started else -1,
-        remaining=account.granted if account.remaining is None else account.remaining,
+        limit=account.granted if account.remaining is None else account.remaining + account.used,
         used=account.used,
         cycle=account.cycle,
         next_reset=account.next_reset_ms,
@@ -246,7 +247,7 @@ def organization_state(account: OrganizationAccount) -> states.OrganizationState
     definition = account.definition
     return states.OrganizationState(
         **packing.limits(definition.limits),
-        balance=account.balance,
+        credits_used=-account.balance,
         credit_limit=definition.credit_limit,
         credit_seq=account.credit_seq,
         ahead=account.ahead,

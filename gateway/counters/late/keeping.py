@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
+from gateway.core.accounts.budgets import account_of, accounts_of, defined
 from gateway.core.accounts.facts import corrected
 from gateway.core.accounts.holds import Charged, Ending, ExpiredHold, LateSettlement, Verb
+from gateway.core.billing.tiers import are_money
 from gateway.core.model import Caller
 from gateway.core.wait import Wait, in_task
+from gateway.counters.admission.stored import decode_terms
 from gateway.counters.keeper.client import APPLIED, UNVERIFIED, Client
 from gateway.counters.late.late_lane import LateLane
 from gateway.counters.layouts import packing, states
 from gateway.counters.layouts.frame import TOMBSTONE_MS
 from gateway.counters.leases.lease import IF_OVER, NONE, lease
 from gateway.counters.redis import keys
-from gateway.counters.redis.wire import Reply
+from gateway.counters.redis.calls import Reply
 from gateway.counters.settlement_log.acknowledged import acknowledged
 from gateway.counters.settlement_log.settlement_record import release_of
 from gateway.errors import CountersRefused, CountersUnavailable
 
 CORRECTED = "settled after its hold was reclaimed"
-RECLAIMED = b'{"estimated":true,"reclaimed":true}'
-# What a ledger's row does not tell then: how many tokens there were.
-RECLAIMED_WEIGHED = b'{"estimated":true,"reclaimed":true,"tokens":%d}'
+# What a ledger's row does not tell of a call that is taken back: its units, and how many tokens there were
+# where its plan weighs them.
+RECLAIMED = b'{"estimated":true,"reclaimed":true,"units":%d}'
+RECLAIMED_WEIGHED = b'{"estimated":true,"reclaimed":true,"units":%d,"tokens":%d}'
 
 
 class Keeping:
@@ -56,12 +60,16 @@ class Keeping:
         if hold.lease:
             call = lease(self._client.run_id, hold.release.caller, hold.release.request_id, IF_OVER)
             return packing.code_of(await self._client.run("lease", call)) == NONE
+        units = hold.said_units if charge.requests else 0
+        said = RECLAIMED % units if charge.weighed is None else RECLAIMED_WEIGHED % (units, charge.tokens)
         settlement = replace(
-            hold.release, charge=True,
+            hold.release, charge=True, metadata=said,
             tokens=charge.tokens, credits=charge.credits, units=charge.units, weighed=charge.weighed,
-            metadata=RECLAIMED if charge.weighed is None else RECLAIMED_WEIGHED % charge.tokens,
+            money=charge.money, raw_tokens=charge.raw_tokens,
         )  # fmt: skip
-        call = packing.settle(self._client.run_id, TOMBSTONE_MS, settlement, packing.MODE_RECLAIM)
+        call = packing.settle(
+            self._client.run_id, TOMBSTONE_MS, settlement, packing.MODE_RECLAIM, requests=charge.requests
+        )
         code = packing.code_of(await self._client.run("settle", call))
         if code == UNVERIFIED:
             raise CountersUnavailable
@@ -82,7 +90,8 @@ class Keeping:
         if self._client.run_id != self._looked_under:
             raise CountersUnavailable("Redis was restarted since these settlements were looked at")
         charges = [one for one in endings if one.verb is not Verb.DROP]
-        waits = [self._charge(one) for one in charges]
+        defined = await self._definitions(charges)
+        waits = [self._charge(one, defined) for one in charges]
         gone = self._drop([one.late for one in endings if one.verb is Verb.DROP])
         charged: dict[Ending, bool] = {}
         unavailable = None
@@ -99,17 +108,43 @@ class Keeping:
             raise unavailable
         return [charged.get(one, True) for one in endings]
 
-    def _charge(self, ending: Ending) -> Wait[Reply]:
-        """Send a post, which needs no hold, or what was used beyond what a reclaim charged."""
+    async def _definitions(self, endings: Sequence[Ending]) -> Mapping[str, bytes]:
+        """What the windows of budget accounts are now, by the part of their names before the colon.
+
+        CountersUnavailable where one is not known, and may only not be there yet.
+        """
+        late = [one.late.settlement for one in endings]
+        owners = {one.caller.organization_id for one in late if one.budgets}
+        if not owners:
+            return {}
+        now_ms, found = await self._client.now_ms(), dict[str, bytes]()
+        for organization_id in owners:
+            raw = await self._client.ask(b"GET", keys.organization_terms(organization_id).encode())
+            for alike in accounts_of(decode_terms(raw).budgets if isinstance(raw, bytes) else ()):
+                found[account_of(organization_id, alike[0]).partition(":")[0]] = defined(alike, now_ms)
+        known = all(name.partition(":")[0] in found for one in late for name in one.budgets)
+        if not known and await self._client.ask(b"GET", keys.VERIFIED.encode()) != self._client.run_id:
+            raise CountersUnavailable("which budgets there are is not known yet")
+        return found
+
+    def _charge(self, ending: Ending, definitions: Mapping[str, bytes]) -> Wait[Reply]:
+        """Send a post, which needs no hold, or what was used beyond what a reclaim charged.
+
+        Budgets that are no more are left out.
+        """
         late, used, mode = ending.late.settlement, ending.used, packing.MODE_POST
         if ending.verb is Verb.CORRECT:
             said = corrected(late.metadata, late.request_id, CORRECTED)
             late, mode = replace(late, metadata=said), packing.MODE_CORRECT
         charge = replace(
             late, tokens=used.tokens, credits=used.credits, units=used.units,
-            over=used.over, weighed=used.weighed,
+            over=used.over, weighed=used.weighed, money=used.money, raw_tokens=used.raw_tokens,
+            budgets=tuple(one for one in late.budgets if one.partition(":")[0] in definitions),
         )  # fmt: skip
-        call = packing.settle(self._client.run_id, TOMBSTONE_MS, charge, mode, ending.late.entry_id)
+        call = packing.settle(
+            self._client.run_id, TOMBSTONE_MS, charge, mode, ending.late.entry_id, requests=used.requests,
+            definitions=tuple(definitions[one.partition(":")[0]] for one in charge.budgets),
+        )  # fmt: skip
         return self._client.send_script("settle", call)
 
     def _drop(self, late: Sequence[LateSettlement]) -> list[Wait[Reply]]:
@@ -135,7 +170,7 @@ class Keeping:
         if not isinstance(packed, bytes):
             await self._client.ask(b"ZREM", keys.deadlines(partition).encode(), request_id.encode())
             return None
-        state, user, tiers = states.unpack_hold(packed)
+        state, _, tiers = states.unpack_hold(packed)
         # What tokens set the price of costs what was seen; any other price is known beforehand.
         uses, held, units = state.flags & states.HOLD_USES, state.credits, state.units
         if uses:
@@ -143,9 +178,10 @@ class Keeping:
         else:
             credits_ = held if state.seen < 0 else state.seen
         lease = bool(state.flags & states.HOLD_LEASE)
-        release = release_of(request_id, state, user, tiers)
+        release = release_of(request_id, packed)
         return ExpiredHold(
             release, state.observed, credits_, units, state.tokens, lease, held,
             state.weighed if state.weighed >= 0 else None,
             max(state.key_tpm, state.user_tpm, state.tenant_tpm, state.organization_tpm), state.units,
+            state.money, state.raw_tokens, state.money_seen, 1 if are_money(tiers) else state.units,
         )  # fmt: skip

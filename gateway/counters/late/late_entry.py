@@ -8,10 +8,10 @@ from math import isfinite
 from typing import cast
 
 from gateway.core.accounts.holds import LateSettlement
-from gateway.core.accounts.ledger import ENTRY, LAYOUTS
+from gateway.core.accounts.ledger import ENTRY, HEAD_BEFORE, LAYOUTS
 from gateway.core.accounts.outbox import StreamPlace, stream_place
 from gateway.counters.layouts.table import KEPT
-from gateway.counters.redis.wire import Reply
+from gateway.counters.redis.calls import Reply
 from gateway.counters.settlement_log.acknowledged import acknowledged
 from gateway.counters.settlement_log.settlement_record import settlement_of
 
@@ -53,7 +53,7 @@ def owner_of(entry: Reply) -> int:
     assert isinstance(entry, list)
     fields = entry[1]
     packed = fields[1] if isinstance(fields, list) and len(fields) == 2 else None
-    if not isinstance(packed, bytes) or len(packed) < ENTRY.size or packed[0] not in LAYOUTS:
+    if not isinstance(packed, bytes) or len(packed) < HEAD_BEFORE.size or packed[0] not in LAYOUTS:
         return 0
     (owner,) = _OWNER.unpack_from(packed, _OWNER_AT)
     return int(owner) if isfinite(owner) else 0
@@ -77,6 +77,9 @@ def read_entry(raw: Reply) -> LateEntry | None:
 def late_settlement(entry: LateEntry) -> LateSettlement:
     """What an entry says was used, by whom and of what."""
     fields = entry.fields
-    settlement = settlement_of(fields[b"a"], fields[b"u"], fields[b"c"], fields[b"m"], fields.get(b"t", b""))
+    settlement = settlement_of(
+        fields[b"a"], fields[b"u"], fields[b"c"], fields[b"m"], fields.get(b"t", b""),
+        paid=fields.get(b"b", b""),
+    )  # fmt: skip
     moved = acknowledged(settlement.caller, fields.get(b"acknowledged", b""))
     return LateSettlement(id_of(entry.place), settlement, int(fields[b"charged"]), moved)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from gateway.core.accounts.budgets import FLAG_CUT, FLAG_ENFORCE
 from gateway.core.calls.tariff import CONSUMPTION, is_by_token
 from gateway.core.model import HoldRequest, Settlement
 
 FLAG_USER, FLAG_ONE_TIME, FLAG_COUNTS, FLAG_SUBSCRIPTION, FLAG_USES, FLAG_PAYS = 1, 2, 4, 8, 16, 32
 FLAG_BY_TOKEN, FLAG_RAISES = 64, 128
+# Of a window of a budget, besides its unit. One that is gone is in no definition any more: it refuses nobody.
+WINDOW_ENFORCES, WINDOW_CUTS, WINDOW_GONE = FLAG_ENFORCE, FLAG_CUT, 32
 
 
 def service_flags(request: HoldRequest | Settlement) -> int:

@@ -7,65 +7,151 @@ came last, so that a key with many users does not push out another's that comes 
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import cache
+from typing import Final
 
-from gateway.core.model import Caller, HoldRequest, Service, Settlement
+from gateway.core.model import BudgetAccount, Caller, HoldRequest, Service, Settlement
 from gateway.counters.layouts import packing
+from gateway.counters.layouts.accounts import tiers_of
+from gateway.counters.layouts.budgets import need, need_packed, paid
 from gateway.counters.layouts.flags import service_flags
-from gateway.counters.redis.wire import encode_script
+from gateway.counters.layouts.table import NEED, PAID, RESERVE, SETTLEMENT
+from gateway.counters.redis.calls import Form, Group, bulks
 
 TOMBSTONE_MS = 3_600_000
 NO_ID = "0" * 36
+# What is given back leaves before what is taken.
+RANKS = {"settle": 0, "reserve": 1}
+# How the packed argument begins on the wire, and where in a settlement's begins what the log keeps.
+RESERVE_HEAD = b"$%d\r\n" % RESERVE.size
+SETTLE_HEAD = b"$%d\r\n" % SETTLEMENT.size
+_NEED_HEAD = b"$%d\r\n" % NEED.size
+KEPT_AT: Final = len(SETTLE_HEAD) + packing.BATCH_BYTES
+NO_BUDGETS: Final[tuple[str, ...]] = ()
+
+
+# How many accounts of budgets a frame has room for that is no larger than most are.
+FREE_ACCOUNTS: Final = 4
 
 
 class Frames:
-    """The frames of the last `most` callers, by key, user and service."""
+    """The frames of the last callers, by key, user, service and the budget accounts they take from.
 
-    __slots__ = ("_known", "_most")
+    Callers say who they are, so what there may be is bounded by size: `most` frames of up to four accounts,
+    of 7 KB each, and fewer of larger ones.
+    """
+
+    __slots__ = ("_due", "_known", "_most", "_newcomers", "_size")
 
     def __init__(self, most: int) -> None:
-        self._most = most
-        self._known: OrderedDict[tuple[int, str, int], Frame] = OrderedDict()
+        self._most = most * FREE_ACCOUNTS
+        self._size = 0
+        # One that is used is put last again once a quarter of all are newcomers since then.
+        self._newcomers = self._due = 0
+        self._known: OrderedDict[tuple[int, str, int, tuple[str, ...]], Frame] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def frame_of(self, caller: Caller, user: str, service: Service) -> Frame:
+    def frame_of(
+        self, caller: Caller, user: str, service: Service, budgets: tuple[str, ...] = NO_BUDGETS
+    ) -> Frame:
         """The frame of these calls: a service that was resolved again has another one."""
-        key = caller.key_id, user, service.id
+        key = caller.key_id, user, service.id, budgets
         frame = self._known.get(key)
         if frame is not None and frame.service is service:
-            self._known.move_to_end(key)
+            if frame.kept_at < self._due:
+                self._known.move_to_end(key)
+                frame.kept_at = self._newcomers
             return frame
-        if frame is None and len(self._known) >= self._most:
-            self._known.popitem(last=False)
-        frame = self._known[key] = Frame(caller, user, service)
-        return frame
+        made = Frame(caller, user, service, budgets)
+        if frame is None:
+            self._make_room(_size(budgets))
+        made.kept_at = self._newcomers if frame is None else frame.kept_at
+        self._known[key] = made
+        return made
+
+    def _make_room(self, size: int) -> None:
+        self._size += size
+        self._newcomers += size
+        self._due = self._newcomers - self._most // 4
+        while self._size > self._most and self._known:
+            (_, _, _, gone), _ = self._known.popitem(last=False)
+            self._size -= _size(gone)
 
 
 class Frame:
-    """The wire bytes of one caller's calls, cut where request id and packed arguments go."""
+    """The wire bytes of one caller's calls: what they move, and what is before and behind that which changes.
 
-    __slots__ = ("arguments_at", "flags", "reserve", "service", "settle", "who")
+    Of budgets `paid` is what comes before and behind that which their windows count. `kept_at` is the affair
+    of those who keep it.
+    """
 
-    def __init__(self, caller: Caller, user: str, service: Service) -> None:
+    __slots__ = (
+        "_defined",
+        "_defined_of",
+        "_reserve_end",
+        "flags",
+        "kept_at",
+        "paid",
+        "reserve",
+        "service",
+        "settle",
+        "settle_end",
+        "settle_user",
+        "who",
+    )
+
+    def __init__(
+        self, caller: Caller, user: str, service: Service, budgets: tuple[str, ...] = NO_BUDGETS
+    ) -> None:
         request = HoldRequest(caller, NO_ID, user, service, 0, 0)
+        request.budgets = tuple(BudgetAccount(name, b"", False) for name in budgets)
         self.service = service
+        self.kept_at = 0
         self.flags = service_flags(request)
         keys, arguments = packing.reserve(b"0" * 40, 0, 0, request)
-        whole = encode_script("reserve", keys, arguments)
-        head, tail = whole.split(NO_ID.encode(), 1)
-        middle, end = tail.split(arguments[0], 1)
-        self.reserve = head, middle, end
-        release = Settlement(caller, NO_ID, user, service, charge=False)
+        self.reserve = _form("reserve", caller.partition, keys, len(arguments))
+        # What budgets need, and their definitions, are the last arguments.
+        self._reserve_end = b"\r\n" + bulks(*arguments[1 : len(arguments) - len(need(request))])
+        release = Settlement(caller, NO_ID, user, service, charge=False, budgets=budgets)
         self.who = packing.settle_who(release, TOMBSTONE_MS)
         keys, arguments = packing.settle(b"0" * 40, TOMBSTONE_MS, release, packing.MODE_RELEASE)
-        whole = encode_script("settle", keys, arguments)
-        head, tail = whole.split(NO_ID.encode(), 1)
-        middle, end = tail.split(arguments[0], 1)
-        # Attribution and metadata, empty here, stand before whatever follows them.
-        last = b"".join(b"$%d\r\n%b\r\n" % (len(one), one) for one in arguments[4:])
-        filled = b"$0\r\n\r\n$0\r\n\r\n" + last
-        assert end.endswith(filled)
-        self.settle = head, middle, end[: -len(filled)], last
-        # Where in the whole command begins what the log keeps of it.
-        self.arguments_at = len(head) + len(NO_ID) + len(middle) + packing.BATCH_BYTES
+        self.settle = _form("settle", caller.partition, keys, len(arguments))
+        # What was last said of budgets' accounts: as they are defined, in one tuple, and that on the wire.
+        self._defined_of: tuple[BudgetAccount, ...] = ()
+        self._defined = b""
+        # Attribution and metadata stand between the user and the tiers; last is what budgets count.
+        self.settle_user, self.settle_end = b"\r\n" + bulks(arguments[1]), bulks(*tiers_of(release))
+        before, _, behind = bulks(*paid(release)).partition(PAID.pack(0, 0, 0))
+        self.paid = (before, behind) if budgets else None
+
+    def end_of(self, request: HoldRequest) -> bytes:
+        """What stands behind that which changes: last what windows hold and what accounts are."""
+        accounts = request.budgets
+        if not accounts:
+            return self._reserve_end
+        if accounts is not self._defined_of:
+            self._defined_of, self._defined = accounts, bulks(*[one.defined for one in accounts])
+        held = need_packed(
+            request.money, request.money_most, request.money_least,
+            request.raw_tokens, request.raw_most, request.raw_least,
+        )  # fmt: skip
+        return b"%b%b%b\r\n%b" % (self._reserve_end, _NEED_HEAD, held, self._defined)
+
+
+def _size(budgets: tuple[str, ...]) -> int:
+    """How much a frame is, in accounts."""
+    return max(FREE_ACCOUNTS, len(budgets))
+
+
+def _form(verb: str, partition: int, keys: tuple[str, ...], arguments: int) -> Form:
+    shared = packing.SHARED[verb]
+    group = _group(verb, partition, keys[:shared])
+    return Form(group, keys[shared:-1], keys[-1].removesuffix(NO_ID), arguments)
+
+
+@cache
+def _group(verb: str, partition: int, shared: tuple[str, ...]) -> Group:
+    """One of each verb and partition."""
+    return Group(verb, RANKS[verb], shared, packing.ALONE[verb])

@@ -2,7 +2,7 @@
 
 A script names a layout in capitals, then what it does with one, by the names of its fields:
 
-    local mode, tokens = SETTLEMENT.read(raw)       these fields, each into a local of its name
+    local mode, tokens = SETTLEMENT.read(raw)       these fields, each into what has its name
     HOLD.field(raw, 'created')                      one field
     HOLD.bytes(raw, 'key_tpm', 'organization_tpm')  from one field to another, packed as they are
     SETTLEMENT.since(raw, 'layout')                 from one field to the end of the string
@@ -15,9 +15,11 @@ A script names a layout in capitals, then what it does with one, by the names of
     HOLD.replaced(raw, {charged = 5})               as it is packed, but for these fields
     HOLD.today(raw, number)                         as it is packed today, what has an older number
     PLAN.into(tenant, raw)                          into the fields of these names of an opened state
-    TENANT.account(raw)                             opened, with 0 for what all begin with, but for the flags
+    TENANT.account(raw, 'cycle')                    opened, up to this field or all; with 0 for what all begin
+                                                    with, but for the flags
     TENANT.renewed(raw, head, 'held', tenant)       another beginning, the account's fields up to this one
                                                     as they stand in `tenant`, the rest as it is packed
+    TENANT.moved(raw, tenant, 'held')               all that moves of an opened one, up to this field
 
 None of this is there when a script runs: what is, are `struct.unpack`, `string.sub` and numbers.
 """
@@ -32,14 +34,17 @@ from itertools import groupby
 from gateway.core.accounts.ledger import EventFlag, EventKind, EventNote
 from gateway.core.layout import FIRST, LAYOUT, Field, Layout
 from gateway.core.model import LimitKind, Scope, Settled, Verdict
-from gateway.counters.layouts import flags, packing, states
+from gateway.counters.layouts import flags, packing, states, table, windows
 
 _CALL = re.compile(r"\b(?P<layout>[A-Z][A-Z_]*)\.(?P<verb>[a-z]+)(?=[({])")
-_LOCALS = re.compile(r"local (?P<names>\w+(?:,\s*\w+)*) =\s*$")
+_LOCALS = re.compile(r"(?P<made>\blocal )?(?<![.\w])(?P<names>\w+(?:,\s*\w+)*) =\s*$")
 _FIELD = re.compile(r"(?<![.\w])(?P<record>(?:[a-z]+_)*(?P<layout>[a-z]+))\.(?P<field>[a-z_]+)\b")
 # What has fields and is no opened layout.
 _TABLES = frozenset({"facts", "math", "redis", "string", "struct", "table"})
 _CLOSED_BY = {"(": ")", "{": "}", "[": "]"}
+# Of an account what comes before is as it was defined.
+FIRST_MOVED = "requests_used"
+_NAMES_MAX = 1_000  # characters before a `read` in which the names begin that it reads into
 # So many fields of 0 in a row are one string of zeros.
 _ZEROS_MIN = 4
 _NUMBERS: dict[str, type[IntEnum | IntFlag]] = {
@@ -61,6 +66,9 @@ def constants(layouts: Sequence[Layout]) -> dict[str, str]:
     found |= {f"VERB_{name.upper()}": number for name, number in packing.VERBS.items()}
     found |= {f"{one.name}_BYTES": one.size for one in layouts}
     found |= {f"{one.name}_SIZE": len(one.fields) for one in layouts}
+    found |= {f"WINDOW_{one.name.upper()}_AT": at for at, one in enumerate(windows.WINDOW.fields, 1)}
+    at = {(one.name, field.name): place for one in layouts for place, field in enumerate(one.fields, 1)}
+    found |= {f"{name}_AT": at[begins] for name, begins in table.RECORDS.items()}
     forms = {f"{one.name}_FORM": f"'{_form(one.fields)}'" for one in layouts}
     return {name: str(number) for name, number in found.items()} | forms
 
@@ -75,11 +83,12 @@ def expanded(text: str, layouts: Sequence[Layout]) -> str:
             raise ValueError(f"no layout does {match[0]}")
         arguments, end = _arguments(text, match.end())
         arguments = [one[1:-1] if one[0] == "'" else one for one in arguments]  # the names of fields
-        begin, names = match.start(), _LOCALS.search(text, 0, match.start())
+        begin = match.start()
         if match["verb"] == "read":
+            names = _LOCALS.search(text, max(0, begin - _NAMES_MAX), begin)
             if names is None:
-                raise ValueError(f"{match[0]} has no locals to read into")
-            begin, arguments = names.start(), [names["names"], *arguments]
+                raise ValueError(f"{match[0]} has no names to read into")
+            begin, arguments = names.start(), [names["made"] or "", names["names"], *arguments]
         text = text[:begin] + write(layout, *arguments) + text[end:]
 
     def place(match: re.Match[str]) -> str:
@@ -93,12 +102,14 @@ def expanded(text: str, layouts: Sequence[Layout]) -> str:
 # --- one function a verb: what is written in its place ----------------------------------------
 
 
-def _read(layout: Layout, names: str, packed: str, at: str = "") -> str:
+def _read(layout: Layout, made: str, names: str, packed: str, at: str = "") -> str:
     wanted = re.split(r",\s*", names)
     places = sorted(layout.index(name) for name in wanted)
     fields = layout.fields[places[0] : places[-1] + 1]
     read = ", ".join(one.name if one.name in wanted else "_" for one in fields)
-    return f"local {read} = {_parse(layout, fields, packed, at)}"
+    if not made and len(wanted) < len(fields):
+        made = "local _ "  # what lies between goes nowhere
+    return f"{made}{read} = {_parse(layout, fields, packed, at)}"
 
 
 def _field(layout: Layout, packed: str, name: str) -> str:
@@ -123,12 +134,11 @@ def _fresh(layout: Layout, last: str = "") -> str:
 
 
 def _bytes(layout: Layout, packed: str, first: str, last: str) -> str:
-    end = _named(layout, last)
-    return _sub(packed, _begin(layout, _named(layout, first)), _begin(layout, end) + end.kind.size - 1)
+    return _sub(packed, layout.offset(first) + 1, layout.end(last))
 
 
 def _since(layout: Layout, packed: str, name: str) -> str:
-    return _sub(packed, _begin(layout, _named(layout, name)))
+    return _sub(packed, layout.offset(name) + 1)
 
 
 def _behind(layout: Layout, packed: str) -> str:
@@ -186,24 +196,31 @@ def _into(layout: Layout, state: str, packed: str) -> str:
     return f"{places} = {_parse(layout, layout.fields, packed)}"
 
 
-def _account(layout: Layout, packed: str) -> str:
-    head = ["0"] * layout.shared
+def _account(layout: Layout, packed: str, last: str = "") -> str:
+    head, end = ["0"] * layout.shared, layout.index(last) + 1 if last else len(layout.fields)
     head[layout.index("flags")] = _field(layout, packed, "flags")
-    return f"{{{', '.join(head)}, {_parse(layout, layout.fields[layout.shared :], packed)}}}"
+    return f"{{{', '.join(head)}, {_parse(layout, layout.fields[layout.shared : end], packed)}}}"
 
 
 def _renewed(layout: Layout, packed: str, head: str, last: str, state: str) -> str:
     shared, end = layout.shared, layout.index(last) + 1
     values = ", ".join(f"{state}[{at}]" for at in range(shared + 1, end + 1))
     moved = f"pack('{_form(layout.fields[shared:end])}', {values})"
-    after = layout.fields[end]
-    return f"({head} .. {moved} .. {_sub(packed, _begin(layout, after))})"
+    return f"({head} .. {moved} .. {_sub(packed, layout.end(last) + 1)})"
+
+
+def _moved(layout: Layout, packed: str, state: str, last: str) -> str:
+    begin, end = layout.index(FIRST_MOVED), layout.index(last) + 1
+    values = ", ".join(f"{state}[{at}]" for at in range(begin + 1, end + 1))
+    form = _form(layout.fields[begin:end])[1:]
+    moved = f"pack('<c{layout.offset(FIRST_MOVED)}{form}', {packed}, {values})"
+    return f"({moved} .. {_sub(packed, layout.end(last) + 1)})"
 
 
 _WRITERS: dict[str, Callable[..., str]] = {
     "read": _read, "field": _field, "bytes": _bytes, "since": _since, "behind": _behind, "opened": _opened,
     "fresh": _fresh, "written": _written, "pack": _pack, "replaced": _replaced, "today": _today,
-    "into": _into, "account": _account, "renewed": _renewed,
+    "into": _into, "account": _account, "renewed": _renewed, "moved": _moved,
 }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ Pure functions. A call is (keys, arguments); an answer is bytes of little-endian
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 from gateway.core.accounts.definitions import (
     CatalogueDefinition,
@@ -18,11 +18,10 @@ from gateway.core.accounts.definitions import (
     UserDefinition,
 )
 from gateway.core.accounts.plan_terms import TERMS, PlanTerms, Term
-from gateway.core.billing.pricing import IN_MONEY
-from gateway.core.billing.tiers import pack_tiers
 from gateway.core.layout import LAYOUT
 from gateway.core.model import (
     INTEGER_MAX,
+    BudgetWindow,
     Decision,
     HoldRequest,
     Limits,
@@ -32,8 +31,9 @@ from gateway.core.model import (
     Verdict,
     Window,
 )
-from gateway.counters.layouts import table
-from gateway.counters.layouts.flags import FLAG_ONE_TIME, FLAG_RAISES, FLAG_USES, service_flags
+from gateway.counters.layouts import budgets, table
+from gateway.counters.layouts.accounts import accounts_of, tiers_of
+from gateway.counters.layouts.flags import FLAG_RAISES, service_flags
 from gateway.counters.redis import keys
 
 # A catalogue version no gateway has: `reserve` refuses, everything else runs.
@@ -51,6 +51,9 @@ BATCH_BYTES = table.SETTLEMENT.offset("layout")
 _ADMITTED, _REFUSED, _CODE = table.ADMITTED.struct, table.REFUSED.struct, table.CODE.struct
 BOUNDED = 2
 
+# How many keys all calls of a partition share, which come first; the bytes of one call's first argument.
+SHARED = {"reserve": 3, "settle": 5}
+ALONE = {"reserve": table.RESERVE.size, "settle": table.SETTLEMENT.size}
 Call = tuple[tuple[str, ...], tuple[bytes, ...]]
 
 
@@ -60,13 +63,17 @@ def reserve(
 ) -> Call:  # fmt: skip
     """Keys and arguments of `reserve`; `quota` is need, ceiling and least as a plan weighs them."""
     p = request.caller.partition
-    names = keys.hold(p, request.request_id), keys.deadlines(p), keys.outbox(p), keys.marker(p)
+    names = keys.deadlines(p), keys.outbox(p), keys.marker(p)
     packed = reserve_packed(
         batch, run_id, catalogue, request.need, *(quota or (-1, request.ceiling, request.least)),
         request.credits_least, request.credits, request.units, ttl_ms, request.service.id, plan_id,
         service_flags(request) | (FLAG_RAISES if request.raises else 0), request.request_id.encode(),
     )  # fmt: skip
-    return (*names, *_accounts(request)), (packed, request.user.encode(), *_tiers(request))
+    accounts = budgets.account_keys(p, [one.name for one in request.budgets], indexed=True)
+    return (
+        (*names, *accounts_of(request), *accounts, keys.hold(p, request.request_id)),
+        (packed, request.user.encode(), *tiers_of(request), *budgets.need(request)),
+    )
 
 
 def settle(
@@ -77,45 +84,28 @@ def settle(
     late: bytes | None = None,
     *,
     batch: int = NO_BATCH,
+    requests: int = 1,
+    definitions: tuple[bytes, ...] = (),
 ) -> Call:
-    """Keys and arguments of `settle`; `late` is the late queue's entry that is dealt with."""
+    """Keys and arguments of `settle`; `late` is the late queue's entry that is dealt with.
+
+    Budgets count so many `requests`; who deals with a late one brings the definitions of its accounts.
+    """
     p = settlement.caller.partition
     names = keys.deadlines(p), keys.outbox(p), keys.late(p), keys.control(p), keys.marker(p)
     used = settle_used(
-        batch,
-        LAYOUT,
-        run_id,
-        mode,
-        settlement.tokens,
-        settlement.of_quota,
-        settlement.credits,
-        settlement.units,
-        settlement.over,
-    )
+        batch, LAYOUT, run_id, mode,
+        settlement.tokens, settlement.of_quota, settlement.credits, settlement.units, settlement.over,
+    )  # fmt: skip
     packed = used + settle_who(settlement, tombstone_ms) + settlement.request_id.encode()
     texts = settlement.user.encode(), settlement.attribution.encode(), settlement.metadata
     entry = () if late is None else (late,)
+    accounts = budgets.account_keys(p, settlement.budgets, indexed=True)
+    paid = budgets.paid(settlement, requests)
     return (
-        (*names, keys.hold(p, settlement.request_id), *_accounts(settlement)),
-        (packed, *texts, *_tiers(settlement), *entry),
+        (*names, *accounts_of(settlement), *accounts, keys.hold(p, settlement.request_id)),
+        (packed, *texts, *tiers_of(settlement), *paid, *definitions, *entry),
     )
-
-
-def _accounts(call: HoldRequest | Settlement) -> Iterator[str]:
-    """The keys of what a call moves: tenant, organization and API key, its user, its service's month."""
-    caller, p, flags = call.caller, call.caller.partition, service_flags(call)
-    yield keys.tenant_state(p, caller.tenant_id)
-    yield keys.organization_state(p, caller.organization_id)
-    yield keys.key_state(p, caller.key_id)
-    if call.user:
-        yield keys.user_state(p, caller.tenant_id, call.user)
-    if flags & (FLAG_ONE_TIME | FLAG_USES):
-        in_money = bool(flags & FLAG_USES) and call.service.pricing.ladder == IN_MONEY
-        yield keys.activation(p, caller.organization_id, call.service.id, in_money=in_money)
-
-
-def _tiers(call: HoldRequest | Settlement) -> tuple[bytes, ...]:
-    return (pack_tiers(call.service.pricing.ladder),) if service_flags(call) & FLAG_USES else ()
 
 
 def settle_who(settlement: Settlement, tombstone_ms: int) -> bytes:
@@ -129,14 +119,14 @@ def settle_who(settlement: Settlement, tombstone_ms: int) -> bytes:
 
 def decision(answer: bytes, service: Service) -> Decision:
     """The answer of `reserve` as a fact; what the service does not move is left out."""
-    if len(answer) == _ADMITTED.size:
+    if len(answer) >= _ADMITTED.size:
         (
             verdict, now, tokens, total, free, next_reset, credits_free,
             requests_scope, requests_limit, requests_used, requests_reset,
             tokens_scope, tokens_limit, tokens_used, tokens_reset, credits_,
-        ) = _ADMITTED.unpack(answer)  # fmt: skip
+        ) = _ADMITTED.unpack_from(answer)  # fmt: skip
         counts, pays = service.counts_tokens, service.meter == "consumption"
-        return Decision(
+        decision = Decision(
             Verdict.ADMITTED, 0, 0, 0,
             total if counts and total > 0 else 0,
             next_reset, now, tokens,
@@ -147,15 +137,21 @@ def decision(answer: bytes, service: Service) -> Decision:
             credits_ if pays else 0,
             verdict == BOUNDED,
         )  # fmt: skip
+        if len(answer) > _ADMITTED.size:
+            budgets.tell(decision, answer)
+        return decision
     if len(answer) == _REFUSED.size:
-        code, now, scope, kind, used, limit, until = _REFUSED.unpack(answer)
-        return Decision(Verdict(code), scope, kind, used, limit, until, now)
+        code, now, scope, kind, used, limit, until, budget_id, unit = _REFUSED.unpack(answer)
+        refused = Decision(Verdict(code), scope, kind, used, limit, until, now)
+        if budget_id:
+            refused.budget = BudgetWindow(budget_id, limit, used, until, unit)
+        return refused
     return Decision(Verdict(int(_CODE.unpack(answer)[0])))
 
 
 def is_admitted(answer: bytes) -> bool:
     """Whether an answer of `reserve` says that a hold was taken."""
-    return len(answer) == _ADMITTED.size
+    return len(answer) >= _ADMITTED.size
 
 
 def code_of(answer: bytes) -> int:
@@ -172,28 +168,33 @@ def extend(run_id: bytes, ttl_ms: int, partition: int, live: list[tuple[Observed
             keys.hold(partition, one.request_id),
             keys.tenant_state(partition, one.caller.tenant_id),
             keys.organization_state(partition, one.caller.organization_id),
+            *budgets.account_keys(partition, one.budgets, indexed=False),
         ]
         tokens, rate = one.tokens, one.rate
-        seen, wanted = (-1, 0) if rate is None else (rate.seen(tokens), rate.credits(tokens + margin))
+        seen, wanted = (-1, 0) if rate is None else (rate.seen(tokens), rate.credits(one.ahead(margin)))
         weighed = -1 if one.weights is None else one.weighed
         arguments.append(
-            table.EXTEND.pack(tokens, weighed, one.wanted(margin), seen, wanted, one.request_id.encode())
-        )
+            table.EXTEND.pack(
+                tokens, weighed, one.wanted(margin), seen, wanted,
+                *one.wanted_of_budgets(margin), len(one.budgets), one.request_id.encode(),
+            )
+        )  # fmt: skip
     return tuple(names), tuple(arguments)
 
 
-def extended(answer: bytes) -> list[tuple[int, int, int]]:
-    """The answer of `extend`: (hold in tokens or -1, in credits, exhausted) a call; none if unverified."""
-    return [
-        (int(tokens), int(credits_), int(exhausted))
-        for tokens, credits_, exhausted in table.EXTENDED.struct.iter_unpack(answer[table.CODE.size :])
-    ]
+def extended(answer: bytes) -> list[tuple[int, int, int, int, int]]:
+    """The answer of `extend`: (hold in tokens or -1, in credits, exhausted, of budgets in money and tokens)
+    a call; none if unverified.
+    """
+    found = table.EXTENDED.struct.iter_unpack(answer[table.CODE.size :])
+    return [(int(one[0]), int(one[1]), int(one[2]), int(one[3]), int(one[4])) for one in found]
 
 
 # --- control: what the keeper sends -----------------------------------------------------
 
 VERBS = {
     "recharge": 1, "reset": 2, "adjust": 3, "block": 4, "unblock": 5, "plan": 6, "credits": 7, "sweep": 8,
+    "budget": 9,
 }  # fmt: skip
 DEFINE, REBUILD, VERIFY = 1, 2, 3
 KIND_KEY, KIND_USER, KIND_TENANT, KIND_ORGANIZATION = 1, 2, 3, 4
@@ -201,8 +202,8 @@ KIND_KEY, KIND_USER, KIND_TENANT, KIND_ORGANIZATION = 1, 2, 3, 4
 
 def plan(terms: PlanTerms) -> dict[str, int]:
     """A plan as scripts and states hold it, by the names of its fields: null is -1, a choice its place."""
-    numbers = {"plan_id": terms.plan_id, "anchor": terms.anchor}
-    return numbers | {term.name: _number(term, getattr(terms, term.name)) for term in TERMS}
+    numbers = {"plan_id": terms.plan_id, "anchor": terms.anchor, **terms.clock._asdict()}
+    return numbers | {term.name: _number(term, getattr(terms, term.name)) for term in TERMS if term.counts}
 
 
 def _number(term: Term, value: str | int | None) -> int:
@@ -214,8 +215,11 @@ def _number(term: Term, value: str | int | None) -> int:
 def grant(
     run_id: bytes, verb: str, amount: int, write_id: str, *,
     tenant_id: int, organization_id: int, metadata: bytes = b"", terms: PlanTerms | None = None,
+    accounts: Sequence[str] = (),
 ) -> Call:  # fmt: skip
-    """Keys and arguments of `grant`. `amount` is signed for adjust and credits."""
+    """Keys and arguments of `grant`. `amount` is signed for adjust and credits, and a budget's id where the
+    use of its window begins again in `accounts`.
+    """
     assert abs(amount) <= INTEGER_MAX
     p = keys.partition_of(organization_id)
     return (
@@ -224,6 +228,7 @@ def grant(
         keys.outbox(p),
         keys.tenant_state(p, tenant_id),
         keys.organization_state(p, organization_id),
+        *budgets.account_keys(p, accounts, indexed=True),
     ), (
         table.GRANT.pack(run_id, VERBS[verb], amount, write_id.encode()),
         metadata,

@@ -1,7 +1,7 @@
 """States and holds: their fields in the order in which they are packed, read and written whole.
 
 This is the table of both: `lua.py` makes of these classes what the scripts know of them. A field is put
-where it belongs, with a default; the scripts have it by the same name (`tenant.remaining`). One
+where it belongs, with a default; the scripts have it by the same name (`tenant.limit`). One
 that comes with a new number says so: `field(default=0, metadata={"since": 130})`.
 """
 
@@ -11,6 +11,7 @@ from dataclasses import astuple, dataclass, field, fields
 from typing import TypeVar, cast
 
 from gateway.core.layout import KINDS, LAYOUT, NUMBER, Field, Layout
+from gateway.counters.layouts.older import ORDERS, REORDERED
 
 MANUAL_BLOCK, HAS_PLAN = 1, 2
 ACTIVE = 2
@@ -18,6 +19,8 @@ POLICY_BILL = 2
 HOLD_USER, HOLD_ONE_TIME, HOLD_COUNTS, HOLD_RECLAIMED, HOLD_USES, HOLD_PAYS = 1, 2, 4, 8, 16, 32
 HOLD_BY_TOKEN = 64
 HOLD_LEASE = 128
+# Accounts for each of one kind, at a time; those beyond share one.
+EACH_ACCOUNTS_MAX = 100_000
 
 
 @dataclass(slots=True)
@@ -50,31 +53,45 @@ class UserState(Account):
 
 @dataclass(slots=True)
 class TenantState(Account):
-    """A tenant: limits and token account. `total` -1 is unlimited; times are ms, 0 none."""
+    """A tenant: limits and token account. `total` -1 is unlimited; times are ms, 0 none.
 
-    total: int = -1
-    remaining: int = 0
-    held: int = 0
+    Its cycles begin on the plan's `anchor_day`; -1 is none, then months begin on `anchor`. Its zone's clocks
+    are `offset` before those of UTC, `offset_after` from `turns_at` on. `limit` is what the cycle may use;
+    without a total what was granted beyond it, for a plan that has one. What only resets need comes last.
+    """
+
     used: int = 0
+    held: int = 0
+    limit: int = 0
+    total: int = -1
     cycle: int = 0
     next_reset: int = 0
-    anchor: int = 1
     last_reset: int = 0
     seq: int = 0
     ledger_at: int = 0
     plan_id: int = 0
-    reset_interval: int = 0
     overage_policy: int = 0
     admission: int = 0
     on_exhausted: int = 0
+    tenant_id: int = 0
+    organization_id: int = 0
+    reset_interval: int = 0
+    anchor: int = 1
     on_store_failure: int = 0
     rollover_max: int = 0
     total_amount: int = -1
     user_rpm: int = 0
     user_tpm: int = 0
     user_concurrency: int = 0
-    tenant_id: int = 0
-    organization_id: int = 0
+    anchor_day: int = field(default=-1, metadata={"since": 132})
+    offset: int = field(default=0, metadata={"since": 132})
+    turns_at: int = field(default=0, metadata={"since": 132})
+    offset_after: int = field(default=0, metadata={"since": 132})
+
+    @property
+    def remaining(self) -> int:
+        """What the ledger goes by."""
+        return self.limit if self.unlimited else self.limit - self.used
 
     @property
     def unlimited(self) -> bool:
@@ -100,25 +117,30 @@ class TenantState(Account):
 
 @dataclass(slots=True)
 class OrganizationState(Account):
-    """An organization: limits, credit account, spend account of the month (`cap` -1: none).
+    """An organization: limits, and two windows: its credits, and its spend of the month (`cap` -1: none).
 
-    `ahead` is what its charges came to beyond what its calls cost, in nano-credits: less than a whole one,
-    unless nothing was charged since more was given back.
+    Of credits is used what was charged less what was paid in. `ahead` is charged beyond what calls cost, in
+    nano-credits: less than a whole one, unless nothing was charged since more was given back.
     """
 
-    balance: int = 0
+    credits_used: int = 0
     credits_held: int = 0
     credit_limit: int = 0
-    credit_seq: int = 0
-    ahead: int = field(default=0, metadata={"since": 130})
-    credit_at: int = 0
-    cap: int = -1
     spent: int = 0
     spend_held: int = 0
+    cap: int = -1
+    ahead: int = field(default=0, metadata={"since": 130})
+    credit_seq: int = 0
+    credit_at: int = 0
     month: int = 0
     spend_seq: int = 0
     spend_at: int = 0
     organization_id: int = 0
+
+    @property
+    def balance(self) -> int:
+        """What was paid in and not charged yet."""
+        return -self.credits_used
 
 
 @dataclass(slots=True)
@@ -130,6 +152,9 @@ class HoldState:
     count there (-1: as many as `observed`).
 
     `credits` are 0 where `flags` has `HOLD_USES`: what `units` hold of the cap is kept with their service.
+
+    Windows of budgets hold `money` or `raw_tokens` of it, or one request; what was seen cost `money_seen`.
+    So many bytes at its end say which windows (`budgets`).
     """
 
     flags: int = 0
@@ -150,6 +175,10 @@ class HoldState:
     charged: int = 0
     seen: int = -1
     weighed: int = field(default=-1, metadata={"since": 130})
+    money: int = field(default=0, metadata={"since": 131})
+    raw_tokens: int = field(default=0, metadata={"since": 131})
+    money_seen: int = field(default=0, metadata={"since": 131})
+    budgets: int = field(default=0, metadata={"since": 131})
 
 
 @dataclass(slots=True)
@@ -178,7 +207,10 @@ def _layout(kind: type[Account | HoldState | ActivationState]) -> Layout:
         for at, one in enumerate(fields(kind))
     )
     shared = 1 + len(fields(Account)) if issubclass(kind, Account) else 0
-    return Layout(kind.__name__.removesuffix("State").upper(), (NUMBER, *described), shared)
+    name = kind.__name__.removesuffix("State").upper()
+    return Layout(
+        name, (NUMBER, *described), shared, (REORDERED, ORDERS[name]) if name in ORDERS else (0, "")
+    )
 
 
 ACCOUNT = _layout(Account)
@@ -186,7 +218,10 @@ _LAYOUTS: dict[type[object], Layout] = {
     kind: _layout(kind)
     for kind in (KeyState, UserState, TenantState, OrganizationState, HoldState, ActivationState)
 }
-LAYOUTS = ACCOUNT, *_LAYOUTS.values()
+# At the end of a hold: an account, and the ids of the budgets that it holds in.
+HELD, BUDGET_ID = Layout("HELD", "text8 name ids"), Layout("BUDGET_ID", "f64 budget_id")
+HOLD = _LAYOUTS[HoldState]
+LAYOUTS = ACCOUNT, *_LAYOUTS.values(), HELD, BUDGET_ID
 
 
 def unpack(kind: type[S], packed: bytes) -> S:
@@ -196,15 +231,36 @@ def unpack(kind: type[S], packed: bytes) -> S:
     if kind is ActivationState:
         whole = whole.ljust(layout.size, b"\0")
     _, *numbers = layout.struct.unpack(whole)
-    return kind(*map(int, numbers))
+    state = kind(*map(int, numbers))
+    if packed[0] < REORDERED:
+        match state:
+            case TenantState(unlimited=False):
+                state.limit += state.used
+            case OrganizationState():
+                state.credits_used = -state.credits_used
+    return state
 
 
 def unpack_hold(packed: bytes) -> tuple[HoldState, str, bytes]:
     """A hold, its caller's own user id and the packed tiers it was admitted at."""
-    layout = _LAYOUTS[HoldState]
-    whole = layout.today(packed)
-    user, _, tiers = whole[layout.size :].partition(b"\0")
-    return unpack(HoldState, whole[: layout.size]), user.decode(), tiers
+    whole = HOLD.today(packed)
+    hold = unpack(HoldState, whole[: HOLD.size])
+    user, _, tiers = whole[HOLD.size : len(whole) - hold.budgets].partition(b"\0")
+    return hold, user.decode(), tiers
+
+
+def held_budgets(packed: bytes) -> list[tuple[str, tuple[int, ...]]]:
+    """The budget accounts a hold took from, in their order, and the budgets of each that it holds in."""
+    whole = HOLD.today(packed)
+    at = len(whole) - unpack(HoldState, whole[: HOLD.size]).budgets
+    found = []
+    while at < len(whole):
+        ids_at = at + 1 + whole[at]
+        end = ids_at + 1 + whole[ids_at]
+        ids = tuple(int(one) for (one,) in BUDGET_ID.struct.iter_unpack(whole[ids_at + 1 : end]))
+        found.append((whole[at + 1 : ids_at].decode(), ids))
+        at = end
+    return found
 
 
 def pack(state: State) -> bytes:

@@ -175,6 +175,8 @@ class Allowances:
             raise CountersUnavailable
         if caller.key_id in self._revoked:
             raise InvalidApiKey
+        if any(account.enforced for account in request.budgets):
+            raise CountersUnavailable("What is left of a budget cannot be known while the counters are away.")
         if service.one_time or (one.capped and service.pricing.ladder):
             raise CountersUnavailable("What this service costs cannot be known while the counters are away.")
         weights = by_plan.get(one.plan_id) if by_plan and service.counts_tokens else None
@@ -217,7 +219,7 @@ class Allowances:
             taken.tokens += more
             short = more < want
         if observed.rate is not None:
-            want = max(0, observed.rate.credits(observed.tokens + margin) - taken.credits)
+            want = max(0, observed.rate.credits(observed.ahead(margin)) - taken.credits)
             more = min(want, max(0, one.credits.left))
             one.credits.spent += more
             taken.credits += more

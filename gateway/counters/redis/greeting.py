@@ -17,12 +17,13 @@ Ask = Callable[..., Awaitable[Any]]
 @dataclass(frozen=True, slots=True)
 class Server:
     """Who answers. `run_id` is the process; `promoted` says when it last began a history of its own behind
-    another server's (empty: never), `eviction` is its policy.
+    another server's (empty: never), `eviction` is its policy. `is_one`: keys of any slots may be in one call.
     """
 
     run_id: bytes
     promoted: bytes
     eviction: str
+    is_one: bool
 
 
 async def greet(address: Address, ask: Ask) -> Server:
@@ -36,7 +37,8 @@ async def greet(address: Address, ask: Ask) -> Server:
         role = await ask(b"ROLE")
         if not isinstance(role, list) or role[0] != b"master":
             raise CountersUnavailable("the sentinels name a primary that is not one (yet)")
-    run_id = said(await ask(b"INFO", b"server"), b"run_id")
+    server = await ask(b"INFO", b"server")
+    run_id = said(server, b"run_id")
     if not run_id:
         raise CountersUnavailable("Redis does not say its run_id")
     policy = said(await ask(b"INFO", b"memory"), b"maxmemory_policy")
@@ -46,7 +48,8 @@ async def greet(address: Address, ask: Ask) -> Server:
     # A full server refuses to load, but has what was loaded before.
     if not await ask(b"FUNCTION", b"LIST", b"LIBRARYNAME", library().name.encode()):
         await ask(b"FUNCTION", b"LOAD", b"REPLACE", library().text.encode())
-    return Server(run_id, promoted, policy.decode())
+    mode = said(server, b"redis_mode") or said(server, b"server_mode")
+    return Server(run_id, promoted, policy.decode(), mode == b"standalone")
 
 
 def said(info: object, name: bytes) -> bytes:

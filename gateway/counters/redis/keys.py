@@ -13,6 +13,7 @@ from hashlib import sha256
 from gateway.core.model import PARTITIONS
 
 CATALOGUE = "tk:catalogue"
+COOLING = "tk:cooling"
 HISTORY = "tk:history"
 PRICES = "tk:prices"
 PRICES_HEAD = "tk:prices:head"
@@ -20,6 +21,8 @@ PULSES = "tk:pulses"
 REFUSED = "tk:refused"
 VERIFIED = "tk:verified"
 WORKERS = "tk:workers"
+# What the names of all identities begin with, and those of all terms: their changes are told.
+IDENTITIES, TERMS = b"tk:id:", b"tk:org:"
 
 
 def partition_of(organization_id: int) -> int:
@@ -29,12 +32,12 @@ def partition_of(organization_id: int) -> int:
 
 def identity(digest: str) -> str:
     """Whom a credential stands for; the digest is hex HMAC-SHA-256."""
-    return f"tk:id:{digest}"
+    return f"{IDENTITIES.decode()}{digest}"
 
 
 def organization_terms(organization_id: int) -> str:
     """What services cost an organization and which it may use."""
-    return f"tk:org:{organization_id}"
+    return f"{TERMS.decode()}{organization_id}"
 
 
 def activity(bucket: int) -> str:
@@ -59,6 +62,16 @@ key_state, bucket = _of_account("k"), _of_account("q")
 tenant_state = _of_account("t")
 # By the partition and an organization's id: its state, its movements that wait apart, digests of its objects.
 organization_state, parked_entries, objects = _of_account("o"), _of_account("w"), _of_account("own")
+
+
+def budget_account(partition: int, name: str) -> str:
+    """An account of budgets, by its name (`gateway/core/accounts/budgets.py`)."""
+    return f"tk:{{p{partition:02d}}}:b:{name}"
+
+
+def each_accounts(partition: int, name: str) -> str:
+    """Those accounts for each that are like this one; the part of its name before the colon names them."""
+    return f"tk:{{p{partition:02d}}}:each:{name.partition(':')[0]}"
 
 
 def user_state(partition: int, tenant_id: int, user: str) -> str:

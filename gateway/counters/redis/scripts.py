@@ -31,6 +31,10 @@ _CONSTANTS = re.compile(
 # `has(flags, FLAG)` of a plain place, its constant put in: written out it takes a third of what a call does.
 _HAS = re.compile(r"\bhas\((?P<place>[\w.]+(?:\[\d+\])?), (?P<flag>\d+)\)")
 _COMMENT = re.compile(r"^\s*--.*$", re.MULTILINE)
+_LOCAL = re.compile(
+    r"^local (?P<function>(?:function )?)(?P<names>\w+(?:, \w+)*)(?P<value>(?: =)?)", re.MULTILINE
+)
+_WORD = re.compile(r"[A-Za-z_]\w*")
 # What Lua reads as one: comments, texts, fields of a table and numbers stay as they are; the rest is names.
 _TOKEN = re.compile(
     r"--\[(=*)\[.*?\]\1\]|--[^\n]*|\[(=*)\[.*?\]\2\]"
@@ -66,9 +70,12 @@ def assemble(read: Callable[[str], str], layouts: Sequence[Layout] = LAYOUTS) ->
         needs = _NEEDS.search(body)
         shared += [name for name in (needs.group(1).split() if needs else []) if name not in shared]
     texts = [read(f"lib/{name}.lua") for name in shared]
-    first = _BIND if any("local function bind()" in text for text in texts) else ""
+    words = [set(_WORD.findall(_COMMENT.sub("", text))) for text in (*texts, _BIND, *bodies.values())]
+    texts = [_scoped(text, set().union(*words[:at], *words[at + 1 :])) for at, text in enumerate(texts)]
+    texts.append("local verbs = {}")
+    first = _BIND if any("function bind()" in text for text in texts) else ""
     texts += [
-        f"local function verb_{verb}(KEYS, ARGV)\n{first}\n{body}\nend\n" for verb, body in bodies.items()
+        f"verbs['{verb}'] = function(KEYS, ARGV)\n{first}\n{body}\nend\n" for verb, body in bodies.items()
     ]
     text = _fold("\n".join(texts), layouts)
     digest = sha1(text.encode(), usedforsecurity=False).hexdigest()[:DIGEST_LENGTH]
@@ -78,10 +85,27 @@ def assemble(read: Callable[[str], str], layouts: Sequence[Layout] = LAYOUTS) ->
     return Library(name, "\n".join([f"#!lua name={name}", text, *registered]), functions)
 
 
+def _scoped(text: str, used: set[str]) -> str:
+    """A text whose names are its own, but for those that others use: Lua takes 200 in one place."""
+    shared: list[str] = []
+
+    def share(match: re.Match[str]) -> str:
+        names = match["names"].split(", ")
+        if match["names"].isupper() or used.isdisjoint(names):
+            return match[0]
+        shared.extend(names)
+        said = match["function"] or match["value"]
+        return match["function"] + match["names"] + match["value"] if said else ""
+
+    inner = _LOCAL.sub(share, text)
+    return (f"local {', '.join(shared)}\n" if shared else "") + f"do\n{inner}\nend"
+
+
 def _registration(verb: str, function: str, body: str) -> str:
     allows = _ALLOWS.search(body)
     flags = _FLAGS[allows.group(1)] if allows else ""
-    return f"redis.register_function{{function_name='{function}', callback=verb_{verb}, flags={{{flags}}}}}"
+    named = f"function_name='{function}', callback=verbs['{verb}']"
+    return f"redis.register_function{{{named}, flags={{{flags}}}}}"
 
 
 def _fold(text: str, layouts: Sequence[Layout] = LAYOUTS) -> str:

@@ -1,17 +1,19 @@
 """One pipelined connection to Redis for one gateway worker.
 
 Everything asked for in one tick of the event loop leaves in one write, and answers come back in
-order. A call waits a bounded time, by the time its loop is awake: an answer that came while it stood
-still was not late. Once the oldest has waited that long the breaker opens: calls fail at once until
-answers come again. A connection that stalls longer is closed and opened again; while there is none,
-calls fail at once too. It knows RESP and nothing of limits or ledgers.
+order. Calls of one function are one command then, where nothing else is asked for in between (`calls.py`):
+those of all partitions, where the connection's server says that it is no cluster; else each partition's.
+A call waits a bounded time, by the time its loop is awake: an answer that came while it stood still was
+not late. Once the oldest has waited that long the breaker opens: calls fail at once until answers come
+again. A connection that stalls longer is closed and opened again; while there is none, calls fail at once
+too. It knows RESP and nothing of limits or ledgers.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from itertools import takewhile
 from secrets import randbits
@@ -22,10 +24,12 @@ import hiredis
 from gateway.core.certificate import end_of
 from gateway.core.wait import LOOKS_MIN, Awake, Wait, Within, in_task
 from gateway.counters.redis.address import Address, why_not
+from gateway.counters.redis.calls import Call, Each, Form, Reply, alone, commands, refused
 from gateway.counters.redis.greeting import Ask, Server, greet
+from gateway.counters.redis.hearing import Hearing
 from gateway.counters.redis.scripts import library
 from gateway.counters.redis.sentinel import primary
-from gateway.errors import CountersRefused, CountersUnavailable, StartError
+from gateway.errors import CountersUnavailable, StartError
 
 CALL_S = 1.0
 STALL_S = 3.0
@@ -35,8 +39,6 @@ SWEEP_S = 0.05
 CONNECT_S_MAX = 2.0
 # Where the numbers of a wire's writes begin: they stay below 2^53.
 BATCH_BITS = 52
-
-Reply = bytes | int | None | list["Reply"]
 
 
 def encode(*parts: bytes) -> bytes:
@@ -65,6 +67,7 @@ class Wire(asyncio.Protocol):
     `available` is False while calls fail at once: no connection, or its breaker is open.
     `batch` is the number of the write that the next command leaves in, like that of no other wire's.
     `asked_at` is when the first command of the last write was sent, `answered_at` when answers last came.
+    `hearing` is told of changes of the keys whose names begin like one of `hears`.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Wire(asyncio.Protocol):
         *,
         call_s: float = CALL_S,
         stall_s: float = STALL_S,
+        hears: Sequence[bytes] = (),
     ) -> None:
         self.run_id = b""
         self.identify: Callable[[Server, Ask], Awaitable[bytes]] | None = None
@@ -83,6 +87,7 @@ class Wire(asyncio.Protocol):
         self.eviction = ""
         self.certificate_end: float | None = None
         self.trouble = ""
+        self.hearing = Hearing(hears)
         self._address, self._clock, self._call_s = address, clock, call_s
         self._stall_s = max(stall_s, call_s)
         self._awake = Awake(self.asked_at, max(SWEEP_S, call_s / LOOKS_MIN))
@@ -90,9 +95,12 @@ class Wire(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader()
-        self._pending: deque[tuple[Wait[Reply], bytes, float]] = deque()
+        # Who waits for each answer, the command, since when, and for how many calls.
+        self._pending: deque[tuple[Wait[Reply] | Each, bytes, float, int]] = deque()
+        self._waiting = 0
         self._out: list[bytes] = []
-        self._scheduled = self._closing = False
+        self._calls: list[Call] = []
+        self._scheduled = self._closing = self._spreads = False
         self._loading: Wait[Reply] | None = None
         self._opened = asyncio.Event()
         self._connecting: asyncio.Task[None] | None = None
@@ -136,15 +144,29 @@ class Wire(asyncio.Protocol):
     def send(self, command: bytes, *, at_once: bool = False) -> Wait[Reply]:
         """Queue a command for this tick's write; `at_once`, with the breaker open too. Fails, never hangs."""
         wait: Wait[Reply] = Wait()
-        if not (self.available or (at_once and self.connected)) or len(self._pending) >= PENDING_MAX:
+        if self._takes(at_once):
+            self._queue(wait, command)
+        else:
             wait.fail(CountersUnavailable())
-            return wait
-        self._queue(wait, command)
+        return wait
+
+    def send_call(
+        self, form: Form, request_id: bytes, arguments: bytes, *, at_once: bool = False
+    ) -> Wait[Reply]:
+        """The same of a call that may leave together with others; settlements leave before reservations."""
+        wait: Wait[Reply] = Wait()
+        if self._takes(at_once):
+            if not self._scheduled:
+                self._schedule()
+            self._waiting += 1
+            self._calls.append((wait, form, request_id, arguments))
+        else:
+            wait.fail(CountersUnavailable())
         return wait
 
     def send_together(self, *commands: bytes) -> list[Wait[Reply]]:
         """Queue commands, nothing of this connection between them; all of them, or CountersUnavailable."""
-        if not self.available or len(self._pending) + len(commands) > PENDING_MAX:
+        if not self.available or self._waiting + len(commands) > PENDING_MAX:
             raise CountersUnavailable
         waits: list[Wait[Reply]] = [Wait() for _ in commands]
         for wait, command in zip(waits, commands, strict=True):
@@ -157,6 +179,7 @@ class Wire(asyncio.Protocol):
         """Begin with an empty reader and nobody waiting."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's derives from nothing
         self._reader = hiredis.Reader()
+        self._spreads = False
         self._fail_pending()
 
     def data_received(self, data: bytes) -> None:
@@ -166,9 +189,14 @@ class Wire(asyncio.Protocol):
         reader.feed(data)
         try:
             while (reply := reader.gets()) is not False:
-                wait, command, _ = pending.popleft()
+                if type(reply) is hiredis.PushNotification:
+                    self.hearing.told(reply)
+                    continue
+                wait, command, _, calls = pending.popleft()
+                if pending is self._pending:
+                    self._waiting -= calls
                 if type(reply) is not bytes and isinstance(reply, hiredis.ReplyError):
-                    self._refused(wait, command, str(reply))
+                    self._refused(wait, command, calls, str(reply))
                 else:
                     wait.set(reply)
         except (hiredis.ProtocolError, IndexError):
@@ -181,44 +209,72 @@ class Wire(asyncio.Protocol):
         """Fail what waits and connect again."""
         self._transport = None
         self.connected = self.available = False
+        self.hearing.end()
         self._fail_pending()
         if not self._closing:
             self._reconnect()
 
     # --- the rest -----------------------------------------------------------------------
 
-    def _queue(self, wait: Wait[Reply], command: bytes) -> None:
+    def _takes(self, at_once: bool) -> bool:
+        return (self.available or (at_once and self.connected)) and self._waiting < PENDING_MAX
+
+    def _queue(self, wait: Wait[Reply] | Each, command: bytes, calls: int = 1) -> None:
         if not self._scheduled:
-            self._scheduled = True
-            self.asked_at = self._clock()
-            self._waits_from = self._awake.at(self.asked_at)
-            self._loop.call_soon(self._flush)
-        self._pending.append((wait, command, self._waits_from))
+            self._schedule()
+        if self._calls:  # what was asked for before is asked for before
+            self._gather()
+        self._waiting += calls
+        self._leave(wait, command, calls)
+
+    def _schedule(self) -> None:
+        self._scheduled = True
+        self.asked_at = self._clock()
+        self._waits_from = self._awake.at(self.asked_at)
+        self._loop.call_soon(self._flush)
+
+    def _gather(self) -> None:
+        calls, self._calls = self._calls, []
+        if len(calls) == 1:
+            wait, command, count = alone(calls[0])
+            self._leave(wait, command, count)
+        else:
+            for wait, command, count in commands(calls, spread=self._spreads):
+                self._leave(wait, command, count)
+
+    def _leave(self, wait: Wait[Reply] | Each, command: bytes, calls: int) -> None:
+        self._pending.append((wait, command, self._waits_from, calls))
         self._out.append(command)
 
     def _flush(self) -> None:
         self._scheduled = False
         self.batch += 1
+        if self._calls:
+            self._gather()
         if self._transport is not None and self._out:
             self._transport.write(b"".join(self._out))
         self._out.clear()
 
-    def _refused(self, wait: Wait[Reply], command: bytes, message: str) -> None:
+    def _refused(self, wait: Wait[Reply] | Each, command: bytes, calls: int, message: str) -> None:
         if command and message.startswith("ERR Function not found"):
-            self._load_and_retry(wait, command)
+            self._load_and_retry(wait, command, calls)
+        elif isinstance(wait, Each) and wait.parts > 1 and message.startswith("CROSSSLOT"):
+            self._spreads = False  # a cluster, whatever it said: nothing of it was done
+            for apart in commands(wait.calls, spread=False):
+                self._queue(*apart)
         elif self.connected and message.startswith(("LOADING", "READONLY", "MASTERDOWN")):
             self._drop()
             wait.fail(CountersUnavailable())
         else:
-            wait.fail(CountersRefused(f"Redis refused: {message[:200]}"))
+            wait.fail(refused(message))
 
-    def _load_and_retry(self, wait: Wait[Reply], command: bytes) -> None:
+    def _load_and_retry(self, wait: Wait[Reply] | Each, command: bytes, calls: int) -> None:
         """Bring the library to a server that lost it, and ask once more; never again without a command."""
         if self._loading is None or self._loading.done:
             self._loading = Wait()
             self._queue(self._loading, encode(b"FUNCTION", b"LOAD", b"REPLACE", library().text.encode()))
-        self._queue(wait, command)
-        self._pending[-1] = (wait, b"", self._waits_from)
+        self._queue(wait, command, calls)
+        self._pending[-1] = (wait, b"", self._waits_from, calls)
 
     def _sweep(self) -> None:
         """Fail what waited too long and open the breaker; close a connection that stalls."""
@@ -229,22 +285,27 @@ class Wire(asyncio.Protocol):
         elif waited > self._call_s:
             self.available = False
             # Whoever is told may send again at once: what is told is taken out first.
-            for wait, _, _ in list(takewhile(lambda one: now - one[2] > self._call_s, self._pending)):
+            for wait, *_ in list(takewhile(lambda one: now - one[2] > self._call_s, self._pending)):
                 wait.fail(CountersUnavailable())
         if not self._closing:
             self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
 
     def _drop(self) -> None:
         self.connected = self.available = False
+        self.hearing.end()
         if self._transport is not None:
             self._transport.abort()
         self._fail_pending()
 
     def _fail_pending(self) -> None:
         waiting, self._pending = self._pending, deque()
+        calls, self._calls = self._calls, []
+        self._waiting = 0
         self._out.clear()
-        for wait, _, _ in waiting:
+        for wait, *_ in waiting:
             wait.fail(CountersUnavailable())
+        for one in calls:
+            one[0].fail(CountersUnavailable())
 
     def _reconnect(self) -> None:
         if self._connecting is None or self._connecting.done():
@@ -274,8 +335,9 @@ class Wire(asyncio.Protocol):
             self.certificate_end = end_of(self._transport) if self._transport else None
             try:
                 server = await greet(address, self._ask)
-                self.eviction = server.eviction
+                self.eviction, self._spreads = server.eviction, server.is_one
                 self.run_id = await self.identify(server, self._ask) if self.identify else server.run_id
+                await self.hearing.begin(self._ask)
             except BaseException:
                 self._drop()
                 raise

@@ -20,7 +20,8 @@ from gateway.core.wait import Wait, in_task
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.frame import TOMBSTONE_MS
 from gateway.counters.redis import keys
-from gateway.counters.redis.wire import Reply, Wire, encode, encode_script
+from gateway.counters.redis.calls import Reply
+from gateway.counters.redis.wire import Wire, encode, encode_script
 from gateway.counters.settlement_log.acknowledged import acknowledged, argument, epoch_of
 from gateway.counters.settlement_log.bounds import BOUNDS, Bounds
 from gateway.counters.settlement_log.log import SettlementLog

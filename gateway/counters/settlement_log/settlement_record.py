@@ -9,11 +9,13 @@ from __future__ import annotations
 from gateway.core.billing.pricing import Pricing
 from gateway.core.billing.tiers import read_tiers
 from gateway.core.model import Caller, Service, Settlement
+from gateway.counters.layouts.budgets import read_paid
 from gateway.counters.layouts.flags import FLAG_COUNTS, FLAG_ONE_TIME, FLAG_PAYS, FLAG_USES
-from gateway.counters.layouts.states import HoldState
+from gateway.counters.layouts.states import held_budgets, unpack_hold
 from gateway.counters.layouts.table import KEPT
 from gateway.counters.redis import keys
 
+_FLAGS_AT = KEPT.offset("flags")
 _WHERE, _WHERE_AT = KEPT.part("organization_id", "organization_id"), KEPT.offset("organization_id")
 
 
@@ -25,16 +27,18 @@ def partition_of(arguments: bytes) -> int:
 def unpack(arguments: bytes) -> Settlement:
     """The settlement of a record."""
     arguments = KEPT.today(arguments)
-    user, attribution, metadata, *tiers = _texts(arguments[KEPT.size :])
-    return settlement_of(arguments[: KEPT.size], user, attribution, metadata, tiers[0] if tiers else b"")
+    user, attribution, metadata, *rest = _texts(arguments[KEPT.size :])
+    tiers = rest.pop(0) if arguments[_FLAGS_AT] & FLAG_USES else b""
+    return settlement_of(arguments[: KEPT.size], user, attribution, metadata, tiers, paid=b"".join(rest))
 
 
 def settlement_of(
-    packed: bytes, user: bytes, attribution: bytes, metadata: bytes, tiers: bytes
+    packed: bytes, user: bytes, attribution: bytes, metadata: bytes, tiers: bytes, *, paid: bytes = b""
 ) -> Settlement:
     """What the arguments of `settle` say was used, by whom and of what."""
     kept = KEPT.read(KEPT.today(packed))
     organization_id = kept["organization_id"]
+    budgets, money, raw_tokens = read_paid(paid)
     return Settlement(
         caller=Caller(organization_id, kept["tenant_id"], kept["key_id"], keys.partition_of(organization_id)),
         request_id=kept["request_id"].decode(),
@@ -48,14 +52,22 @@ def settlement_of(
         metadata=metadata,
         over=kept["over"],
         weighed=None if kept["weighed"] in {-1, kept["tokens"]} else kept["weighed"],
+        budgets=budgets,
+        money=money,
+        raw_tokens=raw_tokens,
     )
 
 
-def release_of(request_id: str, hold: HoldState, user: str, tiers: bytes) -> Settlement:
+def release_of(request_id: str, packed: bytes) -> Settlement:
     """What ends a hold without a charge."""
+    hold, user, tiers = unpack_hold(packed)
+    budgets = tuple(name for name, _ in held_budgets(packed)) if hold.budgets else ()
     partition = keys.partition_of(hold.organization_id)
     caller = Caller(hold.organization_id, hold.tenant_id, hold.key_id, partition)
-    return Settlement(caller, request_id, user, service_of(hold.service_id, hold.flags, tiers), charge=False)
+    return Settlement(
+        caller, request_id, user, service_of(hold.service_id, hold.flags, tiers), charge=False,
+        budgets=budgets,
+    )  # fmt: skip
 
 
 def service_of(service_id: int, flags: int, tiers: bytes) -> Service:

@@ -14,22 +14,22 @@ import httptools
 
 from gateway.core.families.registry import ALL
 from gateway.http.protocol.fields import HOP_BY_HOP, OURS_PREFIX
-from gateway.http.protocol.framing import Malformed
+from gateway.http.protocol.framing import Malformed, decimal
 from gateway.http.protocol.remembered import Remembered
 
 STATUS_LINES_BYTES_MAX = 64 * 1024
 READ_LINES_BYTES_MAX = 2 * 1024 * 1024
 LINE_BYTES_MAX = 256
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?")
-_LENGTH_DIGITS_MAX = 15
-_LIMITED = frozenset({429, 529})
+# What an upstream answers where its own limits refuse.
+LIMITED = frozenset({429, 529})
 _statuses: Remembered[bytes, tuple[int, int, bytes]] = Remembered(
     STATUS_LINES_BYTES_MAX, LINE_BYTES_MAX, 2, 384
 )
-_status_lines = _statuses.known
+_status_lines: Final = _statuses.known
 # What field lines seen before are: their kind and their value, checked by llhttp.
 _lines: Remembered[bytes, tuple[int, bytes]] = Remembered(READ_LINES_BYTES_MAX, LINE_BYTES_MAX, 2, 320)
-_read = _lines.known
+_read: Final = _lines.known
 
 _NOT_RETURNED = HOP_BY_HOP | frozenset({b"ratelimit", b"ratelimit-policy", b"x-upstream-request-id"})
 _LIMITS_PREFIXES = tuple({one.limits_prefix for one in ALL})
@@ -66,11 +66,11 @@ class AnswerHead:
 
     `lines` begins with our status line, for HTTP/1.1, then the fields that pass. `length` is
     None where none is stated; with neither `length` nor `chunked` the body ends with the
-    connection. `limited` says that it tells of its upstream's own limits.
+    connection. `limits` are those of its lines that tell of its upstream's own limits.
     """
 
     __slots__ = (
-        "chunked", "content_encoding", "content_type", "dated", "keep_alive", "length", "limited", "lines",
+        "chunked", "content_encoding", "content_type", "dated", "keep_alive", "length", "limits", "lines",
         "plain_request_id", "request_id", "status", "usage_amount",
     )  # fmt: skip
 
@@ -79,7 +79,8 @@ class AnswerHead:
         self.lines = lines
         self.keep_alive = keep_alive
         self.length: int | None = None
-        self.chunked = self.dated = self.limited = False
+        self.chunked = self.dated = False
+        self.limits: tuple[bytes, ...] = ()
         self.content_type = self.content_encoding = b""
         self.request_id = self.plain_request_id = self.usage_amount = b""
 
@@ -119,6 +120,7 @@ def read_answer_head(head: bytes) -> AnswerHead:
         raise Malformed("it states a length as well as a transfer-encoding")
     if nominated:
         answer.lines = [line for line in kept if line[: line.find(b":")].lower() not in nominated]
+        answer.limits = tuple(line for line in answer.limits if line in answer.lines)
     return answer
 
 
@@ -164,16 +166,17 @@ def _status(line: bytes) -> tuple[int, int, bytes]:
 
 
 def _length(answer: AnswerHead, value: bytes) -> int:
-    if answer.length is not None or not value.isdigit() or len(value) > _LENGTH_DIGITS_MAX:
+    length = decimal(value)
+    if length < 0 or answer.length is not None:
         raise Malformed("the content-length is not one decimal number")
-    return int(value)
+    return length
 
 
 def _note(answer: AnswerHead, kind: int, line: bytes, value: bytes, minor: int) -> None:
     """Take in a field that means something here, but for the most usual ones."""
     if kind == LIMITS:  # an upstream's limits are not ours, but where it is the one that refuses
-        if answer.status in _LIMITED:
-            answer.limited = True
+        if answer.status in LIMITED:
+            answer.limits += (line,)
             answer.lines.append(line)
     elif kind == REQUEST_ID:
         answer.request_id = value

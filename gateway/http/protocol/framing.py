@@ -15,11 +15,26 @@ HEAD_END = b"\r\n\r\n"
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(;[\t\x20-\x7e\x80-\xff]*)?")
 _TRAILER_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
 SMALL_CHUNK_BYTES = 64
+LENGTH_DIGITS_MAX = 15
+_ZERO = ord("0")
 _AT_SIZE, _AT_CHUNK_END, _AT_TRAILER = 0, -1, -2
 
 
 class Malformed(Exception):
     """The bytes are not a message of HTTP/1.1."""
+
+
+def decimal(digits: bytes) -> int:
+    """The number that a length says; -1 for anything but decimal digits, as few as a length may have."""
+    if not 0 < len(digits) <= LENGTH_DIGITS_MAX:
+        return -1
+    number = 0
+    for at in range(len(digits)):  # compiled, this makes no objects
+        digit = digits[at] - _ZERO
+        if digit < 0 or digit > 9:
+            return -1
+        number = number * 10 + digit
+    return number
 
 
 def has_bare_newline(data: bytes) -> bool:

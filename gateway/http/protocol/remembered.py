@@ -1,16 +1,28 @@
 """What was worked out once and is looked up again: bounded in bytes, the oldest goes first.
 
 What is remembered here is often a stranger's choice. So an entry has a size, a newcomer makes
-only the room it takes, and an entry that is renewed makes nobody go.
+only the room it takes, and an entry that is renewed makes nobody go. What is kept by its use goes
+by when it was used last: strangers cannot make those go who come all the time.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from typing import Generic, TypeVar
+from collections import OrderedDict, deque
+from typing import Generic, Protocol, TypeVar
 
 K = TypeVar("K", bound="bytes | str")
 V = TypeVar("V")
+# An entry that is used is put last again at the latest when newcomers took so large a part of all bytes.
+_RENEWED_AFTER = 4
+
+
+class Kept(Protocol):
+    """A value that says when it was put last: after how many bytes of newcomers."""
+
+    kept_at: int
+
+
+U = TypeVar("U", bound=Kept)
 
 
 class Remembered(Generic[K, V]):
@@ -33,19 +45,63 @@ class Remembered(Generic[K, V]):
 
     def keep(self, key: K, value: V) -> None:
         """Remember a value, in place of the oldest ones where there is no room."""
-        if len(key) > self._key_bytes_max:
+        size = self._size(key)
+        if len(key) > self._key_bytes_max or size > self._bytes_max:
             return
         known = self.known
         if key not in known:
-            self._order.append(key)
-            self.held_bytes += self._size(key)
+            self.held_bytes += size
             while self.held_bytes > self._bytes_max:
                 oldest = self._order.popleft()
                 self.held_bytes -= self._size(oldest)
-                known.pop(oldest, None)
-                if not self._order:
-                    return
+                del known[oldest]
+            self._order.append(key)
         known[key] = value
 
     def _size(self, key: K) -> int:
         return len(key) * self._copies + self._entry_bytes
+
+
+class KeptInUse(Remembered[K, U]):
+    """The same, in which the oldest is the one that was used longest ago.
+
+    Who reads `known` by itself renews what was kept before `due`.
+    """
+
+    __slots__ = ("_by_use", "_newcomers_bytes", "due")
+
+    def __init__(self, bytes_max: int, key_bytes_max: int, copies: int, entry_bytes: int) -> None:
+        super().__init__(bytes_max, key_bytes_max, copies, entry_bytes)
+        self._by_use: OrderedDict[K, None] = OrderedDict()
+        self._newcomers_bytes = 0
+        self.due = 0
+
+    def keep(self, key: K, value: U) -> None:
+        """Remember a value, in place of those used longest ago where there is no room."""
+        size = self._size(key)
+        if len(key) > self._key_bytes_max or size > self._bytes_max:
+            return
+        known = self.known
+        if key not in known:
+            self.held_bytes += size
+            while self.held_bytes > self._bytes_max:
+                oldest, _ = self._by_use.popitem(last=False)
+                self.held_bytes -= self._size(oldest)
+                del known[oldest]
+            self._by_use[key] = None
+            self._newcomers_bytes += size
+            self.due = self._newcomers_bytes - self._bytes_max // _RENEWED_AFTER
+        known[key] = value
+        self.renew(key, value)
+
+    def find(self, key: K) -> U | None:
+        """The value of a key, which is used by that; None for none."""
+        value = self.known.get(key)
+        if value is not None and value.kept_at < self.due:
+            self.renew(key, value)
+        return value
+
+    def renew(self, key: K, value: U) -> None:
+        """A value is used: it is the last to go."""
+        self._by_use.move_to_end(key)
+        value.kept_at = self._newcomers_bytes

@@ -7,6 +7,7 @@ Ambiguous means refused, never repaired. Pure functions: no route, no caller, no
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -15,19 +16,23 @@ import httptools
 
 from gateway.core.http_limits import HttpLimits
 from gateway.errors import InvalidRequest, RequestTooLarge
-from gateway.http.protocol.fields import FieldKind, field_kind, known_fields
+from gateway.http.protocol.fields import AMBIGUOUS, FieldKind, field_kind, known_fields
+from gateway.http.protocol.framing import LENGTH_DIGITS_MAX, decimal
+
+# The values of fields by their names in lower case, in order, without the whitespace around them.
+Values = Mapping[bytes, list[bytes]]
 
 _METHODS = frozenset(
     b"GET HEAD POST PUT PATCH DELETE OPTIONS QUERY PROPFIND PROPPATCH MKCOL COPY MOVE LOCK UNLOCK "
     b"REPORT SEARCH".split()
 )
+_FIELD_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
 _HOST = re.compile(rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=%]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _ABSOLUTE = re.compile(rb"(?i:https?)://[^/?#@]+(/?.*)", re.DOTALL)
 _PATH = re.compile(rb"(?:/(?:[A-Za-z0-9\-._~!$&'()*+,=:@]|%[0-9A-Fa-f]{2})*)+")
 _QUERY = re.compile(rb"[\x21\x24-\x7e]*")
 _BAD_PATH = re.compile(rb"//|/\.{1,2}(?:/|\Z)|%(?:2[eEfF]|5[cC]|[01][0-9A-Fa-f]|7[fF])")
 _LENGTH_SPELLINGS = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
-_LENGTH_DIGITS_MAX = 15
 _CONNECTION_OPTIONS = frozenset({b"", b"close", b"keep-alive", b"upgrade"})
 
 
@@ -109,9 +114,9 @@ def cut_length(head: bytes) -> tuple[bytes, int]:
         if at >= 0:
             start = at + len(spelling)
             end = head.find(b"\r\n", start)
-            digits = head[start:end]
-            if digits.isdigit() and len(digits) <= _LENGTH_DIGITS_MAX:
-                return head[:at] + head[end:], int(digits)
+            length = decimal(head[start:end])
+            if length >= 0:
+                return head[:at] + head[end:], length
     return head, -1
 
 
@@ -125,7 +130,7 @@ def read_request_head(head: bytes, limits: HttpLimits) -> RequestHead:
     method, target, minor = _request_line(line)
     _judge(head)
     path, query = _target(target)
-    understood, values = _fields(fields)
+    understood, values = read_fields(fields)
     read = RequestHead(method, path, query, minor, understood, values)
     _check_host(read)
     _read_framing(read)
@@ -179,8 +184,20 @@ def _target(target: bytes) -> tuple[bytes, bytes]:
     return path, mark + query
 
 
-def _fields(lines: list[bytes]) -> tuple[list[tuple[FieldKind, bytes]], dict[bytes, list[bytes]]]:
-    """Every field with what it is, and the values of those that are read here."""
+def role_of(line: bytes) -> int:
+    """What one field line does to its request, of the constants in `fields.py`.
+
+    A line is AMBIGUOUS that is none for itself: what it refuses is said of the whole head.
+    """
+    if _FIELD_LINE.fullmatch(line) is None:
+        return AMBIGUOUS
+    name = line.partition(b":")[0]
+    kind = known_fields.get(name) or field_kind(name)
+    return kind.role
+
+
+def read_fields(lines: list[bytes]) -> tuple[list[tuple[FieldKind, bytes]], dict[bytes, list[bytes]]]:
+    """Every field with what it is, and the values of those that are read here; or `MalformedRequest`."""
     fields: list[tuple[FieldKind, bytes]] = []
     read: dict[bytes, list[bytes]] = {}
     for line in lines:
@@ -214,7 +231,7 @@ def _read_framing(head: RequestHead) -> None:
     if lengths:
         if len(lengths) > 1 or not lengths[0].isdigit():
             raise MalformedRequest("Content-Length must be one decimal number.")
-        if len(lengths[0]) > _LENGTH_DIGITS_MAX:
+        if len(lengths[0]) > LENGTH_DIGITS_MAX:
             raise RequestTooLarge
         head.length = int(lengths[0])
 

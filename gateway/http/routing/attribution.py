@@ -6,15 +6,12 @@ Its session it may also say in a field of another's: that passes, and what canno
 from __future__ import annotations
 
 import json
-import re
 
 from gateway.core.calls.route import Route
-from gateway.core.calls.trace import FIELD as TRACE_FIELD
-from gateway.core.calls.trace import read_parent
 from gateway.core.model import INTEGER_MAX, Attribution
 from gateway.errors import InvalidRequest
 from gateway.http.protocol.fields import OURS_PREFIX, SESSION_FIELDS
-from gateway.http.protocol.request import RequestHead
+from gateway.http.protocol.request import Values
 
 USER_CHARACTERS_MAX = 128
 FEATURE_VERSION_CHARACTERS_MAX = 64
@@ -25,28 +22,29 @@ UNITS_MAX = 1_000_000
 # What only a row of our own may say of itself; views and roll-ups go by it.
 OUR_MARKERS = ("corrects", "reclaimed", "unreadable")
 _NOTHING = Attribution()
-_TEXT = re.compile(r"[^\x00-\x1f\x7f]+")
 
 
-def read_attribution(head: RequestHead) -> tuple[Attribution, str]:
+def read_attribution(said: Values) -> tuple[Attribution, str]:
     """The attribution, and its columns as they travel to the rows; `InvalidRequest` names a bad field."""
-    if not any(name.startswith(OURS_PREFIX) for name in head.read):
-        session = _their_session(head)
+    if not any(name.startswith(OURS_PREFIX) for name in said):
+        session = _their_session(said)
         return Attribution(session=session) if session else _NOTHING, ""
-    user = _text(head, "user", USER_CHARACTERS_MAX)
-    content_id = _integer(head, "content-id")
-    project_id = _integer(head, "project-id")
-    feature_version = _text(head, "feature-version", FEATURE_VERSION_CHARACTERS_MAX)
-    metadata = _metadata(head)
-    session = _text(head, "session", SESSION_CHARACTERS_MAX) or _their_session(head)
-    said = (content_id, project_id, feature_version or None)
-    columns = "" if said == (None, None, None) else "\t".join("" if one is None else str(one) for one in said)
+    user = _text(said, "user", USER_CHARACTERS_MAX)
+    content_id = _integer(said, "content-id")
+    project_id = _integer(said, "project-id")
+    feature_version = _text(said, "feature-version", FEATURE_VERSION_CHARACTERS_MAX)
+    metadata = _metadata(said)
+    session = _text(said, "session", SESSION_CHARACTERS_MAX) or _their_session(said)
+    parts = (content_id, project_id, feature_version or None)
+    columns = (
+        "" if parts == (None, None, None) else "\t".join("" if one is None else str(one) for one in parts)
+    )
     return Attribution(user, content_id, project_id, feature_version, metadata, session), columns
 
 
-def read_units(head: RequestHead, route: Route) -> int:
+def read_units(read: Values, route: Route) -> int:
     """Units the client claims; only where the operator trusts it to set its own bill."""
-    name, value = _one(head, "units")
+    name, value = _one(read, "units")
     if value is None:
         return 1
     if not route.trust_client_units:
@@ -56,41 +54,41 @@ def read_units(head: RequestHead, route: Route) -> int:
     return int(value)
 
 
-def _one(head: RequestHead, suffix: str) -> tuple[str, bytes | None]:
+def _one(read: Values, suffix: str) -> tuple[str, bytes | None]:
     """The whole name of a field, and its value if it is there."""
     name = f"x-tollkeeper-{suffix}"
-    values = head.all(name.encode())
+    values = read.get(name.encode(), ())
     if len(values) > 1:
         raise InvalidRequest(f"The field {name} appears twice.", param=name)
     return name, values[0] if values else None
 
 
-def _text(head: RequestHead, suffix: str, characters_max: int) -> str:
-    name, value = _one(head, suffix)
+def _text(said: Values, suffix: str, characters_max: int) -> str:
+    name, value = _one(said, suffix)
     if not value:
         return ""
     try:
         text = value.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"{name} must be UTF-8.", param=name) from error
-    if len(text) > characters_max or _TEXT.fullmatch(text) is None:
-        raise InvalidRequest(f"{name} must be text of at most {characters_max} characters.", param=name)
+    if len(text) > characters_max or not text.isprintable():
+        right = f"printable text of at most {characters_max} characters"
+        raise InvalidRequest(f"{name} must be {right}.", param=name)
     return text
 
 
-def _their_session(head: RequestHead) -> str:
-    """The session by a client's own field, else by the trace it belongs to; empty where neither says one."""
-    values = [value for name in SESSION_FIELDS for value in head.all(name)]
+def _their_session(said: Values) -> str:
+    """The session by a client's own field, empty where none says one."""
+    values = [value for name in SESSION_FIELDS for value in said.get(name, ())]
     if len(values) == 1 and len(values[0]) <= SESSION_CHARACTERS_MAX:
         text = values[0].decode("utf-8", "replace")
         if text.isprintable() and text.isascii() and text:
             return text
-    parent = read_parent(head.all(TRACE_FIELD))
-    return "" if parent is None else parent.trace_id.hex()
+    return ""
 
 
-def _integer(head: RequestHead, suffix: str) -> int | None:
-    name, value = _one(head, suffix)
+def _integer(said: Values, suffix: str) -> int | None:
+    name, value = _one(said, suffix)
     if value is None:
         return None
     if not value.isdigit() or len(value) > 16 or int(value) > INTEGER_MAX:
@@ -98,8 +96,8 @@ def _integer(head: RequestHead, suffix: str) -> int | None:
     return int(value)
 
 
-def _metadata(head: RequestHead) -> bytes:
-    name, value = _one(head, "metadata")
+def _metadata(said: Values) -> bytes:
+    name, value = _one(said, "metadata")
     if value is None:
         return b""
     if len(value) > METADATA_BYTES_MAX:

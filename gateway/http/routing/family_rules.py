@@ -15,7 +15,7 @@ from gateway.core.families.family import ApiFamily
 from gateway.core.families.registry import ALL, FAMILIES, OF_METER
 from gateway.core.model import GENERIC
 from gateway.errors import InvalidRequest
-from gateway.http.protocol.fields import FieldKind
+from gateway.http.protocol.fields import OVERRIDES, WITHHELD, is_withheld
 from gateway.http.protocol.request import RequestHead
 
 JSON_TYPE = b"content-type: application/json"
@@ -29,21 +29,6 @@ _PLAIN = re.compile(rb"[A-Za-z0-9._~-]{0,64}")
 # On routes that cost nothing a query passes, but for what would make another call of it.
 _NEVER = frozenset(
     b"fields fieldmask callback httpmethod method xhttpmethodoverride uploadtype uploadprotocol".split()
-)
-# System parameters may be fields as well; what a library says of itself is none of them.
-_WITHHELD_PREFIXES = (
-    *(prefix for one in ALL for prefix in one.withheld_prefixes),
-    # By which gateways in front of a provider choose another model, cache or credential.
-    b"x-litellm-", b"x-portkey-", b"cf-aig-", b"helicone-", b"ocp-apim-",
-)  # fmt: skip
-_PASSED = frozenset(one.spoken_by for one in ALL)
-_OVERRIDES = frozenset(
-    {b"x-http-method", b"x-http-method-override", b"x-method-override", b"http-method-override"}
-)
-# Parts of an answer instead of it, another form of it, or the digest of a body that is written again.
-_WITHHELD = _OVERRIDES | frozenset(
-    b"range if-range if-match if-none-match if-modified-since if-unmodified-since prefer a-im content-type "
-    b"content-encoding content-md5 digest content-digest repr-digest want-digest want-content-digest".split()
 )
 _CHOSEN = {name: values for one in ALL for name, values in one.queries.items() if values is not None}
 _NONE: frozenset[bytes] = frozenset()
@@ -95,18 +80,13 @@ def withheld(head: RequestHead, route: Route) -> frozenset[bytes]:
     family = _family(route)
     if family.name == GENERIC:
         return _NONE
-    names = _OVERRIDES if route.meter == "none" else _WITHHELD | family.withheld
-    return frozenset(kind.lower for kind, _ in head.fields if _is_withheld(kind, names))
+    names = OVERRIDES if route.meter == "none" else WITHHELD | family.withheld
+    return frozenset(kind.lower for kind, _ in head.fields if is_withheld(kind.plain, names))
 
 
 def _family(route: Route) -> ApiFamily:
     """Whose API a route is: what meters its answers says it, else the route itself."""
     return OF_METER.get(route.meter) or FAMILIES[route.family]
-
-
-def _is_withheld(kind: FieldKind, names: frozenset[bytes]) -> bool:
-    plain = kind.lower.replace(b"_", b"-")
-    return plain in names or (plain.startswith(_WITHHELD_PREFIXES) and plain not in _PASSED)
 
 
 def _check_free(query: bytes) -> None:

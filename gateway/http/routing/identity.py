@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes
 
 from gateway.errors import InvalidApiKey, InvalidRequest
 from gateway.http.protocol.fields import CREDENTIAL_FIELDS
-from gateway.http.protocol.request import RequestHead
+from gateway.http.protocol.request import Values
 
 # Without `$`, case, hyphens and underscores: APIs take their credential under many spellings of these.
 _QUERY_NAMES = frozenset(b"key accesstoken oauthtoken bearertoken".split()) | {
@@ -21,22 +21,25 @@ _SEPARATOR = re.compile(rb"[&;]")
 _CREDENTIAL = re.compile(rb"[\x21-\x7e]{1,512}")
 
 
-def credential_digest(head: RequestHead, pepper: bytes) -> str:
-    """Hex digest of the request's credential.
-
-    `InvalidApiKey` where there is none or it is malformed; `InvalidRequest` where there are
-    two that differ or one is in the query.
-    """
-    for pair in _SEPARATOR.split(head.query[1:]) if head.query else ():
+def check_query_names(query: bytes) -> None:
+    """`InvalidRequest` where a credential is in the query."""
+    for pair in _SEPARATOR.split(query[1:]) if query else ():
         name = pair.partition(b"=")[0]
         if _plain(name) in _QUERY_NAMES:
             raise InvalidRequest(
                 "A credential in the query ends up in logs; send it in a header field.", param=name.decode()
             )
+
+
+def credential_digest(said: Values, pepper: bytes) -> str:
+    """Hex digest of the request's credential.
+
+    `InvalidApiKey` where there is none or it is malformed; `InvalidRequest` where there are two that differ.
+    """
     found = {
         _bearer(value) if name == b"authorization" else value
-        for name in CREDENTIAL_FIELDS & head.read.keys()
-        for value in head.all(name)
+        for name in CREDENTIAL_FIELDS & said.keys()
+        for value in said[name]
         if value
     }
     if len(found) > 1:

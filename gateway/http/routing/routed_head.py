@@ -1,9 +1,8 @@
-"""What one request head asks for, derived from its bytes alone and remembered by them.
+"""What one request head asks for, by the lines of it that decide something.
 
-A client sends the same head again and again, apart from the length of the body: its route,
-the digest of its credential and the head its upstream will get are worked out once. A plan is
-remembered when its credential was found good, never one that refuses, so that no flood of heads
-without a key displaces anything.
+Its route, the rules of that route, and where it goes are worked out here; who sends it and which lines only
+pass is another's affair (`call_head.py`). A head of the deciding lines alone says all of this: clients
+of one kind have it in common.
 """
 
 from __future__ import annotations
@@ -15,23 +14,20 @@ from urllib.parse import urlsplit
 
 from gateway.core.calls.binding import UNREAD_METERS, Binding, is_bound
 from gateway.core.calls.route import Route, UpstreamTarget
-from gateway.core.calls.trace import FIELD, STATE_FIELD, Parent, read_parent
 from gateway.core.families.registry import ALL, FAMILIES
 from gateway.core.http_limits import HttpLimits
-from gateway.core.model import GENERIC, Attribution, Family
+from gateway.core.model import GENERIC, Family
 from gateway.errors import CountersUnavailable, MethodNotAllowed, Refusal, UnknownRoute
-from gateway.http.protocol.remembered import Remembered
+from gateway.http.protocol.fields import PASSES, field_kind
 from gateway.http.protocol.request import RequestHead, read_request_head
-from gateway.http.routing.attribution import read_attribution, read_units
+from gateway.http.routing.attribution import read_units
 from gateway.http.routing.bindings import Bindings
 from gateway.http.routing.family_rules import JSON_TYPE, check_content_type, check_query, withheld
-from gateway.http.routing.identity import credential_digest
+from gateway.http.routing.identity import check_query_names
 from gateway.http.routing.objects import Owned, owned_by
 from gateway.http.routing.routes import MODELS, Match, RouteTable, family_of
 from gateway.http.server.request_driver import bare
 
-ROUTED_HEADS_BYTES_MAX = 8 * 1024 * 1024
-ROUTED_HEAD_BYTES_MAX = 4096
 _GZIP = frozenset({b"gzip", b"x-gzip", b"*"})
 _REFUSED = re.compile(rb";q=0(?:\.0*)?$")
 _SPOKEN = tuple(sorted((one for one in ALL if one.spoken_by), key=lambda one: one.spoken_by))
@@ -39,15 +35,16 @@ _SPOKEN = tuple(sorted((one for one in ALL if one.spoken_by), key=lambda one: on
 
 @dataclass(slots=True)
 class RoutedHead:
-    """One head, understood.
+    """The deciding lines of a head, understood.
 
-    `refusal` is what this head earns at once (404, 405, or bytes that are not HTTP, and then
-    `fatal`); `identity_refusal` waits for its turn and `field_refusal` for the one after it.
-    `opening` is the upstream request's head without the fields of one request. A `metered`
-    route charges something, and a `buffered` one reads its body before anything is decided.
-    `parent` is the caller's span where requests are traced; `opening` then has none. `head` are the
-    bytes it is remembered by, empty once it is, and where it is not to be. A `bound` plan goes where
-    its service is bound: made from the head `source` under `binding`, which may be another one by now.
+    `refusal` is what they earn at once (404, 405, or bytes that are not HTTP, and then `fatal`).
+    `query_refusal` waits for its turn, `object_refusal` for the one after it, and `field_refusal` for that
+    of what the request says of itself. `opening` begins the head of the upstream's request, before the lines
+    that pass: `withdrawn` are those deciding ones that do not, `dropped` names of any. `closing` ends it,
+    but for what differs from one request to the next; `closing_plain` where no coding of the answer can
+    be had. A `metered` route charges something, and a `buffered` one reads its body before anything
+    is decided. A `bound` head goes where its service is bound: it was read under `binding`, which may be
+    another one by now. `kept_at` is the affair of those who remember it (`remembered.py`).
     """
 
     family: Family
@@ -58,11 +55,9 @@ class RoutedHead:
     route: Route | None = None
     params: dict[str, str] = field(default_factory=dict)
     service_key: str = ""
-    digest: str = ""
-    identity_refusal: Refusal | None = None
+    query_refusal: Refusal | None = None
+    object_refusal: Refusal | None = None
     field_refusal: Refusal | None = None
-    attribution: Attribution = field(default_factory=Attribution)
-    attribution_text: str = ""
     units: int = 1
     method: bytes = b""
     minor: int = 1
@@ -72,41 +67,33 @@ class RoutedHead:
     expects: bool = False
     upstream: str = ""
     opening: bytes = b""
+    closing: bytes = b""
+    closing_plain: bytes = b""
+    withdrawn: tuple[bytes, ...] = ()
+    dropped: frozenset[bytes] = frozenset()
     metered: bool = False
     buffered: bool = False
-    parent: Parent | None = None
     owned: Owned | None = None
-    head: bytes = b""
     bound: bool = False
     binding: Binding | None = None
-    source: bytes = b""
+    kept_at: int = 0
 
 
 class HeadRouter:
-    """Make plans and remember them. `known` are those remembered, by their heads."""
+    """Understand deciding lines, by one configuration."""
 
     def __init__(
         self,
         routes: tuple[Route, ...],
         targets: Mapping[str, UpstreamTarget],
         bindings: Bindings,
-        pepper: bytes,
         limits: HttpLimits,
-        *,
-        traced: bool = False,
     ) -> None:
-        self._traced = traced
         self._table = RouteTable(routes)
         self._targets = targets
         self._places = {target.name: _place(target.base_url) for target in targets.values()}
         self.bindings = bindings
-        self._pepper = pepper
         self._limits = limits
-        # The head is in its plan again, taken apart and as the upstream gets it.
-        self._routed_heads: Remembered[bytes, RoutedHead] = Remembered(
-            ROUTED_HEADS_BYTES_MAX, ROUTED_HEAD_BYTES_MAX, 3, 2048
-        )
-        self.known = self._routed_heads.known
 
     def route(self, head: bytes) -> RoutedHead:
         """Understand a head that ends in its blank line; never raises a `Refusal`, it holds them."""
@@ -114,21 +101,16 @@ class HeadRouter:
             read = read_request_head(head, self._limits)
         except Refusal as refusal:
             return RoutedHead(family_of_head(head), refusal=bare(refusal), fatal=True)
-        routed = self._routed(read)
-        routed.source = head if routed.bound else b""
-        if (
-            len(head) <= ROUTED_HEAD_BYTES_MAX
-            and routed.refusal is None
-            and routed.identity_refusal is None
-            and routed.field_refusal is None
-        ):
-            routed.head = head
-        return routed
+        return self._routed(read)
 
-    def remember(self, routed: RoutedHead) -> None:
-        """The credential of this plan is good: the next head of these bytes is understood already."""
-        head, routed.head = routed.head, b""
-        self._routed_heads.keep(head, routed)
+    def is_current(self, routed: RoutedHead) -> bool:
+        """Whether it would be understood the same now; where nobody knows, its own call is told so."""
+        if not routed.bound or routed.route is None:
+            return True
+        try:
+            return self.bindings.binding_of(routed.service_key, routed.route) is routed.binding
+        except CountersUnavailable:
+            return True
 
     def _routed(self, head: RequestHead) -> RoutedHead:
         path = head.path.decode("ascii")
@@ -142,8 +124,6 @@ class HeadRouter:
             keep_alive=head.keep_alive,
             expects=head.expects,
         )
-        if self._traced:
-            _take_parent(routed, head)
         match = self._table.match(head.method.decode("ascii"), path)
         if match is None:
             routed.refusal = UnknownRoute()
@@ -171,23 +151,23 @@ class HeadRouter:
             upstream = self._table.upstreams.get(spoken, upstream)
         routed.upstream = upstream
         try:
-            routed.digest = credential_digest(head, self._pepper)
+            check_query_names(head.query)
         except Refusal as refusal:
-            routed.identity_refusal = bare(refusal)
+            routed.query_refusal = bare(refusal)
         try:
             routed.owned = owned_by(head, route)
             routed.buffered = routed.buffered or (routed.owned is not None and routed.owned.reads)
-            routed.attribution, routed.attribution_text = read_attribution(head)
-            routed.units = read_units(head, route)
+        except Refusal as refusal:
+            routed.object_refusal = bare(refusal)
+        try:
+            routed.units = read_units(head.read, route)
             check_query(head.query, route)
             if routed.buffered:
                 check_content_type(head)
         except Refusal as refusal:
             routed.field_refusal = bare(refusal)
         if upstream in self._targets:
-            routed.opening = self._opening(head, self._targets[upstream], path, route)
-            if routed.buffered and head.all(b"accept-encoding"):
-                routed.opening = with_coding(routed.opening, _readable_coding(head))
+            self._prepare(routed, head, self._targets[upstream], path, route)
 
     def _bind(self, routed: RoutedHead, route: Route, path: bytes) -> str:
         """The upstream that the service of a bound route goes to; empty where this path does not."""
@@ -201,17 +181,27 @@ class HeadRouter:
             routed.refusal = UnknownRoute(why)
         return "" if binding is None else binding.upstream
 
-    def _opening(self, head: RequestHead, target: UpstreamTarget, path: bytes, route: Route) -> bytes:
-        """The head of the upstream's request, but for what differs from one request to the next."""
+    def _prepare(
+        self, routed: RoutedHead, head: RequestHead, target: UpstreamTarget, path: bytes, route: Route
+    ) -> None:
+        """Work out what of a head goes on to the upstream, and in which words it begins and ends."""
         prefix, host = self._places[target.name]
-        request_line = b"%b %b%b%b HTTP/1.1" % (head.method, prefix, path, head.query)
+        routed.opening = b"%b %b%b%b HTTP/1.1\r\n%b\r\n" % (head.method, prefix, path, head.query, host)
         ours = {name.lower().encode(): value.encode("latin-1") for name, value in target.headers}
-        dropped = head.nominated.union(ours, withheld(head, route))
-        lines = [line for kind, line in head.fields if kind.passes and kind.lower not in dropped]
-        lines += [b"%b: %b" % field for field in ours.items()]  # last, so that nothing can shadow them
+        routed.dropped = frozenset(
+            name for name in head.nominated.union(ours) if field_kind(name).role & PASSES
+        )
+        lines = [b"%b: %b" % field for field in ours.items()]  # last, so that nothing can shadow them
         if route.meter not in UNREAD_METERS:
             lines.append(JSON_TYPE)
-        return b"\r\n".join([request_line, host, *lines, b""])
+        taken = withheld(head, route)
+        offered = head.all(b"accept-encoding")
+        if routed.buffered and offered:
+            taken |= {b"accept-encoding"}
+        routed.withdrawn = tuple(line for kind, line in head.fields if kind.passes and kind.lower in taken)
+        routed.closing_plain = _with_coding(lines, b"identity")
+        asked = routed.buffered and offered
+        routed.closing = _with_coding(lines, _readable_coding(offered)) if asked else _ended(lines)
 
 
 def _spoken(head: RequestHead) -> Family | None:
@@ -219,24 +209,20 @@ def _spoken(head: RequestHead) -> Family | None:
     return next((family.name for family in _SPOKEN if family.spoken_by in head.read), None)
 
 
-def _take_parent(routed: RoutedHead, head: RequestHead) -> None:
-    """Move the caller's span from the head to the plan; without a valid one its state means nothing."""
-    routed.parent = read_parent(
-        [line.partition(b":")[2] for kind, line in head.fields if kind.lower == FIELD]
-    )
-    taken = (FIELD,) if routed.parent is not None else (FIELD, STATE_FIELD)
-    head.fields = [each for each in head.fields if each[0].lower not in taken]
+def _with_coding(lines: list[bytes], coding: bytes) -> bytes:
+    """These lines, asking for an answer in this content coding alone."""
+    others = [line for line in lines if not line.lower().startswith(b"accept-encoding:")]
+    return _ended([*others, b"accept-encoding: " + coding])
 
 
-def with_coding(opening: bytes, coding: bytes) -> bytes:
-    """The same opening, asking for an answer in this content coding alone."""
-    lines = [line for line in opening.split(b"\r\n") if not line[:16].lower().startswith(b"accept-encoding:")]
-    return b"\r\n".join([*lines[:-1], b"accept-encoding: " + coding, b""])
+def _ended(lines: list[bytes]) -> bytes:
+    """These lines, each with its end."""
+    return b"".join([line + b"\r\n" for line in lines])
 
 
-def _readable_coding(head: RequestHead) -> bytes:
+def _readable_coding(values: list[bytes]) -> bytes:
     """A coding that the client takes and a meter can read; an answer in another could only be estimated."""
-    offered = b",".join(head.all(b"accept-encoding")).lower().replace(b" ", b"").split(b",")
+    offered = b",".join(values).lower().replace(b" ", b"").split(b",")
     accepted = {offer.partition(b";")[0] for offer in offered if not _REFUSED.search(offer)}
     return b"gzip" if _GZIP & accepted else b"identity"
 

@@ -1,7 +1,7 @@
 """Bytes a worker holds for ends that are slow: bodies not all here, answers not all taken.
 
 What may be refused is asked for (`acquire`), what cannot be is only counted (`add`); while a worker, an
-organization or a key has used its budget up, new calls are refused and what has begun goes on.
+organization or a key has used its share up, new calls are refused and what has begun goes on.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Caller
 from gateway.errors import Overloaded, Refusal
-from gateway.http.budget import Budget
+from gateway.http.shares import Shares
 
 
 class Buffers:
-    """The budgets of one worker: all of it, an organization's part, a key's part of that.
+    """The bytes of one worker: all of them, an organization's share, a key's share of that.
 
     `pressed` is set while anybody may have to be refused, so that the usual call asks no further.
     `shed` counts what was refused. `heads` are bytes of heads that are not complete: nobody is known yet.
@@ -22,7 +22,7 @@ class Buffers:
     __slots__ = ("_head_free", "_heads_max", "_keys", "_organizations", "heads", "pressed", "shed")
 
     def __init__(self, limits: HttpLimits) -> None:
-        self._organizations, self._keys = Budget(0, 0), Budget(0, 0)
+        self._organizations, self._keys = Shares(0, 0), Shares(0, 0)
         self.heads = self.shed = 0
         self.pressed = False
         self.renew(limits)
@@ -113,7 +113,7 @@ class Kept:
         return counted is not None
 
     def keep_untaken(self, caller: Caller | None, size: int) -> bool:
-        """So many bytes of answers wait, in place of those before; whether their caller's budget has room."""
+        """So many bytes of answers wait, in place of those before; whether their caller's share has room."""
         buffers, before = self._buffers, self.untaken
         if before and self._caller is not None:
             buffers.release(self._caller, before)

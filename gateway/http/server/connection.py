@@ -18,7 +18,8 @@ from gateway.http.clock import NEVER, Clock
 from gateway.http.protocol.client_side import ClientSide
 from gateway.http.protocol.request import MalformedRequest, RequestTimeout, cut_length
 from gateway.http.protocol.states import BODY, BROKEN, CLOSING, DISCARDING, IDLE, WHOLE
-from gateway.http.routing.routed_head import HeadRouter, RoutedHead, family_of_head
+from gateway.http.routing.call_head import CallHead, unreadable
+from gateway.http.routing.head_reader import HeadReader
 from gateway.http.server.buffers import Buffers, Kept, full
 from gateway.http.server.exchange import ClientGone, Exchange
 from gateway.http.server.reading import (
@@ -44,7 +45,7 @@ _RUNS = -1.0  # a body's deadline, which is not stopped
 class _Host(Protocol):
     """What a connection asks of its worker's data plane, which says what each of these is."""
 
-    head_router: HeadRouter
+    heads: HeadReader
     limits: HttpLimits
     buffers: Buffers
     clock: Clock
@@ -53,7 +54,7 @@ class _Host(Protocol):
 
     def opened(self, connection: ClientConnection) -> bool: ...
     def closed(self, connection: ClientConnection) -> None: ...
-    def exchange(self, connection: ClientConnection, routed: RoutedHead) -> Exchange: ...
+    def exchange(self, connection: ClientConnection, head: CallHead) -> Exchange: ...
     def tell(self, exchange: Exchange) -> None: ...
 
 
@@ -369,38 +370,39 @@ class ClientConnection(asyncio.Protocol):
         if self._kept.unread:
             self._kept.keep_unread(0)
         head, length = cut_length(head)
-        head_router = self._host.head_router
-        routed = head_router.known.get(head) or head_router.route(head)
+        call_head = self._host.heads.read(head)
+        routed = call_head.routed
         if length < 0:
-            self._begin(routed, routed.length)
+            self._begin(call_head, routed.length)
         elif routed.chunked or routed.length is not None:
             self.turn_away(MalformedRequest("The length of the body is stated twice."), head)
         else:
-            self._begin(routed, length)
+            self._begin(call_head, length)
         return True
 
     def turn_away(self, refusal: Refusal, head: bytes = b"") -> None:
         """Answer bytes that are not a request, and close."""
         self._kept.keep_unread(0)
-        self._begin(RoutedHead(family_of_head(head), refusal=refusal, fatal=True), None)
+        self._begin(unreadable(head, refusal), None)
 
-    def _begin(self, routed: RoutedHead, length: int | None) -> None:
-        self.exchange = exchange = self._host.exchange(self, routed)
+    def _begin(self, head: CallHead, length: int | None) -> None:
+        self.exchange = exchange = self._host.exchange(self, head)
+        routed = head.routed
         self.deadline = NEVER
         exchange.body_length = length
         if routed.fatal:
             self._closing = True
             self._side.refuse()
         elif length or routed.chunked:
-            self._begin_body(exchange, routed, length or 0)
+            self._begin_body(exchange, length or 0)
         else:
             self._side.request(0, False)
         self._host.tell(exchange)
 
     # bodies
 
-    def _begin_body(self, exchange: Exchange, routed: RoutedHead, length: int) -> None:
-        side = self._side
+    def _begin_body(self, exchange: Exchange, length: int) -> None:
+        side, routed = self._side, exchange.routed
         try:
             payload = side.request(length, routed.chunked)
         except MalformedRequest as refusal:

@@ -14,7 +14,7 @@ from gateway.core.model import Caller
 from gateway.core.wait import Wait
 from gateway.errors import CountersUnavailable, Refusal
 from gateway.http.clock import NEVER
-from gateway.http.routing.routed_head import RoutedHead
+from gateway.http.routing.call_head import CallHead
 from gateway.http.server.request_body import RequestBody
 from gateway.http.server.request_driver import RequestDriver
 from gateway.http.upstream.connection import Link
@@ -64,7 +64,8 @@ class _Hold(Protocol):
 class Exchange(RequestDriver):
     """The state of one request. Times are seconds of the worker's monotonic clock.
 
-    `call` is what its body asks for, once that was read.
+    `head` is what its client sent first, `routed` how that is served, `call` what its body asks for, once
+    that was read.
     `began_upstream` and `ended_upstream` bound the time that is not the gateway's own.
     `worker` is its worker as it was at the beginning. `caller` is set once it is known, `charge` by
     admission, `upstream` and `link` while a connection is its own. `forwarded` says that an upstream heard
@@ -74,15 +75,15 @@ class Exchange(RequestDriver):
 
     __slots__ = (
         "_on_end", "began_upstream", "body_failure", "body_length", "broken", "call", "caller", "charge",
-        "connection", "deadline", "ended_upstream", "forwarded", "gone", "invited", "keep_alive", "link",
-        "opened", "reason", "request_id", "routed", "started", "status", "trace", "until_close", "upstream",
-        "worker",
+        "connection", "deadline", "ended_upstream", "forwarded", "gone", "head", "invited", "keep_alive",
+        "link", "opened", "reason", "request_id", "routed", "started", "status", "trace", "until_close",
+        "upstream", "worker",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917  # what it is made of, in the order it comes
         self,
         connection: _Client,
-        routed: RoutedHead,
+        head: CallHead,
         request_id: str,
         started: float,
         worker: Worker,
@@ -90,7 +91,7 @@ class Exchange(RequestDriver):
     ) -> None:
         super().__init__()
         self.connection = connection
-        self.routed = routed
+        self.head, self.routed = head, head.routed
         self.request_id = request_id
         self.started = started
         self.worker = worker

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from gateway.core.calls.call import Call
 from gateway.core.http_limits import HttpLimits
-from gateway.http.routing.routed_head import with_coding
 from gateway.http.server.exchange import ClientGone, Exchange
 from gateway.http.upstream.connection import Link
 
@@ -24,10 +23,18 @@ def send_request(exchange: Exchange, link: Link, call: Call) -> None:
     if exchange.gone:  # while connecting: nothing was asked for yet
         raise ClientGone
     routed, connection = exchange.routed, exchange.connection
-    opening = with_coding(routed.opening, b"identity") if call.strip_usage else routed.opening
+    closing = routed.closing_plain if call.strip_usage else routed.closing
     if exchange.trace is not None:
-        opening += exchange.trace.line
-    opening = b"%bx-request-id: %b\r\n" % (opening, exchange.request_id.encode())
+        closing += exchange.trace.line
+    parts = (
+        routed.opening,
+        exchange.head.passed,
+        closing,
+        b"x-request-id: ",
+        exchange.request_id.encode(),
+        b"\r\n",
+    )
+    opening = b"".join(parts)
     side, head_only = link.side, routed.method == b"HEAD"
     if routed.buffered:
         body = call.take_body()

@@ -1,6 +1,6 @@
 """What is here of the body of the request in progress, and who waits for more of it.
 
-Bytes that are waited for count in their caller's budget, from the first wait until `let_go`. What is
+Bytes that are waited for count in their caller's share, from the first wait until `let_go`. What is
 never waited for is bounded by one read: the socket is not read on then, which is its owner's affair.
 """
 
@@ -15,7 +15,7 @@ from gateway.http.server.buffers import Buffers
 
 
 class RequestBody:
-    """The body of one request at a time. `size` is what came of it, `kept` what its caller's budget holds."""
+    """The body of one request at a time. `size` is what came of it, `kept` what counts in a share."""
 
     __slots__ = ("_buffers", "_caller", "_enough", "_grace", "_parts", "_wait", "kept", "size")
 
@@ -47,7 +47,7 @@ class RequestBody:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def arrival(self, caller: Caller | None, enough: int) -> Wait[None]:
-        """Wait for the end, or for more than so many bytes, which a caller's budget holds."""
+        """Wait for the end, or for more than so many bytes, which a caller's share has."""
         self._caller, self._enough = caller, enough
         wait: Wait[None] = Wait()
         self._wait = wait
@@ -66,13 +66,13 @@ class RequestBody:
         return wait
 
     def count(self, caller: Caller, more: int) -> None:
-        """So many bytes more are kept for a caller whose budget has room."""
+        """So many bytes more are kept for a caller whose share has room."""
         self._caller = caller
         self._buffers.add(caller, more)
         self.kept += more
 
     def afford(self) -> bool:
-        """Whether all that is here may be kept; a caller that is not known yet has no budget."""
+        """Whether all that is here may be kept; a caller that is not known yet has no share."""
         more, caller = self.size - self.kept, self._caller
         if more > 0:
             if caller is None or not self._buffers.acquire(caller, more):

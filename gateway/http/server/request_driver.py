@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from gateway.core.wait import Wait
+from gateway.core.wait import OVER, Wait, Waiter
 
 _E = TypeVar("_E", bound=BaseException)
 _Handling = Coroutine[Any, None, None]
@@ -31,7 +31,7 @@ def bare(error: _E) -> _E:
     return error
 
 
-class RequestDriver:
+class RequestDriver(Waiter):
     """Run a coroutine that awaits `Wait`s; `ended` is called once, with the last error or None.
 
     `interrupt` throws into the coroutine where it waits, unless it is `shielded`: what is
@@ -40,7 +40,7 @@ class RequestDriver:
 
     __slots__ = ("_coroutine", "_future", "_given_up", "_pending", "_running", "_wait", "over", "shielded")
 
-    _coroutine: _Handling
+    _coroutine: _Handling | None
     _given_up: Callable[[Any, BaseException], _Handling] | None
 
     def __init__(self) -> None:
@@ -74,21 +74,22 @@ class RequestDriver:
         """Take over once the handler is over."""
         raise NotImplementedError
 
-    def _resume(self) -> None:
-        wait = self._wait
-        if wait is None or not wait.done:
-            return  # an earlier wait that was given up
-        self._step(None)
+    def resume(self, wait: Wait[Any]) -> None:
+        """What was waited for is there; nothing where that is an earlier wait, which was given up."""
+        if self._wait is wait:
+            self._step(None)
 
     def _resume_after(self, future: asyncio.Future[Any]) -> None:
         if self._future is future:
             self._step(None)
 
     def _step(self, error: BaseException | None) -> None:
+        coroutine = self._coroutine
+        assert coroutine is not None
         self._wait = self._future = None
         self._running = True
         try:
-            awaited = self._coroutine.send(None) if error is None else self._coroutine.throw(error)
+            awaited = coroutine.send(None) if error is None else coroutine.throw(error)
         except StopIteration:
             self._end(None)
         except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001  # its client is told of any
@@ -98,6 +99,9 @@ class RequestDriver:
 
     def _wait_for(self, awaited: Any) -> None:
         """Be resumed by what the coroutine waits for, unless it was interrupted while it ran."""
+        if awaited is OVER:
+            self._end(None)
+            return
         self._running = False
         pending, self._pending = self._pending, None
         if pending is not None and not self.shielded:
@@ -105,7 +109,7 @@ class RequestDriver:
             return
         if type(awaited) is Wait:
             self._wait = awaited
-            awaited.then(self._resume)
+            awaited.resumes(self)
         else:
             self._future = awaited
             awaited.add_done_callback(self._resume_after)
@@ -118,4 +122,5 @@ class RequestDriver:
             return
         self._running = False
         self.over = True
+        self._coroutine = None  # which knows this driver, where it still awaits that it is over
         self.ended(error)

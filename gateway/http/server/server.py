@@ -19,7 +19,9 @@ from gateway.http.protocol.request_ids import RequestIds
 from gateway.http.proxy import given_up, proxy
 from gateway.http.reply import refuse
 from gateway.http.routing.bindings import Bindings
-from gateway.http.routing.routed_head import HeadRouter, RoutedHead
+from gateway.http.routing.call_head import CallHead
+from gateway.http.routing.head_reader import HeadReader
+from gateway.http.routing.routed_head import HeadRouter
 from gateway.http.server.buffers import Buffers
 from gateway.http.server.connection import ClientConnection
 from gateway.http.server.exchange import ClientGone, Exchange
@@ -86,21 +88,24 @@ class DataPlane:
         ports = self._ports
         traced = ports.tracer is not None
         bindings = Bindings(tuple(routes), by_name, services, ports.directory, ports.log)
-        head_router = HeadRouter(tuple(routes), by_name, bindings, self._pepper, limits, traced=traced)
+        router = HeadRouter(tuple(routes), by_name, bindings, limits)
+        heads = HeadReader(router, self._pepper, limits, traced=traced)
         upstreams: dict[str, Upstream] = {}
         for name, target in by_name.items():
             there = self._upstreams.get(name)
             same = there is not None and there.target == target and limits == self.limits
             if not same or there is None:
-                there = Upstream(target, self.clock, self.turns, limits, ports.tally)
+                there = Upstream(target, self.clock, self.turns, limits, ports.tally, self._pepper)
             upstreams[name] = there
         for name, upstream in self._upstreams.items():
             if upstreams.get(name) is not upstream:
                 upstream.leave()
                 self._left.append(upstream)
         self.buffers.renew(limits)
-        self.limits, self.head_router, self._upstreams = limits, head_router, upstreams
-        self._worker = Worker(ports, limits, self.clock, upstreams, bounds, head_router, self.buffers)
+        ports.tally.begin_with(upstreams)
+        ports.cooling.bound(limits.upstream_cooling_s_max, ports.seconds())
+        self.limits, self.heads, self._upstreams = limits, heads, upstreams
+        self._worker = Worker(ports, limits, self.clock, upstreams, bounds, heads, self.buffers)
 
     @property
     def certificate_ends(self) -> list[tuple[str, float]]:
@@ -198,10 +203,10 @@ class DataPlane:
         elif not self._connections and not self._orphans:
             self._empty.set()
 
-    def exchange(self, connection: ClientConnection, routed: RoutedHead) -> Exchange:
+    def exchange(self, connection: ClientConnection, head: CallHead) -> Exchange:
         """Make the exchange of a request; it is handled once its body is set up."""
         return Exchange(
-            connection, routed, self._ids.next_id(), self._ports.seconds(), self._worker, self._ended
+            connection, head, self._ids.next_id(), self._ports.seconds(), self._worker, self._ended
         )
 
     def tell(self, exchange: Exchange) -> None:

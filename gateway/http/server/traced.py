@@ -18,7 +18,7 @@ from gateway.core.calls.trace import Kind, Span, Trace
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Decision, HoldRequest, Settled, Settlement, Verdict
 from gateway.http.ports import Counters, Ports, Tracer
-from gateway.http.routing.routed_head import RoutedHead
+from gateway.http.routing.call_head import CallHead
 from gateway.http.server.connection import ClientConnection
 from gateway.http.server.exchange import Exchange
 from gateway.http.server.server import DataPlane
@@ -47,10 +47,10 @@ class TracedPlane(DataPlane):
             replace(ports, counters=self._timed), routes, targets, limits, pepper, services, bounds
         )
 
-    def exchange(self, connection: ClientConnection, routed: RoutedHead) -> Exchange:
+    def exchange(self, connection: ClientConnection, head: CallHead) -> Exchange:
         """Make the exchange of a request, and its trace."""
-        exchange = super().exchange(connection, routed)
-        trace = exchange.trace = self._tracer.begin(routed.parent)
+        exchange = super().exchange(connection, head)
+        trace = exchange.trace = self._tracer.begin(head.parent)
         if trace.recorded:
             self._timed.traces[exchange.request_id] = trace
         return exchange

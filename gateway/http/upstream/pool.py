@@ -8,6 +8,7 @@ again elsewhere: a second POST would be a second charge upstream.
 from __future__ import annotations
 
 import asyncio
+import hmac
 import select
 import ssl
 from typing import Any
@@ -18,8 +19,8 @@ from gateway.core.certificate import end_of
 from gateway.core.http_limits import HttpLimits
 from gateway.core.wait import Wait, Within
 from gateway.errors import Overloaded, UpstreamTimeout, UpstreamUnreachable
-from gateway.http.budget import Budget
 from gateway.http.clock import Clock
+from gateway.http.shares import Shares
 from gateway.http.tally import Tally
 from gateway.http.turns import Turns
 from gateway.http.upstream.connection import Link
@@ -29,23 +30,26 @@ FRESH_S = 0.25
 
 class Upstream:
     """All connections to one target. `certificate_end` is that of the last one, Unix time, if it had one.
+    `account` names whose limits are used there: targets with one address and credential have the same.
 
     A call that is `admit`ted may take one connection, idle or new; its organization `release`s it behind it.
     """
 
     __slots__ = (
         "_clock", "_connecting", "_idle", "_left", "_limits", "_links", "_place", "_shares", "_tally",
-        "_turns", "certificate_end", "name", "target",
+        "_turns", "account", "certificate_end", "name", "target",
     )  # fmt: skip
 
-    def __init__(
-        self, target: UpstreamTarget, clock: Clock, turns: Turns, limits: HttpLimits, tally: Tally
-    ) -> None:
+    def __init__(  # noqa: PLR0917  # what it is made of, in the order it is used
+        self, target: UpstreamTarget, clock: Clock, turns: Turns, limits: HttpLimits, tally: Tally,
+        pepper: bytes,
+    ) -> None:  # fmt: skip
         self.name = target.name
+        self.account = _account(target, pepper)
         self.target = target
         self._left = False
         most = limits.upstream_connections_max
-        self._shares = Budget(most, int(most * limits.upstream_connections_share))
+        self._shares = Shares(most, int(most * limits.upstream_connections_share))
         self.certificate_end: float | None = None
         self._place = _place(target)
         self._clock = clock
@@ -163,6 +167,11 @@ async def reach(target: UpstreamTarget, within_s: float) -> float | None:
         end = end_of(writer.transport)
         writer.close()
     return end
+
+
+def _account(target: UpstreamTarget, pepper: bytes) -> str:
+    said = "\0".join((target.base_url, *(part for field in target.headers for part in field)))
+    return hmac.digest(pepper, said.encode(errors="surrogatepass"), "sha256").hex()[:16]
 
 
 def _place(target: UpstreamTarget) -> dict[str, Any]:

@@ -7,7 +7,8 @@ request may dictate what happens, in header fields:
     x-demo-words       this many pieces of output
     x-demo-thinking    think first       x-demo-tool    call a tool
     x-demo-end         `incomplete`, `failed` or `error`: how a stream ends
-    x-demo-status      answer with this status
+    x-demo-status      answer with this status; refuse by a limit with `429`
+    x-demo-fields      fields of that answer, as a JSON object: `{"retry-after": "20"}`
     x-demo-delay-s     before the head   x-demo-pause-s between the pieces of a stream
     x-demo-cut         close after this many pieces (0: after the head)
     x-demo-cut-bytes   close after this many bytes of the body
@@ -26,6 +27,7 @@ import re
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from gateway.errors import StartError
@@ -125,11 +127,22 @@ async def _answer(calls: deque[Turn], asked: Asked, writer: asyncio.StreamWriter
 def _reply(asked: Asked) -> Reply:
     status = asked.headers.get("x-demo-status", "")
     if status:
-        return _json({"error": {"message": "as you asked", "type": "demo_error", "code": None}}, int(status))
+        error = {"message": "as you asked", "type": "demo_error", "code": None}
+        return replace(_json({"error": error}, int(status)), headers=_fields(asked))
     try:
         return _routed(asked)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         return _json({"error": {"message": str(error), "type": "invalid_request_error"}}, 400)
+
+
+def _fields(asked: Asked) -> tuple[tuple[str, str], ...]:
+    """The fields a request dictates, those that are plain text on one line."""
+    try:
+        found = json.loads(asked.headers.get("x-demo-fields", "{}"))
+    except ValueError:
+        return ()
+    dictated = found.items() if isinstance(found, dict) else ()
+    return tuple((name, str(value)) for name, value in dictated if f"{name}{value}".isprintable())
 
 
 def _routed(asked: Asked) -> Reply:

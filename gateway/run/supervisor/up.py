@@ -166,12 +166,11 @@ async def _start_ours(supervisor: Supervisor, options: Options, settings: Settin
         return await asyncio.to_thread(demo.status_of, f"{url}/readyz") == 200
 
     keeper = options.command("keeper", "--worker")
-    known = settings.with_values(database_url="", admin_token="", readonly_token="")
     async with asyncio.TaskGroup() as group:
         program = Program("keeper", keeper, ready, READY_S_MAX, stdin=to_json(settings))
         group.create_task(supervisor.run("keeper", program))
         for number in range(workers):
-            program = gateway_worker(options.command("serve", "--worker"), known, number, READY_S_MAX)
+            program = gateway_worker(options.command("serve", "--worker"), settings, number, READY_S_MAX)
             group.create_task(supervisor.run("gateway", program))
 
 

@@ -40,7 +40,7 @@ async def made(api: Api) -> dict[str, Any]:
     used(api, first, 354_000, **own, user=ada["id"])
     used(api, second, 2 * NANO + 1, **own, model="m2", requests=3, tokens=2000)
     used(api, second, NANO, organization=acme["id"], tenant=bots["id"], model=HOSTILE)
-    used(api, second, 0, organization=acme["id"], tenant=bots["id"], model="own", currency="", unpriced=1)
+    used(api, second, 0, organization=acme["id"], tenant=bots["id"], model="own", unpriced=1)
     used(api, first, 7 * NANO, organization=euro["id"], tenant=bank["id"], currency="EUR")
     used(api, second + timedelta(hours=1), 10**15, **own)
     return {"acme": acme, "search": search, "bots": bots, "bank": bank, "ada": ada}

@@ -132,6 +132,16 @@ async def test_only_what_was_typed_over_is_changed(api: Api, admin: Person) -> N
     assert same.headers["Location"] == f"{one}?done=nothing"
 
 
+async def test_a_plans_days_are_asked_for_and_a_wrong_one_is_named(api: Api, admin: Person) -> None:
+    asked = {"name": "Berlin", "reset_interval": "weekly", "time_zone": "Europe/Berlin", "anchor_day": "8"}
+    wrong = await admin.fill("/token-plans/new", "/token-plans", **asked)
+    assert (wrong.status, "must be 1 (Monday) to 7 (Sunday)" in wrong.text) == (422, True)
+    assert (await admin.fill("/token-plans/new", "/token-plans", **asked | {"anchor_day": "7"})).status == 303
+    [made] = (await api.get("token-plans")).json["items"]
+    assert (made["time_zone"], made["anchor_day"]) == ("Europe/Berlin", 7)
+    assert "Europe/Berlin" in (await admin.open(f"/token-plans/{made['id']}")).text
+
+
 async def test_a_tenant_moves_to_another_plan_and_gets_limits(api: Api, admin: Person) -> None:
     made = await tenant_of(api)
     other = await api.make("token-plans", name="Other", total_amount=7)

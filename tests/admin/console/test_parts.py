@@ -92,7 +92,7 @@ def test_every_resource_has_its_place_in_the_menu() -> None:
     assert {*SCREENS, "overview", "usage", "reconciliation"} == named
     assert RESOURCES.keys() - SCREENS.keys() == apart
     for screen in SCREENS.values():
-        known = {*screen.resource.out.model_fields, "state", "quota"}
+        known = {*screen.resource.out.model_fields, "state", "quota", "use", "of"}
         assert set(screen.columns) <= known, screen.name
         assert set(screen.filters) <= screen.resource.filters.keys(), screen.name
 

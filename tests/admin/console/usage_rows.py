@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from gateway.core.accounts.usage import PEOPLE, SPANS
-from gateway.core.billing.cost import KINDS
+from gateway.core.accounts.usage import SPANS
+from gateway.core.billing.vector import KINDS
+from persistence.ledger.usage_spans import start_of
 from tests.admin.conftest import Api
 
 NANO = 10**9
@@ -35,13 +36,14 @@ def used(
     }  # fmt: skip
     values = apart | sums | dict.fromkeys(none, 0)
     more = ", ".join(f"{name} = usage_rollup.{name} + excluded.{name}" for name in sums)
-    for span, (unit, people) in SPANS.items():
-        row = values if people else values | dict.fromkeys(PEOPLE, 0)
+    for span, (unit, whole) in SPANS.items():
+        row = values | {name: -1 if name == "project_id" else 0 for name in whole}
         api.rows(
             f"insert into usage_rollup (span, start, {', '.join(row)})"
-            f" values (%s, date_trunc(%s, %s::timestamptz, 'UTC'), {', '.join(['%s'] * len(row))})"
+            f" select %s, {start_of(unit)}, {', '.join(['%s'] * len(row))}"
+            " from (select %s::timestamptz) as n (start)"
             f" on conflict on constraint usage_rollup_pkey do update set {more}",
-            span, unit, at, *row.values(),
+            span, *row.values(), at,
         )  # fmt: skip
 
 

@@ -84,6 +84,15 @@ async def test_characters_nobody_sees_are_refused_in_names(
     assert f"U+{ord(hidden):04X}" in error["message"]
 
 
+@pytest.mark.parametrize("mark", ["\n", "\r\n", "\t"])
+async def test_a_name_is_one_line(api: Api, mark: str) -> None:
+    for name in (f"a{mark}b", f"a{mark}"):
+        refused = await api.post("organizations", {"name": name})
+        assert (refused.status, [one["field"] for one in refused.json["errors"]]) == (422, ["name"])
+    described = {"name": "a", "total_amount": 1, "reset_interval": "none", "description": f"a{mark}b"}
+    assert (await api.post("token-plans", described)).status == 201
+
+
 async def test_a_body_that_is_too_large(api: Api) -> None:
     answer = await api.call("POST", "organizations", data=b'{"name":"' + b"x" * 70_000 + b'"}')
     assert (answer.status, answer.json["status"]) == (413, 413)

@@ -200,9 +200,9 @@ async def test_a_body_beyond_the_maximum_is_refused() -> None:
         assert (await asyncio.wait_for(answer[0].readline(), 30)).startswith(b"HTTP/1.1 413 ")
 
 
-async def test_administrators_are_who_is_identified(admin_database: str) -> None:
-    engine = engines.create(admin_database)
-    app = build(ports_over(engine, MemoryCounters(admin_database)))
+async def test_administrators_are_who_is_identified(keeper_database: str) -> None:
+    engine = engines.create(keeper_database)
+    app = build(ports_over(engine, MemoryCounters(keeper_database)))
     listening = await listen(app, "127.0.0.1", 0, Bounds(connections_max=2))
     half = (
         "POST /admin/v1/organizations HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n"

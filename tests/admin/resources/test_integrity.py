@@ -52,7 +52,7 @@ tails = st.one_of(
 
 def entry(numbers: list[float], texts: list[bytes], metadata: bytes, tail: bytes) -> bytes:
     packed = HEAD.pack(VERSION, *numbers)
-    for of_length, text in zip(("<B", "<H", "<H", "<H"), (*texts, metadata), strict=True):
+    for of_length, text in zip(("<B", "<H", "<H", "<H", "<H"), (*texts, metadata, b""), strict=True):
         packed += struct.pack(of_length, len(text)) + text
     return packed + tail
 

@@ -260,7 +260,7 @@ async def test_credits_a_reclaim_charged_too_many_are_given_back_once(valkey: st
         await backend.flush()
         (late,) = await backend.keeping.late(10)  # of a call one entry at a time
         charged = await Sweeps(backend.engine).charged([late])
-        assert charged[call.id] == Charged(0, 30, 0, reclaimed=True)
+        assert charged[call.id] == Charged(0, 30, 0, reclaimed=True, requests=1)
         for _ in range(2):  # and dies before it drops the entry
             await Sweeps(backend.engine).refund(late, 18)
         await drained(backend)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
 
 from gateway.core.accounts.facts import CallFacts, write_facts
+from gateway.core.accounts.holds import ReclaimPolicy
 from gateway.core.accounts.outbox import fan_out
+from gateway.core.model import Service
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.layouts import packing
+from gateway.counters.redis import keys
 from tests.background.backend import Backend, backend_at
 from tests.background.flushing.test_late import drained, paid
-from tests.builders import CHAT, CREDITS, ONE_TIME, Call
+from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, Call
 from tests.persistence.scenario import broken
 
 FAILED = CallFacts(
@@ -154,4 +158,34 @@ async def test_credits_given_back_reach_the_row_of_their_call(valkey: str, migra
         assert [(row["credits"], row["model"]) for row in calls(backend)] == [(used, "m")]
         assert rolled_up(backend) == [(1, 0, 7, used, 9)]
         assert world.organization.balance == 100 - used
+        assert await broken(migrated) == []
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        (ReclaimPolicy.CHARGE_OBSERVED, 0, 0),
+        (ReclaimPolicy.CHARGE_OBSERVED, 4, 3),
+        (ReclaimPolicy.RELEASE, 4, 0),
+        (ReclaimPolicy.CHARGE_HOLD, 0, 3),
+    ],
+)
+@pytest.mark.parametrize("service", [CHAT, CREDITS, UNITS], ids=lambda service: service.key)
+async def test_a_call_nobody_settled_is_of_the_units_its_hold_has(
+    valkey: str, migrated: str, said: tuple[ReclaimPolicy, int, int], service: Service
+) -> None:
+    policy, seen, units = said
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(100)
+        await paid(backend, world)
+        call = world.reserve(need=5, service=replace(service, counts_tokens=True), units=3, ttl_ms=1)
+        call.extend(observed=seen)
+        world.client.zadd(keys.deadlines(world.p), {call.id: 1})
+        [hold] = await backend.keeping.expired(10)
+        assert await backend.keeping.reclaim(hold, hold.charge(policy))
+        await backend.flush()
+        assert [(row["reason"], row["units"]) for row in calls(backend)] == [("reclaimed", units)]
+        call.settle(tokens=7, units=5, metadata=write_facts(msgspec.structs.replace(USED, units=5)))
+        await drained(backend)
+        assert [(row["reason"], row["units"]) for row in calls(backend)] == [(None, 5)]
         assert await broken(migrated) == []

@@ -219,27 +219,27 @@ OBSERVED, RELEASE, HOLD = ReclaimPolicy
 @pytest.mark.parametrize(
     ("policy", "observed", "charged"),
     [
-        (OBSERVED, 20, Charged(20, 4, 3)),
+        (OBSERVED, 20, Charged(20, 4, 3, money=7, raw_tokens=20, requests=1)),
         (OBSERVED, 0, Charged()),
         (RELEASE, 20, Charged()),
-        (HOLD, 20, Charged(50, 4, 3)),
-        (HOLD, 70, Charged(70, 4, 3)),
-        (HOLD, 0, Charged(50, 4, 3)),
+        (HOLD, 20, Charged(50, 4, 3, money=9, raw_tokens=60, requests=1)),
+        (HOLD, 70, Charged(70, 4, 3, money=9, raw_tokens=70, requests=1)),
+        (HOLD, 0, Charged(50, 4, 3, money=9, raw_tokens=60, requests=1)),
     ],
 )
 def test_what_a_hold_costs_under_each_policy(policy: ReclaimPolicy, observed: int, charged: Charged) -> None:
-    hold = replace(expired("a"), observed=observed, credits=4, units=3, held=50)
-    assert hold.charge(policy) == charged
+    seen = replace(expired("a"), observed=observed, credits=4, units=3, money=7)
+    assert replace(seen, held=50, held_money=9, held_raw=60).charge(policy) == charged
 
 
 @pytest.mark.parametrize(
     ("policy", "observed", "charged"),
     [
-        (OBSERVED, 200, Charged(200, 4, 3, weighed=20)),
+        (OBSERVED, 200, Charged(200, 4, 3, weighed=20, raw_tokens=200, requests=1)),
         (OBSERVED, 0, Charged()),
         (RELEASE, 200, Charged()),
-        (HOLD, 200, Charged(300, 4, 3, weighed=50)),
-        (HOLD, 700, Charged(700, 4, 3, weighed=70)),
+        (HOLD, 200, Charged(300, 4, 3, weighed=50, raw_tokens=200, requests=1)),
+        (HOLD, 700, Charged(700, 4, 3, weighed=70, raw_tokens=700, requests=1)),
     ],
 )
 def test_what_a_hold_costs_where_its_plan_weighs_tokens(

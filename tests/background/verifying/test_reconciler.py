@@ -41,7 +41,7 @@ class LookedAt(Accounts):
 def reconciler_of(backend: Backend) -> Reconciler:
     return Reconciler(
         backend.counters, Accounts(backend.engine), Results(backend.engine, partition_of),
-        lambda: datetime.now(UTC), look_again_s=0.01,
+        lambda: datetime.now(UTC), partition_of=partition_of, look_again_s=0.01,
     )  # fmt: skip
 
 

@@ -5,14 +5,12 @@
 local redis = require "nginx.redis"
 
 local M = {}
-local admit_script, admit_sha, settle_sha, redis_port
+local admit_script, admit_sha, settle_sha, redis_socket
 local queue, pending = {}, false
 
--- A real deployment caches its key table like this; the bench needs one key.
-local tenants = { ["Bearer tk_bench"] = "1" }
-
-local CAPACITY = "1000000000000000"
-local REFILL_PER_S = "1000"
+-- A real deployment caches its key table like this: whose key it is. Each has its organization's bucket.
+local tenants = {}
+local capacity, refill_per_s
 
 local function read(path)
     local file = assert(io.open(path))
@@ -21,14 +19,18 @@ local function read(path)
     return text
 end
 
-function M.configure(admit_path, admit_digest, settle_digest, port)
-    admit_script, admit_sha, settle_sha, redis_port = read(admit_path), admit_digest, settle_digest, port
+function M.configure(admit_path, admit_digest, settle_digest, socket, callers, organizations, tokens, refill)
+    admit_script, admit_sha, settle_sha, redis_socket = read(admit_path), admit_digest, settle_digest, socket
+    capacity, refill_per_s = tokens, refill
+    for caller = 0, callers - 1 do
+        tenants[string.format("Bearer tk_bench_%05d", caller)] = tostring(caller % organizations)
+    end
 end
 
 local function connect()
     local connection = redis:new()
     connection:set_timeout(1000)
-    local ok, err = connection:connect("127.0.0.1", redis_port)
+    local ok, err = connection:connect("unix:" .. redis_socket)
     if not ok then
         return nil, err
     end
@@ -68,7 +70,7 @@ function M.admit()
     local request_id = ngx.var.request_id
     local answer, err = call(admit_script, admit_sha, 2,
         "bucket:{" .. tenant .. "}", "ledger:{" .. tenant .. "}",
-        need, CAPACITY, REFILL_PER_S, request_id, tenant)
+        need, capacity, refill_per_s, request_id, tenant)
     if not answer then
         ngx.log(ngx.ERR, "redis: ", err)
         return refuse(503, '{"error":{"message":"limits unavailable"}}')

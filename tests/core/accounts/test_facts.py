@@ -21,7 +21,7 @@ from gateway.core.accounts.facts import (
     write_facts,
 )
 from gateway.core.accounts.ledger import decode
-from gateway.core.billing.cost import NO_COUNTS
+from gateway.core.billing.vector import NO_COUNTS
 from tests.builders import BLANK, encode
 
 CALL = CallFacts(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 
-from gateway.core.accounts.ledger import HEAD, EventKind, EventNote, decode
+from gateway.core.accounts.ledger import BUDGETED, HEAD, HEAD_BEFORE, Budgeted, EventKind, EventNote, decode
 from gateway.core.accounts.outbox import FlushReport, control_id, fan_out
 from tests.builders import encode
 from tests.persistence.scenario import Account, entry_id
@@ -23,17 +24,28 @@ def test_what_cannot_be_decoded_is_handed_over_without_an_event() -> None:
     account = Account(1, 1, 100)
     account.reset()
     [(id_, packed)] = account.take()
-    for broken in (b"", b"\x03" + packed[1:], packed[:-1], packed + b"x", packed[:100]):
+    for broken in (b"", b"\x04" + packed[1:], b"\x02" + packed[1:], packed[:-1], packed + b"x", packed[:100]):
         assert fan_out({0: [(id_, broken)]}) == {0: [(id_, broken, None)]}
 
 
-def test_entries_of_the_layout_before_are_read() -> None:
+def test_entries_of_layouts_before_are_read() -> None:
     account = Account(1, 1, 100)
     event = replace(account.reset(), user="ann", attribution="1\t2\tv3", metadata=b"{}")
-    packed = encode(event)
-    texts = b"".join(bytes([len(each)]) + each for each in (event.source.encode(), b"ann", b"1\t2\tv3"))
-    before = b"\x01" + packed[1 : HEAD.size] + texts + b"\x02\x00{}"
-    assert decode(packed) == decode(before) == event
+    packed, texts = encode(event), (b"ann", b"1\t2\tv3")
+    head = packed[1 : HEAD_BEFORE.size] + bytes([len(event.source)]) + event.source.encode()
+    first = b"\x01" + head + b"".join(bytes([len(each)]) + each for each in texts) + b"\x02\x00{}"
+    second = b"\x02" + head + b"".join(struct.pack("<H", len(each)) + each for each in (*texts, b"{}"))
+    assert decode(packed) == decode(first) == decode(second) == event
+
+
+def test_an_entry_says_which_windows_it_moves_and_by_how_much() -> None:
+    windows = Budgeted(7, 1_700_000), Budgeted(8, 0, "0123456789abcdef01234567"), Budgeted(9, 5, "other")
+    moves = replace(Account(1, 1, 100).reset(), money=-3, raw_tokens=4, requests=1, budgets=windows)
+    packed = encode(moves)
+    assert decode(packed) == moves
+    lengths = packed[HEAD.size :].rindex(struct.pack("<H", 3 * BUDGETED.size))
+    cut = packed[: HEAD.size + lengths] + struct.pack("<H", BUDGETED.size + 1) + bytes(BUDGETED.size + 1)
+    assert fan_out({0: [(b"1-0", cut)]})[0][0][2] is None
 
 
 def test_grants_and_late_posts_are_remembered_by_their_source() -> None:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.accounts.weights import ONE, WEIGHT_DIGITS_MAX, WEIGHT_MAX, Weights, millionths
-from gateway.core.billing.cost import FALLBACK, KINDS
 from gateway.core.billing.pricing import ENDLESS
+from gateway.core.billing.vector import FALLBACK, KINDS
 
 SAID = st.dictionaries(st.sampled_from(KINDS), st.integers(0, WEIGHT_MAX * ONE))
 TOKENS = st.integers(0, 10**8)

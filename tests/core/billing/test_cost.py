@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.cost import KINDS, Vector, cost_nano, lines, money
-from gateway.core.billing.price_book import Price, read_price
+from gateway.core.billing.cost import cost_nano, lines, money
+from gateway.core.billing.price_book import read_price
 from gateway.core.billing.pricing import NANO
+from gateway.core.billing.vector import KINDS, Price, Vector
 from tests.core.billing.prices import price_row
 
 OPUS = price_row(

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date, timedelta
 from decimal import Decimal
+from fractions import Fraction
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.invoice import Bill, Facts, Fee, Overage, Purchase, Use, bill, span
-from gateway.core.billing.pricing import Portion, Tier, rounded, spread
-from gateway.core.billing.subscription import Segment, begin, cancel, change_now, covered
+from gateway.core.billing.charge import (
+    ADDITION,
+    FEE,
+    OVERAGE,
+    PURCHASE,
+    TOKENS,
+    UNITS,
+    USAGE,
+    Charge,
+    day_fees,
+    fee_charge,
+    gathered,
+    spread_amount,
+)
+from gateway.core.billing.invoice import Bill, Facts, Fee, bill, span
+from gateway.core.billing.pricing import NANO, ONE_NANO, Portion, Tier, rounded, spread
+from gateway.core.billing.subscription import Segment, Subscription, begin, change_now, cycle_of, midnight
 
 APRIL, MAY = date(2026, 4, 1), date(2026, 5, 1)
 TIERS = (Tier(10_000, Decimal("0.0010")), Tier(None, Decimal("0.0008")))
+DAY = timedelta(days=1)
 
 
 def amounts(made: Bill) -> list[str]:
@@ -27,26 +44,46 @@ def totals(made: Bill) -> tuple[Decimal, Decimal]:
     return sum((line.amount for line in made.lines), Decimal(0)) - tax, tax
 
 
-def use(units: int, billed: int = 0) -> Use:
-    """So many units of April, some of them billed before."""
-    return Use(3, "rerank", APRIL, billed, tuple(spread(TIERS, billed, units - billed)))
+def fact(kind: str, source: str, day: date, quantity: int, price: Decimal, **more: int) -> Charge:
+    amount = quantity * price
+    return Charge(kind, midnight(day), midnight(day + DAY), Decimal(quantity), price, amount, source, **more)
+
+
+def units(portions: Sequence[Portion], day: date = APRIL) -> list[Charge]:
+    return [
+        fact(USAGE, UNITS, day, each.quantity, each.unit_price, service_id=3, place=at)
+        for at, each in enumerate(portions)
+    ]
+
+
+def overage(tokens: int, price: str = "0.000003", **more: int) -> Charge:
+    return fact(OVERAGE, TOKENS, APRIL, tokens, Decimal(price), **{"tenant_id": 7, "place": 1} | more)
+
+
+def purchase(addition_id: int, credits_: int, unit_cost: Decimal) -> Charge:
+    return fact(PURCHASE, ADDITION, APRIL, credits_, unit_cost, source_id=addition_id)
+
+
+def of(charges: Sequence[Charge], **more: object) -> Facts:
+    facts = Facts("USD", Decimal(0), MAY, charges, tenants={7: "Main"}, services={3: "rerank"})
+    return replace(facts, **more)  # type: ignore[arg-type]  # its own fields
+
+
+def fees(subscription: Subscription, since: date, until: date, *plans: str) -> Facts:
+    """The days of a subscription's segments, whose ids are counted from 1."""
+    segments = [replace(each, id=number) for number, each in enumerate(subscription.segments, 1)]
+    charges = [charge for each in segments for charge in day_fees(each, since, until)]
+    named = {each.id: Fee(each, plan) for each, plan in zip(segments, plans, strict=True)}
+    return of(charges, fees=named, until=until)
 
 
 def worked_example() -> Facts:
     starter = begin(1, "monthly", Decimal("29.00"), APRIL, date(2027, 4, 1))
     upgraded = change_now(starter, 2, Decimal("99.00"), date(2026, 4, 16))
-    return Facts(
-        currency="USD",
-        tax_rate=Decimal("0.20"),
-        since=APRIL,
-        until=MAY,
-        fees=[
-            Fee(segment, name) for segment, name in zip(upgraded.segments, ("Starter", "Pro"), strict=True)
-        ],
-        overages=[Overage(7, "Main", 1, APRIL, 2_345_678, 0, Decimal("0.000003"))],
-        purchases=[Purchase(2, APRIL, 8_000, Decimal("0.01"))],
-        credits_consumed=1_500 * 6 + 500,
-        uses=[use(41_250)],
+    facts = fees(upgraded, APRIL, MAY, "Starter", "Pro")
+    others = [overage(2_345_678), purchase(2, 8_000, Decimal("0.01")), *units(spread(TIERS, 0, 41_250))]
+    return replace(
+        facts, tax_rate=Decimal("0.20"), charges=[*others, *facts.charges], credits_consumed=1_500 * 6 + 500
     )
 
 
@@ -72,21 +109,30 @@ def test_the_worked_example() -> None:
 
 
 def test_nothing_to_bill_is_an_invoice_without_lines() -> None:
-    assert bill(Facts("USD", Decimal(0), APRIL, MAY)) == Bill((), ())
+    assert bill(Facts("USD", Decimal(0), MAY)) == Bill((), ())
+
+
+def test_every_charge_is_placed_on_its_line() -> None:
+    facts = worked_example()
+    made = bill(facts)
+    assert len(made.placed) == len(facts.charges)
+    for position, line in enumerate(made.lines[:-1], 1):
+        assert sum(charge.amount for charge, at in made.placed if at == position) == (line.exact or 0)
 
 
 def test_late_units_go_on_in_the_tier_their_month_had_reached() -> None:
-    late = use(12_000, 9_000)
-    made = bill(Facts("USD", Decimal(0), MAY, date(2026, 6, 1), uses=[late]))
+    late = units(spread(TIERS, 9_000, 3_000))
+    made = bill(of(late, units_before={(3, APRIL): 9_000}))
     assert [(line.quantity, str(line.amount)) for line in made.lines] == [(1_000, "1.00"), (2_000, "1.60")]
+    assert made.lines[0].description == "rerank, April 2026, units 9,001 to 10,000"
 
 
 def test_units_of_two_prices_are_lines_of_their_own_and_units_given_back_are_negative() -> None:
-    prices = ((40, "0.02"), (60, "0.03"), (-10, "0.02"))
-    dearer = tuple(Portion(at, units, Decimal(price)) for at, (units, price) in enumerate(prices))
-    made = bill(Facts("USD", Decimal(0), APRIL, MAY, uses=[Use(3, "rerank", APRIL, 0, dearer)]))
+    prices = ((40, "0.02"), (60, "0.03"), (-10, "0.01"))
+    dearer = [Portion(at, units, Decimal(price)) for at, (units, price) in enumerate(prices)]
+    made = bill(of(units(dearer)))
     assert [(line.quantity, str(line.amount)) for line in made.lines] == [
-        (40, "0.80"), (60, "1.80"), (-10, "-0.20"),
+        (40, "0.80"), (60, "1.80"), (-10, "-0.10"),
     ]  # fmt: skip
     assert made.lines[2].description == "rerank, April 2026, given back"
 
@@ -97,27 +143,46 @@ def test_zero_decimal_currencies_bill_whole_units() -> None:
 
 
 def test_a_whole_cycle_costs_the_whole_cost() -> None:
-    segment = begin(1, "annual", Decimal("1200.00"), date(2026, 1, 31), date(2030, 1, 1)).current
-    year = Facts("USD", Decimal(0), date(2026, 1, 31), date(2027, 1, 31), fees=[Fee(segment, "Pro")])
-    [line] = bill(year).lines
+    year = begin(1, "annual", Decimal("1200.00"), date(2026, 1, 31), date(2030, 1, 1))
+    [line] = bill(fees(year, date(2026, 1, 31), date(2027, 1, 31), "Pro")).lines
     assert (line.quantity, str(line.amount)) == (1, "1200.00")
 
 
 def test_an_invoice_over_two_cycles_has_a_line_for_each() -> None:
-    segment = begin(1, "monthly", Decimal("31.00"), date(2026, 3, 10), date(2027, 1, 1)).current
-    made = bill(Facts("USD", Decimal(0), APRIL, MAY, fees=[Fee(segment, "Pro")]))
+    months = begin(1, "monthly", Decimal("31.00"), date(2026, 3, 10), date(2027, 1, 1))
+    made = bill(fees(months, APRIL, MAY, "Pro"))
     assert [(line.quantity, str(line.amount)) for line in made.lines] == [(9, "9.00"), (21, "21.70")]
 
 
-def test_days_billed_ahead_are_given_back_after_a_cancellation() -> None:
-    subscription = begin(1, "monthly", Decimal("30.00"), APRIL, date(2027, 4, 1))
-    ended = cancel(subscription, date(2026, 4, 16), now=True).current
-    made = bill(Facts("USD", Decimal(0), MAY, date(2026, 6, 1), fees=[Fee(ended, "Pro", ((APRIL, MAY),))]))
+def test_days_billed_ahead_are_given_back() -> None:
+    segment = replace(begin(1, "monthly", Decimal("30.00"), APRIL, date(2027, 4, 1)).current, id=1)
+    lost = [
+        fee_charge(FEE, 1, each.day, -each.quantity, -each.amount)
+        for each in day_fees(segment, date(2026, 4, 16), MAY)
+    ]
+    made = bill(of(lost, fees={1: Fee(segment, "Pro")}))
     [line] = made.lines
     assert (line.quantity, str(line.amount)) == (-15, "-15.00")
     assert line.description == "Pro, 16 to 30 April 2026 (15 of 30 days), given back"
-    [basis] = made.basis
-    assert (basis.start, basis.end, basis.quantity) == (date(2026, 4, 16), MAY, -15)
+
+
+def test_days_charged_and_lost_before_any_invoice_are_no_line() -> None:
+    segment = replace(begin(1, "monthly", Decimal("30.00"), APRIL, date(2027, 4, 1)).current, id=1)
+    charged = list(day_fees(segment, APRIL, MAY))
+    lost = [fee_charge(FEE, 1, each.day, -each.quantity, -each.amount) for each in charged]
+    made = bill(of([*charged, *lost], fees={1: Fee(segment, "Pro")}))
+    assert made.lines == ()
+    assert [at for _, at in made.placed] == [None] * 60
+
+
+def test_an_invoice_takes_what_was_supplied_and_gives_back_what_was_billed_ahead() -> None:
+    segment = replace(begin(1, "monthly", Decimal("30.00"), APRIL, date(2027, 4, 1)).current, id=1)
+    april, may = list(day_fees(segment, APRIL, MAY)), list(day_fees(segment, MAY, date(2026, 6, 1)))
+    back = [fee_charge(FEE, 1, each.day, -each.quantity, -each.amount) for each in may]
+    assert gathered([*april, *may], MAY, {}) == april
+    assert gathered([*april, *back], MAY, {}) == [*april, *back]
+    # Of what no invoice had there is nothing to give back.
+    assert gathered([*april, *may, *back], MAY, {}) == april
 
 
 def test_spans_read_as_people_write_them() -> None:
@@ -135,57 +200,61 @@ CURRENCY = st.sampled_from(["USD", "JPY", "KWD"])
     currency=CURRENCY,
     rate=st.decimals("0", "1", places=4),
     purchases=st.lists(st.tuples(st.integers(-10_000, 10_000).filter(bool), MONEY), max_size=5),
-    tokens=st.lists(st.tuples(st.integers(0, 10**9), st.integers(0, 10**9)), max_size=4),
+    tokens=st.lists(st.integers(0, 10**9), max_size=4),
 )
 def test_totals_are_sums_of_rounded_lines(
-    currency: str, rate: Decimal, purchases: list[tuple[int, Decimal]], tokens: list[tuple[int, int]]
+    currency: str, rate: Decimal, purchases: list[tuple[int, Decimal]], tokens: list[int]
 ) -> None:
-    made = bill(
-        Facts(
-            currency, rate, APRIL, MAY,
-            purchases=[Purchase(n, APRIL, count, cost) for n, (count, cost) in enumerate(purchases)],
-            overages=[
-                Overage(n, "t", 1, None, used, billed, Decimal("0.000003"))
-                for n, (used, billed) in enumerate(tokens)
-            ],
-        )
-    )  # fmt: skip
+    sold = [purchase(n, count, cost) for n, (count, cost) in enumerate(purchases, 1)]
+    beyond = [overage(used, tenant_id=n, place=n) for n, used in enumerate(tokens, 1)]
+    made = bill(of([*sold, *beyond], currency=currency, tax_rate=rate))
     assert all(line.amount == rounded(line.amount, currency) for line in made.lines)
     subtotal, tax = totals(made)
     assert tax == (rounded(subtotal * rate, currency) if rate else 0)
 
 
 @given(
-    start=st.integers(0, 20),
-    length=st.integers(1, 120),
-    shorter=st.integers(0, 120),
-    cuts=st.lists(st.integers(1, 130), min_size=1, max_size=6),
+    cost=st.decimals("0", "100000", places=4),
+    interval=st.sampled_from(["monthly", "annual"]),
+    anchor=st.dates(date(2024, 1, 1), date(2028, 12, 31)),
+    cuts=st.lists(st.integers(1, 800), max_size=12),
+    currency=CURRENCY,
 )
-def test_no_day_is_billed_twice_and_none_is_kept_that_was_lost(
-    start: int, length: int, shorter: int, cuts: list[int]
+def test_parts_come_to_what_the_whole_does_however_it_is_cut(
+    cost: Decimal, interval: str, anchor: date, cuts: list[int], currency: str
 ) -> None:
-    """Invoices in any order over a segment that ends earlier than thought: what stays billed are its days."""
-    origin = date(2026, 1, 1)
-    segment = Segment(
-        1, "monthly", Decimal("30.00"), origin, origin + timedelta(days=start),
-        origin + timedelta(days=start + length), 1,
-    )  # fmt: skip
-    spans: list[tuple[date, date, int]] = []
+    """Invoices over a segment: exact charges add up to its cycles' cost, and paper to the rounded whole."""
+    whole = replace(begin(1, interval, cost, anchor, anchor + timedelta(days=800)).current, id=1)
+    carried: dict[str, Decimal] = {}
+    paper, exact, since = Decimal(0), Decimal(0), 0
+    for cut in [*sorted(set(cuts)), 800]:
+        charges = list(day_fees(whole, anchor + timedelta(days=since), anchor + timedelta(days=cut)))
+        made = bill(of(charges, fees={1: Fee(whole, "Pro")}, carried=carried, currency=currency))
+        exact += sum(charge.amount for charge in charges)
+        paper += sum(line.amount for line in made.lines)
+        carried, since = {"segment:1": exact - paper}, cut
+    assert paper == rounded(exact, currency)
+    assert exact % ONE_NANO == 0
+    assert abs(exact - owed_for(whole)) <= ONE_NANO
 
-    def invoice(since: date, until: date, of: Segment) -> None:
-        made = bill(Facts("USD", Decimal(0), since, until, fees=[Fee(of, "Pro", covered(spans))]))
-        for basis in made.basis:
-            assert basis.start is not None
-            assert basis.end is not None
-            assert abs(basis.quantity) == (basis.end - basis.start).days
-            spans.append((basis.start, basis.end, 1 if basis.quantity > 0 else -1))
 
-    for cut in cuts:
-        invoice(origin + timedelta(days=cut // 2), origin + timedelta(days=cut), segment)
-    ended = replace(segment, end=max(segment.start, segment.end - timedelta(days=shorter)))
-    invoice(origin, origin + timedelta(days=200), ended)
-    assert covered(spans) == (((ended.start, ended.end),) if ended.start < ended.end else ())
-    assert sum((end - begun).days * sign for begun, end, sign in spans) == (ended.end - ended.start).days
+def owed_for(segment: Segment) -> Decimal:
+    """The cost of a segment by fractions of its cycles: another way to the same."""
+    owed, day = Fraction(0), segment.start
+    while day < segment.end:
+        first, following = cycle_of(segment.anchor, segment.interval, day)
+        owed += Fraction(segment.cost) / (following - first).days
+        day += DAY
+    return Decimal(owed.numerator * NANO**2 // owed.denominator) / NANO**2
+
+
+@given(
+    amount=st.decimals("-1000", "1000", places=2),
+    weights=st.lists(st.decimals("-50", "50", places=9), min_size=1, max_size=9),
+)
+def test_what_is_given_back_of_many_charges_adds_up(amount: Decimal, weights: list[Decimal]) -> None:
+    parts = spread_amount(amount, weights)
+    assert (len(parts), sum(parts)) == (len(weights), amount)
 
 
 @given(
@@ -197,11 +266,25 @@ def test_units_are_billed_once_however_often_invoices_are_made(
 ) -> None:
     billed = total = 0
     lines = []
-    for step, units in enumerate(usage):
-        total += units
+    for step, used in enumerate(usage):
+        total += used
         if invoiced[step]:
-            lines += bill(Facts("USD", Decimal(0), APRIL, MAY, uses=[use(total, billed)])).lines
+            charges = units(spread(TIERS, billed, total - billed))
+            lines += bill(of(charges, units_before={(3, APRIL): billed})).lines
             billed = total
     assert sum(line.quantity for line in lines) == billed
     first = sum(line.quantity for line in lines if line.unit_price == TIERS[0].unit_price)
     assert first == min(billed, 10_000)
+
+
+def test_what_is_too_small_for_a_document_adds_up_over_documents() -> None:
+    carried: dict[str, Decimal] = {}
+    paid = Decimal(0)
+    for cycle in range(1, 31):
+        made = bill(of([overage(100, "0.00004", place=cycle)], carried=carried))
+        [line] = made.lines
+        assert line.exact is not None
+        assert line.basis is not None
+        carried[line.basis] = carried.get(line.basis, Decimal(0)) + line.exact - line.amount
+        paid += line.amount
+    assert paid == Decimal("0.12")

@@ -17,10 +17,8 @@ from gateway.core.billing.subscription import (
     cancel,
     change_at_period_end,
     change_now,
-    covered,
     cycle_of,
     extend,
-    pieces,
     status,
 )
 from gateway.errors import Conflict
@@ -60,18 +58,6 @@ def test_every_day_lies_in_exactly_one_cycle(anchor: date, interval: str, day: d
     assert start <= day < end
     assert cycle_of(anchor, interval, end)[0] == end
     assert cycle_of(anchor, interval, start - timedelta(days=1))[1] == start
-
-
-@given(start=DAYS, length=st.integers(1, 900), since=DAYS, until=DAYS, interval=INTERVALS)
-def test_pieces_are_the_days_and_nothing_else(
-    start: date, length: int, since: date, until: date, interval: str
-) -> None:
-    segment = begin(1, interval, STARTER, start, start + timedelta(days=length)).current
-    found = pieces(segment, since, until)
-    wanted = max(0, (min(segment.end, until) - max(start, since)).days)
-    assert sum(piece.days for piece in found) == wanted
-    for piece in found:
-        assert piece.cycle_start <= piece.start < piece.end <= piece.cycle_end
 
 
 def test_an_upgrade_counts_from_its_day() -> None:
@@ -138,24 +124,3 @@ def test_status_of_a_span() -> None:
 
 def test_what_was_cancelled_before_it_began_is_over() -> None:
     assert status(date(2026, 4, 1), date(2026, 4, 1), date(2026, 3, 1)) == "over"
-
-
-@given(
-    plus=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 30)), max_size=4),
-    minus=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 30)), max_size=2),
-)
-def test_covered_days_are_those_with_more_plus_than_minus(
-    plus: list[tuple[int, int]], minus: list[tuple[int, int]]
-) -> None:
-    origin = date(2026, 1, 1)
-
-    def signed(pairs: list[tuple[int, int]], sign: int) -> list[tuple[date, date, int]]:
-        return [
-            (origin + timedelta(days=start), origin + timedelta(days=start + length), sign)
-            for start, length in pairs
-        ]
-
-    marks = signed(plus, 1) + signed(minus, -1)
-    found = {start + timedelta(days=n) for start, end in covered(marks) for n in range((end - start).days)}
-    days = (origin + timedelta(days=n) for n in range(100))
-    assert found == {day for day in days if sum(sign for start, end, sign in marks if start <= day < end) > 0}

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.billing import token_prices
-from gateway.core.billing.cost import FALLBACK, KINDS, cost_nano
+from gateway.core.billing.cost import cost_nano
 from gateway.core.billing.pricing import NANO, Pricing, TokenPrice, read_pricing
 from gateway.core.billing.token_prices import MODELS_REMEMBERED_MAX, dearest, token_price
+from gateway.core.billing.vector import FALLBACK, KINDS
 
 PRICES = {"gpt": 1, "gpt*": 2, "gpt-4o*": 3, "gpt-4o-mini": 4, "*": 5}
 LADDER = Pricing(per_million={name: TokenPrice(input=price) for name, price in PRICES.items()})

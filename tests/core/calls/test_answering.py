@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.core.billing.cost import KINDS, Vector
+from gateway.core.billing.vector import KINDS, Vector
 from gateway.core.calls.answering import Priced, answering, is_model
 
 

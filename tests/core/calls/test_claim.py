@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.cost import KINDS, Vector, cost_nano
+from gateway.core.billing.cost import cost_nano
 from gateway.core.billing.pricing import NO_PRICING, AtCost, Pricing, TokenPrice, whole_credits
 from gateway.core.billing.rate import Asks, TokenRate
+from gateway.core.billing.vector import KINDS, Vector
 from gateway.core.calls.call import Call
 from gateway.core.calls.claim import asks_of, claimed, dearest_of, output_bound
 from gateway.core.calls.estimate import Estimate
@@ -46,7 +48,7 @@ def test_a_price_by_the_unit_is_claimed_whole() -> None:
 def test_a_price_by_token_is_claimed_for_all_a_call_could_use() -> None:
     one = service(TokenPrice(1_000_000, 2_000_000))
     assert claimed(one, rate(one, UNBOUND), UNBOUND, 1) == (100 + 2_000, 102, 1)
-    bound = UNBOUND._replace(least=0)
+    bound = replace(UNBOUND, least=0)
     assert claimed(one, rate(one, bound), bound, 1) == (2_100, 0, 1)
     dear = service(TokenPrice(1_000_000, 2_000_000, cache_read=3_000_000))
     assert claimed(dear, rate(dear, UNBOUND), UNBOUND, 1) == (2_300, 302, 1)
@@ -103,6 +105,10 @@ FULL = Vector(
     1, "USD", tuple(10**6 * BASE[kind] for kind in KINDS), 7_000, {"web_search": 10**9},
     ((1_000, tuple(2 * 10**6 * BASE[kind] for kind in KINDS)),), {"priority": (7, 4), "flex": (1, 2)},
 )  # fmt: skip
+# Of which everything is dearer than text.
+LOUD = FULL._replace(
+    prices=tuple(9_000 * 10**6 if kind == "audio_output" else 10**6 * BASE[kind] for kind in KINDS)
+)
 
 
 def asked(**fields: Any) -> Call:
@@ -128,7 +134,18 @@ def test_what_is_written_says_which_prices_a_call_may_have(
     fields: dict[str, Any], asks: dict[str, Any]
 ) -> None:
     plain = {"caches": False, "blobs": False, "sound": False, "tiers": True, "tools": {}}
-    assert asks_of(asked(**fields), (FULL,)) == Asks(**plain | asks)
+    assert asks_of(asked(**fields), (LOUD,)) == Asks(**plain | asks)
+
+
+def test_what_makes_no_call_dearer_is_not_looked_for() -> None:
+    flat = Vector(2, "USD", (5,) * len(KINDS))
+    loud = asked(modalities=["audio"], service_tier="priority", cache_control={"type": "ephemeral"})
+    assert asks_of(loud, (flat,)) == Asks(caches=False, blobs=False, sound=False, tiers=False)
+    assert asks_of(loud, (flat, LOUD)) == asks_of(loud, (LOUD,))
+    # Dearer from so many tokens on: what reads less is not.
+    above = flat._replace(context_tiers=((1_000, LOUD.prices),))
+    assert not asks_of(loud, (above,), 1_000).caches
+    assert asks_of(loud, (above,), 1_001).caches
 
 
 def test_of_a_call_that_cannot_be_read_any_price_is_held() -> None:

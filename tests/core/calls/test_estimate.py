@@ -8,7 +8,7 @@ import pytest
 
 from gateway.core.blobs import BLOB_TOKENS
 from gateway.core.calls.call import Call
-from gateway.core.calls.estimate import CEILING, OUTPUT_TOKENS_FIRST, Estimator
+from gateway.core.calls.estimate import CEILING, OUTPUT_TOKENS_FIRST, Estimate, Estimator
 from gateway.core.model import INTEGER_MAX, Family, Usage
 
 
@@ -22,29 +22,30 @@ def used(tokens_in: int, tokens_out: int) -> Usage:
 
 def test_a_stated_maximum_is_the_hold() -> None:
     """Its most is that and the input at two bytes a token, and it may not be cut."""
-    assert Estimator().hold(call(output_max=50), 1, "chat") == (150, 200, 0, 150)
-    assert Estimator().hold(call(output_max=50, choices=4), 1, "chat") == (300, 350, 0, 150)
-    assert Estimator().hold(call(output_max=0), 1, "embeddings") == (100, 150, 0, 150)
+    assert Estimator().hold(call(output_max=50), 1, "chat") == Estimate(150, 200, 0, 150)
+    assert Estimator().hold(call(output_max=50, choices=4), 1, "chat") == Estimate(300, 350, 0, 150)
+    assert Estimator().hold(call(output_max=0), 1, "embeddings") == Estimate(100, 150, 0, 150)
 
 
 def test_without_one_the_ceiling_of_the_model_is_the_most() -> None:
-    assert Estimator().hold(call(), 1, "chat") == (
+    assert Estimator().hold(call(), 1, "chat") == Estimate(
         100 + OUTPUT_TOKENS_FIRST,
         150 + CEILING,
         151,
         150,
     )
-    assert Estimator().hold(call("gpt-4o-mini-2024"), 1, "chat")[1] == 150 + 16_384
-    assert Estimator().hold(call("gpt-4-0613", choices=2), 1, "chat")[1] == 150 + 2 * 8_192
-    assert Estimator({"m": 10}).hold(call(), 1, "chat") == (110, 160, 151, 150)
+    assert Estimator().hold(call("gpt-4o-mini-2024"), 1, "chat").ceiling == 150 + 16_384
+    assert Estimator().hold(call("gpt-4-0613", choices=2), 1, "chat").ceiling == 150 + 2 * 8_192
+    assert Estimator({"m": 10}).hold(call(), 1, "chat") == Estimate(110, 160, 151, 150)
 
 
 def test_a_call_without_tokens_needs_none() -> None:
-    assert Estimator().hold(Call("generic", Family("generic"), b""), 1, "x") == (0, 0, 0, 0)
+    assert Estimator().hold(Call("generic", Family("generic"), b""), 1, "x") == Estimate(0, 0, 0, 0)
 
 
 def test_absurd_maxima_stay_exact_in_lua() -> None:
-    assert Estimator().hold(call(output_max=2**53, choices=128), 1, "chat")[:2] == (INTEGER_MAX, INTEGER_MAX)
+    found = Estimator().hold(call(output_max=2**53, choices=128), 1, "chat")
+    assert (found.need, found.ceiling) == (INTEGER_MAX, INTEGER_MAX)
 
 
 def test_the_output_hold_settles_at_a_high_quantile() -> None:
@@ -53,11 +54,11 @@ def test_the_output_hold_settles_at_a_high_quantile() -> None:
     outputs = [int(samples.gammavariate(2, 100)) + 1 for _ in range(5000)]
     covered = 0
     for output in outputs:
-        need, *_ = estimator.hold(call(), 1, "chat")
+        need = estimator.hold(call(), 1, "chat").need
         covered += need >= 100 + output
         estimator.learn(call(), 1, "chat", used(100, output))
     assert 0.85 < covered / len(outputs) < 0.999
-    need, *_ = estimator.hold(call(), 1, "chat")
+    need = estimator.hold(call(), 1, "chat").need
     assert need < 100 + OUTPUT_TOKENS_FIRST
 
 
@@ -65,10 +66,10 @@ def test_input_tokens_per_byte_are_learned() -> None:
     estimator = Estimator()
     for _ in range(300):
         estimator.learn(call(), 1, "chat", used(60, 5))
-    need, *_ = estimator.hold(call(output_max=0), 1, "chat")
+    need = estimator.hold(call(output_max=0), 1, "chat").need
     assert 60 <= need <= 70
     estimator.learn(call(), 1, "chat", used(250, 5))
-    assert estimator.hold(call(output_max=0), 1, "chat")[0] > 100
+    assert estimator.hold(call(output_max=0), 1, "chat").need > 100
 
 
 def test_text_per_token_is_learned_for_counting() -> None:
@@ -87,7 +88,7 @@ def test_input_that_nobody_reports_is_counted_by_the_mean_of_what_was() -> None:
     for tokens in (10, 30, 20):
         estimator.learn(call(), 1, "chat", used(tokens, 5))
     asked = call()
-    assert estimator.hold(asked, 1, "chat")[0] > asked.input_estimate == 20
+    assert estimator.hold(asked, 1, "chat").need > asked.input_estimate == 20
 
 
 @pytest.mark.parametrize("usage", [Usage(5, 5000, total=5005, estimated=True, reported=True), Usage(5, 5000)])
@@ -105,7 +106,7 @@ def test_services_and_models_are_learned_apart_and_forgotten_in_order() -> None:
     for _ in range(100):
         estimator.learn(call("a"), 1, "chat", used(100, 1))
     learned = estimator.hold(call("a"), 1, "chat")
-    assert learned < first
+    assert learned.need < first.need
     assert estimator.hold(call("a"), 1, "other") == first
     assert estimator.hold(call("a"), 1, "chat") == learned
     estimator.hold(call("b"), 1, "chat")
@@ -119,10 +120,12 @@ def test_blobs_are_held_but_do_not_teach_the_ratio() -> None:
     estimator = Estimator()
     asked = call(output_max=0)
     asked.blob_tokens = 1600
-    assert estimator.hold(asked, 1, "chat")[:2] == (1700, 1750)
+    found = estimator.hold(asked, 1, "chat")
+    assert (found.need, found.ceiling) == (1700, 1750)
     for _ in range(300):
         estimator.learn(asked, 1, "chat", used(1000, 1))
-    assert estimator.hold(call(output_max=0), 1, "chat")[:2] == (100, 150)
+    found = estimator.hold(call(output_max=0), 1, "chat")
+    assert (found.need, found.ceiling) == (100, 150)
 
 
 def test_what_one_organization_teaches_is_never_anothers() -> None:
@@ -145,5 +148,6 @@ def test_the_most_goes_by_size_whatever_was_learned() -> None:
     assert estimator.hold(asked, 1, "chat").ceiling == 160 + 3 * BLOB_TOKENS
     for _ in range(300):
         estimator.learn(call(), 1, "chat", used(290, 1))
-    need, ceiling, *_ = estimator.hold(call(output_max=10), 1, "chat")
+    found = estimator.hold(call(output_max=10), 1, "chat")
+    need, ceiling = found.need, found.ceiling
     assert 150 + 10 < need == ceiling

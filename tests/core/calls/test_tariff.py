@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.cost import Vector
 from gateway.core.billing.pricing import (
     ENDLESS,
     NANO,
@@ -22,6 +21,7 @@ from gateway.core.billing.pricing import (
     whole_credits,
 )
 from gateway.core.billing.rate import TokenRate
+from gateway.core.billing.vector import Vector
 from gateway.core.calls.tariff import (
     charge_of,
     covered,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.billing.cost import KINDS, Vector
+from gateway.core.billing.vector import KINDS, Vector
 from gateway.core.calls.call import Call
 from gateway.core.calls.tool_uses import TOOL_USES, TOOL_USES_MAX, limit_uses, uses_of
 from gateway.core.model import Family

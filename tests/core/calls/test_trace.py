@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import re
 
-from gateway.core.calls.trace import IDS_BYTES, Parent, begin_trace, read_parent
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.core.calls.trace import IDS_BYTES, Parent, begin_trace, read_parent, read_usual_line
 
 TRACE, SPAN = b"4bf92f3577b34da6a3ce929d0e0e4736", b"00f067aa0ba902b7"
 VALID = b"00-" + TRACE + b"-" + SPAN + b"-01"
@@ -42,6 +46,21 @@ def test_a_later_version_is_read_as_far_as_it_is_known() -> None:
 )
 def test_anything_else_names_none(values: list[bytes]) -> None:
     assert read_parent(values) is None
+
+
+USUAL = re.compile(rb"[Tt]raceparent: ?00-(?!0{32}-)([0-9a-f]{32})-(?!0{16}-)[0-9a-f]{16}-[0-9a-f]{2}")
+LINES = [b"traceparent: " + VALID, b"Traceparent:" + VALID, b"traceparent: 00-" + b"0" * 32 + VALID[35:]]
+
+
+@given(
+    st.sampled_from([*LINES, LINES[0][:49] + b"0" * 16 + b"-01"]),
+    st.lists(st.tuples(st.integers(0, 67), st.sampled_from(b"0123fgF-: \xff\nT"), st.booleans()), max_size=3),
+)
+def test_a_usual_line_is_read_as_its_pattern_says(line: bytes, changes: list[tuple[int, int, bool]]) -> None:
+    for at, byte, added in changes:
+        line = line[:at] + bytes([byte]) + line[at + (not added) :]
+    match = USUAL.fullmatch(line)
+    assert read_usual_line(line) == ("" if match is None else match[1].decode())
 
 
 def test_a_recorded_request_is_its_upstreams_parent() -> None:

@@ -21,6 +21,8 @@ from tests.core.calls.test_call import read, refused
         (b'{"model":"a","Models":[]}', "models"),
         (b'{"model":"a","FallBacks":[]}', "fallbacks"),
         (b'{"model":"a","USER":"x"}', "user"),
+        (b'{"model":"a","API_BASE":"http://x"}', "api_base"),
+        (b'{"model":"a","provideroptions":{}}', "providerOptions"),
         (
             b'{"model":"a","stream":true,"stream_options":{"Include_Usage":true}}',
             "stream_options.include_usage",

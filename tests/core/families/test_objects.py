@@ -71,6 +71,8 @@ CALLED = {"name": "look", "arguments": '{"file_id":"x"}'}
         ({"tools": [{"parameters": {"properties": {"file_id": {"default": "x"}}, "file_id": "x"}}]}, ()),
         ({"messages": [{"tool_calls": [{"id": "call_1", "type": "function", "function": CALLED}]}]}, ()),
         ({"input": [{"type": "function_call_output", "call_id": "call_1", "output": "x"}]}, ()),
+        ({"plugins": [{"id": "web", "max_results": 3}]}, ()),
+        ({"plugins": [{"id": "file-parser", "file_id": "file-1"}]}, ("file-1",)),
         ({"input_file_id": "file-1", "endpoint": "/v1/responses"}, ("file-1",)),
     ],
 )  # fmt: skip

@@ -52,11 +52,12 @@ def refused(
         (Verdict.QUOTA_HELD, errors.QuotaHeld),
         (Verdict.INSUFFICIENT_CREDITS, errors.InsufficientCredits),
         (Verdict.SPEND_CAP_REACHED, errors.SpendCapReached),
+        (Verdict.BUDGET_EXCEEDED, errors.BudgetExceeded),
     ],
 )
 def test_every_verdict_has_its_refusal(verdict: Verdict, error: type[Refusal]) -> None:
-    for kind in range(7):
-        for scope in range(5):
+    for kind in range(8):
+        for scope in range(6):
             assert type(refused(verdict, scope, kind)) is error
 
 
@@ -65,12 +66,23 @@ def test_who_waits_is_told_by_whom() -> None:
         headers = render(refusal, Family("openai"), ID)[0]
         return [value for name, value in headers if name == b"x-tollkeeper-refused-by"]
 
-    scopes = {1: b"key", 2: b"user", 3: b"tenant", 4: b"organization"}
+    scopes = {1: b"key", 2: b"user", 3: b"tenant", 4: b"organization", 5: b"budget"}
     for scope, name in scopes.items():
         assert refused_by(refused(Verdict.RATE_LIMITED, scope, 1)) == [name]
     assert refused_by(errors.Overloaded()) == [b"gateway"]
     assert refused_by(refused(Verdict.UNVERIFIED, 0, 0)) == [b"gateway"]
     assert refused_by(refused(Verdict.INSUFFICIENT_CREDITS)) == []
+
+
+@pytest.mark.parametrize("error", REFUSALS, ids=lambda error: error.__name__)
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_every_refusal_after_which_a_client_waits_says_whose_it_is(
+    error: type[Refusal], family: Family
+) -> None:
+    told = [value for name, value in render(error(), family, ID)[0] if name == b"x-tollkeeper-refused-by"]
+    expected = [error.scope.encode()] if error.status in {429, 503, 529} else []
+    assert told == expected
+    assert error.scope in {"gateway", "upstream"}  # whose limit it is else says what refused
 
 
 def test_a_rate_limit_says_which_how_much_and_until_when() -> None:

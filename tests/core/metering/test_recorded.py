@@ -25,8 +25,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.accounts.facts import UNKNOWN_BYTES_MAX
-from gateway.core.billing.cost import KINDS, cost_nano
+from gateway.core.billing.cost import cost_nano
 from gateway.core.billing.price_book import PriceBook, read_price
+from gateway.core.billing.vector import KINDS
 from gateway.core.calls.call import DEFAULT_BOUNDS, Bounds
 from gateway.core.metering.making import AnswerMeter, make_meter
 from gateway.run.bundled_prices import read_bundle

@@ -10,11 +10,14 @@ from decimal import Decimal
 import pytest
 import redis
 
+from gateway.core.accounts.budgets import Budget, account_of
 from gateway.core.accounts.definitions import Negotiated, OrganizationTerms
 from gateway.core.billing.price_book import read_price
-from gateway.core.model import Caller, Service
+from gateway.core.calls.call import Call
+from gateway.core.model import GENERIC, Attribution, Caller, Service
 from gateway.counters.admission.directory import IDENTITY_S, Directory
 from gateway.counters.admission.stored import (
+    decode_terms,
     encode_catalogue,
     encode_head,
     encode_identity,
@@ -160,6 +163,32 @@ async def test_the_cache_is_bounded_and_an_entry_that_is_renewed_makes_nobody_go
     assert list(desk.directory._known) == kept
 
 
+async def test_who_was_looked_up_longest_ago_goes_for_a_newcomer(desk: Desk) -> None:
+    desk.directory = Directory(desk.wire, desk.clock, identities_max=3)
+    digests = [f"{n:064d}" for n in range(4)]
+    for digest in digests:
+        desk.client.set(keys.identity(digest), encode_identity(CALLER))
+    for digest in digests[:3]:
+        await desk.identify(digest)
+    desk.clock.now += 10
+    await desk.identify(digests[0])  # the first that came is the latest that was asked about
+    await desk.identify(digests[3])
+    assert list(desk.directory._known) == [digests[2], digests[0], digests[3]]
+
+
+async def test_who_is_served_all_the_time_outlives_any_number_of_others(desk: Desk) -> None:
+    desk.directory = Directory(desk.wire, desk.clock, identities_max=3)
+    desk.know()
+    served = await desk.identify()
+    for n in range(20):
+        desk.clock.now += IDENTITY_S + 0.001
+        assert await desk.identify() is served
+        digest = f"{n:064d}"
+        desk.client.set(keys.identity(digest), encode_identity(CALLER))
+        await desk.identify(digest)
+        assert desk.directory.cached(DIGEST) is served
+
+
 async def test_guessed_credentials_are_bounded_and_displace_nobody(desk: Desk) -> None:
     desk.directory = Directory(desk.wire, desk.clock, identities_max=3, unknown_max=3)
     desk.know()
@@ -269,6 +298,17 @@ async def test_organizations_kept_are_bounded(desk: Desk) -> None:
         await desk.identify()
     with pytest.raises(CountersUnavailable):
         desk.directory.resolve(CALLER, "images")
+
+
+async def test_an_organization_that_is_served_all_the_time_keeps_its_terms(desk: Desk) -> None:
+    desk.directory = Directory(desk.wire, desk.clock, identities_max=2)
+    desk.directory._load(encode_catalogue(1, [IMAGES]))
+    for organization_id in (1, 2, 1, 3, 1, 4):
+        desk.know(replace(CALLER, organization_id=organization_id))
+        desk.clock.now += IDENTITY_S + 0.001
+        await desk.identify()
+        desk.directory.resolve(replace(CALLER, organization_id=1), "images")
+    assert list(desk.directory._terms) == [1, 4]
 
 
 # --- while Redis is away ----------------------------------------------------------------
@@ -381,3 +421,45 @@ async def test_a_price_is_in_the_organizations_currency_else_in_that_of_the_base
     desk.client.set(keys.organization_terms(1), encode_terms(1, OrganizationTerms(currency="EUR")))
     await desk.identify()
     assert (found("m", 0), found("m", 3600)) == (3, 1)
+
+
+DAY = Budget(1, "a day", "money", 5_000, "day")
+PEOPLE = Budget(2, "everybody", "requests", 5, "hour", each="user", project_id=0)
+SAID = Attribution("ada", project_id=0)
+
+
+def asked(desk: Desk, said: Attribution = SAID) -> list[str]:
+    found = desk.directory.budgets(CALLER, 2, said, Call("m", GENERIC, b"", "m"))
+    return [] if found is None else [one.name for one in found.accounts]
+
+
+async def test_budgets_come_with_the_terms_and_live_as_long(desk: Desk) -> None:
+    desk.know()
+    with pytest.raises(CountersUnavailable):
+        asked(desk)
+    await desk.identify()
+    assert asked(desk) == []
+    terms = OrganizationTerms(budgets=(DAY, PEOPLE))
+    desk.client.set(keys.organization_terms(1), encode_terms(1, terms))
+    assert asked(desk) == []
+    desk.clock.now += IDENTITY_S + 0.001
+    await desk.identify()
+    # Whom the key is of is whose account it is, whatever the call says.
+    assert asked(desk) == [account_of(1, DAY), account_of(1, PEOPLE, CALLER.user)]
+    assert asked(desk, Attribution("ada", project_id=1)) == [account_of(1, DAY)]
+    assert asked(desk, Attribution("ada")) == [account_of(1, DAY)]
+    told = desk.directory.budgets_of(CALLER, SAID)
+    assert told == [(account_of(1, DAY), DAY), (account_of(1, PEOPLE, CALLER.user), PEOPLE)]
+
+
+async def test_a_call_that_no_budget_is_about_takes_from_none(desk: Desk) -> None:
+    desk.know()
+    desk.client.set(keys.organization_terms(1), encode_terms(1, OrganizationTerms(budgets=(PEOPLE,))))
+    await desk.identify()
+    assert desk.directory.budgets(CALLER, 2, Attribution(), Call("m", GENERIC, b"", "m")) is None
+
+
+async def test_what_budgets_do_not_say_does_not_travel(desk: Desk) -> None:
+    written = encode_terms(7, OrganizationTerms(budgets=(DAY, PEOPLE)))
+    assert len(written) < len(encode_terms(7, OrganizationTerms())) + 250
+    assert decode_terms(written).budgets == (DAY, PEOPLE)

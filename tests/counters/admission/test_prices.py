@@ -12,7 +12,8 @@ import pytest
 import redis
 
 from gateway.core.accounts.definitions import PricesDefinition
-from gateway.core.billing.price_book import Price, read_price
+from gateway.core.billing.price_book import read_price
+from gateway.core.billing.vector import Price
 from gateway.counters.admission.directory import CATALOGUE_S, Directory
 from gateway.counters.admission.stored import PRICES_LAYOUT, encode_head
 from gateway.counters.keeper.control import Control

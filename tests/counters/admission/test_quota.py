@@ -28,7 +28,8 @@ from gateway.core.model import (
     Verdict,
 )
 from gateway.counters.admission.directory import Directory
-from gateway.counters.admission.quota import EXTEND_BATCH_MAX, EXTEND_MARGIN_TOKENS, Counters
+from gateway.counters.admission.live import EXTEND_BATCH_MAX, EXTEND_MARGIN_TOKENS
+from gateway.counters.admission.quota import Counters
 from gateway.counters.admission.stored import encode_catalogue
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.frame import Frames
@@ -344,6 +345,26 @@ async def test_live_calls_are_renewed_and_their_holds_follow(world: World, hire:
     assert worker.counters.live == 0
 
 
+async def test_nothing_is_held_ahead_beyond_what_a_call_can_use(world: World, hire: Hire) -> None:
+    worker = await hire(world)
+    world.plan(1000)
+    world.grant("credits", 1000)
+    rate = TokenRate(read=10, input=10**15, output=2 * 10**15)
+    call = world.reserve(service=BY_TOKEN, credits_=30)
+    priced = Observed(world.caller, call.id, held=20, tokens=15, counts=False, rate=rate, most=20)
+    request = worker.request(10)
+    await worker.reserve(request)
+    counted = Observed(world.caller, request.request_id, held=10, tokens=9, most=12)
+    for observed in (priced, counted):
+        worker.counters.watch(observed)
+        await worker.counters.extend_all()
+    assert (priced.held, priced.exhausted, world.organization.credits_held) == (20, False, 30)
+    assert (counted.held, counted.exhausted, world.tenant.held) == (12, False, 12)
+    counted.tokens = 40  # its upstream does not keep to the maximum: what was seen is held, and no more
+    await worker.counters.extend_all()
+    assert (counted.held, world.tenant.held) == (40, 40)
+
+
 async def test_an_account_with_nothing_left_says_exhausted(world: World, hire: Hire) -> None:
     worker = await hire(world)
     world.plan(30)
@@ -414,6 +435,18 @@ def test_a_key_with_many_users_pushes_out_none_that_comes_now_and_then() -> None
         assert frames.frame_of(often, "ann", CHAT) is first
     assert frames.frame_of(often, "ann", replace(CHAT)) is not first
     assert len(frames) == 3
+
+
+def test_of_large_frames_there_are_fewer() -> None:
+    """Callers say who they are: what a worker keeps of them is bounded by its size."""
+    frames, caller = Frames(20), Caller(1, 2, 3, 4)
+    for number in range(100):
+        names = tuple(f"{at:016x}:{number:024x}" for at in range(16))
+        frames.frame_of(caller, f"made up {number}", CHAT, names)
+    assert len(frames) == 5
+    for number in range(100):
+        frames.frame_of(caller, f"another {number}", CHAT)
+    assert len(frames) == 20
 
 
 async def test_a_service_that_changed_is_charged_as_it_is_now(world: World, hire: Hire) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from gateway.core.accounts.budget_figures import LiveWindow
+from gateway.core.accounts.budgets import DEFINED_WINDOW
 from gateway.core.accounts.definitions import (
     CatalogueDefinition,
     ControlWrite,
@@ -22,10 +24,12 @@ from gateway.counters.admission.stored import encode_identity, encode_terms
 from gateway.counters.keeper.control import Control
 from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.layouts import packing
+from gateway.counters.layouts.windows import WindowState, pack_windows
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable, OutOfRange
 from tests.builders import CHAT, NO_LIMITS, UNITS, World, new_id
 from tests.counters.conftest import Connect
+from tests.lua.windows import window
 
 KEY = KeyDefinition(3, 7, 1, "d" * 64, Limits(concurrency=2), "ann", frozenset({"m"}))
 
@@ -194,3 +198,31 @@ async def test_quotas_of_an_unverified_partition_are_unavailable(world: World, c
     status = AccountHeads(await connect(world.url))
     with pytest.raises(CountersUnavailable):
         await status.peek_tenants([(world.p, 7)])
+
+
+async def test_windows_of_budgets_are_read_over_partitions_and_batches(
+    world: World, connect: Connect
+) -> None:
+    status = AccountHeads(await connect(world.url), batch_max=2)
+    other = World(world.url, organization_id=2, tenant_id=8, key_id=4)
+    hour = window(7, 100, at=(1_000, 2_000, 3_000))
+    for name, one in (("a" * 16, world), ("b" * 16, world), ("c" * 16 + ":" + "d" * 24, other)):
+        packed = pack_windows([WindowState(*map(int, DEFINED_WINDOW.struct.unpack(hour)), 30, 4)])
+        one.client.set(keys.budget_account(one.p, name), packed)
+    names = [
+        (world.p, "a" * 16),
+        (world.p, "b" * 16),
+        (world.p, "e" * 16),
+        (other.p, "c" * 16 + ":" + "d" * 24),
+    ]
+    found = await status.peek_budgets(names)
+    assert found.pop("e" * 16) is None
+    assert list(found.values()) == [{7: LiveWindow(7, used=30, held=4, start_ms=1_000)}] * 3
+    assert len(found) == 3
+
+
+async def test_windows_of_an_unverified_partition_are_unavailable(world: World, connect: Connect) -> None:
+    world.client.delete(keys.marker(world.p))
+    status = AccountHeads(await connect(world.url))
+    with pytest.raises(CountersUnavailable):
+        await status.peek_budgets([(world.p, "a" * 16)])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.core.accounts.holds import LateSettlement
-from gateway.core.accounts.ledger import HEAD, VERSION_BEFORE, decode
+from gateway.core.accounts.ledger import HEAD_BEFORE, decode
 from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.parked import park
 from gateway.counters.keeper.verification import KeeperCounters
@@ -87,10 +87,11 @@ async def test_an_organization_waits_for_what_was_moved_aside_of_it(world: World
     assert call.id in ids(await keeping.late(10))
 
 
-async def test_an_organization_waits_for_its_entries_of_the_layout_before(
-    world: World, keeping: Keeping
+@pytest.mark.parametrize("version", [1, 2])
+async def test_an_organization_waits_for_its_entries_of_layouts_before(
+    world: World, keeping: Keeping, version: int
 ) -> None:
-    packed = HEAD.pack(VERSION_BEFORE, 0, 0, 0, 0, 0, 1, *[0] * 16) + bytes(5)
+    packed = HEAD_BEFORE.pack(version, 0, 0, 0, 0, 0, 1, *[0] * 16) + bytes(3 + 2 * version)
     entry: Any = world.client.xadd(keys.outbox(world.p), {"e": packed})
     call = late_call(world)
     assert await keeping.late(10) == []

@@ -77,10 +77,16 @@ def changed(where: Where) -> dict[str, Layout]:
             last = one.index("plan_id") if one is table.DEFINE_TENANT else len(one.fields)
             places = {min(where(table.DEFINE_KEY), last)}
         fields = list(one.fields)
+        places = {place + (place in windows(one)) for place in places}
         for place in sorted(places, reverse=True):
             fields.insert(place, DUMMY._replace(name=f"{DUMMY.name}{place}"))
-        made[one.name] = Layout(one.name, tuple(fields), one.shared and one.shared + 1)
+        made[one.name] = Layout(one.name, tuple(fields), one.shared and one.shared + 1, one.before)
     return made
+
+
+def windows(layout: Layout) -> set[int]:
+    """Where no field may be put: what is held of a window is right behind what is used."""
+    return {layout.index(used) + 1 for name, used in table.RECORDS.values() if name == layout.name}
 
 
 def as_it_is(packed: bytes, of: Layout, into: Layout) -> bytes:

@@ -41,10 +41,10 @@ def test_a_hold_carries_its_users_name() -> None:
     [
         (states.TenantState(flags=states.MANUAL_BLOCK), True),
         (states.TenantState(total=100), False),
-        (states.TenantState(flags=states.HAS_PLAN, total=100, remaining=1), False),
-        (states.TenantState(flags=states.HAS_PLAN, total=100, remaining=0), True),
-        (states.TenantState(flags=states.HAS_PLAN, total=100, remaining=-5, overage_policy=1), True),
-        (states.TenantState(flags=states.HAS_PLAN, total=100, remaining=-5, overage_policy=2), False),
+        (states.TenantState(flags=states.HAS_PLAN, total=100, limit=1), False),
+        (states.TenantState(flags=states.HAS_PLAN, total=100, limit=0), True),
+        (states.TenantState(flags=states.HAS_PLAN, total=100, limit=-5, overage_policy=1), True),
+        (states.TenantState(flags=states.HAS_PLAN, total=100, limit=-5, overage_policy=2), False),
         (states.TenantState(flags=states.HAS_PLAN, total=-1), False),
     ],
 )
@@ -66,14 +66,14 @@ def test_a_bare_answer_is_a_verdict(verdict: Verdict) -> None:
     assert packing.decision(struct.pack("<d", verdict), CHAT).verdict is verdict
 
 
-@given(st.lists(st.tuples(INTEGERS, INTEGERS, st.integers(0, 2)), max_size=5))
-def test_an_answer_of_extend_is_three_numbers_a_call(calls: list[tuple[int, int, int]]) -> None:
-    answer = struct.pack("<d", 1) + b"".join(struct.pack("<ddd", *one) for one in calls)
+@given(st.lists(st.tuples(INTEGERS, INTEGERS, st.integers(0, 2), INTEGERS, INTEGERS), max_size=5))
+def test_an_answer_of_extend_is_five_numbers_a_call(calls: list[tuple[int, int, int, int, int]]) -> None:
+    answer = struct.pack("<d", 1) + b"".join(struct.pack("<5d", *one) for one in calls)
     assert packing.extended(answer) == calls
 
 
 def test_a_refusal_names_scope_and_limit() -> None:
-    answer = struct.pack("<7q", Verdict.RATE_LIMITED, 1000, Scope.USER, 1, 5, 5, 2000)
+    answer = struct.pack("<9q", Verdict.RATE_LIMITED, 1000, Scope.USER, 1, 5, 5, 2000, 0, 0)
     decision = packing.decision(answer, CHAT)
     assert (decision.verdict, decision.scope, decision.kind) == (Verdict.RATE_LIMITED, 2, 1)
     assert (decision.used, decision.limit, decision.until_ms, decision.now_ms) == (5, 5, 2000, 1000)
@@ -122,7 +122,7 @@ def test_every_verb_is_one_function_of_a_library_named_by_its_text() -> None:
 
 
 def test_only_peek_writes_nothing_and_only_reserve_needs_memory() -> None:
-    flags = dict(re.findall(r"callback=verb_(\w+), flags=\{(.*?)\}", library().text))
+    flags = dict(re.findall(r"callback=verbs\['(\w+)'\], flags=\{(.*?)\}", library().text))
     assert flags.pop("peek") == "'no-writes'"
     assert flags.pop("reserve") == ""
     assert set(flags.values()) == {"'allow-oom'"}

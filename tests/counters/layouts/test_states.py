@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import pytest
 import redis
 
 from gateway.core.billing.pricing import Pricing, Tier
-from gateway.core.layout import LAYOUT, UnknownLayout
+from gateway.core.layout import FIRST, LAYOUT, UnknownLayout
 from gateway.core.model import HoldRequest, Service, Settled, Verdict
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.late.late_entry import late_settlement, read_entry
@@ -30,6 +30,7 @@ from gateway.counters.settlement_log.settlement_record import partition_of, unpa
 from tests.builders import BY_TOKEN, CHAT, ONE_TIME, TTL_MS, Call, World
 from tests.counters.conftest import Connect
 from tests.counters.segments import contents_of
+from tests.older_layouts import stored_before
 
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "unnumbered.json").read_text())
 STRINGS = {name: bytes.fromhex(packed) for name, packed in RECORDED["strings"].items()}
@@ -85,8 +86,32 @@ def call(world: World, name: str, service: Service = CHAT, user: str = "") -> Ca
 @pytest.mark.parametrize("name", RECORDED["read"])
 def test_the_layout_before_is_read(name: str) -> None:
     read = UNPACK[kind_of(name)](STRINGS[name])
-    new = asdict(type(read)())  # a field that it could not have has its default
-    assert asdict(read) == new | RECORDED["read"][name]
+    recorded = RECORDED["read"][name]
+    assert {one: getattr(read, one) for one in recorded} == recorded
+    moved = {"limit": ("remaining",), "credits_used": ("balance",)}  # what was recorded by another name
+    new = {one for one in asdict(read) if not {one, *moved.get(one, ())} & {*recorded}}
+    blank = type(read)()  # a field that it could not have has its default
+    assert {one: getattr(read, one) for one in new} == {one: getattr(blank, one) for one in new}
+
+
+@pytest.mark.parametrize("number", range(FIRST, LAYOUT))
+@pytest.mark.parametrize("total", [-1, 100])
+def test_windows_of_every_layout_before_are_read_alike(world: World, number: int, total: int) -> None:
+    """By Python and by the scripts: `peek` shows what these make of it."""
+    world.grant("credits", 70)
+    world.define_organization(credit_limit=9, cap=8)
+    world.plan(90, reset_interval="monthly", overage_policy="bill")
+    world.put_tenant(total=total, used=30, remaining=65, held=4, ledger_at=5, last_reset=6)
+    world.put_organization(spent=3, spend_held=2, month=24_000, spend_seq=1, credits_held=11)
+    for kind, name, state in (
+        (3, world.tenant_key, world.tenant), (4, world.organization_key, world.organization),
+    ):  # fmt: skip
+        older = stored_before(number, state)
+        world.client.set(name, older)
+        assert older != states.pack(state)
+        assert states.unpack(type(state), older) == state
+        shown = states.unpack(type(state), world.peek(kind, name)[0])
+        assert replace(shown, at=state.at) == state
 
 
 def test_a_hold_of_before_has_its_user_and_tiers() -> None:

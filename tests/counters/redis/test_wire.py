@@ -17,7 +17,8 @@ import trustme
 from gateway.core.wait import LOOKS_MIN, Wait, in_task
 from gateway.counters.layouts import packing
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.wire import PENDING_MAX, SWEEP_S, Reply, Wire, encode, encode_script
+from gateway.counters.redis.calls import Reply
+from gateway.counters.redis.wire import PENDING_MAX, SWEEP_S, Wire, encode, encode_script
 from gateway.errors import CountersUnavailable, SettingError, StartError
 from tests.builders import World
 from tests.conftest import ValkeyServer
@@ -117,7 +118,7 @@ async def test_a_lost_library_is_loaded_again(world: World, connect: Connect) ->
     world.plan(100)
     world.client.function_flush()
     calls = [
-        packing.grant(world.run_id, "recharge", 1, f"{n:036d}", tenant_id=7, organization_id=1)
+        packing.grant(world.run_id, "recharge", 1, f"{n + 1:036d}", tenant_id=7, organization_id=1)
         for n in range(5)
     ]
     waits = [wire.send(encode_script("grant", *call)) for call in calls]

@@ -26,7 +26,7 @@ from gateway.errors import CountersUnavailable, StartError
 from tests.builders import settlement_log
 from tests.counters.segments import answered, contents_of
 from tests.tree import ROOT
-from tests.waiting import eventually
+from tests.waiting import WITHIN_S, eventually
 
 ANSWER = b"a" * 24
 HANGS_S = 60.0
@@ -87,7 +87,7 @@ async def test_what_is_spooled_is_on_the_disk_when_it_is_said_so(begin: Open, tm
 
 
 async def test_many_at_once_cost_one_sync(begin: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = begin()
+    log = begin(bounds=replace(QUICK, spool_s_max=WITHIN_S))
     synced: list[int] = []
     syncs = os.fdatasync
     monkeypatch.setattr(os, "fdatasync", lambda file: (synced.append(file), syncs(file))[1])

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from gateway.core.http_limits import HttpLimits
 from gateway.http.protocol.answer import read_answer_head
-from gateway.http.protocol.framing import SMALL_CHUNK_BYTES, ChunkedBody, Malformed, has_bare_newline
+from gateway.http.protocol.framing import (
+    LENGTH_DIGITS_MAX,
+    SMALL_CHUNK_BYTES,
+    ChunkedBody,
+    Malformed,
+    decimal,
+    has_bare_newline,
+)
 from gateway.http.protocol.request import MalformedRequest, cut_length, read_request_head
 from gateway.http.protocol.request_ids import RequestIds
 
@@ -192,6 +199,14 @@ def test_request_ids_are_uuids_and_never_the_same() -> None:
         assert str(uuid.UUID(text)) == text
         assert uuid.UUID(text).version == 4
         assert uuid.UUID(text).variant == uuid.RFC_4122
+
+
+@given(
+    st.text("0123456789", max_size=17).map(str.encode) | st.text("09/:+- _x\0", max_size=4).map(str.encode)
+)
+def test_a_length_is_decimal_digits_alone_and_few(digits: bytes) -> None:
+    few = digits.isdigit() and len(digits) <= LENGTH_DIGITS_MAX
+    assert decimal(digits) == (int(digits) if few else -1)
 
 
 def test_too_many_small_chunks_are_refused_and_larger_ones_never() -> None:

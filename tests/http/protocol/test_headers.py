@@ -276,7 +276,7 @@ def test_no_field_sends_another_path_elsewhere_than_its_route_says(fields: bytes
     )
     targets = {name: UpstreamTarget(name, f"http://{name}.test") for name in ("up", "elsewhere")}
     bindings = Bindings(routes, targets, ServiceRules(), FakeDirectory(), lambda event, **facts: None)
-    head_router = HeadRouter(routes, targets, bindings, b"pepper", HttpLimits())
+    head_router = HeadRouter(routes, targets, bindings, HttpLimits())
     heads = [get(path, AUTH + fields) for path in (b"/v1/files", b"/v1/models/m")]
     assert [head_router.route(head).upstream for head in heads] == ["up", "elsewhere"]
 

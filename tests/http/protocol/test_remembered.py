@@ -6,10 +6,7 @@ import pytest
 
 from gateway.http.protocol import answer, fields
 from gateway.http.protocol.fields import field_kind
-from gateway.http.protocol.remembered import Remembered
-from gateway.http.routing.routed_head import ROUTED_HEADS_BYTES_MAX
-from tests.http.fakes import CHAT, get, post
-from tests.http.stage import staged
+from gateway.http.protocol.remembered import KeptInUse, Remembered
 
 
 def test_the_oldest_goes_for_a_newcomer_and_no_more_than_it_takes() -> None:
@@ -29,6 +26,36 @@ def test_an_entry_that_is_renewed_makes_nobody_go() -> None:
         memory.keep(b"0123456789", n)
     assert memory.known == {b"0123456789": 9, b"9876543210": 2}
     assert memory.held_bytes == 20
+
+
+class Entry:
+    def __init__(self) -> None:
+        self.kept_at = 0
+
+
+def test_what_is_in_use_outlives_any_number_of_others() -> None:
+    memory: KeptInUse[bytes, Entry] = KeptInUse(40, 10, 1, 0)
+    ours, theirs = Entry(), Entry()
+    memory.keep(b"0123456789", ours)
+    memory.keep(b"9876543210", theirs)
+    for n in range(100):
+        assert memory.find(b"0123456789") is ours
+        for _ in range(3):  # however often each of the others is used as well
+            memory.keep(b"%010d" % n, Entry())
+            assert memory.find(b"%010d" % n) is not None
+        assert memory.held_bytes <= 40
+    assert memory.find(b"9876543210") is None
+
+
+def test_what_was_used_longest_ago_goes_first() -> None:
+    memory: KeptInUse[bytes, Entry] = KeptInUse(30, 10, 1, 0)
+    for n in (0, 1, 2, 0, 3, 2, 4):
+        if memory.find(b"%010d" % n) is None:
+            memory.keep(b"%010d" % n, Entry())
+    assert set(memory.known) == {b"%010d" % n for n in (2, 3, 4)}
+    memory.keep(b"%010d" % 3, Entry())  # kept anew, it makes nobody go
+    memory.keep(b"%010d" % 5, Entry())
+    assert set(memory.known) == {b"%010d" % n for n in (3, 4, 5)}
 
 
 def test_what_is_too_long_is_not_kept() -> None:
@@ -60,29 +87,3 @@ def test_lines_of_answers_stay_within_their_bytes() -> None:
         answer.read_answer_head(b"HTTP/1.1 200 %d\r\nx-id: %d\r\nlong: %b\r\n\r\n" % (n, n, b"x" * 300))
     assert answer._lines.held_bytes <= answer.READ_LINES_BYTES_MAX
     assert answer._statuses.held_bytes <= answer.STATUS_LINES_BYTES_MAX
-
-
-async def test_a_head_without_a_good_credential_is_never_remembered() -> None:
-    async with staged() as stage:
-        stage.directory.known = False
-        client = await stage.client()
-        for n in range(20):
-            assert (await client.ask(post(CHAT, fields=b"x-n: %d\r\n" % n))).status == 401
-        assert not stage.plane.head_router.known
-        stage.directory.known = True
-        for _ in range(2):
-            assert (await client.ask(post(CHAT))).status == 200
-        assert len(stage.plane.head_router.known) == 1
-
-
-async def test_one_callers_many_heads_stay_within_their_bytes() -> None:
-    async with staged() as stage:
-        client = await stage.client()
-        head_router = stage.plane.head_router
-        for n in range(700):
-            got = await client.ask(
-                get(b"/free/x", b"authorization: Bearer k\r\nx-n: %04d%b\r\n" % (n, b"x" * 3900)), "GET"
-            )
-            assert got.status == 200
-        assert head_router._routed_heads.held_bytes <= ROUTED_HEADS_BYTES_MAX
-        assert 400 < len(head_router.known) < 700

@@ -55,6 +55,15 @@ async def test_a_call_says_which_session_it_is_of(fields: bytes, session: str) -
         assert (b"traceparent" in head) == (b"traceparent" in fields)
 
 
+@pytest.mark.parametrize("value", ["a\u00a0b", "a\u200bb", "a\u2028b", "a\tb"])
+@pytest.mark.parametrize("name", [b"user", b"session", b"feature-version"])
+async def test_what_a_call_says_of_itself_is_printable(name: bytes, value: str) -> None:
+    async with staged() as stage:
+        answer = await stage.ask(call(b"x-tollkeeper-" + name + b": " + value.encode() + b"\r\n"))
+        assert (answer.status, answer.reason) == (400, "invalid_request")
+        assert b"printable" in answer.body
+
+
 @pytest.mark.parametrize("value", [b"s" * 129, b"\xff", b"a\tb"])
 async def test_a_session_of_ours_is_clean_text_within_its_bound(value: bytes) -> None:
     async with staged() as stage:

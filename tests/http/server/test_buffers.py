@@ -1,4 +1,4 @@
-"""Bytes kept for slow ends: within a worker's, an organization's and a key's budget."""
+"""Bytes kept for slow ends: within a worker's, an organization's and a key's share."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_whoever_would_be_shed_is_asked_about(size: int) -> None:
             assert buffers.pressed or not any(sheds(buffers, each) for each in callers)
 
 
-def test_heads_that_are_not_complete_have_a_budget_of_their_own() -> None:
+def test_heads_that_are_not_complete_have_a_maximum_of_their_own() -> None:
     buffers = Buffers(LIMITS)
     free = LIMITS.head_free_bytes
     assert buffers.keep_head(free, 0) == 0

@@ -1,4 +1,4 @@
-"""What is here of a body: who waits for it, for how long, and whose budget it counts in."""
+"""What is here of a body: who waits for it, for how long, and whose share it counts in."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_what_is_waited_for_counts_once_with_what_was_here(body: RequestBody, bu
     assert buffers.used == 0
 
 
-def test_a_caller_whose_budget_is_used_up_may_keep_no_more(body: RequestBody, buffers: Buffers) -> None:
+def test_a_caller_whose_share_is_used_up_may_keep_no_more(body: RequestBody, buffers: Buffers) -> None:
     buffers.add(replace(CALLER, key_id=9), 315)
     body.arrival(CALLER, 100)
     assert arrive(body, b"12345")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 
-from gateway.core.wait import Wait
+from gateway.core.wait import OVER, Wait
 from gateway.http.server.request_driver import RequestDriver
 
 
@@ -38,6 +39,25 @@ async def test_a_wait_that_was_given_up_resumes_nobody_who_awaits_a_future_since
     future.set_result("told")
     await asyncio.sleep(0)
     assert (heard, driver.ends) == (["given up", "told"], [None])
+
+
+async def test_a_coroutine_that_says_it_is_over_is_kept_no_longer() -> None:
+    class Whole:
+        """What the coroutine has."""
+
+    async def telling(whole: Whole) -> None:
+        seen.append(weakref.ref(whole))
+        await first
+        await OVER
+
+    first, seen, driver = Wait[None](), list[weakref.ref[Whole]](), Told()
+    driver.tell(telling(Whole()))
+    assert (driver.over, driver.ends) == (False, [])
+    first.set(None)
+    assert (driver.over, driver.ends, seen[0]()) == (True, [None], None)
+    driver.interrupt(TimeoutError())
+    driver.expire_wait(TimeoutError())
+    assert driver.ends == [None]
 
 
 async def test_an_error_is_handled_by_the_coroutine_behind_it_which_may_wait() -> None:

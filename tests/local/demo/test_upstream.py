@@ -185,3 +185,12 @@ def test_bodies_may_be_chunked_and_connections_are_kept(port: int) -> None:
 )
 def test_odd_bodies_are_answered(port: int, body: Any) -> None:
     assert ask(port, "/v1/chat/completions", body)[0] in {200, 400}
+
+
+def test_a_refusal_with_the_fields_that_were_asked_for(port: int) -> None:
+    fields = json.dumps({"retry-after": "20", "x-ratelimit-remaining-requests": 0, "bad": "a\r\nb"})
+    status, headers, _ = ask(port, "/v1/chat/completions", {}, x_demo_status="429", x_demo_fields=fields)
+    assert (status, headers["retry-after"], headers["x-ratelimit-remaining-requests"]) == (429, "20", "0")
+    assert "bad" not in headers
+    for nothing in ("x", "[]", "{"):
+        assert ask(port, "/x", x_demo_status="529", x_demo_fields=nothing)[0] == 529

@@ -9,8 +9,10 @@ import psycopg
 import pytest
 
 from gateway.background.timed.webhooks import WebhookDeliveries
-from gateway.core.webhook import Delivery, Outcome
+from gateway.core.alerts.mail import Mail
+from gateway.core.alerts.webhook import Delivery, Outcome
 from persistence import engine
+from persistence.keeper.deliveries import Deliveries
 from persistence.keeper.notices import Notices
 from persistence.ledger.writer import Writer
 from tests.persistence.credits import give
@@ -27,6 +29,13 @@ class Receiver:
     async def send(self, url: str, headers: dict[str, str], body: bytes) -> Outcome:
         self.got.append((url, headers, body))
         return Outcome(self.status, None if self.status == 204 else "refused")
+
+
+@pytest.fixture
+async def deliveries(migrated: str) -> AsyncIterator[Deliveries]:
+    pool = engine.create(migrated)
+    yield Deliveries(pool)
+    await pool.dispose()
 
 
 @pytest.fixture
@@ -58,6 +67,14 @@ def store(url: str, account: Account) -> None:
 
 def told(url: str) -> list[str]:
     return [str(event) for (event,) in rows_of(url, "SELECT event FROM webhook_delivery ORDER BY id")]
+
+
+async def deliver(webhook_deliveries: WebhookDeliveries) -> int:
+    """Make one attempt of what is due; answers how many."""
+    due = await webhook_deliveries.claim()
+    for delivery in due:
+        await webhook_deliveries.attempt(delivery)
+    return len(due)
 
 
 async def look(notices: Notices) -> None:
@@ -108,6 +125,27 @@ async def test_thresholds_are_told_once_a_cycle(migrated: str, notices: Notices)
     store(migrated, account)
     await look(notices)
     assert sorted(told(migrated)) == ["quota.100", "quota.50", "quota.50", "quota.80"]
+
+
+async def test_what_still_stands_is_remembered_longer_than_its_message(
+    migrated: str, notices: Notices
+) -> None:
+    """A month's quota has a cycle of up to 31 days."""
+    hook(migrated)
+    [account] = settle_in(migrated, 100)
+    account.reset()
+    account.consume(55)
+    store(migrated, account)
+    await look(notices)
+    with psycopg.connect(migrated) as connection:
+        connection.execute(
+            "UPDATE webhook_delivery SET state = 'delivered', created_at = now() - interval '31 days'"
+        )
+    account.consume(1)
+    store(migrated, account)
+    await look(notices)
+    await look(notices)
+    assert told(migrated) == ["quota.50"]
 
 
 async def test_blocked_and_unblocked(migrated: str, notices: Notices) -> None:
@@ -161,30 +199,86 @@ async def test_a_subscription_that_ends_soon(migrated: str, notices: Notices) ->
     assert told(migrated) == ["subscription.ending"]
 
 
-async def test_a_message_is_tried_until_it_is_taken(migrated: str, notices: Notices) -> None:
+async def test_a_message_is_tried_until_it_is_taken(
+    migrated: str, notices: Notices, deliveries: Deliveries
+) -> None:
     hook(migrated)
     [account] = settle_in(migrated, 100)
     account.reset()
     account.consume(55)
     store(migrated, account)
     receiver = Receiver()
-    webhook_deliveries = WebhookDeliveries(notices, receiver, now)
-    await webhook_deliveries.write_news()
+    webhook_deliveries = WebhookDeliveries(deliveries, receiver, now)
+    await look(notices)
     receiver.status = 503
-    assert await webhook_deliveries.deliver() == 1
-    assert await webhook_deliveries.deliver() == 0
+    assert await deliver(webhook_deliveries) == 1
+    assert await deliver(webhook_deliveries) == 0
     state = "SELECT state, attempts, response_status, error, next_attempt_at > now() FROM webhook_delivery"
     assert rows_of(migrated, state) == [("pending", 1, 503, "refused", True)]
     with psycopg.connect(migrated) as connection:
         connection.execute("UPDATE webhook_delivery SET next_attempt_at = now()")
     receiver.status = 204
-    assert await webhook_deliveries.deliver() == 1
+    assert await deliver(webhook_deliveries) == 1
     assert rows_of(migrated, state)[0][:4] == ("delivered", 2, 204, None)
     [(_, first, body), (_, again, same)] = receiver.got
     assert (first["webhook-id"], body) == (again["webhook-id"], same)
 
 
-async def test_a_message_nobody_takes_is_given_up(migrated: str, notices: Notices) -> None:
+class Postbox:
+    """A mail server: notes what it is sent."""
+
+    sender = "tollkeeper@example.com"
+
+    def __init__(self) -> None:
+        self.got: list[Mail] = []
+
+    async def send(self, mail: Mail) -> Outcome:
+        self.got.append(mail)
+        return Outcome(250)
+
+
+async def test_a_message_goes_by_mail_where_the_url_says_so(
+    migrated: str, notices: Notices, deliveries: Deliveries
+) -> None:
+    hook(migrated)
+    with psycopg.connect(migrated) as connection:
+        connection.execute("UPDATE webhook SET url = 'mailto:a@example.com,b@example.com'")
+    [account] = settle_in(migrated, 100)
+    account.reset()
+    account.consume(55)
+    store(migrated, account)
+    receiver, post = Receiver(), Postbox()
+    webhook_deliveries = WebhookDeliveries(deliveries, receiver, now, mailer=post)
+    await look(notices)
+    assert await deliver(webhook_deliveries) == 1
+    [sent] = post.got
+    assert (sent.recipients, receiver.got) == (("a@example.com", "b@example.com"), [])
+    assert b"Subject: [Tollkeeper] 50 % of the tokens are used" in sent.content
+    state = "SELECT state, attempts, response_status FROM webhook_delivery"
+    assert rows_of(migrated, state) == [("delivered", 1, 250)]
+
+
+async def test_without_a_mail_server_a_mail_waits(
+    migrated: str, notices: Notices, deliveries: Deliveries
+) -> None:
+    """One that was set up, and is no longer."""
+    hook(migrated)
+    with psycopg.connect(migrated) as connection:
+        connection.execute("UPDATE webhook SET url = 'mailto:a@example.com'")
+    [account] = settle_in(migrated, 100)
+    account.reset()
+    account.consume(55)
+    store(migrated, account)
+    webhook_deliveries = WebhookDeliveries(deliveries, Receiver(), now)
+    await look(notices)
+    assert await deliver(webhook_deliveries) == 1
+    state = "SELECT state, attempts, error FROM webhook_delivery"
+    assert rows_of(migrated, state) == [("pending", 1, "mail is not set up")]
+
+
+async def test_a_message_nobody_takes_is_given_up(
+    migrated: str, notices: Notices, deliveries: Deliveries
+) -> None:
     hook(migrated)
     [account] = settle_in(migrated, 100)
     account.reset()
@@ -192,16 +286,18 @@ async def test_a_message_nobody_takes_is_given_up(migrated: str, notices: Notice
     store(migrated, account)
     await look(notices)
     for _ in range(10):
-        [delivery] = await notices.claim_due(10)
+        [delivery] = await deliveries.claim_due(10, 10)
         assert isinstance(delivery, Delivery)
-        await notices.done(delivery, Outcome(None, "no answer"))
+        await deliveries.done(delivery, Outcome(None, "no answer"))
         with psycopg.connect(migrated) as connection:
             connection.execute("UPDATE webhook_delivery SET next_attempt_at = now()")
-    assert await notices.claim_due(10) == []
+    assert await deliveries.claim_due(10, 10) == []
     assert rows_of(migrated, "SELECT state, attempts FROM webhook_delivery") == [("failed", 10)]
 
 
-async def test_a_webhook_that_is_gone_is_told_nothing(migrated: str, notices: Notices) -> None:
+async def test_a_webhook_that_is_gone_is_told_nothing(
+    migrated: str, notices: Notices, deliveries: Deliveries
+) -> None:
     hook(migrated)
     [account] = settle_in(migrated, 100)
     account.reset()
@@ -210,5 +306,5 @@ async def test_a_webhook_that_is_gone_is_told_nothing(migrated: str, notices: No
     await look(notices)
     with psycopg.connect(migrated) as connection:
         connection.execute("UPDATE webhook SET deleted_at = now()")
-    assert await notices.claim_due(10) == []
+    assert await deliveries.claim_due(10, 10) == []
     assert rows_of(migrated, "SELECT state FROM webhook_delivery") == [("failed",)]

@@ -12,8 +12,8 @@ from psycopg.rows import dict_row
 
 from gateway.core.accounts.facts import CallFacts, corrected, write_facts
 from gateway.core.accounts.ledger import EventKind
-from gateway.core.accounts.usage import HOUR_MS, SPANS, SUMS
-from persistence.ledger.rollup import DAY_MS
+from gateway.core.accounts.usage import SPANS, SUMS
+from gateway.core.moments import DAY_MS, HOUR_MS
 from persistence.ledger.writer import Writer
 from tests.persistence.scenario import Account, batch_of, broken, settle_in
 
@@ -53,7 +53,7 @@ async def test_a_call_is_told_whole(migrated: str, writer: Writer) -> None:
         "credits": 0, "units": 1, "cost": 354_000_001, "currency": "USD", "price_id": 3, "status": 200,
         "reason": None, "streamed": True, "estimated": False, "duration_ms": 9, "first_token_ms": 4,
         "upstream_request_id": "req_1", "unknown_usage": '{"new":1}',
-        "refused": False,
+        "refused": False, "amended": 0, "rerated": 0,
     }  # fmt: skip
     assert await broken(migrated) == []
 

@@ -27,6 +27,15 @@ INVOICE = (
     "INSERT INTO invoice (organization_id, currency, period_start, period_end, total_amount)"
     " VALUES ({o}, 'USD', '2026-01-01', '2026-01-31', 3)"
 )
+PAYMENT = (
+    "INSERT INTO payment (organization_id, invoice_id, amount, currency, reference)"
+    " SELECT organization_id, id, 1, currency, 'x' FROM invoice"
+)
+CHARGE = (
+    "INSERT INTO charge (organization_id, kind, period_start, period_end, quantity, unit_price, amount,"
+    " currency, source, source_id, fact, tenant_id)"
+    " VALUES ({o}, '{kind}', '2026-01-01Z', '2026-01-02Z', 2, 3, 6, 'USD', '{source}', {id}, 'x', 1)"
+)
 ROLL_UP = (
     "INSERT INTO usage_daily (day, organization_id, tenant_id, service_id, tokens)"
     " VALUES ('2026-01-01', {o}, {t}, 1, 7)"
@@ -37,6 +46,11 @@ CALL = (
     " tokens, credits, units, status, streamed, estimated, duration_ms) VALUES"
     " (gen_random_uuid(), now(), {o}, {t}, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 2, 0, 1, 200, false, false, 5)"
 )
+BUDGET = (
+    'INSERT INTO budget (organization_id, name, unit, amount, "interval", updated_at)'
+    " VALUES ({o}, 'b', 'money', 1, 'day', '2026-01-01')"
+)
+BUDGET_USE = "INSERT INTO budget_use (budget_id, start, used) SELECT id, '2026-01-02', 5 FROM budget"
 ALLOCATION = "INSERT INTO credit_allocation (organization_id, seq, amount) VALUES ({o}, 1, 4)"
 QUOTA = "UPDATE tenant_quota SET last_seq = 1, epoch = 1, cycle = 1, {change} WHERE tenant_id = {t}"
 
@@ -70,7 +84,11 @@ CONTRADICTIONS = {
         "UPDATE organization SET allocated_seq = 1",
     ],
     "invoice": [INVOICE],
+    "payments": [INVOICE, PAYMENT],
+    "owed": [CHARGE.format(o="{o}", kind="usage", source="usage_tier", id=1)],
+    "days": [CHARGE.format(o="{o}", kind="subscription", source="subscription_segment", id=1)],
     "usage_adds_up": [CALL],
+    "budgets": [BUDGET, BUDGET_USE],
 }
 
 

@@ -140,7 +140,10 @@ def test_a_finalized_invoice_can_only_become_void(cloned: str) -> None:
             f" VALUES ({invoice}, %s, 'usage', 'x', 1, 2, 2)"
         )
         connection.execute(line, (1,))
-        connection.execute("UPDATE invoice SET status = 'finalized', number = 'A-1', total_amount = 2")
+        connection.execute(
+            "UPDATE invoice SET status = 'finalized', number = 'A-1', total_amount = 2,"
+            " payment_status = 'open'"
+        )
         for statement in (
             line.replace("%s", "2"),
             "UPDATE invoice_line SET amount = 1",
@@ -153,7 +156,8 @@ def test_a_finalized_invoice_can_only_become_void(cloned: str) -> None:
         ):
             with pytest.raises(errors.RestrictViolation):
                 connection.execute(statement)
-        connection.execute("UPDATE invoice SET status = 'void', voided_at = now()")
+        connection.execute("UPDATE invoice SET payment_status = 'paid'")
+        connection.execute("UPDATE invoice SET status = 'void', payment_status = NULL, voided_at = now()")
         with pytest.raises(errors.RestrictViolation):
             connection.execute("UPDATE invoice SET status = 'finalized'")
 

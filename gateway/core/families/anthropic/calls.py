@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from gateway.core.calls.call import Bounds, Call
 from gateway.core.families.controlled import (
-    MODEL_LISTS,
+    OF_EVERY_FAMILY,
     Document,
     Names,
     flag,
@@ -16,7 +16,7 @@ from gateway.core.families.controlled import (
     stated_user,
 )
 
-_MESSAGES = Names("model", "stream", "max_tokens", "metadata", *MODEL_LISTS)
+_MESSAGES = Names("model", "stream", "max_tokens", "metadata", *OF_EVERY_FAMILY)
 _METADATA = Names("user_id")
 
 

@@ -15,7 +15,8 @@ from gateway.core.families.anthropic.objects import may_tell, told_by_event
 from gateway.core.metering.loose import count_text, is_there, loose_document
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.readable import UNREADABLE, decoded
-from gateway.core.metering.reported import NO_COUNT, Report, Reports, summed
+from gateway.core.metering.report import Report
+from gateway.core.metering.reported import NO_COUNT, Reports, summed
 
 
 class _CacheCreation(Report):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gateway.core.families.controlled import Document
 from gateway.core.families.family import Objects, ids_of, object_in, objects_in
-from gateway.core.families.ids import ID_MARKS, add_ids
+from gateway.core.families.ids import add_ids, may_name_ids
 
 _CALLS = frozenset({"tool_use", "server_tool_use", "mcp_tool_use"})
 _BUILT_IN_SKILLS = "anthropic"
@@ -54,7 +54,7 @@ def _is_free(name: str, holder: Document) -> bool:
 
 OBJECTS = Objects(
     collections=("messages/batches", "files", "skills"),
-    marks=ID_MARKS,
+    may_name=may_name_ids,
     add=_add,
     told=_told,
     is_free=_is_free,

@@ -11,11 +11,13 @@ from typing import Any
 
 import msgspec
 
+from gateway.core.families.gemini.limits import REFUSED, retry_told
 from gateway.core.metering.detail import Detail
 from gateway.core.metering.loose import count_text, is_there, loose_document
 from gateway.core.metering.meter import Dialect, Meter
 from gateway.core.metering.readable import UNREADABLE, decoded
-from gateway.core.metering.reported import Report, Reports, summed
+from gateway.core.metering.report import Report
+from gateway.core.metering.reported import Reports, summed
 
 
 class _Modality(Report, rename="camel"):
@@ -80,6 +82,8 @@ _answer = msgspec.json.Decoder(_Answer).decode
 
 
 def _read_whole(meter: Meter, document: bytes) -> None:
+    if meter.status == REFUSED:
+        meter.detail.retry_s = retry_told(document)
     take(meter, document, True)
 
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from gateway.core.calls.call import Bounds, Call
 from gateway.core.families.controlled import (
-    MODEL_LISTS,
+    OF_EVERY_FAMILY,
     Document,
     Names,
     choices,
@@ -19,8 +19,8 @@ from gateway.errors import InvalidRequest
 
 T = TypeVar("T")
 
-_GENERATE = Names("model", "generationConfig", "generation_config", *MODEL_LISTS)
-_EMBED = Names("model", "requests", *MODEL_LISTS)
+_GENERATE = Names("model", "generationConfig", "generation_config", *OF_EVERY_FAMILY)
+_EMBED = Names("model", "requests", *OF_EVERY_FAMILY)
 _GENERATION_CONFIG = Names("maxOutputTokens", "max_output_tokens", "candidateCount", "candidate_count")
 
 

@@ -19,6 +19,7 @@ _LIST = "filesearchstorenames"
 _COLLECTIONS = (
     "cachedContents", "files", "batches", "fileSearchStores", "tunedModels", "corpora", "operations",
 )  # fmt: skip
+_MARK = re.compile(rb'"(?i:file_?uri|file_?name|cached_?content)":')
 _RESOURCE = re.compile(rf"(?:^|/)((?:{'|'.join(_COLLECTIONS)})/[^/?#:]+)")
 _WEB = re.compile(r"https?://[^\\]*\Z")
 _GOOGLE = re.compile(r"googleapis", re.IGNORECASE)  # wherever it stands in a URL, escaped or not
@@ -63,7 +64,7 @@ def _chosen(document: Document) -> str | None:
 
 OBJECTS = Objects(
     collections=_COLLECTIONS,
-    marks=(re.compile(rb'"(?i:file_?uri|file_?name|cached_?content)":'),),
+    may_name=lambda body: _MARK.search(body) is not None,
     add=_add,
     told=_told,
     is_free=lambda name, holder: name == "response",

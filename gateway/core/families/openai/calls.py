@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from gateway.core.calls.call import Bounds, Call
 from gateway.core.families.controlled import (
-    MODEL_LISTS,
+    OF_EVERY_FAMILY,
     Document,
     Names,
     choices,
@@ -19,16 +19,16 @@ from gateway.errors import InvalidRequest
 
 _CHAT = Names(
     "model", "stream", "stream_options", "n", "max_tokens", "max_completion_tokens", "user",
-    "safety_identifier", *MODEL_LISTS,
+    "safety_identifier", *OF_EVERY_FAMILY,
 )  # fmt: skip
 _COMPLETIONS = Names(
     "model", "stream", "stream_options", "n", "best_of", "max_tokens", "prompt", "user",
-    "safety_identifier", *MODEL_LISTS,
+    "safety_identifier", *OF_EVERY_FAMILY,
 )  # fmt: skip
 _RESPONSES = Names(
-    "model", "stream", "background", "max_output_tokens", "user", "safety_identifier", *MODEL_LISTS
+    "model", "stream", "background", "max_output_tokens", "user", "safety_identifier", *OF_EVERY_FAMILY
 )
-_EMBEDDINGS = Names("model", "user", "safety_identifier", *MODEL_LISTS)
+_EMBEDDINGS = Names("model", "user", "safety_identifier", *OF_EVERY_FAMILY)
 
 
 def read_chat(call: Call, document: Document, path_params: Mapping[str, str], bounds: Bounds) -> None:

@@ -17,12 +17,10 @@ from gateway.core.families.openai.shapes import (
     Choice,
     Delta,
     Event,
-    any_count,
-    note_parts,
-    note_tools,
     read_event,
     read_whole,
 )
+from gateway.core.families.openai.use import any_count, note_parts, note_tools
 from gateway.core.metering.loose import count_text, is_there, loose_document
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.readable import UNREADABLE, decoded

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gateway.core.families.controlled import Document
 from gateway.core.families.family import Objects, ids_of, object_in, objects_in
-from gateway.core.families.ids import ID_MARKS, add_ids
+from gateway.core.families.ids import add_ids, may_name_ids
 
 
 def _told(document: Document) -> Iterator[str]:
@@ -43,7 +43,7 @@ OBJECTS = Objects(
         "chat/completions", "fine_tuning/jobs", "responses", "conversations", "files", "batches",
         "vector_stores", "containers", "uploads", "assistants", "threads", "videos", "evals", "skills",
     ),
-    marks=ID_MARKS,
+    may_name=may_name_ids,
     add=add_ids,
     told=_told,
 )  # fmt: skip

@@ -14,12 +14,14 @@ import msgspec
 
 from gateway.core.families.family import told_of
 from gateway.core.families.openai.objects import OBJECTS
-from gateway.core.families.openai.shapes import InputDetails, OutputDetails, any_count, note_parts, note_tools
+from gateway.core.families.openai.shapes import InputDetails, OutputDetails
+from gateway.core.families.openai.use import any_count, note_parts, note_tools
 from gateway.core.metering.detail import Detail
 from gateway.core.metering.loose import count_text, is_there, loose_document
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.readable import UNREADABLE, decoded
-from gateway.core.metering.reported import Report, Reports
+from gateway.core.metering.report import Report
+from gateway.core.metering.reported import Reports
 
 
 class _Usage(Report):

@@ -1,0 +1,72 @@
+"""`POST /events`: CloudEvents, one or a list of them. What is wrong with one refuses that one alone."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from gateway.admin.api.views import answer
+from gateway.admin.http import body
+from gateway.admin.http.auth import identify, require_write
+from gateway.admin.http.guard import REQUEST_ID
+from gateway.admin.http.idempotency import claim_of
+from gateway.admin.operations import Asked, Operations
+from gateway.admin.ports import AdminPorts
+from gateway.admin.resources import RESOURCES
+from gateway.admin.resources.events import MANY, ONE, PLAIN, TAKEN, CloudEvent
+from gateway.core.accounts.administration import Row
+from gateway.core.billing.events import EVENTS_MAX
+from gateway.errors import AdminRefusal, Unprocessable, UnsupportedEncoding, UnsupportedMedia
+
+
+def mount_events(app: web.Application, ports: AdminPorts, root: str) -> None:
+    """Serve what takes events in."""
+    operations = Operations(ports, RESOURCES["events"])
+
+    async def take(request: web.Request) -> web.Response:
+        actor = await identify(ports, request)
+        require_write(actor)
+        sent = await _read(request)
+        claim = claim_of(request, actor, {"events": sent})
+        done = await operations.take(Asked(actor, request[REQUEST_ID], claim), _sorted(sent), TAKEN)
+        headers = {"Idempotent-Replayed": "true"} if done.replayed else None
+        return answer(done.status, done.content, headers)
+
+    app.router.add_post(f"{root}/events", take)
+
+
+async def _read(request: web.Request) -> list[object]:
+    """What was sent, as a list."""
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise UnsupportedEncoding
+    media = request.content_type
+    if media not in {ONE, MANY, PLAIN, "application/octet-stream"}:  # the last where none is said
+        raise UnsupportedMedia(f"Events are sent as {ONE}, {MANY} or {PLAIN}.")
+    found = body.parse_any(await request.read())
+    if isinstance(found, dict) and media != MANY:
+        return [found]
+    if not isinstance(found, list) or media == ONE:
+        raise AdminRefusal(f"The body must be {'a list of events' if media == MANY else 'an event'}.")
+    if len(found) > EVENTS_MAX:
+        raise Unprocessable(errors=(("", f"{len(found)} events at once; send at most {EVENTS_MAX}"),))
+    return found
+
+
+def _sorted(sent: list[object]) -> Row:
+    """Those that say all an event has to, each with its place; and why the others do not."""
+    events: list[tuple[int, Row]] = []
+    rejected: list[Row] = []
+    for place, one in enumerate(sent):
+        if not isinstance(one, dict):
+            rejected.append(_refused(place, {}, "", "must be a JSON object"))
+            continue
+        try:
+            events.append((place, body.check(CloudEvent, one)))
+        except Unprocessable as error:
+            name, reason = error.errors[0]
+            rejected.append(_refused(place, one, name, reason))
+    return {"events": events, "rejected": rejected}
+
+
+def _refused(place: int, event: body.Body, name: str, reason: str) -> Row:
+    told = {of: event[of] if isinstance(event.get(of), str) else None for of in ("source", "id")}
+    return {"index": place, **told, "field": name, "reason": reason}

@@ -1,0 +1,107 @@
+"""Amendments: what a call was charged, taken back in part or whole, with a reason."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+from uuid import UUID
+
+from pydantic import AfterValidator, Field, model_validator
+
+from gateway.admin.resources.resource import Filter, Resource
+from gateway.admin.resources.values import Exactly, Id, In, Instant, Money, Out, PositiveAmount, Text
+
+TAKEN_BACK = ("tokens", "credits", "units", "amount")
+
+
+def _uuid(text: str) -> str:
+    try:
+        return str(UUID(text))
+    except ValueError as error:
+        raise ValueError("must be the id of a request, a UUID") from error
+
+
+class AmendmentCreate(In):
+    """An amendment: so much is taken back of what a call was charged."""
+
+    request_id: Annotated[str, Field(strict=True), AfterValidator(_uuid)]
+    reason: Text
+    organization_id: Id | None = Field(default=None, description="Whose call it must be.")
+    tokens: PositiveAmount | None = Field(default=None, description="Tokens of the call.")
+    credits: PositiveAmount | None = Field(default=None, description="Given back as an addition.")
+    units: PositiveAmount | None = Field(default=None, description="Of a service with a price a unit.")
+    amount: Money | None = Field(default=None, description="Money, of a call that was charged at cost.")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not any(getattr(self, name) for name in TAKEN_BACK):
+            raise ValueError(f"must take something back: {', '.join(TAKEN_BACK)}")
+        return self
+
+
+class Amendment(Out):
+    """What was taken back of a call, why, and by whom."""
+
+    id: Id
+    request_id: UUID
+    organization_id: Id
+    tenant_id: Id
+    service_id: Id | None
+    tokens: int
+    credits: int
+    units: int
+    amount: Exactly | None = Field(description="Of a call that was charged at cost.")
+    late_tokens: int = Field(
+        description="Tokens of a quota whose cycle is over: it gets none back, and owes less."
+    )
+    reason: str
+    actor: str = Field(description="Who did it.")
+    created_at: Instant
+
+
+class Rerating(Out):
+    """A call that was rated again: its cost before, and by which price now."""
+
+    id: Id
+    price_id: Id
+    request_id: UUID
+    organization_id: Id
+    tenant_id: Id
+    service_id: Id
+    cost_before: Exactly
+    cost_after: Exactly
+    charged: Exactly = Field(description="By how much its charge moves.")
+    currency: str
+    reason: str
+    actor: str = Field(description="Who set the price.")
+    created_at: Instant
+
+
+RESOURCES = (
+    Resource(
+        name="amendments",
+        description="What calls were charged, taken back in part or whole. A call is amended once.",
+        out=Amendment,
+        create=AmendmentCreate,
+        named_by="id",
+        filters={
+            "organization_id": Filter(),
+            "tenant_id": Filter(),
+            "service_id": Filter(),
+            "request_id": Filter("uuid"),
+        },
+    ),
+    Resource(
+        name="reratings",
+        description="Calls that were rated again by a price that was in force when they were made.",
+        out=Rerating,
+        named_by="id",
+        refers={"price_id": "prices"},
+        filters={
+            "price_id": Filter(),
+            "organization_id": Filter(),
+            "tenant_id": Filter(),
+            "service_id": Filter(),
+            "request_id": Filter("uuid"),
+        },
+    ),
+)

@@ -1,0 +1,160 @@
+"""Use that did not pass the gateway, told as CloudEvents: each once by its source and id."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+from uuid import UUID
+
+from pydantic import AfterValidator, ConfigDict, Field, create_model, model_validator
+
+from gateway.admin.resources.prices import TOOLS_MAX, LowerName
+from gateway.admin.resources.resource import Batch, Filter, Resource
+from gateway.admin.resources.said import ExternalId
+from gateway.admin.resources.values import Id, In, Instant, Out, ServiceKey, Text
+from gateway.core.billing.events import AGE_DAYS_MAX, AMOUNT_MAX, EVENTS_MAX
+from gateway.core.billing.vector import KINDS
+from gateway.core.model import INTEGER_MAX
+
+ONE, MANY, PLAIN = "application/cloudevents+json", "application/cloudevents-batch+json", "application/json"
+EXTENSION_CHARS_MAX = 20
+
+
+def _json(value: str) -> str:
+    if value != PLAIN:
+        raise ValueError(f"must be {PLAIN}: data is read as JSON")
+    return value
+
+
+def _single(name: str) -> str:
+    if name.endswith("*"):
+        raise ValueError("must be a model's name, without *")
+    return name
+
+
+Count = Annotated[int, Field(strict=True, ge=0, le=AMOUNT_MAX)]
+Some = Annotated[int, Field(strict=True, ge=1, le=AMOUNT_MAX)]
+ProjectId = Annotated[int, Field(strict=True, ge=0, le=INTEGER_MAX)]
+
+UsageIn: type[In] = create_model(  # type: ignore[call-overload]  # built fields
+    "EventUsage",
+    __base__=In,
+    __doc__="Tokens by kind, as `usage` of a call has them: `input` without cached ones.",
+    **dict.fromkeys(KINDS, (Count | None, None)),
+    tools=(
+        Annotated[dict[LowerName, Count], Field(max_length=TOOLS_MAX)] | None,
+        Field(default=None, description="Uses of the provider's tools by name."),
+    ),
+)
+
+
+class EventData(In):
+    """What was used: units, or tokens by kind, or both."""
+
+    service: ServiceKey
+    units: Some | None = Field(default=None, description="By default one, where `usage` is told.")
+    usage: UsageIn | None = None  # type: ignore[valid-type]  # built above
+    model: Annotated[Text, AfterValidator(_single)] | None = None
+    service_tier: LowerName | None = None
+    user: ExternalId | None = None
+    project_id: ProjectId | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        usage: In | None = self.usage
+        if self.units is None and (usage is None or not any(usage.model_dump().values())):
+            raise ValueError("must say units or usage")
+        return self
+
+
+class CloudEvent(In):
+    """CloudEvents 1.0, JSON. Attributes of extensions are taken, and not looked at."""
+
+    model_config = ConfigDict(extra="allow", defer_build=True)
+
+    specversion: Literal["1.0"]
+    id: Text
+    source: Text = Field(description="Who tells it: with the id it names the event, for ever.")
+    type: Text
+    subject: Text = Field(
+        description="`tenant:ID`; `organization:ID` of one that has one tenant; a tenant's id; either's name."
+    )
+    time: Instant | None = Field(
+        default=None, description=f"When it was used, at most {AGE_DAYS_MAX} days ago; by default now."
+    )
+    datacontenttype: Annotated[str, Field(strict=True), AfterValidator(_json)] | None = None
+    dataschema: Text | None = None
+    data: EventData
+
+    @model_validator(mode="after")
+    def _extensions(self) -> Self:
+        for name in self.model_extra or ():
+            plain = name.isascii() and name.isalnum() and name == name.lower()
+            if not plain or len(name) > EXTENSION_CHARS_MAX or name == "data_base64":
+                raise ValueError(f"{name[:50]} is no attribute of a CloudEvent with JSON in data")
+        return self
+
+
+class RejectedEvent(Out):
+    """An event that was not taken: its place in what was sent, and what is wrong with it."""
+
+    index: int
+    source: str | None
+    id: str | None
+    field: str
+    reason: str
+
+
+class EventsTaken(Out):
+    """What became of what was sent."""
+
+    accepted: int
+    duplicates: int = Field(description="Taken before, by source and id: nothing moved again.")
+    rejected: list[RejectedEvent]
+
+
+class UseEvent(Out):
+    """One event as it was taken in."""
+
+    id: Id
+    source: str
+    event_id: str
+    type: str
+    organization_id: Id
+    tenant_id: Id
+    service_id: Id
+    request_id: UUID = Field(description="Of its call, in `calls` and the ledgers.")
+    used_at: Instant
+    late_tokens: int = Field(
+        description="Tokens of a cycle that was over when it came: they move no quota, and are owed where "
+        "they are beyond its plan."
+    )
+    actor: str = Field(description="Who sent it.")
+    created_at: Instant
+
+
+BATCH = Batch(
+    "send",
+    f"Take in use that did not pass the gateway: one event or a list of up to {EVENTS_MAX}",
+    CloudEvent,
+    EventsTaken,
+    (ONE, MANY, PLAIN),
+)
+# What an answer to a batch is made of.
+TAKEN = Resource(name="events", description="What became of events.", out=EventsTaken)
+RESOURCES = (
+    Resource(
+        name="events",
+        description="Use that did not pass the gateway, told as CloudEvents.",
+        out=UseEvent,
+        named_by="event_id",
+        filters={
+            "organization_id": Filter(),
+            "tenant_id": Filter(),
+            "service_id": Filter(),
+            "source": Filter("text"),
+            "event_id": Filter("text"),
+            "request_id": Filter("uuid"),
+        },
+        batch=BATCH,
+    ),
+)

@@ -1,0 +1,191 @@
+"""Which budgets a call takes from: all of its organization's that match it, found once and kept. Pure.
+
+What a call does not say is no way out of a budget, and neither is saying much: who would take from more
+accounts than a call may is refused.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+from zoneinfo import ZoneInfoNotFoundError
+
+from gateway.core.accounts.budgets import (
+    BUDGET_ACCOUNTS_MAX,
+    KEY,
+    PROJECT,
+    SESSION,
+    USER,
+    Asked,
+    Budget,
+    account_of,
+    accounts_of,
+    defined,
+    defined_until,
+)
+from gateway.core.calls.call import Call
+from gateway.core.model import Attribution, BudgetAccount, BudgetWindow, Caller
+from gateway.errors import CountersUnavailable, TooManyBudgets
+
+# Of one worker; 1 to 2 KB each, and 4 with sixteen accounts.
+CALLS_MAX: Final = 20_000
+
+
+# What decides which budgets a call takes from: the fields of `Asked`.
+Said = tuple[int, int, int, str, int | None, tuple[str, ...], str]
+
+
+@dataclass(slots=True)
+class CallBudgets:
+    """What calls of one kind take from: `accounts` as they are defined until `until_ms` (0: for ever).
+
+    Their windows count these `units`; those of the units `enforced` refuse too. `by_id` has all budgets of
+    the organization, `currency` is what their money is counted in.
+    """
+
+    accounts: tuple[BudgetAccount, ...]
+    until_ms: int
+    units: frozenset[str]
+    enforced: frozenset[str]
+    by_id: Mapping[int, Budget]
+    currency: str
+
+    def named(self, window: BudgetWindow) -> BudgetWindow:
+        """A window with what it is called, and what its money is counted in."""
+        budget = self.by_id.get(window.budget_id)
+        name = str(window.budget_id) if budget is None else budget.name
+        return BudgetWindow(
+            window.budget_id, window.limit, window.used, window.reset_ms, window.unit, name, self.currency
+        )
+
+
+class OrganizationBudgets:
+    """The budgets of one organization; those that share an account are in one group."""
+
+    __slots__ = ("_by_id", "_defined", "_groups", "_says", "_some", "currency", "organization_id")
+
+    def __init__(self, organization_id: int, budgets: Sequence[Budget], currency: str) -> None:
+        self.organization_id, self.currency = organization_id, currency
+        self._groups = accounts_of(budgets)
+        # What each group's windows are, and until when.
+        self._defined: list[tuple[int, bytes] | None] = [None] * len(self._groups)
+        self._says = _says(budgets)
+        # What many calls have in common is there once.
+        self._by_id = {one.id: one for one in budgets}
+        self._some: dict[frozenset[str], frozenset[str]] = {}
+
+    def asked(self, caller: Caller, service_id: int, said: Attribution, call: Call) -> Said:
+        """What decides which of these a call takes from: by its key, its fields and its body."""
+        tenant, key, service, user, project, models, session = self._says
+        return (
+            caller.tenant_id if tenant else 0,
+            caller.key_id if key else 0,
+            service_id if service else 0,
+            caller.acts_for(said.user, call.user) if user else "",
+            said.project_id if project else None,
+            (call.model, *call.models_beside) if models else (),
+            said.session if session else "",
+        )
+
+    def find(self, asked: Asked, now_ms: int) -> CallBudgets:
+        """What a call takes from; `TooManyBudgets` where that are more accounts than a call may.
+
+        No call of one model meets so many (`selectors.py`).
+        """
+        accounts: list[BudgetAccount] = []
+        units, enforced = set[str](), set[str]()
+        ends: list[int] = []
+        for place, group in enumerate(self._groups):
+            first = group[0]
+            if not first.matches(asked):
+                continue
+            until, packed = self._definition(place, now_ms)
+            name = account_of(self.organization_id, first, first.value_of(asked))
+            accounts.append(BudgetAccount(name, packed, any(one.enforce for one in group)))
+            units.update([one.unit for one in group])
+            enforced.update([one.unit for one in group if one.enforce])
+            ends += [until] if until else []
+        if len(accounts) > BUDGET_ACCOUNTS_MAX:
+            count, most = len(accounts), BUDGET_ACCOUNTS_MAX
+            raise TooManyBudgets(
+                f"This call would take from {count} budgets, of {most} at most: ask for fewer models.",
+                param="model",
+            )
+        return CallBudgets(
+            tuple(accounts),
+            min(ends, default=0),
+            self._same(frozenset(units)),
+            self._same(frozenset(enforced)),
+            self._by_id,
+            self.currency,
+        )
+
+    def _same(self, units: frozenset[str]) -> frozenset[str]:
+        return self._some.setdefault(units, units)
+
+    def of_caller(self, asked: Asked) -> list[tuple[str, Budget]]:
+        """The budgets that somebody's calls may take from, whatever they ask for, with their accounts."""
+        found = []
+        for group in self._groups:
+            first = group[0]
+            models = (first.model,) if first.model else ()
+            mine = asked._replace(models=models, service_id=first.service_id)
+            if first.matches(mine):
+                name = account_of(self.organization_id, first, first.value_of(mine))
+                found += [(name, one) for one in group]
+        return found
+
+    def _definition(self, place: int, now_ms: int) -> tuple[int, bytes]:
+        known = self._defined[place]
+        if known is None or 0 < known[0] <= now_ms:
+            group = self._groups[place]
+            try:
+                known = self._defined[place] = defined_until(group, now_ms), defined(group, now_ms)
+            except (ZoneInfoNotFoundError, ValueError) as error:
+                why = f"When a window of the budget {group[0].name} begins is not known here."
+                raise CountersUnavailable(why) from error
+        return known
+
+
+class KnownBudgets:
+    """What was found for the calls that came last, of all organizations of one worker."""
+
+    __slots__ = ("_known", "_most")
+
+    def __init__(self, most: int = CALLS_MAX) -> None:
+        self._most = most
+        self._known: OrderedDict[tuple[int, Said], tuple[OrganizationBudgets, CallBudgets]] = OrderedDict()
+
+    def find(self, budgets: OrganizationBudgets, asked: Said, now_ms: int) -> CallBudgets:
+        """What a call takes from, found anew where a window or raise has ended, or the budgets are others."""
+        key, known = (budgets.organization_id, asked), self._known
+        entry = known.get(key)
+        if entry is not None and entry[0] is budgets:
+            found = entry[1]
+            if not 0 < found.until_ms <= now_ms:
+                known.move_to_end(key)
+                return found
+        found = budgets.find(Asked(*asked), now_ms)
+        if entry is None and len(known) >= self._most:
+            known.popitem(last=False)
+        known[key] = budgets, found
+        return found
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+
+def _says(budgets: Sequence[Budget]) -> tuple[bool, ...]:
+    """Which fields of `Asked` decide anything, in their order."""
+    kinds = {one.each for one in budgets}
+    return (
+        any(one.tenant_id for one in budgets),
+        any(one.api_key_id for one in budgets) or KEY in kinds,
+        any(one.service_id for one in budgets),
+        any(one.user for one in budgets) or USER in kinds,
+        any(one.project_id is not None for one in budgets) or PROJECT in kinds,
+        any(one.model for one in budgets),
+        SESSION in kinds,
+    )

@@ -1,0 +1,91 @@
+"""Webhooks: which events are told, how a message is signed, when it is tried again.
+
+Signed as the Standard Webhooks specification has it, so that its libraries verify what arrives:
+HMAC-SHA-256 over `id.timestamp.body` under the key inside `whsec_<base64>`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+EVENTS = (
+    "quota.50",
+    "quota.80",
+    "quota.100",
+    "credits.low",
+    "tenant.blocked",
+    "tenant.unblocked",
+    "invoice.finalized",
+    "invoice.paid",
+    "invoice.overdue",
+    "invoice.uncollectible",
+    "subscription.ending",
+    "budget.threshold",
+    "budget.exceeded",
+    "budget.forecast",
+    "usage.sudden",
+)
+TEST_EVENT = "webhook.test"
+SECRET_PREFIX = "whsec_"  # noqa: S105  # how such a secret begins
+
+ATTEMPTS_MAX = 10
+RETRY_S_MIN = 10.0
+RETRY_S_MAX = 6 * 3600.0
+RETRY_FACTOR = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One event on its way to one address; `attempts` counts this one."""
+
+    id: int
+    url: str
+    secret: str
+    event: str
+    data: Mapping[str, object]
+    happened: datetime
+    attempts: int
+    webhook_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one attempt: the status of the answer, of HTTP or SMTP, or why there was none."""
+
+    status: int | None
+    error: str | None = None
+
+    @property
+    def delivered(self) -> bool:
+        """Whether the receiver took it."""
+        return self.status is not None and 200 <= self.status < 300
+
+
+def headers_of(delivery: Delivery, body: bytes, now: datetime) -> dict[str, str]:
+    """The fields of an attempt made now."""
+    identity, timestamp = f"msg_{delivery.id}", str(int(now.timestamp()))
+    return {
+        "Content-Type": "application/json",
+        "User-Agent": "tollkeeper",
+        "webhook-id": identity,
+        "webhook-timestamp": timestamp,
+        "webhook-signature": f"v1,{signature(delivery.secret, identity, timestamp, body)}",
+    }
+
+
+def signature(secret: str, identity: str, timestamp: str, body: bytes) -> str:
+    """Sign a body: base64 of the HMAC."""
+    key = base64.b64decode(secret.removeprefix(SECRET_PREFIX))
+    signed = f"{identity}.{timestamp}.".encode() + body
+    return base64.b64encode(hmac.digest(key, signed, "sha256")).decode()
+
+
+def retry_after_s(attempts: int) -> float | None:
+    """Seconds until the next attempt after so many; None when it is given up."""
+    if attempts >= ATTEMPTS_MAX:
+        return None
+    return min(RETRY_S_MAX, RETRY_S_MIN * RETRY_FACTOR ** (attempts - 1))

@@ -1,0 +1,188 @@
+"""Use that did not pass the gateway: what one event of it moves and costs, by the prices of its time.
+
+An event has the id of a call, made of its source and id: so it is a call once, however often it is sent.
+Pure: who is meant by a subject, and where events are kept, is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+from gateway.core.accounts.facts import CallFacts, read_facts, write_facts
+from gateway.core.accounts.weights import Weights
+from gateway.core.billing.cost import cost_nano
+from gateway.core.billing.pricing import spend_micro
+from gateway.core.billing.tiers import pack_tiers
+from gateway.core.billing.token_prices import token_price
+from gateway.core.billing.vector import KINDS, NO_COUNTS, WHOLES, Counts, Vector
+from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, charge_of, is_in_money
+from gateway.core.model import INTEGER_MAX, Service
+
+# Of one request.
+EVENTS_MAX = 500
+# How far back an event may lie, and how far ahead a sender's clock may be.
+AGE_DAYS_MAX = 365
+AHEAD_S_MAX = 60
+# Tokens, units or credits of one event.
+AMOUNT_MAX = 10**12
+# What calls of the journal that are events say as their route.
+ROUTE = "events"
+
+
+_PARTS = {
+    "input": ("audio_input", "image_input"),
+    "output": ("reasoning", "audio_output", "image_output"),
+}
+
+
+class Unacceptable(ValueError):
+    """An event that cannot be charged: the field, and what would be right."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name} {reason}")
+        self.name, self.reason = name, reason
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What an event tells was used: `counts` are tokens by `KINDS`; `is_counted`: it told tokens at all."""
+
+    at_ms: int
+    model: str = ""
+    user: str = ""
+    project_id: int | None = None
+    units: int = 1
+    counts: Counts = NO_COUNTS
+    tools: Mapping[str, int] = field(default_factory=dict)
+    service_tier: str = ""
+    is_counted: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """All of them: what is a part of another kind is not counted twice."""
+        return sum(self.counts[:WHOLES])
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What an event moves, as it waits for the counters: the amounts of a settlement, and its facts.
+
+    Its tokens count `weighed` ones of the quota. Unless `counts_tokens` they move none: then their service
+    takes none, or their cycle is over.
+    """
+
+    tenant_id: int
+    service_id: int
+    meter: str
+    one_time: bool
+    tiers: bytes
+    user: str
+    project_id: int | None
+    counts_tokens: bool
+    tokens: int
+    weighed: int
+    credits: int
+    over: int
+    units: int
+    money: int
+    facts: CallFacts
+
+    @property
+    def attribution(self) -> str:
+        """Its project, as a settlement carries it."""
+        return "" if self.project_id is None else f"\t{self.project_id}\t"
+
+
+def request_of(source: str, event_id: str) -> UUID:
+    """The id of the call that an event is."""
+    return uuid5(NAMESPACE_URL, f"{len(source)}:{source}:{event_id}")
+
+
+def counts_of(usage: Mapping[str, Any]) -> Counts:
+    """Tokens by `KINDS` of what an event names; `Unacceptable` where a part is more than its whole."""
+    counts = tuple(int(usage.get(kind) or 0) for kind in KINDS)
+    for whole, parts in _PARTS.items():
+        said = sum(int(usage.get(part) or 0) for part in parts)
+        if said > int(usage.get(whole) or 0):
+            raise Unacceptable(f"data.usage.{whole}", f"must hold its parts: {', '.join(parts)}")
+    return counts
+
+
+def use_of(
+    told: Told, tenant_id: int, service: Service, price: Vector | None, weights: Weights | None, *,
+    in_cycle: bool,
+) -> Use:  # fmt: skip
+    """What an event moves; `Unacceptable` where it says too little, or is not priced.
+
+    `price` is the price book's of its model at its time. Its tokens count toward a quota while their cycle
+    runs, `in_cycle`.
+    """
+    vectors = _vectors(told, service, price)
+    if service.meter not in {CONSUMPTION, PAY_PER_USE} and not told.is_counted:
+        raise Unacceptable("data.usage", "required: the service counts tokens")
+    cost = None if price is None else cost_nano(price, told.counts, told.tools, told.service_tier)
+    credits_, over, units = charge_of(service, vectors, told.counts, cost, told.units)
+    tiers = pack_tiers(service.pricing.ladder) if service.meter == PAY_PER_USE else b""
+    _bounded(told, service, cost or 0, credits_, units)
+    weighed = told.tokens if weights is None else weights.count(told.counts, told.tokens)
+    return Use(
+        tenant_id=tenant_id, service_id=service.id, meter=service.meter, one_time=service.one_time,
+        tiers=tiers, user=told.user, project_id=told.project_id,
+        counts_tokens=service.counts_tokens and in_cycle, tokens=told.tokens, weighed=weighed,
+        credits=credits_, over=over, units=units if service.meter == PAY_PER_USE else 0, money=cost or 0,
+        facts=CallFacts(
+            model=told.model, status=200, counts=told.counts, total=told.tokens, units=told.units,
+            tools=dict(told.tools), service_tier=told.service_tier, cost=cost,
+            currency="" if price is None else price.currency,
+            price_id=0 if price is None else price.price_id, route=ROUTE, used_ms=told.at_ms,
+        ),
+    )  # fmt: skip
+
+
+def written(use: Use) -> dict[str, Any]:
+    """A use as a control write carries it."""
+    named = {name: getattr(use, name) for name in _PLAIN}
+    return {**named, "tiers": use.tiers.hex(), "facts": write_facts(use.facts).decode()}
+
+
+def read(payload: Mapping[str, Any]) -> Use:
+    """A use of a control write."""
+    facts = read_facts(str(payload["facts"]).encode())
+    assert facts is not None, "they are written above"
+    named = {name: payload[name] for name in _PLAIN}
+    return Use(tiers=bytes.fromhex(payload["tiers"]), facts=facts, **named)
+
+
+_PLAIN = (
+    "tenant_id", "service_id", "meter", "one_time", "user", "project_id", "counts_tokens", "tokens",
+    "weighed", "credits", "over", "units", "money",
+)  # fmt: skip
+
+
+def _vectors(told: Told, service: Service, price: Vector | None) -> tuple[Vector, ...]:
+    """What tokens cost where they set the price of a service; `Unacceptable` where nothing says it."""
+    pricing = service.pricing
+    by_token = pricing.per_million is not None or pricing.at_cost is not None
+    if not by_token or service.meter not in {CONSUMPTION, PAY_PER_USE}:
+        return ()
+    if not told.model:
+        raise Unacceptable("data.model", "required: the service is priced by the tokens of a model")
+    if not told.is_counted:
+        raise Unacceptable("data.usage", "required: the service is priced by tokens")
+    vector = price if pricing.per_million is None else token_price(pricing, told.model)
+    if vector is None:
+        raise Unacceptable("data.model", "has no price at that time")
+    return (vector,)
+
+
+def _bounded(told: Told, service: Service, cost: int, credits_: int, units: int) -> None:
+    """`Unacceptable` where an event comes to more than one may."""
+    name = "data.usage" if told.is_counted else "data.units"
+    most = INTEGER_MAX if is_in_money(service) else AMOUNT_MAX
+    if max(told.tokens, credits_) > AMOUNT_MAX or cost >= INTEGER_MAX or units > most:
+        raise Unacceptable(name, "comes to more than one event may; send less at once")
+    if service.meter == PAY_PER_USE and spend_micro(service.pricing.ladder, 0, units) > INTEGER_MAX:
+        raise Unacceptable(name, "costs more than one event may; send less at once")

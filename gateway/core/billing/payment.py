@@ -1,0 +1,72 @@
+"""What of an invoice is paid: its payment status, and how much may be paid and given back.
+
+Pure. The status is told of what is left to pay, the day it is due, and whether a person gave it up; so no
+order of payments, notes and days makes another one of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, timedelta
+from decimal import Decimal
+
+from gateway.core.billing.pricing import rounded
+from gateway.errors import Unprocessable
+
+OPEN, PAID, OVERDUE, UNCOLLECTIBLE = "open", "paid", "overdue", "uncollectible"
+PAYMENT_STATUSES = (OPEN, PAID, OVERDUE, UNCOLLECTIBLE)
+# Who still waits for money, and may give it up.
+WAITING = frozenset({OPEN, OVERDUE})
+# On which invoice credits are: the next one, or one of their own, at once; prepaid they wait for its payment.
+NEXT, NOW, PREPAID = "next", "now", "prepaid"
+DUE_DAYS_MAX = 365
+NOTHING = Decimal(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Receivable:
+    """A finalized invoice: what is left to pay of it (below zero: to be paid back) and until when.
+
+    `due_date` is the last day it may be paid on; None has none.
+    """
+
+    rest: Decimal
+    due_date: date | None = None
+    given_up: bool = False
+
+    def status(self, today: date) -> str:
+        """Where it stands on a day."""
+        if self.rest <= NOTHING:
+            return PAID
+        if self.given_up:
+            return UNCOLLECTIBLE
+        if self.due_date is not None and self.due_date < today:
+            return OVERDUE
+        return OPEN
+
+
+def due_on(finalized: date, due_days: int) -> date:
+    """The last day an invoice may be paid on."""
+    return finalized + timedelta(days=due_days)
+
+
+def require_payable(amount: Decimal, rest: Decimal, currency: str) -> None:
+    """`Unprocessable` where an amount is nothing that can be paid of what is left."""
+    _require(amount, rest, currency, "is left to pay")
+
+
+def require_returnable(amount: Decimal, rest: Decimal, currency: str) -> None:
+    """`Unprocessable` where so much of a payment cannot be given back."""
+    _require(amount, rest, currency, "is left of the payment")
+
+
+def _require(amount: Decimal, rest: Decimal, currency: str, left: str) -> None:
+    wrong = None
+    if amount != rounded(amount, currency):
+        wrong = f"has more decimals than {currency}"
+    elif amount <= NOTHING:
+        wrong = "must be above 0"
+    elif amount > rest:
+        wrong = f"{currency} {rounded(max(rest, NOTHING), currency):f} {left}, not {amount:f}"
+    if wrong is not None:
+        raise Unprocessable(errors=(("amount", wrong),))

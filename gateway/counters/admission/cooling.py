@@ -1,0 +1,121 @@
+"""Which upstreams are left alone, told among the workers of all gateways: one small key, read by each.
+
+A worker reads the key ten times a second and takes over what it did not know. What it knows itself and the
+key does not have, it adds, at once where it just heard it. Of two that write at once one may lose an entry:
+who misses its own adds it again. While Redis is away each worker has what it heard itself. The times in the
+key are Redis' own, so workers need no common clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Annotated
+
+import msgspec
+
+from gateway.core.upstreams.cooling import ENTRIES_MAX, FIELDS_BYTES_MAX, NAME_CHARACTERS_MAX, Cooled, Cooling
+from gateway.core.wait import in_task
+from gateway.counters.redis import keys
+from gateway.counters.redis.wire import Wire, encode
+from gateway.errors import CountersUnavailable
+
+# Between two looks: a pause, however much is heard, and then a wait for news of its own.
+PAUSE_S, NEWS_S = 0.05, 0.05
+# Entries that end within this of each other are one.
+SAME_S = 0.5
+STORED_BYTES_MAX = 512 * 1024
+_NAME = keys.COOLING.encode()
+
+_Ms = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
+_Line = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9-]+:[\x20-\x7e]*$", max_length=FIELDS_BYTES_MAX)]
+
+
+class _Stored(msgspec.Struct, array_like=True):
+    """One entry as it is kept."""
+
+    name: Annotated[str, msgspec.Meta(max_length=NAME_CHARACTERS_MAX)]
+    until_ms: _Ms
+    told_until_ms: _Ms
+    fields: list[_Line]
+
+
+_encode = msgspec.json.Encoder().encode
+_decode: Callable[[bytes], list[_Stored]] = msgspec.json.Decoder(
+    Annotated[list[_Stored], msgspec.Meta(max_length=ENTRIES_MAX)]
+).decode
+
+
+class SharedCooling:
+    """One worker's `table`, and the key that all workers share; `clock` is that of both."""
+
+    def __init__(self, wire: Wire, clock: Callable[[], float]) -> None:
+        self._wire, self._clock = wire, clock
+        self._news = asyncio.Event()
+        self.table = Cooling(begun=self._news.set)
+        self._raw: object = None
+        self._stored: list[_Stored] = []
+
+    async def keep_sharing(self, pause_s: float = PAUSE_S, news_s: float = NEWS_S) -> None:
+        """Share what is known, again and again, until cancelled."""
+        while True:
+            self._news.clear()
+            with suppress(CountersUnavailable):
+                await self.share()
+            self.table.sweep(self._clock())
+            await asyncio.sleep(pause_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(news_s):
+                    await self._news.wait()
+
+    async def share(self) -> None:
+        """Take over what others know and add what they do not; CountersUnavailable without Redis."""
+        asked = self._wire.send_together(encode(b"TIME"), encode(b"GET", _NAME))
+        time, raw = await in_task(asked[0]), await in_task(asked[1])
+        assert isinstance(time, list)
+        now = self._clock()
+        ahead_s = int(time[0]) + int(time[1]) / 1_000_000 - now  # type: ignore[arg-type]  # two numbers
+        if raw != self._raw:
+            self._raw, self._stored = raw, _read(raw)
+        stored = {one.name: one for one in self._stored}
+        for name, one in stored.items():
+            self.table.take(name, _cooled(one, ahead_s), now)
+        known = self.table.entries
+        added = {
+            name: _kept(name, one, ahead_s)
+            for name, one in known.items()
+            if name not in stored or one.until + ahead_s > stored[name].until_ms / 1000 + SAME_S
+        }
+        if added:
+            await self._write({name: one for name, one in stored.items() if name in known} | added, ahead_s)
+
+    async def _write(self, entries: dict[str, _Stored], ahead_s: float) -> None:
+        last_ms = max(one.until_ms for one in entries.values())
+        left_ms = max(1, last_ms - int((self._clock() + ahead_s) * 1000))
+        packed = _encode(list(entries.values()))
+        await in_task(self._wire.send(encode(b"SET", _NAME, packed, b"PX", b"%d" % left_ms)))
+
+
+def _read(raw: object) -> list[_Stored]:
+    """The entries of the key; none of what no worker of this version wrote."""
+    if not isinstance(raw, bytes) or len(raw) > STORED_BYTES_MAX:
+        return []
+    try:
+        return _decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return []
+
+
+def _cooled(one: _Stored, ahead_s: float) -> Cooled:
+    fields = tuple(line.encode("latin-1") for line in one.fields)
+    return Cooled(one.until_ms / 1000 - ahead_s, one.told_until_ms / 1000 - ahead_s, fields)
+
+
+def _kept(name: str, one: Cooled, ahead_s: float) -> _Stored:
+    return _Stored(
+        name,
+        int((one.until + ahead_s) * 1000),
+        int((one.told_until + ahead_s) * 1000),
+        [line.decode("latin-1") for line in one.fields],
+    )

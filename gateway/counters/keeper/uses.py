@@ -1,0 +1,100 @@
+"""Use that did not pass the gateway, and what is taken back of calls: settlements without a hold, once by id.
+
+Quota, credits and spend move now, as they do for a call that settles late. Of budgets only windows count a
+use that had begun when it was used; what is taken back stays in them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from gateway.core.accounts.budgets import Asked
+from gateway.core.accounts.call_budgets import OrganizationBudgets
+from gateway.core.accounts.definitions import ControlWrite
+from gateway.core.accounts.facts import write_facts
+from gateway.core.billing import events
+from gateway.core.billing.events import Use
+from gateway.core.billing.pricing import Pricing
+from gateway.core.billing.tiers import read_tiers
+from gateway.core.calls.tariff import PAY_PER_USE, SUBSCRIPTION
+from gateway.core.model import BudgetAccount, Caller, Service, Settlement
+from gateway.counters.admission.stored import decode_terms
+from gateway.counters.keeper.client import APPLIED, UNVERIFIED, Client
+from gateway.counters.layouts import packing
+from gateway.counters.layouts.frame import TOMBSTONE_MS
+from gateway.counters.redis import keys
+from gateway.counters.settlement_log.acknowledged import acknowledged
+from gateway.errors import CountersUnavailable
+
+
+async def charge_use(client: Client, write: ControlWrite) -> bool:
+    """Charge the use of a control write; False where its account is not known yet."""
+    use = events.read(write.payload)
+    organization_id = write.organization_id
+    caller = Caller(organization_id, use.tenant_id, 0, keys.partition_of(organization_id))
+    accounts = await _budgets(client, organization_id, use)
+    settlement = _settlement(caller, write.id, use, accounts)
+    call = packing.settle(
+        client.run_id, TOMBSTONE_MS, settlement, packing.MODE_POST, b"%d" % use.facts.used_ms,
+        definitions=tuple(one.defined for one in accounts),
+    )  # fmt: skip
+    return await _settle(client, caller, call)
+
+
+async def take_back(client: Client, write: ControlWrite) -> bool:
+    """Take back what a control write says of a call; its id is that of a correction."""
+    amended: dict[str, Any] = dict(write.payload)
+    organization_id = write.organization_id
+    caller = Caller(organization_id, amended["tenant_id"], 0, keys.partition_of(organization_id))
+    tokens, units = amended["tokens"], amended["units"]
+    service = Service(
+        amended["service_id"], "", PAY_PER_USE if units else SUBSCRIPTION, tokens > 0,
+        pricing=Pricing(read_tiers(bytes.fromhex(amended["tiers"]))),
+    )  # fmt: skip
+    settlement = Settlement(
+        caller, write.id, "", service, True, -tokens, 0, -units, amended["attribution"],
+        msgspec.json.encode({"corrects": amended["corrects"], "reason": amended["reason"]}),
+    )  # fmt: skip
+    now = b"%d" % await client.now_ms()
+    call = packing.settle(client.run_id, TOMBSTONE_MS, settlement, packing.MODE_CORRECT, now)
+    return await _settle(client, caller, call)
+
+
+async def _settle(client: Client, caller: Caller, call: packing.Call) -> bool:
+    """Settle; False where an account is not known yet."""
+    answer = await client.run("settle", call)
+    code = packing.code_of(answer)
+    if code == UNVERIFIED:
+        raise CountersUnavailable
+    client.moved += acknowledged(caller, answer)
+    return code == APPLIED
+
+
+def _settlement(caller: Caller, request_id: str, use: Use, accounts: tuple[BudgetAccount, ...]) -> Settlement:
+    service = Service(
+        use.service_id, "", use.meter, use.counts_tokens, one_time=use.one_time,
+        pricing=Pricing(read_tiers(use.tiers)),
+    )  # fmt: skip
+    tokens, weighed = (use.tokens, use.weighed) if use.counts_tokens else (0, 0)
+    return Settlement(
+        caller, request_id, use.user, service, True, tokens, use.credits, use.units, use.attribution,
+        write_facts(use.facts), use.over, None if weighed == tokens else weighed,
+        budgets=tuple(one.name for one in accounts), money=use.money, raw_tokens=use.tokens,
+    )  # fmt: skip
+
+
+async def _budgets(client: Client, organization_id: int, use: Use) -> tuple[BudgetAccount, ...]:
+    """The accounts of budgets it is about, as they are now; none where they are more than a call may have."""
+    raw = await client.ask(b"GET", keys.organization_terms(organization_id).encode())
+    budgets = decode_terms(raw).budgets if isinstance(raw, bytes) else ()
+    if not budgets:
+        return ()
+    models = (use.facts.model,) if use.facts.model else ()
+    asked = Asked(use.tenant_id, 0, use.service_id, use.user, use.project_id, models)
+    now_ms = await client.now_ms()
+    try:
+        return OrganizationBudgets(organization_id, budgets, "").find(asked, now_ms).accounts
+    except CountersUnavailable:  # nobody could make it fewer: a use that was cannot wait for that
+        return ()

@@ -1,0 +1,223 @@
+"""Calls of a function as they go over the wire: those that leave together are one call of it.
+
+A server that is no cluster takes those of all partitions together, any other each partition's. What is the
+same for every call of a caller is made once (`Form`). How many calls share their keys and are answered each
+for itself is in `lua/lib/calls.lua`. Pure.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, cast
+
+import hiredis
+
+from gateway.core.wait import Wait
+from gateway.counters.redis.scripts import library
+from gateway.errors import CountersRefused
+
+# What is one call: so many calls, bytes of arguments, and accounts, whose places are bytes. Of more accounts
+# each costs Redis more: 64 calls of as many organizations take a tenth less as two calls than as one.
+CALLS_MAX: Final = 64
+ARGUMENT_BYTES_MAX: Final = 262_144
+ACCOUNTS_MAX: Final = 128
+FIRST_PLACE: Final = 2
+
+# A map is what a server says of itself where it is asked for RESP 3.
+Reply = bytes | int | float | None | list["Reply"] | dict[bytes, "Reply"]
+
+
+def bulks(*arguments: bytes) -> bytes:
+    """Arguments as they go over the wire."""
+    return b"".join([b"$%d\r\n%b\r\n" % (len(one), one) for one in arguments])
+
+
+class Group:
+    """One function in one partition. `rank` is the function's: what leaves in one write leaves by it. An
+    argument of `alone` bytes is that of one call, and no shape of many.
+    """
+
+    __slots__ = ("alone", "function", "marker", "own", "rank", "shared_count")
+
+    def __init__(self, verb: str, rank: int, shared: tuple[str, ...], alone: int) -> None:
+        """`shared` are the keys of all its calls; the last is the marker."""
+        self.rank, self.alone = rank, alone
+        self.function = bulks(b"FCALL", library().functions[verb].encode())
+        self.own = bulks(*[one.encode() for one in shared[:-1]])
+        self.marker = bulks(shared[-1].encode())
+        self.shared_count = len(shared)
+
+    def head(self, keys: int, arguments: int) -> bytes:
+        """What a command begins with that has so many keys and arguments."""
+        return b"*%d\r\n%b%b" % (3 + keys + arguments, self.function, bulks(b"%d" % keys))
+
+
+class Form:
+    """What all calls of a caller have of their command: accounts, and where the request's id goes."""
+
+    __slots__ = ("accounts", "arguments", "group", "head", "hold", "keys", "lone")
+
+    def __init__(self, group: Group, accounts: tuple[str, ...], hold: str, arguments: int) -> None:
+        """`hold` is the key of a hold but for the id it ends with, of 36 characters."""
+        self.group = group
+        self.accounts = tuple([bulks(one.encode()) for one in accounts])
+        self.hold = b"$%d\r\n%b" % (len(hold) + 36, hold.encode())
+        self.keys = group.marker + b"".join(self.accounts)
+        head = group.head(group.shared_count + len(accounts) + 1, arguments)
+        self.head = b"".join((head, group.own, self.keys, self.hold))
+        self.arguments = bytes((arguments, len(accounts)))
+        self.lone = bytes((1, len(accounts), arguments))
+
+
+# Who waits, of which form, the request's id, its arguments as they go over the wire.
+Call = tuple[Wait[Reply], Form, bytes, bytes]
+
+
+class Each:
+    """Those who wait for an answer of many: each gets his own, or why his call was refused. `calls` are of so
+    many `parts`, each a partition's.
+    """
+
+    __slots__ = ("calls", "parts")
+
+    def __init__(self, calls: list[Call], parts: int = 1) -> None:
+        self.calls, self.parts = calls, parts
+
+    def set(self, reply: Reply) -> None:
+        """Deliver all answers."""
+        if not isinstance(reply, list) or len(reply) != len(self.calls):
+            self.fail(CountersRefused("Redis answered other calls than were asked."))
+            return
+        for call, one in zip(self.calls, cast("list[Any]", reply), strict=True):
+            if type(one) is not bytes and isinstance(one, hiredis.ReplyError):
+                call[0].fail(refused(str(one)))
+            else:
+                call[0].set(one)
+
+    def fail(self, error: BaseException) -> None:
+        """Deliver a failure to each."""
+        for call in self.calls:
+            call[0].fail(type(error)(*error.args))
+
+
+def refused(message: str) -> CountersRefused:
+    """What a call is told that Redis answered with an error."""
+    return CountersRefused(f"Redis refused: {message[:200]}")
+
+
+# Who waits for a command, it, and how many calls it is.
+Command = tuple[Wait[Reply] | Each, bytes, int]
+
+
+def commands(calls: list[Call], *, spread: bool) -> list[Command]:
+    """What calls are that leave together: by function, then by partition, in the order of the calls. Those of
+    several partitions are one command where they may be `spread`.
+    """
+    groups: dict[Group, list[Call]] = {}
+    for call in calls:
+        group = call[1].group
+        if group in groups:
+            groups[group].append(call)
+        else:
+            groups[group] = [call]
+    found, batch, rank = list[Command](), Batch(), -1
+    for group in sorted(groups, key=_rank):
+        if batch.calls and (group.rank != rank or not spread):
+            found.append(batch.command())
+            batch = Batch()
+        own, taken, rank = groups[group], 0, group.rank
+        while True:
+            taken += batch.take(own, taken)
+            if taken == len(own):
+                break
+            found.append(batch.command())
+            batch = Batch()
+    found.append(batch.command())
+    return found
+
+
+def _rank(group: Group) -> int:
+    return group.rank
+
+
+def alone(call: Call) -> Command:
+    """What one call is by itself."""
+    wait, form, request_id, arguments = call
+    return wait, b"".join((form.head, request_id, b"\r\n", arguments)), 1
+
+
+class Batch:
+    """Calls of one function on their way into one command, part by part."""
+
+    __slots__ = ("_accounts", "_keys", "_own", "_shape", "_size", "calls")
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        # Of each part: its own keys, its marker and accounts, what the shape says of it.
+        self._own: list[bytes] = []
+        self._keys: list[bytes] = []
+        self._shape: list[bytes] = []
+        self._size = self._accounts = 0
+
+    def take(self, calls: list[Call], begin: int) -> int:
+        """Take of a part's calls, from `begin` on, as many as there is room for; the first always has."""
+        if len(calls) - begin == 1:
+            return self._take_one(calls[begin])
+        places, shape, taken, size = dict[bytes, int](), list[bytes](), 0, 0
+        accounts = dict[Form, bytes]()  # of those that came before
+        for _, form, _, arguments in calls[begin : begin + CALLS_MAX - len(self.calls)]:
+            if (taken or self.calls) and self._is_full(
+                size + len(arguments), len(places) + len(form.accounts)
+            ):
+                break
+            size += len(arguments)
+            shape.append(form.arguments)
+            if form not in accounts:
+                where = [places.setdefault(one, FIRST_PLACE + len(places)) for one in form.accounts]
+                accounts[form] = bytes(where)
+            shape.append(accounts[form])
+            taken += 1
+        if taken == 1:
+            return self._take_one(calls[begin])
+        if taken:
+            group = calls[begin][1].group
+            self._own.append(group.own)
+            self._keys += (group.marker, *places)
+            self._shape.append(bytes((taken, len(places))))
+            self._shape += shape
+            self.calls += calls[begin : begin + taken]
+            self._accounts += len(places)
+            self._size += size
+        return taken
+
+    def _take_one(self, call: Call) -> int:
+        _, form, _, arguments = call
+        if self.calls and (len(self.calls) == CALLS_MAX or self._is_full(len(arguments), len(form.accounts))):
+            return 0
+        self._own.append(form.group.own)
+        self._keys.append(form.keys)
+        self._shape.append(form.lone)
+        self.calls.append(call)
+        self._accounts += len(form.accounts)
+        self._size += len(arguments)
+        return 1
+
+    def _is_full(self, size: int, accounts: int) -> bool:
+        return self._size + size > ARGUMENT_BYTES_MAX or self._accounts + accounts > ACCOUNTS_MAX
+
+    def command(self) -> Command:
+        """The command of what was taken."""
+        calls, parts = self.calls, len(self._own)
+        if len(calls) == 1:
+            return alone(calls[0])
+        group = calls[0][1].group
+        shape = b"".join((bytes((parts,)), *self._shape))
+        if len(shape) == group.alone:
+            shape += b"\0"
+        keys = parts * group.shared_count + self._accounts + len(calls)
+        count = 1 + sum([form.arguments[0] for _, form, _, _ in calls])
+        said = [group.head(keys, count), *self._own, *self._keys]
+        for _, form, request_id, _ in calls:
+            said += (form.hold, request_id, b"\r\n")
+        said.append(bulks(shape))
+        said += [arguments for _, _, _, arguments in calls]
+        return Each(calls, parts), b"".join(said), len(calls)

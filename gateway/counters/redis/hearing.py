@@ -1,0 +1,61 @@
+"""Changes of keys that Redis tells on the connection they were asked for on.
+
+They come as pushes of RESP 3 (https://valkey.io/topics/client-side-caching/, broadcasting mode), in the same
+read as the answer to what is asked after a change, at the latest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from gateway.counters.redis.greeting import Ask
+from gateway.errors import CountersRefused
+
+
+class Hearing:
+    """Of one wire: `changed` is told the name of each key that changed and begins like one of `prefixes`.
+
+    `since` numbers the time from which it was told all of them; 0 while it is not.
+    """
+
+    __slots__ = ("_times", "changed", "prefixes", "since")
+
+    def __init__(self, prefixes: Sequence[bytes]) -> None:
+        self.changed: Callable[[bytes], None] | None = None
+        self.prefixes = prefixes
+        self.since = self._times = 0
+
+    async def begin(self, ask: Ask) -> None:
+        """Ask for it on a new connection; a proxy may refuse, and a server whose user lacks the right."""
+        if not self.prefixes:
+            return
+        wanted = [part for prefix in self.prefixes for part in (b"PREFIX", prefix)]
+        try:
+            await ask(b"HELLO", b"3")
+            await ask(b"CLIENT", b"TRACKING", b"ON", b"BCAST", *wanted)
+        except CountersRefused:
+            return
+        self._count()
+
+    def again(self) -> None:
+        """What was heard until now says nothing of the data that is there."""
+        if self.since:
+            self._count()
+
+    def end(self) -> None:
+        """The connection is lost."""
+        self.since = 0
+
+    def told(self, push: list[object]) -> None:
+        """Pass the names on; where there are none, everything changed."""
+        if push[0] != b"invalidate":
+            return
+        if not isinstance(push[1], list):
+            self.again()
+        elif self.changed is not None:
+            for name in push[1]:
+                self.changed(name)
+
+    def _count(self) -> None:
+        self._times += 1
+        self.since = self._times

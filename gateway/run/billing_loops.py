@@ -1,0 +1,41 @@
+"""The keeper's loops that bill: what the calendar, charges, the schedule and payments ask for in time.
+
+Part of the composition root.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+
+from gateway.background.timed.calendar import Calendar
+from gateway.background.timed.charging import Charging
+from gateway.background.timed.closing import AccountClosing
+from gateway.background.timed.dunning import Dunning
+from gateway.background.timed.invoicing import Invoicing
+from gateway.background.timed.top_ups import TopUps
+from gateway.settings.settings import Settings
+from persistence.schedule import Schedule
+from persistence.store import Store
+
+Loops = dict[str, Callable[[], Awaitable[None]]]
+
+
+def billing_loops(store: Store, now: Callable[[], datetime]) -> Loops:
+    """Each loop by its name; `now` answers the time in UTC."""
+    return {
+        "calendar": Calendar(store, now).run,
+        "charging": Charging(store).run,
+        "dunning": Dunning(store).run,
+        "top-ups": TopUps(store).run,
+    }
+
+
+def invoicing_loops(
+    settings: Settings, due: Schedule, closing: AccountClosing, log: Callable[..., None]
+) -> Loops:
+    """Invoices on schedule, where a person wants them."""
+    if settings.invoice_schedule == "off":
+        return {}
+    final, at_once = settings.invoice_schedule == "finalize", settings.invoices_at_once
+    return {"invoicing": Invoicing(due, closing, log, finalize=final, at_once=at_once).run}

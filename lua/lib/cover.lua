@@ -1,0 +1,38 @@
+-- cover: more of what the windows of budgets hold of a call under way. Needs state, definition, account, held.
+
+-- what windows that enforce have free of a unit, and whether the first that has too little cuts its calls
+local function free_in(accounts, held, unit, more)
+  local free, cuts = more, false
+  for i in ipairs(held) do
+    local meters, definition = accounts[i][METERS], accounts[i][DEFINITION]
+    for place = 1, definition and definition[LIVE_COUNT] or 0 do
+      local fields, at = definition[FIELDS], (place - 1) * DEFINED_WINDOW_SIZE
+      local flags = fields[at + WINDOW_FLAGS_AT]
+      if flags % WINDOW_ENFORCES == unit and has(flags, WINDOW_ENFORCES) then
+        local left = max(0, free_of(meters, place * 2 - 1, fields[at + WINDOW_LIMIT_AT]))
+        if left < more and has(flags, WINDOW_CUTS) then cuts = true end
+        free = min(free, left)
+      end
+    end
+  end
+  return free, cuts
+end
+
+-- tops up what the windows of a hold hold of it until that covers what is wanted, as far as they have it free; answers exhausted:
+-- 0 no, 1 yes, 2 yes and a window that has too little cuts its calls
+local function cover_windows(hold, packed_hold, accounts, money_wanted, raw_wanted)
+  local size, exhausted = HOLD.field(packed_hold, 'budgets'), 0
+  local held = size == 0 and no_windows or held_in(accounts, packed_hold, size)
+  if not held then return 0 end -- of other accounts: it is kept as it is, and keeps no other call from being kept
+  local money, raw_tokens = max(0, money_wanted - hold.money), max(0, raw_wanted - hold.raw_tokens)
+  for unit, more in pairs({[MONEY] = money, [TOKENS] = raw_tokens}) do
+    if more > 0 then
+      local free, cuts = free_in(accounts, held, unit, more)
+      if free < more then exhausted = max(exhausted, cuts and 2 or 1) end
+      if unit == MONEY then money = free else raw_tokens = free end
+    end
+  end
+  move_held(accounts, held, {money, raw_tokens, 0, 0})
+  hold.money, hold.raw_tokens = hold.money + money, hold.raw_tokens + raw_tokens
+  return exhausted
+end

@@ -1,0 +1,57 @@
+-- definition: what a packed definition of budgets says. It comes with every call, and is the same for many calls and
+-- accounts: so it is read once. Needs state.
+local DEFINITIONS_MAX, WINDOWS_KEPT_MAX, FIRST_BYTE, HUGE = 256, 32, 1, 9007199254740992
+-- Places of what is read: its windows that are not gone packed, how many, and their ids packed; the fields of all (each at
+-- WINDOW_..._AT behind those before it), how many, and all packed; when the first of them ends and the last; what an entry
+-- says of those not gone; the unit of each, and its limit where it enforces.
+local LIVE, LIVE_COUNT, IDS, FIELDS, COUNT, ALL, FIRST_END, LAST_END, TOLD, UNITS, LIMITS = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
+-- Units, as flags of windows have them; the others are requests.
+local MONEY, TOKENS = 1, 2
+local NOBODY = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
+local definitions, definitions_count, meter_forms = {}, 0, {}
+
+local function repeated(form, count) return '<' .. string.rep((string.gsub(form, '<', '')), count) end
+
+-- the form of what is used and held of so many windows
+local function meter_form(count)
+  local form = meter_forms[count]
+  if not form then
+    form = repeated(METER_FORM, count)
+    meter_forms[count] = form
+  end
+  return form
+end
+
+-- how an entry names windows, from one place to another
+local function told_of(fields, first, last, value)
+  local parts = {}
+  for place = first, last do
+    local at = (place - 1) * DEFINED_WINDOW_SIZE
+    parts[#parts + 1] = BUDGETED.pack{budget_id = fields[at + WINDOW_BUDGET_ID_AT], start = fields[at + WINDOW_START_AT], value = value}
+  end
+  return table.concat(parts)
+end
+
+-- windows that are gone come last
+local function definition_of(packed)
+  local found = definitions[packed]
+  if found then return found end
+  local count = #packed / DEFINED_WINDOW_BYTES
+  if count < 1 or count > WINDOWS_KEPT_MAX or count % 1 > 0 then error({err = 'ERR a budget account has 1 to 32 windows'}) end
+  local fields, ids, units, limits, live, first, last = {parse(repeated(DEFINED_WINDOW_FORM, count), packed)}, {}, {}, {}, 0, HUGE, 0
+  for at = 0, (count - 1) * DEFINED_WINDOW_SIZE, DEFINED_WINDOW_SIZE do
+    local ends = fields[at + WINDOW_NEXT_AT]
+    if ends == 0 then ends = HUGE end
+    first, last = min(first, ends), max(last, ends)
+    local flags = fields[at + WINDOW_FLAGS_AT]
+    units[#units + 1], limits[#limits + 1] = flags % WINDOW_ENFORCES, has(flags, WINDOW_ENFORCES) and fields[at + WINDOW_LIMIT_AT]
+    if flags < WINDOW_GONE then
+      live = live + 1
+      ids[live] = BUDGET_ID.pack{budget_id = fields[at + WINDOW_BUDGET_ID_AT]}
+    end
+  end
+  found = {sub(packed, FIRST_BYTE, live * DEFINED_WINDOW_BYTES), live, table.concat(ids), fields, count, packed, first, last, told_of(fields, 1, live, NOBODY), units, limits}
+  if definitions_count == DEFINITIONS_MAX then definitions, definitions_count = {}, 0 end
+  definitions[packed], definitions_count = found, definitions_count + 1
+  return found
+end

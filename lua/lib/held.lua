@@ -1,0 +1,64 @@
+-- held: what the windows of budgets hold of one call, as its hold says: which of each account, and how much.
+-- Needs state, definition, account, budgeted.
+-- Those of a name and of ids.
+local LENGTHS_BYTES = 2
+local no_windows = {}
+
+-- the windows of each account that a hold holds in, their ids packed; nil where it took from other accounts
+local function held_in(accounts, packed_hold, size)
+  local found, at = {}, #packed_hold - size + 1
+  for i, account in ipairs(accounts) do
+    if at > #packed_hold then return nil end
+    local name, ids = HELD.read(packed_hold, at)
+    if name ~= sub(account[KEY_NAME], NAME_AT) then return nil end
+    found[i], at = ids, at + LENGTHS_BYTES + #name + #ids
+  end
+  return at > #packed_hold and found or nil
+end
+
+local function is_among(ids, id)
+  for at = 1, #ids, BUDGET_ID_BYTES do
+    local budget_id = BUDGET_ID.read(ids, at)
+    if budget_id == id then return true end
+  end
+end
+
+-- moves what is held in the windows of a hold
+local function move_held(accounts, held, amounts)
+  for i, ids in ipairs(held) do
+    local meters, definition = accounts[i][METERS], accounts[i][DEFINITION]
+    local units, fields, all = definition and definition[UNITS], definition and definition[FIELDS], definition and ids == definition[IDS]
+    for place = 1, definition and (all and definition[LIVE_COUNT] or definition[COUNT]) or 0 do
+      if all or is_among(ids, fields[(place - 1) * DEFINED_WINDOW_SIZE + WINDOW_BUDGET_ID_AT]) then
+        hold_more(meters, place * 2 - 1, amounts[units[place]])
+      end
+    end
+  end
+end
+
+-- gives back what a hold holds; answers in which windows it did, nothing where in all that are not gone, unless that is asked `exactly`
+local function give_back(accounts, packed_hold, exactly)
+  if not packed_hold then return no_windows end
+  local money, raw_tokens, budgets = HOLD.read(packed_hold)
+  if budgets == 0 then return no_windows end
+  for i = 1, #accounts do
+    local account = accounts[i]
+    if account[IS_EACH] then account[CALLS], account[HEAD] = max(0, account[CALLS] - 1), false end
+  end
+  if not exactly and sub(packed_hold, #packed_hold - budgets + 1) == held_as(accounts) then
+    for i = 1, #accounts do
+      local meters, definition = accounts[i][METERS], accounts[i][DEFINITION]
+      local units = definition and definition[UNITS]
+      for place = 1, definition and definition[LIVE_COUNT] or 0 do
+        local unit = units[place]
+        local held = meters[place * 2] - (unit == MONEY and money or unit == TOKENS and raw_tokens or 1)
+        meters[place * 2] = held < 0 and 0 or held
+      end
+    end
+    return no_windows
+  end
+  local held = held_in(accounts, packed_hold, budgets)
+  if not held then error({err = 'ERR a hold ends with the budget accounts it took from'}) end
+  move_held(accounts, held, {-money, -raw_tokens, 0, -1})
+  return held
+end

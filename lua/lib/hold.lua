@@ -1,0 +1,47 @@
+-- hold: takes what a call needs in all windows of its budgets, or in none. Amounts go by unit, as flags of windows have it.
+-- Needs state, take, definition, account, short, held.
+
+-- What the call at hand needs, and to what that may be cut; one request in any case.
+local needs, leasts = {0, 0, 0, 1}, {0, 0, 0, 0}
+
+-- what a call may hold, in place of what it held before; or nil and the refusal. Under a strict plan it is all the call could use
+local function budget_needs(accounts, now, packed, raised_packed, strict)
+  local money, money_most, money_least, raw_tokens, raw_most, raw_least = NEED.read(packed)
+  if strict then money, raw_tokens = max(money, money_most), max(raw_tokens, raw_most) end
+  local full = too_many(accounts, now)
+  if full > 0 then return nil, refused(VERDICT_OTHER_ACCOUNT, now, SCOPE_BUDGET, KIND_BUDGET, full) end
+  if raised_packed then give_back(accounts, raised_packed) end
+  needs[MONEY], needs[TOKENS], leasts[MONEY], leasts[TOKENS] = money, raw_tokens, money_least, raw_least
+  local short = budgets_short(accounts, now, needs, leasts)
+  if short then return nil, short end
+  return needs
+end
+
+-- Holds so much in every window; answers what the hold says of them, money and tokens, and packed the tightest one that enforces,
+-- as it is then
+local function hold_windows(accounts)
+  local least_left, tightest, tight_place, tight_used = HUGE, nil, 0, 0
+  for i = 1, #accounts do
+    local account = accounts[i]
+    local meters, definition = account[METERS], account[DEFINITION]
+    local units, limits = definition[UNITS], definition[LIMITS]
+    if account[IS_EACH] then account[CALLS], account[HEAD] = account[CALLS] + 1, false end
+    for place = 1, definition[LIVE_COUNT] do
+      local held, limit = meters[place * 2] + needs[units[place]], limits[place]
+      if held > INTEGER_MAX then held = INTEGER_MAX end
+      meters[place * 2] = held
+      if limit then
+        local used = meters[place * 2 - 1] + held
+        local left = limit > 0 and (limit - used) / limit or 0
+        if left < least_left then least_left, tightest, tight_place, tight_used = left, definition, place, used end
+      end
+    end
+  end
+  local money, raw_tokens = needs[MONEY], needs[TOKENS]
+  if not tightest then return held_as(accounts), money, raw_tokens, BUDGETS.pack{money = money, raw_tokens = raw_tokens} end
+  local fields, at = tightest[FIELDS], (tight_place - 1) * DEFINED_WINDOW_SIZE
+  return held_as(accounts), money, raw_tokens, BUDGETS.pack{
+    money = money, raw_tokens = raw_tokens, budget = fields[at + WINDOW_BUDGET_ID_AT], limit = fields[at + WINDOW_LIMIT_AT],
+    used = tight_used, reset = fields[at + WINDOW_NEXT_AT], unit = tightest[UNITS][tight_place],
+  }
+end

@@ -1,0 +1,50 @@
+-- paid: what the windows of budgets count of a call, and what its entry says of them.
+-- Needs state, cycle, definition, account, held.
+
+-- what is charged to budgets
+local function paid_of(packed)
+  local money, raw_tokens, requests = PAID.read(packed)
+  return money, raw_tokens, requests
+end
+
+-- what an entry says of the windows of an account that are not gone
+local function told_as(account, definition)
+  local told, value = account[TOLD_AS], value_of(account)
+  if not told then
+    told = value and told_of(definition[FIELDS], 1, definition[LIVE_COUNT], value) or definition[TOLD]
+    account[TOLD_AS] = told
+  end
+  return told
+end
+
+-- counts what was used in every window, and in those that are gone where the call held; answers which, as an entry has it.
+-- Of a use that was before, only windows that had begun by then count it
+local told_parts = {}
+local function pay_windows(accounts, held, money, raw_tokens, requests, since)
+  local told = 0
+  for i = 1, #accounts do
+    local account = accounts[i]
+    local meters, definition = account[METERS], account[DEFINITION]
+    if definition then
+      local units, live = definition[UNITS], definition[LIVE_COUNT]
+      if not since then
+        told = told + 1
+        told_parts[told] = account[TOLD_AS] or told_as(account, definition)
+      end
+      for place = 1, definition[COUNT] do
+        local fields, at = definition[FIELDS], (place - 1) * DEFINED_WINDOW_SIZE
+        local counts = place <= live and (not since or fields[at + WINDOW_START_AT] <= since)
+        if counts or (held[i] and is_among(held[i], fields[at + WINDOW_BUDGET_ID_AT])) then
+          local unit = units[place]
+          local used = meters[place * 2 - 1] + (unit == MONEY and money or unit == TOKENS and raw_tokens or requests)
+          meters[place * 2 - 1] = used > INTEGER_MAX and INTEGER_MAX or used
+          if place > live or since then
+            told = told + 1
+            told_parts[told] = told_of(fields, place, place, value_of(account) or NOBODY)
+          end
+        end
+      end
+    end
+  end
+  return table.concat(told_parts, '', 1, told)
+end

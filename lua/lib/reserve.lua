@@ -1,0 +1,141 @@
+-- reserve: what is decided of each call, and what all of them write. Needs state, accounts, take, admit, spend, hold,
+-- paid, append.
+local RESERVE_SHARED = 3
+local had_nothing, held_now = {}, {}
+
+-- the hold that is topped up, opened, the tokens it took by scope, whether it is another service's, and packed; nil and
+-- nothing where it is gone, or none is to be topped up: then all is taken again
+local function raised(name, service_id, many)
+  local packed = many and held_now[name] or call('GET', name)
+  packed = packed and today(packed, name)
+  local hold = packed and HOLD.opened(packed)
+  if not hold or has(hold.flags, HOLD_RECLAIMED) then return nil, had_nothing end
+  return hold, {hold.key_tpm, has(hold.flags, HOLD_USER) and hold.user_tpm, hold.tenant_tpm, hold.organization_tpm},
+    hold.service_id ~= 0 and hold.service_id ~= service_id, packed
+end
+
+local function copied(account) return {values(account)} end
+
+-- Takes a hold for one call, whose arguments begin at `a`; answers it. Where many share its part the places of its accounts begin
+-- at `first` of the shape
+local function reserve_one(keys, hold_key, account_count, argv, a, count, shape, first)
+  local batch, run_id, catalogue, need, weighed, ceiling, least, credits_least, credits, units, ttl, service_id, plan_id, flags, request_id =
+    RESERVE.read(argv[a])
+  local with_user, one_time, counts, uses = has(flags, FLAG_USER), has(flags, FLAG_ONE_TIME), has(flags, FLAG_COUNTS), has(flags, FLAG_USES)
+  local plain, given = 3 + (with_user and 1 or 0) + ((one_time or uses) and 1 or 0), uses and 3 or 2
+  if account_count < plain or count < given or (account_count > plain) ~= (count > given) then
+    return redis.error_reply('ERR reserve takes a key and an argument for each flag')
+  end
+  if byte(hold_key, KIND_AT) ~= HOLD_KIND then return redis.error_reply('ERR reserve takes a hold as its last key') end
+  local base = places_before
+  local epoch, version = verified(raw_of[base + 1], run_id)
+  if not epoch then return CODE.pack{code = VERDICT_UNVERIFIED} end
+  if catalogue < version then return CODE.pack{code = VERDICT_STALE} end
+  local now = shared_now or clock(batch)
+  shared_now = now
+  local user_id, tiers, at_tenant, at_organization, at_key, at_user = argv[a + 1], argv[a + 2], base + 2, base + 3, base + 4, base + 5
+  if shape then at_tenant, at_organization, at_key, at_user = first_places(shape, first) end
+  local at_activation = (one_time or uses) and base + (shape and byte(shape, first + plain - 1) or 1 + plain)
+  if not (raw_of[at_tenant] and raw_of[at_organization] and raw_of[at_key]) then return CODE.pack{code = VERDICT_UNKNOWN_ACCOUNT} end
+  local api_key = account_of[at_key] or open_account(at_key, SCOPE_KEY, keys[at_key + keys_before])
+  local tenant = account_of[at_tenant] or open_account(at_tenant, SCOPE_TENANT, keys[at_tenant + keys_before], now, epoch)
+  local organization = account_of[at_organization] or open_account(at_organization, SCOPE_ORGANIZATION, keys[at_organization + keys_before])
+  local user = with_user and account_of[at_user]
+  if user == nil then user = limited_user(at_user, keys[at_user + keys_before], tenant, now) end
+  local activation, reset = at_activation and open_activation(at_activation, keys[at_activation + keys_before]), reset_of[at_tenant]
+  -- what is given back or counted before the last check is so on copies
+  if activation or has(flags, FLAG_RAISES) then tenant, organization, activation = copied(tenant), copied(organization), activation and copied(activation) end
+  scopes[SCOPE_KEY], scopes[SCOPE_USER], scopes[SCOPE_TENANT], scopes[SCOPE_ORGANIZATION] = api_key, user, tenant, organization
+
+  local accounts = account_count > plain and accounts_at(keys, shape, shape and first + plain or base + plain + 2,
+    shape and first + account_count - 1 or base + account_count + 1, argv, a + given + 1, now, has(flags, FLAG_RAISES))
+  if accounts and count ~= given + 1 + #accounts then return redis.error_reply('ERR reserve takes a definition for each budget account') end
+
+  if has(api_key.flags, REVOKED) or (api_key.expires > 0 and now >= api_key.expires) then return refused(VERDICT_REVOKED, now, SCOPE_KEY) end
+  if has(tenant.flags, MANUAL_BLOCK) then return refused(VERDICT_TENANT_BLOCKED, now, SCOPE_TENANT) end
+  if plan_id >= 0 and plan_id ~= tenant.plan_id then return refused(VERDICT_OTHER_PLAN, now, SCOPE_TENANT, KIND_QUOTA, 0, tenant.plan_id) end
+  local raised_hold, had, unlike, raised_packed = nil, had_nothing, false, nil
+  if has(flags, FLAG_RAISES) then raised_hold, had, unlike, raised_packed = raised(hold_key, service_id, shape) end
+  if unlike then return redis.error_reply('ERR reserve raises a hold of its own service, or of none') end
+  local lacking, short, requests_scope, requests_limit, requests_used, tokens_scope, tokens_limit, tokens_used =
+    required(scopes, now, need, had)
+  if lacking then return lacking end
+  if has(flags, FLAG_SUBSCRIPTION) and not has(tenant.flags, HAS_PLAN) then return refused(VERDICT_NOT_INCLUDED, now, SCOPE_ORGANIZATION) end
+  if short then return short end
+  if raised_hold then put_back(raised_hold, tenant, organization) end
+  local tokens, bounds
+  tokens, short, bounds = quota_hold(tenant, now, counts, weighed < 0 and need or weighed, ceiling, least)
+  if short then return short end
+  if accounts then
+    local enough
+    enough, short = budget_needs(accounts, now, argv[a + given], raised_packed, tenant.admission == STRICT)
+    if not enough then return short end
+  elseif raised_hold and raised_hold.budgets > 0 then return redis.error_reply('ERR a hold is raised with its budget accounts') end
+  if one_time then credits, flags = join(activation, credits, flags, raised_hold) end
+  if credits > 0 then credits, short = credit_hold(organization, now, credits, credits_least) end
+  -- what units hold is kept with their service
+  if uses and not short then credits, short = 0, spend_hold(organization, activation, raised_hold, tiers, units, now) end
+  if short then return short end
+
+  local tail, money, raw_tokens, told = '', 0, 0, ''
+  if accounts then tail, money, raw_tokens, told = hold_windows(accounts) end
+  tenant.held, organization.credits_held = tenant.held + tokens, organization.credits_held + credits
+  -- the same bits, but for the one that says reclaimed, and that of a user nothing is kept of
+  local kept = flags % FLAG_RAISES - (has(flags, FLAG_SUBSCRIPTION) and FLAG_SUBSCRIPTION or 0) - (with_user and not user and 1 or 0)
+  local hold = HOLD.pack{flags = kept, tokens = tokens, key_tpm = takes[1], user_tpm = takes[2], tenant_tpm = takes[3],
+    organization_tpm = takes[4], credits = credits, service_id = service_id, deadline = now + ttl, key_id = api_key.key_id, units = units,
+    organization_id = organization.organization_id, tenant_id = tenant.tenant_id, created = now, weighed = min(weighed, 0),
+    money = money, raw_tokens = raw_tokens, budgets = #tail} .. user_id .. (uses and '\0' .. tiers or '') .. tail
+  write_of[write_count + 1], write_of[write_count + 2], member_of[member_count + 1], member_of[member_count + 2] = hold_key, hold, now + ttl, request_id
+  write_count, member_count = write_count + 2, member_count + 2
+  if reset then -- it comes with the first call that moves the tenant
+    event_count, reset_of[at_tenant] = event_count + 1, nil
+    event_of[event_count] = reset
+    tenant_far = FAR_LEDGER
+  end
+  if uses then organization_far = FAR_LEDGER
+  elseif (credits > 0 or raised_hold) and organization_far < FAR_HELD then organization_far = FAR_HELD end
+  take(had)
+  account_of[at_tenant], account_of[at_organization] = tenant, organization
+  moved_of[at_tenant], moved_of[at_organization], moved_of[at_key] = true, true, true
+  if user then moved_of[at_user] = true end
+  if activation then account_of[at_activation], moved_of[at_activation] = activation, true end
+  if accounts then keep_accounts(accounts) end
+  if shape then held_now[hold_key] = hold end
+  return admitted(now, tokens, tenant, organization, credits, bounds,
+    requests_scope, requests_limit, requests_used, tokens_scope, tokens_limit, tokens_used) .. told
+end
+
+local function begin_reserves(own, before, places, many)
+  enter_part(own, before, places)
+  tenant_far, organization_far = FAR_HELD, FAR_HEAD
+  if many then held_now = {} end
+end
+
+-- what can fail of a part, all of it or nothing; then what it leaves to be written
+local function end_reserves(keys, places)
+  local err = member_count > 0 and append_and(keys[own_before + 2], event_of, event_count, 'ZADD', keys[own_before + 1], member_of, member_count)
+  if err then error(err) end
+  leave_part(keys, places)
+end
+
+-- takes a hold for one call. KEYS[1] d  KEYS[2] x  KEYS[3] m
+local function reserve_alone(keys, argv)
+  local places = #keys - RESERVE_SHARED
+  look_up(keys, RESERVE_SHARED - 1, #keys - 1)
+  begin_reserves(0, 0, places)
+  local answer = reserve_one(keys, keys[#keys], places - 1, argv, 1, #argv)
+  end_reserves(keys, places)
+  write_all()
+  return answer
+end
+
+-- takes holds for the calls of a part, those after `done`, whose places come after `before`
+local function reserve_part(keys, argv, part, before, done, answers)
+  local many, places, holds = calls_of[part] > 1, places_of[part], #keys - call_count
+  begin_reserves((part - 1) * (RESERVE_SHARED - 1), before, places, many)
+  for i = done + 1, done + calls_of[part] do
+    answers[i] = reserve_one(keys, keys[holds + i], own_of[i], argv, argument_of[i], count_of[i], many and argv[1], first_of[i])
+  end
+  end_reserves(keys, places)
+end

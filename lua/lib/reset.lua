@@ -1,0 +1,33 @@
+-- reset: begins the use of a budget's window at nothing again, in each account. Needs state, event, definition, windows, account.
+local RESET_ACCOUNTS_MAX, NO_ID = 256, '000000000000000000000000000000000000'
+
+-- the accounts it changed, each with an entry that says what it took from the window; always one, which is the control
+-- write's
+local function reset_windows(events, keys, raw, first, before, budget_id, now, epoch, organization_id, source, metadata)
+  local accounts, known = {}, #events
+  if #keys - first >= 2 * RESET_ACCOUNTS_MAX then error({err = 'ERR a reset is of up to 256 accounts'}) end
+  local at = first
+  while at <= #keys do
+    local account = account_at(keys[at], raw[at - before], now)
+    if byte(keys[at], COLON_AT) == COLON then account[INDEX], at = keys[at + 1], at + 1 end
+    at = at + 1
+    local meters, definition = account[METERS], account[DEFINITION]
+    for place = 1, definition and definition[COUNT] or 0 do
+      local fields, field_at = definition[FIELDS], (place - 1) * DEFINED_WINDOW_SIZE
+      local used = meters[place * 2 - 1]
+      if fields[field_at + WINDOW_BUDGET_ID_AT] == budget_id and used ~= 0 then
+        local unit, facts = fields[field_at + WINDOW_FLAGS_AT] % WINDOW_ENFORCES, {kind = EVENT_BUDGET, flags = 0, at = now, epoch = epoch}
+        facts.source, facts.metadata = source, metadata
+        facts.money, facts.raw_tokens, facts.requests = unit == MONEY and used or 0, unit == TOKENS and used or 0, unit > TOKENS and used or 0
+        facts.budgets = told_of(fields, place, place, value_of(account) or NOBODY)
+        meters[place * 2 - 1] = 0
+        accounts[#accounts + 1] = account
+        events[#events + 1] = event(nil, organization_id, facts)
+      end
+    end
+  end
+  if #events == known and source ~= '' then
+    events[known + 1] = event(nil, organization_id, {kind = EVENT_BUDGET, flags = 0, at = now, epoch = epoch, source = source, metadata = metadata})
+  end
+  return accounts
+end

@@ -1,0 +1,168 @@
+-- settle: what is decided of each call, and what all of them write. Needs state, accounts, admit, spend, paid, append,
+-- settlement, charge.
+local SETTLE_SHARED = 5
+local told, ended, tombstone_of, life_of, ended_of, post_of, entry_of, posted = {}, {}, {}, {}, {}, {}, {}, {}
+local told_count, post_count = 0, 0
+
+-- Settles one call; answers it. Where many share its part the places of its accounts begin at `first` of the shape
+local function settle_one(keys, hold_key, at_hold, account_count, argv, shape, first)
+  local settlement = SETTLEMENT.opened(argv[1])
+  local mode, flags, service_id, request_id = settlement.mode, settlement.flags, settlement.service_id, settlement.request_id
+  local with_user, one_time, uses = has(flags, FLAG_USER), has(flags, FLAG_ONE_TIME), has(flags, FLAG_USES)
+  local plain, given = 3 + (with_user and 1 or 0) + ((one_time or uses) and 1 or 0), uses and 5 or 4
+  local paid_given = #argv - given - (mode >= MODE_POST and 1 or 0) -- and a definition for each account
+  local paid = paid_given > 0 and argv[given + 1]
+  if account_count < plain or paid_given < 0 or (account_count > plain) ~= (paid_given > 0) then
+    return redis.error_reply('ERR settle takes a key and an argument for each flag')
+  end
+  if byte(hold_key, KIND_AT) ~= HOLD_KIND then return redis.error_reply('ERR settle takes a hold as its last key') end
+  local base = places_before
+  local epoch = verified(raw_of[base + 1], settlement.run_id)
+  if not epoch then return CODE.pack{code = SETTLED_UNVERIFIED} end
+  local now = shared_now or clock(settlement.batch)
+  shared_now = now
+  local entry_id = mode >= MODE_POST and mode ~= MODE_RECOVER and argv[#argv]
+  local source = mode == MODE_CORRECT and correction_of(request_id) or request_id
+  local since = moment_of_use(entry_id)
+  if entry_id and (shape and (posted[source] or (not since and posted[entry_id])) or dealt_with(keys[own_before + 3], entry_id, keys[own_before + 4], source)) then
+    return SETTLED.pack{code = SETTLED_DONE, now = now, epoch = epoch}
+  end
+  local at_tenant, at_organization, at_key, at_user = base + 2, base + 3, base + 4, base + 5
+  if shape then at_tenant, at_organization, at_key, at_user = first_places(shape, first) end
+  local at_activation = (one_time or uses) and base + (shape and byte(shape, first + plain - 1) or 1 + plain)
+  local packed_hold = raw_of[at_hold]
+  if shape and ended_of[hold_key] ~= nil then packed_hold = ended_of[hold_key] end
+  if packed_hold and byte(packed_hold) ~= TODAY then packed_hold = today(packed_hold, hold_key) end
+  local hold = packed_hold and HOLD.opened(packed_hold, 'credits')
+  local reclaimed = hold and has(hold.flags, HOLD_RECLAIMED)
+  local gone = why_gone(entry_id, packed_hold, reclaimed, raw_of[at_tenant] and raw_of[at_organization], service_id)
+  if gone then -- what a newer version has stored is told before anything is written; else when it is opened
+    for _, at in ipairs({at_tenant, at_organization, at_key, with_user and at_user or nil}) do
+      if raw_of[at] then today(raw_of[at], keys[at + keys_before]) end
+    end
+  end
+  if mode == MODE_RECOVER or (gone and mode == MODE_CHARGE) then
+    told_count = told_count + 1
+    told[told_count] = late_entry(settlement, argv, paid, reclaimed and packed_hold)
+  end
+  if gone then return GONE.pack{code = gone, now = now, epoch = epoch} end
+  local slots = (hold and not reclaimed) and 1 or 0
+  if slots == 0 then hold = HOLD.fresh('credits') end
+  local counted = with_user and has(hold.flags, HOLD_USER)
+  local api_key, user = account_of[at_key], counted and account_of[at_user]
+  if api_key == nil then api_key = open_account(at_key, SCOPE_KEY, keys[at_key + keys_before]) end
+  if user == nil then user = open_account(at_user, SCOPE_USER, keys[at_user + keys_before]) end
+  local tenant = account_of[at_tenant] or open_account(at_tenant, SCOPE_TENANT, keys[at_tenant + keys_before], now, epoch)
+  local organization = account_of[at_organization] or open_account(at_organization, SCOPE_ORGANIZATION, keys[at_organization + keys_before])
+  local activation, reset = at_activation and open_activation(at_activation, keys[at_activation + keys_before]), reset_of[at_tenant]
+  scopes[SCOPE_KEY], scopes[SCOPE_USER], scopes[SCOPE_TENANT], scopes[SCOPE_ORGANIZATION] = api_key, user, tenant, organization
+
+  local seq, tokens = tenant.seq, settlement.tokens
+  if reset then -- it comes with the first call that moves the tenant
+    seq, event_count, reset_of[at_tenant] = seq - 1, event_count + 1, nil
+    event_of[event_count] = reset
+  end
+  put_back(hold, tenant, organization)
+  local accounts, held, money, raw_tokens, requests = nil, nil, 0, 0, 0
+  if paid then
+    accounts = accounts_at(keys, shape, shape and first + plain or base + plain + 2,
+      shape and first + account_count - 1 or base + account_count + 1, argv, paid_given > 1 and given + 2, now)
+    if paid_given > 1 and paid_given ~= 1 + #accounts then error({err = 'ERR settle takes a definition for each budget account'}) end
+    held, money, raw_tokens, requests = give_back(accounts, slots == 1 and packed_hold, since), paid_of(paid)
+  elseif slots == 1 and HOLD.field(packed_hold, 'budgets') > 0 then error({err = 'ERR a hold ends with its budget accounts'}) end
+  -- a call that is given back for nothing moves no account
+  local free = mode == MODE_RELEASE or (mode == MODE_RECLAIM and tokens == 0 and settlement.weighed == 0 and settlement.credits == 0 and settlement.units == 0
+    and money == 0 and raw_tokens == 0 and requests == 0)
+  local waited = has(hold.flags, HOLD_ONE_TIME) and slots or 0
+  local activates = one_time and mode ~= MODE_CORRECT and leave(activation, organization, settlement, free, waited)
+  if uses then spend_back(activation, hold, packed_hold) end
+  local entry, facts = unmoved(settlement, argv, tenant, organization, now, epoch, free), no_facts
+  if not free then
+    local budgets = accounts and pay_windows(accounts, held, money, raw_tokens, requests, since) or ''
+    entry, facts = charge(settlement, argv, source, tenant, organization, activation, now, epoch, activates, money, raw_tokens, requests, budgets)
+  end
+  if uses then spend_keep(organization, activation, argv[5], now) end
+  if entry then -- what says nothing of itself has none
+    event_count = event_count + 1
+    event_of[event_count] = entry
+  end
+  local tombstone = mode == MODE_RECLAIM and slots == 1 and HOLD.replaced(packed_hold, {flags = hold.flags + HOLD_RECLAIMED, charged = settlement.weighed})
+  member_count = member_count + 1
+  member_of[member_count], ended[member_count], tombstone_of[member_count], life_of[member_count] = request_id, hold_key, tombstone, settlement.tombstone
+  if shape then ended_of[hold_key] = tombstone end
+  if entry_id then
+    post_count = post_count + 1
+    post_of[post_count], entry_of[post_count] = source, entry_id
+    if shape then posted[source], posted[entry_id] = true, true end
+  end
+
+  -- how far the organization's account is written: its windows, or none
+  if organization_far < FAR_LEDGER and (uses or one_time or has(flags, FLAG_PAYS) or hold.credits > 0) then organization_far = FAR_LEDGER end
+  for scope = SCOPE_KEY, SCOPE_ORGANIZATION do
+    local account = scopes[scope]
+    if account then give(account, now, slots, hold[TAKEN_AT + scope - 1], tokens) end
+  end
+  moved_of[at_tenant], moved_of[at_organization], moved_of[at_key] = true, true, api_key
+  if user then moved_of[at_user] = true end
+  if activation then moved_of[at_activation] = true end
+  if accounts then keep_accounts(accounts) end
+  return SETTLED.pack{code = SETTLED_DONE, now = now, seq = tenant.seq, remaining = tenant.total < 0 and -1 or tenant.limit - tenant.used,
+    epoch = epoch, moved = tenant.seq - seq, credits = facts.credits or 0, credit_seq = facts.credit_seq or 0, spend_seq = facts.spend_seq or 0}
+end
+
+-- holds of a part that ended: of those that a reclaim ended a tombstone stays, the others go with those of all parts
+local function end_holds()
+  for i = 1, member_count do
+    local name, tombstone = ended[i], tombstone_of[i]
+    if tombstone then call('SET', name, tombstone, 'PX', life_of[i])
+    else
+      gone_count = gone_count + 1
+      gone_of[gone_count] = name
+    end
+  end
+end
+
+local function begin_settlements(own, before, places, many)
+  enter_part(own, before, places)
+  tenant_far, organization_far, told_count, post_count = FAR_LEDGER, FAR_HEAD, 0, 0
+  if many then posted, ended_of = {}, {} end
+end
+
+-- what can fail of a part, all of it or nothing; then what it leaves to be written
+local function end_settlements(keys, places)
+  local late_queue = keys[own_before + 3]
+  local err = told_count > 0 and tell(late_queue, told, told_count)
+  if not err and member_count > 0 then
+    err = append_and(keys[own_before + 2], event_of, event_count, 'ZREM', keys[own_before + 1], member_of, member_count)
+    if err and told_count > 0 then call('XDEL', late_queue, values(told, 1, told_count)) end
+  end
+  if err then error(err) end
+  for i = 1, post_count do
+    call('HSET', keys[own_before + 4], post_of[i], '1')
+    if not moment_of_use(entry_of[i]) then call('XDEL', late_queue, entry_of[i]) end
+  end
+  end_holds()
+  leave_part(keys, places)
+end
+
+-- settles one call. KEYS[1] d  KEYS[2] x  KEYS[3] late queue  KEYS[4] g  KEYS[5] m
+local function settle_alone(keys, argv)
+  local places = #keys - SETTLE_SHARED
+  look_up(keys, SETTLE_SHARED - 1, #keys)
+  begin_settlements(0, 0, places)
+  local answer = settle_one(keys, keys[#keys], places + 1, places - 1, argv)
+  end_settlements(keys, places)
+  write_all()
+  return answer
+end
+
+-- settles the calls of a part, those after `done`, whose places come after `before`
+local function settle_part(keys, argv, part, before, done, answers)
+  local many, places, holds = calls_of[part] > 1, places_of[part], #keys - call_count
+  begin_settlements((part - 1) * (SETTLE_SHARED - 1), before, places, many)
+  for i = done + 1, done + calls_of[part] do
+    local a = argument_of[i]
+    answers[i] = settle_one(keys, keys[holds + i], holds - keys_before + i, own_of[i], {values(argv, a, a + count_of[i] - 1)}, many and argv[1], first_of[i])
+  end
+  end_settlements(keys, places)
+end

@@ -1,0 +1,61 @@
+-- windows: what time and a definition make of the windows of a budget account, each with what may be used of it until it
+-- ends, what is, and what calls in flight hold. Needs state, definition.
+-- windows as they are defined, with what is used and held of each
+local function listed(definition, meters)
+  local windows = {}
+  for place = 1, definition and definition[COUNT] or 0 do
+    local window = {values(definition[FIELDS], (place - 1) * DEFINED_WINDOW_SIZE + 1, place * DEFINED_WINDOW_SIZE)}
+    window.used, window.held = meters[place * 2 - 1] or 0, meters[place * 2] or 0
+    windows[place] = window
+  end
+  return windows
+end
+
+-- windows rolled on to now, as an account has them: what was used goes with its time, what is held stays. One that is gone
+-- goes with its time and the last call in it
+local function rolled(windows, now)
+  local parts, meters = {}, {}
+  for _, window in ipairs(windows) do
+    local over = window.next > 0 and now >= window.next
+    while window.next > 0 and now >= window.next do
+      window.start, window.next, window.after, window.used = window.next, window.after, 0, 0
+    end
+    if not (over and window.held == 0 and window.flags >= WINDOW_GONE) then
+      parts[#parts + 1] = DEFINED_WINDOW.pack{
+        budget_id = window.budget_id, limit = window.limit, start = window.start, next = window.next, after = window.after,
+        flags = window.flags,
+      }
+      meters[#meters + 1] = window.used
+      meters[#meters + 1] = window.held
+    end
+  end
+  return #parts > 0 and definition_of(table.concat(parts)) or nil, meters
+end
+
+-- windows as a definition has them: they keep what they used and hold, a new one begins with nothing. Time only goes on: an
+-- older definition says no other time, and one of a time to come when the present one ends. What it does not have is
+-- gone, and comes back with whoever has it still
+local function redefined(windows, wanted, now)
+  local before, found = {}, {}
+  for _, window in ipairs(windows) do before[window.budget_id] = window end
+  for _, window in ipairs(listed(wanted, found)) do
+    local had_window, early = before[window.budget_id], window.start > now
+    before[window.budget_id] = nil
+    if early then window.start, window.next, window.after = 0, window.start, window.next end
+    if had_window then
+      if early then window.start = had_window.start
+      elseif window.start < had_window.start then
+        window.start, window.next, window.after = had_window.start, had_window.next, had_window.after
+      end
+      window.used, window.held = window.start == had_window.start and had_window.used or 0, had_window.held
+    end
+    found[#found + 1] = window
+  end
+  for _, window in ipairs(windows) do
+    if before[window.budget_id] and #found < WINDOWS_KEPT_MAX then
+      window.flags = window.flags % WINDOW_GONE + WINDOW_GONE
+      found[#found + 1] = window
+    end
+  end
+  return found
+end

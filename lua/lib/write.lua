@@ -1,0 +1,38 @@
+-- write: what the calls of one call of a function moved, all at once. Needs state, accounts, account, kept.
+-- notes what a part, which has so many places, moved: nothing here fails. What was asked in vain stays opened as it was
+local function leave_part(keys, places)
+  local count = write_count
+  for at = places_before + 2, places_before + places do
+    local account = account_of[at]
+    if account then
+      local name, scope, packed = keys[at + keys_before], scope_of[at], nil
+      if not moved_of[at] then
+        if scope < ACTIVATED and not reset_of[at] or scope == BUDGETED and raw_of[at] then remember(name, account, raw_of[at]) end
+      elseif scope == BUDGETED and (account[IS_EACH] or not account[DEFINITION]) then
+        left_count = left_count + 1
+        left_of[left_count] = account
+      elseif scope == ACTIVATED then packed = ACTIVATION.written(account)
+      else
+        if scope == BUDGETED then packed, account[IS_NEW] = packed_budget(account), false
+        else packed = packed_at(at, account, scope) end
+        if opened_of[name] == account then packed_of[name] = packed else remember(name, account, packed) end
+        if scope == SCOPE_USER then packed = keep_user(name, packed, account, shared_now) end
+      end
+      if packed then
+        write_of[count + 1], write_of[count + 2] = name, packed
+        count = count + 2
+      end
+    end
+  end
+  write_count = count
+end
+
+-- writes what all parts left: nothing here fails
+local function write_all()
+  if gone_count > 0 then call('DEL', values(gone_of, 1, gone_count)) end
+  if write_count > 0 then call('MSET', values(write_of, 1, write_count)) end
+  for i = 1, left_count do
+    local account = left_of[i]
+    write_budget(account, raw_of[account[PLACE]], shared_now)
+  end
+end

@@ -1,0 +1,71 @@
+"""What the ledgers say is owed and not charged yet, as rows of charges: one statement for each kind of fact.
+
+The same statement is read by a draft and written by an invoice, by the keeper, and by a flush in the
+transaction that stores the fact. Each row names its fact, so what is delivered twice is charged once.
+"""
+
+from __future__ import annotations
+
+_COLUMNS = (
+    "organization_id, kind, period_start, period_end, quantity, unit_price, amount, currency, source,"
+    " source_id, fact, tenant_id, service_id, place"
+)
+
+# Tokens beyond a plan, at the end of a cycle or of a plan within it, or so far: those of the span, but for
+# what earlier spans of the cycle were beyond theirs. A recharge takes back what was charged while it ran.
+OVERAGES = """
+SELECT organization_id, 'overage' AS kind, date_trunc('day', began, 'UTC') AS period_start,
+       date_trunc('day', greatest(began, ended), 'UTC') + interval '1 day' AS period_end,
+       (owed - charged)::numeric AS quantity, unit_price, (owed - charged) * unit_price AS amount, currency,
+       'token_ledger' AS source, first_seq AS source_id,
+       format('tokens:%s:%s:%s', tenant_id, first_seq, last_seq)
+           || CASE WHEN back > 0 THEN format(':%s:%s', late, back)
+                   WHEN late > 0 THEN format(':%s', late) ELSE '' END AS fact, tenant_id,
+       NULL::bigint AS service_id, cycle AS place
+  FROM (SELECT o.*, g.currency,
+               greatest(beyond - coalesce(max(beyond) OVER (
+                   PARTITION BY o.tenant_id, o.cycle ORDER BY o.first_seq
+                   ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0), 0) AS owed,
+               (SELECT coalesce(sum(c.quantity), 0) FROM charge AS c
+                 WHERE c.source = 'token_ledger' AND c.tenant_id = o.tenant_id AND c.place = o.cycle
+                   AND c.source_id = o.first_seq AND c.reason NOT IN ('credited', 'credit_void')) AS charged
+          FROM overage_span AS o JOIN organization AS g ON g.id = o.organization_id
+         WHERE {which}) AS span
+ WHERE owed <> charged"""
+_PURCHASE = """
+SELECT a.organization_id, 'credits_purchased' AS kind,
+       date_trunc('day', a."timestamp", 'UTC') AS period_start,
+       date_trunc('day', a."timestamp", 'UTC') + interval '1 day' AS period_end,
+       a.credits_added::numeric AS quantity, a.unit_cost AS unit_price,
+       a.credits_added * a.unit_cost AS amount, g.currency, 'credit_addition' AS source, a.id AS source_id,
+       format('addition:%s', a.id) AS fact, NULL::bigint AS tenant_id, NULL::bigint AS service_id,
+       NULL::bigint AS place
+  FROM credit_addition AS a JOIN organization AS g ON g.id = a.organization_id"""
+# Credits that were sold, or taken back, once the account has them: whatever their date.
+PURCHASES = f"""{_PURCHASE}
+  JOIN credit_posting AS p ON p.credit_addition_id = a.id
+ WHERE p.kind = 'addition' AND a.category = 'paid' AND a.unit_cost IS NOT NULL AND {{which}}
+   AND NOT EXISTS (SELECT FROM charge AS c WHERE c.fact = format('addition:%s', a.id))"""
+# Credits that wait for their payment are owed before the account has them.
+PREPAID = f"{_PURCHASE}\n WHERE a.invoicing = 'prepaid' AND a.id = :addition"
+# Units of a day at a price, as far as the roll-up has more of them than there are charges of.
+USES = """
+SELECT t.organization_id, 'usage' AS kind, t.day::timestamp AT TIME ZONE 'UTC' AS period_start,
+       (t.day + 1)::timestamp AT TIME ZONE 'UTC' AS period_end,
+       (t.quantity - t.charged_quantity)::numeric AS quantity, t.unit_price,
+       (t.quantity - t.charged_quantity) * t.unit_price AS amount, g.currency, 'usage_tier' AS source,
+       NULL::bigint AS source_id,
+       format('units:%s:%s:%s:%s:%s', t.tenant_id, t.day, t.service_id, t.unit_price, t.charges) AS fact,
+       t.tenant_id, nullif(t.service_id, 0) AS service_id, t.first_unit AS place
+  FROM usage_tier AS t JOIN organization AS g ON g.id = t.organization_id
+ WHERE t.organization_id = :organization AND t.quantity <> t.charged_quantity"""
+
+
+def insert_of(select: str) -> str:
+    """The statement that writes what another one reads."""
+    return f"INSERT INTO charge ({_COLUMNS}) {select} ON CONFLICT (fact) DO NOTHING"
+
+
+def driver_level(statement: str, which: str) -> str:
+    """The statement as the driver takes it, of those rows."""
+    return statement.replace("%", "%%").format(which=which)

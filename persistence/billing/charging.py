@@ -1,0 +1,47 @@
+"""Charges as lists show them, and who has something that is known and not charged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+
+from sqlalchemy import Connection, text
+
+from persistence.billing import charges
+from persistence.subject import Subject, hold_flushes
+from persistence.tables.billing import charge as table
+
+# Units that were used, and days that are over or were lost. Tokens and credits are charged when they are
+# stored.
+_DUE = text("""
+SELECT id FROM (
+    SELECT organization_id AS id FROM usage_tier
+     WHERE quantity <> charged_quantity AND organization_id > :after
+    UNION
+    SELECT organization_id FROM subscription_segment
+     WHERE organization_id > :after AND start_date < least(end_date, :today)
+       AND (charged_until IS NULL OR charged_until < least(end_date, :today)
+            OR charged_until > end_date)) AS due
+ ORDER BY id LIMIT :count""")
+
+
+def due(connection: Connection, today: date, after: int, count: int) -> Sequence[int]:
+    """Organizations with something to charge, in the order of their ids."""
+    found = connection.execute(_DUE, {"today": today, "after": after, "count": count})
+    return list(found.scalars())
+
+
+def charge(connection: Connection, organization_id: int, partition: int, today: date) -> None:
+    """Charge what is known, while no flush of its partition runs."""
+    charges.hold(connection, organization_id)
+    hold_flushes(connection, partition)
+    charges.accrue(connection, organization_id, today)
+
+
+SUBJECT = Subject(
+    table,
+    time="period_start",
+    conditions={
+        "billed": lambda wanted: table.c.invoice_id.is_not(None) if wanted else table.c.invoice_id.is_(None)
+    },
+)

@@ -1,0 +1,263 @@
+"""Use that did not pass the gateway, taken in by events: each once by source and id, a control write each.
+
+What is accepted is a row here, in the transaction that intends it. The counters then move as by a call, and
+ledgers, journal and charges follow. Tokens of a cycle that is over move no quota: they are owed where they
+are beyond its plan, and charged here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, insert, text
+
+from gateway.core.accounts.administration import Intent, Row
+from gateway.core.accounts.definitions import Negotiated
+from gateway.core.accounts.weights import Weights, millionths
+from gateway.core.billing import events
+from gateway.core.billing.events import Told, Unacceptable, Use
+from gateway.core.billing.price_book import choose, read_price
+from gateway.core.billing.pricing import read_pricing
+from gateway.core.billing.vector import Vector
+from gateway.core.calls.tariff import as_negotiated
+from gateway.core.model import Service
+from gateway.core.moments import ms_of
+from persistence.billing import charges
+from persistence.resources.prices import candidates
+from persistence.subject import Change, Subject
+from persistence.tables.billing import use_event
+from persistence.tables.operations import control_write
+
+_TENANTS = """
+SELECT t.id, t.organization_id, o.currency, p.weights, p.overage_policy, q.cycle, q.next_reset_at
+  FROM tenant AS t JOIN organization AS o ON o.id = t.organization_id
+  LEFT JOIN token_plan AS p ON p.id = coalesce(t.plan_id, t.inherited_plan_id)
+  LEFT JOIN tenant_quota AS q ON q.tenant_id = t.id
+ WHERE t.deleted_at IS NULL AND o.deleted_at IS NULL AND {where} LIMIT 2"""
+_BY = {
+    "tenant": {True: "t.id = :id", False: "t.name = :name"},
+    "organization": {True: "o.id = :id", False: "o.name = :name"},
+}
+_SERVICE = text("""
+SELECT s.id, s.key, s.credits, s.service_type, s.counts_tokens, s.pricing, b.meter,
+       n.negotiated_credits, m.meter AS own_meter, n.pricing AS own_pricing
+  FROM service AS s JOIN business_model AS b ON b.id = s.business_model_id
+  LEFT JOIN organization_service AS n ON n.service_id = s.id AND n.organization_id = :organization
+  LEFT JOIN business_model AS m ON m.id = n.business_model_id
+ WHERE s.key = :key AND s.deleted_at IS NULL""")
+# The cycle a moment lies in, as far as it is stored; none before the first one.
+_CYCLE = text("""
+SELECT cycle FROM token_ledger WHERE tenant_id = :tenant AND transaction_type = 'reset' AND created_at <= :at
+ ORDER BY seq DESC LIMIT 1""")
+_KEPT = text("SELECT since FROM kept_since WHERE ledger = 'call'")
+_TAKE = text("""
+INSERT INTO use_event (source, event_id, type, organization_id, tenant_id, service_id, request_id, used_at,
+                       late_tokens, actor)
+VALUES (:source, :id, :type, :organization, :tenant, :service, :request, :at, :late, :actor)
+ON CONFLICT (source, event_id) DO NOTHING RETURNING id""")
+_KNOWN = text("SELECT id FROM use_event WHERE source = :source AND event_id = :id")
+
+
+@dataclass(frozen=True, slots=True)
+class _Tenant:
+    id: int
+    organization_id: int
+    currency: str
+    weights: Weights | None
+    carries: bool
+    cycle: int | None
+    next_reset_at: datetime | None
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What one request takes in; what several of its events ask for is read once."""
+
+    change: Change
+    kept_since: datetime | None
+    tenants: dict[str, _Tenant] = field(default_factory=dict)
+    services: dict[tuple[int, str], Service] = field(default_factory=dict)
+    prices: dict[tuple[str, str, datetime], Vector | None] = field(default_factory=dict)
+    late: dict[int, set[int]] = field(default_factory=dict)
+
+    @property
+    def connection(self) -> Connection:
+        return self.change.connection
+
+
+def take(change: Change) -> Row:
+    """Take a batch in: how many were accepted, how many are known already, and why others are not."""
+    sent = change.command.values["events"]
+    assert isinstance(sent, list)
+    batch = _Batch(change, change.connection.execute(_KEPT).scalar())
+    accepted = duplicates = 0
+    rejected: list[Row] = list(change.command.values["rejected"])  # type: ignore[call-overload]  # a list
+    for place, event in sent:
+        try:
+            taken = _take(batch, event)
+        except Unacceptable as error:
+            rejected.append(refused(place, event, error.name, error.reason))
+        else:
+            accepted, duplicates = accepted + taken, duplicates + (not taken)
+    _charge_late(batch)
+    rejected.sort(key=lambda row: int(str(row["index"])))
+    return {"id": 0, "accepted": accepted, "duplicates": duplicates, "rejected": rejected}
+
+
+def refused(place: int, event: Mapping[str, Any], name: str, reason: str) -> Row:
+    """What is told of an event that is not taken."""
+    told = {of: event.get(of) if isinstance(event.get(of), str) else None for of in ("source", "id")}
+    return {"index": place, **told, "field": name, "reason": reason}
+
+
+def _take(batch: _Batch, event: Mapping[str, Any]) -> bool:
+    """Take one event in; False where it was taken before, whatever it says now."""
+    connection, now = batch.connection, batch.change.now
+    named = {"source": event["source"], "id": event["id"]}
+    if connection.execute(_KNOWN, named).first() is not None:
+        return False
+    at = event.get("time") or now
+    _check_time(batch, at)
+    tenant = _tenant(batch, event["subject"])
+    data = event["data"]
+    service = _service(batch, tenant, data["service"])
+    told = _told(data, at)
+    price = _price(batch, told.model, tenant.currency, at) if told.model and told.is_counted else None
+    in_cycle = not service.counts_tokens or _in_cycle(batch, tenant, at)
+    use = events.use_of(told, tenant.id, service, price, tenant.weights, in_cycle=in_cycle)
+    late = use.weighed if service.counts_tokens and not in_cycle else 0
+    request_id = events.request_of(named["source"], named["id"])
+    row = {
+        **named, "type": event["type"], "organization": tenant.organization_id, "tenant": tenant.id,
+        "service": service.id, "request": request_id, "at": at, "late": late,
+        "actor": batch.change.command.actor.scope,
+    }  # fmt: skip
+    if connection.execute(_TAKE, row).first() is None:
+        return False
+    if late:
+        batch.late.setdefault(tenant.organization_id, set()).add(tenant.id)
+    _intend(batch.change, str(request_id), tenant.organization_id, use)
+    return True
+
+
+def _intend(change: Change, write_id: str, organization_id: int, use: Use) -> None:
+    """Have the counters take a use: its id is the call's, so its row in a ledger makes it done."""
+    account = f"organization:{organization_id}"
+    partition = change.partition_of(organization_id)
+    change.connection.execute(
+        insert(control_write).values(
+            id=write_id, partition=partition, account=account, verb="use", payload=events.written(use)
+        )
+    )
+    if all(intent.account != account for intent in change.intents):
+        change.intents.append(Intent(write_id, account))
+
+
+def _check_time(batch: _Batch, at: datetime) -> None:
+    now = batch.change.now
+    if at > now + timedelta(seconds=events.AHEAD_S_MAX):
+        raise Unacceptable("time", f"must not be more than {events.AHEAD_S_MAX} seconds ahead")
+    if at < now - timedelta(days=events.AGE_DAYS_MAX):
+        raise Unacceptable("time", f"must not be more than {events.AGE_DAYS_MAX} days ago")
+    if batch.kept_since is not None and at < batch.kept_since:
+        raise Unacceptable("time", "is before the first call that is kept")
+
+
+def _tenant(batch: _Batch, subject: str) -> _Tenant:
+    """Who a subject is: `tenant:7`, `organization:3`, a tenant's id, or a name of either."""
+    known = batch.tenants.get(subject)
+    if known is None:
+        known = batch.tenants[subject] = _look(batch.connection, subject)
+    return known
+
+
+def _look(connection: Connection, subject: str) -> _Tenant:
+    kind, _, name = subject.partition(":")
+    if kind not in _BY or not name:
+        kind, name = "", subject
+    is_id = name.isascii() and name.isdigit() and len(name) <= 15
+    values = {"id": int(name) if is_id else None, "name": name}
+    for one in (kind,) if kind else ("tenant",) if is_id else tuple(_BY):
+        where = text(_TENANTS.format(where=_BY[one][is_id]))
+        found = connection.execute(where, values).all()
+        if len(found) > 1:
+            raise Unacceptable("subject", f"is more than one tenant; say tenant:ID of one of {one} {name}")
+        if found:
+            row = found[0]
+            weights = millionths(row.weights)
+            return _Tenant(
+                row.id, row.organization_id, row.currency, Weights.of(weights) if weights else None,
+                row.overage_policy == "carry", row.cycle, row.next_reset_at,
+            )  # fmt: skip
+    raise Unacceptable("subject", "is no tenant and no organization here; say tenant:ID or organization:ID")
+
+
+def _service(batch: _Batch, tenant: _Tenant, key: str) -> Service:
+    wanted = (tenant.organization_id, key)
+    if wanted not in batch.services:
+        found = service_of(batch.connection, *wanted)
+        if found is None:
+            raise Unacceptable("data.service", "is the key of no service")
+        batch.services[wanted] = found
+    return batch.services[wanted]
+
+
+def service_of(connection: Connection, organization_id: int, key: str) -> Service | None:
+    """A service as an organization has it, None where there is none."""
+    row = connection.execute(_SERVICE, {"organization": organization_id, "key": key}).first()
+    if row is None:
+        return None
+    base = Service(
+        row.id, row.key, row.meter, row.counts_tokens, row.credits, row.service_type == "One-Time",
+        read_pricing(row.pricing),
+    )  # fmt: skip
+    negotiated = None
+    if row.negotiated_credits is not None:
+        pricing = read_pricing(row.own_pricing) if row.own_pricing else None
+        negotiated = Negotiated(row.id, row.negotiated_credits, row.own_meter, pricing)
+    return as_negotiated(base, negotiated)
+
+
+def _price(batch: _Batch, model: str, currency: str, at: datetime) -> Vector | None:
+    """What a model cost at a time."""
+    wanted = (model, currency, at)
+    if wanted not in batch.prices:
+        rows = candidates(batch.connection, model, currency, at)
+        found = choose(map(read_price, rows), model, currency, ms_of(at))
+        batch.prices[wanted] = None if found is None else found.vector
+    return batch.prices[wanted]
+
+
+def _in_cycle(batch: _Batch, tenant: _Tenant, at: datetime) -> bool:
+    """Whether a moment lies in the cycle of the quota that runs. A debt that is carried on counts in any."""
+    if tenant.carries or tenant.cycle is None:
+        return True
+    ended = tenant.next_reset_at
+    if ended is not None and at < ended <= batch.change.now:  # its reset is on its way
+        return False
+    cycle = batch.connection.execute(_CYCLE, {"tenant": tenant.id, "at": at}).scalar()
+    return cycle is None or cycle == tenant.cycle
+
+
+def _told(data: Mapping[str, Any], at: datetime) -> Told:
+    usage = data.get("usage")
+    counts, tools = events.counts_of(usage or {}), (usage or {}).get("tools") or {}
+    return Told(
+        at_ms=ms_of(at), model=data.get("model") or "", user=data.get("user") or "",
+        project_id=data.get("project_id"), units=data.get("units") or 1, counts=counts, tools=tools,
+        service_tier=data.get("service_tier") or "", is_counted=usage is not None,
+    )  # fmt: skip
+
+
+def _charge_late(batch: _Batch) -> None:
+    """Charge what events tell of cycles that are over."""
+    for organization_id in sorted(batch.late):
+        charges.hold(batch.connection, organization_id)
+        batch.change.hold_flushes(batch.change.partition_of(organization_id))
+        charges.accrue_tokens(batch.connection, organization_id)
+
+
+SUBJECT = Subject(use_event, verbs={"create": take})

@@ -1,0 +1,48 @@
+"""The lines of an invoice as they are stored, and its total with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from itertools import zip_longest
+from typing import Any
+
+from sqlalchemy import insert, select, text, update
+
+from gateway.core.billing.invoice import Line
+from persistence.subject import Change
+from persistence.tables.billing import invoice, invoice_line
+
+_NAME = text("""
+UPDATE invoice_line AS l SET tenant = (SELECT name FROM tenant WHERE id = l.tenant_id),
+       service = (SELECT name FROM service WHERE id = l.service_id)
+ WHERE l.invoice_id = :invoice AND (l.tenant_id IS NOT NULL OR l.service_id IS NOT NULL)""")
+
+
+def lines_of(change: Change, invoice_id: int) -> Sequence[Any]:
+    """The lines of an invoice, in order."""
+    kept = invoice_line.c
+    found = select(invoice_line).where(kept.invoice_id == invoice_id).order_by(kept.position)
+    return change.connection.execute(found).all()
+
+
+def keep_lines(
+    change: Change, invoice_id: int, lines: Sequence[Line], corrects: Sequence[int | None] = ()
+) -> Decimal:
+    """Store lines; of a note each with the position of the line it gives back. Answers what they come to."""
+    rows: list[dict[str, Any]] = [
+        {
+            "invoice_id": invoice_id, "position": position, "kind": line.kind,
+            "description": line.description, "service_id": line.service_id or None,
+            "tenant_id": line.tenant_id, "quantity": line.quantity, "unit_price": line.unit_price,
+            "amount": line.amount, "exact": line.exact, "basis": line.basis,
+            "corrects_position": corrected,
+        }
+        for position, (line, corrected) in enumerate(zip_longest(lines, corrects), 1)
+    ]  # fmt: skip
+    if rows:
+        change.connection.execute(insert(invoice_line), rows)
+        change.connection.execute(_NAME, {"invoice": invoice_id})
+    total = sum((line.amount for line in lines), Decimal(0))
+    change.connection.execute(update(invoice).where(invoice.c.id == invoice_id).values(total_amount=total))
+    return total

@@ -1,0 +1,40 @@
+"""What a refusal of PostgreSQL means to who asked: errors of the database told as those of the product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from gateway.errors import Conflict, StoreUnavailable, TollkeeperError, Unprocessable
+from persistence.complaint import columns, origin
+
+TRY_AGAIN = frozenset({"40001", "40P01"})
+
+
+def sqlstate(error: BaseException) -> str:
+    """The code PostgreSQL gave an error; empty where it gave none."""
+    found = origin(error)
+    return (found.sqlstate or "") if found is not None else ""
+
+
+def translated(error: Exception) -> Exception:
+    """Tell a database error as what it means to the caller; one that means nothing to it stays."""
+    state = sqlstate(error)
+    named = f" ({found})" if (found := columns(error)) else ""
+    refusals: dict[str, Callable[[], TollkeeperError]] = {
+        "23505": lambda: Conflict(f"There is one already{named}."),
+        "23503": lambda: Conflict(f"Something still refers to this{named}, or what it names is gone."),
+        "23001": lambda: Conflict(f"Something still refers to this{named}."),
+        "23514": lambda: Unprocessable("A value is out of range."),
+        "22003": lambda: Unprocessable("A number is out of range."),
+        "22021": lambda: Unprocessable("A text holds characters that cannot be stored."),
+        "57014": lambda: StoreUnavailable("PostgreSQL took too long."),
+    }
+    if state in refusals:
+        return refusals[state]()
+    unreachable = state[:2] in {"", "08", "53", "57"} or state in TRY_AGAIN
+    if isinstance(error, (DBAPIError, PoolTimeout, OSError)) and unreachable:
+        return StoreUnavailable()
+    return error

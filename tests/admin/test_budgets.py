@@ -1,0 +1,360 @@
+"""Budgets over the Admin API: what may be said, what is answered of them now, raises and resets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from gateway.core.accounts.budget_figures import LiveWindow
+from gateway.core.accounts.budgets import OTHERS, Budget, account_of, bounds
+from tests.admin.conftest import READONLY, Api
+
+DAY = timedelta(days=1)
+THRESHOLDS = [0.5, 0.8, 1]
+
+
+@dataclass
+class Desk:
+    """An organization of its own, with a tenant and a key."""
+
+    api: Api
+    organization: int
+    tenant: int
+    key: int
+
+    async def make(self, **over: Any) -> dict[str, Any]:
+        answer = await self.api.post("budgets", {**self.usual, **over})
+        assert answer.status == 201, answer.json
+        found: dict[str, Any] = answer.json
+        return found
+
+    @property
+    def usual(self) -> dict[str, Any]:
+        return {
+            "organization_id": self.organization, "name": uuid4().hex, "unit": "money", "amount": "12.50",
+            "interval": "month",
+        }  # fmt: skip
+
+    async def refused(self, **over: Any) -> dict[str, str]:
+        """The fields a budget is refused for."""
+        return await self.refusals("POST", "budgets", {**self.usual, **over})
+
+    async def refusals(self, method: str, path: str, body: Any) -> dict[str, str]:
+        answer = await self.api.call(method, path, body)
+        assert answer.status == 422, answer.json
+        return {each["field"]: each["message"] for each in answer.json["errors"]}
+
+    async def shown(self, budget: dict[str, Any]) -> dict[str, Any]:
+        answer = await self.api.get(f"budgets/{budget['id']}")
+        assert answer.status == 200, answer.json
+        found: dict[str, Any] = answer.json
+        return found
+
+    def account(self, value: str = "", **selector: Any) -> str:
+        return account_of(self.organization, Budget(1, "", "money", 1, "month", **selector), value)
+
+    def hold(
+        self, account: str, budget: dict[str, Any], used: int, held: int, start_ms: int | None = None
+    ) -> None:
+        """Have the counters hold a window of a budget that began now, or when it is said."""
+        began = now_ms() if start_ms is None else start_ms
+        windows = self.api.counters.windows.setdefault(account, {})
+        windows[budget["id"]] = LiveWindow(budget["id"], used, held, began)
+
+    def store(
+        self, budget: dict[str, Any], used: int, value: str = "", who: str = "", start_ms: int | None = None
+    ) -> None:
+        """Have PostgreSQL know of uses in the window that runs, or one that is over."""
+        start = bounds(budget["interval"], budget["time_zone"], budget["anchor_day"], now_ms())[0]
+        with psycopg.connect(self.api.url, autocommit=True) as connection:
+            connection.execute(
+                "INSERT INTO budget_use (budget_id, start, value, name, used)"
+                " VALUES (%s, to_timestamp(%s / 1000.0), %s, %s, %s)",
+                (budget["id"], start if start_ms is None else start_ms, value, who, used),
+            )
+
+
+def now_ms() -> int:
+    return int(datetime.now(UTC).timestamp() * 1000)
+
+
+def said(moment: datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")
+
+
+@pytest.fixture
+async def desk(api: Api) -> Desk:
+    tenant = (await api.post("tenants", {"name": "acme"})).json
+    key = (await api.post("api-keys", {"tenant_id": tenant["id"], "name": "k"})).json
+    return Desk(api, tenant["organization_id"], tenant["id"], key["id"])
+
+
+async def test_a_budget_comes_back_as_it_was_said(desk: Desk) -> None:
+    more = {
+        "tenant_id": desk.tenant, "user": "ada", "api_key_id": desk.key, "project_id": 0, "model": "gpt-5*",
+        "service_id": 1, "each": "session", "time_zone": "Europe/Berlin", "anchor_day": 31, "mode": "audit",
+        "on_exhausted": "cut", "thresholds": [0.25, 1],
+    }  # fmt: skip
+    asked = {**desk.usual, **more}
+    made = await desk.make(**asked)
+    assert {name: made[name] for name in asked} == asked
+    assert made["currency"] == "USD"
+    assert (made["used"], made["held"], made["remaining"]) == (None, None, None)
+    assert await desk.shown(made) == made
+
+
+async def test_what_is_left_out_is_as_usual(desk: Desk) -> None:
+    made = await desk.make()
+    assert (made["time_zone"], made["anchor_day"], made["mode"], made["on_exhausted"]) == (
+        "UTC",
+        1,
+        "enforce",
+        "finish",
+    )
+    assert made["thresholds"] == THRESHOLDS
+    selector = ("tenant_id", "user", "api_key_id", "project_id", "model", "service_id", "each")
+    assert {made[name] for name in (*selector, "raised_to", "raised_until", "raise_reason")} == {None}
+    assert (made["used"], made["held"], made["remaining"]) == ("0.00", "0.00", "12.50")
+
+
+async def test_tokens_and_requests_are_whole_numbers(desk: Desk) -> None:
+    for unit in ("tokens", "requests"):
+        made = await desk.make(unit=unit, amount=2**53 - 1, interval="total")
+        assert (made["amount"], made["used"], made["remaining"]) == (2**53 - 1, 0, 2**53 - 1)
+        assert made["resets_at"] is None
+
+
+@pytest.mark.parametrize(
+    ("said", "field"),
+    [
+        ({"amount": "0"}, "amount"), ({"amount": "-1"}, "amount"), ({"amount": 12}, "amount"),
+        ({"amount": 12.5}, "amount"), ({"amount": "1.0000000001"}, "amount"),
+        ({"amount": True}, "amount"), ({"amount": "9000000.000000001"}, "amount"),
+        ({"amount": None}, "amount"), ({"amount": "1e3"}, "amount"), ({"unit": "tokens"}, "amount"),
+        ({"unit": "tokens", "amount": 0}, "amount"), ({"unit": "tokens", "amount": 2**53}, "amount"),
+        ({"unit": "requests", "amount": -3}, "amount"), ({"unit": "credits"}, "unit"),
+        ({"interval": "fortnight"}, "interval"), ({"each": "tenant"}, "each"),
+        ({"time_zone": "Mars/Base"}, "time_zone"), ({"time_zone": "../UTC"}, "time_zone"),
+        ({"anchor_day": 0}, "anchor_day"), ({"anchor_day": 32}, "anchor_day"),
+        ({"anchor_day": "1"}, "anchor_day"), ({"interval": "day", "anchor_day": 2}, "anchor_day"),
+        ({"interval": "week", "anchor_day": 8}, "anchor_day"),
+        ({"user": "ada", "each": "user"}, "each"), ({"project_id": 3, "each": "project"}, "each"),
+        ({"user": ""}, "user"), ({"user": "u" * 129}, "user"), ({"project_id": -1}, "project_id"),
+        ({"model": "*"}, "model"), ({"model": "gpt*5"}, "model"), ({"model": ""}, "model"),
+        ({"model": " m"}, "model"), ({"model": "m "}, "model"), ({"model": "m\n"}, "model"),
+        ({"model": " m*"}, "model"), ({"model": "m\u00a0"}, "model"), ({"user": "a\nb"}, "user"),
+        ({"user": "a\u200b"}, "user"), ({"user": "a\u00a0b"}, "user"), ({"name": "a\tb"}, "name"),
+        ({"thresholds": [0]}, "thresholds"), ({"thresholds": [1.01]}, "thresholds"),
+        ({"thresholds": [0.5, 0.5]}, "thresholds"), ({"thresholds": [0.8, 0.5]}, "thresholds"),
+        ({"thresholds": ["0.5"]}, "thresholds.0"),
+        ({"thresholds": [n / 20 for n in range(1, 12)]}, "thresholds"), ({"name": ""}, "name"),
+        ({"name": "n" * 201}, "name"), ({"mode": "warn"}, "mode"),
+        ({"on_exhausted": "block"}, "on_exhausted"), ({"tenant_id": 10**15}, "tenant_id"),
+        ({"organization_id": 10**15}, "organization_id"), ({"used": 3}, "used"),
+        ({"colour": "red"}, "colour"),
+    ],
+)  # fmt: skip
+async def test_what_is_wrong_is_told_by_its_field(desk: Desk, said: dict[str, Any], field: str) -> None:
+    assert set(await desk.refused(**said)) == {field}
+
+
+async def test_what_must_be_said_is_asked_for(desk: Desk) -> None:
+    found = await desk.refusals("POST", "budgets", {})
+    assert found == dict.fromkeys(("organization_id", "name", "unit", "amount", "interval"), "required")
+
+
+async def test_what_makes_the_windows_stays(desk: Desk) -> None:
+    made = await desk.make()
+    for name in (
+        "tenant_id",
+        "user",
+        "each",
+        "unit",
+        "interval",
+        "time_zone",
+        "anchor_day",
+        "organization_id",
+    ):
+        found = await desk.refusals("PATCH", f"budgets/{made['id']}", {name: made[name]})
+        assert "make another budget" in found[name]
+    assert await desk.refusals("PATCH", f"budgets/{made['id']}", {"used": "0"}) == {
+        "used": "cannot be set here"
+    }
+
+
+async def test_the_rest_may_be_changed(desk: Desk) -> None:
+    made = await desk.make()
+    changes = {"name": "other", "amount": "20.00", "mode": "audit", "on_exhausted": "cut", "thresholds": []}
+    answer = await desk.api.patch(f"budgets/{made['id']}", changes)
+    assert answer.status == 200
+    assert answer.json == {**made, **changes, "remaining": "20.00"}
+    assert set(await desk.refusals("PATCH", f"budgets/{made['id']}", {"amount": 20})) == {"amount"}
+
+
+async def test_the_counters_know_best_what_is_used(desk: Desk) -> None:
+    made = await desk.make()
+    desk.store(made, 1_000_000_000)
+    desk.hold(desk.account(), made, 2_500_000_000, 250_000_001)
+    shown = await desk.shown(made)
+    assert (shown["used"], shown["held"], shown["remaining"]) == ("2.50", "0.250000001", "10.00")
+    listed = (await desk.api.get(f"budgets?organization_id={desk.organization}")).json["items"]
+    assert listed == [shown]
+
+
+async def test_where_the_counters_are_away_it_is_what_was_stored(desk: Desk) -> None:
+    made = await desk.make()
+    desk.store(made, 1_000_000_000)
+    desk.hold(desk.account(), made, 2_500_000_000, 1)
+    desk.api.counters.away = True
+    shown = await desk.shown(made)
+    assert (shown["used"], shown["held"], shown["remaining"]) == ("1.00", "0.00", "11.50")
+
+
+async def test_a_window_that_is_over_says_nothing_of_this_one(desk: Desk) -> None:
+    stored, live = await desk.make(interval="hour"), await desk.make(interval="hour")
+    desk.store(stored, 7, start_ms=now_ms() - 7_200_000)
+    desk.hold(desk.account(), live, 9, 3, now_ms() - 7_200_000)
+    assert (await desk.shown(stored))["used"] == "0.00"
+    shown = await desk.shown(live)
+    assert (shown["used"], shown["held"]) == ("0.00", "0.000000003")
+
+
+async def test_what_was_passed_is_told_as_below_zero(desk: Desk) -> None:
+    made = await desk.make(unit="tokens", amount=100, mode="audit")
+    desk.hold(desk.account(), made, 130, 0)
+    assert (await desk.shown(made))["remaining"] == -30
+
+
+async def test_a_raise_has_an_end_and_is_told(desk: Desk) -> None:
+    made = await desk.make()
+    until = said(datetime.now(UTC).replace(microsecond=0) + DAY)
+    answer = await desk.api.post(
+        f"budgets/{made['id']}/raise", {"amount": "20.00", "until": until, "reason": "a fair"}
+    )
+    assert answer.status == 200, answer.json
+    raised = {"raised_to": "20.00", "raised_until": until, "raise_reason": "a fair", "remaining": "20.00"}
+    assert answer.json == {**made, **raised}
+    assert f"organization:{desk.organization}" in desk.api.counters.pushed
+
+
+@pytest.mark.parametrize("each", [None, "user"])
+async def test_a_reset_is_the_counters_work(desk: Desk, each: str | None) -> None:
+    made = await desk.make(each=each)
+    answer = await desk.api.post(f"budgets/{made['id']}/reset")
+    assert (answer.status, answer.json) == (200, made)
+    [(payload,)] = desk.api.rows("SELECT payload FROM control_write WHERE verb = 'budget'")
+    selector = {"each": each} if each else {}
+    assert payload == {"budget_id": made["id"], "account": desk.account(**selector)}
+    assert set(await desk.refusals("POST", f"budgets/{made['id']}/reset", {"amount": "1"})) == {"amount"}
+
+
+@pytest.mark.parametrize(
+    ("over", "field"),
+    [
+        ({"amount": "12.49"}, "amount"), ({"amount": 20}, "amount"),
+        ({"until": "2020-01-01T00:00:00Z"}, "until"), ({"until": "tomorrow"}, "until"),
+        ({"reason": ""}, "reason"), ({"name": "x"}, "name"),
+    ],
+)  # fmt: skip
+async def test_a_wrong_raise_is_refused_by_its_field(desk: Desk, over: dict[str, Any], field: str) -> None:
+    made = await desk.make()
+    usual = {"amount": "20", "until": said(datetime.now(UTC) + DAY), "reason": "a fair"}
+    assert set(await desk.refusals("POST", f"budgets/{made['id']}/raise", {**usual, **over})) == {field}
+
+
+async def test_everybodys_use_is_told_page_by_page(desk: Desk) -> None:
+    made = await desk.make(each="user")
+    for n in range(5):
+        desk.store(made, n * 1_000_000_000, f"{n:024x}", f"user {n}")
+    desk.hold(f"{desk.account(each='user').partition(':')[0]}:{2:024x}", made, 5_000_000_000, 1_000_000_000)
+    found: list[dict[str, Any]] = []
+    cursor = ""
+    while True:
+        page = (await desk.api.get(f"budgets/{made['id']}/accounts?limit=2{cursor}")).json
+        found += page["items"]
+        if page["next_cursor"] is None:
+            break
+        cursor = f"&cursor={page['next_cursor']}"
+    assert [each["who"] for each in found] == [f"user {n}" for n in range(5)]
+    assert [each["used"] for each in found] == ["0.00", "1.00", "5.00", "3.00", "4.00"]
+    assert (found[2]["held"], found[2]["remaining"]) == ("1.00", "7.50")
+    assert {each["resets_at"] for each in found} == {made["resets_at"]}
+
+
+async def test_the_account_that_all_others_share_is_told_as_such(desk: Desk) -> None:
+    made = await desk.make(each="user")
+    desk.store(made, 1_000_000_000, OTHERS, "")
+    desk.store(made, 2_000_000_000, f"{1:024x}", "ada")
+    found = (await desk.api.get(f"budgets/{made['id']}/accounts")).json["items"]
+    assert {each["who"]: each["shared"] for each in found} == {"": True, "ada": False}
+
+
+async def test_windows_that_are_over_have_no_accounts(desk: Desk) -> None:
+    made = await desk.make(each="user", interval="hour")
+    desk.store(made, 7, "a" * 24, "ada", now_ms() - 7_200_000)
+    assert (await desk.api.get(f"budgets/{made['id']}/accounts")).json == {"items": [], "next_cursor": None}
+
+
+async def test_a_budget_of_all_has_one_account(desk: Desk) -> None:
+    made = await desk.make(unit="tokens", amount=50)
+    desk.hold(desk.account(), made, 20, 10)
+    [one] = (await desk.api.get(f"budgets/{made['id']}/accounts")).json["items"]
+    assert one == {
+        "unit": "tokens", "who": None, "used": 20, "held": 10, "remaining": 30,
+        "resets_at": made["resets_at"], "shared": False,
+    }  # fmt: skip
+
+
+async def test_a_cursor_of_another_budget_or_kind_is_refused(desk: Desk) -> None:
+    first, second = await desk.make(each="user"), await desk.make(each="user")
+    for n in range(2):
+        desk.store(first, 1, f"{n:024x}", "u")
+    cursor = (await desk.api.get(f"budgets/{first['id']}/accounts?limit=1")).json["next_cursor"]
+    for path in (f"budgets/{second['id']}/accounts", "budgets"):
+        assert set(await desk.refusals("GET", f"{path}?cursor={cursor}", None)) == {"cursor"}
+
+
+async def test_readers_read_and_do_not_write(desk: Desk) -> None:
+    made = await desk.make()
+    reader = desk.api.acting_as(READONLY)
+    assert (await reader.get(f"budgets/{made['id']}")).status == 200
+    assert (await reader.get(f"budgets/{made['id']}/accounts")).status == 200
+    for path in ("budgets", f"budgets/{made['id']}/raise", f"budgets/{made['id']}/reset"):
+        assert (await reader.post(path, desk.usual)).status == 403
+    assert (await reader.patch(f"budgets/{made['id']}", {"name": "x"})).status == 403
+
+
+async def test_what_is_not_there_is_not_found(desk: Desk) -> None:
+    for path in ("budgets/999999999", "budgets/999999999/accounts", "budgets/x/accounts"):
+        assert (await desk.api.get(path)).status == 404
+    made = await desk.make()
+    assert (await desk.api.call("DELETE", f"budgets/{made['id']}")).status == 204
+    for path in (f"budgets/{made['id']}", f"budgets/{made['id']}/accounts"):
+        assert (await desk.api.get(path)).status == 404
+
+
+async def test_the_same_key_makes_one_budget(desk: Desk) -> None:
+    key, body = uuid4().hex, desk.usual
+    first, second = [await desk.api.post("budgets", body, key) for _ in range(2)]
+    assert (first.status, second.status) == (201, 201)
+    assert second.json == first.json
+    assert second.headers["Idempotent-Replayed"] == "true"
+
+
+async def test_who_raised_it_is_in_the_audit_log(desk: Desk) -> None:
+    made = await desk.make()
+    until = said(datetime.now(UTC).replace(microsecond=0) + DAY)
+    raised = {"amount": "20", "until": until, "reason": "a fair"}
+    await desk.api.post(f"budgets/{made['id']}/raise", raised)
+    items = (await desk.api.get(f"audit-log?resource=budgets&resource_id={made['id']}")).json["items"]
+    assert [(each["action"], each["actor"]) for each in items] == [
+        ("create", "builtin:admin"),
+        ("raise", "builtin:admin"),
+    ]
+    assert items[1]["after"].keys() == raised.keys()
+    assert (items[1]["after"]["amount"], items[1]["after"]["reason"]) == ("20", "a fair")

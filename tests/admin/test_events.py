@@ -1,0 +1,209 @@
+"""Events: what is taken in, what is known already, and why others are refused, each alone."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from gateway.core.billing.events import AGE_DAYS_MAX, AMOUNT_MAX, EVENTS_MAX, request_of
+from tests.admin.conftest import READONLY, Answer, Api
+
+BATCH = {"Content-Type": "application/cloudevents-batch+json"}
+
+
+def event(subject: str, /, **over: Any) -> dict[str, Any]:
+    usual = {
+        "specversion": "1.0", "type": "use", "source": "importer", "id": str(uuid4()), "subject": subject,
+        "time": datetime.now(UTC).isoformat(), "data": {"service": "chat", "usage": {"output": 7}},
+    }  # fmt: skip
+    return {name: value for name, value in {**usual, **over}.items() if value is not None}
+
+
+async def tenant(api: Api, name: str = "Main") -> Any:
+    plan = await api.make("token-plans", name=f"p {name}", total_amount=1000)
+    return await api.make("tenants", name=name, plan_id=plan["id"])
+
+
+def waiting(api: Api) -> list[tuple[Any, ...]]:
+    return api.rows("select id, payload from control_write where verb = 'use' order by position")
+
+
+async def test_an_event_is_a_row_and_an_intent_with_the_id_of_its_call(api: Api) -> None:
+    made = await tenant(api)
+    sent = event(f"tenant:{made['id']}", data={"service": "chat", "usage": {"input": 3, "output": 4}})
+    answer = await api.post("events", sent)
+    assert (answer.status, answer.json) == (200, {"accepted": 1, "duplicates": 0, "rejected": []})
+    [row] = (await api.get("events")).json["items"]
+    assert (row["event_id"], row["tenant_id"], row["late_tokens"]) == (sent["id"], made["id"], 0)
+    assert row["actor"] == "builtin:admin"
+    assert row["request_id"] == str(request_of("importer", sent["id"]))
+    [(write_id, payload)] = waiting(api)
+    assert str(write_id) == row["request_id"]
+    assert (payload["tokens"], payload["weighed"], payload["counts_tokens"]) == (7, 7, True)
+    assert (await api.get(f"events/{row['id']}")).json == row
+    [(after,)] = api.rows("select after from audit_log where resource = 'events'")
+    assert after == {"accepted": 1, "duplicates": 0, "rejected": []}
+
+
+async def test_redelivery_changes_nothing_even_at_the_same_moment(api: Api) -> None:
+    made = await tenant(api)
+    sent = [event(f"tenant:{made['id']}") for _ in range(5)]
+    answers = await asyncio.gather(*(api.post("events", sent) for _ in range(4)))
+    assert sum(answer.json["accepted"] for answer in answers) == 5
+    assert sum(answer.json["duplicates"] for answer in answers) == 15
+    assert len(waiting(api)) == 5
+
+
+async def test_an_idempotency_key_answers_as_at_first(api: Api) -> None:
+    made = await tenant(api)
+    sent = [event(f"tenant:{made['id']}")]
+    first, second = [await api.post("events", sent, key="once") for _ in range(2)]
+    assert (first.json, second.json) == ({"accepted": 1, "duplicates": 0, "rejected": []},) * 2
+    assert second.headers["Idempotent-Replayed"] == "true"
+    assert (await api.post("events", [], key="once")).status == 409
+
+
+async def test_while_the_counters_are_away_it_is_applied_later(api: Api) -> None:
+    made = await tenant(api)
+    api.counters.away = True
+    answer = await api.post("events", event(f"tenant:{made['id']}"))
+    assert (answer.status, answer.json["accepted"]) == (202, 1)
+
+
+async def test_who_may_only_read_sends_none(api: Api) -> None:
+    assert (await api.acting_as(READONLY).post("events", [])).status == 403
+    assert (await api.acting_as(None).post("events", [])).status == 401
+
+
+@pytest.mark.parametrize(
+    ("field", "over"),
+    [
+        ("specversion", {"specversion": "0.3"}),
+        ("id", {"id": None}),
+        ("id", {"id": ""}),
+        ("source", {"source": 7}),
+        ("type", {"type": None}),
+        ("subject", {"subject": None}),
+        ("subject", {"subject": "nobody"}),
+        ("subject", {"subject": "tenant:999999"}),
+        ("subject", {"subject": "organization:999999"}),
+        ("subject", {"subject": "organization:None"}),
+        ("subject", {"subject": "9" * 30}),
+        ("time", {"time": "yesterday"}),
+        ("time", {"time": "2026-01-01T00:00:00"}),
+        ("time", {"time": (datetime.now(UTC) + timedelta(minutes=10)).isoformat()}),
+        ("time", {"time": (datetime.now(UTC) - timedelta(days=AGE_DAYS_MAX + 1)).isoformat()}),
+        ("time", {"time": "0001-01-01T00:00:00Z"}),
+        ("datacontenttype", {"datacontenttype": "text/xml"}),
+        ("", {"data_base64": "e30="}),
+        ("", {"NoExtension": 1}),
+        ("data", {"data": None}),
+        ("data", {"data": [1]}),
+        ("data", {"data": {"service": "chat"}}),
+        ("data", {"data": {"service": "chat", "usage": {}}}),
+        ("data.service", {"data": {"service": "nothing", "units": 1}}),
+        ("data.service", {"data": {"units": 1}}),
+        ("data.usage", {"data": {"service": "chat", "units": 1}}),
+        ("data.units", {"data": {"service": "chat", "units": 10**30}}),
+        ("data.units", {"data": {"service": "chat", "units": AMOUNT_MAX + 1}}),
+        ("data.units", {"data": {"service": "chat", "units": -1}}),
+        ("data.units", {"data": {"service": "chat", "units": 0}}),
+        ("data.units", {"data": {"service": "chat", "units": 1.5}}),
+        ("data.units", {"data": {"service": "chat", "units": "1"}}),
+        ("data.units", {"data": {"service": "chat", "units": True}}),
+        ("data.usage.output", {"data": {"service": "chat", "usage": {"output": -1}}}),
+        ("data.usage.words", {"data": {"service": "chat", "usage": {"words": 1}}}),
+        ("data.usage.output", {"data": {"service": "chat", "usage": {"output": 1, "reasoning": 2}}}),
+        ("data.usage", {"data": {"service": "chat", "usage": {"input": AMOUNT_MAX, "output": AMOUNT_MAX}}}),
+        ("data.tokens", {"data": {"service": "chat", "units": 1, "tokens": 1}}),
+        ("data.project_id", {"data": {"service": "chat", "units": 1, "project_id": -1}}),
+        ("data.user", {"data": {"service": "chat", "units": 1, "user": "x" * 129}}),
+        ("data.model", {"data": {"service": "chat", "units": 1, "model": "gpt*"}}),
+    ],
+)  # fmt: skip
+async def test_a_bad_event_refuses_itself_alone_and_says_why(
+    api: Api, field: str, over: dict[str, Any]
+) -> None:
+    made = await tenant(api)
+    subject = f"tenant:{made['id']}"
+    answer = await api.post("events", [event(subject), event(subject, **over), event(subject)])
+    assert (answer.status, answer.json["accepted"]) == (200, 2), answer.json
+    [refused] = answer.json["rejected"]
+    assert (refused["index"], refused["field"]) == (1, field)
+    assert refused["reason"]
+    assert len(waiting(api)) == 2
+
+
+async def test_attributes_of_extensions_are_taken(api: Api) -> None:
+    made = await tenant(api)
+    answer = await api.post("events", event(f"tenant:{made['id']}", traceparent="00-1", dataschema="u:1"))
+    assert answer.json["accepted"] == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "status"),
+    [
+        (b'{"specversion":"1.0","specversion":"1.0"}', "application/json", 400),
+        (b'[{"data":{"units":NaN}}]', "application/json", 400),
+        (b'[{"data":{"units":1e400}}]', "application/json", 200),
+        (b"[" * 100_000, "application/json", 413),
+        (b"[" * 20_000, "application/json", 400),
+        (b"\xff\xfe[]", "application/json", 400),
+        (b"7", "application/json", 400),
+        (b"", "application/json", 400),
+        (b"[]", "application/cloudevents+json", 400),
+        (b"{}", "application/cloudevents-batch+json", 400),
+        (b"[]", "text/xml", 415),
+        (b"[]", "application/cloudevents-batch+json", 200),
+        (b"[1,null,[]]", "application/cloudevents-batch+json", 200),
+        (b"[" + b",".join([b"{}"] * (EVENTS_MAX + 1)) + b"]", "application/json", 422),
+    ],
+)
+async def test_a_body_that_is_no_batch_is_refused_whole(
+    api: Api, data: bytes, kind: str, status: int
+) -> None:
+    answer: Answer = await api.call("POST", "events", data=data, headers={"Content-Type": kind})
+    assert answer.status == status, answer.raw[:200]
+    assert waiting(api) == []
+    if status == 200:
+        assert answer.json["accepted"] == 0
+
+
+async def test_a_subject_is_a_tenant_or_an_organization_with_one(api: Api) -> None:
+    made = await tenant(api, "Only")
+    await tenant(api, "Same")
+    await tenant(api, "Same 2")
+    organization = made["organization_id"]
+    subjects = [f"organization:{organization}", str(made["id"]), "Only", "tenant:Only"]
+    answer = await api.post("events", [event(each) for each in subjects])
+    assert answer.json == {"accepted": 4, "duplicates": 0, "rejected": []}
+    await api.make("tenants", name="Second", organization_id=organization)
+    answer = await api.post("events", event(f"organization:{organization}"))
+    assert [each["field"] for each in answer.json["rejected"]] == ["subject"]
+    assert {row[0] for row in api.rows("select distinct tenant_id from use_event")} == {made["id"]}
+
+
+async def test_use_costs_what_its_model_cost_at_its_time(api: Api) -> None:
+    made = await tenant(api)
+    [(own,)] = api.rows("select id from business_model where meter = 'pay_per_use'")
+    service = await api.make(
+        "services", name="At cost", key="at-cost", credits=0, service_type="Pay-As-You-Go",
+        business_model_id=own, pricing={"at_cost": {"markup": "1"}},
+    )  # fmt: skip
+    now = datetime.now(UTC)
+    for days, price in ((30, "1"), (10, "2")):
+        await api.make(
+            "prices", model="dated", currency="USD", input=price,
+            effective_from=(now - timedelta(days=days)).isoformat(),
+        )  # fmt: skip
+    data = {"service": service["key"], "model": "dated", "usage": {"input": 1_000_000}}
+    subject = f"tenant:{made['id']}"
+    sent = [event(subject, data=data, time=(now - timedelta(days=days)).isoformat()) for days in (40, 20, 5)]
+    answer = await api.post("events", sent)
+    assert [(each["index"], each["field"]) for each in answer.json["rejected"]] == [(0, "data.model")]
+    assert [payload["units"] for _, payload in waiting(api)] == [1_000_000_000, 2_000_000_000]
+    assert [payload["money"] for _, payload in waiting(api)] == [1_000_000_000, 2_000_000_000]

@@ -1,0 +1,99 @@
+"""How many instructions one call takes of a gateway worker, counted by callgrind.
+
+They are the same however busy the machine is, where microseconds are not. What the kernel does for a call
+is not among them, nor what the worker does by the clock: that is counted while it is idle, and taken off.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+from tests.bench.machine import BenchError
+
+# A worker so counted runs 30 to 50 times slower, and forks nothing.
+VALGRIND = (
+    "valgrind", "--tool=callgrind", "--instr-atstart=no", "--compress-strings=no", "--compress-pos=no",
+)  # fmt: skip
+DUMP_S_MAX = 60.0
+_LINE = re.compile(r"^\s*([\d,]+) \([^)]*\)\s+(.*)$")
+_PLACE = re.compile(r"(?:.*?:)?(?P<name>[^:\[']+)(?:'\d+)? \[(?P<object>[^\]]*)\]$")
+
+
+def inside(folder: str) -> str:
+    """What has a worker start itself again under valgrind: a part of a `sitecustomize`."""
+    command = [*VALGRIND, f"--callgrind-out-file={folder}/callgrind.out"]
+    return f"""
+import os, sys
+if sys.orig_argv[-2:] == ["serve", "--worker"] and "COUNTED" not in os.environ:
+    os.environ["COUNTED"] = "1"
+    command = {command!r}
+    os.execvp(command[0], [*command, sys.executable, *sys.orig_argv[1:]])
+"""
+
+
+def begin(pid: int) -> None:
+    """Count from here on."""
+    _control("--instr=on", pid)
+
+
+def written(pid: int, folder: Path) -> Path:
+    """Where what was counted since is written; count from here on."""
+    before = set(folder.glob("callgrind.out.*"))
+    _control("--dump", pid)
+    deadline = time.monotonic() + DUMP_S_MAX
+    while time.monotonic() < deadline:
+        new = set(folder.glob("callgrind.out.*")) - before
+        if found := [one for one in new if one.stat().st_size]:
+            return found[0]
+        time.sleep(0.2)
+    raise BenchError("callgrind has written nothing")
+
+
+def report(busy: Path, idle: Path, idle_share: float, calls: int, top: int) -> str:
+    """What a call took: in total, by object file, by function, and by function with all it calls.
+
+    What was counted while the worker was `idle` is not a call's: so many times that is left out.
+    """
+    own, inclusive = _less(busy, idle, idle_share, "no"), _less(busy, idle, idle_share, "yes")
+    by_object: Counter[str] = Counter()
+    for name, count in own.items():
+        by_object[name.rpartition("[")[2].rstrip("]")] += count
+    lines = [f"{by_object.total() / calls:,.0f} instructions a call, of {calls} calls"]
+    for title, counted in (
+        ("by object file", by_object), ("by function", own), ("with all it calls", inclusive),
+    ):  # fmt: skip
+        lines.append(f"\n{title}")
+        lines += [f"{count / calls:12,.0f}  {name}" for name, count in counted.most_common(top)]
+    return "\n".join(lines)
+
+
+def _less(busy: Path, idle: Path, idle_share: float, inclusive: str) -> Counter[str]:
+    found, out = _functions(busy, inclusive), _functions(idle, inclusive)
+    for name, count in out.items():
+        found[name] -= round(count * idle_share)
+    return found
+
+
+def _functions(written: Path, inclusive: str) -> Counter[str]:
+    """Instructions by function; of one that calls itself the most at any depth, where all it calls counts."""
+    command = ["callgrind_annotate", "--threshold=100", f"--inclusive={inclusive}", str(written)]
+    annotated = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found: Counter[str] = Counter()
+    for line in annotated.splitlines():
+        counted = _LINE.match(line)
+        place = None if counted is None else _PLACE.match(counted[2])
+        if counted is None or place is None or place["object"] == "???":
+            continue
+        name, count = f"{place['name']} [{Path(place['object']).name}]", int(counted[1].replace(",", ""))
+        found[name] = max(found[name], count) if inclusive == "yes" else found[name] + count
+    return found
+
+
+def _control(what: str, pid: int) -> None:
+    done = subprocess.run(["callgrind_control", what, str(pid)], capture_output=True, text=True, check=False)
+    if done.returncode or "OK" not in done.stdout:
+        raise BenchError(f"callgrind_control {what}: {(done.stdout + done.stderr).strip()[-300:]}")

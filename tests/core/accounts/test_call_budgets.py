@@ -1,0 +1,185 @@
+"""Which budgets a call takes from: found once, told again at the next boundary, never left out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from gateway.core.accounts.budgets import (
+    BUDGET_ACCOUNTS_MAX,
+    DEFINED_WINDOW,
+    MONEY,
+    TOKENS,
+    Asked,
+    Budget,
+    account_of,
+)
+from gateway.core.accounts.call_budgets import KnownBudgets, OrganizationBudgets
+from gateway.core.calls.call import Call
+from gateway.core.model import GENERIC, Attribution, BudgetWindow, Caller
+from gateway.errors import CountersUnavailable, TooManyBudgets
+
+NOW = round(datetime.fromisoformat("2026-05-05T05:05:05Z").timestamp() * 1000)
+MONTH = Budget(1, "all, a month", MONEY, 5_000, "month")
+HOUR = Budget(2, "all, an hour", TOKENS, 100, "hour", enforce=False)
+MINE = Budget(3, "mine", "requests", 10, "day", user="ada")
+EACH = Budget(4, "everybody", MONEY, 10, "day", each="user")
+OPUS = Budget(5, "opus", MONEY, 10, "day", model="claude-opus-*")
+SESSION = Budget(6, "runs", MONEY, 10, "total", each="session")
+NAMES: dict[str, Any] = {
+    "tenant_id": 3, "user": "ada", "api_key_id": 40, "project_id": 9, "model": "gpt*", "service_id": 2,
+}  # fmt: skip
+CALL = Asked(3, 40, 2, "ada", 9, ("gpt-5",), "s-1")
+
+
+def of(*budgets: Budget, organization_id: int = 1) -> OrganizationBudgets:
+    return OrganizationBudgets(organization_id, budgets, "EUR")
+
+
+def test_a_call_takes_from_every_account_that_fits() -> None:
+    found = of(MONTH, HOUR, MINE, EACH, OPUS).find(CALL, NOW)
+    names = [account_of(1, MONTH), account_of(1, MINE), account_of(1, EACH, "ada")]
+    assert [one.name for one in found.accounts] == names
+    assert [one.enforced for one in found.accounts] == [True, True, True]
+    assert len(found.accounts[0].defined) == 2 * DEFINED_WINDOW.size
+    assert found.units == {MONEY, TOKENS, "requests"}
+    assert found.enforced == {MONEY, "requests"}
+    assert found.until_ms == NOW - NOW % 3_600_000 + 3_600_000
+    assert found.by_id == {one.id: one for one in (MONTH, HOUR, MINE, EACH, OPUS)}
+
+
+def test_what_is_kept_of_each_caller_is_its_accounts_alone() -> None:
+    """Callers say who they are: what many of them have in common is there once."""
+    budgets = of(MONTH, HOUR, MINE, EACH, OPUS)
+    one, other = (budgets.find(CALL._replace(user=user), NOW) for user in ("eve", "mallory"))
+    assert one.units is other.units
+    assert one.enforced is other.enforced
+    assert one.by_id is other.by_id
+
+
+def test_an_account_is_enforced_where_one_of_its_windows_is() -> None:
+    (account,) = of(HOUR).find(CALL, NOW).accounts
+    assert not account.enforced
+    (account,) = of(HOUR, MONTH).find(CALL, NOW).accounts
+    assert account.enforced
+
+
+@pytest.mark.parametrize("models", [("claude-opus-5",), ("x", "Claude-Opus-5"), ("x", "y", "claude-opus-")])
+def test_every_model_that_may_answer_counts(models: tuple[str, ...]) -> None:
+    assert of(OPUS).find(CALL._replace(models=models), NOW).accounts
+
+
+def test_what_was_found_is_kept_until_a_window_ends() -> None:
+    known, budgets = KnownBudgets(), of(MONTH, HOUR, EACH)
+    found = known.find(budgets, CALL, NOW)
+    assert known.find(budgets, CALL, found.until_ms - 1) is found
+    later = known.find(budgets, CALL, found.until_ms)
+    assert later is not found
+    assert later.until_ms == found.until_ms + 3_600_000
+    assert later.accounts[0].defined != found.accounts[0].defined
+    # What has not ended is the same object: nothing is made anew for it.
+    assert later.accounts[1].defined is found.accounts[1].defined
+
+
+def test_a_raise_ends_when_it_says() -> None:
+    raised = replace(MONTH, raised_to=9_000, raised_until_ms=NOW + 5)
+    known, budgets = KnownBudgets(), of(raised)
+    limits = [
+        DEFINED_WINDOW.read(known.find(budgets, CALL, at).accounts[0].defined)["limit"]
+        for at in (NOW, NOW + 4, NOW + 5)
+    ]
+    assert limits == [9_000, 9_000, 5_000]
+
+
+def test_budgets_that_changed_are_found_anew() -> None:
+    known = KnownBudgets()
+    before = known.find(of(MONTH), CALL, NOW)
+    after = known.find(of(replace(MONTH, amount=1)), CALL, NOW)
+    assert before.accounts[0].name == after.accounts[0].name
+    assert before.accounts[0].defined != after.accounts[0].defined
+    assert len(known) == 1
+
+
+def test_what_no_budget_asks_for_tells_no_calls_apart() -> None:
+    caller, said = Caller(1, 3, 40, 0), Attribution("ada", project_id=9, session="s")
+    call = Call("m", GENERIC, b"", "gpt-5", models_beside=("x",))
+    alike = of(MONTH).asked(caller, 2, said, call)
+    assert alike == of(HOUR).asked(Caller(1, 4, 41, 0), 3, Attribution(), Call("m", GENERIC, b""))
+    every = of(*(replace(MONTH, **{name: value}) for name, value in NAMES.items()), EACH, SESSION)
+    assert every.asked(caller, 2, said, call) == Asked(3, 40, 2, "ada", 9, ("gpt-5", "x"), "s")
+    for name, value in NAMES.items():
+        place = Asked._fields.index("models" if name == "model" else name)
+        asked = of(replace(MONTH, **{name: value})).asked(caller, 2, said, call)
+        assert asked[place]
+        assert not any(each for at, each in enumerate(asked) if at != place)
+
+
+@pytest.mark.parametrize(
+    ("each", "asked"),
+    [
+        ("user", Asked(0, 0, 0, "ada")),
+        ("key", Asked(0, 40, 0)),
+        ("project", Asked(0, 0, 0, "", 9)),
+        ("session", Asked(0, 0, 0, session="s")),
+    ],
+)
+def test_whose_account_of_each_it_is_is_asked_for(each: str, asked: Asked) -> None:
+    said = Attribution("ada", project_id=9, session="s")
+    call = Call("m", GENERIC, b"", "gpt-5")
+    assert of(replace(MONTH, each=each)).asked(Caller(1, 3, 40, 0), 2, said, call) == asked
+
+
+def test_what_is_kept_is_bounded_and_the_latest_stays() -> None:
+    known, budgets = KnownBudgets(most=3), of(EACH)
+    first = known.find(budgets, CALL, NOW)
+    for number in range(5):
+        known.find(budgets, CALL._replace(user=f"u{number}"), NOW)
+        assert known.find(budgets, CALL, NOW) is first
+    assert len(known) == 3
+
+
+def test_organizations_share_nothing() -> None:
+    known = KnownBudgets()
+    one, other = (known.find(of(MONTH, organization_id=which), CALL, NOW) for which in (1, 2))
+    assert one.accounts[0].name != other.accounts[0].name
+
+
+def test_a_call_of_too_many_accounts_is_not_let_past_one() -> None:
+    many = [
+        replace(MONTH, id=10 * length + tenant, model=f"{'gpt-5-mini'[:length]}*", tenant_id=tenant)
+        for length in range(1, 10)
+        for tenant in (0, 3)
+    ]
+    fitting = CALL._replace(models=("gpt-5-mini",))
+    assert len(of(*many[:BUDGET_ACCOUNTS_MAX]).find(fitting, NOW).accounts) == BUDGET_ACCOUNTS_MAX
+    with pytest.raises(TooManyBudgets, match="18 budgets, of 16"):
+        of(*many).find(fitting, NOW)
+
+
+def test_a_zone_nobody_knows_refuses() -> None:
+    with pytest.raises(CountersUnavailable):
+        of(replace(MONTH, time_zone="Moon/Tranquility")).find(CALL, NOW)
+
+
+def test_a_caller_is_told_of_budgets_whatever_it_may_ask_for() -> None:
+    served = replace(OPUS, id=6, service_id=77, model="")
+    told = of(MONTH, MINE, EACH, OPUS, served, replace(MINE, id=7, user="bob")).of_caller(CALL)
+    assert [one.id for _, one in told] == [1, 3, 4, 5, 6]
+    assert {one.id: name for name, one in told}[4] == account_of(1, EACH, "ada")
+
+
+def test_the_user_of_a_call_is_its_keys_own_first() -> None:
+    caller, budgets = Caller(1, 3, 40, 0, user="eve"), of(EACH)
+    call = Call("m", GENERIC, b"", "gpt-5", user="dan")
+    assert budgets.asked(caller, 2, Attribution("bob"), call)[3] == "eve"
+    assert budgets.asked(replace(caller, user=""), 2, Attribution("bob"), call)[3] == "bob"
+    assert budgets.asked(replace(caller, user=""), 2, Attribution(), call)[3] == "dan"
+
+
+def test_a_window_is_named() -> None:
+    found = of(MONTH).find(CALL, NOW)
+    assert found.named(BudgetWindow(1, 5, 1, 0, 1)) == BudgetWindow(1, 5, 1, 0, 1, "all, a month", "EUR")
+    assert found.named(BudgetWindow(99, 5, 1, 0, 1)).name == "99"

@@ -1,0 +1,160 @@
+"""What is told of a budget: each part of it that is reached, and when it is used up at its pace."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.core.accounts.budgets import INTERVALS, bounds
+from gateway.core.alerts.budgets import (
+    LOOK_BACK_MS,
+    TOTAL_AHEAD_MS,
+    RunningWindow,
+    Sample,
+    Samples,
+    Told,
+    crossed,
+    exceeds,
+    exhausted_ms,
+    remembered,
+)
+from gateway.core.moments import DAY_MS, HOUR_MS
+
+PARTS = (Decimal("0.5"), Decimal("0.8"), Decimal(1))
+NEVER = Samples()
+NOTHING = Told()
+HALF, ALL = NOTHING.and_of(PARTS[:1], False, 100), NOTHING.and_of(PARTS, True, 100)
+
+
+def month(used: int, limit: int = 100) -> RunningWindow:
+    return RunningWindow("month", 0, 30 * DAY_MS, limit, used)
+
+
+def test_each_part_is_told_once() -> None:
+    assert crossed(PARTS, NOTHING, 49, 100) == []
+    assert crossed(PARTS, NOTHING, 50, 100) == [Decimal("0.5")]
+    assert crossed(PARTS, HALF, 79, 100) == []
+    assert crossed(PARTS, HALF, 120, 100) == [Decimal("0.8"), Decimal(1)]
+    assert crossed(PARTS, ALL, 1_000, 100) == []
+
+
+def test_a_part_is_reached_to_the_last_unit() -> None:
+    limit = 2**53 - 1
+    least = -(-limit * 8 // 10)
+    assert crossed([Decimal("0.8")], NOTHING, least, limit) == [Decimal("0.8")]
+    assert crossed([Decimal("0.8")], NOTHING, least - 1, limit) == []
+
+
+@given(st.lists(st.integers(0, 10**15)), st.integers(1, 10**15))
+def test_however_use_grows_each_part_is_told_once(uses: list[int], limit: int) -> None:
+    told, parts, used = NOTHING, list[Decimal](), 0
+    for more in uses:
+        used += more
+        parts += (found := crossed(PARTS, told, used, limit))
+        told = told.and_of(found, exceeds(told, used, limit), limit)
+    assert parts == [part for part in PARTS if used >= part * limit]
+    assert told.exceeded == (used >= limit)
+    assert not exceeds(told, used, limit)
+
+
+def test_a_raised_amount_is_told_once_more() -> None:
+    """80 of 100 and 75 of 150 were told as 80: what is told of 150 lies beyond 100."""
+    assert crossed(PARTS, ALL, 119, 150) == []
+    assert crossed(PARTS, ALL, 120, 150) == [Decimal("0.8")]
+    assert not exceeds(ALL, 149, 150)
+    assert exceeds(ALL, 150, 150)
+    raised = ALL.and_of(PARTS[1:], True, 150)
+    assert crossed(PARTS, raised, 1_000, 150) == []
+    assert not exceeds(raised, 1_000, 150)
+    assert not exceeds(raised, 1_000, 100)  # the raise is over
+
+
+def test_of_a_smaller_amount_higher_parts_are_told() -> None:
+    assert crossed(PARTS, HALF, 49, 50) == [Decimal("0.8")]
+    assert exceeds(HALF, 50, 50)
+
+
+def test_the_pace_of_the_window_so_far() -> None:
+    """Half in ten days of thirty: the other half lasts ten days more."""
+    assert exhausted_ms(month(50), NEVER, 10 * DAY_MS) == 20 * DAY_MS
+    assert exhausted_ms(month(33), NEVER, 10 * DAY_MS) is None
+
+
+def test_the_pace_of_the_last_days_where_there_are_any() -> None:
+    """Slow for two weeks, then fast."""
+    samples = Samples(Sample(20, 14 * DAY_MS), None)
+    assert exhausted_ms(month(60), NEVER, 21 * DAY_MS) is None
+    assert exhausted_ms(month(60), samples, 21 * DAY_MS) == 28 * DAY_MS
+    assert exhausted_ms(month(60), Samples(Sample(60, 14 * DAY_MS), None), 21 * DAY_MS) is None
+
+
+def test_a_pace_is_believed_after_a_while() -> None:
+    assert exhausted_ms(month(9), NEVER, DAY_MS // 2) is None
+    assert exhausted_ms(month(50), NEVER, HOUR_MS) is None
+    assert exhausted_ms(month(50), NEVER, 8 * HOUR_MS) == 16 * HOUR_MS
+
+
+def test_what_is_used_up_is_not_foreseen() -> None:
+    assert exhausted_ms(month(100), NEVER, DAY_MS) is None
+    assert exhausted_ms(month(101), NEVER, DAY_MS) is None
+
+
+def test_what_never_begins_again_is_foreseen_some_days_ahead() -> None:
+    total = RunningWindow("total", 0, 0, 100, 50)
+    assert exhausted_ms(total, NEVER, 6 * DAY_MS) == 12 * DAY_MS
+    assert exhausted_ms(total, NEVER, 8 * DAY_MS) is None
+
+
+def test_samples_are_a_look_back_apart() -> None:
+    back = LOOK_BACK_MS["month"]
+    first = remembered(NEVER, month(10), 0)
+    assert first == Samples(None, Sample(10, 0))
+    assert remembered(first, month(20), back - 1) == first
+    second = remembered(first, month(20), back)
+    assert second == Samples(Sample(10, 0), Sample(20, back))
+    assert remembered(second, month(30), 2 * back) == Samples(Sample(20, back), Sample(30, 2 * back))
+
+
+def test_what_was_set_back_begins_anew() -> None:
+    samples = Samples(Sample(50, 0), Sample(70, DAY_MS))
+    assert remembered(samples, month(5), 2 * DAY_MS) == Samples(None, Sample(5, 2 * DAY_MS))
+
+
+@given(
+    st.sampled_from(INTERVALS),
+    st.integers(0, 4 * 10**12),
+    st.floats(0, 1),
+    st.tuples(st.integers(0, 2**53), st.integers(1, 2**53)),
+    st.none() | st.tuples(st.integers(0, 2**53), st.floats(0, 1)),
+)
+def test_an_end_lies_between_now_and_the_next_window(
+    interval: str, at: int, passed: float, amounts: tuple[int, int], before: tuple[int, float] | None
+) -> None:
+    used, limit = amounts
+    start, next_, _ = bounds(interval, "Europe/Berlin", 1, at)
+    now = start + int(((next_ or start + 400 * DAY_MS) - start) * passed)
+    samples = Samples(Sample(before[0], start + int((now - start) * before[1])) if before else None, None)
+    end = exhausted_ms(RunningWindow(interval, start, next_, limit, used), samples, now)
+    if end is not None:
+        assert limit / 10 <= used < limit
+        assert now <= end < (next_ or now + TOTAL_AHEAD_MS)
+
+
+@given(st.integers(10, 99), st.integers(10, 99), st.integers(1, 29))
+def test_who_has_used_more_is_told_no_later(one: int, other: int, day: int) -> None:
+    less, more = sorted([one, other])
+    ends = [exhausted_ms(month(used), NEVER, day * DAY_MS) for used in (less, more)]
+    if ends[0] is not None:
+        assert ends[1] is not None
+        assert ends[1] <= ends[0]
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**9), st.integers(1, 700))
+def test_at_an_even_pace_the_end_is_exact(pace: int, limit: int, hours: int) -> None:
+    used = pace * hours
+    end = exhausted_ms(month(used, limit), NEVER, hours * HOUR_MS)
+    if end is not None:
+        assert (end - 1) * pace < limit * HOUR_MS
+        assert limit * HOUR_MS < (end + 2) * pace + pace * HOUR_MS

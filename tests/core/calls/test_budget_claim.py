@@ -1,0 +1,118 @@
+"""What a call claims of budgets, and to how much output what they hold of it binds it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.core.billing.cost import cost_nano
+from gateway.core.billing.rate import TokenRate
+from gateway.core.billing.vector import KINDS, Vector
+from gateway.core.calls.budget_claim import BudgetClaim, budget_bound, budget_claim
+from gateway.core.calls.call import Call
+from gateway.core.calls.estimate import Estimate
+from gateway.core.model import INTEGER_MAX, Decision, Family, Verdict
+
+MILLION = 1_000_000
+MONEY, TOKENS = frozenset({"money"}), frozenset({"tokens"})
+
+
+def price(read: int, written: int, price_id: int = 1) -> Vector:
+    """A price in nano-units a token."""
+    each = ((written if "output" in kind or kind == "reasoning" else read) * MILLION for kind in KINDS)
+    return Vector(price_id, "USD", tuple(each))
+
+
+def call(choices: int = 1, input_bytes: int = 300) -> Call:
+    return Call("openai_chat", Family("openai"), b"", "m", choices=choices, input_bytes=input_bytes)
+
+
+# 300 bytes: 100 tokens by their mean, 150 at most.
+OPEN = Estimate(need=300, ceiling=1_150, least=151, read=150)
+STATED = Estimate(need=1_100, ceiling=1_150, least=0, read=150)
+
+
+def held(money: int = 0, raw: int = 0) -> Decision:
+    return Decision(Verdict.ADMITTED, money_held=money, raw_held=raw)
+
+
+def test_what_is_likely_is_claimed_and_all_it_could_use_under_a_strict_plan() -> None:
+    claim = budget_claim([price(2, 5)], OPEN, call())
+    assert claim.money == 100 * 2 + 200 * 5
+    assert claim.money_most == 150 * 2 + 1_000 * 5
+    assert claim.money_least == 150 * 2 + 5
+    assert (claim.raw_most, claim.raw_tokens) == (1_150, 300)
+
+
+def test_a_stated_maximum_is_claimed_whole() -> None:
+    claim = budget_claim([price(2, 5)], STATED, call())
+    assert claim.money == 100 * 2 + 1_000 * 5
+    assert claim.money_least == 0
+
+
+def test_of_the_models_that_may_answer_the_dearest_is_claimed() -> None:
+    claim = budget_claim([price(2, 5), price(1, 50, 2)], OPEN, call())
+    assert claim.money == 100 * 2 + 200 * 50
+    assert claim.dearest == TokenRate(150, 2 * MILLION, 50 * MILLION, in_money=True)
+
+
+def test_without_a_price_there_is_no_money() -> None:
+    claim = budget_claim([], OPEN, call())
+    assert claim == BudgetClaim(raw_tokens=300, raw_most=1_150)
+    assert budget_bound(claim, call(), OPEN, held(0, 300), MONEY | TOKENS) is None
+
+
+def test_a_claim_is_counted_exactly_or_at_its_most() -> None:
+    claim = budget_claim([price(10**15, 10**15)], OPEN, call())
+    assert claim.money_most == claim.money == INTEGER_MAX
+
+
+def test_a_hold_that_was_cut_or_is_strict_binds_the_answer() -> None:
+    claim = budget_claim([price(2, 5)], OPEN, call())
+    assert budget_bound(claim, call(), OPEN, held(claim.money, 300), MONEY | TOKENS) is None
+    assert budget_bound(claim, call(), OPEN, held(150 * 2 + 40 * 5), MONEY) == 40
+    assert budget_bound(claim, call(choices=2), OPEN, held(150 * 2 + 40 * 5), MONEY) == 20
+    assert budget_bound(claim, call(), OPEN, held(claim.money_most), MONEY) == 1_000
+    assert budget_bound(claim, call(), OPEN, held(claim.money, 200), MONEY | TOKENS) == 50
+    assert budget_bound(claim, call(), OPEN, held(claim.money_least, 1_150), MONEY | TOKENS) == 1
+
+
+def test_what_only_counts_binds_nothing() -> None:
+    claim = budget_claim([price(2, 5)], OPEN, call())
+    assert budget_bound(claim, call(), OPEN, held(claim.money_least, 160), frozenset()) is None
+    assert budget_bound(claim, call(), OPEN, held(claim.money_least, 300), TOKENS) is None
+
+
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 10**6),
+    st.integers(1, 10_000),
+    st.integers(0, 5_000),
+    st.integers(1, 4),
+    st.integers(1, 4_000),
+)
+def test_an_answer_within_its_bound_never_costs_more_than_is_held(  # noqa: PLR0917  # a call, drawn
+    read_price: int, write_price: int, read: int, output: int, choices: int, used: int
+) -> None:
+    """The input at its worst, and each choice as long as it may be."""
+    estimate = Estimate(read + output, read + 9_000 * choices, read + choices, read)
+    one, vector = call(choices, read * 2), price(read_price, write_price)
+    claim = budget_claim([vector], estimate, one)
+    least, most = claim.money_least, claim.money_most
+    for money in {least, (least + most) // 2, most} - {claim.money}:
+        bound = budget_bound(claim, one, estimate, held(money), MONEY)
+        if bound is not None and money >= read * read_price + choices * write_price:
+            counts = [0] * len(KINDS)
+            counts[0], counts[KINDS.index("output")] = read, min(used, bound) * choices
+            assert cost_nano(vector, counts) <= money
+
+
+def test_a_rate_pays_as_many_tokens_as_its_money_covers() -> None:
+    rate = TokenRate(100, 2 * MILLION, 5 * MILLION, fixed=7, in_money=True)
+    for nano in (0, 7, 8, 106, 207, 208, 212, 1_207):
+        tokens = rate.paid(nano)
+        assert rate.seen(tokens) <= nano or tokens == 0
+        assert rate.seen(tokens + 1) > nano
+    assert replace(rate, output=0).paid(300) > 10**12

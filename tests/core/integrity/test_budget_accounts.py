@@ -1,0 +1,111 @@
+"""Accounts of budgets as they have to be: stored and waiting together, beside what the counters have."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gateway.core.accounts.budget_figures import LiveWindow
+from gateway.core.accounts.budgets import Budget, account_of, defined
+from gateway.core.accounts.ledger import Budgeted, EventKind
+from gateway.core.integrity.budget_accounts import (
+    BudgetAccountUse,
+    as_they_should_be,
+    differences,
+    differing,
+    forgettable,
+    waiting_in,
+    windows_at,
+)
+from gateway.core.integrity.reconciliation import Kind, Reconciled
+from gateway.core.model import INTEGER_MAX
+from tests.builders import encode
+from tests.persistence.scenario import BLANK
+
+NOW = 1_789_800_000_000
+DAY = 1_789_776_000_000
+A, B = "a" * 24, "b" * 24
+PLAIN = Budget(1, "plain", "money", 100, "day")
+TOKENS = Budget(2, "tokens", "tokens", 100, "total")
+EACH = Budget(3, "each", "requests", 100, "day", each="session")
+PREFIX = account_of(7, EACH).partition(":")[0]
+
+
+def live(budget: int, start_ms: int, used: int) -> dict[int, LiveWindow]:
+    """A window in the counters."""
+    return {budget: LiveWindow(budget, used, 0, start_ms)}
+
+
+def accounts(
+    stored: dict[Budgeted, int], waiting: dict[Budgeted, int] | None = None, *there: str
+) -> dict[str, BudgetAccountUse]:
+    found = as_they_should_be(7, (PLAIN, TOKENS, EACH), stored, waiting or {}, NOW, there)
+    return {one.name: one for one in found}
+
+
+def test_an_account_is_what_is_stored_and_what_waits() -> None:
+    window = Budgeted(1, DAY)
+    found = accounts({window: 5, Budgeted(1, DAY - 1): 99}, {window: 3, Budgeted(2, 0): 7})
+    account = found[account_of(7, PLAIN)]
+    assert account.windows == (window, Budgeted(2, 0))
+    assert account.used == (8, 7)
+    assert account.defined == defined((PLAIN, TOKENS), NOW)
+
+
+def test_somebodys_account_is_there_where_anything_is_used_now() -> None:
+    stored = {Budgeted(3, DAY, A): 5, Budgeted(3, 1, B): 9}
+    found = accounts(stored, {Budgeted(3, DAY, B): 1}, f"{PREFIX}:other")
+    assert {name: one.used for name, one in found.items() if ":" in name} == {
+        f"{PREFIX}:{A}": (5,), f"{PREFIX}:{B}": (1,), f"{PREFIX}:other": (0,),
+    }  # fmt: skip
+
+
+def test_what_is_given_back_leaves_nothing_below_0() -> None:
+    assert accounts({Budgeted(1, DAY): 5}, {Budgeted(1, DAY): -9})[account_of(7, PLAIN)].used == (0, 0)
+
+
+def test_entries_that_wait_count_in_each_budgets_unit() -> None:
+    windows = (Budgeted(1, DAY), Budgeted(2, 0), Budgeted(3, DAY, A), Budgeted(9, DAY))
+    entry = encode(replace(BLANK, money=5, raw_tokens=7, requests=1, budgets=windows))
+    assert waiting_in([entry, b"broken", entry], (PLAIN, TOKENS, EACH)) == {
+        windows[0]: 10, windows[1]: 14, windows[2]: 2,
+    }  # fmt: skip
+    reset = encode(replace(BLANK, kind=int(EventKind.BUDGET), money=4, budgets=windows[:1]))
+    assert waiting_in([entry, reset], (PLAIN,)) == {windows[0]: 1}
+    assert windows_at((PLAIN, TOKENS), NOW) == [windows[0], windows[1]]
+
+
+def test_only_what_differs_is_told() -> None:
+    name, total = account_of(7, PLAIN), live(2, 0, 0)
+    known = accounts({Budgeted(1, DAY): 5, Budgeted(3, DAY, A): 2}).values()
+    right = {name: live(1, DAY, 5) | total, f"{PREFIX}:{A}": live(3, DAY, 2)}
+    assert (differing(known, right), list(differences(known, right))) == ([], [])
+    for window, difference in (
+        (live(1, DAY, 6), 1),
+        (live(1, DAY, 3), -2),
+        (live(1, DAY - 1, 9), -5),  # it has not rolled on
+        ({}, -5),
+    ):
+        wrong = right | {name: window | total}
+        [item] = differences(known, wrong)
+        assert (item.account, item.difference) == ("budget:1", difference)
+        assert [one.name for one in differing(known, wrong)] == [name]
+        assert bool(differing(known, wrong, less_only=True)) is (difference < 0)
+    assert differing(known, right | {name: live(1, DAY + 1, 0) | total}) == []
+
+
+def test_both_sides_count_to_the_largest_exact_number() -> None:
+    name = account_of(7, PLAIN)
+    known = accounts({Budgeted(1, DAY): INTEGER_MAX}, {Budgeted(1, DAY): 5}).values()
+    full = {name: live(1, DAY, INTEGER_MAX) | live(2, 0, 0)}
+    assert differing(known, full) == []
+    [item] = differences(known, full)
+    assert (item.account, item.kind, item.difference) == ("budget:1", Kind.FULL, 0)
+    assert Reconciled(1, 0, (item,)).faults == ()
+    [item] = differences(known, {name: live(1, DAY, 5) | live(2, 0, 0)})
+    assert item.kind is Kind.DRIFT
+
+
+def test_accounts_of_sessions_may_be_forgotten() -> None:
+    known = accounts({Budgeted(3, DAY, A): 2}).values()
+    assert [item.account for item in differences(known, {})] == [f"budget:3:{A}"]
+    assert list(differences(known, {}, forgettable((PLAIN, EACH)))) == []

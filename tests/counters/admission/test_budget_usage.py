@@ -1,0 +1,91 @@
+"""What a key holder is told of budgets: of the window it is now, in the unit they count."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from gateway.core.accounts.budgets import MONEY, TOKENS, Budget, account_of, bounds, defined
+from gateway.core.model import Attribution, BudgetAccount, Caller
+from gateway.counters.admission.budget_usage import BUDGETS_TOLD_MAX
+from gateway.counters.admission.usage import Usages
+from gateway.errors import RateLimited
+from tests.builders import World, driven
+from tests.counters.conftest import Connect
+
+DAY_MS = 86_400_000
+DAILY = Budget(1, "a day", MONEY, 5_000_000_000, "day")
+TOTAL = Budget(2, "ever", TOKENS, 900, "total")
+
+
+def account(world: World, *budgets: Budget, value: str = "") -> BudgetAccount:
+    name = account_of(world.caller.organization_id, budgets[0], value)
+    return BudgetAccount(name, defined(budgets, world.now_ms()), enforced=True)
+
+
+async def told(connect: Connect, world: World, *found: tuple[str, Budget]) -> list[dict[str, Any]]:
+    usages = Usages(await connect(world.url), lambda: 0.0, lambda caller, said: found)
+    answered = json.loads(await driven(usages.usage_of(world.caller)))
+    return [limit for limit in answered["limits"] if limit["scope"] == "budget"]
+
+
+async def test_what_is_used_and_held_of_each(connect: Connect, world: World) -> None:
+    world.plan(None)
+    both = account(world, DAILY, TOTAL)
+    world.reserve(budgets=(both,), money=900_000_000, raw_tokens=70).settle(money=500_000_001, raw_tokens=60)
+    world.reserve(budgets=(both,), money=1_000_000_000, raw_tokens=40)
+    mine = replace(DAILY, id=3, name="mine", each="user")
+    names = [(both.name, DAILY), (both.name, TOTAL), (account(world, mine, value="ada").name, mine)]
+    first, second, third = await told(connect, world, *names)
+    next_ = bounds("day", "UTC", 1, world.now_ms())[1]
+    at = datetime.fromtimestamp(next_ / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    assert first == {
+        "scope": "budget", "name": "a day", "unit": "money", "limit": "5", "used": "0.500000001",
+        "remaining": "3.499999999", "reset_at": at,
+    }  # fmt: skip
+    assert second == {
+        "scope": "budget", "name": "ever", "unit": "tokens", "limit": 900, "used": 60, "remaining": 800,
+        "reset_at": None,
+    }  # fmt: skip
+    assert (third["name"], third["used"], third["remaining"]) == ("mine", "0", "5")
+
+
+async def test_what_was_used_before_this_window_is_not_used_of_it(connect: Connect, world: World) -> None:
+    world.plan(None)
+    hour = replace(DAILY, interval="hour")
+    before = BudgetAccount(account_of(1, hour), defined([hour], world.now_ms() - DAY_MS), enforced=True)
+    world.reserve(budgets=(before,), money=5).settle(money=5)
+    # Kept as it was written: of a day ago, and over by now.
+    windows = world.windows(before.name)
+    for window in windows:
+        window.start, window.next, window.after = bounds("hour", "UTC", 1, world.now_ms() - DAY_MS)
+        window.used = 7
+    world.put_windows(before.name, windows)
+    [one] = await told(connect, world, (before.name, hour))
+    assert (one["used"], one["remaining"]) == ("0", "5")
+
+
+async def test_no_more_are_told_than_may_be(connect: Connect, world: World) -> None:
+    many = [(f"{number:016x}", replace(TOTAL, id=number)) for number in range(BUDGETS_TOLD_MAX + 5)]
+    assert len(await told(connect, world, *many)) == BUDGETS_TOLD_MAX
+
+
+async def test_who_is_told_is_who_asks(connect: Connect, world: World) -> None:
+    asked: list[tuple[Caller, Attribution]] = []
+
+    def budgets_of(caller: Caller, said: Attribution) -> list[tuple[str, Budget]]:
+        asked.append((caller, said))
+        return []
+
+    usages = Usages(await connect(world.url), lambda: 0.0, budgets_of)
+    said = Attribution("ada", project_id=7, session="s")
+    await driven(usages.usage_of(world.caller, said))
+    assert asked == [(world.caller, said)]
+    for _ in range(59):
+        await driven(usages.usage_of(world.caller, said))
+    with pytest.raises(RateLimited):
+        await driven(usages.usage_of(world.caller, said))

@@ -1,0 +1,272 @@
+"""Budgets as gateways and the keeper use them: at once, while Redis is away, late and reclaimed."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gateway.core.accounts.budgets import OTHERS, Budget, account_of, defined
+from gateway.core.accounts.definitions import ControlWrite, OrganizationTerms
+from gateway.core.accounts.holds import Charged, Ending, LateSettlement, ReclaimPolicy, Verb
+from gateway.core.accounts.ledger import Budgeted, EventKind
+from gateway.core.billing.rate import TokenRate
+from gateway.core.model import BudgetAccount, Observed, Settled, Verdict
+from gateway.counters.admission.stored import encode_terms
+from gateway.counters.keeper.client import Client
+from gateway.counters.keeper.control import RESET_ACCOUNTS
+from gateway.counters.keeper.verification import KeeperCounters
+from gateway.counters.late.keeping import Keeping
+from gateway.counters.layouts import states
+from gateway.counters.redis import keys
+from gateway.counters.settlement_log.settlement_record import unpack
+from gateway.errors import CountersUnavailable
+from tests.builders import World, driven, new_id
+from tests.counters.conftest import Connect
+from tests.counters.lease_stage import Employ, Worker
+from tests.counters.segments import answered
+from tests.lua.windows import NAME, account, window
+
+CALLS = 500
+DAY_MS = 86_400_000
+# A nano-unit a token.
+RATE = TokenRate(0, 10**6, 10**6, in_money=True)
+DAILY = Budget(1, "daily", "money", 100, "day")
+EACH = Budget(2, "each", "requests", 9, "total", each="user")
+
+
+@pytest.fixture
+async def worker(world: World, employ: Employ) -> Worker:
+    world.plan(None, on_store_failure="allow")
+    hired: Worker = await employ(world)
+    return hired
+
+
+@pytest.fixture
+async def keeping(world: World, connect: Connect) -> Keeping:
+    return Keeping(Client(await connect(world.url)))
+
+
+def budgeted(world: World, budget: Budget, value: str = "") -> BudgetAccount:
+    """The account of a budget, as the organization's terms have it."""
+    terms = OrganizationTerms(budgets=(DAILY, EACH))
+    world.client.set(keys.organization_terms(1), encode_terms(1, terms))
+    return BudgetAccount(account_of(1, budget, value), defined([budget], world.now_ms()), enforced=False)
+
+
+def names(*accounts: BudgetAccount) -> tuple[str, ...]:
+    return tuple(one.name for one in accounts)
+
+
+def used(world: World, *accounts: BudgetAccount) -> list[tuple[int, int]]:
+    return [(one.used, one.held) for each in accounts for one in world.windows(each.name)]
+
+
+# --- calls ------------------------------------------------------------------------------------
+
+
+async def test_of_500_calls_at_the_same_instant_against_money_for_one_one_is_admitted(
+    world: World, worker: Worker
+) -> None:
+    here = account(window(1, 100), window(2, 10**9))
+    calls = [worker.request(1, budgets=(here,), money=60) for _ in range(CALLS)]
+    decisions = await asyncio.gather(*(driven(worker.counters.reserve(one)) for one in calls))
+    verdicts = [one.verdict for one in decisions]
+    assert verdicts.count(Verdict.ADMITTED) == 1
+    assert verdicts.count(Verdict.QUOTA_HELD) == CALLS - 1
+    assert used(world, here) == [(0, 60), (0, 60)]
+
+
+async def test_a_call_counts_what_it_used_and_its_record_says_so(
+    world: World, worker: Worker, tmp_path: Path
+) -> None:
+    here, hers = account(window(1, 100), window(2, 100, "tokens")), account(window(3, 9), value="ann")
+    request, decision = await worker.reserve(5, budgets=(here, hers), money=9, raw_tokens=5)
+    assert (decision.verdict, decision.money_held, decision.raw_held) == (Verdict.ADMITTED, 9, 5)
+    spent = {"money": 7, "raw_tokens": 4, "budgets": names(here, hers)}
+    assert await worker.settle(request, 4, **spent) is Settled.DONE
+    assert used(world, here, hers) == [(7, 0), (4, 0), (7, 0)]
+    await worker.log.written()
+    (record,) = (one for file in tmp_path.rglob("*") if file.is_file() for one in answered(file.read_bytes()))
+    kept = unpack(record.arguments)
+    assert (kept.money, kept.raw_tokens, kept.budgets) == (7, 4, names(here, hers))
+
+
+async def test_a_stream_is_extended_in_money(world: World, worker: Worker) -> None:
+    here = account(window(1, 1000))
+    request, _ = await worker.reserve(5, budgets=(here,), money=20)
+    observed = Observed(request.caller, request.request_id, 20, 25, counts=False)
+    observed.budgets, observed.money_rate = names(here), RATE
+    worker.counters.watch(observed)
+    await worker.counters.extend_all()
+    assert (observed.held, observed.exhausted) == (25 + 256, False)
+    assert used(world, here) == [(0, 281)]
+    observed.tokens = 900
+    await worker.counters.extend_all()
+    assert (observed.held, observed.exhausted, observed.cut) == (1000, True, False)
+    worker.counters.unwatch(observed)
+
+
+async def test_one_too_many_of_each_shares_the_account_of_all_others(world: World, worker: Worker) -> None:
+    hers = account(window(1, 100), value="ann")
+    members = {f"{at:024x}": world.now_ms() + DAY_MS for at in range(states.EACH_ACCOUNTS_MAX)}
+    world.client.zadd(keys.each_accounts(world.p, NAME), members)
+    request, decision = await worker.reserve(budgets=(hers,), money=9)
+    assert decision.verdict is Verdict.ADMITTED
+    assert names(*request.budgets) == (f"{NAME}:{OTHERS}",)
+    assert await worker.settle(request, 0, money=7, budgets=names(*request.budgets)) is Settled.DONE
+    assert used(world, *request.budgets) == [(7, 0)]
+    assert worker.counters.crowded.calls == 1
+
+
+async def test_a_release_that_nobody_waits_for_gives_budgets_back(world: World, worker: Worker) -> None:
+    here = account(window(1, 100))
+    request, _ = await worker.reserve(budgets=(here,), money=9)
+    worker.counters._came_late(request, None)
+    await asyncio.wait_for(worker.counters._releases._releasing, 10)
+    assert used(world, here) == [(0, 0)]
+
+
+# --- while Redis is away ----------------------------------------------------------------------
+
+
+async def test_what_a_budget_that_enforces_covers_is_served_from_no_lease(worker: Worker) -> None:
+    await worker.renew()
+    await worker.lose()
+    here = account(window(1, 100))
+    with pytest.raises(CountersUnavailable, match="budget"):
+        await worker.reserve(5, budgets=(here,), money=9)
+    _, decision = await worker.reserve(5, budgets=(replace(here, enforced=False),), money=9)
+    assert decision.verdict is Verdict.ADMITTED
+
+
+async def test_what_was_used_meanwhile_counts_once_redis_is_back(
+    world: World, worker: Worker, keeping: Keeping
+) -> None:
+    here, hers = budgeted(world, DAILY), budgeted(world, EACH, "ann")
+    await worker.renew()
+    await worker.lose()
+    request, _ = await worker.reserve(5, budgets=(here, hers), money=9)
+    assert await worker.settle(request, 4, money=7, budgets=names(here, hers)) is Settled.SPOOLED
+    await worker.find()
+    await worker.resubmitter.resubmit()
+    [late] = await late_ones(world, keeping)
+    assert (late.settlement.money, late.settlement.budgets) == (7, names(here, hers))
+    assert await keeping.end([Ending(late, Verb.POST, Charged(4, money=7, raw_tokens=4, requests=1))]) == [
+        True
+    ]
+    assert used(world, here, hers) == [(7, 0), (1, 0)]
+    start = world.windows(here.name)[0].start
+    value = hers.name.partition(":")[2]
+    assert world.events()[-1].budgets == (Budgeted(1, start), Budgeted(2, 0, value))
+
+
+async def late_ones(world: World, keeping: Keeping) -> list[LateSettlement]:
+    """What is late, once everything before it is rows."""
+    world.client.xtrim(keys.outbox(world.p), maxlen=0)
+    return list(await keeping.late(10))
+
+
+async def test_a_late_call_of_a_budget_that_is_no_more_is_posted_all_the_same(
+    world: World, worker: Worker, keeping: Keeping
+) -> None:
+    here, gone = budgeted(world, DAILY), account(window(7, 100), value="ann")
+    request, _ = await worker.reserve(5, budgets=(here, gone), money=9)
+    world.client.delete(keys.hold(world.p, request.request_id))
+    assert await worker.settle(request, 4, money=7, budgets=names(here, gone)) is Settled.UNKNOWN
+    [late] = await late_ones(world, keeping)
+    ending = Ending(late, Verb.POST, Charged(4, money=7, requests=1))
+    # Until the partitions are verified, what is not there may only not be there yet.
+    with pytest.raises(CountersUnavailable):
+        await keeping.end([ending])
+    world.client.set(keys.VERIFIED, world.run_id)
+    assert await keeping.end([ending]) == [True]
+    assert [at for at, _ in used(world, here, gone)] == [7, 0]
+
+
+# --- whose gateway died -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        (ReclaimPolicy.CHARGE_OBSERVED, [(30, 0), (30, 0), (1, 0)]),
+        (ReclaimPolicy.RELEASE, [(0, 0), (0, 0), (0, 0)]),
+        (ReclaimPolicy.CHARGE_HOLD, [(50, 0), (50, 0), (1, 0)]),
+    ],
+)
+async def test_a_reclaim_counts_in_budgets_what_its_policy_says(
+    world: World, keeping: Keeping, policy: ReclaimPolicy, expected: list[tuple[int, int]]
+) -> None:
+    world.plan(None)
+    here = account(window(1, 1000), window(2, 1000, "tokens"), window(3, 9, "requests"))
+    call = world.reserve(need=5, budgets=(here,), money=20, raw_tokens=5)
+    live = Observed(world.caller, call.id, 0, 30, budgets=names(here), money_rate=RATE, counts_raw=True)
+    world.kept([(live, 20)])
+    world.client.zadd(keys.deadlines(world.p), {call.id: 1})
+    [expired] = await keeping.expired(10)
+    assert expired.release.budgets == names(here)
+    assert await keeping.reclaim(expired, expired.charge(policy))
+    assert used(world, here) == expected
+
+
+async def test_what_comes_after_a_reclaim_counts_what_differs(world: World, keeping: Keeping) -> None:
+    world.plan(None)
+    here = budgeted(world, DAILY)
+    call = world.reserve(need=5, budgets=(here,), money=20)
+    call.reclaim(3, money=12)
+    call.settle(tokens=5, money=17)
+    [late] = await late_ones(world, keeping)
+    more = Charged(2, money=5, raw_tokens=2)
+    assert await keeping.end([Ending(replace(late), Verb.CORRECT, more)]) == [True]
+    assert used(world, here) == [(17, 0)]
+    assert world.events()[-1].requests == 0
+
+
+async def test_holds_of_before_a_backup_are_let_go_with_their_budgets(world: World, connect: Connect) -> None:
+    world.plan(None)
+    here = account(window(1, 100))
+    call = world.reserve(budgets=(here,), money=20)
+    keeper = KeeperCounters(await connect(world.url))
+    assert await keeper.let_go(world.p, world.get(keys.marker(world.p)), 2, [call.id])
+    assert (call.hold, used(world, here)) == (None, [(0, 0)])
+
+
+# --- a window begins again --------------------------------------------------------------------
+
+
+def write_of(budget: Budget, name: str) -> ControlWrite:
+    payload = {"budget_id": budget.id, "account": name, "reason": "by hand"}
+    return ControlWrite(new_id(), 1, "organization:1", "budget", payload, organization_id=1)
+
+
+async def test_a_keeper_resets_a_budget_once(world: World, connect: Connect) -> None:
+    world.plan(None)
+    here = budgeted(world, DAILY)
+    world.reserve(budgets=(here,), money=20).settle(money=15)
+    keeper, write = KeeperCounters(await connect(world.url)), write_of(DAILY, here.name)
+    assert await keeper.apply(write)
+    world.reserve(budgets=(here,), money=20).settle(money=3)
+    assert await keeper.apply(write)
+    assert used(world, here) == [(3, 0)]
+    told = [one for one in world.events() if one.kind == EventKind.BUDGET]
+    assert [(one.source, one.money, one.metadata) for one in told] == [
+        (write.id, 15, b'{"reason":"by hand"}')
+    ]
+
+
+async def test_a_keeper_resets_all_accounts_of_each(world: World, connect: Connect) -> None:
+    world.plan(None)
+    accounts = [budgeted(world, EACH, f"user {at}") for at in range(RESET_ACCOUNTS + 3)]
+    for one in accounts:
+        world.reserve(budgets=(one,)).settle()
+    world.client.xtrim(keys.outbox(world.p), maxlen=0)
+    keeper = KeeperCounters(await connect(world.url))
+    write = write_of(EACH, account_of(1, EACH))
+    assert await keeper.apply(write)
+    assert used(world, *accounts) == []
+    told = world.events()
+    assert sum(one.requests for one in told) == len(accounts)
+    assert [one.source for one in told].count(write.id) == 3

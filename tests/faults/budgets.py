@@ -1,0 +1,162 @@
+"""Budgets in money of a cast, of organizations, tenants, keys and each user; and what they come to.
+
+What each call costs is known by the upstream's count of its tokens. Of every budget what is used is compared
+with that, in nano-units, in the counters and in the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from tests.faults.truth import PROMPT_TOKENS, Told
+from tests.faults.world import World
+
+if TYPE_CHECKING:
+    from tests.faults.cast import Tenant
+
+MODEL, CURRENCY = "truth", "USD"
+# Nano-units a token: 2.5 and 10 a million.
+INPUT_NANO, OUTPUT_NANO = 2_500, 10_000
+WIDE, TIGHT_NANO = "1000000", 8_000_000
+USED = (
+    "SELECT b.id, coalesce(sum(u.used), 0) FROM budget AS b LEFT JOIN budget_use AS u ON u.budget_id = b.id"
+    " WHERE b.id = ANY(%s) GROUP BY 1"
+)
+# What runs now is what began last.
+USED_NOW = (
+    "SELECT budget_id, sum(used) FROM budget_use AS u WHERE budget_id = ANY(%s)"
+    " AND start = (SELECT max(start) FROM budget_use WHERE budget_id = u.budget_id) GROUP BY 1"
+)
+COSTS = (
+    "SELECT request_id::text, organization_id, tenant_id, api_key_id, coalesce(cost, 0) FROM call"
+    " WHERE organization_id = ANY(%s) AND NOT refused"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """One budget, and whose calls it is of: a column of the journal and its value."""
+
+    id: int
+    of: str
+    owner: int
+
+
+@dataclass(slots=True)
+class Budgets:
+    """A cast's budgets. `tight` is one that runs out, of so many nano-units; `before` is what calls cost that
+    no gateway counted yet, by budget.
+    """
+
+    all: list[Budget] = field(default_factory=list)
+    tight: int | None = None
+    before: dict[int, int] = field(default_factory=dict)
+
+
+def cost_of(told: Told) -> int:
+    """What a call costs in nano-units; only models do."""
+    if told.kind != "tokens":
+        return 0
+    return PROMPT_TOKENS * INPUT_NANO + (told.tokens - PROMPT_TOKENS) * OUTPUT_NANO
+
+
+def price_truth(world: World) -> None:
+    """Give the upstream's model its price, once."""
+    if not world.admin("GET", f"/prices?model={MODEL}")["items"]:
+        price = {
+            "model": MODEL, "currency": CURRENCY, "effective_from": "2024-01-01T00:00:00Z",
+            "input": "2.5", "output": "10",
+        }  # fmt: skip
+        world.admin("POST", "/prices", price)
+
+
+def make_budgets(world: World, tenants: Sequence[Tenant], tight: Tenant | None) -> Budgets:
+    """Make them: each organization has one, each tenant, each key, and everybody in each organization."""
+    found = Budgets()
+    for organization in sorted({one.organization_id for one in tenants}):
+        _add(world, found, organization, "organization_id", organization, interval="total")
+        _add(world, found, organization, "organization_id", organization, each="user", interval="week")
+    for one in tenants:
+        of = one.organization_id
+        _add(world, found, of, "tenant_id", one.id, tenant_id=one.id, interval="month")
+        _add(world, found, of, "api_key_id", one.key_id, api_key_id=one.key_id, interval="day")
+    if tight is not None:
+        amount = f"{TIGHT_NANO / 10**9:.9f}"
+        found.tight = _add(
+            world, found, tight.organization_id, "tenant_id", tight.id,
+            tenant_id=tight.id, interval="year", amount=amount,
+        )  # fmt: skip
+    return found
+
+
+def _add(
+    world: World, found: Budgets, organization: int, of: str, owner: int, *, amount: str = WIDE, **said: Any
+) -> int:
+    name = f"{of} {owner} {said['interval']}"
+    fields = {"organization_id": organization, "name": name, "unit": "money", "amount": amount, **said}
+    made = int(world.admin("POST", "/budgets", fields)["id"])
+    found.all.append(Budget(made, of, owner))
+    return made
+
+
+def begin(world: World, budgets: Budgets, organizations: Sequence[int]) -> None:
+    """Remember what calls cost before every gateway knew of the budgets; everything is at rest."""
+    costs, stored = _by_budget(world, budgets, organizations), _stored(world, budgets)
+    budgets.before = {one.id: costs[one.id] - stored[one.id] for one in budgets.all}
+
+
+def compare(
+    world: World, budgets: Budgets, organizations: Sequence[int], *, rows_gone: bool
+) -> Iterable[str]:
+    """What does not come to the same: a budget in the ledger, in the counters, and its calls.
+
+    Where rows of PostgreSQL are gone, what the counters have is more than what rows come to.
+    """
+    costs, stored = _by_budget(world, budgets, organizations), _stored(world, budgets)
+    live, now = _live(world, organizations), dict.fromkeys(stored, 0)
+    now |= {budget: int(used) for budget, used in world.rows(USED_NOW, list(stored))}
+    for one in budgets.all:
+        what = f"budget {one.id} of {one.of} {one.owner}"
+        expected = costs[one.id] - budgets.before.get(one.id, 0)
+        if stored[one.id] != expected:
+            yield f"{what} has {stored[one.id]} nano-units stored, its calls cost {expected}"
+        if live[one.id] < now[one.id] or (live[one.id] > now[one.id] and not rows_gone):
+            yield f"{what} has {live[one.id]} nano-units in the counters, {now[one.id]} stored"
+
+
+def over_granted(world: World, budgets: Budgets) -> int:
+    """How many nano-units the tight budget was passed by."""
+    return max(0, _stored(world, budgets)[budgets.tight] - TIGHT_NANO) if budgets.tight is not None else 0
+
+
+def costs_of(world: World, organizations: Sequence[int]) -> dict[str, int]:
+    """What the journal says each request cost."""
+    return {row[0]: int(row[4]) for row in world.rows(COSTS, list(organizations))}
+
+
+def _by_budget(world: World, budgets: Budgets, organizations: Sequence[int]) -> dict[int, int]:
+    columns = {"organization_id": 1, "tenant_id": 2, "api_key_id": 3}
+    rows = world.rows(COSTS, list(organizations))
+    return {
+        one.id: sum(int(row[4]) for row in rows if row[columns[one.of]] == one.owner) for one in budgets.all
+    }
+
+
+def _stored(world: World, budgets: Budgets) -> dict[int, int]:
+    rows = world.rows(USED, [one.id for one in budgets.all])
+    return {budget: int(used) for budget, used in rows}
+
+
+def _live(world: World, organizations: Sequence[int]) -> Mapping[int, int]:
+    """What the counters say is used of each, by the Admin API; of those for each of all accounts."""
+    found = {}
+    for organization in organizations:
+        for one in world.admin("GET", f"/budgets?organization_id={organization}&limit=100")["items"]:
+            told = [one]
+            if one["each"]:
+                told = world.admin("GET", f"/budgets/{one['id']}/accounts?limit=100")["items"]
+            found[one["id"]] = sum(int(Decimal(each["used"]) * 10**9) for each in told)
+    return found

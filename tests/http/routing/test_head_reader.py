@@ -1,0 +1,345 @@
+"""Heads read by their lines: the same from memory and without it, within bytes, whoever sends them."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
+from gateway.core.calls.trace import FIELD, STATE_FIELD, read_parent
+from gateway.core.http_limits import HttpLimits
+from gateway.core.model import Attribution
+from gateway.errors import Refusal
+from gateway.http.protocol.request import RequestHead, read_request_head
+from gateway.http.routing.attribution import read_attribution
+from gateway.http.routing.bindings import Bindings
+from gateway.http.routing.call_head import CallHead
+from gateway.http.routing.family_rules import withheld
+from gateway.http.routing.head_reader import NEW_LINES_MAX, HeadReader
+from gateway.http.routing.identity import credential_digest
+from gateway.http.routing.routed_head import HeadRouter
+from tests.http.fakes import AUTH, CHAT, KEY, PEPPER, ROUTES, FakeDirectory, get, post
+from tests.http.stage import staged
+
+LIMITS = HttpLimits(head_fields_max=12)
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+TARGETS = {
+    name: UpstreamTarget(name, f"http://{name}.test/base", (("Authorization", "Bearer s"), ("X-Ours", "1")))
+    for name in {route.upstream for route in ROUTES} - {""}
+}
+Picture = tuple[object, ...]
+
+
+def router(limits: HttpLimits = LIMITS) -> HeadRouter:
+    bindings = Bindings(
+        ROUTES, TARGETS, ServiceRules(shared="up"), FakeDirectory(), lambda event, **facts: None
+    )
+    return HeadRouter(ROUTES, TARGETS, bindings, limits)
+
+
+def reader(traced: bool = False) -> HeadReader:
+    return HeadReader(router(), PEPPER, LIMITS, traced=traced)
+
+
+def said(refusal: Refusal | None) -> object:
+    return refusal and (type(refusal), refusal.message, refusal.status, refusal.param)
+
+
+def picture(call: CallHead) -> Picture:
+    """All that a head is to the rest of the data plane: what is refused, forwarded and recorded."""
+    routed = call.routed
+    if routed.refusal is not None:
+        return routed.family, said(routed.refusal), routed.fatal, routed.allow, routed.label
+    return (
+        routed.family, routed.label, routed.route, routed.service_key, routed.params, routed.owned,
+        routed.units, routed.length, routed.chunked, routed.keep_alive, routed.expects, routed.minor,
+        routed.method, routed.upstream, routed.buffered, routed.opening, routed.closing,
+        routed.closing_plain, call.passed, said(call.identity_refusal), said(call.refusal),
+        call.proof.digest, call.attribution, call.said.columns, call.parent,
+    )  # fmt: skip
+
+
+def whole(head: bytes, traced: bool) -> Picture:
+    """The same by reading all of the head at once, which is what reading it by line must come to."""
+    routed = router().route(head)
+    if routed.refusal is not None:
+        return picture(CallHead(routed))
+    assert routed.route is not None
+    read = read_request_head(head, LIMITS)
+    parent = read_parent(read.read.get(FIELD, [])) if traced else None
+    digest, refused = "", None
+    try:
+        digest = credential_digest(read.read, PEPPER)
+    except Refusal as refusal:
+        refused = refusal
+    attribution, text, misled = Attribution(), "", None
+    try:
+        attribution, text = read_attribution(read.read)
+    except Refusal as refusal:
+        misled = refusal
+    spans = read_parent(read.read.get(FIELD, []))
+    session = attribution.session or ("" if spans is None or misled else spans.trace_id.hex())
+    passed = b"".join(line + b"\r\n" for line in passing(read, routed.route, routed.buffered, traced))
+    return (
+        *picture(CallHead(routed))[:18], passed, said(routed.query_refusal or refused),
+        said(routed.object_refusal or misled or routed.field_refusal), digest,
+        replace(attribution, session=session), text,
+        parent,
+    )  # fmt: skip
+
+
+def passing(read: RequestHead, route: Route, buffered: bool, traced: bool) -> Iterator[bytes]:
+    gone = read.nominated | {b"authorization", b"x-ours"} | withheld(read, route)
+    if buffered:
+        gone |= {b"accept-encoding"}
+    if traced:
+        gone |= {FIELD} if read_parent(read.read.get(FIELD, [])) else {FIELD, STATE_FIELD}
+    return (line for kind, line in read.fields if kind.passes and kind.lower not in gone)
+
+
+USUAL = [
+    b"host: h", b"Authorization: Bearer " + KEY.encode(),
+    b"traceparent: 00-%b-b7ad6b7169203331-01" % TRACE.encode(),
+]  # fmt: skip
+FINE = [
+    b"X-Api-Key: " + KEY.encode(), b"traceparent: 00-" + b"1" * 32 + b"-b7ad6b7169203331-00",
+    b"tracestate: a=b", b"Traceparent:00-" + b"0" * 32 + b"-b7ad6b7169203331-01", b"traceparent: no",
+    b"baggage: k=v", b"TRACEPARENT: 01-" + b"a" * 32 + b"-b7ad6b7169203331-01-x ", b"Connection: close",
+    b"connection: X-Passes, traceparent", b"Connection: x-tollkeeper-user, tracestate, Accept",
+    b"Connection: keep-alive, x-long, Accept-Encoding", b"x-passes: 1", b"x-passes: 2", b"X-Passes:\t3 ",
+    b"x-long: " + b"x" * 99, b"X-Ours: theirs", b"accept: a/b", b"Accept-Encoding: gzip, br",
+    b"accept-encoding: br", b"Content-Type: application/json", b"Range: bytes=0-1", b"x-goog-fieldmask: a",
+    b"x_http_method: GET", b"x-litellm-model: m", b"anthropic-version: 1", b"anthropic-beta: b",
+    b"x-goog-api-client: sdk", b"x-forwarded-for: 1.2.3.4", b"x-request-id: r", b"TE: trailers",
+    b"expect: 100-continue", b"upgrade: h2c", b"Proxy-Connection: upgrade", b"x-tollkeeper-user: ann",
+    b"x-tollkeeper-session: s", b"good: \xe9", b"good:", b"x-claude-code-session-id: c",
+    b"X-Claude-Code-Session-Id: \xff", b"x-tollkeeper-project-id: 7", b'x-tollkeeper-metadata: {"a": 1}',
+    b"x-tollkeeper-made-up: 1", b"x-stainless-retry-count: 1", b"Good:\t ", b"CONTENT-LENGTH: 5",
+]  # fmt: skip
+ODD = [
+    b"x-api-key: other", b"authorization: Basic x", b"api-key:", b"content-type: text/plain",
+    b"Content-Encoding: gzip", b"Expect: x", b"transfer-encoding: chunked", b"Transfer-Encoding: gzip",
+    b"content-length:6", b"content_length: 7", b"Upgrade: websocket", b"X-Tollkeeper-User: bob",
+    b"x-tollkeeper-user: \xff", b"x_tollkeeper_user: eve", b"x-tollkeeper-project-id: seven",
+    b"x-tollkeeper-metadata: [", b"x-tollkeeper-units: 5", b"host: two", b" folded: 1", b"\tfolded",
+    b"no colon", b"space : 1", b": empty", b"bad\x00: 1", b"bad: \x01", b"bad: a\rb", b"bad: a\nb",
+    b"bad\xe9: 1", b"a(b: 1", b"x-request_id: 1",
+]  # fmt: skip
+SERVED = [
+    b"POST /v1/chat/completions HTTP/1.1", b"POST /v1/messages?beta=true HTTP/1.1",
+    b"GET /v1/models HTTP/1.1", b"POST /services/search/a HTTP/1.1",
+    b"POST /v1beta/models/m:generateContent HTTP/1.1", b"GET /free/x HTTP/1.1",
+]  # fmt: skip
+REFUSED = [
+    b"GET /v1/models HTTP/1.0", b"POST /services/search/a?key=1 HTTP/1.1", b"GET /v1/files HTTP/1.1",
+    b"PUT /v1/chat/completions HTTP/1.1", b"GET /nope HTTP/1.1", b"BREW / HTTP/1.1", b"GET / HTTP/3.0",
+    b"GET //x HTTP/1.1", b"POST /v1/chat/completions?x=1 HTTP/1.1", b"GET /.tollkeeper/usage HTTP/1.1",
+    b"GET",
+]  # fmt: skip
+
+
+def spelled(line: bytes, how: int) -> bytes:
+    """A line with its name in another case."""
+    name, colon, value = line.partition(b":")
+    return (name, name.title(), name.upper(), name.swapcase())[how] + colon + value
+
+
+LINE = st.tuples(
+    st.sampled_from(FINE) | st.sampled_from(FINE) | st.sampled_from(FINE) | st.sampled_from(FINE + ODD),
+    st.sampled_from([0, 0, 0, 1, 2, 3]),
+).map(lambda drawn: spelled(*drawn))
+REQUEST = st.sampled_from(SERVED) | st.sampled_from(SERVED) | st.sampled_from(SERVED + REFUSED)
+
+
+@settings(max_examples=500)
+@given(
+    REQUEST,
+    st.lists(LINE, max_size=8),
+    st.lists(LINE, max_size=4),
+    st.sampled_from([3, 3, 3, 2, 0]),
+    st.booleans(),
+)
+def test_a_head_is_the_same_by_its_lines_from_memory_and_as_a_whole(
+    request_line: bytes, lines: list[bytes], others: list[bytes], usual: int, traced: bool
+) -> None:
+    memory = reader(traced)
+    lines = [*USUAL[:usual], *lines]
+    # The same head with another line in each place, each of them twice: as new, by its lines, as a whole.
+    heads = [lines, lines, lines]
+    heads += [
+        [*lines[:at], line, *lines[at + shift :]] for at, line in enumerate(others) for shift in (0, 1)
+    ] * 2
+    for each in heads:
+        head = b"\r\n".join([request_line, *each, b"", b""])
+        expected = whole(head, traced)
+        assert picture(reader(traced).read(head)) == expected
+        call = memory.read(head)
+        assert picture(call) == expected
+        if call.routed.refusal is None:
+            memory.remember(call)
+
+
+def head(fields: bytes, path: bytes = b"/v1/models") -> bytes:
+    return get(path, AUTH + fields)
+
+
+def trace(number: int) -> bytes:
+    return b"traceparent: 00-%032x-b7ad6b7169203331-01\r\n" % (number + 1)
+
+
+def kept(reader: HeadReader) -> dict[str, int]:
+    return {
+        "heads": reader._heads.held_bytes, "lines": reader._lines.held_bytes,
+        "routed": reader._routed.held_bytes, "proofs": reader._proofs.held_bytes,
+        "said": reader._said.held_bytes,
+    }  # fmt: skip
+
+
+def learned(reader: HeadReader, head: bytes) -> CallHead:
+    """A head as it is read once all that repeats of it is known."""
+    for _ in range(3):
+        reader.remember(reader.read(head))
+    return reader.read(head)
+
+
+def test_a_head_that_comes_again_is_known_as_a_whole() -> None:
+    memory = reader()
+    known = learned(memory, head(b"x-tollkeeper-user: ann\r\n"))
+    assert memory.read(head(b"x-tollkeeper-user: ann\r\n")) is known
+    assert known.news is None
+
+
+def test_another_trace_is_all_that_is_read_of_a_head() -> None:
+    memory = reader()
+    known = learned(memory, head(trace(0) + b"idempotency-key: 0\r\nBaggage: n=0\r\n"))
+    before = kept(memory)
+    for number in range(50):
+        own = trace(number) + b"idempotency-key: %d\r\nBaggage: n=%d\r\n" % (number, number)
+        call = memory.read(head(own))
+        assert call.passed == own
+        assert call.attribution.session == f"{number + 1:032x}"
+        assert (call.routed, call.proof, call.news) == (known.routed, known.proof, None)
+    assert kept(memory) == before
+    assert not memory.known
+
+
+@pytest.mark.parametrize(
+    "line", [b"x-stainless-retry-count: %d", b"x-tollkeeper-user: user-%d", b"x-made-up: %d"]
+)
+def test_another_value_of_a_line_costs_nothing_else_of_a_head(line: bytes) -> None:
+    memory = reader()
+    known = learned(memory, head(line % 0 + b"\r\n"))
+    for number in range(1, 50):
+        call = memory.read(head(line % number + b"\r\n"))
+        assert (call.routed, call.proof) == (known.routed, known.proof)
+
+
+def test_of_one_head_no_more_lines_are_remembered_at_once_than_the_bound() -> None:
+    memory = HeadReader(router(HttpLimits()), PEPPER, HttpLimits())
+    long = head(b"".join(b"x-%d: 1\r\n" % number for number in range(80)))
+    memory.remember(memory.read(long))
+    assert len(memory._lines.known) == NEW_LINES_MAX
+    assert memory.read(long).passed.count(b"\r\n") == 80
+    for _ in range(3):
+        memory.remember(memory.read(long))
+    assert list(memory.known) == [long]
+
+
+def test_what_is_refused_or_not_known_to_be_good_is_not_remembered() -> None:
+    memory = reader()
+    for number in range(20):
+        for fields in (
+            b"x-tollkeeper-project-id: x%d\r\n",
+            b"x-api-key: other%d\r\n",
+            b"x-tollkeeper-units: %d\r\n",
+        ):
+            memory.remember(memory.read(head(fields % number)))
+        memory.remember(memory.read(head(b"", b"/nope%d" % number)))
+        memory.remember(memory.read(head(b"", b"/v1/models?key=%d" % number)))
+        memory.read(head(b"x-good: %d\r\n" % number))
+    assert not any(kept(memory).values())
+
+
+@pytest.mark.parametrize("length", [1, 100, 3000])
+def test_made_up_lines_stay_within_their_bytes_and_displace_nobody_in_use(length: int) -> None:
+    maxima = {"heads": 300_000, "lines": 200_000, "routed": 100_000, "proofs": 200_000, "said": 200_000}
+    memory = HeadReader(router(), PEPPER, LIMITS, bytes_max=1_000_000)
+    usual, traced = head(b"x-tollkeeper-user: ann\r\nx-long: y\r\n"), head(b"x-tollkeeper-user: bob\r\n")
+    known, alike = learned(memory, usual), learned(memory, traced)
+    for number in range(3000):
+        made_up = b"%d" % number + b"x" * length
+        fields = (
+            b"x-made-up: %b\r\n", b"x-tollkeeper-user: %.100b\r\n", b"x-goog-a: %b\r\n",
+            b"user-agent: %b\r\n", b"x-%.50b: 1\r\n",
+        )[number % 5] % made_up  # fmt: skip
+        key = b"authorization: Bearer %.300b\r\n" % made_up
+        for _ in range(2):
+            memory.remember(memory.read(get(b"/v1/models", key + fields)))
+        assert all(0 < size <= maxima[name] for name, size in kept(memory).items())
+        assert memory.read(usual) is known
+        call = memory.read(traced[:-2] + trace(number) + b"\r\n")
+        assert (call.routed, call.proof, call.said, call.news) == (
+            alike.routed,
+            alike.proof,
+            alike.said,
+            None,
+        )
+
+
+def test_what_is_counted_is_no_less_than_what_is_held() -> None:
+    def fill(memory: HeadReader) -> None:
+        for number in range(400):
+            fields = b"x-goog-a: %d\r\nx-tollkeeper-user: u%d\r\nx-made-up: %d\r\n" % (number, number, number)
+            fields += b'x-tollkeeper-metadata: {"n": %d}\r\nx-tollkeeper-session: \xf0\x9f\x8e\xab%d\r\n' % (
+                number,
+                number,
+            )
+            sent = get(b"/services/search/x", b"authorization: Bearer k%d\r\n" % number + fields)
+            for _ in range(2):
+                memory.remember(memory.read(sent))
+
+    fill(reader())  # what is made once, and names of fields, is there already
+    memory = reader()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        fill(memory)
+        gc.collect()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert all(kept(memory).values())
+    assert held <= sum(kept(memory).values())
+
+
+async def test_heads_without_a_good_credential_are_never_remembered() -> None:
+    async with staged() as stage:
+        stage.directory.known = False
+        client = await stage.client()
+        for n in range(20):
+            assert (await client.ask(post(CHAT, fields=b"x-n: %d\r\n" % n))).status == 401
+        assert not any(kept(stage.plane.heads).values())
+        stage.directory.known = True
+        for _ in range(3):
+            assert (await client.ask(post(CHAT))).status == 200
+        assert len(stage.plane.heads.known) == 1
+
+
+async def test_each_call_is_of_its_own_trace_and_user_and_passes_its_own_lines() -> None:
+    async with staged() as stage:
+        client = await stage.client()
+        for n in range(6):
+            own = b"x-tollkeeper-user: user-%d\r\nx-n: %d\r\nbaggage: n=%d\r\n" % (n // 2, n, n)
+            assert (await client.ask(post(CHAT, fields=trace(n) + own))).status == 200
+        assert [hold.user for hold in stage.counters.holds] == [f"user-{n // 2}" for n in range(6)]
+        for n, received in enumerate(stage.upstream.received):
+            assert received.all(b"traceparent") == [trace(n)[13:-2]]
+            assert received.all(b"x-n") == [b"%d" % n]
+            assert received.all(b"baggage") == [b"n=%d" % n]
+            assert not received.all(b"x-tollkeeper-user")

@@ -1,0 +1,151 @@
+"""An upstream that has enough, as the official SDKs see it, over two workers that share what one was told."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import anthropic
+import openai
+import pytest
+
+from tests import plain_http
+from tests.journey.sdk import HELLO, Account, account
+from tests.journey.stack import ANSWER_S_MAX, Stack
+from tests.waiting import wait_until
+
+UNIFIED = {
+    "anthropic-ratelimit-unified-status": "rejected",
+    "anthropic-ratelimit-unified-reset": "1900000000",
+}
+
+
+def saying(**fields: str) -> dict[str, str]:
+    """How a call has the demo upstream refuse it with these fields."""
+    said = {name.replace("_", "-"): value for name, value in fields.items()}
+    return {"x-demo-status": "429", "x-demo-fields": json.dumps(said)}
+
+
+def model() -> str:
+    """One that no other test has refused."""
+    return f"demo-{time.monotonic_ns()}"
+
+
+def heard(stack: Stack, name: str) -> int:
+    """How many calls of a model its upstream answered."""
+    told: dict[str, Any] = plain_http.get(
+        f"{stack.upstream_url}/demo/calls", params={"model": name}, timeout=ANSWER_S_MAX
+    ).json()
+    return len(told["calls"])
+
+
+def refused_by(error: openai.APIStatusError | anthropic.APIStatusError) -> str:
+    return error.response.headers["x-tollkeeper-refused-by"]
+
+
+def chat(caller: Account, name: str, **headers: str) -> Any:
+    """One call over a connection of its own, so that any worker may have it."""
+    with caller.openai() as client:
+        return client.chat.completions.create(model=name, messages=HELLO, extra_headers=headers)
+
+
+def test_openai_all_workers_leave_alone_what_one_was_told_to(stack: Stack) -> None:
+    first, second, name = account(stack), account(stack), model()
+    limits = saying(retry_after="30", x_ratelimit_remaining_requests="0", x_ratelimit_limit_requests="7")
+    with pytest.raises(openai.RateLimitError) as told:
+        chat(first, name, **limits)
+    assert refused_by(told.value) == "upstream"
+    assert told.value.response.headers["retry-after"] == "30"
+    assert told.value.response.headers["x-ratelimit-limit-requests"] == "7"
+    assert "ratelimit" not in told.value.response.headers
+
+    reached, refusals = 0, list[openai.RateLimitError]()
+    while len(refusals) < 40:  # one after another, each by whichever worker accepts it
+        try:
+            chat(second, name)
+            reached += 1
+            refusals.clear()
+        except openai.RateLimitError as error:
+            refusals.append(error)
+    for one in refusals:
+        fields = one.response.headers
+        assert (one.code, one.type) == ("rate_limit_exceeded", "rate_limit_error")
+        assert (fields["x-tollkeeper-reason"], refused_by(one)) == ("rate_limited", "upstream")
+        assert 1 <= int(fields["retry-after"]) <= 30
+        assert fields["x-should-retry"] == "true"
+        assert fields["x-ratelimit-limit-requests"] == "7"
+    assert heard(stack, name) == reached
+    assert len(second.consumed()) <= reached
+    assert chat(second, model()).choices  # others of its models are asked
+
+    def journal() -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = stack.admin("GET", f"/calls?tenant_id={second.tenant}&limit=1000")[1][
+            "items"
+        ]
+        return [row for row in rows if row["reason"] == "rate_limited"]
+
+    rows = wait_until(lambda: len(found := journal()) >= 40 and found)
+    assert {(row["status"], row["model"]) for row in rows} == {(429, name)}
+    assert all(float(row["cost"] or 0) == 0 and row["tokens"] == 0 for row in rows)
+
+
+def test_anthropic_everybody_is_told_that_a_subscription_is_used_up(stack: Stack) -> None:
+    """As a coding agent reads it, of the one answer of the upstream and of all that stand for it."""
+    caller, name = account(stack), model()
+
+    def message(**headers: str) -> None:
+        with caller.anthropic() as client:
+            client.messages.create(model=name, messages=HELLO, max_tokens=9, extra_headers=headers)
+
+    fields = json.dumps({"retry-after": "287441"} | UNIFIED)
+    told: list[anthropic.RateLimitError] = []
+    with pytest.raises(anthropic.RateLimitError) as caught:
+        message(**{"x-demo-status": "429", "x-demo-fields": fields})
+    told.append(caught.value)
+    while len(told) < 12:
+        try:
+            message()
+        except anthropic.RateLimitError as error:
+            told.append(error)
+    assert told[0].response.headers["retry-after"] == "287441"
+    for error in told:
+        assert refused_by(error) == "upstream"
+        assert {one: error.response.headers[one] for one in UNIFIED} == UNIFIED
+    for error in told[1:]:
+        assert int(error.response.headers["retry-after"]) <= 60
+        assert error.response.headers["x-should-retry"] == "false"
+        assert error.type == "rate_limit_error"
+
+
+def test_the_sdk_itself_waits_and_goes_on(stack: Stack) -> None:
+    """What was told to wait a moment is sent again by the SDK, which then has its answer."""
+    caller, name = account(stack), model()
+    with pytest.raises(openai.RateLimitError):
+        chat(caller, name, **saying(retry_after="1"))
+    with caller.openai().with_options(max_retries=3) as client:
+        assert client.chat.completions.create(model=name, messages=HELLO).choices
+    assert heard(stack, name) == 1
+
+
+def test_a_call_that_was_too_large_silences_nobody(stack: Stack) -> None:
+    caller, name = account(stack), model()
+    limits = {"x_ratelimit_limit_tokens": "1000", "x_ratelimit_remaining_tokens": "500"}
+    with pytest.raises(openai.RateLimitError), caller.openai() as client:
+        client.chat.completions.create(
+            model=name, messages=HELLO, max_tokens=4_000, extra_headers=saying(retry_after="30", **limits)
+        )
+    assert chat(caller, name).choices
+
+
+def test_what_is_left_alone_is_counted_by_upstream(stack: Stack) -> None:
+    caller, name = account(stack), model()
+    with pytest.raises(openai.RateLimitError):
+        chat(caller, name, **saying(retry_after="20"))
+
+    def seconds() -> float:
+        scrape = plain_http.get(f"{stack.admin_url}/metrics", timeout=ANSWER_S_MAX).text
+        lines = [line for line in scrape.splitlines() if "upstream_cooling_seconds_total{" in line]
+        return sum(float(line.split()[-1]) for line in lines)
+
+    wait_until(lambda: seconds() >= 20)

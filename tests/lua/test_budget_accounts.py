@@ -1,0 +1,248 @@
+"""Accounts of budgets as they come and go: those for each, up to a bound, and windows that begin again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import redis
+
+from gateway.core.accounts.budget_figures import LiveWindow
+from gateway.core.accounts.budgets import OTHERS, Budget, account_of
+from gateway.core.accounts.ledger import Budgeted, EventKind
+from gateway.core.model import Settled, Verdict
+from gateway.counters.layouts import packing, states
+from gateway.counters.layouts.budgets import live_windows, replaced
+from gateway.counters.redis import keys
+from tests.builders import Granted, World, new_id
+from tests.lua.uses import tell
+from tests.lua.windows import NAME, OTHER_NAME, account, window
+
+HOUR, DAY = 3_600_000, 86_400_000
+
+
+@pytest.fixture(autouse=True)
+def plan(world: World) -> None:
+    world.plan(None)
+
+
+def index(world: World) -> dict[str, int]:
+    found = world.client.zrange(keys.each_accounts(world.p, NAME), 0, -1, withscores=True)
+    return {name.decode(): int(score) for name, score in found}
+
+
+def full(world: World, *, until: int) -> None:
+    """As many accounts as there may be, forgotten then."""
+    for start in range(0, states.EACH_ACCOUNTS_MAX, 10_000):
+        members = {f"{at:024x}": until for at in range(start, start + 10_000)}
+        world.client.zadd(keys.each_accounts(world.p, NAME), members)
+
+
+# --- for each ---------------------------------------------------------------------------------
+
+
+def test_an_account_for_each_is_forgotten_a_day_after_its_window(world: World) -> None:
+    now = world.now_ms()
+    hers = account(window(1, 100, at=(now - 1, now + HOUR, now + 2 * HOUR)), value="ann")
+    world.reserve(budgets=(hers,), money=10).settle(money=5)
+    name = keys.budget_account(world.p, hers.name)
+    assert world.client.pexpiretime(name) == now + HOUR + DAY
+    assert index(world) == {"ann": now + HOUR + DAY}
+
+
+def test_one_without_an_end_is_forgotten_a_month_after_its_last_call(world: World) -> None:
+    hers = account(window(1, 100), value="ann")
+    call = world.reserve(budgets=(hers,), money=10)
+    name, today = keys.budget_account(world.p, hers.name), world.now_ms() // DAY
+    assert world.client.pexpiretime(name) in {(today + 31) * DAY, (today + 30) * DAY}
+    call.settle(money=5)
+    assert world.client.pexpiretime(name) == index(world)["ann"]
+
+
+def test_a_plain_account_stays_and_is_in_no_index(world: World) -> None:
+    world.reserve(budgets=(account(window(1, 100)),), money=10).settle(money=5)
+    assert world.client.pttl(keys.budget_account(world.p, NAME)) == -1
+    assert index(world) == {}
+
+
+def test_those_beyond_the_bound_share_an_account(world: World) -> None:
+    full(world, until=world.now_ms() + DAY)
+    plain = account(window(2, 100), name=OTHER_NAME)
+    hers = account(window(1, 100), value="ann")
+    before = world.everything()
+    refused = world.reserve(budgets=(plain, hers), money=10)
+    assert (refused.verdict, refused.decision.used) == (Verdict.OTHER_ACCOUNT, 0b10)
+    assert world.everything() == before
+    others = replaced((plain, hers), refused.decision.used)
+    assert [one.name for one in others] == [OTHER_NAME, f"{NAME}:{OTHERS}"]
+    call = world.reserve(budgets=others, money=10)
+    assert call.settle(money=7) is Settled.DONE
+    assert world.events()[-1].budgets == (Budgeted(2, 0), Budgeted(1, 0, OTHERS))
+    assert [one.used for one in world.windows(f"{NAME}:{OTHERS}")] == [7]
+
+
+def test_a_call_that_came_to_nothing_leaves_no_account(world: World) -> None:
+    hers = account(window(1, 100), window(2, 5, "requests"), value="ann")
+    name = keys.budget_account(world.p, hers.name)
+    world.reserve(budgets=(hers,), money=10).release()
+    assert (world.client.exists(name), index(world)) == (0, {})
+    first, second = (world.reserve(budgets=(hers,), money=10) for _ in range(2))
+    first.release()
+    assert (world.client.exists(name), list(index(world))) == (1, ["ann"])
+    second.settle(money=7)
+    assert [one.used for one in world.windows(hers.name)] == [7, 1]
+    assert list(index(world)) == ["ann"]
+
+
+def test_what_a_call_costs_that_held_nothing_is_counted(world: World) -> None:
+    hers = account(window(1, 100), value="ann")
+    free, first = (world.reserve(budgets=(hers,), money=money) for money in (0, 10))
+    first.release()
+    free.settle(money=7)
+    assert [one.used for one in world.windows(hers.name)] == [7]
+    assert world.events()[-1].budgets == (Budgeted(1, 0, "ann"),)
+
+
+def test_calls_that_come_to_nothing_fill_no_places(world: World) -> None:
+    full(world, until=world.now_ms() + DAY)
+    world.client.zremrangebyrank(keys.each_accounts(world.p, NAME), 0, 0)
+    for made_up in range(3):
+        call = world.reserve(budgets=(account(window(1, 100), value=f"x{made_up}"),), money=10)
+        assert call.verdict is Verdict.ADMITTED
+        call.release()
+    assert len(index(world)) == states.EACH_ACCOUNTS_MAX - 1
+
+
+def test_a_reset_lets_go_of_whoever_holds_nothing(world: World) -> None:
+    ann, bob = (account(window(1, 100), value=name) for name in ("ann", "bob"))
+    for one in (ann, bob):
+        world.reserve(budgets=(one,), money=10).settle(money=7)
+    world.reserve(budgets=(bob,), money=10)
+    assert reset(world, ann.name, bob.name, write_id=new_id()).code == 1
+    assert list(index(world)) == ["bob"]
+    assert world.windows(ann.name) == []
+
+
+def test_whoever_has_an_account_keeps_it_beyond_the_bound(world: World) -> None:
+    hers = account(window(1, 100), value="ann")
+    world.reserve(budgets=(hers,), money=10).settle(money=7)
+    full(world, until=world.now_ms() + DAY)
+    assert world.reserve(budgets=(hers,), money=10).verdict is Verdict.ADMITTED
+
+
+@pytest.mark.parametrize(("windows", "bytes_max"), [(1, 400), (16, 1_500)])
+def test_made_up_callers_fill_so_many_bytes_and_no_more(world: World, windows: int, bytes_max: int) -> None:
+    """An account for each with its place in the index: of 100,000 of them 40 MB, or 150 with 16 windows."""
+    at = world.now_ms() // HOUR * HOUR
+    defined = [window(one, 10**9, at=(at, at + HOUR, at + 2 * HOUR)) for one in range(1, windows + 1)]
+
+    for number in range(500):
+        here = account(*defined, value=f"{number:024x}")
+        world.reserve(budgets=(here,), money=5).settle(money=5)
+    places = world.client.memory_usage(keys.each_accounts(world.p, NAME), samples=0)
+    kept = world.client.memory_usage(keys.budget_account(world.p, here.name))
+    assert places is not None
+    assert kept is not None
+    assert kept + places / 500 < bytes_max
+
+
+def test_those_that_are_forgotten_make_room(world: World) -> None:
+    full(world, until=world.now_ms() - 1)
+    hers = account(window(1, 100), value="ann")
+    assert world.reserve(budgets=(hers,), money=10).verdict is Verdict.ADMITTED
+    # And leave the index, more of them with each that comes.
+    assert len(index(world)) == states.EACH_ACCOUNTS_MAX + 1 - 2
+
+
+def test_an_index_of_another_type_changes_nothing(world: World) -> None:
+    world.client.set(keys.each_accounts(world.p, NAME), "x")
+    before = world.everything()
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        world.reserve(budgets=(account(window(1, 100), value="ann"),), money=10)
+    assert world.everything() == before
+
+
+def test_two_values_of_one_budget_have_their_own_accounts(world: World) -> None:
+    each = Budget(1, "each", "money", 10, "day", each="user")
+    names = [account_of(1, each, user) for user in ("ann", "bob")]
+    for name, used in zip(names, (7, 9), strict=True):
+        mine = replace(account(window(1, 10)), name=name)
+        world.reserve(budgets=(mine,), money=9).settle(money=used)
+    assert [world.windows(name)[0].used for name in names] == [7, 9]
+
+
+# --- a window begins again --------------------------------------------------------------------
+
+
+def reset(world: World, *names: str, write_id: str) -> Granted:
+    call = packing.grant(
+        world.run_id, "budget", 1, write_id, tenant_id=0, organization_id=1, metadata=b'{"reason":"r"}',
+        accounts=names,
+    )  # fmt: skip
+    answer = world.run("grant", call)
+    return Granted(*(packing.code_of(answer[at : at + 8]) for at in range(0, len(answer), 8)))
+
+
+def test_a_reset_takes_what_was_used_once_and_tells_it(world: World) -> None:
+    ann, bob = (account(window(1, 100), window(2, 100), value=name) for name in ("ann", "bob"))
+    for one, used in ((ann, 7), (bob, 9)):
+        world.reserve(budgets=(one,), money=10).settle(money=used)
+    held = world.reserve(budgets=(ann,), money=5)
+    write_id, count = new_id(), len(world.events())
+    assert reset(world, ann.name, bob.name, f"{NAME}:nobody", write_id=write_id).code == 1
+    told = world.events()[count:]
+    assert [(one.kind, one.source, one.money, one.budgets) for one in told] == [
+        (EventKind.BUDGET, write_id, 7, (Budgeted(1, 0, "ann"),)),
+        (EventKind.BUDGET, write_id, 9, (Budgeted(1, 0, "bob"),)),
+    ]
+    assert told[0].metadata == b'{"reason":"r"}'
+    assert [(one.used, one.held) for one in world.windows(ann.name)] == [(0, 5), (7, 5)]
+    assert world.client.pttl(keys.budget_account(world.p, ann.name)) > 0
+    assert reset(world, ann.name, write_id=write_id).code == 2
+    assert len(world.events()) == count + 2
+    held.settle(money=3)
+    assert [one.used for one in world.windows(ann.name)] == [3, 10]
+
+
+def test_a_reset_of_nothing_is_told_too(world: World) -> None:
+    write_id, count = new_id(), len(world.events())
+    assert reset(world, NAME, write_id=write_id).code == 1
+    [told] = world.events()[count:]
+    assert (told.kind, told.source, told.budgets) == (EventKind.BUDGET, write_id, ())
+    assert world.windows(NAME) == []
+
+
+def test_accounts_before_the_last_ones_are_not_remembered(world: World) -> None:
+    here = account(window(1, 100))
+    for used in (7, 9):
+        world.reserve(budgets=(here,), money=10).settle(money=used)
+        count = len(world.events())
+        assert reset(world, NAME, write_id="0" * 36).code == 1
+        [told] = world.events()[count:]
+        assert (told.source, told.money) == ("", used)
+    assert reset(world, NAME, write_id="0" * 36).code == 2
+
+
+# --- use that was before ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["", "ann"])
+def test_a_use_that_was_before_counts_in_the_windows_that_had_begun(world: World, value: str) -> None:
+    now = world.now_ms()
+    hour = window(1, 1000, at=(now - HOUR, now + HOUR, now + 2 * HOUR))
+    day = window(2, 1000, at=(now - DAY, now + DAY, now + 2 * DAY))
+    call = world.reserve(budgets=(account(hour, day, value=value),), money=10)
+    call.release()
+    assert tell(call, money=7, used_ms=now - 2 * HOUR) is Settled.DONE
+    assert tell(call, money=7, used_ms=now - 2 * HOUR) is Settled.DONE
+    [(moved, start, _)] = world.events()[-1].budgets
+    assert (moved, start) == (2, now - DAY)
+    name = account(hour, day, value=value).name
+    packed = world.get(keys.budget_account(world.p, name))
+    assert packed is not None
+    used = {one.budget_id: one.used for one in states_of(packed)}
+    assert used == {1: 0, 2: 7}
+
+
+def states_of(packed: bytes) -> list[LiveWindow]:
+    return list(live_windows(packed).values())

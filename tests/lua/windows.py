@@ -1,0 +1,31 @@
+"""Short words for tests of budgets: a window as it is defined, and an account of some."""
+
+from __future__ import annotations
+
+from gateway.core.accounts.budgets import (
+    DEFINED_WINDOW,
+    FLAG_CUT,
+    FLAG_ENFORCE,
+    FLAG_MONEY,
+    FLAG_REQUESTS,
+    FLAG_TOKENS,
+)
+from gateway.core.model import BudgetAccount
+
+NAME, OTHER_NAME = "0123456789abcdef", "fedcba9876543210"
+EVER = (0, 0, 0)
+UNITS = {"money": FLAG_MONEY, "tokens": FLAG_TOKENS, "requests": FLAG_REQUESTS}
+
+
+def window(
+    budget_id: int, limit: int, unit: str = "money", *,
+    at: tuple[int, int, int] = EVER, enforce: bool = True, cut: bool = False,
+) -> bytes:  # fmt: skip
+    """One window; `at` is when it begins and ends, and when the one after it does."""
+    flags = UNITS[unit] | FLAG_ENFORCE * enforce | FLAG_CUT * cut
+    return DEFINED_WINDOW.pack(budget_id, limit, *at, flags)
+
+
+def account(*windows: bytes, name: str = NAME, value: str = "") -> BudgetAccount:
+    """An account of these windows; for each, where it is of a value."""
+    return BudgetAccount(f"{name}:{value}" if value else name, b"".join(windows), enforced=True)

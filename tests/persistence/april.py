@@ -1,0 +1,166 @@
+"""A store and a ledger under a clock of their own: movements are what the scripts would emit."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from gateway.background.timed.calendar import Calendar
+from gateway.core.accounts.administration import Actor, Command, Committed
+from gateway.core.accounts.ledger import EventFlag, EventKind
+from gateway.core.billing.pricing import Tier
+from gateway.counters.redis.keys import partition_of
+from persistence import engine
+from persistence.billing.allocations import Allocations
+from persistence.ledger.writer import Writer
+from persistence.store import Store
+from tests.letterhead import LETTERHEAD
+from tests.persistence.scenario import Account, batch_of, rows_of
+
+OWN_SERVICES = ("image-gen", "tuning-setup", "rerank")
+ACTOR = Actor("builtin:admin", "admin")
+TIERS = (Tier(10_000, Decimal("0.0010")), Tier(None, Decimal("0.0008")))
+
+
+def at(month: int, day: int, hour: int = 12, year: int = 2026) -> datetime:
+    return datetime(year, month, day, hour, tzinfo=UTC)
+
+
+@dataclass
+class April:
+    """The store under its own clock, and the account the counters would hold."""
+
+    url: str
+    store: Store
+    calendar: Calendar
+    allocations: Allocations
+    now: datetime
+    account: Account
+    writer: Writer
+
+    async def do(
+        self, resource: str, verb: str, row_id: int | None = None, **values: object
+    ) -> dict[str, Any]:
+        done = await self.store.write(Command(resource, verb, ACTOR, "test", lambda _: {}, row_id, values))
+        assert isinstance(done, Committed)
+        return dict(done.row)
+
+    async def on(self, moment: datetime) -> None:
+        self.now, self.account.at_ms = moment, int(moment.timestamp() * 1000)
+        await self.calendar.turn()
+        self.follow()
+
+    def follow(self) -> None:
+        """Move the tenant as its plan intents say, as the pusher and `grant` would."""
+        waiting = rows_of(
+            self.url,
+            "UPDATE control_write SET state = 'applied' WHERE state = 'pending' AND verb = 'plan'"
+            " RETURNING id::text, (payload->>'total_amount')::bigint, position",
+        )
+        for write_id, total, _ in sorted(waiting, key=lambda row: int(str(row[2]))):
+            self._move(None if total is None else int(str(total)), str(write_id))
+        self.flush()
+
+    def _move(self, total: int | None, write_id: str) -> None:
+        """To a plan with another total; what was granted beyond the plan before stays."""
+        account = self.account
+        had, account.total = account.total, total
+        if account.seq == 0:
+            account.reset(write_id)
+            return
+        before = 0 if had is None else account.remaining
+        beyond = account.remaining if had is None else account.remaining - had + account.used
+        account.remaining = beyond if total is None else total + beyond - account.used
+        moved = (0 if total is None else account.remaining) - before
+        account.seq += 1
+        inward = EventFlag.IN if moved >= 0 else EventFlag(0)
+        account.emit(EventKind.ADJUST, EventFlag.TOKENS | inward, amount=abs(moved), source=write_id)
+
+    def flush(self) -> None:
+        if self.account.entries:
+            report = self.writer.write_now(batch_of(self.account))
+            assert (report.quarantined, report.dead_letters) == ([], 0)
+
+    async def allocate(self) -> None:
+        for organization_id in await self.allocations.behind(10):
+            while not await self.allocations.allocate(organization_id):
+                pass
+
+
+@pytest.fixture
+async def april(migrated: str) -> AsyncIterator[April]:
+    rows_of(migrated, "DELETE FROM service WHERE key = ANY(%s) RETURNING id", [list(OWN_SERVICES)])
+    pool = engine.create(migrated)
+    store = Store(pool, partition_of, lambda: made.now, letterhead=LETTERHEAD)
+    calendar = Calendar(store, lambda: made.now)
+    made = April(migrated, store, calendar, Allocations(pool), at(3, 25), Account(0, 0), Writer(migrated))
+    yield made
+    made.writer.close()
+    await pool.dispose()
+
+
+async def plan(april: April, name: str, cost: str, tokens: int, **more: object) -> int:
+    terms: dict[str, object] = {
+        "name": name, "total_amount": tokens, "reset_interval": "monthly", "overage_policy": "bill",
+        "overage_unit_price": Decimal("0.000003"),
+    }  # fmt: skip
+    token_plan = await april.do("token-plans", "create", **terms | more)
+    made = await april.do(
+        "subscription-plans", "create", name=name, monthly_cost=Decimal(cost), annual_cost=Decimal(cost) * 10,
+        feature_access=["chat"], token_plan_id=token_plan["id"],
+    )  # fmt: skip
+    return int(made["id"])
+
+
+async def service(april: April, key: str, model: str, **more: object) -> int:
+    [(model_id,)] = rows_of(april.url, "SELECT id FROM business_model WHERE name = %s", [model])
+    values: dict[str, object] = {"credits": 0, "service_type": "Pay-As-You-Go"}
+    made = await april.do(
+        "services", "create", name=key, key=key, business_model_id=model_id, **values | more
+    )  # fmt: skip
+    return int(made["id"])
+
+
+def use(account: Account, service_id: int, **used: Any) -> None:
+    account.service_id, account.tiers = service_id, TIERS
+    account.consume(None, **used)
+
+
+async def set_up(april: April) -> dict[str, int]:
+    """The organization as it is when April begins."""
+    starter = await plan(april, "Starter", "29.00", 2_000_000)
+    pro = await plan(april, "Pro", "99.00", 10_000_000)
+    tiers = [{"up_to": tier.up_to, "unit_price": str(tier.unit_price)} for tier in TIERS]
+    ids = {
+        "pro": pro,
+        "image": await service(april, "image-gen", "Consumption", credits=8),
+        "setup": await service(april, "tuning-setup", "Consumption", credits=500, service_type="One-Time"),
+        "rerank": await service(april, "rerank", "Pay-Per-Use", pricing={"tiers": tiers}),
+    }
+    organization = await april.do("organizations", "create", name="Acme", tax_rate=Decimal("0.20"))
+    ids["organization"] = organization["id"]
+    await april.do(
+        "organization-services", "create", organization_id=ids["organization"], service_id=ids["image"],
+        negotiated_credits=6,
+    )  # fmt: skip
+    tenant = await april.do("tenants", "create", name="Main", organization_id=ids["organization"])
+    april.account = Account(ids["organization"], tenant["id"], None)
+    subscription = await april.do(
+        "organization-subscriptions", "create", organization_id=ids["organization"], plan_id=starter,
+        start_date=date(2026, 4, 1), end_date=date(2027, 4, 1), billing_interval="monthly",
+    )  # fmt: skip
+    return ids | {"subscription": subscription["id"]}
+
+
+async def invoiced(april: April, ids: dict[str, int], start: date, end: date) -> dict[str, Any]:
+    made = await april.do(
+        "invoices", "create", organization_id=ids["organization"], period_start=start, period_end=end
+    )
+    if not made["lines"]:  # nothing to bill: it cannot become final
+        return await april.do("invoices", "delete", made["id"])
+    return await april.do("invoices", "finalize", made["id"])

@@ -1,0 +1,89 @@
+"""Amendments of cycles that are over: what was billed of them stays, the next invoice gives it back."""
+
+from __future__ import annotations
+
+from datetime import date
+from decimal import Decimal
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from gateway.errors import Conflict, Unprocessable
+from tests.persistence.april import April, april, at, invoiced, plan
+from tests.persistence.billing.test_due import customer, total
+from tests.persistence.billing.test_events import send
+from tests.persistence.scenario import broken, rows_of
+
+__all__ = ["april"]
+
+
+async def amend(april: April, request_id: str, **values: Any) -> dict[str, Any]:
+    return await april.do("amendments", "create", request_id=request_id, reason="a test", **values)
+
+
+async def billed(april: April) -> tuple[dict[str, int], str]:
+    """A customer whose April is billed with 1,000,000 tokens beyond, and a call of it of 400,000."""
+    starter = await plan(april, "Starter", "0.00", 2_000_000)
+    ids = await customer(april, starter, date(2026, 4, 1), date(2027, 4, 1))
+    await april.on(at(4, 1))
+    april.account.consume(2_600_000)
+    request_id = str(uuid4())
+    april.account.consume(
+        400_000, request_id=request_id, metadata=b'{"model":"gpt-4o","input":400000,"output":0}'
+    )
+    april.flush()
+    await april.on(at(5, 1, 6))
+    april.account.reset()
+    april.flush()
+    assert total(await invoiced(april, ids, date(2026, 4, 1), date(2026, 5, 1))) == Decimal("3.00")
+    return ids, request_id
+
+
+async def test_what_was_billed_of_a_cycle_is_given_back_by_the_next_invoice(april: April) -> None:
+    ids, request_id = await billed(april)
+    made = await amend(april, request_id, tokens=300_000)
+    assert made["late_tokens"] == 300_000
+    assert rows_of(april.url, "SELECT count(*) FROM control_write WHERE verb = 'amend'") == [(0,)]
+    assert await broken(april.url) == []
+    april.account.consume(1)
+    april.flush()
+    await april.on(at(6, 1, 6))
+    may = await invoiced(april, ids, date(2026, 5, 1), date(2026, 6, 1))
+    assert total(may) == Decimal("-0.90")
+    [line] = [line for line in may["lines"] if line["kind"] == "overage"]
+    assert line["description"].endswith("cycle from 1 April 2026, given back")
+    assert await broken(april.url) == []
+
+
+async def test_events_and_amendments_of_a_cycle_meet(april: April) -> None:
+    ids, request_id = await billed(april)
+    await send(april, ids["tenant"], at(4, 20), 300_000)
+    await amend(april, request_id, tokens=300_000)
+    await send(april, ids["tenant"], at(4, 20), 7)
+    assert await broken(april.url) == []
+    charged = "SELECT sum(quantity) FROM charge WHERE kind = 'overage'"
+    assert rows_of(april.url, charged) == [(1_000_007,)]
+
+
+async def test_an_event_is_amended_as_a_call_is(april: April) -> None:
+    ids, _ = await billed(april)
+    await send(april, ids["tenant"], at(4, 20), 300_000, "late")
+    [(request_id,)] = rows_of(april.url, "SELECT request_id::text FROM use_event")
+    with pytest.raises(Unprocessable):  # its call is not stored yet
+        await amend(april, str(request_id), tokens=1)
+
+
+async def test_a_call_is_amended_once_and_by_no_more_than_it_was(april: April) -> None:
+    _, request_id = await billed(april)
+    for values in ({"tokens": 400_001}, {"credits": 1}, {"units": 1}, {"amount": Decimal("0.01")}):
+        with pytest.raises(Unprocessable) as refused:
+            await amend(april, request_id, **values)
+        assert [name for name, _ in refused.value.errors] == list(values)
+    await amend(april, request_id, tokens=400_000)
+    with pytest.raises(Conflict):
+        await amend(april, request_id, tokens=1)
+    assert rows_of(april.url, "SELECT tokens, amended FROM call WHERE request_id = %s", [request_id]) == [
+        (0, 400_000)
+    ]
+    assert await broken(april.url) == []

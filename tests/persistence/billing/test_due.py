@@ -1,0 +1,364 @@
+"""What is due is billed: to the cent, however cycles end, periods are cut and documents are taken back."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import psycopg
+import pytest
+
+from gateway.core.accounts.ledger import EventKind
+from gateway.errors import Conflict, LedgerUnavailable
+from tests.persistence.april import April, april, at, invoiced, plan, set_up, use
+from tests.persistence.credits import give
+from tests.persistence.scenario import Account, broken, rows_of
+
+__all__ = ["april"]
+
+TAX_FREE = Decimal(0)
+
+
+async def customer(
+    april: April, plan_id: int, start: date, end: date | None, **more: object
+) -> dict[str, int]:
+    """An organization without tax, with one tenant, subscribed to a plan."""
+    made = await april.do("organizations", "create", name="Acme", tax_rate=TAX_FREE)
+    tenant = await april.do("tenants", "create", name="Main", organization_id=made["id"])
+    april.account = Account(made["id"], tenant["id"], None)
+    sent: dict[str, object] = {"billing_interval": "monthly"}
+    subscription = await april.do(
+        "organization-subscriptions", "create", organization_id=made["id"], plan_id=plan_id, start_date=start,
+        end_date=end, **sent | more,
+    )  # fmt: skip
+    return {"organization": made["id"], "tenant": tenant["id"], "subscription": subscription["id"]}
+
+
+def total(made: dict[str, Any]) -> Decimal:
+    return Decimal(str(made["total_amount"]))
+
+
+async def billed(april: April, ids: dict[str, int], *months: int) -> Decimal:
+    """The sum of invoices of these months of the year, each finalized when it is over."""
+    came_to = Decimal(0)
+    for month in months:
+        await april.on(at(month + 1, 1, 6))
+        came_to += total(await invoiced(april, ids, date(2026, month, 1), date(2026, month + 1, 1)))
+    return came_to
+
+
+async def act(april: April, ids: dict[str, int], verb: str, **values: object) -> None:
+    await april.do("organization-subscriptions", verb, ids["subscription"], **values)
+    april.follow()
+
+
+@pytest.mark.parametrize("how", ["cancelled", "to a plan that blocks"])
+async def test_tokens_beyond_a_plan_are_billed_however_its_cycle_ends(april: April, how: str) -> None:
+    starter = await plan(april, "Starter", "29.00", 2_000_000)
+    small = await plan(april, "Blocks", "0.00", 2_000_000, overage_policy="block", overage_unit_price=None)
+    ids = await customer(april, starter, date(2026, 4, 1), date(2027, 4, 1))
+    await april.on(at(4, 1))
+    april.account.consume(3_000_000)
+    await april.on(at(4, 20))
+    if how == "cancelled":
+        await act(april, ids, "cancel", when="now")
+    else:
+        await act(april, ids, "change", plan_id=small, when="now")
+    await april.on(at(5, 2))
+    made = await invoiced(april, ids, date(2026, 4, 1), date(2026, 5, 1))
+    assert total(made) == Decimal("21.37")
+    assert ("overage", 1_000_000, "3.00") in lines(made)
+    assert await broken(april.url) == []
+
+
+async def test_tokens_are_billed_where_the_term_ends_inside_a_cycle(april: April) -> None:
+    starter = await plan(april, "Starter", "29.00", 2_000_000)
+    ids = await customer(april, starter, date(2026, 5, 1), date(2026, 5, 5))
+    await april.on(at(5, 1))
+    april.account.consume(3_000_000)
+    await april.on(at(5, 5))
+    await april.on(at(6, 2))
+    assert total(await invoiced(april, ids, date(2026, 5, 1), date(2026, 6, 1))) == Decimal("6.74")
+    assert await broken(april.url) == []
+
+
+async def test_tokens_beyond_a_small_plan_are_billed_once_on_the_way_to_a_big_one_and_back(
+    april: April,
+) -> None:
+    small, big = await plan(april, "Small", "0.00", 1_000_000), await plan(april, "Big", "0.00", 50_000_000)
+    ids = await customer(april, small, date(2026, 4, 1), date(2027, 4, 1))
+    await april.on(at(4, 1))
+    april.account.consume(6_000_000)
+    await april.on(at(4, 10))
+    await act(april, ids, "change", plan_id=big, when="now")
+    april.account.consume(2_000_000)
+    await april.on(at(4, 20))
+    await act(april, ids, "change", plan_id=small, when="now")
+    april.account.consume(1_000_000)
+    await april.on(at(5, 1, 0))
+    april.account.reset()
+    april.flush()
+    # 5,000,000 beyond the small one, then 8,000,000 in all.
+    assert await billed(april, ids, 4) == 8_000_000 * Decimal("0.000003")
+    assert await broken(april.url) == []
+
+
+@pytest.mark.parametrize(("day", "due"), [(16, "163.00"), (20, "153.67")])
+async def test_a_month_billed_ahead_and_made_void_after_its_days_came_back(
+    april: April, day: int, due: str
+) -> None:
+    starter, pro = await plan(april, "Starter", "29.00", 1), await plan(april, "Pro", "99.00", 1)
+    ids = await customer(april, starter, date(2026, 6, 1), date(2027, 6, 1))
+    await april.on(at(6, 1, 6))
+    june = await invoiced(april, ids, date(2026, 6, 1), date(2026, 7, 1))
+    assert total(june) == 29
+    await april.on(at(6, day))
+    await act(april, ids, "change", plan_id=pro, when="now")
+    await april.on(at(8, 1, 6))
+    july = await invoiced(april, ids, date(2026, 7, 1), date(2026, 8, 1))
+    assert total(june) + total(july) == Decimal(due)
+    await april.do("invoices", "void", june["id"])
+    assert await broken(april.url) == []
+    again = await invoiced(april, ids, date(2026, 6, 1), date(2026, 7, 1))
+    assert total(again) + total(july) == Decimal(due)
+    assert await broken(april.url) == []
+
+
+@pytest.mark.parametrize("first", ["note", "upgrade", "billed upgrade"])
+async def test_days_of_an_invoice_that_was_given_back_are_given_back_once(april: April, first: str) -> None:
+    starter, pro = await plan(april, "Starter", "29.00", 1), await plan(april, "Pro", "99.00", 1)
+    ids = await customer(april, starter, date(2026, 6, 1), date(2027, 6, 1))
+    await april.on(at(6, 1, 6))
+    june = await invoiced(april, ids, date(2026, 6, 1), date(2026, 7, 1))
+    came_to = total(june)
+
+    async def note() -> Decimal:
+        made = await april.do("invoices", "credit-note", june["id"])
+        return total(await april.do("invoices", "finalize", made["id"]))
+
+    if first == "note":
+        came_to += await note()
+    await april.on(at(6, 16))
+    await act(april, ids, "change", plan_id=pro, when="now")
+    if first == "upgrade":
+        came_to += await note()
+    came_to += await billed(april, ids, 7)
+    if first == "billed upgrade":
+        came_to += await note()
+        came_to += await billed(april, ids, 8) - 99
+    assert came_to == Decimal("148.50")
+    assert await broken(april.url) == []
+
+
+async def test_a_part_that_was_given_back_is_not_given_back_again(april: April) -> None:
+    starter = await plan(april, "Starter", "30.00", 1)
+    ids = await customer(april, starter, date(2026, 6, 1), date(2027, 6, 1))
+    await april.on(at(6, 1, 6))
+    june = await invoiced(april, ids, date(2026, 6, 1), date(2026, 7, 1))
+    part = await april.do(
+        "invoices", "credit-note", june["id"], lines=[{"position": 1, "amount": Decimal(15)}]
+    )
+    await april.do("invoices", "finalize", part["id"])
+    await april.on(at(6, 11))
+    await act(april, ids, "cancel", when="now")
+    # Each of the twenty days lost had cost a half already.
+    assert await billed(april, ids, 7) == -10
+    assert await broken(april.url) == []
+    await april.do("invoices", "void", part["id"])
+    assert await broken(april.url) == []
+    assert await billed(april, ids, 8) == -10
+
+
+async def test_a_year_in_twelve_invoices_and_a_month_in_three(april: April) -> None:
+    starter = await plan(april, "Starter", "29.00", 1)
+    ids = await customer(april, starter, date(2026, 1, 1), date(2027, 1, 1), billing_interval="annual")
+    await april.on(datetime(2027, 1, 2, tzinfo=UTC))
+    came_to = Decimal(0)
+    for month in range(1, 13):
+        until = date(2026, month + 1, 1) if month < 12 else date(2027, 1, 1)
+        came_to += total(await invoiced(april, ids, date(2026, month, 1), until))
+    assert came_to == 290
+    month = await plan(april, "Ten", "10.00", 1)
+    ids = await customer(april, month, date(2026, 4, 1), date(2026, 5, 1))
+    thirds = [date(2026, 4, 1), date(2026, 4, 11), date(2026, 4, 21), date(2026, 5, 1)]
+    parts = [total(await invoiced(april, ids, *thirds[at : at + 2])) for at in range(3)]
+    assert (sum(parts), sorted(parts)) == (10, [Decimal("3.33"), Decimal("3.33"), Decimal("3.34")])
+    assert await broken(april.url) == []
+
+
+async def test_a_year_billed_ahead_leaves_its_use_to_the_months(april: April) -> None:
+    ids = await set_up(april)
+    await april.on(at(4, 1))
+    year = await invoiced(april, ids, date(2026, 4, 1), date(2027, 4, 1))
+    assert [line["amount"] for line in year["lines"] if line["kind"] == "subscription"] == ["29.00"] * 12
+    use(april.account, ids["rerank"], units=9_000)
+    april.flush()
+    await april.on(at(5, 1, 6))
+    month = await invoiced(april, ids, date(2026, 4, 1), date(2026, 5, 1))
+    assert lines(month) == [("usage", 9_000, "9.00"), ("tax", 1, "1.80")]
+    assert await broken(april.url) == []
+
+
+async def test_a_top_up_that_was_billed_alone_stands_in_no_months_way(april: April) -> None:
+    starter = await plan(april, "Starter", "29.00", 1)
+    ids = await customer(april, starter, date(2026, 4, 1), date(2027, 4, 1))
+    await april.on(at(4, 10))
+    give(april.url, april.account, 1_000, unit_cost="0.01")
+    april.flush()
+    alone = await invoiced(april, ids, date(2026, 4, 10), date(2026, 4, 11))
+    assert ("credits_purchased", 1_000, "10.00") in lines(alone)
+    assert total(alone) + await billed(april, ids, 4) == 39
+    assert await broken(april.url) == []
+
+
+async def test_what_was_before_the_first_invoice_is_on_it(april: April) -> None:
+    starter = await plan(april, "Starter", "29.00", 1)
+    ids = await customer(april, starter, date(2026, 1, 31), date(2027, 1, 31))
+    await april.on(at(2, 5))
+    give(april.url, april.account, 1_000, unit_cost="0.01")
+    april.flush()
+    # Two cycles, 31 days of the third that ends on 30 April, and the credits.
+    await april.on(at(5, 2))
+    made = await invoiced(april, ids, date(2026, 4, 1), date(2026, 5, 1))
+    assert total(made) == 29 * 3 + Decimal("0.94") + 10  # one day of 31
+    assert await broken(april.url) == []
+
+
+async def test_credits_dated_before_what_was_invoiced_are_on_the_next(april: April) -> None:
+    starter = await plan(april, "Starter", "29.00", 1)
+    ids = await customer(april, starter, date(2026, 4, 1), date(2027, 4, 1))
+    assert await billed(april, ids, 4) == 29
+    added = await april.do(
+        "credit-additions", "create", organization_id=ids["organization"], credits_added=1_000,
+        unit_cost=Decimal("0.01"), timestamp=at(3, 1),
+    )  # fmt: skip
+    [(write_id,)] = rows_of(
+        april.url, "SELECT control_write_id::text FROM credit_addition WHERE id = %s", [added["id"]]
+    )
+    april.account.credit(1_000, str(write_id))
+    april.flush()
+    await april.on(at(6, 1, 6))
+    may = await invoiced(april, ids, date(2026, 5, 1), date(2026, 6, 1))
+    assert total(may) == 39
+    assert [line["description"] for line in may["lines"] if line["kind"] == "credits_purchased"] == [
+        "Credits, 1 March 2026"
+    ]
+    assert await broken(april.url) == []
+
+
+async def test_thousandths_of_every_day_come_to_cents(april: April) -> None:
+    daily = await plan(
+        april, "Daily", "0.00", 1_000, reset_interval="daily", overage_unit_price=Decimal("0.00004")
+    )
+    ids = await customer(april, daily, date(2026, 4, 1), date(2026, 5, 1))
+    amounts = []
+    await april.on(at(4, 1))
+    for day in range(30):
+        april.account.consume(1_100)
+        await april.on(at(4, 1, 0) + timedelta(days=day + 1))
+        april.account.reset()
+        april.flush()
+        if day % 10 == 9:
+            start = date(2026, 4, 1) + timedelta(days=day - 9)
+            amounts.append(total(await invoiced(april, ids, start, start + timedelta(days=10))))
+    assert amounts == [Decimal("0.04")] * 3
+    assert await broken(april.url) == []
+
+
+async def test_an_organization_is_kept_until_all_is_billed(april: April) -> None:
+    ids = await set_up(april)
+    await april.on(at(4, 1))
+    await act(april, ids, "cancel", when="now")
+    use(april.account, ids["rerank"], units=1_000)
+    april.flush()
+    organization = ids["organization"]
+    await april.do("tenants", "delete", april.account.tenant_id)
+    assert await april.store.unbilled(organization) == [
+        {
+            "kind": "usage", "currency": "USD", "amount": "1", "charges": 1,
+            "period_start": at(4, 1, 0), "period_end": at(4, 2, 0),
+        }
+    ]  # fmt: skip
+    with pytest.raises(Conflict, match="USD 1 of usage"):
+        await april.do("organizations", "delete", organization)
+    with pytest.raises(Conflict, match="stays USD"):
+        await april.do("organizations", "change", organization, currency="JPY")
+    await april.on(at(5, 1, 6))
+    await invoiced(april, ids, date(2026, 4, 1), date(2026, 5, 1))
+    assert await april.store.unbilled(organization) == []
+    await april.do("organizations", "delete", organization)
+
+
+async def test_what_is_delivered_again_is_charged_once(april: April) -> None:
+    starter = await plan(april, "Starter", "29.00", 2_000_000)
+    ids = await customer(april, starter, date(2026, 4, 1), date(2027, 4, 1))
+    await april.on(at(4, 1))
+    april.account.consume(3_000_000)
+    give(april.url, april.account, 1_000, unit_cost="0.01")
+    april.account.reset()
+    kept = list(april.account.entries)
+    april.flush()
+    await april.store.charge(ids["organization"])
+    charges = "SELECT kind, quantity, amount FROM charge ORDER BY id"
+    before = rows_of(april.url, charges)
+    assert [row[0] for row in before] == ["overage", "credits_purchased"]
+    april.account.entries = kept
+    april.flush()
+    await april.store.charge(ids["organization"])
+    assert rows_of(april.url, charges) == before
+
+
+async def test_what_ends_a_cycle_is_stored_with_its_charge_or_not_at_all(april: April) -> None:
+    starter = await plan(april, "Starter", "29.00", 2_000_000)
+    await customer(april, starter, date(2026, 4, 1), date(2027, 4, 1))
+    await april.on(at(4, 1))
+    april.account.consume(3_000_000)
+    april.flush()
+    april.account.reset()
+    kept = list(april.account.entries)
+    charged = "SELECT count(*) FROM charge WHERE kind = 'overage'"
+    with psycopg.connect(april.url, autocommit=True) as connection:
+        connection.execute("ALTER TABLE charge ADD CONSTRAINT no_room CHECK (false) NOT VALID")
+        try:
+            with pytest.raises(LedgerUnavailable):
+                april.flush()
+            assert rows_of(april.url, "SELECT max(seq) FROM token_ledger") == [(2,)]
+        finally:
+            connection.execute("ALTER TABLE charge DROP CONSTRAINT no_room")
+    april.account.entries = kept
+    april.flush()
+    assert rows_of(april.url, "SELECT max(seq) FROM token_ledger") == [(3,)]
+    assert rows_of(april.url, charged) == [(1,)]
+
+
+async def test_an_amount_of_any_size_keeps_no_row_back(april: April) -> None:
+    dear = await plan(april, "Dear", "0.00", 1, overage_unit_price=Decimal(900000000000000000))
+    ids = await customer(april, dear, date(2026, 4, 1), date(2027, 4, 1))
+    await april.on(at(4, 1))
+    april.account.consume(9_000_000_000_000_000)
+    april.account.reset()
+    april.flush()
+    [owed] = await april.store.unbilled(ids["organization"])
+    assert owed["amount"] == str(8_999_999_999_999_999 * 900_000_000_000_000_000)
+
+
+async def test_a_recharge_takes_back_what_was_billed_while_the_cycle_ran(april: April) -> None:
+    starter = await plan(april, "Starter", "0.00", 2_000_000)
+    ids = await customer(april, starter, date(2026, 4, 1), date(2027, 4, 1))
+    await april.on(at(4, 1))
+    april.account.consume(3_000_000)
+    april.flush()
+    first = await invoiced(april, ids, date(2026, 4, 1), date(2026, 4, 11))
+    assert total(first) == 3
+    april.account.grant(EventKind.RECHARGE, 400_000)
+    april.flush()
+    second = await invoiced(april, ids, date(2026, 4, 11), date(2026, 4, 21))
+    assert ("overage", -400_000, "-1.20") in lines(second)
+    april.account.reset()
+    april.flush()
+    assert await broken(april.url) == []
+
+
+def lines(made: dict[str, Any]) -> list[tuple[str, int, str]]:
+    return [(line["kind"], line["quantity"], line["amount"]) for line in made["lines"]]

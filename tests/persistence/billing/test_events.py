@@ -1,0 +1,78 @@
+"""Events of cycles that are over: what they are beyond a plan is owed, and falls due in the next invoice."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import uuid4
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.persistence.april import April, april, at, invoiced, plan
+from tests.persistence.billing.test_due import customer, total
+from tests.persistence.scenario import broken, rows_of
+
+__all__ = ["april"]
+
+
+async def send(april: April, tenant_id: int, moment: datetime, tokens: int, event_id: str = "") -> Any:
+    event = {
+        "id": event_id or str(uuid4()), "source": "test", "type": "use", "subject": f"tenant:{tenant_id}",
+        "time": moment, "data": {"service": "chat", "usage": {"input": tokens}},
+    }  # fmt: skip
+    return await april.do("events", "create", events=[(0, event)], rejected=[])
+
+
+async def test_late_tokens_are_owed_beyond_the_plan_of_their_cycle(april: April) -> None:
+    starter = await plan(april, "Starter", "0.00", 2_000_000)
+    ids = await customer(april, starter, date(2026, 4, 1), date(2027, 4, 1))
+    await april.on(at(4, 1))
+    april.account.consume(1_800_000)
+    april.flush()
+    await april.on(at(5, 1, 6))
+    april.account.reset()
+    april.flush()
+    assert total(await invoiced(april, ids, date(2026, 4, 1), date(2026, 5, 1))) == 0
+    # 200,000 more were in the plan.
+    await send(april, ids["tenant"], at(4, 20), 150_000, "first")
+    assert await broken(april.url) == []
+    assert rows_of(april.url, "SELECT sum(amount) FROM charge WHERE kind = 'overage'") == [(None,)]
+    await send(april, ids["tenant"], at(4, 21), 1_050_000, "second")
+    await send(april, ids["tenant"], at(4, 21), 1_050_000, "second")
+    await send(april, ids["tenant"], at(4, 2), 1_000_000, "third")
+    assert await broken(april.url) == []
+    [(quantity, start)] = rows_of(
+        april.url, "SELECT sum(quantity), min(period_start) FROM charge WHERE kind = 'overage'"
+    )
+    assert (quantity, start) == (2_000_000, datetime(2026, 4, 1, tzinfo=UTC))
+    await april.on(at(6, 1, 6))
+    may = await invoiced(april, ids, date(2026, 5, 1), date(2026, 6, 1))
+    assert total(may) == Decimal("6.00")
+    [line] = [line for line in may["lines"] if line["kind"] == "overage"]
+    assert "cycle from 1 April 2026" in line["description"]
+    assert await broken(april.url) == []
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.permutations([("a", 300_000), ("b", 900_000), ("c", 5), ("a", 300_000), ("c", 5)]), st.data())
+async def test_order_and_redelivery_say_nothing(
+    april: April, sent: list[tuple[str, int]], data: st.DataObject
+) -> None:
+    name = str(uuid4())
+    starter = await plan(april, f"Starter {name}", "0.00", 1_000_000)
+    await april.on(at(4, 1))
+    ids = await customer(april, starter, date(2026, 4, 1), date(2027, 4, 1))
+    await april.on(at(4, 1))
+    april.account.consume(400_000)
+    april.flush()
+    await april.on(at(5, 1, 6))
+    april.account.reset()
+    april.flush()
+    for event_id, tokens in sent:
+        day = data.draw(st.integers(2, 30))
+        await send(april, ids["tenant"], at(4, day), tokens, f"{event_id} {name}")
+    charged = "SELECT sum(quantity), sum(amount) FROM charge WHERE tenant_id = %s AND kind = 'overage'"
+    assert rows_of(april.url, charged % ids["tenant"]) == [(600_005, Decimal("1.800015"))]
+    assert await broken(april.url) == []

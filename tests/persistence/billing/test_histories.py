@@ -1,0 +1,496 @@
+"""Random histories of an organization, and what it owes by another way: by fractions, of what happened.
+
+`HISTORIES=500` plays that many; a few are played by every run of the suite.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from calendar import monthrange
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from gateway.background.timed.calendar import Calendar
+from gateway.core.accounts.ledger import EventKind
+from gateway.core.billing.pricing import Tier
+from gateway.counters.redis.keys import partition_of
+from gateway.errors import Conflict
+from persistence import engine
+from persistence.billing.allocations import Allocations
+from persistence.ledger.writer import Writer
+from persistence.store import Store
+from tests.letterhead import LETTERHEAD
+from tests.persistence.april import April, plan, service
+from tests.persistence.credits import give
+from tests.persistence.migrated import empty
+from tests.persistence.scenario import Account, broken, document, rows_of
+
+HISTORIES = int(os.environ.get("HISTORIES", "5"))
+NANO = 10**9
+BEGINS = date(2026, 1, 1)
+DAY = timedelta(days=1)
+# Name: cost of a month, tokens, policy, price of one beyond.
+PLANS: dict[str, tuple[str, int, str, str | None]] = {
+    "Small": ("29.00", 1_000, "bill", "0.000003"),
+    "Large": ("99.99", 100_000, "bill", "0.00004"),
+    "Blocks": ("10.00", 5_000, "block", None),
+}
+MONTHS = {"monthly": 1, "quarterly": 3, "annual": 12}
+BY_TOKENS = {terms[1]: terms for terms in PLANS.values()}
+TIERS = (
+    (Tier(1_000, Decimal("0.0010")), Tier(None, Decimal("0.0008"))),
+    (Tier(None, Decimal("0.000000333333")),),
+    (Tier(500, Decimal(0)), Tier(10_000, Decimal("0.0625")), Tier(None, Decimal("0.01"))),
+)
+NAMES, WHEN = st.sampled_from(sorted(PLANS)), st.sampled_from(["now", "period_end"])
+STEPS = st.one_of(
+    st.tuples(st.just("wait"), st.integers(1, 75)),
+    st.tuples(st.just("wait"), st.integers(1, 75)),
+    st.tuples(st.just("tokens"), st.integers(1, 20_000)),
+    st.tuples(st.just("recharge"), st.integers(1, 5_000)),
+    st.tuples(st.just("units"), st.integers(-300, 5_000).filter(bool)),
+    st.tuples(st.just("tiers"), st.integers(0, len(TIERS) - 1)),
+    st.tuples(st.just("buy"), st.tuples(st.integers(-500, 5_000).filter(bool), st.integers(0, 99_999))),
+    st.tuples(
+        st.just("change"), st.tuples(st.sampled_from(sorted(PLANS)), st.sampled_from(["now", "period_end"]))
+    ),
+    st.tuples(st.just("cancel"), WHEN),
+    st.tuples(
+        st.just("subscribe"),
+        st.fixed_dictionaries(
+            {
+                "name": NAMES,
+                "billing_interval": st.sampled_from(sorted(MONTHS)),
+                "billing": st.sampled_from([None, "advance", "arrears"]),
+                "renews": st.booleans(),
+                "trial": st.sampled_from([0, 0, 1, 14, 45]),
+                "off": st.sampled_from(["0", "0", "0.2", "0.333333"]),
+                "off_for": st.sampled_from([None, 20, 90]),
+                "cost": st.sampled_from([None, None, "0.01", "333.33"]),
+            }
+        ),
+    ),
+    st.tuples(st.just("invoice"), st.integers(-20, 60)),
+    st.tuples(st.just("invoice"), st.just(0)),
+    st.tuples(st.just("void"), st.integers(0, 9)),
+    st.tuples(st.just("note"), st.integers(0, 9)),
+    st.tuples(st.just("void_note"), st.integers(0, 9)),
+    st.tuples(st.just("charge"), st.none()),
+    st.tuples(st.just("again"), st.none()),
+)
+
+
+@dataclass
+class Term:
+    """A plan in force from one day to another, and where its cycles count from."""
+
+    cost: Fraction
+    months: int
+    anchor: date
+    start: date
+    end: date
+    billing: str | None = None
+    free_until: date = date.min
+    off: Fraction = Fraction(0)
+    off_until: date = date.max
+
+    def fee(self, day: date) -> Fraction:
+        """What a day comes to: its share of the cycle, in nano-units that add up, less what is off."""
+        if day < self.free_until:
+            return Fraction(0)
+        return self._share(day) * (1 - (self.off if day < self.off_until else 0))
+
+    def known_until(self, today: date) -> date:
+        """Up to where days are owed: in advance of a whole cycle, once its first is over."""
+        if self.billing != "advance" or self.start >= today:
+            return min(self.end, today)
+        passed = 0
+        while self._begins(passed) < min(today, self.end):
+            passed += 1
+        return min(self._begins(passed), self.end)
+
+    def _share(self, day: date) -> Fraction:
+        passed = 0
+        while self._begins(passed + 1) <= day:
+            passed += 1
+        first, whole = self._begins(passed), (self._begins(passed + 1) - self._begins(passed)).days
+        before = (day - first).days
+        return self._rounded(Fraction(before + 1, whole)) - self._rounded(Fraction(before, whole))
+
+    def _begins(self, cycle: int) -> date:
+        year, month = divmod(self.anchor.year * 12 + self.anchor.month - 1 + cycle * self.months, 12)
+        return date(year, month + 1, min(self.anchor.day, monthrange(year, month + 1)[1]))
+
+    def _rounded(self, part: Fraction) -> Fraction:
+        nano = self.cost * part * NANO
+        return Fraction((nano.numerator * 2 + nano.denominator) // (2 * nano.denominator), NANO)
+
+
+@dataclass
+class Owed:
+    """What happened, and what it comes to."""
+
+    terms: list[Term] = field(default_factory=list)
+    others: Fraction = Fraction(0)
+    units: dict[tuple[int, int], int] = field(default_factory=dict)
+    charged_of_cycle: int = 0
+    credited: Fraction = Fraction(0)
+    given_back: set[tuple[int, date]] = field(default_factory=set)
+
+    def fees(self, until: date) -> Fraction:
+        """All days that are over; those that a note gave back, as segments have them, are free."""
+        return sum(
+            (
+                term.fee(day)
+                for number, term in enumerate(self.terms)
+                for day in days(term.start, term.known_until(until))
+                if (number, day) not in self.given_back
+            ),
+            Fraction(0),
+        )
+
+    def ended(self, remaining: int, total: int | None) -> None:
+        """A cycle, or a plan within it, ended with so many tokens."""
+        terms = None if total is None else BY_TOKENS[total]
+        if terms is not None and terms[2] == "bill" and terms[3] is not None:
+            more = max(0, -remaining - self.charged_of_cycle)
+            self.others += more * Fraction(terms[3])
+            self.charged_of_cycle += more
+
+    def used(self, day: date, units: int, tiers: tuple[Tier, ...]) -> None:
+        month = (day.year, day.month)
+        before = self.units.get(month, 0)
+        self.units[month] = before + units
+        self.others += ladder(tiers, before + units) - ladder(tiers, before)
+
+
+def ladder(tiers: tuple[Tier, ...], units: int) -> Fraction:
+    """What the first units of a month cost."""
+    if units < 0:
+        return -ladder(tiers, -units)
+    cost, below = Fraction(0), 0
+    for tier in tiers:
+        upto = units if tier.up_to is None else min(units, tier.up_to)
+        cost += max(0, upto - below) * Fraction(tier.unit_price)
+        below = max(below, upto)
+    return cost
+
+
+def days(start: date, end: date) -> list[date]:
+    return [start + number * DAY for number in range((end - start).days)]
+
+
+class History:
+    """One organization through time: the store, the account, and what is owed by our own count."""
+
+    def __init__(self, april: April) -> None:
+        self.april = april
+        self.owed = Owed()
+        self.today = BEGINS
+        self.plans: dict[str, int] = {}
+        self.ids: dict[str, int] = {}
+        self.waits: tuple[date, str] | None = None
+        self.invoiced_until = BEGINS
+        self.open: list[int] = []
+        self.notes: list[tuple[int, int, Fraction, set[tuple[int, date]]]] = []
+        self.sent: list[tuple[bytes, bytes]] = []
+
+    @property
+    def term(self) -> Term | None:
+        """The plan in force, or that will end."""
+        return self.owed.terms[-1] if self.owed.terms and self.owed.terms[-1].end > self.today else None
+
+    async def begin(self) -> None:
+        await self.april.on(self._noon())
+        for name, (cost, tokens, policy, price) in PLANS.items():
+            self.plans[name] = await plan(
+                self.april, name, cost, tokens, overage_policy=policy,
+                overage_unit_price=None if price is None else Decimal(price),
+            )  # fmt: skip
+        self.ids["service"] = await service(self.april, "rerank", "Pay-Per-Use", pricing=None)
+        made = await self.april.do("organizations", "create", name="Acme", tax_rate=Decimal(0))
+        tenant = await self.april.do("tenants", "create", name="Main", organization_id=made["id"])
+        self.ids["organization"] = made["id"]
+        self.april.account = Account(
+            made["id"], tenant["id"], None, service_id=self.ids["service"], tiers=TIERS[0]
+        )
+        await self.april.on(self._noon())
+
+    async def step(self, what: str, how: Any) -> None:
+        await getattr(self, f"_{what}")(how)
+
+    async def end(self) -> None:
+        """Cancel what runs, and bill everything."""
+        await self._cancel("now")
+        await self._wait(1)
+        for _ in range(2):
+            await self.april.store.charge(self.ids["organization"])
+        await self._check()
+        await self._invoice(1)
+        assert await self.april.store.unbilled(self.ids["organization"]) == []
+        await self._check()
+
+    async def _check(self) -> None:
+        expected = self.owed.fees(self.today) + self.owed.others - self.owed.credited
+        [(charged,)] = rows_of(self.april.url, "SELECT coalesce(sum(amount), 0) FROM charge")
+        assert Fraction(str(charged)) == expected
+        assert await broken(self.april.url) == []
+
+    async def _wait(self, length: int) -> None:
+        until = self.today + length * DAY
+        while self.today < until:
+            month = (self.today.replace(day=1) + 32 * DAY).replace(day=1)
+            ends = self.term.end if self.term else until
+            at = min(
+                until,
+                month,
+                *(day for day in (self.waits[0] if self.waits else until, ends) if day > self.today),
+            )
+            await self._at(at)
+
+    async def _at(self, day: date) -> None:
+        account, had = self.april.account, self.april.account.total
+        remaining = account.remaining
+        self.today = day
+        if self.waits and self.waits[0] <= day:
+            self._split(self.waits[1], self.waits[0])
+            self.waits = None
+        seq = account.seq
+        await self.april.on(self._noon(hour=0))
+        if account.seq > seq:
+            self.owed.ended(remaining, had)
+        if day.day == 1 and account.total is not None:
+            self.owed.ended(account.remaining, account.total)
+            self.owed.charged_of_cycle = 0
+            account.reset()
+        await self._flush()
+        self.april.now = self._noon()
+        account.at_ms = int(self._noon().timestamp() * 1000)
+
+    async def _tokens(self, count: int) -> None:
+        if self.april.account.seq:
+            self.april.account.consume(count)
+            await self._flush()
+
+    async def _recharge(self, count: int) -> None:
+        if self.april.account.total is not None:
+            self.april.account.grant(EventKind.RECHARGE, count)
+            await self._flush()
+
+    async def _units(self, count: int) -> None:
+        account = self.april.account
+        month = (self.today.year, self.today.month)
+        if self.owed.units.get(month, 0) + count < 0:
+            return
+        self.owed.used(self.today, count, account.tiers)
+        if count > 0:
+            account.consume(None, units=count)
+        else:
+            corrects = document(corrects=str(uuid.uuid4()))
+            account.consume(None, units=count, kind=EventKind.ADJUST, metadata=corrects)
+        await self._flush()
+
+    async def _tiers(self, number: int) -> None:
+        # A service has one price in a month: what is given back is worth what the last units cost.
+        if not self.owed.units.get((self.today.year, self.today.month)):
+            self.april.account.tiers = TIERS[number]
+
+    async def _buy(self, how: tuple[int, int]) -> None:
+        credits_, cost = how
+        unit_cost = Fraction(cost, 10_000)
+        self.owed.others += credits_ * unit_cost
+        give(self.april.url, self.april.account, credits_, unit_cost=str(Decimal(cost) / 10_000))
+        await self._flush()
+
+    async def _change(self, how: tuple[str, str]) -> None:
+        name, when = how
+        if self.term is None or self.term.start > self.today:
+            return
+        try:
+            row = await self._act("change", plan_id=self.plans[name], when=when)
+        except Conflict:
+            return
+        if when == "now":
+            self._split(name, self.today)
+            self.waits = None
+        else:
+            self.waits = (row["change_at"], name)
+
+    async def _cancel(self, when: str) -> None:
+        if self.term is None:
+            return
+        row = await self._act("cancel", when=when)
+        self.owed.terms[-1].end = row["end_date"]
+        self.waits = None
+
+    async def _subscribe(self, how: dict[str, Any]) -> None:
+        name, interval, months = how["name"], how["billing_interval"], MONTHS[how["billing_interval"]]
+        if self.term is not None:
+            return
+        start = self.today
+        if self.owed.terms:
+            start = max(start, self.owed.terms[-1].end)
+        end = date.max if how["renews"] else start + 400 * DAY
+        agreed: dict[str, Any] = {}
+        if how["trial"]:
+            agreed["trial_end"] = start + how["trial"] * DAY
+        if Decimal(how["off"]):
+            agreed["discount_rate"] = Decimal(how["off"])
+            if how["off_for"]:
+                agreed["discount_end"] = start + how["off_for"] * DAY
+        if how["cost"] is not None:
+            agreed["negotiated_cost"] = Decimal(how["cost"])
+        row = await self.april.do(
+            "organization-subscriptions", "create", organization_id=self.ids["organization"],
+            plan_id=self.plans[name], start_date=start, end_date=None if how["renews"] else end,
+            billing_interval=interval, billing=how["billing"], **agreed,
+        )  # fmt: skip
+        self.ids["subscription"] = row["id"]
+        cost = self._cost(name, months) if how["cost"] is None else Fraction(how["cost"])
+        self.owed.terms.append(
+            Term(
+                cost, months, start, start, end, how["billing"], agreed.get("trial_end", date.min),
+                Fraction(how["off"]), agreed.get("discount_end", date.max),
+            )
+        )  # fmt: skip
+        await self._follow()
+
+    async def _invoice(self, ahead: int) -> None:
+        start = self.invoiced_until
+        until = max(self.today + ahead * DAY, start + DAY)
+        made = await self.april.do(
+            "invoices",
+            "create",
+            organization_id=self.ids["organization"],
+            period_start=start,
+            period_end=until,
+        )
+        if not made["lines"]:
+            await self.april.do("invoices", "delete", made["id"])
+            return
+        done = await self.april.do("invoices", "finalize", made["id"])
+        assert [line["amount"] for line in done["lines"]] == [line["amount"] for line in made["lines"]]
+        self.open.append(done["id"])
+        self.invoiced_until = until
+
+    async def _void(self, number: int) -> None:
+        if self.open:
+            made = self.open.pop(number % len(self.open))
+            await self.april.do("invoices", "void", made)
+
+    async def _note(self, number: int) -> None:
+        """Give a whole invoice back: what it had of days that are ours stays free, of all else its money."""
+        if not self.open:
+            return
+        made = self.open.pop(number % len(self.open))
+        found = rows_of(
+            self.april.url,
+            "SELECT c.kind, c.amount, c.quantity, c.source_id, (c.period_start AT TIME ZONE 'UTC')::date"
+            "  FROM charge AS c WHERE invoice_id = %s",
+            [made],
+        )
+        try:
+            note = await self.april.do("invoices", "credit-note", made)
+        except Conflict:
+            return
+        await self.april.do("invoices", "finalize", note["id"])
+        segments = [
+            row[0] for row in rows_of(self.april.url, "SELECT id FROM subscription_segment ORDER BY id")
+        ]
+        net: dict[tuple[int, date], int] = {}
+        credited = Fraction(0)
+        for kind, amount, quantity, segment, day in found:
+            if kind not in {"subscription", "discount"}:
+                credited += Fraction(str(amount))
+            else:
+                assert isinstance(day, date)
+                place = (segments.index(segment), day)
+                if kind == "subscription":
+                    net[place] = net.get(place, 0) + int(Decimal(str(quantity)))
+        places = {place for place, times in net.items() if times > 0}
+        self.owed.credited += credited
+        self.owed.given_back |= places
+        self.notes.append((note["id"], made, credited, places))
+
+    async def _void_note(self, number: int) -> None:
+        if self.notes:
+            note, made, credited, places = self.notes.pop(number % len(self.notes))
+            await self.april.do("invoices", "void", note)
+            self.owed.credited -= credited
+            self.owed.given_back -= places
+            self.open.append(made)
+
+    async def _charge(self, _: None) -> None:
+        await self.april.store.charge(self.ids["organization"])
+
+    async def _again(self, _: None) -> None:
+        self.april.account.entries = self.sent + self.april.account.entries
+        self.april.flush()
+
+    async def _act(self, verb: str, **values: object) -> dict[str, Any]:
+        row = await self.april.do("organization-subscriptions", verb, self.ids["subscription"], **values)
+        await self._follow()
+        return row
+
+    async def _follow(self) -> None:
+        account = self.april.account
+        seq, had, remaining = account.seq, account.total, account.remaining
+        self.april.follow()
+        if account.seq > seq and seq:
+            self.owed.ended(remaining, had)
+
+    async def _flush(self) -> None:
+        self.sent = list(self.april.account.entries)
+        self.april.flush()
+
+    def _split(self, name: str, at: date) -> None:
+        last = self.owed.terms[-1]
+        at = max(at, last.start)
+        self.owed.terms.append(replace(last, cost=self._cost(name, last.months), start=at))
+        last.end = at
+
+    def _cost(self, name: str, months: int) -> Fraction:
+        return Fraction(PLANS[name][0]) * (10 if months == 12 else months)
+
+    def _noon(self, hour: int = 12) -> datetime:
+        return datetime.combine(self.today, time(hour), UTC)
+
+
+@settings(
+    max_examples=HISTORIES, deadline=None, phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large,
+    ],
+)  # fmt: skip
+@given(steps=st.lists(STEPS, min_size=8, max_size=30))
+def test_what_is_charged_is_what_is_owed(migrated: str, steps: list[tuple[str, Any]]) -> None:
+    asyncio.run(live(migrated, steps))
+
+
+async def live(url: str, steps: list[tuple[str, Any]]) -> None:
+    empty(url)
+    rows_of(url, "DELETE FROM service WHERE key = 'rerank' RETURNING id")
+    pool = engine.create(url)
+    store = Store(pool, partition_of, lambda: made.now, letterhead=LETTERHEAD)
+    calendar = Calendar(store, lambda: made.now)
+    begins = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    made = April(url, store, calendar, Allocations(pool), begins, Account(0, 0), Writer(url))
+    try:
+        history = History(made)
+        await history.begin()
+        first = {"name": "Small", "billing_interval": "monthly", "billing": None, "renews": False, "trial": 0}
+        await history.step("subscribe", first | {"off": "0", "off_for": None, "cost": None})
+        for what, how in steps:
+            await history.step(what, how)
+        await history.end()
+    finally:
+        made.writer.close()
+        await pool.dispose()

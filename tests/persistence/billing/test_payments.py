@@ -1,0 +1,362 @@
+"""Invoices that are paid: in parts, given back, given up, overdue; and random histories of all of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass, field, replace
+from datetime import date, timedelta
+from decimal import Decimal
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from gateway.background.timed.calendar import Calendar
+from gateway.background.timed.dunning import Dunning
+from gateway.counters.redis.keys import partition_of
+from gateway.errors import Conflict, Unprocessable
+from persistence import engine
+from persistence.billing.allocations import Allocations
+from persistence.ledger.writer import Writer
+from persistence.store import Store
+from tests.letterhead import LETTERHEAD
+from tests.persistence.april import April, april, at, invoiced
+from tests.persistence.credits import give
+from tests.persistence.migrated import empty
+from tests.persistence.scenario import Account, broken, rows_of
+
+__all__ = ["april"]
+
+HISTORIES = int(os.environ.get("HISTORIES", "8"))
+DUE_DAYS = 14
+
+
+async def bought(april: April, unit_cost: str = "0.01", **more: object) -> dict[str, Any]:
+    """An invoice of April over credits at 0.01, with 20 % tax: 120.00; of 2 May, due on the 16th."""
+    terms: dict[str, object] = {"tax_rate": Decimal("0.20"), "due_days": DUE_DAYS}
+    made = await april.do("organizations", "create", name="Acme", **terms | more)
+    tenant = await april.do("tenants", "create", name="Main", organization_id=made["id"])
+    april.account = Account(made["id"], tenant["id"], None)
+    await april.on(at(4, 10))
+    give(april.url, april.account, 10_000, unit_cost=unit_cost)
+    april.flush()
+    await april.on(at(5, 2))
+    return await invoiced(april, {"organization": made["id"]}, date(2026, 4, 1), date(2026, 5, 1))
+
+
+async def pay(
+    april: April, invoice: dict[str, Any], amount: str, reference: str = "bank-1"
+) -> dict[str, Any]:
+    return await april.do("invoices", "payments", invoice["id"], amount=Decimal(amount), reference=reference)
+
+
+def stands(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["payment_status"], str(row["amount_paid"]), str(row["amount_due"])
+
+
+async def test_an_invoice_is_open_until_its_last_part_is_paid(april: April) -> None:
+    made = await bought(april)
+    assert (stands(made), made["due_date"]) == (("open", "0.00", "120.00"), date(2026, 5, 16))
+    assert stands(await pay(april, made, "20.00")) == ("open", "20.00", "100.00")
+    assert stands(await pay(april, made, "99.99", "bank-2")) == ("open", "119.99", "0.01")
+    assert stands(await pay(april, made, "0.01", "bank-3")) == ("paid", "120.00", "0.00")
+    assert await broken(april.url) == []
+
+
+async def test_a_payment_told_twice_is_taken_once(april: April) -> None:
+    made = await bought(april)
+    told = await asyncio.gather(*(pay(april, made, "120.00") for _ in range(8)))
+    assert {stands(row) for row in told} == {("paid", "120.00", "0.00")}
+    with pytest.raises(Conflict, match="'bank-1' stands for USD 120 already"):
+        await pay(april, made, "1.00")
+    assert len(rows_of(april.url, "SELECT id FROM payment")) == 1
+
+
+async def test_of_payments_at_once_no_more_is_taken_than_is_left(april: April) -> None:
+    made = await bought(april)
+    told = await asyncio.gather(
+        *(pay(april, made, "50.00", f"bank-{n}") for n in range(6)), return_exceptions=True
+    )
+    assert sorted(type(each).__name__ for each in told) == ["Unprocessable"] * 4 + ["dict"] * 2
+    row = await april.store.get("invoices", made["id"])
+    assert stands(dict(row)) == ("open", "100.00", "20.00")
+    assert await broken(april.url) == []
+
+
+async def test_what_is_no_final_invoice_is_not_paid(april: April) -> None:
+    made = await bought(april)
+    note = await april.do("invoices", "credit-note", made["id"])
+    with pytest.raises(Conflict, match="draft credit note cannot be paid"):
+        await pay(april, note, "1.00")
+    await april.do("invoices", "delete", note["id"])
+    await april.do("invoices", "void", made["id"])
+    with pytest.raises(Conflict, match="void invoice cannot be paid"):
+        await pay(april, made, "1.00")
+    draft = await april.do(
+        "invoices", "create", organization_id=made["organization_id"], period_start=date(2026, 5, 1),
+        period_end=date(2026, 6, 1),
+    )  # fmt: skip
+    assert (draft["payment_status"], draft["amount_due"]) == (None, None)
+    with pytest.raises(Conflict, match="draft invoice cannot be paid"):
+        await pay(april, draft, "1.00")
+
+
+async def test_an_invoice_is_overdue_the_day_after_it_was_due(april: April) -> None:
+    made, dunning = await bought(april), Dunning(april.store, invoices_max=1)
+    rows_of(
+        april.url,
+        "INSERT INTO webhook (url, events, secret) VALUES ('https://example.com', '[]', 'x') RETURNING id",
+    )
+    await april.on(at(5, 16, 23))
+    assert await dunning.turn() == 0
+    await april.on(at(5, 17, 0))
+    assert await dunning.turn() == 1
+    assert await dunning.turn() == 0
+    assert (await april.store.get("invoices", made["id"]))["payment_status"] == "overdue"
+    assert stands(await pay(april, made, "120.00"))[0] == "paid"
+    assert [row[0] for row in rows_of(april.url, "SELECT event FROM webhook_delivery ORDER BY id")] == [
+        "invoice.overdue", "invoice.paid",
+    ]  # fmt: skip
+    assert await broken(april.url) == []
+
+
+async def test_nothing_to_pay_is_paid_at_once(april: April) -> None:
+    made = await bought(april, unit_cost="0.0000001")
+    assert stands(made) == ("paid", "0.00", "0.00")
+    with pytest.raises(Unprocessable):
+        await pay(april, made, "0.01")
+    assert await broken(april.url) == []
+
+
+async def test_an_organization_has_days_to_pay_of_its_own(april: April) -> None:
+    pool = engine.create(april.url)
+    april.store = Store(pool, partition_of, lambda: april.now, letterhead=replace(LETTERHEAD, due_days=30))
+    assert (await bought(april))["due_date"] == date(2026, 5, 16)
+    assert (await bought(april, due_days=None))["due_date"] == date(2026, 6, 1)
+    await pool.dispose()
+
+
+async def test_a_credit_note_leaves_less_to_pay_and_its_void_more(april: April) -> None:
+    made = await bought(april)
+    await pay(april, made, "100.00")
+    note = await april.do("invoices", "credit-note", made["id"])
+    await april.do("invoices", "finalize", note["id"])
+    row = dict(await april.store.get("invoices", made["id"]))
+    assert stands(row) == ("paid", "100.00", "-100.00")
+    await april.do("invoices", "void", note["id"])
+    assert stands(dict(await april.store.get("invoices", made["id"]))) == ("open", "100.00", "20.00")
+    assert await broken(april.url) == []
+
+
+async def test_an_invoice_that_is_paid_is_void_once_the_money_went_back(april: April) -> None:
+    made = await bought(april)
+    await pay(april, made, "20.00")
+    with pytest.raises(Conflict, match="20 of this invoice is paid"):
+        await april.do("invoices", "void", made["id"])
+    [(payment_id,)] = rows_of(april.url, "SELECT id FROM payment")
+    back = await april.do("payments", "reverse", int(str(payment_id)), reference="back", amount=Decimal(5))
+    assert str(back["amount_left"]) == "15.00"
+    with pytest.raises(Unprocessable):
+        await april.do(
+            "payments", "reverse", int(str(payment_id)), reference="back-2", amount=Decimal("15.01")
+        )
+    for _ in range(2):
+        back = await april.do("payments", "reverse", int(str(payment_id)), reference="back-3")
+    assert str(back["amount_left"]) == "0.00"
+    made_void = await april.do("invoices", "void", made["id"])
+    assert (made_void["status"], made_void["payment_status"]) == ("void", None)
+    assert await broken(april.url) == []
+
+
+async def test_what_a_person_gave_up_is_paid_all_the_same(april: April) -> None:
+    made = await bought(april)
+    assert (await april.do("invoices", "uncollectible", made["id"]))["payment_status"] == "uncollectible"
+    with pytest.raises(Conflict, match="uncollectible invoice waits for no payment"):
+        await april.do("invoices", "uncollectible", made["id"])
+    assert stands(await pay(april, made, "20.00")) == ("uncollectible", "20.00", "100.00")
+    assert stands(await pay(april, made, "100.00", "bank-2")) == ("paid", "120.00", "0.00")
+    assert await broken(april.url) == []
+
+
+async def test_the_database_keeps_payments_and_what_is_final(april: April) -> None:
+    made = await bought(april)
+    await pay(april, made, "20.00")
+    with psycopg.connect(april.url, autocommit=True) as connection:
+        for statement in (
+            "UPDATE payment SET amount = 1",
+            "DELETE FROM payment",
+            "TRUNCATE payment",
+            "UPDATE invoice SET due_date = due_date + 1",
+            "UPDATE invoice SET total_amount = 0, payment_status = 'paid'",
+        ):
+            with pytest.raises(psycopg.errors.RestrictViolation):
+                connection.execute(statement)
+        for statement in (
+            "UPDATE invoice SET payment_status = NULL",
+            "UPDATE invoice SET payment_status = 'settled'",
+        ):
+            with pytest.raises(psycopg.errors.CheckViolation):
+                connection.execute(statement)
+        connection.execute("UPDATE invoice SET payment_status = 'paid'")
+    assert [violation.invariant for violation in await broken(april.url)] == ["payments"]
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("pay"), st.integers(1, 13_000)),
+    st.tuples(st.just("pay"), st.integers(1, 13_000)),
+    st.tuples(st.just("again"), st.integers(0, 9)),
+    st.tuples(st.just("reverse"), st.integers(0, 9)),
+    st.tuples(st.just("part"), st.integers(1, 5_000)),
+    st.tuples(st.just("note"), st.integers(1, 4_000)),
+    st.tuples(st.just("void_note"), st.integers(0, 9)),
+    st.tuples(st.just("give_up"), st.just(0)),
+    st.tuples(st.just("wait"), st.integers(1, 9)),
+    st.tuples(st.just("void"), st.just(0)),
+)
+
+
+@dataclass
+class Told:
+    """What happened to an invoice of 120.00, in cents: payments by reference, notes by id."""
+
+    day: date = date(2026, 5, 2)
+    paid: dict[str, int] = field(default_factory=dict)
+    back: dict[str, int] = field(default_factory=dict)
+    notes: dict[int, int] = field(default_factory=dict)
+    given_up: bool = False
+    is_void: bool = False
+
+    @property
+    def rest(self) -> int:
+        came = sum(self.paid.values()) - sum(self.back.values())
+        return 12_000 - came - sum(self.notes.values())
+
+    @property
+    def status(self) -> str | None:
+        if self.is_void:
+            return None
+        if self.rest <= 0:
+            return "paid"
+        if self.given_up:
+            return "uncollectible"
+        return "overdue" if self.day > date(2026, 5, 16) else "open"
+
+
+class History:
+    """Plays steps on an invoice and keeps what they come to."""
+
+    def __init__(self, april: April, invoice: dict[str, Any]) -> None:
+        self.april, self.invoice, self.told = april, invoice, Told()
+        self.dunning, self.ids = Dunning(april.store), dict[str, int]()
+
+    async def step(self, number: int, what: str, size: int) -> None:
+        await getattr(self, f"_{what}")(size, f"r{number}")
+        row = dict(await self.april.store.get("invoices", self.invoice["id"]))
+        assert row["payment_status"] == self.told.status, self.told
+        if not self.told.is_void:
+            assert Decimal(str(row["amount_due"])).scaleb(2) == self.told.rest
+
+    async def _pay(self, size: int, reference: str) -> None:
+        told, amount = self.told, str(Decimal(size).scaleb(-2))
+        if told.is_void or size > told.rest:
+            with pytest.raises((Unprocessable, Conflict)):
+                await pay(self.april, self.invoice, amount, reference)
+            return
+        await pay(self.april, self.invoice, amount, reference)
+        told.paid[reference] = size
+        [(last,)] = rows_of(self.april.url, "SELECT max(id) FROM payment")
+        self.ids[reference] = int(str(last))
+
+    async def _again(self, size: int, _: str) -> None:
+        if known := self._one_of(self.told.paid, size):
+            await pay(self.april, self.invoice, str(Decimal(self.told.paid[known]).scaleb(-2)), known)
+
+    async def _reverse(self, size: int, reference: str) -> None:
+        if known := self._one_of(self.told.paid, size):
+            await self._back(known, None, reference)
+
+    async def _part(self, size: int, reference: str) -> None:
+        if known := self._one_of(self.told.paid, size):
+            await self._back(known, size, reference)
+
+    async def _back(self, known: str, part: int | None, reference: str) -> None:
+        left = self.told.paid[known] - self.told.back.get(known, 0)
+        size = left if part is None else min(part, left)
+        if size:
+            amount = None if part is None else Decimal(size).scaleb(-2)
+            await self.april.do("payments", "reverse", self.ids[known], reference=reference, amount=amount)
+            self.told.back[known] = self.told.back.get(known, 0) + size
+
+    async def _note(self, size: int, _: str) -> None:
+        lines = [{"position": 1, "amount": Decimal(size).scaleb(-2)}]
+        try:
+            note = await self.april.do("invoices", "credit-note", self.invoice["id"], lines=lines)
+        except (Unprocessable, Conflict):
+            # The line's 100.00 is given back, with its tax, as far as notes can.
+            assert self.told.is_void or size + sum(self.told.notes.values()) / 1.2 > 9_999
+            return
+        await self.april.do("invoices", "finalize", note["id"])
+        self.told.notes[note["id"]] = -int(Decimal(str(note["total_amount"])).scaleb(2))
+
+    async def _void_note(self, size: int, _: str) -> None:
+        if note := self._one_of(self.told.notes, size):
+            await self.april.do("invoices", "void", note)
+            del self.told.notes[note]
+
+    async def _give_up(self, _: int, __: str) -> None:
+        if self.told.status in {"open", "overdue"}:
+            await self.april.do("invoices", "uncollectible", self.invoice["id"])
+            self.told.given_up = True
+
+    async def _wait(self, days: int, _: str) -> None:
+        self.told.day += timedelta(days=days)
+        await self.april.on(at(self.told.day.month, self.told.day.day))
+        await self.dunning.turn()
+
+    async def _void(self, _: int, __: str) -> None:
+        if self.told.notes or self.told.is_void:
+            return
+        if sum(self.told.paid.values()) == sum(self.told.back.values()):
+            await self.april.do("invoices", "void", self.invoice["id"])
+            self.told.is_void = True
+            return
+        with pytest.raises(Conflict):
+            await self.april.do("invoices", "void", self.invoice["id"])
+
+    def _one_of(self, known: dict[Any, int], size: int) -> Any:
+        return sorted(known)[size % len(known)] if known else None
+
+
+@settings(
+    max_examples=HISTORIES, deadline=None, phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=list(HealthCheck),
+)  # fmt: skip
+@given(st.lists(STEPS, min_size=4, max_size=14))
+def test_random_histories_come_to_what_happened(shared: str, steps: list[tuple[str, int]]) -> None:
+    asyncio.run(_play_one(shared, steps))
+
+
+async def _play_one(url: str, steps: list[tuple[str, int]]) -> None:
+    empty(url)
+    pool = engine.create(url)
+    store = Store(pool, partition_of, lambda: made.now, letterhead=LETTERHEAD)
+    made = April(
+        url,
+        store,
+        Calendar(store, lambda: made.now),
+        Allocations(pool),
+        at(3, 25),
+        Account(0, 0),
+        Writer(url),
+    )
+    try:
+        history = History(made, await bought(made))
+        for number, (what, size) in enumerate(steps):
+            await history.step(number, what, size)
+        assert await broken(url) == []
+    finally:
+        made.writer.close()
+        await pool.dispose()

@@ -1,0 +1,164 @@
+"""What is agreed of a subscription: fees as one, trials, discounts, minimums, prices of its own."""
+
+from __future__ import annotations
+
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from gateway.errors import Conflict, Unprocessable
+from tests.persistence.april import April, april, at, invoiced, plan
+from tests.persistence.billing.test_due import billed, customer, lines, total
+from tests.persistence.scenario import broken
+
+__all__ = ["april"]
+
+BEGINS, NEVER = date(2026, 4, 1), None
+
+
+async def months(april: April, ids: dict[str, int], *which: int) -> list[str]:
+    """What the invoices of these months come to, in words."""
+    return [str(await billed(april, ids, month)) for month in which]
+
+
+@pytest.mark.parametrize(
+    ("billing", "interval", "expected"),
+    [
+        ("advance", "annual", ["290.00", "0.00", "0.00", "0.00"]),
+        ("arrears", "annual", ["0.00", "0.00", "0.00", "0.00"]),
+        ("advance", "quarterly", ["87.00", "0.00", "0.00", "87.00"]),
+        ("arrears", "quarterly", ["0.00", "0.00", "87.00", "0.00"]),
+        ("advance", "monthly", ["29.00", "29.00", "29.00", "29.00"]),
+        (None, "quarterly", ["28.68", "29.64", "28.68", "29.32"]),
+    ],
+)
+async def test_a_fee_is_charged_as_one_in_advance_or_arrears(
+    april: April, billing: str | None, interval: str, expected: list[str]
+) -> None:
+    starter = await plan(april, "Starter", "29.00", 2_000_000)
+    ids = await customer(april, starter, BEGINS, NEVER, billing_interval=interval, billing=billing)
+    await april.on(at(4, 1))
+    assert await months(april, ids, 4, 5, 6, 7) == expected
+    assert await broken(april.url) == []
+
+
+async def test_a_year_in_arrears_that_is_cancelled_is_billed_to_its_end(april: April) -> None:
+    starter = await plan(april, "Starter", "36.50", 2_000_000)
+    ids = await customer(april, starter, BEGINS, NEVER, billing_interval="annual", billing="arrears")
+    await april.on(at(5, 1))
+    await april.do("organization-subscriptions", "cancel", ids["subscription"], when="now")
+    assert await months(april, ids, 4, 5) == ["30.00", "0.00"]
+    assert await broken(april.url) == []
+
+
+async def test_an_upgrade_of_a_year_in_advance_gives_back_and_charges_the_rest_at_once(april: April) -> None:
+    small = await plan(april, "Small", "36.50", 1_000)
+    large = await plan(april, "Large", "73.00", 9_000)
+    ids = await customer(april, small, BEGINS, NEVER, billing_interval="annual", billing="advance")
+    await april.on(at(4, 1))
+    assert await months(april, ids, 4) == ["365.00"]
+    await april.on(at(5, 1))
+    await april.do("organization-subscriptions", "change", ids["subscription"], plan_id=large, when="now")
+    assert await months(april, ids, 5, 6) == ["335.00", "0.00"]
+    assert await broken(april.url) == []
+
+
+async def test_a_trial_is_free_and_said(april: April) -> None:
+    starter = await plan(april, "Starter", "30.00", 2_000_000)
+    ids = await customer(april, starter, BEGINS, NEVER, trial_end=date(2026, 4, 16))
+    await april.on(at(5, 1))
+    made = await invoiced(april, ids, BEGINS, date(2026, 5, 1))
+    assert [(each["description"], str(each["amount"])) for each in made["lines"]] == [
+        ("Starter, 1 to 15 April 2026, trial", "0.00"),
+        ("Starter, 16 to 30 April 2026 (15 of 30 days)", "15.00"),
+    ]
+    assert await broken(april.url) == []
+
+
+async def test_one_cancelled_in_its_trial_owes_nothing(april: April) -> None:
+    starter = await plan(april, "Starter", "30.00", 2_000_000)
+    terms: dict[str, Any] = {"trial_end": date(2026, 4, 16), "minimum_commitment": Decimal(50)}
+    ids = await customer(april, starter, BEGINS, NEVER, billing="advance", **terms)
+    await april.on(at(4, 10))
+    await april.do("organization-subscriptions", "cancel", ids["subscription"], when="now")
+    assert await months(april, ids, 4, 5) == ["0.00", "0.00"]
+    assert await broken(april.url) == []
+
+
+async def test_a_discount_ends(april: April) -> None:
+    starter = await plan(april, "Starter", "30.00", 2_000_000)
+    off = {"discount_rate": Decimal("0.20"), "discount_end": date(2026, 5, 1)}
+    ids = await customer(april, starter, BEGINS, NEVER, **off)
+    await april.on(at(5, 1))
+    made = await invoiced(april, ids, BEGINS, date(2026, 5, 1))
+    assert [(each["kind"], each["quantity"], str(each["amount"])) for each in made["lines"]] == [
+        ("subscription", 1, "30.00"), ("discount", -1, "-6.00"),
+    ]  # fmt: skip
+    assert await months(april, ids, 5) == ["30.00"]
+    assert await broken(april.url) == []
+
+
+async def test_a_negotiated_fee_and_overage(april: April) -> None:
+    starter = await plan(april, "Starter", "29.00", 2_000_000)
+    prices = {"negotiated_cost": Decimal("20.00"), "overage_unit_price": Decimal("0.000001")}
+    ids = await customer(april, starter, BEGINS, NEVER, **prices)
+    await april.on(at(4, 1))
+    april.account.consume(3_000_000)
+    april.flush()
+    await april.on(at(5, 1, 0))
+    april.account.reset()
+    april.flush()
+    made = await invoiced(april, ids, BEGINS, date(2026, 5, 1))
+    assert [line[2] for line in lines(made)] == ["20.00", "1.00"]
+    assert await broken(april.url) == []
+
+
+async def test_what_is_missing_to_a_minimum_is_charged_once_the_cycle_is_over(april: April) -> None:
+    starter = await plan(april, "Starter", "29.00", 2_000_000)
+    ids = await customer(april, starter, BEGINS, NEVER, minimum_commitment=Decimal("100.00"))
+    await april.on(at(4, 1))
+    april.account.consume(3_000_000)
+    april.flush()
+    await april.on(at(5, 1, 0))
+    april.account.reset()
+    april.flush()
+    made = await invoiced(april, ids, BEGINS, date(2026, 5, 1))
+    assert [(line[0], line[2]) for line in lines(made)] == [
+        ("subscription", "29.00"), ("overage", "3.00"), ("minimum_commitment", "68.00"),
+    ]  # fmt: skip
+    assert total(made) == Decimal("100.00")
+    assert await broken(april.url) == []
+
+
+async def test_a_big_plans_tokens_are_not_had_for_the_price_of_a_day(april: April) -> None:
+    blocks = {"overage_policy": "block", "overage_unit_price": None}
+    small = await plan(april, "Small", "1.00", 1_000, **blocks)
+    big = await plan(april, "Big", "300.00", 1_000_000, **blocks)
+    ids = await customer(april, small, BEGINS, NEVER)
+    await april.on(at(4, 1))
+    change = ("organization-subscriptions", "change", ids["subscription"])
+    await april.do(*change, plan_id=big, when="now")
+    april.follow()
+    april.account.consume(999_000)
+    april.flush()
+    with pytest.raises(Conflict, match="999000 tokens"):
+        await april.do(*change, plan_id=small, when="now")
+    await april.do(*change, plan_id=small, when="period_end")
+    assert await months(april, ids, 4, 5) == ["300.00", "1.00"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"trial_end": BEGINS}, "trial_end"),
+        ({"discount_end": date(2026, 6, 1)}, "discount_end"),
+        ({"discount_rate": Decimal("0.1"), "discount_end": date(2026, 3, 1)}, "discount_end"),
+    ],
+)
+async def test_wrong_fields(april: April, fields: dict[str, Any], named: str) -> None:
+    starter = await plan(april, "Starter", "29.00", 2_000_000)
+    with pytest.raises(Unprocessable) as refused:
+        await customer(april, starter, BEGINS, NEVER, **fields)
+    assert [name for name, _ in refused.value.errors] == [named]

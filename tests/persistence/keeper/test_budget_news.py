@@ -1,0 +1,295 @@
+"""Budgets are told of from real rows: each threshold once a window and account, the end before it comes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from persistence import engine
+from persistence.keeper import budget_news
+from persistence.keeper.news import WAITING_MAX
+from tests.persistence.scenario import one, rows_of, settle_in
+
+NOW = datetime(2026, 11, 20, 13, 0, tzinfo=UTC)
+MONTH = datetime(2026, 10, 31, 23, 0, tzinfo=UTC)  # in Berlin
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+UNIT = 10**9
+
+
+@pytest.fixture
+async def pool(migrated: str) -> AsyncIterator[AsyncEngine]:
+    made = engine.create(migrated)
+    yield made
+    await made.dispose()
+
+
+class Desk:
+    """An organization with a webhook, its budgets, and what was told of them."""
+
+    def __init__(self, url: str, pool: AsyncEngine) -> None:
+        self.url, self.pool = url, pool
+        [account] = settle_in(url, None)
+        self.organization_id = account.organization_id
+        self.do("INSERT INTO webhook (url, secret) VALUES ('https://example.com/', 'whsec_AAAA')")
+        self.do("UPDATE organization SET name = 'Acme', currency = 'EUR'")
+
+    def do(self, statement: str, *values: object) -> None:
+        with psycopg.connect(self.url) as connection:
+            connection.execute(statement, values)
+
+    def budget(self, **fields: object) -> int:
+        values = {
+            "organization_id": self.organization_id, "name": "Team", "unit": "money", "amount": 100,
+            "interval": "month", "time_zone": "Europe/Berlin", "created_at": EPOCH,
+        } | fields  # fmt: skip
+        columns = ", ".join(f'"{name}"' for name in values)
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            return one(
+                connection,
+                f"INSERT INTO budget ({columns}) VALUES ({', '.join(['%s'] * len(values))}) RETURNING id",
+                *values.values(),
+            )
+
+    def use(self, budget: int, used: int, start: datetime = MONTH, value: str = "", name: str = "") -> None:
+        self.do(
+            "INSERT INTO budget_use (budget_id, start, value, name, used) VALUES (%s, %s, %s, %s, %s)"
+            " ON CONFLICT (budget_id, start, value) DO UPDATE SET used = excluded.used",
+            budget, start, value, name, used,
+        )  # fmt: skip
+
+    async def look(self, now: datetime = NOW) -> None:
+        await budget_news.reached(self.pool, now)
+
+    async def foresee(self, now: datetime) -> list[str]:
+        await budget_news.foresee(self.pool, now)
+        return [data["exhausted_local"] for event, data in self.told() if event == "budget.forecast"]
+
+    def told(self) -> list[tuple[str, dict[str, Any]]]:
+        rows: list[Any] = rows_of(self.url, "SELECT event, payload FROM webhook_delivery ORDER BY id")
+        return rows
+
+    def said(self) -> list[tuple[str, object]]:
+        return [(event.removeprefix("budget."), data["percent"]) for event, data in self.told()]
+
+
+@pytest.fixture
+def desk(migrated: str, pool: AsyncEngine) -> Desk:
+    return Desk(migrated, pool)
+
+
+async def test_each_threshold_is_told_once_a_window(desk: Desk) -> None:
+    budget = desk.budget()
+    expected: list[tuple[str, object]] = []
+    for used, news in (
+        (49 * UNIT, []),
+        (50 * UNIT, [("threshold", 50)]),
+        (79 * UNIT, []),
+        (81 * UNIT, [("threshold", 80)]),
+        (100 * UNIT - 1, []),
+        (100 * UNIT, [("threshold", 100), ("exceeded", 100)]),
+        (300 * UNIT, []),
+    ):
+        desk.use(budget, used)
+        await desk.look()
+        await desk.look()
+        expected += news
+        assert desk.said() == expected
+    december = datetime(2026, 11, 30, 23, tzinfo=UTC)
+    desk.use(budget, 60 * UNIT, december)
+    await desk.look(december + timedelta(hours=2))
+    assert desk.said() == [*expected, ("threshold", 50)]
+
+
+async def test_a_restart_and_deleted_messages_tell_nothing_again(desk: Desk, migrated: str) -> None:
+    budget = desk.budget()
+    desk.use(budget, 100 * UNIT)
+    await desk.look()
+    desk.do("DELETE FROM webhook_delivery")
+    again = engine.create(migrated)
+    await budget_news.reached(again, NOW + timedelta(days=5))
+    await again.dispose()
+    assert desk.said() == []
+
+
+async def test_what_is_told(desk: Desk) -> None:
+    budget = desk.budget(each="user", thresholds="[0.825]", mode="audit")
+    desk.use(budget, 83 * UNIT + UNIT // 2, value="a" * 24, name="ada")
+    await desk.look()
+    [(event, data)] = desk.told()
+    assert event == "budget.threshold"
+    assert data == {
+        "budget_id": budget, "budget": "Team", "organization_id": desk.organization_id,
+        "organization": "Acme", "each": "user", "account": "ada", "unit": "money", "currency": "EUR",
+        "mode": "audit", "used": "83.5", "amount": "100", "remaining": "16.5", "percent": 82.5,
+        "threshold": 0.825, "interval": "month", "time_zone": "Europe/Berlin",
+        "window_start": "2026-10-31T23:00:00Z", "resets_at": "2026-11-30T23:00:00Z",
+    }  # fmt: skip
+
+
+async def test_every_account_of_each_is_told_of(desk: Desk) -> None:
+    budget = desk.budget(each="user", unit="tokens", amount=10, thresholds="[0.5]")
+    for value, name, used in (("a", "ada", 5), ("b", "bob", 4), ("other", "", 6), ("n", "", 7)):
+        desk.use(budget, used, value=value, name=name)
+    await desk.look()
+    found = [(data["account"], data["used"], data["currency"]) for _, data in desk.told()]
+    assert found == [("ada", 5, None), ("nobody", 7, None), ("all others", 6, None)]
+
+
+async def test_more_accounts_than_fit_a_page(desk: Desk) -> None:
+    budget = desk.budget(each="user", unit="requests", amount=10, thresholds="[0.5]")
+    desk.do(
+        "INSERT INTO budget_use (budget_id, start, value, used)"
+        " SELECT %s, %s, 'u' || n, 5 FROM generate_series(1, %s) AS n",
+        budget, MONTH, budget_news.ACCOUNTS_MAX + 10,
+    )  # fmt: skip
+    await desk.look()
+    assert len(desk.told()) == budget_news.ACCOUNTS_MAX + 10
+
+
+async def test_a_raise_counts_while_it_lasts(desk: Desk) -> None:
+    budget = desk.budget(thresholds="[0.8]", raised_to=200, raised_until=NOW + timedelta(hours=1))
+    desk.use(budget, 120 * UNIT)
+    await desk.look()
+    assert desk.said() == []
+    await desk.look(NOW + timedelta(hours=2))
+    assert desk.said() == [("threshold", 80), ("exceeded", 120)]
+
+
+async def test_a_raised_amount_that_is_used_up_is_told_again_once(desk: Desk) -> None:
+    budget = desk.budget()
+    desk.use(budget, 100 * UNIT)
+    await desk.look()
+    expected: list[tuple[str, object]] = [
+        ("threshold", 50), ("threshold", 80), ("threshold", 100), ("exceeded", 100),
+    ]  # fmt: skip
+    assert desk.said() == expected
+    for raised_to, used, news in (
+        (150, 119, []),  # half of 150 is less than what was told
+        (150, 120, [("threshold", 80)]),
+        (150, 150, [("threshold", 100), ("exceeded", 100)]),
+        (100, 160, []),  # the raise is over
+        (150, 160, []),
+        (200, 200, [("threshold", 80), ("threshold", 100), ("exceeded", 100)]),
+    ):
+        until = NOW + timedelta(days=1)
+        desk.do("UPDATE budget SET raised_to = %s, raised_until = %s", raised_to, until)
+        desk.use(budget, used * UNIT)
+        await desk.look()
+        await desk.look()
+        expected += news
+        assert desk.said() == expected
+    assert [data["amount"] for _, data in desk.told()] == ["100"] * 4 + ["150"] * 3 + ["200"] * 3
+
+
+async def test_a_window_that_has_just_ended_is_told_of_too(desk: Desk) -> None:
+    start = datetime(2026, 11, 20, 12, tzinfo=UTC)
+    budget = desk.budget(interval="hour", thresholds="[0.5]")
+    desk.use(budget, 60 * UNIT, start)
+    await desk.look(start + timedelta(hours=2, seconds=-1))
+    assert desk.said() == [("threshold", 50)]
+    desk.use(budget, 60 * UNIT, start - timedelta(hours=1))
+    await desk.look(start + timedelta(hours=2, seconds=-1))
+    assert len(desk.told()) == 1
+
+
+async def test_a_budget_that_never_begins_again(desk: Desk) -> None:
+    budget = desk.budget(interval="total")
+    desk.use(budget, 100 * UNIT, EPOCH)
+    await desk.look()
+    assert desk.said() == [("threshold", 50), ("threshold", 80), ("threshold", 100), ("exceeded", 100)]
+    assert {data["resets_at"] for _, data in desk.told()} == {None}
+    await desk.look(NOW + timedelta(days=1_000))
+    assert len(desk.told()) == 4
+
+
+async def test_nobody_hears_of_others_budgets_and_of_deleted_ones(desk: Desk) -> None:
+    [other] = settle_in(desk.url, None)
+    desk.do("UPDATE webhook SET organization_id = %s", other.organization_id)
+    desk.use(desk.budget(), 100 * UNIT)
+    await desk.look()
+    assert rows_of(desk.url, "SELECT count(*) FROM budget_told") == [(0,)]
+    desk.do("UPDATE webhook SET organization_id = NULL")
+    desk.do("UPDATE budget SET deleted_at = now()")
+    await desk.look()
+    assert desk.told() == []
+
+
+async def test_only_what_is_asked_for_is_told(desk: Desk) -> None:
+    desk.do("""UPDATE webhook SET events = '["budget.exceeded", "quota.50"]'""")
+    desk.use(desk.budget(), 100 * UNIT)
+    await desk.look()
+    assert desk.said() == [("exceeded", 100)]
+
+
+async def test_the_end_is_foreseen_once_in_the_budgets_own_time(desk: Desk) -> None:
+    """Seven hundred in seven hours: the other six hundred last six hours more."""
+    start = datetime(2026, 11, 19, 23, tzinfo=UTC)
+    budget = desk.budget(interval="day", amount=1_300, unit="requests")
+    desk.use(budget, 700, start)
+    assert await desk.foresee(start + timedelta(hours=7)) == ["2026-11-20T13:00:00+01:00"]
+    desk.use(budget, 900, start)
+    assert len(await desk.foresee(start + timedelta(hours=8))) == 1
+    [(_, data)] = desk.told()
+    assert (data["exhausted_at"], data["percent"]) == ("2026-11-20T12:00:00Z", 53)
+
+
+async def test_the_pace_is_that_of_the_last_hours(desk: Desk) -> None:
+    start = datetime(2026, 11, 19, 23, tzinfo=UTC)
+    budget = desk.budget(interval="day", amount=1_000, unit="requests")
+    desk.use(budget, 100, start)
+    for hour in (9, 12, 15):
+        assert await desk.foresee(start + timedelta(hours=hour)) == []
+    desk.use(budget, 400, start)
+    assert await desk.foresee(start + timedelta(hours=15, minutes=1)) == ["2026-11-20T21:03:00+01:00"]
+
+
+async def test_a_budget_that_lasts_is_not_told_of(desk: Desk) -> None:
+    budget = desk.budget(amount=3_000, unit="requests")
+    for day in range(1, 30):
+        desk.use(budget, 99 * day)
+        assert await desk.foresee(MONTH + timedelta(days=day)) == []
+
+
+async def test_what_windows_that_are_over_were_told_is_forgotten(desk: Desk) -> None:
+    start = datetime(2026, 11, 20, 12, tzinfo=UTC)
+    hourly, total = desk.budget(interval="hour"), desk.budget(name="All", interval="total")
+    desk.use(hourly, 60 * UNIT, start)
+    desk.use(total, 60 * UNIT, EPOCH)
+    await desk.look(start)
+    kept = "SELECT budget_id FROM budget_told ORDER BY 1"
+    await desk.foresee(start + timedelta(hours=1))
+    assert rows_of(desk.url, kept) == [(hourly,), (total,)]
+    await desk.foresee(start + timedelta(hours=3))
+    assert rows_of(desk.url, kept) == [(total,)]
+    desk.do("UPDATE budget SET deleted_at = now()")
+    await desk.foresee(start + timedelta(hours=3))
+    assert rows_of(desk.url, kept) == []
+
+
+async def test_two_keepers_tell_once(desk: Desk, migrated: str) -> None:
+    budget = desk.budget(each="user")
+    for user in range(50):
+        desk.use(budget, 100 * UNIT, value=f"u{user}")
+    other = engine.create(migrated)
+    async with asyncio.TaskGroup() as both:
+        for pool in (desk.pool, other):
+            both.create_task(budget_news.reached(pool, NOW))
+    await other.dispose()
+    assert len(desk.told()) == 50 * 4
+
+
+async def test_a_webhook_with_too_much_waiting_hears_nothing_new(desk: Desk) -> None:
+    desk.do(
+        "INSERT INTO webhook_delivery (webhook_id, event, occasion)"
+        " SELECT w.id, 'webhook.test', 'w' || n FROM webhook AS w, generate_series(1, %s) AS n",
+        WAITING_MAX,
+    )
+    desk.use(desk.budget(), 100 * UNIT)
+    await desk.look()
+    assert len(desk.told()) == WAITING_MAX

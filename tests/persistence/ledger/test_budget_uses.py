@@ -1,0 +1,224 @@
+"""What is used of budgets: moved by exactly the entries that are stored, once, whatever comes again."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import psycopg
+
+from gateway.core.accounts.facts import CallFacts, corrected, write_facts
+from gateway.core.accounts.ledger import Budgeted, EventFlag, EventKind, EventNote
+from gateway.core.accounts.outbox import Batch
+from gateway.core.model import INTEGER_MAX
+from persistence.ledger.writer import Writer
+from tests.persistence.scenario import Account, batch_of, broken, one, rows_of, settle_in, stop
+
+START = 1_789_776_000_000
+NOBODY = "e3b0c44298fc1c149afbf4c8"
+ADA, BOB = "a" * 24, "b" * 24
+FACTS = CallFacts(model="m", status=200, counts=(7, 0, 0, 0, 0, 0, 0, 0, 0, 0), total=7, session="s-1")
+
+
+def budget_of(url: str, account: Account, unit: str = "money", each: str | None = None) -> int:
+    with psycopg.connect(url, autocommit=True) as connection:
+        return one(
+            connection,
+            'INSERT INTO budget (organization_id, name, unit, amount, "interval", each)'
+            " VALUES (%s, %s, %s, 100, 'day', %s) RETURNING id",
+            account.organization_id, str(uuid.uuid4()), unit, each,
+        )  # fmt: skip
+
+
+def opened(url: str) -> Account:
+    [account] = settle_in(url, None)
+    account.reset()
+    return account
+
+
+def used(url: str, *budgets: int) -> list[Any]:
+    rows = rows_of(url, "SELECT budget_id, used FROM budget_use ORDER BY budget_id, start, value")
+    return [use for budget, use in rows if not budgets or budget in budgets]
+
+
+def moves(*budgets: int, value: str = "", start_ms: int = START, money: int = 5) -> dict[str, Any]:
+    windows = tuple(Budgeted(each, start_ms, value) for each in budgets)
+    return {"budgets": windows, "money": money, "raw_tokens": 7, "requests": 1}
+
+
+async def test_each_unit_moves_by_its_own_number(migrated: str, writer: Writer) -> None:
+    account = opened(migrated)
+    units = [budget_of(migrated, account, unit) for unit in ("money", "tokens", "requests")]
+    for _ in range(3):
+        account.consume(7, **moves(*units))
+    await writer.write(batch_of(account))
+    assert used(migrated) == [15, 21, 3]
+    account.consume(7, **moves(units[0], money=10**9))
+    await writer.write(batch_of(account))
+    assert used(migrated) == [10**9 + 15, 21, 3]
+
+
+async def test_each_window_has_its_row(migrated: str, writer: Writer) -> None:
+    account = opened(migrated)
+    budget = budget_of(migrated, account)
+    account.consume(7, **moves(budget))
+    account.consume(7, **moves(budget, start_ms=START + 86_400_000))
+    account.consume(7, **moves(budget, start_ms=0))
+    await writer.write(batch_of(account))
+    assert rows_of(
+        migrated, "SELECT (extract(epoch FROM start) * 1000)::bigint, value, name, used FROM budget_use"
+        " ORDER BY start",
+    ) == [(start, "", "", 5) for start in (0, START, START + 86_400_000)]  # fmt: skip
+
+
+async def test_accounts_of_each_say_whose_they_are(migrated: str, writer: Writer) -> None:
+    account = opened(migrated)
+    said = {"user": "ada", "attribution": "\t12\t", "metadata": write_facts(FACTS)}
+    for each in ("user", "key", "project", "session"):
+        account.consume(7, **moves(budget_of(migrated, account, each=each), value=ADA), **said)
+    by_user = budget_of(migrated, account, each="user")
+    account.consume(7, **moves(by_user, value=BOB), user="bob")
+    account.consume(7, **moves(by_user, value="other"), user="carol")
+    account.consume(7, **moves(by_user, value=NOBODY))
+    account.consume(7, **moves(by_user, value=BOB), user="bob")
+    await writer.write(batch_of(account))
+    assert rows_of(migrated, "SELECT value, name, used FROM budget_use ORDER BY budget_id, value") == [
+        (ADA, "ada", 5), (ADA, "5", 5), (ADA, "12", 5), (ADA, "s-1", 5),
+        (BOB, "bob", 10), (NOBODY, "", 5), ("other", "", 5),
+    ]  # fmt: skip
+
+
+async def test_what_comes_again_moves_nothing_twice(migrated: str, writer: Writer) -> None:
+    account = opened(migrated)
+    budget = budget_of(migrated, account)
+    account.consume(7, **moves(budget))
+    account.consume(None, **moves(budget))  # a call that moves no account
+    late = account.consume(None, note=int(EventNote.LATE), **moves(budget))
+    more = corrected(write_facts(FACTS), late.source, "reclaimed")
+    account.emit(EventKind.ADJUST, EventFlag(0), source=str(uuid.uuid4()), metadata=more, **moves(budget))
+    reset = str(uuid.uuid4())
+    account.emit(EventKind.BUDGET, EventFlag(0), tenant_id=0, source=reset, **moves(budget, money=2))
+    batch = batch_of(account)
+    report = await writer.write(batch)
+    assert used(migrated) == [18]
+    assert rows_of(migrated, "SELECT reset FROM budget_use") == [(2,)]
+    assert reset in report.control_ids[account.partition]
+    for again in (batch, {account.partition: batch[account.partition][3:]}):
+        report = await writer.write(again)
+        assert len(report.acknowledged[account.partition]) == len(again[account.partition])
+        assert used(migrated) == [18]
+    account.consume(None, **moves(budget))
+    await writer.write(
+        {account.partition: [*batch[account.partition], *batch_of(account)[account.partition]]}
+    )
+    assert used(migrated) == [23]
+
+
+async def test_budgets_nobody_knows_are_left_out(migrated: str, writer: Writer) -> None:
+    account, other = settle_in(migrated, None, None)
+    account.reset()
+    budget, foreign = budget_of(migrated, account), budget_of(migrated, other)
+    account.consume(7, **moves(budget, foreign, foreign + 1, 2**53 - 1))
+    account.consume(
+        7, budgets=(Budgeted(2**70, START), Budgeted(budget, 2**60), Budgeted(budget, -1)), money=5
+    )
+    report = await writer.write(batch_of(account))
+    assert (report.dead_letters, used(migrated)) == (0, [5])
+
+
+async def test_a_deleted_budget_is_still_counted(migrated: str, writer: Writer) -> None:
+    account = opened(migrated)
+    budget = budget_of(migrated, account)
+    with psycopg.connect(migrated, autocommit=True) as connection:
+        connection.execute("UPDATE budget SET deleted_at = now()")
+    account.consume(7, **moves(budget))
+    await writer.write(batch_of(account))
+    assert used(migrated) == [5]
+
+
+async def test_what_waits_moves_when_it_is_stored(migrated: str, writer: Writer) -> None:
+    account = opened(migrated)
+    budget = budget_of(migrated, account)
+    await writer.write(batch_of(account))
+    stop(migrated, account.partition, account.organization_id, account.tenant_id)
+    account.consume(7, **moves(budget))
+    account.consume(None, **moves(budget))
+    batch: Batch = batch_of(account)
+    await writer.write(batch)
+    assert used(migrated) == [5]  # of the call that moves no account
+    with psycopg.connect(migrated, autocommit=True) as connection:
+        connection.execute("UPDATE quarantine SET released_at = now()")
+    await writer.write({account.partition: batch[account.partition][:1]})
+    await writer.write(batch)
+    assert used(migrated) == [10]
+
+
+async def test_a_call_that_was_taken_back_costs_what_budgets_were_charged(
+    migrated: str, writer: Writer
+) -> None:
+    account = opened(migrated)
+    budget = budget_of(migrated, account)
+    taken_back = b'{"estimated":true,"reclaimed":true}'
+    reclaimed = {"note": int(EventNote.RECLAIMED), "metadata": taken_back}
+    account.consume(7, **reclaimed, **moves(budget))
+    account.consume(None, credits_=3, **reclaimed, **moves(budget))
+    account.consume(7, **reclaimed)
+    await writer.write(batch_of(account))
+    assert rows_of(migrated, "SELECT tokens, cost, currency, estimated, reason FROM call ORDER BY id") == [
+        (7, 5, "USD", True, "reclaimed"), (7, 5, "USD", True, "reclaimed"),
+        (7, None, None, True, "reclaimed"),
+    ]  # fmt: skip
+    assert used(migrated) == [10]
+
+
+async def test_windows_are_compared_with_the_calls_they_are_of(migrated: str, writer: Writer) -> None:
+    account = opened(migrated)
+    budget, tokens = budget_of(migrated, account), budget_of(migrated, account, "tokens", "user")
+    with psycopg.connect(migrated, autocommit=True) as connection:
+        connection.execute("UPDATE budget SET updated_at = to_timestamp(%s)", (START / 1000 - 61,))
+    for _ in range(2):
+        told = CallFacts(total=7, cost=5, currency="USD")
+        account.consume(7, **moves(budget, tokens), metadata=write_facts(told))
+    foreign = CallFacts(total=7, cost=9, currency="EUR")
+    account.consume(7, **moves(budget, tokens, money=0), metadata=write_facts(foreign))
+    account.emit(
+        EventKind.BUDGET, EventFlag(0), tenant_id=0, source=str(uuid.uuid4()), **moves(budget, money=10)
+    )
+    await writer.write(batch_of(account))
+    assert used(migrated) == [0, 21]
+    assert await broken(migrated) == []
+    with psycopg.connect(migrated, autocommit=True) as connection:
+        connection.execute("UPDATE budget_use SET used = used + 1")
+    found = [(each.invariant, each.account) for each in await broken(migrated)]
+    assert sorted(found) == [("budgets", f"budget:{budget}"), ("budgets", f"budget:{tokens}")]
+
+
+async def test_a_sum_beyond_its_column_stops_no_flush(migrated: str, writer: Writer) -> None:
+    account = opened(migrated)
+    budget = budget_of(migrated, account)
+    for money in (2**62, 2**62, 2**62, 5):
+        account.consume(7, **moves(budget, money=money))
+    report = await writer.write(batch_of(account))
+    assert report.rows["call"] == 4
+    account.consume(7, **moves(budget))
+    await writer.write(batch_of(account))
+    assert used(migrated) == [INTEGER_MAX]
+
+
+async def test_a_window_counts_as_far_as_the_counters_do(migrated: str, writer: Writer) -> None:
+    account = opened(migrated)
+    budget = budget_of(migrated, account)
+    with psycopg.connect(migrated, autocommit=True) as connection:
+        connection.execute("UPDATE budget SET updated_at = to_timestamp(%s)", (START / 1000 - 61,))
+    for money in (INTEGER_MAX - 3, 5):
+        account.consume(7, **moves(budget, money=money))
+        await writer.write(batch_of(account))
+    assert used(migrated) == [INTEGER_MAX]
+    assert await broken(migrated) == []  # it says nothing more of its calls
+    reset = {"tenant_id": 0, "source": str(uuid.uuid4()), **moves(budget, money=INTEGER_MAX)}
+    account.emit(EventKind.BUDGET, EventFlag(0), **reset)
+    await writer.write(batch_of(account))
+    account.consume(7, **moves(budget))
+    await writer.write(batch_of(account))
+    assert used(migrated) == [5]
+    assert await broken(migrated) == []

@@ -1,0 +1,225 @@
+"""Budgets in the database: what gateways are told of them, whose they may be, raises and their ends."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from itertools import count
+from typing import Any
+
+import psycopg
+import pytest
+
+from gateway.core.accounts.administration import Actor, Command, Committed, Query, Row
+from gateway.core.accounts.budgets import Budget
+from gateway.core.accounts.selectors import BUDGETS_MAX
+from gateway.errors import Conflict, Unprocessable
+from persistence import engine as engines
+from persistence.keeper.definitions import of_account
+from persistence.store import Store
+
+ACTOR = Actor("builtin:admin", "admin")
+NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
+ORGANIZATION, OTHER = 1, 2
+
+_numbers = count(1)
+
+
+@dataclass
+class Desk:
+    """Two organizations, each with a tenant and a key of the organization's own number."""
+
+    store: Store
+    url: str
+    now: datetime = NOW
+
+    async def do(
+        self, verb: str, row_id: int | None = None, resource: str = "budgets", **values: Any
+    ) -> Committed:
+        command = Command(
+            resource, verb, ACTOR, "00000000-0000-0000-0000-000000000000", dict, row_id, values
+        )  # fmt: skip
+        done = await self.store.write(command)
+        assert isinstance(done, Committed)
+        return done
+
+    async def make(self, **over: Any) -> Row:
+        usual = {
+            "organization_id": ORGANIZATION, "name": f"budget {next(_numbers)}", "unit": "money",
+            "amount": Decimal("12.50"), "interval": "month",
+        }  # fmt: skip
+        return (await self.do("create", **{**usual, **over})).row
+
+    async def refused(self, verb: str = "", row_id: int = 0, **values: Any) -> dict[str, str]:
+        with pytest.raises(Unprocessable) as caught:
+            await (self.do(verb, row_id, **values) if verb else self.make(**values))
+        return dict(caught.value.errors)
+
+    async def told(self, organization_id: int = ORGANIZATION) -> list[Budget]:
+        """The budgets that gateways are told of."""
+        engine = engines.create(self.url)
+        async with engine.connect() as connection:
+            [definition] = await of_account(connection, f"organization:{organization_id}")
+        await engine.dispose()
+        return list(definition.terms.budgets)  # type: ignore[union-attr]  # an organization's
+
+
+@pytest.fixture
+async def desk(migrated: str) -> AsyncIterator[Desk]:
+    with psycopg.connect(migrated) as connection:
+        for one in (ORGANIZATION, OTHER):
+            connection.execute("INSERT INTO organization (id, name) VALUES (%s, 'o')", (one,))
+            connection.execute(
+                "INSERT INTO tenant (id, organization_id, name) VALUES (%s, %s, 't')", (one, one)
+            )
+            connection.execute(
+                "INSERT INTO api_key (id, tenant_id, name, digest, prefix) VALUES (%s, %s, 'k', %s, 'tk')",
+                (one, one, f"{one:064}"),
+            )
+        connection.execute("INSERT INTO tenant (id, organization_id, name) VALUES (3, 1, 'another')")
+    engine = engines.create(migrated)
+    found = Desk(Store(engine, lambda _: 0, lambda: found.now), migrated)
+    yield found
+    await engine.dispose()
+
+
+async def test_gateways_are_told_of_an_organizations_budgets(desk: Desk) -> None:
+    first = await desk.make(name="all", anchor_day=31, time_zone="Europe/Berlin", mode="audit")
+    second = await desk.make(
+        name="a team", tenant_id=1, user="ada", api_key_id=1, project_id=0, model="gpt-5*", service_id=1,
+        each="session", unit="tokens", amount=3000, interval="day", on_exhausted="cut",
+    )  # fmt: skip
+    await desk.make(organization_id=OTHER)
+    all_, team = await desk.told()
+    assert (all_.id, all_.name, all_.amount, all_.enforce) == (first["id"], "all", 12_500_000_000, False)
+    assert (all_.time_zone, all_.anchor_day, all_.project_id) == ("Europe/Berlin", 31, None)
+    assert (team.id, team.amount, team.unit, team.cut) == (second["id"], 3000, "tokens", True)
+    assert team.selector == (1, "ada", 1, 0, "gpt-5*", 1, "session")
+    assert [len(await desk.told(one)) for one in (ORGANIZATION, OTHER)] == [2, 1]
+
+
+async def test_each_change_has_the_organization_told_again(desk: Desk) -> None:
+    done = await desk.do(
+        "create", organization_id=ORGANIZATION, name="a", unit="requests", amount=5, interval="total"
+    )
+    budget_id = int(str(done.row["id"]))
+    raised = {"amount": 9, "until": NOW + timedelta(days=1), "reason": "a fair"}
+    for again in (
+        done,
+        await desk.do("change", budget_id, amount=6, name="b"),
+        await desk.do("raise", budget_id, **raised),
+        await desk.do("delete", budget_id),
+    ):
+        assert [intent.account for intent in again.intents] == [f"organization:{ORGANIZATION}"]
+    assert await desk.told() == []
+
+
+async def test_a_raise_is_told_with_its_end(desk: Desk) -> None:
+    until = datetime.now(UTC).replace(microsecond=0) + timedelta(days=1)
+    budget_id = int(str((await desk.make(name="a"))["id"]))
+    row = (await desk.do("raise", budget_id, amount=Decimal(20), until=until, reason="a fair")).row
+    assert (row["raised_to"], row["raised_until"], row["raise_reason"]) == (Decimal(20), until, "a fair")
+    [budget] = await desk.told()
+    assert (budget.amount, budget.raised_to) == (12_500_000_000, 20_000_000_000)
+    assert budget.raised_until_ms == until.timestamp() * 1000
+
+
+async def test_a_raise_that_is_over_is_not_shown(desk: Desk) -> None:
+    budget_id = int(str((await desk.make())["id"]))
+    desk.now = datetime(2020, 1, 1, tzinfo=UTC)
+    await desk.do("raise", budget_id, amount=Decimal(20), until=desk.now + timedelta(days=1), reason="a fair")
+    row = await desk.store.get("budgets", budget_id)
+    assert (row["raised_to"], row["raised_until"], row["raise_reason"]) == (None, None, None)
+
+
+async def test_an_amount_of_as_much_ends_a_raise(desk: Desk) -> None:
+    budget_id = int(str((await desk.make())["id"]))
+    until = datetime.now(UTC) + timedelta(days=1)
+    await desk.do("raise", budget_id, amount=Decimal(20), until=until, reason="a fair")
+    assert (await desk.do("change", budget_id, amount=Decimal(19))).row["raised_to"] == Decimal(20)
+    assert (await desk.do("change", budget_id, amount=Decimal(20))).row["raised_to"] is None
+
+
+async def test_a_raise_below_the_amount_or_into_the_past_is_refused(desk: Desk) -> None:
+    budget_id = int(str((await desk.make())["id"]))
+    found = await desk.refused("raise", budget_id, amount=Decimal(12), until=NOW, reason="a fair")
+    assert set(found) == {"amount", "until"}
+
+
+async def test_an_amount_is_of_the_budgets_own_unit(desk: Desk) -> None:
+    budget_id = int(str((await desk.make())["id"]))
+    assert set(await desk.refused("change", budget_id, amount=5)) == {"amount"}
+    assert set(await desk.refused(unit="tokens")) == {"amount"}
+
+
+async def test_what_is_of_another_organization_is_refused(desk: Desk) -> None:
+    assert await desk.refused(tenant_id=OTHER) == {"tenant_id": "is of another organization"}
+    assert await desk.refused(api_key_id=OTHER) == {"api_key_id": "is of another organization"}
+    assert await desk.refused(tenant_id=3, api_key_id=1) == {"api_key_id": "is not of tenant 3"}
+    for name in ("organization_id", "tenant_id", "api_key_id", "service_id"):
+        assert set(await desk.refused(**{name: 404})) == {name}
+
+
+async def test_a_name_is_an_organizations_own_until_its_budget_is_deleted(desk: Desk) -> None:
+    first = await desk.make(name="all")
+    with pytest.raises(Conflict):
+        await desk.make(name="all")
+    await desk.make(name="all", organization_id=OTHER)
+    await desk.do("delete", int(str(first["id"])))
+    await desk.make(name="all")
+
+
+async def test_an_organization_has_so_many(desk: Desk) -> None:
+    with psycopg.connect(desk.url) as connection:
+        connection.execute(
+            'INSERT INTO budget (organization_id, name, tenant_id, "user", unit, amount, "interval")'
+            " SELECT 1, n, 1, 'u' || n, 'tokens', 1, 'day' FROM generate_series(2, %s) AS n",
+            (BUDGETS_MAX,),
+        )
+    await desk.make()
+    assert set(await desk.refused()) == {"organization_id"}
+    await desk.make(organization_id=OTHER)
+
+
+async def test_so_many_windows_are_of_the_same_calls(desk: Desk) -> None:
+    for _ in range(16):
+        await desk.make(model="GPT-5")
+    assert set(await desk.refused(model="gpt-5")) == {"name"}
+
+
+async def test_what_budgets_are_of_is_not_deleted_before_them(desk: Desk) -> None:
+    key = await desk.make(api_key_id=1)
+    tenant = await desk.make(tenant_id=3)
+    with psycopg.connect(desk.url, autocommit=True) as connection:
+        connection.execute("UPDATE api_key SET revoked_at = now()")
+    for resource, row_id in (("api-keys", 1), ("tenants", 3)):
+        with pytest.raises(Conflict, match="A budget is of this"):
+            await desk.do("delete", row_id, resource)
+    for row in (key, tenant):
+        await desk.do("delete", int(str(row["id"])))
+    for resource, row_id in (("api-keys", 1), ("tenants", 3)):
+        await desk.do("delete", row_id, resource)
+
+
+async def test_a_currency_stays_while_there_are_budgets_in_it(desk: Desk) -> None:
+    await desk.make(unit="tokens", amount=5)
+    await desk.do("change", ORGANIZATION, "organizations", currency="EUR")
+    await desk.make()
+    with pytest.raises(Conflict, match="budgets in money"):
+        await desk.do("change", ORGANIZATION, "organizations", currency="USD")
+
+
+async def test_what_was_stored_is_of_the_last_window(desk: Desk) -> None:
+    plain, each = await desk.make(), await desk.make(each="user")
+    with psycopg.connect(desk.url) as connection:
+        for row, value in ((plain, ""), (each, "abc")):
+            for day, used in ((1, 7), (2, 9)):
+                connection.execute(
+                    "INSERT INTO budget_use (budget_id, start, value, used) VALUES (%s, %s, %s, %s)",
+                    (row["id"], NOW.replace(day=day), value, used),
+                )
+    page = await desk.store.page("budgets", Query({"organization_id": ORGANIZATION}, None, None, None, 10))
+    assert [(row["stored_used"], row["currency"]) for row in page.rows] == [(9, "USD"), (None, "USD")]
+    assert [row["stored_start"] for row in page.rows] == [NOW.replace(day=2)] * 2
