@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("gateway", "persistence", "lua")
 # Modules whose annotations msgspec reads, and those that run once a client, stay interpreted.
 MODULES = {
-    "gateway/core": ("wait", "model", "blobs", "http_limits"),
+    "gateway/core": ("wait", "model", "blobs", "http_limits", "in_use", "names"),
     "gateway/core/accounts": ("call_budgets", "limits"),
     "gateway/core/billing": ("cost", "price_book", "rate", "token_prices"),
     "gateway/core/calls": (
@@ -60,6 +60,11 @@ MODULES = {
     ),
     "gateway/http/upstream": ("connection", "pool"),
 }  # fmt: skip
+# mypyc indents by hundreds of columns, and gcc would wonder for a minute whether that misleads anybody.
+# Nobody but Python loads what is built, by its modules' names: all else in it is called without a detour.
+_FLAGS = (
+    "-Wno-misleading-indentation", "-fvisibility=hidden", "-fno-semantic-interposition", "-fno-plt",
+)  # fmt: skip
 _CONSTANT = re.compile(r"_?[A-Z][A-Z0-9_]*")
 _PLAIN = "dataclass(slots=True)"
 _FUTURE = "from __future__ import annotations\n"
@@ -100,10 +105,9 @@ def build(target: Path) -> None:
     files = [f"{folder}/{name}.py" for folder, names in MODULES.items() for name in names]
     for name in files:
         finalize(target / name)
-    # mypyc indents by hundreds of columns, and gcc would wonder for a minute whether that misleads anybody.
     flags = os.environ.get("CFLAGS") or sysconfig.get_config_var("CFLAGS") or ""
     environ = {"MYPYC_OPT_LEVEL": "3"} | os.environ
-    environ |= {"PYTHONPATH": str(target), "CFLAGS": f"{flags} -Wno-misleading-indentation".strip()}
+    environ |= {"PYTHONPATH": str(target), "CFLAGS": " ".join((flags, *_FLAGS)).strip()}
     subprocess.run([sys.executable, "-m", "mypyc", *files], cwd=target, env=environ, check=True)  # noqa: S603  # our own words
     shutil.rmtree(target / "build", ignore_errors=True)
     shutil.rmtree(target / ".mypy_cache", ignore_errors=True)

@@ -9,8 +9,6 @@ BLOB_TOKENS = 1_600  # what one image costs at most, near enough, at every provi
 BLOB_BYTES_PER_TOKEN = 1_024  # and what a long recording or document adds
 
 _RUN = re.compile(rb"[A-Za-z0-9+/=_-]{%d,}+" % BLOB_BYTES_MIN)
-# An image or a file named by its address, or by the id it was stored under.
-_URL, _URI, _FILE_ID = b'url":"', b'ri":"', b'file_id":"'
 # A body is written without blanks, so what stands in front of a blob is known to the byte.
 _MARKS = (b";base64,", b'"data":"')
 
@@ -30,8 +28,3 @@ def without_blobs(written: bytes) -> tuple[int, int]:
                 tokens += BLOB_TOKENS + length // BLOB_BYTES_PER_TOKEN
             at = written.find(mark, at)
     return size, tokens
-
-
-def named_tokens(written: bytes) -> int:
-    """Tokens for what a body names and does not hold: each image or file, at the most one costs."""
-    return (written.count(_URL) + written.count(_URI) + written.count(_FILE_ID)) * BLOB_TOKENS

@@ -5,8 +5,10 @@ Names and labels are given to them in `gateway/telemetry/facts.py`; nothing here
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Final
 
 from gateway.core.billing.pricing import NANO
@@ -27,23 +29,27 @@ _REPORTING = tuple(one.name for one in ALL if one.name != GENERIC)
 
 
 class Histogram:
-    """Observations in seconds, by bucket."""
+    """Observations in seconds, by bucket: that of the last one is tried first."""
 
-    __slots__ = ("counts", "total")
+    __slots__ = ("_above", "_place", "_up_to", "counts", "total")
 
     def __init__(self) -> None:
         self.counts = [0] * (len(SECONDS) + 1)
         self.total = 0.0
+        self._place, self._above, self._up_to = 0, -inf, SECONDS[0]
 
     def observe(self, seconds: float) -> None:
         """Count one observation."""
-        place = 0
-        for bound in SECONDS:
-            if seconds <= bound:
-                break
-            place += 1
-        self.counts[place] += 1
+        if not self._above < seconds <= self._up_to:
+            self._find(seconds)
+        self.counts[self._place] += 1
         self.total += seconds
+
+    def _find(self, seconds: float) -> None:
+        """Find the bucket of an observation."""
+        place = self._place = bisect_left(SECONDS, seconds)
+        self._above = SECONDS[place - 1] if place else -inf
+        self._up_to = SECONDS[place] if place < len(SECONDS) else inf
 
     def snapshot(self) -> dict[str, object]:
         """Counts per bucket (not cumulative, the last one is everything above) and the sum in seconds."""
@@ -91,10 +97,10 @@ class Tally:
 
     def request(self, route: str, status: int, reason: str) -> None:
         """Count one answered request; `reason` is empty unless it was refused."""
-        series = (route, status, reason)
-        requests = self.requests
-        if series in requests:
-            requests[series] += 1
+        series, requests = (route, status, reason), self.requests
+        known = requests.get(series)
+        if known is not None:
+            requests[series] = known + 1
         elif len(requests) < SERIES_MAX:
             requests[series] = 1
 

@@ -15,6 +15,7 @@ from gateway.core.calls.route import Route
 from gateway.core.families.objects import named
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import Family
+from gateway.core.names import names_in
 from gateway.errors import Refusal
 
 METERS = [
@@ -60,7 +61,7 @@ def test_a_body_of_any_family(meter: tuple[str, Family], document: object, escap
     route = Route(("POST",), "/x", "up", "chat", family, name)
     with contextlib.suppress(Refusal):
         call = read_call(route, {"model": "m"}, body)
-        named(family, call.body, call.document or {})
+        named(family, call.body, call.names, call.document or {})
 
 
 @settings(max_examples=400)
@@ -68,7 +69,7 @@ def test_a_body_of_any_family(meter: tuple[str, Family], document: object, escap
 def test_the_objects_of_any_document(family: Family, document: dict[str, Any]) -> None:
     body = json.dumps(document, separators=(",", ":")).encode()
     with contextlib.suppress(Refusal):
-        named(family, body, document)
+        named(family, body, names_in(body), document)
 
 
 @pytest.mark.parametrize("uri", ["http://[x", "https://[::1/v1beta/files/a", "http://a\uff0fb/files/x"])
@@ -76,4 +77,4 @@ def test_an_address_that_is_none(uri: str) -> None:
     document = {"contents": [{"parts": [{"fileData": {"fileUri": uri}}]}]}
     body = json.dumps(document, separators=(",", ":")).encode()
     with contextlib.suppress(Refusal):
-        named(Family("gemini"), body, document)
+        named(Family("gemini"), body, names_in(body), document)

@@ -6,7 +6,6 @@ accounts than a call may is refused.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -26,6 +25,7 @@ from gateway.core.accounts.budgets import (
     defined_until,
 )
 from gateway.core.calls.call import Call
+from gateway.core.in_use import InUse, Kept
 from gateway.core.model import Attribution, BudgetAccount, BudgetWindow, Caller
 from gateway.errors import CountersUnavailable, TooManyBudgets
 
@@ -38,11 +38,11 @@ Said = tuple[int, int, int, str, int | None, tuple[str, ...], str]
 
 
 @dataclass(slots=True)
-class CallBudgets:
+class CallBudgets(Kept):
     """What calls of one kind take from: `accounts` as they are defined until `until_ms` (0: for ever).
 
     Their windows count these `units`; those of the units `enforced` refuse too. `by_id` has all budgets of
-    the organization, `currency` is what their money is counted in.
+    the organization, `currency` is what their money is counted in. They are `of` these.
     """
 
     accounts: tuple[BudgetAccount, ...]
@@ -51,6 +51,7 @@ class CallBudgets:
     enforced: frozenset[str]
     by_id: Mapping[int, Budget]
     currency: str
+    of: OrganizationBudgets
 
     def named(self, window: BudgetWindow) -> BudgetWindow:
         """A window with what it is called, and what its money is counted in."""
@@ -120,6 +121,7 @@ class OrganizationBudgets:
             self._same(frozenset(enforced)),
             self._by_id,
             self.currency,
+            self,
         )
 
     def _same(self, units: frozenset[str]) -> frozenset[str]:
@@ -152,25 +154,18 @@ class OrganizationBudgets:
 class KnownBudgets:
     """What was found for the calls that came last, of all organizations of one worker."""
 
-    __slots__ = ("_known", "_most")
+    __slots__ = ("_known",)
 
     def __init__(self, most: int = CALLS_MAX) -> None:
-        self._most = most
-        self._known: OrderedDict[tuple[int, Said], tuple[OrganizationBudgets, CallBudgets]] = OrderedDict()
+        self._known: InUse[tuple[int, Said], CallBudgets] = InUse(most)
 
     def find(self, budgets: OrganizationBudgets, asked: Said, now_ms: int) -> CallBudgets:
         """What a call takes from, found anew where a window or raise has ended, or the budgets are others."""
-        key, known = (budgets.organization_id, asked), self._known
-        entry = known.get(key)
-        if entry is not None and entry[0] is budgets:
-            found = entry[1]
-            if not 0 < found.until_ms <= now_ms:
-                known.move_to_end(key)
-                return found
-        found = budgets.find(Asked(*asked), now_ms)
-        if entry is None and len(known) >= self._most:
-            known.popitem(last=False)
-        known[key] = budgets, found
+        key = budgets.organization_id, asked
+        found = self._known.find(key)
+        if found is None or found.of is not budgets or 0 < found.until_ms <= now_ms:
+            found = budgets.find(Asked(*asked), now_ms)
+            self._known.put(key, found)
         return found
 
     def __len__(self) -> int:

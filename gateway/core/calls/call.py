@@ -9,6 +9,7 @@ from gateway.core.calls.document import write_document
 from gateway.core.families.controlled import Document
 from gateway.core.families.prompt import PROMPT_BYTES_MAX, CountTokens, prompt_tokens
 from gateway.core.model import Family
+from gateway.core.names import NO_NAMES, Names
 
 BYTES_PER_TOKEN = 3  # on the careful side: English is nearer 4, so a hold covers its input
 
@@ -39,7 +40,7 @@ class Call:
     `take_body`. `output_max` is the stated maximum of one choice in tokens, None where none is
     stated. `input_bytes` is text, `blob_tokens` stands for images, sound and files. `models_beside`
     may answer instead of `model`; `user` is whom the body names as its user, and `named` are the stored
-    objects that path and body name. With `strip_usage`
+    objects that path and body name, `names` what the names in its body end like. With `strip_usage`
     the answer must not be compressed: send `accept-encoding: identity`. The estimator sets
     `output_bytes_per_token` and `input_tokens_per_byte` to what it learned of the model and
     `tokens_of` to its tokenizer, where there is one, `input_ceiling` and `output_ceiling` to what the
@@ -72,6 +73,7 @@ class Call:
     reports: bool = False
     keeps: bool = False
     named: tuple[str, ...] = ()
+    names: Names = NO_NAMES
 
     @property
     def input_estimate(self) -> int:

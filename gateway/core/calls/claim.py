@@ -11,7 +11,6 @@ from typing import Final
 from gateway.core.billing.pricing import ENDLESS
 from gateway.core.billing.rate import Asks, TokenRate, dearest_kinds, dearest_rate, prices_within
 from gateway.core.billing.vector import NO_COUNTS
-from gateway.core.blobs import named_tokens
 from gateway.core.calls.call import Call
 from gateway.core.calls.estimate import Estimate
 from gateway.core.calls.tariff import Vectors, charge_of, factor_of, is_in_money
@@ -71,7 +70,7 @@ def asks_of(call: Call, vectors: Vectors, read: int = ENDLESS) -> Asks:
     tier = document.get("service_tier") if tiers else None
     return Asks(
         caches and _CACHE in body,
-        blobs and (call.blob_tokens > 0 or bool(call.named) or named_tokens(body) > 0),
+        blobs and (call.blob_tokens > 0 or bool(call.named) or call.names.files > 0),
         sound and any(word in body for word in _SOUND),
         tiers and not (isinstance(tier, str) and tier in _PLAIN_TIERS),
         uses_of(call, document, priced_tools(vectors)) if tools else None,

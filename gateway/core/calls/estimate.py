@@ -8,14 +8,14 @@ itself is never second-guessed. What one organization's calls teach is never ano
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.core.blobs import named_tokens
+from gateway.core.blobs import BLOB_TOKENS
 from gateway.core.calls.call import BYTES_PER_TOKEN, Call
 from gateway.core.families.prompt import Tokenizer
 from gateway.core.families.registry import ALL
+from gateway.core.in_use import InUse, Kept
 from gateway.core.model import INTEGER_MAX, Usage
 
 LEARNED_MAX = 4096  # (organization, service, model) kept, least recently used first out
@@ -49,7 +49,7 @@ NO_ESTIMATE: Final = Estimate()
 
 
 @dataclass(slots=True)
-class _Learned:
+class _Learned(Kept):
     """What was seen of one organization's calls to one model behind one service."""
 
     ceiling: int
@@ -72,8 +72,7 @@ class Estimator:
     ) -> None:
         self._tokenizer = tokenizer
         self._ceilings = MODEL_CEILINGS if ceilings is None else {**MODEL_CEILINGS, **ceilings}
-        self._learned_max = learned_max
-        self._learned: OrderedDict[tuple[int, str, str], _Learned] = OrderedDict()
+        self._learned: InUse[tuple[int, str, str], _Learned] = InUse(learned_max)
 
     def hold(self, call: Call, organization_id: int, service_key: str) -> Estimate:
         """Return what to hold of a call, and what it could use at most; nothing of one without tokens.
@@ -89,7 +88,8 @@ class Estimator:
             call.tokens_of = self._tokenizer(call.model)
         blobs, choices = call.blob_tokens, call.choices
         used = math.ceil(call.input_bytes * learned.input_ratio) + blobs
-        read = max(used, -(-call.input_bytes // WORST_BYTES_PER_TOKEN) + blobs + named_tokens(call.body))
+        named = call.names.files * BLOB_TOKENS  # what a body names and does not hold, at the most each costs
+        read = max(used, -(-call.input_bytes // WORST_BYTES_PER_TOKEN) + blobs + named)
         call.input_ceiling, call.output_ceiling = read, learned.ceiling
         stated = call.output_max
         if stated is not None:
@@ -119,15 +119,11 @@ class Estimator:
 
     def _learned_of(self, call: Call, organization_id: int, service_key: str) -> _Learned:
         name = (organization_id, service_key, call.model)
-        kept = self._learned
-        learned = kept.get(name)
-        if learned is not None:
-            kept.move_to_end(name)
-            return learned
-        if len(kept) >= self._learned_max:
-            kept.popitem(last=False)
-        ceiling = self._ceiling(call.model)
-        learned = kept[name] = _Learned(ceiling, float(min(OUTPUT_TOKENS_FIRST, ceiling)))
+        learned = self._learned.find(name)
+        if learned is None:
+            ceiling = self._ceiling(call.model)
+            learned = _Learned(ceiling, float(min(OUTPUT_TOKENS_FIRST, ceiling)))
+            self._learned.put(name, learned)
         return learned
 
     def _ceiling(self, model: str) -> int:

@@ -14,6 +14,7 @@ from gateway.core.calls.route import Route
 from gateway.core.families import controlled
 from gateway.core.families.controlled import Document, flag, inner, models_beside
 from gateway.core.families.registry import SHAPES
+from gateway.core.names import names_in
 
 
 def read_call(
@@ -34,6 +35,7 @@ def read_call(
     added = _ask_for_usage(call, document) if call.streamed and shape.asks_for_usage else 0
     written = call.body = write_document(document)
     check_names(body, written, added)
+    call.names = names_in(written)
     size = len(written)
     if size > BLOB_BYTES_MIN:
         size, call.blob_tokens = without_blobs(written)

@@ -30,8 +30,10 @@ _KEPT: Final = ("cachedContent", "cached_content")
 _OF_CLIENT: Final = ("function", "custom")
 
 
-def priced_tools(vectors: Vectors) -> set[str]:
+def priced_tools(vectors: Vectors) -> Collection[str]:
     """The names of tools that have a price."""
+    if len(vectors) == 1:
+        return vectors[0].tools
     return {name for one in vectors for name in one.tools}
 
 

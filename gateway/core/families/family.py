@@ -14,6 +14,7 @@ from gateway.core.calls.route import Route, UpstreamTarget
 from gateway.core.families.controlled import Document
 from gateway.core.metering.meter import Dialect, Meter
 from gateway.core.model import Family
+from gateway.core.names import Names
 from gateway.errors import Refusal
 
 SEGMENT = "[^/]+"
@@ -60,7 +61,7 @@ class Objects:
     """
 
     collections: tuple[str, ...]
-    may_name: Callable[[bytes], bool]
+    may_name: Callable[[bytes, Names], bool]
     add: Callable[[str, object, Document, list[object]], None]
     told: Callable[[Document], Iterator[str]]
     is_free: Callable[[str, Document], bool] = lambda name, holder: False

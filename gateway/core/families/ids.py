@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 from gateway.core.families.controlled import Document
+from gateway.core.names import Names
 
-# What stands behind every name is looked for, and then at what is before it: that is one pass.
-_ID_MARK = re.compile(rb'":(?:(?<=_[iI][dD]":)|(?<=_[iI][dD][sS]":)|(?<="[iI][dD]":))')
 # These name an object where a text stands; an object with an id names it as any id does.
 _NAMES = frozenset({"conversation", "container", "training_file", "validation_file"})
 # What ends like the name of an object and is none: what callers number themselves, and what is public.
@@ -30,9 +27,9 @@ _WHOLE = {
 _UNTYPED = ("content", "function")  # a message, or a call of a function, that does not say its type
 
 
-def may_name_ids(body: bytes) -> bool:
-    """Whether a body has a name that ends like an id's, in any case: `…_id":`, `…_ids":` or `"id":`."""
-    return _ID_MARK.search(body) is not None
+def may_name_ids(body: bytes, names: Names) -> bool:
+    """Whether a body has a name that ends like an id's."""
+    return names.ids
 
 
 def add_ids(name: str, inside: object, holder: Document, found: list[object]) -> None:

@@ -14,6 +14,7 @@ from gateway.core.families.controlled import Document
 from gateway.core.families.family import Objects, ids_of
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import Family
+from gateway.core.names import Names
 from gateway.errors import InvalidRequest
 
 NAMED_MAX = 256  # ids a request may name
@@ -71,15 +72,16 @@ def place_of(family: Family, path: str) -> Place | None:
     return Place(f"{found[1]}/{name}" if objects.by_path else name, found[1])
 
 
-def named(family: Family, body: bytes, document: Document) -> tuple[str, ...]:
-    """The ids that a body names; `body` is its document as it is sent. InvalidRequest for too many.
+def named(family: Family, body: bytes, names: Names, document: Document) -> tuple[str, ...]:
+    """The ids that a body names, InvalidRequest for too many.
 
-    An id counts unless it is known to name nothing: what an API takes tomorrow is refused, not passed.
+    `body` is its document as it is sent, `names` what the names in it end like. An id counts unless
+    it is known to name nothing: what an API takes tomorrow is refused, not passed.
     """
     objects = FAMILIES[family].objects
     if objects is None:
         return ()
-    passed = _PLAIN if objects.may_name(body) else _PLAIN_OR_SAID
+    passed = _PLAIN if objects.may_name(body, names) else _PLAIN_OR_SAID
     asked = {name: value for name, value in document.items() if name not in passed}
     tools = asked.get("tools")
     if isinstance(tools, list):

@@ -6,10 +6,10 @@ came last, so that a key with many users does not push out another's that comes 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from functools import cache
 from typing import Final
 
+from gateway.core.in_use import InUse, Kept
 from gateway.core.model import BudgetAccount, Caller, HoldRequest, Service, Settlement
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.accounts import tiers_of
@@ -41,14 +41,10 @@ class Frames:
     of 7 KB each, and fewer of larger ones.
     """
 
-    __slots__ = ("_due", "_known", "_most", "_newcomers", "_size")
+    __slots__ = ("_known",)
 
     def __init__(self, most: int) -> None:
-        self._most = most * FREE_ACCOUNTS
-        self._size = 0
-        # One that is used is put last again once a quarter of all are newcomers since then.
-        self._newcomers = self._due = 0
-        self._known: OrderedDict[tuple[int, str, int, tuple[str, ...]], Frame] = OrderedDict()
+        self._known: InUse[tuple[int, str, int, tuple[str, ...]], Frame] = InUse(most * FREE_ACCOUNTS)
 
     def __len__(self) -> int:
         return len(self._known)
@@ -58,33 +54,17 @@ class Frames:
     ) -> Frame:
         """The frame of these calls: a service that was resolved again has another one."""
         key = caller.key_id, user, service.id, budgets
-        frame = self._known.get(key)
-        if frame is not None and frame.service is service:
-            if frame.kept_at < self._due:
-                self._known.move_to_end(key)
-                frame.kept_at = self._newcomers
-            return frame
-        made = Frame(caller, user, service, budgets)
-        if frame is None:
-            self._make_room(_size(budgets))
-        made.kept_at = self._newcomers if frame is None else frame.kept_at
-        self._known[key] = made
-        return made
-
-    def _make_room(self, size: int) -> None:
-        self._size += size
-        self._newcomers += size
-        self._due = self._newcomers - self._most // 4
-        while self._size > self._most and self._known:
-            (_, _, _, gone), _ = self._known.popitem(last=False)
-            self._size -= _size(gone)
+        frame = self._known.find(key)
+        if frame is None or frame.service is not service:
+            frame = Frame(caller, user, service, budgets)
+            self._known.put(key, frame, max(FREE_ACCOUNTS, len(budgets)))
+        return frame
 
 
-class Frame:
+class Frame(Kept):
     """The wire bytes of one caller's calls: what they move, and what is before and behind that which changes.
 
-    Of budgets `paid` is what comes before and behind that which their windows count. `kept_at` is the affair
-    of those who keep it.
+    Of budgets `paid` is what comes before and behind that which their windows count.
     """
 
     __slots__ = (
@@ -92,7 +72,6 @@ class Frame:
         "_defined_of",
         "_reserve_end",
         "flags",
-        "kept_at",
         "paid",
         "reserve",
         "service",
@@ -108,7 +87,6 @@ class Frame:
         request = HoldRequest(caller, NO_ID, user, service, 0, 0)
         request.budgets = tuple(BudgetAccount(name, b"", False) for name in budgets)
         self.service = service
-        self.kept_at = 0
         self.flags = service_flags(request)
         keys, arguments = packing.reserve(b"0" * 40, 0, 0, request)
         self.reserve = _form("reserve", caller.partition, keys, len(arguments))
@@ -138,11 +116,6 @@ class Frame:
             request.raw_tokens, request.raw_most, request.raw_least,
         )  # fmt: skip
         return b"%b%b%b\r\n%b" % (self._reserve_end, _NEED_HEAD, held, self._defined)
-
-
-def _size(budgets: tuple[str, ...]) -> int:
-    """How much a frame is, in accounts."""
-    return max(FREE_ACCOUNTS, len(budgets))
 
 
 def _form(verb: str, partition: int, keys: tuple[str, ...], arguments: int) -> Form:

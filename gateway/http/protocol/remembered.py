@@ -7,21 +7,13 @@ by when it was used last: strangers cannot make those go who come all the time.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from typing import Generic, Protocol, TypeVar
+from collections import deque
+from typing import Generic, TypeVar
+
+from gateway.core.in_use import InUse, Kept
 
 K = TypeVar("K", bound="bytes | str")
 V = TypeVar("V")
-# An entry that is used is put last again at the latest when newcomers took so large a part of all bytes.
-_RENEWED_AFTER = 4
-
-
-class Kept(Protocol):
-    """A value that says when it was put last: after how many bytes of newcomers."""
-
-    kept_at: int
-
-
 U = TypeVar("U", bound=Kept)
 
 
@@ -62,46 +54,19 @@ class Remembered(Generic[K, V]):
         return len(key) * self._copies + self._entry_bytes
 
 
-class KeptInUse(Remembered[K, U]):
-    """The same, in which the oldest is the one that was used longest ago.
+class KeptInUse(InUse[K, U]):
+    """The same, in which the oldest is the one that was used longest ago."""
 
-    Who reads `known` by itself renews what was kept before `due`.
-    """
-
-    __slots__ = ("_by_use", "_newcomers_bytes", "due")
+    __slots__ = ("_copies", "_entry_bytes", "_key_bytes_max")
 
     def __init__(self, bytes_max: int, key_bytes_max: int, copies: int, entry_bytes: int) -> None:
-        super().__init__(bytes_max, key_bytes_max, copies, entry_bytes)
-        self._by_use: OrderedDict[K, None] = OrderedDict()
-        self._newcomers_bytes = 0
-        self.due = 0
+        super().__init__(bytes_max)
+        self._key_bytes_max = key_bytes_max
+        self._copies = copies
+        self._entry_bytes = entry_bytes
 
     def keep(self, key: K, value: U) -> None:
         """Remember a value, in place of those used longest ago where there is no room."""
-        size = self._size(key)
-        if len(key) > self._key_bytes_max or size > self._bytes_max:
-            return
-        known = self.known
-        if key not in known:
-            self.held_bytes += size
-            while self.held_bytes > self._bytes_max:
-                oldest, _ = self._by_use.popitem(last=False)
-                self.held_bytes -= self._size(oldest)
-                del known[oldest]
-            self._by_use[key] = None
-            self._newcomers_bytes += size
-            self.due = self._newcomers_bytes - self._bytes_max // _RENEWED_AFTER
-        known[key] = value
-        self.renew(key, value)
-
-    def find(self, key: K) -> U | None:
-        """The value of a key, which is used by that; None for none."""
-        value = self.known.get(key)
-        if value is not None and value.kept_at < self.due:
-            self.renew(key, value)
-        return value
-
-    def renew(self, key: K, value: U) -> None:
-        """A value is used: it is the last to go."""
-        self._by_use.move_to_end(key)
-        value.kept_at = self._newcomers_bytes
+        size = len(key) * self._copies + self._entry_bytes
+        if len(key) <= self._key_bytes_max and size <= self._most:
+            self.put(key, value, size)

@@ -1,11 +1,9 @@
-"""One call's head as the data plane uses it, put together from what its lines mean.
-
-`kept_at` is the affair of those who remember (`remembered.py`).
-"""
+"""One call's head as the data plane uses it, put together from what its lines mean."""
 
 from __future__ import annotations
 
 from gateway.core.calls.trace import Parent
+from gateway.core.in_use import Kept
 from gateway.core.model import Attribution
 from gateway.errors import Refusal
 from gateway.http.routing.routed_head import RoutedHead, family_of_head
@@ -13,21 +11,20 @@ from gateway.http.routing.routed_head import RoutedHead, family_of_head
 _NO_ATTRIBUTION = Attribution()
 
 
-class Proof:
+class Proof(Kept):
     """The digest of the credential that some lines carry, or why there is none."""
 
-    __slots__ = ("digest", "kept_at", "refusal")
+    __slots__ = ("digest", "refusal")
 
     def __init__(self, digest: str = "", refusal: Refusal | None = None) -> None:
         self.digest = digest
         self.refusal = refusal
-        self.kept_at = 0
 
 
-class Said:
+class Said(Kept):
     """What some lines say of their call, and its `columns` as they travel to the rows; or a refusal."""
 
-    __slots__ = ("attribution", "columns", "kept_at", "refusal")
+    __slots__ = ("attribution", "columns", "refusal")
 
     def __init__(
         self, attribution: Attribution = _NO_ATTRIBUTION, columns: str = "", refusal: Refusal | None = None
@@ -35,13 +32,12 @@ class Said:
         self.attribution = attribution
         self.columns = columns
         self.refusal = refusal
-        self.kept_at = 0
 
 
 UNPROVEN, NOTHING = Proof(), Said()
 
 
-class CallHead:
+class CallHead(Kept):
     """One call's head, understood.
 
     `attribution` is what it says of itself, `parent` the caller's span where calls are traced. `passed`
@@ -49,7 +45,7 @@ class CallHead:
     bound, and the head may have to be read again; `news` is what is worth remembering of it, until it is.
     """
 
-    __slots__ = ("attribution", "kept_at", "news", "parent", "passed", "proof", "routed", "said", "source")
+    __slots__ = ("attribution", "news", "parent", "passed", "proof", "routed", "said", "source")
 
     def __init__(self, routed: RoutedHead, proof: Proof = UNPROVEN, said: Said = NOTHING) -> None:
         self.routed = routed
@@ -59,7 +55,6 @@ class CallHead:
         self.parent: Parent | None = None
         self.passed = self.source = b""
         self.news: Reading | None = None
-        self.kept_at = 0
 
     @property
     def identity_refusal(self) -> Refusal | None:
@@ -72,14 +67,13 @@ class CallHead:
         return self.routed.object_refusal or self.said.refusal or self.routed.field_refusal
 
 
-class Line:
+class Line(Kept):
     """A line that was judged: its role."""
 
-    __slots__ = ("kept_at", "role")
+    __slots__ = ("role",)
 
     def __init__(self, role: int) -> None:
         self.role = role
-        self.kept_at = 0
 
 
 class Reading:

@@ -17,6 +17,7 @@ from gateway.core.families.controlled import Document
 from gateway.core.families.objects import chosen_name, named, place_of
 from gateway.core.families.registry import SHAPES
 from gateway.core.model import GENERIC
+from gateway.core.names import names_in
 from gateway.errors import InvalidRequest, ObjectNotFound
 from gateway.http.protocol.request import RequestHead
 
@@ -78,11 +79,11 @@ def read_objects(owned: Owned, call: Call) -> None:
         call.document = read_document(call.body)
         written = write_document(call.document)
         check_names(call.body, written, 0)
-        call.body = written
+        call.body, call.names = written, names_in(written)
         chosen = chosen_name(call.family, call.document) if owned.keeps is not None and not owned.id else None
         if chosen is not None:
             raise InvalidRequest(f"The upstream chooses {chosen}: leave it out.", param=chosen)
     document = call.document
     call.keeps = owned.keeps is not None and (document is None or owned.keeps(document))
-    ids = named(call.family, call.body, document) if document is not None else ()
+    ids = named(call.family, call.body, call.names, document) if document is not None else ()
     call.named = (owned.id, *ids) if owned.id else ids

@@ -16,6 +16,7 @@ from gateway.core.calls.binding import UNREAD_METERS, Binding, is_bound
 from gateway.core.calls.route import Route, UpstreamTarget
 from gateway.core.families.registry import ALL, FAMILIES
 from gateway.core.http_limits import HttpLimits
+from gateway.core.in_use import Kept
 from gateway.core.model import GENERIC, Family
 from gateway.errors import CountersUnavailable, MethodNotAllowed, Refusal, UnknownRoute
 from gateway.http.protocol.fields import PASSES, field_kind
@@ -34,7 +35,7 @@ _SPOKEN = tuple(sorted((one for one in ALL if one.spoken_by), key=lambda one: on
 
 
 @dataclass(slots=True)
-class RoutedHead:
+class RoutedHead(Kept):
     """The deciding lines of a head, understood.
 
     `refusal` is what they earn at once (404, 405, or bytes that are not HTTP, and then `fatal`).
@@ -44,7 +45,7 @@ class RoutedHead:
     but for what differs from one request to the next; `closing_plain` where no coding of the answer can
     be had. A `metered` route charges something, and a `buffered` one reads its body before anything
     is decided. A `bound` head goes where its service is bound: it was read under `binding`, which may be
-    another one by now. `kept_at` is the affair of those who remember it (`remembered.py`).
+    another one by now.
     """
 
     family: Family
@@ -76,7 +77,6 @@ class RoutedHead:
     owned: Owned | None = None
     bound: bool = False
     binding: Binding | None = None
-    kept_at: int = 0
 
 
 class HeadRouter:

@@ -21,6 +21,7 @@ from gateway.core.calls.estimate import Estimate
 from gateway.core.calls.tariff import charge_of
 from gateway.core.calls.tool_uses import TOOL_USES
 from gateway.core.model import Decision, Family, Service, Usage, Verdict
+from gateway.core.names import names_in
 from tests.builders import credits_of, prices_of
 
 
@@ -113,7 +114,8 @@ LOUD = FULL._replace(
 
 def asked(**fields: Any) -> Call:
     document = {"model": "m", "messages": [{"role": "user", "content": "of caches and audio"}], **fields}
-    return Call("openai_chat", Family("openai"), msgspec.json.encode(document), "m", document=document)
+    body = msgspec.json.encode(document)
+    return Call("openai_chat", Family("openai"), body, "m", document=document, names=names_in(body))
 
 
 @pytest.mark.parametrize(

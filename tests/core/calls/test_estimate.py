@@ -10,6 +10,7 @@ from gateway.core.blobs import BLOB_TOKENS
 from gateway.core.calls.call import Call
 from gateway.core.calls.estimate import CEILING, OUTPUT_TOKENS_FIRST, Estimate, Estimator
 from gateway.core.model import INTEGER_MAX, Family, Usage
+from gateway.core.names import names_in
 
 
 def call(model: str = "m", output_max: int | None = None, choices: int = 1, input_bytes: int = 300) -> Call:
@@ -144,7 +145,9 @@ def test_the_most_goes_by_size_whatever_was_learned() -> None:
         estimator.learn(call(), 1, "chat", used(3, 1))
     assert estimator.hold(call(output_max=10), 1, "chat").ceiling == 160
     asked = call(output_max=10)
-    asked.body = b'{"image_url":{"url":"https://a"},"file_data":{"fileUri":"gs://b"},"file_id":"c"}'
+    asked.names = names_in(
+        b'{"image_url":{"url":"https://a"},"file_data":{"fileUri":"gs://b"},"file_id":"c"}'
+    )
     assert estimator.hold(asked, 1, "chat").ceiling == 160 + 3 * BLOB_TOKENS
     for _ in range(300):
         estimator.learn(call(), 1, "chat", used(290, 1))

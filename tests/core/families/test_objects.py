@@ -11,11 +11,13 @@ from gateway.core.families.family import ID_CHARACTERS_MAX
 from gateway.core.families.objects import NAMED_MAX, Place, named, place_of
 from gateway.core.families.objects_told import told
 from gateway.core.model import Family
+from gateway.core.names import names_in
 from gateway.errors import InvalidRequest
 
 
 def names(family: Family, document: dict[str, Any]) -> tuple[str, ...]:
-    return named(family, json.dumps(document, separators=(",", ":")).encode(), document)
+    body = json.dumps(document, separators=(",", ":")).encode()
+    return named(family, body, names_in(body), document)
 
 
 CALLED = {"name": "look", "arguments": '{"file_id":"x"}'}

@@ -7,6 +7,7 @@ import pytest
 from gateway.http.protocol import answer, fields
 from gateway.http.protocol.fields import field_kind
 from gateway.http.protocol.remembered import KeptInUse, Remembered
+from gateway.http.routing.call_head import Line
 
 
 def test_the_oldest_goes_for_a_newcomer_and_no_more_than_it_takes() -> None:
@@ -28,33 +29,28 @@ def test_an_entry_that_is_renewed_makes_nobody_go() -> None:
     assert memory.held_bytes == 20
 
 
-class Entry:
-    def __init__(self) -> None:
-        self.kept_at = 0
-
-
 def test_what_is_in_use_outlives_any_number_of_others() -> None:
-    memory: KeptInUse[bytes, Entry] = KeptInUse(40, 10, 1, 0)
-    ours, theirs = Entry(), Entry()
+    memory: KeptInUse[bytes, Line] = KeptInUse(40, 10, 1, 0)
+    ours, theirs = Line(0), Line(0)
     memory.keep(b"0123456789", ours)
     memory.keep(b"9876543210", theirs)
     for n in range(100):
         assert memory.find(b"0123456789") is ours
         for _ in range(3):  # however often each of the others is used as well
-            memory.keep(b"%010d" % n, Entry())
+            memory.keep(b"%010d" % n, Line(0))
             assert memory.find(b"%010d" % n) is not None
-        assert memory.held_bytes <= 40
+        assert memory.held <= 40
     assert memory.find(b"9876543210") is None
 
 
 def test_what_was_used_longest_ago_goes_first() -> None:
-    memory: KeptInUse[bytes, Entry] = KeptInUse(30, 10, 1, 0)
+    memory: KeptInUse[bytes, Line] = KeptInUse(30, 10, 1, 0)
     for n in (0, 1, 2, 0, 3, 2, 4):
         if memory.find(b"%010d" % n) is None:
-            memory.keep(b"%010d" % n, Entry())
+            memory.keep(b"%010d" % n, Line(0))
     assert set(memory.known) == {b"%010d" % n for n in (2, 3, 4)}
-    memory.keep(b"%010d" % 3, Entry())  # kept anew, it makes nobody go
-    memory.keep(b"%010d" % 5, Entry())
+    memory.keep(b"%010d" % 3, Line(0))  # kept anew, it makes nobody go
+    memory.keep(b"%010d" % 5, Line(0))
     assert set(memory.known) == {b"%010d" % n for n in (3, 4, 5)}
 
 

@@ -195,9 +195,9 @@ def trace(number: int) -> bytes:
 
 def kept(reader: HeadReader) -> dict[str, int]:
     return {
-        "heads": reader._heads.held_bytes, "lines": reader._lines.held_bytes,
-        "routed": reader._routed.held_bytes, "proofs": reader._proofs.held_bytes,
-        "said": reader._said.held_bytes,
+        "heads": reader._heads.held, "lines": reader._lines.held,
+        "routed": reader._routed.held, "proofs": reader._proofs.held,
+        "said": reader._said.held,
     }  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def _chosen(document: Document) -> str | None:
 
 OBJECTS = Objects(
     collections=_COLLECTIONS,
-    may_name=lambda body: _MARK.search(body) is not None,
+    may_name=lambda body, names: _MARK.search(body) is not None,
     add=_add,
     told=_told,
     is_free=lambda name, holder: name == "response",

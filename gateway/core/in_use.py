@@ -1,0 +1,71 @@
+"""Values that are looked up by a key, of which those go that were used longest ago: bounded by their size.
+
+To note each use would cost more than to look up: one that is used is put last again at the latest when
+newcomers took a large part of the room. So whoever makes up keys displaces nobody who comes all the time.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Final, Generic, TypeVar
+
+# What part of the room newcomers took since a value was put last, which is put last again.
+RENEWED_AFTER: Final = 4
+
+
+class Kept:
+    """A value that says when it was put last: after how much of newcomers."""
+
+    __slots__ = ("kept_at",)
+
+    kept_at: int
+
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V", bound=Kept)
+
+
+class InUse(Generic[K, V]):
+    """Values of together `most`. `known` is for reading; who reads it by itself renews what was kept before
+    `due`. `held` is the size of all.
+    """
+
+    __slots__ = ("_by_use", "_most", "_newcomers", "due", "held", "known")
+
+    def __init__(self, most: int) -> None:
+        self.known: dict[K, V] = {}
+        self.held = self.due = 0
+        self._most = most
+        self._newcomers = 0
+        self._by_use: OrderedDict[K, int] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    def find(self, key: K) -> V | None:
+        """The value of a key, which is used by that; None for none."""
+        value = self.known.get(key)
+        if value is not None and value.kept_at < self.due:
+            self.renew(key, value)
+        return value
+
+    def put(self, key: K, value: V, size: int = 1) -> None:
+        """Keep a value, in place of those used longest ago where there is no room; a key has one size."""
+        known = self.known
+        if key not in known:
+            self.held += size
+            while self.held > self._most and known:
+                oldest, gone = self._by_use.popitem(last=False)
+                self.held -= gone
+                del known[oldest]
+            self._by_use[key] = size
+            self._newcomers += size
+            self.due = self._newcomers - self._most // RENEWED_AFTER
+        known[key] = value
+        self.renew(key, value)
+
+    def renew(self, key: K, value: V) -> None:
+        """A value is used: it is the last to go."""
+        self._by_use.move_to_end(key)
+        value.kept_at = self._newcomers
