@@ -260,10 +260,16 @@ class Unauthorized(AdminRefusal):
 
 
 class Forbidden(AdminRefusal):
+    """The role of this token does not allow this."""
+
+    reason = "forbidden"
+    status = 403
+
+
+class ReadOnly(Forbidden):
     """This token may read but not change anything."""
 
     reason = "read_only"
-    status = 403
 
 
 class Forged(AdminRefusal):

@@ -140,6 +140,11 @@ class Store:
         self._mail_allowed = mail_allowed
         self._letterhead = letterhead
 
+    def within(self, organization_id: int | None) -> Store:
+        """The same for whom there is nothing but an organization's own, and what is everybody's."""
+        assert organization_id is None
+        return self
+
     async def get(self, resource: str, row_id: int) -> Row:
         """Read one row; `NotFound` if there is none."""
         row = await self._run(lambda connection: subject.fetch(connection, SUBJECTS[resource], row_id))

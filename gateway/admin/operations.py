@@ -13,12 +13,13 @@ from dataclasses import dataclass, field, replace
 
 from gateway.admin import budgets, charges, credentials, live
 from gateway.admin.http import body
-from gateway.admin.http.auth import require_write
+from gateway.admin.http.auth import require_read, require_write
 from gateway.admin.http.idempotency import checked
 from gateway.admin.http.listing import encode_cursor, fingerprint
 from gateway.admin.ports import INLINE_PUSHES_MAX, AdminPorts
 from gateway.admin.resources import RESOURCES, Action, Part, Resource
-from gateway.core.accounts.administration import Actor, Claim, Command, Committed, Place, Query, Replay, Row
+from gateway.core.accounts.administration import Claim, Command, Committed, Place, Query, Replay, Row
+from gateway.core.accounts.roles import CREATE, DELETE
 from gateway.errors import Conflict, Unprocessable
 
 _log = logging.getLogger("tollkeeper.admin")
@@ -32,9 +33,8 @@ PARTS = {("budgets", "accounts"): budgets.accounts, ("organizations", "unbilled"
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Who asks for a write, under which request id and, if at all, which idempotency key."""
+    """A write that is asked for: under which request id and, if at all, which idempotency key."""
 
-    actor: Actor
     request_id: str
     claim: Claim | None = None
 
@@ -50,12 +50,16 @@ class Done:
 
 
 class Operations:
-    """Everything that can be done with one resource; `read` names the store's shorter form of its rows."""
+    """Everything that a caller can do with one resource, as far as its role and organization let it.
+
+    `read` names the store's shorter form of its rows.
+    """
 
     def __init__(self, ports: AdminPorts, resource: Resource, *, read: str | None = None) -> None:
         self._ports = ports
         self.resource = resource
         self._read = read or resource.name
+        self._actor = ports.actor
 
     async def list(self, query: Query) -> tuple[Sequence[Row], str | None]:
         """One page as JSON rows, and the cursor of the next one."""
@@ -77,21 +81,25 @@ class Operations:
 
     async def count(self, query: Query, most: int, within_ms: int) -> int | None:
         """How many rows there are, one more than `most` at most; None where counting takes longer."""
+        require_read(self._actor, self.resource)
         return await self._ports.store.count(self._read, query, most, within_ms)
 
     async def _page(self, query: Query) -> tuple[Sequence[Row], Place | None]:
+        require_read(self._actor, self.resource)
         page = await self._ports.store.page(self._read, query)
         rows = await live.overlay(self._ports, self.resource.live, page.rows)
         return [self.resource.render(row) for row in rows], page.next_after
 
     async def show(self, row_id: int) -> Row:
         """One row as JSON; `NotFound` if there is none."""
+        require_read(self._actor, self.resource)
         return await self._render(self.resource, await self._ports.store.get(self._read, row_id))
 
     async def part(
         self, part: Part, row_id: int, query: Query, mark: str
     ) -> tuple[Sequence[Row], str | None]:
         """One page of what a row has of a kind as JSON rows, and the cursor of the next one."""
+        require_read(self._actor, self.resource)
         row = await self._ports.store.get(self._read, row_id)
         page = await PARTS[self.resource.name, part.name](self._ports, row, query)
         rows = [part.out.model_validate(each).model_dump(mode="json") for each in page.rows]
@@ -99,8 +107,8 @@ class Operations:
 
     async def create(self, asked: Asked, sent: body.Body) -> Done:
         """Make a row of a JSON body; a secret made here is in this answer only."""
-        require_write(asked.actor)
         resource = self.resource
+        require_write(self._actor, resource, CREATE, sent)
         assert resource.create is not None
         store = self._ports.store
         values = await checked(store, resource.create, sent, asked.claim, known=resource.known)
@@ -112,34 +120,34 @@ class Operations:
             else:
                 values |= {"digest": self._ports.digest(minted.secret), "prefix": minted.prefix}
             once[resource.secret.field] = minted.secret
-        return await self._do(self._command(asked, "create", None, values), resource, 201, once)
+        return await self._do(self._command(asked, CREATE, None, values), resource, 201, once)
 
     async def take(self, asked: Asked, values: Row, answers: Resource) -> Done:
         """Take many rows in at once; answers with what became of them, as `answers` says it."""
-        require_write(asked.actor)
-        return await self._do(self._command(asked, "create", None, values, answers), answers, 200)
+        require_write(self._actor, self.resource, CREATE)
+        return await self._do(self._command(asked, CREATE, None, values, answers), answers, 200)
 
     async def change(self, asked: Asked, row_id: int, sent: body.Body) -> Done:
         """Change the fields that were sent; the others stay."""
-        require_write(asked.actor)
         resource = self.resource
+        require_write(self._actor, resource, resource.patch_verb, sent)
         assert resource.patch is not None
         values = body.check(resource.patch, sent, known=resource.known)
         return await self._do(self._command(asked, resource.patch_verb, row_id, values), resource, 200)
 
     async def delete(self, asked: Asked, row_id: int) -> Done:
         """Delete a row; status 204 once it is done."""
-        require_write(asked.actor)
         resource = self.resource
+        require_write(self._actor, resource, DELETE)
         if resource.settle_first is not None:
             first = await self._do(self._command(asked, resource.settle_first, row_id), resource, 200)
             if first.status != 200:
                 return first
-        return await self._do(self._command(asked, "delete", row_id), resource, 204)
+        return await self._do(self._command(asked, DELETE, row_id), resource, 204)
 
     async def act(self, action: Action, asked: Asked, row_id: int, sent: body.Body) -> Done:
         """Do one of the resource's actions; answers with the row, or with the tenant's quota."""
-        require_write(asked.actor)
+        require_write(self._actor, self.resource, action.name)
         values: Row = {}
         if action.body is not None:
             values = await checked(self._ports.store, action.body, sent, asked.claim)
@@ -163,7 +171,7 @@ class Operations:
     ) -> Command:
         render = (answers or self.resource).render
         return Command(
-            self.resource.name, verb, asked.actor, asked.request_id, render, row_id, values or {}, asked.claim
+            self.resource.name, verb, self._actor, asked.request_id, render, row_id, values or {}, asked.claim
         )
 
     async def _do(

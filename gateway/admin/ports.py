@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from typing import Any, Protocol
 
@@ -29,12 +29,18 @@ PUSH_TIMEOUT_S = 3.0
 PEEK_TIMEOUT_S = 1.0
 INLINE_PUSHES_MAX = 64
 
+# Whoever was not identified: no role is allowed anything.
+NOBODY = Actor("nobody", "")
+
 Health = Callable[[], Awaitable[tuple[bool, Mapping[str, object]]]]
 Metrics = Callable[[str], Awaitable[tuple[bytes, str]]]
 
 
 class Store(Protocol):
     """PostgreSQL, as the Admin API sees it. Every method may raise `AdminRefusal`."""
+
+    def within(self, organization_id: int | None) -> Store:
+        """The same for whom there is nothing but an organization's own, and what is everybody's."""
 
     async def get(self, resource: str, row_id: int) -> Row:
         """Read one row; `NotFound` if there is none."""
@@ -141,6 +147,9 @@ class Figures(Protocol):
 
     named: frozenset[str]
 
+    def within(self, organization_id: int | None) -> Figures:
+        """The same for whom there is nothing but an organization's own, and what is everybody's."""
+
     async def names(self, resource: str, ids: Collection[int]) -> Mapping[int, str]:
         """The names of rows; an id without a row is left out."""
 
@@ -169,8 +178,10 @@ class AdminPorts:
 
     `digest` turns a credential into hex HMAC-SHA-256 under the pepper. `live` and `ready`
     answer (well?, dependencies by name); `metrics` takes an Accept header and answers bytes
-    and their content type, `snapshot` the same numbers as plain data. `tenant_names` reads names
-    by id, `failures` counts wrong credentials. A token that is None does not exist.
+    and their content type, `snapshot` the same numbers as plain data. `failures`
+    counts wrong credentials. A token that is None does not exist.
+
+    What a request is answered with is read and written through `of` its caller alone.
     """
 
     store: Store
@@ -180,7 +191,6 @@ class AdminPorts:
     invoice_renderer: InvoiceRenderer
     reconciler: Reconciler
     activity: Activity
-    tenant_names: Callable[[Collection[int]], Awaitable[Mapping[int, str]]]
     digest: Callable[[str], str]
     live: Health
     ready: Health
@@ -190,7 +200,15 @@ class AdminPorts:
     failures: Failures
     admin_token: str | None = field(default=None, repr=False)
     readonly_token: str | None = field(default=None, repr=False)
+    actor: Actor = NOBODY
     version: str = "0"
     body_bytes_max: int = BODY_BYTES_MAX
     request_timeout_s: float = REQUEST_TIMEOUT_S
     push_timeout_s: float = PUSH_TIMEOUT_S
+
+    def of(self, actor: Actor) -> AdminPorts:
+        """The same as a caller has them: of one organization's nothing of any other is there."""
+        within = actor.organization_id
+        return replace(
+            self, actor=actor, store=self.store.within(within), figures=self.figures.within(within)
+        )

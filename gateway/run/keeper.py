@@ -228,7 +228,6 @@ class Keeper:
             reconciler=self._reconciler,
             invoice_renderer=self._invoice_renderer,
             activity=Activity(self._wire, time.time),
-            tenant_names=partial(Figures(self._engine, partition_of).names, "tenants"),
             digest=lambda credential: hmac.digest(
                 settings.key_pepper.encode(), credential.encode(), "sha256"
             ).hex(),

@@ -23,6 +23,8 @@ def record(change: Change, row: Row) -> None:
     change.connection.execute(
         insert(audit_log).values(
             actor=command.actor.scope,
+            role=command.actor.role,
+            organization_id=_whose(command.resource, row),
             admin_token_id=command.actor.token_id,
             action=command.verb,
             resource=command.resource,
@@ -32,6 +34,10 @@ def record(change: Change, row: Row) -> None:
             request_id=command.request_id,
         )
     )
+
+
+def _whose(resource: str, row: Row) -> object:
+    return row["id"] if resource == "organizations" else row.get("organization_id")
 
 
 async def note_failures(engine: AsyncEngine, failed: Sequence[Told]) -> None:

@@ -57,6 +57,9 @@ audit_log = table(
     refers("admin_token_id?", "admin_token"),
     documents("before?", "after?"),
     moments("created_at"),
+    # What the token might do, and the organization whose row it was.
+    texts("role?"),
+    integers("organization_id?"),
 )
 
 # Who is signed in to the console: digests of the cookie and of the token it was had for.

@@ -79,6 +79,10 @@ admin_token = table(
     texts("name", "role", "digest", "prefix"),
     refers("user_id?", "app_user"),
     moments("expires_at?", "revoked_at?", "created_at"),
+    # The one it is of; null is of all.
+    refers("organization_id?", "organization"),
+    # As of the last minutes.
+    moments("last_used_at?"),
     UniqueConstraint("digest"),
 )
 

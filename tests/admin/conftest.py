@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import psycopg
@@ -322,7 +321,6 @@ def ports_over(
         account_closing=counters,
         reconciler=counters,
         activity=counters,
-        tenant_names=partial(figures.names, "tenants"),
         invoice_renderer=InvoiceRenderer(letterhead),
         digest=lambda text: hmac.new(b"pepper", text.encode(), "sha256").hexdigest(),
         live=well,

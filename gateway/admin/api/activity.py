@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from aiohttp import web
 
-from gateway.admin.http.auth import identify
+from gateway.admin.http.auth import admit, require_read
 from gateway.admin.http.listing import read_numbers
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources import REPORTS
@@ -19,11 +19,12 @@ def mount_activity(app: web.Application, ports: AdminPorts, root: str) -> None:
     """Serve the report."""
 
     async def show(request: web.Request) -> web.Response:
-        await identify(ports, request)
+        mine = await admit(ports, request)
+        require_read(mine.actor, REPORT)
         asked = read_numbers(REPORT.numbers, request.query)
         counts, covered_s = await ports.activity.read(asked["window"])
         everybody, tenants = busiest(counts, asked["limit"])
-        names = await ports.tenant_names([busy.tenant_id for busy in tenants])
+        names = await mine.figures.names("tenants", [busy.tenant_id for busy in tenants])
         items = [{**asdict(busy), "tenant": names.get(busy.tenant_id)} for busy in tenants]
         facts = {**asdict(everybody), "window_s": round(covered_s, 3), "items": items}
         return web.json_response(REPORT.render(facts))

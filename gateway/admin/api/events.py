@@ -6,7 +6,7 @@ from aiohttp import web
 
 from gateway.admin.api.views import answer
 from gateway.admin.http import body
-from gateway.admin.http.auth import identify, require_write
+from gateway.admin.http.auth import admit, require_write
 from gateway.admin.http.guard import REQUEST_ID
 from gateway.admin.http.idempotency import claim_of
 from gateway.admin.operations import Asked, Operations
@@ -14,20 +14,22 @@ from gateway.admin.ports import AdminPorts
 from gateway.admin.resources import RESOURCES
 from gateway.admin.resources.events import MANY, ONE, PLAIN, TAKEN, CloudEvent
 from gateway.core.accounts.administration import Row
+from gateway.core.accounts.roles import CREATE
 from gateway.core.billing.events import EVENTS_MAX
 from gateway.errors import AdminRefusal, Unprocessable, UnsupportedEncoding, UnsupportedMedia
 
 
 def mount_events(app: web.Application, ports: AdminPorts, root: str) -> None:
     """Serve what takes events in."""
-    operations = Operations(ports, RESOURCES["events"])
+    resource = RESOURCES["events"]
 
     async def take(request: web.Request) -> web.Response:
-        actor = await identify(ports, request)
-        require_write(actor)
+        mine = await admit(ports, request)
+        require_write(mine.actor, resource, CREATE)
         sent = await _read(request)
-        claim = claim_of(request, actor, {"events": sent})
-        done = await operations.take(Asked(actor, request[REQUEST_ID], claim), _sorted(sent), TAKEN)
+        claim = claim_of(request, mine.actor, {"events": sent})
+        asked = Asked(request[REQUEST_ID], claim)
+        done = await Operations(mine, resource).take(asked, _sorted(sent), TAKEN)
         headers = {"Idempotent-Replayed": "true"} if done.replayed else None
         return answer(done.status, done.content, headers)
 

@@ -48,7 +48,7 @@ PROBLEM: Json = {
 REFUSALS = {
     "400": "The body is not one unambiguous JSON object.",
     "401": "No valid admin token.",
-    "403": "This token may only read.",
+    "403": "The role of this token may not do this; the message says which may.",
     "404": "There is no such row.",
     "409": "Contradicts what is stored, or the Idempotency-Key was used for something else.",
     "413": "The body is too large.",
@@ -56,7 +56,7 @@ REFUSALS = {
     "422": "Some fields are wrong; `errors` names them.",
     "503": "PostgreSQL does not answer.",
 }
-READ_REFUSALS = ("401", "404", "422", "503")
+READ_REFUSALS = ("401", "403", "404", "422", "503")
 
 
 def document(resources: Mapping[str, Resource], reports: Mapping[str, Report], *, version: str) -> Json:

@@ -10,9 +10,10 @@ from aiohttp import web
 from multidict import MultiMapping
 
 from gateway.admin.http import body
-from gateway.admin.http.auth import identify
+from gateway.admin.http.auth import admit, require_read
 from gateway.admin.http.listing import number_or_text, read_once, with_plus
 from gateway.admin.ports import AdminPorts
+from gateway.admin.resources import RESOURCES
 from gateway.admin.resources.prices import QUOTE, Asked, Quote
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.cost import cost_nano, lines, money
@@ -22,17 +23,20 @@ from gateway.core.moments import ms_of
 from gateway.errors import NotFound, Unprocessable
 
 TOOL = "tools."
+PRICES = RESOURCES["prices"]
 
 
 def mount_quotes(app: web.Application, ports: AdminPorts, root: str) -> None:
     """Serve quotes; before the resources, whose paths are wider."""
 
     async def quote(request: web.Request) -> web.Response:
-        await identify(ports, request)
+        mine = await admit(ports, request)
+        require_read(mine.actor, PRICES)
         asked = body.check(Asked, _read(request.query))
         at = asked.get("at")
         at = at if isinstance(at, datetime) else datetime.now(UTC)
-        rows = await ports.store.prices_of(str(asked["model"]), str(asked.get("currency", BASE_CURRENCY)), at)
+        currency = str(asked.get("currency", BASE_CURRENCY))
+        rows = await mine.store.prices_of(str(asked["model"]), currency, at)
         return web.json_response(_quoted(asked, rows, at))
 
     app.router.add_get(f"{root}/prices/{QUOTE.name}", quote)

@@ -7,17 +7,18 @@ from dataclasses import replace
 
 from aiohttp import web
 
-from gateway.admin.http.auth import identify, require_write
+from gateway.admin.http.auth import admit, require_read, require_write
 from gateway.admin.http.body import read_body
 from gateway.admin.http.guard import DEADLINE, REQUEST_ID
 from gateway.admin.http.idempotency import checked, claim_of
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources import REPORTS
 from gateway.admin.resources.reports import ReconciliationRun
-from gateway.core.accounts.administration import REQUEST_S_MAX, Actor, Claim, Command, Replay, Row
+from gateway.core.accounts.administration import REQUEST_S_MAX, Claim, Command, Replay, Row
 
 RUN_S_MAX = 600.0
 REPORT = REPORTS["reconciliation"]
+RUN = "run"
 NOTHING_YET: Row = {
     "checked": 0, "drift_tokens": 0, "drift_credits": 0, "pending": 0, "items": [],
     "started_at": None, "finished_at": None,
@@ -28,16 +29,17 @@ def mount_reconciliation(app: web.Application, ports: AdminPorts, root: str) -> 
     """Serve the last result, and runs."""
 
     async def show(request: web.Request) -> web.Response:
-        await identify(ports, request)
-        return web.json_response(await last(ports) or REPORT.render(NOTHING_YET))
+        mine = await admit(ports, request)
+        require_read(mine.actor, REPORT)
+        return web.json_response(await last(mine) or REPORT.render(NOTHING_YET))
 
     async def run_asked(request: web.Request) -> web.Response:
-        actor = await identify(ports, request)
-        require_write(actor)
+        mine = await admit(ports, request)
+        require_write(mine.actor, REPORT, RUN)
         sent = await read_body(request)
-        claim = claim_of(request, actor, sent)
-        repair = bool((await checked(ports.store, ReconciliationRun, sent, claim)).get("repair"))
-        found, replayed = await run_once(ports, request, actor, claim, repair=repair)
+        claim = claim_of(request, mine.actor, sent)
+        repair = bool((await checked(mine.store, ReconciliationRun, sent, claim)).get("repair"))
+        found, replayed = await run_once(mine, request, claim, repair=repair)
         return web.json_response(found, headers={"Idempotent-Replayed": "true"} if replayed else None)
 
     app.router.add_get(f"{root}/reconciliation", show)
@@ -51,7 +53,7 @@ async def last(ports: AdminPorts) -> Row | None:
 
 
 async def run_once(
-    ports: AdminPorts, request: web.Request, actor: Actor, claim: Claim | None, *, repair: bool
+    ports: AdminPorts, request: web.Request, claim: Claim | None, *, repair: bool
 ) -> tuple[Row, bool]:
     """Compare everything now: the result as JSON, and whether it is what was answered first under this claim.
 
@@ -61,7 +63,7 @@ async def run_once(
     values = {"repair": repair}
     if claim is not None:
         claim = replace(claim, running_s_max=RUN_S_MAX + REQUEST_S_MAX)
-    asked = Command("reconciliation", "run", actor, request[REQUEST_ID], dict, None, values, claim)
+    asked = Command("reconciliation", RUN, ports.actor, request[REQUEST_ID], dict, None, values, claim)
     first = await ports.store.write(asked)
     # A first run that came to no end has no result to answer with: this one has.
     if isinstance(first, Replay) and first.status is not None:

@@ -11,7 +11,7 @@ from aiohttp import web
 from multidict import MultiMapping
 
 from gateway.admin.http import body
-from gateway.admin.http.auth import identify
+from gateway.admin.http.auth import admit, require_read
 from gateway.admin.http.listing import (
     decode_cursor,
     encode_cursor,
@@ -21,7 +21,7 @@ from gateway.admin.http.listing import (
     with_plus,
 )
 from gateway.admin.ports import AdminPorts
-from gateway.admin.resources.reports import UsageAsked, UsageItem, UsagePage
+from gateway.admin.resources.reports import REPORTS, UsageAsked, UsageItem, UsagePage
 from gateway.admin.resources.values import plausible
 from gateway.core.accounts.administration import Place, Row
 from gateway.core.accounts.usage import DIMENSIONS, GROUPS, UsageQuery, end_of, following
@@ -42,9 +42,10 @@ def mount_usage(app: web.Application, ports: AdminPorts, root: str) -> None:
     """Serve the report."""
 
     async def show(request: web.Request) -> web.Response:
-        await identify(ports, request)
+        mine = await admit(ports, request)
+        require_read(mine.actor, REPORTS["usage"])
         page, mark = _page(request.query)
-        found = await ports.store.used(page)
+        found = await mine.store.used(page)
         told, more = found[: page.rows_max - 1], len(found) == page.rows_max
         return web.json_response(
             {

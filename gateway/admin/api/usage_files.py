@@ -12,9 +12,10 @@ from multidict import MultiMapping
 
 from gateway.admin.api.parquet import Parquet
 from gateway.admin.api.usage import columns_of, read, shown
-from gateway.admin.http.auth import identify
+from gateway.admin.http.auth import admit, require_read
 from gateway.admin.http.files import CSV, Files
 from gateway.admin.ports import AdminPorts
+from gateway.admin.resources import REPORTS
 from gateway.core.accounts.administration import Place, Query, Row
 from gateway.core.accounts.usage import UsageQuery, following
 from gateway.core.billing import focus
@@ -24,7 +25,7 @@ from gateway.errors import Unprocessable
 PAGE_ROWS = 10_000
 SERVICES_A_PAGE = 1_000
 
-Identified = Callable[[AdminPorts, web.Request], Awaitable[object]]
+Admit = Callable[[AdminPorts, web.Request], Awaitable[AdminPorts]]
 
 
 class File(Protocol):
@@ -43,33 +44,35 @@ class File(Protocol):
         """What comes behind the last row."""
 
 
-def mount_files(
-    app: web.Application, ports: AdminPorts, root: str, identified: Identified = identify
-) -> None:
-    """Serve the report's files; `identified` refuses who may not read."""
+Begin = Callable[[AdminPorts, MultiMapping[str]], Awaitable[tuple[UsageQuery, File]]]
+
+
+def mount_files(app: web.Application, ports: AdminPorts, root: str, admitted: Admit = admit) -> None:
+    """Serve the report's files; `admitted` names who asks."""
     files = Files(ports.request_timeout_s)
 
-    def serve(path: str, made: Callable[[MultiMapping[str]], Awaitable[tuple[UsageQuery, File]]]) -> None:
+    def serve(path: str, made: Begin) -> None:
         async def file(request: web.Request) -> web.StreamResponse:
-            await identified(ports, request)
-            asked, empty = await made(request.query)
-            return await files.answer(request, empty.name, empty.media, _pieces(ports, asked, empty))
+            mine = await admitted(ports, request)
+            require_read(mine.actor, REPORTS["usage"])
+            asked, empty = await made(mine, request.query)
+            return await files.answer(request, empty.name, empty.media, _pieces(mine, asked, empty))
 
         app.router.add_get(root + path, file)
 
-    async def as_csv(query: MultiMapping[str]) -> tuple[UsageQuery, File]:
+    async def as_csv(_: AdminPorts, query: MultiMapping[str]) -> tuple[UsageQuery, File]:
         asked = read(query)
         return asked, _Csv("usage.csv", columns_of(asked.groups), lambda row: shown(row, asked.groups))
 
-    async def as_parquet(query: MultiMapping[str]) -> tuple[UsageQuery, File]:
+    async def as_parquet(_: AdminPorts, query: MultiMapping[str]) -> tuple[UsageQuery, File]:
         asked = read(query)
         return asked, await Parquet.of("usage.parquet", columns_of(asked.groups))
 
-    async def as_focus(query: MultiMapping[str]) -> tuple[UsageQuery, File]:
+    async def as_focus(mine: AdminPorts, query: MultiMapping[str]) -> tuple[UsageQuery, File]:
         if fixed := tuple((name, "is given by FOCUS") for name in ("interval", "group_by") if name in query):
             raise Unprocessable("Some query parameters are wrong.", fixed)
         asked = replace(read(query), interval=focus.INTERVAL, groups=focus.GROUPED_BY)
-        of_models = {row["id"] async for row in _services(ports) if row["counts_tokens"]}
+        of_models = {row["id"] async for row in _services(mine) if row["counts_tokens"]}
         seller = ports.invoice_renderer.seller
 
         def charge(row: Row) -> Row:

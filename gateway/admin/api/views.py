@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
 
-from gateway.admin.http.auth import identify, require_write
+from gateway.admin.http.auth import admit, require_read, require_write
 from gateway.admin.http.body import Body, read_body
 from gateway.admin.http.guard import REQUEST_ID
 from gateway.admin.http.idempotency import claim_of
@@ -15,6 +15,7 @@ from gateway.admin.http.listing import fingerprint, read_query
 from gateway.admin.operations import Asked, Done, Operations
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources import Action, Part, Resource
+from gateway.core.accounts.roles import CREATE, DELETE
 from gateway.core.model import INTEGER_MAX
 from gateway.errors import NotFound
 
@@ -33,58 +34,67 @@ class Views:
     def __init__(self, ports: AdminPorts, resource: Resource) -> None:
         self._ports = ports
         self._resource = resource
-        self._operations = Operations(ports, resource)
 
     async def list(self, request: web.Request) -> web.Response:
         """`GET /<resource>`: one page."""
-        await identify(self._ports, request)
+        operations = await self._reading(request)
         query = read_query(self._resource.name, self._resource.filters, request.query)
-        rows, cursor = await self._operations.list(query)
+        rows, cursor = await operations.list(query)
         return answer(200, {"items": rows, "next_cursor": cursor})
 
     async def show(self, request: web.Request) -> web.Response:
         """`GET /<resource>/{id}`."""
-        await identify(self._ports, request)
-        return answer(200, await self._operations.show(row_id(request)))
+        operations = await self._reading(request)
+        return answer(200, await operations.show(row_id(request)))
 
     async def part(self, request: web.Request, part: Part) -> web.Response:
         """`GET /<resource>/{id}/<part>`: one page."""
-        await identify(self._ports, request)
+        operations = await self._reading(request)
         owner = row_id(request)
         name = f"{self._resource.name}/{owner}/{part.name}"
         query = read_query(name, {}, request.query)
         mark = fingerprint(name, query.filters, descending=query.descending)
-        rows, cursor = await self._operations.part(part, owner, query, mark)
+        rows, cursor = await operations.part(part, owner, query, mark)
         return answer(200, {"items": rows, "next_cursor": cursor})
 
     async def create(self, request: web.Request) -> web.Response:
         """`POST /<resource>`; a secret made here is in this answer only."""
-        return await self._write(request, self._operations.create)
+        return await self._write(request, CREATE, lambda on, asked, sent: on.create(asked, sent))
 
     async def change(self, request: web.Request) -> web.Response:
         """`PATCH /<resource>/{id}`: the fields sent change, the others stay."""
-        change = self._operations.change
-        return await self._write(request, lambda asked, sent: change(asked, row_id(request), sent))
+        verb = self._resource.patch_verb
+        return await self._write(
+            request, verb, lambda on, asked, sent: on.change(asked, row_id(request), sent)
+        )
 
     async def delete(self, request: web.Request) -> web.Response:
         """`DELETE /<resource>/{id}`."""
-        delete = self._operations.delete
-        return await self._write(request, lambda asked, _: delete(asked, row_id(request)))
+        return await self._write(request, DELETE, lambda on, asked, _: on.delete(asked, row_id(request)))
 
     async def act(self, request: web.Request, action: Action) -> web.Response:
         """`POST /<resource>/{id}/<action>`."""
-        act = self._operations.act
-        return await self._write(request, lambda asked, sent: act(action, asked, row_id(request), sent))
+        return await self._write(
+            request, action.name, lambda on, asked, sent: on.act(action, asked, row_id(request), sent)
+        )
+
+    async def _reading(self, request: web.Request) -> Operations:
+        ports = await admit(self._ports, request)
+        require_read(ports.actor, self._resource)
+        return Operations(ports, self._resource)
 
     async def _write(
-        self, request: web.Request, write: Callable[[Asked, Body], Awaitable[Done]]
+        self,
+        request: web.Request,
+        verb: str,
+        write: Callable[[Operations, Asked, Body], Awaitable[Done]],
     ) -> web.Response:
-        actor = await identify(self._ports, request)
-        # A reader is told so before anything it sent is looked at.
-        require_write(actor)
+        ports = await admit(self._ports, request)
+        # Who may not is told so before anything it sent is looked at.
+        require_write(ports.actor, self._resource, verb)
         sent = {} if request.method == "DELETE" else await read_body(request)
-        claim = claim_of(request, actor, sent) if request.method == "POST" else None
-        done = await write(Asked(actor, request[REQUEST_ID], claim), sent)
+        claim = claim_of(request, ports.actor, sent) if request.method == "POST" else None
+        done = await write(Operations(ports, self._resource), Asked(request[REQUEST_ID], claim), sent)
         if done.status == 204:
             return web.Response(status=204)
         headers = {"Idempotent-Replayed": "true"} if done.replayed else {}

@@ -10,19 +10,21 @@ from functools import partial
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from gateway.admin.api import usage_files
+from gateway.admin.api import reconciliation, usage_files
 from gateway.admin.console import accounts, budgets, calls, explorer, lists, reconciling, search
-from gateway.admin.console.desk import Desk
+from gateway.admin.console.desk import Desk, Posted, Writing
 from gateway.admin.console.exports import Exports
 from gateway.admin.console.live import Live
 from gateway.admin.console.overview import Overview
-from gateway.admin.console.records import CHANGE, DELETE, Extras, Records, address_of
+from gateway.admin.console.records import Extras, Records, address_of
 from gateway.admin.console.render import Assets, Pages
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.console.sessions import Sessions, Signed
 from gateway.admin.console.signing import Signing
 from gateway.admin.invoices import documents
 from gateway.admin.ports import AdminPorts
+from gateway.admin.resources import Action
+from gateway.core.accounts.roles import CHANGE, CREATE, DELETE
 
 # Pages that show more than a row's fields.
 EXTRAS: dict[str, Extras] = {
@@ -52,57 +54,69 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     router.add_post("/sign-out", signing.sign_out)
 
     live = Live(ports.snapshot, time.time)
-    overview = Overview(desk, live, time.monotonic)
+    overview = Overview(ports, live, time.monotonic)
     router.add_get("/", desk.reading(overview.show))
     router.add_get("/live", desk.reading(overview.fragment))
     router.add_get("/spend", desk.reading(overview.spend))
     router.add_get("/live/history", desk.reading(overview.history))
     app.cleanup_ctx.append(partial(_sampling, live))
 
-    router.add_get("/usage", desk.reading(partial(explorer.show, desk)))
-    router.add_get("/search", desk.reading(partial(search.show, desk)))
-    router.add_post("/search", desk.asking(partial(search.ask, desk)))
-    router.add_get("/reconciliation", desk.reading(partial(reconciling.show, desk)))
+    router.add_get("/usage", desk.reading(explorer.show))
+    router.add_get("/search", desk.reading(search.show))
+    router.add_post("/search", desk.asking(search.ask))
+    router.add_get("/reconciliation", desk.reading(reconciling.show))
     for address, repair in (("/reconciliation", False), ("/reconciliation/repair", True)):
-        router.add_post(address, desk.writing(partial(reconciling.run, desk, repair=repair)))
-    router.add_get("/find/{resource}", desk.reading(partial(lists.find, desk)))
+        run = desk.writing(partial(reconciling.run, repair=repair), reconciliation.REPORT, reconciliation.RUN)
+        router.add_post(address, run)
+    router.add_get("/find/{resource}", desk.reading(lists.find))
 
-    async def signed_in(_: AdminPorts, request: web.Request) -> object:
-        return await sessions.signed_in(request)
+    async def signed_in(_: AdminPorts, request: web.Request) -> AdminPorts:
+        return ports.of((await sessions.signed_in(request)).actor)
 
-    router.add_get("/tenants/{id:[0-9]+}/quota", desk.reading(partial(accounts.quota, desk)))
-    router.add_get("/budgets/{id:[0-9]+}/use", desk.reading(partial(budgets.use, desk)))
+    router.add_get("/tenants/{id:[0-9]+}/quota", desk.reading(accounts.quota))
+    router.add_get("/budgets/{id:[0-9]+}/use", desk.reading(budgets.use))
     documents.mount_invoices(app, ports, "", signed_in)
     usage_files.mount_files(app, ports, "", signed_in)
-    files = Exports(desk)
+    files = Exports(ports.request_timeout_s)
 
-    async def ledger(request: web.Request, signed: Signed) -> web.StreamResponse:
-        return await files.file(accounts.LEDGER, request, signed, tenant_id=request.match_info["id"])
+    async def ledger(desk: Desk, request: web.Request, signed: Signed) -> web.StreamResponse:
+        tenant_id = request.match_info["id"]
+        return await files.file(desk, request, signed, screen=accounts.LEDGER, tenant_id=tenant_id)
 
     router.add_get("/tenants/{id:[0-9]+}/ledger.csv", desk.reading(ledger))
     for screen in SCREENS.values():
         _mount_screen(app, desk, screen)
-        router.add_get(f"/{screen.name}.csv", desk.reading(partial(files.file, screen)))
+        router.add_get(f"/{screen.name}.csv", desk.reading(partial(files.file, screen=screen)))
     app.middlewares.append(_not_found_as_page(desk))
 
 
 def _mount_screen(app: web.Application, desk: Desk, screen: Screen) -> None:
     router, resource = app.router, screen.resource
     collection, one = f"/{screen.name}", f"/{screen.name}/{{id:[0-9]+}}"
-    records = Records(desk, screen, EXTRAS.get(screen.name))
-    router.add_get(collection, desk.reading(partial(lists.show, desk, screen)))
+
+    def of(desk: Desk) -> Records:
+        return Records(desk, screen, EXTRAS.get(screen.name))
+
+    async def act(
+        desk: Desk, request: web.Request, signed: Signed, posted: Posted, *, action: Action
+    ) -> web.StreamResponse:
+        return await of(desk).act(request, signed, posted, action=action)
+
+    def writing(address: str, page: Writing, verb: str) -> None:
+        router.add_post(address, desk.writing(page, resource, verb))
+
+    router.add_get(collection, desk.reading(partial(lists.show, screen=screen)))
     if resource.create is not None:
-        router.add_get(f"{collection}/new", desk.reading(records.new))
-        router.add_post(collection, desk.writing(records.create))
+        router.add_get(f"{collection}/new", desk.reading(lambda desk, *sent: of(desk).new(*sent)))
+        writing(collection, lambda desk, *sent: of(desk).create(*sent), CREATE)
     if screen.has_page:
-        router.add_get(one, desk.reading(records.show))
+        router.add_get(one, desk.reading(lambda desk, *sent: of(desk).show(*sent)))
     if resource.patch is not None:
-        router.add_post(f"{one}/{CHANGE}", desk.writing(records.change))
+        writing(f"{one}/{CHANGE}", lambda desk, *sent: of(desk).change(*sent), resource.patch_verb)
     if resource.deletable:
-        router.add_post(f"{one}/{DELETE}", desk.writing(records.delete))
+        writing(f"{one}/{DELETE}", lambda desk, *sent: of(desk).delete(*sent), DELETE)
     for action in resource.actions:
-        act = partial(records.act, action=action)
-        router.add_post(f"{one}/{address_of(action)}", desk.writing(act))
+        writing(f"{one}/{address_of(action)}", partial(act, action=action), action.name)
 
 
 def _not_found_as_page(desk: Desk) -> Middleware:

@@ -1,13 +1,14 @@
 """What every page stands on: the operations, the templates, who is signed in, and errors as pages.
 
-`reading` and `writing` wrap a page's handler: nobody unknown gets to it, no forged form, and
-no write of a reader.
+`reading` and `writing` wrap a page's handler: nobody unknown gets to it, no forged form, and no write of
+whose role does not allow it. The desk a handler is given is its caller's own.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -18,12 +19,14 @@ from gateway.admin.console.render import Pages
 from gateway.admin.console.screens import menu
 from gateway.admin.console.sessions import Sessions, Signed, require_form_token, require_own_origin
 from gateway.admin.http import body
-from gateway.admin.http.auth import ADMIN, require_write
+from gateway.admin.http.auth import require_write
 from gateway.admin.http.guard import REQUEST_ID
 from gateway.admin.operations import Asked, Operations
-from gateway.admin.ports import AdminPorts
+from gateway.admin.ports import NOBODY, AdminPorts
 from gateway.admin.resources import RESOURCES
-from gateway.core.accounts.administration import Claim, Query
+from gateway.admin.resources.resource import Answered
+from gateway.core.accounts.administration import Actor, Claim, Query
+from gateway.core.accounts.roles import refused_write
 from gateway.errors import AdminRefusal, TollkeeperError, Unauthorized, UnsupportedEncoding
 
 FORM = "application/x-www-form-urlencoded"
@@ -35,8 +38,8 @@ SHORT = {"invoices": "invoice-heads"}
 LISTED = frozenset({"services", "business-models", "token-plans", "subscription-plans"})
 
 Posted = MultiMapping[Any]
-Reading = Callable[[web.Request, Signed], Awaitable[web.StreamResponse]]
-Writing = Callable[[web.Request, Signed, Posted], Awaitable[web.StreamResponse]]
+Reading = Callable[["Desk", web.Request, Signed], Awaitable[web.StreamResponse]]
+Writing = Callable[["Desk", web.Request, Signed, Posted], Awaitable[web.StreamResponse]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Choices = dict[str, list[tuple[str, str]]]
 
@@ -51,7 +54,10 @@ class Desk:
             name: Operations(ports, resource, read=SHORT.get(name)) for name, resource in RESOURCES.items()
         }
         self._pages = pages
-        self._menu = menu()
+
+    def of(self, actor: Actor) -> Desk:
+        """The desk of who is signed in: what its role and organization let it see and do."""
+        return Desk(self.ports.of(actor), self._pages, self.sessions)
 
     def reading(self, page: Reading) -> Handler:
         """A page that is looked at."""
@@ -60,28 +66,30 @@ class Desk:
             signed = None
             try:
                 signed = await self.sessions.signed_in(request)
-                return await page(request, signed)
+                return await page(self.of(signed.actor), request, signed)
             except TollkeeperError as error:
                 return self.refused(request, signed, error)
 
         return handle
 
-    def writing(self, page: Writing) -> Handler:
-        """A form that changes something: sent by a page of ours, by somebody who may write."""
+    def writing(self, page: Writing, answered: Answered, verb: str) -> Handler:
+        """A form that changes something: sent by a page of ours, by somebody who may do that."""
 
-        async def posted(request: web.Request, signed: Signed, form: Posted) -> web.StreamResponse:
-            require_write(signed.actor)
-            return await page(request, signed, form)
+        async def posted(
+            desk: Desk, request: web.Request, signed: Signed, form: Posted
+        ) -> web.StreamResponse:
+            require_write(signed.actor, answered, verb)
+            return await page(desk, request, signed, form)
 
         return self.asking(posted)
 
     def asking(self, page: Writing) -> Handler:
         """A form that was sent by a page of ours."""
 
-        async def posted(request: web.Request, signed: Signed) -> web.StreamResponse:
+        async def posted(desk: Desk, request: web.Request, signed: Signed) -> web.StreamResponse:
             form = await read_form(request)
             require_form_token(signed, form)
-            return await page(request, signed, form)
+            return await page(desk, request, signed, form)
 
         return self.reading(posted)
 
@@ -95,9 +103,9 @@ class Desk:
             path=request.path,
             theme=theme_of(request),
             signed=signed,
-            may_write=signed is not None and signed.actor.role == ADMIN,
+            may=partial(_may, signed.actor if signed is not None else NOBODY),
             form_token=signed.form_token if signed is not None else "",
-            menu=self._menu,
+            menu=menu(signed.actor) if signed is not None else {},
             here=request.path.strip("/").split("/")[0] or "overview",
             done=request.query.get("done", ""),
             later=request.query.get("later") == "1",
@@ -132,7 +140,7 @@ class Desk:
         if sent is not None and isinstance(once, str) and once.isalnum() and len(once) == 32:
             key, digest = f"console:{once}", body.digest(sent)
             claim = Claim(signed.actor.scope, key, request.method, request.path, digest)
-        return Asked(signed.actor, request[REQUEST_ID], claim)
+        return Asked(request[REQUEST_ID], claim)
 
     async def names(self, wanted: Mapping[str, set[int]]) -> dict[tuple[str, int], str]:
         """The names of rows by (resource, id)."""
@@ -155,6 +163,11 @@ class Desk:
     async def _short_list(self, name: str) -> list[tuple[str, str]] | None:
         rows, more = await self.operations[name].list(query(limit=CHOICES_MAX))
         return [(str(row["id"]), str(row["name"])) for row in rows] if more is None else None
+
+
+def _may(actor: Actor, name: str, verb: str) -> bool:
+    """Whether a page offers to do something with a resource."""
+    return refused_write(actor, name, RESOURCES[name].access, verb) is None
 
 
 def query(limit: int, *, newest_first: bool = False, **filters: object) -> Query:

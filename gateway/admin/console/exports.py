@@ -24,20 +24,20 @@ COUNT_MS_MAX = 10_000
 class Exports:
     """The files of all lists."""
 
-    def __init__(self, desk: Desk, *, rows_max: int = ROWS_MAX) -> None:
-        self._desk = desk
+    def __init__(self, request_timeout_s: float, *, rows_max: int = ROWS_MAX) -> None:
         self._rows_max = rows_max
-        self._files = Files(desk.ports.request_timeout_s)
+        self._files = Files(request_timeout_s)
 
     async def file(
-        self, screen: Screen, request: web.Request, signed: Signed, **fixed: str
+        self, desk: Desk, request: web.Request, _: Signed, *, screen: Screen, **fixed: str
     ) -> web.StreamResponse:
         """`GET /<resource>.csv`: the columns are the fields of the Admin API; filters in `fixed` are set."""
         query = lists.read(screen, request, LIMIT_MAX, fixed)
-        return await self._files.answer(request, f"{screen.name}.csv", CSV, self._pieces(screen, query))
+        pieces = self._pieces(desk, screen, query)
+        return await self._files.answer(request, f"{screen.name}.csv", CSV, pieces)
 
-    async def _pieces(self, screen: Screen, query: Query) -> AsyncGenerator[bytes, None]:
-        operations, columns = self._desk.operations[screen.name], tuple(screen.resource.out.model_fields)
+    async def _pieces(self, desk: Desk, screen: Screen, query: Query) -> AsyncGenerator[bytes, None]:
+        operations, columns = desk.operations[screen.name], tuple(screen.resource.out.model_fields)
         count = await operations.count(query, self._rows_max, COUNT_MS_MAX)
         if count is None or count > self._rows_max:
             reason = f"let more than {self._rows_max:,} rows through: narrow them"

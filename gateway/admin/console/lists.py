@@ -67,7 +67,7 @@ class Line:
     row: Row
 
 
-async def show(desk: Desk, screen: Screen, request: web.Request, signed: Signed) -> web.Response:
+async def show(desk: Desk, request: web.Request, signed: Signed, *, screen: Screen) -> web.Response:
     """`GET /<resource>`."""
     listed = await page_of(desk, screen, request)
     status = 422 if listed["errors"] else 200

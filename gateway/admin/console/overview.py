@@ -17,6 +17,7 @@ from gateway.admin.console.desk import Desk
 from gateway.admin.console.kept import Kept
 from gateway.admin.console.live import Live
 from gateway.admin.console.sessions import Signed
+from gateway.admin.ports import AdminPorts
 from gateway.core.accounts.activity import busiest
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.usage import GROUPS, UsageQuery, end_of
@@ -38,33 +39,33 @@ PARTS = 8
 class Overview:
     """The pages and fragments of the overview."""
 
-    def __init__(self, desk: Desk, live: Live, clock: Callable[[], float]) -> None:
-        self._desk = desk
+    def __init__(self, ports: AdminPorts, live: Live, clock: Callable[[], float]) -> None:
+        self._ports = ports
         self._live = live
         self._today = Kept(self._busiest, clock, fresh_s=TODAY_FRESH_S, wait_s=FIRST_WAIT_S)
         self._spend = Kept(self._spent, clock, fresh_s=SPEND_FRESH_S, wait_s=SPEND_WAIT_S)
 
-    async def show(self, request: web.Request, signed: Signed) -> web.Response:
+    async def show(self, desk: Desk, request: web.Request, signed: Signed) -> web.Response:
         """`GET /`."""
         facts, spend = await asyncio.gather(self._facts(), self._spend.now())
-        return self._desk.answer(request, signed, "overview.html", spend=spend, **facts)
+        return desk.answer(request, signed, "overview.html", spend=spend, **facts)
 
-    async def spend(self, request: web.Request, signed: Signed) -> web.Response:
+    async def spend(self, desk: Desk, request: web.Request, signed: Signed) -> web.Response:
         """`GET /spend`: what is spent, alone, asked for now and then."""
-        return self._desk.answer(request, signed, "spend.html", spend=await self._spend.now())
+        return desk.answer(request, signed, "spend.html", spend=await self._spend.now())
 
-    async def fragment(self, request: web.Request, signed: Signed) -> web.Response:
+    async def fragment(self, desk: Desk, request: web.Request, signed: Signed) -> web.Response:
         """`GET /live`: the numbers alone, asked for every second."""
-        return self._desk.answer(request, signed, "fragment.html", **await self._facts())
+        return desk.answer(request, signed, "fragment.html", **await self._facts())
 
-    async def history(self, _request: web.Request, _signed: Signed) -> web.Response:
+    async def history(self, _desk: Desk, _request: web.Request, _signed: Signed) -> web.Response:
         """`GET /live/history`: columns for the chart."""
         columns = await self._live.history()
         return web.Response(text=json.dumps(columns), content_type="application/json")
 
     async def _facts(self) -> dict[str, Any]:
         now, most, (well, dependencies) = await asyncio.gather(
-            self._live.now(), self._today.now(), self._desk.ports.ready()
+            self._live.now(), self._today.now(), self._ports.ready()
         )
         if now["is_known"] and not now["sees_gateways"]:
             now = {**now, **await self._elsewhere()}
@@ -77,12 +78,12 @@ class Overview:
         }
 
     async def _busiest(self) -> Sequence[Row]:
-        return await self._desk.ports.figures.busiest(datetime.now(UTC).date(), BUSIEST)
+        return await self._ports.figures.busiest(datetime.now(UTC).date(), BUSIEST)
 
     async def _spent(self) -> dict[str, Any]:
         """Today, this month and its end in each currency, and who and what the month's spend was for."""
         now = datetime.now(UTC)
-        store = self._desk.ports.store
+        store = self._ports.store
         until = end_of("day", now)
         whole = UsageQuery(looked_at_since(now), until, "day", (), {}, SPEND_ROWS_MAX)
         month = replace(whole, since=(until - timedelta(days=1)).replace(day=1), interval="none")
@@ -108,7 +109,7 @@ class Overview:
     async def _elsewhere(self) -> dict[str, Any]:
         """What all gateways told Redis of the last minute, in place of what none of this machine did."""
         try:
-            counts, seconds = await self._desk.ports.activity.read(WINDOW_S)
+            counts, seconds = await self._ports.activity.read(WINDOW_S)
         except CountersUnavailable:
             return {}
         everybody, _ = busiest(counts, 0)

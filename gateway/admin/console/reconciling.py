@@ -10,13 +10,17 @@ from gateway.admin.api import reconciliation
 from gateway.admin.console.desk import Desk, Posted, see
 from gateway.admin.console.forms import Form
 from gateway.admin.console.sessions import Signed
-from gateway.admin.http.auth import ADMIN
+from gateway.admin.http.auth import require_read
+from gateway.core.accounts.roles import refused_write
 
 ITEMS_SHOWN_MAX = 500
 
 
 async def show(desk: Desk, request: web.Request, signed: Signed) -> web.Response:
     """`GET /reconciliation`."""
+    report, actor = reconciliation.REPORT, desk.ports.actor
+    require_read(actor, report)
+    may_run = refused_write(actor, report.name, report.access, reconciliation.RUN) is None
     last = await reconciliation.last(desk.ports)
     items: Any = (last or {}).get("items", [])
     again = Form("/reconciliation", "Run now", "Run now", note="Compares every account.")
@@ -31,7 +35,7 @@ async def show(desk: Desk, request: web.Request, signed: Signed) -> web.Response
         last=last,
         items=[{**item, "href": _address(item["account"])} for item in items[:ITEMS_SHOWN_MAX]],
         more=max(0, len(items) - ITEMS_SHOWN_MAX),
-        forms=[again, repair] if signed.actor.role == ADMIN else [],
+        forms=[again, repair] if may_run else [],
     )
 
 
@@ -39,7 +43,7 @@ async def run(
     desk: Desk, request: web.Request, signed: Signed, _posted: Posted, *, repair: bool
 ) -> web.Response:
     """`POST /reconciliation` and `/reconciliation/repair`."""
-    await reconciliation.run_once(desk.ports, request, signed.actor, None, repair=repair)
+    await reconciliation.run_once(desk.ports, request, None, repair=repair)
     return see("/reconciliation?done=reconciled")
 
 

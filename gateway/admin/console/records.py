@@ -20,18 +20,16 @@ from gateway.admin.console.desk import Desk, Posted, see
 from gateway.admin.console.forms import Form
 from gateway.admin.console.screens import Screen
 from gateway.admin.console.sessions import Signed
-from gateway.admin.http.auth import ADMIN
 from gateway.admin.http.body import Body
 from gateway.admin.operations import Done
 from gateway.admin.resources import Action, typed
-from gateway.admin.resources.fields import fields_of
+from gateway.admin.resources.fields import Field, fields_of
 from gateway.admin.resources.values import In
 from gateway.core.accounts.administration import Row
+from gateway.core.accounts.roles import CHANGE, CREATE, DELETE, refused_write, settable
 from gateway.core.billing.payment import PAID, WAITING
 from gateway.errors import Conflict, NotFound, Unprocessable
 
-CHANGE = "change"
-DELETE = "delete"
 # What a change is called where more than words can be changed.
 EDITS = {"tenants": "Change plan, name or limits"}
 # Actions that cannot be taken back as simply as they are done.
@@ -58,7 +56,7 @@ class Records:
         row = await self._operations.show(row_id(request))
         more = await self._extras(desk, request, row) if self._extras is not None else {}
         names = await desk.names(references(screen, [row]))
-        offered = await self._forms({**row, **more}) if signed.actor.role == ADMIN else []
+        offered = await self._forms({**row, **more})
         if refused is not None:
             # First, and there even if the row no longer offers it.
             offered = [refused, *(each for each in offered if each.action != refused.action)]
@@ -78,7 +76,7 @@ class Records:
 
     async def new(self, request: web.Request, signed: Signed) -> web.Response:
         """`GET /<resource>/new`; what the address says is filled in."""
-        if signed.actor.role != ADMIN:
+        if not self._may(CREATE):
             raise NotFound
         form = self._blank()
         said = {
@@ -180,32 +178,45 @@ class Records:
         found = [
             self._action_form(where, action)
             for action in resource.actions
-            if _is_offered(screen, action, row)
+            if self._may(action.name) and _is_offered(screen, action, row)
         ]
-        if resource.patch is not None:
+        if resource.patch is not None and self._may(resource.patch_verb):
             form = self._change_form(where)
             values = forms.in_form(form.fields, row)
             found.append(replace(form, values=values, former=values))
-        if resource.deletable and (screen.name != "invoices" or row["status"] == "draft"):
+        if (
+            resource.deletable
+            and self._may(DELETE)
+            and (screen.name != "invoices" or row["status"] == "draft")
+        ):
             note = f"Deletes this {screen.one}. What was recorded of it stays in the ledgers."
             found.append(Form(f"{where}/{DELETE}", "Delete", "Delete", note=note, is_dangerous=True))
         return [await self._with_choices(each) for each in found]
 
+    def _may(self, verb: str) -> bool:
+        resource = self._screen.resource
+        return refused_write(self._desk.ports.actor, resource.name, resource.access, verb) is None
+
     def _blank(self) -> Form:
-        one = self._screen.one
-        return self._form(f"/{self._screen.name}", f"New {one}", f"Make {one}", self._screen.resource.create)
+        one, model = self._screen.one, self._screen.resource.create
+        return self._form(f"/{self._screen.name}", f"New {one}", f"Make {one}", model, CREATE)
 
     def _change_form(self, where: str) -> Form:
         title = EDITS.get(self._screen.name, "Edit")
-        return self._form(f"{where}/{CHANGE}", title, "Save changes", self._screen.resource.patch)
+        resource = self._screen.resource
+        return self._form(f"{where}/{CHANGE}", title, "Save changes", resource.patch, resource.patch_verb)
 
     def _action_form(self, where: str, action: Action) -> Form:
         title = action.name.replace("-", " ").capitalize()
-        form = self._form(f"{where}/{address_of(action)}", title, title, action.body)
+        form = self._form(f"{where}/{address_of(action)}", title, title, action.body, action.name)
         return replace(form, note=f"{action.summary}.", is_dangerous=action.name in DANGEROUS)
 
-    def _form(self, action: str, title: str, submit: str, model: type[In] | None) -> Form:
-        fields = fields_of(self._screen.resource, model) if model is not None else ()
+    def _form(self, action: str, title: str, submit: str, model: type[In] | None, verb: str) -> Form:
+        resource = self._screen.resource
+        fields: Sequence[Field] = ()
+        if model is not None:
+            may = settable(self._desk.ports.actor, resource.access, verb, model.model_fields)
+            fields = tuple(each for each in fields_of(resource, model) if each.name.partition(".")[0] in may)
         return Form(action, title, submit, fields, forms.defaults(fields))
 
     def _address(self, row: object) -> str:

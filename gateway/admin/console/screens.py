@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gateway.admin.resources import RESOURCES, Resource
+from gateway.admin.resources import REPORTS, RESOURCES, Resource
+from gateway.admin.resources.resource import Answered
+from gateway.core.accounts.administration import Actor
+from gateway.core.accounts.roles import refused_read
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,9 @@ class Screen:
         """The resource behind it."""
         return RESOURCES[self.name]
 
+
+# In this order, whichever of them somebody may see.
+HEADINGS = ("Customers", "Offer", "Billing", "Usage", "Operation", "Administration")
 
 SCREENS = {
     screen.name: screen
@@ -220,19 +226,27 @@ SCREENS = {
         ),
         Screen(
             "Administration", "audit-log", "Audit log", "change",
-            ("created_at", "actor", "action", "resource", "resource_id", "after"),
+            ("created_at", "actor", "role", "action", "resource", "resource_id", "after"),
             empty="Nothing was changed yet.",
-            filters=("actor", "resource", "resource_id", "action", "admin_token_id"),
+            filters=(
+                "actor", "resource", "resource_id", "action", "admin_token_id", "organization_id", "role",
+            ),
             has_page=False, spans_time=True,
         ),
     )
 }  # fmt: skip
 
 
-def menu() -> dict[str, list[tuple[str, str, str]]]:
-    """The menu: under each heading (name, title, address). Some pages are no collections."""
+def menu(actor: Actor) -> dict[str, list[tuple[str, str, str]]]:
+    """What a person finds in the menu: under each heading (name, title, address)."""
     found = {"": [("overview", "Overview", "/"), ("usage", "Usage and cost", "/usage")]}
+    if _is_read(actor, REPORTS["reconciliation"]):
+        found["Operation"] = [("reconciliation", "Reconciliation", "/reconciliation")]
     for screen in SCREENS.values():
-        found.setdefault(screen.heading, []).append((screen.name, screen.title, f"/{screen.name}"))
-    found["Operation"].insert(0, ("reconciliation", "Reconciliation", "/reconciliation"))
-    return found
+        if _is_read(actor, screen.resource):
+            found.setdefault(screen.heading, []).append((screen.name, screen.title, f"/{screen.name}"))
+    return {heading: found[heading] for heading in ("", *HEADINGS) if heading in found}
+
+
+def _is_read(actor: Actor, answered: Answered) -> bool:
+    return refused_read(actor, answered.name, answered.access) is None

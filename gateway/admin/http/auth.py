@@ -5,23 +5,28 @@ from __future__ import annotations
 import asyncio
 import hmac
 import re
+from collections.abc import Collection
 
 from aiohttp import web
 
 from gateway.admin import credentials
 from gateway.admin.http.server import IDENTIFIED
 from gateway.admin.ports import AdminPorts
+from gateway.admin.resources.resource import Answered
 from gateway.core.accounts.administration import Actor
+from gateway.core.accounts.roles import ADMIN, READONLY, refused_read, refused_write
 from gateway.core.failures import Failures
-from gateway.errors import Forbidden, Unauthorized
-
-ADMIN = "admin"
-READONLY = "readonly"
+from gateway.errors import Forbidden, ReadOnly, Unauthorized
 
 _NAMED = re.compile(
     rf"{credentials.ADMIN_TOKEN}[{credentials.ALPHABET}]{{{credentials.RANDOM_CHARS}}}", re.ASCII
 )
 _BEARER = re.compile(r"(?i:bearer) +([!-~]{1,512})", re.ASCII)
+
+
+async def admit(ports: AdminPorts, request: web.Request) -> AdminPorts:
+    """The ports as the caller may use them, known by its `Authorization` header."""
+    return ports.of(await identify(ports, request))
 
 
 async def identify(ports: AdminPorts, request: web.Request) -> Actor:
@@ -67,10 +72,18 @@ async def actor_of_digest(ports: AdminPorts, digest: str) -> Actor:
     return actor
 
 
-def require_write(actor: Actor) -> None:
-    """Refuse a caller who may only read."""
-    if actor.role != ADMIN:
-        raise Forbidden
+def require_read(actor: Actor, answered: Answered) -> None:
+    """Refuse a caller whose role may not read something, or not of all organizations."""
+    refused = refused_read(actor, answered.name, answered.access)
+    if refused is not None:
+        raise Forbidden(refused)
+
+
+def require_write(actor: Actor, answered: Answered, verb: str, sent: Collection[str] = ()) -> None:
+    """Refuse a caller whose role may not do something, or not with these fields."""
+    refused = refused_write(actor, answered.name, answered.access, verb, sent)
+    if refused is not None:
+        raise ReadOnly(refused) if actor.role == READONLY else Forbidden(refused)
 
 
 def _built_in(ports: AdminPorts, digest: str) -> Actor | None:

@@ -11,7 +11,7 @@ from functools import partial
 from aiohttp import web
 
 from gateway.admin.api.views import row_id
-from gateway.admin.http.auth import identify
+from gateway.admin.http.auth import admit, require_read
 from gateway.admin.http.files import CSV, Files, headers_of
 from gateway.admin.ports import AdminPorts, Store
 from gateway.admin.resources import RESOURCES
@@ -28,45 +28,45 @@ USAGE_COLUMNS = (
     "content_id", "project_id", "feature_version", "model",
 )  # fmt: skip
 
-Identify = Callable[[AdminPorts, web.Request], Awaitable[object]]
+Admit = Callable[[AdminPorts, web.Request], Awaitable[AdminPorts]]
 
 
-def mount_invoices(
-    app: web.Application, ports: AdminPorts, root: str, identified: Identify = identify
-) -> None:
+def mount_invoices(app: web.Application, ports: AdminPorts, root: str, admitted: Admit = admit) -> None:
     """Serve the documents below an invoice's address; before the resources, whose paths are wider.
 
-    `identified` refuses who may not read.
+    `admitted` names who asks.
     """
     resource = RESOURCES["invoices"]
     files = Files(ports.request_timeout_s)
 
-    async def read(request: web.Request) -> Row:
-        await identified(ports, request)
-        return resource.render(await ports.store.get("invoices", row_id(request)))
+    async def read(request: web.Request) -> tuple[Store, Row]:
+        mine = await admitted(ports, request)
+        require_read(mine.actor, resource)
+        return mine.store, resource.render(await mine.store.get("invoices", row_id(request)))
 
     async def pdf(request: web.Request) -> web.Response:
-        invoice = await read(request)
+        store, invoice = await read(request)
         set_ = partial(ports.invoice_renderer.pdf, invoice)
         if invoice["status"] == "draft":
             made = await asyncio.to_thread(set_)
         else:
-            made = await _kept(ports.store, row_id(request), "pdf", str(invoice["status"]), set_)
+            made = await _kept(store, row_id(request), "pdf", str(invoice["status"]), set_)
         return _file(_name(invoice, "pdf"), "application/pdf", made)
 
     async def lines(request: web.Request) -> web.Response:
-        invoice = await read(request)
+        _, invoice = await read(request)
         rows = ({**line, "currency": invoice["currency"]} for line in invoice["lines"])  # type: ignore[attr-defined]  # a list of lines
         made = csv(LINE_COLUMNS, rows, head=True)
         return web.Response(body=made, headers=headers_of(_name(invoice, "csv"), CSV))
 
     async def usage(request: web.Request) -> web.StreamResponse:
-        invoice = await read(request)
-        return await files.answer(request, _name(invoice, "usage.csv"), CSV, uses(row_id(request)))
+        store, invoice = await read(request)
+        pieces = uses(store, row_id(request))
+        return await files.answer(request, _name(invoice, "usage.csv"), CSV, pieces)
 
-    async def uses(invoice_id: int) -> AsyncGenerator[bytes, None]:
+    async def uses(store: Store, invoice_id: int) -> AsyncGenerator[bytes, None]:
         yield csv(USAGE_COLUMNS, (), head=True)
-        async for batch in ports.store.usage(invoice_id):
+        async for batch in store.usage(invoice_id):
             yield csv(USAGE_COLUMNS, map(_use, batch))
 
     one = f"{root}/invoices/{{id:[0-9]+}}"

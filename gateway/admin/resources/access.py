@@ -11,6 +11,7 @@ from gateway.admin.resources.models import answer_of, patch_of
 from gateway.admin.resources.resource import Action, Filter, Resource, Secret
 from gateway.admin.resources.said import ExternalId, ModelText
 from gateway.admin.resources.values import MODELS_MAX, Id, In, Instant, LimitsIn, Text
+from gateway.core.accounts.roles import OPERATOR, READONLY, ROLES, access
 
 Models = Annotated[list[ModelText], Field(min_length=1, max_length=MODELS_MAX)]
 
@@ -44,7 +45,7 @@ class AdminTokenCreate(In):
     """A new token for this API."""
 
     name: Text
-    role: Literal["admin", "readonly"]
+    role: Literal["admin", "billing", "operator", "readonly"]
     user_id: Id | None = Field(default=None, description="Whom its writes are put down to.")
     expires_at: Instant | None = None
 
@@ -60,6 +61,7 @@ AdminToken = answer_of(
 RESOURCES = (
     Resource(
         name="api-keys",
+        access=access(OPERATOR),
         description="Credentials of the data plane. The key itself is shown once, when it is made.",
         out=ApiKey,
         create=ApiKeyCreate,
@@ -77,12 +79,13 @@ RESOURCES = (
     ),
     Resource(
         name="admin-tokens",
+        access=access(read=(READONLY,)),
         description="Credentials of the Admin API and of the console. The token itself is shown once.",
         out=AdminToken,
         create=AdminTokenCreate,
         patch=patch_of(AdminTokenCreate, without=("role",)),
         deletable=True,
-        filters={"user_id": Filter(), "role": Filter("text", ("admin", "readonly"))},
+        filters={"user_id": Filter(), "role": Filter("text", ROLES)},
         actions=(Action("revoke", "Refuse the token from now on, for ever"),),
         secret=Secret("token", credentials.ADMIN_TOKEN),
     ),

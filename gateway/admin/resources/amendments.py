@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from gateway.admin.resources.resource import Filter, Resource
 from gateway.admin.resources.values import Exactly, Id, In, Instant, Money, Out, PositiveAmount, Text
+from gateway.core.accounts.roles import BILLING, access
 
 TAKEN_BACK = ("tokens", "credits", "units", "amount")
 
@@ -79,6 +80,7 @@ class Rerating(Out):
 RESOURCES = (
     Resource(
         name="amendments",
+        access=access(BILLING),
         description="What calls were charged, taken back in part or whole. A call is amended once.",
         out=Amendment,
         create=AmendmentCreate,
@@ -92,6 +94,7 @@ RESOURCES = (
     ),
     Resource(
         name="reratings",
+        access=access(),
         description="Calls that were rated again by a price that was in force when they were made.",
         out=Rerating,
         named_by="id",

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field
+
 from gateway.admin.resources.resource import Filter, Resource
 from gateway.admin.resources.values import Id, Instant, Out
+from gateway.core.accounts.roles import ROLES, access
 
 
 class AuditEntry(Out):
@@ -14,6 +17,8 @@ class AuditEntry(Out):
     id: Id
     actor: str
     admin_token_id: Id | None
+    role: str | None = Field(description="What its token might do.")
+    organization_id: Id | None = Field(description="Whose row it was; null where it is nobody's.")
     action: str
     resource: str
     resource_id: str | None
@@ -26,6 +31,7 @@ class AuditEntry(Out):
 RESOURCES = (
     Resource(
         name="audit-log",
+        access=access(),
         description="Who changed what, and when. Append-only, written in the transaction of the change.",
         out=AuditEntry,
         filters={
@@ -34,6 +40,8 @@ RESOURCES = (
             "resource": Filter("text"),
             "resource_id": Filter("text"),
             "admin_token_id": Filter(),
+            "organization_id": Filter(),
+            "role": Filter("text", ROLES),
         },
     ),
 )

@@ -21,6 +21,7 @@ from gateway.admin.resources.values import (
     Out,
     SignedAmount,
 )
+from gateway.core.accounts.roles import BILLING, access
 
 CATEGORIES = ("paid", "promotional", "refund", "correction")
 
@@ -159,6 +160,7 @@ class OrganizationSubscription(Out):
 RESOURCES = (
     Resource(
         name="credit-additions",
+        access=access(BILLING),
         description="Credits given to organizations and taken back, with what is left of each.",
         out=CreditAddition,
         create=CreditAdditionCreate,
@@ -170,6 +172,7 @@ RESOURCES = (
     ),
     Resource(
         name="organization-subscriptions",
+        access=access(BILLING),
         description="What organizations are subscribed to.",
         out=OrganizationSubscription,
         create=OrganizationSubscriptionCreate,

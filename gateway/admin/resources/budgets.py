@@ -24,6 +24,7 @@ from gateway.admin.resources.values import (
 )
 from gateway.core.accounts.budget_terms import THRESHOLDS, THRESHOLDS_MAX
 from gateway.core.accounts.budgets import EACH, ENFORCE, FINISH, INTERVALS, MODES, MONEY, ON_EXHAUSTED, UNITS
+from gateway.core.accounts.roles import BILLING, access
 from gateway.core.accounts.selectors import SELECTING
 from gateway.core.model import INTEGER_MAX
 
@@ -189,6 +190,7 @@ ACCOUNTS = Part(
 RESOURCES = (
     Resource(
         name="budgets",
+        access=access(BILLING),
         description="How much money, tokens or calls an interval may use, of whom or of what.",
         out=Budget,
         create=BudgetCreate,

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from gateway.admin.resources.resource import Filter, Resource
 from gateway.admin.resources.values import Id, Instant, Money, Out
+from gateway.core.accounts.roles import access
 
 
 class Call(Out):
@@ -53,6 +54,7 @@ class Call(Out):
 RESOURCES = (
     Resource(
         name="calls",
+        access=access(),
         description="Every request, with what it used by kind and what it cost.",
         out=Call,
         named_by="request_id",

@@ -25,6 +25,7 @@ from gateway.admin.resources.values import (
     Text,
     UpstreamName,
 )
+from gateway.core.accounts.roles import BILLING, OPERATOR, Reach, access
 from gateway.core.billing.vector import BASE_CURRENCY
 from gateway.core.calls.paths import PATHS_MAX
 
@@ -187,6 +188,7 @@ SubscriptionPlan = answer_of(SubscriptionPlanCreate, "What a subscription includ
 RESOURCES = (
     Resource(
         name="business-models",
+        access=access(BILLING, reach=Reach.SHARED),
         description="How services are paid for: with credits, by subscription, or by use.",
         out=BusinessModel,
         create=BusinessModelCreate,
@@ -196,6 +198,15 @@ RESOURCES = (
     ),
     Resource(
         name="services",
+        access=access(
+            BILLING,
+            reach=Reach.SHARED,
+            verbs={"change": (BILLING, OPERATOR)},
+            fields={
+                BILLING: ServiceCreate.model_fields.keys() - {"upstream", "paths"},
+                OPERATOR: ("description", "upstream", "paths"),
+            },
+        ),
         description="What can be used and is metered, and what a unit of it costs.",
         out=Service,
         create=ServiceCreate,
@@ -205,6 +216,7 @@ RESOURCES = (
     ),
     Resource(
         name="organization-services",
+        access=access(BILLING),
         description="What an organization pays for a service instead of its list price.",
         out=OrganizationService,
         create=OrganizationServiceCreate,
@@ -214,6 +226,7 @@ RESOURCES = (
     ),
     Resource(
         name="subscription-plans",
+        access=access(BILLING, reach=Reach.SHARED),
         description="What a subscription includes and costs.",
         out=SubscriptionPlan,
         create=SubscriptionPlanCreate,

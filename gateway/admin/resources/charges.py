@@ -6,6 +6,7 @@ from pydantic import Field
 
 from gateway.admin.resources.resource import Filter, Part, Resource
 from gateway.admin.resources.values import Exactly, Id, Instant, Out
+from gateway.core.accounts.roles import access
 from gateway.core.billing.charge import KINDS, REASONS
 
 
@@ -61,6 +62,7 @@ UNBILLED = Part(
 RESOURCES = (
     Resource(
         name="charges",
+        access=access(),
         description="Money that is owed: a row for each fact, billed or not.",
         out=Charge,
         named_by="id",

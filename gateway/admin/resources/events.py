@@ -11,6 +11,7 @@ from gateway.admin.resources.prices import TOOLS_MAX, LowerName
 from gateway.admin.resources.resource import Batch, Filter, Resource
 from gateway.admin.resources.said import ExternalId
 from gateway.admin.resources.values import Id, In, Instant, Out, ServiceKey, Text
+from gateway.core.accounts.roles import BILLING, access
 from gateway.core.billing.events import AGE_DAYS_MAX, AMOUNT_MAX, EVENTS_MAX
 from gateway.core.billing.vector import KINDS
 from gateway.core.model import INTEGER_MAX
@@ -139,11 +140,13 @@ BATCH = Batch(
     EventsTaken,
     (ONE, MANY, PLAIN),
 )
+TO = access(BILLING)
 # What an answer to a batch is made of.
-TAKEN = Resource(name="events", description="What became of events.", out=EventsTaken)
+TAKEN = Resource(name="events", access=TO, description="What became of events.", out=EventsTaken)
 RESOURCES = (
     Resource(
         name="events",
+        access=TO,
         description="Use that did not pass the gateway, told as CloudEvents.",
         out=UseEvent,
         named_by="event_id",

@@ -16,6 +16,7 @@ from pydantic_core import to_json
 from gateway.admin.resources.resource import Action, Filter, Resource
 from gateway.admin.resources.values import Amount, Flag, Id, In, Instant, Out, SignedOrZero, Text
 from gateway.core.accounts.ledger import PRICED, MalformedEvent, decode
+from gateway.core.accounts.roles import OPERATOR, access
 from gateway.core.billing.tiers import read_tiers
 
 KINDS = ("gap", "conflict", "unknown_account", "behind")
@@ -190,6 +191,7 @@ def _shown(value: object) -> object:
 RESOURCES = (
     Resource(
         name="quarantine",
+        access=access(OPERATOR),
         description="Accounts whose entries contradict what is stored: they wait until a person decides.",
         out=Quarantined,
         named_by="account",
@@ -204,6 +206,7 @@ RESOURCES = (
     ),
     Resource(
         name="dead-letters",
+        access=access(OPERATOR),
         description="Entries that could not become rows: listed gaps, for a person to decide.",
         out=DeadLetter,
         filters={

@@ -8,6 +8,7 @@ from pydantic import Field, PlainSerializer, model_validator
 
 from gateway.admin.resources.resource import Action, Document, Filter, Resource
 from gateway.admin.resources.values import Day, Id, In, Instant, Money, Out, Paid, Text, show_decimal
+from gateway.core.accounts.roles import BILLING, access
 from gateway.core.billing.payment import PAYMENT_STATUSES
 from gateway.core.model import INTEGER_MAX
 
@@ -167,6 +168,7 @@ class Invoice(Out):
 RESOURCES = (
     Resource(
         name="invoices",
+        access=access(BILLING),
         description="What organizations owe for a period, and credit notes.",
         out=Invoice,
         named_by="number",
@@ -202,6 +204,7 @@ RESOURCES = (
     ),
     Resource(
         name="payments",
+        access=access(BILLING),
         description="Money that came in for invoices, and what went back.",
         out=Payment,
         named_by="reference",

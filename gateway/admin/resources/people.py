@@ -24,6 +24,7 @@ from gateway.admin.resources.values import (
     PositiveAmount,
     Text,
 )
+from gateway.core.accounts.roles import BILLING, OPERATOR, access
 from gateway.core.accounts.zones import is_zone
 from gateway.core.billing.payment import DUE_DAYS_MAX
 from gateway.core.billing.vector import BASE_CURRENCY
@@ -114,6 +115,16 @@ User = answer_of(UserCreate, "Someone a request acts for, or a member of staff."
 RESOURCES = (
     Resource(
         name="organizations",
+        access=access(
+            BILLING,
+            OPERATOR,
+            verbs={"delete": (OPERATOR,)},
+            fields={
+                BILLING: OrganizationCreate.model_fields.keys() - {"limits"},
+                OPERATOR: ("name", "limits"),
+            },
+            of_all=("create",),
+        ),
         description="Who is billed: the owner of credits, of a spend cap and of tenants.",
         out=Organization,
         create=OrganizationCreate,
@@ -125,6 +136,7 @@ RESOURCES = (
     ),
     Resource(
         name="tenants",
+        access=access(OPERATOR),
         description="Parts of organizations with their own token quota.",
         out=Tenant,
         create=TenantCreate,
@@ -146,6 +158,7 @@ RESOURCES = (
     ),
     Resource(
         name="users",
+        access=access(OPERATOR),
         description="Whom requests act for, and staff. Met on their first request, or made here.",
         out=User,
         named_by="external_id",

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Wi
 from gateway.admin.resources.resource import Filter, Question, Resource
 from gateway.admin.resources.said import ModelText
 from gateway.admin.resources.values import Amount, Currency, Exactly, Id, In, Instant, Money, Out, Text
+from gateway.core.accounts.roles import BILLING, Reach, access
 from gateway.core.billing.price_book import MATCHES, SOURCES
 from gateway.core.billing.vector import BASE_CURRENCY, KINDS
 
@@ -225,6 +226,7 @@ QUOTE = Question("quote", "Say what a call would cost", Asked, Quote)
 RESOURCES = (
     Resource(
         name="prices",
+        access=access(BILLING, reach=Reach.SHARED),
         named_by="model",
         description="What models cost. A price is never changed: a later one takes its place.",
         out=Price,

@@ -23,6 +23,7 @@ from gateway.admin.resources.values import (
     Text,
 )
 from gateway.core.accounts.plan_terms import TERMS, Term
+from gateway.core.accounts.roles import BILLING, OPERATOR, Reach, access
 from gateway.core.accounts.weights import WEIGHT_DIGITS_MAX, WEIGHT_MAX
 from gateway.core.billing.vector import FALLBACK
 from gateway.core.billing.vector import KINDS as KINDS_OF_TOKENS
@@ -152,6 +153,12 @@ class TokenLedgerRow(Out):
 RESOURCES = (
     Resource(
         name="token-plans",
+        access=access(
+            BILLING,
+            OPERATOR,
+            reach=Reach.SHARED,
+            fields={OPERATOR: TokenPlanCreate.model_fields.keys() - {"overage_policy", "overage_unit_price"}},
+        ),
         description="How many tokens a tenant gets, how often, and what happens when they are used up.",
         out=TokenPlan,
         create=TokenPlanCreate,
@@ -161,6 +168,7 @@ RESOURCES = (
     ),
     Resource(
         name="tenant-quotas",
+        access=access(OPERATOR),
         description="Live token accounts; the id is the tenant's.",
         out=TenantQuota,
         patch=TenantQuotaPatch,
@@ -169,6 +177,7 @@ RESOURCES = (
     ),
     Resource(
         name="token-ledger",
+        access=access(),
         description="Every movement of every tenant's tokens. Append-only.",
         out=TokenLedgerRow,
         order="by tenant_id, then seq, ascending",

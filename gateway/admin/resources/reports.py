@@ -20,6 +20,7 @@ from gateway.admin.resources.values import (
     Text,
     plausible,
 )
+from gateway.core.accounts.roles import OPERATOR, Reach, access
 from gateway.core.accounts.usage import GROUPS
 
 
@@ -178,6 +179,7 @@ REPORTS = {
     for report in (
         Report(
             name="reconciliation",
+            access=access(OPERATOR, reach=Reach.WHOLE),
             description="Whether counters and ledger say the same.",
             summary="Read the last result",
             out=Reconciliation,
@@ -185,6 +187,7 @@ REPORTS = {
         ),
         Report(
             name="usage",
+            access=access(),
             description="What was used and what it cost.",
             summary="Add up calls by time, organization, tenant, user, key, project, service and model",
             out=Usage,
@@ -198,6 +201,7 @@ REPORTS = {
         ),
         Report(
             name="activity",
+            access=access(),
             description="Who is busy now.",
             summary="Read what tenants did within the last minute",
             out=ActivityReport,

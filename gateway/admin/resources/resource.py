@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from gateway.admin.resources.values import In, Out
 from gateway.core.accounts.administration import Row
+from gateway.core.accounts.roles import Access
 
 # What an id refers to; a resource says so where its own refers to something else.
 REFERS = {
@@ -118,9 +119,13 @@ class Document:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Answered:
-    """What is answered under a name; `refers` says what its ids refer to where `REFERS` does not say it."""
+    """What is answered under a name, and to whom.
+
+    `refers` says what its ids refer to where `REFERS` does not say it.
+    """
 
     name: str
+    access: Access
     description: str
     out: type[Out]
     refers: Mapping[str, str] = field(default_factory=dict)

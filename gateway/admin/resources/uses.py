@@ -8,6 +8,7 @@ from pydantic import Field
 
 from gateway.admin.resources.resource import Filter, Resource
 from gateway.admin.resources.values import Exactly, Id, Instant, Metadata, Out
+from gateway.core.accounts.roles import access
 
 FILTERS = {
     "organization_id": Filter(),
@@ -56,6 +57,7 @@ class FeatureUsage(Use):
 RESOURCES = (
     Resource(
         name="credit-transactions",
+        access=access(),
         description="Uses paid with credits, by organization. Append-only.",
         out=CreditTransaction,
         order="by organization_id, then seq, ascending",
@@ -63,6 +65,7 @@ RESOURCES = (
     ),
     Resource(
         name="feature-usage",
+        access=access(),
         description="Uses that invoices bill, by organization. Append-only.",
         out=FeatureUsage,
         order="by organization_id, then seq, ascending",

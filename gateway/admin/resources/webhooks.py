@@ -9,6 +9,7 @@ from pydantic import Field
 from gateway.admin.resources.models import answer_of, patch_of
 from gateway.admin.resources.resource import Action, Filter, Resource, Secret
 from gateway.admin.resources.values import Flag, Id, In, Instant, Out
+from gateway.core.accounts.roles import access
 from gateway.core.addresses import URL_CHARS_MAX
 from gateway.core.alerts.webhook import EVENTS, SECRET_PREFIX, TEST_EVENT
 
@@ -67,6 +68,7 @@ class WebhookDelivery(Out):
 RESOURCES = (
     Resource(
         name="webhooks",
+        access=access(),
         description="Addresses that get a message when something happens, signed as Standard Webhooks.",
         out=Webhook,
         named_by="url",
@@ -79,6 +81,7 @@ RESOURCES = (
     ),
     Resource(
         name="webhook-deliveries",
+        access=access(),
         description="Messages to webhooks, kept 30 days.",
         out=WebhookDelivery,
         filters={

@@ -21,12 +21,16 @@ REQUEST_S_MAX = 35.0
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who asks: `scope` is unique to the caller ("builtin:admin", "token:7")."""
+    """Who asks: `scope` is unique to the caller ("builtin:admin", "token:7").
+
+    Of one organization alone it sees and changes nothing of any other; None is of all.
+    """
 
     scope: str
     role: str
     token_id: int | None = None
     user_id: int | None = None
+    organization_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
