@@ -232,9 +232,9 @@ class Store:
             )  # nobody is answered
         )
 
-    def usage(self, invoice_id: int) -> AsyncIterator[Sequence[Row]]:
-        """Read every use that an invoice bills, in batches; `NotFound` if there is no such invoice."""
-        return InvoiceUsage(self._engine).rows(invoice_id)
+    def usage(self, invoice_id: int) -> AsyncIterator[bytes]:
+        """Write what an invoice is made of as CSV, in pieces; `NotFound` if there is no such invoice."""
+        return InvoiceUsage(self._engine).csv(invoice_id)
 
     async def staff_token(self, digest: str) -> Actor | None:
         """Find a named admin token that is neither expired nor revoked."""

@@ -75,8 +75,8 @@ class Store(Protocol):
     async def unbilled(self, organization_id: int) -> Sequence[Row]:
         """Read what an organization owes and no invoice has, by kind."""
 
-    def usage(self, invoice_id: int) -> AsyncIterator[Sequence[Row]]:
-        """Read every use that an invoice bills, in batches."""
+    def usage(self, invoice_id: int) -> AsyncIterator[bytes]:
+        """Write what an invoice is made of as CSV, in pieces: charges, and every use behind them."""
 
     async def staff_token(self, digest: str) -> Actor | None:
         """Find a named admin token that is neither expired nor revoked."""

@@ -1,126 +1,163 @@
-"""Behind an invoice: every use it billed, one row each, with the request it came from.
+"""Behind an invoice, as CSV: what each line is charged for, and every use with the request it came from.
 
-An invoice covers the movements from its first day on up to a seq of each account, noted when it
-was finalized, less what an invoice finalized before covers already. A draft covers what it would.
+Amounts of a line add up to it, and all of them to the invoice. An invoice covers the movements from its first
+day on up to a seq of each account, noted when it was finalized, less what an invoice finalized before covers
+already. A draft covers what it would.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from datetime import date, datetime
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import text
+import psycopg
+from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.core.accounts.administration import Row
+from gateway.core.billing.charge import OVERAGE, UNITS, USAGE
+from gateway.core.billing.invoice import INFORMATION
 from gateway.core.billing.subscription import midnight
 from gateway.core.model import INTEGER_MAX
+from gateway.core.spreadsheet import csv
 from gateway.errors import NotFound
+from persistence.billing import usage_charges
+from persistence.billing.coverage import Box, Cover, boxes
+from persistence.billing.placed import Placed, placed
+from persistence.billing.usage_sql import COLUMNS, SUMS, rows_of, slice_of
 
-ROWS_A_BATCH = 2_000
+ROWS_A_SLICE = 20_000
+_ENDLESS = datetime(9999, 12, 30, tzinfo=UTC)
 
 _INVOICE = text("""
-SELECT i.id, i.organization_id, i.period_start, i.period_end, i.covers, i.finalized_at, i.corrects_id,
-       i.source,
-       coalesce((SELECT min(u.day) FROM usage_daily AS u WHERE u.organization_id = i.organization_id),
-                i.period_start) AS first_day
+SELECT i.*, coalesce((SELECT min(u.day) FROM usage_daily AS u WHERE u.organization_id = i.organization_id),
+                     i.period_start) AS first_day
   FROM invoice AS i WHERE i.id = :id""")
-_BEFORE = text("""
-SELECT o.period_end, o.covers FROM invoice AS o
- WHERE o.organization_id = :organization AND o.corrects_id IS NULL AND o.status = 'finalized' AND o.id <> :id
-   AND o.covers IS NOT NULL AND o.finalized_at < coalesce(cast(:finalized_at AS timestamptz), 'infinity')""")
+_FINAL = text("""
+SELECT id, period_end, covers, finalized_at, voided_at FROM invoice
+ WHERE organization_id = :organization AND corrects_id IS NULL AND finalized_at IS NOT NULL AND id <> :id
+   AND covers IS NOT NULL AND (finalized_at, number)
+       < (coalesce(cast(:finalized_at AS timestamptz), 'infinity'), coalesce(cast(:number AS text), ''))
+ ORDER BY finalized_at, number""")
 _TENANTS = text("SELECT id FROM tenant WHERE organization_id = :organization ORDER BY id")
 
-_TOKENS = """
-SELECT 'tokens' AS kind, l.created_at AS at, l.tenant_id, t.name AS tenant, s.key AS service,
-       l.amount AS quantity, l.seq, l.request_id, u.external_id AS user, NULL::bigint AS content_id,
-       NULL::bigint AS project_id, NULL AS feature_version, l.metadata->>'model' AS model
-  FROM token_ledger AS l LEFT JOIN service AS s ON s.id = l.service_id
-  LEFT JOIN app_user AS u ON u.id = l.user_id LEFT JOIN tenant AS t ON t.id = l.tenant_id
- WHERE l.tenant_id = :owner AND l.transaction_type = 'consume' AND l.created_at >= :since
-   AND l.created_at < :until AND l.seq > :after AND l.seq <= :upto ORDER BY l.seq"""
-_USES = """
-SELECT {kind} AS kind, l."timestamp" AS at, l.tenant_id, t.name AS tenant, s.key AS service,
-       {amount} AS quantity, l.seq, l.request_id, u.external_id AS user, l.content_id, l.project_id,
-       l.feature_version, l.metadata->>'model' AS model
-  FROM {ledger} AS l LEFT JOIN service AS s ON s.id = l.feature_id
-  LEFT JOIN app_user AS u ON u.id = l.user_id LEFT JOIN tenant AS t ON t.id = l.tenant_id
- WHERE l.organization_id = :owner AND l."timestamp" >= :since
-   AND l."timestamp" < :until AND l.seq > :after AND l.seq <= :upto ORDER BY l.seq"""
-# Of use at cost the quantity is money.
-_UNITS = {
-    "kind": "CASE WHEN l.in_money THEN 'money' ELSE 'units' END",
-    "amount": "CASE WHEN l.in_money THEN l.usage_amount * 0.000000001 ELSE l.usage_amount END",
-}
-_QUERIES = {
-    "tokens": text(_TOKENS),
-    "credits": text(_USES.format(kind="'credits'", amount="l.credits_used", ledger="credit_transaction")),
-    "units": text(_USES.format(**_UNITS, ledger="feature_usage")),
-}
-
-# First day, day after the last, and the seq up to which an account is covered within them.
-Covered = tuple[datetime, datetime, int]
+Values = dict[str, Any]
 
 
 class InvoiceUsage:
-    """Reads the uses that invoices bill, in batches."""
+    """Writes what is behind invoices, in pieces."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, *, rows_a_slice: int = ROWS_A_SLICE) -> None:
         self._engine = engine
+        self._rows_a_slice = rows_a_slice
 
-    async def rows(self, invoice_id: int) -> AsyncIterator[Sequence[Row]]:
-        """Every use that an invoice bills, by account and seq; `NotFound` if there is no such invoice."""
+    async def csv(self, invoice_id: int) -> AsyncIterator[bytes]:
+        """The whole file, of one moment; `NotFound` if there is no such invoice."""
         async with self._engine.connect() as connection:
+            await connection.execution_options(isolation_level="REPEATABLE READ")
+            # Each slice is a statement of its own: to compile one takes longer than to run it.
+            await connection.execute(text("SET LOCAL jit = off"))
             invoice = (await connection.execute(_INVOICE, {"id": invoice_id})).first()
             if invoice is None:
                 raise NotFound
+            found = await connection.run_sync(placed, invoice)
+            told = await connection.run_sync(usage_charges.rows, invoice, found)
+            yield csv(COLUMNS, told, head=True)
             if invoice.corrects_id is not None or invoice.source is not None:
                 return
-            here = {
-                "organization": invoice.organization_id,
-                "id": invoice.id,
-                "finalized_at": invoice.finalized_at,
-            }
-            before = (await connection.execute(_BEFORE, here)).all()
-            tenants = (await connection.execute(_TENANTS, here)).scalars().all()
-            accounts = [("tokens", tenant) for tenant in tenants]
-            accounts += [("credits", invoice.organization_id), ("units", invoice.organization_id)]
-            for kind, owner in accounts:
-                others = [_covered(one.covers, one.period_end, kind, owner) for one in before]
-                mine = _mine(invoice, kind, owner)
-                start = midnight(invoice.period_start)
-                # What is late is few and lies behind what others cover; the rest is the period itself.
-                for since, until in ((mine[0], start), (start, mine[1])):
-                    after = _after(since, until, others)
-                    values = {"owner": owner, "since": since, "until": until, "after": after, "upto": mine[2]}
-                    async with connection.stream(_QUERIES[kind], values) as result:
-                        async for batch in result.mappings().partitions(ROWS_A_BATCH):
-                            fresh = [dict(row) for row in batch if not _covers(others, row["at"], row["seq"])]
-                            if fresh:
-                                yield fresh
+            accounts = await connection.run_sync(_accounts, invoice)
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            summed: dict[int, Decimal] = defaultdict(Decimal)
+            values = _values(invoice, found)
+            for kind, owner, of_account in accounts:
+                for box in of_account:
+                    here = values | {"owner": owner} | box._asdict() | _of_tenant(found, owner)
+                    async for piece in self._rows(driver, kind, here, summed):
+                        yield piece
+            rest = list(usage_charges.rest(invoice, found, summed))
+            if rest:
+                yield csv(COLUMNS, rest)
+
+    async def _rows(
+        self, driver: psycopg.AsyncConnection[Any], kind: str, here: Values, summed: dict[int, Decimal]
+    ) -> AsyncIterator[bytes]:
+        """The rows of a box, slice by slice; adds up what those of units come to by line."""
+        while True:
+            wanted = here | {"rows": self._rows_a_slice}
+            found = await (await driver.execute(slice_of(kind), wanted)).fetchone()
+            assert found is not None, "it adds up"
+            upto, first, last = found
+            if upto is None:
+                return
+            one = here | {"upto": upto, "first": first, "last": last}
+            async with driver.cursor() as cursor, cursor.copy(rows_of(kind), one) as copied:
+                async for piece in copied:
+                    yield bytes(piece).replace(b"\n", b"\r\n")
+            if kind == "units":
+                async for line, amount in await driver.execute(SUMS, one):
+                    summed[line] += amount
+            here = here | {"after": upto}
 
 
-def _mine(invoice: Any, kind: str, owner: int) -> Covered:
+def _accounts(connection: Connection, invoice: Any) -> list[tuple[str, int, Sequence[Box]]]:
+    """Each account of an invoice's organization, and what the invoice has of it."""
+    here = {
+        "organization": invoice.organization_id, "id": invoice.id, "finalized_at": invoice.finalized_at,
+        "number": invoice.number,
+    }  # fmt: skip
+    final = connection.execute(_FINAL, here).all()
+    owners = [("tokens", tenant) for tenant in connection.execute(_TENANTS, here).scalars()]
+    owners += [("credits", invoice.organization_id), ("units", invoice.organization_id)]
+    found: list[tuple[str, int, Sequence[Box]]] = []
+    for kind, owner in owners:
+        others = [_cover(each, kind, owner) for each in final]
+        found.append((kind, owner, boxes(others, _mine(invoice, kind, owner))))
+    return found
+
+
+def _mine(invoice: Any, kind: str, owner: int) -> Cover:
     if invoice.covers is None:
-        since = min(invoice.first_day, invoice.period_start)
-        return midnight(since), midnight(invoice.period_end), INTEGER_MAX
-    return _covered(invoice.covers, invoice.period_end, kind, owner)
+        since, until = midnight(min(invoice.first_day, invoice.period_start)), midnight(invoice.period_end)
+        return Cover(invoice.id, since, until, INTEGER_MAX, invoice.finalized_at or _ENDLESS)
+    return _cover(invoice, kind, owner)
 
 
-def _covered(covers: Mapping[str, Any], until: date, kind: str, owner: int) -> Covered:
+def _cover(invoice: Any, kind: str, owner: int) -> Cover:
+    covers: Mapping[str, Any] = invoice.covers
     seqs = {
         "tokens": covers["tenants"].get(str(owner), 0),
         "credits": covers["credits"],
         "units": covers["spend"],
     }
-    return midnight(date.fromisoformat(covers["since"])), midnight(until), int(seqs[kind])
+    since, until = midnight(date.fromisoformat(covers["since"])), midnight(invoice.period_end)
+    return Cover(invoice.id, since, until, int(seqs[kind]), invoice.finalized_at, invoice.voided_at)
 
 
-def _after(start: datetime, end: datetime, others: Sequence[Covered]) -> int:
-    """A seq up to which everything of these days is covered by one other invoice: no need to read it."""
-    return max((upto for since, until, upto in others if since <= start and until >= end), default=0)
+def _values(invoice: Any, found: Placed) -> Values:
+    """What rows of uses look up: the line of a month's service at a price, and that of credits."""
+    of_units = {
+        (charge.day.replace(day=1), charge.service_id or 0, charge.unit_price): line
+        for charge, line in found.charges
+        if charge.source == UNITS and charge.kind == USAGE and line is not None
+    }
+    months, services, prices = zip(*of_units, strict=True) if of_units else ((), (), ())
+    credits_line = [line.position for line in found.lines if line.kind == INFORMATION]
+    return {
+        "currency": invoice.currency, "months": list(months), "services": list(services),
+        "prices": list(prices), "lines": list(of_units.values()),
+        "credits_line": credits_line[0] if credits_line else None,
+    }  # fmt: skip
 
 
-def _covers(others: Sequence[Covered], at: datetime, seq: int) -> bool:
-    return any(since <= at < until and seq <= upto for since, until, upto in others)
+def _of_tenant(found: Placed, tenant_id: int) -> Values:
+    """The lines of a tenant's cycles that went beyond its plan."""
+    lines = dict(_cycles(found, tenant_id))
+    return {"cycles": list(lines), "cycle_lines": list(lines.values())}
+
+
+def _cycles(found: Placed, tenant_id: int) -> Iterator[tuple[int, int]]:
+    for charge, line in found.charges:
+        if charge.kind == OVERAGE and charge.tenant_id == tenant_id and line and charge.place is not None:
+            yield charge.place, line

@@ -24,6 +24,7 @@ from persistence.billing.invoice_lines import keep_lines
 from persistence.billing.invoice_numbers import next_number
 from persistence.billing.invoice_source import SOURCE
 from persistence.billing.one_off import only_of
+from persistence.billing.placed import known
 from persistence.keeper.notices import tell_invoice
 from persistence.subject import Change, Subject, day_in, id_in, require
 from persistence.tables.billing import invoice, invoice_line
@@ -101,7 +102,7 @@ def _create_one_off(change: Change) -> Row:
     if (until - change.today).days > PERIOD_DAYS_MAX:
         raise Unprocessable(errors=(("period_end", f"must be within {PERIOD_DAYS_MAX} days from today"),))
     owned = charges.segments(change.connection, organization_id)
-    taken = gathered(_known(change, organization_id, until), until, owned, only_of(values))
+    taken = gathered(known(change.connection, organization_id, until), until, owned, only_of(values))
     if not taken:
         raise Conflict("Nothing of this source is owed that no invoice has.")
     ends = max((each.end - ONE_DAY).astimezone(UTC).date() for each in taken) + ONE_DAY
@@ -231,20 +232,13 @@ def _period(row: Row) -> tuple[date, date]:
     return day_in(row, "period_start"), day_in(row, "period_end")
 
 
-def _known(change: Change, organization_id: int, until: date) -> list[Charge]:
-    """What is owed and no invoice has, written or not."""
-    known = charges.unbilled(change.connection, organization_id)
-    running = midnight(until)
-    return known + charges.open_charges(change.connection, organization_id, until, running=running)
-
-
 def _compute(change: Change, row: Row) -> None:
     """Make a draft's lines of what it would take now."""
     until = day_in(row, "period_end")
     organization_id = id_in(row, "organization_id")
     owned = charges.segments(change.connection, organization_id)
-    known = _known(change, organization_id, until)
-    _keep_bill(change, row, gathered(known, until, owned, only_of(row)))
+    open_ = known(change.connection, organization_id, until)
+    _keep_bill(change, row, gathered(open_, until, owned, only_of(row)))
 
 
 def _take(change: Change, row: Row) -> Row | None:
@@ -253,8 +247,8 @@ def _take(change: Change, row: Row) -> Row | None:
     organization_id, only = id_in(row, "organization_id"), only_of(row)
     charges.accrue(connection, organization_id, until, running=midnight(until))
     owned = charges.segments(connection, organization_id)
-    known = gathered(charges.unbilled(connection, organization_id), until, owned, only)
-    made, since = _keep_bill(change, row, known)
+    taken = gathered(charges.unbilled(connection, organization_id), until, owned, only)
+    made, since = _keep_bill(change, row, taken)
     charges.bill(connection, change.row_id, made.placed)
     if only is not None:
         return None

@@ -5,18 +5,15 @@ Pure. Only entries that really become rows are passed in, so nothing is counted 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
-from functools import lru_cache
 
-from gateway.core.accounts.ledger import PRICED, Event, EventFlag, EventKind
-from gateway.core.billing.pricing import MICRO, Tier, spread
-from gateway.core.billing.tiers import DECIMALS, read_tiers
+from gateway.core.accounts.ledger import Event, EventFlag, EventKind
 from gateway.core.moments import DAY_MS
 from persistence.ledger.guard import CREDITS, TOKENS, USAGE, Placed
+from persistence.ledger.portions import portions
 
-PRICES_MAX = 1_024
 ACTIVATES, CONSUME, RESET = int(EventFlag.ACTIVATES), int(EventKind.CONSUME), int(EventKind.RESET)
 ADJUST = int(EventKind.ADJUST)
 INWARD, UNLIMITED = int(EventFlag.IN), int(EventFlag.UNLIMITED)
@@ -97,26 +94,7 @@ def _left_before(event: Event) -> int:
 
 
 def _add_priced(moves: Moves, bucket: Bucket, event: Event) -> None:
-    for first, units, price in _portions(event):
+    for first, units, price in portions(event):
         sums = moves.priced.setdefault((*bucket, price), [event.organization_id, first, 0])
         sums[1] = min(sums[1], first)
         sums[2] += units
-
-
-def _portions(event: Event) -> Iterator[tuple[int, int, Decimal]]:
-    """First unit of the month, units and price of each tier the event's units lie in."""
-    if not event.priced:
-        # An entry of before prices were kept: what it cost, spread over its units.
-        each = Decimal(event.spend) / (MICRO * event.units) if event.units else Decimal(0)
-        yield 0, event.units, round(each, DECIMALS)
-        return
-    at = int(PRICED.struct.unpack_from(event.priced)[0])
-    tiers = _tiers(event.priced[PRICED.size :]) or (Tier(None, Decimal(0)),)
-    for portion in spread(tiers, at, event.units):
-        yield at, portion.quantity, portion.unit_price
-        at += portion.quantity
-
-
-@lru_cache(maxsize=PRICES_MAX)
-def _tiers(packed: bytes) -> tuple[Tier, ...]:
-    return read_tiers(packed)

@@ -11,6 +11,7 @@ import re
 from struct import Struct
 
 from gateway.core.accounts.ledger import Event, EventFlag, EventKind, attributed, in_money
+from persistence.ledger.portions import unit_prices
 
 COPY_HEAD = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 COPY_TAIL = b"\xff\xff"
@@ -27,7 +28,7 @@ USE_COLUMNS = (
     " user_id, content_id, project_id, feature_version, metadata"
 )
 TRANSACTION_COLUMNS = USE_COLUMNS.format(amounts="credits_used, balance_after, carried")
-USAGE_COLUMNS = USE_COLUMNS.format(amounts="usage_amount, spend, spent_after, in_money")
+USAGE_COLUMNS = USE_COLUMNS.format(amounts="usage_amount, spend, spent_after, in_money, unit_prices")
 POSTING_COLUMNS = (
     "organization_id, created_at, epoch, seq, amount, balance_after, kind, credit_addition_id,"
     " control_write_id, metadata"
@@ -123,11 +124,12 @@ def usage_row(event: Event, user_id: int | None) -> bytes:
     return b"".join(
         (
             _SIX(
-                17, 8, event.organization_id, 8, at, 8, event.epoch, 8, event.spend_seq, 8, event.units,
+                18, 8, event.organization_id, 8, at, 8, event.epoch, 8, event.spend_seq, 8, event.units,
                 8, event.spend,
             ),
             _BIGINT(8, event.spent),
             _TRUE if in_money(event) else _FALSE,
+            json_field(unit_prices(event)),
             *_use(event, user_id),
         )
     )  # fmt: skip

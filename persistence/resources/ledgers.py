@@ -52,7 +52,7 @@ CREDIT_TRANSACTIONS = Subject(
 FEATURE_USAGE = Subject(
     feature_usage,
     source=select(
-        feature_usage,
+        *(column for column in feature_usage.c if column.name != "unit_prices"),
         case((feature_usage.c.in_money, money(feature_usage.c.usage_amount))).label("cost"),
     ),
     time="timestamp",

@@ -93,6 +93,8 @@ feature_usage = _uses(
     integers("spend", "spent_after"),
     # Units are billionths of the currency.
     flags("in_money"),
+    # What a unit cost, or how many cost how much each where the use crossed a tier.
+    documents("unit_prices?"),
 )
 
 # One row a call. `cost` is in nano-units of `currency`, null where no price said what the call costs.

@@ -7,6 +7,7 @@ import csv
 import io
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import psycopg
@@ -50,10 +51,10 @@ class SlowUses:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    async def usage(self, invoice_id: int) -> AsyncIterator[list[dict[str, object]]]:
+    async def usage(self, invoice_id: int) -> AsyncIterator[bytes]:
         self.begun.release()
         await self.go.wait()
-        yield []
+        yield b""
 
 
 async def acme(api: Api, **more: Any) -> dict[str, int]:
@@ -284,7 +285,9 @@ async def test_every_use_behind_an_invoice(api: Api) -> None:
     await api.post(f"invoices/{made['id']}/finalize")
     answer = await api.get(f"invoices/{made['id']}/usage.csv")
     assert answer.headers["Content-Type"] == "text/csv; charset=utf-8"
-    uses = list(csv.DictReader(io.StringIO(answer.raw.decode())))
+    rows = list(csv.DictReader(io.StringIO(answer.raw.decode())))
+    assert sum(Decimal(row["amount"] or 0) for row in rows) == Decimal("69.60")
+    uses = [row for row in rows if row["kind"] == "units"]
     assert sum(int(use["quantity"]) for use in uses) == 1_200
     assert {use["service"] for use in uses} == {"rerank"}
     assert uses[0]["timestamp"] == "2026-04-10T12:00:00Z"
@@ -333,7 +336,7 @@ async def test_a_late_use_stands_behind_the_next_invoice_only(api: Api) -> None:
     for made, seqs in ((first, range(1, 13)), (second, range(13, 15))):
         answer = await api.get(f"invoices/{made['id']}/usage.csv")
         uses = csv.DictReader(io.StringIO(answer.raw.decode()))
-        assert [int(use["seq"]) for use in uses] == list(seqs)
+        assert [int(use["seq"]) for use in uses if use["kind"] == "units"] == list(seqs)
 
 
 async def test_a_reader_makes_nothing(api: Api) -> None:

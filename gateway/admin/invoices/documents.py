@@ -15,17 +15,12 @@ from gateway.admin.http.auth import admit, require_read
 from gateway.admin.http.files import CSV, Files, headers_of
 from gateway.admin.ports import AdminPorts, Store
 from gateway.admin.resources import RESOURCES
-from gateway.admin.resources.values import show_instant
 from gateway.core.accounts.administration import Row
 from gateway.core.spreadsheet import csv
 
 LINE_COLUMNS = (
     "position", "kind", "description", "service_id", "service", "tenant_id", "tenant", "quantity",
     "unit_price", "amount", "currency",
-)  # fmt: skip
-USAGE_COLUMNS = (
-    "kind", "timestamp", "tenant_id", "tenant", "service", "quantity", "seq", "request_id", "user",
-    "content_id", "project_id", "feature_version", "model",
 )  # fmt: skip
 
 Admit = Callable[[AdminPorts, web.Request], Awaitable[AdminPorts]]
@@ -65,9 +60,8 @@ def mount_invoices(app: web.Application, ports: AdminPorts, root: str, admitted:
         return await files.answer(request, _name(invoice, "usage.csv"), CSV, pieces)
 
     async def uses(store: Store, invoice_id: int) -> AsyncGenerator[bytes, None]:
-        yield csv(USAGE_COLUMNS, (), head=True)
-        async for batch in store.usage(invoice_id):
-            yield csv(USAGE_COLUMNS, map(_use, batch))
+        async for piece in store.usage(invoice_id):
+            yield piece
 
     one = f"{root}/invoices/{{id:[0-9]+}}"
     app.router.add_get(f"{one}.pdf", pdf)
@@ -89,10 +83,6 @@ def _file(name: str, media: str, content: bytes) -> web.Response:
     digest = b64encode(hashlib.sha256(content).digest()).decode()
     headers = {**headers_of(name, media), "Repr-Digest": f"sha-256=:{digest}:"}
     return web.Response(body=content, headers=headers)
-
-
-def _use(row: Row) -> dict[str, object]:
-    return {**row, "timestamp": show_instant(row["at"])}  # type: ignore[arg-type]  # a time
 
 
 def _name(invoice: Mapping[str, object], suffix: str) -> str:

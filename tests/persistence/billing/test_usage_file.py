@@ -1,0 +1,236 @@
+"""What is behind an invoice, as a file: its amounts add up to each line, and a call's kinds to its cost."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Mapping
+from datetime import date
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import psycopg
+import pytest
+
+from gateway.core.accounts.facts import CallFacts, write_facts
+from gateway.core.accounts.ledger import EventKind
+from gateway.errors import NotFound
+from persistence import engine
+from persistence.billing.invoice_usage import InvoiceUsage
+from tests.persistence.april import TIERS, April, april, at, invoiced, plan, set_up, use
+from tests.persistence.billing.test_due import customer
+from tests.persistence.billing.test_events import send
+from tests.persistence.test_worked_example import live_through
+
+__all__ = ["april"]
+
+Line = Mapping[str, str]
+IN_APRIL = (date(2026, 4, 1), date(2026, 5, 1))
+
+
+async def read(april: April, invoice: Mapping[str, Any], rows_a_slice: int = 7) -> list[Line]:
+    """The file of an invoice, in slices so small that there are several."""
+    pool = engine.create(april.url)
+    pieces = [piece async for piece in InvoiceUsage(pool, rows_a_slice=rows_a_slice).csv(invoice["id"])]
+    await pool.dispose()
+    return list(csv.DictReader(io.StringIO(b"".join(pieces).decode(), newline="")))
+
+
+def adds_up(rows: list[Line], invoice: Mapping[str, Any]) -> None:
+    """Each line is what its rows come to, to the last digit; and credits are as many."""
+    sums: dict[str, Fraction] = defaultdict(Fraction)
+    for row in rows:
+        if row["amount"]:
+            assert Fraction(row["amount"]) == Fraction(row["quantity"]) * Fraction(row["unit_price"] or 1)
+            sums[row["line"]] += Fraction(row["amount"])
+    for line in invoice["lines"]:
+        assert sums.pop(str(line["position"]), 0) == Fraction(line["amount"]), line
+        if line["kind"] == "credits_consumed":
+            used = [row for row in rows if row["line"] == str(line["position"])]
+            assert sum(int(row["quantity"]) for row in used) == line["quantity"]
+    assert not any(sums.values())
+
+
+def of(rows: list[Line], kind: str) -> list[Line]:
+    return [row for row in rows if row["kind"] == kind]
+
+
+async def test_the_worked_example_adds_up_from_its_file(april: April) -> None:
+    ids = await set_up(april)
+    await live_through(april, ids)
+    here = {"organization_id": ids["organization"]}
+    draft = await april.do("invoices", "create", **here, period_start=IN_APRIL[0], period_end=IN_APRIL[1])
+    adds_up(await read(april, draft), draft)
+    done = await april.do("invoices", "finalize", draft["id"])
+    rows = await read(april, done)
+    adds_up(rows, done)
+    # A request that crosses a tier says what it cost in each, and what it used once.
+    units = [(row["quantity"], row["unit_price"], row["line"]) for row in of(rows, "units")]
+    assert units == [
+        ("9999", "0.001", "6"),
+        ("1", "0.001", "6"),
+        ("1", "0.0008", "7"),
+        ("31249", "0.0008", "7"),
+    ]
+    crossing = of(rows, "units")[1:3]
+    assert len({row["request_id"] for row in crossing}) == 1
+    assert [row["model"] for row in crossing] == ["gpt-4o", "gpt-4o"]
+    # The tenant's balance tells what was beyond its plan.
+    last = max(of(rows, "tokens"), key=lambda row: int(row["seq"]))
+    assert (last["balance_after"], last["line"], last["tenant"]) == ("-2345678", "3", "Main")
+    assert {row["service_name"] for row in of(rows, "units")} == {"rerank"}
+    # Days of a fee, each for itself.
+    assert len({row["period_start"] for row in of(rows, "subscription")}) == 30
+
+
+async def test_what_a_call_cost_is_computed_from_its_row(april: April) -> None:
+    ids = await set_up(april)
+    await april.on(at(4, 1))
+    price = await april.do(
+        "prices", "create", provider=None, model="m", match="exact", currency="USD", effective_from=at(3, 1),
+        input=Decimal(3), output=Decimal(15), cache_read=Decimal("0.3"),
+        context_tiers=[{"above": 1000, "input": "6", "output": "22.5", "cache_read": None}],
+        service_tiers={"batch": "0.5"}, tools={"search": "10"}, request=Decimal("0.001"), source="operator",
+    )  # fmt: skip
+    # Input 2,000 and 500 read of a cache: the dearer prices, of which batch is the half; by hand.
+    cost = (2000 * 6 + 500 * 6 + 100 * Decimal("22.5")) / 2 / 1_000_000 + Decimal("0.0005") + Decimal("0.03")
+    facts = CallFacts(
+        model="m", response_model="m-1", status=200, counts=(2000, 500, 0, 0, 100, 0, 0, 0, 0, 0), total=2600,
+        units=1, tools={"search": 3}, service_tier="batch", cost=int(cost * 10**9), currency="USD",
+        price_id=price["id"],
+    )  # fmt: skip
+    account = april.account
+    with psycopg.connect(april.url, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO api_key (id, tenant_id, name, digest, prefix, limits)"
+            " OVERRIDING SYSTEM VALUE VALUES (5, %s, '=key', repeat('a', 64), 'tk', '{}')",
+            (account.tenant_id,),
+        )
+    use(account, ids["rerank"], units=3, metadata=write_facts(facts), user="@ada", attribution="7\t8\tv3")
+    april.flush()
+    await april.on(at(5, 1, 0))
+    [row] = of(await read(april, await invoiced(april, ids, *IN_APRIL)), "units")
+    told = ("input", "cache_read", "output", "cache_write", "response_model", "project_id", "user")
+    assert [row[name] for name in told] == ["2000", "500", "100", "0", "m-1", "8", "'@ada"]
+    assert row["price_id"] == str(price["id"])
+    assert (row["api_key_id"], row["api_key"], row["cache_write_price"]) == ("5", "'=key", "")
+    by_kind = sum(
+        Fraction(row[kind]) * Fraction(row[f"{kind}_price"]) / 1_000_000
+        for kind in ("input", "cache_read", "output")
+    )
+    assert row["tools"] == '{"search": 3}'
+    assert row["tools_price"] == '{"search": "10"}'
+    assert (
+        by_kind + Fraction(row["request_price"]) + 3 * Fraction(10, 1000)
+        == Fraction(row["cost"])
+        == Fraction(cost)
+    )
+
+
+async def test_a_use_is_behind_one_final_invoice_whatever_was_made_void(april: April) -> None:
+    ids = await set_up(april)
+    await april.on(at(4, 1))
+    use(april.account, ids["rerank"], units=10_100)
+    april.flush()
+    first = await invoiced(april, ids, *IN_APRIL)
+    await april.on(at(5, 2))
+    april.account.service_id = ids["rerank"]
+    use(april.account, ids["rerank"], units=70)
+    april.flush()
+    may = await invoiced(april, ids, date(2026, 5, 1), date(2026, 6, 1))
+    before = await read(april, may)
+    adds_up(before, may)
+    await april.on(at(5, 3))
+    await april.do("invoices", "void", first["id"])
+    assert await read(april, may) == before
+    await april.on(at(5, 4))
+    adds_up(await read(april, first), first)
+    again = await invoiced(april, ids, *IN_APRIL)
+    rows = await read(april, again)
+    adds_up(rows, again)
+    requests = {row["request_id"] for row in of(rows, "units")}
+    assert requests == {row["request_id"] for row in of(await read(april, first), "units")}
+    assert not requests & {row["request_id"] for row in of(before, "units")}
+
+
+async def test_what_was_given_back_says_which_request_and_why(april: April) -> None:
+    ids = await set_up(april)
+    await april.on(at(4, 1))
+    call = april.account
+    use(call, ids["rerank"], units=10_100, request_id="00000000-0000-4000-8000-000000000001")
+    april.flush()
+    first = await invoiced(april, ids, date(2026, 4, 1), date(2026, 4, 11))
+    adds_up(await read(april, first), first)
+    corrects = b'{"corrects":"00000000-0000-4000-8000-000000000001","reason":"counted twice"}'
+    call.tiers = TIERS
+    call.consume(None, units=-300, kind=EventKind.ADJUST, metadata=corrects)
+    april.flush()
+    second = await invoiced(april, ids, date(2026, 4, 11), date(2026, 5, 1))
+    rows = await read(april, second)
+    adds_up(rows, second)
+    told = ("quantity", "amount", "corrects", "reason")
+    assert [tuple(row[name] for name in told) for row in of(rows, "units")] == [
+        ("-200", "-0.2", "00000000-0000-4000-8000-000000000001", "counted twice"),
+        ("-100", "-0.08", "00000000-0000-4000-8000-000000000001", "counted twice"),
+    ]
+    note = await april.do("invoices", "credit-note", first["id"])
+    adds_up(await read(april, note), note)
+    done = await april.do("invoices", "finalize", note["id"])
+    adds_up(await read(april, done), done)
+
+
+async def test_events_of_a_cycle_that_is_over_are_told_by_their_ids(april: April) -> None:
+    starter = await plan(april, "Starter", "0.00", 2_000_000)
+    ids = await customer(april, starter, date(2026, 4, 1), date(2027, 4, 1))
+    await april.on(at(4, 1))
+    april.account.consume(1_800_000)
+    april.flush()
+    await april.on(at(5, 1, 6))
+    april.account.reset()
+    april.flush()
+    await invoiced(april, ids, *IN_APRIL)
+    await april.on(at(5, 2))
+    await send(april, ids["tenant"], at(4, 21), 1_200_000, "late-1")
+    with psycopg.connect(april.url, autocommit=True) as connection:
+        connection.execute("SET session_replication_role = replica")
+        connection.execute("UPDATE use_event SET created_at = %s", (april.now,))
+    await april.on(at(6, 1, 6))
+    may = await invoiced(april, ids, date(2026, 5, 1), date(2026, 6, 1))
+    rows = await read(april, may)
+    adds_up(rows, may)
+    [late] = of(rows, "late_tokens")
+    assert (late["quantity"], late["event_id"], late["used_at"]) == (
+        "1200000",
+        "late-1",
+        "2026-04-21T12:00:00Z",
+    )
+    assert (late["tenant"], late["service_name"] != "") == ("Main", True)
+    [beyond] = of(rows, "overage")
+    assert (beyond["quantity"], beyond["amount"]) == ("1000000", "3")
+
+
+async def test_rows_from_before_say_no_price_and_are_made_up_for(april: April) -> None:
+    ids = await set_up(april)
+    await april.on(at(4, 1))
+    use(april.account, ids["rerank"], units=10_100)
+    april.flush()
+    await april.on(at(4, 2))
+    use(april.account, ids["rerank"], units=50)
+    april.flush()
+    with psycopg.connect(april.url, autocommit=True) as connection:
+        connection.execute("SET session_replication_role = replica")
+        connection.execute("UPDATE feature_usage SET unit_prices = NULL")
+    await april.on(at(5, 1, 0))
+    made = await invoiced(april, ids, *IN_APRIL)
+    rows = await read(april, made)
+    adds_up(rows, made)
+    # The second day had one price; of the first it is not known which units cost what.
+    assert [row["amount"] for row in of(rows, "units")] == ["", "0.04"]
+    assert [row["amount"] for row in of(rows, "usage")] == ["10", "0.08"]
+
+
+async def test_of_no_invoice_there_is_no_file(april: April) -> None:
+    with pytest.raises(NotFound):
+        await read(april, {"id": 77})
