@@ -6,7 +6,7 @@ next addition covers. A correction of the balance itself is nobody's use and pay
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -15,6 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.billing.allocation import Allocation, Allocator, ExpiredGrant, Grant, Outflow, settled
 from gateway.core.moments import moment_of, ms_of
+from persistence.billing import debts
+from persistence.billing.debts import Lot
 
 MOVEMENTS_A_PAGE = 20_000
 
@@ -41,10 +43,11 @@ SELECT p.seq, p.created_at, p.amount, p.kind, p.credit_addition_id, a.priority, 
    AND p.kind <> 'correction'
  ORDER BY seq""")
 _KEEP = text("""
-INSERT INTO credit_allocation (organization_id, seq, credit_addition_id, amount)
-SELECT :organization, s, nullif(g, 0), n
-  FROM unnest(cast(:seqs AS bigint[]), cast(:grants AS bigint[]), cast(:amounts AS bigint[]))
-    AS k (s, g, n)""")
+INSERT INTO credit_allocation (organization_id, seq, credit_addition_id, amount, day, unit_cost)
+SELECT :organization, s, nullif(g, 0), n, d, c
+  FROM unnest(cast(:seqs AS bigint[]), cast(:grants AS bigint[]), cast(:amounts AS bigint[]),
+              cast(:days AS date[]), cast(:costs AS numeric[]))
+    AS k (s, g, n, d, c)""")
 _COVER = text("""
 WITH covered AS (
     UPDATE credit_allocation AS c SET amount = c.amount - k.n
@@ -55,6 +58,12 @@ WITH covered AS (
 DELETE FROM credit_allocation AS c
  WHERE c.organization_id = :organization AND c.credit_addition_id IS NULL
    AND c.seq = ANY(cast(:seqs AS bigint[])) AND c.seq NOT IN (SELECT seq FROM covered)""")
+# Which debt that costs something is covered.
+_COVERED = text("""
+SELECT c.day, c.unit_cost, sum(k.n)::bigint AS amount FROM credit_allocation AS c
+  JOIN unnest(cast(:seqs AS bigint[]), cast(:amounts AS bigint[])) AS k (s, n) ON k.s = c.seq
+ WHERE c.organization_id = :organization AND c.credit_addition_id IS NULL AND c.unit_cost IS NOT NULL
+ GROUP BY 1, 2""")
 _SPENT = text("""
 UPDATE credit_addition AS a SET spent = a.spent + k.n
   FROM unnest(cast(:grants AS bigint[]), cast(:amounts AS bigint[])) AS k (g, n) WHERE a.id = k.g""")
@@ -122,6 +131,14 @@ class Allocations:
             return True
 
 
+def catch_up(connection: Connection, organization_id: int) -> None:
+    """Allocate all that is stored, where debt costs something; nobody else does until the commit."""
+    if debts.has_price(connection, organization_id):
+        connection.execute(_LOCK, {"organization": organization_id})
+        while not _allocate(connection, organization_id, MOVEMENTS_A_PAGE):
+            pass
+
+
 def allocate_late(connection: Connection, organization_id: int, seq: int) -> None:
     """Allocate a movement that is stored after those that follow it were allocated.
 
@@ -152,34 +169,52 @@ def _bring_together(connection: Connection, page: dict[str, Any], given: dict[st
         for row in connection.execute(_GRANTS, given)
         if row.id not in own
     ]
-    debts = []
+    owed = []
     if any(row.amount > 0 for row in movements):
-        debts = [(row.seq, row.amount) for row in connection.execute(_DEBTS, page)]
-    allocator, found = Allocator.resume(grants, debts), []
+        owed = [(row.seq, row.amount) for row in connection.execute(_DEBTS, page)]
+    allocator, found = Allocator.resume(grants, owed), []
     for row in movements:
         if row.amount > 0:
             found += allocator.add_grant(_grant(row.addition, row))
         elif row.amount < 0:
             grant_id = row.addition if row.kind == "expiry" else None
             found += allocator.pay(Outflow(row.seq, ms_of(row.at), -row.amount, grant_id))
-    _keep(connection, page, found)
+    made = {each.seq for each in found if each.grant_id is None and each.amount > 0}
+    prices = debts.prices(connection, page["organization"])
+    lots = {row.seq: lot for row in movements if row.seq in made and (lot := prices.lot_of(row.at))}
+    _keep(connection, page, found, lots)
 
 
-def _keep(connection: Connection, here: dict[str, Any], found: Sequence[Allocation]) -> None:
-    sums = settled(found)
-    kept = [(seq, grant or 0, amount) for (seq, grant), amount in sums.items() if amount > 0]
+def _keep(
+    connection: Connection, here: dict[str, Any], found: Sequence[Allocation], lots: Mapping[int, Lot]
+) -> None:
+    """Keep who paid for what; `lots` are those of new debt that costs something."""
+    sums, free = settled(found), (None, None)
+    kept = [
+        (seq, grant or 0, amount, *(free if grant else lots.get(seq, free)))
+        for (seq, grant), amount in sums.items()
+        if amount > 0
+    ]
     covered = [(seq, -amount) for (seq, _), amount in sums.items() if amount < 0]
     spent: dict[int, int] = {}
-    for _, grant, amount in kept:
+    grown: dict[Lot, int] = {}
+    for seq, grant, amount, *_ in kept:
         if grant:
             spent[grant] = spent.get(grant, 0) + amount
+        elif seq in lots:
+            grown[lots[seq]] = grown.get(lots[seq], 0) + amount
     organization = {"organization": here["organization"]}
     if covered:
         seqs, amounts = (list(column) for column in zip(*covered, strict=True))
-        connection.execute(_COVER, {**organization, "seqs": seqs, "amounts": amounts})
+        these = {**organization, "seqs": seqs, "amounts": amounts}
+        priced = {(row.day, row.unit_cost): row.amount for row in connection.execute(_COVERED, these)}
+        connection.execute(_COVER, these)
+        debts.cover(connection, here["organization"], priced)
+    debts.grow(connection, here["organization"], grown)
     if kept:
-        seqs, grants, amounts = (list(column) for column in zip(*kept, strict=True))
-        connection.execute(_KEEP, {**organization, "seqs": seqs, "grants": grants, "amounts": amounts})
+        names = ("seqs", "grants", "amounts", "days", "costs")
+        columns = (list(column) for column in zip(*kept, strict=True))
+        connection.execute(_KEEP, organization | dict(zip(names, columns, strict=True)))
     if spent:
         connection.execute(_SPENT, {"grants": list(spent), "amounts": list(spent.values())})
 

@@ -60,6 +60,18 @@ SELECT t.organization_id, 'usage' AS kind, t.day::timestamp AT TIME ZONE 'UTC' A
   FROM usage_tier AS t JOIN organization AS g ON g.id = t.organization_id
  WHERE t.organization_id = :organization AND t.quantity <> t.charged_quantity"""
 
+# Credits of a day used beyond the balance at a price, as far as there are more of them than charges say.
+DEBTS = """
+SELECT d.organization_id, 'credits_postpaid' AS kind, d.day::timestamp AT TIME ZONE 'UTC' AS period_start,
+       (d.day + 1)::timestamp AT TIME ZONE 'UTC' AS period_end,
+       (d.quantity - d.charged_quantity)::numeric AS quantity, d.unit_cost AS unit_price,
+       (d.quantity - d.charged_quantity) * d.unit_cost AS amount, g.currency, 'credit_debt' AS source,
+       NULL::bigint AS source_id,
+       format('debt:%s:%s:%s:%s', d.organization_id, d.day, d.unit_cost, d.charges) AS fact,
+       NULL::bigint AS tenant_id, NULL::bigint AS service_id, NULL::bigint AS place
+  FROM credit_debt AS d JOIN organization AS g ON g.id = d.organization_id
+ WHERE d.organization_id = :organization AND d.quantity <> d.charged_quantity"""
+
 
 def insert_of(select: str) -> str:
     """The statement that writes what another one reads."""

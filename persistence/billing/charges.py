@@ -22,8 +22,8 @@ from gateway.core.billing.charge import (
     spread_amount,
 )
 from gateway.core.billing.subscription import Segment
-from persistence.billing import commitments
-from persistence.billing.charge_facts import OVERAGES, PURCHASES, USES, insert_of
+from persistence.billing import allocations, commitments, debts
+from persistence.billing.charge_facts import DEBTS, OVERAGES, PURCHASES, USES, insert_of
 from persistence.billing.segments import segment_of
 
 NOTHING_THAT_RUNS = datetime(1, 1, 2, tzinfo=UTC)
@@ -38,6 +38,7 @@ _OF = {
     ),
     "purchases": PURCHASES.format(which="p.organization_id = :organization"),
     "uses": USES,
+    "debts": DEBTS,
 }
 _READ = {name: text(select) for name, select in _OF.items()}
 _WRITE = [text(insert_of(_OF["overages"])), text(insert_of(_OF["purchases"]))]
@@ -53,6 +54,11 @@ WITH due AS (
        AND u.unit_price = due.unit_price
 )
 SELECT count(*) FROM due""")  # noqa: S608  # our own words
+# Whoever allocates debt is held off meanwhile.
+_WRITE_DEBTS = text(f"""
+WITH made AS ({insert_of(DEBTS)})
+UPDATE credit_debt SET charged_quantity = quantity, charges = charges + 1
+ WHERE organization_id = :organization AND quantity <> charged_quantity""")  # noqa: S608  # our own words
 _SEGMENTS = text("""
 SELECT * FROM subscription_segment
  WHERE organization_id = :organization AND (charged_until IS NULL OR charged_until <> end_date)
@@ -132,7 +138,8 @@ def accrue(
     holds the organization, then the flushes of its partition.
     """
     here = {"organization": organization_id, "running": running}
-    for statement in (*_WRITE, _WRITE_USES):
+    allocations.catch_up(connection, organization_id)
+    for statement in (*_WRITE, _WRITE_USES, _WRITE_DEBTS):
         connection.execute(statement, here)
     accrue_fees(connection, organization_id, until)
     missing = commitments.missing(connection, organization_id, until, ())
@@ -187,12 +194,14 @@ def bill(connection: Connection, invoice_id: int, placed: Iterable[tuple[Charge,
     if rows:
         ids, lines = (list(column) for column in zip(*rows, strict=True))
         connection.execute(_BILL, {"invoice": invoice_id, "ids": ids, "lines": lines})
+        debts.bill(connection, invoice_id)
 
 
 def void(connection: Connection, invoice_id: int) -> None:
     """Take an invoice's charges back, and owe them again."""
     connection.execute(_OWED_AGAIN, {"invoice": invoice_id})
     connection.execute(_VOID, {"invoice": invoice_id})
+    debts.unbill(connection, invoice_id)
 
 
 def void_note(connection: Connection, note_id: int) -> None:

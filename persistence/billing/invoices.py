@@ -11,15 +11,27 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, date
 
-from sqlalchemy import delete, insert, select, text, update
+from sqlalchemy import delete, insert, select, update
 
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.charge import ONE_DAY, Charge, gathered
 from gateway.core.billing.document import CREDIT_NOTE, INVOICE, require_complete
 from gateway.core.billing.invoice import Bill, bill
+from gateway.core.billing.payment import PAID
 from gateway.core.billing.subscription import midnight
 from gateway.errors import Conflict, Unprocessable
-from persistence.billing import charges, credit_notes, documents, invoice_facts, one_off, payments, top_ups
+from persistence.billing import (
+    allocations,
+    charges,
+    credit_notes,
+    debts,
+    documents,
+    invoice_covers,
+    invoice_facts,
+    one_off,
+    payments,
+    top_ups,
+)
 from persistence.billing.invoice_lines import keep_lines
 from persistence.billing.invoice_numbers import next_number
 from persistence.billing.invoice_source import SOURCE
@@ -31,30 +43,6 @@ from persistence.tables.billing import invoice, invoice_line
 from persistence.tables.people import organization
 
 PERIOD_DAYS_MAX = 1_100
-
-_TELL_CREDITS = text("""
-WITH told AS (
-    SELECT tenant_id, day, service_id, credits - billed_credits AS credits FROM usage_daily
-     WHERE organization_id = :organization AND day < :until AND credits > billed_credits
-     ORDER BY tenant_id, day, service_id FOR UPDATE
-), marked AS (
-    UPDATE usage_daily AS u SET billed_credits = u.credits
-      FROM told AS b WHERE u.tenant_id = b.tenant_id AND u.day = b.day AND u.service_id = b.service_id
-)
-INSERT INTO invoice_basis (invoice_id, kind, quantity, tenant_id, day, service_id)
-SELECT :invoice, 'credits_consumed', credits, tenant_id, day, nullif(service_id, 0) FROM told""")
-_FORGET_CREDITS = text("""
-UPDATE usage_daily AS u SET billed_credits = u.billed_credits - b.quantity
-  FROM invoice_basis AS b
- WHERE b.invoice_id = :invoice AND b.kind = 'credits_consumed' AND u.tenant_id = b.tenant_id
-   AND u.day = b.day AND u.service_id = coalesce(b.service_id, 0)""")
-_COVERS = text("""
-SELECT jsonb_build_object('since', cast(:since AS text), 'credits', o.credit_last_seq,
-       'spend', o.spend_last_seq, 'tenants', coalesce((
-           SELECT jsonb_object_agg(t.id, coalesce(q.last_seq, 0))
-             FROM tenant AS t LEFT JOIN tenant_quota AS q ON q.tenant_id = t.id
-            WHERE t.organization_id = o.id), '{}'::jsonb))
-  FROM organization AS o WHERE o.id = :organization""")
 
 
 def create(change: Change) -> Row:
@@ -101,6 +89,7 @@ def _create_one_off(change: Change) -> Row:
     one_off.refuse_second_draft(change, organization_id)
     if (until - change.today).days > PERIOD_DAYS_MAX:
         raise Unprocessable(errors=(("period_end", f"must be within {PERIOD_DAYS_MAX} days from today"),))
+    allocations.catch_up(change.connection, organization_id)
     owned = charges.segments(change.connection, organization_id)
     taken = gathered(known(change.connection, organization_id, until), until, owned, only_of(values))
     if not taken:
@@ -153,7 +142,10 @@ def finalize(change: Change) -> Row:
     )
     tell_invoice(change.connection, change.row_id)
     _settle_corrected(change, row)
-    return change.fetch()
+    final = change.fetch()
+    if final["payment_status"] in {None, PAID} and _gathers(row):
+        debts.give(change, final)
+    return final
 
 
 def bill_top_up(change: Change) -> Row:
@@ -180,11 +172,12 @@ def void(change: Change) -> Row:
     credit_notes.refuse_while_there(change)
     payments.refuse_while_paid(change)
     top_ups.refuse_while_waiting(change)
+    debts.refuse_while_given(change)
     made_void = {"status": "void", "voided_at": change.now, "payment_status": None}
     change.connection.execute(update(invoice).where(invoice.c.id == change.row_id).values(made_void))
     if _gathers(row):
         charges.void(change.connection, change.row_id)
-        change.connection.execute(_FORGET_CREDITS, {"invoice": change.row_id})
+        invoice_covers.forget_credits(change.connection, change.row_id)
     else:
         charges.void_note(change.connection, change.row_id)
         charges.give_back(change.connection, id_in(row, "organization_id"))
@@ -236,6 +229,7 @@ def _compute(change: Change, row: Row) -> None:
     """Make a draft's lines of what it would take now."""
     until = day_in(row, "period_end")
     organization_id = id_in(row, "organization_id")
+    allocations.catch_up(change.connection, organization_id)
     owned = charges.segments(change.connection, organization_id)
     open_ = known(change.connection, organization_id, until)
     _keep_bill(change, row, gathered(open_, until, owned, only_of(row)))
@@ -252,10 +246,8 @@ def _take(change: Change, row: Row) -> Row | None:
     charges.bill(connection, change.row_id, made.placed)
     if only is not None:
         return None
-    here = {"organization": organization_id, "invoice": change.row_id, "until": until}
-    connection.execute(_TELL_CREDITS, here)
-    covers: Row = connection.execute(_COVERS, {**here, "since": since.isoformat()}).scalar_one()
-    return covers
+    invoice_covers.tell_credits(connection, change.row_id, organization_id, until)
+    return invoice_covers.covers(connection, organization_id, since)
 
 
 def _keep_bill(change: Change, row: Row, taken: Sequence[Charge]) -> tuple[Bill, date]:

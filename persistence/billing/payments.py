@@ -15,7 +15,7 @@ from gateway.core.accounts.administration import Row
 from gateway.core.billing.payment import PAID as STATUS_PAID
 from gateway.core.billing.payment import WAITING, Receivable, due_on, require_payable, require_returnable
 from gateway.errors import Conflict
-from persistence.billing import charges, top_ups
+from persistence.billing import charges, debts, top_ups
 from persistence.billing.invoice_source import PAID, REST, money
 from persistence.keeper.notices import tell_payment_status
 from persistence.subject import Change, Subject, id_in, lock
@@ -93,8 +93,9 @@ def settle(change: Change, invoice_id: int) -> None:
     """Bring an invoice's payment status to what is left to pay of it, and tell where it is another."""
     here = invoice.c
     found = select(
-        here.payment_status, here.due_date, here.uncollectible_at, REST.label("rest"), PAID.label("paid")
-    )
+        here.organization_id, here.number, here.payment_status, here.due_date, here.uncollectible_at,
+        REST.label("rest"), PAID.label("paid"),
+    )  # fmt: skip
     row = change.connection.execute(found.where(here.id == invoice_id).with_for_update(of=invoice)).one()
     if row.payment_status is None:
         return
@@ -105,6 +106,7 @@ def settle(change: Change, invoice_id: int) -> None:
         tell_payment_status(change.connection, [invoice_id])
     if status == STATUS_PAID and row.paid > 0:
         top_ups.release(change, invoice_id)
+        debts.give(change, {"id": invoice_id, "organization_id": row.organization_id, "number": row.number})
 
 
 def fall_overdue(connection: Connection, today: date, count: int) -> int:

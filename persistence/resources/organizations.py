@@ -9,11 +9,11 @@ from gateway.core.accounts.budgets import MONEY
 from gateway.core.billing.pricing import NANO
 from gateway.errors import Conflict
 from persistence import crud
-from persistence.billing import unbilled
+from persistence.billing import allocations, debts, unbilled
 from persistence.subject import THIS, Change, Subject, live, lock, named, refuse_while_referenced
 from persistence.tables.billing import charge, invoice, organization_subscription, subscription_segment
 from persistence.tables.budgets import budget
-from persistence.tables.ledgers import credit_addition
+from persistence.tables.ledgers import credit_addition, credit_debt
 from persistence.tables.people import app_user, organization, tenant, tenant_quota, token_plan_price
 
 # What has amounts of money in it that name no currency of their own, by what an organization has of it.
@@ -23,6 +23,9 @@ IN_ITS_CURRENCY = {
     ),
     "credits that were sold": select(credit_addition.c.id).where(
         credit_addition.c.organization_id == THIS, credit_addition.c.unit_cost.is_not(None)
+    ),
+    "credits that were used beyond its balance": select(credit_debt.c.organization_id).where(
+        credit_debt.c.organization_id == THIS
     ),
     "a subscription": select(subscription_segment.c.id).where(subscription_segment.c.organization_id == THIS),
     "tokens of a plan that bills what is used beyond it": select(tenant.c.id)
@@ -51,6 +54,7 @@ def delete(change: Change) -> Row:
     """Take an organization out; `Conflict` says what of it no invoice has."""
     lock(change)
     refuse_while_referenced(change)
+    allocations.catch_up(change.connection, change.row_id)
     if owed := unbilled.said(unbilled.read(change.connection, change.row_id, change.today)):
         raise Conflict(f"Not all that it owes is billed: {owed}. Invoice it first.")
     return crud.delete(change)
@@ -61,6 +65,7 @@ def keep_currency(change: Change, row: Row) -> None:
     before = change.before
     if before is None or before["currency"] == row["currency"]:
         return
+    allocations.catch_up(change.connection, change.row_id)
     here = {THIS.key: change.row_id}
     has = [
         name
@@ -72,6 +77,12 @@ def keep_currency(change: Change, row: Row) -> None:
             f"Its currency stays {before['currency']}: it has {', '.join(has)}, and amounts are never"
             f" converted. Make another organization in {row['currency']}."
         )
+
+
+def check_row(change: Change, row: Row) -> None:
+    """Keep its currency, and what credits beyond its balance cost since when."""
+    keep_currency(change, row)
+    debts.keep_price(change, row)
 
 
 SUBJECT = Subject(
@@ -101,7 +112,7 @@ SUBJECT = Subject(
             invoice.c.organization_id == THIS, invoice.c.status == "draft"
         ),
     },
-    check_row=keep_currency,
+    check_row=check_row,
     define=define,
     defining=frozenset({"limits", "currency", "credit_limit", "spend_cap"}),
 )

@@ -200,6 +200,28 @@ credit_allocation = table(
     refers("credit_addition_id?", "credit_addition"),
     integers("amount"),
     moments("created_at"),
+    # Of debt that costs something: the day it was used on, and what a credit of it costs.
+    days("day?"),
+    amounts("unit_cost?"),
+)
+
+# What a credit beyond the balance costs since when; null costs nothing.
+credit_price = table(
+    "credit_price",
+    refers("organization_id", "organization"),
+    moments("since"),
+    amounts("unit_cost?"),
+    PrimaryKeyConstraint("organization_id", "since"),
+)
+
+# Debt by day and price: what no addition has covered, what is owed for, and how much is charged and billed.
+credit_debt = table(
+    "credit_debt",
+    refers("organization_id", "organization"),
+    days("day"),
+    amounts("unit_cost"),
+    integers("open_quantity", "quantity", "charged_quantity", "charges", "billed_quantity"),
+    PrimaryKeyConstraint("organization_id", "day", "unit_cost"),
 )
 
 service_activation = table(

@@ -33,6 +33,8 @@ organization = table(
     texts("name", "currency"),
     integers("credit_balance", "credit_limit"),
     amounts("spend_cap?"),
+    # What a credit beyond the balance costs now.
+    amounts("credit_unit_cost?"),
     documents("limits"),
     Column("tax_rate", Numeric(7, 6), nullable=False),
     # What its invoices say of it.

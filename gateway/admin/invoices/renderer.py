@@ -28,10 +28,13 @@ ADOPTED = "Seller and terms were not copied when this became final; they are as 
 
 GROUPS = {
     "subscription": "Subscription",
+    "discount": "Discounts",
     "overage": "Tokens beyond the plan",
     "credits_purchased": "Credits",
+    "credits_postpaid": "Credits beyond the balance",
     "credits_consumed": "Credits used",
     "usage": "Usage",
+    "minimum_commitment": "Minimum commitment",
 }
 
 

@@ -63,6 +63,12 @@ CreditAddition = answer_of(
     category=str,
     priority=int,
     timestamp=Instant,
+    invoicing=(
+        str,
+        Field(
+            description="next, now or prepaid; postpaid: what a paid invoice billed of credits used before."
+        ),
+    ),
 )
 
 

@@ -16,7 +16,7 @@ STATUSES = ("draft", "finalized", "void")
 KINDS = ("invoice", "credit_note")
 LINES_MAX = 1_000
 
-Source = Literal["subscription_segment", "credit_addition"]
+Source = Literal["subscription_segment", "credit_addition", "credit_debt"]
 UnitPrice = Annotated[Paid, PlainSerializer(show_decimal, when_used="json")]
 
 
@@ -98,8 +98,8 @@ class InvoiceLine(Out):
 
     position: int
     kind: str = Field(
-        description="subscription, discount, overage, credits_purchased, credits_consumed (information), "
-        "usage, minimum_commitment or tax."
+        description="subscription, discount, overage, credits_purchased, credits_postpaid, credits_consumed "
+        "(information), usage, minimum_commitment or tax."
     )
     description: str
     service_id: Id | None

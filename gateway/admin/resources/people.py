@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -36,7 +37,14 @@ def _zone(name: str) -> str:
     return name
 
 
+def _above_nothing(cost: Decimal) -> Decimal:
+    if not cost:
+        raise ValueError("must be above 0; null is no price")
+    return cost
+
+
 Zone = Annotated[Text, AfterValidator(_zone)]
+UnitCost = Annotated[Money, AfterValidator(_above_nothing)]
 
 
 class OrganizationCreate(In):
@@ -45,6 +53,10 @@ class OrganizationCreate(In):
     name: Text
     currency: Currency = Field(default=BASE_CURRENCY, description="ISO 4217; what its money is in.")
     credit_limit: Amount = Field(default=0, description="Credits it may use beyond its balance.")
+    credit_unit_cost: UnitCost | None = Field(
+        default=None,
+        description="What a credit costs that is used beyond the balance from now on; null: nothing.",
+    )
     spend_cap: Cap | None = Field(default=None, description="Most Pay-Per-Use spend a month.")
     limits: LimitsIn | None = None
     due_days: Annotated[int, Field(strict=True, ge=0, le=DUE_DAYS_MAX)] | None = Field(
@@ -62,6 +74,7 @@ Organization = answer_of(
     "Who is billed: the owner of credits, of a spend cap and of tenants.",
     credit_balance=(int, Field(description="Credits as the counters hold them now.")),
     credit_ahead=(Exactly, Field(description="Part of a credit that is paid and not used yet.")),
+    credit_unit_cost=Money | None,
     spend_cap=Money | None,
     currency=(str, Field(description="ISO 4217; what its money is in.")),
     time_zone=str,

@@ -16,10 +16,10 @@ from gateway.core.billing.pricing import EXACT, NANO, ONE_NANO
 from gateway.core.billing.subscription import ADVANCE, ARREARS, Segment, cycle_of, midnight
 
 FEE, OVERAGE, PURCHASE, USAGE = "subscription", "overage", "credits_purchased", "usage"
-DISCOUNT, COMMITMENT = "discount", "minimum_commitment"
+DISCOUNT, COMMITMENT, POSTPAID = "discount", "minimum_commitment", "credits_postpaid"
 SEGMENT, TOKENS, ADDITION, UNITS = "subscription_segment", "token_ledger", "credit_addition", "usage_tier"
 SUBSCRIPTION = "organization_subscription"
-KINDS = (FEE, DISCOUNT, OVERAGE, PURCHASE, USAGE, COMMITMENT)
+KINDS = (FEE, DISCOUNT, OVERAGE, PURCHASE, POSTPAID, USAGE, COMMITMENT)
 # What counts toward a minimum.
 COMMITTED = (FEE, DISCOUNT, OVERAGE, USAGE)
 # Why a charge is there: what takes another one back, or owes it again, is none of the facts.

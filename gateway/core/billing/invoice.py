@@ -12,7 +12,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
-from gateway.core.billing.charge import COMMITMENT, DISCOUNT, FEE, OVERAGE, PURCHASE, USAGE, Charge
+from gateway.core.billing.charge import (
+    COMMITMENT,
+    DISCOUNT,
+    FEE,
+    ONE_DAY,
+    OVERAGE,
+    POSTPAID,
+    PURCHASE,
+    USAGE,
+    Charge,
+)
 from gateway.core.billing.fee_lines import commitments, discounts, fees
 from gateway.core.billing.line import (
     QUANTITY_ONE,
@@ -98,6 +108,19 @@ def _purchases(facts: Facts, charges: Sequence[Charge]) -> Iterator[Drawn]:
         yield drawn(line, of_one, f"addition:{first.source_id}")
 
 
+def _postpaid(_: Facts, charges: Sequence[Charge]) -> Iterator[Drawn]:
+    """Credits used beyond the balance: one line for each price."""
+    for of_price in by(charges, lambda each: (each.unit_price,)):
+        first, quantity, exact = of_price[0], count_of(of_price), sum_of(of_price)
+        if not exact and not quantity:
+            continue
+        days = span(min(each.day for each in of_price), max(each.day for each in of_price) + ONE_DAY)
+        description = f"Credits used beyond the balance, {days}"
+        if quantity < 0:
+            description += ", given back"
+        yield drawn(Line(POSTPAID, description, quantity, first.unit_price, exact), of_price, "postpaid")
+
+
 def _consumed(facts: Facts, _: Sequence[Charge]) -> Iterator[Drawn]:
     if facts.credits_consumed:
         description = "Credits used, paid with credits"
@@ -168,6 +191,7 @@ _ORDER = (
     (discounts, DISCOUNT),
     (_overages, OVERAGE),
     (_purchases, PURCHASE),
+    (_postpaid, POSTPAID),
     (_consumed, INFORMATION),
     (_uses, USAGE),
     (commitments, COMMITMENT),

@@ -1,0 +1,393 @@
+"""Credits used beyond the balance: what is owed for them, told credit by credit by another way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from gateway.background.timed.calendar import Calendar
+from gateway.counters.redis.keys import partition_of
+from gateway.errors import Conflict
+from persistence import engine
+from persistence.billing.allocations import Allocations
+from persistence.ledger.writer import Writer
+from persistence.store import Store
+from tests.letterhead import LETTERHEAD
+from tests.persistence.april import April, april, at
+from tests.persistence.billing.test_top_ups import post
+from tests.persistence.credits import give
+from tests.persistence.migrated import empty
+from tests.persistence.scenario import Account, broken, rows_of
+
+__all__ = ["april"]
+
+
+async def customer(april: April, **more: object) -> int:
+    terms: dict[str, object] = {"credit_limit": 10_000, "credit_unit_cost": Decimal("0.02")}
+    made = await april.do("organizations", "create", name="Acme", **terms | more)
+    tenant = await april.do("tenants", "create", name="Main", organization_id=made["id"])
+    april.account = Account(made["id"], tenant["id"], None)
+    return int(made["id"])
+
+
+def spend(april: April, credits_: int) -> None:
+    april.account.consume(None, credits_=credits_)
+    april.flush()
+
+
+async def invoice_of(april: April, owner: int, start: date, end: date) -> dict[str, Any]:
+    made = await april.do(
+        "invoices", "create", organization_id=owner, period_start=start, period_end=end
+    )  # fmt: skip
+    return await april.do("invoices", "finalize", made["id"])
+
+
+async def of_april(april: April, owner: int) -> dict[str, Any]:
+    await april.on(at(5, 2))
+    return await invoice_of(april, owner, date(2026, 4, 1), date(2026, 5, 1))
+
+
+async def owed(april: April, owner: int) -> list[tuple[str, str]]:
+    return [(str(row["kind"]), str(row["amount"])) for row in await april.store.unbilled(owner)]
+
+
+async def test_what_is_used_beyond_the_balance_is_billed_and_filled_by_its_payment(april: April) -> None:
+    owner = await customer(april)
+    await april.on(at(4, 10))
+    spend(april, 5_000)
+    await april.on(at(4, 20))
+    spend(april, 3_000)
+    made = await of_april(april, owner)
+    [line, told] = made["lines"]
+    assert (line["kind"], line["quantity"], line["unit_price"], line["amount"]) == (
+        "credits_postpaid", 8_000, "0.020000000000", "160.00",
+    )  # fmt: skip
+    assert line["description"] == "Credits used beyond the balance, 10 to 20 April 2026"
+    assert (told["kind"], told["amount"]) == ("credits_consumed", "0.00")
+    assert post(april) == 0
+    pay = {"amount": Decimal("160.00")}
+    await asyncio.gather(
+        *(april.do("invoices", "payments", made["id"], **pay, reference="b") for _ in "1234")
+    )
+    assert (post(april), april.account.balance) == (8_000, 0)
+    [(payment,)] = rows_of(april.url, "SELECT id FROM payment")
+    await april.do("payments", "reverse", int(str(payment)), reference="back")
+    await april.do("invoices", "payments", made["id"], **pay, reference="again")
+    assert post(april) == 0
+    await april.allocate()
+    assert await owed(april, owner) == []
+    assert await broken(april.url) == []
+
+
+async def test_a_top_up_that_fills_the_hole_is_all_that_is_charged(april: April) -> None:
+    owner = await customer(april)
+    await april.on(at(4, 10))
+    spend(april, 8_000)
+    await april.store.charge(owner)
+    assert await owed(april, owner) == [("credits_postpaid", "160")]
+    give(april.url, april.account, 10_000, unit_cost="0.01")
+    april.flush()
+    made = await of_april(april, owner)
+    assert [(line["kind"], str(line["amount"])) for line in made["lines"]] == [
+        ("credits_purchased", "100.00"), ("credits_consumed", "0.00"),
+    ]  # fmt: skip
+    assert (april.account.balance, await owed(april, owner)) == (2_000, [])
+    assert await broken(april.url) == []
+
+
+async def test_a_top_up_behind_the_invoice_leaves_it_and_its_credits_come_with_its_payment(
+    april: April,
+) -> None:
+    owner = await customer(april)
+    await april.on(at(4, 10))
+    spend(april, 8_000)
+    made = await of_april(april, owner)
+    give(april.url, april.account, 10_000, unit_cost="0.01")
+    april.flush()
+    await april.allocate()
+    assert await owed(april, owner) == [("credits_purchased", "100")]
+    await april.do("invoices", "payments", made["id"], amount=Decimal("160.00"), reference="b")
+    post(april)
+    assert april.account.balance == 10_000  # 18,000 paid, 8,000 used
+    assert await broken(april.url) == []
+
+
+async def test_a_void_invoice_owes_what_nobody_has_covered_since(april: April) -> None:
+    owner = await customer(april)
+    await april.on(at(4, 10))
+    spend(april, 8_000)
+    made = await of_april(april, owner)
+    give(april.url, april.account, 3_000, category="promotional")
+    april.flush()
+    await april.allocate()
+    await april.do("invoices", "void", made["id"])
+    assert await owed(april, owner) == [("credits_postpaid", "100")]
+    again = await invoice_of(april, owner, date(2026, 4, 1), date(2026, 5, 1))
+    assert str(again["total_amount"]) == "100.00"
+    await april.do("invoices", "payments", again["id"], amount=Decimal("100.00"), reference="b")
+    assert (post(april), april.account.balance) == (5_000, 0)
+    [(payment,)] = rows_of(april.url, "SELECT id FROM payment")
+    await april.do("payments", "reverse", int(str(payment)), reference="back")
+    with pytest.raises(Conflict, match="given with its payment"):
+        await april.do("invoices", "void", again["id"])
+    assert await broken(april.url) == []
+
+
+async def test_what_a_note_gives_back_is_not_given_as_credits(april: April) -> None:
+    owner = await customer(april)
+    await april.on(at(4, 10))
+    spend(april, 8_000)
+    made = await of_april(april, owner)
+    note = await april.do("invoices", "credit-note", made["id"])
+    await april.do("invoices", "finalize", note["id"])
+    assert (await april.store.get("invoices", made["id"]))["payment_status"] == "paid"
+    assert (post(april), await owed(april, owner)) == (0, [])
+    assert await broken(april.url) == []
+
+
+async def test_what_was_used_before_there_was_a_price_is_free(april: April) -> None:
+    owner = await customer(april, credit_unit_cost=None)
+    await april.on(at(4, 10))
+    spend(april, 500)
+    await april.on(at(4, 11))
+    await april.do("organizations", "change", owner, credit_unit_cost=Decimal("0.0000000001"))
+    spend(april, 70)
+    await april.on(at(4, 12))
+    await april.do("organizations", "change", owner, credit_unit_cost=None)
+    spend(april, 9)
+    await april.allocate()
+    assert await owed(april, owner) == [("credits_postpaid", "0.000000007")]
+    # The oldest is covered first, whatever it cost.
+    give(april.url, april.account, 501, category="promotional")
+    april.flush()
+    await april.allocate()
+    assert await owed(april, owner) == [("credits_postpaid", "0.0000000069")]
+    assert await broken(april.url) == []
+
+
+async def test_an_organization_that_owes_credits_stays(april: April) -> None:
+    owner = await customer(april)
+    spend(april, 8_000)
+    await april.do("tenants", "delete", april.account.tenant_id)
+    with pytest.raises(Conflict, match="USD 160 of credits_postpaid"):
+        await april.do("organizations", "delete", owner)
+    with pytest.raises(Conflict, match="beyond its balance"):
+        await april.do("organizations", "change", owner, currency="EUR")
+
+
+# A credit of debt: the day it was used on, what it costs (None: nothing), the invoice that has it.
+Credit = tuple[date, Fraction | None, int | None]
+
+
+@dataclass
+class Books:
+    """What is owed, credit by credit: no lots, no days added up, nothing from the database."""
+
+    pool: int = 0
+    debt: list[Credit] = field(default_factory=list)
+    charged: Fraction = Fraction(0)
+    invoices: dict[int, list[Credit]] = field(default_factory=dict)
+
+    def use(self, credits_: int, day: date, price: Fraction | None) -> None:
+        paid = min(self.pool, credits_)
+        self.pool -= paid
+        self.debt += [(day, price, None)] * (credits_ - paid)
+        self.charged += (price or 0) * (credits_ - paid)
+
+    def add(self, credits_: int, money: Fraction = Fraction(0)) -> None:
+        self.charged += money
+        covered, self.debt = self.debt[:credits_], self.debt[credits_:]
+        self.pool += credits_ - len(covered)
+        self.charged -= sum(
+            (price for _, price, invoice in covered if price and invoice is None), Fraction(0)
+        )
+
+    def bill(self, invoice: int, until: date) -> None:
+        taken = [each for each in self.debt if each[1] and each[2] is None and each[0] < until]
+        self.invoices[invoice] = taken
+        self.debt = [
+            (day, price, invoice) if price and of is None and day < until else (day, price, of)
+            for day, price, of in self.debt
+        ]
+
+    def void(self, invoice: int) -> None:
+        billed = sum((price for _, price, _ in self.invoices.pop(invoice) if price), Fraction(0))
+        still = sum((price for _, price, of in self.debt if of == invoice and price), Fraction(0))
+        self.charged -= billed - still
+        self.debt = [(day, price, None if of == invoice else of) for day, price, of in self.debt]
+
+    @property
+    def balance(self) -> int:
+        return self.pool - len(self.debt)
+
+
+PRICES = ("0.02", "0.0000000001", None, "0.333333")
+STEPS = st.one_of(
+    st.tuples(st.just("use"), st.integers(1, 90)),
+    st.tuples(st.just("use"), st.integers(1, 90)),
+    st.tuples(st.just("top_up"), st.integers(1, 120)),
+    st.tuples(st.just("gift"), st.integers(1, 60)),
+    st.tuples(st.just("wait"), st.integers(1, 20)),
+    st.tuples(st.just("price"), st.integers(0, len(PRICES) - 1)),
+    st.tuples(st.just("bill"), st.integers(0, 3)),
+    st.tuples(st.just("pay"), st.integers(0, 5)),
+    st.tuples(st.just("void"), st.integers(0, 5)),
+    st.tuples(st.just("allocate"), st.just(0)),
+    st.tuples(st.just("charge"), st.just(0)),
+    st.tuples(st.just("again"), st.just(0)),
+)
+
+
+@dataclass
+class History:
+    """The same steps in the database and in the books."""
+
+    april: April
+    owner: int
+    books: Books
+    price: Fraction | None = Fraction(PRICES[0] or 0)
+    billed_until: date = date(2026, 4, 1)
+    unpaid: list[int] = field(default_factory=list)
+    sent: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+    @property
+    def today(self) -> date:
+        return self.april.now.date()
+
+    async def use(self, credits_: int) -> None:
+        self.april.account.consume(None, credits_=credits_)
+        self.flush()
+        self.books.use(credits_, self.today, self.price)
+
+    async def top_up(self, credits_: int) -> None:
+        give(self.april.url, self.april.account, credits_, unit_cost="0.011")
+        self.flush()
+        self.books.add(credits_, credits_ * Fraction("0.011"))
+
+    async def gift(self, credits_: int) -> None:
+        give(self.april.url, self.april.account, credits_, category="promotional")
+        self.flush()
+        self.books.add(credits_)
+
+    async def wait(self, days: int) -> None:
+        await self.april.on(self.april.now + timedelta(days=days))
+
+    async def price_(self, number: int) -> None:
+        await self.april.on(self.april.now + timedelta(minutes=1))
+        cost = PRICES[number]
+        await self.april.do(
+            "organizations", "change", self.owner, credit_unit_cost=None if cost is None else Decimal(cost)
+        )
+        self.price = None if cost is None else Fraction(cost)
+
+    async def bill(self, back: int) -> None:
+        until = self.today - timedelta(days=back)
+        if until <= self.billed_until:
+            return
+        made = await self.april.do(
+            "invoices", "create", organization_id=self.owner, period_start=self.billed_until, period_end=until
+        )
+        if not made["lines"]:
+            await self.april.do("invoices", "delete", made["id"])
+            return
+        final = await self.april.do("invoices", "finalize", made["id"])
+        self.billed_until = until
+        self.books.bill(made["id"], until)
+        if final["payment_status"] == "open":
+            self.unpaid.append(made["id"])
+        else:
+            self.give(made["id"])
+
+    async def pay(self, number: int) -> None:
+        if self.unpaid:
+            made = self.unpaid.pop(number % len(self.unpaid))
+            row = await self.april.store.get("invoices", made)
+            await self.april.do("invoices", "payments", made, amount=row["amount_due"], reference="bank")
+            self.give(made)
+
+    def give(self, made: int) -> None:
+        """What an invoice billed comes as credits."""
+        count = len(self.books.invoices[made])
+        assert post(self.april) == count
+        self.books.add(count)
+
+    async def void(self, number: int) -> None:
+        if self.unpaid:
+            made = self.unpaid.pop(number % len(self.unpaid))
+            await self.april.allocate()
+            await self.april.do("invoices", "void", made)
+            self.books.void(made)
+
+    async def allocate(self, _: int) -> None:
+        await self.april.allocate()
+
+    async def charge(self, _: int) -> None:
+        await self.april.store.charge(self.owner)
+
+    async def again(self, _: int) -> None:
+        self.april.account.entries = [*self.sent]
+        self.april.flush()
+
+    def flush(self) -> None:
+        self.sent = list(self.april.account.entries)
+        self.april.flush()
+
+    async def compare(self) -> None:
+        await self.april.allocate()
+        await self.april.store.charge(self.owner)
+        [(charged,)] = rows_of(self.april.url, "SELECT coalesce(sum(amount), 0) FROM charge")
+        assert Fraction(str(charged)) == self.books.charged
+        assert self.april.account.balance == self.books.balance
+        [(billed,)] = rows_of(
+            self.april.url, "SELECT coalesce(sum(total_amount), 0) FROM invoice WHERE status = 'finalized'"
+        )
+        [(exact,)] = rows_of(
+            self.april.url, "SELECT coalesce(sum(amount), 0) FROM charge WHERE line IS NOT NULL"
+        )
+        # What was used is one basis that is rounded on and on; each addition is one of its own.
+        [(sold,)] = rows_of(self.april.url, "SELECT count(unit_cost) FROM credit_addition")
+        assert abs(Fraction(str(billed)) - Fraction(str(exact))) <= Fraction(1, 200) * (1 + int(str(sold)))
+        assert await broken(self.april.url) == []
+
+
+@settings(
+    max_examples=8, deadline=None, phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
+@given(steps=st.lists(STEPS, min_size=12, max_size=30))
+def test_histories_owe_what_is_owed_credit_by_credit(migrated: str, steps: list[tuple[str, int]]) -> None:
+    asyncio.run(live(migrated, steps))
+
+
+@asynccontextmanager
+async def begun(url: str) -> AsyncIterator[History]:
+    empty(url)
+    pool = engine.create(url)
+    store = Store(pool, partition_of, lambda: made.now, letterhead=LETTERHEAD)
+    begins = datetime(2026, 4, 1, 12, tzinfo=UTC)
+    calendar = Calendar(store, lambda: made.now)
+    made = April(url, store, calendar, Allocations(pool), begins, Account(0, 0), Writer(url))
+    try:
+        owner = await customer(made)
+        await made.on(begins)
+        yield History(made, owner, Books())
+    finally:
+        made.writer.close()
+        await pool.dispose()
+
+
+async def live(url: str, steps: list[tuple[str, int]]) -> None:
+    async with begun(url) as history:
+        for what, how in steps:
+            await getattr(history, "price_" if what == "price" else what)(how)
+        await history.compare()
