@@ -121,8 +121,11 @@ class InvoiceRenderer(Protocol):
     def seller(self) -> str:
         """The name of who sends invoices; empty where it is not set."""
 
-    def pdf(self, invoice: Row) -> bytes:
-        """Set an invoice, as the API answers it, on paper."""
+    def pdf(self, invoice: Row, xml: bytes = b"") -> bytes:
+        """Set an invoice, as the API answers it, on paper; it carries the XML where there is one."""
+
+    def xml(self, invoice: Row, syntax: str) -> bytes:
+        """Write an invoice as an electronic one; `Unprocessable` names what is missing to that."""
 
 
 class Activity(Protocol):

@@ -6,6 +6,7 @@ Part of the composition root.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from gateway.errors import SettingError
 from gateway.settings.settings import PREFIX, Settings
 
 FILE_BYTES_MAX = 4 * 1024 * 1024
+# Letters of an IBAN count on from 10.
+BASE_OF_IBAN, IBAN_MODULUS = 36, 97
+
+_IBAN = re.compile(r"[A-Z]{2}[0-9]{2}[A-Z0-9]{11,30}", re.ASCII)
 
 
 def letterhead(settings: Settings) -> Letterhead:
@@ -25,6 +30,7 @@ def letterhead(settings: Settings) -> Letterhead:
         notes=_lines(settings.invoice_notes),
         addresses=_addresses(settings.invoice_addresses),
         due_days=settings.invoice_due_days,
+        iban=_iban(settings.invoice_iban),
     )
 
 
@@ -41,6 +47,20 @@ def _seller(settings: Settings) -> Party | None:
     if not name:
         return None
     return Party(name, tuple(address), country or None, settings.invoice_tax_number.strip() or None)
+
+
+def _iban(text: str) -> str | None:
+    """An account by ISO 13616: two digits check the rest, modulo 97."""
+    number = "".join(text.split()).upper()
+    if not number:
+        return None
+    moved = number[4:] + number[:4]
+    if (
+        _IBAN.fullmatch(number) is None
+        or int("".join(str(int(each, BASE_OF_IBAN)) for each in moved)) % IBAN_MODULUS != 1
+    ):
+        raise _wrong("invoice_iban", text, "an IBAN, such as DE02 1203 0000 0000 2020 51")
+    return number
 
 
 def _lines(text: str) -> tuple[str, ...]:

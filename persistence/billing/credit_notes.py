@@ -6,10 +6,9 @@ from sqlalchemy import func, insert, select, text, update
 
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.credit_note import partial_note, whole_note
-from gateway.core.billing.invoice import Line
 from gateway.errors import Conflict
 from persistence.billing import charges
-from persistence.billing.invoice_lines import keep_lines, lines_of
+from persistence.billing.invoice_lines import keep_lines, line_of, lines_of
 from persistence.subject import Change
 from persistence.tables.billing import invoice, invoice_line
 
@@ -29,13 +28,7 @@ _THERE = {
 
 def draft(change: Change, row: Row) -> int:
     """Make a draft over all that is left of the command's invoice, or the lines asked for; answers its id."""
-    lines = {
-        each.position: Line(
-            each.kind, each.description, int(each.quantity), each.unit_price, each.amount, each.service_id,
-            each.tenant_id, each.basis,
-        )
-        for each in lines_of(change, change.row_id)
-    }  # fmt: skip
+    lines = {each.position: line_of(each) for each in lines_of(change, change.row_id)}
     given = {
         int(each.position): each.amount for each in change.connection.execute(_GIVEN, {"id": change.row_id})
     }

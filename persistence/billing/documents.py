@@ -44,7 +44,8 @@ def copy(change: Change, row: Row) -> Document:
     known = change.connection.execute(found.where(of.id == row["organization_id"])).one()
     buyer = Party(known.name, tuple(known.address or ()), known.country, known.tax_number)
     head = change.letterhead
-    copied = Document(head.seller, head.buyer(known.id, buyer), head.notes, corrects=_corrects(change, row))
+    corrects = _corrects(change, row)
+    copied = Document(head.seller, head.buyer(known.id, buyer), head.notes, corrects=corrects, iban=head.iban)
     change.connection.execute(
         update(invoice)
         .where(invoice.c.id == row["id"])

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import insert, select, text, update
 
 from gateway.core.billing.invoice import Line
+from gateway.core.billing.tax import Tax
 from persistence.subject import Change
 from persistence.tables.billing import invoice, invoice_line
 
@@ -26,6 +27,15 @@ def lines_of(change: Change, invoice_id: int) -> Sequence[Any]:
     return change.connection.execute(found).all()
 
 
+def line_of(row: Any) -> Line:
+    """A line as it was stored; it has no tax where that was not stored with it."""
+    tax = None if row.tax_rate is None else Tax(row.tax_rate.normalize(), row.tax_category, row.tax_reason)
+    return Line(
+        row.kind, row.description, int(row.quantity), row.unit_price, row.amount, row.service_id,
+        row.tenant_id, row.basis, tax=tax,
+    )  # fmt: skip
+
+
 def keep_lines(
     change: Change, invoice_id: int, lines: Sequence[Line], corrects: Sequence[int | None] = ()
 ) -> Decimal:
@@ -36,7 +46,7 @@ def keep_lines(
             "description": line.description, "service_id": line.service_id or None,
             "tenant_id": line.tenant_id, "quantity": line.quantity, "unit_price": line.unit_price,
             "amount": line.amount, "exact": line.exact, "basis": line.basis,
-            "corrects_position": corrected,
+            "corrects_position": corrected, **_taxed(line.tax),
         }
         for position, (line, corrected) in enumerate(zip_longest(lines, corrects), 1)
     ]  # fmt: skip
@@ -46,3 +56,9 @@ def keep_lines(
     total = sum((line.amount for line in lines), Decimal(0))
     change.connection.execute(update(invoice).where(invoice.c.id == invoice_id).values(total_amount=total))
     return total
+
+
+def _taxed(tax: Tax | None) -> dict[str, Any]:
+    if tax is None:
+        return {"tax_rate": None, "tax_category": None, "tax_reason": None}
+    return {"tax_rate": tax.rate, "tax_category": tax.category, "tax_reason": tax.reason}

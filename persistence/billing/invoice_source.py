@@ -27,6 +27,7 @@ _line = json_of(
     _of.position, _of.kind, _of.description, _of.service_id, _of.service, _of.tenant_id, _of.tenant,
     func.trim_scale(_of.quantity).label("quantity"), cast(_of.unit_price, Text).label("unit_price"),
     cast(_paid(_of.amount), Text).label("amount"), _of.corrects_position,
+    cast(func.trim_scale(_of.tax_rate), Text).label("tax_rate"), _of.tax_category, _of.tax_reason,
 )  # fmt: skip
 _of_invoice = _of.invoice_id == invoice.c.id
 _lines = (
@@ -62,6 +63,7 @@ _HEAD = select(
         func.coalesce(invoice.c.document[name], literal_column("'[]'::jsonb")).label(name)
         for name in ("notes", "corrects")
     ),
+    invoice.c.document["iban"].astext.label("iban"),
     _paid(invoice.c.total_amount).label("total_amount"),
     _paid(invoice.c.total_amount - _tax).label("subtotal"),
     _paid(_tax).label("tax"),

@@ -172,6 +172,9 @@ invoice_line = table(
     # What its charges come to, and what its rounding goes on with.
     decimals("exact?"),
     texts("basis?"),
+    # The tax of what was supplied: a fraction, its kind, and why there is none. Null of older lines.
+    decimals("tax_rate?"),
+    texts("tax_category?", "tax_reason?"),
     UniqueConstraint("invoice_id", "position"),
 )
 

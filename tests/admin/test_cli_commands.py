@@ -34,6 +34,7 @@ SECTIONS: dict[str, Any] = {
 # Operations that are not called as their command is.
 BESIDE = {
     "invoices.pdf": ("invoice", "show"),
+    "invoices.xml": ("invoice", "show"),
     "invoices.csv": ("invoice", "show"),
     "invoices.usage.csv": ("invoice", "show"),
     "usage.show": ("usage",),

@@ -252,6 +252,9 @@ def _document(answered: Answered, file: Document) -> Json:
     content = {file.media: {"schema": {"type": "string", **binary}}}
     read = _operation(answered, file.suffix.strip("./"), file.summary, refusals=READ_REFUSALS)
     read["responses"]["200"] = {"description": "The document.", "content": content}
+    if file.formats:
+        asked = {"type": "string", "enum": list(file.formats), "default": file.formats[0]}
+        read["parameters"] = [parameter("format", asked, "Else what the Accept header names.")]
     return read
 
 

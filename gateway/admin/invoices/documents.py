@@ -1,4 +1,4 @@
-"""Documents of invoices: PDF, lines as CSV, and every use they bill as CSV."""
+"""Documents of invoices: PDF, XML, lines as CSV, and every use they bill as CSV."""
 
 from __future__ import annotations
 
@@ -13,15 +13,23 @@ from aiohttp import web
 from gateway.admin.api.views import row_id
 from gateway.admin.http.auth import admit, require_read
 from gateway.admin.http.files import CSV, Files, headers_of
-from gateway.admin.ports import AdminPorts, Store
+from gateway.admin.invoices.electronic import FACTUR_X, UBL
+from gateway.admin.ports import AdminPorts, InvoiceRenderer, Store
 from gateway.admin.resources import RESOURCES
 from gateway.core.accounts.administration import Row
 from gateway.core.spreadsheet import csv
+from gateway.errors import Unprocessable
 
 LINE_COLUMNS = (
     "position", "kind", "description", "service_id", "service", "tenant_id", "tenant", "quantity",
     "unit_price", "amount", "currency",
 )  # fmt: skip
+
+XML = "application/xml"
+# What files are called by what is in them.
+SUFFIXES = {FACTUR_X: "xml", UBL: "ubl.xml"}
+# Setting and writing take a core; of 10,000 lines some 150 MB for a few seconds.
+MADE_AT_ONCE_MAX = 2
 
 Admit = Callable[[AdminPorts, web.Request], Awaitable[AdminPorts]]
 
@@ -39,20 +47,26 @@ def mount_invoices(app: web.Application, ports: AdminPorts, root: str, admitted:
         require_read(mine.actor, resource)
         return mine.store, resource.render(await mine.store.get("invoices", row_id(request)))
 
+    made = _Made(ports.invoice_renderer)
+
     async def pdf(request: web.Request) -> web.Response:
         store, invoice = await read(request)
-        set_ = partial(ports.invoice_renderer.pdf, invoice)
-        if invoice["status"] == "draft":
-            made = await asyncio.to_thread(set_)
-        else:
-            made = await _kept(store, row_id(request), "pdf", str(invoice["status"]), set_)
-        return _file(_name(invoice, "pdf"), "application/pdf", made)
+        content = await made.pdf(store, row_id(request), invoice)
+        return _file(_name(invoice, "pdf"), "application/pdf", content)
+
+    async def xml(request: web.Request) -> web.Response:
+        syntax = _syntax(request)
+        store, invoice = await read(request)
+        content = await made.xml(store, row_id(request), invoice, syntax)
+        response = _file(_name(invoice, SUFFIXES[syntax]), XML, content)
+        response.headers["Vary"] = "Accept"
+        return response
 
     async def lines(request: web.Request) -> web.Response:
         _, invoice = await read(request)
         rows = ({**line, "currency": invoice["currency"]} for line in invoice["lines"])  # type: ignore[attr-defined]  # a list of lines
-        made = csv(LINE_COLUMNS, rows, head=True)
-        return web.Response(body=made, headers=headers_of(_name(invoice, "csv"), CSV))
+        body = csv(LINE_COLUMNS, rows, head=True)
+        return web.Response(body=body, headers=headers_of(_name(invoice, "csv"), CSV))
 
     async def usage(request: web.Request) -> web.StreamResponse:
         store, invoice = await read(request)
@@ -65,17 +79,56 @@ def mount_invoices(app: web.Application, ports: AdminPorts, root: str, admitted:
 
     one = f"{root}/invoices/{{id:[0-9]+}}"
     app.router.add_get(f"{one}.pdf", pdf)
+    app.router.add_get(f"{one}.xml", xml)
     app.router.add_get(f"{one}.csv", lines)
     app.router.add_get(f"{one}/usage.csv", usage)
 
 
-async def _kept(store: Store, invoice_id: int, kind: str, status: str, make: Callable[[], bytes]) -> bytes:
-    """A document as it was made the first time, by whoever came first."""
-    known = await store.document(invoice_id, kind, status)
-    if known is None:
-        known = await store.document(invoice_id, kind, status, await asyncio.to_thread(make))
-    assert known is not None
-    return known
+class _Made:
+    """Documents as they were made the first time, by whoever came first."""
+
+    def __init__(self, renderer: InvoiceRenderer) -> None:
+        self._renderer = renderer
+        self._free = asyncio.Semaphore(MADE_AT_ONCE_MAX)
+
+    async def pdf(self, store: Store, invoice_id: int, invoice: Row) -> bytes:
+        """The PDF; of a final invoice with its XML in it, where that can be made."""
+        status = str(invoice["status"])
+        if status == "draft":
+            return await self._make(partial(self._renderer.pdf, invoice))
+        if (known := await store.document(invoice_id, "pdf", status)) is not None:
+            return known
+        try:
+            content = await self.xml(store, invoice_id, invoice, FACTUR_X) if status == "finalized" else b""
+        except Unprocessable:
+            content = b""
+        return await self._keep(store, invoice_id, "pdf", status, partial(self._renderer.pdf, invoice, content))
+
+    async def xml(self, store: Store, invoice_id: int, invoice: Row, syntax: str) -> bytes:
+        """The XML: of a void invoice what was made before, since it cannot say that it is void."""
+        if (known := await store.document(invoice_id, syntax, "finalized")) is not None:
+            return known
+        make = partial(self._renderer.xml, invoice, syntax)
+        return await self._keep(store, invoice_id, syntax, "finalized", make)
+
+    async def _keep(self, store: Store, invoice_id: int, kind: str, status: str, make: Callable[[], bytes]) -> bytes:
+        kept = await store.document(invoice_id, kind, status, await self._make(make))
+        assert kept is not None
+        return kept
+
+    async def _make(self, make: Callable[[], bytes]) -> bytes:
+        async with self._free:
+            return await asyncio.to_thread(make)
+
+
+def _syntax(request: web.Request) -> str:
+    """Which XML is asked for: by the query, else by what is accepted."""
+    asked = request.query.get("format")
+    if asked is None:
+        return UBL if UBL in request.headers.get("Accept", "").lower() else FACTUR_X
+    if asked not in SUFFIXES:
+        raise Unprocessable(errors=(("format", f"must be one of {', '.join(SUFFIXES)}"),))
+    return asked
 
 
 def _file(name: str, media: str, content: bytes) -> web.Response:

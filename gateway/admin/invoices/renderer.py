@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from textwrap import wrap
+from typing import Any, Literal
 
 import typst
 
+from gateway.admin.invoices import electronic
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.document import CREDIT_NOTE, NO_LETTERHEAD, Document, Letterhead, Party, document_of
 from gateway.core.billing.invoice import span
@@ -23,6 +25,10 @@ from gateway.core.billing.invoice import span
 TEMPLATE = Path(__file__).with_name("invoice.typ")
 LOGO_KINDS = frozenset({".svg", ".png", ".jpg", ".jpeg"})
 
+# PDF/A-3: what may carry files.
+ARCHIVED: Literal["a-3b"] = "a-3b"
+# A second of CPU, and 70 MB beside those of the pages.
+CARRIED_LINES_MAX = 1_000
 ENDLESS = 10
 ADOPTED = "Seller and terms were not copied when this became final; they are as they were when it was set."
 
@@ -50,8 +56,25 @@ class InvoiceRenderer:
         """The name of who sends invoices; empty where it is not set."""
         return self.letterhead.seller.name if self.letterhead.seller is not None else ""
 
-    def pdf(self, invoice: Row) -> bytes:
-        """Set an invoice, as the API answers it, on paper: the bytes of a PDF."""
+    def pdf(self, invoice: Row, xml: bytes = b"") -> bytes:
+        """Set an invoice, as the API answers it, on paper: a PDF, which carries the XML where it can.
+
+        It cannot where a character has no glyph in any font: that is no PDF/A, and would claim to be. Of
+        very many lines it does not, since a file of its own costs a tenth.
+        """
+        lines: Any = invoice["lines"]
+        if xml and len(lines) <= CARRIED_LINES_MAX:
+            try:
+                return electronic.carrying(self._set(invoice, archived=True), xml, invoice)
+            except typst.TypstError:
+                pass
+        return self._set(invoice)
+
+    def xml(self, invoice: Row, syntax: str) -> bytes:
+        """Write an invoice as EN 16931 has it, as CII or UBL."""
+        return electronic.xml(invoice, syntax)
+
+    def _set(self, invoice: Row, *, archived: bool = False) -> bytes:
         with tempfile.TemporaryDirectory(prefix="invoice-") as folder:
             root = Path(folder)
             logo = ""
@@ -62,7 +85,10 @@ class InvoiceRenderer:
             main.write_bytes(TEMPLATE.read_bytes())
             content = {**self._content(invoice), "logo": logo}
             inputs = {"invoice": json.dumps(content, ensure_ascii=False)}
-            return typst.compile(str(main), root=folder, format="pdf", sys_inputs=inputs)
+            return typst.compile(
+                str(main), root=folder, format="pdf", sys_inputs=inputs,
+                pdf_standards=ARCHIVED if archived else None,
+            )  # fmt: skip
 
     def _content(self, invoice: Any) -> dict[str, Any]:
         note, status = invoice["kind"] == CREDIT_NOTE, invoice["status"]
@@ -74,6 +100,7 @@ class InvoiceRenderer:
             "watermark": "" if status == "finalized" else status,
             "issuer": seller,
             "customer": _party(document.buyer) or [""],
+            "issued": _parts(invoice["finalized_at"]),
             "facts": _facts(invoice, document),
             "currency": invoice["currency"],
             "groups": _groups(invoice["lines"]),
@@ -113,6 +140,8 @@ def _facts(invoice: Any, document: Document) -> list[tuple[str, str]]:
         facts.append(("Date", _day(date.fromisoformat(invoice["finalized_at"][:10]))))
     if document.due_date:
         facts.append(("Due", _day(date.fromisoformat(document.due_date))))
+    if document.iban and invoice["kind"] != CREDIT_NOTE:
+        facts.append(("IBAN", " ".join(wrap(document.iban, 4))))
     corrected = ((each.number, _day(date.fromisoformat(each.date))) for each in document.corrects)
     return facts + [("Corrects", f"{number} of {day}") for number, day in corrected]
 
@@ -146,6 +175,13 @@ def _short(price: str) -> str:
     """The price of one day has endless decimals: four are enough to read."""
     decimals = len(price.partition(".")[2])
     return price if decimals <= ENDLESS else f"{Decimal(price):.4f}"
+
+
+def _parts(moment: str | None) -> dict[str, int] | None:
+    if moment is None:
+        return None
+    day = date.fromisoformat(moment[:10])
+    return {"year": day.year, "month": day.month, "day": day.day}
 
 
 def _day(day: date) -> str:

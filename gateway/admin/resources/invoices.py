@@ -10,6 +10,7 @@ from gateway.admin.resources.resource import Action, Document, Filter, Resource
 from gateway.admin.resources.values import Day, Id, In, Instant, Money, Out, Paid, Text, show_decimal
 from gateway.core.accounts.roles import BILLING, access
 from gateway.core.billing.payment import PAYMENT_STATUSES
+from gateway.core.billing.tax import CATEGORIES
 from gateway.core.model import INTEGER_MAX
 
 STATUSES = ("draft", "finalized", "void")
@@ -110,6 +111,9 @@ class InvoiceLine(Out):
     unit_price: UnitPrice
     amount: Paid
     corrects_position: int | None = Field(description="Of a credit note: the invoice's line it gives back.")
+    tax_rate: str | None = Field(description="Of its tax, a fraction; null of lines from before it was kept.")
+    tax_category: str | None = Field(description=f"{', '.join(CATEGORIES)}; null where nobody said.")
+    tax_reason: str | None = Field(description="Why it is not taxed.")
 
 
 class Party(Out):
@@ -162,6 +166,7 @@ class Invoice(Out):
     seller: Party | None = Field(description="As copied when it became final; null of older ones.")
     buyer: Party | None = Field(description="As copied; a draft has what would be.")
     notes: list[str] = Field(description="Below the total.")
+    iban: str | None = Field(description="Where it is to be paid to.")
     corrects: list[Corrected] = Field(description="The invoices of which a credit note gives something back.")
 
 
@@ -198,6 +203,12 @@ RESOURCES = (
         ),
         documents=(
             Document(".pdf", "application/pdf", "An invoice on paper"),
+            Document(
+                ".xml",
+                "application/xml",
+                "A final invoice as EN 16931 has it: Factur-X, or UBL",
+                formats=("factur-x", "ubl"),
+            ),
             Document(".csv", "text/csv", "The lines of an invoice"),
             Document("/usage.csv", "text/csv", "Every use that an invoice bills, with its request id"),
         ),

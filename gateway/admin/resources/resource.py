@@ -110,11 +110,12 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """`GET …/{id}<suffix>`: a file made of a row."""
+    """`GET …/{id}<suffix>`: a file made of a row; `formats` are those that `?format=` may ask for."""
 
     suffix: str
     media: str
     summary: str
+    formats: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -58,6 +58,8 @@ def show(
     invoice: Invoice,
     *,
     pdf: Annotated[Path | None, typer.Option(help="Write the PDF here.")] = None,
+    xml: Annotated[Path | None, typer.Option(help="Write the electronic invoice here: Factur-X.")] = None,
+    ubl: Annotated[Path | None, typer.Option(help="Write it as UBL here.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the lines here.")] = None,
     usage: Annotated[Path | None, typer.Option(help="Write every use that it bills here.")] = None,
     as_json: AsJson = False,
@@ -65,7 +67,10 @@ def show(
     """Show an invoice, or write its documents."""
     with admin() as api:
         report(api.get(f"invoices/{invoice}"), "Lines", LINE_COLUMNS, inner="lines", as_json=as_json)
-        for path, suffix in ((pdf, ".pdf"), (csv, ".csv"), (usage, "/usage.csv")):
+        asked = (
+            (pdf, ".pdf"), (xml, ".xml"), (ubl, ".xml?format=ubl"), (csv, ".csv"), (usage, "/usage.csv"),
+        )  # fmt: skip
+        for path, suffix in asked:
             if path is not None:
                 path.write_bytes(api.download(f"invoices/{invoice}{suffix}"))
                 say(f"Written: {path}")

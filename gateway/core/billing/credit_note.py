@@ -66,15 +66,19 @@ def partial_note(
 
 
 def _tax(lines: Lines, given: Amounts, note: Lines, currency: str) -> dict[int, Line]:
-    """The tax on what is given back, less what was given back of it before."""
-    net = [position for position, line in lines.items() if line.kind not in {INFORMATION, "tax"}]
-    billed = sum((lines[position].amount for position in net), NOTHING)
-    back = sum((given.get(position, NOTHING) for position in net), NOTHING)
-    back -= sum((line.amount for line in note.values()), NOTHING)
+    """Each tax on what is given back of what was billed with it, less what was given back of it before."""
     found = {}
     for position, line in lines.items():
-        if line.kind != "tax" or not billed:
+        if line.kind != "tax":
             continue
+        net = [
+            at for at, each in lines.items() if each.kind not in {INFORMATION, "tax"} and each.tax == line.tax
+        ]
+        billed = sum((lines[at].amount for at in net), NOTHING)
+        if not billed:
+            continue
+        back = sum((given.get(at, NOTHING) for at in net), NOTHING)
+        back -= sum((note[at].amount for at in net if at in note), NOTHING)
         due = rounded(EXACT.divide(EXACT.multiply(line.amount, back), billed), currency)
         amount = min(due, line.amount) - given.get(position, NOTHING)
         if amount > 0:

@@ -39,6 +39,7 @@ class Letterhead:
     notes: tuple[str, ...] = ()
     addresses: Mapping[str, Sequence[str]] = field(default_factory=dict)
     due_days: int = 0
+    iban: str | None = None
 
     def buyer(self, organization_id: int, party: Party) -> Party:
         """A customer with the address that is known of it."""
@@ -73,6 +74,8 @@ class Document:
     notes: tuple[str, ...] = ()
     due_date: str | None = None
     corrects: tuple[Corrected, ...] = ()
+    # Where it is to be paid to.
+    iban: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """As it is kept."""
@@ -88,6 +91,7 @@ def document_of(kept: Mapping[str, Any]) -> Document:
         tuple(kept["notes"]),
         kept["due_date"],
         tuple(Corrected(**each) for each in kept["corrects"]),
+        kept["iban"],
     )
 
 

@@ -38,6 +38,7 @@ from gateway.core.billing.line import (
     written,
 )
 from gateway.core.billing.pricing import EXACT, IN_MONEY, ONE_NANO, rounded
+from gateway.core.billing.tax import Tax, taxes_of
 
 __all__ = ["Bill", "Facts", "Fee", "Line", "bill", "span"]
 
@@ -61,13 +62,38 @@ def bill(facts: Facts) -> Bill:
     for charge in facts.charges:
         of_kind[charge.kind].append(charge)
     for draw, kind in _ORDER:
-        for line, charges in draw(facts, of_kind[kind]):
-            lines.append(_rounded(line, carried, facts.currency))
-            placed += [(charge, len(lines)) for charge in charges]
+        for tax, taxed in _by_tax(facts, of_kind[kind]):
+            for line, charges in draw(facts, taxed):
+                lines.append(replace(_rounded(line, carried, facts.currency), tax=tax))
+                placed += [(charge, len(lines)) for charge in charges]
+            if kind == USAGE:
+                facts = _behind(facts, taxed)
     seen = {id(charge) for charge, _ in placed}
     placed += [(charge, None) for charge in facts.charges if id(charge) not in seen]
-    lines += _tax(sum((line.amount for line in lines), Decimal(0)), facts)
+    lines += _taxes(lines, facts.currency)
     return Bill(tuple(lines), tuple(placed))
+
+
+def _by_tax(facts: Facts, charges: Sequence[Charge]) -> list[tuple[Tax, Sequence[Charge]]]:
+    """Charges with the same tax together, the earliest first; without charges the tax of the last day."""
+    if not charges:
+        return [(facts.tax_on(facts.until - ONE_DAY), ())]
+    found: dict[Tax, list[Charge]] = {}
+    for charge in charges:
+        found.setdefault(facts.tax_of(charge), []).append(charge)
+    return sorted(found.items(), key=lambda of: min(each.start for each in of[1]))
+
+
+def _behind(facts: Facts, charges: Sequence[Charge]) -> Facts:
+    """The facts for units behind these ones, in the same months; what was told late is said once."""
+    before = dict(facts.units_before)
+    for each in charges:
+        if not _in_money(each):
+            month = (each.service_id, each.day.replace(day=1))
+            before[month] = before.get(month, 0) + int(each.quantity)
+    said = {each.service_id for each in charges if facts.since <= each.day < facts.until}
+    late = {service: units for service, units in facts.used_before.items() if service not in said}
+    return replace(facts, units_before=before, used_before=late)
 
 
 def _rounded(line: Line, carried: dict[str, Decimal], currency: str) -> Line:
@@ -178,12 +204,14 @@ def _at_cost(charges: Sequence[Charge], description: str, late: str) -> Line:
     return Line(USAGE, description + late, sign, abs(exact), exact, service_id=charges[0].service_id)
 
 
-def _tax(subtotal: Decimal, facts: Facts) -> list[Line]:
-    exact = EXACT.multiply(subtotal, facts.tax_rate)
-    if not exact:
-        return []
-    percent = f"{(facts.tax_rate * 100).normalize():f}"
-    return [Line("tax", f"Tax {percent} %", QUANTITY_ONE, exact, rounded(exact, facts.currency))]
+def _taxes(lines: Sequence[Line], currency: str) -> list[Line]:
+    """A line for each tax of the lines; none where nothing is taxed and nothing has to be said of that."""
+    found = []
+    for tax, subtotal in taxes_of((line.tax, line.amount) for line in lines).items():
+        exact = EXACT.multiply(subtotal, tax.rate)
+        if exact or (tax.said and not tax.rate):
+            found.append(Line("tax", tax.said, QUANTITY_ONE, exact, rounded(exact, currency), tax=tax))
+    return found
 
 
 _ORDER = (

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date, timedelta
+from datetime import UTC, date, timedelta
 from decimal import Decimal
 from itertools import groupby
 
-from gateway.core.billing.charge import Charge
+from gateway.core.billing.charge import ONE_DAY, Charge
 from gateway.core.billing.subscription import Segment
+from gateway.core.billing.tax import Dated, Tax, in_force
 
 QUANTITY_ONE = 1
 
@@ -32,6 +33,9 @@ class Facts:
     Names are by id: fees by segment, `remarks` by addition. `carried` is what each basis was billed exactly,
     less what its lines came to. `units_before` are the units of a service's month that were billed before,
     `used_before` those of a service that were told late: they were used before the first day, `since`.
+
+    `tax_rate` is in force until the first of the dated `taxes`. `taxed_before` is what a supply was billed
+    with: what gives it back gives that tax back.
     """
 
     currency: str
@@ -47,6 +51,17 @@ class Facts:
     units_before: Mapping[Month, int] = field(default_factory=dict)
     since: date = date.min
     used_before: Mapping[int | None, int] = field(default_factory=dict)
+    taxes: Sequence[Dated] = ()
+    taxed_before: Mapping[object, Tax] = field(default_factory=dict)
+
+    def tax_on(self, day: date) -> Tax:
+        """The tax of what is supplied on a day."""
+        return in_force(self.taxes, Tax(self.tax_rate), day)
+
+    def tax_of(self, charge: Charge) -> Tax:
+        """The tax of a charge: that of its last day, or what it was billed with where it gives back."""
+        billed = self.taxed_before.get(charge.supply) if charge.amount < 0 else None
+        return billed or self.tax_on((charge.end - ONE_DAY).astimezone(UTC).date())
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +80,8 @@ class Line:
     tenant_id: int | None = None
     basis: str | None = None
     exact: Decimal | None = None
+    # Of a line of older invoices it is not known; a tax has its own.
+    tax: Tax | None = None
 
 
 # A line that is not rounded yet, and its charges.

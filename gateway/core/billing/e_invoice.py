@@ -1,0 +1,237 @@
+"""An invoice in the terms of EN 16931, by their numbers (BT-1, BG-25): what CII and UBL are both written of.
+
+Figures are those of the document, never computed again; of a credit note they are turned round, since its
+type says that it gives back. What the norm asks for and the document does not have is named. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from datetime import date, timedelta
+from decimal import Decimal
+from typing import Any
+
+from gateway.core.billing.document import CREDIT_NOTE, Document, Party, document_of
+from gateway.core.billing.pricing import EXACT
+from gateway.core.billing.tax import (
+    CODES,
+    OUTSIDE_SCOPE,
+    REASONS,
+    REVERSE_CHARGE,
+    STANDARD,
+    ZERO,
+    Tax,
+)
+from gateway.errors import Conflict, Unprocessable
+
+INVOICE_CODE, CREDIT_NOTE_CODE = "380", "381"
+# The norm's amounts have two decimals at most.
+AMOUNT_DIGITS_MAX = 2
+# UN/ECE: a credit transfer, and one within SEPA; pieces, for whatever is counted.
+TRANSFER, SEPA_TRANSFER = "30", "58"
+PIECE = "C62"
+NO_DUE_DATE = "As agreed"
+NOTHING_DUE = "Nothing is to be paid: this gives back"
+
+Terms = dict[str, Any]
+# A category's code, and a rate in per cent.
+Rate = tuple[str, str]
+
+# What XML 1.0 has no way to write.
+_UNWRITABLE = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_PREFIXES = {"GR": ("EL",), "GB": ("GB", "XI")}
+_OLD_TAX = re.compile(r"Tax ([0-9.]+) %")
+_ZERO, _CENT = Decimal(0), Decimal("0.01")
+
+
+def terms_of(invoice: Mapping[str, Any]) -> Terms:
+    """The terms of an invoice, as the API answers it.
+
+    `Conflict` where it is not final; `Unprocessable` names what the norm asks for and it does not have.
+    """
+    if invoice["status"] != "finalized":
+        raise Conflict(f"The invoice is {invoice['status']}; only of a final one XML is made.")
+    if invoice["seller"] is None:
+        errors = [("seller", "was not copied: this became final before documents kept who sells and buys")]
+        raise Unprocessable("This cannot be an electronic invoice.", tuple(errors))
+    document, taxes = document_of(invoice), _taxes(invoice)
+    errors = list(_missing(invoice, document, set(taxes.values())))
+    if errors:
+        raise Unprocessable("This cannot be an electronic invoice.", tuple(errors))
+    return (
+        _head(invoice, document)
+        | _totals(invoice, taxes)
+        | {
+            "BG-25": [_line(invoice, line, taxes[line["position"]]) for line in _billed(invoice)],
+        }
+    )
+
+
+def is_vat_number(party: Party) -> bool:
+    """Whether a tax number is a VAT identifier: it begins with the country, as BR-CO-09 has it."""
+    country = party.country or ""
+    prefixes = "|".join(_PREFIXES.get(country, (country,)))
+    known = _compact(party.tax_number)
+    return bool(country) and re.fullmatch(f"({prefixes})[0-9A-Z+*]{{2,15}}", known) is not None
+
+
+def legible(text: str) -> str:
+    """A text as XML can have it: what it cannot is marked, not dropped."""
+    return _UNWRITABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def _billed(invoice: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [line for line in invoice["lines"] if line["kind"] != "tax"]
+
+
+def _taxes(invoice: Mapping[str, Any]) -> dict[int, Tax]:
+    """The tax of each line, with a category: as it was said, or what follows from the rate and the seller."""
+    seller = invoice["seller"]
+    vat = is_vat_number(Party(seller["name"], (), seller["country"], seller["tax_number"]))
+    # Lines from before taxes were kept with them all have the one that the document names.
+    old = [_OLD_TAX.match(line["description"]) for line in invoice["lines"] if line["kind"] == "tax"]
+    rate = next((Decimal(found[1]) / 100 for found in old if found), _ZERO)
+    found = {}
+    for line in invoice["lines"]:
+        kept = line["tax_rate"]
+        tax = Tax(rate if kept is None else Decimal(kept), line["tax_category"], line["tax_reason"])
+        category = tax.category or (STANDARD if tax.rate else ZERO if vat else OUTSIDE_SCOPE)
+        found[line["position"]] = Tax(tax.rate, category, tax.reason or REASONS.get(category))
+    return found
+
+
+def _missing(invoice: Mapping[str, Any], document: Document, taxes: set[Tax]) -> Iterator[tuple[str, str]]:
+    """What the norm's rules ask for."""
+    seller, buyer = document.seller, document.buyer
+    assert seller is not None
+    if not seller.country:
+        yield "seller.country", "is required (BR-09): TOLLKEEPER_INVOICE_COUNTRY was not set"
+    if not seller.tax_number:
+        yield "seller.tax_number", "is required (BR-CO-26): TOLLKEEPER_INVOICE_TAX_NUMBER was not set"
+    if not buyer.country:
+        yield "buyer.country", "is required (BR-11): the organization had no country"
+    if not buyer.tax_number and any(tax.category == REVERSE_CHARGE for tax in taxes):
+        yield "buyer.tax_number", "is required for reverse charge (BR-AE-02): the organization had none"
+    outside = {tax.category for tax in taxes} - {OUTSIDE_SCOPE}
+    if outside and len({tax.category for tax in taxes}) > len(outside):
+        yield "lines.tax_category", "outside_scope does not go with others on one document (BR-O-11)"
+    amounts = [invoice["subtotal"], invoice["tax"], *(line["amount"] for line in invoice["lines"])]
+    if any(_decimals(amount) > AMOUNT_DIGITS_MAX for amount in amounts):
+        yield (
+            "currency",
+            f"{invoice['currency']} has amounts of more than {AMOUNT_DIGITS_MAX} decimals (BR-DEC)",
+        )
+
+
+def _head(invoice: Mapping[str, Any], document: Document) -> Terms:
+    note = invoice["kind"] == CREDIT_NOTE
+    assert document.seller is not None
+    start, end = (date.fromisoformat(invoice[name]) for name in ("period_start", "period_end"))
+    outside = all(tax.category == OUTSIDE_SCOPE for tax in _taxes(invoice).values())
+    terms: Terms = {
+        "BT-1": invoice["number"],
+        "BT-2": date.fromisoformat(invoice["finalized_at"][:10]),
+        "BT-3": CREDIT_NOTE_CODE if note else INVOICE_CODE,
+        "BT-5": invoice["currency"],
+        "BT-72": end - timedelta(days=1),
+        "BT-73": start,
+        "BT-74": end - timedelta(days=1),
+        "BG-1": [{"BT-22": legible(each)} for each in document.notes],
+        "BG-3": [
+            {"BT-25": each.number, "BT-26": date.fromisoformat(each.date)} for each in document.corrects
+        ],
+        "BG-4": _party(document.seller, sells=True, outside=outside),
+        "BG-7": _party(document.buyer, sells=False, outside=outside),
+    }
+    if document.due_date:
+        terms["BT-9"] = date.fromisoformat(document.due_date)
+    else:
+        terms["BT-20"] = NOTHING_DUE if note else legible(" ".join(document.notes)) or NO_DUE_DATE
+    if document.iban and not note:
+        terms["BT-81"] = SEPA_TRANSFER if invoice["currency"] == "EUR" else TRANSFER
+        terms["BT-84"] = document.iban
+    return terms
+
+
+def _party(party: Party, *, sells: bool, outside: bool) -> Terms:
+    """A party; what is outside the scope of a tax names no VAT identifier (BR-O-02)."""
+    made: Terms = {"name": legible(party.name), "country_code": party.country}
+    lines = [legible(line) for line in party.address]
+    made |= dict(zip(("addr_l1", "addr_l2"), lines, strict=False))
+    if len(lines) > 2:
+        made["addr_l3"] = ", ".join(lines[2:])
+    if party.tax_number and is_vat_number(party) and not outside:
+        made["vat_identifier"] = _compact(party.tax_number)
+    elif party.tax_number:
+        made["legal_identifier"] = legible(party.tax_number)
+        if sells:
+            made["tax_identifier"] = legible(party.tax_number)
+    return made
+
+
+def _totals(invoice: Mapping[str, Any], taxes: Mapping[int, Tax]) -> Terms:
+    subtotal, tax, total = (_amount(invoice, invoice[name]) for name in ("subtotal", "tax", "total_amount"))
+    return {
+        "BT-106": subtotal, "BT-109": subtotal, "BT-110": tax, "BT-112": total, "BT-115": total,
+        "BG-23": _breakdown(invoice, taxes),
+    }  # fmt: skip
+
+
+def _breakdown(invoice: Mapping[str, Any], taxes: Mapping[int, Tax]) -> list[Terms]:
+    """What is taxed at each rate of a category, and the tax as the document has it."""
+    basis: dict[Rate, Decimal] = {}
+    paid: dict[Rate, Decimal] = {}
+    reasons: dict[Rate, str | None] = {}
+    for line in invoice["lines"]:
+        tax, sums = taxes[line["position"]], paid if line["kind"] == "tax" else basis
+        rate = (CODES[tax.category or STANDARD], tax.percent)
+        sums[rate] = EXACT.add(sums.get(rate, _ZERO), Decimal(line["amount"]))
+        reasons.setdefault(rate, tax.reason)
+    return [
+        {
+            "BT-116": _amount(invoice, of_rate),
+            "BT-117": _amount(invoice, paid.get(rate, _ZERO)),
+            "BT-118": rate[0],
+            **_percent("BT-119", rate),
+            **({"BT-120": legible(reason)} if (reason := reasons[rate]) else {}),
+        }
+        for rate, of_rate in basis.items()
+    ]
+
+
+def _percent(term: str, rate: Rate) -> Terms:
+    """A rate; what is outside the scope of a tax has none (BR-O-05)."""
+    return {} if rate[0] == CODES[OUTSIDE_SCOPE] else {term: rate[1]}
+
+
+def _line(invoice: Mapping[str, Any], line: Mapping[str, Any], tax: Tax) -> Terms:
+    """A line; what is given back has a quantity below zero, never a price (BR-27)."""
+    rate = (CODES[tax.category or STANDARD], tax.percent)
+    return {
+        "BT-126": str(line["position"]),
+        "BT-129": f"{_turned(invoice, Decimal(line['quantity'])):f}",
+        "BT-130": PIECE,
+        "BT-131": _amount(invoice, line["amount"]),
+        "BT-146": line["unit_price"],
+        "BT-151": rate[0],
+        **_percent("BT-152", rate),
+        "BT-153": legible(line["description"]),
+    }
+
+
+def _amount(invoice: Mapping[str, Any], amount: str | Decimal) -> str:
+    return f"{_turned(invoice, Decimal(amount)).quantize(_CENT, context=EXACT):f}"
+
+
+def _turned(invoice: Mapping[str, Any], figure: Decimal) -> Decimal:
+    """A figure as its document's type has it: of a credit note what is given back is above zero."""
+    return EXACT.add(EXACT.minus(figure) if invoice["kind"] == CREDIT_NOTE else figure, _ZERO)
+
+
+def _decimals(amount: str) -> int:
+    return len(amount.partition(".")[2].rstrip("0"))
+
+
+def _compact(number: str | None) -> str:
+    return re.sub(r"[\s.\-/]", "", number or "").upper()

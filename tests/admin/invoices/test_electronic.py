@@ -1,0 +1,99 @@
+"""Electronic invoices keep the rules of EN 16931, and say what the invoice does."""
+
+from __future__ import annotations
+
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from gateway.admin.invoices.electronic import FACTUR_X, UBL, carrying, xml
+from gateway.admin.invoices.renderer import InvoiceRenderer
+from tests.admin.invoices.made import BUYER, SELLER, invoice, note
+from tests.admin.invoices.rules import broken
+
+AMERICAN = {"country": "US", "tax_number": "12-3456789"}
+CASES: dict[str, dict[str, Any]] = {
+    "usual": invoice(),
+    "credit note": note(),
+    "due at once, to an account": invoice(due_date=None, iban="DE02120300000000202051"),
+    "without notes": invoice(due_date=None, notes=[]),
+    "in yen": invoice(((1000, "0.05", "50", "0.1", None),), ((1, "5", "5", "0.1", None),), currency="JPY"),
+    "two rates": invoice(
+        ((15, "1", "15.00", "0.19", None), (15, "1", "15.00", "0.16", "standard")),
+        ((1, "2.85", "2.85", "0.19", None), (1, "2.40", "2.40", "0.16", "standard")),
+    ),
+    "given back in it": invoice(
+        ((30, "1", "30.00", "0.2", None), (-10, "1", "-10.00", "0.2", None)),
+        ((1, "4", "4.00", "0.2", None),),
+    ),
+    "smallest prices, largest amounts": invoice(
+        ((2**53 - 1, "0.000000000001", "9007.20", "0.2", None), (1, "1", "999999999999.99", "0.2", None)),
+        ((1, "1", "200000001801.44", "0.2", None),),
+    ),
+    "nothing taxed": invoice(((1, "10", "10.00", "0", None),)),
+    "a seller without VAT": invoice(
+        ((1, "10", "10.00", "0", None),), seller=SELLER | AMERICAN, buyer=BUYER | AMERICAN
+    ),
+    "another tax number": invoice(seller=SELLER | {"tax_number": "201/123/40209"}),
+    "Greece": invoice(seller=SELLER | {"country": "GR", "tax_number": "EL094259216"}),
+    **{
+        category: invoice(((1, "10", "10.00", "0", category),))
+        for category in ("zero", "exempt", "reverse_charge", "outside_scope", "export")
+    },
+    "information of another rate": invoice(
+        ((9, "0", "0.00", "0.16", None), (1, "10", "10.00", "0.2", None)), ((1, "2", "2.00", "0.2", None),)
+    ),
+    "nobody's address": invoice(seller=SELLER | {"address": []}, buyer=BUYER | {"address": []}),
+}
+
+
+@pytest.mark.parametrize("syntax", [FACTUR_X, UBL])
+@pytest.mark.parametrize("case", CASES)
+def test_every_rule_of_the_norm_is_kept(case: str, syntax: str) -> None:
+    assert broken(xml(CASES[case], syntax), syntax) == []
+
+
+@pytest.mark.parametrize("syntax", [FACTUR_X, UBL])
+def test_the_rules_find_what_is_wrong(syntax: str) -> None:
+    wrong = invoice(total_amount="69.61")
+    assert any("BR-CO-15" in rule or "BT-112" in rule for rule in broken(xml(wrong, syntax), syntax))
+
+
+def texts(content: bytes, name: str) -> list[str]:
+    """What the elements of a name say, in order."""
+    return [each.text or "" for each in ET.fromstring(content).iter() if each.tag.endswith(f"}}{name}")]
+
+
+def test_an_invoice_says_what_it_is() -> None:
+    made = xml(CASES["two rates"], FACTUR_X)
+    assert texts(made, "TypeCode")[0] == "380"
+    assert texts(made, "DateTimeString") == ["20260501", "20260430", "20260401", "20260430", "20260515"]
+    assert texts(made, "BilledQuantity") == ["15", "15"]
+    assert texts(made, "CalculatedAmount") == ["2.85", "2.40"]
+    assert texts(made, "BasisAmount") == ["15.00", "15.00"]
+    assert texts(made, "RateApplicablePercent") == ["19", "16", "19", "16"]
+    totals = ("LineTotalAmount", "TaxTotalAmount", "GrandTotalAmount", "DuePayableAmount")
+    assert [texts(made, name)[-1] for name in totals] == ["30.00", "5.25", "35.25", "35.25"]
+    assert texts(made, "ID")[-2:] == ["DE123456789", "FR40303265045"]
+    assert texts(made, "LineThree") == ["10115 Berlin"]
+
+
+@pytest.mark.parametrize(("syntax", "quantity"), [(FACTUR_X, "BilledQuantity"), (UBL, "CreditedQuantity")])
+def test_a_credit_note_gives_back_above_zero_and_names_its_invoice(syntax: str, quantity: str) -> None:
+    made = xml(note(), syntax)
+    assert texts(made, quantity) == ["1000", "1"]
+    assert "381" in made.decode()
+    assert "2026-000007" in made.decode()
+    assert "-" not in "".join(texts(made, "LineTotalAmount") + texts(made, "LineExtensionAmount"))
+    payable = texts(made, "DuePayableAmount") + texts(made, "PayableAmount")
+    assert payable == ["64.80"]
+
+
+def test_the_pdf_carries_the_xml_to_the_byte() -> None:
+    from facturx import get_xml_from_pdf
+
+    content = xml(invoice(), FACTUR_X)
+    pdf = InvoiceRenderer().pdf(invoice(), content)
+    assert get_xml_from_pdf(pdf, check_xsd=False) == ("factur-x.xml", content)
+    assert carrying(InvoiceRenderer()._set(invoice(), archived=True), content, invoice()).startswith(b"%PDF-")
