@@ -18,7 +18,7 @@ from gateway.admin.ports import AdminPorts, InvoiceRenderer, Store
 from gateway.admin.resources import RESOURCES
 from gateway.core.accounts.administration import Row
 from gateway.core.spreadsheet import csv
-from gateway.errors import Unprocessable
+from gateway.errors import Conflict, Unprocessable
 
 LINE_COLUMNS = (
     "position", "kind", "description", "service_id", "service", "tenant_id", "tenant", "quantity",
@@ -100,9 +100,10 @@ class _Made:
             return known
         try:
             content = await self.xml(store, invoice_id, invoice, FACTUR_X) if status == "finalized" else b""
-        except Unprocessable:
+        except (Unprocessable, Conflict):
             content = b""
-        return await self._keep(store, invoice_id, "pdf", status, partial(self._renderer.pdf, invoice, content))
+        make = partial(self._renderer.pdf, invoice, content)
+        return await self._keep(store, invoice_id, "pdf", status, make)
 
     async def xml(self, store: Store, invoice_id: int, invoice: Row, syntax: str) -> bytes:
         """The XML: of a void invoice what was made before, since it cannot say that it is void."""
@@ -111,7 +112,9 @@ class _Made:
         make = partial(self._renderer.xml, invoice, syntax)
         return await self._keep(store, invoice_id, syntax, "finalized", make)
 
-    async def _keep(self, store: Store, invoice_id: int, kind: str, status: str, make: Callable[[], bytes]) -> bytes:
+    async def _keep(
+        self, store: Store, invoice_id: int, kind: str, status: str, make: Callable[[], bytes]
+    ) -> bytes:
         kept = await store.document(invoice_id, kind, status, await self._make(make))
         assert kept is not None
         return kept
