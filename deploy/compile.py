@@ -43,7 +43,7 @@ MODULES = {
     ),
     "gateway/counters/layouts": ("budgets", "frame", "packing", "flags"),
     "gateway/counters/leases": ("allowance",),
-    "gateway/counters/redis": ("calls", "wire"),
+    "gateway/counters/redis": ("calls", "gathering", "wire"),
     "gateway/counters/settlement_log": ("bounds", "log", "segment"),
     "gateway/http": (
         "admission", "budget_hold", "call_facts", "charge", "clock", "coverage", "ports", "priced", "proxy",

@@ -33,7 +33,8 @@ class Window:
     redis_cpu_s: float = 0.0
     behind_cpu_s: float = 0.0
     script_us: float = 0.0
-    commands_per_read: float = 0.0
+    scripts_per_read: float = 0.0
+    requests_per_script: float = 0.0
     entries: int | None = None
     foreign_cores: float = 0.0
 
@@ -86,7 +87,8 @@ class Row:
     redis_us: float
     least_redis_us: float
     script_us: float
-    commands_per_read: float
+    scripts_per_read: float
+    requests_per_script: float
     errors: int
     entries_per_request: float | None
     foreign_cores: float
@@ -119,7 +121,8 @@ def row(windows: Sequence[Window]) -> Row:
         redis_us=_middle(windows, lambda one: one.redis_us),
         least_redis_us=min(one.redis_us for one in windows),
         script_us=_middle(windows, lambda one: one.script_us),
-        commands_per_read=_middle(windows, lambda one: one.commands_per_read),
+        scripts_per_read=_middle(windows, lambda one: one.scripts_per_read),
+        requests_per_script=_middle(windows, lambda one: one.requests_per_script),
         errors=sum(one.errors for one in windows),
         entries_per_request=(
             sum(one.entries or 0 for one in counted) / sum(one.requests for one in counted)
@@ -153,7 +156,7 @@ def table(rows: Sequence[Row], titles: dict[str, str]) -> str:
     head = [
         "contender", "req/s", "req/s of a full gateway core", "spread", "p50 ms", "p99 ms",
         "gateway CPU µs/req (least)", "Redis CPU µs/req (least)", "both µs/req",
-        "scripts µs/req", "scripts a read",
+        "scripts µs/req", "scripts a read", "requests a script",
         "ledger entries/req",
         "gateway core", "load core", "p50 / p99 ms at 70 %",
         "added p50 / p99 ms at 100/s", "worker RSS MiB", "foreign cores",
@@ -239,7 +242,8 @@ def _cells(one: Row, titles: dict[str, str]) -> list[str]:
         f"{one.redis_us:.1f} ({one.least_redis_us:.1f})" if one.redis_us else "–",
         f"{one.gateway_us + one.redis_us:.1f}" if one.gateway_us else "–",
         f"{one.script_us:.1f}" if one.script_us else "–",
-        f"{one.commands_per_read:.1f}" if one.commands_per_read else "–",
+        f"{one.scripts_per_read:.1f}" if one.scripts_per_read else "–",
+        f"{one.requests_per_script:.1f}" if one.requests_per_script else "–",
         "–" if one.entries_per_request is None else f"{one.entries_per_request:.3f}",
         f"{one.gateway_busy:.0%}" if one.gateway_us else "–",
         f"{one.load_busy:.0%}",

@@ -321,7 +321,8 @@ def _window(
         redis_cpu_s=counters,
         behind_cpu_s=behind,
         script_us=usec / loaded.requests,
-        commands_per_read=calls / reads if reads else 0.0,
+        scripts_per_read=calls / reads if reads else 0.0,
+        requests_per_script=loaded.requests / calls if calls else 0.0,
         entries=one.entries() - entries if one.entries else None,
         foreign_cores=max(0.0, busy - ours) / loaded.seconds,
     )

@@ -1,8 +1,9 @@
-"""Which Redis is the primary, as its sentinels say; asked again for every connection."""
+"""Where a connection leads: to the address, or to the primary that its sentinels name, asked each time."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
 
@@ -13,6 +14,18 @@ from gateway.counters.redis.address import Address
 from gateway.errors import CountersUnavailable
 
 SENTINEL_S_MAX = 0.5
+
+
+async def reach(
+    address: Address, loop: asyncio.AbstractEventLoop, protocol: Callable[[], asyncio.Protocol]
+) -> None:
+    """Connect a protocol by socket, with TLS or without; OSError or CountersUnavailable where that fails."""
+    if address.path:
+        await loop.create_unix_connection(protocol, address.path)
+        return
+    host, port = await primary(address) if address.sentinels else (address.host, address.port)
+    name = host if address.tls else None
+    await loop.create_connection(protocol, host, port, ssl=address.tls, server_hostname=name)
 
 
 async def primary(address: Address) -> tuple[str, int]:

@@ -1,12 +1,13 @@
 """One pipelined connection to Redis for one gateway worker.
 
-Everything asked for in one tick of the event loop leaves in one write, and answers come back in
-order. Calls of one function are one command then, where nothing else is asked for in between (`calls.py`):
-those of all partitions, where the connection's server says that it is no cluster; else each partition's.
-A call waits a bounded time, by the time its loop is awake: an answer that came while it stood still was
-not late. Once the oldest has waited that long the breaker opens: calls fail at once until answers come
-again. A connection that stalls longer is closed and opened again; while there is none, calls fail at once
-too. It knows RESP and nothing of limits or ledgers.
+Everything asked for in one tick of the event loop leaves in one write, and answers come back in order.
+Calls of scripts may wait for a moment while others are under way (`gathering.py`); those of one function
+are one command then, where nothing else is asked for in between (`calls.py`): those of all partitions,
+where the connection's server says that it is no cluster; else each partition's. A call waits a bounded
+time, by the time its loop is awake: an answer that came while it stood still was not late. Once the oldest
+has waited that long the breaker opens: calls fail at once until answers come again. A connection that
+stalls longer is closed and opened again; while there is none, calls fail at once too. It knows RESP and
+nothing of limits or ledgers.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ import hiredis
 from gateway.core.certificate import end_of
 from gateway.core.wait import LOOKS_MIN, Awake, Wait, Within, in_task
 from gateway.counters.redis.address import Address, why_not
-from gateway.counters.redis.calls import Call, Each, Form, Reply, alone, commands, refused
+from gateway.counters.redis.calls import Each, Form, Reply, alone, commands, refused
+from gateway.counters.redis.gathering import GATHER_S_MAX, Gathering
 from gateway.counters.redis.greeting import Ask, Server, greet
 from gateway.counters.redis.hearing import Hearing
 from gateway.counters.redis.scripts import library
-from gateway.counters.redis.sentinel import primary
+from gateway.counters.redis.sentinel import reach
 from gateway.errors import CountersUnavailable, StartError
 
 CALL_S = 1.0
@@ -66,7 +68,7 @@ class Wire(asyncio.Protocol):
 
     `available` is False while calls fail at once: no connection, or its breaker is open.
     `batch` is the number of the write that the next command leaves in, like that of no other wire's.
-    `asked_at` is when the first command of the last write was sent, `answered_at` when answers last came.
+    `asked_at` is when the first command of the last write was asked for, `answered_at` of the last answers.
     `hearing` is told of changes of the keys whose names begin like one of `hears`.
     """
 
@@ -77,6 +79,7 @@ class Wire(asyncio.Protocol):
         *,
         call_s: float = CALL_S,
         stall_s: float = STALL_S,
+        gather_s: float = GATHER_S_MAX,
         hears: Sequence[bytes] = (),
     ) -> None:
         self.run_id = b""
@@ -99,8 +102,10 @@ class Wire(asyncio.Protocol):
         self._pending: deque[tuple[Wait[Reply] | Each, bytes, float, int]] = deque()
         self._waiting = 0
         self._out: list[bytes] = []
-        self._calls: list[Call] = []
-        self._scheduled = self._closing = self._spreads = False
+        self._gathering = Gathering(self._loop, self._schedule, gather_s)
+        # How many commands ever waited; of those that leave next, which is the last one of calls.
+        self._asked = self._last_of_calls = 0
+        self._begun = self._scheduled = self._closing = self._spreads = False
         self._loading: Wait[Reply] | None = None
         self._opened = asyncio.Event()
         self._connecting: asyncio.Task[None] | None = None
@@ -136,6 +141,7 @@ class Wire(asyncio.Protocol):
         self._closing = True
         if self._connecting is not None:
             self._connecting.cancel()
+        self._gathering.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
         if self._transport is not None:
@@ -153,13 +159,15 @@ class Wire(asyncio.Protocol):
     def send_call(
         self, form: Form, request_id: bytes, arguments: bytes, *, at_once: bool = False
     ) -> Wait[Reply]:
-        """The same of a call that may leave together with others; settlements leave before reservations."""
+        """The same of a call, which may leave a moment later with others; settlements before reservations."""
         wait: Wait[Reply] = Wait()
         if self._takes(at_once):
-            if not self._scheduled:
-                self._schedule()
+            if not self._begun:
+                self._begin()
             self._waiting += 1
-            self._calls.append((wait, form, request_id, arguments))
+            self._gathering.add((wait, form, request_id, arguments))
+            if not self._scheduled and self._gathering.is_due():
+                self._schedule()
         else:
             wait.fail(CountersUnavailable())
         return wait
@@ -204,6 +212,8 @@ class Wire(asyncio.Protocol):
         if not self.available and self.connected:
             # What has waited in vain is the probe: once all of it is answered, calls may wait again.
             self.available = not pending or self._awake.at(self.answered_at) - pending[0][2] <= self._call_s
+        if self._gathering.answered(self._asked - len(self._pending)):
+            self._schedule()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail what waits and connect again."""
@@ -220,37 +230,46 @@ class Wire(asyncio.Protocol):
         return (self.available or (at_once and self.connected)) and self._waiting < PENDING_MAX
 
     def _queue(self, wait: Wait[Reply] | Each, command: bytes, calls: int = 1) -> None:
-        if not self._scheduled:
-            self._schedule()
-        if self._calls:  # what was asked for before is asked for before
-            self._gather()
+        if not self._begun:
+            self._begin()
+        self._schedule()
+        if self._gathering.calls:  # what was asked for before is asked for before
+            self._leave_together()
         self._waiting += calls
         self._leave(wait, command, calls)
 
-    def _schedule(self) -> None:
-        self._scheduled = True
+    def _begin(self) -> None:
+        self._begun = True
         self.asked_at = self._clock()
         self._waits_from = self._awake.at(self.asked_at)
-        self._loop.call_soon(self._flush)
 
-    def _gather(self) -> None:
-        calls, self._calls = self._calls, []
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _leave_together(self) -> None:
+        calls = self._gathering.take()
         if len(calls) == 1:
             wait, command, count = alone(calls[0])
             self._leave(wait, command, count)
         else:
             for wait, command, count in commands(calls, spread=self._spreads):
                 self._leave(wait, command, count)
+        self._last_of_calls = self._asked
 
     def _leave(self, wait: Wait[Reply] | Each, command: bytes, calls: int) -> None:
+        self._asked += 1
         self._pending.append((wait, command, self._waits_from, calls))
         self._out.append(command)
 
     def _flush(self) -> None:
-        self._scheduled = False
+        self._begun = self._scheduled = False
         self.batch += 1
-        if self._calls:
-            self._gather()
+        if self._gathering.calls:
+            self._leave_together()
+        self._gathering.left(self._last_of_calls)
+        self._last_of_calls = 0
         if self._transport is not None and self._out:
             self._transport.write(b"".join(self._out))
         self._out.clear()
@@ -299,8 +318,8 @@ class Wire(asyncio.Protocol):
 
     def _fail_pending(self) -> None:
         waiting, self._pending = self._pending, deque()
-        calls, self._calls = self._calls, []
-        self._waiting = 0
+        calls = self._gathering.take()
+        self._waiting, self._last_of_calls, self._begun = 0, 0, False
         self._out.clear()
         for wait, *_ in waiting:
             wait.fail(CountersUnavailable())
@@ -323,18 +342,11 @@ class Wire(asyncio.Protocol):
             pause = min(pause * 2, BACKOFF_S_MAX)
 
     async def _connect(self) -> None:
-        address = self._address
         async with Within(CONNECT_S_MAX):
-            if address.path:
-                await self._loop.create_unix_connection(lambda: self, address.path)
-            else:
-                host, port = await primary(address) if address.sentinels else (address.host, address.port)
-                name = host if address.tls else None
-                connect = self._loop.create_connection
-                await connect(lambda: self, host, port, ssl=address.tls, server_hostname=name)
+            await reach(self._address, self._loop, lambda: self)
             self.certificate_end = end_of(self._transport) if self._transport else None
             try:
-                server = await greet(address, self._ask)
+                server = await greet(self._address, self._ask)
                 self.eviction, self._spreads = server.eviction, server.is_one
                 self.run_id = await self.identify(server, self._ask) if self.identify else server.run_id
                 await self.hearing.begin(self._ask)
