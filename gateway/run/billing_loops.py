@@ -10,6 +10,7 @@ from datetime import datetime
 
 from gateway.background.timed.calendar import Calendar
 from gateway.background.timed.charging import Charging
+from gateway.background.timed.checkpoints import Checkpoints, MonthEnds
 from gateway.background.timed.closing import AccountClosing
 from gateway.background.timed.dunning import Dunning
 from gateway.background.timed.invoicing import Invoicing
@@ -21,11 +22,12 @@ from persistence.store import Store
 Loops = dict[str, Callable[[], Awaitable[None]]]
 
 
-def billing_loops(store: Store, now: Callable[[], datetime]) -> Loops:
+def billing_loops(store: Store, checkpoints: Checkpoints, now: Callable[[], datetime]) -> Loops:
     """Each loop by its name; `now` answers the time in UTC."""
     return {
         "calendar": Calendar(store, now).run,
         "charging": Charging(store).run,
+        "checkpoints": MonthEnds(checkpoints, now).run,
         "dunning": Dunning(store).run,
         "top-ups": TopUps(store).run,
     }

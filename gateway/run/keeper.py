@@ -78,6 +78,7 @@ from persistence.keeper.pushes import Pushes
 from persistence.keeper.reconciliations import Accounts
 from persistence.keeper.sweeps import Sweeps
 from persistence.keeper.verification import Truths
+from persistence.ledger.checkpoints import Checkpoints
 from persistence.ledger.refused import RefusedJournal
 from persistence.ledger.writer import Writer
 from persistence.resources import audit
@@ -124,8 +125,7 @@ class Keeper:
         )  # fmt: skip
         self._pusher = Pusher(Pushes(self._engine), self._counters)
         truths, told = Truths(self._engine, partition_of), ToldClocks(self._engine, partition_of)
-        gate = AdmissionGate(truths, self._counters, time.monotonic)
-        say = self._verified
+        say, gate = self._verified, AdmissionGate(truths, self._counters, time.monotonic)
         self._verifier = Verifier(truths, self._counters, say, admission_gate=gate, rewinds=rewinds)
         self._reclaimer = Reclaimer(keeping, ReclaimPolicy(settings.reclaim))
         self._sweeper = Sweeper(sweeps, self._counters)
@@ -181,7 +181,7 @@ class Keeper:
             "late": self._late_settlements.run,
             "refused": self._refused.run,
             "expirer": self._expirer.run,
-            **billing_loops(self._store, partial(datetime.now, UTC)),
+            **billing_loops(self._store, Checkpoints(self._engine), partial(datetime.now, UTC)),
             **invoicing_loops(settings, schedule, self._account_closing, log),
             "clock changes": self._clock_changes.run,
             "reconciler": self._reconciler.run,

@@ -1,7 +1,7 @@
 """Accounts as PostgreSQL has them, for comparison with the counters; and what comparing found.
 
-Everything is read in one snapshot. `deep` also counts and adds up every movement; without it an
-account's last row is taken at its word.
+Everything is read in one snapshot. `deep` also counts and adds up every movement, of months that are over by
+their checkpoints; without it an account's last row is taken at its word.
 """
 
 from __future__ import annotations
@@ -13,9 +13,14 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.core.integrity.reconciliation import LedgerAccount, Owner
+from gateway.core.integrity.reconciliation import Item, LedgerAccount, Owner
 from gateway.core.integrity.verified import AccountHead
+from gateway.core.model import INTEGER_MAX
 from persistence.keeper.budget_uses import BudgetUses
+from persistence.ledger.checkpoints import closed, disproved, sums
+
+# What no checkpoint has yet.
+_OPEN = {"since": "c.last_seq", "until": str(INTEGER_MAX), "month": "o.spend_month"}
 
 _OWNERS = """
 SELECT o.id, coalesce(array_agg(t.id ORDER BY t.id) FILTER (WHERE t.id IS NOT NULL), '{{}}') AS tenants
@@ -36,17 +41,17 @@ SELECT 'tenant:' || k.id AS account, q.last_seq, q.tokens_remaining AS head, fou
   LEFT JOIN known_drift AS d ON d.account = 'tenant:' || k.id AND d.seq = k.seq""")
 # An unlimited account has no balance: what counts are the movements since it became limited. A drift on
 # file shows in the row after it; until there is one, only the counters show it.
-_TENANT_SUMS = text("""
-SELECT 'tenant:' || k.id AS account, s.rows, s.last IS NOT DISTINCT FROM s.unlimited AS unlimited,
-       coalesce((SELECT sum(CASE l.direction WHEN 'IN' THEN l.amount ELSE -l.amount END)
-                   FROM token_ledger AS l
-                  WHERE l.tenant_id = k.id AND l.seq > coalesce(s.unlimited, 0)), 0)::bigint AS summed,
+_TENANT_SUMS = text(f"""
+SELECT 'tenant:' || k.id AS account, c.movements + s.movements AS rows,
+       u.last IS NOT DISTINCT FROM u.unlimited AS unlimited,
+       (s.amount + CASE WHEN s.since_seq IS NULL THEN c.amount ELSE 0 END)::bigint AS summed,
        coalesce((SELECT sum(d.difference) FROM known_drift AS d WHERE d.account = 'tenant:' || k.id
-                    AND d.seq >= coalesce(s.unlimited, 0) AND d.seq < s.last), 0)::bigint AS drift
+                    AND d.seq >= coalesce(u.unlimited, 0) AND d.seq < u.last), 0)::bigint AS drift
   FROM unnest(cast(:ids AS bigint[])) AS k (id)
- CROSS JOIN LATERAL (SELECT count(*) AS rows, max(l.seq) AS last,
-                            max(l.seq) FILTER (WHERE l.total_remaining IS NULL) AS unlimited
-                       FROM token_ledger AS l WHERE l.tenant_id = k.id) AS s""")
+ CROSS JOIN LATERAL ({closed("tenant", "")}) AS c
+ CROSS JOIN LATERAL ({sums("tenant", **_OPEN)}) AS s
+ CROSS JOIN LATERAL (SELECT coalesce(s.since_seq, c.since_seq) AS unlimited,
+                            greatest(s.last_seq, nullif(c.last_seq, 0)) AS last) AS u""")  # noqa: S608  # our own words
 _CREDITS = text("""
 SELECT 'credits:' || k.id AS account, o.credit_last_seq AS last_seq, o.credit_balance AS head,
        found.seq IS NOT NULL AS found, found.balance_after + coalesce(d.difference, 0) AS at_seq,
@@ -67,17 +72,15 @@ SELECT 'credits:' || k.id AS account, o.credit_last_seq AS last_seq, o.credit_ba
       ORDER BY seq DESC LIMIT 1
   ) AS last ON true
   LEFT JOIN known_drift AS d ON d.account = 'credits:' || k.id AND d.seq = k.seq""")
-_CREDIT_SUMS = text("""
-SELECT 'credits:' || k.id AS account, u.rows + p.rows AS rows, false AS unlimited,
-       (p.amount - u.amount)::bigint AS summed,
+_CREDIT_SUMS = text(f"""
+SELECT 'credits:' || k.id AS account, c.movements + s.movements AS rows, false AS unlimited,
+       (c.amount + s.amount)::bigint AS summed,
        coalesce((SELECT sum(d.difference) FROM known_drift AS d
                   WHERE d.account = 'credits:' || k.id AND d.seq < o.credit_last_seq), 0)::bigint AS drift
   FROM unnest(cast(:ids AS bigint[])) AS k (id)
   JOIN organization AS o ON o.id = k.id
- CROSS JOIN LATERAL (SELECT count(*) AS rows, coalesce(sum(credits_used), 0) AS amount
-                       FROM credit_transaction WHERE organization_id = k.id) AS u
- CROSS JOIN LATERAL (SELECT count(*) AS rows, coalesce(sum(amount), 0) AS amount
-                       FROM credit_posting WHERE organization_id = k.id) AS p""")
+ CROSS JOIN LATERAL ({closed("credits", "")}) AS c
+ CROSS JOIN LATERAL ({sums("credits", **_OPEN)}) AS s""")  # noqa: S608  # our own words
 _SPENDS = text("""
 SELECT 'spend:' || k.id AS account, o.spend_last_seq AS last_seq, o.spent AS head,
        found.seq IS NOT NULL AS found, found.spent_after + coalesce(d.difference, 0) AS at_seq,
@@ -89,17 +92,16 @@ SELECT 'spend:' || k.id AS account, o.spend_last_seq AS last_seq, o.spent AS hea
                         AND seq <= o.spend_last_seq ORDER BY seq DESC LIMIT 1) AS last ON true
   LEFT JOIN known_drift AS d ON d.account = 'spend:' || k.id AND d.seq = k.seq""")
 # Spend begins at zero with every month.
-_SPEND_SUMS = text("""
-SELECT 'spend:' || k.id AS account, f.rows, false AS unlimited, f.amount::bigint AS summed,
+_SPEND_SUMS = text(f"""
+SELECT 'spend:' || k.id AS account, c.movements + s.movements AS rows, false AS unlimited,
+       (c.amount + s.amount)::bigint AS summed,
        coalesce((SELECT sum(d.difference) FROM known_drift AS d WHERE d.account = 'spend:' || k.id
-                    AND d.seq >= f.first - 1 AND d.seq < o.spend_last_seq), 0)::bigint AS drift
+                    AND d.seq >= least(c.since_seq, s.since_seq)
+                    AND d.seq < o.spend_last_seq), 0)::bigint AS drift
   FROM unnest(cast(:ids AS bigint[])) AS k (id)
   JOIN organization AS o ON o.id = k.id
- CROSS JOIN LATERAL (
-     SELECT count(*) AS rows, coalesce(sum(spend) FILTER (WHERE this_month), 0) AS amount,
-            min(seq) FILTER (WHERE this_month) AS first
-       FROM (SELECT seq, spend, "timestamp" >= o.spend_month::timestamp AT TIME ZONE 'UTC' AS this_month
-               FROM feature_usage WHERE organization_id = k.id) AS used) AS f""")
+ CROSS JOIN LATERAL ({closed("spend", "o.spend_month")}) AS c
+ CROSS JOIN LATERAL ({sums("spend", **_OPEN)}) AS s""")  # noqa: S608  # our own words
 _LISTED = text("SELECT account, count(*) AS n FROM listed_gap GROUP BY account")
 _STOPPED = text("SELECT account, reason FROM quarantine WHERE released_at IS NULL")
 _UNRESOLVED = text("""
@@ -152,6 +154,12 @@ class Accounts(BudgetUses):
                         one, listed=missing, summed=summed, stopped=stopped.get(one.account, "")
                     )
         return found
+
+    async def disproved(self, owners: Sequence[Owner], count: int) -> Sequence[Item]:
+        """Of the checkpoints of these owners' accounts, so many at random: those that say something false."""
+        async with self._engine.connect() as connection:
+            accounts = [account for owner in owners for account in owner.accounts]
+            return await disproved(connection, accounts, count)
 
     async def unresolved(self, organization_id: int) -> Sequence[str]:
         """Why not all that happened to an organization is in its ledgers; empty where it is."""

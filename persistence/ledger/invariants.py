@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 INVARIANTS = (
     "chain",
     "gapless",
+    "checkpoints",
     "quota",
     "blocked",
     "credits",

@@ -26,6 +26,7 @@ from persistence.complaint import complaint
 from persistence.ledger import accounts, rows, statements
 from persistence.ledger.attribution import Users
 from persistence.ledger.blocking import blocking
+from persistence.ledger.checkpoints import count_again
 from persistence.ledger.copying import Copies, Unstorable
 from persistence.ledger.guard import CREDITS, UNKNOWN, USAGE, Placed, event_of, movements, storable
 from persistence.ledger.refill import Movement, misfit
@@ -67,6 +68,7 @@ def redrive(connection: Connection, letter: Row, sent: Row, partition_of: Callab
             raise Conflict(f"It does not fit: {why}.")
     _refuse_twice(plain, event)
     _store(plain, placed, {head.account: head.seq for head, _ in parts})
+    count_again(connection, [(head.account, seq) for head, seq in parts])
     if event.flags & CREDITS:
         allocate_late(connection, event.organization_id, event.credit_seq)
 

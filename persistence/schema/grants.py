@@ -31,6 +31,7 @@ WRITES: dict[str, tuple[str, ...]] = {
     "audit_log": APPEND, "lost_event": APPEND, "invoice_basis": APPEND, "reconciliation": APPEND,
     "price": APPEND, "use_event": APPEND, "amendment": APPEND, "rerating": APPEND,
     "invoice_document": APPEND, "payment": APPEND, "credit_price": APPEND,
+    "account_checkpoint": APPEND,
     "admin_token": KEEP, "api_key": CLEAR, "app_user": KEEP, "control_write": KEEP,
     "charge": KEEP, "credit_addition": KEEP, "credit_debt": KEEP, "budget": KEEP, "call": KEEP,
     "dead_letter": KEEP, "invoice_sequence": KEEP,
@@ -46,7 +47,10 @@ WRITES: dict[str, tuple[str, ...]] = {
     "subscription_plan": CLEAR, "usage_name": CLEAR, "webhook_delivery": CLEAR,
     "alembic_version": (), "kept_since": (),
 }  # fmt: skip
-VIEWS = ("listed_gap", "account_movement", "overage_span", *(f"invariant_{name}" for name in INVARIANTS))
+VIEWS = (
+    "listed_gap", "account_movement", "overage_span", "checkpoint_in_force",
+    *(f"invariant_{name}" for name in INVARIANTS),
+)  # fmt: skip
 # What stands there as it was given out: sessions, first answers, the secrets webhooks are signed with.
 CREDENTIALS = frozenset({"console_session", "idempotency_key", "webhook"})
 FUNCTIONS = (

@@ -27,7 +27,8 @@ from persistence.keeper.watch import certificate_end
 from persistence.schema import grants, partitions
 
 # Advisory lock classes of the project: 7800 the flusher's partitions, 7801 the schema,
-# 7802 allocation, 7803 invoices, 7804 the count of losses, 7805 prices.
+# 7802 allocation, 7803 invoices, 7804 the count of losses, 7805 prices,
+# 7806 budgets, 7807 checkpoints.
 SCHEMA_LOCK = (7801, 1)
 MIGRATIONS = Path(__file__).parent / "migrations"
 

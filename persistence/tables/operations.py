@@ -16,6 +16,8 @@ from sqlalchemy import (
 )
 
 from persistence.tables.columns import (
+    days,
+    decimals,
     documents,
     flags,
     identity,
@@ -169,6 +171,19 @@ known_drift = table(
     uuids("control_write_id?"),
     moments("created_at"),
     UniqueConstraint("account", "seq"),
+)
+
+# What an account came to by the end of a month, from one seq to another.
+account_checkpoint = table(
+    "account_checkpoint",
+    texts("account"),
+    integers("first_seq", "last_seq", "version"),
+    days("month"),
+    integers("movements"),
+    decimals("amount"),
+    integers("since_seq?"),
+    moments("created_at"),
+    PrimaryKeyConstraint("account", "last_seq", "version"),
 )
 
 webhook = table(

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -21,6 +21,7 @@ from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import Conflict, CountersUnavailable
 from persistence.keeper.reconciliations import Accounts
+from persistence.ledger.checkpoints import Checkpoints
 from persistence.resources.reconciliation_results import Results
 from tests.background.backend import Backend, backend_at
 from tests.builders import CHAT, CREDITS, UNITS, World, encode
@@ -290,3 +291,21 @@ async def test_an_entry_that_could_not_be_stored_blocks_its_own_account_only(
         with pytest.raises(Conflict, match="out of range"):
             await account_closing.close(world.caller.organization_id)
         await account_closing.close(other.caller.organization_id)
+
+
+async def test_a_closed_month_that_was_changed_is_told_and_never_repaired(valkey: str, migrated: str) -> None:
+    async with backend_at(valkey, migrated) as backend:
+        world = await busy(backend)
+        later = (datetime.now(UTC) + timedelta(days=31)).date().replace(day=1)
+        owners = [world.caller.organization_id]
+        assert await Checkpoints(backend.engine).close_months(owners, later) == 3
+        reconciler = reconciler_of(backend)
+        assert (await reconciler.run_now())["items"] == []
+        with psycopg.connect(migrated) as connection:
+            connection.execute("SET LOCAL session_replication_role = replica")
+            connection.execute("UPDATE token_ledger SET amount = amount + 4 WHERE transaction_type = 'reset'")
+            # One checkpoint of an owner's is proved at a time.
+            connection.execute("DELETE FROM account_checkpoint WHERE NOT starts_with(account, 'tenant:')")
+        row = await reconciler.run_now(repair=True)
+        assert kinds(row) == [(f"tenant:{world.caller.tenant_id}", "drift", -4)]
+        assert backend.rows("select count(*) as n from known_drift") == [{"n": 0}]

@@ -52,6 +52,10 @@ BUDGET = (
 )
 BUDGET_USE = "INSERT INTO budget_use (budget_id, start, used) SELECT id, '2026-01-02', 5 FROM budget"
 ALLOCATION = "INSERT INTO credit_allocation (organization_id, seq, amount) VALUES ({o}, 1, 4)"
+CHECKPOINT = (
+    "INSERT INTO account_checkpoint (account, first_seq, last_seq, month, movements, amount)"
+    " VALUES ('tenant:{t}', 0, 1, '2026-01-01', 1, 99)"
+)
 QUOTA = "UPDATE tenant_quota SET last_seq = 1, epoch = 1, cycle = 1, {change} WHERE tenant_id = {t}"
 
 
@@ -72,6 +76,7 @@ def _filled(statement: str, **values: object) -> str:
 CONTRADICTIONS = {
     "chain": [reset(100), consume(2, 10, 91)],
     "gapless": [reset(100), consume(3, 10, 90)],
+    "checkpoints": [reset(100), CHECKPOINT],
     "quota": [reset(100), _filled(QUOTA, change="tokens_remaining = 99")],
     "blocked": [_filled(QUOTA, change="tokens_remaining = 0, is_blocked = false")],
     "credits": ["UPDATE organization SET credit_balance = 5 WHERE id = {o}"],
