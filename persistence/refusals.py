@@ -1,14 +1,17 @@
-"""What a refusal of PostgreSQL means to who asked: errors of the database told as those of the product."""
+"""What a refusal means to who asked: of PostgreSQL, told as those of the product, and of the counters."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from uuid import UUID
 
+from sqlalchemy import Connection, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from gateway.errors import Conflict, StoreUnavailable, TollkeeperError, Unprocessable
 from persistence.complaint import columns, origin
+from persistence.tables.operations import control_write
 
 TRY_AGAIN = frozenset({"40001", "40P01"})
 
@@ -38,3 +41,17 @@ def translated(error: Exception) -> Exception:
     if isinstance(error, (DBAPIError, PoolTimeout, OSError)) and unreachable:
         return StoreUnavailable()
     return error
+
+
+def of_writes(connection: Connection, intents: Sequence[str]) -> str | None:
+    """Say why the counters refused one of these control writes; None if they did not."""
+    row = connection.execute(
+        select(control_write.c.verb, control_write.c.result)
+        .where(control_write.c.id.in_([UUID(text) for text in intents]), control_write.c.state == "refused")
+        .order_by(control_write.c.position)
+        .limit(1)
+    ).first()
+    if row is None:
+        return None
+    reason = str(row.result.get("reason") or "") if isinstance(row.result, dict) else ""
+    return f"The counters refused {row.verb}: {reason.rstrip('.') or 'no reason was given'}."

@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, date, datetime
 from functools import partial
 from typing import TypeVar
-from uuid import UUID, uuid4
+from uuid import uuid4
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -29,12 +29,14 @@ from gateway.core.accounts.administration import (
 )
 from gateway.core.accounts.usage import UsageQuery
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead
+from gateway.core.billing.finance import Asked
 from persistence import engine as engines
 from persistence import listing, subject
 from persistence.billing import (
     amendments,
     charging,
     events,
+    finance_reports,
     invoice_source,
     invoices,
     kept_documents,
@@ -48,7 +50,7 @@ from persistence.billing import (
 )
 from persistence.billing.invoice_usage import InvoiceUsage
 from persistence.bounded import answered
-from persistence.refusals import TRY_AGAIN, sqlstate, translated
+from persistence.refusals import TRY_AGAIN, of_writes, sqlstate, translated
 from persistence.resources import (
     additions,
     admin_tokens,
@@ -71,7 +73,6 @@ from persistence.resources import (
     webhooks,
 )
 from persistence.subject import Change, Subject
-from persistence.tables.operations import control_write
 
 T = TypeVar("T")
 
@@ -175,7 +176,7 @@ class Store:
 
     async def refusal(self, intents: Sequence[str]) -> str | None:
         """Say why the counters refused one of these control writes; None if they did not."""
-        return await self._run(lambda connection: _refusal(connection, intents))
+        return await self._run(lambda connection: of_writes(connection, intents))
 
     async def subscriptions_due(self, today: date, count: int) -> Sequence[int]:
         """Subscriptions that begin, change or end today or should have before."""
@@ -232,6 +233,16 @@ class Store:
             )  # nobody is answered
         )
 
+    async def report(self, name: str, asked: Asked, skip: int, rows_max: int) -> Sequence[Row]:
+        """Read some rows of a report for finance, in its order."""
+        return await self._run(
+            lambda connection: finance_reports.read(connection, name, asked, skip, rows_max)
+        )
+
+    def entries(self, asked: Asked) -> AsyncIterator[Sequence[Row]]:
+        """Read the legs of all entries of a time, in batches."""
+        return finance_reports.entries(self._engine, asked)
+
     def usage(self, invoice_id: int) -> AsyncIterator[bytes]:
         """Write what an invoice is made of as CSV, in pieces; `NotFound` if there is no such invoice."""
         return InvoiceUsage(self._engine).csv(invoice_id)
@@ -280,16 +291,3 @@ class Store:
                 if attempt == TRIES_MAX or sqlstate(error) not in TRY_AGAIN:
                     raise translated(error) from error
         raise AssertionError
-
-
-def _refusal(connection: Connection, intents: Sequence[str]) -> str | None:
-    row = connection.execute(
-        select(control_write.c.verb, control_write.c.result)
-        .where(control_write.c.id.in_([UUID(text) for text in intents]), control_write.c.state == "refused")
-        .order_by(control_write.c.position)
-        .limit(1)
-    ).first()
-    if row is None:
-        return None
-    reason = str(row.result.get("reason") or "") if isinstance(row.result, dict) else ""
-    return f"The counters refused {row.verb}: {reason.rstrip('.') or 'no reason was given'}."

@@ -10,7 +10,7 @@ from functools import cache, partial
 
 from aiohttp import web
 
-from gateway.admin.api import activity, events, quotes, reconciliation, usage, usage_files
+from gateway.admin.api import activity, events, finance, quotes, reconciliation, usage, usage_files
 from gateway.admin.api.docs_page import mount_docs, render
 from gateway.admin.api.openapi import document
 from gateway.admin.api.views import Views, answer
@@ -33,6 +33,7 @@ def build(ports: AdminPorts) -> web.Application:
     activity.mount_activity(app, ports, ROOT)
     usage.mount_usage(app, ports, ROOT)
     usage_files.mount_files(app, ports, ROOT)
+    finance.mount_finance(app, ports, ROOT)
     reconciliation.mount_reconciliation(app, ports, ROOT)
     for resource in RESOURCES.values():
         views = Views(ports, resource)

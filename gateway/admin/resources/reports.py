@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from gateway.admin.resources import finance
 from gateway.admin.resources.resource import Action, Document, Report, Whole
 from gateway.admin.resources.values import (
     Amount,
@@ -177,6 +178,7 @@ class Usage(Out):
 REPORTS = {
     report.name: report
     for report in (
+        *finance.REPORTS,
         Report(
             name="reconciliation",
             access=access(OPERATOR, reach=Reach.WHOLE),

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import typer
 
-from gateway.cli.admin import commands, invoices, prices, reconcile, top, usage
+from gateway.cli.admin import commands, invoices, prices, reconcile, report, top, usage
 from gateway.cli.admin.provider.command import reconcile_provider
 
 
@@ -17,6 +17,7 @@ def mount(app: typer.Typer, asked: Collection[str] | None = None) -> None:
         made["invoice"].command(function.__name__)(function)
     made["reconciliation"].command("run")(reconcile.reconcile)
     app.add_typer(prices.section(), name="prices")
+    app.add_typer(report.section(), name="report")
     app.command("usage")(usage.usage)
     app.command("top")(top.top)
     app.command("reconcile")(reconcile.reconcile)

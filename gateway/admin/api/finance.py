@@ -1,0 +1,180 @@
+"""`/reports/…`: what finance asks of invoices, charges and payments, as JSON, CSV and Parquet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from aiohttp import web
+
+from gateway.admin.api.parquet import Parquet
+from gateway.admin.http import body
+from gateway.admin.http.auth import admit, require_read
+from gateway.admin.http.files import CSV, Files
+from gateway.admin.http.listing import decode_cursor, encode_cursor, fingerprint, number_or_text, read_once
+from gateway.admin.ports import AdminPorts
+from gateway.admin.resources.finance import ASKED, ITEMS, MONTHS_MAX, PAGED
+from gateway.admin.resources.reports import REPORTS
+from gateway.core.accounts.administration import Row
+from gateway.core.billing.finance import DOCUMENT, Asked
+from gateway.core.spreadsheet import csv
+from gateway.errors import NotFound, Unprocessable
+
+ITEMS_DEFAULT = 1_000
+# Rows of one report that is a file; the ledger's are streamed.
+ROWS_MAX = 1_000_000
+LEDGER = "ledger"
+_PAGING = ("limit", "cursor")
+_NUMBERS = ("limit", "organization_id")
+
+Shown = Callable[[Row], dict[str, Any]]
+
+
+def mount_finance(app: web.Application, ports: AdminPorts, root: str) -> None:
+    """Serve the reports and their files."""
+    files = Files(ports.request_timeout_s)
+
+    async def allowed(request: web.Request, name: str) -> AdminPorts:
+        mine = await admit(ports, request)
+        require_read(mine.actor, REPORTS[f"reports/{name}"])
+        return mine
+
+    async def show(request: web.Request, name: str) -> web.Response:
+        mine = await allowed(request, name)
+        sent = read_once(request.query)
+        asked = _checked(PAGED[name], sent)
+        limit, cursor = asked.pop("limit", ITEMS_DEFAULT), asked.pop("cursor", None)
+        rest = {each: sent[each] for each in sent if each not in _PAGING}
+        mark = fingerprint(f"reports/{name}", rest, descending=False)
+        skip = _skipped(cursor, mark)
+        rows = await mine.store.report(name, _asked(mine, name, asked), skip, limit + 1)
+        shown = shown_as(name, asked)
+        more = encode_cursor((skip + limit,), mark) if len(rows) > limit else None
+        return web.json_response({"items": [shown(row) for row in rows[:limit]], "next_cursor": more})
+
+    async def as_csv(request: web.Request, name: str) -> web.StreamResponse:
+        mine, asked = await allowed(request, name), _checked(ASKED[name], read_once(request.query))
+        wanted = _asked(mine, name, asked)
+        pieces = _lines(mine, name, wanted, shown_as(name, asked))
+        return await files.answer(request, _file(name, wanted, "csv"), CSV, pieces)
+
+    async def as_parquet(request: web.Request, name: str) -> web.StreamResponse:
+        mine, asked = await allowed(request, name), _checked(ASKED[name], read_once(request.query))
+        wanted = _asked(mine, name, asked)
+        file = await Parquet.of(_file(name, wanted, "parquet"), columns_of(name), money_of(name))
+        rows = await mine.store.report(name, wanted, 0, ROWS_MAX)
+        return await files.answer(request, file.name, file.media, _written(file, rows))
+
+    def serve(path: str, name: str, handler: Callable[..., Any]) -> None:
+        async def served(request: web.Request) -> web.StreamResponse:
+            answered: web.StreamResponse = await handler(request, name)
+            return answered
+
+        app.router.add_get(f"{root}/reports/{path}", served)
+
+    for name in ITEMS:
+        for file in REPORTS[f"reports/{name}"].documents:
+            serve(f"{name}{file.suffix}", name, as_csv if file.suffix == ".csv" else as_parquet)
+        serve(name, name, show)
+
+
+def columns_of(name: str) -> tuple[str, ...]:
+    """The fields of a report's items."""
+    return tuple(ITEMS[name].model_fields)
+
+
+def money_of(name: str) -> tuple[str, ...]:
+    """Those of them that are decimals."""
+    return tuple(each for each, field in ITEMS[name].model_fields.items() if field.annotation is Decimal)
+
+
+def shown_as(name: str, asked: Mapping[str, object]) -> Shown:
+    """How a row of a report becomes an item."""
+    if name != LEDGER:
+        return lambda row: ITEMS[name].model_validate(row).model_dump(mode="json")
+    codes = dict(pair.split(":", 1) for pair in str(asked.get("accounts") or "").split(",") if pair)
+
+    def leg(row: Row) -> dict[str, Any]:
+        amount: Any = row["amount"]
+        sides = {"debit": amount if amount > 0 else None, "credit": -amount if amount <= 0 else None}
+        said = {
+            "date": row["at"], "account": codes.get(str(row["account"]), row["account"]),
+            "description": row["said"],
+        }  # fmt: skip
+        return ITEMS[LEDGER].model_validate({**row, **sides, **said}).model_dump(mode="json")
+
+    return leg
+
+
+async def _lines(mine: AdminPorts, name: str, asked: Asked, shown: Shown) -> AsyncGenerator[bytes, None]:
+    columns = columns_of(name)
+    if name == LEDGER:
+        yield csv(columns, (), head=True)
+        async for batch in mine.store.entries(asked):
+            yield await asyncio.to_thread(csv, columns, map(shown, batch))
+        return
+    rows = await mine.store.report(name, asked, 0, ROWS_MAX)
+    yield await asyncio.to_thread(csv, columns, map(shown, rows), head=True)
+
+
+async def _written(file: Parquet, rows: Any) -> AsyncGenerator[bytes, None]:
+    yield file.head() + await asyncio.to_thread(file.some, rows)
+    yield file.tail()
+
+
+def _checked(model: Any, sent: Mapping[str, str]) -> dict[str, Any]:
+    values = {name: number_or_text(text) if name in _NUMBERS else text for name, text in sent.items()}
+    return body.check(model, values)
+
+
+def _skipped(cursor: object, mark: str) -> int:
+    if cursor is None:
+        return 0
+    place = decode_cursor(str(cursor), mark)
+    if len(place) != 1 or not isinstance(place[0], int) or place[0] < 0:
+        raise Unprocessable(
+            "Some query parameters are wrong.", (("cursor", "is not a next_cursor of this report"),)
+        )
+    return place[0]
+
+
+def _asked(mine: AdminPorts, name: str, asked: Mapping[str, Any]) -> Asked:
+    """What is asked, of the caller's own organization where it has one; of another there is nothing."""
+    own, organization_id = mine.actor.organization_id, asked.get("organization_id")
+    if own is not None and organization_id not in {None, own}:
+        raise NotFound
+    of: dict[str, Any] = {"organization_id": own or organization_id, "currency": asked.get("currency")}
+    today = datetime.now(UTC).date()
+    if "at" in ASKED[name].model_fields:
+        return Asked(_midnight((asked.get("at") or today) + timedelta(days=1)), **of)
+    last = asked.get("until") or f"{today:%Y-%m}"
+    first = asked.get("since") or last
+    months = _number(last) - _number(first) + 1
+    if not 0 < months <= MONTHS_MAX:
+        wanted = f"must be up to {MONTHS_MAX - 1} months before to, or the same"
+        raise Unprocessable("Some query parameters are wrong.", (("from", wanted),))
+    return Asked(_first(_number(last) + 1), _first(_number(first)), by=asked.get("by") or DOCUMENT, **of)
+
+
+def _number(month: str) -> int:
+    year, _, of_year = month.partition("-")
+    return int(year) * 12 + int(of_year) - 1
+
+
+def _first(number: int) -> datetime:
+    return _midnight(date(number // 12, number % 12 + 1, 1))
+
+
+def _midnight(day: date) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
+
+
+def _file(name: str, asked: Asked, suffix: str) -> str:
+    last = (asked.until - timedelta(days=1)).date()
+    if asked.since is None:
+        return f"{name}-{last}.{suffix}"
+    first, month = f"{asked.since:%Y-%m}", f"{last:%Y-%m}"
+    return f"{name}-{month}.{suffix}" if first == month else f"{name}-{first}-to-{month}.{suffix}"

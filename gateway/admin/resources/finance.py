@@ -1,0 +1,252 @@
+"""Reports for finance: what is owed, deferred, earned and taxed, and entries for an accounting system."""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from gateway.admin.resources.resource import Document, Report
+from gateway.admin.resources.values import Currency, Day, Exactly, Id, In, Instant, Out, Text, plausible
+from gateway.core.accounts.roles import access
+from gateway.core.billing.finance import ACCOUNT_CHARS_MAX, ACCOUNTS, SUPPLY
+
+MONTHS_MAX = 120
+_MONTH = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])", re.ASCII)
+_CODE = re.compile(rf"[A-Za-z0-9 ._/-]{{1,{ACCOUNT_CHARS_MAX}}}", re.ASCII)
+
+
+def _month(text: str) -> str:
+    if _MONTH.fullmatch(text) is None:
+        raise ValueError("must be a month, such as 2026-04")
+    plausible(date.fromisoformat(f"{text}-01"))
+    return text
+
+
+def _codes(text: str) -> str:
+    for pair in text.split(","):
+        name, _, code = pair.partition(":")
+        if name not in ACCOUNTS or _CODE.fullmatch(code) is None:
+            raise ValueError(
+                "must be pairs such as receivables:1200 with commas between; the accounts are "
+                + ", ".join(ACCOUNTS)
+            )
+    return text
+
+
+Month = Annotated[Text, AfterValidator(_month)]
+
+
+class FinanceAsked(In):
+    """Whose figures."""
+
+    organization_id: Id | None = None
+    currency: Currency | None = None
+
+
+class DayAsked(FinanceAsked):
+    """At the end of a day."""
+
+    at: Day | None = Field(default=None, description="As it was at the end of this day in UTC; else today.")
+
+
+class MonthsAsked(FinanceAsked):
+    """Of whole months of UTC."""
+
+    since: Month | None = Field(default=None, alias="from", description="The first month; else that of `to`.")
+    until: Month | None = Field(default=None, alias="to", description="The last month; else this one.")
+
+
+class TaxAsked(MonthsAsked):
+    """Of whole months, of documents or of what they bill."""
+
+    by: Literal["document", "supply"] = Field(
+        default="document", description=f"The month a document became final in, or ({SUPPLY}) of the supply."
+    )
+
+
+class LedgerAsked(MonthsAsked):
+    """Of whole months, with the accounts' codes."""
+
+    accounts: Annotated[Text, AfterValidator(_codes)] | None = Field(
+        default=None, description="Codes of accounts, such as `receivables:1200,bank:1800`."
+    )
+
+
+class _Of(Out):
+    organization_id: Id
+    organization: str
+    currency: str
+
+
+class Receivable(_Of):
+    """What an organization has to pay of its invoices in one currency."""
+
+    invoices: int = Field(description="Of which something is left to pay.")
+    open: Exactly = Field(description="Not due yet, or without a day.")
+    overdue_1_30: Exactly = Field(description="Due 1 to 30 days before.")
+    overdue_31_60: Exactly
+    overdue_61_90: Exactly
+    overdue_over_90: Exactly
+    to_pay_back: Exactly = Field(description="What credit notes and overpaid invoices leave to pay back.")
+    uncollectible: Exactly = Field(description="What was given up; not in the total.")
+    total: Exactly = Field(description="Open and overdue, less what is to be paid back.")
+
+
+class Deferred(_Of):
+    """What is billed ahead of its supply."""
+
+    month: Day = Field(description="The first day of the month it is supplied in.")
+    kind: str
+    amount: Exactly
+
+
+class Revenue(_Of):
+    """What was earned in a month."""
+
+    month: Day
+    kind: str
+    amount: Exactly
+
+
+class TaxItem(_Of):
+    """What documents of a month say of a tax rate."""
+
+    month: Day
+    rate: Exactly = Field(description="A fraction, such as 0.2.")
+    net: Exactly
+    tax: Exactly
+    documents: int
+
+
+class Leg(_Of):
+    """One side of an entry: a debit or a credit."""
+
+    entry_id: str = Field(description="Names the entry for ever; its debits are its credits.")
+    date: Instant
+    account: str = Field(description="Its name, or the code it was given.")
+    debit: Exactly | None
+    credit: Exactly | None
+    source: str = Field(description="charge, release, invoice, void, payment or write_off.")
+    source_id: Id
+    invoice_id: Id | None
+    number: str | None = Field(description="Of the invoice.")
+    description: str
+
+
+ITEMS: dict[str, type[Out]] = {
+    "receivables": Receivable,
+    "deferred-revenue": Deferred,
+    "revenue": Revenue,
+    "taxes": TaxItem,
+    "ledger": Leg,
+}
+ASKED: dict[str, type[FinanceAsked]] = {
+    "receivables": DayAsked,
+    "deferred-revenue": DayAsked,
+    "revenue": MonthsAsked,
+    "taxes": TaxAsked,
+    "ledger": LedgerAsked,
+}
+_SUMMARIES = {
+    "receivables": "What organizations have to pay, by age, at the end of a day",
+    "deferred-revenue": "What is billed and not supplied yet, by the month of its supply",
+    "revenue": "What was earned, by month and kind",
+    "taxes": "Tax by month, rate and currency",
+    "ledger": "Double entries of charges, invoices, payments and credit notes",
+}
+
+
+class Receivables(Out):
+    """What organizations have to pay."""
+
+    items: list[Receivable]
+    next_cursor: str | None = Field(description="What asks for the next page; null on the last one.")
+
+
+class DeferredRevenue(Out):
+    """What is billed ahead."""
+
+    items: list[Deferred]
+    next_cursor: str | None
+
+
+class EarnedRevenue(Out):
+    """What was earned."""
+
+    items: list[Revenue]
+    next_cursor: str | None
+
+
+class Taxes(Out):
+    """What documents say of taxes."""
+
+    items: list[TaxItem]
+    next_cursor: str | None
+
+
+class LedgerEntries(Out):
+    """Entries, a leg each."""
+
+    items: list[Leg]
+    next_cursor: str | None
+
+
+_PAGES: dict[str, type[Out]] = {
+    "receivables": Receivables,
+    "deferred-revenue": DeferredRevenue,
+    "revenue": EarnedRevenue,
+    "taxes": Taxes,
+    "ledger": LedgerEntries,
+}
+_PARQUET = Document(".parquet", "application/vnd.apache.parquet", "The same as Parquet")
+
+
+class _Paged(In):
+    limit: int = Field(default=1_000, ge=1, le=10_000, description="Most items to tell.")
+    cursor: str | None = Field(
+        default=None,
+        max_length=400,
+        description="`next_cursor` of the page before, with the same parameters.",
+    )
+
+
+class DayPage(DayAsked, _Paged):
+    """The same by pages."""
+
+
+class MonthsPage(MonthsAsked, _Paged):
+    """The same by pages."""
+
+
+class TaxPage(TaxAsked, _Paged):
+    """The same by pages."""
+
+
+class LedgerPage(LedgerAsked, _Paged):
+    """The same by pages."""
+
+
+PAGED: dict[str, type[In]] = {
+    "receivables": DayPage,
+    "deferred-revenue": DayPage,
+    "revenue": MonthsPage,
+    "taxes": TaxPage,
+    "ledger": LedgerPage,
+}
+REPORTS = tuple(
+    Report(
+        name=f"reports/{name}",
+        access=access(),
+        description=f"{summary}.",
+        summary=summary,
+        out=_PAGES[name],
+        asked=PAGED[name],
+        documents=(Document(".csv", "text/csv", "The same as CSV, all of its items"),)
+        + ((_PARQUET,) if name != "ledger" else ()),
+        by_hand=True,
+    )
+    for name, summary in _SUMMARIES.items()
+)

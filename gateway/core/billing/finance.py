@@ -1,0 +1,59 @@
+"""What finance asks: of which days or months, of whom; and how tax lies in months of supply. Pure.
+
+Months and days are of UTC. What an export said of a month that is over stays: whatever changes later is an
+entry of the month in which it changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+
+from gateway.core.billing.charge import KINDS
+from gateway.core.billing.pricing import EXACT, rounded
+
+DOCUMENT, SUPPLY = "document", "supply"
+BUCKETS = (30, 60, 90)
+# Accounts of the ledger, each with what it is called where nobody gave it another code.
+ACCOUNTS: Mapping[str, str] = {
+    "receivables": "what customers owe by invoices",
+    "unbilled": "what was supplied, or is to be, and no invoice has",
+    "deferred": "what is owed for months to come",
+    "bank": "money that came in",
+    "tax": "tax of invoices",
+    "rounding": "what lines are rounded by",
+    "bad_debt": "what was given up",
+    **{f"revenue_{kind}": f"revenue of the kind {kind}" for kind in KINDS},
+}
+ACCOUNT_CHARS_MAX = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which part of a report: from the first moment of `since` up to the first one of `until`.
+
+    A report of one moment has `until` alone: what was so right before it.
+    """
+
+    until: datetime
+    since: datetime | None = None
+    organization_id: int | None = None
+    currency: str | None = None
+    by: str = DOCUMENT
+
+
+def tax_by_month(tax: Decimal, nets: Mapping[date, Decimal], currency: str) -> dict[date, Decimal]:
+    """Cut the tax of a document into months as what it is on lies in them; the parts add up to it."""
+    total = sum(nets.values(), Decimal(0))
+    months = sorted(nets)
+    if not total:
+        return {month: tax if month == months[-1] else Decimal(0) for month in months}
+    found: dict[date, Decimal] = {}
+    seen = given = Decimal(0)
+    for month in months:
+        seen += nets[month]
+        upto = rounded(EXACT.divide(EXACT.multiply(tax, seen), total), currency)
+        found[month], given = upto - given, upto
+    return found

@@ -1,0 +1,140 @@
+"""Reports for finance over HTTP and on the command line: as JSON by pages, as files, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import defaultdict
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.admin.conftest import READONLY, Api
+from tests.admin.test_cli import Run, run
+from tests.admin.test_invoices import acme, draft
+
+__all__ = ["run"]
+
+NAMES = ("receivables", "deferred-revenue", "revenue", "taxes", "ledger")
+
+
+async def billed(api: Api) -> dict[str, Any]:
+    """An invoice over 58.00 and 20 % tax, for use of April 2026, of which 9.60 are paid."""
+    made = await draft(api, await acme(api))
+    await api.post(f"invoices/{made['id']}/finalize")
+    paid = await api.post(f"invoices/{made['id']}/payments", {"amount": "9.60", "reference": "bank-1"})
+    assert paid.status == 200
+    return dict(paid.json)
+
+
+def table(raw: bytes) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(raw.decode())))
+
+
+async def test_what_is_owed(api: Api) -> None:
+    await billed(api)
+    reader = api.acting_as(READONLY)
+    [row] = (await reader.get("reports/receivables")).json["items"]
+    assert (row["organization"], row["currency"], row["invoices"]) == ("Acme", "USD", 1)
+    assert (row["open"], row["overdue_1_30"], row["to_pay_back"], row["total"]) == ("60", "0", "0", "60")
+    file = await reader.get("reports/receivables.csv")
+    assert file.headers["Content-Disposition"].endswith(f'-{datetime.now(UTC).date()}.csv"')
+    assert [each["total"] for each in table(file.raw)] == ["60"]
+    assert (await reader.get("reports/receivables?at=2020-01-01")).json == {"items": [], "next_cursor": None}
+    parquet = pq.read_table(io.BytesIO((await reader.get("reports/receivables.parquet")).raw)).to_pylist()
+    assert [(each["organization"], each["total"]) for each in parquet] == [("Acme", Decimal(60))]
+    assert (await reader.get("reports/receivables?organization_id=77")).json["items"] == []
+
+
+async def test_tax_by_document_and_by_supply(api: Api) -> None:
+    await billed(api)
+    this = f"{datetime.now(UTC):%Y-%m}"
+    [row] = (await api.get("reports/taxes")).json["items"]
+    assert (row["month"], row["rate"], row["net"], row["tax"]) == (f"{this}-01", "0.2", "58", "11.6")
+    [row] = (await api.get("reports/taxes?from=2026-04&to=2026-04&by=supply")).json["items"]
+    assert (row["month"], row["rate"], row["net"], row["tax"]) == ("2026-04-01", "0.2", "58", "11.6")
+    assert (await api.get("reports/taxes?from=2026-04&to=2026-04")).json["items"] == []
+    read = pq.read_table(io.BytesIO((await api.get("reports/taxes.parquet")).raw)).to_pylist()
+    assert [(each["month"], each["tax"]) for each in read] == [
+        (date.fromisoformat(f"{this}-01"), Decimal("11.6"))
+    ]
+
+
+async def test_entries_balance_and_have_the_accounts_codes(api: Api) -> None:
+    done = await billed(api)
+    asked = "from=2026-01&accounts=receivables:1200,bank:1800 EUR,revenue_usage:8400"
+    rows = table((await api.get(f"reports/ledger.csv?{asked}")).raw)
+    sums: dict[str, Decimal] = defaultdict(Decimal)
+    balances: dict[str, Decimal] = defaultdict(Decimal)
+    for row in rows:
+        amount = Decimal(row["debit"] or 0) - Decimal(row["credit"] or 0)
+        assert bool(row["debit"]) != bool(row["credit"])
+        sums[row["entry_id"]] += amount
+        balances[row["account"]] += amount
+    assert set(sums.values()) == {Decimal(0)}
+    assert {name: amount for name, amount in balances.items() if amount} == {
+        "1200": Decimal(60), "1800 EUR": Decimal("9.6"), "8400": Decimal(-58), "tax": Decimal("-11.6"),
+    }  # fmt: skip
+    assert {row["number"] for row in rows if row["source"] == "payment"} == {done["number"]}
+    # What is read again is the same, also page by page.
+    assert table((await api.get(f"reports/ledger.csv?{asked}")).raw) == rows
+    found, cursor = [], ""
+    while True:
+        page = (await api.get(f"reports/ledger?{asked}&limit=3{cursor}")).json
+        found += [row["entry_id"] for row in page["items"]]
+        if page["next_cursor"] is None:
+            break
+        cursor = f"&cursor={page['next_cursor']}"
+    assert found == [row["entry_id"] for row in rows]
+    other = await api.get(f"reports/revenue?limit=3{cursor}")
+    assert (other.status, other.json["errors"][0]["field"]) == (422, "cursor")
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        ("receivables?at=2026-02-30", "at"),
+        ("receivables?from=2026-04", "from"),
+        ("receivables?organization_id=x", "organization_id"),
+        ("receivables.csv?currency=QQQ", "currency"),
+        ("taxes?by=colour", "by"),
+        ("taxes?from=2026-13", "from"),
+        ("taxes.parquet?from=2026-05&to=2026-04", "from"),
+        ("revenue?from=1990-01&to=2026-01", "from"),
+        ("revenue?limit=0", "limit"),
+        ("ledger?accounts=cash:1", "accounts"),
+        ("ledger.csv?accounts=bank:", "accounts"),
+        ("deferred-revenue?cursor=x", "cursor"),
+    ],
+)
+async def test_what_cannot_be_asked(api: Api, asked: str, field: str) -> None:
+    answer = await api.get(f"reports/{asked}")
+    assert (answer.status, [error["field"] for error in answer.json["errors"]]) == (422, [field])
+
+
+async def test_nobody_reads_without_a_token(api: Api) -> None:
+    for name in NAMES:
+        for path in (name, f"{name}.csv"):
+            assert (await api.acting_as(None).get(f"reports/{path}")).status == 401
+            assert (await api.get(f"reports/{path}")).status == 200
+    assert (await api.get("reports/ledger.parquet")).status == 404
+
+
+async def test_reports_on_the_command_line(run: Run, api: Api, tmp_path: Path) -> None:
+    await billed(api)
+    shown = await run("report", "receivables", "--org", "Acme")
+    assert (shown.exit_code, "60" in shown.stdout, "Acme" in shown.stdout) == (0, True, True)
+    told = await run("report", "taxes", "--csv")
+    assert [row["tax"] for row in table(told.stdout.encode())] == ["11.6"]
+    told = await run("report", "ledger", "--csv", "--account", "bank:1800", "--account", "tax:1776")
+    assert {"1800", "1776"} <= {row["account"] for row in table(told.stdout.encode())}
+    file = tmp_path / "revenue.parquet"
+    assert (await run("report", "revenue", "--parquet", str(file))).exit_code == 0
+    assert [str(row["amount"]) for row in pq.read_table(file).to_pylist()] == ["58.000000000000"]
+    refused = await run("report", "revenue", "--from", "April")
+    assert (refused.exit_code, "2026-04" in refused.stderr) == (1, True)
+    assert (await run("report", "deferred-revenue")).exit_code == 0
