@@ -41,6 +41,12 @@ BESIDE = {
     "usage.csv": ("usage",),
     "usage.parquet": ("usage",),
     "usage.focus.csv": ("usage",),
+    **{
+        f"{name}.{what}": ("report", name.removeprefix("reports/"))
+        for name, report in REPORTS.items()
+        if name.startswith("reports/")
+        for what in ("show", *(file.suffix.removeprefix(".") for file in report.documents))
+    },
 }
 
 
