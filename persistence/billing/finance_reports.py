@@ -60,7 +60,7 @@ SELECT i.organization_id, o.name AS organization, i.currency,
 # Lines with what they are taxed by: as the line says, else as its document's one line of tax does.
 _TAXED = f"""
 SELECT i.id, i.organization_id, o.name AS organization, i.currency, i.at, i.sign, l.kind = 'tax' AS is_tax,
-       l.amount, coalesce((to_jsonb(l)->>'tax_rate')::numeric, (
+       l.amount, coalesce(l.tax_rate, (
            SELECT max((substring(t.description FROM '([0-9.]+) %$'))::numeric) / 100 FROM invoice_line AS t
             WHERE t.invoice_id = i.id AND t.kind = 'tax'), 0) AS rate, {{supplied}} AS supplied
   FROM ({{documents}}) AS i JOIN organization AS o ON o.id = i.organization_id

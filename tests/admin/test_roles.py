@@ -20,7 +20,8 @@ WRITERS = {
     "credit-additions": "b", "prices": "b", "budgets": "b", "invoices": "b", "payments": "b", "charges": "",
     "events": "b", "amendments": "b", "reratings": "", "credit-transactions": "", "feature-usage": "",
     "calls": "", "webhooks": "", "webhook-deliveries": "", "quarantine": "o", "dead-letters": "o",
-    "audit-log": "", "reconciliation": "o", "usage": "", "activity": "",
+    "audit-log": "", "reconciliation": "o", "usage": "", "activity": "", "reports/receivables": "",
+    "reports/deferred-revenue": "", "reports/revenue": "", "reports/taxes": "", "reports/ledger": "",
 }  # fmt: skip
 # Where an operation has others.
 OTHERWISE = {"organizations.delete": "o", "services.change": "bo"}
