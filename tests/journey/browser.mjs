@@ -136,6 +136,7 @@ found.call = new URL(page.url()).pathname;
 // An invoice from draft to final.
 await page.goto(`${asked.url}/invoices/${asked.invoice}`);
 await page.click("summary:text-is('Finalize')");
+await page.check("form[action$=finalize] input[name=confirmed]");
 await page.click("form[action$=finalize] button[type=submit]");
 await page.waitForURL("**done=finalize");
 found.invoice = (await page.textContent("main .under .mark")).trim();
@@ -153,7 +154,7 @@ found.kept = await background();
 // A phone: nothing is wider than the screen, the menu opens and leads on.
 await page.setViewportSize({ width: 360, height: 740 });
 for (const path of ["/", "/tenants", `/tenants/${asked.tenant}`, "/organizations", "/services/new", "/audit-log",
-  `/invoices/${asked.invoice}`, "/credit-additions", "/reconciliation",
+  `/invoices/${asked.invoice}`, "/credit-additions", "/reconciliation", "/receivables",
   "/usage", "/usage?group_by=tenant,user,model&shape=lines&range=24h", "/calls", found.call, found.path,
   "/budgets", "/budgets/new", `/budgets/${asked.budget}`, "/organizations/1", "/search?q=a", "/search?q=nobody", "/tenants?sort=-name"]) {
   await page.goto(asked.url + path);

@@ -45,25 +45,25 @@ def mount_finance(app: web.Application, ports: AdminPorts, root: str) -> None:
     async def show(request: web.Request, name: str) -> web.Response:
         mine = await allowed(request, name)
         sent = read_once(request.query)
-        asked = _checked(PAGED[name], sent)
+        asked = checked(PAGED[name], sent)
         limit, cursor = asked.pop("limit", ITEMS_DEFAULT), asked.pop("cursor", None)
         rest = {each: sent[each] for each in sent if each not in _PAGING}
         mark = fingerprint(f"reports/{name}", rest, descending=False)
         skip = _skipped(cursor, mark)
-        rows = await mine.store.report(name, _asked(mine, name, asked), skip, limit + 1)
+        rows = await mine.store.report(name, asked_of(mine, name, asked), skip, limit + 1)
         shown = shown_as(name, asked)
         more = encode_cursor((skip + limit,), mark) if len(rows) > limit else None
         return web.json_response({"items": [shown(row) for row in rows[:limit]], "next_cursor": more})
 
     async def as_csv(request: web.Request, name: str) -> web.StreamResponse:
-        mine, asked = await allowed(request, name), _checked(ASKED[name], read_once(request.query))
-        wanted = _asked(mine, name, asked)
+        mine, asked = await allowed(request, name), checked(ASKED[name], read_once(request.query))
+        wanted = asked_of(mine, name, asked)
         pieces = _lines(mine, name, wanted, shown_as(name, asked))
         return await files.answer(request, _file(name, wanted, "csv"), CSV, pieces)
 
     async def as_parquet(request: web.Request, name: str) -> web.StreamResponse:
-        mine, asked = await allowed(request, name), _checked(ASKED[name], read_once(request.query))
-        wanted = _asked(mine, name, asked)
+        mine, asked = await allowed(request, name), checked(ASKED[name], read_once(request.query))
+        wanted = asked_of(mine, name, asked)
         file = await Parquet.of(_file(name, wanted, "parquet"), columns_of(name), money_of(name))
         rows = await mine.store.report(name, wanted, 0, ROWS_MAX)
         return await files.answer(request, file.name, file.media, _written(file, rows))
@@ -125,7 +125,8 @@ async def _written(file: Parquet, rows: Any) -> AsyncGenerator[bytes, None]:
     yield file.tail()
 
 
-def _checked(model: Any, sent: Mapping[str, str]) -> dict[str, Any]:
+def checked(model: Any, sent: Mapping[str, str]) -> dict[str, Any]:
+    """What a query string asks, field by field; `Unprocessable` names what is wrong with it."""
     values = {name: number_or_text(text) if name in _NUMBERS else text for name, text in sent.items()}
     return body.check(model, values)
 
@@ -141,7 +142,7 @@ def _skipped(cursor: object, mark: str) -> int:
     return place[0]
 
 
-def _asked(mine: AdminPorts, name: str, asked: Mapping[str, Any]) -> Asked:
+def asked_of(mine: AdminPorts, name: str, asked: Mapping[str, Any]) -> Asked:
     """What is asked, of the caller's own organization where it has one; of another there is nothing."""
     own, organization_id = mine.actor.organization_id, asked.get("organization_id")
     if own is not None and organization_id not in {None, own}:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -17,7 +16,6 @@ from gateway.admin.console.cells import label_of
 from gateway.admin.console.desk import Desk, query
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.console.sessions import Signed
-from gateway.admin.resources.invoices import InvoiceLine
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.usage import GROUPS, UsageQuery, end_of
 
@@ -46,9 +44,7 @@ PREVIEWS = (
 )
 # Tenants times days whose use is added up for one chart: of 20,000 tenants, the last 10 days.
 TENANT_DAYS_MAX = 200_000
-LINES_A_PAGE = 100
 
-_POSITION = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 LEDGER = Screen(
     "", "token-ledger", "Ledger", "movement",
@@ -63,7 +59,7 @@ async def about_tenant(desk: Desk, request: web.Request, row: Row) -> Mapping[st
     tenant_id = int(str(row["id"]))
     [with_quota], keys, ledger, cost, its_budgets = await asyncio.gather(
         lists.with_quotas(desk, [row]),
-        _preview(desk, "api-keys", tenant_id=tenant_id),
+        preview(desk, "api-keys", tenant_id=tenant_id),
         lists.page_of(
             desk,
             LEDGER,
@@ -130,12 +126,12 @@ async def about_organization(desk: Desk, request: web.Request, row: Row) -> Mapp
     usage, spent, *previews = await asyncio.gather(
         _organization_use(desk, organization_id, measure),
         spending.spent(desk.ports.store, asked, "cost"),
-        *(_preview(desk, name, organization_id=organization_id) for name in PREVIEWS),
+        *(preview(desk, name, organization_id=organization_id) for name in PREVIEWS),
     )
     return {"previews": previews, "chart": usage, "of": measure, "month": spent.totals}
 
 
-async def _preview(desk: Desk, name: str, **filters: int) -> dict[str, Any]:
+async def preview(desk: Desk, name: str, **filters: int) -> dict[str, Any]:
     """The first rows of a list that belongs to a page, and where all of them are."""
     screen = SCREENS[name]
     wanted = query(PREVIEW_ROWS, newest_first=screen.newest_first, **filters)
@@ -196,26 +192,3 @@ async def _organization_use(desk: Desk, organization_id: int, measure: str) -> c
 def _last_days(days: int = DAYS) -> tuple[date, date]:
     until = datetime.now(UTC).date()
     return until - timedelta(days=days - 1), until
-
-
-async def about_invoice(desk: Desk, request: web.Request, row: Row) -> Mapping[str, Any]:
-    """Some of an invoice's lines, in order, the names they refer to, and what of it was paid."""
-    sent = request.query.get("after", "")
-    after = int(sent) if _POSITION.fullmatch(sent) else 0
-    lines = await desk.ports.figures.invoice_lines(int(str(row["id"])), after, LINES_A_PAGE + 1)
-    payments = None
-    if row["payment_status"] is not None and after == 0:
-        payments = await _preview(desk, "payments", invoice_id=int(str(row["id"])))
-    shown = [InvoiceLine.model_validate(line).model_dump(mode="json") for line in lines[:LINES_A_PAGE]]
-    return {
-        "shown": shown,
-        "payments": payments,
-        "is_first": after == 0,
-        "next": f"{request.path}?after={shown[-1]['position']}" if len(lines) > LINES_A_PAGE else "",
-        "line_names": await desk.names(
-            {
-                "services": {line["service_id"] for line in shown if line["service_id"]},
-                "tenants": {line["tenant_id"] for line in shown if line["tenant_id"]},
-            }
-        ),
-    }

@@ -11,7 +11,17 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from gateway.admin.api import reconciliation, usage_files
-from gateway.admin.console import accounts, budgets, calls, explorer, lists, reconciling, search
+from gateway.admin.console import (
+    accounts,
+    budgets,
+    calls,
+    explorer,
+    invoices,
+    lists,
+    receivables,
+    reconciling,
+    search,
+)
 from gateway.admin.console.desk import Desk, Posted, Writing
 from gateway.admin.console.exports import Exports
 from gateway.admin.console.live import Live
@@ -33,7 +43,7 @@ EXTRAS: dict[str, Extras] = {
     "api-keys": accounts.about_key,
     "users": accounts.about_user,
     "calls": calls.about_call,
-    "invoices": accounts.about_invoice,
+    "invoices": invoices.about_invoice,
     "budgets": budgets.about_budget,
 }
 # Addresses of programs: what is not there is a problem, not a page.
@@ -64,6 +74,7 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     router.add_get("/usage", desk.reading(explorer.show))
     router.add_get("/search", desk.reading(search.show))
     router.add_post("/search", desk.asking(search.ask))
+    router.add_get("/receivables", desk.reading(receivables.show))
     router.add_get("/reconciliation", desk.reading(reconciling.show))
     for address, repair in (("/reconciliation", False), ("/reconciliation/repair", True)):
         run = desk.writing(partial(reconciling.run, repair=repair), reconciliation.REPORT, reconciliation.RUN)

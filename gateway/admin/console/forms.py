@@ -43,6 +43,7 @@ _MINUTE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?", re.ASCII)
 class Form:
     """A form on a page: fields, what is in them, what is wrong with them.
 
+    What cannot be taken back is `confirmed` by a tick that says so.
     `former` are the values a change starts from; `once` names this filling-in, so that sending
     it twice does it once. `choices` lists what an id may refer to, where that is a short list.
     """
@@ -59,6 +60,7 @@ class Form:
     choices: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
     is_open: bool = False
     is_dangerous: bool = False
+    confirmed: str = ""
     once: str = field(default_factory=lambda: uuid4().hex)
 
     @property

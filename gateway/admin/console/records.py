@@ -35,6 +35,15 @@ EDITS = {"tenants": "Change plan, name or limits"}
 # Actions that cannot be taken back as simply as they are done.
 DANGEROUS = frozenset({"revoke", "void", "block", "cancel", "reset", "uncollectible", "reverse", DELETE})
 
+# What is ticked before an action that nothing takes back.
+CONFIRMED = {
+    ("invoices", "finalize"): "It gets its number, and nothing changes it any more.",
+    ("invoices", "void"): "It keeps its number, and what it billed is owed again.",
+    ("invoices", "payments"): "The money is there: a payment is given back, never changed.",
+    ("invoices", "uncollectible"): "Nobody hopes for what is left to pay.",
+    ("payments", "reverse"): "The money went back, and the invoice is to be paid again.",
+}
+
 # What a page of a certain resource shows beyond its fields.
 Extras = Callable[[Desk, web.Request, Row], Awaitable[Mapping[str, Any]]]
 
@@ -209,7 +218,9 @@ class Records:
     def _action_form(self, where: str, action: Action) -> Form:
         title = action.name.replace("-", " ").capitalize()
         form = self._form(f"{where}/{address_of(action)}", title, title, action.body, action.name)
-        return replace(form, note=f"{action.summary}.", is_dangerous=action.name in DANGEROUS)
+        confirmed = CONFIRMED.get((self._screen.name, action.name), "")
+        dangerous = action.name in DANGEROUS
+        return replace(form, note=f"{action.summary}.", is_dangerous=dangerous, confirmed=confirmed)
 
     def _form(self, action: str, title: str, submit: str, model: type[In] | None, verb: str) -> Form:
         resource = self._screen.resource

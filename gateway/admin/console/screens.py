@@ -242,6 +242,8 @@ def menu(actor: Actor) -> dict[str, list[tuple[str, str, str]]]:
     found = {"": [("overview", "Overview", "/"), ("usage", "Usage and cost", "/usage")]}
     if _is_read(actor, REPORTS["reconciliation"]):
         found["Operation"] = [("reconciliation", "Reconciliation", "/reconciliation")]
+    if _is_read(actor, REPORTS["reports/receivables"]):
+        found["Billing"] = [("receivables", "Receivables", "/receivables")]
     for screen in SCREENS.values():
         if _is_read(actor, screen.resource):
             found.setdefault(screen.heading, []).append((screen.name, screen.title, f"/{screen.name}"))

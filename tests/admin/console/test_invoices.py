@@ -1,0 +1,79 @@
+"""Invoices in the console: states, due date, payments and history with links; and who owes what."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from html import unescape
+
+from tests.admin.conftest import Api
+from tests.admin.console.conftest import Person
+from tests.admin.test_invoices import acme, draft
+
+
+def history(text: str) -> list[str]:
+    """What the page says happened, in order, as it reads."""
+    found = re.search(r'<ol class="history">(.*?)</ol>', text, re.DOTALL)
+    assert found
+    items = re.findall(r"<li>.*?</time>(.*?)</li>", found[1], re.DOTALL)
+    return [" ".join(unescape(re.sub("<[^>]+>", " ", item)).split()) for item in items]
+
+
+async def test_an_invoice_tells_what_became_of_it(api: Api, admin: Person) -> None:
+    ids = await acme(api)
+    made = await draft(api, ids)
+    one = f"/invoices/{made['id']}"
+    assert history((await admin.open(one)).text) == ["Drafted draft"]
+    done = (await api.post(f"invoices/{made['id']}/finalize")).json
+    assert (await admin.fill(one, f"{one}/payments", amount="9.60", reference="bank-1")).status == 303
+    [payment] = (await api.get(f"payments?invoice_id={made['id']}")).json["items"]
+    asked = {"lines": [{"position": 1, "amount": "10.00"}]}
+    note = (await api.post(f"invoices/{made['id']}/credit-note", asked)).json
+    noted = (await api.post(f"invoices/{note['id']}/finalize")).json
+    page = await admin.open(one)
+    assert f"due {done['due_date']}" in page.text
+    assert history(page.text) == [
+        "Drafted draft",
+        f"Final as {done['number']}, due on {done['due_date']} finalized",
+        "Paid: $9.60, bank-1",
+        f"Credit note {noted['number']}: −$12.00 finalized",
+    ]
+    assert f'href="/payments/{payment["id"]}"' in page.text
+    assert f'href="/invoices/{note["id"]}"' in page.text
+    said = history((await admin.open(f"/invoices/{note['id']}")).text)
+    assert said[0] == f"Drafted, of invoice {done['number']} draft"
+
+
+async def test_what_nothing_takes_back_is_ticked_first(api: Api, admin: Person, reader: Person) -> None:
+    made = await draft(api, await acme(api))
+    one = f"/invoices/{made['id']}"
+
+    def ticked(text: str, action: str) -> bool:
+        form = re.search(rf'<form method="post" action="{one}/{action}".*?</form>', text, re.DOTALL)
+        return form is not None and 'name="confirmed" value="yes" required' in form[0]
+
+    page = (await admin.open(one)).text
+    assert (ticked(page, "finalize"), ticked(page, "recompute")) == (True, False)
+    await api.post(f"invoices/{made['id']}/finalize")
+    page = (await admin.open(one)).text
+    assert all(ticked(page, action) for action in ("void", "payments", "uncollectible"))
+    assert "<form" not in (await reader.open(one)).text.split("<main")[1]
+
+
+async def test_who_owes_what_since_when(api: Api, admin: Person, reader: Person) -> None:
+    assert "Nobody has anything to pay." in (await admin.open("/receivables")).text
+    ids = await acme(api)
+    made = await draft(api, ids)
+    await api.post(f"invoices/{made['id']}/finalize")
+    page = await reader.open("/receivables")
+    assert page.status == 200
+    assert f'href="/organizations/{ids["organization"]}"' in page.text
+    assert "$69.60" in page.text
+    assert 'href="/receivables" aria-current="page"' in page.text
+    late = datetime.now(UTC).date() + timedelta(days=14 + 31)
+    aged = (await admin.open(f"/receivables?at={late}")).text
+    cell = re.search(r'data-label="31–60 days">(.*?)</td>', aged, re.DOTALL)
+    assert cell is not None
+    assert "$69.60" in cell[1]
+    assert (await admin.open("/receivables?at=yesterday")).status == 422
+    assert (await admin.open("/receivables?colour=red")).status == 422
