@@ -65,6 +65,16 @@ MODULES = {
 _FLAGS = (
     "-Wno-misleading-indentation", "-fvisibility=hidden", "-fno-semantic-interposition", "-fno-plt",
 )  # fmt: skip
+# Where only errors lead is laid out apart, so that what runs is close together: three quarters of all C.
+_RARE = """\
+typedef struct _object PyObject;
+#define RARE __attribute__((cold)) void
+RARE CPy_AddTraceback(const char *, const char *, int, PyObject *);
+RARE CPy_AttributeError(const char *, const char *, const char *, const char *, int, PyObject *);
+RARE CPy_TypeError(const char *, PyObject *);
+RARE CPy_TypeErrorTraceback(const char *, const char *, int, PyObject *, const char *, PyObject *);
+RARE CPyError_OutOfMemory(void);
+"""
 _CONSTANT = re.compile(r"_?[A-Z][A-Z0-9_]*")
 _PLAIN = "dataclass(slots=True)"
 _FUTURE = "from __future__ import annotations\n"
@@ -107,8 +117,11 @@ def build(target: Path) -> None:
         finalize(target / name)
     flags = os.environ.get("CFLAGS") or sysconfig.get_config_var("CFLAGS") or ""
     environ = {"MYPYC_OPT_LEVEL": "3"} | os.environ
-    environ |= {"PYTHONPATH": str(target), "CFLAGS": " ".join((flags, *_FLAGS)).strip()}
+    rare = target / "rare.h"
+    rare.write_text(_RARE, encoding="utf-8")
+    environ |= {"PYTHONPATH": str(target), "CFLAGS": " ".join((flags, *_FLAGS, "-include rare.h")).strip()}
     subprocess.run([sys.executable, "-m", "mypyc", *files], cwd=target, env=environ, check=True)  # noqa: S603  # our own words
+    rare.unlink()
     shutil.rmtree(target / "build", ignore_errors=True)
     shutil.rmtree(target / ".mypy_cache", ignore_errors=True)
 

@@ -250,7 +250,8 @@ class HoldRequest:
     `budgets` are the accounts of budgets it takes from. Their windows hold `money` in nano-units,
     `raw_tokens` of all kinds, or one request; under a strict plan `money_most` and `raw_most`, where that is
     more. Where the call states no maximum (`money_least`, `raw_least` not 0) they hold what is free of that,
-    but no less. An account for somebody that is one too many is replaced by that of all others.
+    but no less. An account for somebody that is one too many is replaced by that of all others. `names` are
+    those of the accounts, where they are known.
     """
 
     caller: Caller
@@ -273,6 +274,7 @@ class HoldRequest:
     raw_tokens: int = 0
     raw_most: int = 0
     raw_least: int = 0
+    names: tuple[str, ...] = ()
 
     def weighed(self, weights: Weights) -> tuple[int, int, int]:
         """Need, ceiling and least as they count under these weights."""

@@ -13,7 +13,7 @@ _QUOTE: Final = ord('"')
 _D, _I, _L, _S, _UNDERSCORE = ord("d"), ord("i"), ord("l"), ord("s"), ord("_")
 _CASE: Final = ord("a") ^ ord("A")
 # An image or a file named by its address, or by the id it was stored under.
-_FILES: Final = (b'url":"', b'ri":"', b'file_id":"')
+_FILES: Final = (b'url"', b'ri"', b'file_id"')
 
 
 class Names:
@@ -32,26 +32,28 @@ NO_NAMES: Final = Names()
 
 def names_in(written: bytes) -> Names:
     """What the names of a body end like, which is written as `write_document` does."""
-    ids, files, colons = False, 0, 0
-    at = written.find(b":")
-    while at > 0:
-        if written[at - 1] == _QUOTE and at > 2:
-            ids = ids or _is_id(written, at - 2)
-            if written[at - 2] in (_L, _I, _D) and written[max(0, at - 8) : at + 2].endswith(_FILES):
+    parts = written.split(b":", COLONS_MAX)
+    behind = parts.pop()
+    if len(parts) == COLONS_MAX:
+        return Names(True, sum([written.count(name + b':"') for name in _FILES]))
+    ids, files = False, 0
+    for part in reversed(parts):
+        last = len(part) - 2
+        if last > 0 and part[last + 1] == _QUOTE:
+            ids = ids or _is_id(part, last)
+            is_text = len(behind) > 0 and behind[0] == _QUOTE
+            if is_text and part[last] in (_L, _I, _D) and part.endswith(_FILES):
                 files += 1
-        colons += 1
-        if colons == COLONS_MAX:
-            return Names(True, sum([written.count(one) for one in _FILES]))
-        at = written.find(b":", at + 1)
+        behind = part
     return Names(ids, files)
 
 
-def _is_id(written: bytes, last: int) -> bool:
+def _is_id(part: bytes, last: int) -> bool:
     """Whether a name that ends here ends like an id's."""
-    several = written[last] | _CASE == _S
+    several = part[last] | _CASE == _S
     if several:
         last -= 1
-    if last < 2 or written[last] | _CASE != _D or written[last - 1] | _CASE != _I:
+    if last < 2 or part[last] | _CASE != _D or part[last - 1] | _CASE != _I:
         return False
-    before = written[last - 2]
+    before = part[last - 2]
     return before == _UNDERSCORE or (before == _QUOTE and not several)

@@ -34,7 +34,7 @@ class BudgetHold:
         claim = self._claim = budget_claim(self._prices, estimate, call)
         self._read = call.input_estimate
         self._usual: TokenRate | None = None
-        request.budgets = budgets.accounts
+        request.budgets, request.names = budgets.accounts, budgets.names
         request.money, request.money_most = claim.money, claim.money_most
         request.money_least = claim.money_least
         if TOKENS in units:
@@ -56,7 +56,7 @@ class BudgetHold:
     def name_in(self, decision: Decision) -> None:
         """Say what the budget is called that a decision tells of."""
         if decision.budget is not None:
-            decision.budget = self.budgets.named(decision.budget)
+            self.budgets.name_in(decision.budget)
 
     def refusal(self, decision: Decision, tally: Tally) -> Refusal:
         """The refusal a decision stands for, counted where a budget refuses."""
@@ -68,7 +68,7 @@ class BudgetHold:
 
     def bound(self, request: HoldRequest, decision: Decision, estimate: Estimate, call: Call) -> int | None:
         """The call is admitted: the most tokens of one answer that its hold allows, None for no limit."""
-        self.accounts = tuple([one.name for one in request.budgets])
+        self.accounts = request.names
         enforced = self.budgets.enforced
         if MONEY in enforced:
             limit_uses(call, self._prices)
@@ -81,6 +81,7 @@ class BudgetHold:
 
     def money(self, facts: CallFacts) -> int:
         """What a call came to in nano-units; nothing where it has no price in the currency of its budgets."""
-        if facts.cost is None or facts.currency != self.budgets.currency:
+        cost = facts.cost
+        if cost is None or facts.currency != self.budgets.currency:
             return 0
-        return min(facts.cost, INTEGER_MAX)
+        return min(cost, INTEGER_MAX)

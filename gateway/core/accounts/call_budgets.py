@@ -41,11 +41,12 @@ Said = tuple[int, int, int, str, int | None, tuple[str, ...], str]
 class CallBudgets(Kept):
     """What calls of one kind take from: `accounts` as they are defined until `until_ms` (0: for ever).
 
-    Their windows count these `units`; those of the units `enforced` refuse too. `by_id` has all budgets of
-    the organization, `currency` is what their money is counted in. They are `of` these.
+    `names` are theirs. Their windows count these `units`; those of the units `enforced` refuse too. `by_id`
+    has all budgets of the organization, `currency` is what their money is counted in. They are `of` these.
     """
 
     accounts: tuple[BudgetAccount, ...]
+    names: tuple[str, ...]
     until_ms: int
     units: frozenset[str]
     enforced: frozenset[str]
@@ -53,13 +54,11 @@ class CallBudgets(Kept):
     currency: str
     of: OrganizationBudgets
 
-    def named(self, window: BudgetWindow) -> BudgetWindow:
-        """A window with what it is called, and what its money is counted in."""
+    def name_in(self, window: BudgetWindow) -> None:
+        """Say what a window is called, and what its money is counted in."""
         budget = self.by_id.get(window.budget_id)
-        name = str(window.budget_id) if budget is None else budget.name
-        return BudgetWindow(
-            window.budget_id, window.limit, window.used, window.reset_ms, window.unit, name, self.currency
-        )
+        window.name = str(window.budget_id) if budget is None else budget.name
+        window.currency = self.currency
 
 
 class OrganizationBudgets:
@@ -116,6 +115,7 @@ class OrganizationBudgets:
             )
         return CallBudgets(
             tuple(accounts),
+            tuple([one.name for one in accounts]),
             min(ends, default=0),
             self._same(frozenset(units)),
             self._same(frozenset(enforced)),

@@ -26,6 +26,8 @@ _SEARCHING_MODELS: Final = ("search", "sonar", ":online")
 MODELS_REMEMBERED_MAX: Final = 4_096
 # Where a provider keeps tools that a body names by an id: any of them may be there.
 _KEPT: Final = ("cachedContent", "cached_content")
+# Without any of these a body asks for no tool and no search.
+_ASKING: Final = frozenset({"tools", "prompt", _SEARCH_PARAMETERS, *_SEARCH_FIELDS, *_KEPT})
 # Tools that are the client's own, whatever their names.
 _OF_CLIENT: Final = ("function", "custom")
 
@@ -42,6 +44,8 @@ def uses_of(call: Call, document: Document, priced: Collection[str]) -> dict[str
     found: dict[str, int] = {}
     shape = SHAPES.get(call.meter)
     if not priced or shape is None:
+        return found
+    if _ASKING.isdisjoint(document) and not _models_search(call):
         return found
     tools, searches, names_kept = _tools(document), _searches(call, document), _names_kept(document)
     if not tools and not searches and not names_kept:
@@ -96,12 +100,12 @@ def _searches(call: Call, document: Document) -> int:
         return _uses(stated)
     if any(document.get(field) is not None for field in _SEARCH_FIELDS):
         return TOOL_USES
-    if _may_search(call.model):
-        return TOOL_USES
-    for model in call.models_beside:
-        if _may_search(model):
-            return TOOL_USES
-    return 0
+    return TOOL_USES if _models_search(call) else 0
+
+
+def _models_search(call: Call) -> bool:
+    """Whether a model that may answer searches by itself."""
+    return _may_search(call.model) or any(_may_search(model) for model in call.models_beside)
 
 
 def _may_search(model: str) -> bool:

@@ -170,6 +170,7 @@ class Counters(LiveHolds):
             self._directory.weighing.learn(request.caller.tenant_id, decision.limit)
         else:
             request.budgets = replaced(request.budgets, decision.used)
+            request.names = tuple([one.name for one in request.budgets])
             self.crowded.met(request.caller.organization_id, request.budgets)
 
     def _give_up(self, wait: Wait[Reply], request: HoldRequest) -> None:
@@ -212,13 +213,11 @@ class Counters(LiveHolds):
             settlement.over,
         )
         counted = b""
-        if frame.paid is not None:
-            before, behind = frame.paid
-            requests = 1 if settlement.charge else 0
-            counted = before + paid_packed(settlement.money, settlement.raw_tokens, requests) + behind
-        return b"%b%b%b%b%b$%d\r\n%b\r\n$%d\r\n%b\r\n%b%b" % (
+        if frame.names:
+            counted = paid_packed(settlement.money, settlement.raw_tokens, 1 if settlement.charge else 0)
+        return b"%b%b%b%b%b$%d\r\n%b\r\n$%d\r\n%b\r\n%b%b%b" % (
             SETTLE_HEAD, used, frame.who, settlement.request_id.encode(), frame.settle_user,
-            len(attribution), attribution, len(metadata), metadata, frame.settle_end, counted,
+            len(attribution), attribution, len(metadata), metadata, frame.settle_end, counted, frame.names,
         )  # fmt: skip
 
     async def _spool(self, settlement: Settlement, arguments: bytes) -> Settled:
@@ -234,4 +233,4 @@ class Counters(LiveHolds):
 
 def _names(request: HoldRequest) -> tuple[str, ...]:
     """The budget accounts of a call."""
-    return tuple([one.name for one in request.budgets]) if request.budgets else NO_BUDGETS
+    return request.names or (tuple([one.name for one in request.budgets]) if request.budgets else NO_BUDGETS)

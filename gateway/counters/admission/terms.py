@@ -47,20 +47,27 @@ class Terms:
         """
         known = self._resolved.get(service.key)
         if known is None or known.base is not service:
-            known = self._resolved[service.key] = _Resolved(service, self._negotiated.get(service.id))
-            known.given = self._is_given(known.service, meters)
+            known = self._resolved[service.key] = self._resolve(service, meters)
+        if known.since_ms <= now_ms < known.until_ms:
+            return known.included
         if not known.given:
             raise ServiceNotIncluded("This service was not given to the organization.", retry_helps=False)
         if known.service.meter != SUBSCRIPTION:
             return known.service
         terms = self._terms
         if terms.since_ms <= now_ms < terms.until_ms:
-            if service.key not in self._features:
-                raise ServiceNotIncluded(retry_helps=False)
-            return known.included
+            raise ServiceNotIncluded(retry_helps=False)
         if terms.subscribed or 0 < terms.until_ms <= now_ms:
             raise ServiceNotIncluded("The organization's subscription is not in force.", retry_helps=False)
         return known.service
+
+    def _resolve(self, service: Service, meters: Mapping[int, str]) -> _Resolved:
+        known = _Resolved(service, self._negotiated.get(service.id))
+        known.given = self._is_given(known.service, meters)
+        if known.given and known.service.meter == SUBSCRIPTION and service.key in self._features:
+            known.since_ms = float(self._terms.since_ms)
+            known.until_ms = float(self._terms.until_ms)
+        return known
 
     def _is_given(self, service: Service, meters: Mapping[int, str]) -> bool:
         if service.meter == SUBSCRIPTION or service.id in self._negotiated:
@@ -72,13 +79,15 @@ class Terms:
 class _Resolved:
     """A service of the catalogue as one organization has it; `included` is the one its subscription pays.
 
-    `given` says that it may use it, as far as that does not depend on a subscription.
+    That is so from `since_ms` on and before `until_ms`. `given` says that it may use it, as far as that does
+    not depend on a subscription.
     """
 
-    __slots__ = ("base", "given", "included", "service")
+    __slots__ = ("base", "given", "included", "service", "since_ms", "until_ms")
 
     def __init__(self, base: Service, negotiated: Negotiated | None) -> None:
         self.base = base
         self.given = True
+        self.since_ms = self.until_ms = 0.0
         self.service = as_negotiated(base, negotiated)
         self.included = replace(self.service, needs_plan=False)

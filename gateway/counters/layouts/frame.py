@@ -64,7 +64,7 @@ class Frames:
 class Frame(Kept):
     """The wire bytes of one caller's calls: what they move, and what is before and behind that which changes.
 
-    Of budgets `paid` is what comes before and behind that which their windows count.
+    `names` are those of budgets' accounts, behind that which their windows count.
     """
 
     __slots__ = (
@@ -72,7 +72,7 @@ class Frame(Kept):
         "_defined_of",
         "_reserve_end",
         "flags",
-        "paid",
+        "names",
         "reserve",
         "service",
         "settle",
@@ -100,9 +100,9 @@ class Frame(Kept):
         self._defined_of: tuple[BudgetAccount, ...] = ()
         self._defined = b""
         # Attribution and metadata stand between the user and the tiers; last is what budgets count.
-        self.settle_user, self.settle_end = b"\r\n" + bulks(arguments[1]), bulks(*tiers_of(release))
-        before, _, behind = bulks(*paid(release)).partition(PAID.pack(0, 0, 0))
-        self.paid = (before, behind) if budgets else None
+        self.settle_user = b"\r\n" + bulks(arguments[1])
+        before, _, self.names = bulks(*paid(release)).partition(PAID.pack(0, 0, 0))
+        self.settle_end = bulks(*tiers_of(release)) + before
 
     def end_of(self, request: HoldRequest) -> bytes:
         """What stands behind that which changes: last what windows hold and what accounts are."""

@@ -110,13 +110,12 @@ def cut_length(head: bytes) -> tuple[bytes, int]:
     once and remembered. A second length in what is left shows up as `RequestHead.length`.
     """
     for spelling in _LENGTH_SPELLINGS:
-        at = head.find(spelling)
-        if at >= 0:
-            start = at + len(spelling)
-            end = head.find(b"\r\n", start)
-            length = decimal(head[start:end])
-            if length >= 0:
-                return head[:at] + head[end:], length
+        before, found, rest = head.partition(spelling)
+        if found:
+            length, end, behind = rest.partition(b"\r\n")
+            number = decimal(length)
+            if number >= 0:
+                return b"%b%b%b" % (before, end, behind), number
     return head, -1
 
 

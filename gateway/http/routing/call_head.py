@@ -79,8 +79,9 @@ class Line(Kept):
 class Reading:
     """A head that is read by its lines, sorted by what they do, and what was new of it.
 
-    `trace_id` is what one of `traces` says in the usual form. `whole` are all its bytes where every line was
-    known, `new` lines that were not; `routed`, `proof` and `said` are there where they had to be worked out.
+    Those of `proving` and of `saying` are one text each. `trace_id` is what one of `traces` says in the usual
+    form. `whole` are all its bytes where every line was known, `new` lines that were not; `routed`, `proof`
+    and `said` are there where they had to be worked out.
     """
 
     __slots__ = (
@@ -92,8 +93,7 @@ class Reading:
         self.whole = head
         self.deciding = [request_line]
         self.passing: list[bytes] = []
-        self.proving: list[bytes] = []
-        self.saying: list[bytes] = []
+        self.proving = self.saying = b""
         self.traces: list[bytes] = []
         self.trace_id = ""
         self.new: list[tuple[bytes, Line]] = []

@@ -76,9 +76,9 @@ class HeadReader:
         if news.routed is not None:
             self._routed.keep(_joined(news.deciding), news.routed)
         if news.proof is not None:
-            self._proofs.keep(_joined(news.proving), news.proof)
+            self._proofs.keep(news.proving, news.proof)
         if news.said is not None:
-            self._said.keep(_joined(news.saying), news.said)
+            self._said.keep(news.saying, news.said)
         if news.whole:
             self._heads.keep(news.whole, call)
 
@@ -101,9 +101,9 @@ class HeadReader:
             if role & DECIDES:
                 reading.deciding.append(line)
             elif role & PROVES:
-                reading.proving.append(line)
+                reading.proving = _with(reading.proving, line)
             elif role & SAYS:
-                reading.saying.append(line)
+                reading.saying = _with(reading.saying, line)
             elif role & TRACES:
                 reading.traces.append(line)
             elif role & AMBIGUOUS:
@@ -135,7 +135,7 @@ class HeadReader:
         return routed
 
     def _prove(self, reading: Reading) -> Proof:
-        proof = self._proofs.find(_joined(reading.proving))
+        proof = self._proofs.find(reading.proving)
         if proof is not None:
             return proof
         try:
@@ -146,7 +146,7 @@ class HeadReader:
         return proof
 
     def _say(self, reading: Reading) -> Said:
-        said = self._said.find(_joined(reading.saying))
+        said = self._said.find(reading.saying)
         if said is not None:
             return said
         try:
@@ -201,8 +201,13 @@ def _joined(lines: list[bytes]) -> bytes:
     return lines[0] if len(lines) == 1 else b"\r\n".join(lines)
 
 
-def _values(lines: list[bytes]) -> Values:
-    _, values = read_fields(lines)
+def _with(text: bytes, line: bytes) -> bytes:
+    """A text of lines with one more."""
+    return b"%b\r\n%b" % (text, line) if text else line
+
+
+def _values(text: bytes) -> Values:
+    _, values = read_fields(text.split(b"\r\n") if text else [])
     return values
 
 

@@ -181,5 +181,8 @@ def test_the_user_of_a_call_is_its_keys_own_first() -> None:
 
 def test_a_window_is_named() -> None:
     found = of(MONTH).find(CALL, NOW)
-    assert found.named(BudgetWindow(1, 5, 1, 0, 1)) == BudgetWindow(1, 5, 1, 0, 1, "all, a month", "EUR")
-    assert found.named(BudgetWindow(99, 5, 1, 0, 1)).name == "99"
+    known, unknown = BudgetWindow(1, 5, 1, 0, 1), BudgetWindow(99, 5, 1, 0, 1)
+    found.name_in(known)
+    found.name_in(unknown)
+    assert known == BudgetWindow(1, 5, 1, 0, 1, "all, a month", "EUR")
+    assert unknown.name == "99"
