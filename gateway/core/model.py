@@ -242,16 +242,14 @@ class HoldRequest:
 
     `need` is the estimate in tokens, `ceiling` what the call could use at most. Under a strict plan the
     ceiling is held, and of `credits` all: cut to what is free, but never below `least` and `credits_least`,
-    where the call states no maximum; both are 0 where it does, or cannot be bound.
-    With `raises` the same request holds something already, taken before its body (all of it 0, best by
-    NO_SERVICE): its request and slots are not taken again, and a refusal leaves that hold as it was. Where
-    that hold is gone, all is taken again.
-    Of what is needed `read_likely` is input, of the most it could use `read`: plans with weights go by that.
-    `budgets` are the accounts of budgets it takes from. Their windows hold `money` in nano-units,
-    `raw_tokens` of all kinds, or one request; under a strict plan `money_most` and `raw_most`, where that is
-    more. Where the call states no maximum (`money_least`, `raw_least` not 0) they hold what is free of that,
-    but no less. An account for somebody that is one too many is replaced by that of all others. `names` are
-    those of the accounts, where they are known.
+    where the call states no maximum; both are 0 where it does, or cannot be bound. With `raises` the same
+    request holds something already, taken before its body (all of it 0, best by NO_SERVICE): its request and
+    slots are not taken again, and a refusal leaves that hold as it was. Where that hold is gone, all is taken
+    again. Of what is needed `read_likely` is input, of the most `read`: plans with weights go by that.
+    `budgets` are the accounts of budgets it takes from, `names` theirs where known. Their windows hold `money`
+    in nano-units, `raw_tokens` of all kinds, or one request; under a strict plan `money_most` and `raw_most`,
+    where that is more. Where the call states no maximum (`money_least`, `raw_least` not 0) they hold what is
+    free of that, but no less. Somebody's account that is one too many is replaced by that of all others.
     """
 
     caller: Caller

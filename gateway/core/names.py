@@ -1,24 +1,26 @@
-"""What the names of a written body end like: each is looked at once, for all who ask.
+"""What the names in a body end like: each is looked at once, for all who ask.
 
-Names decide where an id may stand, and where an image or a file does. A body is written without blanks, so a
-name is what stands in front of `":`. A text may have such a place as well: it counts as a name.
+By them it is known whether an id may stand in a body, and how many images and files it names and does not
+hold.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-COLONS_MAX: Final = 4_096  # a body of more may name anything: no more is looked at
-_QUOTE: Final = ord('"')
-_D, _I, _L, _S, _UNDERSCORE = ord("d"), ord("i"), ord("l"), ord("s"), ord("_")
-_CASE: Final = ord("a") ^ ord("A")
-# An image or a file named by its address, or by the id it was stored under.
-_FILES: Final = (b'url"', b'ri"', b'file_id"')
+from gateway.core.families.controlled import Document
+from gateway.errors import InvalidRequest
+
+NAMES_REMEMBERED_MAX: Final = 4_096
+NAME_CHARACTERS_MAX: Final = 64  # of one that is remembered
+_ID, _FILE = 1, 2
+# An image or a file is named by its address, or by the id it was stored under.
+_FILES: Final = ("url", "ri", "file_id")
 
 
 class Names:
-    """`ids` says that a name ends like an id's, in any case: `…_id`, `…_ids` or `id`; `files` counts names
-    of images and files that are not in the body.
+    """`ids` says that a name ends like an id's, in any case: `…_id`, `…_ids` or `id`; `files` counts texts
+    that name an image or a file.
     """
 
     __slots__ = ("files", "ids")
@@ -30,30 +32,49 @@ class Names:
 NO_NAMES: Final = Names()
 
 
-def names_in(written: bytes) -> Names:
-    """What the names of a body end like, which is written as `write_document` does."""
-    parts = written.split(b":", COLONS_MAX)
-    behind = parts.pop()
-    if len(parts) == COLONS_MAX:
-        return Names(True, sum([written.count(name + b':"') for name in _FILES]))
-    ids, files = False, 0
-    for part in reversed(parts):
-        last = len(part) - 2
-        if last > 0 and part[last + 1] == _QUOTE:
-            ids = ids or _is_id(part, last)
-            is_text = len(behind) > 0 and behind[0] == _QUOTE
-            if is_text and part[last] in (_L, _I, _D) and part.endswith(_FILES):
-                files += 1
-        behind = part
-    return Names(ids, files)
+def names_in(document: Document) -> Names:
+    """What the names in a document end like; `InvalidRequest` where it is nested too deeply to see."""
+    names = Names()
+    try:
+        _look(document, names)
+    except RecursionError as error:
+        raise InvalidRequest("The body is nested too deeply.") from error
+    return names
 
 
-def _is_id(part: bytes, last: int) -> bool:
-    """Whether a name that ends here ends like an id's."""
-    several = part[last] | _CASE == _S
-    if several:
-        last -= 1
-    if last < 2 or part[last] | _CASE != _D or part[last - 1] | _CASE != _I:
-        return False
-    before = part[last - 2]
-    return before == _UNDERSCORE or (before == _QUOTE and not several)
+def _look(value: Document, names: Names) -> None:
+    for name, inside in value.items():
+        kind = _known.get(name)
+        if kind is None:
+            kind = _kind(name)
+        if kind:
+            names.ids = names.ids or kind & _ID > 0
+            if kind & _FILE and isinstance(inside, str):
+                names.files += 1
+        if isinstance(inside, dict):
+            _look(inside, names)
+        elif isinstance(inside, list):
+            _look_at_each(inside, names)
+
+
+def _look_at_each(values: list[object], names: Names) -> None:
+    for each in values:
+        if isinstance(each, dict):
+            _look(each, names)
+        elif isinstance(each, list):
+            _look_at_each(each, names)
+
+
+def _kind(name: str) -> int:
+    """What a name ends like; those that came last are remembered, within bounds."""
+    folded = name.lower()
+    kind = _ID if folded == "id" or folded.endswith(("_id", "_ids")) else 0
+    kind |= _FILE if name.endswith(_FILES) else 0
+    if len(name) <= NAME_CHARACTERS_MAX:
+        if len(_known) >= NAMES_REMEMBERED_MAX:
+            _known.clear()
+        _known[name] = kind
+    return kind
+
+
+_known: Final[dict[str, int]] = {}

@@ -281,8 +281,7 @@ class Charge:
         if service.counts_tokens:
             tally.used(service.key, usage.input, usage.output, usage.total)
         tally.served(self._caller.tenant_id, usage.total if service.counts_tokens else 0)
-        cost = facts.cost
-        if cost is not None:
+        if (cost := facts.cost) is not None:
             tally.cost(service.key, call.model, facts.currency, cost)
         if usage.total and (cost is None or self._stands_in):
             tally.unpriced[service.key] = tally.unpriced.get(service.key, 0) + 1

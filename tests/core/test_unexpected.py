@@ -69,7 +69,7 @@ def test_a_body_of_any_family(meter: tuple[str, Family], document: object, escap
 def test_the_objects_of_any_document(family: Family, document: dict[str, Any]) -> None:
     body = json.dumps(document, separators=(",", ":")).encode()
     with contextlib.suppress(Refusal):
-        named(family, body, names_in(body), document)
+        named(family, body, names_in(document), document)
 
 
 @pytest.mark.parametrize("uri", ["http://[x", "https://[::1/v1beta/files/a", "http://a\uff0fb/files/x"])
@@ -77,4 +77,4 @@ def test_an_address_that_is_none(uri: str) -> None:
     document = {"contents": [{"parts": [{"fileData": {"fileUri": uri}}]}]}
     body = json.dumps(document, separators=(",", ":")).encode()
     with contextlib.suppress(Refusal):
-        named(Family("gemini"), body, names_in(body), document)
+        named(Family("gemini"), body, names_in(document), document)

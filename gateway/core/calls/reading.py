@@ -35,7 +35,7 @@ def read_call(
     added = _ask_for_usage(call, document) if call.streamed and shape.asks_for_usage else 0
     written = call.body = write_document(document)
     check_names(body, written, added)
-    call.names = names_in(written)
+    call.names = names_in(document)
     size = len(written)
     if size > BLOB_BYTES_MIN:
         size, call.blob_tokens = without_blobs(written)

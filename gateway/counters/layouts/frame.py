@@ -30,6 +30,8 @@ KEPT_AT: Final = len(SETTLE_HEAD) + packing.BATCH_BYTES
 NO_BUDGETS: Final[tuple[str, ...]] = ()
 
 
+# Texts that frames share, by the organizations that are in use and their budgets; each some hundred bytes.
+TEXTS_MAX: Final = 4_096
 # How many accounts of budgets a frame has room for that is no larger than most are.
 FREE_ACCOUNTS: Final = 4
 
@@ -102,7 +104,7 @@ class Frame(Kept):
         # Attribution and metadata stand between the user and the tiers; last is what budgets count.
         self.settle_user = b"\r\n" + bulks(arguments[1])
         before, _, self.names = bulks(*paid(release)).partition(PAID.pack(0, 0, 0))
-        self.settle_end = bulks(*tiers_of(release)) + before
+        self.settle_end = _shared(bulks(*tiers_of(release)) + before)
 
     def end_of(self, request: HoldRequest) -> bytes:
         """What stands behind that which changes: last what windows hold and what accounts are."""
@@ -110,12 +112,22 @@ class Frame(Kept):
         if not accounts:
             return self._reserve_end
         if accounts is not self._defined_of:
-            self._defined_of, self._defined = accounts, bulks(*[one.defined for one in accounts])
+            self._defined_of, self._defined = accounts, _shared(bulks(*[one.defined for one in accounts]))
         held = need_packed(
             request.money, request.money_most, request.money_least,
             request.raw_tokens, request.raw_most, request.raw_least,
         )  # fmt: skip
         return b"%b%b%b\r\n%b" % (self._reserve_end, _NEED_HEAD, held, self._defined)
+
+
+def _shared(text: bytes) -> bytes:
+    """The one text of these bytes: callers of one organization have the same definitions, one by one."""
+    if len(_texts) >= TEXTS_MAX:
+        _texts.clear()
+    return _texts.setdefault(text, text)
+
+
+_texts: Final[dict[bytes, bytes]] = {}
 
 
 def _form(verb: str, partition: int, keys: tuple[str, ...], arguments: int) -> Form:

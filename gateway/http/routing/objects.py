@@ -79,7 +79,7 @@ def read_objects(owned: Owned, call: Call) -> None:
         call.document = read_document(call.body)
         written = write_document(call.document)
         check_names(call.body, written, 0)
-        call.body, call.names = written, names_in(written)
+        call.body, call.names = written, names_in(call.document)
         chosen = chosen_name(call.family, call.document) if owned.keeps is not None and not owned.id else None
         if chosen is not None:
             raise InvalidRequest(f"The upstream chooses {chosen}: leave it out.", param=chosen)

@@ -115,7 +115,7 @@ LOUD = FULL._replace(
 def asked(**fields: Any) -> Call:
     document = {"model": "m", "messages": [{"role": "user", "content": "of caches and audio"}], **fields}
     body = msgspec.json.encode(document)
-    return Call("openai_chat", Family("openai"), body, "m", document=document, names=names_in(body))
+    return Call("openai_chat", Family("openai"), body, "m", document=document, names=names_in(document))
 
 
 @pytest.mark.parametrize(

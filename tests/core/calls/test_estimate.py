@@ -145,9 +145,8 @@ def test_the_most_goes_by_size_whatever_was_learned() -> None:
         estimator.learn(call(), 1, "chat", used(3, 1))
     assert estimator.hold(call(output_max=10), 1, "chat").ceiling == 160
     asked = call(output_max=10)
-    asked.names = names_in(
-        b'{"image_url":{"url":"https://a"},"file_data":{"fileUri":"gs://b"},"file_id":"c"}'
-    )
+    files = {"image_url": {"url": "https://a"}, "file_data": {"fileUri": "gs://b"}, "file_id": "c"}
+    asked.names = names_in(files)
     assert estimator.hold(asked, 1, "chat").ceiling == 160 + 3 * BLOB_TOKENS
     for _ in range(300):
         estimator.learn(call(), 1, "chat", used(290, 1))

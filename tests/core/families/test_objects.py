@@ -17,7 +17,7 @@ from gateway.errors import InvalidRequest
 
 def names(family: Family, document: dict[str, Any]) -> tuple[str, ...]:
     body = json.dumps(document, separators=(",", ":")).encode()
-    return named(family, body, names_in(body), document)
+    return named(family, body, names_in(document), document)
 
 
 CALLED = {"name": "look", "arguments": '{"file_id":"x"}'}

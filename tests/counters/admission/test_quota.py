@@ -17,6 +17,7 @@ import pytest
 from gateway.core.billing.rate import TokenRate
 from gateway.core.model import (
     NO_SERVICE,
+    BudgetAccount,
     Caller,
     Decision,
     HoldRequest,
@@ -447,6 +448,21 @@ def test_of_large_frames_there_are_fewer() -> None:
     for number in range(100):
         frames.frame_of(caller, f"another {number}", CHAT)
     assert len(frames) == 20
+
+
+def test_what_callers_have_in_common_is_there_once() -> None:
+    frames, made = Frames(9), []
+    for key_id in (3, 4):
+        caller = Caller(1, 2, key_id, 4)
+        request = HoldRequest(caller, new_id(), "ann", CHAT, 5, 5)
+        request.budgets = (BudgetAccount("all", f"{7:08}".encode(), enforced=True),)
+        frame = frames.frame_of(caller, "ann", CHAT, ("all",))
+        assert frame.end_of(request).endswith(b"00000007\r\n")
+        made.append(frame)
+    first, second = made
+    assert first.who != second.who
+    assert first.settle_end is second.settle_end
+    assert first._defined is second._defined
 
 
 async def test_a_service_that_changed_is_charged_as_it_is_now(world: World, hire: Hire) -> None:
