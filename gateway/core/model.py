@@ -246,7 +246,7 @@ class HoldRequest:
     request holds something already, taken before its body (all of it 0, best by NO_SERVICE): its request and
     slots are not taken again, and a refusal leaves that hold as it was. Where that hold is gone, all is taken
     again. Of what is needed `read_likely` is input, of the most `read`: plans with weights go by that.
-    `budgets` are the accounts of budgets it takes from, `names` theirs where known. Their windows hold `money`
+    `budgets` are the accounts of budgets it takes from, `names` theirs if known. Their windows hold `money`
     in nano-units, `raw_tokens` of all kinds, or one request; under a strict plan `money_most` and `raw_most`,
     where that is more. Where the call states no maximum (`money_least`, `raw_least` not 0) they hold what is
     free of that, but no less. Somebody's account that is one too many is replaced by that of all others.
