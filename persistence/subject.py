@@ -84,21 +84,20 @@ class Change:
     ) -> list[UUID]:
         """Write a control write per account, answer their ids; no organization concerns every partition."""
         partition = self.partition_of(organization_id) if organization_id is not None else None
-        rows = [
-            {
-                "id": uuid4(),
-                "partition": partition,
-                "account": account,
-                "verb": verb,
-                "payload": dict(payload),
-            }
-            for account in accounts
-        ]
+        rows = [write_of(partition, account, verb, payload) for account in accounts]
+        self.intend_all(rows)
+        return [UUID(str(row["id"])) for row in rows]
+
+    def intend_all(self, rows: Sequence[Row]) -> None:
+        """Write control writes in their order; the first of each account are reported before others."""
         for at in range(0, len(rows), INSERT_ROWS_MAX):
             self.connection.execute(insert(control_write), rows[at : at + INSERT_ROWS_MAX])
+        known = {intent.account for intent in self.intents}
+        firsts = {str(row["account"]): row for row in reversed(rows) if row["account"] not in known}
+        others = [row for row in rows if firsts.get(str(row["account"])) is not row]
         room = INTENTS_REPORTED_MAX - len(self.intents)
-        self.intents += [Intent(str(row["id"]), str(row["account"])) for row in rows[:room]]
-        return [UUID(str(row["id"])) for row in rows]
+        told = [*reversed(firsts.values()), *others][: max(0, room)]
+        self.intents += [Intent(str(row["id"]), str(row["account"])) for row in told]
 
     def define(self, account: str, organization_id: object) -> None:
         """Have an account of an organization loaded again."""
@@ -114,6 +113,16 @@ Verb = Callable[[Change], Row]
 
 # The row a command names, in what refers to it.
 THIS: BindParameter[int] = bindparam("this")
+
+
+def write_of(
+    partition: int | None, account: str, verb: str, payload: Row, write_id: object = None
+) -> dict[str, object]:
+    """A control write as its table has it; one without an id of its own gets one."""
+    return {
+        "id": write_id or uuid4(), "partition": partition, "account": account, "verb": verb,
+        "payload": dict(payload),
+    }  # fmt: skip
 
 
 def hold_flushes(connection: Connection, partition: object) -> None:

@@ -20,7 +20,7 @@ from gateway.admin.ports import INLINE_PUSHES_MAX, AdminPorts
 from gateway.admin.resources import RESOURCES, Action, Part, Resource
 from gateway.core.accounts.administration import Claim, Command, Committed, Place, Query, Replay, Row
 from gateway.core.accounts.roles import CREATE, DELETE
-from gateway.errors import Conflict, Unprocessable
+from gateway.errors import Conflict, StoreUnavailable, Unprocessable
 
 _log = logging.getLogger("tollkeeper.admin")
 # Pushes under way; the loop itself holds tasks only weakly.
@@ -184,15 +184,22 @@ class Operations:
             if not await self._push(done):
                 status = 202
         except Conflict as refused:
-            if command.claim is not None:
-                await self._ports.store.finish(command.claim, refused.status, {"detail": refused.message})
+            await self._finish(command, refused.status, {"detail": refused.message})
             raise
         if status == 204:
             return Done(204)
         content = await self._render(answers, done.row)
-        if command.claim is not None:
-            await self._ports.store.finish(command.claim, status, content)
+        await self._finish(command, status, content)
         return Done(status, {**content, **(once or {})}, made=command.verb == "create")
+
+    async def _finish(self, command: Command, status: int, content: Row) -> None:
+        """Keep the answer under its claim; where that fails, what was committed with the write is kept."""
+        if command.claim is None:
+            return
+        try:
+            await self._ports.store.finish(command.claim, status, content)
+        except StoreUnavailable:
+            _log.warning("an answer is not kept", extra={"request_id": command.request_id})
 
     async def _push(self, written: Committed) -> bool:
         """Push what was written; False if something of it is applied later.
@@ -210,7 +217,10 @@ class Operations:
             _log.warning("control writes wait", exc_info=error, extra={"accounts": accounts[:8]})
             return False
         if accounts:
-            refusal = await self._ports.store.refusal([intent.id for intent in written.intents])
+            try:
+                refusal = await self._ports.store.refusal([intent.id for intent in written.intents])
+            except StoreUnavailable:  # what became of it nobody can say now; it is committed
+                return False
             if refusal is not None:
                 raise Conflict(refusal)
         return pushing.result() and len(accounts) <= INLINE_PUSHES_MAX

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import Connection, case, insert, select, text
 
-from gateway.core.accounts.administration import Intent, Row
+from gateway.core.accounts.administration import Row
 from gateway.core.accounts.holds import correction_id
 from gateway.core.billing.pricing import IN_MONEY, MICRO, NANO, Tier
 from gateway.core.billing.tiers import pack_tiers
@@ -21,10 +21,9 @@ from gateway.errors import Conflict, Unprocessable
 from persistence.billing import charges
 from persistence.ledger import statements, usage_rollup, usage_spans
 from persistence.resources.app_users import acting
-from persistence.subject import Change, Subject
+from persistence.subject import Change, Subject, write_of
 from persistence.tables.billing import amendment
 from persistence.tables.ledgers import credit_addition, money
-from persistence.tables.operations import control_write
 
 _CALL = text("""
 SELECT organization_id, tenant_id, service_id, created_at, tokens, credits, content_id, project_id
@@ -138,9 +137,7 @@ def _take_back(change: Change, call: Any, quota: int, units: int, tiers: bytes) 
         "tokens": quota, "units": units, "tiers": tiers.hex() if units else "",
         "corrects": str(values["request_id"]), "reason": values["reason"],
     }  # fmt: skip
-    write = correcting_write(change, call, moves)
-    change.connection.execute(insert(control_write).values(write))
-    change.intents.append(Intent(str(write["id"]), str(write["account"])))
+    change.intend_all([correcting_write(change, call, moves)])
 
 
 def correcting_write(change: Change, call: Any, moves: Row) -> dict[str, object]:
@@ -150,10 +147,8 @@ def correcting_write(change: Change, call: Any, moves: Row) -> dict[str, object]
         "tenant_id": call.tenant_id, "service_id": call.service_id or 0,
         "attribution": f"{content}\t{project}\t", **moves,
     }  # fmt: skip
-    return {
-        "id": correction_id(str(uuid4())), "partition": change.partition_of(call.organization_id),
-        "account": f"organization:{call.organization_id}", "verb": "amend", "payload": payload,
-    }  # fmt: skip
+    account, partition = f"organization:{call.organization_id}", change.partition_of(call.organization_id)
+    return write_of(partition, account, "amend", payload, correction_id(str(uuid4())))
 
 
 def _give(change: Change, organization_id: int, amount: int) -> None:

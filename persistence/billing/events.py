@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, insert, text
+from sqlalchemy import Connection, text
 
-from gateway.core.accounts.administration import Intent, Row
+from gateway.core.accounts.administration import Row
 from gateway.core.accounts.definitions import Negotiated
 from gateway.core.accounts.weights import Weights, millionths
 from gateway.core.billing import events
-from gateway.core.billing.events import Told, Unacceptable, Use
+from gateway.core.billing.events import Told, Unacceptable
 from gateway.core.billing.price_book import choose, read_price
 from gateway.core.billing.pricing import read_pricing
 from gateway.core.billing.vector import Vector
@@ -27,9 +27,8 @@ from gateway.core.model import Service
 from gateway.core.moments import ms_of
 from persistence.billing import charges
 from persistence.resources.prices import candidates
-from persistence.subject import Change, Subject
+from persistence.subject import Change, Subject, write_of
 from persistence.tables.billing import use_event
-from persistence.tables.operations import control_write
 
 _TENANTS = """
 SELECT t.id, t.organization_id, o.currency, p.weights, p.overage_policy, q.cycle, q.next_reset_at
@@ -81,7 +80,7 @@ class _Batch:
     tenants: dict[str, _Tenant] = field(default_factory=dict)
     services: dict[tuple[int, str], Service] = field(default_factory=dict)
     prices: dict[tuple[str, str, datetime], Vector | None] = field(default_factory=dict)
-    late: dict[int, set[int]] = field(default_factory=dict)
+    late: set[int] = field(default_factory=set)
 
     @property
     def connection(self) -> Connection:
@@ -93,18 +92,24 @@ def take(change: Change) -> Row:
     sent = change.command.values["events"]
     assert isinstance(sent, list)
     batch = _Batch(change, change.connection.execute(_KEPT).scalar())
-    accepted = duplicates = 0
     rejected: list[Row] = list(change.command.values["rejected"])  # type: ignore[call-overload]  # a list
-    for place, event in sent:
+    writes: dict[int, Row] = {}
+    duplicates = 0
+    # In an order of their own: two deliveries of the same, each in another order, never wait for each other.
+    for place, event in sorted(sent, key=lambda one: (one[1]["source"], one[1]["id"])):
         try:
-            taken = _take(batch, event)
+            write = _take(batch, event)
         except Unacceptable as error:
             rejected.append(refused(place, event, error.name, error.reason))
         else:
-            accepted, duplicates = accepted + taken, duplicates + (not taken)
+            if write is None:
+                duplicates += 1
+            else:
+                writes[place] = write
+    change.intend_all([writes[place] for place in sorted(writes)])
     _charge_late(batch)
     rejected.sort(key=lambda row: int(str(row["index"])))
-    return {"id": 0, "accepted": accepted, "duplicates": duplicates, "rejected": rejected}
+    return {"id": 0, "accepted": len(writes), "duplicates": duplicates, "rejected": rejected}
 
 
 def refused(place: int, event: Mapping[str, Any], name: str, reason: str) -> Row:
@@ -113,12 +118,12 @@ def refused(place: int, event: Mapping[str, Any], name: str, reason: str) -> Row
     return {"index": place, **told, "field": name, "reason": reason}
 
 
-def _take(batch: _Batch, event: Mapping[str, Any]) -> bool:
-    """Take one event in; False where it was taken before, whatever it says now."""
+def _take(batch: _Batch, event: Mapping[str, Any]) -> Row | None:
+    """Take one event in; its control write, None where it was taken before, whatever it says now."""
     connection, now = batch.connection, batch.change.now
     named = {"source": event["source"], "id": event["id"]}
     if connection.execute(_KNOWN, named).first() is not None:
-        return False
+        return None
     at = event.get("time") or now
     _check_time(batch, at)
     tenant = _tenant(batch, event["subject"])
@@ -136,24 +141,15 @@ def _take(batch: _Batch, event: Mapping[str, Any]) -> bool:
         "actor": batch.change.command.actor.scope,
     }  # fmt: skip
     if connection.execute(_TAKE, row).first() is None:
-        return False
+        return None
     if late:
-        batch.late.setdefault(tenant.organization_id, set()).add(tenant.id)
-    _intend(batch.change, str(request_id), tenant.organization_id, use)
-    return True
-
-
-def _intend(change: Change, write_id: str, organization_id: int, use: Use) -> None:
-    """Have the counters take a use: its id is the call's, so its row in a ledger makes it done."""
-    account = f"organization:{organization_id}"
-    partition = change.partition_of(organization_id)
-    change.connection.execute(
-        insert(control_write).values(
-            id=write_id, partition=partition, account=account, verb="use", payload=events.written(use)
-        )
+        batch.late.add(tenant.organization_id)
+    # Its id is the call's, so the call's row in a ledger makes it done.
+    account, partition = (
+        f"organization:{tenant.organization_id}",
+        batch.change.partition_of(tenant.organization_id),
     )
-    if all(intent.account != account for intent in change.intents):
-        change.intents.append(Intent(write_id, account))
+    return write_of(partition, account, "use", events.written(use), request_id)
 
 
 def _check_time(batch: _Batch, at: datetime) -> None:
@@ -253,10 +249,13 @@ def _told(data: Mapping[str, Any], at: datetime) -> Told:
 
 
 def _charge_late(batch: _Batch) -> None:
-    """Charge what events tell of cycles that are over."""
-    for organization_id in sorted(batch.late):
+    """Charge what events tell of cycles that are over: organizations are held, then partitions, in order."""
+    change, late = batch.change, sorted(batch.late)
+    for organization_id in late:
         charges.hold(batch.connection, organization_id)
-        batch.change.hold_flushes(batch.change.partition_of(organization_id))
+    for partition in sorted({change.partition_of(each) for each in late}):
+        change.hold_flushes(partition)
+    for organization_id in late:
         charges.accrue_tokens(batch.connection, organization_id)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, text
 
-from gateway.core.accounts.administration import Intent, Row
+from gateway.core.accounts.administration import Row
 from gateway.core.billing.cost import cost_nano
 from gateway.core.billing.price_book import choose, read_price
 from gateway.core.billing.pricing import IN_MONEY
@@ -32,7 +32,6 @@ from persistence.resources import prices
 from persistence.subject import Change, Subject
 from persistence.tables.billing import price, rerating
 from persistence.tables.ledgers import money
-from persistence.tables.operations import control_write
 
 # Calls that one price rates again.
 RERATED_MAX = 10_000
@@ -141,11 +140,7 @@ def _write(change: Change, row: Row, rated: Sequence[_Rated]) -> None:
             for one in rated
         ],
     )  # fmt: skip
-    moving = [_intended(change, one, reason) for one in rated if one.more]
-    if moving:
-        connection.execute(insert(control_write), moving)
-    for account, write in {str(each["account"]): each for each in moving}.items():
-        change.intents.append(Intent(str(write["id"]), account))
+    change.intend_all([_intended(change, one, reason) for one in rated if one.more])
     _tell(connection, int(str(row["id"])), rated)
 
 

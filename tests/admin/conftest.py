@@ -301,6 +301,7 @@ def ports_over(
     counters: MemoryCounters,
     failures: Failures | None = None,
     letterhead: Letterhead = LETTERHEAD,
+    store: type[Store] = Store,
 ) -> AdminPorts:
     """Everything the admin port is made of: a real store, counters in memory."""
 
@@ -315,7 +316,7 @@ def ports_over(
 
     figures = Figures(engine, partition_of)
     return AdminPorts(
-        store=Store(engine, partition_of, mail_allowed=True, letterhead=letterhead),
+        store=store(engine, partition_of, mail_allowed=True, letterhead=letterhead),
         pusher=counters,
         counters=counters,
         account_closing=counters,
@@ -337,13 +338,16 @@ def ports_over(
 
 @asynccontextmanager
 async def api_of(
-    admin_database: str, keeper_database: str, letterhead: Letterhead = LETTERHEAD
+    admin_database: str,
+    keeper_database: str,
+    letterhead: Letterhead = LETTERHEAD,
+    store: type[Store] = Store,
 ) -> AsyncIterator[Api]:
     engine = engines.create(keeper_database)
     counters = MemoryCounters(admin_database)
     # Cookies are kept by who has them, not by the client.
     failures = Failures(time.monotonic, free_max=10_000)  # a test that is refused often does not wait
-    server = TestServer(build(ports_over(engine, counters, failures, letterhead)))
+    server = TestServer(build(ports_over(engine, counters, failures, letterhead, store)))
     async with TestClient(server, cookie_jar=DummyCookieJar()) as client:
         yield Api(client, counters, admin_database, failures=failures)
     await engine.dispose()

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 
+from gateway.core.accounts.administration import Claim, Row
 from gateway.core.billing.events import AGE_DAYS_MAX, AMOUNT_MAX, EVENTS_MAX, request_of
-from tests.admin.conftest import READONLY, Answer, Api
+from gateway.errors import StoreUnavailable
+from persistence.store import Store
+from tests.admin.conftest import READONLY, Answer, Api, api_of
 
 BATCH = {"Content-Type": "application/cloudevents-batch+json"}
 
@@ -56,6 +61,58 @@ async def test_redelivery_changes_nothing_even_at_the_same_moment(api: Api) -> N
     assert sum(answer.json["accepted"] for answer in answers) == 5
     assert sum(answer.json["duplicates"] for answer in answers) == 15
     assert len(waiting(api)) == 5
+
+
+async def test_deliveries_in_other_orders_never_wait_for_each_other(api: Api) -> None:
+    made = await tenant(api)
+    first, second = (event(f"tenant:{made['id']}", id=name) for name in ("a", "b"))
+    [(service,)] = api.rows("select id from service where key = 'chat'")
+    take = (
+        "insert into use_event (source, event_id, type, organization_id, tenant_id, service_id, request_id,"
+        " used_at, late_tokens, actor) values ('importer', %s, 'use', %s, %s, %s, %s, now(), 0, 'other')"
+    )
+    whose = (made["organization_id"], made["id"], service)
+    with psycopg.connect(api.url) as other:
+        other.execute("set lock_timeout = '60s'")
+        other.execute(take, ("a", *whose, uuid4()))
+        ours = asyncio.create_task(api.post("events", [second, first]))
+        await api.until_locked()
+        # Ours waits for the first of them by name, and has nothing that this one would wait for.
+        other.execute("set lock_timeout = '1ms'")
+        other.execute(take, ("b", *whose, uuid4()))
+        other.commit()
+    assert (await ours).json == {"accepted": 0, "duplicates": 2, "rejected": []}
+
+
+async def test_intents_are_in_the_order_that_was_sent(api: Api) -> None:
+    made = await tenant(api)
+    sent = [event(f"tenant:{made['id']}", id=name) for name in ("c", "a", "b")]
+    assert (await api.post("events", sent)).json["accepted"] == 3
+    assert [str(write_id) for write_id, _ in waiting(api)] == [
+        str(request_of("importer", name)) for name in ("c", "a", "b")
+    ]
+
+
+class Silent(Store):
+    """PostgreSQL that is away as soon as a write is committed."""
+
+    async def refusal(self, intents: Sequence[str]) -> str | None:
+        raise StoreUnavailable
+
+    async def finish(self, claim: Claim, status: int, body: Row) -> None:
+        raise StoreUnavailable
+
+
+async def test_what_is_committed_is_told_whatever_fails_behind_it(api: Api, keeper_database: str) -> None:
+    made = await tenant(api)
+    sent = [event(f"tenant:{made['id']}")]
+    async with api_of(api.url, keeper_database, store=Silent) as silent:
+        first, second = [await silent.post("events", sent, key="once") for _ in range(2)]
+        assert (first.status, first.json["accepted"]) == (202, 1)
+        # The key is kept with the write: who asks again too soon is told that the first one may still run.
+        assert second.status == 409
+    assert (await api.post("events", sent)).json == {"accepted": 0, "duplicates": 1, "rejected": []}
+    assert len(waiting(api)) == 1
 
 
 async def test_an_idempotency_key_answers_as_at_first(api: Api) -> None:
