@@ -1,12 +1,13 @@
-"""What a call was charged, taken back in part or whole: once, by rows with a reason and who did it.
+"""What a call was charged, taken back or added to: once, by rows with a reason and who did it.
 
-The counters give back tokens and units, and their ledgers get a row; credits are an addition. Tokens of a
-cycle that is over go back to no quota: they are owed no more. What is billed stays, the next invoice gives
-it back.
+The counters move tokens and units, and their ledgers get a row; credits come back as an addition, and are
+charged as a use. Tokens of a cycle that is over move no quota: they are owed no more, or besides. What is
+billed stays, the next invoice gives it back, or bills it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
@@ -15,10 +16,13 @@ from sqlalchemy import Connection, case, insert, select, text
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.holds import correction_id
-from gateway.core.billing.pricing import IN_MONEY, MICRO, NANO, Tier
+from gateway.core.billing.pricing import IN_MONEY, MICRO, NANO, Tier, spend_micro
 from gateway.core.billing.tiers import pack_tiers
+from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, is_in_money
+from gateway.core.model import INTEGER_MAX, Service
 from gateway.errors import Conflict, Unprocessable
 from persistence.billing import charges
+from persistence.billing.events import in_cycle, service_of
 from persistence.ledger import statements, usage_rollup, usage_spans
 from persistence.resources.app_users import acting
 from persistence.subject import Change, Subject, write_of
@@ -47,10 +51,57 @@ SELECT q.cycle, q.next_reset_at, p.overage_policy
   FROM tenant_quota AS q JOIN tenant AS t ON t.id = q.tenant_id
   LEFT JOIN token_plan AS p ON p.id = coalesce(t.plan_id, t.inherited_plan_id) WHERE q.tenant_id = :tenant""")
 _DONE = select(amendment.c.id)
+_KEY = text("SELECT key FROM service WHERE id = :service")
+KINDS = ("tokens", "credits", "units")
+
+
+@dataclass(frozen=True, slots=True)
+class _Amended:
+    """A call, what moved for it, and its service where it is known; `sign` is 1 of what is taken back."""
+
+    call: Any
+    tokens: Any
+    units: Any
+    service: Service | None
+    sign: int
+
+    @property
+    def in_money(self) -> bool:
+        """Whether its units are billionths of the currency."""
+        service = self.service
+        return bool(self.units.in_money or (not self.units.units and service and is_in_money(service)))
 
 
 def create(change: Change) -> Row:
-    """Take back; `Conflict` where the call was amended before, `Unprocessable` where it has not so much."""
+    """Amend; `Conflict` where that was done before, `Unprocessable` where the call cannot be moved so."""
+    values, connection = change.command.values, change.connection
+    amended = _find(change)
+    call, moved = amended.call, _checked(values, amended)
+    late, quota = _of_quota(change, amended, moved["tokens"])
+    row = insert(amendment).values(
+        request_id=UUID(str(values["request_id"])), organization_id=call.organization_id,
+        tenant_id=call.tenant_id, service_id=call.service_id, used_at=amended.tokens.at or call.created_at,
+        **moved, in_money=amended.in_money, late_tokens=late, reason=values["reason"],
+        direction="IN" if amended.sign > 0 else "OUT", actor=change.command.actor.scope,
+    )  # fmt: skip
+    row_id = int(connection.execute(row.returning(amendment.c.id)).scalar_one())
+    charged = moved["credits"] if amended.sign < 0 else 0
+    if quota or moved["units"] or charged:
+        _settle(change, amended, {"tokens": quota, "units": moved["units"], "credits": charged})
+    if moved["credits"] and not charged:
+        _give(change, call.organization_id, moved["credits"])
+    _tell(
+        connection, str(values["request_id"]), {name: amended.sign * moved[name] for name in KINDS}, amended
+    )
+    if late:
+        charges.hold(connection, call.organization_id)
+        change.hold_flushes(change.partition_of(call.organization_id))
+        charges.accrue_tokens(connection, call.organization_id)
+    return change.fetch(row_id)
+
+
+def _find(change: Change) -> _Amended:
+    """The call, held until the end of the transaction."""
     values, connection = change.command.values, change.connection
     request = {"request": UUID(str(values["request_id"]))}
     call = connection.execute(_CALL, request).first()
@@ -60,32 +111,27 @@ def create(change: Change) -> Row:
     before = connection.execute(_DONE.where(amendment.c.request_id == request["request"])).scalar()
     if before is not None:
         raise Conflict(f"This call was amended already, by amendment {before}: a call is amended once.")
+    key = connection.execute(_KEY, {"service": call.service_id}).scalar()
+    service = None if key is None else service_of(connection, call.organization_id, key)
     tokens, units = connection.execute(_TOKENS, request).one(), connection.execute(_UNITS, request).one()
-    back = _checked(values, call, tokens, units)
-    late, quota = _of_quota(change, call, tokens, back["tokens"])
-    row = insert(amendment).values(
-        request_id=request["request"], organization_id=call.organization_id, tenant_id=call.tenant_id,
-        service_id=call.service_id, used_at=tokens.at or call.created_at, tokens=back["tokens"],
-        credits=back["credits"], units=back["units"], in_money=units.in_money, late_tokens=late,
-        reason=values["reason"], actor=change.command.actor.scope,
-    )  # fmt: skip
-    row_id = int(connection.execute(row.returning(amendment.c.id)).scalar_one())
-    if quota or back["units"]:
-        _take_back(change, call, quota, back["units"], _tiers(connection, call, units))
-    if back["credits"]:
-        _give(change, call.organization_id, back["credits"])
-    _tell(connection, str(request["request"]), back, in_money=units.in_money)
-    if late:
-        charges.hold(connection, call.organization_id)
-        change.hold_flushes(change.partition_of(call.organization_id))
-        charges.accrue_tokens(connection, call.organization_id)
-    return change.fetch(row_id)
+    return _Amended(call, tokens, units, service, -1 if values.get("direction") == "OUT" else 1)
 
 
-def _checked(values: Row, call: Any, tokens: Any, units: Any) -> dict[str, int]:
-    """What is taken back, no more than there is."""
+def _checked(values: Row, amended: _Amended) -> dict[str, int]:
+    """What is moved: no more is taken back than there is, and nothing is added that the service has not."""
     nano = Decimal(str(values.get("amount") or 0)) * NANO
-    asked = {name: int(str(values.get(name) or 0)) for name in ("tokens", "credits", "units")}
+    asked = {name: int(str(values.get(name) or 0)) for name in KINDS}
+    if nano != int(nano):
+        raise Unprocessable(errors=(("amount", "must have 9 decimals at most"),))
+    errors = _too_much(asked, int(nano), amended) if amended.sign > 0 else _foreign(asked, int(nano), amended)
+    if errors:
+        raise Unprocessable(errors=tuple(errors))
+    return {**asked, "units": int(nano) or asked["units"]}
+
+
+def _too_much(asked: dict[str, int], nano: int, amended: _Amended) -> list[tuple[str, str]]:
+    """What there is less of than is to be taken back."""
+    call, tokens, units = amended.call, amended.tokens, amended.units
     moves = tokens.moved > 0 or tokens.late > 0
     has = {
         "tokens": call.tokens if moves else 0,
@@ -100,44 +146,78 @@ def _checked(values: Row, call: Any, tokens: Any, units: Any) -> dict[str, int]:
     charged = units.units if units.in_money else 0
     if nano > charged:
         errors.append(("amount", f"is more than the {Decimal(charged).scaleb(-9):f} the call was charged"))
-    if errors:
-        raise Unprocessable(errors=tuple(errors))
-    return {**asked, "units": int(nano) or asked["units"]}
+    return errors
 
 
-def _of_quota(change: Change, call: Any, tokens: Any, back: int) -> tuple[int, int]:
-    """Tokens that a cycle which is over owes no more, and tokens that go back to the quota."""
-    if not back:
+def _foreign(asked: dict[str, int], nano: int, amended: _Amended) -> list[tuple[str, str]]:
+    """What the service of the call does not charge, or not so much at once."""
+    call, service, units = amended.call, amended.service, amended.units
+    meter = "" if service is None else service.meter
+    counts = amended.tokens.moved > 0 or amended.tokens.late > 0 or (service and service.counts_tokens)
+    has_units = units.units > 0 or meter == PAY_PER_USE
+    charges_it = {
+        "tokens": (counts, "the service of the call counts no tokens"),
+        "credits": (call.credits > 0 or meter == CONSUMPTION, "the service of the call takes no credits"),
+        "units": (has_units and not amended.in_money, "the service of the call has no price a unit"),
+    }
+    errors = [(name, charges_it[name][1]) for name in KINDS if asked[name] and not charges_it[name][0]]
+    if nano and not amended.in_money:
+        errors.append(("amount", "the call is not charged at cost"))
+    if nano > INTEGER_MAX:
+        errors.append(("amount", f"must be at most {Decimal(INTEGER_MAX).scaleb(-9):f}"))
+    return errors
+
+
+def _of_quota(change: Change, amended: _Amended, moved: int) -> tuple[int, int]:
+    """Tokens that a cycle which is over owes no more, or besides; and those that the quota moves by."""
+    call, tokens = amended.call, amended.tokens
+    if not moved:
         return 0, 0
-    counted = tokens.moved or tokens.late
-    part = counted if back == call.tokens else counted * back // call.tokens
-    quota = change.connection.execute(_QUOTA, {"tenant": call.tenant_id}).one()
-    is_last = tokens.cycle == quota.cycle and (
-        quota.next_reset_at is None or quota.next_reset_at > change.now  # else its reset is on its way
-    )
-    over = tokens.moved == 0 or not (is_last or quota.overage_policy == "carry")
-    return (part, 0) if over else (0, part)
+    counted = tokens.moved if tokens.moved > 0 else tokens.late
+    part = moved  # as its plan weighs them, where it has weighed some
+    if counted and call.tokens:
+        part = counted * moved // call.tokens if amended.sign > 0 else -(-counted * moved // call.tokens)
+    quota = change.connection.execute(_QUOTA, {"tenant": call.tenant_id}).first()
+    if quota is None:
+        return 0, part
+    now, runs = change.now, (quota.cycle, quota.next_reset_at)
+    if tokens.cycle is None:
+        is_last = not tokens.late and in_cycle(change.connection, now, call.tenant_id, runs, call.created_at)
+    else:
+        is_last = tokens.cycle == quota.cycle and (
+            quota.next_reset_at is None or quota.next_reset_at > now  # else its reset is on its way
+        )
+    told_late = tokens.moved <= 0 and tokens.late > 0
+    return (part, 0) if told_late or not (is_last or quota.overage_policy == "carry") else (0, part)
 
 
-def _tiers(connection: Connection, call: Any, units: Any) -> bytes:
-    """What its units cost, so that they are taken back at the same: by the prices of their day."""
-    if units.in_money or not units.units:
-        return pack_tiers(IN_MONEY)
+def _tiers(connection: Connection, amended: _Amended) -> tuple[Tier, ...]:
+    """What its units cost: the prices of their day, or of now where it had none."""
+    call, units, service = amended.call, amended.units, amended.service
+    if amended.in_money:
+        return IN_MONEY
+    if not units.units:
+        return service.pricing.ladder if service is not None else ()
     here = {"tenant": call.tenant_id, "service": call.service_id or 0, "at": units.at}
     each = Decimal(units.spend) / (MICRO * units.units)
     prices = connection.execute(_PRICES, here).scalars().all() or [each]
     nearest = min(prices, key=lambda price: abs(price - each))
-    return pack_tiers((Tier(None, nearest),))
+    return (Tier(None, nearest),)
 
 
-def _take_back(change: Change, call: Any, quota: int, units: int, tiers: bytes) -> None:
-    """Have the counters give back tokens and units: the write's id is a correction's."""
-    values = change.command.values
+def _settle(change: Change, amended: _Amended, moved: dict[str, int]) -> None:
+    """Have the counters move what the call was charged: the write's id is a correction's."""
+    values, tiers = change.command.values, b""
+    if moved["units"]:
+        ladder = _tiers(change.connection, amended)
+        if spend_micro(ladder, 0, moved["units"]) > INTEGER_MAX:
+            raise Unprocessable(errors=(("units", "cost more than one amendment may move"),))
+        tiers = pack_tiers(ladder)
     moves = {
-        "tokens": quota, "units": units, "tiers": tiers.hex() if units else "",
+        **{name: amended.sign * amount for name, amount in moved.items()}, "tiers": tiers.hex(),
         "corrects": str(values["request_id"]), "reason": values["reason"],
     }  # fmt: skip
-    change.intend_all([correcting_write(change, call, moves)])
+    change.intend_all([correcting_write(change, amended.call, moves)])
 
 
 def correcting_write(change: Change, call: Any, moves: Row) -> dict[str, object]:
@@ -164,9 +244,9 @@ def _give(change: Change, organization_id: int, amount: int) -> None:
     )  # fmt: skip
 
 
-def _tell(connection: Connection, request_id: str, back: Row, *, in_money: bool) -> None:
+def _tell(connection: Connection, request_id: str, back: dict[str, int], amended: _Amended) -> None:
     """Take it off the call's row, and off what calls add up to; a call at cost is one unit."""
-    values = {**back, "units": 0 if in_money else back["units"], "request_id": request_id}
+    values = {**back, "units": 0 if amended.in_money else back["units"], "request_id": request_id}
     before = connection.exec_driver_sql(statements.CALL_SUMS, values).fetchone()
     after = connection.exec_driver_sql(statements.AMEND_CALL, values).fetchone()
     assert before is not None, "its row is held"

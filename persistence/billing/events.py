@@ -67,8 +67,7 @@ class _Tenant:
     currency: str
     weights: Weights | None
     carries: bool
-    cycle: int | None
-    next_reset_at: datetime | None
+    quota: tuple[int | None, datetime | None]
 
 
 @dataclass(slots=True)
@@ -131,9 +130,12 @@ def _take(batch: _Batch, event: Mapping[str, Any]) -> Row | None:
     service = _service(batch, tenant, data["service"])
     told = _told(data, at)
     price = _price(batch, told.model, tenant.currency, at) if told.model and told.is_counted else None
-    in_cycle = not service.counts_tokens or _in_cycle(batch, tenant, at)
-    use = events.use_of(told, tenant.id, service, price, tenant.weights, in_cycle=in_cycle)
-    late = use.weighed if service.counts_tokens and not in_cycle else 0
+    # A debt that is carried on counts in any cycle.
+    runs = (
+        not service.counts_tokens or tenant.carries or in_cycle(connection, now, tenant.id, tenant.quota, at)
+    )
+    use = events.use_of(told, tenant.id, service, price, tenant.weights, in_cycle=runs)
+    late = use.weighed if service.counts_tokens and not runs else 0
     request_id = events.request_of(named["source"], named["id"])
     row = {
         **named, "type": event["type"], "organization": tenant.organization_id, "tenant": tenant.id,
@@ -186,7 +188,7 @@ def _look(connection: Connection, subject: str) -> _Tenant:
             weights = millionths(row.weights)
             return _Tenant(
                 row.id, row.organization_id, row.currency, Weights.of(weights) if weights else None,
-                row.overage_policy == "carry", row.cycle, row.next_reset_at,
+                row.overage_policy == "carry", (row.cycle, row.next_reset_at),
             )  # fmt: skip
     raise Unacceptable("subject", "is no tenant and no organization here; say tenant:ID or organization:ID")
 
@@ -227,15 +229,21 @@ def _price(batch: _Batch, model: str, currency: str, at: datetime) -> Vector | N
     return batch.prices[wanted]
 
 
-def _in_cycle(batch: _Batch, tenant: _Tenant, at: datetime) -> bool:
-    """Whether a moment lies in the cycle of the quota that runs. A debt that is carried on counts in any."""
-    if tenant.carries or tenant.cycle is None:
+def in_cycle(
+    connection: Connection,
+    now: datetime,
+    tenant_id: int,
+    quota: tuple[int | None, datetime | None],
+    at: datetime,
+) -> bool:
+    """Whether a moment lies in the cycle of a quota that runs: its number, and when it is reset."""
+    cycle, ended = quota
+    if cycle is None:
         return True
-    ended = tenant.next_reset_at
-    if ended is not None and at < ended <= batch.change.now:  # its reset is on its way
+    if ended is not None and at < ended <= now:  # its reset is on its way
         return False
-    cycle = batch.connection.execute(_CYCLE, {"tenant": tenant.id, "at": at}).scalar()
-    return cycle is None or cycle == tenant.cycle
+    found = connection.execute(_CYCLE, {"tenant": tenant_id, "at": at}).scalar()
+    return found is None or found == cycle
 
 
 def _told(data: Mapping[str, Any], at: datetime) -> Told:

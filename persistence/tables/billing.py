@@ -219,7 +219,7 @@ use_event = table(
     UniqueConstraint("request_id"),
 )
 
-# What calls were charged, taken back: once each.
+# What calls were charged, taken back (IN) or added to (OUT): once each.
 amendment = table(
     "amendment",
     identity(),
@@ -231,7 +231,7 @@ amendment = table(
     integers("tokens", "credits", "units"),
     flags("in_money"),
     integers("late_tokens"),
-    texts("reason", "actor"),
+    texts("reason", "actor", "direction"),
     moments("created_at"),
     UniqueConstraint("request_id"),
 )

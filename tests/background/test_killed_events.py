@@ -310,8 +310,8 @@ async def agree(scene: Scene) -> None:
     assert world.organization.spent == units * int(PRICE * 1_000_000)
     # Budgets.
     used = {row["unit"]: row["used"] for row in backend.rows(
-        "select b.unit, sum(u.used)::bigint as used from budget_use as u join budget as b on b.id = u.budget_id"
-        " group by 1"
+        "select b.unit, sum(u.used)::bigint as used"
+        " from budget_use as u join budget as b on b.id = u.budget_id group by 1"
     )}  # fmt: skip
     assert used == {"tokens": tokens, "requests": len(every)}
     # What is owed.

@@ -156,9 +156,12 @@ SCREENS = {
         ),
         Screen(
             "Billing", "amendments", "Amendments", "amendment",
-            ("created_at", "organization_id", "request_id", "tokens", "credits", "units", "amount", "reason"),
-            empty="Nothing was taken back of any call.",
-            filters=("organization_id", "tenant_id", "service_id", "request_id"),
+            (
+                "created_at", "organization_id", "request_id", "direction", "tokens", "credits", "units",
+                "amount", "reason",
+            ),
+            empty="No call was charged less or more.",
+            filters=("organization_id", "tenant_id", "service_id", "request_id", "direction"),
         ),
         Screen(
             "Billing", "reratings", "Rated again", "call rated again",

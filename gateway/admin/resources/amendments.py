@@ -1,17 +1,18 @@
-"""Amendments: what a call was charged, taken back in part or whole, with a reason."""
+"""Amendments: of what a call was charged, so much is taken back, or it is charged more, with a reason."""
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from uuid import UUID
 
 from pydantic import AfterValidator, Field, model_validator
 
 from gateway.admin.resources.resource import Filter, Resource
-from gateway.admin.resources.values import Exactly, Id, In, Instant, Money, Out, PositiveAmount, Text
+from gateway.admin.resources.values import Exactly, Id, In, Instant, Money, Out, Text
 from gateway.core.accounts.roles import BILLING, access
+from gateway.core.billing.events import AMOUNT_MAX
 
-TAKEN_BACK = ("tokens", "credits", "units", "amount")
+MOVED = ("tokens", "credits", "units", "amount")
 
 
 def _uuid(text: str) -> str:
@@ -21,38 +22,48 @@ def _uuid(text: str) -> str:
         raise ValueError("must be the id of a request, a UUID") from error
 
 
+Direction = Literal["IN", "OUT"]
+Moved = Annotated[int, Field(strict=True, ge=1, le=AMOUNT_MAX)]
+
+
 class AmendmentCreate(In):
-    """An amendment: so much is taken back of what a call was charged."""
+    """An amendment: so much is taken back of what a call was charged, or charged besides."""
 
     request_id: Annotated[str, Field(strict=True), AfterValidator(_uuid)]
     reason: Text
     organization_id: Id | None = Field(default=None, description="Whose call it must be.")
-    tokens: PositiveAmount | None = Field(default=None, description="Tokens of the call.")
-    credits: PositiveAmount | None = Field(default=None, description="Given back as an addition.")
-    units: PositiveAmount | None = Field(default=None, description="Of a service with a price a unit.")
+    direction: Direction = Field(
+        default="IN", description="IN takes back of what it was charged; OUT charges it more."
+    )
+    tokens: Moved | None = Field(default=None, description="Tokens of the call.")
+    credits: Moved | None = Field(
+        default=None, description="Given back as an addition, charged as a use of credits."
+    )
+    units: Moved | None = Field(default=None, description="Of a service with a price a unit.")
     amount: Money | None = Field(default=None, description="Money, of a call that was charged at cost.")
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
-        if not any(getattr(self, name) for name in TAKEN_BACK):
-            raise ValueError(f"must take something back: {', '.join(TAKEN_BACK)}")
+        if not any(getattr(self, name) for name in MOVED):
+            raise ValueError(f"must move something: {', '.join(MOVED)}")
         return self
 
 
 class Amendment(Out):
-    """What was taken back of a call, why, and by whom."""
+    """What was taken back of a call, or charged besides, why, and by whom."""
 
     id: Id
     request_id: UUID
     organization_id: Id
     tenant_id: Id
     service_id: Id | None
+    direction: Direction
     tokens: int
     credits: int
     units: int
     amount: Exactly | None = Field(description="Of a call that was charged at cost.")
     late_tokens: int = Field(
-        description="Tokens of a quota whose cycle is over: it gets none back, and owes less."
+        description="Tokens of a quota whose cycle is over: it does not move, and owes less, or more."
     )
     reason: str
     actor: str = Field(description="Who did it.")
@@ -81,7 +92,7 @@ RESOURCES = (
     Resource(
         name="amendments",
         access=access(BILLING),
-        description="What calls were charged, taken back in part or whole. A call is amended once.",
+        description="What calls were charged, taken back or added to. A call is amended once.",
         out=Amendment,
         create=AmendmentCreate,
         named_by="id",
@@ -90,6 +101,7 @@ RESOURCES = (
             "tenant_id": Filter(),
             "service_id": Filter(),
             "request_id": Filter("uuid"),
+            "direction": Filter("text", ("IN", "OUT")),
         },
     ),
     Resource(

@@ -32,7 +32,7 @@ from gateway.counters.keeper.client import (
     UNVERIFIED,
     Client,
 )
-from gateway.counters.keeper.uses import charge_use, take_back
+from gateway.counters.keeper.uses import amend, charge_use
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.frame import NO_ID
 from gateway.counters.redis import keys
@@ -61,7 +61,7 @@ class Control(Client):
         if write.verb == "use":
             return await charge_use(self, write)
         if write.verb == "amend":
-            return await take_back(self, write)
+            return await amend(self, write)
         code = await self.grant(
             write.verb, write.tenant_id, write.organization_id,
             amount=_signed_amount(write), write_id=write.id, metadata=_metadata(write), terms=write.terms,

@@ -1,7 +1,7 @@
-"""Use that did not pass the gateway, and what is taken back of calls: settlements without a hold, once by id.
+"""Use that did not pass the gateway, and what calls are amended by: settlements without a hold, once by id.
 
 Quota, credits and spend move now, as they do for a call that settles late. Of budgets only windows count a
-use that had begun when it was used; what is taken back stays in them.
+use that had begun when it was used; an amendment moves none.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gateway.core.billing import events
 from gateway.core.billing.events import Use
 from gateway.core.billing.pricing import Pricing
 from gateway.core.billing.tiers import read_tiers
-from gateway.core.calls.tariff import PAY_PER_USE, SUBSCRIPTION
+from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, SUBSCRIPTION
 from gateway.core.model import BudgetAccount, Caller, Service, Settlement
 from gateway.counters.admission.stored import decode_terms
 from gateway.counters.keeper.client import APPLIED, UNVERIFIED, Client
@@ -43,18 +43,19 @@ async def charge_use(client: Client, write: ControlWrite) -> bool:
     return await _settle(client, caller, call)
 
 
-async def take_back(client: Client, write: ControlWrite) -> bool:
-    """Take back what a control write says of a call; its id is that of a correction."""
+async def amend(client: Client, write: ControlWrite) -> bool:
+    """Move what a control write says of a call, below zero is charged; its id is that of a correction."""
     amended: dict[str, Any] = dict(write.payload)
     organization_id = write.organization_id
     caller = Caller(organization_id, amended["tenant_id"], 0, keys.partition_of(organization_id))
-    tokens, units = amended["tokens"], amended["units"]
+    tokens, units, credits_ = amended["tokens"], amended["units"], amended.get("credits", 0)
+    meter = PAY_PER_USE if units else CONSUMPTION if credits_ else SUBSCRIPTION
     service = Service(
-        amended["service_id"], "", PAY_PER_USE if units else SUBSCRIPTION, tokens > 0,
+        amended["service_id"], "", meter, tokens != 0,
         pricing=Pricing(read_tiers(bytes.fromhex(amended["tiers"]))),
     )  # fmt: skip
     settlement = Settlement(
-        caller, write.id, "", service, True, -tokens, 0, -units, amended["attribution"],
+        caller, write.id, "", service, True, -tokens, -credits_, -units, amended["attribution"],
         msgspec.json.encode({"corrects": amended["corrects"], "reason": amended["reason"]}),
     )  # fmt: skip
     now = b"%d" % await client.now_ms()
