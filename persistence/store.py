@@ -191,6 +191,14 @@ class Store:
         """Read the prices a model may have had at a time."""
         return await self._run(lambda connection: prices.candidates(connection, model, currency, at))
 
+    async def prices_left(self, count: int) -> Sequence[int]:
+        """Prices that are about more calls than were rated again yet."""
+        return await self._run(lambda connection: reratings.left(connection, count))
+
+    async def rate(self, price_id: int) -> None:
+        """Rate the next of them again."""
+        await self.write(Command("prices", "rate", KEEPER, str(uuid4()), lambda row: {}, price_id))
+
     async def used(self, asked: UsageQuery) -> Sequence[Row]:
         """Add up calls; at most `rows_max` rows."""
         return await self._run(lambda connection: usage.used(connection, asked))

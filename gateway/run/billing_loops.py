@@ -14,6 +14,7 @@ from gateway.background.timed.checkpoints import Checkpoints, MonthEnds
 from gateway.background.timed.closing import AccountClosing
 from gateway.background.timed.dunning import Dunning
 from gateway.background.timed.invoicing import Invoicing
+from gateway.background.timed.rating import Rating
 from gateway.background.timed.top_ups import TopUps
 from gateway.settings.settings import Settings
 from persistence.schedule import Schedule
@@ -29,6 +30,7 @@ def billing_loops(store: Store, checkpoints: Checkpoints, now: Callable[[], date
         "charging": Charging(store).run,
         "checkpoints": MonthEnds(checkpoints, now).run,
         "dunning": Dunning(store).run,
+        "rating": Rating(store).run,
         "top-ups": TopUps(store).run,
     }
 

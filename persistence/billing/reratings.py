@@ -1,12 +1,13 @@
 """A price that comes into force before now: calls of that time at cost, that no invoice has, are rated again.
 
 Each is a row with its reason and who set the price; the counters and the charges move by the difference. What
-is billed stays as it is. Budgets go on counting what calls cost when they were made.
+is billed stays as it is. Budgets go on counting what calls cost when they were made. Those that are too many
+for the price's own transaction are rated by the keeper, a piece each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from fractions import Fraction
@@ -19,39 +20,48 @@ from gateway.core.billing.cost import cost_nano
 from gateway.core.billing.price_book import choose, read_price
 from gateway.core.billing.pricing import IN_MONEY
 from gateway.core.billing.tiers import pack_tiers
-from gateway.core.billing.vector import KINDS, Price
+from gateway.core.billing.vector import KINDS, SAME, Factor, Price
 from gateway.core.calls.tariff import charged, factor_of
 from gateway.core.model import INTEGER_MAX
 from gateway.core.moments import ms_of, rfc3339
-from gateway.errors import Unprocessable
 from persistence import crud
 from persistence.billing.amendments import correcting_write
 from persistence.billing.events import service_of
 from persistence.ledger import statements, usage_rollup, usage_spans
 from persistence.resources import prices
 from persistence.subject import Change, Subject
-from persistence.tables.billing import price, rerating
+from persistence.tables.billing import price, rerating, rerating_left
 from persistence.tables.ledgers import money
 
-# Calls that one price rates again.
-RERATED_MAX = 10_000
-# Calls at cost since then, in that currency, of whose day no charge is billed.
+# Calls at cost that are looked at in one transaction.
+PIECE_CALLS_MAX = 10_000
+# Calls at cost since then, in that currency, of whose day no charge is billed; with what they are charged
+# once everything is stored that is on its way.
 _OPEN = text(f"""
-SELECT c.request_id::text AS request_id, c.organization_id, c.tenant_id, c.service_id, s.key, c.created_at,
-       c.model, c.response_model, c.cost, c.price_id, c.tools, coalesce(c.service_tier, '') AS service_tier,
-       c.content_id, c.project_id, u.units, {", ".join("c." + kind for kind in KINDS)}
-  FROM (SELECT request_id, sum(usage_amount)::bigint AS units,
-               (min("timestamp") AT TIME ZONE 'UTC')::date AS day
-          FROM feature_usage WHERE in_money AND "timestamp" >= :since GROUP BY 1) AS u
+SELECT c.id, c.request_id::text AS request_id, c.organization_id, c.tenant_id, c.service_id, s.key,
+       c.created_at, c.model, c.response_model, c.cost, c.price_id, c.tools,
+       coalesce(c.service_tier, '') AS service_tier, c.content_id, c.project_id, u.units,
+       {", ".join("c." + kind for kind in KINDS)}
+  FROM (SELECT request_id, sum(units)::bigint AS units, (min(at) AT TIME ZONE 'UTC')::date AS day
+          FROM (SELECT request_id, usage_amount AS units, "timestamp" AS at FROM feature_usage
+                 WHERE in_money AND "timestamp" >= :since
+                 UNION ALL
+                SELECT (payload->>'corrects')::uuid, -(payload->>'units')::bigint, NULL FROM control_write
+                 WHERE verb = 'amend' AND state IN ('pending', 'applied')) AS moved
+         GROUP BY 1 HAVING min(at) IS NOT NULL) AS u
   JOIN call AS c ON c.request_id = u.request_id AND c.created_at >= :since
   JOIN service AS s ON s.id = c.service_id
- WHERE c.currency = :currency AND c.cost IS NOT NULL AND NOT c.refused
+ WHERE c.currency = :currency AND c.cost IS NOT NULL AND NOT c.refused AND c.id > :after
    AND NOT EXISTS (SELECT FROM amendment AS a WHERE a.request_id = c.request_id)
    AND (SELECT coalesce(sum(h.quantity), 0) FROM charge AS h
          WHERE h.organization_id = c.organization_id AND h.source = 'usage_tier' AND h.tenant_id = c.tenant_id
            AND h.service_id = c.service_id AND h.invoice_id IS NOT NULL
            AND h.period_start = u.day::timestamp AT TIME ZONE 'UTC') = 0
- ORDER BY c.id""")  # noqa: S608  # our own words
+ ORDER BY c.id LIMIT :piece""")  # noqa: S608  # our own words
+_LEFT = text("SELECT price_id FROM rerating_left ORDER BY price_id LIMIT :count")
+_HOLD = text("SELECT after_id, actor FROM rerating_left WHERE price_id = :price FOR UPDATE")
+_MOVE = text("UPDATE rerating_left SET after_id = :after WHERE price_id = :price")
+_DONE = text("DELETE FROM rerating_left WHERE price_id = :price")
 
 _SUMS = f"""
 SELECT {statements.SUMS_OF_CALL} FROM call
@@ -72,18 +82,42 @@ class _Rated:
 
 
 def create(change: Change) -> Row:
-    """Set a price, and rate again what it is about; `Unprocessable` where that are too many calls."""
+    """Set a price, and rate again what it is about; what is too much for one transaction is left."""
     row = crud.create(change)
     if _effective(row) < change.now:
-        rated = []
-        for one in _rated(change.connection, row):
-            rated.append(one)
-            if len(rated) > RERATED_MAX:
-                why = f"{RERATED_MAX} calls and more would be rated again; name a later time"
-                raise Unprocessable(errors=(("effective_from", why),))
-        if rated:
-            _write(change, row, rated)
+        actor = change.command.actor.scope
+        after = _rate(change, row, 0, actor)
+        if after is not None:
+            left = {"price_id": row["id"], "after_id": after, "actor": actor}
+            change.connection.execute(insert(rerating_left).values(left))
     return row
+
+
+def rate(change: Change) -> Row:
+    """Rate the next piece of what a price left."""
+    connection, named = change.connection, {"price": change.row_id}
+    row, left = change.fetch(), connection.execute(_HOLD, named).first()
+    if left is not None:
+        after = _rate(change, row, left.after_id, left.actor)
+        connection.execute(_DONE if after is None else _MOVE, named | {"after": after})
+    return row
+
+
+def left(connection: Connection, count: int) -> Sequence[int]:
+    """Prices that have calls left."""
+    return connection.execute(_LEFT, {"count": count}).scalars().all()
+
+
+def _rate(change: Change, row: Row, after: int, actor: str) -> int | None:
+    """Rate a piece of the calls behind one; answers the last of them, None where there are no more."""
+    sought = {
+        "since": row["effective_from"], "currency": row["currency"], "after": after, "piece": PIECE_CALLS_MAX,
+    }  # fmt: skip
+    calls = change.connection.execute(_OPEN, sought).all()
+    rated = list(_rated(change.connection, row, calls))
+    if rated:
+        _write(change, row, rated, actor)
+    return calls[-1].id if len(calls) == PIECE_CALLS_MAX else None
 
 
 def _effective(row: Row) -> datetime:
@@ -92,40 +126,41 @@ def _effective(row: Row) -> datetime:
     return effective
 
 
-def _rated(connection: Connection, row: Row) -> Iterator[_Rated]:
-    """The calls that this price is about, and what they cost by it."""
+def _rated(connection: Connection, row: Row, calls: Iterable[Any]) -> Iterator[_Rated]:
+    """Those of the calls that this price is about, and what they cost by it."""
     currency, ours = str(row["currency"]), int(str(row["id"]))
     book: dict[str, list[Price]] = {}
+    factors: dict[tuple[int, str], Factor] = {}
     every = [
         read_price(dict(each))
         for each in connection.execute(select(price).where(price.c.currency == currency)).mappings()
     ]
-    found = connection.execute(_OPEN, {"since": row["effective_from"], "currency": currency})
-    for call in found:
-        at_ms = ms_of(call.created_at)
+    for call in calls:
+        whose = (call.organization_id, call.key)
+        if whose not in factors:
+            service = service_of(connection, *whose)
+            factors[whose] = SAME if service is None else factor_of(service)
         for name in dict.fromkeys(filter(None, (call.model, call.response_model))):
             if name not in book:
                 book[name] = [each for each in every if choose([each], name, currency, INTEGER_MAX)]
-            chosen = choose(book[name], name, currency, at_ms)
-            before = choose((p for p in book[name] if p.vector.price_id != ours), name, currency, at_ms)
-            was = before is not None and before.vector.price_id == call.price_id
-            if chosen is not None and chosen.vector.price_id == ours and was:
+            chosen = choose(book[name], name, currency, ms_of(call.created_at))
+            # By one of this name it was rated before, whichever: another one may have calls left, too.
+            was = any(each.vector.price_id == call.price_id for each in book[name])
+            if chosen is not None and chosen.vector.price_id == ours != call.price_id and was:
                 counts = [getattr(call, kind) for kind in KINDS]
                 cost = cost_nano(chosen.vector, counts, call.tools or {}, call.service_tier)
-                yield _Rated(call, cost, _units(connection, call, cost) - call.units)
+                yield _Rated(call, cost, _units(call, cost, factors[whose]) - call.units)
                 break
 
 
-def _units(connection: Connection, call: Any, cost: int) -> int:
+def _units(call: Any, cost: int, factor: Factor) -> int:
     """What a call is charged that costs so much: at the markup it was charged at."""
-    service = service_of(connection, call.organization_id, call.key)
-    factor = (1, 1) if service is None else factor_of(service)
     if call.cost and charged(call.cost, factor) != call.units:
         factor = Fraction(call.units, call.cost).as_integer_ratio()
     return min(charged(cost, factor), INTEGER_MAX)
 
 
-def _write(change: Change, row: Row, rated: Sequence[_Rated]) -> None:
+def _write(change: Change, row: Row, rated: Sequence[_Rated], actor: str) -> None:
     connection = change.connection
     reason = f"price {row['id']} of {row['model']} from {rfc3339(_effective(row))}"
     connection.execute(
@@ -135,7 +170,7 @@ def _write(change: Change, row: Row, rated: Sequence[_Rated]) -> None:
                 "price_id": row["id"], "request_id": one.call.request_id, "currency": row["currency"],
                 "organization_id": one.call.organization_id, "tenant_id": one.call.tenant_id,
                 "service_id": one.call.service_id, "cost_before": one.call.cost, "cost_after": one.cost,
-                "charged": one.more, "reason": reason, "actor": change.command.actor.scope,
+                "charged": one.more, "reason": reason, "actor": actor,
             }
             for one in rated
         ],
@@ -165,7 +200,7 @@ def _tell(connection: Connection, price_id: int, rated: Sequence[_Rated]) -> Non
     connection.exec_driver_sql(usage_spans.ROLL_UP_CALLS, columns)
 
 
-PRICES = replace(prices.SUBJECT, verbs={"create": create})
+PRICES = replace(prices.SUBJECT, verbs={"create": create, "rate": rate})
 SUBJECT = Subject(
     rerating,
     source=select(

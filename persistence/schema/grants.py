@@ -43,7 +43,7 @@ WRITES: dict[str, tuple[str, ...]] = {
     "budget_told": CLEAR, "budget_use": CLEAR, "business_model": CLEAR, "console_session": CLEAR,
     "credit_allocation": CLEAR,
     "gateway_worker": CLEAR, "idempotency_key": CLEAR, "invoice": CLEAR, "invoice_line": CLEAR,
-    "organization_service": CLEAR, "recovered_event": CLEAR, "refused_batch": CLEAR,
+    "organization_service": CLEAR, "recovered_event": CLEAR, "refused_batch": CLEAR, "rerating_left": CLEAR,
     "subscription_plan": CLEAR, "usage_name": CLEAR, "webhook_delivery": CLEAR,
     "alembic_version": (), "kept_since": (),
 }  # fmt: skip

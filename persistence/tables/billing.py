@@ -260,6 +260,16 @@ rerating = table(
     UniqueConstraint("price_id", "request_id"),
 )
 
+# Prices that are about more calls than are rated again at once: up to which one that is done.
+rerating_left = table(
+    "rerating_left",
+    refers("price_id", "price"),
+    integers("after_id"),
+    texts("actor"),
+    moments("created_at"),
+    PrimaryKeyConstraint("price_id"),
+)
+
 # What finalized invoices told of credits that were used; and of all they billed before there were charges.
 invoice_basis = table(
     "invoice_basis",

@@ -1,0 +1,40 @@
+"""Has calls rated again that a price is about, where they were too many for the transaction that set it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+INTERVAL_S = 5.0
+PRICES_A_TURN = 20
+
+
+class Prices(Protocol):
+    """PostgreSQL."""
+
+    async def prices_left(self, count: int) -> Sequence[int]:
+        """Prices that have calls left."""
+
+    async def rate(self, price_id: int) -> None:
+        """Rate the next piece of one's."""
+
+
+class Rating:
+    """The clock's side of reratings."""
+
+    def __init__(self, prices: Prices) -> None:
+        self._prices = prices
+
+    async def turn(self) -> int:
+        """Rate a piece of each price; answers how many had some."""
+        left = await self._prices.prices_left(PRICES_A_TURN)
+        for price_id in left:
+            await self._prices.rate(price_id)
+        return len(left)
+
+    async def run(self) -> None:
+        """Look every few seconds, at once again where there was something, until cancelled."""
+        while True:
+            if not await self.turn():
+                await asyncio.sleep(INTERVAL_S)
