@@ -26,7 +26,7 @@ from persistence.billing.events import in_cycle, service_of
 from persistence.ledger import statements, usage_rollup, usage_spans
 from persistence.resources.app_users import acting
 from persistence.subject import Change, Subject, write_of
-from persistence.tables.billing import amendment
+from persistence.tables.corrections import amendment
 from persistence.tables.ledgers import credit_addition, money
 
 _CALL = text("""

@@ -28,7 +28,7 @@ from gateway.core.moments import ms_of
 from persistence.billing import charges
 from persistence.resources.prices import candidates
 from persistence.subject import Change, Subject, write_of
-from persistence.tables.billing import use_event
+from persistence.tables.corrections import use_event
 
 _TENANTS = """
 SELECT t.id, t.organization_id, o.currency, p.weights, p.overage_policy, q.cycle, q.next_reset_at

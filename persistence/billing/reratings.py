@@ -30,7 +30,8 @@ from persistence.billing.events import service_of
 from persistence.ledger import statements, usage_rollup, usage_spans
 from persistence.resources import prices
 from persistence.subject import Change, Subject
-from persistence.tables.billing import price, rerating, rerating_left
+from persistence.tables.billing import price
+from persistence.tables.corrections import rerating, rerating_left
 from persistence.tables.ledgers import money
 
 # Calls at cost that are looked at in one transaction.

@@ -27,7 +27,6 @@ from persistence.tables.columns import (
     refers,
     table,
     texts,
-    uuids,
 )
 
 business_model = table(
@@ -201,41 +200,6 @@ charge = table(
     UniqueConstraint("fact"),
 )
 
-# Use that did not pass the gateway: `request_id` is its call in journal and ledgers.
-use_event = table(
-    "use_event",
-    identity(),
-    texts("source", "event_id", "type"),
-    refers("organization_id", "organization"),
-    refers("tenant_id", "tenant"),
-    refers("service_id", "service"),
-    uuids("request_id"),
-    moments("used_at"),
-    # Of a cycle that was over when it came.
-    integers("late_tokens"),
-    texts("actor"),
-    moments("created_at"),
-    UniqueConstraint("source", "event_id"),
-    UniqueConstraint("request_id"),
-)
-
-# What calls were charged, taken back (IN) or added to (OUT): once each.
-amendment = table(
-    "amendment",
-    identity(),
-    uuids("request_id"),
-    refers("organization_id", "organization"),
-    refers("tenant_id", "tenant"),
-    integers("service_id?"),
-    moments("used_at"),
-    integers("tokens", "credits", "units"),
-    flags("in_money"),
-    integers("late_tokens"),
-    texts("reason", "actor", "direction"),
-    moments("created_at"),
-    UniqueConstraint("request_id"),
-)
-
 # PDF and XML of final invoices, as they were made the first time. A void one has a PDF that says so.
 invoice_document = table(
     "invoice_document",
@@ -244,30 +208,6 @@ invoice_document = table(
     Column("content", LargeBinary, nullable=False),
     moments("made_at"),
     PrimaryKeyConstraint("invoice_id", "format", "status"),
-)
-
-# Calls that were rated again: once by each price.
-rerating = table(
-    "rerating",
-    identity(),
-    integers("price_id"),
-    uuids("request_id"),
-    refers("organization_id", "organization"),
-    refers("tenant_id", "tenant"),
-    integers("service_id", "cost_before", "cost_after", "charged"),
-    texts("currency", "reason", "actor"),
-    moments("created_at"),
-    UniqueConstraint("price_id", "request_id"),
-)
-
-# Prices that are about more calls than are rated again at once: up to which one that is done.
-rerating_left = table(
-    "rerating_left",
-    refers("price_id", "price"),
-    integers("after_id"),
-    texts("actor"),
-    moments("created_at"),
-    PrimaryKeyConstraint("price_id"),
 )
 
 # What finalized invoices told of credits that were used; and of all they billed before there were charges.
