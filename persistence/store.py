@@ -235,11 +235,8 @@ class Store:
     async def bill_top_up(self, addition_id: int, organization_id: int) -> None:
         """Make an addition's own invoice, final at once."""
         of = {"organization_id": organization_id, "source": "credit_addition", "source_id": addition_id}
-        await self.write(
-            Command(
-                "invoices", "top-up", KEEPER, str(uuid4()), lambda row: {}, values=of
-            )  # nobody is answered
-        )
+        top_up = Command("invoices", "top-up", KEEPER, str(uuid4()), lambda row: {}, values=of)
+        await self.write(top_up)
 
     async def report(self, name: str, asked: Asked, skip: int, rows_max: int) -> Sequence[Row]:
         """Read some rows of a report for finance, in its order."""
