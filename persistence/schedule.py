@@ -13,8 +13,9 @@ from gateway.core.accounts.administration import Command, Committed, Row
 from gateway.core.billing.due import Due
 from gateway.errors import Conflict, NotFound
 from persistence.billing import schedule
-from persistence.store import KEEPER, Store
+from persistence.store import Store
 from persistence.tables.billing import invoice
+from persistence.timed_store import KEEPER
 
 # An organization has its month and a fee in advance due, not more.
 OF_ONE_MAX = 3

@@ -7,10 +7,9 @@ refusal it is.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
-from uuid import uuid4
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
@@ -45,7 +44,6 @@ from persistence.billing import (
     quotas,
     reratings,
     subscriptions,
-    top_ups,
     unbilled,
 )
 from persistence.billing.invoice_usage import InvoiceUsage
@@ -73,10 +71,10 @@ from persistence.resources import (
     webhooks,
 )
 from persistence.subject import Change, Subject
+from persistence.timed_store import TimedStore
 
 T = TypeVar("T")
 
-KEEPER = Actor("keeper", "admin")
 TRIES_MAX = 4
 
 SUBJECTS: dict[str, Subject] = {
@@ -121,7 +119,7 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-class Store:
+class Store(TimedStore):
     """The Admin API's port to PostgreSQL; `partition_of` places an organization in the counters."""
 
     def __init__(
@@ -178,15 +176,6 @@ class Store:
         """Say why the counters refused one of these control writes; None if they did not."""
         return await self._run(lambda connection: of_writes(connection, intents))
 
-    async def subscriptions_due(self, today: date, count: int) -> Sequence[int]:
-        """Subscriptions that begin, change or end today or should have before."""
-        return await self._run(lambda connection: subscriptions.due(connection, today, count))
-
-    async def advance_subscription(self, subscription_id: int) -> None:
-        """Bring one to where it stands today."""
-        wanted = ("organization-subscriptions", "advance", KEEPER, str(uuid4()))
-        await self.write(Command(*wanted, lambda row: row, subscription_id))
-
     async def prices_of(self, model: str, currency: str, at: datetime) -> Sequence[Row]:
         """Read the prices a model may have had at a time."""
         return await self._run(lambda connection: prices.candidates(connection, model, currency, at))
@@ -194,10 +183,6 @@ class Store:
     async def prices_left(self, count: int) -> Sequence[int]:
         """Prices that are about more calls than were rated again yet."""
         return await self._run(lambda connection: reratings.left(connection, count))
-
-    async def rate(self, price_id: int) -> None:
-        """Rate the next of them again."""
-        await self.write(Command("prices", "rate", KEEPER, str(uuid4()), lambda row: {}, price_id))
 
     async def used(self, asked: UsageQuery) -> Sequence[Row]:
         """Add up calls; at most `rows_max` rows."""
@@ -208,35 +193,10 @@ class Store:
         today = self._clock().astimezone(UTC).date()
         return await self._run(lambda connection: unbilled.read(connection, organization_id, today))
 
-    async def to_charge(self, after: int, count: int) -> Sequence[int]:
-        """Organizations with something that is known and not charged, those with a higher id than `after`."""
-        today = self._clock().astimezone(UTC).date()
-        return await self._run(lambda connection: charging.due(connection, today, after, count))
-
-    async def charge(self, organization_id: int) -> None:
-        """Charge what is known of an organization."""
-        today, partition = self._clock().astimezone(UTC).date(), self._partition_of(organization_id)
-        await self._run(lambda connection: charging.charge(connection, organization_id, partition, today))
-
     async def document(self, invoice_id: int, kind: str, status: str, made: bytes = b"") -> bytes | None:
         """Read a document as it was made the first time; what is `made` is kept where nobody was first."""
         which = (invoice_id, kind, status)
         return await self._run(lambda connection: kept_documents.read(connection, *which, made))
-
-    async def fall_overdue(self, count: int) -> int:
-        """Let invoices whose day is over be overdue; answers how many were."""
-        today = self._clock().astimezone(UTC).date()
-        return await self._run(lambda connection: payments.fall_overdue(connection, today, count))
-
-    async def top_ups_due(self, after: int, count: int) -> Sequence[tuple[int, int]]:
-        """Additions that are to have an own invoice, behind one of them, with their organizations."""
-        return await self._run(lambda connection: top_ups.due(connection, after, count))
-
-    async def bill_top_up(self, addition_id: int, organization_id: int) -> None:
-        """Make an addition's own invoice, final at once."""
-        of = {"organization_id": organization_id, "source": "credit_addition", "source_id": addition_id}
-        top_up = Command("invoices", "top-up", KEEPER, str(uuid4()), lambda row: {}, values=of)
-        await self.write(top_up)
 
     async def report(self, name: str, asked: Asked, skip: int, rows_max: int) -> Sequence[Row]:
         """Read some rows of a report for finance, in its order."""

@@ -11,6 +11,7 @@ from psycopg import Connection
 from gateway.core.accounts.ledger import Event, EventFlag, EventKind, Moved, moved
 from gateway.core.accounts.outbox import Batch
 from gateway.core.model import INTEGER_MAX
+from persistence.billing import top_up_orders
 from persistence.ledger import statements
 from persistence.ledger.copying import Place
 from persistence.ledger.guard import CREDITS, TOKENS, UNKNOWN, USAGE, Fault, Head, Heads, Placed
@@ -135,6 +136,14 @@ def charge(connection: Connection[Any], moves: Moves) -> None:
         connection.execute(statements.CHARGE_TOKENS, (sorted(moves.beyond),))
     if moves.granted:
         connection.execute(statements.CHARGE_CREDITS, (sorted(moves.granted),))
+
+
+def top_up(connection: Connection[Any], moves: Moves) -> None:
+    """Order credits for whom the stored movements leave at a threshold, once the last ones have arrived."""
+    if moves.granted:
+        connection.execute(top_up_orders.CLOSE_AFTER, (sorted(moves.granted),))
+    if moves.credits:
+        connection.execute(top_up_orders.ORDER_AFTER, (sorted(moves.credits),))
 
 
 def set_status(connection: Connection[Any], status_changes: Iterable[Placed], moves: Moves) -> None:

@@ -171,6 +171,7 @@ class Writer:
         ids = [id_ for of_partition in report.control_ids.values() for id_ in of_partition]
         accounts.finish(connection, [id_ for id_ in ids if rows.is_uuid(id_)], moves.resets)
         accounts.charge(connection, moves)
+        accounts.top_up(connection, moves)
         stops.quarantine(connection, faults)
         dead = [(placed, _dead_letter_reason(placed, refused)) for placed in sorted_.dead]
         accounts.bury(connection, dead, refused.aside)

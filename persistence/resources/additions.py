@@ -5,6 +5,7 @@ The row and the intent are written together. What the counters refuse never was 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 
 from sqlalchemy import case, exists, func, select
@@ -13,6 +14,7 @@ from gateway.core.accounts.administration import Row
 from gateway.core.billing.payment import NEXT, PREPAID
 from gateway.core.billing.pricing import rounded, times
 from gateway.errors import Unprocessable
+from persistence.billing import top_up_orders
 from persistence.resources.app_users import acting
 from persistence.subject import Change, Subject, add, id_in, require
 from persistence.tables.ledgers import credit_addition
@@ -43,6 +45,21 @@ def create(change: Change) -> Row:
         "timestamp": change.now,
     }
     return change.fetch(add(change, **{**defaults, **given, "control_write_id": write_id}))
+
+
+def create_ordered(change: Change) -> Row:
+    """Make the addition of an order; `Conflict` where it is made already."""
+    order = top_up_orders.take(change.connection, id_in(change.command.values, "order_id"))
+    terms = order.terms
+    values = {
+        "organization_id": order.organization_id, "credits_added": terms["credits"],
+        "unit_cost": Decimal(terms["unit_cost"]), "invoicing": terms["invoicing"],
+        "remark": "Bought automatically",
+    }  # fmt: skip
+    change.command = replace(change.command, values=values)
+    made = create(change)
+    top_up_orders.made(change.connection, order, id_in(made, "id"))
+    return change.fetch(id_in(made, "id"))
 
 
 def _check_giver(change: Change, organization_id: int) -> None:
@@ -109,6 +126,6 @@ SUBJECT = Subject(
         ~_refused
     ),
     time="timestamp",
-    verbs={"create": create},
+    verbs={"create": create, "create-ordered": create_ordered},
     refers={"organization_id": organization, "added_by_id": app_user},
 )

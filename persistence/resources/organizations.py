@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 from sqlalchemy import Numeric, cast, func, select
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budgets import MONEY
-from gateway.core.billing.pricing import NANO
-from gateway.errors import Conflict
+from gateway.core.billing.pricing import NANO, rounded, times
+from gateway.errors import Conflict, Unprocessable
 from persistence import crud
-from persistence.billing import allocations, debts, unbilled
-from persistence.subject import THIS, Change, Subject, live, lock, named, refuse_while_referenced
+from persistence.billing import allocations, debts, top_up_orders, unbilled
+from persistence.subject import THIS, Change, Subject, id_in, live, lock, named, refuse_while_referenced
 from persistence.tables.billing import charge, invoice, organization_subscription, subscription_segment
 from persistence.tables.budgets import budget
 from persistence.tables.ledgers import credit_addition, credit_debt
@@ -45,6 +47,13 @@ IN_ITS_CURRENCY = {
 }
 
 
+# What else it has amounts in.
+PRICES = {
+    "credit_unit_cost": "a price for credits beyond its balance",
+    "auto_top_up": "a price for credits that are bought by themselves",
+}
+
+
 def define(change: Change, row: Row) -> None:
     """Have the organization of a row loaded again: its limits, credit limit, cap and prices."""
     change.define(f"organization:{row['organization_id']}", row["organization_id"])
@@ -68,6 +77,8 @@ def keep_currency(change: Change, row: Row) -> None:
     allocations.catch_up(change.connection, change.row_id)
     here = {THIS.key: change.row_id}
     has = [
+        said for name, said in PRICES.items() if before[name] is not None and before[name] == row[name]
+    ] + [
         name
         for name, found in IN_ITS_CURRENCY.items()
         if change.connection.execute(found.limit(1), here).first() is not None
@@ -83,6 +94,19 @@ def check_row(change: Change, row: Row) -> None:
     """Keep its currency, and what credits beyond its balance cost since when."""
     keep_currency(change, row)
     debts.keep_price(change, row)
+    _top_up(change, row)
+
+
+def _top_up(change: Change, row: Row) -> None:
+    """Check what credits bought by themselves come to, and order some where the balance is low now."""
+    terms = row["auto_top_up"]
+    if not isinstance(terms, dict):
+        return
+    currency = str(row["currency"])
+    if not rounded(times(terms["credits"], Decimal(terms["unit_cost"])), currency):
+        why = f"comes to no {currency} that can be paid"
+        raise Unprocessable(errors=(("auto_top_up.unit_cost", why),))
+    top_up_orders.order(change.connection, id_in(row, "id"))
 
 
 SUBJECT = Subject(

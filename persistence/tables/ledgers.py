@@ -187,6 +187,8 @@ credit_addition = table(
     # On which invoice it is, and of one of its own which that is.
     texts("invoicing"),
     refers("invoice_id?", "invoice"),
+    # Of one that was bought by itself: the movement that brought the threshold.
+    integers("crossed_seq?"),
     UniqueConstraint("control_write_id"),
     UniqueConstraint("expiry_write_id"),
 )
@@ -203,6 +205,18 @@ credit_allocation = table(
     # Of debt that costs something: the day it was used on, and what a credit of it costs.
     days("day?"),
     amounts("unit_cost?"),
+)
+
+# Balances that came to their threshold; open until the credits are in the account, or will not be.
+top_up_order = table(
+    "top_up_order",
+    identity(),
+    refers("organization_id", "organization"),
+    integers("seq", "balance"),
+    refers("credit_addition_id?", "credit_addition"),
+    moments("created_at", "closed_at?"),
+    UniqueConstraint("organization_id", "seq"),
+    UniqueConstraint("credit_addition_id"),
 )
 
 # What a credit beyond the balance costs since when; null costs nothing.

@@ -35,6 +35,8 @@ organization = table(
     amounts("spend_cap?"),
     # What a credit beyond the balance costs now.
     amounts("credit_unit_cost?"),
+    # When credits are bought by themselves.
+    documents("auto_top_up?"),
     documents("limits"),
     Column("tax_rate", Numeric(7, 6), nullable=False),
     # What its invoices say of it.

@@ -205,3 +205,39 @@ async def test_what_was_in_one_currency_is_never_in_another(api: Api, money: str
     assert "Make another organization in JPY" in refused.json["detail"]
     assert (await api.get(where)).json == before
     assert (await api.patch(where, {"currency": before["currency"], "name": "other"})).status == 200
+
+
+@pytest.mark.parametrize(
+    ("sent", "field"),
+    [
+        ({"credit_unit_cost": "0"}, "credit_unit_cost"),
+        ({"credit_unit_cost": "-1"}, "credit_unit_cost"),
+        ({"credit_unit_cost": 1}, "credit_unit_cost"),
+        ({"auto_top_up": {"threshold": -1, "credits": 10, "unit_cost": "1"}}, "auto_top_up.threshold"),
+        ({"auto_top_up": {"threshold": 1, "credits": 0, "unit_cost": "1"}}, "auto_top_up.credits"),
+        ({"auto_top_up": {"threshold": 1, "credits": 10, "unit_cost": "0"}}, "auto_top_up.unit_cost"),
+        ({"auto_top_up": {"threshold": 1, "credits": 10, "unit_cost": "0.0001"}}, "auto_top_up.unit_cost"),
+        ({"auto_top_up": {"threshold": 1, "credits": 10}}, "auto_top_up.unit_cost"),
+        (
+            {"auto_top_up": {"threshold": 1, "credits": 10, "unit_cost": "1", "monthly_max": 101}},
+            "auto_top_up.monthly_max",
+        ),
+        (
+            {"auto_top_up": {"threshold": 1, "credits": 10, "unit_cost": "1", "invoicing": "next"}},
+            "auto_top_up.invoicing",
+        ),
+    ],
+)
+async def test_what_is_no_price_for_credits_is_refused_by_its_field(
+    api: Api, sent: dict[str, object], field: str
+) -> None:
+    refused = await api.post("organizations", {"name": "Acme", **sent})
+    assert (refused.status, [each["field"] for each in refused.json["errors"]]) == (422, [field])
+
+
+async def test_an_organization_says_what_credits_cost_it(api: Api) -> None:
+    terms = {"threshold": 0, "credits": 10, "unit_cost": "0.5000", "invoicing": "prepaid", "monthly_max": 3}
+    made = await api.make("organizations", name="Acme", credit_unit_cost="0.02", auto_top_up=terms)
+    assert (made["credit_unit_cost"], made["auto_top_up"]) == ("0.02", terms | {"unit_cost": "0.50"})
+    off = await api.patch(f"organizations/{made['id']}", {"auto_top_up": None, "credit_unit_cost": None})
+    assert (off.json["credit_unit_cost"], off.json["auto_top_up"]) == (None, None)

@@ -27,6 +27,7 @@ EXAMPLES = {
     "pricing": '{"tiers": [{"up_to": 1000, "unit_price": "0.002"}, {"up_to": null, "unit_price": "0.001"}]}\n'
     'or {"per_million": {"gpt-4o*": {"input": 500, "output": 1500}}, "markup": "1.2"}\n'
     'or {"at_cost": {"markup": "1.2"}}',
+    "auto_top_up": '{"threshold": 1000, "credits": 10000, "unit_cost": "0.01", "monthly_max": 10}',
     "tools": '{"web_search": "10"}',
     "context_tiers": '[{"above": 200000, "input": "6", "output": "22.5"}]',
     "service_tiers": '{"batch": "0.5"}',

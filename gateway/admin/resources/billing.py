@@ -59,6 +59,10 @@ CreditAddition = answer_of(
     "Credits given to an organization, or taken back. Never changed: correct one by another.",
     in_force=(bool, Field(description="False while they wait for their payment.")),
     invoice_id=(Id | None, Field(description="Its own invoice, once that is made.")),
+    crossed_seq=(
+        int | None,
+        Field(description="Bought by itself: the movement of the account that brought the threshold."),
+    ),
     credits_remaining=(int, Field(description="Not used yet, as of the last seconds.")),
     category=str,
     priority=int,

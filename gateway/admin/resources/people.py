@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -12,6 +11,7 @@ from gateway.admin.resources.charges import UNBILLED
 from gateway.admin.resources.models import answer_of, patch_of
 from gateway.admin.resources.resource import Action, Filter, Resource
 from gateway.admin.resources.said import ExternalId
+from gateway.admin.resources.top_ups import AutoTopUpField, UnitCost
 from gateway.admin.resources.values import (
     Amount,
     Cap,
@@ -37,14 +37,7 @@ def _zone(name: str) -> str:
     return name
 
 
-def _above_nothing(cost: Decimal) -> Decimal:
-    if not cost:
-        raise ValueError("must be above 0; null is no price")
-    return cost
-
-
 Zone = Annotated[Text, AfterValidator(_zone)]
-UnitCost = Annotated[Money, AfterValidator(_above_nothing)]
 
 
 class OrganizationCreate(In):
@@ -56,6 +49,11 @@ class OrganizationCreate(In):
     credit_unit_cost: UnitCost | None = Field(
         default=None,
         description="What a credit costs that is used beyond the balance from now on; null: nothing.",
+    )
+    auto_top_up: AutoTopUpField | None = Field(
+        default=None,
+        description="Credits that are bought by themselves: at which balance (threshold), how many "
+        "(credits), what one costs (unit_cost), invoicing now or prepaid, how often a month (monthly_max).",
     )
     spend_cap: Cap | None = Field(default=None, description="Most Pay-Per-Use spend a month.")
     limits: LimitsIn | None = None

@@ -1,9 +1,10 @@
-"""Has credits that are sold with an invoice of their own billed at once, each once."""
+"""Has credits bought that a low balance ordered, and those with an invoice of their own billed, each once."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from gateway.errors import Conflict, Unprocessable
@@ -14,6 +15,12 @@ ADDITIONS_A_PAGE = 200
 
 class Sales(Protocol):
     """PostgreSQL."""
+
+    async def top_ups_ordered(self, after: int, count: int) -> Sequence[int]:
+        """Orders that are no additions yet, behind one of them, by id."""
+
+    async def make_ordered(self, order_id: int) -> None:
+        """Make the addition of one; `Conflict` or `Unprocessable` where that cannot be."""
 
     async def top_ups_due(self, after: int, count: int) -> Sequence[tuple[int, int]]:
         """Additions that are to have an invoice, behind one of them, each with its organization, by id."""
@@ -30,7 +37,11 @@ class TopUps:
         self._additions_a_page = additions_a_page
 
     async def turn(self) -> int:
-        """Bill all there are; answers how many. What cannot be billed now holds no other up."""
+        """Make what is ordered and bill all there are; answers how many were billed.
+
+        What cannot be made or billed now holds no other up.
+        """
+        await self._make_ordered()
         after, billed = 0, 0
         while page := await self._sales.top_ups_due(after, self._additions_a_page):
             for addition_id, organization_id in page:
@@ -41,6 +52,14 @@ class TopUps:
                     continue
                 billed += 1
         return billed
+
+    async def _make_ordered(self) -> None:
+        after = 0
+        while page := await self._sales.top_ups_ordered(after, self._additions_a_page):
+            for order_id in page:
+                after = order_id
+                with suppress(Conflict, Unprocessable):
+                    await self._sales.make_ordered(order_id)
 
     async def run(self) -> None:
         """Look every second, until cancelled."""

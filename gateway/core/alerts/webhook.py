@@ -17,6 +17,7 @@ EVENTS = (
     "quota.80",
     "quota.100",
     "credits.low",
+    "credits.topped_up",
     "tenant.blocked",
     "tenant.unblocked",
     "invoice.finalized",

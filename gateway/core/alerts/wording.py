@@ -91,10 +91,37 @@ def _credits(data: Data) -> tuple[str, str]:
     return f"Credits are low: {who}", f"{who} has {left} credits left, of {added} last added."
 
 
+def _topped_up(data: Data) -> tuple[str, str]:
+    who, added = _who(data, "organization"), plain(data.get("credits_added"))
+    left = plain(data.get("credit_balance"))
+    price = f"{plain(data.get('unit_cost'))} {plain(data.get('currency'))} each"
+    when = "once their invoice is paid" if data.get("invoicing") == "prepaid" else "now"
+    month = f"number {plain(data.get('of_month'))} of {plain(data.get('monthly_max'))} this month"
+    return (
+        f"Credits are bought: {who}",
+        f"{who} had {left} credits left and gets {added} {when}, at {price}: {month}.",
+    )
+
+
 def _invoice(data: Data) -> tuple[str, str]:
     number, who = plain(data.get("number")), _who(data, "organization")
     total = f"{plain(data.get('total_amount'))} {plain(data.get('currency'))}"
     return f"Invoice {number} is final", f"Invoice {number} of {who} is final: {total}."
+
+
+def _paid(data: Data) -> tuple[str, str]:
+    number, who = plain(data.get("number")), _who(data, "organization")
+    return f"Invoice {number} is paid", f"Nothing is left to pay of invoice {number} of {who}."
+
+
+def _overdue(data: Data) -> tuple[str, str]:
+    number, who, due = plain(data.get("number")), _who(data, "organization"), plain(data.get("due_date"))
+    return f"Invoice {number} is overdue", f"Invoice {number} of {who} was to be paid by {due}."
+
+
+def _given_up(data: Data) -> tuple[str, str]:
+    number, who = plain(data.get("number")), _who(data, "organization")
+    return f"Invoice {number} is given up", f"What is left to pay of invoice {number} of {who} is given up."
 
 
 def _ending(data: Data) -> tuple[str, str]:
@@ -165,9 +192,13 @@ _SAID: Final[Mapping[str, Callable[[Data], tuple[str, str]]]] = {
     "quota.80": _quota,
     "quota.100": _quota,
     "credits.low": _credits,
+    "credits.topped_up": _topped_up,
     "tenant.blocked": _blocked,
     "tenant.unblocked": _unblocked,
     "invoice.finalized": _invoice,
+    "invoice.paid": _paid,
+    "invoice.overdue": _overdue,
+    "invoice.uncollectible": _given_up,
     "subscription.ending": _ending,
     "budget.threshold": _threshold,
     "budget.exceeded": _exceeded,

@@ -20,6 +20,8 @@ WAITING = frozenset({OPEN, OVERDUE})
 # On which invoice credits are: the next one, or one of their own, at once; prepaid they wait for its payment.
 NEXT, NOW, PREPAID = "next", "now", "prepaid"
 DUE_DAYS_MAX = 365
+# Credits of an organization that are bought by themselves.
+TOP_UPS_A_MONTH_MAX = 100
 NOTHING = Decimal(0)
 
 

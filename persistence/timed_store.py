@@ -1,0 +1,83 @@
+"""What the keeper's clock asks of the store: whatever is due, and the writes that do it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from datetime import UTC, date, datetime
+from typing import TypeVar
+from uuid import uuid4
+
+from sqlalchemy import Connection
+
+from gateway.core.accounts.administration import Actor, Command, Committed, Replay
+from persistence.billing import charging, payments, subscriptions, top_up_orders, top_ups
+
+T = TypeVar("T")
+
+KEEPER = Actor("keeper", "admin")
+
+
+class TimedStore(ABC):
+    """The clock's side of the store."""
+
+    _clock: Callable[[], datetime]
+    _partition_of: Callable[[int], int]
+
+    @abstractmethod
+    async def write(self, command: Command) -> Committed | Replay:
+        """Do one write."""
+
+    @abstractmethod
+    async def _run(self, work: Callable[[Connection], T]) -> T:
+        """Do something in a transaction."""
+
+    async def subscriptions_due(self, today: date, count: int) -> Sequence[int]:
+        """Subscriptions that begin, change or end today or should have before."""
+        return await self._run(lambda connection: subscriptions.due(connection, today, count))
+
+    async def advance_subscription(self, subscription_id: int) -> None:
+        """Bring one to where it stands today."""
+        wanted = ("organization-subscriptions", "advance", KEEPER, str(uuid4()))
+        await self.write(Command(*wanted, lambda row: row, subscription_id))
+
+    async def to_charge(self, after: int, count: int) -> Sequence[int]:
+        """Organizations with something that is known and not charged, those with a higher id than `after`."""
+        today = self._clock().astimezone(UTC).date()
+        return await self._run(lambda connection: charging.due(connection, today, after, count))
+
+    async def charge(self, organization_id: int) -> None:
+        """Charge what is known of an organization."""
+        today, partition = self._clock().astimezone(UTC).date(), self._partition_of(organization_id)
+        await self._run(lambda connection: charging.charge(connection, organization_id, partition, today))
+
+    async def rate(self, price_id: int) -> None:
+        """Rate the next of them again."""
+        await self.write(Command("prices", "rate", KEEPER, str(uuid4()), lambda row: {}, price_id))
+
+    async def fall_overdue(self, count: int) -> int:
+        """Let invoices whose day is over be overdue; answers how many were."""
+        today = self._clock().astimezone(UTC).date()
+        return await self._run(lambda connection: payments.fall_overdue(connection, today, count))
+
+    async def top_ups_due(self, after: int, count: int) -> Sequence[tuple[int, int]]:
+        """Additions that are to have an own invoice, behind one of them, with their organizations."""
+        return await self._run(lambda connection: top_ups.due(connection, after, count))
+
+    async def top_ups_ordered(self, after: int, count: int) -> Sequence[int]:
+        """Orders of credits that are no additions yet, behind one of them."""
+        return await self._run(lambda connection: top_up_orders.due(connection, after, count))
+
+    async def make_ordered(self, order_id: int) -> None:
+        """Make the addition of an order."""
+        wanted = ("credit-additions", "create-ordered", KEEPER, str(uuid4()))
+        await self.write(Command(*wanted, lambda row: {}, values={"order_id": order_id}))
+
+    async def bill_top_up(self, addition_id: int, organization_id: int) -> None:
+        """Make an addition's own invoice, final at once."""
+        of = {"organization_id": organization_id, "source": "credit_addition", "source_id": addition_id}
+        await self.write(
+            Command(
+                "invoices", "top-up", KEEPER, str(uuid4()), lambda row: {}, values=of
+            )  # nobody is answered
+        )

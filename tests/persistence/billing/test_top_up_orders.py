@@ -1,0 +1,206 @@
+"""Credits that are bought by themselves: once each time a balance comes to its threshold, whoever looks."""
+
+from __future__ import annotations
+
+import asyncio
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from gateway.background.timed.top_ups import TopUps
+from gateway.errors import Conflict, Unprocessable
+from tests.persistence.april import April, april
+from tests.persistence.billing.test_postpaid import begun
+from tests.persistence.billing.test_top_ups import own_invoice, pay, post
+from tests.persistence.credits import give
+from tests.persistence.scenario import Account, broken, rows_of
+
+__all__ = ["april"]
+
+TERMS: dict[str, object] = {
+    "threshold": 100, "credits": 1_000, "unit_cost": "0.01", "invoicing": "now", "monthly_max": 10,
+}  # fmt: skip
+ORDERS = (
+    "SELECT seq, balance, credit_addition_id IS NOT NULL, closed_at IS NOT NULL FROM top_up_order ORDER BY id"
+)
+
+
+async def customer(april: April, **more: object) -> int:
+    """Somebody who has 500 credits."""
+    made = await april.do("organizations", "create", name="Acme")
+    tenant = await april.do("tenants", "create", name="Main", organization_id=made["id"])
+    april.account = Account(made["id"], tenant["id"], None)
+    give(april.url, april.account, 500, unit_cost="0.01")
+    april.flush()
+    await april.do("organizations", "change", made["id"], auto_top_up=TERMS | more)
+    return int(made["id"])
+
+
+def spend(april: April, credits_: int) -> None:
+    april.account.consume(None, credits_=credits_)
+    april.flush()
+
+
+async def bought(april: April) -> list[dict[str, Any]]:
+    ids = rows_of(april.url, "SELECT id FROM credit_addition WHERE crossed_seq IS NOT NULL ORDER BY id")
+    return [dict(await april.store.get("credit-additions", int(str(id_)))) for (id_,) in ids]
+
+
+async def test_the_movement_that_brings_the_threshold_buys_once(april: April) -> None:
+    keeper = TopUps(april.store)
+    await customer(april)
+    spend(april, 399)
+    assert rows_of(april.url, ORDERS) == []
+    april.account.consume(None, credits_=1)
+    sent = list(april.account.entries)
+    april.flush()
+    # What is delivered twice, more use below the threshold, and many keepers order nothing more.
+    april.account.entries = sent
+    april.flush()
+    spend(april, 30)
+    assert rows_of(april.url, ORDERS) == [(3, 100, False, False)]
+    await asyncio.gather(*(TopUps(april.store).turn() for _ in range(4)))
+    spend(april, 1)
+    await keeper.turn()
+    [addition] = await bought(april)
+    assert (addition["credits_added"], addition["crossed_seq"], addition["invoicing"]) == (1_000, 3, "now")
+    assert (post(april), april.account.balance) == (1_000, 1_069)
+    assert await keeper.turn() == 1
+    invoice = await own_invoice(april, addition)
+    assert (invoice["status"], str(invoice["total_amount"])) == ("finalized", "10.00")
+    assert rows_of(april.url, ORDERS) == [(3, 100, True, True)]
+    assert rows_of(april.url, "SELECT actor FROM audit_log WHERE action = 'create-ordered'") == [("keeper",)]
+    spend(april, 969)
+    await keeper.turn()
+    assert [each["crossed_seq"] for each in await bought(april)] == [3, april.account.credit_seq]
+    assert await broken(april.url) == []
+
+
+async def test_what_is_not_enough_is_followed_by_more_up_to_the_months_maximum(april: April) -> None:
+    await customer(april, credits=10, unit_cost="1", monthly_max=3)
+    keeper = TopUps(april.store)
+    spend(april, 1_500)
+    for _ in range(6):
+        await keeper.turn()
+        post(april)
+    assert len(await bought(april)) == 3
+    assert april.account.balance == -970
+
+
+async def test_prepaid_ones_wait_for_their_payment_one_at_a_time(april: April) -> None:
+    await customer(april, invoicing="prepaid")
+    keeper = TopUps(april.store)
+    for _ in range(3):
+        spend(april, 200)
+        await keeper.turn()
+    assert post(april) == 0
+    [addition] = await bought(april)
+    await pay(april, await own_invoice(april, addition), "10.00", "bank-1")
+    assert post(april) == 1_000
+    spend(april, 800)
+    await keeper.turn()
+    [_, second] = await bought(april)
+    # A note cancels it, so the next movement may order again.
+    note = await april.do("invoices", "credit-note", (await own_invoice(april, second))["id"])
+    await april.do("invoices", "finalize", note["id"])
+    await keeper.turn()
+    spend(april, 1)
+    await keeper.turn()
+    assert (len(await bought(april)), post(april)) == (3, 0)
+    assert await broken(april.url) == []
+
+
+async def test_a_low_balance_orders_when_it_is_switched_on_and_nothing_once_it_is_off(april: April) -> None:
+    made = await april.do("organizations", "create", name="Acme")
+    keeper, owner = TopUps(april.store), int(made["id"])
+    await april.do("organizations", "change", owner, auto_top_up=TERMS)
+    await april.do("organizations", "change", owner, auto_top_up=TERMS | {"credits": 7, "unit_cost": "5"})
+    assert rows_of(april.url, ORDERS) == [(0, 0, False, False)]
+    await april.do("organizations", "change", owner, auto_top_up=None)
+    await keeper.turn()
+    assert (await bought(april), rows_of(april.url, ORDERS)) == ([], [(0, 0, False, True)])
+
+
+async def test_what_the_counters_refuse_keeps_no_other_from_being_ordered(april: April) -> None:
+    await customer(april)
+    keeper = TopUps(april.store)
+    spend(april, 450)
+    await keeper.turn()
+    rows_of(april.url, "UPDATE control_write SET state = 'refused' WHERE verb = 'credits' RETURNING id")
+    await keeper.turn()
+    spend(april, 1)
+    await keeper.turn()
+    assert post(april) == 1_000
+
+
+async def test_people_are_told_and_amounts_keep_their_currency(april: April) -> None:
+    owner = await customer(april)
+    rows_of(
+        april.url,
+        "INSERT INTO webhook (url, events, secret) VALUES ('https://x', '[]', 'whsec_eA==') RETURNING id",
+    )
+    spend(april, 501)
+    await TopUps(april.store).turn()
+    [(told,)] = rows_of(april.url, "SELECT payload FROM webhook_delivery WHERE event = 'credits.topped_up'")
+    assert isinstance(told, dict)
+    assert (told["organization_id"], told["credit_balance"], told["credits_added"]) == (owner, -1, 1_000)
+    assert (told["of_month"], told["monthly_max"], told["unit_cost"]) == (1, 10, "0.01")
+    with pytest.raises(Conflict, match="bought by themselves"):
+        await april.do("organizations", "change", owner, currency="JPY")
+    with pytest.raises(Unprocessable) as refused:
+        await april.do("organizations", "change", owner, auto_top_up=TERMS | {"unit_cost": "0.000001"})
+    assert dict(refused.value.errors) == {"auto_top_up.unit_cost": "comes to no USD that can be paid"}
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["use", "use", "use", "turn", "post", "again", "buy"]), st.integers(1, 700)
+    ),
+    min_size=5, max_size=30,
+)  # fmt: skip
+
+
+@settings(
+    max_examples=6, deadline=None, phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
+@given(steps=STEPS)
+def test_histories_buy_as_often_as_a_balance_falls(migrated: str, steps: list[tuple[str, int]]) -> None:
+    asyncio.run(live(migrated, steps))
+
+
+async def live(url: str, steps: list[tuple[str, int]]) -> None:
+    """Told by the balance alone: one is bought where it is low and none is on its way."""
+    async with begun(url) as history:
+        april = history.april
+        await april.do("organizations", "change", history.owner, auto_top_up=TERMS | {"monthly_max": 100})
+        sent: list[tuple[bytes, bytes]] = []
+        expected, on_their_way = 1, True  # nothing is there to begin with
+        for what, many in steps:
+            if what == "turn":
+                await asyncio.gather(*(TopUps(april.store).turn() for _ in range(2)))
+                continue
+            if what == "post":
+                if post(april):
+                    on_their_way = False
+            elif what == "again":
+                april.account.entries = [*sent]
+                april.flush()
+                continue
+            elif what == "buy":
+                give(url, april.account, many, unit_cost="0.01")
+            else:
+                april.account.consume(None, credits_=many)
+            sent = list(april.account.entries) or sent
+            april.flush()
+            if april.account.credit_seq and april.account.balance <= 100 and not on_their_way:
+                expected, on_their_way = expected + 1, True
+        await TopUps(april.store).turn()
+        assert len(await bought(april)) == expected
+        assert [Decimal(str(each["unit_cost"])) for each in await bought(april)] == [
+            Decimal("0.01")
+        ] * expected
+        assert await broken(url) == []
