@@ -1,0 +1,106 @@
+"""Lists by user and by project read what they show, however many rows others have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import event
+
+from gateway.core.accounts.administration import Query
+from persistence import engine, listing
+from persistence.store import SUBJECTS
+from tests.persistence.migrated import _template
+
+ROWS, NAMES, SHOWN = 12_000, 400, 50
+# Each month's index is asked, down to its first row; then a row each. A whole table is some 500.
+BUFFERS_MAX = 120
+OF_USE = 'user_id, project_id, "timestamp", epoch, seq'
+USED = "n % {names}, n % {names}, timestamptz '2026-04-01Z' + n * interval '5 minutes', 1, n"
+# Of each list its table, and so many rows in two months, of so many users and projects in turn.
+FILLS = {
+    "calls": (
+        "INSERT INTO call (request_id, created_at, organization_id, tenant_id, api_key_id, user_id,"
+        " project_id, input, cache_read, cache_write, cache_write_1h, output, reasoning, audio_input,"
+        " audio_output, image_input, image_output, tokens, credits, units, status, streamed, estimated,"
+        " duration_ms)"
+        " SELECT gen_random_uuid(), timestamptz '2026-04-01Z' + n * interval '5 minutes', 1, 1, 1,"
+        " n % {names}, n % {names}, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 2, 0, 0, 200, false, false, 5"
+    ),
+    "token-ledger": (
+        "INSERT INTO token_ledger (tenant_id, transaction_type, amount, total_remaining, direction, cycle,"
+        " user_id, project_id, created_at, epoch, seq)"
+        " SELECT n % 7, 'consume', 1, 1, 'OUT', 1, " + USED
+    ),
+    "credit-transactions": (
+        "INSERT INTO credit_transaction (organization_id, tenant_id, feature_id, credits_used,"
+        ' user_id, project_id, "timestamp", epoch, seq) SELECT n % 7, 1, 1, 1, ' + USED
+    ),
+    "feature-usage": (
+        "INSERT INTO feature_usage (organization_id, tenant_id, feature_id, usage_amount,"
+        ' user_id, project_id, "timestamp", epoch, seq) SELECT n % 7, 1, 1, 1, ' + USED
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def filled(postgres: str) -> Iterator[str]:
+    """Every list with rows of many, in a database of its own."""
+    name = "list_plans"
+    with psycopg.connect(postgres, autocommit=True) as admin:
+        admin.execute(f"create database {name} template {_template(postgres)}")
+    url = postgres.rsplit("/", 1)[0] + f"/{name}"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("SELECT ensure_partitions(timestamptz '2026-04-15Z', 2)")
+        for statement in FILLS.values():
+            rows = f"{statement} FROM generate_series(1, {ROWS}) AS n"
+            connection.execute(rows.format(names=NAMES))  # type: ignore[arg-type]  # SQL of our own
+        connection.execute("ANALYZE")
+    yield url
+    with psycopg.connect(postgres, autocommit=True) as admin:
+        admin.execute(f"drop database if exists {name} with (force)")
+
+
+@pytest.mark.parametrize("name", ["user_id", "project_id"])
+@pytest.mark.parametrize("resource", FILLS)
+async def test_a_list_reads_the_rows_it_shows(filled: str, resource: str, name: str) -> None:
+    query = Query({name: 7}, None, None, None, SHOWN, descending=True)
+    plan, rows = await planned(filled, resource, query)
+    assert rows == ROWS // NAMES
+    # Months without rows are looked at whole: that is no block.
+    assert [node for node in nodes(plan) if node["Node Type"] == "Seq Scan" and buffers(node)] == []
+    assert buffers(plan) < BUFFERS_MAX
+
+
+async def planned(url: str, resource: str, query: Query) -> tuple[dict[str, Any], int]:
+    """The plan of a page as the list itself asks for it, as it was run, and how many rows it has."""
+    pool, asked = engine.create(url), []
+
+    def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+        asked.append((statement, parameters))
+
+    try:
+        async with pool.connect() as connection:
+            event.listen(connection.sync_connection, "before_cursor_execute", note)
+            page = await connection.run_sync(lambda plain: listing.page(plain, SUBJECTS[resource], query))
+            event.remove(connection.sync_connection, "before_cursor_execute", note)
+            statement, parameters = asked[-1]
+            explained = f"EXPLAIN (ANALYZE, BUFFERS, TIMING off, FORMAT json) {statement}"
+            found = (await connection.exec_driver_sql(explained, parameters)).scalar_one()
+    finally:
+        await pool.dispose()
+    [plan] = found if isinstance(found, list) else json.loads(found)
+    return plan["Plan"], len(page.rows)
+
+
+def buffers(node: dict[str, Any]) -> int:
+    """How many blocks a node and all below it looked at."""
+    return int(node["Shared Hit Blocks"]) + int(node["Shared Read Blocks"])
+
+
+def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """A plan's node and all below it."""
+    return [plan, *(node for below in plan.get("Plans", ()) for node in nodes(below))]
