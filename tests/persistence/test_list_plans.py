@@ -1,4 +1,4 @@
-"""Lists by user and by project read what they show, however many rows others have."""
+"""Lists by user and by project read what they show, whatever others have; and how an invoice is read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg import _queries
 from sqlalchemy import event
+from sqlalchemy.dialects import postgresql
 
 from gateway.core.accounts.administration import Query
 from persistence import engine, listing
@@ -104,3 +106,11 @@ def buffers(node: dict[str, Any]) -> int:
 def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
     """A plan's node and all below it."""
     return [plan, *(node for below in plan.get("Plans", ()) for node in nodes(below))]
+
+
+async def test_the_driver_remembers_how_an_invoice_is_read() -> None:
+    """A statement that is longer, or has more parameters, is taken apart at each read, for milliseconds."""
+    one = SUBJECTS["invoices"].rows.where(SUBJECTS["invoices"].table.c.id == 1)
+    compiled = one.compile(dialect=postgresql.psycopg.dialect())  # type: ignore[no-untyped-call]  # untyped there
+    assert len(str(compiled)) <= _queries.MAX_CACHED_STATEMENT_LENGTH
+    assert len(compiled.params) <= _queries.MAX_CACHED_STATEMENT_PARAMS

@@ -348,6 +348,8 @@ class History:
                 agreed["discount_end"] = start + how["off_for"] * DAY
         if how["cost"] is not None:
             agreed["negotiated_cost"] = Decimal(how["cost"])
+        if how.get("least") is not None:
+            agreed["minimum_commitment"] = Decimal(how["least"])
         row = await self.april.do(
             "organization-subscriptions", "create", organization_id=self.ids["organization"],
             plan_id=self.plans[name], start_date=start, end_date=None if how["renews"] else end,

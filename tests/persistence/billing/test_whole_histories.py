@@ -1,0 +1,337 @@
+"""Random histories with all that can be told late: events and amendments of cycles that are over, minimum
+commitments, top-ups with invoices of their own, payments; and everything delivered again at their end.
+
+What is owed is counted by another way, by fractions, of what happened. `HISTORIES=500` plays that many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from gateway.background.timed.calendar import Calendar
+from gateway.background.timed.top_ups import TopUps
+from gateway.counters.redis.keys import partition_of
+from gateway.errors import Conflict
+from persistence import engine
+from persistence.billing.allocations import Allocations
+from persistence.ledger.writer import Writer
+from persistence.store import Store
+from tests.letterhead import LETTERHEAD
+from tests.persistence.april import April
+from tests.persistence.billing.test_events import send
+from tests.persistence.billing.test_histories import (
+    BY_TOKENS,
+    DAY,
+    STEPS,
+    History,
+    Owed,
+    days,
+    ladder,
+)
+from tests.persistence.billing.test_top_ups import post
+from tests.persistence.migrated import empty
+from tests.persistence.scenario import Account, broken, rows_of
+
+HISTORIES = int(os.environ.get("HISTORIES", "2"))
+FIRST = {
+    "name": "Small", "billing_interval": "monthly", "billing": None, "renews": True, "trial": 0, "off": "0",
+    "off_for": None, "cost": None,
+}  # fmt: skip
+MORE = st.one_of(
+    STEPS,
+    STEPS,
+    st.tuples(st.just("late"), st.tuples(st.integers(1, 300), st.integers(1, 30_000))),
+    st.tuples(st.just("call"), st.integers(1, 9_000)),
+    st.tuples(st.just("amend"), st.tuples(st.integers(0, 9), st.integers(1, 100))),
+    st.tuples(st.just("pay"), st.tuples(st.integers(0, 9), st.sampled_from([1, 2, 3]))),
+    st.tuples(
+        st.just("top_up"),
+        st.tuples(st.sampled_from(["now", "prepaid"]), st.integers(1, 5_000), st.integers(1, 99_999)),
+    ),
+    st.tuples(st.just("commit"), st.sampled_from([None, "5.00", "77.77", "1000.00", "0.000000001"])),
+)
+
+
+@dataclass
+class Cycle:
+    """From one reset to the next: where each plan within it ended, and what was told of it late."""
+
+    began: datetime
+    spans: list[tuple[datetime, int, int | None]] = field(default_factory=list)
+    late: list[tuple[datetime, int]] = field(default_factory=list)
+
+    def owed(self) -> Fraction:
+        """Tokens beyond each plan, but for what earlier ones of the cycle were."""
+        money, most = Fraction(0), 0
+        for ended, remaining, total in self.spans:
+            _, _, policy, price = BY_TOKENS[total] if total is not None else ("", 0, "", None)
+            if policy == "bill" and price is not None:
+                beyond = sum(tokens for at, tokens in self.late if at < ended) - remaining
+                money += max(0, beyond - most) * Fraction(price)
+                most = max(most, beyond)
+        return money
+
+
+@dataclass
+class Wholly(Owed):
+    """The same with cycles that are told of late, minimums, and where each amount was supplied."""
+
+    cycles: list[Cycle] = field(default_factory=list)
+    used_on: list[tuple[date, Fraction]] = field(default_factory=list)
+    minimums: dict[date, Fraction] = field(default_factory=dict)
+    account: Account = field(default_factory=lambda: Account(0, 0))
+
+    @property
+    def now(self) -> datetime:
+        """When the account moves next."""
+        return datetime.fromtimestamp(self.account.at_ms / 1000, UTC)
+
+    def ended(self, remaining: int, total: int | None) -> None:
+        self.follow(1)
+        self.cycles[-1].spans.append((self.now, remaining, total))
+
+    def follow(self, cycles: int) -> None:
+        """As many cycles as the account had have begun."""
+        while len(self.cycles) < cycles:
+            self.cycles.append(Cycle(self.now))
+
+    def used(self, day: date, units: int, tiers: Any) -> None:
+        month = (day.year, day.month)
+        before = self.units.get(month, 0)
+        self.units[month] = before + units
+        self.used_on.append((day, ladder(tiers, before + units) - ladder(tiers, before)))
+
+    def whole(self, today: date) -> Fraction:
+        """All that is owed by a day."""
+        facts = sum((money for _, money in self.used_on), self.others)
+        facts += sum((cycle.owed() for cycle in self.cycles), Fraction(0))
+        return self.fees(today) + facts + sum(self.missing(today), Fraction(0)) - self.credited
+
+    def missing(self, today: date) -> Iterator[Fraction]:
+        """What each cycle of a subscription that is over lacks to its minimum."""
+        for anchor, least in self.minimums.items():
+            terms = [term for term in self.terms if term.anchor == anchor]
+            end, number = max(term.end for term in terms), 0
+            last = terms[-1]
+            while (first := last._begins(number)) < min(end, today):
+                following = last._begins(number + 1)
+                over, whole = min(following, end), (following - first).days
+                if over <= today:
+                    begins = max(first, min(max(last.free_until, first), over))
+                    part = replace(last, cost=least)
+                    due = part._rounded(Fraction((over - first).days, whole)) - part._rounded(
+                        Fraction((begins - first).days, whole)
+                    )
+                    yield max(due - self._came_to(first, over), Fraction(0))
+                number += 1
+
+    def _came_to(self, first: date, end: date) -> Fraction:
+        inside = [money for day, money in self.used_on if first <= day < end]
+        inside += [cycle.owed() for cycle in self.cycles if first <= cycle.began.date() < end]
+        inside += [
+            term.fee(day) for term in self.terms for day in days(max(first, term.start), min(end, term.end))
+        ]
+        return sum(inside, Fraction(0))
+
+
+class WholeHistory(History):
+    """One organization through time, with all that is told late."""
+
+    owed: Wholly
+
+    def __init__(self, april: April) -> None:
+        super().__init__(april)
+        self.owed = Wholly()
+        self.every: list[tuple[bytes, bytes]] = []
+        self.calls: list[tuple[str, int, datetime]] = []
+        self.events: list[tuple[str, datetime, int]] = []
+        self.paid: list[tuple[int, Decimal, str]] = []
+        self.minimum: str | None = None
+
+    async def begin(self) -> None:
+        await super().begin()
+        self.owed.account = self.april.account
+
+    async def end(self) -> None:
+        await super().end()
+        await self._on_paper()
+        charged = "SELECT count(*), sum(amount) FROM charge"
+        before = rows_of(self.april.url, charged)
+        for at in range(0, len(self.every), 200):
+            self.april.account.entries = self.every[at : at + 200]
+            self.april.flush()
+        for event_id, at, tokens in self.events:
+            told = await send(self.april, self.april.account.tenant_id, at, tokens, event_id)
+            assert (told["accepted"], told["duplicates"]) == (0, 1)
+        for invoice, amount, reference in self.paid:
+            await self.april.do("invoices", "payments", invoice, amount=amount, reference=reference)
+        await TopUps(self.april.store).turn()
+        await self.april.store.charge(self.ids["organization"])
+        assert rows_of(self.april.url, charged) == before
+        await self._check()
+
+    async def _on_paper(self) -> None:
+        """Documents come to what is owed, but for less than a cent of each thing that is billed."""
+        [(paper, bases)] = rows_of(
+            self.april.url,
+            "SELECT coalesce(sum(l.amount), 0), count(DISTINCT l.basis) FROM invoice_line AS l"
+            " JOIN invoice AS i ON i.id = l.invoice_id"
+            " WHERE i.status = 'finalized' AND l.kind <> 'credits_consumed'",
+        )
+        assert isinstance(bases, int)
+        assert abs(Fraction(str(paper)) - self.owed.whole(self.today)) <= Fraction(bases, 100)
+
+    async def _check(self) -> None:
+        [(charged,)] = rows_of(self.april.url, "SELECT coalesce(sum(amount), 0) FROM charge")
+        assert Fraction(str(charged)) == self.owed.whole(self.today)
+        assert await broken(self.april.url) == []
+
+    async def _at(self, day: date) -> None:
+        await super()._at(day)
+        self.owed.follow(self.april.account.cycle)
+
+    async def _follow(self) -> None:
+        await super()._follow()
+        self.owed.follow(self.april.account.cycle)
+
+    async def _flush(self) -> None:
+        self.every += self.april.account.entries
+        await super()._flush()
+
+    async def _commit(self, least: str | None) -> None:
+        """What subscriptions from now on come to at least."""
+        self.minimum = least
+
+    async def _subscribe(self, how: dict[str, Any]) -> None:
+        known = len(self.owed.terms)
+        await super()._subscribe(how if self.minimum is None else how | {"least": self.minimum})
+        if len(self.owed.terms) > known and self.minimum is not None:
+            self.owed.minimums[self.owed.terms[-1].anchor] = Fraction(self.minimum)
+
+    async def _call(self, tokens: int) -> None:
+        """A call that may be amended."""
+        if self.april.account.seq:
+            request, at = str(uuid.uuid4()), self.owed.now
+            self.april.account.consume(
+                tokens, request_id=request, metadata=b'{"model":"gpt-4o","input":%d,"output":0}' % tokens
+            )
+            self.calls.append((request, tokens, at))
+            await self._flush()
+
+    async def _amend(self, how: tuple[int, int]) -> None:
+        """Take a part of a call back, once its cycle is over."""
+        number, percent = how
+        over = [
+            call for call in self.calls if self._cycle_at(call[2]) not in {None, len(self.owed.cycles) - 1}
+        ]
+        if not over:
+            return
+        call = over[number % len(over)]
+        self.calls.remove(call)
+        request, tokens, at = call
+        back = max(1, tokens * percent // 100)
+        await self.april.do("amendments", "create", request_id=request, reason="a test", tokens=back)
+        self._told(at, -back)
+
+    async def _late(self, how: tuple[int, int]) -> None:
+        """Use of a cycle that is over, told now."""
+        ago, tokens = how
+        at = datetime.combine(self.today - ago * DAY, time(6), UTC)
+        if self._cycle_at(at) in {None, len(self.owed.cycles) - 1}:
+            return
+        event_id = str(uuid.uuid4())
+        await send(self.april, self.april.account.tenant_id, at, tokens, event_id)
+        self.events.append((event_id, at, tokens))
+        self._told(at, tokens)
+
+    async def _top_up(self, how: tuple[str, int, int]) -> None:
+        invoicing, credits_, cost = how
+        unit_cost = Decimal(cost) / 10_000
+        await self.april.do(
+            "credit-additions", "create", organization_id=self.ids["organization"], invoicing=invoicing,
+            credits_added=credits_, unit_cost=unit_cost,
+        )  # fmt: skip
+        self.owed.others += credits_ * Fraction(unit_cost)
+        self._post()
+        assert await TopUps(self.april.store).turn() == 1
+        [(made,)] = rows_of(self.april.url, "SELECT max(invoice_id) FROM credit_addition")
+        assert isinstance(made, int)
+        self.open.append(made)
+
+    async def _pay(self, how: tuple[int, int]) -> None:
+        """A part of what is due, or all of it."""
+        number, parts = how
+        if not self.open:
+            return
+        made = self.open[number % len(self.open)]
+        row = await self.april.store.get("invoices", made)
+        due = Decimal(str(row["amount_due"] or 0))
+        amount = (due / parts).quantize(Decimal("0.01"))
+        if amount <= 0:
+            return
+        reference = str(uuid.uuid4())
+        after = await self.april.do("invoices", "payments", made, amount=amount, reference=reference)
+        assert Decimal(str(after["amount_due"])) == due - amount
+        self.paid.append((made, amount, reference))
+        self._post()
+
+    async def _void(self, number: int) -> None:
+        """Refused of what is paid, or has credits waiting."""
+        with suppress(Conflict):
+            await super()._void(number)
+
+    def _post(self) -> None:
+        """Credits that wait for the counters."""
+        post(self.april)
+
+    def _cycle_at(self, at: datetime) -> int | None:
+        """Which cycle a moment is in."""
+        begun = [number for number, cycle in enumerate(self.owed.cycles) if cycle.began <= at]
+        return begun[-1] if begun else None
+
+    def _told(self, at: datetime, tokens: int) -> None:
+        number = self._cycle_at(at)
+        assert number is not None
+        self.owed.cycles[number].late.append((at, tokens))
+
+
+@settings(
+    max_examples=HISTORIES, deadline=None, phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large,
+    ],
+)  # fmt: skip
+@given(steps=st.lists(MORE, min_size=8, max_size=30))
+def test_what_is_told_late_is_charged_as_it_is_owed(migrated: str, steps: list[tuple[str, Any]]) -> None:
+    asyncio.run(live(migrated, steps))
+
+
+async def live(url: str, steps: list[tuple[str, Any]]) -> None:
+    empty(url)
+    rows_of(url, "DELETE FROM service WHERE key = 'rerank' RETURNING id")
+    pool = engine.create(url)
+    store = Store(pool, partition_of, lambda: made.now, letterhead=LETTERHEAD)
+    calendar = Calendar(store, lambda: made.now)
+    begins = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    made = April(url, store, calendar, Allocations(pool), begins, Account(0, 0), Writer(url))
+    try:
+        history = WholeHistory(made)
+        await history.begin()
+        for what, how in [("subscribe", FIRST), *steps]:
+            await history.step(what, how)
+        await history.end()
+    finally:
+        made.writer.close()
+        await pool.dispose()
