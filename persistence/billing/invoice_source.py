@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Text, bindparam, case, cast, func, literal_column, select
+from sqlalchemy import ColumnElement, Integer, Text, bindparam, case, cast, func, literal_column, select, true
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from gateway.core.billing.currencies import MINOR_DIGITS, MINOR_DIGITS_USUAL
@@ -33,8 +33,16 @@ def money(amount: ColumnElement[Any], currency: ColumnElement[Any]) -> ColumnEle
     return func.round(amount, literal_column(_DIGITS.format(currency=currency)))
 
 
+# Of an invoice they are asked once.
+_minor = (
+    select(literal_column(_DIGITS.format(currency=invoice.c.currency), Integer).label("digits"))
+    .correlate(invoice)
+    .lateral("minor")
+)
+
+
 def _paid(amount: ColumnElement[Any]) -> ColumnElement[Any]:
-    return money(amount, invoice.c.currency)
+    return func.round(amount, _minor.c.digits)
 
 
 _of = invoice_line.c
@@ -84,13 +92,13 @@ _HEAD = select(
     _paid(_tax).label("tax"),
     case((_is_payable, _paid(PAID))).label("amount_paid"),
     case((_is_payable, _paid(REST))).label("amount_due"),
-)
+).select_from(invoice.join(_minor, true()))
 SOURCE = _HEAD.add_columns(_lines.label("lines"))
 
 # An invoice's lines after a position, in order, each as the invoice has it.
 LINES = (
     select(_line.label("line"))
-    .select_from(invoice_line.join(invoice, _of_invoice))
+    .select_from(invoice_line.join(invoice, _of_invoice).join(_minor, true()))
     .where(invoice.c.id == bindparam("invoice"), _of.position > bindparam("after"))
     .order_by(_of.position)
     .limit(bindparam("rows"))
