@@ -259,6 +259,8 @@ class WholeHistory(History):
     async def _top_up(self, how: tuple[str, int, int]) -> None:
         invoicing, credits_, cost = how
         unit_cost = Decimal(cost) / 10_000
+        if credits_ * unit_cost < Decimal("0.01"):  # nobody can pay that: it is refused
+            return
         await self.april.do(
             "credit-additions", "create", organization_id=self.ids["organization"], invoicing=invoicing,
             credits_added=credits_, unit_cost=unit_cost,
