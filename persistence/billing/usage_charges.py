@@ -40,12 +40,14 @@ SELECT 'late_tokens' AS kind, e.created_at AS at, e.late_tokens::numeric AS quan
  WHERE e.organization_id = :organization AND e.late_tokens > 0
    AND e.created_at > since AND e.created_at <= until
  UNION ALL
-SELECT w.kind, a.created_at, -w.quantity, a.tenant_id, a.service_id, NULL, a.request_id::text,
+SELECT w.kind, a.created_at, w.quantity, a.tenant_id, a.service_id, NULL, a.request_id::text,
        a.reason, NULL, NULL, a.used_at
   FROM amendment AS a, span,
-       LATERAL (VALUES ('late_tokens', a.late_tokens::numeric), ('credits_back', a.credits))
+       LATERAL (VALUES
+           ('late_tokens', CASE a.direction WHEN 'OUT' THEN a.late_tokens ELSE -a.late_tokens END::numeric),
+           ('credits_back', CASE a.direction WHEN 'IN' THEN -a.credits ELSE 0 END))
          AS w (kind, quantity)
- WHERE a.organization_id = :organization AND w.quantity > 0
+ WHERE a.organization_id = :organization AND w.quantity <> 0
    AND a.created_at > since AND a.created_at <= until
 ) AS l
   JOIN tenant AS t ON t.id = l.tenant_id LEFT JOIN service AS s ON s.id = l.service_id
