@@ -44,6 +44,7 @@ from persistence.billing import (
     quotas,
     reratings,
     subscriptions,
+    tax_rates,
     unbilled,
 )
 from persistence.billing.invoice_usage import InvoiceUsage
@@ -103,6 +104,7 @@ SUBJECTS: dict[str, Subject] = {
     "invoices": invoices.SUBJECT,
     "invoice-heads": invoice_source.HEADS,
     "payments": payments.SUBJECT,
+    "tax-rates": tax_rates.SUBJECT,
     "webhooks": webhooks.WEBHOOKS,
     "webhook-deliveries": webhooks.WEBHOOK_DELIVERIES,
     "quarantine": quarantine.SUBJECT,

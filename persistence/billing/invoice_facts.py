@@ -15,6 +15,7 @@ from sqlalchemy import Connection, text
 from gateway.core.billing.charge import ADDITION, SEGMENT, UNITS, Charge
 from gateway.core.billing.invoice import Facts, Fee
 from gateway.core.billing.subscription import midnight
+from persistence.billing import tax_rates
 from persistence.billing.segments import segment_of
 
 _ORGANIZATION = text("SELECT currency, tax_rate FROM organization WHERE id = :organization")
@@ -65,9 +66,12 @@ def read_facts(
     """
     here: dict[str, Any] = {"organization": organization_id, "start": start, "until_day": end}
     organization = connection.execute(_ORGANIZATION, here).one()
+    dated = tax_rates.read(connection, organization_id)
     facts = Facts(
         currency=organization.currency,
-        tax_rate=organization.tax_rate,
+        tax_rate=organization.tax_rate.normalize(),
+        taxes=dated,
+        taxed_before=tax_rates.billed_with(connection, organization_id, charges) if dated else {},
         until=end,
         charges=charges,
         credits_consumed=connection.execute(_CONSUMED, here).scalar_one(),

@@ -11,6 +11,7 @@ from sqlalchemy import insert, select, text, update
 
 from gateway.core.billing.invoice import Line
 from gateway.core.billing.tax import Tax
+from persistence.billing.tax_rates import tax_of
 from persistence.subject import Change
 from persistence.tables.billing import invoice, invoice_line
 
@@ -29,7 +30,7 @@ def lines_of(change: Change, invoice_id: int) -> Sequence[Any]:
 
 def line_of(row: Any) -> Line:
     """A line as it was stored; it has no tax where that was not stored with it."""
-    tax = None if row.tax_rate is None else Tax(row.tax_rate.normalize(), row.tax_category, row.tax_reason)
+    tax = None if row.tax_rate is None else tax_of(row.tax_rate, row.tax_category, row.tax_reason)
     return Line(
         row.kind, row.description, int(row.quantity), row.unit_price, row.amount, row.service_id,
         row.tenant_id, row.basis, tax=tax,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -17,7 +17,7 @@ import psycopg
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.core.billing.charge import OVERAGE, UNITS, USAGE
+from gateway.core.billing.charge import ONE_DAY, OVERAGE, UNITS, USAGE
 from gateway.core.billing.invoice import INFORMATION
 from gateway.core.billing.subscription import midnight
 from gateway.core.model import INTEGER_MAX
@@ -29,6 +29,9 @@ from persistence.billing.placed import Placed, placed
 from persistence.billing.usage_sql import COLUMNS, SUMS, rows_of, slice_of
 
 ROWS_A_SLICE = 20_000
+# A service, a price, the first and the last day, a line.
+Span = tuple[int, Decimal, date, date, int]
+SPAN_PARTS = 5
 _ENDLESS = datetime(9999, 12, 30, tzinfo=UTC)
 
 _INVOICE = text("""
@@ -136,19 +139,36 @@ def _cover(invoice: Any, kind: str, owner: int) -> Cover:
 
 
 def _values(invoice: Any, found: Placed) -> Values:
-    """What rows of uses look up: the line of a month's service at a price, and that of credits."""
-    of_units = {
-        (charge.day.replace(day=1), charge.service_id or 0, charge.unit_price): line
-        for charge, line in found.charges
-        if charge.source == UNITS and charge.kind == USAGE and line is not None
-    }
-    months, services, prices = zip(*of_units, strict=True) if of_units else ((), (), ())
+    """What rows of uses look up: the line of a service's days at a price, and that of credits."""
+    spans = _spans(found)
+    services, prices, first, last, lines = ([span[at] for span in spans] for at in range(SPAN_PARTS))
     credits_line = [line.position for line in found.lines if line.kind == INFORMATION]
     return {
-        "currency": invoice.currency, "months": list(months), "services": list(services),
-        "prices": list(prices), "lines": list(of_units.values()),
-        "credits_line": credits_line[0] if credits_line else None,
+        "currency": invoice.currency, "services": services, "prices": prices, "first_days": first,
+        "last_days": last, "lines": lines, "credits_line": credits_line[0] if credits_line else None,
     }  # fmt: skip
+
+
+def _spans(found: Placed) -> list[Span]:
+    """A service, a price, and from which day to which one of a month its units are on a line.
+
+    A month has several lines where a rate of tax changed within it.
+    """
+    of_month: dict[tuple[int, Decimal, date], dict[date, int]] = {}
+    for charge, line in found.charges:
+        if charge.source == UNITS and charge.kind == USAGE and line is not None:
+            place = (charge.service_id or 0, charge.unit_price, charge.day.replace(day=1))
+            of_month.setdefault(place, {})[charge.day] = line
+    spans: list[Span] = []
+    for (service_id, price, month), lines in of_month.items():
+        first, line = month, lines[min(lines)]
+        for day in sorted(lines):
+            if lines[day] != line:
+                spans.append((service_id, price, first, day - ONE_DAY, line))
+                first, line = day, lines[day]
+        until = (month + timedelta(days=31)).replace(day=1) - ONE_DAY
+        spans.append((service_id, price, first, until, line))
+    return spans
 
 
 def _of_tenant(found: Placed, tenant_id: int) -> Values:

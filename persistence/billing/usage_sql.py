@@ -160,11 +160,12 @@ SELECT CASE WHEN l.in_money THEN 'money' ELSE 'units' END AS kind, n.line, l.at,
         ON l.unit_prices IS NULL AND f.tenant_id = l.tenant_id AND f.service_id = coalesce(l.feature_id, 0)
        AND f.day = (l."timestamp" AT TIME ZONE 'UTC')::date
      WHERE l.organization_id = %(owner)s AND {_OF_BOX.format(at='"timestamp"')}) AS l
-  LEFT JOIN unnest(%(months)s::date[], %(services)s::bigint[], %(prices)s::numeric[], %(lines)s::integer[])
-    AS n (month, service_id, unit_price, line)
+  LEFT JOIN unnest(%(services)s::bigint[], %(prices)s::numeric[], %(first_days)s::date[],
+                   %(last_days)s::date[], %(lines)s::integer[])
+    AS n (service_id, unit_price, first_day, last_day, line)
     ON n.service_id = coalesce(l.service_id, 0)
    AND n.unit_price = CASE WHEN l.in_money THEN 0.000000001 ELSE l.unit_price END
-   AND n.month = date_trunc('month', l.at AT TIME ZONE 'UTC')::date"""  # noqa: S608  # our own words
+   AND (l.at AT TIME ZONE 'UTC')::date BETWEEN n.first_day AND n.last_day"""  # noqa: S608  # our own words
 _LEDGERS = {
     "tokens": (_TOKENS, "token_ledger", "tenant_id", "created_at"),
     "credits": (_CREDITS, "credit_transaction", "organization_id", '"timestamp"'),

@@ -11,7 +11,7 @@ from gateway.core.accounts.budgets import MONEY
 from gateway.core.billing.pricing import NANO, rounded, times
 from gateway.errors import Conflict, Unprocessable
 from persistence import crud
-from persistence.billing import allocations, debts, top_up_orders, unbilled
+from persistence.billing import allocations, debts, tax_rates, top_up_orders, unbilled
 from persistence.subject import THIS, Change, Subject, id_in, live, lock, named, refuse_while_referenced
 from persistence.tables.billing import charge, invoice, organization_subscription, subscription_segment
 from persistence.tables.budgets import budget
@@ -113,12 +113,13 @@ SUBJECT = Subject(
     organization,
     source=live(
         organization,
-        *(column for column in organization.c if column.name != "credit_ahead"),
+        *(column for column in organization.c if column.name not in {"credit_ahead", "tax_rate"}),
+        tax_rates.TODAY.label("tax_rate"),
         (cast(organization.c.credit_ahead, Numeric) / NANO).label("credit_ahead"),
         organization.c.id.label("organization_id"),
     ),
     conditions={"search": named(organization)},
-    verbs={**crud.VERBS, "delete": delete},
+    verbs={**crud.VERBS, "change": tax_rates.change_organization, "delete": delete},
     partitioned=True,
     referenced={
         "The organization still has tenants; delete them first.": live(tenant).where(

@@ -30,7 +30,7 @@ WRITES: dict[str, tuple[str, ...]] = {
     "token_ledger": APPEND, "credit_posting": APPEND, "credit_transaction": APPEND, "feature_usage": APPEND,
     "audit_log": APPEND, "lost_event": APPEND, "invoice_basis": APPEND, "reconciliation": APPEND,
     "price": APPEND, "use_event": APPEND, "amendment": APPEND, "rerating": APPEND,
-    "invoice_document": APPEND, "payment": APPEND, "credit_price": APPEND,
+    "invoice_document": APPEND, "payment": APPEND, "tax_rate": APPEND, "credit_price": APPEND,
     "account_checkpoint": APPEND,
     "admin_token": KEEP, "api_key": CLEAR, "app_user": KEEP, "control_write": KEEP,
     "charge": KEEP, "credit_addition": KEEP, "credit_debt": KEEP, "budget": KEEP, "call": KEEP,

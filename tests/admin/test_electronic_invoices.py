@@ -87,7 +87,7 @@ async def test_a_credit_note_is_one_and_names_its_invoice(api: Api) -> None:
     made = await final(api)
     note = (await api.post(f"invoices/{made['id']}/credit-note", {"lines": [{"position": 2}]})).json
     done = (await api.post(f"invoices/{note['id']}/finalize")).json
-    assert [line["tax_rate"] for line in done["lines"]] == ["0.2", "0.2"]
+    assert [line["tax_rate"] for line in done["lines"]] == ["0.20", "0.20"]
     found = ET.fromstring((await api.get(f"invoices/{note['id']}.xml?format=ubl")).raw)
     assert found.tag.endswith("}CreditNote")
     said = {each.tag.rpartition("}")[2]: each.text for each in found.iter()}

@@ -132,6 +132,12 @@ SCREENS = {
                      "source_id"),
         ),
         Screen(
+            "Billing", "tax-rates", "Tax rates", "tax rate",
+            ("organization_id", "rate", "category", "reason", "effective_from", "created_at"),
+            empty="No rate has a day: organizations have the rate of their own on all days.",
+            filters=("organization_id",),
+        ),
+        Screen(
             "Billing", "payments", "Payments", "payment",
             ("reference", "organization_id", "invoice_id", "amount", "currency", "created_at"),
             empty="No money came in yet. A payment is recorded on its invoice's page.",

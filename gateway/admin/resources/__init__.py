@@ -15,6 +15,7 @@ from gateway.admin.resources import (
     people,
     prices,
     quota,
+    tax_rates,
     uses,
     webhooks,
 )
@@ -24,8 +25,8 @@ from gateway.admin.resources.resource import Action, Part, Report, Resource, Sec
 RESOURCES: dict[str, Resource] = {
     resource.name: resource
     for part in (
-        people, access, quota, catalogue, prices, budgets, billing, invoices, charges, events, amendments,
-        uses, calls, webhooks, integrity, audit,
+        people, access, quota, catalogue, prices, budgets, billing, invoices, tax_rates, charges, events,
+        amendments, uses, calls, webhooks, integrity, audit,
     )
     for resource in part.RESOURCES
 }  # fmt: skip

@@ -7,7 +7,18 @@ from typing import Annotated, Literal
 from pydantic import Field, PlainSerializer, model_validator
 
 from gateway.admin.resources.resource import Action, Document, Filter, Resource
-from gateway.admin.resources.values import Day, Id, In, Instant, Money, Out, Paid, Text, show_decimal
+from gateway.admin.resources.values import (
+    Day,
+    Fraction,
+    Id,
+    In,
+    Instant,
+    Money,
+    Out,
+    Paid,
+    Text,
+    show_decimal,
+)
 from gateway.core.accounts.roles import BILLING, access
 from gateway.core.billing.payment import PAYMENT_STATUSES
 from gateway.core.billing.tax import CATEGORIES
@@ -111,7 +122,9 @@ class InvoiceLine(Out):
     unit_price: UnitPrice
     amount: Paid
     corrects_position: int | None = Field(description="Of a credit note: the invoice's line it gives back.")
-    tax_rate: str | None = Field(description="Of its tax, a fraction; null of lines from before it was kept.")
+    tax_rate: Fraction | None = Field(
+        description="Of its tax, a fraction; null of lines from before it was kept."
+    )
     tax_category: str | None = Field(description=f"{', '.join(CATEGORIES)}; null where nobody said.")
     tax_reason: str | None = Field(description="Why it is not taxed.")
 

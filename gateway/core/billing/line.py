@@ -8,7 +8,7 @@ from datetime import UTC, date, timedelta
 from decimal import Decimal
 from itertools import groupby
 
-from gateway.core.billing.charge import ONE_DAY, Charge
+from gateway.core.billing.charge import DISCOUNT, ONE_DAY, Charge
 from gateway.core.billing.subscription import Segment
 from gateway.core.billing.tax import Dated, Tax, in_force
 
@@ -60,7 +60,7 @@ class Facts:
 
     def tax_of(self, charge: Charge) -> Tax:
         """The tax of a charge: that of its last day, or what it was billed with where it gives back."""
-        billed = self.taxed_before.get(charge.supply) if charge.amount < 0 else None
+        billed = self.taxed_before.get(charge.supply) if is_back(charge) else None
         return billed or self.tax_on((charge.end - ONE_DAY).astimezone(UTC).date())
 
 
@@ -86,6 +86,11 @@ class Line:
 
 # A line that is not rounded yet, and its charges.
 Drawn = tuple[Line, Sequence[Charge]]
+
+
+def is_back(charge: Charge) -> bool:
+    """Whether a charge gives back what another one owed; a discount is below zero by itself."""
+    return charge.amount > 0 if charge.kind == DISCOUNT else charge.amount < 0
 
 
 def span(start: date, end: date) -> str:

@@ -71,6 +71,21 @@ def in_force(dated: Sequence[Dated], before: Tax, day: date) -> Tax:
     return found
 
 
+def misfits(tax: Tax) -> tuple[tuple[str, str], ...]:
+    """What of a tax contradicts itself: the field, and what would be right."""
+    errors = []
+    if tax.rate and tax.category not in (None, STANDARD):
+        errors.append(("category", f"is {STANDARD} of a rate above zero, not {tax.category}"))
+    if not tax.rate and tax.category == STANDARD:
+        untaxed = ", ".join(name for name in CATEGORIES if name != STANDARD)
+        errors.append(("category", f"is one of {untaxed} where the rate is zero"))
+    if tax.reason is not None and tax.category not in REASONS:
+        errors.append(
+            ("reason", f"says why nothing is taxed; for that the category is one of {', '.join(REASONS)}")
+        )
+    return tuple(errors)
+
+
 def taxes_of(lines: Iterable[tuple[Tax | None, Decimal]]) -> dict[Tax, Decimal]:
     """What lines with a tax come to before it, by tax, in the order in which taxes are first met."""
     sums: dict[Tax, Decimal] = {}

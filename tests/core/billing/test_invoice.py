@@ -28,6 +28,7 @@ from gateway.core.billing.charge import (
 from gateway.core.billing.invoice import Bill, Facts, Fee, bill, span
 from gateway.core.billing.pricing import NANO, ONE_NANO, Portion, Tier, rounded, spread
 from gateway.core.billing.subscription import Segment, Subscription, begin, change_now, cycle_of, midnight
+from gateway.core.billing.tax import Dated, Tax
 
 APRIL, MAY = date(2026, 4, 1), date(2026, 5, 1)
 TIERS = (Tier(10_000, Decimal("0.0010")), Tier(None, Decimal("0.0008")))
@@ -288,3 +289,51 @@ def test_what_is_too_small_for_a_document_adds_up_over_documents() -> None:
         carried[line.basis] = carried.get(line.basis, Decimal(0)) + line.exact - line.amount
         paid += line.amount
     assert paid == Decimal("0.12")
+
+
+@given(
+    data=st.lists(st.tuples(st.integers(0, 29), st.integers(1, 3_000)), min_size=1, max_size=25),
+    changes=st.dictionaries(st.integers(1, 29), st.sampled_from(["0", "0.1", "0.16", "0.19"]), max_size=3),
+)
+def test_what_is_used_is_taxed_with_the_rate_of_its_day(
+    data: list[tuple[int, int]], changes: dict[int, str]
+) -> None:
+    price, cent = Fraction("0.0007"), Fraction(1, 100)
+    charges = [
+        fact(USAGE, UNITS, APRIL + at * DAY, quantity, Decimal("0.0007"), service_id=3, place=0)
+        for at, quantity in data
+    ]
+    dated = [Dated(APRIL + at * DAY, Tax(Decimal(rate))) for at, rate in sorted(changes.items())]
+    made = bill(of(charges, tax_rate=Decimal("0.2"), taxes=dated))
+    by_rate: dict[Fraction, Fraction] = {}
+    for at, quantity in data:
+        rate = Fraction(next((changes[day] for day in range(at, 0, -1) if day in changes), "0.2"))
+        by_rate[rate] = by_rate.get(rate, Fraction(0)) + quantity * price
+    net = {
+        Fraction(line.tax.rate): Fraction(line.amount)
+        for line in made.lines
+        if line.kind == USAGE and line.tax
+    }
+    taxed = {
+        Fraction(line.tax.rate): Fraction(line.amount)
+        for line in made.lines
+        if line.kind == "tax" and line.tax
+    }
+    assert net.keys() == by_rate.keys()
+    for rate, exact in by_rate.items():
+        assert abs(net[rate] - exact) <= cent
+        assert 2 * abs(taxed.get(rate, Fraction(0)) - net[rate] * rate) <= cent
+    assert 2 * abs(sum(net.values()) - sum(by_rate.values())) <= cent
+    assert len([line for line in made.lines if line.kind == USAGE]) == len(by_rate)
+
+
+def test_units_go_on_behind_a_change_of_the_rate() -> None:
+    late = units(spread(TIERS, 9_000, 3_000))
+    later = units(spread(TIERS, 12_000, 500), APRIL + 20 * DAY)
+    dated = [Dated(APRIL + 15 * DAY, Tax(Decimal("0.1")))]
+    made = bill(of([*late, *later], tax_rate=Decimal("0.2"), taxes=dated, units_before={(3, APRIL): 9_000}))
+    assert [line.description for line in made.lines] == [
+        "rerank, April 2026, units 9,001 to 10,000", "rerank, April 2026, units 10,001 to 12,000",
+        "rerank, April 2026, units 12,001 to 12,500", "Tax 20 %", "Tax 10 %",
+    ]  # fmt: skip
+    assert amounts(made) == ["1.00", "1.60", "0.40", "0.52", "0.04"]

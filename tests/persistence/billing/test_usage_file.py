@@ -85,6 +85,25 @@ async def test_the_worked_example_adds_up_from_its_file(april: April) -> None:
     assert len({row["period_start"] for row in of(rows, "subscription")}) == 30
 
 
+async def test_uses_are_on_the_line_with_the_tax_of_their_day(april: April) -> None:
+    ids = await set_up(april)
+    for day, units in ((5, 9_000), (15, 2_000), (25, 400)):
+        await april.on(at(4, day))
+        use(april.account, ids["rerank"], units=units)
+    april.flush()
+    here = {"organization_id": ids["organization"]}
+    await april.do("tax-rates", "create", **here, effective_from=date(2026, 4, 15), rate=Decimal("0.1"))
+    await april.do("tax-rates", "create", **here, effective_from=date(2026, 4, 25), rate=Decimal("0.2"))
+    draft = await april.do("invoices", "create", **here, period_start=IN_APRIL[0], period_end=IN_APRIL[1])
+    done = await april.do("invoices", "finalize", draft["id"])
+    rows = await read(april, done)
+    adds_up(rows, done)
+    rates = {str(line["position"]): line["tax_rate"] for line in done["lines"]}
+    assert [(row["quantity"], rates[row["line"]]) for row in of(rows, "units")] == [
+        ("9000", "0.2"), ("1000", "0.1"), ("1000", "0.1"), ("400", "0.2"),
+    ]  # fmt: skip
+
+
 async def test_what_a_call_cost_is_computed_from_its_row(april: April) -> None:
     ids = await set_up(april)
     await april.on(at(4, 1))
