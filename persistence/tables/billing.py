@@ -210,15 +210,6 @@ invoice_document = table(
     PrimaryKeyConstraint("invoice_id", "format", "status"),
 )
 
-# What an organization is taxed with since when, by the day of supply; of two of a day the later row counts.
-tax_rate = table(
-    "tax_rate",
-    identity(),
-    refers("organization_id", "organization"),
-    days("effective_from"),
-    Column("rate", Numeric(7, 6), nullable=False),
-    texts("category?", "reason?"),
-    moments("created_at"),
 )
 
 # What finalized invoices told of credits that were used; and of all they billed before there were charges.

@@ -149,3 +149,14 @@ tenant_quota = table(
     # What webhooks were last told of `is_blocked`.
     flags("noticed_blocked"),
 )
+
+# What an organization is taxed with since when, by the day of supply; of two of a day the later row counts.
+tax_rate = table(
+    "tax_rate",
+    identity(),
+    refers("organization_id", "organization"),
+    days("effective_from"),
+    Column("rate", Numeric(7, 6), nullable=False),
+    texts("category?", "reason?"),
+    moments("created_at"),
+)
