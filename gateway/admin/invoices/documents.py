@@ -28,8 +28,8 @@ LINE_COLUMNS = (
 XML = "application/xml"
 # What files are called by what is in them.
 SUFFIXES = {FACTUR_X: "xml", UBL: "ubl.xml"}
-# Setting and writing take a core; of 10,000 lines some 150 MB for a few seconds.
-MADE_AT_ONCE_MAX = 2
+# Setting and writing take a core: of 10,000 lines for a few seconds, and up to 800 MB.
+MADE_AT_ONCE_MAX = 1
 
 Admit = Callable[[AdminPorts, web.Request], Awaitable[AdminPorts]]
 

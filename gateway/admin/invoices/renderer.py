@@ -5,30 +5,21 @@ The template gets plain text and JSON; nothing of it is read as markup.
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from textwrap import wrap
-from typing import Any, Literal
+from typing import Any
 
-import typst
-
-from gateway.admin.invoices import electronic
+from gateway.admin.invoices import electronic, press
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.document import CREDIT_NOTE, NO_LETTERHEAD, Document, Letterhead, Party, document_of
 from gateway.core.billing.invoice import span
 
-TEMPLATE = Path(__file__).with_name("invoice.typ")
 LOGO_KINDS = frozenset({".svg", ".png", ".jpg", ".jpeg"})
 
-# PDF/A-3: what may carry files.
-ARCHIVED: Literal["a-3b"] = "a-3b"
-# A second of CPU, and 70 MB beside those of the pages.
-CARRIED_LINES_MAX = 1_000
 ENDLESS = 10
 ADOPTED = "Seller and terms were not copied when this became final; they are as they were when it was set."
 
@@ -57,38 +48,17 @@ class InvoiceRenderer:
         return self.letterhead.seller.name if self.letterhead.seller is not None else ""
 
     def pdf(self, invoice: Row, xml: bytes = b"") -> bytes:
-        """Set an invoice, as the API answers it, on paper: a PDF, which carries the XML where it can.
-
-        It cannot where a character has no glyph in any font: that is no PDF/A, and would claim to be. Of
-        very many lines it does not, since a file of its own costs a tenth.
-        """
+        """Set an invoice, as the API answers it, on paper: a PDF, which carries the XML where it can."""
         lines: Any = invoice["lines"]
-        if xml and len(lines) <= CARRIED_LINES_MAX:
-            try:
-                return electronic.carrying(self._set(invoice, archived=True), xml, invoice)
-            except typst.TypstError:
-                pass
-        return self._set(invoice)
+        content = self._content(invoice)
+        archived = press.archive(content, self.logo, len(lines)) if xml else None
+        if archived is not None:
+            return electronic.carrying(archived, xml, invoice)
+        return press.set_pages(content, self.logo, len(lines))
 
     def xml(self, invoice: Row, syntax: str) -> bytes:
         """Write an invoice as EN 16931 has it, as CII or UBL."""
         return electronic.xml(invoice, syntax)
-
-    def _set(self, invoice: Row, *, archived: bool = False) -> bytes:
-        with tempfile.TemporaryDirectory(prefix="invoice-") as folder:
-            root = Path(folder)
-            logo = ""
-            if self.logo is not None:
-                logo = f"logo{self.logo.suffix.lower()}"
-                (root / logo).write_bytes(self.logo.read_bytes())
-            main = root / "invoice.typ"
-            main.write_bytes(TEMPLATE.read_bytes())
-            content = {**self._content(invoice), "logo": logo}
-            inputs = {"invoice": json.dumps(content, ensure_ascii=False)}
-            return typst.compile(
-                str(main), root=folder, format="pdf", sys_inputs=inputs,
-                pdf_standards=ARCHIVED if archived else None,
-            )  # fmt: skip
 
     def _content(self, invoice: Any) -> dict[str, Any]:
         note, status = invoice["kind"] == CREDIT_NOTE, invoice["status"]

@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from gateway.admin.invoices.electronic import FACTUR_X, UBL, carrying, xml
+from gateway.admin.invoices.electronic import FACTUR_X, UBL, xml
 from gateway.admin.invoices.renderer import InvoiceRenderer
 from tests.admin.invoices.made import BUYER, SELLER, invoice, note
 from tests.admin.invoices.rules import broken
@@ -96,4 +96,3 @@ def test_the_pdf_carries_the_xml_to_the_byte() -> None:
     content = xml(invoice(), FACTUR_X)
     pdf = InvoiceRenderer().pdf(invoice(), content)
     assert get_xml_from_pdf(pdf, check_xsd=False) == ("factur-x.xml", content)
-    assert carrying(InvoiceRenderer()._set(invoice(), archived=True), content, invoice()).startswith(b"%PDF-")

@@ -1,0 +1,87 @@
+"""Whatever names say, and however many lines there are, documents are made and say the same."""
+
+from __future__ import annotations
+
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+from facturx import get_xml_from_pdf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.admin.invoices.electronic import FACTUR_X, UBL
+from gateway.admin.invoices.press import LINES_HERE_MAX, LINES_MAX
+from gateway.admin.invoices.renderer import InvoiceRenderer
+from gateway.core.billing.e_invoice import legible
+from gateway.errors import Conflict
+from persistence.billing.kept_documents import DOCUMENT_BYTES_MAX
+from tests.admin.invoices.made import BUYER, SELLER, invoice, line
+
+RENDERER = InvoiceRenderer()
+HOSTILE = [
+    "شركة الاختبار ١٢٣", "חברה \u202egnp.exe", "Zo\u0308e\u0301" + "\u0301\u0323" * 90, "名前 株式会社",
+    "\U0001f469\u200d\U0001f467 \U0001f3f3\ufe0f",
+    "a\x00b\x07\x1b[31m", "<b>&amp;]]></b> <!-- <?x -->", "#set page(width: 1pt) $x$ @x `y` \\ *b* _i_",
+    "=1+1",
+    "\u200b\ufeff\u2028\ufffe\U000f0000", "W" * 200, "x" * 4_000, "\t \n", "{{ 7 * 7 }} %s ${x}",
+]  # fmt: skip
+TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=60)
+
+
+def named(name: str, description: str) -> dict[str, Any]:
+    made = invoice(seller=SELLER | {"name": name}, buyer=BUYER | {"name": name, "address": [description]})
+    made["lines"][0]["description"] = description
+    return made
+
+
+def names(content: bytes) -> list[str]:
+    return [each.text or "" for each in ET.fromstring(content).iter() if each.tag.endswith("}Name")]
+
+
+@settings(max_examples=25, deadline=None)
+@given(name=TEXTS, description=TEXTS)
+def test_names_are_read_again_as_they_were(name: str, description: str) -> None:
+    made = named(name, description)
+    assert names(RENDERER.xml(made, FACTUR_X)) == [
+        legible(description), "Rerank 2", legible(name), legible(name),
+    ]  # fmt: skip
+    assert legible(description) in names(RENDERER.xml(made, UBL))
+
+
+@settings(max_examples=20, deadline=None)
+@given(name=TEXTS, description=TEXTS)
+def test_a_pdf_is_made_of_any_text(name: str, description: str) -> None:
+    assert RENDERER.pdf(named(name, description)).startswith(b"%PDF-")
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_hostile_name_is_only_a_name(text: str) -> None:
+    made = named(text, text)
+    content = RENDERER.xml(made, FACTUR_X)
+    assert names(content)[0] == legible(text)
+    # What has no glyph in any font of the machine is set as a box, and is no archive then.
+    pdf = RENDERER.pdf(made, content)
+    assert get_xml_from_pdf(pdf, check_xsd=False) in [("factur-x.xml", content), (False, False)]
+
+
+def long(lines: int) -> dict[str, Any]:
+    made = invoice((), (), subtotal="0.00", tax="0.00", total_amount="0.00")
+    usual = (1, "0.05", "0.00", "0.2", None)
+    return made | {"lines": [line(position, usual) for position in range(1, lines + 1)]}
+
+
+@pytest.mark.parametrize(("syntax", "lines"), [(FACTUR_X, 10_000), (UBL, 2_000)])
+def test_thousands_of_lines_are_written(syntax: str, lines: int) -> None:
+    content = RENDERER.xml(long(lines), syntax)
+    assert len(content) < DOCUMENT_BYTES_MAX // 2
+    assert f"Rerank {lines}<".encode() in content
+
+
+def test_many_lines_are_set_apart_and_too_many_are_not() -> None:
+    made = long(LINES_HERE_MAX + 1)
+    content = RENDERER.xml(made, FACTUR_X)
+    pdf = RENDERER.pdf(made, content)
+    assert (pdf[:5], get_xml_from_pdf(pdf, check_xsd=False)) == (b"%PDF-", (False, False))
+    with pytest.raises(Conflict, match=str(LINES_MAX + 1)):
+        RENDERER.pdf(long(LINES_MAX + 1))
