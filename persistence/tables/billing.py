@@ -210,8 +210,6 @@ invoice_document = table(
     PrimaryKeyConstraint("invoice_id", "format", "status"),
 )
 
-)
-
 # What finalized invoices told of credits that were used; and of all they billed before there were charges.
 invoice_basis = table(
     "invoice_basis",
