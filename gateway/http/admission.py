@@ -86,7 +86,7 @@ def claimed(
             budgeted = budgets is not None and MONEY in budgets.enforced
         prices = prices_of(directory, caller, service, call, ports.seconds(), budgeted)
         if ports.refuse_unpriced or budgeted:
-            check_known(prices, call, budgeted)
+            check_known(prices, call, budgets if budgeted else None)
     except Refusal as refusal:
         if isinstance(refusal, TooManyBudgets):
             exchange.worker.ports.tally.budgets_exceeding += 1

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from gateway.core.accounts.budgets import MONEY
+from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.answering import Priced, answering
 from gateway.core.calls.call import Call
@@ -84,16 +86,20 @@ def price_of(  # noqa: PLR0917  # whose call, at which prices it was admitted, a
     return found
 
 
-def check_known(admitted: Admitted, call: Call, budgeted: bool = False) -> None:
-    """`ModelNotPriced` where a model that may answer has no price.
+def check_known(admitted: Admitted, call: Call, budgets: CallBudgets | None = None) -> None:
+    """`ModelNotPriced` where a model that may answer has no price; it says which of `budgets` asks for one.
 
     Under a budget of money a call of a model must say which: what its upstream would choose nobody can price.
     """
-    if budgeted and not call.model and call.meter in SHAPES:
-        raise ModelNotPriced("A budget limits what calls cost, and this one names no model.")
+    if budgets is not None and not call.model and call.meter in SHAPES:
+        name = budgets.refusing(MONEY)
+        raise ModelNotPriced(f"The budget {name} limits what calls cost, and this one names no model.")
     for one in admitted.named:
         if one.vector is None:
-            raise ModelNotPriced(f"The model {one.model} has no price here.")
+            why = "calls without one are refused"
+            if budgets is not None:
+                why = f"the budget {budgets.refusing(MONEY)} limits what calls cost"
+            raise ModelNotPriced(f"The model {one.model} has no price here, and {why}.")
 
 
 def _book(directory: Directory, caller: Caller, model: str, own: bool) -> Priced:

@@ -15,9 +15,11 @@ from gateway.core.accounts.budgets import (
     FLAG_TOKENS,
     MONEY,
     TOKENS,
+    Asked,
     Budget,
     account_of,
 )
+from gateway.core.accounts.call_budgets import OrganizationBudgets
 from gateway.core.billing.stand_ins import read_stand_ins
 from gateway.core.billing.vector import KINDS, Vector
 from gateway.core.calls.call import Call
@@ -124,6 +126,9 @@ async def test_a_model_nobody_can_price_is_not_called_under_a_budget_of_money() 
         budgeted(stage, BUDGET)
         got = await stage.ask(post(CHAT.replace(b'"m"', b'"x"')))
         assert (got.status, got.reason) == (403, "model_not_priced")
+        assert (
+            f"x has no price here, and the budget {BUDGET.name} limits what calls cost" in got.body.decode()
+        )
         more = CHAT[:-1] + b',"models":["m","x"]}'
         assert (await stage.ask(post(more))).reason == "model_not_priced"
         assert not stage.counters.holds
@@ -133,8 +138,9 @@ def test_a_call_that_names_no_model_is_not_priced_under_a_budget_of_money() -> N
     """No family reads one without; one that did would count nothing."""
     nameless = Call("openai_chat", Family("openai"), b"")
     check_known(NO_PRICES, nameless)
-    with pytest.raises(ModelNotPriced):
-        check_known(NO_PRICES, nameless, budgeted=True)
+    asking = OrganizationBudgets(1, (BUDGET,), "USD").find(Asked(7, 0, 1), 0)
+    with pytest.raises(ModelNotPriced, match=BUDGET.name):
+        check_known(NO_PRICES, nameless, asking)
 
 
 @pytest.mark.parametrize("budget", [replace(BUDGET, enforce=False), replace(BUDGET, unit=TOKENS)])

@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfoNotFoundError
 
 from gateway.core.accounts.budgets import (
     BUDGET_ACCOUNTS_MAX,
+    DEFINED_WINDOW,
     KEY,
     PROJECT,
     SESSION,
@@ -53,6 +54,15 @@ class CallBudgets(Kept):
     by_id: Mapping[int, Budget]
     currency: str
     of: OrganizationBudgets
+
+    def refusing(self, unit: str) -> str:
+        """The name of one that refuses by this unit; empty where none does."""
+        for account in self.accounts:
+            for window in DEFINED_WINDOW.struct.iter_unpack(account.defined):
+                budget = self.by_id.get(int(window[0]))
+                if budget is not None and budget.enforce and budget.unit == unit:
+                    return budget.name
+        return ""
 
     def name_in(self, window: BudgetWindow) -> None:
         """Say what a window is called, and what its money is counted in."""

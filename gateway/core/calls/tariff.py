@@ -92,7 +92,7 @@ def vectors_of(
     for name in models:
         vector = book(name) if pricing.per_million is None else token_price(pricing, name)
         if vector is None:
-            raise ModelNotPriced(f"The model {name} has no price here.")
+            raise ModelNotPriced(f"The model {name} has no price here, by which its service is priced.")
         found.append(vector)
     return tuple(found) if pricing.per_million is None else (dearest(found),)
 
