@@ -34,6 +34,7 @@ from persistence import listing, subject
 from persistence.billing import (
     amendments,
     charging,
+    dunning,
     events,
     finance_reports,
     invoice_source,
@@ -105,6 +106,7 @@ SUBJECTS: dict[str, Subject] = {
     "invoice-heads": invoice_source.HEADS,
     "payments": payments.SUBJECT,
     "tax-rates": tax_rates.SUBJECT,
+    "dunning-steps": dunning.SUBJECT,
     "webhooks": webhooks.WEBHOOKS,
     "webhook-deliveries": webhooks.WEBHOOK_DELIVERIES,
     "quarantine": quarantine.SUBJECT,

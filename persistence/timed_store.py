@@ -11,7 +11,8 @@ from uuid import uuid4
 from sqlalchemy import Connection
 
 from gateway.core.accounts.administration import Actor, Command, Committed, Replay
-from persistence.billing import charging, payments, subscriptions, top_up_orders, top_ups
+from gateway.core.billing.dunning import DunningSchedule
+from persistence.billing import charging, dunning, payments, subscriptions, top_up_orders, top_ups
 
 T = TypeVar("T")
 
@@ -59,6 +60,17 @@ class TimedStore(ABC):
         """Let invoices whose day is over be overdue; answers how many were."""
         today = self._clock().astimezone(UTC).date()
         return await self._run(lambda connection: payments.fall_overdue(connection, today, count))
+
+    async def dunning_due(self, schedule: DunningSchedule, after: int, count: int) -> Sequence[int]:
+        """Organizations whose unpaid invoices may ask for a step, those with a higher id than `after`."""
+        today = self._clock().astimezone(UTC).date()
+        return await self._run(lambda connection: dunning.due(connection, schedule, today, after, count))
+
+    async def advance_dunning(self, organization_id: int, schedule: DunningSchedule) -> None:
+        """Take the steps of one that are due."""
+        wanted = ("dunning-steps", "advance", KEEPER, str(uuid4()))
+        values = {"organization_id": organization_id, "schedule": schedule}
+        await self.write(Command(*wanted, lambda row: {}, values=values))
 
     async def top_ups_due(self, after: int, count: int) -> Sequence[tuple[int, int]]:
         """Additions that are to have an own invoice, behind one of them, with their organizations."""

@@ -16,6 +16,7 @@ from gateway.background.timed.dunning import Dunning
 from gateway.background.timed.invoicing import Invoicing
 from gateway.background.timed.rating import Rating
 from gateway.background.timed.top_ups import TopUps
+from gateway.core.billing.dunning import DunningSchedule
 from gateway.settings.settings import Settings
 from persistence.schedule import Schedule
 from persistence.store import Store
@@ -23,13 +24,16 @@ from persistence.store import Store
 Loops = dict[str, Callable[[], Awaitable[None]]]
 
 
-def billing_loops(store: Store, checkpoints: Checkpoints, now: Callable[[], datetime]) -> Loops:
+def billing_loops(
+    settings: Settings, store: Store, checkpoints: Checkpoints, now: Callable[[], datetime]
+) -> Loops:
     """Each loop by its name; `now` answers the time in UTC."""
+    schedule = DunningSchedule.read(settings.dunning_reminder_days, settings.dunning_block_days)
     return {
         "calendar": Calendar(store, now).run,
         "charging": Charging(store).run,
         "checkpoints": MonthEnds(checkpoints, now).run,
-        "dunning": Dunning(store).run,
+        "dunning": Dunning(store, schedule).run,
         "rating": Rating(store).run,
         "top-ups": TopUps(store).run,
     }

@@ -181,7 +181,7 @@ class Keeper:
             "late": self._late_settlements.run,
             "refused": self._refused.run,
             "expirer": self._expirer.run,
-            **billing_loops(self._store, Checkpoints(self._engine), partial(datetime.now, UTC)),
+            **billing_loops(settings, self._store, Checkpoints(self._engine), partial(datetime.now, UTC)),
             **invoicing_loops(settings, schedule, self._account_closing, log),
             "clock changes": self._clock_changes.run,
             "reconciler": self._reconciler.run,
@@ -298,6 +298,7 @@ class Keeper:
 
     async def _stored_gauges(self) -> Mapping[str, object]:
         return {
+            **await watch.unpaid(self._engine),
             "dead_letters": await watch.dead_letters(self._engine),
             "webhook_messages_waiting": await watch.waiting_messages(self._engine),
             "credential_expiry_timestamp_seconds": await watch.next_ends(self._engine),

@@ -92,6 +92,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     invoice_grace_hours: Annotated[int, msgspec.Meta(ge=0, le=720)] = 24
     invoices_at_once: Annotated[int, msgspec.Meta(ge=1, le=32)] = 4
     invoice_due_days: Annotated[int, msgspec.Meta(ge=0, le=365)] = 0
+    dunning_reminder_days: Annotated[str, msgspec.Meta(pattern=r"^(\d{1,3}(,\d{1,3}){0,9})?$")] = ""
+    dunning_block_days: Annotated[int, msgspec.Meta(ge=0, le=365)] = 0
     webhook_private_addresses: bool = False
     smtp_url: str = ""
     smtp_ca_file: str = ""

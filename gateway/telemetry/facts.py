@@ -90,6 +90,8 @@ FACTS = (
     Fact("quarantined_accounts", "gauge", "Accounts in quarantine until a person releases them."),
     Fact("dead_letters", "gauge", "Entries of the outbox that could not be read or stored."),
     Fact("webhook_messages_waiting", "gauge", "Messages to webhooks, mails too, that are not delivered yet."),
+    Fact("invoices_overdue", "gauge", "Invoices that were to be paid before today and are not."),
+    Fact("tenants_blocked_unpaid", "gauge", "Tenants that are blocked since an invoice is not paid."),
     Fact("redis_memory_used_bytes", "gauge", "Memory Redis uses."),
     Fact("redis_memory_max_bytes", "gauge", "Memory Redis may use; 0 is no limit."),
     Fact("certificate_expiry_timestamp_seconds", "gauge", "Until when a certificate is valid.", ("peer",)),

@@ -19,6 +19,10 @@ SSL_ANSWER_S_MAX = 5.0
 
 _DEAD = text("SELECT count(*) FROM dead_letter WHERE resolved_at IS NULL")
 _WAITING = text("SELECT count(*) FROM webhook_delivery WHERE state = 'pending'")
+_UNPAID = text("""
+SELECT (SELECT count(*) FROM invoice WHERE payment_status = 'overdue') AS overdue,
+       (SELECT count(*) FROM dunning_step AS b WHERE b.action = 'block' AND b.control_write_id IS NOT NULL
+           AND NOT EXISTS (SELECT FROM dunning_step AS e WHERE e.corrects_id = b.id)) AS blocked""")
 _ENDS = text("""
 SELECT 'api_key', extract(epoch FROM min(expires_at)) FROM api_key
  WHERE revoked_at IS NULL AND expires_at > now()
@@ -37,6 +41,13 @@ async def waiting_messages(engine: AsyncEngine) -> int:
     """Messages to webhooks that are not delivered yet, nor given up."""
     async with engine.connect() as connection:
         return int(await connection.scalar(_WAITING) or 0)
+
+
+async def unpaid(engine: AsyncEngine) -> dict[str, int]:
+    """How many invoices are overdue, and how many tenants are blocked for ones that are not paid."""
+    async with engine.connect() as connection:
+        row = (await connection.execute(_UNPAID)).one()
+    return {"invoices_overdue": row.overdue, "tenants_blocked_unpaid": row.blocked}
 
 
 async def next_ends(engine: AsyncEngine) -> list[tuple[str, float]]:

@@ -31,7 +31,7 @@ WRITES: dict[str, tuple[str, ...]] = {
     "audit_log": APPEND, "lost_event": APPEND, "invoice_basis": APPEND, "reconciliation": APPEND,
     "price": APPEND, "use_event": APPEND, "amendment": APPEND, "rerating": APPEND,
     "invoice_document": APPEND, "payment": APPEND, "tax_rate": APPEND, "credit_price": APPEND,
-    "account_checkpoint": APPEND,
+    "account_checkpoint": APPEND, "dunning_step": APPEND,
     "admin_token": KEEP, "api_key": CLEAR, "app_user": KEEP, "control_write": KEEP,
     "charge": KEEP, "credit_addition": KEEP, "credit_debt": KEEP, "budget": KEEP, "call": KEEP,
     "dead_letter": KEEP, "invoice_sequence": KEEP,

@@ -43,6 +43,8 @@ organization = table(
     documents("address?"),
     texts("country?", "tax_number?"),
     integers("due_days?"),
+    # Whether what it does not pay is reminded of, and ends in a block.
+    flags("dunning"),
     # Whose months it is billed by, and why the last invoice on schedule was left.
     texts("time_zone", "invoicing_left?"),
     # The credit and spend accounts as of the last flushed event; a rebuild of Redis starts here.

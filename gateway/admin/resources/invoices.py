@@ -20,6 +20,7 @@ from gateway.admin.resources.values import (
     show_decimal,
 )
 from gateway.core.accounts.roles import BILLING, access
+from gateway.core.billing.dunning import DUNNING_ACTIONS
 from gateway.core.billing.payment import PAYMENT_STATUSES
 from gateway.core.billing.tax import CATEGORIES
 from gateway.core.model import INTEGER_MAX
@@ -183,6 +184,21 @@ class Invoice(Out):
     corrects: list[Corrected] = Field(description="The invoices of which a credit note gives something back.")
 
 
+class DunningStep(Out):
+    """What was done about an invoice that is not paid."""
+
+    id: Id
+    organization_id: Id
+    invoice_id: Id
+    action: str = Field(description="reminder, block or unblock.")
+    days: int = Field(description="Days behind the due date it is for.")
+    tenant_id: Id | None = Field(description="Who was blocked, or let go.")
+    reason: str
+    corrects_id: Id | None = Field(description="The block that it ends.")
+    actor: str
+    created_at: Instant
+
+
 RESOURCES = (
     Resource(
         name="invoices",
@@ -225,6 +241,20 @@ RESOURCES = (
             Document(".csv", "text/csv", "The lines of an invoice"),
             Document("/usage.csv", "text/csv", "Every use that an invoice bills, with its request id"),
         ),
+    ),
+    Resource(
+        name="dunning-steps",
+        access=access(),
+        description="What was done about invoices that are not paid: reminders, blocks and their ends.",
+        out=DunningStep,
+        named_by="id",
+        refers={"corrects_id": "dunning-steps"},
+        filters={
+            "organization_id": Filter(),
+            "invoice_id": Filter(),
+            "tenant_id": Filter(),
+            "action": Filter("text", DUNNING_ACTIONS),
+        },
     ),
     Resource(
         name="payments",

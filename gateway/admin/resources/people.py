@@ -17,6 +17,7 @@ from gateway.admin.resources.values import (
     Cap,
     Currency,
     Exactly,
+    Flag,
     Fraction,
     Id,
     In,
@@ -59,6 +60,10 @@ class OrganizationCreate(In):
     limits: LimitsIn | None = None
     due_days: Annotated[int, Field(strict=True, ge=0, le=DUE_DAYS_MAX)] | None = Field(
         default=None, description="Days its invoices may be paid in; null is what the settings say."
+    )
+    dunning: Flag = Field(
+        default=True,
+        description="False: of its unpaid invoices nobody is reminded, and none ends in a block.",
     )
     tax_rate: Fraction = Field(default="0", description='A fraction, such as "0.20".', validate_default=True)
     address: Address | None = Field(default=None, description="Below its name on invoices.")

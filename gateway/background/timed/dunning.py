@@ -1,12 +1,18 @@
-"""Looks after money that does not come: an invoice whose day to be paid is over is overdue."""
+"""Looks after money that does not come: invoices fall overdue, are reminded of, and end in a block."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Protocol
+
+from gateway.core.billing.dunning import DunningSchedule
+from gateway.errors import Conflict
 
 INTERVAL_S = 5.0
 INVOICES_MAX = 500
+ORGANIZATIONS_A_PAGE = 200
 
 
 class Receivables(Protocol):
@@ -15,19 +21,38 @@ class Receivables(Protocol):
     async def fall_overdue(self, count: int) -> int:
         """Let invoices whose day is over be overdue, so many at once; answers how many were."""
 
+    async def dunning_due(self, schedule: DunningSchedule, after: int, count: int) -> Sequence[int]:
+        """Organizations of which a step may be due, those with a higher id than `after`, by id."""
+
+    async def advance_dunning(self, organization_id: int, schedule: DunningSchedule) -> None:
+        """Take the steps of one; `Conflict` where there is nothing to do."""
+
 
 class Dunning:
     """The clock's side of invoices that are to be paid."""
 
-    def __init__(self, receivables: Receivables, *, invoices_max: int = INVOICES_MAX) -> None:
+    def __init__(
+        self,
+        receivables: Receivables,
+        schedule: DunningSchedule = DunningSchedule(),  # noqa: B008  # frozen
+        *,
+        invoices_max: int = INVOICES_MAX,
+    ) -> None:
         self._receivables = receivables
+        self._schedule = schedule
         self._invoices_max = invoices_max
 
     async def turn(self) -> int:
-        """Let all that is overdue be so; answers how many invoices."""
+        """Let all that is overdue be so, and do what is due about it; answers how many invoices fell."""
         fallen = 0
         while now := await self._receivables.fall_overdue(self._invoices_max):
             fallen += now
+        after = 0
+        while page := await self._receivables.dunning_due(self._schedule, after, ORGANIZATIONS_A_PAGE):
+            for organization_id in page:
+                after = organization_id
+                with suppress(Conflict):
+                    await self._receivables.advance_dunning(organization_id, self._schedule)
         return fallen
 
     async def run(self) -> None:

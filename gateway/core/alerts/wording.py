@@ -124,6 +124,27 @@ def _given_up(data: Data) -> tuple[str, str]:
     return f"Invoice {number} is given up", f"What is left to pay of invoice {number} of {who} is given up."
 
 
+def _reminded(data: Data) -> tuple[str, str]:
+    number, who, due = plain(data.get("number")), _who(data, "organization"), plain(data.get("due_date"))
+    rest = f"{plain(data.get('amount_due'))} {plain(data.get('currency'))}"
+    block = plain(data.get("block_date"))
+    until = f" Calls are refused from {block} on." if block else ""
+    return (
+        f"Please pay invoice {number}",
+        f"Of invoice {number} of {who}, {rest} were to be paid by {due} and are not.{until}",
+    )
+
+
+def _unpaid_block(data: Data) -> tuple[str, str]:
+    number, who = plain(data.get("number")), _who(data, "organization")
+    return f"Blocked: {who}", f"Calls of {who} are refused from now on: invoice {number} is not paid."
+
+
+def _unpaid_no_more(data: Data) -> tuple[str, str]:
+    who = _who(data, "organization")
+    return f"No longer blocked: {who}", f"Calls of {who} are no more refused for what was not paid."
+
+
 def _ending(data: Data) -> tuple[str, str]:
     who, end = _who(data, "organization"), plain(data.get("end_date"))
     return f"A subscription ends: {who}", f"The subscription of {who} ends on {end}."
@@ -199,6 +220,9 @@ _SAID: Final[Mapping[str, Callable[[Data], tuple[str, str]]]] = {
     "invoice.paid": _paid,
     "invoice.overdue": _overdue,
     "invoice.uncollectible": _given_up,
+    "invoice.reminder": _reminded,
+    "invoice.blocked": _unpaid_block,
+    "invoice.unblocked": _unpaid_no_more,
     "subscription.ending": _ending,
     "budget.threshold": _threshold,
     "budget.exceeded": _exceeded,

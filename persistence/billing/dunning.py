@@ -1,0 +1,185 @@
+"""What is done about invoices that are not paid: each step is a row, in the transaction that does it.
+
+A block is the one that people have. It is taken back once nothing is left that blocks, and only from tenants
+on whom nobody else has laid a hand since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, date
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, insert, text
+
+from gateway.core.accounts.administration import Row
+from gateway.core.billing.dunning import BLOCK, REMINDER, UNBLOCK, DunningSchedule
+from gateway.errors import Conflict
+from persistence.billing import charges
+from persistence.keeper.news import told
+from persistence.subject import Change, Subject, id_in
+from persistence.tables.dunning import dunning_step
+
+TENANTS_A_STEP_MAX = 500
+
+# Blocks that have no end yet.
+_OPEN = """
+SELECT b.* FROM dunning_step AS b WHERE b.action = 'block'
+   AND NOT EXISTS (SELECT FROM dunning_step AS e WHERE e.corrects_id = b.id)"""
+# An invoice blocks from its first block on, until it is paid, void, or a person excepts its organization.
+_BLOCKING = """
+SELECT i.id FROM invoice AS i JOIN organization AS g ON g.id = i.organization_id AND g.dunning
+ WHERE i.organization_id = {organization} AND i.payment_status IN ('overdue', 'uncollectible')
+   AND EXISTS (SELECT FROM dunning_step AS s WHERE s.invoice_id = i.id AND s.action = 'block')"""
+_UNTOUCHED = f"""
+SELECT t.id FROM tenant AS t WHERE t.organization_id = {{organization}} AND t.deleted_at IS NULL
+   AND NOT EXISTS (SELECT FROM ({_OPEN} AND b.tenant_id = t.id) AS open)"""  # noqa: S608  # our own words
+_BLOCKING_OF_O, _UNTOUCHED_OF_O = (each.format(organization="o.id") for each in (_BLOCKING, _UNTOUCHED))
+_DUE = text(f"""
+SELECT o.id FROM organization AS o
+ WHERE o.id > :after AND o.deleted_at IS NULL AND (
+    o.dunning AND EXISTS (
+        SELECT FROM invoice AS i
+         WHERE i.organization_id = o.id AND i.payment_status = 'overdue' AND (
+            EXISTS (SELECT FROM unnest(cast(:reminders AS integer[])) AS d (days)
+                     WHERE i.due_date + d.days <= :today
+                       AND NOT EXISTS (SELECT FROM dunning_step AS s WHERE s.invoice_id = i.id
+                                          AND s.action = 'reminder' AND s.days >= d.days))
+            OR i.due_date + cast(:block AS integer) <= :today AND EXISTS ({_UNTOUCHED_OF_O})))
+    OR EXISTS ({_BLOCKING_OF_O}) AND EXISTS ({_UNTOUCHED_OF_O})
+    OR EXISTS (SELECT FROM ({_OPEN} AND b.organization_id = o.id) AS open)
+       AND NOT EXISTS ({_BLOCKING_OF_O}))
+ ORDER BY o.id LIMIT :count""")  # noqa: S608  # our own words
+_OVERDUE = text("""
+SELECT i.id, i.number, i.due_date,
+       coalesce(array_agg(s.days) FILTER (WHERE s.action = 'reminder'), '{}') AS told,
+       max(s.created_at) FILTER (WHERE s.action = 'reminder') AS last_told
+  FROM invoice AS i JOIN organization AS o ON o.id = i.organization_id AND o.dunning
+  LEFT JOIN dunning_step AS s ON s.invoice_id = i.id
+ WHERE i.organization_id = :organization AND i.payment_status = 'overdue' AND i.due_date IS NOT NULL
+ GROUP BY i.id ORDER BY i.due_date, i.id""")
+_BLOCKING_NOW = text(f"{_BLOCKING.format(organization=':organization')} ORDER BY i.due_date, i.id LIMIT 1")
+_UNTOUCHED_NOW = text(
+    f"{_UNTOUCHED.format(organization=':organization')} ORDER BY t.id LIMIT :count FOR UPDATE OF t"
+)
+_OPEN_NOW = text(f"{_OPEN} AND b.organization_id = :organization ORDER BY b.id LIMIT :count")
+# Who last blocked a tenant or let it go; and whether it is there still.
+_LAST = text("""
+SELECT w.id, w.verb FROM control_write AS w
+ WHERE w.account = :account AND w.verb IN ('block', 'unblock') AND w.state <> 'refused'
+ ORDER BY w.position DESC LIMIT 1""")
+_THERE = text("SELECT id FROM tenant WHERE id = :tenant AND deleted_at IS NULL FOR UPDATE")
+_TELL = told("""
+WITH news AS (
+    SELECT cast(:event AS text) AS event, 'dunning:' || cast(:step AS bigint) AS occasion,
+           jsonb_build_object('invoice_id', i.id, 'organization_id', i.organization_id,
+               'organization', o.name, 'number', i.number, 'currency', i.currency,
+               'total_amount', trim_scale(i.total_amount)::text, 'amount_due', trim_scale(i.total_amount
+                   + coalesce((SELECT sum(n.total_amount) FROM invoice AS n
+                                WHERE n.corrects_id = i.id AND n.status = 'finalized'), 0)
+                   - coalesce((SELECT sum(p.amount) FROM payment AS p WHERE p.invoice_id = i.id), 0))::text,
+               'due_date', i.due_date, 'days_overdue', cast(:days AS bigint),
+               'block_date', i.due_date + cast(:block AS integer)) AS data
+      FROM invoice AS i JOIN organization AS o ON o.id = i.organization_id WHERE i.id = :invoice
+)""")
+
+
+def due(
+    connection: Connection, schedule: DunningSchedule, today: date, after: int, count: int
+) -> Sequence[int]:
+    """Organizations of which something may have to be done, behind one of them, by id."""
+    here = {"after": after, "count": count, "today": today, "block": schedule.block_days}
+    return list(connection.execute(_DUE, here | {"reminders": list(schedule.reminder_days)}).scalars())
+
+
+def advance(change: Change) -> Row:
+    """Do what is due of an organization; `Conflict` where nothing is."""
+    values = change.command.values
+    organization_id, schedule = id_in(values, "organization_id"), values["schedule"]
+    assert isinstance(schedule, DunningSchedule)
+    charges.hold(change.connection, organization_id)
+    here = {"organization": organization_id}
+    made, cause = [], None
+    for row in change.connection.execute(_OVERDUE, here).all():
+        days, since = (change.today - row.due_date).days, 0
+        if row.last_told is not None:
+            since = (change.today - row.last_told.astimezone(UTC).date()).days
+        if (wanted := schedule.reminder(days, row.told)) is not None:
+            made.append(_remind(change, organization_id, row, wanted, schedule))
+        elif cause is None and schedule.blocks(days, row.told, since):
+            cause = row.id
+    cause = cause or change.connection.execute(_BLOCKING_NOW, here).scalar()
+    made += _let_go(change, here) if cause is None else _block(change, here, cause, schedule)
+    if not made:
+        raise Conflict("Nothing is due of it.")
+    return change.fetch(made[-1])
+
+
+def _remind(change: Change, organization_id: int, row: Any, days: int, schedule: DunningSchedule) -> int:
+    reason = f"{row.number} was to be paid by {row.due_date}."
+    said = {"invoice_id": row.id, "action": REMINDER, "days": days, "reason": reason}
+    step = _add(change, organization_id, said)
+    _tell(change, "invoice.reminder", step, schedule)
+    return step
+
+
+def _block(change: Change, here: dict[str, int], invoice_id: int, schedule: DunningSchedule) -> list[int]:
+    """Block the tenants that are not yet; whom a person has blocked stays that person's."""
+    steps = []
+    found = change.connection.execute(_UNTOUCHED_NOW, here | {"count": TENANTS_A_STEP_MAX}).scalars().all()
+    for tenant_id in found:
+        last, write, reason = _last(change, tenant_id), None, "It was blocked before."
+        if last is None or last.verb != BLOCK:
+            reason = f"Invoice {invoice_id} is not paid."
+            write = _intend(change, here["organization"], tenant_id, BLOCK, reason)
+        said = {"invoice_id": invoice_id, "action": BLOCK, "days": schedule.block_days or 0}
+        done = {"tenant_id": tenant_id, "control_write_id": write, "reason": reason}
+        steps.append(_add(change, here["organization"], said | done))
+    if steps:
+        _tell(change, "invoice.blocked", steps[0], schedule)
+    return steps
+
+
+def _let_go(change: Change, here: dict[str, int]) -> list[int]:
+    """End the blocks; a tenant that a person has blocked or let go since stays as it is."""
+    steps = []
+    for block in change.connection.execute(_OPEN_NOW, here | {"count": TENANTS_A_STEP_MAX}).all():
+        there = change.connection.execute(_THERE, {"tenant": block.tenant_id}).first()
+        last, write, reason = _last(change, block.tenant_id), None, "Somebody else has decided since."
+        if there and block.control_write_id and last and last.id == block.control_write_id:
+            reason = f"Invoice {block.invoice_id} blocks no more."
+            write = _intend(change, here["organization"], block.tenant_id, UNBLOCK, reason)
+        said = {"invoice_id": block.invoice_id, "action": UNBLOCK, "days": block.days, "reason": reason}
+        done = {"tenant_id": block.tenant_id, "control_write_id": write, "corrects_id": block.id}
+        steps.append(_add(change, here["organization"], said | done))
+    if steps:
+        _tell(change, "invoice.unblocked", steps[0], DunningSchedule())
+    return steps
+
+
+def _last(change: Change, tenant_id: int) -> Any:
+    """Who last blocked a tenant, or let it go; None where nobody did."""
+    return change.connection.execute(_LAST, {"account": f"tenant:{tenant_id}"}).first()
+
+
+def _intend(change: Change, organization_id: int, tenant_id: int, verb: str, reason: str) -> UUID:
+    account = [f"tenant:{tenant_id}"]
+    [write] = change.intend(account, verb, {"reason": reason}, organization_id=organization_id)
+    return write
+
+
+def _add(change: Change, organization_id: int, said: Row) -> int:
+    made = insert(dunning_step).values(
+        organization_id=organization_id, actor=change.command.actor.scope, created_at=change.now, **said
+    )
+    return int(change.connection.execute(made.returning(dunning_step.c.id)).scalar_one())
+
+
+def _tell(change: Change, event: str, step: int, schedule: DunningSchedule) -> None:
+    row = change.fetch(step)
+    here = {"event": event, "step": step, "invoice": row["invoice_id"], "days": row["days"]}
+    change.connection.execute(_TELL, here | {"block": schedule.block_days})
+
+
+SUBJECT = Subject(dunning_step, verbs={"advance": advance})
