@@ -7,9 +7,10 @@ refusal it is.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
@@ -29,94 +30,35 @@ from gateway.core.accounts.administration import (
 from gateway.core.accounts.usage import UsageQuery
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead
 from gateway.core.billing.finance import Asked
+from gateway.errors import NotFound
+from persistence import confinement, listing, subject
 from persistence import engine as engines
-from persistence import listing, subject
 from persistence.billing import (
-    amendments,
-    charging,
-    dunning,
-    events,
     finance_reports,
-    invoice_source,
-    invoices,
     kept_documents,
-    payments,
-    plans,
-    quotas,
     reratings,
-    subscriptions,
-    tax_rates,
     unbilled,
 )
 from persistence.billing.invoice_usage import InvoiceUsage
 from persistence.bounded import answered
 from persistence.refusals import TRY_AGAIN, of_writes, sqlstate, translated
 from persistence.resources import (
-    additions,
     admin_tokens,
-    app_users,
     audit,
-    budgets,
     console_sessions,
-    dead_letters,
     idempotency,
-    keys,
-    ledgers,
-    offers,
-    organizations,
     prices,
-    quarantine,
-    reconciliation_results,
-    services,
-    tenants,
     usage,
-    webhooks,
 )
-from persistence.subject import Change, Subject
+from persistence.subject import Change
+from persistence.subjects import SUBJECTS
 from persistence.timed_store import TimedStore
 
 T = TypeVar("T")
 
 TRIES_MAX = 4
-
-SUBJECTS: dict[str, Subject] = {
-    "organizations": organizations.SUBJECT,
-    "tenants": tenants.SUBJECT,
-    "users": app_users.SUBJECT,
-    "api-keys": keys.SUBJECT,
-    "admin-tokens": admin_tokens.SUBJECT,
-    "token-plans": plans.SUBJECT,
-    "tenant-quotas": quotas.SUBJECT,
-    "token-ledger": ledgers.TOKEN_LEDGER,
-    "calls": ledgers.CALLS,
-    "business-models": services.BUSINESS_MODELS,
-    "services": services.SERVICES,
-    "organization-services": offers.ORGANIZATION_SERVICES,
-    "subscription-plans": offers.SUBSCRIPTION_PLANS,
-    "organization-subscriptions": subscriptions.SUBJECT,
-    "credit-additions": additions.SUBJECT,
-    "prices": reratings.PRICES,
-    "reratings": reratings.SUBJECT,
-    "budgets": budgets.SUBJECT,
-    "budget-accounts": budgets.ACCOUNTS,
-    "charges": charging.SUBJECT,
-    "events": events.SUBJECT,
-    "amendments": amendments.SUBJECT,
-    "invoices": invoices.SUBJECT,
-    "invoice-heads": invoice_source.HEADS,
-    "payments": payments.SUBJECT,
-    "tax-rates": tax_rates.SUBJECT,
-    "dunning-steps": dunning.SUBJECT,
-    "webhooks": webhooks.WEBHOOKS,
-    "webhook-deliveries": webhooks.WEBHOOK_DELIVERIES,
-    "quarantine": quarantine.SUBJECT,
-    "dead-letters": dead_letters.SUBJECT,
-    "credit-transactions": ledgers.CREDIT_TRANSACTIONS,
-    "feature-usage": ledgers.FEATURE_USAGE,
-    "audit-log": audit.SUBJECT,
-    "console-sessions": console_sessions.SUBJECT,
-    "reconciliation": reconciliation_results.SUBJECT,
-}
+# No organization has this id.
+NOBODYS = 0
 
 
 def _now() -> datetime:
@@ -135,6 +77,7 @@ class Store(TimedStore):
         private_addresses: bool = False,
         mail_allowed: bool = False,
         letterhead: Letterhead = NO_LETTERHEAD,
+        within: int | None = None,
     ) -> None:
         self._engine = engine
         self._partition_of = partition_of
@@ -142,27 +85,33 @@ class Store(TimedStore):
         self._private_addresses = private_addresses
         self._mail_allowed = mail_allowed
         self._letterhead = letterhead
+        self._within = within
 
     def within(self, organization_id: int | None) -> Store:
         """The same for whom there is nothing but an organization's own, and what is everybody's."""
-        assert organization_id is None
-        return self
+        if organization_id is None:
+            return self
+        return Store(
+            self._engine, self._partition_of, self._clock, private_addresses=self._private_addresses,
+            mail_allowed=self._mail_allowed, letterhead=self._letterhead, within=organization_id,
+        )  # fmt: skip
 
     async def get(self, resource: str, row_id: int) -> Row:
         """Read one row; `NotFound` if there is none."""
-        row = await self._run(lambda connection: subject.fetch(connection, SUBJECTS[resource], row_id))
+        found = SUBJECTS[resource].within(self._within)
+        row = await self._run(lambda connection: subject.fetch(connection, found, row_id))
         return self._placed(resource, row)
 
     async def page(self, resource: str, query: Query) -> Page:
         """Read rows in the resource's stable order."""
-        found = await self._run(lambda connection: listing.page(connection, SUBJECTS[resource], query))
+        of = SUBJECTS[resource].within(self._within)
+        found = await self._run(lambda connection: listing.page(connection, of, query))
         return Page(tuple(self._placed(resource, row) for row in found.rows), found.next_after)
 
     async def count(self, resource: str, query: Query, most: int, within_ms: int) -> int | None:
         """Count rows, one more than `most` at most; None where that takes longer than `within_ms`."""
-        return await self._run(
-            lambda connection: listing.count(connection, SUBJECTS[resource], query, most, within_ms)
-        )
+        of = SUBJECTS[resource].within(self._within)
+        return await self._run(lambda connection: listing.count(connection, of, query, most, within_ms))
 
     async def write(self, command: Command) -> Committed | Replay:
         """Do one write: rows, control writes, audit and idempotency key, or none of them."""
@@ -190,31 +139,41 @@ class Store(TimedStore):
 
     async def used(self, asked: UsageQuery) -> Sequence[Row]:
         """Add up calls; at most `rows_max` rows."""
+        if self._within is not None:
+            owner = self._owner(asked.filters.get("organization_id"))
+            asked = replace(asked, filters={**asked.filters, "organization_id": owner})
         return await self._run(lambda connection: usage.used(connection, asked))
 
     async def unbilled(self, organization_id: int) -> Sequence[Row]:
         """Read what an organization owes and no invoice has, by kind."""
+        if self._within not in {None, organization_id}:
+            raise NotFound
         today = self._clock().astimezone(UTC).date()
         return await self._run(lambda connection: unbilled.read(connection, organization_id, today))
 
     async def document(self, invoice_id: int, kind: str, status: str, made: bytes = b"") -> bytes | None:
         """Read a document as it was made the first time; what is `made` is kept where nobody was first."""
+        if self._within is not None:
+            await self.get("invoice-heads", invoice_id)
         which = (invoice_id, kind, status)
         return await self._run(lambda connection: kept_documents.read(connection, *which, made))
 
     async def report(self, name: str, asked: Asked, skip: int, rows_max: int) -> Sequence[Row]:
         """Read some rows of a report for finance, in its order."""
-        return await self._run(
-            lambda connection: finance_reports.read(connection, name, asked, skip, rows_max)
-        )
+        of = replace(asked, organization_id=self._owner(asked.organization_id))
+        return await self._run(lambda connection: finance_reports.read(connection, name, of, skip, rows_max))
 
     def entries(self, asked: Asked) -> AsyncIterator[Sequence[Row]]:
         """Read the legs of all entries of a time, in batches."""
-        return finance_reports.entries(self._engine, asked)
+        of = replace(asked, organization_id=self._owner(asked.organization_id))
+        return finance_reports.entries(self._engine, of)
 
-    def usage(self, invoice_id: int) -> AsyncIterator[bytes]:
+    async def usage(self, invoice_id: int) -> AsyncIterator[bytes]:
         """Write what an invoice is made of as CSV, in pieces; `NotFound` if there is no such invoice."""
-        return InvoiceUsage(self._engine).csv(invoice_id)
+        if self._within is not None:
+            await self.get("invoice-heads", invoice_id)
+        async for piece in InvoiceUsage(self._engine).csv(invoice_id):
+            yield piece
 
     async def staff_token(self, digest: str) -> Actor | None:
         """Find a named admin token that is neither expired nor revoked."""
@@ -235,7 +194,9 @@ class Store(TimedStore):
             private_addresses=self._private_addresses, mail_allowed=self._mail_allowed,
             letterhead=self._letterhead,
         )  # fmt: skip
+        confinement.enter(change)
         row = found.verbs[command.verb](change)
+        confinement.leave(change, row)
         audit.record(change, row)
         if command.claim is not None:
             idempotency.keep(connection, command.claim, command.render(row))
@@ -243,7 +204,15 @@ class Store(TimedStore):
         answers = "tenant-quotas" if "tokens_held" in row else command.resource
         return Committed(self._placed(answers, row), tuple(change.intents))
 
+    def _owner(self, named: object) -> Any:
+        """Whose figures are read where some are asked for: the caller's own, or nobody's."""
+        if self._within is None or named == self._within:
+            return named
+        return self._within if named is None else NOBODYS
+
     def _placed(self, resource: str, row: Row) -> Row:
+        if self._within is not None:
+            row = SUBJECTS[resource].told(row, self._within)
         if not SUBJECTS[resource].partitioned:
             return row
         return {**row, "partition": self._partition_of(subject.id_in(row, "organization_id"))}

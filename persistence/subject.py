@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from itertools import pairwise
 from typing import Any
@@ -33,6 +33,7 @@ from gateway.core.accounts.administration import Command, Intent, Row
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead
 from gateway.core.model import INTEGER_MAX
 from gateway.errors import Conflict, NotFound, Unprocessable
+from persistence.ownership import owned
 from persistence.tables.operations import control_write
 
 # Written intents reported back for the inline push; the pusher finds the rest by itself.
@@ -75,9 +76,15 @@ class Change:
         assert self.command.id is not None
         return self.command.id
 
+    @property
+    def within(self) -> int | None:
+        """The organization that all of it has to stay within; None is all of them."""
+        return self.command.actor.organization_id
+
     def fetch(self, row_id: int | None = None) -> Row:
         """Read a row of the subject as it stands, the command's where none is named."""
-        return fetch(self.connection, self.subject, self.row_id if row_id is None else row_id)
+        which = self.row_id if row_id is None else row_id
+        return fetch(self.connection, self.subject.within(self.within), which)
 
     def intend(
         self, accounts: Sequence[str], verb: str, payload: Row, *, organization_id: int | None
@@ -144,7 +151,8 @@ class Subject:
 
     `refers` are the fields that name other rows; `referenced` the rows that forbid a delete, by the
     sentence that says so. `check_values` runs before a row is written and `check_row` behind it; `define`
-    writes the control writes, on a change only where one of the `defining` fields is in it.
+    writes the control writes, on a change only where one of the `defining` fields is in it. `told` is what a
+    caller of one organization is told of a row.
     """
 
     table: Table
@@ -159,12 +167,19 @@ class Subject:
     check_values: Callable[[Change], None] = _nothing
     check_row: Callable[[Change, Row], None] = _nothing
     define: Callable[[Change, Row], None] = _nothing
+    told: Callable[[Row, int], Row] = lambda row, _: row
     defining: frozenset[str] = frozenset()
 
     @property
     def rows(self) -> Select[Any]:
         """All rows there are."""
         return live(self.table, self.table) if self.source is None else self.source
+
+    def within(self, organization_id: int | None) -> Subject:
+        """The same of the rows there are for an organization: its own, or everybody's; None is all."""
+        if organization_id is None:
+            return self
+        return replace(self, source=self.rows.where(owned(self.table, organization_id)))
 
     def condition(self, name: str, value: object) -> ColumnElement[bool]:
         """What a filter wants of a row."""
@@ -239,6 +254,8 @@ def require(change: Change) -> None:
         if wanted is None:
             continue
         found = live(table).where(table.c.id == wanted)
+        if change.within is not None:
+            found = found.where(owned(table, change.within))
         if change.connection.execute(found.with_for_update(read=True)).first() is None:
             missing.append((name, f"there is no {table.name.replace('_', ' ')} {wanted}"))
     if missing:

@@ -35,7 +35,8 @@ SELECT t.id, t.organization_id, o.currency, p.weights, p.overage_policy, q.cycle
   FROM tenant AS t JOIN organization AS o ON o.id = t.organization_id
   LEFT JOIN token_plan AS p ON p.id = coalesce(t.plan_id, t.inherited_plan_id)
   LEFT JOIN tenant_quota AS q ON q.tenant_id = t.id
- WHERE t.deleted_at IS NULL AND o.deleted_at IS NULL AND {where} LIMIT 2"""
+ WHERE t.deleted_at IS NULL AND o.deleted_at IS NULL AND {where}
+   AND (CAST(:within AS bigint) IS NULL OR o.id = :within) LIMIT 2"""
 _BY = {
     "tenant": {True: "t.id = :id", False: "t.name = :name"},
     "organization": {True: "o.id = :id", False: "o.name = :name"},
@@ -53,11 +54,16 @@ SELECT cycle FROM token_ledger WHERE tenant_id = :tenant AND transaction_type = 
  ORDER BY seq DESC LIMIT 1""")
 _KEPT = text("SELECT since FROM kept_since WHERE ledger = 'call'")
 _TAKE = text("""
-INSERT INTO use_event (source, event_id, type, organization_id, tenant_id, service_id, request_id, used_at,
-                       late_tokens, actor)
-VALUES (:source, :id, :type, :organization, :tenant, :service, :request, :at, :late, :actor)
-ON CONFLICT (source, event_id) DO NOTHING RETURNING id""")
-_KNOWN = text("SELECT id FROM use_event WHERE source = :source AND event_id = :id")
+INSERT INTO use_event (teller, source, event_id, type, organization_id, tenant_id, service_id, request_id,
+                       used_at, late_tokens, actor)
+VALUES (:teller, :source, :id, :type, :organization, :tenant, :service, :request, :at, :late, :actor)
+ON CONFLICT (teller, source, event_id) DO NOTHING RETURNING id""")
+_KNOWN = text("""
+SELECT id FROM use_event WHERE source = :source AND event_id = :id
+   AND (teller = :teller OR organization_id = :organization)""")
+
+# Tells for any organization.
+EVERYBODYS = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +126,16 @@ def refused(place: int, event: Mapping[str, Any], name: str, reason: str) -> Row
 def _take(batch: _Batch, event: Mapping[str, Any]) -> Row | None:
     """Take one event in; its control write, None where it was taken before, whatever it says now."""
     connection, now = batch.connection, batch.change.now
-    named = {"source": event["source"], "id": event["id"]}
-    if connection.execute(_KNOWN, named).first() is not None:
+    # Who tells it names it, together with the source: nobody takes another organization's names.
+    teller = batch.change.within or EVERYBODYS
+    named = {"source": event["source"], "id": event["id"], "teller": teller}
+    if connection.execute(_KNOWN, {**named, "organization": teller}).first() is not None:
         return None
     at = event.get("time") or now
     _check_time(batch, at)
     tenant = _tenant(batch, event["subject"])
+    if connection.execute(_KNOWN, {**named, "organization": tenant.organization_id}).first() is not None:
+        return None
     data = event["data"]
     service = _service(batch, tenant, data["service"])
     told = _told(data, at)
@@ -136,7 +146,7 @@ def _take(batch: _Batch, event: Mapping[str, Any]) -> Row | None:
     )
     use = events.use_of(told, tenant.id, service, price, tenant.weights, in_cycle=runs)
     late = use.weighed if service.counts_tokens and not runs else 0
-    request_id = events.request_of(named["source"], named["id"])
+    request_id = events.request_of(named["source"], named["id"], teller)
     row = {
         **named, "type": event["type"], "organization": tenant.organization_id, "tenant": tenant.id,
         "service": service.id, "request": request_id, "at": at, "late": late,
@@ -168,16 +178,16 @@ def _tenant(batch: _Batch, subject: str) -> _Tenant:
     """Who a subject is: `tenant:7`, `organization:3`, a tenant's id, or a name of either."""
     known = batch.tenants.get(subject)
     if known is None:
-        known = batch.tenants[subject] = _look(batch.connection, subject)
+        known = batch.tenants[subject] = _look(batch.connection, subject, batch.change.within)
     return known
 
 
-def _look(connection: Connection, subject: str) -> _Tenant:
+def _look(connection: Connection, subject: str, within: int | None) -> _Tenant:
     kind, _, name = subject.partition(":")
     if kind not in _BY or not name:
         kind, name = "", subject
     is_id = name.isascii() and name.isdigit() and len(name) <= 15
-    values = {"id": int(name) if is_id else None, "name": name}
+    values = {"id": int(name) if is_id else None, "name": name, "within": within}
     for one in (kind,) if kind else ("tenant",) if is_id else tuple(_BY):
         where = text(_TENANTS.format(where=_BY[one][is_id]))
         found = connection.execute(where, values).all()

@@ -54,10 +54,9 @@ def redrive(connection: Connection, letter: Row, sent: Row, partition_of: Callab
     if not parts:
         raise Conflict("It moves no account: there is nothing to store. Resolve it instead.")
     for head, _ in parts:
-        if head.stopped == UNKNOWN:
-            raise Conflict(f"There is no {head.account.replace(':', ' ')}.")
-        if head.organization_id != event.organization_id:
-            raise Conflict(f"{head.account} belongs to organization {head.organization_id}.")
+        if head.stopped == UNKNOWN or head.organization_id != event.organization_id:
+            account = head.account.replace(":", " ")
+            raise Conflict(f"There is no {account} of organization {event.organization_id}.")
     if accounts.count_stored(plain, placed) == len(parts):
         return
     own = {head.account: letter[SEQS[head.account.partition(":")[0]]] for head, _ in parts}

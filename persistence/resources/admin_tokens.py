@@ -2,40 +2,69 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, func, or_, select
+from datetime import timedelta
+
+from sqlalchemy import Connection, func, or_, select, update
 
 from gateway.core.accounts.administration import Actor, Row
+from gateway.errors import Unprocessable
 from persistence import crud
 from persistence.subject import Change, Subject, alter, lock
-from persistence.tables.people import admin_token, app_user
+from persistence.tables.people import admin_token, app_user, organization
 
 # Stands in the place of a deleted token's digest: no credential has such a one.
 FORGOTTEN = "forgotten:"
+# How old the last use of a token may be told: it is not written with each.
+LAST_USE_AGE = timedelta(minutes=1)
+
+_here = admin_token.c
 
 
 def find(connection: Connection, digest: str) -> Actor | None:
-    """Find a token that is neither expired nor revoked."""
+    """Find a token that is neither expired nor revoked, and note that it is used."""
     row = connection.execute(
-        select(admin_token.c.id, admin_token.c.role, admin_token.c.user_id).where(
-            admin_token.c.digest == digest,
-            admin_token.c.revoked_at.is_(None),
-            or_(admin_token.c.expires_at.is_(None), admin_token.c.expires_at > func.now()),
+        select(
+            _here.id, _here.role, _here.user_id, _here.organization_id,
+            (func.coalesce(_here.last_used_at < func.now() - LAST_USE_AGE, True)).label("is_long_ago"),
         )
-    ).first()
-    return None if row is None else Actor(f"token:{row.id}", row.role, row.id, row.user_id)
+        .outerjoin(organization, organization.c.id == _here.organization_id)
+        .where(
+            _here.digest == digest,
+            _here.revoked_at.is_(None),
+            or_(_here.expires_at.is_(None), _here.expires_at > func.now()),
+            organization.c.deleted_at.is_(None),
+        )
+    ).first()  # fmt: skip
+    if row is None:
+        return None
+    if row.is_long_ago:
+        # Whoever holds the row changes it just now: its use is noted with the next one.
+        free = select(_here.id).where(_here.id == row.id).with_for_update(skip_locked=True)
+        connection.execute(update(admin_token).where(_here.id.in_(free)).values(last_used_at=func.now()))
+    return Actor(f"token:{row.id}", row.role, row.id, row.user_id, row.organization_id)
+
+
+def check_user(change: Change, row: Row) -> None:
+    """`Unprocessable` where a token of an organization would act as somebody of another."""
+    if row["organization_id"] is None or row["user_id"] is None:
+        return
+    owner = select(app_user.c.organization_id).where(app_user.c.id == row["user_id"])
+    if change.connection.execute(owner).scalar() not in {None, row["organization_id"]}:
+        raise Unprocessable(errors=(("user_id", "is a user of another organization"),))
 
 
 def delete(change: Change) -> Row:
     """Forget the token; the row stays for the audit log, which names it."""
     row = lock(change)
-    revoked_at = func.coalesce(admin_token.c.revoked_at, func.now())
+    revoked_at = func.coalesce(_here.revoked_at, func.now())
     alter(change, {"digest": f"{FORGOTTEN}{change.row_id}", "revoked_at": revoked_at})
     return row
 
 
 SUBJECT = Subject(
     admin_token,
-    source=select(admin_token).where(~admin_token.c.digest.startswith(FORGOTTEN)),
+    source=select(admin_token).where(~_here.digest.startswith(FORGOTTEN)),
     verbs={**crud.VERBS, "revoke": crud.revoke, "delete": delete},
-    refers={"user_id": app_user},
+    refers={"user_id": app_user, "organization_id": organization},
+    check_row=check_user,
 )

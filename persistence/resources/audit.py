@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import insert
+from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Row
 from gateway.core.failures import Told
 from persistence.subject import Change, Subject
 from persistence.tables.operations import audit_log
+from persistence.tables.people import admin_token
 
 PLAIN = (int, float, str, bool, type(None))
+STAFF = "staff"
 MADE_OR_CHANGED = frozenset({"create", "change"})
 
 
@@ -24,7 +26,7 @@ def record(change: Change, row: Row) -> None:
         insert(audit_log).values(
             actor=command.actor.scope,
             role=command.actor.role,
-            organization_id=_whose(command.resource, row),
+            organization_id=_whose(change, row),
             admin_token_id=command.actor.token_id,
             action=command.verb,
             resource=command.resource,
@@ -36,8 +38,10 @@ def record(change: Change, row: Row) -> None:
     )
 
 
-def _whose(resource: str, row: Row) -> object:
-    return row["id"] if resource == "organizations" else row.get("organization_id")
+def _whose(change: Change, row: Row) -> object:
+    if change.command.resource == "organizations":
+        return row["id"]
+    return row.get("organization_id", change.within)
 
 
 async def note_failures(engine: AsyncEngine, failed: Sequence[Told]) -> None:
@@ -71,4 +75,18 @@ def _json(value: object) -> object:
     return value if isinstance(value, PLAIN) else str(value)
 
 
-SUBJECT = Subject(audit_log)
+def told(row: Row, within: int) -> Row:
+    """An entry as an organization's own callers see it: who else changed something of theirs is staff."""
+    if row["token_organization_id"] == within:
+        return row
+    return {**row, "actor": STAFF, "admin_token_id": None, "token": None}
+
+
+_token = admin_token.c
+SUBJECT = Subject(
+    audit_log,
+    source=select(
+        audit_log, _token.name.label("token"), _token.organization_id.label("token_organization_id")
+    ).outerjoin(admin_token, _token.id == audit_log.c.admin_token_id),
+    told=told,
+)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from sqlalchemy import func
 
 from gateway.core.accounts.administration import Row
-from gateway.errors import Conflict
-from persistence.ledger.redrive import finish_control_write, redrive
+from gateway.errors import Conflict, Unprocessable
+from persistence.ledger.redrive import corrected, finish_control_write, redrive
 from persistence.subject import Change, Subject, alter, lock
 from persistence.tables.operations import dead_letter
 
@@ -18,6 +18,8 @@ from persistence.tables.operations import dead_letter
 def drive_again(change: Change) -> Row:
     """`/redrive`: store it where it belongs, with the corrections sent."""
     letter = _open(change)
+    if change.within not in {None, corrected(letter, change.command.values).organization_id}:
+        raise Unprocessable(errors=(("raw", f"must be an entry of organization {change.within}"),))
     change.hold_flushes(letter["partition"])
     redrive(change.connection, letter, change.command.values, change.partition_of)
     return _close(change, "redriven", change.command.values.get("reason"))

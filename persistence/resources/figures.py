@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import select, text
+from sqlalchemy import ColumnElement, Table, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -18,10 +18,12 @@ from gateway.errors import StoreUnavailable
 from persistence.billing import quotas
 from persistence.billing.invoice_source import LINES
 from persistence.ledger.sums import SUM_MAX
-from persistence.store import SUBJECTS
+from persistence.ownership import owned
 from persistence.subject import id_in
+from persistence.subjects import SUBJECTS
+from persistence.tables.billing import invoice
 from persistence.tables.budgets import budget_use
-from persistence.tables.people import tenant
+from persistence.tables.people import organization, tenant
 
 # An owner's use by day and service, from roll-ups, exact. Units that are money are left out.
 _ORGANIZATION_DAYS = text(f"""
@@ -44,7 +46,9 @@ SELECT u.tenant_id, t.name, u.requests, u.tokens, u.all_requests, u.all_tokens, 
           FROM (SELECT tenant_id, least(sum(requests), {SUM_MAX})::bigint AS requests,
                        least(sum(tokens), {SUM_MAX})::bigint AS tokens,
                        least(sum(credits), {SUM_MAX})::bigint AS credits
-                  FROM usage_daily WHERE day = :day GROUP BY tenant_id) AS used
+                  FROM usage_daily WHERE day = :day
+                   AND (CAST(:within AS bigint) IS NULL OR organization_id = :within)
+                 GROUP BY tenant_id) AS used
          ORDER BY tokens DESC, requests DESC, tenant_id LIMIT :rows) AS u
   JOIN tenant AS t ON t.id = u.tenant_id ORDER BY u.tokens DESC, u.requests DESC, u.tenant_id""")  # noqa: S608  # our own words
 
@@ -65,14 +69,16 @@ class Figures:
         }
     )
 
-    def __init__(self, engine: AsyncEngine, partition_of: Callable[[int], int]) -> None:
+    def __init__(
+        self, engine: AsyncEngine, partition_of: Callable[[int], int], *, within: int | None = None
+    ) -> None:
         self._engine = engine
         self._partition_of = partition_of
+        self._within = within
 
     def within(self, organization_id: int | None) -> Figures:
         """The same for whom there is nothing but an organization's own, and what is everybody's."""
-        assert organization_id is None
-        return self
+        return Figures(self._engine, self._partition_of, within=organization_id)
 
     async def names(self, resource: str, ids: Collection[int]) -> Mapping[int, str]:
         """The names of rows, deleted ones too; an id without a row is left out."""
@@ -80,39 +86,53 @@ class Figures:
         name = table.c.external_id if resource == "users" else table.c.name
         if not ids:
             return {}
-        rows = await self._rows(select(table.c.id, name.label("name")).where(table.c.id.in_(ids)))
+        named = select(table.c.id, name.label("name")).where(table.c.id.in_(ids), *self._own(table))
+        rows = await self._rows(named)
         return {id_in(row, "id"): str(row["name"]) for row in rows}
 
     async def quotas(self, tenant_ids: Collection[int]) -> Sequence[Row]:
         """Quotas of tenants as last flushed, each with its partition."""
         if not tenant_ids:
             return []
-        rows = await self._rows(quotas.SUBJECT.rows.where(tenant.c.id.in_(tenant_ids)))
+        rows = await self._rows(quotas.SUBJECT.within(self._within).rows.where(tenant.c.id.in_(tenant_ids)))
         return [{**row, "partition": self._partition_of(id_in(row, "organization_id"))} for row in rows]
 
     async def tenants_of(self, organization_id: int, most: int) -> int:
         """How many tenants an organization has, `most` where there are more."""
-        [row] = await self._rows(_TENANTS, owner=organization_id, most=most)
+        owner = await self._known(organization, organization_id)
+        [row] = await self._rows(_TENANTS, owner=owner, most=most)
         return id_in(row, "count")
 
     async def organization_days(self, organization_id: int, since: date, rows_max: int) -> Sequence[Row]:
         """An organization's use by day and service, oldest first."""
-        return await self._rows(_ORGANIZATION_DAYS, owner=organization_id, since=since, rows=rows_max)
+        owner = await self._known(organization, organization_id)
+        return await self._rows(_ORGANIZATION_DAYS, owner=owner, since=since, rows=rows_max)
 
     async def invoice_lines(self, invoice_id: int, after: int, rows_max: int) -> Sequence[Row]:
         """An invoice's lines after a position, in order."""
-        rows = await self._rows(LINES, invoice=invoice_id, after=after, rows=rows_max)
+        which = await self._known(invoice, invoice_id)
+        rows = await self._rows(LINES, invoice=which, after=after, rows=rows_max)
         return [dict(row["line"]) for row in rows]  # type: ignore[call-overload]  # an object each
 
     async def budget_accounts(self, budget_id: int, start: datetime, rows_max: int) -> Sequence[Row]:
         """Accounts of a budget in the window that began then, those that used most first."""
-        here = (budget_use.c.budget_id == budget_id, budget_use.c.start == start)
+        here = (budget_use.c.budget_id == budget_id, budget_use.c.start == start, *self._own(budget_use))
         most = (budget_use.c.used.desc(), budget_use.c.value)
         return await self._rows(select(budget_use).where(*here).order_by(*most).limit(rows_max))
 
     async def busiest(self, day: date, rows_max: int) -> Sequence[Row]:
         """The tenants that used most tokens on a UTC day, most first, each with the sums of all (`all_…`)."""
-        return await self._rows(_BUSIEST, day=day, rows=rows_max)
+        return await self._rows(_BUSIEST, day=day, rows=rows_max, within=self._within)
+
+    def _own(self, table: Table) -> Sequence[ColumnElement[bool]]:
+        return () if self._within is None else (owned(table, self._within),)
+
+    async def _known(self, table: Table, row_id: int) -> int:
+        """The id of a row, 0 where it is not there for whoever asks."""
+        if self._within is None:
+            return row_id
+        found = await self._rows(select(table.c.id).where(table.c.id == row_id, *self._own(table)))
+        return row_id if found else 0
 
     async def _rows(self, statement: Any, **values: object) -> Sequence[Row]:
         try:

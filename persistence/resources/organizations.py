@@ -16,7 +16,14 @@ from persistence.subject import THIS, Change, Subject, id_in, live, lock, named,
 from persistence.tables.billing import charge, invoice, organization_subscription, subscription_segment
 from persistence.tables.budgets import budget
 from persistence.tables.ledgers import credit_addition, credit_debt
-from persistence.tables.people import app_user, organization, tenant, tenant_quota, token_plan_price
+from persistence.tables.people import (
+    admin_token,
+    app_user,
+    organization,
+    tenant,
+    tenant_quota,
+    token_plan_price,
+)
 
 # What has amounts of money in it that name no currency of their own, by what an organization has of it.
 IN_ITS_CURRENCY = {
@@ -132,6 +139,9 @@ SUBJECT = Subject(
             organization_subscription.c.id
         ).where(
             organization_subscription.c.organization_id == THIS, organization_subscription.c.status != "over"
+        ),
+        "Admin tokens are still of this organization; revoke them first.": select(admin_token.c.id).where(
+            admin_token.c.organization_id == THIS, admin_token.c.revoked_at.is_(None)
         ),
         "The organization has invoices that are not finalized.": select(invoice.c.id).where(
             invoice.c.organization_id == THIS, invoice.c.status == "draft"

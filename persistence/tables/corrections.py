@@ -27,7 +27,9 @@ use_event = table(
     integers("late_tokens"),
     texts("actor"),
     moments("created_at"),
-    UniqueConstraint("source", "event_id"),
+    # The organization whose own caller told it; 0 told for any.
+    integers("teller"),
+    UniqueConstraint("teller", "source", "event_id"),
     UniqueConstraint("request_id"),
 )
 

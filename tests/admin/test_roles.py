@@ -18,7 +18,7 @@ WRITERS = {
     "token-plans": "bo", "tenant-quotas": "o", "token-ledger": "", "services": "b", "business-models": "b",
     "organization-services": "b", "subscription-plans": "b", "organization-subscriptions": "b",
     "credit-additions": "b", "prices": "b", "budgets": "b", "invoices": "b", "payments": "b",
-    "tax-rates": "b", "charges": "",
+    "tax-rates": "b", "dunning-steps": "", "charges": "",
     "events": "b", "amendments": "b", "reratings": "", "credit-transactions": "", "feature-usage": "",
     "calls": "", "webhooks": "", "webhook-deliveries": "", "quarantine": "o", "dead-letters": "o",
     "audit-log": "", "reconciliation": "o", "usage": "", "activity": "", "reports/receivables": "",

@@ -23,6 +23,9 @@ def mount_activity(app: web.Application, ports: AdminPorts, root: str) -> None:
         require_read(mine.actor, REPORT)
         asked = read_numbers(REPORT.numbers, request.query)
         counts, covered_s = await ports.activity.read(asked["window"])
+        if mine.actor.organization_id is not None:
+            own = await mine.figures.names("tenants", {tenant_id for (tenant_id, _), _ in counts})
+            counts = [each for each in counts if each[0][0] in own]
         everybody, tenants = busiest(counts, asked["limit"])
         names = await mine.figures.names("tenants", [busy.tenant_id for busy in tenants])
         items = [{**asdict(busy), "tenant": names.get(busy.tenant_id)} for busy in tenants]

@@ -18,6 +18,7 @@ from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.console.sessions import Signed
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.usage import GROUPS, UsageQuery, end_of
+from gateway.errors import NotFound
 
 DAYS = 30
 DAY_ROWS_MAX = 5_000
@@ -112,6 +113,8 @@ async def about_user(desk: Desk, request: web.Request, row: Row) -> Mapping[str,
 async def quota(desk: Desk, request: web.Request, signed: Signed) -> web.Response:
     """`GET /tenants/{id}/quota`: the account alone, asked for every other second."""
     [row] = await lists.with_quotas(desk, [{"id": row_id(request)}])
+    if row["quota"] is None:
+        raise NotFound
     return desk.answer(request, signed, "quota.html", quota=row["quota"])
 
 

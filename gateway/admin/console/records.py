@@ -93,7 +93,8 @@ class Records:
             for each in form.fields
             if each.name in request.query and each.kind != "many"
         }
-        return await self._form_page(request, signed, replace(form, values={**form.values, **said}))
+        own = {"organization_id": str(signed.actor.organization_id or "")}
+        return await self._form_page(request, signed, replace(form, values={**form.values, **own, **said}))
 
     async def create(self, request: web.Request, signed: Signed, posted: Posted) -> web.Response:
         """`POST /<resource>`; a secret made here is shown once."""

@@ -236,12 +236,13 @@ SCREENS = {
         ),
         Screen(
             "Administration", "admin-tokens", "Admin tokens", "admin token",
-            ("name", "role", "prefix", "state", "expires_at", "created_at"),
-            empty="Only the built-in tokens of the settings are in use.", filters=("role", "user_id"),
+            ("name", "role", "organization_id", "prefix", "state", "last_used_at", "expires_at"),
+            empty="Only the built-in tokens of the settings are in use.",
+            filters=("organization_id", "role", "user_id"),
         ),
         Screen(
             "Administration", "audit-log", "Audit log", "change",
-            ("created_at", "actor", "role", "action", "resource", "resource_id", "after"),
+            ("created_at", "actor", "token", "role", "action", "resource", "resource_id", "after"),
             empty="Nothing was changed yet.",
             filters=(
                 "actor", "resource", "resource_id", "action", "admin_token_id", "organization_id", "role",

@@ -46,6 +46,9 @@ class AdminTokenCreate(In):
 
     name: Text
     role: Literal["admin", "billing", "operator", "readonly"]
+    organization_id: Id | None = Field(
+        default=None, description="It sees and changes this one alone, and nothing of others; null is of all."
+    )
     user_id: Id | None = Field(default=None, description="Whom its writes are put down to.")
     expires_at: Instant | None = None
 
@@ -55,6 +58,7 @@ AdminToken = answer_of(
     "A credential for this API; `token` itself is in the create answer only.",
     prefix=(str, Field(description="How the token begins, to recognize it by.")),
     revoked_at=Instant | None,
+    last_used_at=(Instant | None, Field(description="To a minute.")),
 )
 
 
@@ -83,9 +87,9 @@ RESOURCES = (
         description="Credentials of the Admin API and of the console. The token itself is shown once.",
         out=AdminToken,
         create=AdminTokenCreate,
-        patch=patch_of(AdminTokenCreate, without=("role",)),
+        patch=patch_of(AdminTokenCreate, without=("role", "organization_id")),
         deletable=True,
-        filters={"user_id": Filter(), "role": Filter("text", ROLES)},
+        filters={"organization_id": Filter(), "user_id": Filter(), "role": Filter("text", ROLES)},
         actions=(Action("revoke", "Refuse the token from now on, for ever"),),
         secret=Secret("token", credentials.ADMIN_TOKEN),
     ),

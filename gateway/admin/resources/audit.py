@@ -17,6 +17,7 @@ class AuditEntry(Out):
     id: Id
     actor: str
     admin_token_id: Id | None
+    token: str | None = Field(description="The name of that token.")
     role: str | None = Field(description="What its token might do.")
     organization_id: Id | None = Field(description="Whose row it was; null where it is nobody's.")
     action: str

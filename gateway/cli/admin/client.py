@@ -184,7 +184,7 @@ def _noted(path: Path) -> dict[str, str]:
 # What helps against an answer, where the answer itself does not say.
 _HELP = {
     401: "Set TOLLKEEPER_ADMIN_TOKEN to a valid one; `up` has its own in its data directory (secrets.json).",
-    403: "Set TOLLKEEPER_ADMIN_TOKEN to a token of the role admin.",
+    403: "Set TOLLKEEPER_ADMIN_TOKEN to a token that may; `tollkeeper admin-token create` makes one.",
     429: "Wait a moment and try again.",
     503: "Ask /readyz at the same address, or `tollkeeper doctor`, what is away.",
 }

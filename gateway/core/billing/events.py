@@ -96,9 +96,10 @@ class Use:
         return "" if self.project_id is None else f"\t{self.project_id}\t"
 
 
-def request_of(source: str, event_id: str) -> UUID:
-    """The id of the call that an event is."""
-    return uuid5(NAMESPACE_URL, f"{len(source)}:{source}:{event_id}")
+def request_of(source: str, event_id: str, teller: int = 0) -> UUID:
+    """The id of the call that an event is; `teller` is the organization whose own caller told it."""
+    named = f"{len(source)}:{source}:{event_id}"
+    return uuid5(NAMESPACE_URL, f"{teller} {named}" if teller else named)
 
 
 def counts_of(usage: Mapping[str, Any]) -> Counts:

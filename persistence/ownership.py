@@ -1,0 +1,32 @@
+"""Whose a row is: the way from each table to the organization that owns it.
+
+A caller of one organization sees and changes its own rows, reads what is everybody's, and finds nothing else:
+another's row is not there, whether it is asked for by its id, named in a body or in a filter.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import ColumnElement, Table, false, select, true
+
+from persistence.tables.billing import business_model, invoice, price, service, subscription_plan
+from persistence.tables.budgets import budget
+from persistence.tables.operations import console_session, webhook
+from persistence.tables.people import organization, tenant, token_plan
+
+OWNER = "organization_id"
+# Where a row names no organization itself: what names one that does.
+THROUGH = {"tenant_id": tenant, "webhook_id": webhook, "budget_id": budget, "invoice_id": invoice}
+# What everybody uses; and sessions, which only their holders can name.
+EVERYBODYS = frozenset({token_plan, subscription_plan, service, business_model, price, console_session})
+
+
+def owned(table: Table, organization_id: int) -> ColumnElement[bool]:
+    """What a row must be for a caller of an organization; of a table that leads to none no row is."""
+    if table is organization:
+        return organization.c.id == organization_id
+    if OWNER in table.c:
+        return table.c[OWNER] == organization_id
+    for name, owner in THROUGH.items():
+        if name in table.c:
+            return table.c[name].in_(select(owner.c.id).where(owned(owner, organization_id)))
+    return true() if table in EVERYBODYS else false()

@@ -1,0 +1,82 @@
+"""The console as each role has it: what is offered can be done, and what cannot be done is not offered."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.admin import two_organizations
+from tests.admin.conftest import Api
+from tests.admin.console.conftest import Person
+
+ALWAYS = {"/search", "/sign-out"}
+PAGES = (
+    "organizations", "tenants", "users", "api-keys", "services", "token-plans", "budgets", "credit-additions",
+    "invoices", "organization-subscriptions", "webhooks",
+)  # fmt: skip
+_FORM = re.compile(r'<form method="post" action="([^"]+)"')
+_NEW = re.compile(r'href="(/[\w-]+/new)')
+
+
+async def person_of(api: Api, role: str, organization_id: int | None = None) -> Person:
+    made = await api.make("admin-tokens", name=role, role=role, organization_id=organization_id)
+    person = Person(api.client)
+    assert (await person.sign_in(made["token"])).status == 303
+    return person
+
+
+@pytest.mark.parametrize("whose", ["all", "one"])
+async def test_no_button_is_dead(api: Api, whose: str) -> None:
+    world = await two_organizations.make(api)
+    rows = {**world.shared, **world.alphas}
+    of = world.alphas["organizations"] if whose == "one" else None
+    people = {role: await person_of(api, role, of) for role in ("billing", "operator", "readonly")}
+    offered: dict[str, set[str]] = {}
+    for role, person in people.items():
+        found = offered[role] = set()
+        for name in PAGES:
+            for address in (f"/{name}", f"/{name}/{rows[name]}"):
+                page = await person.open(address)
+                assert page.status == 200, (role, address)
+                found |= {*_FORM.findall(page.text), *_NEW.findall(page.text)} - ALWAYS
+    for role, person in people.items():
+        token = {"form_token": (await person.open("/")).form_token}
+        for address in sorted(offered[role]):
+            if address.endswith("/new"):
+                assert (await person.open(address)).status == 200, (role, address)
+            else:
+                assert (await person.post(address, token)).status != 403, (role, address)
+    assert offered["readonly"] == set()
+    assert {"/budgets/new", "/credit-additions/new"} <= offered["billing"] - offered["operator"]
+    assert {"/tenants/new", "/api-keys/new"} <= offered["operator"] - offered["billing"]
+    assert ("/services/new" in offered["billing"]) == (whose == "all")
+    assert "/webhooks/new" not in offered["billing"] | offered["operator"]
+
+
+async def test_a_form_asks_for_what_its_role_may_set(api: Api) -> None:
+    made = await api.make("organizations", name="x", credit_limit=5)
+    one = f"/organizations/{made['id']}"
+    operator, billing = await person_of(api, "operator"), await person_of(api, "billing")
+    forms = {who: (await person.open(one)).text for who, person in (("o", operator), ("b", billing))}
+    assert 'name="credit_limit"' in forms["b"]
+    assert 'name="credit_limit"' not in forms["o"]
+    assert 'name="limits.concurrency"' in forms["o"]
+    assert 'name="limits.concurrency"' not in forms["b"]
+    assert (await operator.fill(one, f"{one}/change", name="y")).status == 303
+    assert (await api.get(f"organizations/{made['id']}")).json == {**made, "name": "y"}
+
+
+async def test_the_menu_has_what_may_be_read(api: Api) -> None:
+    made = await api.make("organizations", name="x")
+    everybody, billing = await person_of(api, "admin"), await person_of(api, "billing")
+    own = await person_of(api, "admin", made["id"])
+    assert 'href="/admin-tokens"' in (await everybody.open("/")).text
+    assert 'href="/admin-tokens"' not in (await billing.open("/")).text
+    assert (await billing.open("/admin-tokens")).status == 403
+    page = (await own.open("/")).text
+    assert 'href="/reconciliation"' not in page
+    assert "/live/history" not in page
+    assert f'href="/organizations/{made["id"]}"' in page
+    for address in ("/live", "/live/history", "/reconciliation"):
+        assert (await own.open(address)).status == 403, address
