@@ -162,7 +162,7 @@ async def test_an_invoice_from_draft_to_document(run: Run, api: Api, tmp_path: P
     assert "80.00" in shown.stdout
     assert files["a.pdf"].read_bytes().startswith(b"%PDF")
     assert files["a.csv"].read_text().startswith("position,kind")
-    assert files["u.csv"].read_text().startswith("kind,timestamp")
+    assert files["u.csv"].read_text().startswith("line,kind,description,timestamp")
     note = await from_json(run, "invoice", "credit-note", str(made["id"]))
     assert note["total_amount"] == "-96.00"
     assert (await run("invoice", "delete", str(note["id"]))).exit_code == 0
