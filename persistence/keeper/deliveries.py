@@ -16,16 +16,18 @@ from gateway.core.alerts.webhook import Delivery, Outcome, retry_after_s
 LEASE_S = 60
 
 # Of each webhook some, and of webhooks any: none that is slow, or has much to hear, is always first.
+# Materialized: else PostgreSQL may look for what is due anew for each row it joins, and find more each time.
 _TAKE = text("""
+WITH due AS MATERIALIZED (
+    SELECT due.id
+      FROM (SELECT id FROM webhook WHERE id <> ALL(cast(:busy AS bigint[])) ORDER BY random()) AS w
+     CROSS JOIN LATERAL (SELECT id FROM webhook_delivery
+            WHERE webhook_id = w.id AND state = 'pending' AND next_attempt_at <= now()
+            ORDER BY next_attempt_at LIMIT :each FOR UPDATE SKIP LOCKED) AS due
+     LIMIT :n)
 UPDATE webhook_delivery AS d
    SET attempts = d.attempts + 1, next_attempt_at = now() + make_interval(secs => :lease)
-  FROM (SELECT due.id FROM (SELECT id FROM webhook WHERE id <> ALL(cast(:busy AS bigint[])) ORDER BY random())
-                          AS w
-         CROSS JOIN LATERAL (SELECT id FROM webhook_delivery
-                WHERE webhook_id = w.id AND state = 'pending' AND next_attempt_at <= now()
-                ORDER BY next_attempt_at LIMIT :each FOR UPDATE SKIP LOCKED) AS due
-         LIMIT :n) AS due,
-       webhook AS w
+  FROM due, webhook AS w
  WHERE d.id = due.id AND w.id = d.webhook_id
 RETURNING d.id, d.event, d.payload, d.created_at, d.attempts, d.webhook_id, w.url, w.secret,
           w.enabled AND w.deleted_at IS NULL AS wanted""")
