@@ -43,7 +43,7 @@ async def used(april: April) -> dict[str, Any]:
     """An organization with a service at cost, and many calls of it on 10 April at 1.00 a million tokens."""
     await april.on(at(4, 1))
     first, other = await price(april, "dated", "1", 1), await price(april, "other", "1", 1)
-    [(model,)] = rows_of(april.url, "SELECT id FROM business_model WHERE meter = 'pay_per_use'")
+    [(model,)] = rows_of(april.url, "SELECT id FROM business_model WHERE name = 'Pay-Per-Use'")
     service = await april.do(
         "services", "create", name="At cost", key="at-cost", credits=0, service_type="Pay-As-You-Go",
         business_model_id=model, pricing={"at_cost": {"markup": str(MARKUP)}},
