@@ -17,6 +17,7 @@ from gateway.core.accounts.administration import Row
 from gateway.core.billing.dunning import BLOCK, REMINDER, UNBLOCK, DunningSchedule
 from gateway.errors import Conflict
 from persistence.billing import charges
+from persistence.billing.invoice_source import rest_of
 from persistence.keeper.news import told
 from persistence.subject import Change, Subject, id_in
 from persistence.tables.dunning import dunning_step
@@ -75,10 +76,8 @@ WITH news AS (
     SELECT cast(:event AS text) AS event, 'dunning:' || cast(:step AS bigint) AS occasion,
            jsonb_build_object('invoice_id', i.id, 'organization_id', i.organization_id,
                'organization', o.name, 'number', i.number, 'currency', i.currency,
-               'total_amount', trim_scale(i.total_amount)::text, 'amount_due', trim_scale(i.total_amount
-                   + coalesce((SELECT sum(n.total_amount) FROM invoice AS n
-                                WHERE n.corrects_id = i.id AND n.status = 'finalized'), 0)
-                   - coalesce((SELECT sum(p.amount) FROM payment AS p WHERE p.invoice_id = i.id), 0))::text,
+               'total_amount', trim_scale(i.total_amount)::text,
+               'amount_due', trim_scale(cast(:rest AS numeric))::text,
                'due_date', i.due_date, 'days_overdue', cast(:days AS bigint),
                'block_date', i.due_date + cast(:block AS integer)) AS data
       FROM invoice AS i JOIN organization AS o ON o.id = i.organization_id WHERE i.id = :invoice
@@ -178,7 +177,8 @@ def _add(change: Change, organization_id: int, said: Row) -> int:
 
 def _tell(change: Change, event: str, step: int, schedule: DunningSchedule) -> None:
     row = change.fetch(step)
-    here = {"event": event, "step": step, "invoice": row["invoice_id"], "days": row["days"]}
+    rest = rest_of(change.connection, id_in(row, "invoice_id"))
+    here = {"event": event, "step": step, "invoice": row["invoice_id"], "days": row["days"], "rest": rest}
     change.connection.execute(_TELL, here | {"block": schedule.block_days})
 
 

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import ColumnElement, Integer, Text, bindparam, case, cast, func, literal_column, select, true
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Integer,
+    Text,
+    bindparam,
+    case,
+    cast,
+    func,
+    literal_column,
+    select,
+    true,
+)
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from gateway.core.billing.currencies import MINOR_DIGITS, MINOR_DIGITS_USUAL
@@ -106,3 +119,9 @@ LINES = (
 
 # Invoices as lists and pages show them: of thousands of lines, none; `LINES` reads some of them.
 HEADS = Subject(invoice, source=_HEAD.add_columns(literal_column("'[]'::jsonb").label("lines")))
+
+
+def rest_of(connection: Connection, invoice_id: int) -> Decimal:
+    """What payments and credit notes leave to pay of an invoice."""
+    rest: Decimal = connection.execute(select(REST).where(invoice.c.id == invoice_id)).scalar_one()
+    return rest

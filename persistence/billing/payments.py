@@ -16,7 +16,7 @@ from gateway.core.billing.payment import PAID as STATUS_PAID
 from gateway.core.billing.payment import WAITING, Receivable, due_on, require_payable, require_returnable
 from gateway.errors import Conflict
 from persistence.billing import charges, debts, top_ups
-from persistence.billing.invoice_source import PAID, REST, money
+from persistence.billing.invoice_source import PAID, REST, money, rest_of
 from persistence.keeper.notices import tell_payment_status
 from persistence.subject import Change, Subject, id_in, lock
 from persistence.tables.billing import invoice, payment
@@ -54,7 +54,7 @@ def record(change: Change) -> Row:
         return row
     if row["status"] != "finalized" or row["kind"] != "invoice":
         raise Conflict(f"The {_said(row)} cannot be paid; only a finalized invoice can.")
-    require_payable(amount, _rest(change.connection, change.row_id), str(row["currency"]))
+    require_payable(amount, rest_of(change.connection, change.row_id), str(row["currency"]))
     _add(change, row, change.row_id, amount)
     return change.fetch()
 
@@ -124,11 +124,6 @@ def refuse_while_paid(change: Change) -> None:
         raise Conflict(
             f"{paid.normalize():f} of this invoice is paid: give the payments back, or write a credit note."
         )
-
-
-def _rest(connection: Connection, invoice_id: int) -> Decimal:
-    rest: Decimal = connection.execute(select(REST).where(invoice.c.id == invoice_id)).scalar_one()
-    return rest
 
 
 def _is_known(
