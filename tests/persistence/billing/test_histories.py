@@ -34,6 +34,8 @@ from tests.persistence.migrated import empty
 from tests.persistence.scenario import Account, broken, document, rows_of
 
 HISTORIES = int(os.environ.get("HISTORIES", "5"))
+_TERMS = {"name": "Small", "billing_interval": "monthly", "billing": None, "renews": False, "trial": 0}
+FIRST = _TERMS | {"off": "0", "off_for": None, "cost": None}
 NANO = 10**9
 BEGINS = date(2026, 1, 1)
 DAY = timedelta(days=1)
@@ -474,10 +476,10 @@ class History:
 )  # fmt: skip
 @given(steps=st.lists(STEPS, min_size=8, max_size=30))
 def test_what_is_charged_is_what_is_owed(migrated: str, steps: list[tuple[str, Any]]) -> None:
-    asyncio.run(live(migrated, steps))
+    asyncio.run(live(History, migrated, [("subscribe", FIRST), *steps]))
 
 
-async def live(url: str, steps: list[tuple[str, Any]]) -> None:
+async def live(of: type[History], url: str, steps: list[tuple[str, Any]]) -> None:
     empty(url)
     rows_of(url, "DELETE FROM service WHERE key = 'rerank' RETURNING id")
     pool = engine.create(url)
@@ -486,10 +488,8 @@ async def live(url: str, steps: list[tuple[str, Any]]) -> None:
     begins = datetime(2026, 1, 1, 12, tzinfo=UTC)
     made = April(url, store, calendar, Allocations(pool), begins, Account(0, 0), Writer(url))
     try:
-        history = History(made)
+        history = of(made)
         await history.begin()
-        first = {"name": "Small", "billing_interval": "monthly", "billing": None, "renews": False, "trial": 0}
-        await history.step("subscribe", first | {"off": "0", "off_for": None, "cost": None})
         for what, how in steps:
             await history.step(what, how)
         await history.end()

@@ -20,35 +20,25 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from gateway.background.timed.calendar import Calendar
 from gateway.background.timed.top_ups import TopUps
-from gateway.counters.redis.keys import partition_of
 from gateway.errors import Conflict
-from persistence import engine
-from persistence.billing.allocations import Allocations
-from persistence.ledger.writer import Writer
-from persistence.store import Store
-from tests.letterhead import LETTERHEAD
 from tests.persistence.april import April
 from tests.persistence.billing.test_events import send
 from tests.persistence.billing.test_histories import (
     BY_TOKENS,
     DAY,
+    FIRST,
     STEPS,
     History,
     Owed,
     days,
     ladder,
+    live,
 )
 from tests.persistence.billing.test_top_ups import post
-from tests.persistence.migrated import empty
 from tests.persistence.scenario import Account, broken, rows_of
 
 HISTORIES = int(os.environ.get("HISTORIES", "2"))
-FIRST = {
-    "name": "Small", "billing_interval": "monthly", "billing": None, "renews": True, "trial": 0, "off": "0",
-    "off_for": None, "cost": None,
-}  # fmt: skip
 MORE = st.one_of(
     STEPS,
     STEPS,
@@ -317,23 +307,4 @@ class WholeHistory(History):
 )  # fmt: skip
 @given(steps=st.lists(MORE, min_size=8, max_size=30))
 def test_what_is_told_late_is_charged_as_it_is_owed(migrated: str, steps: list[tuple[str, Any]]) -> None:
-    asyncio.run(live(migrated, steps))
-
-
-async def live(url: str, steps: list[tuple[str, Any]]) -> None:
-    empty(url)
-    rows_of(url, "DELETE FROM service WHERE key = 'rerank' RETURNING id")
-    pool = engine.create(url)
-    store = Store(pool, partition_of, lambda: made.now, letterhead=LETTERHEAD)
-    calendar = Calendar(store, lambda: made.now)
-    begins = datetime(2026, 1, 1, 12, tzinfo=UTC)
-    made = April(url, store, calendar, Allocations(pool), begins, Account(0, 0), Writer(url))
-    try:
-        history = WholeHistory(made)
-        await history.begin()
-        for what, how in [("subscribe", FIRST), *steps]:
-            await history.step(what, how)
-        await history.end()
-    finally:
-        made.writer.close()
-        await pool.dispose()
+    asyncio.run(live(WholeHistory, migrated, [("subscribe", FIRST | {"renews": True}), *steps]))
