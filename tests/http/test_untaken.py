@@ -25,6 +25,8 @@ from tests.waiting import eventually
 
 LONG_EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n' % (b"x" * 4000)
 SMALL = {"body_bytes_max": 4096, "buffered_bytes_max": 16_384}
+# A share as small, of a whole that no single read of an upstream's socket fills.
+SMALL_SHARE = {"body_bytes_max": 4096, "buffered_bytes_max": 4 << 20, "buffered_share": 0.001}
 NOPE = get(b"/nope", b"")
 
 
@@ -56,7 +58,7 @@ async def unread(stage: Stage, request: bytes = b"") -> Client:
 
 
 async def test_an_answer_nobody_takes_counts_and_sheds_new_calls_while_it_goes_on() -> None:
-    async with staged(**SMALL) as stage:
+    async with staged(**SMALL_SHARE) as stage:
         stage.upstream.handler = endless
         slow = await unread(stage)
         await eventually(lambda: stage.plane.buffers.used > 4096)
