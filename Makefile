@@ -12,7 +12,7 @@ run: ## Start everything on this machine
 	@exec .venv/bin/tollkeeper up $(ARGS)
 
 test: check ## Every check and the whole test suite
-	.venv/bin/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
+	.venv/bin/python -m tests.suite -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: ## Style, types, layers and Lua
 	@.ci/environment requirements-dev.lock
