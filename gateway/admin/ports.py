@@ -182,6 +182,14 @@ class Figures(Protocol):
         """The tenants that used most tokens on a UTC day, most first, each with the sums of all (`all_…`)."""
 
 
+@dataclass(slots=True)
+class BuiltIn:
+    """The tokens that settings name, None where they name none. They may change while it runs."""
+
+    admin: str | None = field(default=None, repr=False)
+    readonly: str | None = field(default=None, repr=False)
+
+
 @dataclass(frozen=True, slots=True)
 class AdminPorts:
     """Everything the Admin API is made of.
@@ -208,8 +216,7 @@ class AdminPorts:
     snapshot: Callable[[], Awaitable[Mapping[str, Any]]]
     figures: Figures
     failures: Failures
-    admin_token: str | None = field(default=None, repr=False)
-    readonly_token: str | None = field(default=None, repr=False)
+    built_in: BuiltIn = field(default_factory=BuiltIn)
     actor: Actor = NOBODY
     version: str = "0"
     body_bytes_max: int = BODY_BYTES_MAX

@@ -17,8 +17,6 @@ from importlib.metadata import version
 from typing import Any
 from uuid import uuid4
 
-from gateway.admin.application import build
-from gateway.admin.http.server import Listening, listen
 from gateway.admin.outgoing import Outgoing
 from gateway.admin.ports import AdminPorts
 from gateway.admin.smtp import Mailer
@@ -59,6 +57,7 @@ from gateway.counters.redis.keys import partition_of
 from gateway.counters.redis.wire import Wire, encode
 from gateway.errors import CountersUnavailable
 from gateway.http.tally import SECONDS, Histogram
+from gateway.run.admin_port import AdminPort
 from gateway.run.billing_loops import billing_loops, invoicing_loops
 from gateway.run.invoice_letterhead import invoice_renderer
 from gateway.run.readiness import Probe
@@ -152,7 +151,7 @@ class Keeper:
         self._database, self._redis = Probe(lambda: engines.answers(self._engine)), Probe(self._pinged)
         self._flush_seconds = Histogram()
         self._flush_rows: dict[str, int] = {}
-        self._listening: Listening | None = None
+        self._admin_port = AdminPort(settings, self._log)
         self._flushing: asyncio.Task[None] | None = None
         self._loops: list[asyncio.Task[None]] = []
 
@@ -192,19 +191,18 @@ class Keeper:
             "failures": self._teller.run,
             "partitions": self._keep_partitions,
             "prices": self._price_list.run,
+            "admin port": self._admin_port.run,
         }
         self._loops = [asyncio.create_task(forever(name, run, self._log)) for name, run in loops.items()]
         with suppress(TimeoutError):
             async with asyncio.timeout(PRICED_S_MAX):
                 await self._price_list.there.wait()
-        self._listening = await listen(build(self._ports()), settings.admin_host, settings.admin_port)
-        self._log("keeper started", port=self._listening.port)
+        self._log("keeper started", port=await self._admin_port.open(self._ports()))
         return True
 
     async def stop(self) -> None:
         """Stop people first, then the loops; what waits in the outbox is flushed last."""
-        if self._listening is not None:
-            await self._listening.stop()
+        await self._admin_port.close()
         await cancel(self._loops)
         if self._loops:
             await self._refused.finish()
@@ -215,7 +213,7 @@ class Keeper:
         await self._outgoing.aclose()
         await self._wire.close()
         await self._engine.dispose()
-        if self._listening is not None:
+        if self._admin_port.is_open:
             self._log("keeper stopped")
 
     def _ports(self) -> AdminPorts:
@@ -237,8 +235,7 @@ class Keeper:
             snapshot=self._snapshot,
             figures=Figures(self._engine, partition_of),
             failures=self._failures,
-            admin_token=settings.admin_token or None,
-            readonly_token=settings.readonly_token or None,
+            built_in=self._admin_port.built_in,
             version=version("tollkeeper"),
         )
 

@@ -1,15 +1,27 @@
-"""Settings read again while gateways run: what may change does, all of it or nothing."""
+"""Settings read again while gateways run: what may change does, all of it or nothing.
+
+Asked to, everything. By itself, where a file of a secret changes, credentials of upstreams alone: nobody has
+said that the rest of the configuration is ready.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from gateway.core.http_limits import SETTABLE
-from gateway.settings.settings import PREFIX, Settings
+from gateway.errors import TollkeeperError
+from gateway.settings.secret_files import Watched
+from gateway.settings.settings import OF_KEEPERS, PREFIX, SECRETS, Settings
+
+OF_GATEWAYS = tuple(sorted(SECRETS.difference(OF_KEEPERS)))
+# How often files of secrets are looked at.
+LOOK_S = 5.0
 
 # Routes and upstreams, and what the data plane asks again for each connection or call.
 RENEWABLE = frozenset({
-    "routes", "upstreams", "services", "log_level", "usage_tokens_max", *SETTABLE
+    "routes", "upstreams", "services", "log_level", "usage_tokens_max", "secret_files", *SETTABLE
 })  # fmt: skip
 
 
@@ -29,3 +41,51 @@ class Renewal:
         left = ", ".join(PREFIX + name.upper() for name in differ if name not in RENEWABLE)
         said = f"{', '.join(taken)} changed" if taken else "nothing changed"
         return said + (f"; a restart is needed for {left}" if left else "")
+
+    def renew_credentials(self) -> str:
+        """Take over what upstreams are sent as credentials, and say whose changed; empty where none did."""
+        written = self._read()
+        before, self.running = self.running, with_credentials(self.running, written)
+        pairs = zip(before.upstreams, self.running.upstreams, strict=True)
+        changed = ", ".join(now.name for then, now in pairs if then != now)
+        said = [f"credentials of upstreams changed: {changed}"] if changed else []
+        kept = [name for name in OF_GATEWAYS if getattr(written, name) != getattr(before, name)]
+        left = ", ".join(PREFIX + name.upper() for name in kept)
+        return "; ".join([*said, f"a restart is needed for {left}"] if left else said)
+
+
+def with_credentials(settings: Settings, written: Settings) -> Settings:
+    """The same settings, each upstream with the headers that the one of its name has in others."""
+    headers = {target.name: target.headers for target in written.upstreams}
+    upstreams = (replace(each, headers=headers.get(each.name, each.headers)) for each in settings.upstreams)
+    return settings.with_values(upstreams=tuple(upstreams))
+
+
+async def watch_credentials(
+    now: Renewal,
+    taken: Callable[[], Awaitable[None]],
+    say: Callable[[str], None],
+    warn: Callable[[str], None],
+    *,
+    look_s: float = LOOK_S,
+) -> None:
+    """Have credentials in force once their files change, until cancelled; `taken` hands `now.running` on.
+
+    What cannot be read is tried again with each look, and said once.
+    """
+    watched, warned = Watched(), ""
+    while True:
+        files = [path for _, path in now.running.secret_files]
+        if await asyncio.to_thread(watched.changed, files):
+            try:
+                said, warned = now.renew_credentials(), ""
+            except TollkeeperError as error:
+                watched.forget()
+                if error.message != warned:
+                    warn(f"secrets are kept as they were: {error.message}")
+                warned = error.message
+                said = ""
+            if said:
+                await taken()
+                say(f"files of secrets read again: {said}")
+        await asyncio.sleep(look_s)

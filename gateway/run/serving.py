@@ -11,6 +11,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -20,9 +21,10 @@ from gateway.local import ports
 from gateway.local.announce import JsonVoice, Voice
 from gateway.local.child import Child, Program
 from gateway.run.readiness import of_gateway
-from gateway.run.reload import Renewal
+from gateway.run.reload import Renewal, watch_credentials
 from gateway.run.stopping import stop_signal, until_stopped
 from gateway.run.supervisor.ops import Ops, listen
+from gateway.settings.secret_files import SUFFIX
 from gateway.settings.settings import PREFIX, Settings, load, to_json
 from gateway.telemetry import logs
 from gateway.telemetry import snapshot_files as tallies
@@ -90,7 +92,11 @@ async def _serve(now: Renewal, voice: Voice) -> None:
             for number in range(settings.workers)
         ]
         children = [Child(program, voice.say, lambda: None) for program in programs]
-        renewing = asyncio.create_task(_renewing(now, renew, children, port, voice))
+        taken = partial(_hand_on, now, children, port)
+        renewing = [
+            asyncio.create_task(_renewing(now, renew, taken, voice)),
+            asyncio.create_task(watch_credentials(now, taken, voice.say, voice.warn)),
+        ]
 
         async def start() -> None:
             await asyncio.gather(*(child.start() for child in children))
@@ -100,7 +106,8 @@ async def _serve(now: Renewal, voice: Voice) -> None:
         try:
             await until_stopped(start(), stop)
         finally:
-            renewing.cancel()
+            for task in renewing:
+                task.cancel()
             voice.say("stopping: calls are finished first")
             await asyncio.gather(*(child.stop() for child in children))
             operations.close()
@@ -116,7 +123,7 @@ async def _operations(settings: Settings, port: int) -> asyncio.Server:
 
 
 async def _renewing(
-    now: Renewal, renew: asyncio.Event, children: list[Child], port: int, voice: Voice
+    now: Renewal, renew: asyncio.Event, taken: Callable[[], Awaitable[None]], voice: Voice
 ) -> None:
     """Hand settings that were read again to the workers; with anything wrong in them the old ones stay."""
     while True:
@@ -127,9 +134,14 @@ async def _renewing(
         except TollkeeperError as error:
             voice.warn(f"settings are kept as they were: {error.message}")
             continue
-        line = to_json(now.running.with_values(gateway_port=port).of_gateways)
-        await asyncio.gather(*(child.tell(line) for child in children))
+        await taken()
         voice.say(f"settings read again: {done}")
+
+
+async def _hand_on(now: Renewal, children: list[Child], port: int) -> None:
+    """Tell the workers what is in force now."""
+    line = to_json(now.running.with_values(gateway_port=port).of_gateways)
+    await asyncio.gather(*(child.tell(line) for child in children))
 
 
 def gateway_worker(argv: tuple[str, ...], settings: Settings, number: int, ready_s_max: float) -> Program:
@@ -159,6 +171,7 @@ def resolved(config: Path | None, **options: str | int | None) -> Settings:
     for name, value in options.items():
         if value is not None:
             environ[f"{PREFIX}{name.upper()}"] = str(value)
+            environ.pop(f"{PREFIX}{name.upper()}{SUFFIX}", None)
     return load(environ, config)
 
 

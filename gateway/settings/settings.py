@@ -7,25 +7,24 @@ names. A value is shown in an error unless its name says it is a secret.
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import msgspec
 
-from gateway.core.alerts.mail import is_address
-from gateway.core.billing.stand_ins import WANTED, StandIns, read_stand_ins
+from gateway.core.billing.stand_ins import StandIns, read_stand_ins
 from gateway.core.calls.call import DEFAULT_BOUNDS
 from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
 from gateway.core.certificate import TlsFiles
 from gateway.core.http_limits import SETTABLE, Count, HttpLimits, Seconds
 from gateway.core.otel import Tracing, read_tracing
 from gateway.errors import SettingError
+from gateway.settings.checking import IS_SECRET, checked, is_secret, shown, unknown, wanted_of
 from gateway.settings.config_file import RouteTable, base_url_of, default_table, read_config, table_of
-from gateway.settings.urls import SCHEMES, fault, wanted, without_password
+from gateway.settings.secret_files import SUFFIX, Environment, both_set, read_secret
 
 PREFIX = "TOLLKEEPER_"
 CONFIG_NAME = f"{PREFIX}CONFIG"
@@ -33,21 +32,22 @@ CONFIG_NAME = f"{PREFIX}CONFIG"
 CLIENT_NAMES = frozenset({"admin_url", "config"})
 # What only keepers, and who looks after them, need: credentials that a gateway is not given.
 OF_KEEPERS = ("database_url", "database_owner_url", "admin_token", "readonly_token", "smtp_url")
-SECRET = re.compile(r"token|secret|pepper|password|credential|_key$|^key_", re.IGNORECASE)
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
-Token = Annotated[str, msgspec.Meta(pattern=r"^([\x21-\x7e]{16,512})?$")]
+# What is declared a secret may be said by a file instead: `<NAME>_FILE`.
+Secret = Annotated[str, IS_SECRET]
+Token = Annotated[str, msgspec.Meta(pattern=r"^([\x21-\x7e]{16,512})?$"), IS_SECRET]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What one Tollkeeper process runs with."""
 
-    redis_url: str = ""
+    redis_url: Secret = ""
     redis_ca_file: str = ""
     redis_cert_file: str = ""
     redis_key_file: str = ""
-    database_url: str = ""
-    database_owner_url: str = ""
+    database_url: Secret = ""
+    database_owner_url: Secret = ""
     admin_token: Token = ""
     readonly_token: Token = ""
     key_pepper: Token = ""
@@ -95,7 +95,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     dunning_reminder_days: Annotated[str, msgspec.Meta(pattern=r"^(\d{1,3}(,\d{1,3}){0,9})?$")] = ""
     dunning_block_days: Annotated[int, msgspec.Meta(ge=0, le=365)] = 0
     webhook_private_addresses: bool = False
-    smtp_url: str = ""
+    smtp_url: Secret = ""
     smtp_ca_file: str = ""
     smtp_from: str = ""
 
@@ -109,12 +109,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     services: ServiceRules = ServiceRules()
 
     tracing: Tracing | None = None
+    # Files that secrets were read from, each with its setting; without one it holds a variable's.
+    secret_files: tuple[tuple[str, str], ...] = ()
 
     def require(self, *names: str) -> None:
         """`SettingError` for the first of these that has no value."""
         for name in names:
             if not getattr(self, name):
-                raise SettingError(f"{PREFIX}{name.upper()} is not set: expected {_wanted(name)}")
+                wanted = wanted_of(name, _TYPES[name])
+                raise SettingError(f"{PREFIX}{name.upper()} is not set: expected {wanted}")
 
     @property
     def owner_url(self) -> str:
@@ -144,7 +147,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def of_gateways(self) -> Settings:
         """The same settings for a gateway: what it does not know, nobody gets from it."""
-        return self.with_values(**dict.fromkeys(OF_KEEPERS, ""))
+        return self.with_values(**dict.fromkeys(OF_KEEPERS, ""), secret_files=())
 
     def values(self) -> dict[str, Any]:
         """Everything by its name, routes and upstreams too."""
@@ -177,7 +180,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # What the file's routes and the standard OTEL_* variables say has no name of ours.
-_ELSEWHERE = {*RouteTable._fields, "tracing", "http"}
+_ELSEWHERE = {*RouteTable._fields, "tracing", "http", "secret_files"}
 NAMES = (*(name for name in Settings.__struct_fields__ if name not in _ELSEWHERE), *SETTABLE)
 
 
@@ -188,29 +191,69 @@ def load(environ: Mapping[str, str], config: Path | None = None) -> Settings:
     """
     if config is None and environ.get(CONFIG_NAME):
         config = Path(environ[CONFIG_NAME])
-    written = read_config(config, environ) if config else None
-    values: dict[str, Any] = {}
-    for name, value in (written.settings if written else {}).items():
-        if name not in NAMES:
-            raise _unknown(f"{config}: settings.{name}", name, str(value), NAMES, "")
-        values[name] = _checked(f"{config}: settings.{name}", name, value)
-    for variable, text in environ.items():
-        if not variable.startswith(PREFIX) or _is_service_link(variable, text):
-            continue
-        name = variable.removeprefix(PREFIX).lower()
-        if name in CLIENT_NAMES:
-            continue
-        if name not in NAMES or variable != variable.upper():
-            raise _unknown(variable, name, text, NAMES, PREFIX)
-        values[name] = _checked(variable, name, text)
+    environment = Environment(environ)
+    written = read_config(config, environment) if config else None
+    files: dict[str, str] = {}
+    of_file = written.settings.items() if written else ()
+    theirs = [(name, f"{config}: settings.{name}", value) for name, value in of_file]
+    values = _read(theirs, environment, files, "")
+    ours = [
+        (_name_of(variable), variable, text)
+        for variable, text in environ.items()
+        if variable.startswith(PREFIX) and not _is_service_link(variable, text)
+    ]
+    values |= _read([one for one in ours if one[0] not in CLIENT_NAMES], environment, files, PREFIX)
     if values.get("readonly_token") and values["readonly_token"] == values.get("admin_token"):
         raise SettingError(
             f"{PREFIX}READONLY_TOKEN=(hidden) is not valid: expected another one than {PREFIX}ADMIN_TOKEN"
         )
     if values.get("smtp_url") and not values.get("smtp_from"):
         raise SettingError(f"{PREFIX}SMTP_FROM is not set: expected name@example.com, whom mails are from")
-    settings = Settings(tracing=read_tracing(environ)).with_values(**values)
-    return settings.with_table(table_of(written, environ) if written else default_table(environ))
+    settings = Settings(tracing=read_tracing(environment)).with_values(**values)
+    settings = settings.with_table(table_of(written, environment) if written else default_table(environment))
+    named = {path: name for name, path in files.items()}
+    return settings.with_values(secret_files=tuple((named.get(path, ""), path) for path in environment.files))
+
+
+def _name_of(variable: str) -> str:
+    """The setting of a variable; what is not written in capitals is none."""
+    name = variable.removeprefix(PREFIX)
+    return name.lower() if name == name.upper() else name
+
+
+def _read(
+    said: Iterable[tuple[str, str, Any]], environment: Environment, files: dict[str, str], prefix: str
+) -> dict[str, Any]:
+    """The settings that one source states, checked: name, place and value of each. A secret may be in a file.
+
+    `files` learns which settings files say; what this source states counts above what is there already.
+    """
+    values: dict[str, Any] = {}
+    by_file: list[tuple[str, str, str]] = []
+    for name, place, value in said:
+        secret = name.removesuffix(SUFFIX.lower())
+        if name not in NAMES and secret in SECRETS and name != secret:
+            by_file += [(secret, place, str(value))] if value else []
+        elif name not in NAMES:
+            raise unknown(place, name, str(value), NAMES, prefix)
+        else:
+            values[name] = checked(f"{place}={shown(name, value)}", name, value, _TYPES[name])
+    for name in values:
+        files.pop(name, None)
+    for name, place, path in by_file:
+        if values.get(name):
+            raise both_set(place.removesuffix(SUFFIX).removesuffix(SUFFIX.lower()), place)
+        text = environment.read(place, path)
+        values[name] = checked(f"what {place}={path!r} holds", name, text, _TYPES[name])
+        files[name] = path
+    return values
+
+
+def reread(name: str, path: str) -> str:
+    """The secret of a setting, read again from its file; `SettingError` for what would not be valid."""
+    place = f"{PREFIX}{name.upper()}{SUFFIX}"
+    text = read_secret(place, path)
+    return str(checked(f"what {place}={path!r} holds", name, text, _TYPES[name]))
 
 
 def to_json(settings: Settings) -> bytes:
@@ -224,58 +267,7 @@ def from_json(data: bytes) -> Settings:
 
 
 _TYPES = get_type_hints(Settings, include_extras=True) | SETTABLE
-
-
-def _checked(place: str, name: str, value: Any) -> Any:
-    try:
-        checked = msgspec.convert(value, _TYPES[name], strict=False)
-    except msgspec.ValidationError as error:
-        raise SettingError(f"{place}={_shown(name, value)} is not valid: expected {_wanted(name)}") from error
-    if name == "smtp_from" and not is_address(checked, private=True):
-        raise SettingError(f"{place}={_shown(name, value)} is not valid: expected name@example.com")
-    if name in SCHEMES and (expected := fault(name, str(checked))):
-        raise SettingError(f"{place}={_shown(name, value)} is not valid: expected {expected}")
-    if name == "price_as":
-        try:
-            read_stand_ins(checked)
-        except ValueError as error:
-            shown = f"{place}={_shown(name, value)}"
-            raise SettingError(f"{shown} is not valid: {error}; expected {WANTED}") from error
-    return checked
-
-
-def _wanted(name: str) -> str:
-    """What would be valid, in words, from the type itself."""
-    if name in SCHEMES:
-        return wanted(name)
-    hint = _TYPES[name]
-    meta = next((item for item in getattr(hint, "__metadata__", ()) if isinstance(item, msgspec.Meta)), None)
-    kind = getattr(hint, "__origin__", hint)
-    if meta is not None and meta.pattern is not None:
-        if meta.pattern.startswith("^(") and "[" not in meta.pattern:
-            return f"one of {', '.join(meta.pattern[2:-2].split('|'))}"
-        return "16 to 512 visible ASCII characters"
-    noun = {int: "a whole number", float: "a number"}.get(kind, "text")
-    if meta is None:
-        return noun
-    low = f"above {meta.gt}" if meta.gt is not None else f"from {meta.ge}"
-    unit = " seconds" if name.endswith("_s") else " bytes" if "_bytes_" in name else ""
-    return f"{noun} {low} to {meta.le}{unit}"
-
-
-def _unknown(place: str, name: str, value: str, names: tuple[str, ...], prefix: str) -> SettingError:
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    spelled = [prefix + (each.upper() if prefix else each) for each in close or names]
-    hint = f"did you mean {spelled[0]}?" if close else f"known are {', '.join(spelled)}"
-    secret = name if SECRET.search(name) else (close[0] if close else name)
-    return SettingError(f"{place}={_shown(secret, value)} is not a setting; {hint}")
-
-
-def _shown(name: str, value: Any) -> str:
-    if SECRET.search(name):
-        return "(hidden)"
-    text = without_password(str(value))
-    return repr(text if len(text) <= 100 else text[:100] + "…")
+SECRETS = frozenset(name for name in NAMES if is_secret(_TYPES[name]))
 
 
 def _is_service_link(variable: str, text: str) -> bool:

@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.admin.application import build
 from gateway.admin.invoices.renderer import InvoiceRenderer
-from gateway.admin.ports import AdminPorts
+from gateway.admin.ports import AdminPorts, BuiltIn
 from gateway.core.accounts.budget_figures import LiveWindow
 from gateway.core.accounts.quota import LiveQuota
 from gateway.core.billing.document import Letterhead
@@ -330,8 +330,7 @@ def ports_over(
         snapshot=counters.snapshot,
         figures=figures,
         failures=failures or Failures(time.monotonic, free_max=10_000),
-        admin_token=ADMIN,
-        readonly_token=READONLY,
+        built_in=BuiltIn(ADMIN, READONLY),
         body_bytes_max=64 * 1024,
     )
 

@@ -89,7 +89,7 @@ def require_write(actor: Actor, answered: Answered, verb: str, sent: Collection[
 def _built_in(ports: AdminPorts, digest: str) -> Actor | None:
     # Digests have one length and hide the tokens': comparing them leaks neither.
     found = None
-    for role, token in ((ADMIN, ports.admin_token), (READONLY, ports.readonly_token)):
+    for role, token in ((ADMIN, ports.built_in.admin), (READONLY, ports.built_in.readonly)):
         if token and hmac.compare_digest(digest, ports.digest(token)) and found is None:
             found = Actor(f"builtin:{role}", role)
     return found

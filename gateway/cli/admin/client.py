@@ -18,6 +18,7 @@ from uuid import uuid4
 
 from gateway.cli.admin.sections import ID_OF, named_by
 from gateway.errors import TollkeeperError
+from gateway.settings.secret_files import Environment
 
 TIMEOUT_S = 40.0
 PAGE_ROWS_MAX = 1_000
@@ -149,6 +150,7 @@ class AdminClient:
 
 def find(environ: Mapping[str, str] = os.environ) -> AdminClient:
     """Find the Admin API: `TOLLKEEPER_ADMIN_URL` and `_TOKEN`, else what `up` left in the data directory."""
+    environ = Environment(environ)
     url, token = environ.get("TOLLKEEPER_ADMIN_URL"), environ.get("TOLLKEEPER_ADMIN_TOKEN")
     if not url or not token:
         noted = _noted(Path(environ.get("TOLLKEEPER_DATA_DIR") or DATA_DIR) / "up.json")
@@ -156,7 +158,8 @@ def find(environ: Mapping[str, str] = os.environ) -> AdminClient:
     if not url or not token:
         raise CommandFailed(
             "I do not know where the Admin API is. Run this next to the data directory of `tollkeeper up` "
-            "(or set TOLLKEEPER_DATA_DIR), or set TOLLKEEPER_ADMIN_URL and TOLLKEEPER_ADMIN_TOKEN."
+            "(or set TOLLKEEPER_DATA_DIR), or set TOLLKEEPER_ADMIN_URL and TOLLKEEPER_ADMIN_TOKEN "
+            "(or TOLLKEEPER_ADMIN_TOKEN_FILE)."
         )
     if urlsplit(url).scheme not in {"http", "https"}:
         raise CommandFailed(f"TOLLKEEPER_ADMIN_URL must begin with http:// or https://, not {url!r}.")

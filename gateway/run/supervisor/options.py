@@ -16,6 +16,7 @@ class Options:
 
     `demo_upstream` starts one unless `upstream` is given, the base URL of every upstream. `command` makes
     the command line of a process of ours; `migrate` and `admit_writer` block, and may raise anything.
+    `read` reads the settings again, for secrets that change.
     """
 
     settings: Settings
@@ -25,3 +26,4 @@ class Options:
     command: Callable[..., tuple[str, ...]] = command
     migrate: Callable[[str], object] = migrate
     admit_writer: Callable[[str, str], str] = admit_writer
+    read: Callable[[], Settings] | None = None

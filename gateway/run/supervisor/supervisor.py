@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -32,6 +33,10 @@ class Supervisor:
         except StartError:
             self._children.remove((role, child))
             raise
+
+    async def tell(self, role: str, line: bytes) -> None:
+        """Tell every program of a role other settings."""
+        await asyncio.gather(*(child.tell(line) for each, child in self._children if each == role))
 
     def pids(self) -> dict[str, Any]:
         """Current process ids by role; None for what is not run here or is just starting again."""

@@ -11,6 +11,7 @@ import asyncio
 import os
 import signal
 from contextlib import ExitStack
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from gateway.local.announce import JsonVoice, Voice
 from gateway.local.child import Program
 from gateway.local.data_directory import opened
 from gateway.local.demo import seed as demo
+from gateway.run.reload import Renewal, watch_credentials, with_credentials
 from gateway.run.serving import find_home, gateway_worker, resolved
-from gateway.run.stopping import until_stopped
+from gateway.run.stopping import forever, until_stopped
 from gateway.run.supervisor.options import Options
 from gateway.run.supervisor.servers import start_servers
 from gateway.run.supervisor.supervisor import Supervisor
@@ -47,14 +49,16 @@ def up(
 ) -> None:
     """Run everything on this machine until it is stopped."""
     find_home()
-    settings = resolved(config, **settings_given)
+    read = partial(resolved, config, **settings_given)
+    settings = read()
     configured = settings.table != default_table(os.environ)
     if upstream:
         settings = settings.with_upstream(upstream)
     settings.table.check_services({})
     logs.configure(settings.log_level)
     voice = JsonVoice(logs.logger("tollkeeper.up")) if json else Voice()
-    run_up(Options(settings, upstream, demo=demo, demo_upstream=demo and not configured), voice)
+    options = Options(settings, upstream, demo=demo, demo_upstream=demo and not configured, read=read)
+    run_up(options, voice)
 
 
 def run_up(options: Options, voice: Voice) -> None:
@@ -141,6 +145,20 @@ async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> 
     }
     data.write("up.json", {name: facts[name] for name in NOTED} | {"keeper_database_url": keeper_url})
     voice.ready(facts)
+    if options.read is not None:
+        await _watching(supervisor, Renewal(options.settings, options.read), settings)
+
+
+async def _watching(supervisor: Supervisor, now: Renewal, settings: Settings) -> None:
+    """Have gateways send credentials that changed, until cancelled. Tokens are the keeper's affair."""
+    voice = supervisor.voice
+
+    async def taken() -> None:
+        changed = with_credentials(settings, now.running)
+        await supervisor.tell("gateway", to_json(changed.of_gateways))
+
+    watching = partial(watch_credentials, now, taken, voice.say, voice.warn)
+    await forever("secrets", watching, logs.logger("tollkeeper.up"))
 
 
 async def _migrate(options: Options, database_url: str, password: str) -> str:

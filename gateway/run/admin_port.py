@@ -1,0 +1,70 @@
+"""The admin port of a keeper: where it listens, and its built-in tokens, read again from their files.
+
+Part of the composition root.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from gateway.admin.application import build
+from gateway.admin.http.server import Listening, listen
+from gateway.admin.ports import AdminPorts, BuiltIn
+from gateway.errors import SettingError
+from gateway.run.reload import LOOK_S
+from gateway.settings.secret_files import Watched
+from gateway.settings.settings import Settings, reread
+
+# The settings of the built-in tokens, each by the role it is for.
+TOKENS = {"admin_token": "admin", "readonly_token": "readonly"}
+
+
+class AdminPort:
+    """Listens once told to; `built_in` has the tokens of now, once `run` is kept going."""
+
+    def __init__(self, settings: Settings, log: Callable[..., None], *, look_s: float = LOOK_S) -> None:
+        self._settings, self._log, self._look_s = settings, log, look_s
+        self.built_in = BuiltIn(settings.admin_token or None, settings.readonly_token or None)
+        self._files = {name: path for name, path in settings.secret_files if name in TOKENS}
+        self._watched = Watched()
+        self._listening: Listening | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it ever listened."""
+        return self._listening is not None
+
+    async def open(self, ports: AdminPorts) -> int:
+        """Listen; the port that was got."""
+        self._listening = await listen(build(ports), self._settings.admin_host, self._settings.admin_port)
+        return self._listening.port
+
+    async def close(self) -> None:
+        """Listen no more, once what is asked is answered."""
+        if self._listening is not None:
+            await self._listening.stop()
+
+    async def run(self) -> None:
+        """Look after the files of the tokens until cancelled."""
+        while True:
+            if await asyncio.to_thread(self._watched.changed, [*self._files.values()]):
+                await self._read_tokens()
+            await asyncio.sleep(self._look_s)
+
+    async def _read_tokens(self) -> None:
+        """Take over both tokens, or keep both and say why."""
+        now = {name: getattr(self.built_in, role) for name, role in TOKENS.items()}
+        try:
+            for name, path in self._files.items():
+                now[name] = await asyncio.to_thread(reread, name, path)
+            trouble = "both are the same" if now["admin_token"] == now["readonly_token"] else ""
+        except SettingError as error:
+            trouble = error.message
+        if trouble:
+            self._log("tokens are kept as they were", why=trouble, level="warning")
+            return
+        for name, role in TOKENS.items():
+            if now[name] != getattr(self.built_in, role):
+                setattr(self.built_in, role, now[name])
+                self._log("token read again from its file", setting=name)

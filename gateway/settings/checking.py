@@ -1,0 +1,83 @@
+"""One setting's value, checked by its type; what is wrong with it, and what would be valid, in words.
+
+A value is shown in an error unless its name says that it is a secret.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any
+
+import msgspec
+
+from gateway.core.alerts.mail import is_address
+from gateway.core.billing.stand_ins import WANTED, read_stand_ins
+from gateway.errors import SettingError
+from gateway.settings.urls import SCHEMES, fault, wanted, without_password
+
+SECRET = re.compile(r"token|secret|pepper|password|credential|_key$|^key_", re.IGNORECASE)
+# Part of the type of a setting that is a secret.
+IS_SECRET = msgspec.Meta(extra={"secret": True})
+
+
+def is_secret(hint: Any) -> bool:
+    """Whether the type of a setting says that it is a secret."""
+    return any((meta.extra or {}).get("secret") for meta in _metas(hint))
+
+
+def checked(said: str, name: str, value: Any, hint: Any) -> Any:
+    """The value as its type has it, or `SettingError`; `said` is what the message begins with."""
+    try:
+        found = msgspec.convert(value, hint, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingError(f"{said} is not valid: expected {wanted_of(name, hint)}") from error
+    if name == "smtp_from" and not is_address(found, private=True):
+        raise SettingError(f"{said} is not valid: expected name@example.com")
+    if name in SCHEMES and (expected := fault(name, str(found))):
+        raise SettingError(f"{said} is not valid: expected {expected}")
+    if name == "price_as":
+        try:
+            read_stand_ins(found)
+        except ValueError as error:
+            raise SettingError(f"{said} is not valid: {error}; expected {WANTED}") from error
+    return found
+
+
+def wanted_of(name: str, hint: Any) -> str:
+    """What would be valid, in words, from the type itself."""
+    if name in SCHEMES:
+        return wanted(name)
+    meta = next(iter(_metas(hint)), None)
+    kind = getattr(hint, "__origin__", hint)
+    if meta is not None and meta.pattern is not None:
+        if meta.pattern.startswith("^(") and "[" not in meta.pattern:
+            return f"one of {', '.join(meta.pattern[2:-2].split('|'))}"
+        return "16 to 512 visible ASCII characters"
+    noun = {int: "a whole number", float: "a number"}.get(kind, "text")
+    if meta is None:
+        return noun
+    low = f"above {meta.gt}" if meta.gt is not None else f"from {meta.ge}"
+    unit = " seconds" if name.endswith("_s") else " bytes" if "_bytes_" in name else ""
+    return f"{noun} {low} to {meta.le}{unit}"
+
+
+def unknown(place: str, name: str, value: str, names: tuple[str, ...], prefix: str) -> SettingError:
+    """What is said of a setting that there is not: the nearest one, else all."""
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    spelled = [prefix + (each.upper() if prefix else each) for each in close or names]
+    hint = f"did you mean {spelled[0]}?" if close else f"known are {', '.join(spelled)}"
+    secret = name if SECRET.search(name) else (close[0] if close else name)
+    return SettingError(f"{place}={shown(secret, value)} is not a setting; {hint}")
+
+
+def shown(name: str, value: Any) -> str:
+    """A value as it may stand in a message."""
+    if SECRET.search(name):
+        return "(hidden)"
+    text = without_password(str(value))
+    return repr(text if len(text) <= 100 else text[:100] + "…")
+
+
+def _metas(hint: Any) -> list[msgspec.Meta]:
+    return [one for one in getattr(hint, "__metadata__", ()) if isinstance(one, msgspec.Meta)]

@@ -1,0 +1,116 @@
+"""Secrets that files say: `NAME_FILE` is the path of a file whose content is the value of `NAME`.
+
+What such a file holds stands in no message: its path does.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from gateway.errors import SettingError
+
+SUFFIX = "_FILE"
+SECRET_BYTES_MAX = 64 * 1024
+# What a file was when it was looked at: another content has another, unless somebody sets clocks back.
+Signature = tuple[int, int, int, int] | None
+
+
+class Environment(Mapping[str, str]):
+    """The environment, in which a file may say what a variable would. `files` are those that were read."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = variables
+        self.files: dict[str, None] = {}
+
+    def __getitem__(self, name: str) -> str:
+        """The value of a variable, or what the file of its `_FILE` holds; `SettingError` for both."""
+        path = self._variables.get(name + SUFFIX)
+        if not path:
+            return self._variables[name]
+        if self._variables.get(name):
+            raise both_set(name, name + SUFFIX)
+        return self.read(name + SUFFIX, path)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._variables)
+
+    def __len__(self) -> int:
+        return len(self._variables)
+
+    def read(self, place: str, path: str) -> str:
+        """What a file holds, as `read_secret` does; it is one of `files` then."""
+        self.files[path] = None
+        return read_secret(place, path)
+
+
+def both_set(variable: str, file: str) -> SettingError:
+    """What is said where a value is stated twice."""
+    return SettingError(f"{variable} and {file} are both set: expected one of them")
+
+
+def read_secret(place: str, path: str) -> str:
+    """The one line of a file, without its end; `SettingError` names `place` and the file."""
+    try:
+        data = _content(path)
+    except (OSError, ValueError) as error:  # a path with NUL is a ValueError
+        why = error.strerror if isinstance(error, OSError) else "no path"
+        raise SettingError(f"{place}={path!r} cannot be read: {why}") from error
+    fault = _fault(data)
+    if fault:
+        raise SettingError(f"{place}={path!r} {fault}")
+    return data.decode().rstrip("\r\n")
+
+
+class Watched:
+    """Files that may change while we run, each known by when and how large it was."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, Signature] = {}
+
+    def changed(self, paths: Iterable[str]) -> bool:
+        """Whether any of these files is another than when this was asked last; so is what is new here."""
+        before, self._seen = self._seen, {path: _signature(path) for path in paths}
+        return before != self._seen
+
+    def forget(self) -> None:
+        """Nothing was made of what has changed: it counts as changed the next time too."""
+        self._seen = {}
+
+
+def _signature(path: str) -> Signature:
+    try:
+        found = Path(path).stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb", opener=_opened) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(0, "no regular file")
+        return file.read(SECRET_BYTES_MAX + 1)
+
+
+def _opened(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would be waited for
+
+
+def _fault(data: bytes) -> str:
+    """What is wrong with the content of a file, in words that do not show it; empty where it is well."""
+    if len(data) > SECRET_BYTES_MAX:
+        return f"is larger than {SECRET_BYTES_MAX} bytes"
+    if not data.strip(b"\r\n"):
+        return "is empty"
+    if b"\0" in data:
+        return "holds a NUL byte: expected text"
+    if len(data.rstrip(b"\r\n").splitlines()) > 1:
+        return "holds more than one line"
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return "is no text in UTF-8"
+    return ""

@@ -1,0 +1,52 @@
+"""The built-in tokens of a keeper are those of their files, as long as those are valid."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.run.admin_port import AdminPort
+from gateway.settings.settings import load
+from tests.run.test_reload import replaced
+from tests.waiting import eventually
+
+OLD, NEW, READER = "an-old-admin-token", "a-new-admin-token!", "a-reader-of-things"
+
+
+async def test_tokens_are_read_again_and_a_wrong_file_keeps_both(tmp_path: Path) -> None:
+    said: list[tuple[str, dict[str, Any]]] = []
+    admin, reader = tmp_path / "admin", tmp_path / "reader"
+    admin.write_text(OLD)
+    reader.write_text(READER)
+    environ = {"TOLLKEEPER_ADMIN_TOKEN_FILE": str(admin), "TOLLKEEPER_READONLY_TOKEN_FILE": str(reader)}
+
+    def told(why: str) -> bool:
+        return why in str(said[-1])
+
+    port = AdminPort(load(environ), lambda event, **facts: said.append((event, facts)), look_s=0.01)
+    running = asyncio.create_task(port.run())
+    replaced(admin, NEW.encode())
+    await eventually(lambda: port.built_in.admin == NEW)
+    assert said == [("token read again from its file", {"setting": "admin_token"})]
+    for wrong, why in (
+        ("short", "is not valid: expected 16 to 512"),
+        (READER, "both are the same"),
+        ("", "is empty"),
+    ):
+        replaced(admin, wrong.encode())
+        await eventually(partial(told, why))
+        assert (port.built_in.admin, port.built_in.readonly) == (NEW, READER)
+    assert NEW not in str(said)
+    assert OLD not in repr(port.built_in)
+    running.cancel()
+
+
+@pytest.mark.parametrize("environ", [{}, {"TOLLKEEPER_ADMIN_TOKEN": OLD}])
+def test_without_files_they_are_what_settings_say(environ: dict[str, str]) -> None:
+    port = AdminPort(load(environ), lambda event, **facts: None)
+    assert port.built_in.admin == (OLD if environ else None)
+    assert port.built_in.readonly is None
