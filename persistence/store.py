@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ from gateway.core.accounts.administration import (
 )
 from gateway.core.accounts.usage import UsageQuery
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead
-from gateway.core.billing.finance import Asked
+from gateway.core.billing.finance import Asked, LegPlace
 from gateway.errors import NotFound
 from persistence import confinement, listing, subject
 from persistence import engine as engines
@@ -148,7 +148,7 @@ class Store(TimedStore):
         """Read what an organization owes and no invoice has, by kind."""
         if self._within not in {None, organization_id}:
             raise NotFound
-        today = self._clock().astimezone(UTC).date()
+        today = self._today()
         return await self._run(lambda connection: unbilled.read(connection, organization_id, today))
 
     async def document(self, invoice_id: int, kind: str, status: str, made: bytes = b"") -> bytes | None:
@@ -158,10 +158,10 @@ class Store(TimedStore):
         which = (invoice_id, kind, status)
         return await self._run(lambda connection: kept_documents.read(connection, *which, made))
 
-    async def report(self, name: str, asked: Asked, skip: int, rows_max: int) -> Sequence[Row]:
-        """Read some rows of a report for finance, in its order."""
+    async def report(self, name: str, asked: Asked, after: int | LegPlace, rows_max: int) -> Sequence[Row]:
+        """Read some rows of a report for finance, in its order: behind so many, or of the ledger a leg."""
         of = replace(asked, organization_id=self._owner(asked.organization_id))
-        return await self._run(lambda connection: finance_reports.read(connection, name, of, skip, rows_max))
+        return await self._run(lambda connection: finance_reports.read(connection, name, of, after, rows_max))
 
     def entries(self, asked: Asked) -> AsyncIterator[Sequence[Row]]:
         """Read the legs of all entries of a time, in batches."""
@@ -172,7 +172,7 @@ class Store(TimedStore):
         """Write what an invoice is made of as CSV, in pieces; `NotFound` if there is no such invoice."""
         if self._within is not None:
             await self.get("invoice-heads", invoice_id)
-        async for piece in InvoiceUsage(self._engine).csv(invoice_id):
+        async for piece in InvoiceUsage(self._engine).csv(invoice_id, self._today()):
             yield piece
 
     async def staff_token(self, digest: str) -> Actor | None:
@@ -203,6 +203,9 @@ class Store(TimedStore):
         # An action on a tenant answers with its quota.
         answers = "tenant-quotas" if "tokens_held" in row else command.resource
         return Committed(self._placed(answers, row), tuple(change.intents))
+
+    def _today(self) -> date:
+        return self._clock().astimezone(UTC).date()
 
     def _owner(self, named: object) -> Any:
         """Whose figures are read where some are asked for: the caller's own, or nobody's."""

@@ -21,7 +21,7 @@ from gateway.core.accounts.administration import (
 from gateway.core.accounts.budget_figures import LiveWindow
 from gateway.core.accounts.quota import LiveQuota
 from gateway.core.accounts.usage import UsageQuery
-from gateway.core.billing.finance import Asked
+from gateway.core.billing.finance import Asked, LegPlace
 from gateway.core.failures import Failures
 
 BODY_BYTES_MAX = 256 * 1024
@@ -76,8 +76,8 @@ class Store(Protocol):
     async def unbilled(self, organization_id: int) -> Sequence[Row]:
         """Read what an organization owes and no invoice has, by kind."""
 
-    async def report(self, name: str, asked: Asked, skip: int, rows_max: int) -> Sequence[Row]:
-        """Read some rows of a report for finance, in its order."""
+    async def report(self, name: str, asked: Asked, after: int | LegPlace, rows_max: int) -> Sequence[Row]:
+        """Read some rows of a report for finance, in its order: behind so many, or of the ledger a leg."""
 
     def entries(self, asked: Asked) -> AsyncIterator[Sequence[Row]]:
         """Read the legs of all entries of a time, in batches."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime
-from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import Connection, text
@@ -19,7 +18,6 @@ from gateway.core.billing.charge import (
     charged_until,
     day_fees,
     fee_charge,
-    spread_amount,
 )
 from gateway.core.billing.subscription import Segment
 from persistence.billing import allocations, commitments, debts
@@ -95,33 +93,6 @@ _BILL = text("""
 UPDATE charge AS c SET invoice_id = :invoice, line = n.line
   FROM unnest(cast(:ids AS bigint[]), cast(:lines AS integer[])) AS n (id, line)
  WHERE c.id = n.id AND c.invoice_id IS NULL""")
-_COUNTER = """
-INSERT INTO charge (organization_id, kind, period_start, period_end, quantity, unit_price, amount, currency,
-                    source, source_id, reason, corrects_id, fact, tenant_id, service_id, place, invoice_id,
-                    line)
-SELECT organization_id, kind, period_start, period_end, {sign}quantity, unit_price, {sign}amount, currency,
-       source, source_id, {reason}, id, format('{fact}:%s', id), tenant_id, service_id, place, {invoice}
-  FROM charge WHERE invoice_id = :invoice AND reason NOT IN ('void', 'credit_void')"""
-_VOID = text(_COUNTER.format(sign="-", reason="'void'", fact="void", invoice="invoice_id, line"))
-_OWED_AGAIN = text(_COUNTER.format(sign="", reason="'reissued'", fact="reissued", invoice="NULL, NULL"))
-_VOID_NOTE = text(_COUNTER.format(sign="-", reason="'credit_void'", fact="void", invoice="invoice_id, line"))
-# The charges behind a line of an invoice, with what other notes gave back of them.
-_BEHIND = text("""
-SELECT c.id, c.quantity + coalesce(sum(n.quantity), 0) AS quantity,
-       c.amount + coalesce(sum(n.amount), 0) AS amount
-  FROM charge AS c
-  LEFT JOIN charge AS n ON n.corrects_id = c.id AND n.reason = 'credited'
-   AND NOT EXISTS (SELECT FROM charge AS v WHERE v.corrects_id = n.id AND v.reason = 'credit_void')
- WHERE c.invoice_id = :invoice AND c.line = :line GROUP BY c.id ORDER BY c.id""")
-_CREDIT = text("""
-INSERT INTO charge (organization_id, kind, period_start, period_end, quantity, unit_price, amount, currency,
-                    source, source_id, reason, corrects_id, fact, tenant_id, service_id, place, invoice_id,
-                    line)
-SELECT c.organization_id, c.kind, c.period_start, c.period_end, n.quantity, c.unit_price, n.amount,
-       c.currency, c.source, c.source_id, 'credited', c.id,
-       format('credited:%s:%s', cast(:note AS bigint), c.id), c.tenant_id, c.service_id, c.place, :note, :line
-  FROM unnest(cast(:ids AS bigint[]), cast(:quantities AS numeric[]), cast(:amounts AS numeric[]))
-    AS n (id, quantity, amount) JOIN charge AS c ON c.id = n.id""")
 
 
 def hold(connection: Connection, organization_id: int) -> None:
@@ -130,19 +101,25 @@ def hold(connection: Connection, organization_id: int) -> None:
 
 
 def accrue(
-    connection: Connection, organization_id: int, until: date, *, running: datetime = NOTHING_THAT_RUNS
+    connection: Connection,
+    organization_id: int,
+    until: date,
+    *,
+    today: date,
+    running: datetime = NOTHING_THAT_RUNS,
 ) -> None:
     """Charge all that is known: fees of the days up to `until` (not included), and what was used.
 
-    Tokens of a cycle that runs are charged where the last of them were used before `running`. The caller
-    holds the organization, then the flushes of its partition.
+    Tokens of a cycle that runs are charged where the last of them were used before `running`, and what is
+    missing to a minimum once its cycle is over. The caller holds the organization, then the flushes of its
+    partition.
     """
     here = {"organization": organization_id, "running": running}
     allocations.catch_up(connection, organization_id)
     for statement in (*_WRITE, _WRITE_USES, _WRITE_DEBTS):
         connection.execute(statement, here)
     accrue_fees(connection, organization_id, until)
-    missing = commitments.missing(connection, organization_id, until, ())
+    missing = commitments.missing(connection, organization_id, min(until, today), ())
     _add(connection, organization_id, missing, "fact")
 
 
@@ -172,7 +149,7 @@ def give_back(connection: Connection, organization_id: int) -> None:
 
 
 def open_charges(
-    connection: Connection, organization_id: int, until: date, *, running: datetime
+    connection: Connection, organization_id: int, until: date, *, today: date, running: datetime
 ) -> list[Charge]:
     """What `accrue` would write."""
     here = {"organization": organization_id, "running": running}
@@ -180,7 +157,8 @@ def open_charges(
     for _, _, charges in _fees(connection, organization_id, until):
         found += [charge for _, charge in charges]
     found += [charge for _, charge in _lost(connection, organization_id)]
-    return found + [charge for _, charge in commitments.missing(connection, organization_id, until, found)]
+    missing = commitments.missing(connection, organization_id, min(until, today), found)
+    return found + [charge for _, charge in missing]
 
 
 def unbilled(connection: Connection, organization_id: int) -> list[Charge]:
@@ -195,39 +173,6 @@ def bill(connection: Connection, invoice_id: int, placed: Iterable[tuple[Charge,
         ids, lines = (list(column) for column in zip(*rows, strict=True))
         connection.execute(_BILL, {"invoice": invoice_id, "ids": ids, "lines": lines})
         debts.bill(connection, invoice_id)
-
-
-def void(connection: Connection, invoice_id: int) -> None:
-    """Take an invoice's charges back, and owe them again."""
-    connection.execute(_OWED_AGAIN, {"invoice": invoice_id})
-    connection.execute(_VOID, {"invoice": invoice_id})
-    debts.unbill(connection, invoice_id)
-
-
-def void_note(connection: Connection, note_id: int) -> None:
-    """Take back what a credit note gave back."""
-    connection.execute(_VOID_NOTE, {"invoice": note_id})
-
-
-def credit(
-    connection: Connection, note_id: int, line: int, corrected: tuple[int, int], amount: Decimal | None
-) -> Decimal | None:
-    """Give back of a line's charges all that is left (None), or so much money of them; answers how much.
-
-    None where nothing is known to be behind the line: it is of before there were charges.
-    """
-    invoice_id, position = corrected
-    behind = connection.execute(_BEHIND, {"invoice": invoice_id, "line": position}).all()
-    if not behind:
-        return None
-    if amount is None:
-        quantities, amounts = [-each.quantity for each in behind], [-each.amount for each in behind]
-    else:
-        quantities = [Decimal(0)] * len(behind)
-        amounts = spread_amount(amount, [each.amount for each in behind])
-    values = {"ids": [each.id for each in behind], "quantities": quantities, "amounts": amounts}
-    connection.execute(_CREDIT, {"note": note_id, "line": line, **values})
-    return sum(amounts, Decimal(0))
 
 
 def charge_of(row: Any) -> Charge:

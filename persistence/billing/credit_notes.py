@@ -7,7 +7,7 @@ from sqlalchemy import func, insert, select, text, update
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.credit_note import partial_note, whole_note
 from gateway.errors import Conflict
-from persistence.billing import charges
+from persistence.billing import taken_back
 from persistence.billing.invoice_lines import keep_lines, line_of, lines_of
 from persistence.subject import Change
 from persistence.tables.billing import invoice, invoice_line
@@ -56,7 +56,7 @@ def give_back(change: Change, invoice_id: int) -> None:
         line = billed[row.corrects_position]
         rest = None if given.get(line.position) == line.amount else row.amount
         corrected = (invoice_id, line.position)
-        exact = charges.credit(change.connection, change.row_id, row.position, corrected, rest)
+        exact = taken_back.credit(change.connection, change.row_id, row.position, corrected, rest)
         kept = update(invoice_line).where(invoice_line.c.id == row.id)
         change.connection.execute(kept.values(exact=exact, basis=None if exact is None else line.basis))
 

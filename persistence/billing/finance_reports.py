@@ -12,8 +12,8 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.finance import SUPPLY, Asked, tax_by_month
-from persistence.billing.journal import ENTRIES, REVENUE
+from gateway.core.billing.finance import SUPPLY, Asked, LegPlace, tax_by_month
+from persistence.billing.journal import ENTRIES, ENTRIES_AFTER, REVENUE
 
 ROWS_A_BATCH = 5_000
 _OF = """
@@ -85,9 +85,14 @@ _BY_SUPPLY = text(_TAXED.format(
 Reader = Callable[[Connection, Asked], list[Row]]
 
 
-def read(connection: Connection, report: str, asked: Asked, skip: int, rows_max: int) -> Sequence[Row]:
-    """Some rows of a report, in its order."""
-    return _REPORTS[report](connection, asked)[skip : skip + rows_max]
+def read(
+    connection: Connection, report: str, asked: Asked, after: int | LegPlace, rows_max: int
+) -> Sequence[Row]:
+    """Some rows of a report, in its order: behind so many, of the ledger behind a place."""
+    if isinstance(after, LegPlace):
+        here = _values(asked) | after._asdict() | {"since": after.at, "rows": rows_max}
+        return [dict(row) for row in connection.execute(text(ENTRIES_AFTER), here).mappings()]
+    return _REPORTS[report](connection, asked)[after : after + rows_max]
 
 
 async def entries(engine: AsyncEngine, asked: Asked) -> AsyncIterator[Sequence[Row]]:
@@ -116,10 +121,6 @@ def _by_month(statement: Any) -> Reader:
         return [{**row, "month": row["month"].date()} for row in rows]
 
     return read
-
-
-def _entries(connection: Connection, asked: Asked) -> list[Row]:
-    return [dict(row) for row in connection.execute(text(ENTRIES), _values(asked)).mappings()]
 
 
 def _taxes(connection: Connection, asked: Asked) -> list[Row]:
@@ -176,5 +177,4 @@ _REPORTS: dict[str, Reader] = {
     "deferred-revenue": _by_month(_DEFERRED),
     "revenue": _by_month(text(REVENUE)),
     "taxes": _taxes,
-    "ledger": _entries,
 }

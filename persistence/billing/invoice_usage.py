@@ -56,7 +56,7 @@ class InvoiceUsage:
         self._engine = engine
         self._rows_a_slice = rows_a_slice
 
-    async def csv(self, invoice_id: int) -> AsyncIterator[bytes]:
+    async def csv(self, invoice_id: int, today: date) -> AsyncIterator[bytes]:
         """The whole file, of one moment; `NotFound` if there is no such invoice."""
         async with self._engine.connect() as connection:
             await connection.execution_options(isolation_level="REPEATABLE READ")
@@ -65,7 +65,7 @@ class InvoiceUsage:
             invoice = (await connection.execute(_INVOICE, {"id": invoice_id})).first()
             if invoice is None:
                 raise NotFound
-            found = await connection.run_sync(placed, invoice)
+            found = await connection.run_sync(placed, invoice, today)
             told = await connection.run_sync(usage_charges.rows, invoice, found)
             yield csv(COLUMNS, told, head=True)
             if invoice.corrects_id is not None or invoice.source is not None:

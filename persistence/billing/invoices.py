@@ -30,6 +30,7 @@ from persistence.billing import (
     invoice_facts,
     one_off,
     payments,
+    taken_back,
     top_ups,
 )
 from persistence.billing.invoice_lines import keep_lines
@@ -91,7 +92,8 @@ def _create_one_off(change: Change) -> Row:
         raise Unprocessable(errors=(("period_end", f"must be within {PERIOD_DAYS_MAX} days from today"),))
     allocations.catch_up(change.connection, organization_id)
     owned = charges.segments(change.connection, organization_id)
-    taken = gathered(known(change.connection, organization_id, until), until, owned, only_of(values))
+    there = known(change.connection, organization_id, until, change.today)
+    taken = gathered(there, until, owned, only_of(values))
     if not taken:
         raise Conflict("Nothing of this source is owed that no invoice has.")
     ends = max((each.end - ONE_DAY).astimezone(UTC).date() for each in taken) + ONE_DAY
@@ -176,10 +178,10 @@ def void(change: Change) -> Row:
     made_void = {"status": "void", "voided_at": change.now, "payment_status": None}
     change.connection.execute(update(invoice).where(invoice.c.id == change.row_id).values(made_void))
     if _gathers(row):
-        charges.void(change.connection, change.row_id)
+        taken_back.void(change.connection, change.row_id)
         invoice_covers.forget_credits(change.connection, change.row_id)
     else:
-        charges.void_note(change.connection, change.row_id)
+        taken_back.void_note(change.connection, change.row_id)
         charges.give_back(change.connection, id_in(row, "organization_id"))
         _settle_corrected(change, row)
     return change.fetch()
@@ -231,7 +233,7 @@ def _compute(change: Change, row: Row) -> None:
     organization_id = id_in(row, "organization_id")
     allocations.catch_up(change.connection, organization_id)
     owned = charges.segments(change.connection, organization_id)
-    open_ = known(change.connection, organization_id, until)
+    open_ = known(change.connection, organization_id, until, change.today)
     _keep_bill(change, row, gathered(open_, until, owned, only_of(row)))
 
 
@@ -239,7 +241,7 @@ def _take(change: Change, row: Row) -> Row | None:
     """Charge what is known, and make the lines of what the invoice has from now on; what uses it covers."""
     connection, until = change.connection, day_in(row, "period_end")
     organization_id, only = id_in(row, "organization_id"), only_of(row)
-    charges.accrue(connection, organization_id, until, running=midnight(until))
+    charges.accrue(connection, organization_id, until, today=change.today, running=midnight(until))
     owned = charges.segments(connection, organization_id)
     taken = gathered(charges.unbilled(connection, organization_id), until, owned, only)
     made, since = _keep_bill(change, row, taken)

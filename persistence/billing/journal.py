@@ -84,13 +84,18 @@ SELECT 'write_off', i.id, i.uncollectible_at, i.organization_id, i.currency, leg
    AND (cast(:organization AS bigint) IS NULL OR i.organization_id = :organization)
    AND (cast(:currency AS text) IS NULL OR i.currency = :currency)"""  # noqa: S608  # our own words
 
-# In the order of time; an entry's legs together, debits first.
-ENTRIES = f"""
+_ENTRIES = f"""
 SELECT g.source || ':' || g.source_id AS entry_id, g.at, g.organization_id, o.name AS organization,
        g.account, g.amount, g.currency, g.source, g.source_id, g.invoice_id, i.number, g.said
   FROM ({_LEGS}) AS g JOIN organization AS o ON o.id = g.organization_id
-  LEFT JOIN invoice AS i ON i.id = g.invoice_id
- ORDER BY g.at, g.source, g.source_id, g.amount < 0, g.account"""  # noqa: S608  # our own words
+  LEFT JOIN invoice AS i ON i.id = g.invoice_id"""  # noqa: S608  # our own words
+# In the order of time; an entry's legs together, debits first. No two legs have the same place.
+_PLACE = "g.at, g.source, g.source_id, g.amount < 0, g.account"
+ENTRIES = f"{_ENTRIES}\n ORDER BY {_PLACE}"
+# The legs behind a place: what was before its moment is not read again, since `since` is that moment.
+ENTRIES_AFTER = f"""{_ENTRIES}
+ WHERE ({_PLACE}) > (:since, :source, :source_id, :is_credit, :account)
+ ORDER BY {_PLACE} LIMIT :rows"""
 REVENUE = f"""
 SELECT g.organization_id, o.name AS organization, g.currency, date_trunc('month', g.at, 'UTC') AS month,
        substr(g.account, 9) AS kind, -sum(g.amount) AS amount

@@ -45,27 +45,27 @@ class Placed:
     charges: Sequence[tuple[Charge, int | None]]
 
 
-def known(connection: Connection, organization_id: int, until: date) -> list[Charge]:
-    """What is owed and no invoice has, written or not."""
+def known(connection: Connection, organization_id: int, until: date, today: date) -> list[Charge]:
+    """What is owed and no invoice has, written or not; up to a day that may be to come."""
     found = charges.unbilled(connection, organization_id)
     running = midnight(until)
-    return found + charges.open_charges(connection, organization_id, until, running=running)
+    return found + charges.open_charges(connection, organization_id, until, today=today, running=running)
 
 
-def placed(connection: Connection, invoice: Any) -> Placed:
-    """What an invoice has, or a draft would take now; `invoice` is its row."""
+def placed(connection: Connection, invoice: Any, today: date) -> Placed:
+    """What an invoice has, or a draft would take today; `invoice` is its row."""
     if invoice.status == "draft" and invoice.corrects_id is None:
-        return _drawn(connection, invoice)
+        return _drawn(connection, invoice, today)
     here = {"invoice": invoice.id}
     lines = [PlacedLine(*row) for row in connection.execute(_LINES, here)]
     return Placed(lines, [(charges.charge_of(row), row.line) for row in connection.execute(_BILLED, here)])
 
 
-def _drawn(connection: Connection, invoice: Any) -> Placed:
+def _drawn(connection: Connection, invoice: Any, today: date) -> Placed:
     organization_id, start, until = invoice.organization_id, invoice.period_start, invoice.period_end
     only = only_of({"source": invoice.source, "source_id": invoice.source_id})
     owned = charges.segments(connection, organization_id)
-    taken = gathered(known(connection, organization_id, until), until, owned, only)
+    taken = gathered(known(connection, organization_id, until, today), until, owned, only)
     facts, _ = invoice_facts.read_facts(connection, organization_id, start, until, taken)
     made = bill(facts if only is None else replace(facts, credits_consumed=0))
     lines = [

@@ -21,7 +21,8 @@ def read(connection: Connection, organization_id: int, today: date) -> list[Row]
         select(organization.c.currency).where(organization.c.id == organization_id)
     ).scalar_one()
     known = charges.unbilled(connection, organization_id)
-    known += charges.open_charges(connection, organization_id, today, running=charges.ALL_THAT_RUNS)
+    running = charges.ALL_THAT_RUNS
+    known += charges.open_charges(connection, organization_id, today, today=today, running=running)
     by_kind = groupby(sorted(known, key=lambda charge: charge.kind), key=lambda charge: charge.kind)
     return [row for kind, some in by_kind if (row := _row(kind, currency, some)) is not None]
 

@@ -179,7 +179,8 @@ async def test_an_invoice_has_one_line_whose_price_is_exact(valkey: str, migrate
             (["at cost"], 1, Decimal("12.770197900")),
         ]
         assert rows[-1]["amount"] == Decimal("12.77")
-        pieces = [piece async for piece in InvoiceUsage(backend.engine).csv(made)]
+        today = datetime.now(UTC).date()
+        pieces = [piece async for piece in InvoiceUsage(backend.engine).csv(made, today)]
         behind = csv.DictReader(io.StringIO(b"".join(pieces).decode()))
         assert [(row["kind"], Decimal(row["quantity"])) for row in behind if row["request_id"]] == [
             ("money", Decimal("0.424518")), ("money", Decimal("0.000000999")),

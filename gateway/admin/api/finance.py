@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -18,8 +19,8 @@ from gateway.admin.http.listing import decode_cursor, encode_cursor, fingerprint
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.finance import ASKED, ITEMS, MONTHS_MAX, PAGED
 from gateway.admin.resources.reports import REPORTS
-from gateway.core.accounts.administration import Row
-from gateway.core.billing.finance import DOCUMENT, Asked
+from gateway.core.accounts.administration import Place, Row
+from gateway.core.billing.finance import DOCUMENT, Asked, LegPlace
 from gateway.core.spreadsheet import csv
 from gateway.errors import NotFound, Unprocessable
 
@@ -49,10 +50,11 @@ def mount_finance(app: web.Application, ports: AdminPorts, root: str) -> None:
         limit, cursor = asked.pop("limit", ITEMS_DEFAULT), asked.pop("cursor", None)
         rest = {each: sent[each] for each in sent if each not in _PAGING}
         mark = fingerprint(f"reports/{name}", rest, descending=False)
-        skip = _skipped(cursor, mark)
-        rows = await mine.store.report(name, asked_of(mine, name, asked), skip, limit + 1)
+        wanted = asked_of(mine, name, asked)
+        after = _after(name, wanted, cursor, mark)
+        rows = await mine.store.report(name, wanted, after, limit + 1)
         shown = shown_as(name, asked)
-        more = encode_cursor((skip + limit,), mark) if len(rows) > limit else None
+        more = encode_cursor(_behind(after, rows[limit - 1], limit), mark) if len(rows) > limit else None
         return web.json_response({"items": [shown(row) for row in rows[:limit]], "next_cursor": more})
 
     async def as_csv(request: web.Request, name: str) -> web.StreamResponse:
@@ -131,15 +133,32 @@ def checked(model: Any, sent: Mapping[str, str]) -> dict[str, Any]:
     return body.check(model, values)
 
 
-def _skipped(cursor: object, mark: str) -> int:
+def _after(name: str, asked: Asked, cursor: object, mark: str) -> int | LegPlace:
+    """What was told on the pages before: so many rows, or of the ledger all up to a leg."""
     if cursor is None:
-        return 0
+        return LegPlace(asked.since) if name == LEDGER and asked.since is not None else 0
     place = decode_cursor(str(cursor), mark)
-    if len(place) != 1 or not isinstance(place[0], int) or place[0] < 0:
-        raise Unprocessable(
-            "Some query parameters are wrong.", (("cursor", "is not a next_cursor of this report"),)
-        )
-    return place[0]
+    if name == LEDGER:
+        with suppress(TypeError, ValueError, OverflowError):
+            at, source, number, is_credit, account = place
+            moment = datetime.fromisoformat(str(at)).astimezone(UTC)
+            if asked.since is not None and moment >= asked.since:
+                return LegPlace(moment, str(source), int(number), bool(is_credit), str(account))
+    elif len(place) == 1 and isinstance(place[0], int) and place[0] >= 0:
+        return place[0]
+    raise Unprocessable(
+        "Some query parameters are wrong.", (("cursor", "is not a next_cursor of this report"),)
+    )
+
+
+def _behind(after: int | LegPlace, row: Row, limit: int) -> Place:
+    """Where the next page begins, behind the last row of this one."""
+    if isinstance(after, int):
+        return (after + limit,)
+    at, amount, number = row["at"], row["amount"], row["source_id"]
+    assert isinstance(at, datetime)
+    assert isinstance(amount, Decimal)
+    return (at.isoformat(), str(row["source"]), int(str(number)), int(amount < 0), str(row["account"]))
 
 
 def asked_of(mine: AdminPorts, name: str, asked: Mapping[str, Any]) -> Asked:

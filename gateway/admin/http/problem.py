@@ -7,7 +7,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from gateway.errors import AdminRefusal, TollkeeperError
+from gateway.errors import AdminRefusal, Refusal, TollkeeperError
 
 CONTENT_TYPE = "application/problem+json"
 
@@ -45,7 +45,8 @@ def refusal(error: TollkeeperError, *, instance: str) -> web.Response:
     if error.status == 401:
         headers = {"WWW-Authenticate": 'Bearer realm="tollkeeper"'}
     elif error.status == 503:
-        headers = {"Retry-After": "1"}
+        after_s = error.retry_after_s if isinstance(error, Refusal) else None
+        headers = {"Retry-After": str(after_s or 1)}
     return problem(
         error.status, error.reason, error.message, instance=instance, errors=errors, headers=headers
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from base64 import b64encode
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from functools import partial
+from typing import Any
 
 from aiohttp import web
 
@@ -18,7 +19,7 @@ from gateway.admin.ports import AdminPorts, InvoiceRenderer, Store
 from gateway.admin.resources import RESOURCES
 from gateway.core.accounts.administration import Row
 from gateway.core.spreadsheet import csv
-from gateway.errors import Conflict, Unprocessable
+from gateway.errors import Conflict, Overloaded, Unprocessable
 
 LINE_COLUMNS = (
     "position", "kind", "description", "service_id", "service", "tenant_id", "tenant", "quantity",
@@ -30,8 +31,15 @@ XML = "application/xml"
 SUFFIXES = {FACTUR_X: "xml", UBL: "ubl.xml"}
 # Setting and writing take a core: of 10,000 lines for a few seconds, and up to 800 MB.
 MADE_AT_ONCE_MAX = 1
+# Documents that are being made or wait for it; and how long a request waits for its own, which must be less
+# than a request may take.
+UNDER_WAY_MAX = 32
+WAIT_S = 20.0
+RETRY_S = 5
 
 Admit = Callable[[AdminPorts, web.Request], Awaitable[AdminPorts]]
+# An invoice, the kind of document, and the status it is of.
+Which = tuple[int, str, str]
 
 
 def mount_invoices(app: web.Application, ports: AdminPorts, root: str, admitted: Admit = admit) -> None:
@@ -47,7 +55,8 @@ def mount_invoices(app: web.Application, ports: AdminPorts, root: str, admitted:
         require_read(mine.actor, resource)
         return mine.store, resource.render(await mine.store.get("invoices", row_id(request)))
 
-    made = _Made(ports.invoice_renderer)
+    made = Made(ports.invoice_renderer)
+    app.on_cleanup.append(made.stop)
 
     async def pdf(request: web.Request) -> web.Response:
         store, invoice = await read(request)
@@ -84,12 +93,20 @@ def mount_invoices(app: web.Application, ports: AdminPorts, root: str, admitted:
     app.router.add_get(f"{one}/usage.csv", usage)
 
 
-class _Made:
-    """Documents as they were made the first time, by whoever came first."""
+class Made:
+    """Documents as they were made the first time, by whoever came first.
 
-    def __init__(self, renderer: InvoiceRenderer) -> None:
+    A final one is made and kept however long that takes: whoever asks waits for a while, and finds it later.
+    """
+
+    def __init__(
+        self, renderer: InvoiceRenderer, wait_s: float = WAIT_S, under_way_max: int = UNDER_WAY_MAX
+    ) -> None:
         self._renderer = renderer
+        self._wait_s = wait_s
+        self._under_way_max = under_way_max
         self._free = asyncio.Semaphore(MADE_AT_ONCE_MAX)
+        self._under_way: dict[Which, asyncio.Task[bytes]] = {}
 
     async def pdf(self, store: Store, invoice_id: int, invoice: Row) -> bytes:
         """The PDF; of a final invoice with its XML in it, where that can be made."""
@@ -98,15 +115,54 @@ class _Made:
             return await self._make(partial(self._renderer.pdf, invoice))
         if (known := await store.document(invoice_id, "pdf", status)) is not None:
             return known
+        return await self._awaited(
+            (invoice_id, "pdf", status), partial(self._pdf, store, invoice_id, invoice)
+        )
+
+    async def xml(self, store: Store, invoice_id: int, invoice: Row, syntax: str) -> bytes:
+        """The XML: of a void invoice what was made before, since it cannot say that it is void."""
+        if (known := await store.document(invoice_id, syntax, "finalized")) is not None:
+            return known
+        make = partial(self._xml, store, invoice_id, invoice, syntax)
+        return await self._awaited((invoice_id, syntax, "finalized"), make)
+
+    async def stop(self, _: web.Application) -> None:
+        """Give up what is not made yet."""
+        under_way = list(self._under_way.values())
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+
+    async def _awaited(self, which: Which, make: Callable[[], Coroutine[Any, Any, bytes]]) -> bytes:
+        """What a task makes, which goes on where nobody waits any longer; `Overloaded` until it is there."""
+        task = self._under_way.get(which)
+        if task is None:
+            if len(self._under_way) >= self._under_way_max:
+                told = f"{self._under_way_max} documents are being made already: ask again in a while."
+                raise Overloaded(told, retry_after_s=RETRY_S)
+            task = self._under_way[which] = asyncio.create_task(make())
+            task.add_done_callback(partial(self._ended, which))
+        done, _ = await asyncio.wait({task}, timeout=self._wait_s)
+        if not done:
+            raise Overloaded("The document is being made: ask again in a while.", retry_after_s=RETRY_S)
+        return task.result()
+
+    def _ended(self, which: Which, task: asyncio.Task[bytes]) -> None:
+        del self._under_way[which]
+        if not task.cancelled():
+            # Told to those who wait; where nobody does, the next one makes it again.
+            task.exception()
+
+    async def _pdf(self, store: Store, invoice_id: int, invoice: Row) -> bytes:
+        status = str(invoice["status"])
         try:
-            content = await self.xml(store, invoice_id, invoice, FACTUR_X) if status == "finalized" else b""
+            content = await self._xml(store, invoice_id, invoice, FACTUR_X) if status == "finalized" else b""
         except (Unprocessable, Conflict):
             content = b""
         make = partial(self._renderer.pdf, invoice, content)
         return await self._keep(store, invoice_id, "pdf", status, make)
 
-    async def xml(self, store: Store, invoice_id: int, invoice: Row, syntax: str) -> bytes:
-        """The XML: of a void invoice what was made before, since it cannot say that it is void."""
+    async def _xml(self, store: Store, invoice_id: int, invoice: Row, syntax: str) -> bytes:
         if (known := await store.document(invoice_id, syntax, "finalized")) is not None:
             return known
         make = partial(self._renderer.xml, invoice, syntax)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
+from typing import NamedTuple
 
 from gateway.core.billing.charge import KINDS
 from gateway.core.billing.pricing import EXACT, rounded
@@ -42,6 +43,16 @@ class Asked:
     organization_id: int | None = None
     currency: str | None = None
     by: str = DOCUMENT
+
+
+class LegPlace(NamedTuple):
+    """Where a leg is in the ledger: by the moment of its entry, then debits first."""
+
+    at: datetime
+    source: str = ""
+    source_id: int = 0
+    is_credit: bool = False
+    account: str = ""
 
 
 def tax_by_month(tax: Decimal, nets: Mapping[date, Decimal], currency: str) -> dict[date, Decimal]:

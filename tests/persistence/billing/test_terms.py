@@ -132,6 +132,43 @@ async def test_what_is_missing_to_a_minimum_is_charged_once_the_cycle_is_over(ap
     assert await broken(april.url) == []
 
 
+async def test_an_invoice_ahead_has_no_minimum_of_a_cycle_that_runs(april: April) -> None:
+    starter = await plan(april, "Starter", "29.00", 2_000_000)
+    ids = await customer(april, starter, BEGINS, NEVER, minimum_commitment=Decimal("100.00"))
+    await april.on(at(4, 1))
+    ahead = await invoiced(april, ids, BEGINS, date(2026, 6, 1))
+    assert [(line[0], line[2]) for line in lines(ahead)] == [("subscription", "29.00")] * 2
+    april.account.consume(3_000_000)
+    april.flush()
+    await april.on(at(5, 1, 0))
+    april.account.reset()
+    april.flush()
+    made = await invoiced(april, ids, date(2026, 5, 1), date(2026, 5, 2))
+    assert [(line[0], line[2]) for line in lines(made)] == [
+        ("overage", "3.00"), ("minimum_commitment", "68.00"),
+    ]  # fmt: skip
+    assert await broken(april.url) == []
+
+
+async def test_what_a_credit_note_gives_back_is_not_charged_again_up_to_a_minimum(april: April) -> None:
+    starter = await plan(april, "Starter", "29.00", 2_000_000)
+    ids = await customer(april, starter, BEGINS, date(2026, 5, 1), minimum_commitment=Decimal("31.00"))
+    await april.on(at(4, 1))
+    april.account.consume(2_500_000)
+    april.flush()
+    await april.on(at(5, 2))
+    made = await invoiced(april, ids, BEGINS, date(2026, 5, 1))
+    assert [line[2] for line in lines(made)] == ["29.00", "1.50", "0.50"]
+    for part in (1, 2, 3):
+        note = await april.do(
+            "invoices", "credit-note", made["id"], lines=[{"position": part, "amount": Decimal("0.25")}]
+        )
+        await april.do("invoices", "finalize", note["id"])
+    assert await april.store.unbilled(ids["organization"]) == []
+    assert await months(april, ids, 5) == ["0.00"]
+    assert await broken(april.url) == []
+
+
 async def test_a_big_plans_tokens_are_not_had_for_the_price_of_a_day(april: April) -> None:
     blocks = {"overage_policy": "block", "overage_unit_price": None}
     small = await plan(april, "Small", "1.00", 1_000, **blocks)

@@ -33,7 +33,8 @@ IN_APRIL = (date(2026, 4, 1), date(2026, 5, 1))
 async def read(april: April, invoice: Mapping[str, Any], rows_a_slice: int = 7) -> list[Line]:
     """The file of an invoice, in slices so small that there are several."""
     pool = engine.create(april.url)
-    pieces = [piece async for piece in InvoiceUsage(pool, rows_a_slice=rows_a_slice).csv(invoice["id"])]
+    usage, today = InvoiceUsage(pool, rows_a_slice=rows_a_slice), april.now.date()
+    pieces = [piece async for piece in usage.csv(invoice["id"], today)]
     await pool.dispose()
     return list(csv.DictReader(io.StringIO(b"".join(pieces).decode(), newline="")))
 

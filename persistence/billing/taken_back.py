@@ -1,0 +1,71 @@
+"""What takes charges back is a row of its own: of an invoice made void, and of a credit note."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from sqlalchemy import Connection, text
+
+from gateway.core.billing.charge import spread_amount
+from persistence.billing import debts
+
+_COUNTER = """
+INSERT INTO charge (organization_id, kind, period_start, period_end, quantity, unit_price, amount, currency,
+                    source, source_id, reason, corrects_id, fact, tenant_id, service_id, place, invoice_id,
+                    line)
+SELECT organization_id, kind, period_start, period_end, {sign}quantity, unit_price, {sign}amount, currency,
+       source, source_id, {reason}, id, format('{fact}:%s', id), tenant_id, service_id, place, {invoice}
+  FROM charge WHERE invoice_id = :invoice AND reason NOT IN ('void', 'credit_void')"""
+_VOID = text(_COUNTER.format(sign="-", reason="'void'", fact="void", invoice="invoice_id, line"))
+_OWED_AGAIN = text(_COUNTER.format(sign="", reason="'reissued'", fact="reissued", invoice="NULL, NULL"))
+_VOID_NOTE = text(_COUNTER.format(sign="-", reason="'credit_void'", fact="void", invoice="invoice_id, line"))
+# The charges behind a line of an invoice, with what other notes gave back of them.
+_BEHIND = text("""
+SELECT c.id, c.quantity + coalesce(sum(n.quantity), 0) AS quantity,
+       c.amount + coalesce(sum(n.amount), 0) AS amount
+  FROM charge AS c
+  LEFT JOIN charge AS n ON n.corrects_id = c.id AND n.reason = 'credited'
+   AND NOT EXISTS (SELECT FROM charge AS v WHERE v.corrects_id = n.id AND v.reason = 'credit_void')
+ WHERE c.invoice_id = :invoice AND c.line = :line GROUP BY c.id ORDER BY c.id""")
+_CREDIT = text("""
+INSERT INTO charge (organization_id, kind, period_start, period_end, quantity, unit_price, amount, currency,
+                    source, source_id, reason, corrects_id, fact, tenant_id, service_id, place, invoice_id,
+                    line)
+SELECT c.organization_id, c.kind, c.period_start, c.period_end, n.quantity, c.unit_price, n.amount,
+       c.currency, c.source, c.source_id, 'credited', c.id,
+       format('credited:%s:%s', cast(:note AS bigint), c.id), c.tenant_id, c.service_id, c.place, :note, :line
+  FROM unnest(cast(:ids AS bigint[]), cast(:quantities AS numeric[]), cast(:amounts AS numeric[]))
+    AS n (id, quantity, amount) JOIN charge AS c ON c.id = n.id""")
+
+
+def void(connection: Connection, invoice_id: int) -> None:
+    """Take an invoice's charges back, and owe them again."""
+    connection.execute(_OWED_AGAIN, {"invoice": invoice_id})
+    connection.execute(_VOID, {"invoice": invoice_id})
+    debts.unbill(connection, invoice_id)
+
+
+def void_note(connection: Connection, note_id: int) -> None:
+    """Take back what a credit note gave back."""
+    connection.execute(_VOID_NOTE, {"invoice": note_id})
+
+
+def credit(
+    connection: Connection, note_id: int, line: int, corrected: tuple[int, int], amount: Decimal | None
+) -> Decimal | None:
+    """Give back of a line's charges all that is left (None), or so much money of them; answers how much.
+
+    None where nothing is known to be behind the line: it is of before there were charges.
+    """
+    invoice_id, position = corrected
+    behind = connection.execute(_BEHIND, {"invoice": invoice_id, "line": position}).all()
+    if not behind:
+        return None
+    if amount is None:
+        quantities, amounts = [-each.quantity for each in behind], [-each.amount for each in behind]
+    else:
+        quantities = [Decimal(0)] * len(behind)
+        amounts = spread_amount(amount, [each.amount for each in behind])
+    values = {"ids": [each.id for each in behind], "quantities": quantities, "amounts": amounts}
+    connection.execute(_CREDIT, {"note": note_id, "line": line, **values})
+    return sum(amounts, Decimal(0))

@@ -1,0 +1,102 @@
+"""A final document is made to its end, however long somebody waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+
+from gateway.admin.http.problem import refusal
+from gateway.admin.invoices.documents import RETRY_S, Made
+from gateway.admin.ports import InvoiceRenderer, Store
+from gateway.errors import Conflict, Overloaded, Unprocessable
+from tests.admin.invoices.made import invoice
+from tests.waiting import eventually
+
+AT_ONCE = 0.001
+
+
+class Kept:
+    """What is kept of documents: the first one made of each."""
+
+    def __init__(self) -> None:
+        self.documents: dict[tuple[int, str, str], bytes] = {}
+
+    async def document(self, invoice_id: int, kind: str, status: str, made: bytes = b"") -> bytes | None:
+        if made:
+            self.documents.setdefault((invoice_id, kind, status), made)
+        return self.documents.get((invoice_id, kind, status))
+
+
+class Slow:
+    """Makes PDFs once it is let, of invoices that have no XML."""
+
+    def __init__(self, fails: Callable[[int], bool] = lambda _: False) -> None:
+        self.let, self.made, self._fails = threading.Event(), 0, fails
+
+    def pdf(self, row: dict[str, Any], _: bytes = b"") -> bytes:
+        self.made += 1
+        number = self.made
+        assert self.let.wait(60)
+        if self._fails(number):
+            raise Conflict("It has too many lines.")
+        return b"%%PDF-%d" % number
+
+    def xml(self, row: dict[str, Any], syntax: str) -> bytes:
+        raise Unprocessable
+
+
+def press(slow: Slow, **bounds: Any) -> tuple[Made, Store]:
+    return Made(cast("InvoiceRenderer", slow), **bounds), cast("Store", Kept())
+
+
+async def test_what_outlasts_its_request_is_there_for_the_next_one() -> None:
+    slow = Slow()
+    made, store = press(slow, wait_s=AT_ONCE)
+    for _ in range(2):
+        with pytest.raises(Overloaded, match="being made") as told:
+            await made.pdf(store, 7, invoice())
+        answer = refusal(told.value, instance="/x")
+        assert (answer.status, answer.headers["Retry-After"]) == (503, str(RETRY_S))
+    slow.let.set()
+
+    async def there() -> bool:
+        return await store.document(7, "pdf", "finalized") is not None
+
+    await eventually(there)
+    assert await made.pdf(store, 7, invoice()) == b"%PDF-1"
+    assert slow.made == 1
+
+
+async def test_whoever_leaves_keeps_nobody_from_it() -> None:
+    slow = Slow()
+    made, store = press(slow, wait_s=60.0)
+    leaves, stays = (asyncio.create_task(made.pdf(store, 7, invoice())) for _ in range(2))
+    await eventually(lambda: bool(slow.made))
+    leaves.cancel()
+    slow.let.set()
+    assert await stays == b"%PDF-1"
+    assert leaves.cancelled() or leaves.cancelling()
+
+
+async def test_what_failed_is_told_and_made_again() -> None:
+    slow = Slow(fails=lambda number: number == 1)
+    slow.let.set()
+    made, store = press(slow)
+    with pytest.raises(Conflict, match="too many"):
+        await made.pdf(store, 7, invoice())
+    assert await made.pdf(store, 7, invoice()) == b"%PDF-2"
+
+
+async def test_only_so_many_are_under_way() -> None:
+    slow = Slow()
+    made, store = press(slow, wait_s=AT_ONCE, under_way_max=1)
+    with pytest.raises(Overloaded, match="being made:"):
+        await made.pdf(store, 7, invoice())
+    with pytest.raises(Overloaded, match="1 documents"):
+        await made.pdf(store, 8, invoice())
+    slow.let.set()
+    await made.stop(cast("Any", None))
