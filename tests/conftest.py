@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -53,6 +54,12 @@ LONGEST = ("tests/contract/test_compiled.py", "tests/deploy/test_image.py")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, the others as they were."""
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A failure is told as it happens: who waits for a long run need not wait for its end."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        print(f"\nFAILED {report.nodeid}\n{report.longreprtext[-1500:]}", file=sys.__stderr__, flush=True)
 
 
 @cache
