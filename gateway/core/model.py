@@ -88,7 +88,7 @@ USER_ACCEPTED, USER_REQUIRED, USER_IGNORED = USER_HEADERS = ("accept", "require"
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whom a credential stands for (`tk:id:<digest>`); all that may change is checked in the script.
+    """Whom a credential stands for (`tk:id:{pNN}:<digest>`); all that may change is checked in the script.
 
     `user` is whom all its calls act for; where it is empty, `user_header` is what they may say of it.
     """

@@ -1,6 +1,6 @@
 """The detector of exchanged data: that the process is the same proves nothing, its data may be another.
 
-The data carries the name of its history (`tk:history`): a generation, and a nonce. Whoever notices that the
+The data carries the name of its history (`tk:history:…`): a generation, and a nonce. Whoever notices that the
 data is not a continuation of what it knew begins the next generation; markers are of another history then, so
 nobody is served before a keeper has verified again. It is noticed by what the data itself says:
 
@@ -24,7 +24,6 @@ from secrets import token_hex
 from typing import cast
 
 from gateway.core.layout import LAYOUT
-from gateway.core.model import PARTITIONS
 from gateway.core.wait import in_task
 from gateway.counters.layouts import packing, table
 from gateway.counters.redis import keys
@@ -38,7 +37,6 @@ TRIES_MAX = 5
 LEFT_MAX = 64
 # Of a process that is silent for so long nothing is looked for any more.
 PULSE_S_MAX = 30 * 86_400
-_NAME, _PULSES = keys.HISTORY.encode(), keys.PULSES.encode()
 OLDER = "it is older than what this process left in it"
 # What stands in a marker that nobody is served under.
 NOBODY = b"." * 40
@@ -82,6 +80,14 @@ class Fence:
         self._full = False
         wire.identify = self._greeted
 
+    @property
+    def _named(self) -> bytes:
+        return keys.history(self._wire.part.anchor).encode()
+
+    @property
+    def _pulses(self) -> bytes:
+        return keys.pulses(self._wire.part.anchor).encode()
+
     async def keep_looking(self) -> None:
         """Look twice a second until cancelled."""
         while True:
@@ -117,13 +123,16 @@ class Fence:
         Only data that was not exchanged since the last look takes the next pulse.
         """
         beat = self._beat = max(self._beat + 1, int(self._wall() * 1000))
-        beats = [] if self._full else [encode(b"ZADD", _PULSES, b"GT", b"%d" % beat, self._pulse)]
+        # Commands are of a partition, whose slot may be another than that of the pulses: they go alone.
+        beats = not self._full and not commands
+        pulse = [encode(b"ZADD", self._pulses, b"GT", b"%d" % beat, self._pulse)] if beats else []
         waits = self._wire.send_together(
-            encode(b"ZSCORE", _PULSES, self._pulse), encode(b"MULTI"), *beats, *commands, encode(b"EXEC"),
-            encode(b"WATCH", _NAME), encode(b"GET", _NAME),
+            encode(b"ZSCORE", self._pulses, self._pulse),
+            encode(b"MULTI"), *pulse, *commands, encode(b"EXEC"),
+            encode(b"WATCH", self._named), encode(b"GET", self._named),
         )  # fmt: skip
         floor = self._floor
-        if not self._full:
+        if beats:
             self._floor = beat  # what was sent on this connection comes before whatever is sent next
         score = _number(await in_task(waits[0]))
         refused: CountersUnavailable | None = None
@@ -150,9 +159,10 @@ class Fence:
     async def _greeted(self, server: Server, ask: Ask) -> bytes:
         """The history behind a new connection, before anybody uses it."""
         before = self._server
-        await ask(b"ZREMRANGEBYSCORE", _PULSES, b"-inf", b"%d" % int((self._wall() - PULSE_S_MAX) * 1000))
-        name = await _watched(ask)
-        score = _number(await ask(b"ZSCORE", _PULSES, self._pulse))
+        forgotten = b"%d" % int((self._wall() - PULSE_S_MAX) * 1000)
+        await ask(b"ZREMRANGEBYSCORE", self._pulses, b"-inf", forgotten)
+        name = await _watched(ask, self._named)
+        score = _number(await ask(b"ZSCORE", self._pulses, self._pulse))
         if server.run_id == before.run_id:
             self._trouble = self._trouble or _since(before, server, name == self._name, score >= self._known)
         else:
@@ -170,8 +180,8 @@ class Fence:
         self._known, returns = 0, run_id in self._left
         self._trouble = "others were served by another server since" if returns else ""
         if not name and not returns:
-            await _replace(ask, keys.HISTORY, b"", _fresh(0))
-            name = await _watched(ask)
+            await _replace(ask, self._named, b"", _fresh(0))
+            name = await _watched(ask, self._named)
         self._name = self._left.pop(run_id, name)
         while len(self._left) > LEFT_MAX:
             del self._left[next(iter(self._left))]
@@ -183,13 +193,13 @@ class Fence:
             if generation(name) > generation(self._name):
                 break
             new = _fresh(max(generation(name), generation(self._name)) + 1)
-            if await _replace(ask, keys.HISTORY, name, new):
+            if await _replace(ask, self._named, name, new):
                 name, self.noticed = new, self.noticed + 1
                 self._say(
                     "redis data was replaced", why=self._trouble, generation=generation(new), level="error"
                 )
                 break
-            name = _text(await ask(b"GET", _NAME))
+            name = _text(await ask(b"GET", self._named))
         else:
             raise CountersUnavailable("the data in Redis is replaced again and again")
         self._name, self._trouble, self._known, self._floor = name, "", 0, 0
@@ -197,8 +207,8 @@ class Fence:
         if ask == self._ask:
             self._wire.run_id = run_id
             self._wire.hearing.again()
-        await _close(ask, run_id)
-        if await _watched(ask) != name:
+        await _close(ask, run_id, self._wire.part.partitions)
+        if await _watched(ask, self._named) != name:
             raise CountersUnavailable("the data in Redis was replaced once more")
 
     async def _ask(self, *parts: bytes) -> Reply:
@@ -214,25 +224,25 @@ def _since(before: Server, now: Server, same_name: bool, keeps_pulse: bool) -> s
     return "" if keeps_pulse else OLDER
 
 
-async def _watched(ask: Ask) -> bytes:
+async def _watched(ask: Ask, key: bytes) -> bytes:
     """The name, watched from now on whoever wrote it.
 
     Who writes it between the watch and the look has broken the watch of a name that is well: watched again.
     """
-    name = _text(await ask(b"GET", _NAME))
+    name = _text(await ask(b"GET", key))
     for _ in range(TRIES_MAX):
         await ask(b"UNWATCH")
-        await ask(b"WATCH", _NAME)
-        before, name = name, _text(await ask(b"GET", _NAME))
+        await ask(b"WATCH", key)
+        before, name = name, _text(await ask(b"GET", key))
         if name == before:
             return name
     raise CountersUnavailable("the data in Redis is named again and again")
 
 
-async def _close(ask: Ask, run_id: bytes) -> None:
+async def _close(ask: Ask, run_id: bytes, partitions: Sequence[int]) -> None:
     """Have nobody served under another history, also who has not heard of this one yet."""
-    names = [keys.marker(partition) for partition in range(PARTITIONS)]
-    markers = await asyncio.gather(*(ask(b"GET", name.encode()) for name in names))
+    names = [keys.marker(partition).encode() for partition in partitions]
+    markers = await asyncio.gather(*(ask(b"GET", name) for name in names))
     closing = []
     for name, raw in zip(names, map(_text, markers), strict=True):
         if _is_known(raw) and packing.read_marker(raw)[0] not in (run_id, NOBODY):
@@ -246,10 +256,10 @@ def _is_known(raw: bytes) -> bool:
     return raw != b"" and raw[0] <= LAYOUT and len(table.MARKER.today(raw)) == table.MARKER.size
 
 
-async def _replace(ask: Ask, key: str, before: bytes, after: bytes) -> bool:
+async def _replace(ask: Ask, key: bytes, before: bytes, after: bytes) -> bool:
     """Write a key that is as it was read; False where it is not."""
     arguments = table.LOAD.pack(b"", packing.REBUILD, 0, 0, 0), after, before
-    answer = await ask(*script_parts("load", (key, key, key), arguments))
+    answer = await ask(*script_parts("load", (key.decode(),) * 3, arguments))
     return packing.code_of(cast("bytes", answer)) == 1
 
 

@@ -107,9 +107,9 @@ async def _redis(settings: Settings, role: str) -> AsyncIterator[Finding]:
         wire = Wire(address, time.monotonic, call_s=ANSWER_MAX_S)
         await wire.open()
         info = await _info(wire)
-        confirmed = await in_task(wire.send(encode(b"GET", keys.VERIFIED.encode())))
+        confirmed = await in_task(wire.send(encode(b"GET", keys.verified(wire.part.anchor).encode())))
         catalogue = await in_task(wire.send(encode(b"GET", keys.CATALOGUE.encode())))
-        named = await in_task(wire.send(encode(b"GET", keys.HISTORY.encode())))
+        named = await in_task(wire.send(encode(b"GET", keys.history(wire.part.anchor).encode())))
         known = await in_task(
             wire.send(encode(b"FUNCTION", b"LIST", b"LIBRARYNAME", library().name.encode()))
         )

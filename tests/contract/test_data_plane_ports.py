@@ -74,7 +74,7 @@ async def real(url: str, folder: Path) -> Stand:
     wire = Wire(parse_url(url), time.monotonic)
     await wire.open()
     world.client.set(keys.CATALOGUE, encode_catalogue(1, list(SERVICES.values())))
-    world.client.set(keys.VERIFIED, wire.run_id)
+    world.client.set(keys.verified(0), wire.run_id)
     world.client.set(keys.identity(DIGEST), encode_identity(world.caller))
     directory = Directory(wire, time.monotonic)
     await driven(directory.refresh())

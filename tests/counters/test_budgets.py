@@ -181,7 +181,7 @@ async def test_a_late_call_of_a_budget_that_is_no_more_is_posted_all_the_same(
     # Until the partitions are verified, what is not there may only not be there yet.
     with pytest.raises(CountersUnavailable):
         await keeping.end([ending])
-    world.client.set(keys.VERIFIED, world.run_id)
+    world.client.set(keys.verified(0), world.run_id)
     assert await keeping.end([ending]) == [True]
     assert [at for at, _ in used(world, here, gone)] == [7, 0]
 

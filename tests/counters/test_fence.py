@@ -133,7 +133,7 @@ def reloaded(data: Data) -> None:
 
 
 def swapped(data: Data) -> None:
-    command(data, "COPY", keys.HISTORY, keys.HISTORY, "DB", 1)
+    command(data, "COPY", keys.history(0), keys.history(0), "DB", 1)
     data.client.swapdb(0, 1)
 
 
@@ -243,9 +243,9 @@ async def test_what_is_known_from_elsewhere_can_be_said(data: Data) -> None:
 async def test_older_data_put_key_by_key_over_newer_is_noticed_by_its_pulse(data: Data) -> None:
     async with guarded(data.server.url) as (wire, fence):
         await fence.check_history()
-        before, older = wire.run_id, data.client.dump(keys.PULSES) or b""
+        before, older = wire.run_id, data.client.dump(keys.pulses(0)) or b""
         await fence.check_history()
-        data.client.restore(keys.PULSES, 0, older, replace=True)
+        data.client.restore(keys.pulses(0), 0, older, replace=True)
         await fence.check_history()
         assert wire.run_id != before
 
@@ -336,11 +336,11 @@ async def test_a_name_that_is_given_between_watch_and_look_breaks_no_watch(data:
 
     async def ask(*parts: bytes) -> object:
         if asked and asked[-1] == b"WATCH" and asked.count(b"WATCH") == 1:
-            data.client.set(keys.HISTORY, "0:given meanwhile")
+            data.client.set(keys.history(0), "0:given meanwhile")
         asked.append(parts[0])
         return mine.execute_command(*parts)  # type: ignore[no-untyped-call]  # untyped in redis-py
 
-    data.client.delete(keys.HISTORY)
+    data.client.delete(keys.history(0))
     assert await _watched(ask) == b"0:given meanwhile"
     await ask(b"MULTI")
     assert await ask(b"EXEC") == []

@@ -124,9 +124,9 @@ async def test_a_right_that_is_lacking_is_named(
 
 
 async def test_a_key_that_is_lacking_is_named(server: ValkeyServer) -> None:
-    well, says = await seen(as_user(server, GATEWAY, users()[GATEWAY].replace("~tk:pulses", "")), "serve")
+    well, says = await seen(as_user(server, GATEWAY, users()[GATEWAY].replace("~tk:pulses:*", "")), "serve")
     assert not well
-    assert "(ZREM tk:pulses m)" in says
+    assert "(ZREM tk:pulses:{p0} m)" in says
 
 
 async def test_a_gateway_without_scripts_is_told_to_wait_for_a_keeper(

@@ -186,12 +186,12 @@ class Directory:
     def _changed(self, name: bytes) -> None:
         """A key of an identity or of terms changed: whoever asks next reads it."""
         if name.startswith(keys.IDENTITIES):
-            digest = name.removeprefix(keys.IDENTITIES).decode(errors="replace")
+            digest = keys.own_name(name)
             self._unknown.pop(digest, None)
             known = self._known.get(digest)
             if known is not None:
                 known.since, known.fresh = NEVER, min(known.fresh, self._clock() - IDENTITY_S)
-        elif (number := name.removeprefix(keys.TERMS)).isdigit():
+        elif (number := keys.own_name(name)).isdecimal():
             terms = self._terms.get(int(number))
             if terms is not None:
                 terms.since = NEVER
@@ -204,7 +204,7 @@ class Directory:
             terms = self._ask_terms(known.organization_id)
         raw, since = await asked.answer()
         if raw is None:
-            verified = await self._wire.send(encode(b"GET", keys.VERIFIED.encode()))
+            verified = await self._wire.send(encode(b"GET", keys.verified(self._wire.part.anchor).encode()))
             if verified != self._wire.run_id:
                 return None
             self._known.pop(digest, None)
@@ -259,7 +259,7 @@ class Directory:
     async def _read_catalogue(self) -> None:
         verified = False
         with suppress(CountersUnavailable):
-            confirmed = self._wire.send(encode(b"GET", keys.VERIFIED.encode()))
+            confirmed = self._wire.send(encode(b"GET", keys.verified(self._wire.part.anchor).encode()))
             raw = await in_task(self._wire.send(encode(b"GET", keys.CATALOGUE.encode())))
             if isinstance(raw, bytes):
                 self._load(raw)

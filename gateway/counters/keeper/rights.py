@@ -11,7 +11,7 @@ from gateway.counters.redis.wire import Wire, encode
 from gateway.errors import CountersRefused
 
 # A key nothing is ever kept in, of each kind that rights are given by.
-OF_A_PARTITION, IDENTITY = "tk:{p0}:doctor", "tk:id:doctor"
+OF_A_PARTITION, IDENTITY = "tk:{p0}:doctor", "tk:id:{p0}:doctor"
 
 BOTH = (
     "PING", "ROLE", "SELECT 0", "INFO", "TIME", "FUNCTION LIST", "HELLO", "CLIENT TRACKING OFF",
@@ -25,9 +25,9 @@ BOTH = (
             ("ZREM", "m"), ("ZREMRANGEBYRANK", "0 0"), ("ZREMRANGEBYSCORE", "0 0"), ("ZSCORE", "m"),
         )
     ),
-    "ZREM tk:workers m", "ZREM tk:pulses m", "ZREM tk:history m", "ZREM tk:busy:doctor m",
+    "ZREM tk:workers:{p0} m", "ZREM tk:pulses:{p0} m", "ZREM tk:history:{p0} m", "ZREM tk:busy:doctor m",
     "SET tk:cooling 0",
-    f"GET {IDENTITY}", "GET tk:org:doctor", "GET tk:catalogue", "GET tk:prices", "GET tk:verified",
+    f"GET {IDENTITY}", "GET tk:org:{p0}:doctor", "GET tk:catalogue", "GET tk:prices", "GET tk:verified:{p0}",
 )  # fmt: skip
 KEEPER = (
     "FUNCTION LOAD text",
@@ -37,8 +37,8 @@ KEEPER = (
             ("TYPE", ""), ("HDEL", "f"), ("HGETALL", ""), ("HMGET", "f"), ("XLEN", ""), ("XREVRANGE", "+ -"),
         )
     ),
-    f"ZREM {IDENTITY} m", "ZREM tk:org:doctor m", "ZREM tk:catalogue m", "ZREM tk:prices m",
-    "ZREM tk:verified m",
+    f"ZREM {IDENTITY} m", "ZREM tk:org:{p0}:doctor m", "ZREM tk:catalogue m", "ZREM tk:prices m",
+    "ZREM tk:verified:{p0} m",
 )  # fmt: skip
 # What tells a keeper's user, and one who may do anything, from a gateway's.
 KEEPERS_ALONE, NOBODYS = f"ZREM {IDENTITY} m", "CONFIG GET maxmemory"

@@ -47,7 +47,7 @@ class KeeperCounters(BudgetAccounts, AccountHeads):
 
     async def reports(self) -> dict[str, Report]:
         """What workers reported last, by worker number."""
-        fields = fields_of(await self.ask(b"HGETALL", keys.WORKERS.encode()))
+        fields = fields_of(await self.ask(b"HGETALL", keys.workers(self.wire.part.anchor).encode()))
         read = (
             (worker_slot.decode(), worker_reports.unpack(cast("bytes", raw)))
             for worker_slot, raw in fields.items()
@@ -57,7 +57,9 @@ class KeeperCounters(BudgetAccounts, AccountHeads):
     async def dismiss(self, worker_slots: Collection[str]) -> None:
         """Forget the reports of workers that are gone."""
         await self.ask(
-            b"HDEL", keys.WORKERS.encode(), *(worker_slot.encode() for worker_slot in worker_slots)
+            b"HDEL",
+            keys.workers(self.wire.part.anchor).encode(),
+            *(worker_slot.encode() for worker_slot in worker_slots),
         )
 
     async def admit(self, run_id: bytes, partition: int, epoch: int, catalogue: int) -> bool:
@@ -158,11 +160,11 @@ class KeeperCounters(BudgetAccounts, AccountHeads):
 
     async def all_verified(self, run_id: bytes) -> None:
         """Say that whatever is not here does not exist."""
-        await self.ask(b"SET", keys.VERIFIED.encode(), run_id)
+        await self.ask(b"SET", keys.verified(self.wire.part.anchor).encode(), run_id)
 
     async def said_verified(self, run_id: bytes) -> bool:
         """Whether a keeper has said so under this run id."""
-        return await self.ask(b"GET", keys.VERIFIED.encode()) == run_id
+        return await self.ask(b"GET", keys.verified(self.wire.part.anchor).encode()) == run_id
 
 
 def tenant_state(account: TenantAccount) -> states.TenantState:

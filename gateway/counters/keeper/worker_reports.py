@@ -12,7 +12,6 @@ from gateway.counters.redis import keys
 from gateway.counters.redis.wire import Wire, encode
 
 _REPORT = struct.Struct(f"<40sQ{PARTITIONS}Q")
-_NAME = keys.WORKERS.encode()
 
 
 class WorkerReports:
@@ -25,11 +24,14 @@ class WorkerReports:
         """Say that it lives, and before which epoch of each partition everything was sent again."""
         self._beat += 1
         packed = pack(Report(self._wire.run_id, self._beat, tuple(epochs)))
-        await in_task(self._wire.send(encode(b"HSET", _NAME, self._worker_slot, packed)))
+        await in_task(self._wire.send(encode(b"HSET", self._name(), self._worker_slot, packed)))
+
+    def _name(self) -> bytes:
+        return keys.workers(self._wire.part.anchor).encode()
 
     async def leave(self) -> None:
         """Nothing is left of this worker that anybody has to wait for."""
-        await in_task(self._wire.send(encode(b"HDEL", _NAME, self._worker_slot)))
+        await in_task(self._wire.send(encode(b"HDEL", self._name(), self._worker_slot)))
 
 
 def pack(report: Report) -> bytes:

@@ -123,7 +123,8 @@ class Keeping:
             for alike in accounts_of(decode_terms(raw).budgets if isinstance(raw, bytes) else ()):
                 found[account_of(organization_id, alike[0]).partition(":")[0]] = defined(alike, now_ms)
         known = all(name.partition(":")[0] in found for one in late for name in one.budgets)
-        if not known and await self._client.ask(b"GET", keys.VERIFIED.encode()) != self._client.run_id:
+        verified = keys.verified(self._client.wire.part.anchor).encode()
+        if not known and await self._client.ask(b"GET", verified) != self._client.run_id:
             raise CountersUnavailable("which budgets there are is not known yet")
         return found
 

@@ -1,6 +1,8 @@
 """The name of every Redis key. Nothing else in the project spells one.
 
-All keys of a partition share one hash tag, so a script that takes them runs on one hash slot.
+All keys of a partition share one hash tag, so a script that takes them runs on one hash slot. Identities and
+terms stand in the slots of partitions too, and so does what is said of a server's whole data: beside one of
+the partitions that it has, its anchor. What is left is of everybody, and asked for key by key.
 The catalogue with types, writers and lifetimes is in `lua/README.md`.
 """
 
@@ -14,13 +16,9 @@ from gateway.core.model import PARTITIONS
 
 CATALOGUE = "tk:catalogue"
 COOLING = "tk:cooling"
-HISTORY = "tk:history"
 PRICES = "tk:prices"
 PRICES_HEAD = "tk:prices:head"
-PULSES = "tk:pulses"
 REFUSED = "tk:refused"
-VERIFIED = "tk:verified"
-WORKERS = "tk:workers"
 # What the names of all identities begin with, and those of all terms: their changes are told.
 IDENTITIES, TERMS = b"tk:id:", b"tk:org:"
 
@@ -30,19 +28,33 @@ def partition_of(organization_id: int) -> int:
     return crc_hqx(str(organization_id).encode(), 0) % PARTITIONS
 
 
+def partition_of_digest(digest: str) -> int:
+    """Partition in whose slot a credential's identity stands, for ever; whose it is decides of all else."""
+    return crc_hqx(digest.encode(), 0) % PARTITIONS
+
+
 def identity(digest: str) -> str:
     """Whom a credential stands for; the digest is hex HMAC-SHA-256."""
-    return f"{IDENTITIES.decode()}{digest}"
+    return f"{IDENTITIES.decode()}{{p{partition_of_digest(digest):02d}}}:{digest}"
 
 
 def organization_terms(organization_id: int) -> str:
     """What services cost an organization and which it may use."""
-    return f"{TERMS.decode()}{organization_id}"
+    return f"{TERMS.decode()}{{p{partition_of(organization_id):02d}}}:{organization_id}"
+
+
+def own_name(name: bytes) -> str:
+    """What an identity or terms are called behind their slot: the digest, the organization's id."""
+    return name.rpartition(b":")[2].decode(errors="replace")
 
 
 def activity(bucket: int) -> str:
     """What tenants did within a few seconds, for people to look at."""
     return f"tk:busy:{bucket}"
+
+
+def _of_server(name: str) -> Callable[[int], str]:
+    return lambda anchor: f"tk:{name}:{{p{anchor:02d}}}"
 
 
 def _of_partition(letter: str) -> Callable[[int], str]:
@@ -53,6 +65,9 @@ def _of_account(letter: str) -> Callable[[int, int], str]:
     return lambda partition, id_: f"tk:{{p{partition:02d}}}:{letter}:{id_}"
 
 
+# By the anchor of a server: the name of its data's history, the pulses of processes, the history under which
+# all that it has was verified, what workers report.
+history, pulses, verified, workers = map(_of_server, ("history", "pulses", "verified", "workers"))
 # By the partition: its marker, the holds by when they end, the outbox, how many movements wait apart by
 # organization, settlements without a hold, and ids of control writes that are not in PostgreSQL.
 marker, deadlines, outbox = _of_partition("m"), _of_partition("d"), _of_partition("x")

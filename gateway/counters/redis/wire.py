@@ -31,6 +31,7 @@ from gateway.counters.redis.greeting import Ask, Server, greet
 from gateway.counters.redis.hearing import Hearing
 from gateway.counters.redis.scripts import library
 from gateway.counters.redis.sentinel import reach
+from gateway.counters.redis.slots import WHOLE
 from gateway.errors import CountersUnavailable, StartError
 
 CALL_S = 1.0
@@ -70,6 +71,7 @@ class Wire(asyncio.Protocol):
     `batch` is the number of the write that the next command leaves in, like that of no other wire's.
     `asked_at` is when the first command of the last write was asked for, `answered_at` of the last answers.
     `hearing` is told of changes of the keys whose names begin like one of `hears`.
+    `part` is what its server has of all partitions: all of them, where it is no cluster.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Wire(asyncio.Protocol):
         hears: Sequence[bytes] = (),
     ) -> None:
         self.run_id = b""
+        self.part = WHOLE
         self.identify: Callable[[Server, Ask], Awaitable[bytes]] | None = None
         self.batch = 1 + randbits(BATCH_BITS)
         self.asked_at = self.answered_at = clock()

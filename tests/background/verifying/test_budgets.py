@@ -299,13 +299,13 @@ async def test_what_comes_late_after_a_loss_counts_once(kept: Kept) -> None:
     client.flushall()
     await backend.verify()
     assert call.settle(money=40, raw_tokens=8) is Settled.UNKNOWN
-    terms, verified = keys.organization_terms(kept.organization_id), client.get(keys.VERIFIED)
+    terms, verified = keys.organization_terms(kept.organization_id), client.get(keys.verified(0))
     defined = client.get(terms)
-    client.delete(terms, keys.VERIFIED)
+    client.delete(terms, keys.verified(0))
     with pytest.raises(CountersUnavailable):  # what budgets there are is not known yet
         await backend.late_settlements.drain()
     assert kept.used_by_ada() == (9, 7, 1)
-    client.mset({terms: defined, keys.VERIFIED: verified})
+    client.mset({terms: defined, keys.verified(0): verified})
     assert await backend.late_settlements.drain() == 1
     assert kept.used_by_ada() == (49, 15, 2)
     assert await kept.verify_again() == 0

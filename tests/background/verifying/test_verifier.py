@@ -55,7 +55,7 @@ async def test_an_empty_redis_is_verified_whole(valkey: str, migrated: str) -> N
         assert ready(backend)
         assert await backend.verify() == []
         with backend.client() as client:
-            assert client.get(keys.VERIFIED) == backend.wire.run_id
+            assert client.get(keys.verified(0)) == backend.wire.run_id
             run_id, epoch, _ = packing.read_marker(client.get(keys.marker(0)) or b"")
             assert (run_id, epoch) == (backend.wire.run_id, 1)
         rows = backend.rows(
@@ -457,7 +457,9 @@ async def test_a_verifier_without_a_connection_waits(own_valkey: START, migrated
         server.start()
         await eventually(lambda: ready(backend))
         running.cancel()
-        assert await in_task(backend.wire.send(encode(b"GET", keys.VERIFIED.encode()))) == backend.wire.run_id
+        assert (
+            await in_task(backend.wire.send(encode(b"GET", keys.verified(0).encode()))) == backend.wire.run_id
+        )
 
 
 async def test_a_keeper_that_died_before_the_keys_left_nobody_unknown(valkey: str, migrated: str) -> None:
@@ -465,7 +467,7 @@ async def test_a_keeper_that_died_before_the_keys_left_nobody_unknown(valkey: st
     async with backend_at(valkey, migrated) as backend:
         world = await backend.settle_in(100)
         digest = backend.rows("select digest from api_key")[0]["digest"]
-        world.client.delete(keys.VERIFIED, world.api_key, keys.identity(digest))
+        world.client.delete(keys.verified(0), world.api_key, keys.identity(digest))
         async with backend_at(valkey, migrated) as other:
             directory = Directory(other.wire, asyncio.get_running_loop().time)
             with pytest.raises(CountersUnavailable):

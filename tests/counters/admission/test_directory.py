@@ -63,7 +63,7 @@ class Desk:
         self.client.set(keys.identity(DIGEST), encode_identity(caller))
 
     def verify(self) -> None:
-        self.client.set(keys.VERIFIED, self.wire.run_id)
+        self.client.set(keys.verified(0), self.wire.run_id)
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ async def test_the_same_caller_stays_the_same_object(desk: Desk) -> None:
 @pytest.mark.parametrize("verified", [None, b"another server's run id"])
 async def test_nobody_is_unknown_before_everything_is_verified(desk: Desk, verified: bytes | None) -> None:
     if verified is not None:
-        desk.client.set(keys.VERIFIED, verified)
+        desk.client.set(keys.verified(0), verified)
     for _ in range(2):
         with pytest.raises(CountersUnavailable):
             await desk.identify()

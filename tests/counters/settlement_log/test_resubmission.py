@@ -357,7 +357,7 @@ async def test_the_memory_of_a_killed_worker_is_kept_while_redis_may_forget_it(
 
 def reported(world: World) -> set[int]:
     """The epochs before which the worker says it has sent everything again."""
-    (raw,) = world.client.hvals(keys.WORKERS)
+    (raw,) = world.client.hvals(keys.workers(0))
     report = worker_reports.unpack(raw)
     assert report is not None
     assert report.run_id == world.run_id

@@ -1,0 +1,172 @@
+"""A real cluster: three primaries and a replica of each, made by hand: the wheel brings no valkey-cli.
+
+Servers keep their data in folders of their own, so one that was killed comes back under its name. A shard
+that is away leaves the others serving (`cluster-require-full-coverage no`).
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import redis
+from redis.crc import key_slot
+
+from gateway.core.model import PARTITIONS
+from gateway.counters.redis import keys
+from tests.conftest import ValkeyServer, free_port
+from tests.waiting import wait_until
+
+SHARDS = 3
+SLOTS = 16_384
+NODE_TIMEOUT_MS = 1000
+
+
+class Member(ValkeyServer):
+    """One server of the cluster, and a client that asks it alone."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        bus = free_port()
+        super().__init__(
+            folder, "--cluster-enabled", "yes", "--cluster-port", str(bus),
+            "--cluster-node-timeout", str(NODE_TIMEOUT_MS), "--cluster-require-full-coverage", "no",
+            "--cluster-allow-replica-migration", "no", "--cluster-replica-validity-factor", "0",
+            "--repl-diskless-sync-delay", "0",
+        )  # fmt: skip
+        self.bus = bus
+        self.client = redis.Redis(port=self.port, socket_timeout=10)
+        self.id = ""
+
+    def do(self, *words: str | int | bytes) -> Any:
+        """What the client has no name for, or reads too much into."""
+        return self.client.execute_command(*words)  # type: ignore[no-untyped-call]  # untyped in redis-py
+
+    @property
+    def lives(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def info(self) -> dict[str, str]:
+        """What it says of the cluster, and of its own part in it."""
+        cluster: dict[str, str] = self.do("CLUSTER INFO")
+        return cluster | {"role": str(self.client.info("replication")["role"])}
+
+
+class ValkeyCluster:
+    """Six servers. `primaries` and `replicas` are as they were made: a failover changes who is which."""
+
+    def __init__(self, folder: Path) -> None:
+        self.members = [Member(folder / f"member{number}") for number in range(2 * SHARDS)]
+        self.primaries, self.replicas = self.members[:SHARDS], self.members[SHARDS:]
+
+    @property
+    def url(self) -> str:
+        """The address of all, as a setting has it."""
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{one.port}" for one in self.members)
+
+    def start(self) -> None:
+        for one in self.members:
+            one.start()
+            one.id = one.do("CLUSTER MYID").decode()
+        bounds = [SLOTS * number // SHARDS for number in range(SHARDS + 1)]
+        for number, one in enumerate(self.primaries):
+            one.do("CLUSTER SET-CONFIG-EPOCH", number + 1)
+            one.do("CLUSTER ADDSLOTSRANGE", bounds[number], bounds[number + 1] - 1)
+        for one in self.members[1:]:
+            self.members[0].do("CLUSTER MEET", "127.0.0.1", one.port, one.bus)
+        wait_until(lambda: all(self._knows_all(one) for one in self.members))
+        for primary, replica in zip(self.primaries, self.replicas, strict=True):
+            replica.do("CLUSTER REPLICATE", primary.id)
+        self.wait_until_whole()
+
+    def _knows_all(self, one: Member) -> bool:
+        return int(one.info()["cluster_known_nodes"]) == len(self.members)
+
+    def wait_until_whole(self) -> None:
+        """Until each slot has its primary, each primary its replica, and everybody says so."""
+        wait_until(lambda: all(one.info()["cluster_state"] == "ok" for one in self.members))
+        wait_until(lambda: all(map(self._has_its_part, self.members)))
+
+    def _has_its_part(self, one: Member) -> bool:
+        said = one.client.info("replication")
+        if said["role"] == "master":
+            return bool(said["connected_slaves"] >= 1 and said["slave0"]["state"] == "online")
+        return bool(said["master_link_status"] == "up")
+
+    def mend(self) -> None:
+        """Have who was stopped come back, and everybody be whole again."""
+        for one in self.members:
+            if not one.lives:
+                one.start()
+        self.wait_until_whole()
+
+    def empty(self) -> None:
+        """Remove every key of every shard."""
+        for one in self.members:
+            if one.info()["role"] == "master":
+                one.client.flushall()
+                one.do("FUNCTION FLUSH")
+
+    def stop(self) -> None:
+        for one in self.members:
+            one.client.close()
+            one.stop(signal.SIGKILL)
+
+    # --- who has what ---------------------------------------------------------------------
+
+    def owner(self, partition: int) -> Member:
+        """The primary that has a partition, by what most of those who live say."""
+        said = [port for one in self.members if one.lives for port in _owners(one, slot_of(partition))]
+        port = max(set(said), key=said.count)
+        return next(one for one in self.members if one.port == port)
+
+    def partitions_of(self, one: Member) -> list[int]:
+        """The partitions that a server has as their primary, by its own word."""
+        return [partition for partition in range(PARTITIONS) if one.port in _owners(one, slot_of(partition))]
+
+    # --- moving slots -----------------------------------------------------------------------
+
+    def move(self, partition: int, to: Member) -> None:
+        """Move a partition's slot at once, as Valkey does from 9.0 on."""
+        slot = slot_of(partition)
+        self.owner(partition).do("CLUSTER MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", to.id)
+        wait_until(lambda: all(self._says(one, partition, to) for one in self.members if one.lives))
+
+    def begin_move(self, partition: int, to: Member) -> Callable[[int], bool]:
+        """Begin to move a slot key by key, as any Redis does; what is answered moves so many keys more.
+
+        It says whether that was all, and then the slot is the other's.
+        """
+        slot, source = slot_of(partition), self.owner(partition)
+        to.do("CLUSTER SETSLOT", slot, "IMPORTING", source.id)
+        source.do("CLUSTER SETSLOT", slot, "MIGRATING", to.id)
+
+        def go_on(count: int) -> bool:
+            names: Iterable[bytes] = source.do("CLUSTER GETKEYSINSLOT", slot, count)
+            found = list(names)
+            if found:
+                source.do("MIGRATE", "127.0.0.1", to.port, "", 0, 5000, "KEYS", *found)
+                return False
+            for one in (to, source, *self.members):
+                if one.lives and one.info()["role"] == "master":
+                    one.do("CLUSTER SETSLOT", slot, "NODE", to.id)
+            wait_until(lambda: all(self._says(one, partition, to) for one in self.members if one.lives))
+            return True
+
+        return go_on
+
+    def _says(self, one: Member, partition: int, owner: Member) -> bool:
+        return _owners(one, slot_of(partition)) == [owner.port]
+
+
+def slot_of(partition: int) -> int:
+    """The slot of a partition's keys, by redis-py."""
+    return int(key_slot(keys.marker(partition).encode()))  # type: ignore[no-untyped-call]  # untyped in redis-py
+
+
+def _owners(one: Member, slot: int) -> list[int]:
+    """The port of the primary of a slot, by what a server says; none where it knows none."""
+    found = one.do("CLUSTER SLOTS")
+    return [int(primary[1]) for first, last, primary, *_ in found if first <= slot <= last]
