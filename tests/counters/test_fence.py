@@ -341,7 +341,7 @@ async def test_a_name_that_is_given_between_watch_and_look_breaks_no_watch(data:
         return mine.execute_command(*parts)  # type: ignore[no-untyped-call]  # untyped in redis-py
 
     data.client.delete(keys.history(0))
-    assert await _watched(ask) == b"0:given meanwhile"
+    assert await _watched(ask, keys.history(0).encode()) == b"0:given meanwhile"
     await ask(b"MULTI")
     assert await ask(b"EXEC") == []
     mine.close()
