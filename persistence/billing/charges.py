@@ -20,7 +20,7 @@ from gateway.core.billing.charge import (
     fee_charge,
 )
 from gateway.core.billing.subscription import Segment
-from persistence.billing import allocations, commitments, debts
+from persistence.billing import allocations, commitments, debts, early_uses
 from persistence.billing.charge_facts import DEBTS, OVERAGES, PURCHASES, USES, insert_of
 from persistence.billing.segments import segment_of
 
@@ -81,9 +81,9 @@ _ALL_SEGMENTS = text("SELECT * FROM subscription_segment WHERE organization_id =
 _MOVE = text("UPDATE subscription_segment SET charged_until = :until WHERE id = :id")
 _ADD = text("""
 INSERT INTO charge (organization_id, kind, period_start, period_end, quantity, unit_price, amount, currency,
-                    source, source_id, reason, fact)
+                    source, source_id, reason, fact, tenant_id)
 SELECT o.id, :kind, :start, :end, :quantity, :unit_price, :amount, o.currency, :source, :source_id, :reason,
-       :fact
+       :fact, :tenant_id
   FROM organization AS o WHERE o.id = :organization
 ON CONFLICT (fact) DO NOTHING""")
 _UNBILLED = text(
@@ -119,6 +119,7 @@ def accrue(
     for statement in (*_WRITE, _WRITE_USES, _WRITE_DEBTS):
         connection.execute(statement, here)
     accrue_fees(connection, organization_id, until)
+    accrue_early_uses(connection, organization_id)
     missing = commitments.missing(connection, organization_id, min(until, today), ())
     _add(connection, organization_id, missing, "fact")
 
@@ -132,6 +133,14 @@ def segments(connection: Connection, organization_id: int) -> dict[int, Segment]
 def accrue_tokens(connection: Connection, organization_id: int) -> None:
     """Charge tokens beyond plans that ended; the caller holds what `accrue` needs held."""
     connection.execute(_WRITE[0], {"organization": organization_id, "running": NOTHING_THAT_RUNS})
+
+
+def accrue_early_uses(connection: Connection, organization_id: int) -> None:
+    """Charge what plans that ended owe for tokens, as far as it is known what was used."""
+    while ends := early_uses.owed(connection, organization_id):
+        for end_id, quantity, named in ends:
+            early_uses.settle(connection, end_id, quantity, named and named[1])
+        _add(connection, organization_id, [named for *_, named in ends if named], "fact")
 
 
 def accrue_fees(connection: Connection, organization_id: int, until: date) -> None:
@@ -157,6 +166,7 @@ def open_charges(
     for _, _, charges in _fees(connection, organization_id, until):
         found += [charge for _, charge in charges]
     found += [charge for _, charge in _lost(connection, organization_id)]
+    found += [named[1] for *_, named in early_uses.owed(connection, organization_id) if named]
     missing = commitments.missing(connection, organization_id, min(until, today), found)
     return found + [charge for _, charge in missing]
 
@@ -231,6 +241,7 @@ def _add(connection: Connection, organization_id: int, charges: Sequence[Named],
             "organization": organization_id, "kind": each.kind, "start": each.start, "end": each.end,
             "quantity": each.quantity, "unit_price": each.unit_price, "amount": each.amount,
             "source": each.source, "source_id": each.source_id, "reason": reason, "fact": fact,
+            "tenant_id": each.tenant_id,
         }
         for fact, each in charges
     ]  # fmt: skip

@@ -11,14 +11,19 @@ from persistence.billing import charges
 from persistence.subject import Subject, hold_flushes
 from persistence.tables.billing import charge as table
 
-# Units that were used, credits beyond the balance, and days that are over or were lost. Tokens, and credits
-# that were sold, are charged when they are stored.
+# Units that were used, credits beyond the balance, days that are over or were lost, and plans that ended.
+# Tokens beyond plans, and credits that were sold, are charged when they are stored.
 _DUE = text("""
 SELECT id FROM (
     SELECT organization_id AS id FROM usage_tier
      WHERE quantity <> charged_quantity AND organization_id > :after
     UNION
     SELECT organization_id FROM credit_debt WHERE quantity <> charged_quantity AND organization_id > :after
+    UNION
+    SELECT e.organization_id FROM plan_end AS e
+      JOIN token_ledger AS w ON w.tenant_id = e.tenant_id AND w.transaction_type <> 'consume'
+       AND w.control_write_id = e.control_write_id
+     WHERE e.quantity IS NULL AND e.organization_id > :after
     UNION
     SELECT organization_id FROM subscription_segment
      WHERE organization_id > :after AND start_date < least(end_date, :today)

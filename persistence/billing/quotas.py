@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from sqlalchemy import case, func, insert, literal, select, text, update
+from typing import Any
+
+from sqlalchemy import case, func, insert, literal, select, update
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.plan_terms import plan_payload
-from gateway.errors import Conflict
+from gateway.core.billing.early_use import Ended
+from persistence.billing import early_uses
+from persistence.billing.early_uses import Taken
 from persistence.billing.plans import plan_in_force
 from persistence.subject import Change, Subject, id_in, lock, require
 from persistence.tables.billing import organization_subscription
@@ -22,15 +26,6 @@ _negotiated = (
     )
     .scalar_subquery()
 )
-# Tenants that used more of the plan they leave than the next one has, which would forgive it.
-_LEFT_WITH = text("""
-SELECT least(q.tokens_used, b.total_amount) AS used, a.total_amount AS total
-  FROM subscription_plan AS p JOIN token_plan AS a ON a.id = p.token_plan_id AND a.overage_policy = 'block'
- CROSS JOIN subscription_plan AS o LEFT JOIN token_plan AS b ON b.id = o.token_plan_id
-  JOIN tenant AS t ON t.organization_id = :organization AND t.deleted_at IS NULL AND t.plan_id IS NULL
-  JOIN tenant_quota AS q ON q.tenant_id = t.id
- WHERE p.id = :after AND o.id = :before AND least(q.tokens_used, b.total_amount) > a.total_amount
- LIMIT 1""")
 _never_moved = func.coalesce(tenant_quota.c.last_seq, 0) == 0
 
 
@@ -40,18 +35,29 @@ def set_plan(change: Change, tenant_id: int, organization_id: int, plan_id: obje
 
 
 def inherit(
-    change: Change, tenant_id: int, organization_id: int, plan_id: int | None, anchor: int | None
+    change: Change,
+    tenant_id: int,
+    organization_id: int,
+    plan_id: int | None,
+    *,
+    anchor: int | None,
+    ended: Ended | None = None,
 ) -> None:
-    """Give a tenant the plan of a subscription, unless it has its own; `anchor` aligns its cycles."""
+    """Give a tenant the plan of a subscription, unless it has its own; `anchor` aligns its cycles.
+
+    `ended` is what gave it the plan that it has, where that is over.
+    """
     own = change.connection.execute(select(tenant.c.plan_id).where(tenant.c.id == tenant_id)).scalar_one()
     if own is None and anchor is not None:
         change.connection.execute(
             update(tenant_quota).where(tenant_quota.c.tenant_id == tenant_id).values(anchor=anchor)
         )
-    _move(change, tenant_id, organization_id, {"inherited_plan_id": plan_id})
+    _move(change, tenant_id, organization_id, {"inherited_plan_id": plan_id}, ended)
 
 
-def _move(change: Change, tenant_id: int, organization_id: int, values: Row) -> None:
+def _move(
+    change: Change, tenant_id: int, organization_id: int, values: Row, ended: Ended | None = None
+) -> None:
     """Bring the plan that follows into force, if it is another: the difference becomes an `adjust`."""
     here = tenant.c.id == tenant_id
     before = change.connection.execute(select(plan_in_force).where(here).with_for_update()).scalar_one()
@@ -59,30 +65,25 @@ def _move(change: Change, tenant_id: int, organization_id: int, values: Row) -> 
     after = change.connection.execute(select(plan_in_force).where(here)).scalar_one()
     if after == before:
         return
-    found = change.connection.execute(select(token_plan).where(token_plan.c.id == after)).mappings().first()
+    had, found = _plan(change, before), _plan(change, after)
     anchor = change.connection.execute(
         select(tenant_quota.c.anchor).where(tenant_quota.c.tenant_id == tenant_id)
     ).scalar_one()
-    payload = plan_payload(dict(found) if found else None, anchor=anchor)
+    payload = plan_payload(found, anchor=anchor)
     # What its organization negotiated goes with the plan: what is owed beyond it is read from here.
     price = change.connection.execute(select(_negotiated).where(here)).scalar_one()
     priced = {} if price is None else {"overage_unit_price": f"{price:f}"}
-    change.intend([f"tenant:{tenant_id}"], "plan", payload | priced, organization_id=organization_id)
+    [write] = change.intend(
+        [f"tenant:{tenant_id}"], "plan", payload | priced, organization_id=organization_id
+    )
+    if ended is not None and had is not None:
+        taken = Taken(tenant_id, organization_id, write, anchor)
+        early_uses.note(change.connection, taken, ended, had, found)
 
 
-def refuse_unpaid_use(change: Change, row: Row, plan_id: int) -> None:
-    """Keep a big plan's tokens from being used for the price of its days: a smaller one waits for the period.
-
-    Not where what is beyond the smaller plan is owed, by money or by the next cycle.
-    """
-    found = change.connection.execute(
-        _LEFT_WITH, {"organization": row["organization_id"], "before": row["plan_id"], "after": plan_id}
-    ).first()
-    if found is not None:
-        raise Conflict(
-            f"{found.used} tokens of this cycle are used, and the plan has {found.total} and no price"
-            " for more: change it when the period ends."
-        )
+def _plan(change: Change, plan_id: object) -> dict[str, Any] | None:
+    found = change.connection.execute(select(token_plan).where(token_plan.c.id == plan_id)).mappings().first()
+    return None if found is None else dict(found)
 
 
 def open_account(change: Change, tenant_id: int) -> None:

@@ -16,13 +16,15 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from gateway.core.accounts.administration import Row
 from gateway.core.billing import subscription as rules
+from gateway.core.billing.early_use import Ended
 from gateway.core.billing.subscription import Segment, Subscription, Terms
+from gateway.core.moments import MILLISECOND
 from gateway.errors import Conflict, Unprocessable
-from persistence.billing import charges, quotas
+from persistence.billing import charges, given_plans
 from persistence.billing.segments import segment_of
 from persistence.subject import Change, Subject, add, day_in, id_in, json_of, lock, require
 from persistence.tables.billing import organization_subscription, subscription_plan, subscription_segment
-from persistence.tables.people import organization, tenant
+from persistence.tables.people import organization
 
 # What a cycle costs: a plan's price, and how many times. A quarter is three months.
 COSTS = {"monthly": ("monthly_cost", 1), "quarterly": ("monthly_cost", 3), "annual": ("annual_cost", 1)}
@@ -76,19 +78,18 @@ def change_plan(change: Change) -> Row:
     if plan_id == subscription.current.plan_id:
         raise Conflict("The subscription is on this plan already.")
     if change.command.values.get("when", "now") == "now":
-        quotas.refuse_unpaid_use(change, row, plan_id)
         cost = _cost(change, plan_id, subscription.current.interval)
         changed = rules.change_now(subscription, plan_id, cost, change.today)
     else:
         changed = rules.change_at_period_end(subscription, plan_id, change.today)
-    return _kept(change, row, changed)
+    return _kept(change, row, changed, now=change.command.values.get("when", "now") == "now")
 
 
 def cancel(change: Change) -> Row:
     """`/cancel`: end it now, or when the running period ends."""
     row = _held(change)
     now = change.command.values.get("when") == "now"
-    return _kept(change, row, rules.cancel(_subscription(change, row), change.today, now=now))
+    return _kept(change, row, rules.cancel(_subscription(change, row), change.today, now=now), now=now)
 
 
 def extend(change: Change) -> Row:
@@ -108,32 +109,6 @@ def advance(change: Change) -> Row:
         cost = _cost(change, subscription.next_plan_id, subscription.current.interval)
         subscription = rules.advance(subscription, cost, change.today)
     return _kept(change, row, subscription)
-
-
-def give_plans(change: Change, organization_id: int, tenant_id: int | None = None) -> None:
-    """Give the organization's tenants (or one) the token plan of its subscription in force, or take it."""
-    found = change.connection.execute(
-        select(
-            subscription_plan.c.token_plan_id,
-            organization_subscription.c.start_date,
-            organization_subscription.c.status,
-        )
-        .join(subscription_plan, subscription_plan.c.id == organization_subscription.c.plan_id)
-        .where(organization_subscription.c.organization_id == organization_id)
-    ).first()
-    if found is None:
-        return
-    plan_id = found.token_plan_id if found.status == "active" else None
-    anchor = found.start_date.day if plan_id is not None else None
-    wanted = select(tenant.c.id).where(
-        tenant.c.organization_id == organization_id,
-        tenant.c.deleted_at.is_(None),
-        tenant.c.inherited_plan_id.is_distinct_from(plan_id),
-    )
-    if tenant_id is not None:
-        wanted = wanted.where(tenant.c.id == tenant_id)
-    for one in change.connection.execute(wanted.order_by(tenant.c.id)).scalars().all():
-        quotas.inherit(change, one, organization_id, plan_id, anchor)
 
 
 def tell(change: Change, plan: Row) -> None:
@@ -187,12 +162,14 @@ def _check_days(values: Row, start: date, end: date) -> None:
         raise Unprocessable(errors=tuple(errors))
 
 
-def _kept(change: Change, row: Row, subscription: Subscription) -> Row:
-    return _keep(change, change.row_id, id_in(row, "organization_id"), subscription)
+def _kept(change: Change, row: Row, subscription: Subscription, *, now: bool = False) -> Row:
+    return _keep(change, change.row_id, id_in(row, "organization_id"), subscription, now=now)
 
 
-def _keep(change: Change, row_id: int, organization_id: int, subscription: Subscription) -> Row:
-    """Store the subscription and its segments, and bring it into force."""
+def _keep(
+    change: Change, row_id: int, organization_id: int, subscription: Subscription, *, now: bool = False
+) -> Row:
+    """Store the subscription and its segments, and bring it into force; a person ends a plan `now`."""
     current = subscription.current
     start = min(segment.start for segment in subscription.segments)
     values = {
@@ -211,13 +188,23 @@ def _keep(change: Change, row_id: int, organization_id: int, subscription: Subsc
     for segment in subscription.segments:
         _keep_segment(change, organization_id, segment)
     charges.accrue_fees(change.connection, organization_id, change.today)
-    _define(change, organization_id)
+    _define(change, organization_id, _ended(change, row_id, subscription, now=now))
     return change.fetch(row_id)
 
 
-def _define(change: Change, organization_id: int) -> None:
+def _ended(change: Change, row_id: int, subscription: Subscription, *, now: bool) -> Ended | None:
+    """The segment that ended last, if one did: by the calendar at midnight, by a person now."""
+    over = subscription.end <= change.today
+    past = subscription.segments if over else subscription.segments[:-1]
+    if not past or past[-1].end > change.today:
+        return None
+    at = change.now if now else rules.midnight(past[-1].end) - MILLISECOND
+    return Ended(row_id, subscription.segments, past[-1], at, over)
+
+
+def _define(change: Change, organization_id: int, ended: Ended | None = None) -> None:
     change.define(f"organization:{organization_id}", organization_id)
-    give_plans(change, organization_id)
+    given_plans.give(change, organization_id, ended=ended)
 
 
 def _keep_segment(change: Change, organization_id: int, segment: Segment) -> None:

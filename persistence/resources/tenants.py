@@ -6,7 +6,7 @@ from sqlalchemy import insert, select
 
 from gateway.core.accounts.administration import Row
 from persistence import crud
-from persistence.billing import quotas, subscriptions
+from persistence.billing import given_plans, quotas
 from persistence.resources import organizations
 from persistence.subject import (
     THIS,
@@ -36,7 +36,7 @@ def create(change: Change) -> Row:
     change.define(f"tenant:{tenant_id}", organization_id)
     if values.get("plan_id") is not None:
         quotas.set_plan(change, tenant_id, organization_id, values["plan_id"])
-    subscriptions.give_plans(change, organization_id, tenant_id)
+    given_plans.give(change, organization_id, tenant_id)
     return change.fetch(tenant_id)
 
 

@@ -27,6 +27,7 @@ from persistence.tables.columns import (
     refers,
     table,
     texts,
+    uuids,
 )
 
 business_model = table(
@@ -110,6 +111,26 @@ subscription_segment = table(
     days("trial_end?", "discount_end?"),
     decimals("discount_rate?", "minimum_commitment?"),
     moments("created_at"),
+)
+
+# Token plans that a subscription gave and that ended, each with the control write that took it: what days of
+# its cycle pay, how many tokens the next plan has, and, once it is known, how many were used ahead.
+plan_end = table(
+    "plan_end",
+    identity(),
+    refers("organization_id", "organization"),
+    refers("tenant_id", "tenant"),
+    uuids("control_write_id"),
+    refers("subscription_id", "organization_subscription"),
+    days("anchor_date", "paid_from"),
+    moments("cycle_ends_at?"),
+    integers("total_amount", "counted"),
+    decimals("worth", "paid"),
+    days("supplied_from", "supplied_until"),
+    integers("quantity?"),
+    decimals("amount?"),
+    moments("created_at"),
+    UniqueConstraint("control_write_id"),
 )
 
 invoice = table(

@@ -26,6 +26,7 @@ ADOPTED = "Seller and terms were not copied when this became final; they are as 
 GROUPS = {
     "subscription": "Subscription",
     "discount": "Discounts",
+    "early_use": "Tokens used ahead of their days",
     "overage": "Tokens beyond the plan",
     "credits_purchased": "Credits",
     "credits_postpaid": "Credits beyond the balance",

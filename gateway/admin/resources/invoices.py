@@ -111,8 +111,8 @@ class InvoiceLine(Out):
 
     position: int
     kind: str = Field(
-        description="subscription, discount, overage, credits_purchased, credits_postpaid, credits_consumed "
-        "(information), usage, minimum_commitment or tax."
+        description="subscription, discount, early_use, overage, credits_purchased, credits_postpaid, "
+        "credits_consumed (information), usage, minimum_commitment or tax."
     )
     description: str
     service_id: Id | None

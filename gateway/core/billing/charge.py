@@ -17,11 +17,12 @@ from gateway.core.billing.subscription import ADVANCE, ARREARS, Segment, cycle_o
 
 FEE, OVERAGE, PURCHASE, USAGE = "subscription", "overage", "credits_purchased", "usage"
 DISCOUNT, COMMITMENT, POSTPAID = "discount", "minimum_commitment", "credits_postpaid"
+EARLY_USE = "early_use"
 SEGMENT, TOKENS, ADDITION, UNITS = "subscription_segment", "token_ledger", "credit_addition", "usage_tier"
 SUBSCRIPTION = "organization_subscription"
-KINDS = (FEE, DISCOUNT, OVERAGE, PURCHASE, POSTPAID, USAGE, COMMITMENT)
+KINDS = (FEE, DISCOUNT, EARLY_USE, OVERAGE, PURCHASE, POSTPAID, USAGE, COMMITMENT)
 # What counts toward a minimum.
-COMMITTED = (FEE, DISCOUNT, OVERAGE, USAGE)
+COMMITTED = (FEE, DISCOUNT, EARLY_USE, OVERAGE, USAGE)
 # Why a charge is there: what takes another one back, or owes it again, is none of the facts.
 REASONS = ("fact", "returned", "void", "reissued", "credited", "credit_void")
 ONE_DAY = timedelta(days=1)

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC
 from decimal import Decimal
 
 from gateway.core.billing.charge import (
     COMMITMENT,
     DISCOUNT,
+    EARLY_USE,
     FEE,
     ONE_DAY,
     OVERAGE,
@@ -104,6 +106,21 @@ def _rounded(line: Line, carried: dict[str, Decimal], currency: str) -> Line:
     amount = rounded(due, currency)
     carried[line.basis] = due - amount
     return replace(line, amount=amount)
+
+
+def _early_uses(facts: Facts, charges: Sequence[Charge]) -> Iterator[Drawn]:
+    """Tokens used ahead of their days, where a plan ended inside a cycle: one line for each end."""
+    for of_end in by(charges, lambda each: (each.tenant_id, each.start, each.unit_price, each.end)):
+        first, exact, tokens = of_end[0], sum_of(of_end), count_of(of_end)
+        if not exact and not tokens:
+            continue
+        tenant = facts.tenants.get(first.tenant_id or 0, f"tenant {first.tenant_id}")
+        days = span(first.day, first.end.astimezone(UTC).date())
+        description = f"Tokens of the plan used ahead of its days, {tenant}, {days}"
+        if tokens < 0:
+            description += ", given back"
+        line = Line(EARLY_USE, description, tokens, first.unit_price, exact, tenant_id=first.tenant_id)
+        yield drawn(line, of_end, f"early:{first.tenant_id}")
 
 
 def _overages(facts: Facts, charges: Sequence[Charge]) -> Iterator[Drawn]:
@@ -217,6 +234,7 @@ def _taxes(lines: Sequence[Line], currency: str) -> list[Line]:
 _ORDER = (
     (fees, FEE),
     (discounts, DISCOUNT),
+    (_early_uses, EARLY_USE),
     (_overages, OVERAGE),
     (_purchases, PURCHASE),
     (_postpaid, POSTPAID),

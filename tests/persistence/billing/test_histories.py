@@ -8,9 +8,8 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from calendar import monthrange
-from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, time, timedelta
+from dataclasses import replace
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -29,24 +28,18 @@ from persistence.ledger.writer import Writer
 from persistence.store import Store
 from tests.letterhead import LETTERHEAD
 from tests.persistence.april import April, plan, service
+from tests.persistence.billing.owed import DAY, NANO, PLANS, Owed, Term
 from tests.persistence.credits import give
 from tests.persistence.migrated import empty
 from tests.persistence.scenario import Account, broken, document, rows_of
 
+__all__ = ["DAY", "FIRST", "NANO", "STEPS", "History", "live"]
+
 HISTORIES = int(os.environ.get("HISTORIES", "5"))
 _TERMS = {"name": "Small", "billing_interval": "monthly", "billing": None, "renews": False, "trial": 0}
 FIRST = _TERMS | {"off": "0", "off_for": None, "cost": None}
-NANO = 10**9
 BEGINS = date(2026, 1, 1)
-DAY = timedelta(days=1)
-# Name: cost of a month, tokens, policy, price of one beyond.
-PLANS: dict[str, tuple[str, int, str, str | None]] = {
-    "Small": ("29.00", 1_000, "bill", "0.000003"),
-    "Large": ("99.99", 100_000, "bill", "0.00004"),
-    "Blocks": ("10.00", 5_000, "block", None),
-}
 MONTHS = {"monthly": 1, "quarterly": 3, "annual": 12}
-BY_TOKENS = {terms[1]: terms for terms in PLANS.values()}
 TIERS = (
     (Tier(1_000, Decimal("0.0010")), Tier(None, Decimal("0.0008"))),
     (Tier(None, Decimal("0.000000333333")),),
@@ -90,106 +83,6 @@ STEPS = st.one_of(
 )
 
 
-@dataclass
-class Term:
-    """A plan in force from one day to another, and where its cycles count from."""
-
-    cost: Fraction
-    months: int
-    anchor: date
-    start: date
-    end: date
-    billing: str | None = None
-    free_until: date = date.min
-    off: Fraction = Fraction(0)
-    off_until: date = date.max
-
-    def fee(self, day: date) -> Fraction:
-        """What a day comes to: its share of the cycle, in nano-units that add up, less what is off."""
-        if day < self.free_until:
-            return Fraction(0)
-        return self._share(day) * (1 - (self.off if day < self.off_until else 0))
-
-    def known_until(self, today: date) -> date:
-        """Up to where days are owed: in advance of a whole cycle, once its first is over."""
-        if self.billing != "advance" or self.start >= today:
-            return min(self.end, today)
-        passed = 0
-        while self._begins(passed) < min(today, self.end):
-            passed += 1
-        return min(self._begins(passed), self.end)
-
-    def _share(self, day: date) -> Fraction:
-        passed = 0
-        while self._begins(passed + 1) <= day:
-            passed += 1
-        first, whole = self._begins(passed), (self._begins(passed + 1) - self._begins(passed)).days
-        before = (day - first).days
-        return self._rounded(Fraction(before + 1, whole)) - self._rounded(Fraction(before, whole))
-
-    def _begins(self, cycle: int) -> date:
-        year, month = divmod(self.anchor.year * 12 + self.anchor.month - 1 + cycle * self.months, 12)
-        return date(year, month + 1, min(self.anchor.day, monthrange(year, month + 1)[1]))
-
-    def _rounded(self, part: Fraction) -> Fraction:
-        nano = self.cost * part * NANO
-        return Fraction((nano.numerator * 2 + nano.denominator) // (2 * nano.denominator), NANO)
-
-
-@dataclass
-class Owed:
-    """What happened, and what it comes to."""
-
-    terms: list[Term] = field(default_factory=list)
-    others: Fraction = Fraction(0)
-    units: dict[tuple[int, int], int] = field(default_factory=dict)
-    charged_of_cycle: int = 0
-    credited: Fraction = Fraction(0)
-    given_back: set[tuple[int, date]] = field(default_factory=set)
-
-    def fees(self, until: date) -> Fraction:
-        """All days that are over; those that a note gave back, as segments have them, are free."""
-        return sum(
-            (
-                term.fee(day)
-                for number, term in enumerate(self.terms)
-                for day in days(term.start, term.known_until(until))
-                if (number, day) not in self.given_back
-            ),
-            Fraction(0),
-        )
-
-    def ended(self, remaining: int, total: int | None) -> None:
-        """A cycle, or a plan within it, ended with so many tokens."""
-        terms = None if total is None else BY_TOKENS[total]
-        if terms is not None and terms[2] == "bill" and terms[3] is not None:
-            more = max(0, -remaining - self.charged_of_cycle)
-            self.others += more * Fraction(terms[3])
-            self.charged_of_cycle += more
-
-    def used(self, day: date, units: int, tiers: tuple[Tier, ...]) -> None:
-        month = (day.year, day.month)
-        before = self.units.get(month, 0)
-        self.units[month] = before + units
-        self.others += ladder(tiers, before + units) - ladder(tiers, before)
-
-
-def ladder(tiers: tuple[Tier, ...], units: int) -> Fraction:
-    """What the first units of a month cost."""
-    if units < 0:
-        return -ladder(tiers, -units)
-    cost, below = Fraction(0), 0
-    for tier in tiers:
-        upto = units if tier.up_to is None else min(units, tier.up_to)
-        cost += max(0, upto - below) * Fraction(tier.unit_price)
-        below = max(below, upto)
-    return cost
-
-
-def days(start: date, end: date) -> list[date]:
-    return [start + number * DAY for number in range((end - start).days)]
-
-
 class History:
     """One organization through time: the store, the account, and what is owed by our own count."""
 
@@ -204,6 +97,8 @@ class History:
         self.open: list[int] = []
         self.notes: list[tuple[int, int, Fraction, set[tuple[int, date]]]] = []
         self.sent: list[tuple[bytes, bytes]] = []
+        # Tokens beyond the plan as its cycle began, or as it was given; below zero there were fewer.
+        self.beyond = 0
 
     @property
     def term(self) -> Term | None:
@@ -242,6 +137,7 @@ class History:
 
     async def _check(self) -> None:
         expected = self.owed.fees(self.today) + self.owed.others - self.owed.credited
+        expected += sum((money for _, money in self.owed.early), Fraction(0))
         [(charged,)] = rows_of(self.april.url, "SELECT coalesce(sum(amount), 0) FROM charge")
         assert Fraction(str(charged)) == expected
         assert await broken(self.april.url) == []
@@ -269,10 +165,12 @@ class History:
         await self.april.on(self._noon(hour=0))
         if account.seq > seq:
             self.owed.ended(remaining, had)
+            self._plan_moved(had, remaining, by_person=False)
         if day.day == 1 and account.total is not None:
             self.owed.ended(account.remaining, account.total)
             self.owed.charged_of_cycle = 0
             account.reset()
+            self.beyond = 0
         await self._flush()
         self.april.now = self._noon()
         account.at_ms = int(self._noon().timestamp() * 1000)
@@ -450,6 +348,20 @@ class History:
         self.april.follow()
         if account.seq > seq and seq:
             self.owed.ended(remaining, had)
+        if account.seq > seq:
+            self._plan_moved(had, remaining, by_person=True)
+
+    def _plan_moved(self, had: int | None, remaining: int, *, by_person: bool) -> None:
+        """Another plan is there than the one that was: by a person now, or by the calendar at midnight."""
+        account = self.april.account
+        if had is not None:
+            term = next(each for each in reversed(self.owed.terms) if by_person or each.end <= self.today)
+            now = self.today if by_person else term.end
+            used = max(0, min(had + min(self.beyond, 0) - remaining, had))
+            last = now if by_person else now - DAY
+            self.owed.plan_ended(term, now, last, total=had, then=account.total, used=used)
+        elif account.total is not None:
+            self.beyond = account.remaining - account.total
 
     async def _flush(self) -> None:
         self.sent = list(self.april.account.entries)

@@ -23,18 +23,9 @@ from hypothesis import strategies as st
 from gateway.background.timed.top_ups import TopUps
 from gateway.errors import Conflict
 from tests.persistence.april import April
+from tests.persistence.billing.owed import BY_TOKENS, DAY, Owed, days, ladder
 from tests.persistence.billing.test_events import send
-from tests.persistence.billing.test_histories import (
-    BY_TOKENS,
-    DAY,
-    FIRST,
-    STEPS,
-    History,
-    Owed,
-    days,
-    ladder,
-    live,
-)
+from tests.persistence.billing.test_histories import FIRST, STEPS, History, live
 from tests.persistence.billing.test_top_ups import post
 from tests.persistence.scenario import Account, broken, rows_of
 
@@ -107,6 +98,7 @@ class Wholly(Owed):
         """All that is owed by a day."""
         facts = sum((money for _, money in self.used_on), self.others)
         facts += sum((cycle.owed() for cycle in self.cycles), Fraction(0))
+        facts += sum((money for _, money in self.early), Fraction(0))
         return self.fees(today) + facts + sum(self.missing(today), Fraction(0)) - self.credited
 
     def missing(self, today: date) -> Iterator[Fraction]:
@@ -128,7 +120,7 @@ class Wholly(Owed):
                 number += 1
 
     def _came_to(self, first: date, end: date) -> Fraction:
-        inside = [money for day, money in self.used_on if first <= day < end]
+        inside = [money for day, money in (*self.used_on, *self.early) if first <= day < end]
         inside += [cycle.owed() for cycle in self.cycles if first <= cycle.began.date() < end]
         inside += [
             term.fee(day) for term in self.terms for day in days(max(first, term.start), min(end, term.end))

@@ -1,0 +1,197 @@
+"""Where a plan ends inside a cycle its fee is the larger of two shares: of its days, and of its tokens."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.core.billing.early_use import (
+    Ended,
+    PlanEnd,
+    TokenTerms,
+    Turn,
+    amount_of,
+    plan_end,
+    tokens_ahead,
+    tokens_used,
+    unit_price,
+)
+from gateway.core.billing.subscription import Segment, Terms, midnight
+
+DAY = timedelta(days=1)
+NANO = Fraction(1, 10**9)
+BLOCKS = TokenTerms(1_000_000, "block", "monthly", "UTC", 1)
+APRIL = date(2026, 4, 1)
+
+
+def ended(
+    cost: str, start: date, end: date, *, at: datetime | None = None, over: bool = True, **more: object
+) -> Ended:
+    """A monthly plan that counts from 1 April and ended: by the calendar, where no moment is said."""
+    terms = Terms(**more)  # type: ignore[arg-type]  # fields of the terms
+    segment = Segment(1, "monthly", Decimal(cost), APRIL, start, end, 1, terms)
+    return Ended(1, [segment], segment, at or midnight(end) - timedelta(milliseconds=1), over)
+
+
+@given(
+    cost=st.integers(1, 10**9),
+    total=st.integers(1, 10**12),
+    used=st.fractions(0, 1),
+    begins=st.integers(0, 29),
+    days=st.integers(0, 29),
+)
+def test_days_and_early_use_come_to_the_larger_share(
+    cost: int, total: int, used: Fraction, begins: int, days: int
+) -> None:
+    start = APRIL + begins * DAY
+    end = min(start + days * DAY, date(2026, 5, 1))
+    price = Fraction(cost, 100)
+    noon = datetime.combine(min(end, date(2026, 4, 30)), datetime.min.time(), UTC) + timedelta(hours=12)
+    had = TokenTerms(total, "block", "monthly", "UTC", 1)
+    found = plan_end(ended(str(Decimal(cost) / 100), start, end, at=noon), had, None)
+    assert found is not None
+    tokens = int(used * total)
+    ahead = tokens_ahead(found, tokens, Decimal(0))
+    owed = Fraction(amount_of(found, ahead))
+    by_days = price * Fraction((end - start).days, 30)
+    by_tokens = price * Fraction(tokens, total)
+    assert 0 <= ahead <= tokens
+    # A token is whole, and what a day comes to is whole nano-units.
+    assert abs(by_days + owed - max(by_days, by_tokens)) <= price / total + 3 * NANO
+    assert (owed == 0) == (ahead == 0) or price / total < NANO
+    assert abs(Fraction(unit_price(found)) - price / total) <= Fraction(1, 10**12)
+
+
+@given(parts=st.lists(st.integers(0, 400_000), min_size=1, max_size=6))
+def test_ends_in_one_cycle_come_to_its_fee_at_most(parts: list[int]) -> None:
+    noon = datetime(2026, 4, 1, 12, tzinfo=UTC)
+    found = plan_end(ended("300.00", APRIL, APRIL, at=noon), BLOCKS, None)
+    assert found is not None
+    charged, used, most = Decimal(0), 0, Fraction(300)
+    for part in parts:
+        used = min(used + part, 1_000_000)
+        charged += amount_of(found, tokens_ahead(found, used, charged))
+        assert Fraction(charged) == min(most, most * used / 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("policy", "over", "then", "counted"),
+    [
+        ("block", True, None, 0),
+        ("carry", True, None, 0),
+        ("bill", True, None, None),
+        ("block", False, None, None),
+        ("block", False, ("block", 500), 500),
+        ("bill", False, ("block", 500), 500),
+        ("block", False, ("block", None), None),
+        ("block", False, ("bill", 500), None),
+        ("block", False, ("carry", 500), None),
+    ],
+)
+def test_who_counts_what_was_used(
+    policy: str, over: bool, then: tuple[str, int | None] | None, counted: int | None
+) -> None:
+    moment = datetime(2026, 4, 10, 12, tzinfo=UTC)
+    had = TokenTerms(1_000, policy, "monthly", "UTC", 1)
+    next_ = None if then is None else TokenTerms(then[1], then[0], "monthly", "UTC", 1)
+    found = plan_end(ended("30.00", APRIL, date(2026, 4, 10), at=moment, over=over), had, next_)
+    assert (None if found is None else found.counted) == counted
+
+
+@pytest.mark.parametrize("total", [None, 0])
+def test_plans_without_tokens_owe_nothing_early(total: int | None) -> None:
+    had = TokenTerms(total, "block", "monthly", "UTC", 1)
+    assert plan_end(ended("30.00", APRIL, date(2026, 4, 10)), had, None) is None
+
+
+@pytest.mark.parametrize(
+    ("terms", "end", "worth", "paid", "paid_from"),
+    [
+        # Of April's thirty days nine were had.
+        (("monthly", "UTC", 1), date(2026, 4, 10), "30", "9", APRIL),
+        # A week from Monday, 6 April; three of its days.
+        (("weekly", "UTC", 1), date(2026, 4, 9), "7", "3", date(2026, 4, 6)),
+        # Whole days were had wholly.
+        (("daily", "UTC", 1), date(2026, 4, 10), "1", "1", date(2026, 4, 9)),
+        # A cycle of tokens from the 5th on, that lies in two of the fee: 26 days of April, 4 of May.
+        (("monthly", "UTC", 5), date(2026, 4, 10), str(26 + Decimal(30 * 4) / 31), "5", date(2026, 4, 5)),
+        # In Berlin April begins on the last evening of March.
+        (("monthly", "Europe/Berlin", 1), date(2026, 4, 10), None, "9", date(2026, 3, 31)),
+        # Tokens that are given once are paid by all days there were.
+        (("none", "UTC", 1), date(2026, 6, 11), "30", "70", APRIL),
+    ],
+)
+def test_which_days_pay_for_tokens(
+    terms: tuple[str, str, int], end: date, worth: str | None, paid: str, paid_from: date
+) -> None:
+    found = plan_end(ended("30.00", APRIL, end), TokenTerms(1_000, "block", *terms), None)
+    assert found is not None
+    assert found.paid_from == paid_from
+    # June's ten days are thirds of its thirty, May's thirty-one come to a month.
+    assert found.paid == Decimal(paid)
+    if worth is not None:
+        assert abs(found.worth - Decimal(worth)) < Decimal("0.00000001")
+
+
+def test_days_of_a_trial_and_what_is_off_cost_less_in_all() -> None:
+    trial = ended("300.00", APRIL, date(2026, 4, 21), trial_end=date(2026, 4, 16))
+    found = plan_end(trial, BLOCKS, None)
+    assert found is not None
+    assert (found.worth, found.paid) == (150, 50)
+    for day in (11, 16):
+        within = ended("300.00", APRIL, date(2026, 4, day), trial_end=date(2026, 4, 16))
+        assert plan_end(within, BLOCKS, None) is None
+    half = ended("300.00", APRIL, date(2026, 4, 11), discount_rate=Decimal("0.5"))
+    found = plan_end(half, BLOCKS, None)
+    assert found is not None
+    assert (found.worth, found.paid) == (150, 50)
+
+
+RESET = datetime(2026, 4, 1, tzinfo=UTC)
+ENDS = datetime(2026, 5, 1, tzinfo=UTC)
+
+
+def turn(day: int, remaining: int | None, moved: int, *, reset: bool = False, month: int = 4) -> Turn:
+    return Turn(datetime(2026, month, day, tzinfo=UTC), reset, remaining, moved)
+
+
+@pytest.mark.parametrize(
+    ("turns", "used"),
+    [
+        # 1,000 were there, 300 of them were left as the plan went.
+        ([turn(1, 1_000, 1_000, reset=True), turn(9, None, -300)], 700),
+        # Beyond the plan is not of it.
+        ([turn(1, 1_000, 1_000, reset=True), turn(9, None, 200)], 1_000),
+        # What was rolled over or recharged is used first.
+        ([turn(1, 1_600, 1_600, reset=True), turn(9, None, -900)], 100),
+        ([turn(1, 1_000, 1_000, reset=True), turn(9, None, -1_400)], 0),
+        # A smaller plan before: 100 of its 200 used, then 500 more.
+        ([turn(1, 200, 200, reset=True), turn(5, 900, 800), turn(9, None, -400)], 600),
+        # Given again within the cycle: what was used before is not of this one.
+        (
+            [
+                turn(1, 1_000, 1_000, reset=True), turn(4, None, -600), turn(4, 600, 600),
+                turn(9, None, -500),
+            ],
+            100,
+        ),
+        # The cycle was over before the plan went.
+        ([turn(1, 1_000, 1_000, reset=True), turn(1, 1_000, 800, reset=True, month=5),
+          turn(1, None, -1_000, month=5)], 800),
+        # Never used, never begun.
+        ([turn(9, None, 0, reset=True)], 0),
+        ([turn(1, None, 0, reset=True), turn(9, 1_000, 1_000), turn(10, None, -1_000)], 0),
+    ],
+)  # fmt: skip
+def test_what_was_used_of_a_plan(turns: list[Turn], used: int) -> None:
+    assert tokens_used(turns, 1_000, ENDS) == used
+
+
+def test_what_costs_nothing_owes_nothing() -> None:
+    free = PlanEnd(1_000, 0, Decimal(0), Decimal(0), APRIL, ENDS, APRIL)
+    assert tokens_ahead(free, 1_000, Decimal(0)) == 0

@@ -1,0 +1,157 @@
+"""What an organization owes, counted by another way: by fractions, of what happened."""
+
+from __future__ import annotations
+
+from calendar import monthrange
+from dataclasses import dataclass, field, replace
+from datetime import date, timedelta
+from fractions import Fraction
+
+from gateway.core.billing.pricing import Tier
+
+NANO = 10**9
+DAY = timedelta(days=1)
+# Name: cost of a month, tokens, policy, price of one beyond.
+PLANS: dict[str, tuple[str, int, str, str | None]] = {
+    "Small": ("29.00", 1_000, "bill", "0.000003"),
+    "Large": ("99.99", 100_000, "bill", "0.00004"),
+    "Blocks": ("10.00", 5_000, "block", None),
+}
+BY_TOKENS = {terms[1]: terms for terms in PLANS.values()}
+
+
+@dataclass
+class Term:
+    """A plan in force from one day to another, and where its cycles count from."""
+
+    cost: Fraction
+    months: int
+    anchor: date
+    start: date
+    end: date
+    billing: str | None = None
+    free_until: date = date.min
+    off: Fraction = Fraction(0)
+    off_until: date = date.max
+
+    def fee(self, day: date) -> Fraction:
+        """What a day comes to: its share of the cycle, in nano-units that add up, less what is off."""
+        if day < self.free_until:
+            return Fraction(0)
+        return self._share(day) * (1 - (self.off if day < self.off_until else 0))
+
+    def known_until(self, today: date) -> date:
+        """Up to where days are owed: in advance of a whole cycle, once its first is over."""
+        if self.billing != "advance" or self.start >= today:
+            return min(self.end, today)
+        passed = 0
+        while self._begins(passed) < min(today, self.end):
+            passed += 1
+        return min(self._begins(passed), self.end)
+
+    def _share(self, day: date) -> Fraction:
+        passed = 0
+        while self._begins(passed + 1) <= day:
+            passed += 1
+        first, whole = self._begins(passed), (self._begins(passed + 1) - self._begins(passed)).days
+        before = (day - first).days
+        return self._rounded(Fraction(before + 1, whole)) - self._rounded(Fraction(before, whole))
+
+    def _begins(self, cycle: int) -> date:
+        year, month = divmod(self.anchor.year * 12 + self.anchor.month - 1 + cycle * self.months, 12)
+        return date(year, month + 1, min(self.anchor.day, monthrange(year, month + 1)[1]))
+
+    def _rounded(self, part: Fraction) -> Fraction:
+        nano = self.cost * part * NANO
+        return Fraction((nano.numerator * 2 + nano.denominator) // (2 * nano.denominator), NANO)
+
+
+@dataclass
+class Owed:
+    """What happened, and what it comes to."""
+
+    terms: list[Term] = field(default_factory=list)
+    others: Fraction = Fraction(0)
+    units: dict[tuple[int, int], int] = field(default_factory=dict)
+    charged_of_cycle: int = 0
+    credited: Fraction = Fraction(0)
+    given_back: set[tuple[int, date]] = field(default_factory=set)
+    # Tokens used ahead of their days: by the day it is of, and by anchor and cycle.
+    early: list[tuple[date, Fraction]] = field(default_factory=list)
+    early_of: dict[tuple[date, date], Fraction] = field(default_factory=dict)
+
+    def plan_ended(
+        self, term: Term, now: date, last: date, *, total: int, then: int | None, used: int
+    ) -> None:
+        """A plan that was in force up to a day ended: its days pay for tokens, or those that were used do."""
+        if now <= term.free_until:
+            return
+        monthly, number = replace(term, months=1), 0
+        while monthly._begins(number + 1) <= last:
+            number += 1
+        cycle = monthly._begins(number), monthly._begins(number + 1)
+        counted = 0
+        if then is None or cycle[1] <= now:
+            if BY_TOKENS[total][2] == "bill":
+                return
+        elif BY_TOKENS[then][2] == "bill":
+            return
+        else:
+            counted = then
+        worth = sum((term.fee(day) for day in days(*cycle)), Fraction(0))
+        paid = self.early_of.get((term.anchor, cycle[0]), Fraction(0))
+        for each in self.terms:
+            if each.anchor == term.anchor:
+                paid += sum(
+                    (each.fee(day) for day in days(max(cycle[0], each.start), min(each.end, now))),
+                    Fraction(0),
+                )
+        ahead = max(0, used - counted - int(total * paid / worth)) if worth else 0
+        money = worth * ahead / total * NANO
+        money = Fraction((money.numerator * 2 + money.denominator) // (2 * money.denominator), NANO)
+        place = (term.anchor, cycle[0])
+        self.early_of[place] = self.early_of.get(place, Fraction(0)) + money
+        first = max(day for day in map(term._begins, range(1_000)) if day <= last)
+        self.early.append((max(first, cycle[0]), money))
+
+    def fees(self, until: date) -> Fraction:
+        """All days that are over; those that a note gave back, as segments have them, are free."""
+        return sum(
+            (
+                term.fee(day)
+                for number, term in enumerate(self.terms)
+                for day in days(term.start, term.known_until(until))
+                if (number, day) not in self.given_back
+            ),
+            Fraction(0),
+        )
+
+    def ended(self, remaining: int, total: int | None) -> None:
+        """A cycle, or a plan within it, ended with so many tokens."""
+        terms = None if total is None else BY_TOKENS[total]
+        if terms is not None and terms[2] == "bill" and terms[3] is not None:
+            more = max(0, -remaining - self.charged_of_cycle)
+            self.others += more * Fraction(terms[3])
+            self.charged_of_cycle += more
+
+    def used(self, day: date, units: int, tiers: tuple[Tier, ...]) -> None:
+        month = (day.year, day.month)
+        before = self.units.get(month, 0)
+        self.units[month] = before + units
+        self.others += ladder(tiers, before + units) - ladder(tiers, before)
+
+
+def ladder(tiers: tuple[Tier, ...], units: int) -> Fraction:
+    """What the first units of a month cost."""
+    if units < 0:
+        return -ladder(tiers, -units)
+    cost, below = Fraction(0), 0
+    for tier in tiers:
+        upto = units if tier.up_to is None else min(units, tier.up_to)
+        cost += max(0, upto - below) * Fraction(tier.unit_price)
+        below = max(below, upto)
+    return cost
+
+
+def days(start: date, end: date) -> list[date]:
+    return [start + number * DAY for number in range((end - start).days)]

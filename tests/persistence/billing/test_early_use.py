@@ -1,0 +1,161 @@
+"""A plan that ends inside a cycle is paid for its days, or for the tokens that were used: whichever is more.
+
+Figures are added up by hand: a plan of 300.00 with 1,000,000 tokens costs 10.00 a day and 0.0003 a token in
+April.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from tests.persistence.april import April, april, at, invoiced, plan
+from tests.persistence.billing.test_due import act, billed, customer, lines, total
+from tests.persistence.scenario import broken, rows_of
+
+__all__ = ["april"]
+
+BEGINS = date(2026, 4, 1)
+BLOCKS = {"overage_policy": "block", "overage_unit_price": None}
+
+
+async def small_and_big(april: April) -> tuple[int, int]:
+    return (
+        await plan(april, "Small", "1.00", 1_000, **BLOCKS),
+        await plan(april, "Big", "300.00", 1_000_000, **BLOCKS),
+    )
+
+
+async def use(april: April, day: int, tokens: int) -> None:
+    await april.on(at(4, day))
+    april.account.consume(tokens)
+    april.flush()
+
+
+@pytest.mark.parametrize(
+    ("day", "tokens", "terms", "due"),
+    [
+        (1, 999_000, {}, "299.70"),
+        (16, 999_000, {}, "299.70"),  # 150.00 of it by days
+        (16, 400_000, {}, "150.00"),
+        (16, 3_000_000, {}, "300.00"),
+        (10, 999_000, {"trial_end": date(2026, 4, 16)}, "0.00"),
+        (21, 999_000, {"trial_end": date(2026, 4, 16)}, "149.85"),  # fifteen days are the whole of April
+        (11, 500_000, {"discount_rate": Decimal("0.2")}, "120.00"),
+        (2, 600_000, {"billing": "arrears"}, "180.00"),
+    ],
+)
+async def test_who_cancels_pays_for_the_tokens_that_were_used(
+    april: April, day: int, tokens: int, terms: dict[str, Any], due: str
+) -> None:
+    big = await plan(april, "Big", "300.00", 1_000_000, **BLOCKS)
+    ids = await customer(april, big, BEGINS, None, **terms)
+    await use(april, day, tokens)
+    await act(april, ids, "cancel", when="now")
+    assert await billed(april, ids, 4) == Decimal(due)
+    assert await billed(april, ids, 5) == 0
+    assert await broken(april.url) == []
+
+
+async def test_a_year_in_advance_gives_its_days_back_and_has_the_months_tokens_paid(april: April) -> None:
+    big = await plan(april, "Big", "36.50", 1_000_000, **BLOCKS)
+    ids = await customer(april, big, BEGINS, None, billing_interval="annual", billing="advance")
+    await april.on(at(4, 1))
+    assert total(await invoiced(april, ids, BEGINS, date(2026, 4, 2))) == 365
+    await use(april, 1, 1_000_000)
+    await act(april, ids, "cancel", when="now")
+    # A day is 1.00, and April's thirty days pay for April's tokens.
+    assert await billed(april, ids, 4) == 30 - 365
+    assert await broken(april.url) == []
+
+
+@pytest.mark.parametrize("reset_first", [True, False])
+async def test_a_plan_for_the_last_day_of_a_cycle_is_paid_by_its_tokens(
+    april: April, reset_first: bool
+) -> None:
+    small, big = await small_and_big(april)
+    ids = await customer(april, small, BEGINS, None)
+    await april.on(at(4, 30))
+    await act(april, ids, "change", plan_id=big, when="now")
+    await use(april, 30, 960_000)
+    await act(april, ids, "change", plan_id=small, when="period_end")
+    if reset_first:
+        april.account.at_ms = int(at(5, 1, 0).timestamp() * 1000)
+        april.account.reset()
+    await april.on(at(5, 1, 0))
+    # 29 days of the small one, and a token that is begun is a whole one.
+    assert await billed(april, ids, 4) == Decimal("288.00")
+    assert await billed(april, ids, 5) == 1
+    assert await broken(april.url) == []
+
+
+async def test_a_bigger_plan_counts_what_was_used_and_costs_its_days(april: April) -> None:
+    small, big = await small_and_big(april)
+    ids = await customer(april, big, BEGINS, None)
+    huge = await plan(april, "Huge", "600.00", 2_000_000, **BLOCKS)
+    await use(april, 16, 900_000)
+    await act(april, ids, "change", plan_id=huge, when="now")
+    assert rows_of(april.url, "SELECT count(*) FROM plan_end WHERE quantity > 0") == [(0,)]
+    assert await billed(april, ids, 4) == 150 + 300
+    assert small != huge
+
+
+async def test_forth_and_back_and_away_in_a_day_is_paid_once(april: April) -> None:
+    small, big = await small_and_big(april)
+    ids = await customer(april, small, BEGINS, None)
+    await april.on(at(4, 1))
+    for tokens in (500_000, 400_000):
+        await act(april, ids, "change", plan_id=big, when="now")
+        await use(april, 1, tokens)
+        await act(april, ids, "change", plan_id=small, when="now")
+    await act(april, ids, "cancel", when="now")
+    # 899,000 tokens that the small one does not have; its own thousand, for 1.00, are paid with them.
+    assert await billed(april, ids, 4) == Decimal("269.70")
+    assert await broken(april.url) == []
+
+
+async def test_what_is_delivered_and_made_again_is_owed_once(april: April) -> None:
+    big = await plan(april, "Big", "300.00", 1_000_000, **BLOCKS)
+    ids = await customer(april, big, BEGINS, None)
+    await april.on(at(4, 1))
+    april.account.consume(500_000)
+    kept = list(april.account.entries)
+    april.flush()
+    await april.do("organization-subscriptions", "cancel", ids["subscription"], when="now")
+    assert [row["kind"] for row in await april.store.unbilled(ids["organization"])] == []
+    april.follow()
+    assert [(row["kind"], row["amount"]) for row in await april.store.unbilled(ids["organization"])] == [
+        ("early_use", "150")
+    ]
+    await april.on(at(4, 2))
+    for _ in range(2):
+        await april.store.charge(ids["organization"])
+        april.account.entries = list(kept)
+        april.flush()
+    charged = "SELECT kind, quantity::bigint, unit_price, amount, tenant_id FROM charge"
+    assert [(*row[:2], str(row[3])) for row in rows_of(april.url, charged)] == [
+        ("early_use", 500_000, "150.000000000")
+    ]
+    made = await invoiced(april, ids, BEGINS, date(2026, 4, 2))
+    assert lines(made) == [("early_use", 500_000, "150.00")]
+    assert made["lines"][0]["description"] == "Tokens of the plan used ahead of its days, Main, 1 April 2026"
+    await april.do("invoices", "void", made["id"])
+    assert await broken(april.url) == []
+    again = await invoiced(april, ids, BEGINS, date(2026, 4, 2))
+    note = await april.do("invoices", "credit-note", again["id"])
+    await april.do("invoices", "finalize", note["id"])
+    assert await april.store.unbilled(ids["organization"]) == []
+    assert await broken(april.url) == []
+
+
+async def test_a_term_that_ends_inside_a_cycle_pays_for_its_tokens(april: April) -> None:
+    big = await plan(april, "Big", "300.00", 1_000_000, **BLOCKS)
+    ids = await customer(april, big, BEGINS, date(2026, 4, 11), minimum_commitment=Decimal("60.00"))
+    await use(april, 5, 700_000)
+    await april.on(at(4, 11, 0))
+    # The days' 100.00 and 110.00 for tokens are more than the minimum's third.
+    assert await billed(april, ids, 4) == 210
+    assert await broken(april.url) == []
