@@ -22,7 +22,7 @@ from gateway.core.billing.events import Told, Unacceptable
 from gateway.core.billing.price_book import choose, read_price
 from gateway.core.billing.pricing import read_pricing
 from gateway.core.billing.vector import Vector
-from gateway.core.calls.tariff import as_negotiated
+from gateway.core.calls.tariff import as_negotiated, other_currency
 from gateway.core.model import Service
 from gateway.core.moments import ms_of
 from persistence.billing import charges
@@ -209,6 +209,9 @@ def _service(batch: _Batch, tenant: _Tenant, key: str) -> Service:
         found = service_of(batch.connection, *wanted)
         if found is None:
             raise Unacceptable("data.service", "is the key of no service")
+        if costs := other_currency(found, tenant.currency):
+            wrong = f"costs {costs}, and the organization pays in {tenant.currency}"
+            raise Unacceptable("data.service", wrong)
         batch.services[wanted] = found
     return batch.services[wanted]
 

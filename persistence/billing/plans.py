@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import cast
 
-from sqlalchemy import func
+from sqlalchemy import func, select
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.definitions import CATALOGUE_ACCOUNT
@@ -19,7 +19,7 @@ from gateway.errors import Unprocessable
 from persistence import crud
 from persistence.subject import THIS, Change, Subject, live
 from persistence.tables.billing import subscription_plan
-from persistence.tables.people import tenant, token_plan
+from persistence.tables.people import organization, tenant, token_plan
 
 WEIGHTS = "weights"
 # A tenant's own plan, else the one its organization's subscription gives it.
@@ -48,7 +48,32 @@ def check_row(change: Change, row: Row) -> None:
     errors = tuple(wrong_calendar(str(interval), str(zone), cast("int | None", anchor)))
     if errors:
         raise Unprocessable(errors=errors)
+    if row["currency"] is not None and {"currency", "overage_unit_price"} & change.command.values.keys():
+        _check_currency(change, row)
     _check_weights(change)
+
+
+def priced_in(change: Change, plan_id: object) -> str | None:
+    """What a token plan's price is in, where it says so."""
+    found = select(token_plan.c.currency).where(token_plan.c.id == plan_id)
+    return change.connection.execute(found).scalar()
+
+
+def _check_currency(change: Change, row: Row) -> None:
+    """`Unprocessable` where there is no price, or somebody who is on the plan pays in another currency."""
+    if row["overage_unit_price"] is None:
+        raise Unprocessable(errors=(("currency", "belongs to overage_unit_price, and there is none"),))
+    pays, sold = organization.c.currency, subscription_plan.c.currency
+    on_it = live(tenant, pays).where(
+        tenant.c.organization_id == organization.c.id, plan_in_force == row["id"], pays != row["currency"]
+    )
+    sells_it = live(subscription_plan, sold).where(
+        subscription_plan.c.token_plan_id == row["id"], sold != row["currency"]
+    )
+    for others in (on_it, sells_it):
+        if (other := change.connection.execute(others.limit(1)).scalar()) is not None:
+            wrong = f"cannot be {row['currency']}: who is on this plan pays in {other}"
+            raise Unprocessable(errors=(("currency", wrong),))
 
 
 def _check_weights(change: Change) -> None:

@@ -9,12 +9,13 @@ from sqlalchemy import case, func, insert, literal, select, update
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.plan_terms import plan_payload
 from gateway.core.billing.early_use import Ended
+from gateway.errors import Unprocessable
 from persistence.billing import early_uses
 from persistence.billing.early_uses import Taken
-from persistence.billing.plans import plan_in_force
+from persistence.billing.plans import plan_in_force, priced_in
 from persistence.subject import Change, Subject, id_in, lock, require
 from persistence.tables.billing import organization_subscription
-from persistence.tables.people import tenant, tenant_quota, token_plan
+from persistence.tables.people import organization, tenant, tenant_quota, token_plan
 
 # Of tenants that have the plan of a subscription, not one of their own.
 _negotiated = (
@@ -30,7 +31,15 @@ _never_moved = func.coalesce(tenant_quota.c.last_seq, 0) == 0
 
 
 def set_plan(change: Change, tenant_id: int, organization_id: int, plan_id: object) -> None:
-    """Give a tenant a plan of its own, now; None: the one its organization's subscription gives it."""
+    """Give a tenant a plan of its own, now; None: the one its organization's subscription gives it.
+
+    `Unprocessable` where its price is in another currency than the organization pays in.
+    """
+    costs = None if plan_id is None else priced_in(change, plan_id)
+    here = select(organization.c.currency).where(organization.c.id == organization_id)
+    if costs is not None and (pays := change.connection.execute(here).scalar_one()) != costs:
+        wrong = f"costs {costs}, and the organization pays in {pays}"
+        raise Unprocessable(errors=(("plan_id", wrong),))
     _move(change, tenant_id, organization_id, {"plan_id": plan_id})
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from sqlalchemy import or_, select
 
+from gateway.core.accounts.administration import Row
 from gateway.errors import Unprocessable
 from persistence import crud
 from persistence.billing import subscriptions
+from persistence.billing.plans import priced_in
 from persistence.resources import organizations, priced
 from persistence.subject import THIS, Change, Subject, live
 from persistence.tables.billing import (
@@ -27,6 +29,14 @@ def check_features(change: Change) -> None:
         missing = sorted(set(wanted) - set(found.scalars()))
         if missing:
             raise Unprocessable(errors=(("feature_access", f"there is no service {missing[0]!r}"),))
+
+
+def check_currency(change: Change, row: Row) -> None:
+    """`Unprocessable` where tokens beyond the token plan would cost another currency than the plan does."""
+    costs = priced_in(change, row["token_plan_id"])
+    if costs is not None and costs != row["currency"]:
+        wrong = f"has a price in {costs}, and this plan is in {row['currency']}"
+        raise Unprocessable(errors=(("token_plan_id", wrong),))
 
 
 _here = organization_subscription.c
@@ -54,6 +64,7 @@ SUBSCRIPTION_PLANS = Subject(
         ),
     },
     check_values=check_features,
+    check_row=check_currency,
     define=subscriptions.tell,
     defining=frozenset({"feature_access", "token_plan_id"}),
 )

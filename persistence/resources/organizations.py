@@ -13,7 +13,13 @@ from gateway.errors import Conflict, Unprocessable
 from persistence import crud
 from persistence.billing import allocations, debts, tax_rates, top_up_orders, unbilled
 from persistence.subject import THIS, Change, Subject, id_in, live, lock, named, refuse_while_referenced
-from persistence.tables.billing import charge, invoice, organization_subscription, subscription_segment
+from persistence.tables.billing import (
+    charge,
+    invoice,
+    organization_service,
+    organization_subscription,
+    subscription_segment,
+)
 from persistence.tables.budgets import budget
 from persistence.tables.ledgers import credit_addition, credit_debt
 from persistence.tables.people import (
@@ -47,6 +53,10 @@ IN_ITS_CURRENCY = {
         tenant.c.organization_id == THIS,
         tenant_quota.c.last_seq > 0,
         token_plan_price.c.unit_price.is_not(None),
+    ),
+    "prices that it negotiated": select(organization_service.c.id).where(
+        organization_service.c.organization_id == THIS,
+        organization_service.c.pricing["currency"].astext.is_not(None),
     ),
     "charges": select(charge.c.id).where(charge.c.organization_id == THIS),
     "budgets in money": live(budget).where(budget.c.organization_id == THIS, budget.c.unit == MONEY),

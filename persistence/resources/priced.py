@@ -17,9 +17,10 @@ from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, misfit
 from gateway.errors import Conflict, Unprocessable
 from persistence.subject import Change
 from persistence.tables.billing import business_model, organization_service, service
+from persistence.tables.people import organization
 
 # A change of others does not decide what a call costs.
-_DECIDING = frozenset({"pricing", "business_model_id", "service_type", "meter"})
+_DECIDING = frozenset({"pricing", "business_model_id", "service_type", "meter", "service_id"})
 _own = business_model.alias("own")
 _chosen = business_model.alias("chosen")
 
@@ -79,16 +80,28 @@ def _negotiated(change: Change, which: ColumnElement[bool]) -> Iterator[tuple[in
             service.c.pricing,
             _own.c.meter,
             _chosen.c.meter,
+            organization.c.currency,
         )
+        .join(organization, organization.c.id == organization_service.c.organization_id)
         .join(service, service.c.id == organization_service.c.service_id)
         .join(_own, _own.c.id == service.c.business_model_id)
         .outerjoin(_chosen, _chosen.c.id == organization_service.c.business_model_id)
         .where(which)
     )
-    for row_id, kind, pricing, inherited, own, chosen in change.connection.execute(query):
-        found = _misfit_of(chosen or own, kind, pricing, inherited)
+    for row_id, kind, pricing, inherited, own, chosen, pays in change.connection.execute(query):
+        meter = chosen or own
+        found = _misfit_of(meter, kind, pricing, inherited) or _misspent(meter, pricing, inherited, pays)
         if found is not None:
             yield row_id, found
+
+
+def _misspent(meter: str, pricing: Any, inherited: Any, pays: str) -> tuple[str, str] | None:
+    """Units that cost what the organization does not pay in: nothing is converted."""
+    costs = read_pricing(pricing or inherited).currency
+    if meter != PAY_PER_USE or costs in {"", pays}:
+        return None
+    field = "service_id" if pricing is None else "pricing.currency"
+    return field, f"costs {costs}, and the organization pays in {pays}"
 
 
 def _misfit_of(meter: str, kind: str, pricing: Any, inherited: Any) -> tuple[str, str] | None:

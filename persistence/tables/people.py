@@ -114,6 +114,8 @@ token_plan = table(
     texts("name", "description?", *(term.name for term in TERMS if term.is_text)),
     integers(*(f"{term.name}?" if term.nullable else term.name for term in TERMS if not term.is_text)),
     amounts("overage_unit_price?"),
+    # Of that price; null is what an organization pays in.
+    texts("currency?"),
     moments("created_at", "updated_at", "deleted_at?"),
     # What a token of a kind counts toward the quota: decimal strings by kind.
     documents("weights?"),

@@ -93,6 +93,9 @@ class Pricing(In):
         ]
         | None
     ) = Field(default=None, description='By model, exact or as gpt-4o*; "*" is any other.')
+    currency: Currency | None = Field(
+        default=None, description="What tiers are in; null is what each organization pays in."
+    )
     markup: Markup | None = Field(default=None, description="Of per_million: what it is multiplied by.")
     at_cost: AtCost | None = Field(
         default=None, description="In money (Pay-Per-Use), or in credits (Consumption)."
@@ -104,6 +107,8 @@ class Pricing(In):
             raise ValueError("must hold one of tiers, per_million and at_cost")
         if self.markup is not None and self.per_million is None:
             raise ValueError("must have its markup in at_cost, or with per_million")
+        if self.currency is not None and self.tiers is None:
+            raise ValueError("must have its currency with tiers: of all else it is the organization's")
         ends = [tier.up_to for tier in self.tiers or ()]
         whole = [end for end in ends if end is not None]
         if ends and (ends[-1] is not None or len(whole) != len(ends) - 1 or whole != sorted(set(whole))):

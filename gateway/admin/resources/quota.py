@@ -13,6 +13,7 @@ from gateway.admin.resources.resource import Filter, Resource
 from gateway.admin.resources.values import (
     Amount,
     AnchorDay,
+    Currency,
     Id,
     In,
     Instant,
@@ -96,7 +97,16 @@ TokenPlanCreate: type[In] = create_model(  # type: ignore[call-overload]  # buil
         ),
     ),
     overage_unit_price=(Money | None, None),
+    currency=(
+        Currency | None,
+        Field(
+            default=None, description="What overage_unit_price is in; null is what each organization pays in."
+        ),
+    ),
 )
+
+# What billing alone says.
+OF_MONEY = {"overage_policy", "overage_unit_price", "currency"}
 
 TokenPlan = answer_of(
     TokenPlanCreate,
@@ -157,7 +167,7 @@ RESOURCES = (
             BILLING,
             OPERATOR,
             reach=Reach.SHARED,
-            fields={OPERATOR: TokenPlanCreate.model_fields.keys() - {"overage_policy", "overage_unit_price"}},
+            fields={OPERATOR: TokenPlanCreate.model_fields.keys() - OF_MONEY},
         ),
         description="How many tokens a tenant gets, how often, and what happens when they are used up.",
         out=TokenPlan,

@@ -73,13 +73,15 @@ class AtCost:
 class Pricing:
     """The price of a service as it is stored: tiers, credits by model and token kind, at cost, or none.
 
-    `markup` is what credits by token are multiplied by.
+    `markup` is what credits by token are multiplied by. `currency` is what tiers are in; empty: whatever the
+    organization pays in.
     """
 
     tiers: tuple[Tier, ...] = ()
     per_million: Mapping[str, TokenPrice] | None = None
     at_cost: AtCost | None = None
     markup: Decimal = ONE
+    currency: str = ""
 
     @property
     def ladder(self) -> tuple[Tier, ...]:
@@ -128,6 +130,7 @@ def read_pricing(document: Mapping[str, object] | None) -> Pricing:
         if isinstance(at_cost, dict)
         else None,
         Decimal(str(document.get("markup") or ONE)),
+        str(document.get("currency") or ""),
     )
 
 

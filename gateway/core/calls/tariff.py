@@ -41,6 +41,12 @@ def as_negotiated(base: Service, negotiated: Negotiated | None) -> Service:
     return replace(service, credits=negotiated.credits, pricing=pricing)
 
 
+def other_currency(service: Service, pays: str) -> str:
+    """What units of a service cost that an organization does not pay in; empty where it pays in that."""
+    costs = service.pricing.currency if service.meter == PAY_PER_USE else ""
+    return "" if costs == pays else costs
+
+
 def misfit(meter: str, one_time: bool, pricing: Pricing) -> tuple[str, str] | None:
     """Why a business model cannot use a price: the field, and what is right; None where it can."""
     if meter not in {CONSUMPTION, PAY_PER_USE}:

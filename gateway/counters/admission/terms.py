@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from gateway.core.accounts.call_budgets import OrganizationBudgets
 from gateway.core.accounts.definitions import Negotiated, OrganizationTerms
-from gateway.core.calls.tariff import SUBSCRIPTION, as_negotiated
+from gateway.core.calls.tariff import SUBSCRIPTION, as_negotiated, other_currency
 from gateway.core.model import Service
 from gateway.counters.admission.changes import NEVER
 from gateway.counters.admission.stored import decode_terms
@@ -51,7 +51,7 @@ class Terms:
         if known.since_ms <= now_ms < known.until_ms:
             return known.included
         if not known.given:
-            raise ServiceNotIncluded("This service was not given to the organization.", retry_helps=False)
+            raise ServiceNotIncluded(known.why, retry_helps=False)
         if known.service.meter != SUBSCRIPTION:
             return known.service
         terms = self._terms
@@ -63,7 +63,11 @@ class Terms:
 
     def _resolve(self, service: Service, meters: Mapping[int, str]) -> _Resolved:
         known = _Resolved(service, self._negotiated.get(service.id))
-        known.given = self._is_given(known.service, meters)
+        if costs := other_currency(known.service, self.currency):
+            known.given = False
+            known.why = f"This service costs {costs}, and the organization pays in {self.currency}."
+        elif not self._is_given(known.service, meters):
+            known.given = False
         if known.given and known.service.meter == SUBSCRIPTION and service.key in self._features:
             known.since_ms = float(self._terms.since_ms)
             known.until_ms = float(self._terms.until_ms)
@@ -83,11 +87,12 @@ class _Resolved:
     not depend on a subscription.
     """
 
-    __slots__ = ("base", "given", "included", "service", "since_ms", "until_ms")
+    __slots__ = ("base", "given", "included", "service", "since_ms", "until_ms", "why")
 
     def __init__(self, base: Service, negotiated: Negotiated | None) -> None:
         self.base = base
         self.given = True
+        self.why = "This service was not given to the organization."
         self.since_ms = self.until_ms = 0.0
         self.service = as_negotiated(base, negotiated)
         self.included = replace(self.service, needs_plan=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -116,3 +117,14 @@ def test_a_subscription_that_is_over_includes_nothing(one: Terms) -> None:
     with pytest.raises(ServiceNotIncluded):
         one.resolve(CHAT, 200)
     assert one.resolve(IMAGES, 200) == IMAGES
+
+
+def test_a_price_in_another_currency_is_no_price_for_this_organization() -> None:
+    yen = Service(5, "maps", "pay_per_use", counts_tokens=False, pricing=replace(TIERS, currency="JPY"))
+    assert terms(currency="JPY").resolve(yen, 0).pricing.currency == "JPY"
+    with pytest.raises(ServiceNotIncluded, match="costs JPY, and the organization pays in EUR"):
+        terms(currency="EUR").resolve(yen, 0)
+    own = Negotiated(5, 0, None, replace(TIERS, currency="EUR"))
+    assert terms(own, currency="EUR").resolve(yen, 0, METERS).pricing.currency == "EUR"
+    # Credits are no money: what they are paid with has no currency.
+    assert usable(terms(currency="EUR"), CHAT, IMAGES) == {"chat", "images"}
