@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gateway.core.accounts.administration import Row
+from gateway.core.accounts.administration import OWNER, Row
 from gateway.core.accounts.roles import CREATE
 from gateway.errors import NotFound, Unprocessable
-from persistence.ownership import OWNER
 from persistence.subject import Change, require
 from persistence.tables.people import organization
 

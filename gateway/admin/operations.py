@@ -18,7 +18,16 @@ from gateway.admin.http.idempotency import checked
 from gateway.admin.http.listing import encode_cursor, fingerprint
 from gateway.admin.ports import INLINE_PUSHES_MAX, AdminPorts
 from gateway.admin.resources import RESOURCES, Action, Part, Resource
-from gateway.core.accounts.administration import Claim, Command, Committed, Place, Query, Replay, Row
+from gateway.core.accounts.administration import (
+    OWNER,
+    Claim,
+    Command,
+    Committed,
+    Place,
+    Query,
+    Replay,
+    Row,
+)
 from gateway.core.accounts.roles import CREATE, DELETE
 from gateway.errors import Conflict, StoreUnavailable, Unprocessable
 
@@ -111,7 +120,7 @@ class Operations:
         require_write(self._actor, resource, CREATE, sent)
         assert resource.create is not None
         store = self._ports.store
-        values = await checked(store, resource.create, sent, asked.claim, known=resource.known)
+        values = await checked(store, resource.create, self._owned(sent), asked.claim, known=resource.known)
         once: dict[str, object] = {}
         if resource.secret is not None:
             minted = credentials.mint(resource.secret.prefix)
@@ -121,6 +130,14 @@ class Operations:
                 values |= {"digest": self._ports.digest(minted.secret), "prefix": minted.prefix}
             once[resource.secret.field] = minted.secret
         return await self._do(self._command(asked, CREATE, None, values), resource, 201, once)
+
+    def _owned(self, sent: body.Body) -> body.Body:
+        """What must have an owner and is made without one is the caller's."""
+        within, create = self._actor.organization_id, self.resource.create
+        owner = create.model_fields.get(OWNER) if create is not None else None
+        if within is None or owner is None or not owner.is_required() or OWNER in sent:
+            return sent
+        return {**sent, OWNER: within}
 
     async def take(self, asked: Asked, values: Row, answers: Resource) -> Done:
         """Take many rows in at once; answers with what became of them, as `answers` says it."""

@@ -7,7 +7,7 @@ counts where it is newer than all that was stored of its partition. A window cou
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from psycopg import Connection
@@ -20,26 +20,57 @@ from persistence.ledger.call_rows import facts_of, stored_text
 from persistence.ledger.guard import TIME_MS_MAX, Placed, event_of
 from persistence.ledger.sums import bounded
 
+# Windows, and the entry that moves them.
+Move = tuple[tuple[Budgeted, ...], Event]
+
 
 def move(connection: Connection[Any], fresh: Sequence[Placed], noted: Sequence[Placed]) -> None:
     """Add what entries use that are stored for the first time; `noted` ones move no account."""
     told = _newer(connection, [placed for placed in noted if event_of(placed).budgets])
-    resets = [placed for placed in told if event_of(placed).kind == EventKind.BUDGET]
-    calls = (*fresh, *(placed for placed in told if event_of(placed).kind != EventKind.BUDGET))
-    for statement, placed in ((statements.MOVE_BUDGETS, calls), (statements.RESET_BUDGETS, resets)):
-        if rows := _rows_of(placed):
+    for sets_back, moves in _turns([*fresh, *told]):
+        if rows := _rows_of(moves):
+            statement = statements.RESET_BUDGETS if sets_back else statements.MOVE_BUDGETS
             connection.execute(statement, statements.columns_of(rows))
 
 
-def _rows_of(placed: Iterable[Placed]) -> list[tuple[object, ...]]:
+def _turns(placed: Sequence[Placed]) -> Iterator[tuple[bool, list[Move]]]:
+    """Windows and what moves them, in turns: what calls use of a window, what sets it back, what comes after.
+
+    Calls add up, also to a window that is full. What is behind a reset must not be added before it: a full
+    window has no room for it.
+    """
+    resets = {window for each in placed if _sets_back(event := event_of(each)) for window in event.budgets}
+    turns: dict[int, list[Move]] = {}
+    turn_of: dict[Budgeted, int] = {}
+    for each in sorted(placed, key=_place) if resets else placed:
+        event = event_of(each)
+        if resets.isdisjoint(event.budgets):
+            turns.setdefault(0, []).append((event.budgets, event))
+            continue
+        for window in event.budgets:
+            turn = turn_of.get(window, 0)
+            turn_of[window] = turn = turn + (turn % 2 != _sets_back(event))
+            turns.setdefault(turn, []).append(((window,), event))
+    return ((turn % 2 == 1, turns[turn]) for turn in sorted(turns))
+
+
+def _sets_back(event: Event) -> bool:
+    return event.kind == EventKind.BUDGET
+
+
+def _place(placed: Placed) -> tuple[int, Any]:
+    partition, (entry_id, _, _) = placed
+    return partition, stream_place(entry_id)
+
+
+def _rows_of(moves: Iterable[Move]) -> list[tuple[object, ...]]:
     """What entries use of each window, in all three units, and whose account it can be."""
     alike: dict[tuple[Budgeted, ...], list[Any]] = {}
-    for _, (_, _, event) in placed:
-        assert event is not None
-        if event.budgets:
-            sums = alike.get(event.budgets)
+    for budgets, event in moves:
+        if budgets:
+            sums = alike.get(budgets)
             if sums is None:
-                sums = alike[event.budgets] = [0, 0, 0, event]
+                sums = alike[budgets] = [0, 0, 0, event]
             sign = sign_of(event)
             sums[0] += sign * event.money
             sums[1] += sign * event.raw_tokens

@@ -230,7 +230,7 @@ async def _writes(api: Api) -> list[tuple[str, str, str, str, Any]]:
 
 async def test_what_is_made_without_an_owner_is_its_own(few: World) -> None:
     own = few.alphas["organizations"]
-    for name in ("tenants", "users", "webhooks", "admin-tokens"):
+    for name in ("tenants", "users", "webhooks", "admin-tokens", "budgets", "credit-additions", "tax-rates"):
         made = await few.alpha.make(name, **CREATES[name])
         assert made["organization_id"] == own, name
         assert (await few.alpha.get(f"{name}/{made['id']}")).status == 200

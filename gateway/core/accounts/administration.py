@@ -18,6 +18,9 @@ Place = tuple[int | str, ...]
 # Longer than any request of the Admin API lives that does not say otherwise.
 REQUEST_S_MAX = 35.0
 
+# What a row names its organization by.
+OWNER = "organization_id"
+
 
 @dataclass(frozen=True, slots=True)
 class Actor:

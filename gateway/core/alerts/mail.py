@@ -1,8 +1,8 @@
 """Messages by mail: which addresses a `mailto:` URL may name, and the mail an event is.
 
 An address is taken as it is usually written and not otherwise: no header fields behind a `?`, no escapes, no
-routes, nothing quoted. So nothing in one can end a line of a command or of a header. Sources: RFC 6068, RFC
-5321 section 4.5.3.1, RFC 3834.
+routes, nothing quoted. So nothing in one can end a line of a command or of a header, and nothing in a title
+can. Sources: RFC 6068, RFC 5321 section 4.5.3.1, RFC 3834, RFC 2047.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def mail_of(delivery: Delivery, sender: str, now: datetime) -> Mail:
     message = EmailMessage(policy=SMTP.clone(cte_type="7bit"))
     message["From"] = Address("Tollkeeper", addr_spec=sender)
     message["To"] = [Address(addr_spec=each) for each in recipients]
-    message["Subject"] = f"[Tollkeeper] {said.title}"
+    message["Subject"] = _unencoded(f"[Tollkeeper] {said.title}")
     message["Date"] = format_datetime(now)
     domain, happened = sender.rpartition("@")[2], int(delivery.happened.timestamp())
     message["Message-ID"] = f"<msg_{delivery.id}.{happened}@{domain}>"
@@ -82,3 +82,11 @@ def mail_of(delivery: Delivery, sender: str, now: datetime) -> Mail:
     lines = [said.sentence or said.title, "", *(f"{name}: {value}" for name, value in said.facts)]
     message.set_content("\n".join(lines) + "\n")
     return Mail(sender, recipients, message.as_bytes())
+
+
+def _unencoded(text: str) -> str:
+    """A line in which nothing reads as an encoded word (RFC 2047).
+
+    Whoever reads one decodes it, the library that writes the header too: a name could end the line with it.
+    """
+    return text.replace("=?", "= ?")

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
+# A longer value is not read. A number may have as many digits: no wait is longer than the maximum of all.
 VALUE_BYTES_MAX = 64
 # What is left of a limit counts as nothing below this part of it.
 LEFT_MIN = 0.01
 _MARK = b"ratelimit-"
 _ROLES = frozenset({"limit", "remaining", "reset", "status"})
-_NUMBER = re.compile(r"[0-9]{1,15}(\.[0-9]{1,9})?")
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
 _SPAN = re.compile(
-    r"(?:([0-9]{1,6})d)?(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,9}(?:\.[0-9]{1,9})?)s)?"
-    r"(?:([0-9]{1,12}(?:\.[0-9]{1,9})?)ms)?"
+    r"(?:([0-9]+)d)?(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+(?:\.[0-9]+)?)s)?(?:([0-9]+(?:\.[0-9]+)?)ms)?"
 )
 _SPAN_UNITS_S = (86_400.0, 3_600.0, 60.0, 1.0, 0.001)
 # A number this large is a time since the epoch, in seconds; or in milliseconds.

@@ -7,11 +7,12 @@ from datetime import UTC, datetime, timedelta
 from email.policy import default
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.core.alerts.mail import RECIPIENTS_MAX, is_mail, mail_of, recipients_of, refusal
 from gateway.core.alerts.webhook import Delivery
+from gateway.core.alerts.wording import worded
 
 NOW = datetime(2026, 4, 1, 12, tzinfo=UTC)
 FROM = "tollkeeper@example.com"
@@ -90,7 +91,16 @@ def test_every_attempt_has_the_same_id() -> None:
     assert len(ids) == 1
 
 
-@given(st.text(), st.sampled_from(["tenant.unblocked", "webhook.test", "budget.threshold"]))
+NAMES = st.text() | st.lists(
+    st.sampled_from(
+        ["=?utf-8?q?", "=?us-ascii?b?", "=0D=0ABcc:_b@example.com", "DQpYOiB5", "?=", "=", "?", " "]
+    )
+).map("".join)
+
+
+@given(NAMES, st.sampled_from(["tenant.unblocked", "webhook.test", "budget.threshold"]))
+@example("=?utf-8?q?a=0D=0AReply-To:_b@example.com=0D=0A=0D=0Ahello?=", "budget.threshold")
+@example("=?us-ascii?b?YQ0KWDogeQ==?=", "tenant.unblocked")
 def test_no_name_reaches_another_header(name: str, event: str) -> None:
     sent = mail_of(delivery(event=event, tenant=name, budget=name, organization=name), FROM, NOW)
     assert sent.content.isascii()
@@ -100,3 +110,6 @@ def test_no_name_reaches_another_header(name: str, event: str) -> None:
         "from", "to", "subject", "date", "message-id", "auto-submitted", "x-tollkeeper-event", "content-type",
         "content-transfer-encoding", "mime-version",
     ]  # fmt: skip
+    said = worded(event, {"tenant": name, "budget": name, "organization": name}).title
+    shown = " ".join(str(read["subject"]).split())
+    assert shown == " ".join(f"[Tollkeeper] {said}".replace("=?", "= ?").split())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import uuid
 from typing import Any
 
 import psycopg
+import pytest
 
 from gateway.core.accounts.facts import CallFacts, corrected, write_facts
 from gateway.core.accounts.ledger import Budgeted, EventFlag, EventKind, EventNote
@@ -222,3 +224,52 @@ async def test_a_window_counts_as_far_as_the_counters_do(migrated: str, writer: 
     await writer.write(batch_of(account))
     assert used(migrated) == [5]
     assert await broken(migrated) == []
+
+
+class Window:
+    """A window as the counters have it: it counts as far as a double does, and a reset takes what it has."""
+
+    def __init__(self, account: Account, budget: int) -> None:
+        self.account, self.budget = account, budget
+        self.used = self.taken = 0
+
+    def call(self, money: int, *, moves_account: bool = True) -> None:
+        self.used = min(self.used + money, INTEGER_MAX)
+        self.account.consume(7 if moves_account else None, **moves(self.budget, money=money))
+
+    def reset(self) -> None:
+        told = {"tenant_id": 0, "source": str(uuid.uuid4()), **moves(self.budget, money=self.used)}
+        self.account.emit(EventKind.BUDGET, EventFlag(0), **told)
+        self.used, self.taken = 0, self.taken + self.used
+
+
+async def test_what_is_behind_a_reset_counts_in_one_flush_too(migrated: str, writer: Writer) -> None:
+    account = opened(migrated)
+    window, beside = Window(account, budget_of(migrated, account)), budget_of(migrated, account)
+    window.call(INTEGER_MAX - 3)
+    account.consume(7, **moves(window.budget, beside, money=5))  # fills the one window, and not the other
+    window.used = INTEGER_MAX
+    window.reset()
+    account.consume(7, **moves(window.budget, beside, money=4500))
+    await writer.write(batch_of(account))
+    assert used(migrated, window.budget, beside) == [4500, 4505]
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_windows_go_with_the_counters_in_whatever_pieces_they_are_stored(
+    migrated: str, writer: Writer, seed: int
+) -> None:
+    chance = random.Random(seed)
+    account = opened(migrated)
+    windows = [Window(account, budget_of(migrated, account)) for _ in range(3)]
+    for _ in range(60):
+        window = chance.choice(windows)
+        if chance.random() < 0.3:
+            window.reset()
+        else:
+            window.call(chance.choice([1, 10**9, INTEGER_MAX // 2]), moves_account=chance.random() < 0.7)
+        if chance.random() < 0.1:
+            await writer.write(batch_of(account))
+    await writer.write(batch_of(account))
+    stored = rows_of(migrated, "SELECT budget_id, used, reset FROM budget_use ORDER BY budget_id")
+    assert stored == [(each.budget, each.used, each.taken) for each in windows if each.used or each.taken]
