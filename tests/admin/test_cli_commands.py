@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from gateway.admin.api.openapi import document
-from gateway.admin.resources import REPORTS, RESOURCES
+from gateway.admin.resources import REPORTS, RESOURCES, typed
 from gateway.cli.admin import values
 from gateway.cli.admin.program import mount
 from gateway.cli.admin.sections import ALIASES, defaults, section_of
@@ -146,10 +146,25 @@ def test_numbers_are_read_as_people_write_them(text: str, read: int) -> None:
     assert values.number(text) == read
 
 
-@pytest.mark.parametrize("text", ["", "M", "5.5M", "5 M", "٥", "5MM", "1e6", "--5"])
+@pytest.mark.parametrize(
+    "text", ["", "M", "5.5M", "5 M", "٥", "5MM", "1e6", "--5", "1,50", "1,2345", ",100", "1.000", "9" * 31]
+)
 def test_what_is_no_number_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="whole number"):
         values.number(text)
+    assert typed.amount("tokens", text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "sent"),
+    [
+        ("12.50", "12.50"), ("1,250.75", "1250.75"), (" 1 250 ", "1250"), ("1.5M", "1500000.0"),
+        ("20k", "20000"), ("12,50", "12,50"), ("1.250,75", "1.250,75"), ("12,500,0", "12,500,0"),
+        ("1e3", "1e3"), ("٣", "٣"),
+    ],
+)  # fmt: skip
+def test_money_is_read_only_where_it_is_sure(text: str, sent: str) -> None:
+    assert typed.amount("money", text) == sent
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,6 @@ EXAMPLES = {
     "changes": '{"amount": 120}',
 }
 
-_GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+|[+-]?\d+", re.ASCII)
-_BLANKS = re.compile("[\\s_\u00a0\u2009\u202f]")
 _MINUTE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?", re.ASCII)
 
 
@@ -163,8 +161,8 @@ def _value(each: Field, typed: Any) -> object:
     if typed == "":
         return [] if each.kind in {"lines", "numbers"} and not each.nullable else None
     if each.kind == "whole":
-        bare = _BLANKS.sub("", typed)
-        return int(bare.replace(",", "")) if _GROUPED.fullmatch(bare) and len(bare) <= 30 else typed
+        count = typed_as.whole(typed)
+        return typed if count is None else count
     if each.kind == "flag":
         return {"true": True, "false": False}.get(typed, typed)
     if each.kind == "instant" and _MINUTE.fullmatch(typed):

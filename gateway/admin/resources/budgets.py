@@ -5,9 +5,17 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    create_model,
+    model_validator,
+)
 
-from gateway.admin.resources.models import patch_of
+from gateway.admin.resources.models import answer_of, patch_of
 from gateway.admin.resources.resource import Action, Filter, Part, Resource
 from gateway.admin.resources.said import ExternalId, ModelText
 from gateway.admin.resources.values import (
@@ -121,14 +129,8 @@ class Raise(In):
     reason: Text
 
 
-class Counted(Out):
+class Amounts(Out):
     """Amounts of a budget: of money decimals, else whole numbers."""
-
-    unit: str = MONEY
-    used: BudgetAmount | None = Field(default=None, description="In this window, settled.")
-    held: BudgetAmount | None = Field(default=None, description="By calls in flight.")
-    remaining: BudgetAmount | None = Field(default=None, description="Settled; below 0 is passed.")
-    resets_at: Instant | None = Field(default=None, description="When the next window begins; null is never.")
 
     @model_validator(mode="before")
     @classmethod
@@ -138,48 +140,39 @@ class Counted(Out):
         return {name: int(each) if isinstance(each, Decimal) else each for name, each in row.items()}
 
 
-class Defined(Out):
-    """What a budget is."""
-
-    id: Id
-    organization_id: Id
-    name: str
-    unit: str
-    amount: BudgetAmount
-    interval: str
-    each: str | None
-    tenant_id: Id | None
-    user: str | None
-    api_key_id: Id | None
-    project_id: int | None
-    model: str | None
-    service_id: Id | None
-    time_zone: str
-    anchor_day: int
-    mode: str
-    on_exhausted: str
-    thresholds: list[float]
-    currency: str = Field(description="Its organization's.")
-    raised_to: BudgetAmount | None = Field(description="What the amount is until `raised_until`.")
-    raised_until: Instant | None
-    raise_reason: str | None
-    created_at: Instant
-
-
-class Budget(Counted, Defined):
+# What is counted in a window, of a budget and of an account of one.
+COUNTED: dict[str, Any] = {
+    "used": (BudgetAmount | None, Field(default=None, description="In this window, settled.")),
+    "held": (BudgetAmount | None, Field(default=None, description="By calls in flight.")),
+    "remaining": (BudgetAmount | None, Field(default=None, description="Settled; below 0 is passed.")),
+    "resets_at": (
+        Instant | None,
+        Field(default=None, description="When the next window begins; null is never."),
+    ),
+}
+Budget = answer_of(
+    BudgetCreate,
     """How much an interval may use, by every call it matches, and what is used of it now.
 
     With `each` there are many accounts: what they used is told by `GET budgets/{id}/accounts`.
-    """
-
-
-class BudgetAccount(Counted):
-    """One account of a budget: everybody of `each` has one."""
-
-    who: str | None = Field(description="The user, the key's or project's id, the session.")
-    shared: bool = Field(default=False, description="Of all others: there are as many accounts as may be.")
-
-
+    """,
+    base=Amounts,
+    amount=BudgetAmount,
+    currency=(str, Field(description="Its organization's.")),
+    raised_to=(BudgetAmount | None, Field(description="What the amount is until `raised_until`.")),
+    raised_until=Instant | None,
+    raise_reason=str | None,
+    **COUNTED,
+)
+BudgetAccount = create_model(
+    "BudgetAccount",
+    __base__=Amounts,
+    __doc__="One account of a budget: everybody of `each` has one.",
+    unit=(str, MONEY),
+    who=(str | None, Field(default=None, description="The user, the key's or project's id, the session.")),
+    shared=(bool, Field(default=False, description="Of all others: there are as many accounts as may be.")),
+    **COUNTED,
+)
 ACCOUNTS = Part(
     "accounts",
     "List what everybody of `each` has used",

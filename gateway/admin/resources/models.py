@@ -26,7 +26,7 @@ def patch_of(model: type[In], *, without: tuple[str, ...] = (), name: str = "") 
     return made
 
 
-def answer_of(model: type[In], doc: str, **more: object) -> type[Out]:
+def answer_of(model: type[In], doc: str, *, base: type[Out] = Out, **more: object) -> type[Out]:
     """Make what is answered of a row that `model` makes: its fields, its id and when it was made.
 
     `more` are fields that are answered besides, or in another kind than is asked.
@@ -38,7 +38,9 @@ def answer_of(model: type[In], doc: str, **more: object) -> type[Out]:
         fields[name] = kind if isinstance(kind, tuple) else (kind, ...)
     if "timestamp" not in fields:
         fields["created_at"] = (Instant, ...)
-    made: type[Out] = create_model(model.__name__.removesuffix("Create"), __base__=Out, __doc__=doc, **fields)
+    made: type[Out] = create_model(
+        model.__name__.removesuffix("Create"), __base__=base, __doc__=doc, **fields
+    )
     return made
 
 

@@ -11,11 +11,29 @@ from typing import Any
 from gateway.admin.resources.fields import Field
 from gateway.core.accounts.budgets import MONEY
 
-CHARS_MAX = 40
-_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)([kKmMgG]?)", re.ASCII)
-_APART = re.compile("[\\s_,\u00a0\u2009\u202f]")
+CHARS_MAX = 30
+# What stands between groups of three digits, and nowhere else: 12,50 is no number, for some mean 12.5 by it.
+_APART = "[,_ \u00a0\u2009\u202f]"
+_WHOLE = rf"([+-]?(?:\d{{1,3}}(?:{_APART}\d{{3}})+|\d+)"
+_NUMBER = re.compile(rf"{_WHOLE}(?:\.\d+)?)([kKmMgG]?)", re.ASCII)
+_WHOLE_NUMBER = re.compile(rf"{_WHOLE})([kKmMgG]?)", re.ASCII)
 # What a letter behind a number stands for.
-POWERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+_POWERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+
+
+def exact(text: str) -> Decimal | None:
+    """A number as people write it, such as 12.50, 1,250 or 1.5M; None where it is none."""
+    digits, power = _parts(_NUMBER, text)
+    return Decimal(digits) * power if digits else None
+
+
+def whole(text: str) -> int | None:
+    """A whole number as people write it: 5000000, 5,000,000, 5 000 000, 5M; None where it is none.
+
+    1.000 is none: some mean a thousand by it.
+    """
+    digits, power = _parts(_WHOLE_NUMBER, text)
+    return int(digits) * power if digits else None
 
 
 def numbers(text: str) -> list[object]:
@@ -25,19 +43,24 @@ def numbers(text: str) -> list[object]:
 
 def amount(unit: str, text: str) -> str | int:
     """An amount of a unit: of money a decimal in a string, else a whole number; 5M and 5,000,000 alike."""
-    found = _AMOUNT.fullmatch(_APART.sub("", text)) if len(text) <= CHARS_MAX else None
-    if found is None:
-        return text
-    exact = Decimal(found[1]) * POWERS[found[2].lower()]
     if unit == MONEY:
-        return f"{exact:f}"
-    return int(exact) if exact == int(exact) else text
+        number = exact(text)
+        return text if number is None else f"{number:f}"
+    count = whole(text)
+    return text if count is None else count
 
 
 def amounts(fields: Sequence[Field], body: Mapping[str, Any]) -> list[str]:
     """The fields of a body that are amounts of its unit, as they were typed."""
     kinds = {each.name: each.kind for each in fields}
     return [name for name, said in body.items() if kinds.get(name) == "amount" and isinstance(said, str)]
+
+
+def _parts(form: re.Pattern[str], text: str) -> tuple[str, int]:
+    """The digits of a number, and what its letter multiplies them by; no digits where it is none."""
+    text = text.strip()
+    found = form.fullmatch(text) if len(text) <= CHARS_MAX else None
+    return (re.sub(_APART, "", found[1]), _POWERS[found[2].lower()]) if found else ("", 1)
 
 
 def _number(text: str) -> object:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -12,15 +11,14 @@ from gateway.admin.resources.fields import Field
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
 
 NOTHING = ("none", "unlimited")
-_NUMBER = re.compile(r"(-?\d[\d,_]*)([kKmMgG]?)", re.ASCII)
 
 
 def number(text: str) -> int:
-    """Read a whole number as people write it: 5000000, 5,000,000, 5_000_000, 5M."""
-    found = _NUMBER.fullmatch(text)
+    """Read a whole number as people write it."""
+    found = typed.whole(text)
     if found is None:
         raise ValueError(f"must be a whole number such as 250000, 250,000 or 5M, not {text!r}")
-    return int(found[1].replace(",", "").replace("_", "")) * typed.POWERS[found[2].lower()]
+    return found
 
 
 def value(api: AdminClient, field: Field, said: str | bool | Sequence[str]) -> object:

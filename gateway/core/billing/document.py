@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import date, timedelta
+from datetime import date
 from typing import Any
 
+from gateway.core.billing.payment import due_on
 from gateway.errors import Unprocessable
 
 INVOICE, CREDIT_NOTE = "invoice", "credit_note"
@@ -51,7 +52,7 @@ class Letterhead:
         """The last day to pay what was made final on a day; of a credit note there is none."""
         if kind != INVOICE or finalized is None or not self.due_days:
             return None
-        return finalized + timedelta(days=self.due_days)
+        return due_on(finalized, self.due_days)
 
 
 NO_LETTERHEAD = Letterhead()
