@@ -41,7 +41,7 @@ from persistence.ledger import invariants
 from persistence.ledger.writer import Writer
 from persistence.schema import migrate
 from tests.conftest import ValkeyServer, free_port, postgres_bin
-from tests.persistence.scenario import Account, one, settle_in
+from tests.persistence.scenario import Account, insert_budget, settle_in
 from tests.waiting import wait_until
 
 ORGANIZATIONS = 20
@@ -139,11 +139,9 @@ def _budgets(url: str, accounts: list[Account]) -> dict[int, list[tuple[int, boo
         for account in accounts:
             for name, each in (("organization", None), ("tenant", None), ("key", None), ("user", "user")):
                 made.setdefault(id(account), []).append((
-                    one(
-                        connection,
-                        'INSERT INTO budget (organization_id, name, unit, amount, "interval", each)'
-                        " VALUES (%s, %s, 'money', 1000, 'total', %s) RETURNING id",
-                        account.organization_id, name, each,
+                    insert_budget(
+                        connection, account.organization_id,
+                        name=name, amount=1000, interval="total", each=each,
                     ),
                     each is not None,
                 ))  # fmt: skip

@@ -7,8 +7,10 @@ import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import psycopg
+from psycopg import sql
 
 from gateway.core.accounts.administration import Actor, Command, Row
 from gateway.core.accounts.ledger import PRICED, Event, EventFlag, EventKind
@@ -260,6 +262,17 @@ async def release(url: str, account: str, *, accept: bool = False) -> None:
 def plain(row: Row) -> Row:
     """A row as JSON has it."""
     return {name: str(value) for name, value in row.items()}
+
+
+def insert_budget(connection: psycopg.Connection[Any], organization_id: int, **fields: object) -> int:
+    """A budget as it is stored, a day's money if nothing else is said; its id."""
+    blank = {"name": str(uuid.uuid4()), "unit": "money", "amount": 100, "interval": "day"}
+    values = {"organization_id": organization_id, **blank, **fields}
+    statement = sql.SQL("INSERT INTO budget ({}) VALUES ({}) RETURNING id").format(
+        sql.SQL(", ").join(map(sql.Identifier, values)), sql.SQL(", ").join(sql.Placeholder() * len(values))
+    )
+    [(made,)] = connection.execute(statement, list(values.values())).fetchall()
+    return int(made)
 
 
 def batch_of(*accounts: Account) -> Batch:

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from persistence import engine
 from persistence.keeper import budget_news
 from persistence.keeper.news import WAITING_MAX
-from tests.persistence.scenario import one, rows_of, settle_in
+from tests.persistence.scenario import insert_budget, rows_of, settle_in
 
 NOW = datetime(2026, 11, 20, 13, 0, tzinfo=UTC)
 MONTH = datetime(2026, 10, 31, 23, 0, tzinfo=UTC)  # in Berlin
@@ -45,16 +45,10 @@ class Desk:
 
     def budget(self, **fields: object) -> int:
         values = {
-            "organization_id": self.organization_id, "name": "Team", "unit": "money", "amount": 100,
-            "interval": "month", "time_zone": "Europe/Berlin", "created_at": EPOCH,
+            "name": "Team", "interval": "month", "time_zone": "Europe/Berlin", "created_at": EPOCH,
         } | fields  # fmt: skip
-        columns = ", ".join(f'"{name}"' for name in values)
         with psycopg.connect(self.url, autocommit=True) as connection:
-            return one(
-                connection,
-                f"INSERT INTO budget ({columns}) VALUES ({', '.join(['%s'] * len(values))}) RETURNING id",
-                *values.values(),
-            )
+            return insert_budget(connection, self.organization_id, **values)
 
     def use(self, budget: int, used: int, start: datetime = MONTH, value: str = "", name: str = "") -> None:
         self.do(

@@ -6,7 +6,7 @@ import psycopg
 
 from persistence import engine as engines
 from persistence.keeper.budget_uses import KEPT_DAYS, SESSIONS_KEPT_DAYS, forget
-from tests.persistence.scenario import one, rows_of, settle_in
+from tests.persistence.scenario import insert_budget, rows_of, settle_in
 
 
 async def test_windows_that_ended_long_ago_are_forgotten(migrated: str) -> None:
@@ -16,12 +16,9 @@ async def test_windows_that_ended_long_ago_are_forgotten(migrated: str) -> None:
             ("year", "year", None), ("each", "day", "user"), ("total", "total", None),
             ("users", "total", "user"), ("sessions", "total", "session"),
         ):  # fmt: skip
-            budget = one(
-                connection,
-                'INSERT INTO budget (organization_id, name, unit, amount, "interval", each)'
-                " VALUES (%s, %s, 'money', 1, %s, %s) RETURNING id",
-                account.organization_id, name, interval, each,
-            )  # fmt: skip
+            budget = insert_budget(
+                connection, account.organization_id, name=name, interval=interval, each=each
+            )
             for days in (SESSIONS_KEPT_DAYS - 1, SESSIONS_KEPT_DAYS + 1, KEPT_DAYS - 1, KEPT_DAYS + 1):
                 connection.execute(
                     "INSERT INTO budget_use (budget_id, start, used, moved_at) VALUES"

@@ -14,7 +14,7 @@ from gateway.core.accounts.ledger import Budgeted, EventFlag, EventKind, EventNo
 from gateway.core.accounts.outbox import Batch
 from gateway.core.model import INTEGER_MAX
 from persistence.ledger.writer import Writer
-from tests.persistence.scenario import Account, batch_of, broken, one, rows_of, settle_in, stop
+from tests.persistence.scenario import Account, batch_of, broken, insert_budget, rows_of, settle_in, stop
 
 START = 1_789_776_000_000
 NOBODY = "e3b0c44298fc1c149afbf4c8"
@@ -24,12 +24,7 @@ FACTS = CallFacts(model="m", status=200, counts=(7, 0, 0, 0, 0, 0, 0, 0, 0, 0), 
 
 def budget_of(url: str, account: Account, unit: str = "money", each: str | None = None) -> int:
     with psycopg.connect(url, autocommit=True) as connection:
-        return one(
-            connection,
-            'INSERT INTO budget (organization_id, name, unit, amount, "interval", each)'
-            " VALUES (%s, %s, %s, 100, 'day', %s) RETURNING id",
-            account.organization_id, str(uuid.uuid4()), unit, each,
-        )  # fmt: skip
+        return insert_budget(connection, account.organization_id, unit=unit, each=each)
 
 
 def opened(url: str) -> Account:

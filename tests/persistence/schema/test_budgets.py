@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import psycopg
 import pytest
-from psycopg import errors, sql
+from psycopg import errors
 
-from tests.persistence.scenario import settle_in
+from tests.persistence.scenario import insert_budget, settle_in
 
 FIELDS = {"name": "a", "unit": "money", "amount": "0.000000001", "interval": "month"}
 
 
 def add(connection: psycopg.Connection[tuple[object, ...]], **over: object) -> int:
     values = FIELDS | {"organization_id": 1} | over
-    statement = sql.SQL("INSERT INTO budget ({}) VALUES ({}) RETURNING id").format(
-        sql.SQL(", ").join(map(sql.Identifier, values)), sql.SQL(", ").join(sql.Placeholder() * len(values))
-    )
-    [(made,)] = connection.execute(statement, list(values.values())).fetchall()
-    assert isinstance(made, int)
-    return made
+    return insert_budget(connection, **values)  # type: ignore[arg-type]  # some are wrong on purpose
 
 
 @pytest.mark.parametrize(
