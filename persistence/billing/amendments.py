@@ -40,7 +40,8 @@ SELECT coalesce(sum(CASE direction WHEN 'OUT' THEN amount ELSE -amount END), 0):
   FROM token_ledger WHERE request_id = :request AND transaction_type IN ('consume', 'adjust')""")
 _UNITS = text("""
 SELECT coalesce(sum(usage_amount), 0)::bigint AS units, coalesce(sum(spend), 0)::bigint AS spend,
-       coalesce(bool_or(in_money), false) AS in_money, min("timestamp") AS at
+       coalesce(bool_or(in_money), false) AS in_money, min("timestamp") AS at,
+       jsonb_agg(unit_prices ORDER BY "timestamp") -> 0 AS prices
   FROM feature_usage WHERE request_id = :request""")
 _PRICES = text("""
 SELECT unit_price FROM usage_tier
@@ -191,33 +192,50 @@ def _of_quota(change: Change, amended: _Amended, moved: int) -> tuple[int, int]:
     return (part, 0) if told_late or not (is_last or quota.overage_policy == "carry") else (0, part)
 
 
-def _tiers(connection: Connection, amended: _Amended) -> tuple[Tier, ...]:
-    """What its units cost: the prices of their day, or of now where it had none."""
-    call, units, service = amended.call, amended.units, amended.service
-    if amended.in_money:
-        return IN_MONEY
-    if not units.units:
-        return service.pricing.ladder if service is not None else ()
+def _parts(connection: Connection, amended: _Amended, units: int) -> list[tuple[int, tuple[Tier, ...]]]:
+    """Units that are moved, and what they cost: the last ones of the call are taken back first."""
+    if not units or amended.in_money:
+        return [(units, IN_MONEY if units else ())]
+    if not amended.units.units:  # the price of now
+        return [(units, amended.service.pricing.ladder if amended.service is not None else ())]
+    found: list[tuple[int, tuple[Tier, ...]]] = []
+    for many, price in reversed(_used_at(connection, amended)):
+        moved = min(many, units) if amended.sign > 0 else units
+        found.append((moved, (Tier(None, price),)))
+        units -= moved
+        if not units:
+            break
+    return found
+
+
+def _used_at(connection: Connection, amended: _Amended) -> list[tuple[int, Decimal]]:
+    """What the units of a call cost, in their order."""
+    call, units = amended.call, amended.units
+    if isinstance(units.prices, list):
+        return [(int(many), Decimal(price)) for many, price in units.prices]
+    if units.prices is not None:
+        return [(units.units, Decimal(units.prices))]
+    # A row of before prices were kept: the price of its day that is nearest.
     here = {"tenant": call.tenant_id, "service": call.service_id or 0, "at": units.at}
     each = Decimal(units.spend) / (MICRO * units.units)
     prices = connection.execute(_PRICES, here).scalars().all() or [each]
-    nearest = min(prices, key=lambda price: abs(price - each))
-    return (Tier(None, nearest),)
+    return [(units.units, min(prices, key=lambda price: abs(price - each)))]
 
 
 def _settle(change: Change, amended: _Amended, moved: dict[str, int]) -> None:
-    """Have the counters move what the call was charged: the write's id is a correction's."""
-    values, tiers = change.command.values, b""
-    if moved["units"]:
-        ladder = _tiers(change.connection, amended)
-        if spend_micro(ladder, 0, moved["units"]) > INTEGER_MAX:
+    """Have the counters move what the call was charged: each write's id is a correction's."""
+    values, writes = change.command.values, []
+    for units, tiers in _parts(change.connection, amended, moved["units"]):
+        if spend_micro(tiers, 0, units) > INTEGER_MAX:
             raise Unprocessable(errors=(("units", "cost more than one amendment may move"),))
-        tiers = pack_tiers(ladder)
-    moves = {
-        **{name: amended.sign * amount for name, amount in moved.items()}, "tiers": tiers.hex(),
-        "corrects": str(values["request_id"]), "reason": values["reason"],
-    }  # fmt: skip
-    change.intend_all([correcting_write(change, amended.call, moves)])
+        moves = {
+            **{name: amended.sign * amount for name, amount in (moved | {"units": units}).items()},
+            "tiers": pack_tiers(tiers).hex(), "corrects": str(values["request_id"]),
+            "reason": values["reason"],
+        }  # fmt: skip
+        writes.append(correcting_write(change, amended.call, moves))
+        moved = dict.fromkeys(moved, 0)
+    change.intend_all(writes)
 
 
 def correcting_write(change: Change, call: Any, moves: Row) -> dict[str, object]:

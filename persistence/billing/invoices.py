@@ -60,6 +60,7 @@ def create(change: Change) -> Row:
     if not 0 < (end - start).days <= PERIOD_DAYS_MAX:
         wanted = f"must be after period_start, by at most {PERIOD_DAYS_MAX} days"
         raise Unprocessable(errors=(("period_end", wanted),))
+    _require_near(change, end)
     charges.hold(change.connection, organization_id)
     here = invoice.c
     # Two drafts would show the same charges. One that is finalized has its own: a month may lie within a year
@@ -88,8 +89,7 @@ def _create_one_off(change: Change) -> Row:
     said = values.get("period_end") is not None
     until = day_in(values, "period_end") if said else change.today + ONE_DAY
     one_off.refuse_second_draft(change, organization_id)
-    if (until - change.today).days > PERIOD_DAYS_MAX:
-        raise Unprocessable(errors=(("period_end", f"must be within {PERIOD_DAYS_MAX} days from today"),))
+    _require_near(change, until)
     allocations.catch_up(change.connection, organization_id)
     owned = charges.segments(change.connection, organization_id)
     there = known(change.connection, organization_id, until, change.today)
@@ -99,6 +99,12 @@ def _create_one_off(change: Change) -> Row:
     ends = max((each.end - ONE_DAY).astimezone(UTC).date() for each in taken) + ONE_DAY
     period = (min(each.day for each in taken), max(ends, until) if said else ends)
     return _drafted(change, organization_id, period)
+
+
+def _require_near(change: Change, until: date) -> None:
+    """`Unprocessable` where an invoice would have days of a far future: each of them is a charge."""
+    if (until - change.today).days > PERIOD_DAYS_MAX:
+        raise Unprocessable(errors=(("period_end", f"must be within {PERIOD_DAYS_MAX} days from today"),))
 
 
 def _drafted(change: Change, organization_id: int, period: tuple[date, date]) -> Row:

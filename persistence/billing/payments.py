@@ -104,7 +104,8 @@ def settle(change: Change, invoice_id: int) -> None:
     if status != row.payment_status:
         change.connection.execute(update(invoice).where(here.id == invoice_id).values(payment_status=status))
         tell_payment_status(change.connection, [invoice_id])
-    if status == STATUS_PAID and row.paid > 0:
+    # What a note gives back altogether is cancelled, whatever part of it was paid before.
+    if status == STATUS_PAID and row.paid > 0 and row.rest + row.paid > 0:
         top_ups.release(change, invoice_id)
         debts.give(change, {"id": invoice_id, "organization_id": row.organization_id, "number": row.number})
 

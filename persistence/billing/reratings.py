@@ -57,6 +57,7 @@ SELECT c.id, c.request_id::text AS request_id, c.organization_id, c.tenant_id, c
    AND (SELECT coalesce(sum(h.quantity), 0) FROM charge AS h
          WHERE h.organization_id = c.organization_id AND h.source = 'usage_tier' AND h.tenant_id = c.tenant_id
            AND h.service_id = c.service_id AND h.invoice_id IS NOT NULL
+           AND h.reason NOT IN ('credited', 'credit_void')
            AND h.period_start = u.day::timestamp AT TIME ZONE 'UTC') = 0
  ORDER BY c.id LIMIT :piece""")  # noqa: S608  # our own words
 _LEFT = text("SELECT price_id FROM rerating_left ORDER BY price_id LIMIT :count")

@@ -240,7 +240,7 @@ class Api:
 LEDGERS_AND_LISTS = (
     "token_ledger", "credit_transaction", "credit_posting", "feature_usage", "usage_daily", "usage_tier",
     "service_activation", "invoice_sequence", "known_drift", "reconciliation", "quarantine", "dead_letter",
-    "console_session", "lost_event", "call", "usage_rollup", "kept_since", "budget_use",
+    "console_session", "lost_event", "call", "usage_rollup", "kept_since", "budget_use", "token_plan_price",
 )  # fmt: skip
 # What every migrated database holds from the start.
 SEEDED = ("business_model", "service", "app_user")

@@ -184,6 +184,7 @@ async def test_other_organizations_have_periods_of_their_own(api: Api) -> None:
         ({"organization_id": 999}, "organization_id"),
         ({"period_end": "2026-04-01"}, "period_end"),
         ({"period_end": "2030-04-01"}, "period_end"),
+        ({"period_start": "2998-12-01", "period_end": "2999-01-01"}, "period_end"),
         ({"period_start": "2026-04-01T12:00:00Z"}, "period_start"),
         ({"period_start": "0001-01-01"}, "period_start"),
         ({"period_end": "2026-02-30"}, "period_end"),

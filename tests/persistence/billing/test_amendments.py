@@ -9,11 +9,13 @@ from uuid import uuid4
 
 import pytest
 
+from gateway.core.billing.pricing import Tier
+from gateway.core.billing.tiers import read_tiers
 from gateway.errors import Conflict, Unprocessable
-from tests.persistence.april import April, april, at, invoiced, plan
+from tests.persistence.april import April, april, at, invoiced, plan, service
 from tests.persistence.billing.test_due import customer, total
 from tests.persistence.billing.test_events import send
-from tests.persistence.scenario import broken, rows_of
+from tests.persistence.scenario import Account, broken, rows_of
 
 __all__ = ["april"]
 
@@ -130,3 +132,26 @@ async def test_a_call_is_amended_once_and_by_no_more_than_it_was(april: April) -
         (0, 400_000)
     ]
     assert await broken(april.url) == []
+
+
+@pytest.mark.parametrize(
+    ("direction", "units", "worth"),
+    [("IN", 2, "-0.20"), ("IN", 6, "-1.20"), ("IN", 10, "-10.40"), ("OUT", 3, "0.30"), ("OUT", 10, "1.00")],
+)
+async def test_units_that_crossed_a_tier_are_moved_at_what_each_cost(
+    april: April, direction: str, units: int, worth: str
+) -> None:
+    await april.on(at(4, 1))
+    rerank = await service(april, "rerank", "Pay-Per-Use", pricing=None)
+    tenant = await april.do("tenants", "create", name="Main")
+    april.account = Account(tenant["organization_id"], tenant["id"], None, service_id=rerank)
+    april.account.tiers = (Tier(1, Decimal(8)), Tier(6, Decimal("0.4")), Tier(None, Decimal("0.1")))
+    request_id = str(uuid4())
+    april.account.consume(None, units=10, request_id=request_id)
+    april.flush()
+    await amend(april, request_id, direction=direction, units=units)
+    waiting = rows_of(april.url, "SELECT payload FROM control_write WHERE verb = 'amend' ORDER BY position")
+    moved = [(-payload["units"], read_tiers(bytes.fromhex(payload["tiers"]))) for (payload,) in waiting]  # type: ignore[index]  # JSON
+    assert sum(many for many, _ in moved) == (units if direction == "OUT" else -units)
+    assert all(len(tiers) == 1 for _, tiers in moved)
+    assert sum(many * tiers[0].unit_price for many, tiers in moved) == Decimal(worth)

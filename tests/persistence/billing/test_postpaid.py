@@ -69,8 +69,8 @@ async def test_what_is_used_beyond_the_balance_is_billed_and_filled_by_its_payme
     spend(april, 3_000)
     made = await of_april(april, owner)
     [line, told] = made["lines"]
-    assert (line["kind"], line["quantity"], line["unit_price"], line["amount"]) == (
-        "credits_postpaid", 8_000, "0.020000000000", "160.00",
+    assert (line["kind"], line["quantity"], Decimal(line["unit_price"]), line["amount"]) == (
+        "credits_postpaid", 8_000, Decimal("0.02"), "160.00",
     )  # fmt: skip
     assert line["description"] == "Credits used beyond the balance, 10 to 20 April 2026"
     assert (told["kind"], told["amount"]) == ("credits_consumed", "0.00")

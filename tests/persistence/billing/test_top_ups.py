@@ -134,6 +134,24 @@ async def test_prepaid_credits_that_are_cancelled_are_neither_owed_nor_given(apr
     assert await broken(april.url) == []
 
 
+async def test_what_is_paid_in_part_and_then_cancelled_is_not_given(april: April) -> None:
+    owner, keeper = await customer(april), TopUps(april.store)
+    sold = await sell(april, owner, "prepaid")
+    await keeper.turn()
+    made = await own_invoice(april, sold)
+    await pay(april, made, "20.00", "bank-1")
+    note = await april.do("invoices", "credit-note", made["id"])
+    await april.do("invoices", "finalize", note["id"])
+    made = await own_invoice(april, sold)
+    assert (made["payment_status"], str(made["amount_due"]), post(april)) == ("paid", "-20.00", 0)
+    # Without the note there is something left to pay, and to wait for.
+    await april.do("invoices", "void", note["id"])
+    assert post(april) == 0
+    await pay(april, made, "100.00", "bank-2")
+    assert post(april) == 10_000
+    assert await broken(april.url) == []
+
+
 async def test_two_keepers_make_one_invoice(april: April) -> None:
     owner = await customer(april)
     for _ in range(3):

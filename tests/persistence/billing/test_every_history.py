@@ -1,0 +1,390 @@
+"""Random histories over years with everything that moves money: late prices, amendments of all kinds and both
+ways, credits beyond the balance, automatic top-ups, dated taxes, payments that come and go, and dunning.
+
+What is owed, paid and blocked is counted by another way, by fractions, of what happened. `HISTORIES=500`
+plays that many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from contextlib import suppress
+from datetime import date, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from gateway.background.timed.dunning import Dunning
+from gateway.background.timed.top_ups import TopUps
+from gateway.core.billing.dunning import DunningSchedule
+from gateway.errors import Conflict
+from tests.persistence.april import April
+from tests.persistence.billing.called import Called
+from tests.persistence.billing.papers import Paper, to_cents
+from tests.persistence.billing.test_histories import DAY, FIRST, live
+from tests.persistence.billing.test_whole_histories import MORE
+from tests.persistence.credits import give
+from tests.persistence.scenario import rows_of
+
+HISTORIES = int(os.environ.get("HISTORIES", "2"))
+REMINDERS, BLOCK, DUE_DAYS = (3, 10), 20, 14
+CREDIT_PRICES = ("0.02", "0.0000000001", None, "0.333333")
+AUTO: dict[str, object] = {"threshold": 100, "credits": 4_000, "unit_cost": "0.0123", "monthly_max": 100}
+NUMBERS, WAY = st.integers(0, 9), st.sampled_from(["IN", "IN", "OUT"])
+KINDS = st.sampled_from(["tokens", "units", "credits", "amount"])
+CHANGES = st.tuples(st.just("change_call"), st.tuples(KINDS, NUMBERS, st.integers(1, 100), WAY))
+STEPS = st.one_of(
+    MORE,
+    MORE,
+    st.tuples(st.just("wait"), st.integers(1, 90)),
+    st.tuples(st.just("wait"), st.integers(1, 90)),
+    st.tuples(st.just("cost_call"), st.tuples(st.integers(0, 900_000), st.integers(0, 90_000))),
+    st.tuples(st.just("cost_call"), st.tuples(st.integers(0, 900_000), st.integers(0, 90_000))),
+    st.tuples(st.just("cost_event"), st.tuples(st.integers(0, 300), st.integers(0, 900_000))),
+    st.tuples(st.just("price"), st.tuples(st.integers(-20, 200), st.integers(0, 10**10))),
+    st.tuples(st.just("unit_call"), st.integers(1, 3_000)),
+    st.tuples(st.just("credit_call"), st.integers(1, 900)),
+    st.tuples(st.just("credit_call"), st.integers(1, 900)),
+    st.tuples(st.just("credit_price"), st.integers(0, len(CREDIT_PRICES) - 1)),
+    CHANGES,
+    CHANGES,
+    st.tuples(st.just("reverse"), st.tuples(NUMBERS, st.sampled_from([1, 2, 3]))),
+    st.tuples(st.just("give_up"), NUMBERS),
+    st.tuples(st.just("auto"), st.sampled_from([None, "now", "prepaid"])),
+    st.tuples(st.just("tax"), st.tuples(st.integers(-90, 60), st.sampled_from(["0", "0.07", "0.19", "0.2"]))),
+)
+
+
+class EveryHistory(Called):
+    """One organization through years, with everything that moves money."""
+
+    def __init__(self, april: April) -> None:
+        super().__init__(april)
+        self.taxes: list[tuple[date, int, Fraction]] = [(date.min, 0, Fraction(0))]
+        self.credit_price: Fraction | None = None
+        self.auto: dict[str, object] | None = None
+        # What is bought by itself and not there yet, and the invoice that it waits for.
+        self.ordered: str | None = None
+        self.ordered_on: int | None = None
+        self.is_blocked = False
+        self.dunning = Dunning(april.store, DunningSchedule(REMINDERS, BLOCK))
+
+    async def end(self) -> None:
+        await self._auto(None)
+        await super().end()
+        await self._all_again()
+        assert self.april.account.balance == self.owed.books.balance
+
+    async def step(self, what: str, how: Any) -> None:
+        await super().step(what, how)
+        await self._sell()
+        assert self.april.account.balance == self.owed.books.balance
+
+    # Credits.
+
+    async def _buy(self, how: tuple[int, int]) -> None:
+        credits_, cost = how
+        unit_cost = Fraction(cost, 10_000)
+        give(self.april.url, self.april.account, credits_, unit_cost=str(Decimal(cost) / 10_000))
+        self.owed.others += credits_ * unit_cost
+        if credits_ > 0:
+            self._came(credits_)
+        else:
+            self._spent(-credits_)
+        await self._flush()
+
+    async def _credit_price(self, number: int) -> None:
+        self.april.now += timedelta(minutes=1)
+        self.april.account.at_ms = max(self.april.account.at_ms, int(self.april.now.timestamp() * 1000))
+        cost = CREDIT_PRICES[number]
+        said = None if cost is None else Decimal(cost)
+        await self.april.do("organizations", "change", self.ids["organization"], credit_unit_cost=said)
+        self.credit_price = None if cost is None else Fraction(cost)
+        self.april.account.at_ms += 1
+
+    async def _auto(self, invoicing: str | None) -> None:
+        self.auto = None if invoicing is None else AUTO | {"invoicing": invoicing}
+        await self.april.do("organizations", "change", self.ids["organization"], auto_top_up=self.auto)
+        self._looked()
+        await self._sell()
+
+    async def _top_up(self, how: tuple[str, int, int]) -> None:
+        invoicing, credits_, cost = how
+        unit_cost = Decimal(cost) / 10_000
+        if credits_ * unit_cost < Decimal("0.01"):  # nobody can pay that: it is refused
+            return
+        await self.april.do(
+            "credit-additions", "create", organization_id=self.ids["organization"], invoicing=invoicing,
+            credits_added=credits_, unit_cost=unit_cost,
+        )  # fmt: skip
+        self.owed.others += credits_ * Fraction(unit_cost)
+        await self._sell(credits_ if invoicing == "prepaid" else 0)
+
+    def _came(self, credits_: int) -> None:
+        self.owed.books.add(credits_)
+        self._looked()
+
+    def _spent(self, credits_: int) -> None:
+        self.owed.books.use(credits_, self.today, self.credit_price)
+        self._looked()
+
+    def _looked(self) -> None:
+        """Whoever moves a balance to its threshold orders, where none is on its way."""
+        if self.auto is not None and self.ordered is None and self.owed.books.balance <= 100:
+            self.ordered = "ordered"
+
+    async def _sell(self, prepaid: int = 0) -> None:
+        while True:
+            known = set(self.papers)
+            if self.ordered == "ordered":
+                self.ordered = str(self.auto["invoicing"]) if self.auto else None
+                if self.ordered is not None:
+                    self.owed.others += 4_000 * Fraction("0.0123")
+                if self.ordered == "prepaid":
+                    prepaid = 4_000
+            await TopUps(self.april.store).turn()
+            arrived = self._arrived()
+            await self._flush()
+            await TopUps(self.april.store).turn()
+            for made in sorted(set(self._final()) - known):
+                assert set(self._keep(made, prepaid)) == {self._tax_on(self.today)}
+                if self.ordered == "prepaid" and self.ordered_on is None:
+                    self.ordered_on = made
+                prepaid = 0
+            if not arrived and self.ordered != "ordered":
+                return
+
+    def _arrived(self) -> bool:
+        """Have the account get what waits for it; whether something did."""
+        writes = self._writes("credits")
+        for request, payload in writes:
+            self.april.account.credit(int(payload["amount"]), request)
+            if self.ordered == "now" and payload["amount"] == 4_000:
+                self.ordered = None
+            self._came(int(payload["amount"]))
+        return bool(writes)
+
+    # Invoices.
+
+    async def _invoice(self, ahead: int) -> None:
+        known = set(self._final())
+        await super()._invoice(ahead)
+        for made in set(self._final()) - known:
+            until = self.invoiced_until
+            self.owed.books.bill(made, until)
+            self._keep(made)
+            taken = {day: units for day, units in self.at_cost.items() if day < until and units}
+            self.papers[made].at_cost = taken
+            self.at_cost = {day: units for day, units in self.at_cost.items() if day >= until}
+            if self.papers[made].rest <= 0:
+                self._gives(made)
+
+    def _final(self) -> list[int]:
+        return [
+            int(str(row[0]))
+            for row in rows_of(
+                self.april.url, "SELECT id FROM invoice WHERE status <> 'draft' AND corrects_id IS NULL"
+            )
+        ]
+
+    def _keep(self, made: int, prepaid: int = 0) -> dict[Fraction, Fraction]:
+        """A new document: its tax is that of its lines, once for each rate; answers what these come to."""
+        read = "SELECT kind, amount, tax_rate FROM invoice_line WHERE invoice_id = %s"
+        lines = rows_of(self.april.url, read, [made])
+        nets: dict[Fraction, Fraction] = {}
+        taxes: dict[Fraction, Fraction] = {}
+        for kind, amount, rate in lines:
+            of = taxes if kind == "tax" else nets
+            of[Fraction(str(rate))] = of.get(Fraction(str(rate)), Fraction(0)) + Fraction(str(amount))
+        expected = {rate: to_cents(rate * net) for rate, net in nets.items()}
+        assert {rate: tax for rate, tax in taxes.items() if tax} == {
+            rate: tax for rate, tax in expected.items() if tax
+        }
+        total = sum(nets.values(), Fraction(0)) + sum(expected.values(), Fraction(0))
+        self.papers[made] = Paper(total, self.april.now.date() + DUE_DAYS * DAY, prepaid=prepaid)
+        if made not in self.open:
+            self.open.append(made)
+        return nets
+
+    def _gives(self, made: int) -> None:
+        """What was billed beyond the balance is given once it is paid."""
+        self.papers[made].gave = bool(self.owed.books.invoices.get(made))
+
+    async def _void(self, number: int) -> None:
+        if not self.open:
+            return
+        made = self.open[number % len(self.open)]
+        paper = self.papers[made]
+        if paper.paid or paper.prepaid or paper.gave:
+            with suppress(Conflict):
+                await self.april.do("invoices", "void", made)
+                assert (paper.prepaid, paper.paid, paper.gave) == (-1, 0, False)
+                self._voided(made)
+            return
+        await self.april.do("invoices", "void", made)
+        self._voided(made)
+
+    def _voided(self, made: int) -> None:
+        self.open.remove(made)
+        self.papers[made].is_void = True
+        for day, units in self.papers[made].at_cost.items():
+            self.at_cost[day] = self.at_cost.get(day, 0) + units
+        if made in self.owed.books.invoices:
+            self.owed.books.void(made)
+
+    async def _note(self, number: int) -> None:
+        known = len(self.notes)
+        await super()._note(number)
+        if len(self.notes) > known:
+            paper = self.papers[self.notes[-1][1]]
+            paper.noted = True
+            if self.notes[-1][1] == self.ordered_on:
+                self.ordered = self.ordered_on = None
+
+    async def _void_note(self, number: int) -> None:
+        known = dict.fromkeys(made for _, made, _, _ in self.notes)
+        await super()._void_note(number)
+        for made in known.keys() - {made for _, made, _, _ in self.notes}:
+            self.papers[made].noted = False
+
+    # Money.
+
+    async def _pay(self, how: tuple[int, int]) -> None:
+        number, parts = how
+        waiting = [made for made, paper in self.papers.items() if not paper.is_void and paper.rest > 0]
+        if not waiting:
+            return
+        made = waiting[number % len(waiting)]
+        paper, reference = self.papers[made], str(uuid.uuid4())
+        amount = to_cents(paper.rest / parts)
+        if amount <= 0:
+            return
+        said = Decimal(amount.numerator) / Decimal(amount.denominator)
+        row = await self.april.do("invoices", "payments", made, amount=said, reference=reference)
+        paper.payments[reference] = [amount]
+        self.paid.append((made, said, reference))
+        assert (Fraction(str(row["amount_due"])), row["payment_status"]) == (
+            paper.rest, paper.status(self.today),
+        )  # fmt: skip
+        if paper.rest == 0:
+            lots = self.owed.books.invoices.get(made)
+            expected = [len(lots)] if lots and not paper.gave else []
+            expected += [paper.prepaid] if paper.prepaid > 0 else []
+            waits = [int(p["amount"]) for _, p in self._writes("credits", look=True)]
+            assert sorted(waits) == sorted(expected)
+            if made == self.ordered_on:
+                self.ordered, self.ordered_on = "now", None
+            self._gives(made)
+            paper.prepaid = min(paper.prepaid, -1) if paper.prepaid else 0
+
+    async def _reverse(self, how: tuple[int, int]) -> None:
+        number, parts = how
+        found = [
+            (made, reference) for made, paper in self.papers.items()
+            for reference, amounts in paper.payments.items() if sum(amounts) > 0
+        ]  # fmt: skip
+        if not found:
+            return
+        made, reference = found[number % len(found)]
+        paper = self.papers[made]
+        [(payment,)] = rows_of(self.april.url, "SELECT id FROM payment WHERE reference = %s", [reference])
+        back = to_cents(sum(paper.payments[reference]) / parts)
+        if back <= 0:
+            return
+        said = Decimal(back.numerator) / Decimal(back.denominator)
+        told = {"reference": str(uuid.uuid4()), "amount": said}
+        for _ in range(2):
+            await self.april.do("payments", "reverse", int(str(payment)), **told)
+        paper.payments[reference].append(-back)
+        row = await self.april.store.get("invoices", made)
+        assert (Fraction(str(row["amount_due"])), row["payment_status"]) == (
+            paper.rest, paper.status(self.today),
+        )  # fmt: skip
+
+    async def _give_up(self, number: int) -> None:
+        waiting = [
+            made for made, paper in self.papers.items() if paper.status(self.today) in {"open", "overdue"}
+        ]
+        if waiting:
+            made = waiting[number % len(waiting)]
+            await self.april.do("invoices", "uncollectible", made)
+            self.papers[made].given_up = True
+
+    async def _tax(self, how: tuple[int, str]) -> None:
+        ahead, rate = how
+        begins = self.today + ahead * DAY
+        await self.april.do(
+            "tax-rates", "create", organization_id=self.ids["organization"], rate=Decimal(rate),
+            effective_from=begins,
+        )  # fmt: skip
+        self.taxes.append((begins, len(self.taxes), Fraction(rate)))
+
+    def _tax_on(self, day: date) -> Fraction:
+        return max(each for each in self.taxes if each[0] <= day)[2]
+
+    async def _at(self, day: date) -> None:
+        await super()._at(day)
+        await self.dunning.turn()
+        self._dun()
+        steps = rows_of(self.april.url, "SELECT invoice_id, days FROM dunning_step WHERE action = 'reminder'")
+        assert sorted(steps) == sorted(
+            (made, days) for made, paper in self.papers.items() for days in paper.reminded
+        )
+        marks = rows_of(
+            self.april.url,
+            "UPDATE control_write SET state = 'applied' WHERE state = 'pending' AND verb LIKE %s"
+            " RETURNING verb, id::text",
+            ["%block"],
+        )
+        for verb, request in marks:
+            self.april.account.mark(blocked=verb == "block", source=str(request))
+        assert self.april.account.manual == self.is_blocked
+        await self._flush()
+
+    def _dun(self) -> None:
+        """Reminders, the last alone of those that are due at once; then a block, a day behind the last."""
+        cause = False
+        for _, paper in sorted(self.papers.items(), key=lambda of: (of[1].due, of[0])):
+            if paper.status(self.today) != "overdue":
+                continue
+            days, since = (self.today - paper.due).days, (self.today - (paper.last or self.today)).days
+            due = [each for each in REMINDERS if max(paper.reminded, default=0) < each <= days]
+            if due:
+                paper.reminded.append(due[-1])
+                paper.last = self.today
+            elif not cause and days >= BLOCK and since >= 1:
+                cause = paper.blocks = True
+        standing = [
+            paper for paper in self.papers.values()
+            if paper.blocks and paper.status(self.today) in {"overdue", "uncollectible"}
+        ]  # fmt: skip
+        self.is_blocked = bool(standing)
+
+    async def _all_again(self) -> None:
+        before = rows_of(self.april.url, "SELECT count(*), sum(amount) FROM charge")
+        for call in self.made["changed"]:
+            with pytest.raises(Conflict):
+                await self.april.do(
+                    "amendments", "create", request_id=call.request, reason="again", tokens=1, direction="OUT"
+                )
+        await self.dunning.turn()
+        await self._sell()
+        await self.april.store.charge(self.ids["organization"])
+        assert rows_of(self.april.url, "SELECT count(*), sum(amount) FROM charge") == before
+
+
+@settings(
+    max_examples=HISTORIES, deadline=None, phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large,
+    ],
+)  # fmt: skip
+@given(steps=st.lists(STEPS, min_size=20, max_size=50))
+def test_everything_that_happens_is_owed_once(migrated: str, steps: list[tuple[str, Any]]) -> None:
+    asyncio.run(live(EveryHistory, migrated, [("subscribe", FIRST | {"renews": True}), *steps]))
