@@ -30,14 +30,15 @@ SELECT a.id, a.credits_added AS amount, a.priority, a.expires_at, a.category, a.
   FROM credit_addition AS a JOIN credit_posting AS p ON p.credit_addition_id = a.id AND p.kind = 'addition'
  WHERE p.organization_id = :organization AND p.seq <= :cursor AND a.credits_added > a.spent""")
 _DEBTS = text("""
-SELECT seq, amount FROM credit_allocation
+SELECT seq, amount, day, unit_cost FROM credit_allocation
  WHERE organization_id = :organization AND credit_addition_id IS NULL ORDER BY seq""")
 _MOVEMENTS = text("""
 SELECT seq, "timestamp" AS at, -credits_used AS amount, NULL AS kind, NULL::bigint AS addition,
-       NULL::bigint AS priority, NULL::timestamptz AS expires_at, NULL AS category
+       NULL::bigint AS priority, NULL::timestamptz AS expires_at, NULL AS category, NULL::bigint AS invoice
   FROM credit_transaction WHERE organization_id = :organization AND seq > :cursor AND seq <= :until
 UNION ALL
-SELECT p.seq, p.created_at, p.amount, p.kind, p.credit_addition_id, a.priority, a.expires_at, a.category
+SELECT p.seq, p.created_at, p.amount, p.kind, p.credit_addition_id, a.priority, a.expires_at, a.category,
+       CASE a.invoicing WHEN 'postpaid' THEN a.invoice_id END
   FROM credit_posting AS p LEFT JOIN credit_addition AS a ON a.id = p.credit_addition_id
  WHERE p.organization_id = :organization AND p.seq > :cursor AND p.seq <= :until
    AND p.kind <> 'correction'
@@ -169,19 +170,22 @@ def _bring_together(connection: Connection, page: dict[str, Any], given: dict[st
         for row in connection.execute(_GRANTS, given)
         if row.id not in own
     ]
-    owed = []
+    owed: Sequence[Any] = ()
     if any(row.amount > 0 for row in movements):
-        owed = [(row.seq, row.amount) for row in connection.execute(_DEBTS, page)]
-    allocator, found = Allocator.resume(grants, owed), []
+        owed = connection.execute(_DEBTS, page).all()
+    prices = debts.prices(connection, page["organization"])
+    lots = {row.seq: lot for row in movements if row.amount < 0 and (lot := prices.lot_of(row.at))}
+    billable = lots | {row.seq: (row.day, row.unit_cost) for row in owed if row.unit_cost is not None}
+    allocator, found = Allocator.resume(grants, [(row.seq, row.amount) for row in owed]), []
     for row in movements:
         if row.amount > 0:
-            found += allocator.add_grant(_grant(row.addition, row))
+            # What came with the payment of an invoice covers what that one billed.
+            billed = debts.billed_by(connection, row.invoice) if row.invoice else ()
+            first = {seq for seq, lot in billable.items() if lot in billed}
+            found += allocator.add_grant(_grant(row.addition, row), first)
         elif row.amount < 0:
             grant_id = row.addition if row.kind == "expiry" else None
             found += allocator.pay(Outflow(row.seq, ms_of(row.at), -row.amount, grant_id))
-    made = {each.seq for each in found if each.grant_id is None and each.amount > 0}
-    prices = debts.prices(connection, page["organization"])
-    lots = {row.seq: lot for row in movements if row.seq in made and (lot := prices.lot_of(row.at))}
     _keep(connection, page, found, lots)
 
 

@@ -55,6 +55,10 @@ UPDATE credit_debt AS d SET billed_quantity = d.billed_quantity - n.quantity,
        quantity = d.billed_quantity - n.quantity
            + least(d.quantity - d.billed_quantity + n.quantity, d.open_quantity)
 {_OF_INVOICE}""")  # noqa: S608  # our own words
+_BILLED = text("""
+SELECT DISTINCT (period_start AT TIME ZONE 'UTC')::date AS day, unit_price FROM charge
+ WHERE invoice_id = :invoice AND source = 'credit_debt'
+   AND reason NOT IN ('void', 'credited', 'credit_void')""")
 # What an invoice billed, less what notes in force gave back.
 _TO_GIVE = text("""
 SELECT coalesce(sum(c.quantity), 0)::bigint FROM charge AS c LEFT JOIN charge AS o ON o.id = c.corrects_id
@@ -122,6 +126,11 @@ def bill(connection: Connection, invoice_id: int) -> None:
 def unbill(connection: Connection, invoice_id: int) -> None:
     """Note that an invoice is void: what additions have covered meanwhile is owed no more."""
     connection.execute(_UNBILL, {"invoice": invoice_id})
+
+
+def billed_by(connection: Connection, invoice_id: int) -> set[Lot]:
+    """The debt that an invoice has billed: what its payment covers before all else."""
+    return {(row.day, row.unit_price) for row in connection.execute(_BILLED, {"invoice": invoice_id})}
 
 
 def give(change: Change, invoice: Row) -> None:

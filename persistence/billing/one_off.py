@@ -28,7 +28,7 @@ def refuse_second_draft(change: Change, organization_id: int) -> None:
     here, source_id = invoice.c, values.get("source_id")
     same = here.source_id.is_(None) | (here.source_id == source_id) if source_id is not None else true()
     other = select(here.id).where(
-        here.organization_id == organization_id, here.kind == "invoice", here.status == "draft",
+        here.organization_id == organization_id, here.corrects_id.is_(None), here.status == "draft",
         here.source == values["source"], same,
     )  # fmt: skip
     if draft := change.connection.execute(other.limit(1)).scalar():

@@ -9,7 +9,8 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 # A month is over when it is in UTC, whose days invoices have, and where the customer is. It is drafted then,
-# and final when the grace is over as well. A fee in advance waits for nothing: nothing of it settles late.
+# and final when the grace is over as well. One that gives back more than it bills is a credit note, and the
+# month's all the same. A fee in advance waits for nothing: nothing of it settles late.
 _DUE = text("""
 WITH month AS (
     SELECT o.id, least(date_trunc('month', cast(:now AS timestamptz) AT TIME ZONE o.time_zone),
@@ -22,10 +23,10 @@ WITH month AS (
            cast(:now AS timestamptz) >= greatest(cast(m.until AS timestamp) AT TIME ZONE m.time_zone,
                cast(m.until AS timestamp) AT TIME ZONE 'UTC') + make_interval(hours => :grace) AS ripe
       FROM month AS m
-      LEFT JOIN invoice AS d ON d.organization_id = m.id AND d.kind = 'invoice' AND d.status = 'draft'
+      LEFT JOIN invoice AS d ON d.organization_id = m.id AND d.corrects_id IS NULL AND d.status = 'draft'
            AND d.source IS NULL AND d.period_end = m.until
            AND d.period_start = (m.until - interval '1 month')::date
-     WHERE NOT EXISTS (SELECT FROM invoice AS i WHERE i.organization_id = m.id AND i.kind = 'invoice'
+     WHERE NOT EXISTS (SELECT FROM invoice AS i WHERE i.organization_id = m.id AND i.corrects_id IS NULL
               AND i.source IS NULL AND i.status = 'finalized' AND i.period_end = m.until
               AND i.period_start = (m.until - interval '1 month')::date)
        AND EXISTS (SELECT FROM charge AS c WHERE c.organization_id = m.id AND c.invoice_id IS NULL
@@ -34,7 +35,7 @@ WITH month AS (
     SELECT m.id, d.id AS draft_id, NULL::date AS period_start, NULL::date AS period_end,
            'subscription_segment' AS source, true AS ripe
       FROM month AS m
-      LEFT JOIN invoice AS d ON d.organization_id = m.id AND d.kind = 'invoice' AND d.status = 'draft'
+      LEFT JOIN invoice AS d ON d.organization_id = m.id AND d.corrects_id IS NULL AND d.status = 'draft'
            AND d.source = 'subscription_segment'
      WHERE EXISTS (
            SELECT FROM subscription_segment AS s

@@ -10,7 +10,7 @@ from typing import Any
 from gateway.background.timed.invoicing import Invoicing
 from persistence import engine
 from persistence.schedule import Schedule
-from tests.persistence.april import April, april, at, plan
+from tests.persistence.april import April, april, at, invoiced, plan
 from tests.persistence.billing.test_due import customer
 from tests.persistence.scenario import broken, rows_of
 
@@ -79,4 +79,20 @@ async def test_a_fee_in_advance_is_billed_on_its_day_once(april: April) -> None:
     await turn(april, keepers=2)
     await turn(april)
     assert invoices(april) == [("finalized", "subscription_segment", Decimal(290))]
+    assert await broken(april.url) == []
+
+
+async def test_a_month_that_gives_back_more_than_it_bills_is_issued_as_well(april: April) -> None:
+    ids = await subscribed(april)
+    await april.on(at(5, 1, 6))
+    await invoiced(april, ids, date(2026, 4, 1), date(2026, 6, 1))
+    await april.on(at(5, 12))
+    await april.do("organization-subscriptions", "cancel", ids["subscription"], when="now")
+    for day in (1, 2, 3):
+        await april.on(at(7, day, 1))
+        await turn(april)
+    back = -(Decimal(29) * 20 / 31).quantize(Decimal("0.01"))
+    assert invoices(april) == [("finalized", None, Decimal(58)), ("finalized", None, back)]
+    assert rows_of(april.url, "SELECT kind FROM invoice ORDER BY id") == [("invoice",), ("credit_note",)]
+    assert rows_of(april.url, "SELECT invoicing_left FROM organization") == [(None,)]
     assert await broken(april.url) == []

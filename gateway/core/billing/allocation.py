@@ -7,7 +7,7 @@ credit, no grant gives more than it has, and none gives after its moment of expi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
@@ -87,11 +87,13 @@ class Allocator:
         """What a grant has not paid for."""
         return self.rests.get(grant_id, 0)
 
-    def add_grant(self, grant: Grant) -> list[Allocation]:
-        """Add a grant: it covers what is owed, the rest pays from now on."""
+    def add_grant(self, grant: Grant, first: Collection[int] = ()) -> list[Allocation]:
+        """Add a grant: it covers debts, those `first` of which it says the seq; the rest pays from now on."""
         assert grant.amount > 0
         assert grant.id not in self.rests
         rest, covered = grant.amount, []
+        if first:
+            self._debts.sort(key=lambda debt: (debt[0] not in first, debt))
         while rest and self._debts:
             seq, owed = self._debts[0]
             part = min(rest, owed)
@@ -101,6 +103,8 @@ class Allocator:
                 self._debts.pop(0)
             else:
                 self._debts[0] = (seq, owed - part)
+        if first:
+            self._debts.sort()
         self.rests[grant.id] = rest
         if rest:
             heappush(self._queue, (grant.order, grant))

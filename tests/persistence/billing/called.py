@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from fractions import Fraction
+from operator import itemgetter
 from typing import Any
 
 import pytest
@@ -269,15 +270,13 @@ class Called(WholeHistory):
     def _writes(self, verb: str, *, look: bool = False) -> list[tuple[str, dict[str, Any]]]:
         """Control writes that wait, in their order."""
         state = "pending" if look else "applied"
-        found = rows_of(
+        found: Any = rows_of(
             self.april.url,
             "UPDATE control_write SET state = %s WHERE state = 'pending' AND verb = %s"
             " RETURNING position, id::text, payload",
             [state, verb],
         )
-        return [
-            (str(request), dict(payload)) for _, request, payload in sorted(found, key=lambda row: row[0])
-        ]  # type: ignore[arg-type,call-overload,return-value]
+        return [(str(request), payload) for _, request, payload in sorted(found, key=itemgetter(0))]
 
     def _use(
         self, units: int, tiers: Sequence[Tier], of: int, request: str, metadata: bytes | None = None,

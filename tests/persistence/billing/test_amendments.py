@@ -150,8 +150,10 @@ async def test_units_that_crossed_a_tier_are_moved_at_what_each_cost(
     april.account.consume(None, units=10, request_id=request_id)
     april.flush()
     await amend(april, request_id, direction=direction, units=units)
-    waiting = rows_of(april.url, "SELECT payload FROM control_write WHERE verb = 'amend' ORDER BY position")
-    moved = [(-payload["units"], read_tiers(bytes.fromhex(payload["tiers"]))) for (payload,) in waiting]  # type: ignore[index]  # JSON
+    waiting: Any = rows_of(
+        april.url, "SELECT payload FROM control_write WHERE verb = 'amend' ORDER BY position"
+    )
+    moved = [(-payload["units"], read_tiers(bytes.fromhex(payload["tiers"]))) for (payload,) in waiting]
     assert sum(many for many, _ in moved) == (units if direction == "OUT" else -units)
     assert all(len(tiers) == 1 for _, tiers in moved)
     assert sum(many * tiers[0].unit_price for many, tiers in moved) == Decimal(worth)

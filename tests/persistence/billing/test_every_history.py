@@ -126,8 +126,8 @@ class EveryHistory(Called):
         self.owed.others += credits_ * Fraction(unit_cost)
         await self._sell(credits_ if invoicing == "prepaid" else 0)
 
-    def _came(self, credits_: int) -> None:
-        self.owed.books.add(credits_)
+    def _came(self, credits_: int, paid: int | None = None) -> None:
+        self.owed.books.add(credits_, paid=paid)
         self._looked()
 
     def _spent(self, credits_: int) -> None:
@@ -164,10 +164,12 @@ class EveryHistory(Called):
         """Have the account get what waits for it; whether something did."""
         writes = self._writes("credits")
         for request, payload in writes:
+            read = "SELECT invoicing, invoice_id FROM credit_addition WHERE control_write_id = %s"
+            [(invoicing, made)] = rows_of(self.april.url, read, [request])
             self.april.account.credit(int(payload["amount"]), request)
             if self.ordered == "now" and payload["amount"] == 4_000:
                 self.ordered = None
-            self._came(int(payload["amount"]))
+            self._came(int(payload["amount"]), int(str(made)) if invoicing == "postpaid" else None)
         return bool(writes)
 
     # Invoices.

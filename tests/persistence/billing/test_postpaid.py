@@ -143,6 +143,28 @@ async def test_a_void_invoice_owes_what_nobody_has_covered_since(april: April) -
     assert await broken(april.url) == []
 
 
+async def test_a_payment_covers_what_its_invoice_billed_and_no_older_one(april: April) -> None:
+    """The older one is made void and again: it owes the same."""
+    owner = await customer(april)
+    await april.on(at(4, 10))
+    spend(april, 8_000)
+    older = await of_april(april, owner)
+    spend(april, 3_000)
+    await april.on(at(6, 2))
+    made = await invoice_of(april, owner, date(2026, 5, 1), date(2026, 6, 1))
+    await april.do("invoices", "payments", made["id"], amount=Decimal("60.00"), reference="b")
+    assert (post(april), april.account.balance) == (3_000, -8_000)
+    await april.allocate()
+    await april.do("invoices", "void", older["id"])
+    assert await owed(april, owner) == [("credits_postpaid", "160")]
+    again = await invoice_of(april, owner, date(2026, 4, 1), date(2026, 5, 1))
+    await april.do("invoices", "payments", again["id"], amount=Decimal("160.00"), reference="b")
+    assert (post(april), april.account.balance) == (8_000, 0)
+    await april.allocate()
+    assert await owed(april, owner) == []
+    assert await broken(april.url) == []
+
+
 async def test_what_a_note_gives_back_is_not_given_as_credits(april: April) -> None:
     owner = await customer(april)
     await april.on(at(4, 10))
@@ -204,9 +226,17 @@ class Books:
         self.debt += [(day, price, None)] * (credits_ - paid)
         self.charged += (price or 0) * (credits_ - paid)
 
-    def add(self, credits_: int, money: Fraction = Fraction(0)) -> None:
+    def add(self, credits_: int, money: Fraction = Fraction(0), paid: int | None = None) -> None:
+        """The oldest debt is covered first; with the payment of an invoice that which it billed."""
         self.charged += money
-        covered, self.debt = self.debt[:credits_], self.debt[credits_:]
+        lots = {(day, price) for day, price, _ in self.invoices.get(paid or 0, ())}
+        places = {
+            place: (invoice is None or invoice != paid, (day, price) not in lots, place)
+            for place, (day, price, invoice) in enumerate(self.debt)
+        }
+        found = sorted(places, key=lambda place: places[place])[:credits_]
+        covered = [self.debt[place] for place in found]
+        self.debt = [credit for place, credit in enumerate(self.debt) if place not in set(found)]
         self.pool += credits_ - len(covered)
         self.charged -= sum(
             (price for _, price, invoice in covered if price and invoice is None), Fraction(0)
@@ -319,7 +349,7 @@ class History:
         """What an invoice billed comes as credits."""
         count = len(self.books.invoices[made])
         assert post(self.april) == count
-        self.books.add(count)
+        self.books.add(count, paid=made)
 
     async def void(self, number: int) -> None:
         if self.unpaid:
