@@ -44,11 +44,12 @@ from gateway.http.ports import Ports
 from gateway.http.server.server import DataPlane
 from gateway.http.tally import Histogram, Tally
 from gateway.run import allocator, tokenizer
+from gateway.run.gateway_port import GatewayPort
 from gateway.run.parent_pipe import ParentPipe
 from gateway.run.starting import redis_reached
 from gateway.run.stopping import cancel, ended, forever, stop_signal
 from gateway.run.worker_slot import take_worker_slot
-from gateway.settings.settings import Settings, from_json
+from gateway.settings.settings import Settings
 from gateway.telemetry import logs
 from gateway.telemetry import snapshot_files as tallies
 
@@ -97,6 +98,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     ports = _ports(settings, wire, door, (tally, failures, refusals), log)
     refused_calls, activity = RefusedCalls(wire, refusals, str(uuid4())), Activity(wire, time.time)
     plane, exporter = _plane(settings, ports)
+    port = GatewayPort(settings, plane, log)
     resubmitter = Resubmitter(
         wire, settlements, time.monotonic, log,
         report=door.worker_reports.report, announce=fence.announce,
@@ -105,10 +107,10 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     snapshots: list[Callable[[], tallies.Snapshot]] = [
         lambda: _snapshot(tally, scripts, plane.certificate_ends, not wire.available),
         lambda: _log_snapshot(settlements, resubmitter),
-        lambda: {"buffered_bytes": plane.buffers.used + plane.buffers.heads, "shed": plane.buffers.shed},
         lambda: {"counters_unverified": int(not directory.verified), "counters_exchanged": fence.noticed},
         lambda: {"auth_failures": failures.rows("gateway"), "budgets_shared": counters.crowded.calls},
         refusals.snapshot,
+        port.snapshot,
         lambda: {"leases": door.allowances.in_force, "admitted_locally": door.allowances.admitted},
         *([exporter.snapshot] if exporter is not None else []),
     ]
@@ -123,13 +125,13 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
         asyncio.create_task(forever("refused", refused_calls.keep_sending, log)),
         asyncio.create_task(forever("failures", FailureTeller("gateway", failures, log).run, log)),
         asyncio.create_task(forever("resubmission", resubmitter.run, log)),
+        asyncio.create_task(forever("certificates", port.keep_certificate, log)),
         asyncio.create_task(tallies.publish(settings.metrics_dir, lambda: _merged(snapshots))),
     ]
     if not await directory.first_catalogue(FIRST_CATALOGUE_S_MAX):
         log("serving without counters", redis_connected=wire.connected, why=wire.trouble, level="warning")
-    gc.freeze()
-    gc.set_threshold(YOUNG_OBJECTS_MAX, 20, 50)
-    await _listen(settings, plane, parent_pipe, log)
+    _collect_seldom()
+    await port.open(parent_pipe)
     await stop.wait()
     await plane.drain(settings.shutdown_grace_s)
     if exporter is not None:
@@ -137,6 +139,11 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     await cancel(background)
     await refused_calls.leave()
     await _end(door, settlements, wire, log)
+
+
+def _collect_seldom() -> None:
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS_MAX, 20, 50)
 
 
 async def _end(door: Door, settlements: SettlementLog, wire: Wire, log: Log) -> None:
@@ -204,24 +211,6 @@ def _settlement_log(settings: Settings, log: Log) -> SettlementLog:
         wall=time.time,
         say=log,
     )
-
-
-async def _listen(settings: Settings, plane: DataPlane, parent_pipe: ParentPipe | None, log: Log) -> None:
-    """Accept clients, and settings that come later."""
-    await plane.start(host=settings.gateway_host, port=settings.gateway_port, reuse_port=True)
-    log("gateway started", host=settings.gateway_host, port=settings.gateway_port)
-    if parent_pipe is not None:
-        loop = asyncio.get_running_loop()
-        parent_pipe.listen(lambda line: loop.call_soon_threadsafe(_renew, plane, line, log))
-
-
-def _renew(plane: DataPlane, line: bytes, log: Log) -> None:
-    """Serve by other settings; the process that sent them has checked them."""
-    settings = from_json(line)
-    bounds = Bounds(usage_tokens_max=settings.usage_tokens_max)
-    plane.renew(settings.routes, settings.upstreams, settings.http, settings.services, bounds=bounds)
-    logs.configure(settings.log_level)
-    log("settings renewed", routes=len(settings.routes), upstreams=len(settings.upstreams))
 
 
 async def run_keeper(settings: Settings) -> None:

@@ -31,6 +31,7 @@ class HttpLimits:
     """
 
     head_s: float = _setting(10.0, Seconds)
+    tls_handshake_s: float = _setting(10.0, Seconds)
     body_s: float = _setting(120.0, Seconds)
     keep_alive_s: float = _setting(75.0, Seconds)
     upstream_connect_s: float = _setting(5.0, Seconds)
@@ -74,6 +75,7 @@ class HttpLimits:
     small_chunks_max: int = 10_000
 
     connections_max: int = _setting(20_000, Count)
+    tls_handshakes_max: int = _setting(1_000, Count)
     upstream_connections_max: int = _setting(2_000, Count)
     upstream_connections_share: float = _setting(0.25, Share)  # of those, what one organization may use
     upstream_idle_connections_max: int = _setting(256, Count)

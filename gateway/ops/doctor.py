@@ -28,8 +28,10 @@ from gateway.counters.redis.wire import Wire, encode
 from gateway.errors import SettingError, StartError, TollkeeperError
 from gateway.http.upstream.pool import reach
 from gateway.ops import doctor_users, hints
-from gateway.settings.settings import Settings
+from gateway.settings.settings import PREFIX, Settings
+from gateway.settings.tls_names import PREFIXES
 from gateway.settings.urls import wanted, without_password
+from gateway.tls.certificates import load
 
 REDIS_VERSION_MIN = (7, 0)
 ANSWER_MAX_S = 5.0
@@ -54,6 +56,8 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
             said = f"TOLLKEEPER_{name.upper()} is not set: 16 to 512 visible characters, such as "
             yield Finding(False, "settings", said + "`openssl rand -base64 33` makes")
     yield _data_directory(settings)
+    for finding in _ports(settings, role):
+        yield finding
     if settings.redis_url:
         async for finding in _redis(settings, role):
             yield finding
@@ -69,6 +73,24 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
             )
     for target in settings.upstreams if role != "keeper" else ():
         yield await _upstream(target)
+
+
+def _ports(settings: Settings, role: str) -> Iterator[Finding]:
+    """The certificates of our own ports, as far as they have one."""
+    for port, of in (("gateway", "serve"), ("ops", "serve"), ("admin", "keeper")):
+        files = settings.tls_files(port)
+        if files is None or role not in {of, "all"}:
+            continue
+        try:
+            end = load(files, PREFIX + PREFIXES[port].upper()).ends
+        except SettingError as error:
+            yield Finding(False, f"{port} port", error.message)
+            continue
+        over = end is not None and end < time.time()
+        until = f"{'was' if over else 'is'} valid until {_day(end)}" if end else "is there"
+        asks = ", and clients need one too" if files.authority else ""
+        renew = ": put a new one there, it is in use within seconds" if over else ""
+        yield Finding(not over, f"{port} port", f"its certificate {until}{asks}{renew}")
 
 
 def _data_directory(settings: Settings) -> Finding:

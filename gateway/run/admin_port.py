@@ -6,13 +6,15 @@ Part of the composition root.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from gateway.admin.application import build
 from gateway.admin.http.server import Listening, listen
 from gateway.admin.ports import AdminPorts, BuiltIn
 from gateway.errors import SettingError
 from gateway.run.reload import LOOK_S
+from gateway.run.tls_port import TlsPort
 from gateway.settings.secret_files import Watched
 from gateway.settings.settings import Settings, reread
 
@@ -28,6 +30,7 @@ class AdminPort:
         self.built_in = BuiltIn(settings.admin_token or None, settings.readonly_token or None)
         self._files = {name: path for name, path in settings.secret_files if name in TOKENS}
         self._watched = Watched()
+        self._tls = TlsPort(settings, "admin", log, look_s=look_s)
         self._listening: Listening | None = None
 
     @property
@@ -37,13 +40,24 @@ class AdminPort:
 
     async def open(self, ports: AdminPorts) -> int:
         """Listen; the port that was got."""
-        self._listening = await listen(build(ports), self._settings.admin_host, self._settings.admin_port)
+        settings, wrapped = self._settings, self._tls.wrapped
+        self._listening = await listen(
+            build(ports), settings.admin_host, settings.admin_port, wrapped=wrapped
+        )
         return self._listening.port
 
     async def close(self) -> None:
         """Listen no more, once what is asked is answered."""
         if self._listening is not None:
             await self._listening.stop()
+
+    def snapshot(self) -> Mapping[str, Any]:
+        """What metrics say of the port."""
+        return self._tls.snapshot()
+
+    async def keep_certificate(self) -> None:
+        """Look after the certificate until cancelled."""
+        await self._tls.run()
 
     async def run(self) -> None:
         """Look after the files of the tokens until cancelled."""

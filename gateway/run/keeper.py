@@ -192,6 +192,7 @@ class Keeper:
             "partitions": self._keep_partitions,
             "prices": self._price_list.run,
             "admin port": self._admin_port.run,
+            "certificates": self._admin_port.keep_certificate,
         }
         self._loops = [asyncio.create_task(forever(name, run, self._log)) for name, run in loops.items()]
         with suppress(TimeoutError):
@@ -333,6 +334,7 @@ class Keeper:
         if self._rollbacks.quarantined is not None:
             snapshot["quarantined_accounts"] = self._rollbacks.quarantined
         snapshot = tallies.merge(snapshot, self._gauges.latest)
+        snapshot = tallies.merge(snapshot, self._admin_port.snapshot())
         snapshot = tallies.merge(snapshot, {"counters_exchanged": self._fence.noticed})
         try:
             entries, oldest_ms = await self._outbox.depth()

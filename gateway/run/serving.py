@@ -22,8 +22,9 @@ from gateway.local.announce import JsonVoice, Voice
 from gateway.local.child import Child, Program
 from gateway.run.readiness import of_gateway
 from gateway.run.reload import Renewal, watch_credentials
-from gateway.run.stopping import stop_signal, until_stopped
+from gateway.run.stopping import forever, stop_signal, until_stopped
 from gateway.run.supervisor.ops import Ops, listen
+from gateway.run.tls_port import TlsPort
 from gateway.settings.secret_files import SUFFIX
 from gateway.settings.settings import PREFIX, Settings, load, to_json
 from gateway.telemetry import logs
@@ -81,9 +82,12 @@ async def _serve(now: Renewal, voice: Voice) -> None:
     stop, renew, settings = stop_signal(), asyncio.Event(), now.running
     hung_up = stop.set if sys.stdin.isatty() else renew.set
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up)
+    log = logs.logger("tollkeeper.serve")
+    TlsPort(settings, "gateway", log)  # a file that is no use to its workers is told here
+    tls = TlsPort(settings, "ops", log)
     with ports.reserved(settings.gateway_host, settings.gateway_port, "gateway (--gateway-port)") as socket:
         port: int = socket.getsockname()[1]
-        operations = await _operations(settings, port)
+        operations = await _operations(settings, port, tls)
         ops_port = operations.sockets[0].getsockname()[1]
         at_work = settings.with_values(gateway_port=port)
         ready_s_max = settings.start_wait_s + LOADING_S_MAX
@@ -96,6 +100,7 @@ async def _serve(now: Renewal, voice: Voice) -> None:
         renewing = [
             asyncio.create_task(_renewing(now, renew, taken, voice)),
             asyncio.create_task(watch_credentials(now, taken, voice.say, voice.warn)),
+            asyncio.create_task(forever("certificates", tls.run, log)),
         ]
 
         async def start() -> None:
@@ -113,10 +118,10 @@ async def _serve(now: Renewal, voice: Voice) -> None:
             operations.close()
 
 
-async def _operations(settings: Settings, port: int) -> asyncio.Server:
-    ops = Ops(partial(of_gateway, settings, port), partial(_metrics, settings))
+async def _operations(settings: Settings, port: int, tls: TlsPort) -> asyncio.Server:
+    ops = Ops(partial(of_gateway, settings, port), partial(_metrics, settings, tls))
     try:
-        return await listen(ops, settings.ops_host, settings.ops_port)
+        return await listen(ops, settings.ops_host, settings.ops_port, wrapped=tls.wrapped)
     except OSError as error:
         where = f"{settings.ops_host}:{settings.ops_port} (--ops-port)"
         raise StartError(f"cannot listen on {where}: {error.strerror}") from error
@@ -180,7 +185,7 @@ def command(*words: str) -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", "gateway", *words)
 
 
-def _metrics(settings: Settings, accept: str) -> tuple[bytes, str]:
+def _metrics(settings: Settings, tls: TlsPort, accept: str) -> tuple[bytes, str]:
     from gateway.telemetry import metrics  # noqa: PLC0415  # loaded by the first scrape
 
-    return metrics.render(accept, tallies.collect(settings.metrics_dir))
+    return metrics.render(accept, tallies.merge(tallies.collect(settings.metrics_dir), tls.snapshot()))

@@ -22,6 +22,7 @@ from gateway.core.certificate import TlsFiles
 from gateway.core.http_limits import SETTABLE, Count, HttpLimits, Seconds
 from gateway.core.otel import Tracing, read_tracing
 from gateway.errors import SettingError
+from gateway.settings import tls_names
 from gateway.settings.checking import IS_SECRET, checked, is_secret, shown, unknown, wanted_of
 from gateway.settings.config_file import RouteTable, base_url_of, default_table, read_config, table_of
 from gateway.settings.secret_files import SUFFIX, Environment, both_set, read_secret
@@ -29,7 +30,7 @@ from gateway.settings.secret_files import SUFFIX, Environment, both_set, read_se
 PREFIX = "TOLLKEEPER_"
 CONFIG_NAME = f"{PREFIX}CONFIG"
 # In the environment besides the settings: where the file is, and where commands find the Admin API.
-CLIENT_NAMES = frozenset({"admin_url", "config"})
+CLIENT_NAMES = frozenset({"admin_url", "admin_ca_file", "admin_cert_file", "admin_key_file", "config"})
 # What only keepers, and who looks after them, need: credentials that a gateway is not given.
 OF_KEEPERS = ("database_url", "database_owner_url", "admin_token", "readonly_token", "smtp_url")
 
@@ -46,6 +47,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     redis_ca_file: str = ""
     redis_cert_file: str = ""
     redis_key_file: str = ""
+    tls_cert_file: str = ""
+    tls_key_file: str = ""
+    tls_client_ca_file: str = ""
+    admin_tls_cert_file: str = ""
+    admin_tls_key_file: str = ""
+    admin_tls_client_ca_file: str = ""
+    ops_tls_cert_file: str = ""
+    ops_tls_key_file: str = ""
+    ops_tls_client_ca_file: str = ""
     database_url: Secret = ""
     database_owner_url: Secret = ""
     admin_token: Token = ""
@@ -144,6 +154,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """What a TLS connection to Redis is verified and made with."""
         return TlsFiles(self.redis_ca_file, self.redis_cert_file, self.redis_key_file)
 
+    def tls_files(self, port: str) -> TlsFiles | None:
+        """What a port (`gateway`, `admin`, `ops`) speaks TLS with; None where it speaks none."""
+        return tls_names.files_of(port, lambda name: str(getattr(self, name)))
+
+    def url_of(self, port: str, host: str, number: int) -> str:
+        """The base URL of a port of ours, reached at a host."""
+        scheme = "https" if self.tls_files(port) else "http"
+        return f"{scheme}://[{host}]:{number}" if ":" in host else f"{scheme}://{host}:{number}"
+
     @property
     def of_gateways(self) -> Settings:
         """The same settings for a gateway: what it does not know, nobody gets from it."""
@@ -209,6 +228,7 @@ def load(environ: Mapping[str, str], config: Path | None = None) -> Settings:
         )
     if values.get("smtp_url") and not values.get("smtp_from"):
         raise SettingError(f"{PREFIX}SMTP_FROM is not set: expected name@example.com, whom mails are from")
+    tls_names.check_pairs(values, PREFIX)
     settings = Settings(tracing=read_tracing(environment)).with_values(**values)
     settings = settings.with_table(table_of(written, environment) if written else default_table(environment))
     named = {path: name for name, path in files.items()}

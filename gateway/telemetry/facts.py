@@ -95,6 +95,8 @@ FACTS = (
     Fact("redis_memory_used_bytes", "gauge", "Memory Redis uses."),
     Fact("redis_memory_max_bytes", "gauge", "Memory Redis may use; 0 is no limit."),
     Fact("certificate_expiry_timestamp_seconds", "gauge", "Until when a certificate is valid.", ("peer",)),
+    Fact("tls_certificate_stale", "gauge", "Processes whose certificate files cannot be used.", ("port",)),
+    Fact("tls_handshake_failures", "counter", "Connections whose TLS did not begin.", ("port", "reason")),
     Fact("credential_expiry_timestamp_seconds", "gauge", "When the next credential ends.", ("kind",)),
 )
 

@@ -13,6 +13,7 @@ import ssl
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
 import h11
@@ -20,6 +21,7 @@ import h11
 from gateway.core.accounts.refusals import Refusals
 from gateway.core.calls.estimate import Estimator
 from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
+from gateway.core.certificate import TlsFiles
 from gateway.core.failures import Failures
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Attribution, Caller
@@ -29,7 +31,10 @@ from gateway.http.ports import Ports, Tracer
 from gateway.http.server.server import DataPlane
 from gateway.http.server.traced import TracedPlane
 from gateway.http.tally import Tally
+from gateway.tls.certificates import Certificates
+from gateway.tls.gate import Gate
 from tests.http.fakes import PEPPER, ROUTES, USAGE_BODY, FakeCounters, FakeDirectory, FakeObjects, answer
+from tests.tls_client import open_tls
 from tests.waiting import eventually
 
 WITHIN_S = 30.0
@@ -262,6 +267,21 @@ class Client:
         reset(self.writer)
 
 
+@dataclass(frozen=True)
+class Tls:
+    """What a stage speaks TLS with, and what its clients trust."""
+
+    files: TlsFiles
+    context: ssl.SSLContext
+
+    def gate(self) -> Gate:
+        return Gate("gateway", Certificates(self.files, "TOLLKEEPER_TLS_"))
+
+
+# How clients of the stages reach them that are made here: without TLS, or with this.
+OVER: ContextVar[Tls | None] = ContextVar("OVER", default=None)
+
+
 class Stage:
     """A data plane between a fake upstream and raw clients."""
 
@@ -277,6 +297,7 @@ class Stage:
         self.logged: list[tuple[str, dict[str, object]]] = []
         self.usage_refusal: Refusal | None = None
         self.plane: DataPlane
+        self.gate: Gate | None = None
         self.port = 0
         self._clients: list[Client] = []
 
@@ -320,7 +341,11 @@ class Stage:
         return sum(upstream.connections for upstream in [*plane._upstreams.values(), *plane._left])
 
     async def client(self) -> Client:
-        client = Client(*await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 22))
+        tls = OVER.get()
+        if tls is None:
+            client = Client(*await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 22))
+        else:
+            client = Client(*await open_tls(self.port, tls.context, limit=1 << 22))
         self._clients.append(client)
         return client
 
@@ -380,7 +405,11 @@ async def staged(
         PEPPER,
         services,
     )
-    stage.port = await stage.plane.start(host="127.0.0.1")
+    tls = OVER.get()
+    stage.gate = tls.gate() if tls is not None else None
+    stage.port = await stage.plane.start(
+        host="127.0.0.1", wrapped=stage.gate.wrapped if stage.gate is not None else None
+    )
     try:
         yield stage
     finally:

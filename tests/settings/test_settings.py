@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.core.calls.route import Route
+from gateway.core.certificate import TlsFiles
 from gateway.core.model import Family, Service
 from gateway.errors import SettingError
 from gateway.settings.config_file import DEFAULT_ROUTES
@@ -107,6 +108,21 @@ def test_a_wrong_setting_is_named_with_its_value_and_what_would_be_valid(
 )
 def test_the_value_of_a_secret_is_never_shown(name: str, value: str) -> None:
     assert "hush" not in refused({f"TOLLKEEPER_{name}": value})
+
+
+@pytest.mark.parametrize("port", ["", "ADMIN_", "OPS_"])
+def test_half_of_tls_stops_the_start_so_that_nobody_takes_it_for_encrypted(port: str) -> None:
+    certificate, key, authority = (
+        f"TOLLKEEPER_{port}TLS_{name}_FILE" for name in ("CERT", "KEY", "CLIENT_CA")
+    )
+    assert refused({certificate: "/c"}).startswith(f"{key} is not set, but {certificate} is")
+    assert refused({key: "/k"}).startswith(f"{certificate} is not set, but {key} is")
+    assert refused({authority: "/a"}).startswith(f"{certificate} is not set, but {authority} is")
+    whole = load({certificate: "/c", key: "/k", authority: "/a"})
+    name = port.rstrip("_").lower() or "gateway"
+    assert whole.tls_files(name) == TlsFiles("/a", "/c", "/k")
+    assert whole.url_of(name, "h", 1) == "https://h:1"
+    assert load({}).tls_files(name) is None
 
 
 def test_a_mail_server_needs_whom_mails_are_from() -> None:

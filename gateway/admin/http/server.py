@@ -14,6 +14,9 @@ from typing import Any, cast
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+Made = Callable[[], asyncio.Protocol]
+Wrapped = Callable[[Made], Made]
+
 KEEPALIVE_S = 30.0
 SHUTDOWN_S = 10.0
 LINE_BYTES_MAX = 8 * 1024
@@ -49,8 +52,18 @@ class Listening:
         await self.runner.cleanup()
 
 
-async def listen(app: web.Application, host: str, port: int, bounds: Bounds | None = None) -> Listening:
-    """Serve the application; port 0 is any free one. `OSError` if the port is taken."""
+async def listen(
+    app: web.Application,
+    host: str,
+    port: int,
+    bounds: Bounds | None = None,
+    *,
+    wrapped: Wrapped | None = None,
+) -> Listening:
+    """Serve the application; port 0 is any free one. `OSError` if the port is taken.
+
+    `wrapped` puts TLS in front of connections.
+    """
     connections = Connections(bounds or Bounds())
     app.middlewares.insert(0, connections.middleware())
     runner = web.AppRunner(
@@ -63,11 +76,14 @@ async def listen(app: web.Application, host: str, port: int, bounds: Bounds | No
     )
     await runner.setup()
     assert runner.server is not None
-    made: Callable[[], asyncio.Protocol] = runner.server
+    inner: Made = runner.server
+
+    def plain() -> asyncio.Protocol:
+        return cast("asyncio.Protocol", _Connection(connections, inner()))
+
+    made: Made = plain if wrapped is None else wrapped(plain)
     try:
-        server = await asyncio.get_running_loop().create_server(
-            lambda: cast("asyncio.Protocol", _Connection(connections, made())), host, port, backlog=128
-        )
+        server = await asyncio.get_running_loop().create_server(made, host, port, backlog=128)
     except OSError:
         await runner.cleanup()
         raise

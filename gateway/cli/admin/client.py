@@ -10,15 +10,18 @@ from dataclasses import dataclass, field
 from http.client import HTTPException
 from ipaddress import ip_address
 from pathlib import Path
+from ssl import SSLCertVerificationError, SSLContext
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode, urlsplit
-from urllib.request import ProxyHandler, Request, build_opener
+from urllib.request import BaseHandler, HTTPSHandler, ProxyHandler, Request, build_opener
 from uuid import uuid4
 
 from gateway.cli.admin.sections import ID_OF, named_by
+from gateway.core.certificate import TlsFiles
 from gateway.errors import TollkeeperError
 from gateway.settings.secret_files import Environment
+from gateway.tls.clients import pinned, trusting
 
 TIMEOUT_S = 40.0
 PAGE_ROWS_MAX = 1_000
@@ -45,6 +48,7 @@ class AdminClient:
     token: str = field(repr=False)
     called: Mapping[str, str] = field(default_factory=dict)
     timeout_s: float = TIMEOUT_S
+    tls: SSLContext | None = field(default=None, repr=False)
 
     def get(self, path: str, **query: object) -> Json:
         """Read; a query value of None is left out."""
@@ -135,13 +139,21 @@ class AdminClient:
         request = Request(f"{self.url}{place}", data, headers, method=method)  # noqa: S310  # checked scheme
         try:
             # What is for this machine never goes through a proxy.
-            direct = (ProxyHandler({}),) if is_local(urlsplit(self.url).hostname or "") else ()
-            with build_opener(*direct).open(request, timeout=self.timeout_s) as response:
+            ways: list[BaseHandler] = (
+                [ProxyHandler({})] if is_local(urlsplit(self.url).hostname or "") else []
+            )
+            ways += [HTTPSHandler(context=self.tls)] if self.tls is not None else []
+            with build_opener(*ways).open(request, timeout=self.timeout_s) as response:
                 return int(response.status), response.read()
         except HTTPError as error:
             raise CommandFailed(_refusal(error, path, self.called)) from error
         except (URLError, OSError, HTTPException) as error:
             reason = getattr(error, "reason", error)
+            if isinstance(reason, SSLCertVerificationError):
+                raise CommandFailed(
+                    f"The certificate at {self.url} is not trusted: {reason.verify_message}. "
+                    "Set TOLLKEEPER_ADMIN_CA_FILE to the authority that signed it."
+                ) from error
             raise CommandFailed(
                 f"Nothing usable answers at {self.url} ({reason}). Is it running? Start it with "
                 "`tollkeeper up`, or set TOLLKEEPER_ADMIN_URL to where it is."
@@ -153,7 +165,7 @@ def find(environ: Mapping[str, str] = os.environ) -> AdminClient:
     environ = Environment(environ)
     url, token = environ.get("TOLLKEEPER_ADMIN_URL"), environ.get("TOLLKEEPER_ADMIN_TOKEN")
     if not url or not token:
-        noted = _noted(Path(environ.get("TOLLKEEPER_DATA_DIR") or DATA_DIR) / "up.json")
+        noted = _noted_beside(environ)
         url, token = url or noted.get("admin_url"), token or noted.get("admin_token")
     if not url or not token:
         raise CommandFailed(
@@ -163,7 +175,18 @@ def find(environ: Mapping[str, str] = os.environ) -> AdminClient:
         )
     if urlsplit(url).scheme not in {"http", "https"}:
         raise CommandFailed(f"TOLLKEEPER_ADMIN_URL must begin with http:// or https://, not {url!r}.")
-    return AdminClient(url.rstrip("/"), token)
+    return AdminClient(url.rstrip("/"), token, tls=_tls(url, environ))
+
+
+def _tls(url: str, environ: Mapping[str, str]) -> SSLContext | None:
+    """What is trusted, and shown, at an `https` URL: by the variables, else what `up` left."""
+    if urlsplit(url).scheme != "https":
+        return None
+    named = [environ.get(f"TOLLKEEPER_ADMIN_{name}_FILE", "") for name in ("CA", "CERT", "KEY")]
+    noted = {} if environ.get("TOLLKEEPER_ADMIN_URL") else _noted_beside(environ)
+    if not named[0] and noted.get("admin_ca_file"):
+        return pinned(TlsFiles(noted["admin_ca_file"], *named[1:]), "TOLLKEEPER_ADMIN_")
+    return trusting(TlsFiles(*named), "TOLLKEEPER_ADMIN_")
 
 
 def is_local(host: str) -> bool:
@@ -172,6 +195,10 @@ def is_local(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _noted_beside(environ: Mapping[str, str]) -> dict[str, str]:
+    return _noted(Path(environ.get("TOLLKEEPER_DATA_DIR") or DATA_DIR) / "up.json")
 
 
 def _noted(path: Path) -> dict[str, str]:

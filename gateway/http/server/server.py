@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gateway.core.calls.call import DEFAULT_BOUNDS, Bounds
@@ -124,10 +124,22 @@ class DataPlane:
         exchanges = [*(connection.exchange for connection in self._connections), *self._orphans]
         return any(one is not None and one.started <= moment for one in exchanges)
 
-    async def start(self, *, host: str, port: int = 0, reuse_port: bool = False) -> int:
-        """Begin to accept on host and port; the port that is bound."""
+    async def start(
+        self,
+        *,
+        host: str,
+        port: int = 0,
+        reuse_port: bool = False,
+        wrapped: Callable[[Callable[[], Any]], Callable[[], Any]] | None = None,
+    ) -> int:
+        """Begin to accept on host and port; the port that is bound. `wrapped` puts TLS before connections."""
+
+        def plain() -> ClientConnection:
+            return ClientConnection(self)
+
+        made = plain if wrapped is None else wrapped(plain)
         server: Any = await asyncio.get_running_loop().create_server(
-            lambda: ClientConnection(self), host, port, reuse_port=reuse_port, backlog=BACKLOG
+            made, host, port, reuse_port=reuse_port, backlog=BACKLOG
         )
         self._server = server
         self.clock.start()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ DEMO_TOKENS = 1_000_000
 # In nobody's way, but with it each field that tells of limits is in the answers.
 DEMO_LIMITS = {"requests_per_minute": 1_000_000}
 # Proxies named in the environment are for the world outside, not for this machine.
-_admission_gate = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 SERVICES = {
     "chat": "Chat completions (OpenAI)",
@@ -37,7 +38,20 @@ SERVICES = {
 }
 
 
-def seed(data: DataDirectory, admin_url: str, admin_token: str, database: str) -> str:
+def opener_of(tls: ssl.SSLContext) -> urllib.request.OpenerDirector:
+    """What ports of this machine are called with that speak TLS."""
+    return urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=tls)
+    )
+
+
+def seed(
+    data: DataDirectory,
+    admin_url: str,
+    admin_token: str,
+    database: str,
+    opener: urllib.request.OpenerDirector = _DIRECT,
+) -> str:
     """The demo API key, made with its organization, plan, tenant and services at the first start.
 
     `database` names the database they are in: another one gets a demo organization of its own. A key
@@ -47,12 +61,12 @@ def seed(data: DataDirectory, admin_url: str, admin_token: str, database: str) -
     kept = data.secrets()
     place = hashlib.sha256(database.encode()).hexdigest()
     if kept.get("demo_api_key") and kept.get("demo_database") == place:
-        return _key_again(data, _Admin(admin_url, admin_token, kept["demo_run"]))
+        return _key_again(data, _Admin(opener, admin_url, admin_token, kept["demo_run"]))
     if not kept.get("demo_run") or kept.get("demo_database") != place:
         data.remember(
             demo_run=str(uuid4()), demo_database=place, demo_api_key="", demo_key_id="", demo_tenant_id=""
         )
-    admin = _Admin(admin_url, admin_token, data.secrets()["demo_run"])
+    admin = _Admin(opener, admin_url, admin_token, data.secrets()["demo_run"])
     plan = admin.make(
         "token-plans",
         {
@@ -121,11 +135,15 @@ def _make_services(admin: _Admin) -> None:
             )
 
 
-def status_of(url: str, headers: Mapping[str, str] | None = None) -> int | None:
+def status_of(
+    url: str,
+    headers: Mapping[str, str] | None = None,
+    opener: urllib.request.OpenerDirector = _DIRECT,
+) -> int | None:
     """Status of a GET, None if nobody answers."""
     request = urllib.request.Request(url, headers=dict(headers or {}))  # noqa: S310  # our own http URL
     try:
-        with _admission_gate.open(request, timeout=CALL_MAX_S) as answer:
+        with opener.open(request, timeout=CALL_MAX_S) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -136,7 +154,8 @@ def status_of(url: str, headers: Mapping[str, str] | None = None) -> int | None:
 class _Admin:
     """The few calls of the Admin API the demo needs."""
 
-    def __init__(self, url: str, token: str, run: str) -> None:
+    def __init__(self, opener: urllib.request.OpenerDirector, url: str, token: str, run: str) -> None:
+        self._opener = opener
         self._root = f"{url}/admin/v1"
         self._token = token
         self._run = run
@@ -169,7 +188,7 @@ class _Admin:
             },
         )
         try:
-            with _admission_gate.open(request, timeout=CALL_MAX_S) as answer:
+            with self._opener.open(request, timeout=CALL_MAX_S) as answer:
                 found: dict[str, Any] = json.loads(answer.read())
                 return found
         except urllib.error.HTTPError as error:

@@ -15,6 +15,7 @@ REQUEST_MAX_S = 5.0
 SILENT_MAX = 64  # connections that have not asked yet
 ANSWERS_MAX = 32  # being written at once, /livez apart
 BACKLOG = 1_024
+Made = Callable[[], asyncio.Protocol]
 REASONS = {200: "OK", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
 
 
@@ -30,10 +31,26 @@ class Ops:
     metrics: Callable[[str], tuple[bytes, str]]
 
 
-async def listen(ops: Ops, host: str, port: int, answers_max: int = ANSWERS_MAX) -> asyncio.Server:
-    """Listen and answer until the server is closed; `OSError` if the port is taken."""
-    served = Served(ops, answers_max)
-    return await asyncio.start_server(served.connection, host, port, limit=HEAD_BYTES_MAX, backlog=BACKLOG)
+async def listen(
+    ops: Ops,
+    host: str,
+    port: int,
+    answers_max: int = ANSWERS_MAX,
+    *,
+    wrapped: Callable[[Made], Made] | None = None,
+) -> asyncio.Server:
+    """Listen and answer until the server is closed; `OSError` if the port is taken.
+
+    `wrapped` puts TLS in front of connections.
+    """
+    served, loop = Served(ops, answers_max), asyncio.get_running_loop()
+
+    def plain() -> asyncio.Protocol:
+        reader = asyncio.StreamReader(limit=HEAD_BYTES_MAX, loop=loop)
+        return asyncio.StreamReaderProtocol(reader, served.connection, loop=loop)
+
+    made: Made = plain if wrapped is None else wrapped(plain)
+    return await loop.create_server(made, host, port, backlog=BACKLOG)
 
 
 class Served:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from importlib import import_module
@@ -26,6 +27,7 @@ from gateway.run.reload import Renewal, watch_credentials, with_credentials
 from gateway.run.serving import find_home, gateway_worker, resolved
 from gateway.run.stopping import forever, until_stopped
 from gateway.run.supervisor.options import Options
+from gateway.run.supervisor.own_ports import admin_url_of, ca_file_of, check, gateway_url_of, opener_of
 from gateway.run.supervisor.servers import start_servers
 from gateway.run.supervisor.supervisor import Supervisor
 from gateway.settings.config_file import default_table
@@ -98,6 +100,7 @@ async def _up(options: Options, voice: Voice) -> None:
 
 async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> None:
     data, voice, settings = supervisor.data, supervisor.voice, options.settings
+    check(settings)
     reserved = ports.reserved(settings.gateway_host, settings.gateway_port, "gateway (--gateway-port)")
     gateway_port: int = locks.enter_context(reserved).getsockname()[1]
     with ports.reserved(settings.admin_host, settings.admin_port, "Admin API (--admin-port)") as socket:
@@ -123,15 +126,18 @@ async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> 
         data_dir=str(data.path),
     )
     await _start_ours(supervisor, options, settings)
-    gateway_url, admin_url = _url(settings.gateway_host, gateway_port), _url(settings.admin_host, admin_port)
+    gateway_url, admin_url = gateway_url_of(settings), admin_url_of(settings)
     key = ""
     if options.demo:
         voice.step("looking after the demo organization")
         database = options.settings.database_url or "embedded"
-        key = await asyncio.to_thread(demo.seed, data, admin_url, settings.admin_token, database)
+        key = await asyncio.to_thread(
+            demo.seed, data, admin_url, settings.admin_token, database, opener_of(settings, "admin")
+        )
         if not key:
             voice.say("the demo tenant is gone, and with it the demo key")
-    await _until_serving(gateway_url, key, settings.workers)
+    if not settings.tls_client_ca_file:  # else only who has a certificate could ask
+        await _until_serving(gateway_url, key, settings)
     facts: dict[str, Any] = {
         "gateway_url": gateway_url,
         "admin_url": admin_url,
@@ -143,7 +149,8 @@ async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> 
         "data_dir": str(data.path),
         "pids": supervisor.pids(),
     }
-    data.write("up.json", {name: facts[name] for name in NOTED} | {"keeper_database_url": keeper_url})
+    noted = {name: facts[name] for name in NOTED} | {"keeper_database_url": keeper_url}
+    data.write("up.json", noted | ca_file_of(settings))
     voice.ready(facts)
     if options.read is not None:
         await _watching(supervisor, Renewal(options.settings, options.read), settings)
@@ -178,10 +185,10 @@ async def _start_ours(supervisor: Supervisor, options: Options, settings: Settin
     """Start the keeper and the gateways side by side. What a gateway does not know, nobody gets from it."""
     workers = settings.workers
     supervisor.voice.step(f"starting the keeper and {workers} gateway worker{'s' if workers > 1 else ''}")
-    url = _url(settings.admin_host, settings.admin_port)
+    url, opener = f"{admin_url_of(settings)}/readyz", opener_of(settings, "admin")
 
     async def ready(_pid: int) -> bool:
-        return await asyncio.to_thread(demo.status_of, f"{url}/readyz") == 200
+        return await asyncio.to_thread(demo.status_of, url, None, opener) == 200
 
     keeper = options.command("keeper", "--worker")
     async with asyncio.TaskGroup() as group:
@@ -192,22 +199,24 @@ async def _start_ours(supervisor: Supervisor, options: Options, settings: Settin
             group.create_task(supervisor.run("gateway", program))
 
 
-async def _until_serving(gateway_url: str, key: str, workers: int) -> None:
+async def _until_serving(gateway_url: str, key: str, settings: Settings) -> None:
     """Wait until calls are really decided: services known, and who has a key and who has none.
 
     A service that does not exist is asked for: it costs nothing, and only a worker that knows
     the services can say so. That a key is unknown is said only once everything is verified.
     """
-    await _until_answers(f"{gateway_url}{NO_SUCH_SERVICE}", {}, 404, workers)
+    status_of = partial(demo.status_of, opener=opener_of(settings, "gateway"))
+    await _until_answers(partial(status_of, f"{gateway_url}{NO_SUCH_SERVICE}"), 404, settings.workers)
     headers = {"Authorization": f"Bearer {key or UNKNOWN_KEY}"}
-    await _until_answers(f"{gateway_url}{USAGE_PATH}", headers, 200 if key else 401, workers)
+    asked = partial(status_of, f"{gateway_url}{USAGE_PATH}", headers)
+    await _until_answers(asked, 200 if key else 401, settings.workers)
 
 
-async def _until_answers(url: str, headers: dict[str, str], wanted: int, workers: int) -> None:
+async def _until_answers(ask: Callable[[], int | None], wanted: int, workers: int) -> None:
     """Each attempt is a new connection, which the kernel gives to any worker: a run stands for all."""
     in_a_row, status = 0, None
     for _ in range(SERVING_TRIES_MAX):
-        status = await asyncio.to_thread(demo.status_of, url, headers)
+        status = await asyncio.to_thread(ask)
         in_a_row = in_a_row + 1 if status == wanted else 0
         if in_a_row == PROBES_PER_WORKER * workers:
             return
@@ -215,8 +224,3 @@ async def _until_answers(url: str, headers: dict[str, str], wanted: int, workers
             await asyncio.sleep(0.2)
     hint = " to the demo key; was TOLLKEEPER_KEY_PEPPER changed?" if (wanted, status) == (200, 401) else ""
     raise StartError(f"the gateway does not serve: it answers {status or 'nothing'}{hint}")
-
-
-def _url(host: str, port: int) -> str:
-    host = ports.reachable_host(host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

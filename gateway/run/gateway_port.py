@@ -1,0 +1,56 @@
+"""The port of a gateway worker: where it listens, its TLS, and other settings once it is told them.
+
+Part of the composition root.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gateway.core.calls.call import Bounds
+from gateway.http.server.server import DataPlane
+from gateway.run.parent_pipe import ParentPipe
+from gateway.run.tls_port import TlsPort
+from gateway.settings.settings import Settings, from_json
+from gateway.telemetry import logs
+
+
+class GatewayPort:
+    """Where the data plane meets clients. Made inside a running event loop."""
+
+    def __init__(self, settings: Settings, plane: DataPlane, log: Callable[..., None]) -> None:
+        self._settings, self._plane, self._log = settings, plane, log
+        self._tls = TlsPort(settings, "gateway", log)
+
+    async def open(self, parent_pipe: ParentPipe | None) -> None:
+        """Accept clients, and settings that come later."""
+        settings, loop = self._settings, asyncio.get_running_loop()
+        await self._plane.start(
+            host=settings.gateway_host, port=settings.gateway_port, reuse_port=True, wrapped=self._tls.wrapped
+        )
+        self._log("gateway started", host=settings.gateway_host, port=settings.gateway_port, tls=self._tls.on)
+        if parent_pipe is not None:
+            parent_pipe.listen(lambda line: loop.call_soon_threadsafe(self._renew, line))
+
+    async def keep_certificate(self) -> None:
+        """Look after the certificate until cancelled."""
+        await self._tls.run()
+
+    def snapshot(self) -> Mapping[str, Any]:
+        """What metrics say of the port."""
+        buffers = self._plane.buffers
+        kept = {"buffered_bytes": buffers.used + buffers.heads, "shed": buffers.shed}
+        return kept | self._tls.snapshot()
+
+    def _renew(self, line: bytes) -> None:
+        """Serve by other settings; the process that sent them has checked them."""
+        settings = from_json(line)
+        bounds = Bounds(usage_tokens_max=settings.usage_tokens_max)
+        self._plane.renew(
+            settings.routes, settings.upstreams, settings.http, settings.services, bounds=bounds
+        )
+        self._tls.renew(settings)
+        logs.configure(settings.log_level)
+        self._log("settings renewed", routes=len(settings.routes), upstreams=len(settings.upstreams))

@@ -1,0 +1,34 @@
+"""The settings of TLS of our ports: three files each, named alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gateway.core.certificate import TlsFiles
+from gateway.errors import SettingError
+
+# What the names of each port's settings begin with.
+PREFIXES = {"gateway": "tls_", "admin": "admin_tls_", "ops": "ops_tls_"}
+
+
+def files_of(port: str, value: Callable[[str], str]) -> TlsFiles | None:
+    """What a port speaks TLS with, each file as its setting has it; None without a certificate."""
+    prefix = PREFIXES[port]
+    certificate = value(f"{prefix}cert_file")
+    if not certificate:
+        return None
+    return TlsFiles(value(f"{prefix}client_ca_file"), certificate, value(f"{prefix}key_file"))
+
+
+def check_pairs(values: Mapping[str, Any], begin: str) -> None:
+    """`SettingError` where a port has half of what TLS needs: nobody should take it for encrypted."""
+    for prefix in PREFIXES.values():
+        certificate, key, authority = (f"{prefix}{name}_file" for name in ("cert", "key", "client_ca"))
+        there = key if values.get(key) else authority if values.get(authority) else ""
+        if there and not values.get(certificate):
+            said = f"{begin}{certificate.upper()} is not set, but {begin}{there.upper()} is"
+            raise SettingError(f"{said}: expected a PEM file of the certificate")
+        if values.get(certificate) and not values.get(key):
+            said = f"{begin}{key.upper()} is not set, but {begin}{certificate.upper()} is"
+            raise SettingError(f"{said}: expected a PEM file of the certificate's key")

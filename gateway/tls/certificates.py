@@ -1,0 +1,121 @@
+"""The certificate of one port: read from its files, and read again when they change.
+
+A context is made anew and never changed: connections keep the one they began with. Where new files are no
+pair, the old context stays.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.core.certificate import TlsFiles, UnreadableCertificate, not_after
+from gateway.errors import SettingError
+
+PEM_BYTES_MAX = 1 << 20
+ALPN = "http/1.1"
+# Of TLS 1.2; those of 1.3 are all well. Each has forward secrecy and authenticates what it encrypts.
+CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+_FIRST = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What was read of one set of files: the context, the certificate, and its end, Unix time."""
+
+    context: ssl.SSLContext
+    content: bytes
+    ends: float | None
+
+
+def load(files: TlsFiles, prefix: str) -> Loaded:
+    """Read certificate, key and, where named, the authorities of clients; `SettingError` names the setting.
+
+    `prefix` is what the names of the settings begin with, such as `TOLLKEEPER_ADMIN_TLS_`.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.set_ciphers(CIPHERS)
+    context.set_alpn_protocols([ALPN])
+    pair = f"{prefix}CERT_FILE={files.certificate!r} and {prefix}KEY_FILE={files.key!r}"
+    try:
+        context.load_cert_chain(files.certificate, files.key, password=lambda: b"")  # nobody is asked for one
+        found = _FIRST.search(_read(files.certificate))
+        content = found[0] if found else b""
+    except (OSError, ValueError) as error:
+        raise SettingError(f"{pair} cannot be used: {_why_no_pair(error)}") from error
+    if files.authority:
+        place = f"{prefix}CLIENT_CA_FILE={files.authority!r}"
+        try:
+            context.load_verify_locations(files.authority)
+        except (OSError, ValueError) as error:
+            why = "no PEM file of certificates" if isinstance(error, ssl.SSLError) else _strerror(error)
+            raise SettingError(f"{place} cannot be used: {why}") from error
+        context.verify_mode = ssl.CERT_REQUIRED
+    try:
+        ends = not_after(ssl.PEM_cert_to_DER_cert(content.decode("latin-1")))
+    except (ValueError, UnreadableCertificate):  # it serves all the same
+        ends = None
+    return Loaded(context, content, ends)
+
+
+class Certificates:
+    """The context of a port, the one that its files made when they were read last and could be.
+
+    `stale` says why they can be used no longer, empty while they can: then what was read before goes on.
+    """
+
+    def __init__(self, files: TlsFiles, prefix: str) -> None:
+        self._files, self._prefix = files, prefix
+        self._loaded = load(files, prefix)
+        self.stale = ""
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """What new connections are made with."""
+        return self._loaded.context
+
+    @property
+    def content(self) -> bytes:
+        """The certificate in use, in PEM."""
+        return self._loaded.content
+
+    @property
+    def ends(self) -> float | None:
+        """Until when the certificate in use is valid, Unix time."""
+        return self._loaded.ends
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The files."""
+        files = self._files
+        return tuple(path for path in (files.certificate, files.key, files.authority) if path)
+
+    def renew(self) -> None:
+        """Read the files again, for connections that begin from now on."""
+        try:
+            self._loaded = load(self._files, self._prefix)
+        except SettingError as error:
+            self.stale = error.message
+        else:
+            self.stale = ""
+
+
+def _read(path: str) -> bytes:
+    with Path(path).open("rb") as file:
+        return file.read(PEM_BYTES_MAX)
+
+
+def _why_no_pair(error: Exception) -> str:
+    if not isinstance(error, ssl.SSLError):
+        return _strerror(error)
+    if error.reason == "KEY_VALUES_MISMATCH":
+        return "the key is not that of the certificate"
+    return "not PEM, not a pair, or the key is encrypted"
+
+
+def _strerror(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or "no path"

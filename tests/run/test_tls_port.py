@@ -1,0 +1,96 @@
+"""A port whose certificate changes: who is connected stays, who comes gets the new one."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from gateway.errors import SettingError
+from gateway.run.supervisor import own_ports
+from gateway.run.supervisor.ops import Ops, listen
+from gateway.run.tls_port import TlsPort
+from gateway.settings.settings import Settings
+from tests.certificates import issued, trusting, write
+from tests.tls_client import open_tls
+from tests.waiting import eventually
+
+OLD, NEW = trustme.CA(), trustme.CA()
+
+
+def settings_of(folder: Path, authority: trustme.CA = OLD) -> Settings:
+    files = issued(folder, authority)
+    return Settings(ops_tls_cert_file=files.certificate, ops_tls_key_file=files.key)
+
+
+async def asked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+    writer.write(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+    return await reader.read()
+
+
+async def test_a_new_certificate_is_for_new_connections_and_a_broken_one_for_none(tmp_path: Path) -> None:
+    said: list[tuple[str, dict[str, Any]]] = []
+    tls = TlsPort(
+        settings_of(tmp_path), "ops", lambda event, **facts: said.append((event, facts)), look_s=0.01
+    )
+
+    async def dependencies() -> dict[str, bool]:
+        return {}
+
+    server = await listen(Ops(dependencies, lambda _: (b"", "")), "127.0.0.1", 0, wrapped=tls.wrapped)
+    port = server.sockets[0].getsockname()[1]
+    running = asyncio.create_task(tls.run())
+    there = await open_tls(port, trusting(OLD))
+    issued(tmp_path, NEW)  # key first, then the certificate: for a moment they are no pair
+
+    async def shown() -> bool:
+        try:
+            _, writer = await open_tls(port, trusting(NEW))
+        except ssl.SSLError:
+            return False
+        writer.close()
+        return True
+
+    await eventually(shown)
+    assert (await asked(*there)).startswith(b"HTTP/1.1 200")
+    write(tmp_path / "cert.pem", b"nothing")
+    await eventually(lambda: tls.snapshot()["tls_certificate_stale"] == [["ops", 1]])
+    assert said[-1][0] == "the certificate is kept as it was"
+    assert "TOLLKEEPER_OPS_TLS_CERT_FILE" in said[-1][1]["why"]
+    assert (await asked(*await open_tls(port, trusting(NEW)))).startswith(b"HTTP/1.1 200")
+    issued(tmp_path, NEW)
+    await eventually(lambda: tls.snapshot()["tls_certificate_stale"] == [["ops", 0]])
+    ((peer, ends),) = tls.snapshot()["certificate_expiry_timestamp_seconds"]
+    assert (peer, ends > 0) == ("ops port", True)
+    running.cancel()
+    server.close()
+
+
+async def test_a_port_without_a_certificate_is_as_it_was() -> None:
+    tls = TlsPort(Settings(), "ops", lambda event, **facts: None)
+    assert (tls.on, tls.wrapped, tls.snapshot()) == (False, None, {})
+
+
+def test_up_reaches_its_own_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = issued(tmp_path, OLD, "elsewhere.example", clients=NEW)
+    plain = Settings(admin_host="::", gateway_host="0.0.0.0")
+    assert own_ports.admin_url_of(plain) == "http://[::1]:8081"
+    assert own_ports.ca_file_of(plain) == {}
+    own_ports.check(plain)
+    secure = plain.with_values(admin_tls_cert_file=files.certificate, admin_tls_key_file=files.key)
+    assert own_ports.admin_url_of(secure) == "https://[::1]:8081"
+    assert own_ports.gateway_url_of(secure) == "http://127.0.0.1:8080"
+    assert own_ports.ca_file_of(secure) == {"admin_ca_file": files.certificate}
+    own_ports.check(secure)
+    mutual = secure.with_values(admin_tls_client_ca_file=files.authority)
+    with pytest.raises(SettingError, match="set TOLLKEEPER_ADMIN_CERT_FILE and TOLLKEEPER_ADMIN_KEY_FILE"):
+        own_ports.check(mutual)
+    monkeypatch.setenv("TOLLKEEPER_ADMIN_CERT_FILE", files.certificate)
+    monkeypatch.setenv("TOLLKEEPER_ADMIN_KEY_FILE", files.key)
+    own_ports.check(mutual)
+    with pytest.raises(SettingError, match="TOLLKEEPER_TLS_CERT_FILE='none'"):
+        own_ports.check(plain.with_values(tls_cert_file="none", tls_key_file="none"))
