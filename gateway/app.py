@@ -128,8 +128,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
         asyncio.create_task(forever("certificates", port.keep_certificate, log)),
         asyncio.create_task(tallies.publish(settings.metrics_dir, lambda: _merged(snapshots))),
     ]
-    if not await directory.first_catalogue(FIRST_CATALOGUE_S_MAX):
-        log("serving without counters", redis_connected=wire.connected, why=wire.trouble, level="warning")
+    await _know_services(directory, wire, log)
     _collect_seldom()
     await port.open(parent_pipe)
     await stop.wait()
@@ -139,6 +138,12 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     await cancel(background)
     await refused_calls.leave()
     await _end(door, settlements, wire, log)
+
+
+async def _know_services(directory: Directory, wire: Wire, log: Log) -> None:
+    """Wait a while for the services; without them it serves all the same, and says so."""
+    if not await directory.first_catalogue(FIRST_CATALOGUE_S_MAX):
+        log("serving without counters", redis_connected=wire.connected, why=wire.trouble, level="warning")
 
 
 def _collect_seldom() -> None:
