@@ -49,14 +49,41 @@ SELECT d.organization_id, o.name AS organization, d.currency, count(*) FILTER (W
   FROM (SELECT organization_id, currency, coalesce(given_up, false) AS given_up, days, rest FROM due) AS d
   JOIN organization AS o ON o.id = d.organization_id
  WHERE d.rest <> 0 GROUP BY 1, 2, 3 ORDER BY 1, 3""")  # noqa: S608  # our own words
-# Billed, and for what is not supplied yet. What was made void counts until then.
+_BILLED = f"""
+  FROM charge AS c JOIN invoice AS i ON i.id = c.invoice_id
+  JOIN organization AS o ON o.id = i.organization_id
+ WHERE CASE WHEN c.reason IN ('void', 'credit_void') THEN i.voided_at ELSE i.finalized_at END < :until
+   {_OF}"""
+# Billed, and for what is not supplied yet. What was made void counts until then. Credits are supplied with
+# their use, whenever that is: those that no movement had taken by then are left.
 _DEFERRED = text(f"""
+WITH sold AS (
+    SELECT i.organization_id, o.name AS organization, i.currency, c.source_id AS id, sum(c.amount) AS amount
+    {_BILLED} AND c.kind = 'credits_purchased' GROUP BY 1, 2, 3, 4
+), reached AS (
+    SELECT g.organization_id, greatest(
+             (SELECT t.seq FROM credit_transaction AS t WHERE t.organization_id = g.organization_id
+                 AND t."timestamp" < :until ORDER BY t."timestamp" DESC, t.seq DESC LIMIT 1),
+             (SELECT p.seq FROM credit_posting AS p WHERE p.organization_id = g.organization_id
+                 AND p.created_at < :until ORDER BY p.created_at DESC, p.seq DESC LIMIT 1)) AS seq
+      FROM (SELECT DISTINCT organization_id FROM sold) AS g
+), since AS (
+    SELECT l.credit_addition_id AS id, sum(l.amount) AS taken FROM reached AS r
+      JOIN credit_allocation AS l ON l.organization_id = r.organization_id AND l.seq > coalesce(r.seq, 0)
+     WHERE l.credit_addition_id IS NOT NULL GROUP BY 1
+)
 SELECT i.organization_id, o.name AS organization, i.currency,
        date_trunc('month', c.period_start, 'UTC') AS month, c.kind, sum(c.amount) AS amount
-  FROM charge AS c JOIN invoice AS i ON i.id = c.invoice_id JOIN organization AS o ON o.id = i.organization_id
- WHERE c.period_start >= :until
-   AND CASE WHEN c.reason IN ('void', 'credit_void') THEN i.voided_at ELSE i.finalized_at END < :until {_OF}
- GROUP BY 1, 2, 3, 4, 5 HAVING sum(c.amount) <> 0 ORDER BY 4, 1, 3, 5""")  # noqa: S608  # our own words
+{_BILLED} AND c.period_start >= :until AND c.kind <> 'credits_purchased'
+ GROUP BY 1, 2, 3, 4, 5 HAVING sum(c.amount) <> 0
+UNION ALL
+SELECT s.organization_id, s.organization, s.currency, NULL, 'credits_purchased',
+       trim_scale(sum(round(
+           s.amount * (a.credits_added - a.spent + coalesce(n.taken, 0)) / a.credits_added, 9)))
+  FROM sold AS s JOIN credit_addition AS a ON a.id = s.id AND a.credits_added > 0
+  LEFT JOIN since AS n ON n.id = s.id
+ WHERE a.spent - coalesce(n.taken, 0) < a.credits_added AND s.amount <> 0 GROUP BY 1, 2, 3
+ ORDER BY 4 NULLS LAST, 1, 3, 5""")  # noqa: S608  # our own words
 # Lines with what they are taxed by: as the line says, else as its document's one line of tax does.
 _TAXED = f"""
 SELECT i.id, i.organization_id, o.name AS organization, i.currency, i.at, i.sign, l.kind = 'tax' AS is_tax,
@@ -118,7 +145,7 @@ def _receivables(connection: Connection, asked: Asked) -> list[Row]:
 def _by_month(statement: Any) -> Reader:
     def read(connection: Connection, asked: Asked) -> list[Row]:
         rows = connection.execute(statement, _values(asked)).mappings()
-        return [{**row, "month": row["month"].date()} for row in rows]
+        return [{**row, "month": row["month"] and row["month"].date()} for row in rows]
 
     return read
 

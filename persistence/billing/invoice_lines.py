@@ -33,7 +33,7 @@ def line_of(row: Any) -> Line:
     tax = None if row.tax_rate is None else tax_of(row.tax_rate, row.tax_category, row.tax_reason)
     return Line(
         row.kind, row.description, int(row.quantity), row.unit_price, row.amount, row.service_id,
-        row.tenant_id, row.basis, tax=tax,
+        row.tenant_id, row.basis, tax=tax, start=row.period_start, end=row.period_end,
     )  # fmt: skip
 
 
@@ -47,7 +47,8 @@ def keep_lines(
             "description": line.description, "service_id": line.service_id or None,
             "tenant_id": line.tenant_id, "quantity": line.quantity, "unit_price": line.unit_price,
             "amount": line.amount, "exact": line.exact, "basis": line.basis,
-            "corrects_position": corrected, **_taxed(line.tax),
+            "corrects_position": corrected, "period_start": line.start, "period_end": line.end,
+            **_taxed(line.tax),
         }
         for position, (line, corrected) in enumerate(zip_longest(lines, corrects), 1)
     ]  # fmt: skip

@@ -64,6 +64,7 @@ _line = json_of(
     func.trim_scale(_of.quantity).label("quantity"), cast(_of.unit_price, Text).label("unit_price"),
     cast(_paid(_of.amount), Text).label("amount"), _of.corrects_position,
     cast(func.trim_scale(_of.tax_rate), Text).label("tax_rate"), _of.tax_category, _of.tax_reason,
+    _of.period_start, _of.period_end,
 )  # fmt: skip
 _of_invoice = _of.invoice_id == invoice.c.id
 _lines = (

@@ -195,6 +195,8 @@ invoice_line = table(
     # The tax of what was supplied: a fraction, its kind, and why there is none. Null of older lines.
     decimals("tax_rate?"),
     texts("tax_category?", "tax_reason?"),
+    # When it was supplied, half open; null of taxes and of older lines.
+    days("period_start?", "period_end?"),
     UniqueConstraint("invoice_id", "position"),
 )
 

@@ -98,7 +98,9 @@ class Receivable(_Of):
 class Deferred(_Of):
     """What is billed ahead of its supply."""
 
-    month: Day = Field(description="The first day of the month it is supplied in.")
+    month: Day | None = Field(
+        description="The first day of the month it is supplied in; null of credits that are not used yet."
+    )
     kind: str
     amount: Exactly
 
@@ -152,7 +154,7 @@ ASKED: dict[str, type[FinanceAsked]] = {
 }
 _SUMMARIES = {
     "receivables": "What organizations have to pay, by age, at the end of a day",
-    "deferred-revenue": "What is billed and not supplied yet, by the month of its supply",
+    "deferred-revenue": "What is billed and not supplied yet, by month of supply; and credits not used",
     "revenue": "What was earned, by month and kind",
     "taxes": "Tax by month, rate and currency",
     "ledger": "Double entries of charges, invoices, payments and credit notes",

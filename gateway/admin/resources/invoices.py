@@ -128,6 +128,10 @@ class InvoiceLine(Out):
     )
     tax_category: str | None = Field(description=f"{', '.join(CATEGORIES)}; null where nobody said.")
     tax_reason: str | None = Field(description="Why it is not taxed.")
+    period_start: Day | None = Field(
+        description="The first day of what it bills; null of taxes, and of lines from before it was kept."
+    )
+    period_end: Day | None = Field(description="The day behind the last one.")
 
 
 class Party(Out):

@@ -217,7 +217,17 @@ def _line(invoice: Mapping[str, Any], line: Mapping[str, Any], tax: Tax) -> Term
         "BT-151": rate[0],
         **_percent("BT-152", rate),
         "BT-153": legible(line["description"]),
+        **_supplied(line),
     }
+
+
+def _supplied(line: Mapping[str, Any]) -> Terms:
+    """The first and the last day of what a line bills, where they were kept."""
+    start, end = line["period_start"], line["period_end"]
+    if start is None or end is None:
+        return {}
+    first, last = date.fromisoformat(start), date.fromisoformat(end) - timedelta(days=1)
+    return {"BT-134": first, "BT-135": last}
 
 
 def _amount(invoice: Mapping[str, Any], amount: str | Decimal) -> str:

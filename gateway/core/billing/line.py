@@ -82,6 +82,9 @@ class Line:
     exact: Decimal | None = None
     # Of a line of older invoices it is not known; a tax has its own.
     tax: Tax | None = None
+    # When its charges were supplied, half open; a tax has none.
+    start: date | None = None
+    end: date | None = None
 
 
 # A line that is not rounded yet, and its charges.
@@ -106,8 +109,10 @@ def span(start: date, end: date) -> str:
 
 
 def drawn(line: Line, charges: Sequence[Charge], basis: str) -> Drawn:
-    """A line of charges, not rounded yet, with what its rounding goes on with."""
-    return replace(line, basis=basis, exact=sum_of(charges)), charges
+    """A line of charges, not rounded yet, with when they were supplied and what its rounding goes on with."""
+    start = min(each.day for each in charges)
+    end = max(each.end for each in charges).astimezone(UTC).date()
+    return replace(line, basis=basis, exact=sum_of(charges), start=start, end=end), charges
 
 
 def by(

@@ -22,7 +22,7 @@ def line(position: int, made: Made, **more: Any) -> dict[str, Any]:
     return {
         "position": position, "kind": "usage", "description": f"Rerank {position}", "quantity": quantity,
         "unit_price": price, "amount": amount, "tax_rate": rate, "tax_category": category,
-        "tax_reason": None,
+        "tax_reason": None, "period_start": "2026-04-01", "period_end": "2026-05-01",
     } | more  # fmt: skip
 
 

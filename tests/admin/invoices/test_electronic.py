@@ -68,7 +68,9 @@ def texts(content: bytes, name: str) -> list[str]:
 def test_an_invoice_says_what_it_is() -> None:
     made = xml(CASES["two rates"], FACTUR_X)
     assert texts(made, "TypeCode")[0] == "380"
-    assert texts(made, "DateTimeString") == ["20260501", "20260430", "20260401", "20260430", "20260515"]
+    supplied = ["20260401", "20260430"]
+    head = ["20260430", *supplied, "20260515"]
+    assert texts(made, "DateTimeString") == ["20260501", *supplied, *supplied, *head]
     assert texts(made, "BilledQuantity") == ["15", "15"]
     assert texts(made, "CalculatedAmount") == ["2.85", "2.40"]
     assert texts(made, "BasisAmount") == ["15.00", "15.00"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
 import pytest
@@ -51,6 +52,15 @@ def test_lines_from_before_taxes_were_kept_have_the_one_of_their_invoice() -> No
         line["tax_rate"] = None
     assert terms_of(old)["BG-23"] == terms_of(invoice())["BG-23"]
     assert [line["BT-152"] for line in terms_of(old)["BG-25"]] == ["20", "20"]
+
+
+def test_a_line_says_when_what_it_bills_was_supplied() -> None:
+    made = invoice()
+    made["lines"][0] |= {"period_start": "2026-03-31", "period_end": "2026-04-02"}
+    made["lines"][1] |= {"period_start": None, "period_end": None}
+    first, second = terms_of(made)["BG-25"]
+    assert (first["BT-134"], first["BT-135"]) == (date(2026, 3, 31), date(2026, 4, 1))
+    assert not {"BT-134", "BT-135"} & second.keys()
 
 
 def test_a_note_is_turned_round() -> None:

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from psycopg.rows import dict_row
 
 from gateway.core.billing.finance import Asked, tax_by_month
-from tests.persistence.april import TIERS, April, april, plan, service
-from tests.persistence.credits import give
+from tests.persistence.april import TIERS, April, april, at, invoiced, plan, service
+from tests.persistence.credits import give, post_expiries
 from tests.persistence.migrated import empty
-from tests.persistence.scenario import Account, broken
+from tests.persistence.scenario import Account, broken, rows_of
 
 __all__ = ["april"]
 
@@ -271,15 +271,16 @@ def standing(books: Books, day: date) -> Decimal:
     return sum((-rest for rest in rests if rest is not None and rest < 0), Decimal(0))
 
 
-def ahead(books: Books, charges: Sequence[dict[str, Any]], day: date) -> dict[date, Decimal]:
-    """What was billed by then for supply behind it, by month."""
-    until, found = moment(day + timedelta(days=1)), defaultdict[date, Decimal](Decimal)
+def ahead(books: Books, charges: Sequence[dict[str, Any]], day: date) -> dict[date | None, Decimal]:
+    """What was billed by then for supply behind it, by month; of credits all, since none are used here."""
+    until, found = moment(day + timedelta(days=1)), defaultdict[date | None, Decimal](Decimal)
     for each in charges:
-        one = books.documents.get(each["invoice_id"])
-        if one is not None and each["period_start"] >= until:
-            at = one["void_at"] if each["reason"] in {"void", "credit_void"} else one["at"]
-            if at < until:
-                found[each["period_start"].date().replace(day=1)] += each["amount"]
+        one, are_credits = books.documents.get(each["invoice_id"]), each["kind"] == "credits_purchased"
+        if one is not None and (each["period_start"] >= until or are_credits):
+            came = one["void_at"] if each["reason"] in {"void", "credit_void"} else one["at"]
+            if came < until:
+                month = None if are_credits else each["period_start"].date().replace(day=1)
+                found[month] += each["amount"]
     return {month: amount for month, amount in found.items() if amount}
 
 
@@ -303,3 +304,63 @@ def test_tax_in_months_adds_up(tax: int, nets: dict[date, Decimal]) -> None:
     assert sum(found.values()) == Decimal(tax) / 100
     assert found.keys() == nets.keys()
     assert all(part == part.quantize(CENT) for part in found.values())
+
+
+async def left_of_credits(april: April, day: date) -> Decimal:
+    """Credits that were sold and not used by the end of a day, as the report has them."""
+    rows = await april.store.report("deferred-revenue", Asked(moment(day + timedelta(days=1))), 0, 999)
+    assert {(row["month"], row["kind"]) for row in rows} <= {(None, "credits_purchased")}
+    return sum((row["amount"] for row in rows), Decimal(0))
+
+
+async def test_credits_are_deferred_until_they_are_used_or_expire(april: April) -> None:
+    made = await april.do("organizations", "create", name="Acme", tax_rate=Decimal(0))
+    tenant = await april.do("tenants", "create", name="Main", organization_id=made["id"])
+    april.account = Account(made["id"], tenant["id"], None)
+    days = [date(2026, 4, day) for day in (1, 5, 10, 15, 20, 25)]
+
+    async def on(day: int) -> None:
+        await april.allocate()
+        await april.on(at(4, day))
+
+    async def bill(first: int, last: int) -> dict[str, Any]:
+        ids = {"organization": made["id"]}
+        return await invoiced(april, ids, date(2026, 4, first), date(2026, 4, last + 1))
+
+    await on(1)
+    ends = int(at(4, 20, 0).timestamp() * 1000)
+    give(april.url, april.account, 1_000, unit_cost="0.01", expires_ms=ends)
+    give(april.url, april.account, 500, category="promotional", priority=900)
+    april.flush()
+    await bill(1, 1)
+    await on(5)
+    april.account.consume(None, credits_=300)
+    april.flush()
+    await on(10)
+    give(april.url, april.account, 200, unit_cost="0.02")
+    april.account.consume(None, credits_=100)
+    april.flush()
+    second = await bill(2, 12)
+    await on(15)
+    april.account.consume(None, credits_=200)
+    april.flush()
+    await on(20)
+    for expired in await april.allocations.expired(april.account.at_ms, 10):
+        assert await april.allocations.expire(expired, april.account.partition, april.account.credit_seq)
+    assert post_expiries(april.url, april.account) == 400
+    april.flush()
+    await on(25)
+    april.account.consume(None, credits_=150)
+    april.flush()
+    await april.allocate()
+    # Of the first 1,000 at 0.01: 1,000, 700, 600, 400, none. Of 200 at 0.02: all, and fifty in the end.
+    expected = ["10.00", "7.00", "10.00", "8.00", "4.00", "1.00"]
+    assert [await left_of_credits(april, day) for day in days] == [Decimal(each) for each in expected]
+    # In the end it is what is left of the additions, at what they cost.
+    sums = "SELECT sum((credits_added - spent) * unit_cost) FROM credit_addition WHERE category = 'paid'"
+    assert [(await left_of_credits(april, days[-1]),)] == rows_of(april.url, sums)
+    assert await broken(april.url) == []
+    # What a note gives back is deferred no more.
+    note = await april.do("invoices", "credit-note", second["id"])
+    await april.do("invoices", "finalize", note["id"])
+    assert await left_of_credits(april, days[-1]) == 0
