@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from uuid import UUID
 
 from sqlalchemy import Connection, select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.errors import Conflict, StoreUnavailable, TollkeeperError, Unprocessable
 from persistence.complaint import columns, origin
@@ -41,6 +43,16 @@ def translated(error: Exception) -> Exception:
     if isinstance(error, (DBAPIError, PoolTimeout, OSError)) and unreachable:
         return StoreUnavailable()
     return error
+
+
+@asynccontextmanager
+async def told(connecting: AbstractAsyncContextManager[AsyncConnection]) -> AsyncIterator[AsyncConnection]:
+    """A connection, or a transaction, whose errors are told as what they mean to the caller."""
+    try:
+        async with connecting as connection:
+            yield connection
+    except (SQLAlchemyError, OSError) as error:
+        raise translated(error) from error
 
 
 def of_writes(connection: Connection, intents: Sequence[str]) -> str | None:

@@ -30,6 +30,8 @@ from persistence.tables.people import organization
 COSTS = {"monthly": ("monthly_cost", 1), "quarterly": ("monthly_cost", 3), "annual": ("annual_cost", 1)}
 # What is agreed when it begins, and stays for all of it.
 AGREED = ("billing", "trial_end", "discount_rate", "discount_end", "minimum_commitment")
+# Ten years: each day that is over is a charge, written when it is made.
+START_DAYS_MAX = 3_660
 NEGOTIATED = ("negotiated_cost", "overage_unit_price")
 
 
@@ -41,7 +43,7 @@ def create(change: Change) -> Row:
     _hold_organization(change, organization_id)
     require(change)
     _require_currency(change, organization_id, plan_id)
-    _check_days(values, start, end)
+    _check_days(values, start, end, change.today)
     interval = str(values.get("billing_interval") or "monthly")
     agreed = {name: values.get(name) for name in AGREED}
     terms = Terms(**agreed)  # type: ignore[arg-type]  # as the Admin API has checked them
@@ -149,8 +151,10 @@ def _end_in(values: Row) -> date:
     return rules.NO_END if values.get("end_date") is None else day_in(values, "end_date")
 
 
-def _check_days(values: Row, start: date, end: date) -> None:
+def _check_days(values: Row, start: date, end: date, today: date) -> None:
     """Refuse days that lie outside of it, and an end of a discount that there is not."""
+    if abs((start - today).days) > START_DAYS_MAX:
+        raise Unprocessable(errors=(("start_date", f"must be within {START_DAYS_MAX} days from today"),))
     errors = [("end_date", "must be after start_date")] if end <= start else []
     for name in ("trial_end", "discount_end"):
         day = values.get(name)

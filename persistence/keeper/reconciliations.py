@@ -18,6 +18,7 @@ from gateway.core.integrity.verified import AccountHead
 from gateway.core.model import INTEGER_MAX
 from persistence.keeper.budget_uses import BudgetUses
 from persistence.ledger.checkpoints import closed, disproved, sums
+from persistence.refusals import told
 
 # What no checkpoint has yet.
 _OPEN = {"since": "c.last_seq", "until": str(INTEGER_MAX), "month": "o.spend_month"}
@@ -140,7 +141,7 @@ class Accounts(BudgetUses):
     async def accounts(self, seqs: Mapping[str, int], *, deep: bool) -> dict[str, LedgerAccount]:
         """The accounts named, each with its balance at the seq given for it."""
         found: dict[str, LedgerAccount] = {}
-        async with self._engine.connect() as connection:
+        async with told(self._engine.connect()) as connection:
             await connection.execution_options(isolation_level="REPEATABLE READ")
             listed = {row.account: row.n for row in await connection.execute(_LISTED)}
             stopped = {row.account: row.reason for row in await connection.execute(_STOPPED)}
@@ -157,23 +158,23 @@ class Accounts(BudgetUses):
 
     async def disproved(self, owners: Sequence[Owner], count: int) -> Sequence[Item]:
         """Of the checkpoints of these owners' accounts, so many at random: those that say something false."""
-        async with self._engine.connect() as connection:
+        async with told(self._engine.connect()) as connection:
             accounts = [account for owner in owners for account in owner.accounts]
             return await disproved(connection, accounts, count)
 
     async def unresolved(self, organization_id: int) -> Sequence[str]:
         """Why not all that happened to an organization is in its ledgers; empty where it is."""
-        async with self._engine.connect() as connection:
+        async with told(self._engine.connect()) as connection:
             rows = await connection.execute(_UNRESOLVED, {"id": organization_id})
             return [str(why) for why in rows.scalars()]
 
     async def due(self, organization_id: int) -> Sequence[int]:
         """Tenants of an organization whose reset has come."""
-        async with self._engine.connect() as connection:
+        async with told(self._engine.connect()) as connection:
             return list((await connection.execute(_DUE, {"id": organization_id})).scalars())
 
     async def _owners(self, query: Any, values: Mapping[str, int]) -> list[Owner]:
-        async with self._engine.connect() as connection:
+        async with told(self._engine.connect()) as connection:
             return [Owner(row.id, tuple(row.tenants)) for row in await connection.execute(query, values)]
 
 

@@ -76,6 +76,8 @@ async def test_of_many_at_once_one_begins_and_the_others_are_told(api: Api) -> N
         ("end_date", day(-10), 422),
         ("start_date", "2026-01-01T05:00:00Z", 422),
         ("start_date", "01.04.2026", 422),
+        ("start_date", "1970-01-01", 422),
+        ("start_date", "2999-12-31", 422),
         ("billing_interval", "weekly", 422),
         ("start_date", f"{day(-10)}T00:00:00Z", 201),
     ],
