@@ -55,11 +55,15 @@ class Member(ValkeyServer):
 
 
 class ValkeyCluster:
-    """Six servers. `primaries` and `replicas` are as they were made: a failover changes who is which."""
+    """Six servers: the first three begin as primaries, and a failover changes who is one."""
 
     def __init__(self, folder: Path) -> None:
         self.members = [Member(folder / f"member{number}") for number in range(2 * SHARDS)]
-        self.primaries, self.replicas = self.members[:SHARDS], self.members[SHARDS:]
+
+    @property
+    def primaries(self) -> list[Member]:
+        """Who is a primary now, by its own word."""
+        return [one for one in self.members if one.lives and one.info()["role"] == "master"]
 
     @property
     def url(self) -> str:
@@ -71,13 +75,13 @@ class ValkeyCluster:
             one.start()
             one.id = one.do("CLUSTER MYID").decode()
         bounds = [SLOTS * number // SHARDS for number in range(SHARDS + 1)]
-        for number, one in enumerate(self.primaries):
+        for number, one in enumerate(self.members[:SHARDS]):
             one.do("CLUSTER SET-CONFIG-EPOCH", number + 1)
             one.do("CLUSTER ADDSLOTSRANGE", bounds[number], bounds[number + 1] - 1)
         for one in self.members[1:]:
             self.members[0].do("CLUSTER MEET", "127.0.0.1", one.port, one.bus)
         wait_until(lambda: all(self._knows_all(one) for one in self.members))
-        for primary, replica in zip(self.primaries, self.replicas, strict=True):
+        for primary, replica in zip(self.members, self.members[SHARDS:], strict=False):
             replica.do("CLUSTER REPLICATE", primary.id)
         self.wait_until_whole()
 
@@ -104,10 +108,9 @@ class ValkeyCluster:
 
     def empty(self) -> None:
         """Remove every key of every shard."""
-        for one in self.members:
-            if one.info()["role"] == "master":
-                one.client.flushall()
-                one.do("FUNCTION FLUSH")
+        for one in self.primaries:
+            one.client.flushall()
+            one.do("FUNCTION FLUSH")
 
     def stop(self) -> None:
         for one in self.members:
@@ -149,9 +152,8 @@ class ValkeyCluster:
             if found:
                 source.do("MIGRATE", "127.0.0.1", to.port, "", 0, 5000, "KEYS", *found)
                 return False
-            for one in (to, source, *self.members):
-                if one.lives and one.info()["role"] == "master":
-                    one.do("CLUSTER SETSLOT", slot, "NODE", to.id)
+            for one in (to, source, *self.primaries):
+                one.do("CLUSTER SETSLOT", slot, "NODE", to.id)
             wait_until(lambda: all(self._says(one, partition, to) for one in self.members if one.lives))
             return True
 

@@ -41,6 +41,8 @@ def fault(name: str, url: str) -> str:
     Of a `redis+sentinel` or `unix` URL only the scheme is looked at: the door to Redis reads the rest.
     """
     scheme = url.partition("://")[0]
+    if name == "redis_url" and scheme.endswith("+cluster"):
+        return f"{wanted(name)}: a cluster cannot be used yet"
     if scheme not in SCHEMES[name] or "://" not in url:
         return wanted(name)
     if scheme.endswith("+sentinel") or scheme == "unix":

@@ -21,6 +21,7 @@ from gateway.counters.redis.wire import Wire
 from gateway.counters.settlement_log.resubmission import Resubmitter
 from tests.builders import CHAT, TTL_MS, World, driven, new_id, settlement_log
 from tests.counters.lease_stage import LEASE_S, Clock, Employ, Worker, silent
+from tests.valkey_cluster import ValkeyCluster
 
 WITHIN_S = 30.0
 Connect = Callable[..., Awaitable[Wire]]
@@ -76,3 +77,21 @@ def allowing(world: World) -> World:
     world.plan(1000, on_store_failure="allow")
     world.grant("credits", 200)
     return world
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyCluster]:
+    made = ValkeyCluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture
+def cluster(servers: ValkeyCluster) -> ValkeyCluster:
+    """Three primaries with a replica each, whole and empty before each test of a file."""
+    servers.mend()
+    servers.empty()
+    return servers

@@ -25,7 +25,10 @@ CUT = 2
 
 
 class LiveHolds:
-    """Those of one worker. `took` is told the seconds that `extend` took."""
+    """Those of one worker. `took` is told the seconds that `extend` took.
+
+    In a cluster `wire_of` says over which wire a partition is asked.
+    """
 
     def __init__(
         self,
@@ -34,8 +37,10 @@ class LiveHolds:
         hold_ttl_ms: int,
         clock: Callable[[], float],
         took: Callable[[float], None],
+        *,
+        wire_of: Callable[[int], Wire] | None = None,
     ) -> None:
-        self._wire, self._allowances = wire, allowances
+        self._wire, self._allowances, self._wire_of = wire, allowances, wire_of
         self._ttl_ms, self._clock, self._extend_took = hold_ttl_ms, clock, took
         self._live: dict[str, Observed] = {}
         self._outgrown: dict[str, Observed] = {}
@@ -91,10 +96,11 @@ class LiveHolds:
 
     async def _extend(self, partition: int, live: list[Observed]) -> None:
         calls = [(one, EXTEND_MARGIN_TOKENS) for one in live]
-        keys, arguments = packing.extend(self._wire.run_id, self._ttl_ms, partition, calls)
+        wire = self._wire if self._wire_of is None else self._wire_of(partition)
+        keys, arguments = packing.extend(wire.run_id, self._ttl_ms, partition, calls)
         started = self._clock()
         try:
-            answer = await in_task(self._wire.send(encode_script("extend", keys, arguments)))
+            answer = await in_task(wire.send(encode_script("extend", keys, arguments)))
         except CountersUnavailable:
             self._missed = True
             return

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import cast
 
+from gateway.core.accounts.weights import Weights
 from gateway.core.layout import LAYOUT
 from gateway.core.model import Decision, HoldRequest, Settled, Settlement, Verdict
 from gateway.core.wait import Wait
@@ -42,7 +43,8 @@ _SETTLED = {struct.pack("<d", settled): settled for settled in Settled}
 class Counters(LiveHolds):
     """Limits and accounts in Redis, for one worker. `took` is told each script's seconds by verb.
 
-    `log` keeps what was settled, acknowledged or not; `say` tells people.
+    `log` keeps what was settled, acknowledged or not; `say` tells people. In a cluster these are those of one
+    primary; `elsewhere` says whose a partition is by now, `handed_over` waits while it is on its way.
     """
 
     def __init__(
@@ -60,11 +62,13 @@ class Counters(LiveHolds):
     ) -> None:
         held = allowances if allowances is not None else Allowances(clock)
         super().__init__(wire, held, hold_ttl_ms, clock, took["extend"])
+        self.elsewhere: Callable[[int], Counters] | None = None
+        self.handed_over: Callable[[int], Wait[None]] | None = None
         self._log = log
         self.crowded = Crowded(clock, say)
         self._directory = directory
         self._frames = Frames(frames_max)
-        self._releases = Releases(wire, self._send_release, hold_ttl_ms / 1000, clock)
+        self._releases = Releases(wire, self.send_release, hold_ttl_ms / 1000, clock)
         self._reserve_took, self._settle_took = took["reserve"], took["settle"]
 
     async def reserve(self, request: HoldRequest) -> Decision:
@@ -118,7 +122,7 @@ class Counters(LiveHolds):
                 raise
             return self._allowances.admit(request, weighing.by_plan)
         if verdict is Verdict.UNVERIFIED or verdict in _AGAIN:
-            return self._allowances.admit(request, weighing.by_plan)
+            return await self._unserved(request, weighing.by_plan)
         self._allowances.refused(request.caller, verdict)
         return decision
 
@@ -193,7 +197,26 @@ class Counters(LiveHolds):
         )  # fmt: skip
         self._releases.owe(release, at_once=known)
 
-    def _send_release(self, release: Settlement) -> Wait[Reply]:
+    def _elsewhere(self, partition: int) -> Counters | None:
+        """Whose a partition is, where it is not these counters' any more."""
+        other = self.elsewhere(partition) if self.elsewhere is not None else self
+        return None if other is self else other
+
+    async def _unserved(self, request: HoldRequest, by_plan: Mapping[int, Weights]) -> Decision:
+        """Redis answers, and may not decide yet: by who has the partition by now, else by what was leased."""
+        partition = request.caller.partition
+        if self.handed_over is not None:
+            await self.handed_over(partition)
+        other = self._elsewhere(partition)
+        if other is not None:
+            return await other.reserve(request)
+        return self._allowances.admit(request, by_plan)
+
+    def send_release(self, release: Settlement) -> Wait[Reply]:
+        """Send the end of a hold without a charge."""
+        other = self._elsewhere(release.caller.partition)
+        if other is not None:
+            return other.send_release(release)
         frame = self._frames.frame_of(release.caller, release.user, release.service, release.budgets)
         arguments = self._settle_arguments(frame, release)
         return self._wire.send_call(frame.settle, release.request_id.encode(), arguments, at_once=True)

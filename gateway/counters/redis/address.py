@@ -18,7 +18,8 @@ _PREFIX = "TOLLKEEPER_REDIS_"
 class Address:
     """Where Redis is and who we are there; `parse_url` says how it is written.
 
-    With `sentinels` the host is theirs to name: that of the primary called `primary_name`.
+    With `sentinels` the host is theirs to name: that of the primary called `primary_name`. With `members`, of
+    a cluster, it is one of them.
     """
 
     host: str
@@ -32,6 +33,7 @@ class Address:
     primary_name: str = ""
     sentinel_username: str = ""
     sentinel_password: str = field(default="", repr=False)
+    members: tuple[tuple[str, int], ...] = ()
 
 
 def parse_url(url: str, files: TlsFiles = TlsFiles()) -> Address:  # noqa: B008  # it cannot change

@@ -7,13 +7,15 @@ for itself is in `lua/lib/calls.lua`. Pure.
 
 from __future__ import annotations
 
+from asyncio import TimerHandle
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 import hiredis
 
 from gateway.core.wait import Wait
 from gateway.counters.redis.scripts import library
-from gateway.errors import CountersRefused
+from gateway.errors import CountersRefused, CountersUnavailable
 
 # What is one call: so many calls, bytes of arguments, and accounts, whose places are bytes. Of more accounts
 # each costs Redis more: 64 calls of as many organizations take a tenth less as two calls than as one.
@@ -99,13 +101,54 @@ class Each:
             call[0].fail(type(error)(*error.args))
 
 
+class Hop:
+    """A command that a server of a cluster did not take, and that goes on to another one; `hops` counts them.
+
+    Who waits is told that nobody answered, when `timer` says so, and of what is answered later all the same:
+    he may have given up, and want to know. `ended` is told once.
+    """
+
+    __slots__ = ("_ended", "_wait", "done", "hops", "timer")
+
+    def __init__(self, wait: Wait[Reply] | Each, ended: Callable[[], None]) -> None:
+        self.done = False
+        self.hops = 0
+        self.timer: TimerHandle | None = None
+        self._wait, self._ended = wait, ended
+
+    def set(self, reply: Reply) -> None:
+        """Deliver the answer."""
+        self._end()
+        self._wait.set(reply)
+
+    def fail(self, error: BaseException) -> None:
+        """Deliver a failure."""
+        self._end()
+        self._wait.fail(error)
+
+    def is_late(self) -> None:
+        """Its time is over."""
+        self.fail(CountersUnavailable("no primary took it in time"))
+
+    def _end(self) -> None:
+        if not self.done:
+            self.done = True
+            if self.timer is not None:
+                self.timer.cancel()
+            self._ended()
+
+
+# Whoever waits for the answer to a command.
+Waiting = Wait[Reply] | Each | Hop
+
+
 def refused(message: str) -> CountersRefused:
     """What a call is told that Redis answered with an error."""
     return CountersRefused(f"Redis refused: {message[:200]}")
 
 
 # Who waits for a command, it, and how many calls it is.
-Command = tuple[Wait[Reply] | Each, bytes, int]
+Command = tuple[Waiting, bytes, int]
 
 
 def commands(calls: list[Call], *, spread: bool) -> list[Command]:

@@ -33,10 +33,11 @@ async def greet(address: Address, ask: Ask) -> Server:
         await ask(b"AUTH", *user, address.password.encode())
     if address.database:
         await ask(b"SELECT", b"%d" % address.database)
-    if address.sentinels:
+    if address.sentinels or address.members:
         role = await ask(b"ROLE")
         if not isinstance(role, list) or role[0] != b"master":
-            raise CountersUnavailable("the sentinels name a primary that is not one (yet)")
+            who = "the sentinels name" if address.sentinels else "the cluster names"
+            raise CountersUnavailable(f"{who} a primary that is not one (yet)")
     server = await ask(b"INFO", b"server")
     run_id = said(server, b"run_id")
     if not run_id:

@@ -7,13 +7,17 @@ of the whole name.
 from __future__ import annotations
 
 from binascii import crc_hqx
+from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from gateway.core.model import PARTITIONS
 from gateway.counters.redis import keys
 
 SLOTS: Final = 16_384
+MEMBERS_MAX: Final = 256
+PORT_MAX: Final = 65_535
 
 
 def slot_of(name: bytes) -> int:
@@ -36,3 +40,91 @@ class Part:
 
 
 WHOLE: Final = Part(tuple(range(PARTITIONS)), 0)
+NOTHING: Final = Part((), -1)
+
+
+# --- who has what -----------------------------------------------------------------------
+
+Place = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """Slots from `first` to `last`, and where their primary is."""
+
+    first: int
+    last: int
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class SlotMap:
+    """Who has which slots, as one member of the cluster says. A later `epoch` knows of later changes.
+
+    `members` are all places that were named, replicas too.
+    """
+
+    epoch: int = 0
+    owned: tuple[Owned, ...] = ()
+    members: tuple[Place, ...] = ()
+
+    def place_of(self, slot: int) -> Place | None:
+        """Where the primary of a slot is; None where nobody has it."""
+        at = bisect_right(self.owned, slot, key=lambda one: one.first) - 1
+        return self.owned[at].place if at >= 0 and slot <= self.owned[at].last else None
+
+    def partitions_of(self, place: Place) -> tuple[int, ...]:
+        """The partitions that a primary has."""
+        return tuple(one for one, slot in enumerate(SLOT_OF_PARTITION) if self.place_of(slot) == place)
+
+
+def read_slots(epoch: int, said: object, asked: Place) -> SlotMap:
+    """What CLUSTER SLOTS answers (https://valkey.io/commands/cluster-slots/); ValueError where it is none.
+
+    `asked` is whom it was asked: that is who names itself without a host.
+    """
+    if not isinstance(said, list) or len(said) > SLOTS:
+        raise ValueError("no list of slots")
+    owned, members = list[Owned](), dict[Place, None]()
+    for line in said:
+        match line:
+            case [int() as first, int() as last, primary, *replicas] if 0 <= first <= last < SLOTS:
+                places = [_place(one, asked) for one in (primary, *replicas)]
+                owned.append(Owned(first, last, places[0]))
+                members.update(dict.fromkeys(places))
+            case _:
+                raise ValueError(f"no range of slots: {line!r}"[:200])
+    owned.sort(key=lambda one: one.first)
+    if any(one.last >= other.first for one, other in pairwise(owned)):
+        raise ValueError("a slot has two primaries")
+    return SlotMap(epoch, tuple(owned), tuple(members)[:MEMBERS_MAX])
+
+
+def _place(said: object, asked: Place) -> Place:
+    """Host and port of a member; an unknown host is that of who was asked."""
+    match said:
+        case [bytes() | None as host, int() as port, *_] if 0 < port <= PORT_MAX:
+            name = (host or b"").decode()
+            return (asked[0] if name in ("", "?") else name), port
+    raise ValueError(f"no place of a member: {said!r}"[:200])
+
+
+@dataclass(frozen=True, slots=True)
+class Redirection:
+    """What a member says of keys that it does not have, or not all: `word` is MOVED, ASK or TRYAGAIN."""
+
+    word: str
+    place: Place = ("", 0)
+
+
+def read_redirection(message: str, asked: Place) -> Redirection | None:
+    """The redirection that an error is; None where it is another error."""
+    word, _, rest = message.partition(" ")
+    if word == "TRYAGAIN":
+        return Redirection(word)
+    if word not in ("MOVED", "ASK"):
+        return None
+    host, _, port = rest.partition(" ")[2].rpartition(":")
+    if not port.isdecimal() or not 0 < int(port) <= PORT_MAX:
+        return None
+    return Redirection(word, (asked[0] if host in ("", "?") else host.strip("[]"), int(port)))

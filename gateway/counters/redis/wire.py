@@ -25,7 +25,7 @@ import hiredis
 from gateway.core.certificate import end_of
 from gateway.core.wait import LOOKS_MIN, Awake, Wait, Within, in_task
 from gateway.counters.redis.address import Address, why_not
-from gateway.counters.redis.calls import Each, Form, Reply, alone, commands, refused
+from gateway.counters.redis.calls import Each, Form, Reply, Waiting, alone, commands, refused
 from gateway.counters.redis.gathering import GATHER_S_MAX, Gathering
 from gateway.counters.redis.greeting import Ask, Server, greet
 from gateway.counters.redis.hearing import Hearing
@@ -40,6 +40,9 @@ PENDING_MAX = 20_000
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.05, 1.0
 SWEEP_S = 0.05
 CONNECT_S_MAX = 2.0
+# Who waits for an answer, the command, how many calls it is, and how long it has waited.
+Asked = tuple[Waiting, bytes, int, float]
+Redirected = Callable[["Wire", Asked, str], bool]
 # Where the numbers of a wire's writes begin: they stay below 2^53.
 BATCH_BITS = 52
 
@@ -71,7 +74,8 @@ class Wire(asyncio.Protocol):
     `batch` is the number of the write that the next command leaves in, like that of no other wire's.
     `asked_at` is when the first command of the last write was asked for, `answered_at` of the last answers.
     `hearing` is told of changes of the keys whose names begin like one of `hears`.
-    `part` is what its server has of all partitions: all of them, where it is no cluster.
+    `part` is what its server has of all partitions: all of them, where it is no cluster. In one, `redirected`
+    is asked whether it takes what the server answered with an error, and how long that has waited.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class Wire(asyncio.Protocol):
     ) -> None:
         self.run_id = b""
         self.part = WHOLE
+        self.redirected: Redirected | None = None
         self.identify: Callable[[Server, Ask], Awaitable[bytes]] | None = None
         self.batch = 1 + randbits(BATCH_BITS)
         self.asked_at = self.answered_at = clock()
@@ -102,7 +107,7 @@ class Wire(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader()
         # Who waits for each answer, the command, since when, and for how many calls.
-        self._pending: deque[tuple[Wait[Reply] | Each, bytes, float, int]] = deque()
+        self._pending: deque[tuple[Waiting, bytes, float, int]] = deque()
         self._waiting = 0
         self._out: list[bytes] = []
         self._gathering = Gathering(self._loop, self._schedule, gather_s)
@@ -184,6 +189,15 @@ class Wire(asyncio.Protocol):
             self._queue(wait, command)
         return waits
 
+    def take_over(self, wait: Waiting, command: bytes, calls: int, *, asking: bool = False) -> bool:
+        """Send what another connection was answered MOVED or ASK; False while it cannot be sent."""
+        if not self._takes(False):
+            return False
+        if asking:
+            self._queue(Wait(), encode(b"ASKING"))
+        self._queue(wait, command, calls)
+        return True
+
     # --- asyncio.Protocol ---------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -203,11 +217,11 @@ class Wire(asyncio.Protocol):
                 if type(reply) is hiredis.PushNotification:
                     self.hearing.told(reply)
                     continue
-                wait, command, _, calls = pending.popleft()
+                wait, command, since, calls = pending.popleft()
                 if pending is self._pending:
                     self._waiting -= calls
                 if type(reply) is not bytes and isinstance(reply, hiredis.ReplyError):
-                    self._refused(wait, command, calls, str(reply))
+                    self._refused(wait, command, calls, since, str(reply))
                 else:
                     wait.set(reply)
         except (hiredis.ProtocolError, IndexError):
@@ -232,7 +246,7 @@ class Wire(asyncio.Protocol):
     def _takes(self, at_once: bool) -> bool:
         return (self.available or (at_once and self.connected)) and self._waiting < PENDING_MAX
 
-    def _queue(self, wait: Wait[Reply] | Each, command: bytes, calls: int = 1) -> None:
+    def _queue(self, wait: Waiting, command: bytes, calls: int = 1) -> None:
         if not self._begun:
             self._begin()
         self._schedule()
@@ -261,7 +275,7 @@ class Wire(asyncio.Protocol):
                 self._leave(wait, command, count)
         self._last_of_calls = self._asked
 
-    def _leave(self, wait: Wait[Reply] | Each, command: bytes, calls: int) -> None:
+    def _leave(self, wait: Waiting, command: bytes, calls: int) -> None:
         self._asked += 1
         self._pending.append((wait, command, self._waits_from, calls))
         self._out.append(command)
@@ -277,20 +291,22 @@ class Wire(asyncio.Protocol):
             self._transport.write(b"".join(self._out))
         self._out.clear()
 
-    def _refused(self, wait: Wait[Reply] | Each, command: bytes, calls: int, message: str) -> None:
+    def _refused(self, wait: Waiting, command: bytes, calls: int, since: float, message: str) -> None:
         if command and message.startswith("ERR Function not found"):
             self._load_and_retry(wait, command, calls)
         elif isinstance(wait, Each) and wait.parts > 1 and message.startswith("CROSSSLOT"):
             self._spreads = False  # a cluster, whatever it said: nothing of it was done
             for apart in commands(wait.calls, spread=False):
                 self._queue(*apart)
-        elif self.connected and message.startswith(("LOADING", "READONLY", "MASTERDOWN")):
+        elif self.connected and message.startswith(("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN")):
             self._drop()
             wait.fail(CountersUnavailable())
         else:
-            wait.fail(refused(message))
+            asked = wait, command, calls, self._awake.at(self.answered_at) - since
+            if self.redirected is None or not self.redirected(self, asked, message):
+                wait.fail(refused(message))
 
-    def _load_and_retry(self, wait: Wait[Reply] | Each, command: bytes, calls: int) -> None:
+    def _load_and_retry(self, wait: Waiting, command: bytes, calls: int) -> None:
         """Bring the library to a server that lost it, and ask once more; never again without a command."""
         if self._loading is None or self._loading.done:
             self._loading = Wait()

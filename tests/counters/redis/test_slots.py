@@ -23,7 +23,15 @@ from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.slots import SLOT_OF_PARTITION, WHOLE, Part, slot_of
+from gateway.counters.redis.slots import (
+    SLOT_OF_PARTITION,
+    WHOLE,
+    Part,
+    Redirection,
+    read_redirection,
+    read_slots,
+    slot_of,
+)  # fmt: skip
 from gateway.counters.redis.wire import Wire, encode
 from gateway.errors import CountersUnavailable
 from tests.builders import CHAT, NO_LIMITS, World
@@ -56,6 +64,66 @@ def test_identities_are_spread_over_the_slots_of_all_partitions() -> None:
     assert found.keys() == set(SLOT_OF_PARTITION)
     assert max(found.values()) < 3 * 64
     assert all(keys.own_name(keys.identity(one).encode()) == one for one in names)
+
+
+# --- who has what -----------------------------------------------------------------------
+
+ASKED = ("10.0.0.9", 6379)
+SAID = [
+    [5461, 16383, [b"10.0.0.2", 6380, b"id2", []], [b"10.0.0.4", 6382, b"id4", []]],
+    [0, 5460, [b"", 6379, b"id1", []], [None, 6381, b"id3", []]],
+]
+
+
+def test_a_map_says_where_the_primary_of_a_slot_is() -> None:
+    found = read_slots(7, SAID, ASKED)
+    assert (found.place_of(0), found.place_of(5460)) == (ASKED, ASKED)
+    assert (found.place_of(5461), found.place_of(16383)) == (("10.0.0.2", 6380), ("10.0.0.2", 6380))
+    assert found.epoch == 7
+    assert set(found.members) == {ASKED, ("10.0.0.2", 6380), ("10.0.0.9", 6381), ("10.0.0.4", 6382)}
+    mine, others = found.partitions_of(ASKED), found.partitions_of(("10.0.0.2", 6380))
+    assert sorted(mine + others) == list(range(PARTITIONS))
+    assert all(SLOT_OF_PARTITION[one] <= 5460 for one in mine)
+
+
+def test_nobody_has_a_slot_between_two_ranges_or_behind_them() -> None:
+    found = read_slots(1, [[10, 20, [b"a", 1]], [30, 40, [b"b", 2]]], ASKED)
+    assert [found.place_of(one) for one in (9, 10, 20, 21, 30, 41)] == [
+        None, ("a", 1), ("a", 1), None, ("b", 2), None,
+    ]  # fmt: skip
+    assert read_slots(1, [], ASKED).place_of(0) is None
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        None, b"", [None], [[0, 1]], [[0, 16384, [b"a", 1]]], [[2, 1, [b"a", 1]]], [[-1, 1, [b"a", 1]]],
+        [[0, 1, [b"a", 0]]], [[0, 1, [b"a", 65536]]], [[0, 1, b"a"]], [[0, 1, [7, 1]]],
+        [[0, 5, [b"a", 1]], [5, 6, [b"b", 1]]],
+    ],
+)  # fmt: skip
+def test_what_is_no_map_is_none(said: object) -> None:
+    with pytest.raises(ValueError, match=r"slot|place"):
+        read_slots(1, said, ASKED)
+
+
+@pytest.mark.parametrize(
+    ("message", "found"),
+    [
+        ("MOVED 3999 10.0.0.2:6380", Redirection("MOVED", ("10.0.0.2", 6380))),
+        ("ASK 3999 ::1:6380", Redirection("ASK", ("::1", 6380))),
+        ("MOVED 3999 :6380", Redirection("MOVED", ("10.0.0.9", 6380))),
+        ("ASK 1 redis-3.example:7000", Redirection("ASK", ("redis-3.example", 7000))),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", Redirection("TRYAGAIN")),
+        ("MOVED 3999 10.0.0.2:0", None),
+        ("MOVED 3999 10.0.0.2", None),
+        ("MOVED", None),
+        ("CLUSTERDOWN The cluster is down", None),
+        ("ERR unknown command", None),
+    ],
+)
+def test_a_redirection_names_a_place(message: str, found: Redirection | None) -> None:
+    assert read_redirection(message, ASKED) == found
 
 
 # --- shards -----------------------------------------------------------------------------

@@ -1,0 +1,67 @@
+"""Takes up partitions whose slot was moved from one primary to another: their data came with their markers.
+
+A marker that came so names the history of the primary that gave it away. Where that primary lives, and who
+has the partition now was there before, nothing was lost on the way: the marker is written anew, and nobody is
+kept out. In any other case a partition is verified as after a restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+
+from gateway.core.wait import in_task
+from gateway.counters.layouts import packing
+from gateway.counters.redis import keys
+from gateway.counters.redis.shards import Shards
+from gateway.counters.redis.wire import Wire, encode, encode_script
+from gateway.errors import CountersUnavailable
+
+
+class Moves:
+    """Of one cluster, looked at again and again."""
+
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
+        # Under which history each primary was seen last, and by whom a partition was had then.
+        self._seen: dict[Wire, bytes] = {}
+        self._had: dict[int, Wire] = {}
+
+    async def take_up(self) -> list[int]:
+        """Write the markers of partitions that were moved since the last look; answers which."""
+        known, self._seen = self._seen, {one: one.run_id for one in self._shards.wires if one.connected}
+        taken = []
+        for wire, run_id in self._seen.items():
+            had, partitions = self._had, wire.part.partitions
+            came = [one for one in partitions if had.get(one, wire) is not wire]
+            givers = {
+                one: had[one] for one in came if known.get(wire) == run_id and self._lives(had[one], known)
+            }
+            self._had = had | dict.fromkeys(partitions, wire)
+            for partition, giver in givers.items():
+                with suppress(CountersUnavailable):  # it is verified, then
+                    if await _rewrite(wire, run_id, partition, giver.run_id):
+                        taken.append(partition)
+        return taken
+
+    def _lives(self, wire: Wire, known: Mapping[Wire, bytes]) -> bool:
+        """Whether this is a primary still, and was all the time."""
+        return wire.connected and wire.run_id == known.get(wire) == self._seen.get(wire)
+
+
+async def taken_up(wire: Wire, partition: int) -> bool:
+    """Whether a partition's marker names the history of the primary that has it."""
+    marker = await in_task(wire.send(encode(b"GET", keys.marker(partition).encode())))
+    return packing.read_marker(marker)[0] == wire.run_id
+
+
+async def _rewrite(wire: Wire, run_id: bytes, partition: int, before: bytes) -> bool:
+    """Put one history in another's place, where the marker names that one."""
+    marker = await in_task(wire.send(encode(b"GET", keys.marker(partition).encode())))
+    named, epoch, catalogue = packing.read_marker(marker)
+    if not isinstance(marker, bytes) or named != before:
+        return False
+    new = packing.marker(run_id, epoch, catalogue)
+    call = packing.rebuild(run_id, partition, keys.marker(partition), new, marker)
+    answer = await in_task(wire.send(encode_script("load", *call)))
+    return isinstance(answer, bytes) and packing.code_of(answer) == 1

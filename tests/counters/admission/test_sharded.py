@@ -1,0 +1,274 @@
+"""A worker whose Redis is a cluster: calls in flight while a slot moves, and while a primary is replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from gateway.core.accounts.ledger import EventKind
+from gateway.core.model import HoldRequest, Observed, Settled, Settlement, Verdict
+from gateway.core.wait import in_task
+from gateway.counters.admission.directory import Directory
+from gateway.counters.admission.live import LiveHolds
+from gateway.counters.admission.quota import Counters
+from gateway.counters.admission.sharded import ShardedCounters
+from gateway.counters.keeper.moves import Moves, taken_up
+from gateway.counters.layouts import packing
+from gateway.counters.layouts.frame import TOMBSTONE_MS
+from gateway.counters.leases.allowance import Allowances
+from gateway.counters.redis import keys
+from gateway.counters.redis.address import Address
+from gateway.counters.redis.shards import Shards
+from gateway.counters.redis.wire import Wire, encode_script
+from gateway.counters.settlement_log.settlement_record import unpack
+from gateway.errors import CountersUnavailable
+from tests.builders import CHAT, TTL_MS, World, driven, new_id, settlement_log
+from tests.valkey_cluster import Member, ValkeyCluster
+from tests.waiting import eventually
+
+TOKENS = 7
+CALLERS = 4  # of each organization, at once
+
+
+class Organization(World):
+    """One of the cluster's organizations, seen on whichever server has it."""
+
+    def __init__(self, cluster: ValkeyCluster, organization_id: int) -> None:
+        self.cluster = cluster
+        owner = cluster.owner(keys.partition_of(organization_id))
+        ids = {"organization_id": organization_id, "tenant_id": organization_id, "key_id": organization_id}
+        super().__init__(owner.url, **ids)
+        self.plan(10**9)
+        self.answers: Counter[object] = Counter()
+
+    def marker_names(self) -> bytes:
+        """The history its partition is verified under."""
+        return packing.read_marker(self.get(keys.marker(self.p)))[0]
+
+    def follow(self) -> Organization:
+        """Look where it is now."""
+        self.client = self.cluster.owner(self.p).client
+        return self
+
+
+class Worker:
+    """A worker's counters, over all primaries; and the part of a keeper that follows slots."""
+
+    def __init__(self, cluster: ValkeyCluster, folder: Path) -> None:
+        members = tuple(("127.0.0.1", one.port) for one in cluster.members)
+        self.shards = Shards(
+            Address("", 0, members=members), lambda where: Wire(where, time.monotonic), taken_up=taken_up
+        )
+        keepers = Shards(Address("", 0, members=members), lambda where: Wire(where, time.monotonic))
+        self.keepers, self.moves = keepers, Moves(keepers)
+        self.allowances, self.log = Allowances(time.monotonic), settlement_log(folder)
+        self.directory = Directory(self.shards.of(0), time.monotonic)
+        live = LiveHolds(
+            self.shards.of(0), self.allowances, TTL_MS, time.monotonic, lambda _: None,
+            wire_of=self.shards.of,
+        )  # fmt: skip
+        self.live = live
+        self.counters = ShardedCounters(self.shards, self._counters, live)
+
+    def _counters(self, wire: Wire) -> Counters:
+        took = dict.fromkeys(("reserve", "settle", "extend"), lambda _: None)
+        return Counters(
+            wire, self.directory, TTL_MS, time.monotonic, took, log=self.log, allowances=self.allowances
+        )
+
+    async def open(self) -> None:
+        for shards in (self.shards, self.keepers):
+            await shards.open()
+            assert await shards.connected_within(30)
+        self.directory.version = 1
+
+    async def close(self) -> None:
+        await self.shards.close()
+        await self.keepers.close()
+        await self.log.close()
+
+    async def keep(self, took: list[int]) -> None:
+        """What a keeper does about moved slots."""
+        while True:
+            with suppress(CountersUnavailable):
+                took += await self.moves.take_up()
+            await asyncio.sleep(0.05)
+
+    async def call(self, organization: Organization) -> object:
+        """One call, charged; what became of it."""
+        request = HoldRequest(organization.caller, new_id(), "", CHAT, 10, 10)
+        try:
+            decision = await driven(self.counters.reserve(request))
+        except CountersUnavailable:
+            return CountersUnavailable
+        if decision.verdict is not Verdict.ADMITTED:
+            return decision.verdict
+        settlement = Settlement(organization.caller, request.request_id, "", CHAT, charge=True, tokens=TOKENS)
+        return await driven(self.counters.settle(settlement))
+
+
+@pytest.fixture
+async def worker(cluster: ValkeyCluster, tmp_path: Path) -> AsyncIterator[Worker]:
+    made = Worker(cluster, tmp_path / "log")
+    await made.open()
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+def organizations(cluster: ValkeyCluster) -> list[Organization]:
+    """One of each primary."""
+    firsts = [cluster.partitions_of(one)[0] for one in cluster.primaries]
+    ids = [next(n for n in range(1, 999) if keys.partition_of(n) == first) for first in firsts]
+    return [Organization(cluster, one) for one in ids]
+
+
+@asynccontextmanager
+async def calling(worker: Worker, organizations: list[Organization]) -> AsyncIterator[None]:
+    """Have all of them call again and again; their last calls are over when the block is."""
+    ends = asyncio.Event()
+
+    async def call_on(organization: Organization) -> None:
+        while not ends.is_set():
+            organization.answers[await worker.call(organization)] += 1
+            await asyncio.sleep(0)
+
+    callers = [asyncio.create_task(call_on(one)) for one in organizations for _ in range(CALLERS)]
+    try:
+        yield
+    finally:
+        ends.set()
+        await asyncio.gather(*callers)
+
+
+def went_on(organizations: list[Organization], count: int = 50) -> Callable[[], bool]:
+    """Whether each of them was served so many times more."""
+    before = [one.answers[Settled.DONE] for one in organizations]
+    return lambda: all(
+        one.answers[Settled.DONE] - old >= count for one, old in zip(organizations, before, strict=True)
+    )
+
+
+async def sent_again(worker: Worker) -> int:
+    """Settle what the log kept since nobody acknowledged it."""
+    count = 0
+    for segment in list(worker.log.segments):
+        for record in map(segment.record, list(segment.waiting)):
+            settlement = unpack(record.arguments)
+            wire = worker.shards.of(settlement.caller.partition)
+            call = packing.settle(wire.run_id, TOMBSTONE_MS, settlement, packing.MODE_CHARGE)
+            answer = await in_task(wire.send(encode_script("settle", *call)))
+            assert isinstance(answer, bytes)
+            count += packing.code_of(answer) == Settled.DONE
+    return count
+
+
+def is_charged(organization: Organization, times: int) -> None:
+    """So many calls are in its account, and in the outbox, each once, and nothing is held."""
+    found = [one.source for one in organization.follow().events() if one.kind == EventKind.CONSUME]
+    assert len(set(found)) == len(found) == times
+    assert organization.tenant.used == times * TOKENS
+
+
+# --- slots that move --------------------------------------------------------------------
+
+
+async def test_calls_go_on_while_slots_move_and_each_is_charged_once(
+    cluster: ValkeyCluster, worker: Worker, organizations: list[Organization]
+) -> None:
+    moving, taken = organizations[0], list[int]()
+    first, second, third = cluster.primaries
+    keeping = asyncio.create_task(worker.keep(taken))
+    async with calling(worker, organizations):
+        await eventually(went_on(organizations))
+        for member in (second, third, first):
+            await asyncio.to_thread(cluster.move, moving.p, member)
+            await eventually(lambda to=member: worker.shards.of(moving.p) is wire_to(worker, to))
+            await eventually(went_on(organizations))
+        go_on = await asyncio.to_thread(cluster.begin_move, moving.p, second)
+        while not await asyncio.to_thread(go_on, 10):
+            pass
+        await eventually(lambda: worker.shards.of(moving.p) is wire_to(worker, second))
+        await eventually(went_on(organizations))
+    keeping.cancel()
+    assert taken == [moving.p] * 4
+    for one in organizations:
+        assert one.answers.keys() <= {Settled.DONE, Settled.SPOOLED, CountersUnavailable}
+        again = one.answers[Settled.SPOOLED]
+        assert again == 0 or one is moving
+        assert one.answers[CountersUnavailable] == 0 or one is moving
+    assert await sent_again(worker) <= moving.answers[Settled.SPOOLED]
+    for one in organizations:
+        is_charged(one, one.answers[Settled.DONE] + one.answers[Settled.SPOOLED])
+        await eventually(lambda one=one: (one.tenant.held, one.tenant.inflight) == (0, 0))
+        assert one.follow().marker_names() == worker.shards.of(one.p).run_id
+
+
+def wire_to(worker: Worker, member: Member) -> Wire:
+    """A worker's wire to a primary, by a partition that it had from the beginning."""
+    return worker.shards.of(worker.shards.map.partitions_of(("127.0.0.1", member.port))[-1])
+
+
+# --- a primary that is replaced -----------------------------------------------------------
+
+
+async def test_who_loses_a_primary_is_refused_until_it_is_verified_and_nobody_else(
+    cluster: ValkeyCluster, worker: Worker, organizations: list[Organization]
+) -> None:
+    lost, *others = organizations
+    victim, before = cluster.owner(lost.p), worker.shards.of(lost.p)
+    keeping = asyncio.create_task(worker.keep(list[int]()))
+    async with calling(worker, organizations):
+        await eventually(went_on(organizations))
+        await asyncio.to_thread(victim.stop, signal.SIGKILL)
+        await eventually(lambda: lost.answers[CountersUnavailable])
+        await eventually(went_on(others))
+        await eventually(lambda: worker.shards.of(lost.p) is not before)
+        await eventually(lambda: worker.shards.of(lost.p).available)
+        served = lost.answers[Settled.DONE]
+        refused = lost.answers[CountersUnavailable]
+        await eventually(lambda: lost.answers[CountersUnavailable] > refused + 100)
+        assert lost.answers[Settled.DONE] == served
+        lost.follow().run_id = worker.shards.of(lost.p).run_id
+        assert lost.mark(epoch=2) == 1
+        await eventually(went_on(organizations))
+    keeping.cancel()
+    for one in others:
+        assert one.answers.keys() == {Settled.DONE}
+        is_charged(one, one.answers[Settled.DONE])
+    assert lost.answers.keys() <= {Settled.DONE, Settled.SPOOLED, CountersUnavailable}
+
+
+async def test_a_call_under_way_is_extended_wherever_its_partition_is(
+    cluster: ValkeyCluster, worker: Worker, organizations: list[Organization]
+) -> None:
+    one, taken = organizations[0], list[int]()
+    keeping = asyncio.create_task(worker.keep(taken))
+    request = HoldRequest(one.caller, new_id(), "", CHAT, 10, 10)
+    assert (await driven(worker.counters.reserve(request))).verdict is Verdict.ADMITTED
+    observed = Observed(one.caller, request.request_id, 10, 5)
+    worker.counters.watch(observed)
+    to = cluster.primaries[1]
+    await asyncio.to_thread(cluster.move, one.p, to)
+    await eventually(lambda: taken == [one.p])
+    await eventually(lambda: worker.shards.of(one.p) is wire_to(worker, to))
+    before = one.follow().deadlines()[request.request_id]
+    await eventually(lambda: extended(worker, one, request.request_id, before))
+    worker.counters.unwatch(observed)
+    assert worker.live.live == 0
+    used = Settlement(one.caller, request.request_id, "", CHAT, charge=True, tokens=TOKENS)
+    assert await driven(worker.counters.settle(used)) is Settled.DONE
+    keeping.cancel()
+
+
+async def extended(worker: Worker, organization: Organization, request_id: str, before: int) -> bool:
+    """Whether the hold ends later than before."""
+    await worker.live.extend_all()
+    return organization.deadlines()[request_id] > before

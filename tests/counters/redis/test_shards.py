@@ -1,0 +1,220 @@
+"""Commands over a real cluster: each to its primary, also while slots move and primaries are replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+
+import pytest
+
+from gateway.core.model import PARTITIONS
+from gateway.core.wait import in_task
+from gateway.counters.redis import keys
+from gateway.counters.redis.address import Address
+from gateway.counters.redis.shards import Shards
+from gateway.counters.redis.slots import slot_of
+from gateway.counters.redis.wire import Wire, encode
+from gateway.errors import CountersRefused, CountersUnavailable
+from tests.conftest import free_port
+from tests.valkey_cluster import Member, ValkeyCluster
+from tests.waiting import eventually
+
+CALL_S = 10.0
+Connect = Callable[..., Awaitable[Shards]]
+
+
+@pytest.fixture
+async def connect(cluster: ValkeyCluster) -> AsyncIterator[Connect]:
+    made: list[Shards] = []
+
+    async def opened(call_s: float = CALL_S, **more: object) -> Shards:
+        nobody = "127.0.0.1", free_port()  # the first that is named does not answer: the next is asked
+        address = Address("", 0, members=(nobody, *(("127.0.0.1", one.port) for one in cluster.members)))
+        shards = Shards(
+            address, lambda where: Wire(where, time.monotonic, call_s=call_s), call_s=call_s, **more
+        )  # type: ignore[arg-type]  # a test names what it needs
+        made.append(shards)
+        await shards.open()
+        assert await shards.connected_within(CALL_S)
+        return shards
+
+    yield opened
+    for one in made:
+        await one.close()
+
+
+def port_of(shards: Shards, wire: Wire) -> int:
+    return shards._places[wire][1]
+
+
+async def ask(wire: Wire, *parts: bytes | str) -> object:
+    return await in_task(wire.send(encode(*(one.encode() if isinstance(one, str) else one for one in parts))))
+
+
+def name(partition: int, end: str = "test") -> str:
+    """A key of a partition."""
+    return f"tk:{{p{partition:02d}}}:{end}"
+
+
+def others(cluster: ValkeyCluster, partition: int) -> list[Member]:
+    """The primaries that do not have a partition."""
+    return [one for one in cluster.primaries if one is not cluster.owner(partition)]
+
+
+# --- whose is what ----------------------------------------------------------------------
+
+
+async def test_each_partition_is_asked_for_where_it_is(cluster: ValkeyCluster, connect: Connect) -> None:
+    shards = await connect()
+    for partition in range(PARTITIONS):
+        assert await ask(shards.of(partition), "SET", name(partition), str(partition)) == b"OK"
+    for member in cluster.primaries:
+        mine = cluster.partitions_of(member)
+        assert [int(member.client.get(name(one)) or -1) for one in mine] == mine
+        (wire,) = {shards.of(one) for one in mine}
+        assert (wire.part.partitions, wire.part.anchor) == (tuple(mine), mine[0])
+    assert len(shards.wires) == len({one.run_id for one in shards.wires}) == len(cluster.primaries)
+
+
+async def test_what_is_of_everybody_is_asked_for_by_its_name(connect: Connect) -> None:
+    shards = await connect()
+    for key in (keys.CATALOGUE, keys.PRICES, keys.PRICES_HEAD, keys.REFUSED, keys.COOLING, keys.activity(7)):
+        assert await ask(shards.of_key(key.encode()), "TYPE", key) == b"none"
+        assert shards.map.place_of(slot_of(key.encode()))
+
+
+async def test_without_a_member_that_knows_there_is_no_cluster() -> None:
+    address = Address("", 0, members=(("127.0.0.1", free_port()),))
+    shards = Shards(address, lambda where: Wire(where, time.monotonic))
+    with pytest.raises(CountersUnavailable, match="no member of the cluster"):
+        await shards.open()
+    with pytest.raises(CountersUnavailable):
+        await ask(shards.of(0), "GET", name(0))
+    await shards.close()
+
+
+# --- a slot that moves ------------------------------------------------------------------
+
+
+async def test_a_command_for_a_slot_that_moved_is_answered_where_it_is_now(
+    cluster: ValkeyCluster, connect: Connect
+) -> None:
+    shards = await connect()
+    before = shards.of(3)
+    await ask(before, "SET", name(3), "kept")
+    to = others(cluster, 3)[0]
+    cluster.move(3, to)
+    assert await ask(before, "GET", name(3)) == b"kept"
+    assert await asyncio.gather(*(ask(before, "INCR", name(3, "count")) for _ in range(200))) == [
+        *range(1, 201)
+    ]
+    await eventually(lambda: port_of(shards, shards.of(3)) == to.port)
+    assert 3 in shards.of(3).part.partitions
+    assert 3 not in before.part.partitions
+    assert await ask(shards.of(3), "GET", name(3)) == b"kept"
+
+
+async def test_an_anchor_stays_while_its_partition_does(cluster: ValkeyCluster, connect: Connect) -> None:
+    shards = await connect()
+    source, to = cluster.primaries[:2]
+    wire = shards.of(cluster.partitions_of(to)[0])
+    anchor, (first, second, *_) = wire.part.anchor, cluster.partitions_of(source)
+    given = shards.of(first)
+    assert given.part.anchor == first
+    cluster.move(first, to)
+    await eventually(lambda: first in wire.part.partitions)
+    assert wire.part.anchor == anchor
+    assert given.part.anchor == second
+
+
+async def test_while_keys_move_one_by_one_a_command_finds_its_keys(
+    cluster: ValkeyCluster, connect: Connect
+) -> None:
+    """ASK for one that is there already, TRYAGAIN for some that are on both sides: until they are on one."""
+    shards = await connect()
+    wire = shards.of(5)
+    names = [name(5, f"{number}") for number in range(40)]
+    for key in names:
+        await ask(wire, "SET", key, key)
+    go_on = cluster.begin_move(5, others(cluster, 5)[0])
+    assert await ask(wire, "GET", names[0]) == names[0].encode()
+    assert not await asyncio.to_thread(go_on, 20)
+    assert [await ask(wire, "GET", key) for key in names] == [key.encode() for key in names]
+    assert await ask(wire, "INCR", name(5, "new")) == 1
+    together = asyncio.create_task(ask(wire, "MGET", *names))
+    while not await asyncio.to_thread(go_on, 20):
+        pass
+    assert await together == [key.encode() for key in names]
+    assert await ask(wire, "INCR", name(5, "new")) == 2
+
+
+async def test_who_finds_no_place_in_time_is_told_so(cluster: ValkeyCluster, connect: Connect) -> None:
+    shards = await connect(call_s=0.3)
+    wire = shards.of(9)
+    await ask(wire, "MSET", name(9, "a"), "1", name(9, "b"), "1")
+    go_on = cluster.begin_move(9, others(cluster, 9)[0])
+    assert not await asyncio.to_thread(go_on, 1)
+    with pytest.raises(CountersUnavailable, match="in time") as told:
+        await ask(wire, "MSET", name(9, "a"), "2", name(9, "b"), "2")
+    assert not isinstance(told.value, CountersRefused)
+    assert wire.available
+    while not await asyncio.to_thread(go_on, 20):
+        pass
+    assert await ask(wire, "MGET", name(9, "a"), name(9, "b")) == [b"1", b"1"]
+
+
+# --- a primary that is replaced -----------------------------------------------------------
+
+
+async def test_a_primary_that_is_killed_takes_its_partitions_with_it_alone(
+    cluster: ValkeyCluster, connect: Connect
+) -> None:
+    shards = await connect(call_s=1.0)
+    victim = cluster.owner(0)
+    mine = cluster.partitions_of(victim)
+    there = [one for one in range(PARTITIONS) if one not in mine]
+    lost = shards.of(mine[0])
+    for partition in mine:
+        await ask(shards.of(partition), "SET", name(partition), "kept")
+    assert await ask(lost, "WAIT", "1", "10000") == 1
+    victim.stop(signal.SIGKILL)
+    await eventually(lambda: not lost.connected)
+    refused = 0
+    while port_of(shards, shards.of(mine[0])) == victim.port:
+        for partition in there:
+            assert await ask(shards.of(partition), "SET", name(partition), "meanwhile") == b"OK"
+        with suppress(CountersUnavailable):
+            await ask(shards.of(mine[0]), "GET", name(mine[0]))
+            refused -= 1
+        refused += 1
+    assert refused > 0
+    new = shards.of(mine[0])
+    await eventually(lambda: new.available)
+    assert new.run_id not in ("", lost.run_id)
+    assert [await ask(shards.of(one), "GET", name(one)) for one in mine] == [b"kept"] * len(mine)
+    assert new.part.partitions == tuple(mine)
+
+
+async def test_nothing_goes_on_to_a_replica_that_took_over(cluster: ValkeyCluster, connect: Connect) -> None:
+    """Its data is of another history: only whoever asks anew, under that one, is answered."""
+    shards = await connect()
+    primary = next(one for one in cluster.members if one.port == port_of(shards, shards.of(0)))
+    replica = next(
+        one for one in cluster.members if one.info()["role"] == "slave"
+        and one.client.info("replication")["master_port"] == primary.port
+    )  # fmt: skip
+    before = shards.of(0)
+    await ask(before, "SET", name(0), "1")
+    replica.do("CLUSTER FAILOVER")
+    await eventually(lambda: primary.info()["role"] == "slave")
+    with pytest.raises(CountersUnavailable):
+        await ask(before, "INCR", name(0))
+    await eventually(lambda: port_of(shards, shards.of(0)) == replica.port)
+    await eventually(lambda: shards.of(0).connected)
+    assert shards.of(0).run_id != before.run_id
+    with pytest.raises(CountersUnavailable):  # although there is a connection to go on over
+        await ask(before, "INCR", name(0))
+    assert await ask(shards.of(0), "GET", name(0)) == b"1"
