@@ -21,9 +21,9 @@ SELECT id FROM (
     SELECT organization_id FROM credit_debt WHERE quantity <> charged_quantity AND organization_id > :after
     UNION
     SELECT e.organization_id FROM plan_end AS e
-      JOIN token_ledger AS w ON w.tenant_id = e.tenant_id AND w.transaction_type <> 'consume'
+      LEFT JOIN token_ledger AS w ON w.tenant_id = e.tenant_id AND w.transaction_type <> 'consume'
        AND w.control_write_id = e.control_write_id
-     WHERE e.quantity IS NULL AND e.organization_id > :after
+     WHERE e.quantity IS NULL AND e.organization_id > :after AND (w.seq IS NOT NULL OR e.is_gone)
     UNION
     SELECT organization_id FROM subscription_segment
      WHERE organization_id > :after AND start_date < least(end_date, :today)

@@ -6,9 +6,10 @@ Noted with the change that ends a plan, and charged once the tenant's ledger say
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from sqlalchemy import Connection, insert, text
 
@@ -35,9 +36,10 @@ MONTHLY = "monthly"
 
 _OPEN = text("""
 SELECT e.*, w.seq FROM plan_end AS e
-  JOIN token_ledger AS w ON w.tenant_id = e.tenant_id AND w.transaction_type <> 'consume'
+  LEFT JOIN token_ledger AS w ON w.tenant_id = e.tenant_id AND w.transaction_type <> 'consume'
    AND w.control_write_id = e.control_write_id
- WHERE e.organization_id = :organization AND e.quantity IS NULL ORDER BY e.id LIMIT :count""")
+ WHERE e.organization_id = :organization AND e.quantity IS NULL AND (w.seq IS NOT NULL OR e.is_gone)
+ ORDER BY e.id LIMIT :count""")
 _TURNS = text("""
 SELECT r.created_at, r.transaction_type = 'reset' AS is_reset, r.total_remaining,
        CASE r.direction WHEN 'IN' THEN r.amount ELSE -r.amount END AS moved
@@ -45,6 +47,10 @@ SELECT r.created_at, r.transaction_type = 'reset' AS is_reset, r.total_remaining
  WHERE r.tenant_id = :tenant AND r.seq <= :seq AND r.transaction_type <> 'consume'
    AND (r.transaction_type = 'reset' OR c.id IS NOT NULL)
  ORDER BY r.seq DESC LIMIT :count""")
+# Of a tenant that was deleted: what was left of its last cycle.
+_LAST = text("""
+SELECT seq, created_at, total_remaining FROM token_ledger WHERE tenant_id = :tenant
+ ORDER BY seq DESC LIMIT 1""")
 _CHARGED = text("""
 SELECT anchor_date, paid_from, sum(amount) AS amount FROM plan_end
  WHERE organization_id = :organization AND amount > 0 GROUP BY 1, 2""")
@@ -57,11 +63,14 @@ TokenPlan = Mapping[str, Any]
 
 
 class Taken(NamedTuple):
-    """Whose plan was taken by which control write; `anchor` is the day on which the tenant's months begin."""
+    """Whose plan was taken by which control write; None of a tenant that was deleted.
+
+    `anchor` is the day on which the tenant's months begin.
+    """
 
     tenant_id: int
     organization_id: int
-    write_id: UUID
+    write_id: UUID | None
     anchor: int
 
 
@@ -72,7 +81,8 @@ def note(connection: Connection, taken: Taken, ended: Ended, had: TokenPlan, the
         return
     connection.execute(
         insert(table).values(
-            organization_id=taken.organization_id, tenant_id=taken.tenant_id, control_write_id=taken.write_id,
+            organization_id=taken.organization_id, tenant_id=taken.tenant_id,
+            control_write_id=taken.write_id or uuid4(), is_gone=taken.write_id is None,
             subscription_id=ended.subscription_id, anchor_date=ended.segment.anchor,
             paid_from=found.paid_from, cycle_ends_at=found.ends, total_amount=found.total,
             counted=found.counted, worth=found.worth, paid=found.paid,
@@ -118,9 +128,23 @@ def _charge(row: Any, end: PlanEnd, ahead: int, amount: Decimal) -> Charge:
 
 
 def _turns(connection: Connection, row: Any) -> list[Turn]:
-    wanted = {"tenant": row.tenant_id, "seq": row.seq, "count": TURNS_MAX}
+    """Resets and plans of a tenant up to the one that took its plan, or to its last movement."""
+    last = connection.execute(_LAST, {"tenant": row.tenant_id}).first() if row.is_gone else None
+    if row.is_gone and (last is None or _is_before(last.created_at, row)):
+        return []
+    wanted = {"tenant": row.tenant_id, "seq": row.seq if last is None else last.seq, "count": TURNS_MAX}
     found = connection.execute(_TURNS, wanted).all()
-    return [Turn(each.created_at, each.is_reset, each.total_remaining, each.moved) for each in found[::-1]]
+    turns = [Turn(each.created_at, each.is_reset, each.total_remaining, each.moved) for each in found[::-1]]
+    if last is not None:
+        turns.append(
+            Turn(last.created_at, is_reset=False, remaining=None, moved=-(last.total_remaining or 0))
+        )
+    return turns
+
+
+def _is_before(at: datetime, row: Any) -> bool:
+    """Whether a moment is of an earlier cycle of tokens than the one that ended."""
+    return row.cycle_ends_at is not None and at < midnight(row.paid_from)
 
 
 def _end(row: Any) -> PlanEnd:

@@ -40,3 +40,13 @@ def give(
         wanted = wanted.where(tenant.c.id == tenant_id)
     for one in change.connection.execute(wanted.order_by(tenant.c.id)).scalars().all():
         quotas.inherit(change, one, organization_id, plan_id, anchor=anchor, ended=ended)
+    if ended is not None:
+        gone = select(tenant.c.id).where(
+            tenant.c.organization_id == organization_id,
+            tenant.c.deleted_at.is_not(None),
+            tenant.c.plan_id.is_(None),
+            tenant.c.inherited_plan_id.is_not(None),
+            tenant.c.inherited_plan_id.is_distinct_from(plan_id),
+        )
+        for one in change.connection.execute(gone.order_by(tenant.c.id)).scalars().all():
+            quotas.forget_plan(change, one, organization_id, ended)

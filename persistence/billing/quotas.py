@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import case, func, insert, literal, select, update
@@ -88,6 +89,18 @@ def _move(
     if ended is not None and had is not None:
         taken = Taken(tenant_id, organization_id, write, anchor)
         early_uses.note(change.connection, taken, ended, had, found)
+
+
+def forget_plan(change: Change, tenant_id: int, organization_id: int, ended: Ended) -> None:
+    """Have the plan end that a tenant had when it was deleted: what it used is owed as another's is."""
+    here = tenant.c.id == tenant_id
+    had = _plan(change, change.connection.execute(select(tenant.c.inherited_plan_id).where(here)).scalar())
+    anchor = select(tenant_quota.c.anchor).where(tenant_quota.c.tenant_id == tenant_id)
+    change.connection.execute(update(tenant).where(here).values(inherited_plan_id=None))
+    if had is not None:
+        taken = Taken(tenant_id, organization_id, None, change.connection.execute(anchor).scalar_one())
+        # Nobody goes on with its tokens.
+        early_uses.note(change.connection, taken, replace(ended, over=True), had, None)
 
 
 def _plan(change: Change, plan_id: object) -> dict[str, Any] | None:

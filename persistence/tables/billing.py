@@ -121,6 +121,8 @@ plan_end = table(
     refers("organization_id", "organization"),
     refers("tenant_id", "tenant"),
     uuids("control_write_id"),
+    # The tenant was deleted before: no control write took its plan.
+    flags("is_gone"),
     refers("subscription_id", "organization_subscription"),
     days("anchor_date", "paid_from"),
     moments("cycle_ends_at?"),

@@ -151,6 +151,21 @@ async def test_what_is_delivered_and_made_again_is_owed_once(april: April) -> No
     assert await broken(april.url) == []
 
 
+@pytest.mark.parametrize(("month", "due"), [(4, "299.70"), (5, "300.00")])
+async def test_who_deletes_the_tenant_first_pays_as_well(april: April, month: int, due: str) -> None:
+    big = await plan(april, "Big", "300.00", 1_000_000, **BLOCKS)
+    ids = await customer(april, big, BEGINS, None)
+    await use(april, 2, 999_000)
+    await april.do("tenants", "delete", ids["tenant"])
+    # In May nothing was used: April's days were all of them had, and pay its tokens.
+    await april.on(at(month, 2) if month == 4 else at(month, 1))
+    await april.do("organization-subscriptions", "cancel", ids["subscription"], when="now")
+    await april.store.charge(ids["organization"])
+    assert await billed(april, ids, 4) == Decimal(due)
+    assert await billed(april, ids, 5) == 0
+    assert await broken(april.url) == []
+
+
 async def test_a_term_that_ends_inside_a_cycle_pays_for_its_tokens(april: April) -> None:
     big = await plan(april, "Big", "300.00", 1_000_000, **BLOCKS)
     ids = await customer(april, big, BEGINS, date(2026, 4, 11), minimum_commitment=Decimal("60.00"))
