@@ -49,6 +49,7 @@ from gateway.run.parent_pipe import ParentPipe
 from gateway.run.starting import redis_reached
 from gateway.run.stopping import cancel, ended, forever, stop_signal
 from gateway.run.worker_slot import take_worker_slot
+from gateway.settings.origins import origins_of
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs
 from gateway.telemetry import snapshot_files as tallies
@@ -255,8 +256,9 @@ def _plane(settings: Settings, ports: Ports) -> tuple[DataPlane, Exporter | None
         ports = replace(ports, tracer=tracer)
     bounds, pepper = Bounds(usage_tokens_max=settings.usage_tokens_max), settings.key_pepper.encode()
     plane = plane_of(
-        ports, settings.routes, settings.upstreams, settings.http, pepper, settings.services, bounds=bounds
-    )
+        ports, settings.routes, settings.upstreams, settings.http, pepper, settings.services, bounds=bounds,
+        origins=origins_of(settings.cors_origins),
+    )  # fmt: skip
     return plane, exporter
 
 

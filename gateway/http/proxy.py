@@ -158,7 +158,8 @@ def _tell(exchange: Exchange, failure: BaseException) -> None:
             why=failure.message,
         )
     if isinstance(failure, Refusal) and not exchange.opened:
-        ports.tally.refused(caller.tenant_id if caller is not None else 0, failure.reason)
+        if failure.reason:  # else it is an answer to a browser's question
+            ports.tally.refused(caller.tenant_id if caller is not None else 0, failure.reason)
         refuse(exchange, failure)
     elif isinstance(failure, Refusal):
         exchange.reason, exchange.broken = ANSWER_CUT, True

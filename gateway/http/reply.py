@@ -16,9 +16,11 @@ from gateway.core.wait import Wait
 from gateway.errors import InvalidApiKey, Refusal
 from gateway.http.protocol.answer import LIMITED, AnswerHead
 from gateway.http.routing.call_head import CallHead
+from gateway.http.routing.cors import Preflight
 from gateway.http.routing.routed_head import RoutedHead
 from gateway.http.server.exchange import ClientGone, Exchange
 
+CORS_PREFIX = b"access-control-"
 _STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %b" % (status.value, status.phrase.encode()) for status in HTTPStatus
 }
@@ -29,6 +31,8 @@ def answer_head(
 ) -> bytes:
     """An upstream's head for our client: what passes of it, then ours. `framing` is a field line or empty."""
     lines = answer.lines
+    if exchange.head.cors:  # which pages may call is said here alone
+        lines = [line for line in lines if line[: len(CORS_PREFIX)].lower() != CORS_PREFIX]
     if not answer.dated:
         lines.append(b"date: " + _date(int(time.time())))  # RFC 9110, 6.6.1
     upstream_id = answer.request_id
@@ -56,15 +60,19 @@ def own_answer(exchange: Exchange, status: int, fields: list[tuple[bytes, bytes]
     lines = [
         _STATUS_LINES.get(status) or b"HTTP/1.1 %d Refused" % status,
         b"date: " + _date(int(time.time())),
-        b"content-length: %d" % len(body),
     ]
+    if status != 204:  # RFC 9110, 8.6
+        lines.append(b"content-length: %d" % len(body))
     lines += [b"%b: %b" % field for field in fields]
     head = _finished(exchange, lines, exchange.decide_keep_alive())
     exchange.write(head if exchange.routed.method == b"HEAD" else head + body)
 
 
 def refuse(exchange: Exchange, refusal: Refusal) -> None:
-    """Send a whole answer that refuses, in the shape of the request's family."""
+    """Send a whole answer that refuses, in the shape of the request's family; or one to a preflight."""
+    if isinstance(refusal, Preflight):
+        own_answer(exchange, refusal.status, list(refusal.fields), b"")
+        return
     exchange.reason = refusal.reason
     fields, body = render(refusal, exchange.routed.family, exchange.request_id)
     if exchange.routed.allow:
@@ -85,7 +93,9 @@ async def refuse_wrong(exchange: Exchange, wrong: InvalidApiKey) -> None:
     routed = exchange.routed
     exchange.connection.body.take_parts()
     routed = RoutedHead(routed.family, routed.label, method=routed.method, minor=routed.minor)
+    cors = exchange.head.cors
     exchange.head, exchange.routed = CallHead(routed), routed
+    exchange.head.cors = cors
     waited: Wait[None] = Wait()
     timer = asyncio.get_running_loop().call_later(delay_s, waited.set, None)
     gone = False
@@ -102,11 +112,13 @@ async def refuse_wrong(exchange: Exchange, wrong: InvalidApiKey) -> None:
 
 def _finished(exchange: Exchange, lines: list[bytes], keep_alive: bool) -> bytes:
     """The head with what every answer carries."""
-    routed = exchange.routed
+    routed, cors = exchange.routed, exchange.head.cors
     request_id = exchange.request_id.encode()
     lines.append(b"x-request-id: " + request_id)
     if FAMILIES[routed.family].names_requests:
         lines.append(b"request-id: " + request_id)
+    if cors:
+        lines.append(cors)
     if not keep_alive:
         lines.append(b"connection: close")
     elif routed.minor == 0:

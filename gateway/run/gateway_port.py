@@ -13,6 +13,7 @@ from gateway.core.calls.call import Bounds
 from gateway.http.server.server import DataPlane
 from gateway.run.parent_pipe import ParentPipe
 from gateway.run.tls_port import TlsPort
+from gateway.settings.origins import origins_of
 from gateway.settings.settings import Settings, from_json
 from gateway.telemetry import logs
 
@@ -49,8 +50,9 @@ class GatewayPort:
         settings = from_json(line)
         bounds = Bounds(usage_tokens_max=settings.usage_tokens_max)
         self._plane.renew(
-            settings.routes, settings.upstreams, settings.http, settings.services, bounds=bounds
-        )
+            settings.routes, settings.upstreams, settings.http, settings.services, bounds=bounds,
+            origins=origins_of(settings.cors_origins),
+        )  # fmt: skip
         self._tls.renew(settings)
         logs.configure(settings.log_level)
         self._log("settings renewed", routes=len(settings.routes), upstreams=len(settings.upstreams))

@@ -21,7 +21,8 @@ LOOK_S = 5.0
 
 # Routes and upstreams, and what the data plane asks again for each connection or call.
 RENEWABLE = frozenset({
-    "routes", "upstreams", "services", "log_level", "usage_tokens_max", "secret_files", *SETTABLE
+    "routes", "upstreams", "services", "log_level", "usage_tokens_max", "secret_files", "cors_origins",
+    *SETTABLE,
 })  # fmt: skip
 
 

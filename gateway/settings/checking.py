@@ -14,6 +14,7 @@ import msgspec
 from gateway.core.alerts.mail import is_address
 from gateway.core.billing.stand_ins import WANTED, read_stand_ins
 from gateway.errors import SettingError
+from gateway.settings.origins import ORIGINS_WANTED, origins_of
 from gateway.settings.urls import SCHEMES, fault, wanted, without_password
 
 SECRET = re.compile(r"token|secret|pepper|password|credential|_key$|^key_", re.IGNORECASE)
@@ -36,6 +37,11 @@ def checked(said: str, name: str, value: Any, hint: Any) -> Any:
         raise SettingError(f"{said} is not valid: expected name@example.com")
     if name in SCHEMES and (expected := fault(name, str(found))):
         raise SettingError(f"{said} is not valid: expected {expected}")
+    if name == "cors_origins":
+        try:
+            origins_of(found)
+        except ValueError as error:
+            raise SettingError(f"{said} is not valid: {error}; expected {ORIGINS_WANTED}") from error
     if name == "price_as":
         try:
             read_stand_ins(found)
@@ -77,6 +83,14 @@ def shown(name: str, value: Any) -> str:
         return "(hidden)"
     text = without_password(str(value))
     return repr(text if len(text) <= 100 else text[:100] + "…")
+
+
+def is_service_link(variable: str, text: str) -> bool:
+    """Kubernetes puts `<SERVICE>_PORT=tcp://…` and the like into a pod; those are nobody's settings."""
+    return bool(
+        re.search(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)", variable)
+        or (variable.endswith("_PORT") and re.match(r"(tcp|udp|sctp)://", text))
+    )
 
 
 def _metas(hint: Any) -> list[msgspec.Meta]:

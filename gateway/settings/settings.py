@@ -7,7 +7,6 @@ names. A value is shown in an error unless its name says it is a secret.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,15 @@ from gateway.core.http_limits import SETTABLE, Count, HttpLimits, Seconds
 from gateway.core.otel import Tracing, read_tracing
 from gateway.errors import SettingError
 from gateway.settings import tls_names
-from gateway.settings.checking import IS_SECRET, checked, is_secret, shown, unknown, wanted_of
+from gateway.settings.checking import (
+    IS_SECRET,
+    checked,
+    is_secret,
+    is_service_link,
+    shown,
+    unknown,
+    wanted_of,
+)
 from gateway.settings.config_file import RouteTable, base_url_of, default_table, read_config, table_of
 from gateway.settings.secret_files import SUFFIX, Environment, both_set, read_secret
 
@@ -78,6 +85,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     )
     unpriced_models: Annotated[str, msgspec.Meta(pattern="^(free|refuse)$")] = "free"
     price_as: str = ""
+    cors_origins: str = ""
     redis_wait_s: Seconds = 1.0
     lease_fraction: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
     lease_s_max: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 3600.0
@@ -219,7 +227,7 @@ def load(environ: Mapping[str, str], config: Path | None = None) -> Settings:
     ours = [
         (_name_of(variable), variable, text)
         for variable, text in environ.items()
-        if variable.startswith(PREFIX) and not _is_service_link(variable, text)
+        if variable.startswith(PREFIX) and not is_service_link(variable, text)
     ]
     values |= _read([one for one in ours if one[0] not in CLIENT_NAMES], environment, files, PREFIX)
     if values.get("readonly_token") and values["readonly_token"] == values.get("admin_token"):
@@ -288,11 +296,3 @@ def from_json(data: bytes) -> Settings:
 
 _TYPES = get_type_hints(Settings, include_extras=True) | SETTABLE
 SECRETS = frozenset(name for name in NAMES if is_secret(_TYPES[name]))
-
-
-def _is_service_link(variable: str, text: str) -> bool:
-    """Kubernetes puts `<SERVICE>_PORT=tcp://…` and the like into a pod; those are nobody's settings."""
-    return bool(
-        re.search(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)", variable)
-        or (variable.endswith("_PORT") and re.match(r"(tcp|udp|sctp)://", text))
-    )

@@ -385,6 +385,7 @@ async def staged(
     tracer: Tracer | None = None,
     services: ServiceRules = ServiceRules(shared="up"),  # noqa: B008  # frozen
     refuses_unpriced: bool = False,
+    origins: frozenset[bytes] = frozenset(),
     **limits: float,
 ) -> AsyncIterator[Stage]:
     """A stage whose every hold is settled when it closes. `limits` are fields of `HttpLimits`."""
@@ -404,6 +405,7 @@ async def staged(
         HttpLimits(**{"quiet_s": 0.0} | limits),  # type: ignore[arg-type] # counts are integers
         PEPPER,
         services,
+        origins=origins,
     )
     tls = OVER.get()
     stage.gate = tls.gate() if tls is not None else None

@@ -43,9 +43,10 @@ class CallHead(Kept):
     `attribution` is what it says of itself, `parent` the caller's span where calls are traced. `passed`
     are the lines that go on to the upstream, beside what `routed` has. `source` is there where a service is
     bound, and the head may have to be read again; `news` is what is worth remembering of it, until it is.
+    `cors` are the lines that a page of another origin needs in the answer; empty where none may call.
     """
 
-    __slots__ = ("attribution", "news", "parent", "passed", "proof", "routed", "said", "source")
+    __slots__ = ("attribution", "cors", "news", "parent", "passed", "proof", "routed", "said", "source")
 
     def __init__(self, routed: RoutedHead, proof: Proof = UNPROVEN, said: Said = NOTHING) -> None:
         self.routed = routed
@@ -53,7 +54,7 @@ class CallHead(Kept):
         self.said = said
         self.attribution = said.attribution
         self.parent: Parent | None = None
-        self.passed = self.source = b""
+        self.passed = self.source = self.cors = b""
         self.news: Reading | None = None
 
     @property

@@ -18,6 +18,7 @@ from gateway.http.protocol.remembered import KeptInUse
 from gateway.http.protocol.request import MalformedRequest, Values, read_fields, read_request_head, role_of
 from gateway.http.routing.attribution import read_attribution
 from gateway.http.routing.call_head import NOTHING, CallHead, Line, Proof, Reading, Said, unreadable
+from gateway.http.routing.cors import Cors
 from gateway.http.routing.identity import credential_digest
 from gateway.http.routing.routed_head import HeadRouter, RoutedHead
 from gateway.http.server.request_driver import bare
@@ -38,7 +39,9 @@ class HeadReader:
         *,
         traced: bool = False,
         bytes_max: int = BYTES_MAX,
+        cors: Cors | None = None,
     ) -> None:
+        self._cors = cors
         self.bindings = router.bindings
         self._router = router
         self._pepper = pepper
@@ -63,8 +66,12 @@ class HeadReader:
         lines = head.split(b"\r\n")
         reading = Reading(head, lines[0])
         if len(lines) - 3 > self._limits.head_fields_max or not self._sort(lines, reading):
-            return self._refused(head)
-        return self._understand(head, reading)
+            call = self._refused(head)
+        else:
+            call = self._understand(head, reading)
+        if self._cors is not None:
+            self._tell_origin(call, head, self._cors)
+        return call
 
     def remember(self, call: CallHead) -> None:
         """The credential of this head is good: what was new of it is understood already from now on."""
@@ -125,6 +132,13 @@ class HeadReader:
         if routed.bound:
             call.source = head
         return call
+
+    def _tell_origin(self, call: CallHead, head: bytes, cors: Cors) -> None:
+        """Note what the browser of a page is told, be it asking for a page or for leave to ask."""
+        call.cors = cors.lines(head)
+        preflight = cors.preflight(head, call.routed)
+        if preflight is not None:
+            call.routed, call.news, call.source = preflight, None, b""
 
     def _route(self, reading: Reading) -> RoutedHead:
         deciding = _joined(reading.deciding)

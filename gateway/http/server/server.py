@@ -20,6 +20,7 @@ from gateway.http.proxy import given_up, proxy
 from gateway.http.reply import refuse
 from gateway.http.routing.bindings import Bindings
 from gateway.http.routing.call_head import CallHead
+from gateway.http.routing.cors import Cors
 from gateway.http.routing.head_reader import HeadReader
 from gateway.http.routing.routed_head import HeadRouter
 from gateway.http.server.buffers import Buffers
@@ -37,7 +38,7 @@ class DataPlane:
     """Serve routes to clients. Made and used inside a running event loop.
 
     `services` says where calls of services go. `pepper` is the key of every credential's digest,
-    `bounds` what meters believe at most.
+    `bounds` what meters believe at most, `origins` are those whose pages may call.
     """
 
     def __init__(  # noqa: PLR0917  # what it is made of, in the order it is used
@@ -49,6 +50,7 @@ class DataPlane:
         pepper: bytes,
         services: ServiceRules = ServiceRules(),  # noqa: B008  # frozen and empty
         bounds: Bounds = DEFAULT_BOUNDS,
+        origins: frozenset[bytes] = frozenset(),
     ) -> None:
         loop = asyncio.get_running_loop()
         self.limits = limits
@@ -61,20 +63,21 @@ class DataPlane:
         self._pepper = pepper
         self._upstreams: dict[str, Upstream] = {}
         self._left: list[Upstream] = []
-        self.renew(routes, targets, limits, services, bounds)
+        self.renew(routes, targets, limits, services, bounds, origins)
         self._ids = RequestIds(os.urandom)
         self._connections: set[ClientConnection] = set()
         self._orphans: set[Exchange] = set()
         self._server: asyncio.Server | None = None
         self._empty = asyncio.Event()
 
-    def renew(
+    def renew(  # noqa: PLR0917  # as it is made
         self,
         routes: Sequence[Route],
         targets: Sequence[UpstreamTarget],
         limits: HttpLimits,
         services: ServiceRules = ServiceRules(),  # noqa: B008  # frozen and empty
         bounds: Bounds = DEFAULT_BOUNDS,
+        origins: frozenset[bytes] = frozenset(),
     ) -> None:
         """Serve by these from the next request on; those in progress end as they began.
 
@@ -89,7 +92,8 @@ class DataPlane:
         traced = ports.tracer is not None
         bindings = Bindings(tuple(routes), by_name, services, ports.directory, ports.log)
         router = HeadRouter(tuple(routes), by_name, bindings, limits)
-        heads = HeadReader(router, self._pepper, limits, traced=traced)
+        cors = Cors(origins) if origins else None
+        heads = HeadReader(router, self._pepper, limits, traced=traced, cors=cors)
         upstreams: dict[str, Upstream] = {}
         for name, target in by_name.items():
             there = self._upstreams.get(name)

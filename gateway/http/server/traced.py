@@ -39,12 +39,13 @@ class TracedPlane(DataPlane):
         pepper: bytes,
         services: ServiceRules = ServiceRules(),  # noqa: B008  # frozen and empty
         bounds: Bounds = DEFAULT_BOUNDS,
+        origins: frozenset[bytes] = frozenset(),
     ) -> None:
         assert ports.tracer is not None
         self._tracer: Tracer = ports.tracer
         self._timed = TimedCounters(ports.counters, ports.seconds)
         super().__init__(
-            replace(ports, counters=self._timed), routes, targets, limits, pepper, services, bounds
+            replace(ports, counters=self._timed), routes, targets, limits, pepper, services, bounds, origins
         )
 
     def exchange(self, connection: ClientConnection, head: CallHead) -> Exchange:
