@@ -2,11 +2,13 @@
 """Write the reference pages that come from the code: `python deploy/reference.py`, or `make docs`.
 
 Commands from the command line itself, refusals from the tree of errors, endpoints from the OpenAPI
-document. The pages are kept, so that they can be read in a checkout; a test says when they are stale.
+document, the schema of configuration from the resources. The pages are kept, so that they can be read in a
+checkout; a test says when they are stale.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from enum import Enum
@@ -22,6 +24,7 @@ from gateway import errors  # noqa: E402
 from gateway.admin.api.docs_page import type_of  # noqa: E402
 from gateway.admin.api.openapi import document  # noqa: E402
 from gateway.admin.application import ROOT as API  # noqa: E402
+from gateway.admin.configuration.words import schema  # noqa: E402
 from gateway.admin.resources import REPORTS, RESOURCES  # noqa: E402
 from gateway.cli import main as cli  # noqa: E402
 from gateway.cli.admin import program as cli_admin  # noqa: E402
@@ -91,7 +94,8 @@ def main() -> int:
 def pages() -> dict[str, str]:
     """Every page by its file name."""
     made = {"commands.md": commands(), "refusals.md": refusals(), "endpoints.md": endpoints()}
-    return {name: "\n".join([MADE, "", *lines]).rstrip() + "\n" for name, lines in made.items()}
+    written = {name: "\n".join([MADE, "", *lines]).rstrip() + "\n" for name, lines in made.items()}
+    return {**written, "configuration.schema.json": json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"}
 
 
 # --- commands ---------------------------------------------------------------------------

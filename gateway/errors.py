@@ -314,6 +314,14 @@ class Unprocessable(AdminRefusal):
     status = 422
 
 
+class StepRefused(TollkeeperError):
+    """One of several writes was refused, so none was done; `number` names it, its cause says why."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
 class StoreUnavailable(AdminRefusal):
     """PostgreSQL does not answer; try again in a moment."""
 

@@ -65,4 +65,5 @@ def dialect_url(url: str) -> str:
 
 def plain_url(url: str) -> str:
     """The same address as psycopg and libpq read it."""
-    return "postgresql://" + dialect_url(url).partition("://")[2]
+    # SQLAlchemy writes a blank of a password as it is, which libpq does not take.
+    return "postgresql://" + dialect_url(url).partition("://")[2].replace(" ", "%20")

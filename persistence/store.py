@@ -6,7 +6,7 @@ refusal it is.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from functools import partial
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.administration import (
     Actor,
@@ -33,6 +33,7 @@ from gateway.core.billing.finance import Asked, LegPlace
 from gateway.errors import NotFound
 from persistence import confinement, listing, subject
 from persistence import engine as engines
+from persistence.applying import Applying
 from persistence.billing import (
     finance_reports,
     kept_documents,
@@ -117,6 +118,12 @@ class Store(TimedStore):
         """Do one write: rows, control writes, audit and idempotency key, or none of them."""
         return await self._run(lambda connection: self._write(connection, command))
 
+    async def applying(self, work: Callable[[Applying], Awaitable[T]], *, keep: bool) -> T:
+        """Do the work in one transaction; what it wrote is undone unless it is to `keep`."""
+        return await self._answered(
+            lambda connection: work(Applying(connection, self._within, self._do)), keep=keep
+        )
+
     async def refuse_other(self, claim: Claim) -> None:
         """Raise `Conflict` where the claim's key stands for another request."""
         await self._run(lambda connection: idempotency.refuse_other(connection, claim))
@@ -188,15 +195,7 @@ class Store(TimedStore):
             first = idempotency.claim(connection, command.claim)
             if first is not None:
                 return first
-        found = SUBJECTS[command.resource]
-        change = Change(
-            connection, command, found, self._partition_of, self._clock(),
-            private_addresses=self._private_addresses, mail_allowed=self._mail_allowed,
-            letterhead=self._letterhead,
-        )  # fmt: skip
-        confinement.enter(change)
-        row = found.verbs[command.verb](change)
-        confinement.leave(change, row)
+        change, row = self._do(connection, command, None)
         audit.record(change, row)
         if command.claim is not None:
             idempotency.keep(connection, command.claim, command.render(row))
@@ -206,6 +205,20 @@ class Store(TimedStore):
 
     def _today(self) -> date:
         return self._clock().astimezone(UTC).date()
+
+    def _do(
+        self, connection: Connection, command: Command, collected: list[Row] | None
+    ) -> tuple[Change, Row]:
+        found = SUBJECTS[command.resource]
+        change = Change(
+            connection, command, found, self._partition_of, self._clock(),
+            private_addresses=self._private_addresses, mail_allowed=self._mail_allowed,
+            letterhead=self._letterhead, collected=collected,
+        )  # fmt: skip
+        confinement.enter(change)
+        row = found.verbs[command.verb](change)
+        confinement.leave(change, row)
+        return change, row
 
     def _owner(self, named: object) -> Any:
         """Whose figures are read where some are asked for: the caller's own, or nobody's."""
@@ -221,13 +234,19 @@ class Store(TimedStore):
         return {**row, "partition": self._partition_of(subject.id_in(row, "organization_id"))}
 
     async def _run(self, work: Callable[[Connection], T]) -> T:
-        return await answered(self._tried(work), partial(engines.alive, self._engine))
+        return await self._answered(lambda connection: connection.run_sync(work))
 
-    async def _tried(self, work: Callable[[Connection], T]) -> T:
+    async def _answered(self, work: Callable[[AsyncConnection], Awaitable[T]], *, keep: bool = True) -> T:
+        return await answered(self._tried(work, keep=keep), partial(engines.alive, self._engine))
+
+    async def _tried(self, work: Callable[[AsyncConnection], Awaitable[T]], *, keep: bool) -> T:
         for attempt in range(1, TRIES_MAX + 1):
             try:
-                async with self._engine.begin() as connection:
-                    return await connection.run_sync(work)
+                async with self._engine.connect() as connection, connection.begin() as transaction:
+                    found = await work(connection)
+                    if not keep:
+                        await transaction.rollback()
+                    return found
             except (SQLAlchemyError, OSError) as error:
                 if attempt == TRIES_MAX or sqlstate(error) not in TRY_AGAIN:
                     raise translated(error) from error

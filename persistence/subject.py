@@ -5,11 +5,9 @@ Everything here runs on one connection inside one transaction that the store ope
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
-from itertools import pairwise
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -31,7 +29,6 @@ from sqlalchemy import (
 
 from gateway.core.accounts.administration import Command, Intent, Row
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead
-from gateway.core.model import INTEGER_MAX
 from gateway.errors import Conflict, NotFound, Unprocessable
 from persistence.ownership import owned
 from persistence.tables.operations import control_write
@@ -39,10 +36,6 @@ from persistence.tables.operations import control_write
 # Written intents reported back for the inline push; the pusher finds the rest by itself.
 INTENTS_REPORTED_MAX = 100
 INSERT_ROWS_MAX = 1_000
-# Words of a search that are looked for; what has these and not the others is found as well.
-WORDS_MAX = 12
-
-_BETWEEN_WORDS = re.compile(r"[\s!-/:-@\[-`{-~]+")
 
 # The flusher's lock of a partition.
 _LOCK_FLUSH = text("SELECT pg_advisory_xact_lock(7800, :partition)")
@@ -64,6 +57,8 @@ class Change:
     letterhead: Letterhead = NO_LETTERHEAD
     before: Row | None = None
     intents: list[Intent] = field(default_factory=list)
+    # Where control writes are kept until others are done as well; None writes them at once.
+    collected: list[Row] | None = None
 
     @property
     def today(self) -> date:
@@ -97,6 +92,9 @@ class Change:
 
     def intend_all(self, rows: Sequence[Row]) -> None:
         """Write control writes in their order; the first of each account are reported before others."""
+        if self.collected is not None:
+            self.collected += rows
+            return
         for at in range(0, len(rows), INSERT_ROWS_MAX):
             self.connection.execute(insert(control_write), rows[at : at + INSERT_ROWS_MAX])
         known = {intent.account for intent in self.intents}
@@ -208,25 +206,6 @@ def json_of(*columns: Any) -> ColumnElement[Any]:
     """A JSON object of columns and labelled expressions, by their names."""
     named = ((literal(column.name, Text), column) for column in columns)
     return func.jsonb_build_object(*(part for pair in named for part in pair))
-
-
-def named(table: Table) -> Condition:
-    """Filter rows by the beginnings of the words of their name; a number also finds the row of that id."""
-
-    def condition(value: Any) -> ColumnElement[bool]:
-        found: ColumnElement[bool] = func.name_words(table.c.name).op("@@")(func.name_query(_words(value)))
-        if value.isascii() and value.isdigit() and int(value) <= INTEGER_MAX:
-            return found | (table.c.id == int(value))
-        return found
-
-    return condition
-
-
-def _words(wanted: str) -> str:
-    """The words that are looked for, without those that others begin with: each costs a look-up."""
-    words = {word.lower(): word for word in _BETWEEN_WORDS.split(wanted)}
-    told = [word for word, following in pairwise([*sorted(words), ""]) if not following.startswith(word)]
-    return " ".join(words[word] for word in told[:WORDS_MAX]) or wanted
 
 
 def fetch(connection: Connection, subject: Subject, row_id: int) -> Row:

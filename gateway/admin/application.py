@@ -10,7 +10,16 @@ from functools import cache, partial
 
 from aiohttp import web
 
-from gateway.admin.api import activity, events, finance, quotes, reconciliation, usage, usage_files
+from gateway.admin.api import (
+    activity,
+    configuration,
+    events,
+    finance,
+    quotes,
+    reconciliation,
+    usage,
+    usage_files,
+)
 from gateway.admin.api.docs_page import mount_docs, render
 from gateway.admin.api.openapi import document
 from gateway.admin.api.views import Views, answer
@@ -25,7 +34,8 @@ ROOT = "/admin/v1"
 
 def build(ports: AdminPorts) -> web.Application:
     """Make the application of the admin port: Admin API, its documents, console, health and metrics."""
-    guarded = guard(request_timeout_s=ports.request_timeout_s, failures=ports.failures)
+    larger = {f"{ROOT}/configuration": configuration.CONFIGURATION_BYTES_MAX}
+    guarded = guard(request_timeout_s=ports.request_timeout_s, failures=ports.failures, larger=larger)
     app = web.Application(middlewares=[guarded], client_max_size=ports.body_bytes_max)
     documents.mount_invoices(app, ports, ROOT)
     quotes.mount_quotes(app, ports, ROOT)
@@ -35,6 +45,7 @@ def build(ports: AdminPorts) -> web.Application:
     usage_files.mount_files(app, ports, ROOT)
     finance.mount_finance(app, ports, ROOT)
     reconciliation.mount_reconciliation(app, ports, ROOT)
+    configuration.mount_configuration(app, ports, ROOT)
     for resource in RESOURCES.values():
         views = Views(ports, resource)
         collection, one = f"{ROOT}/{resource.name}", f"{ROOT}/{resource.name}/{{id}}"

@@ -6,7 +6,6 @@ applied is status 200, 201 or 204, not yet applied 202, refused by the counters 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,25 +15,14 @@ from gateway.admin.http import body
 from gateway.admin.http.auth import require_read, require_write
 from gateway.admin.http.idempotency import checked
 from gateway.admin.http.listing import encode_cursor, fingerprint
-from gateway.admin.ports import INLINE_PUSHES_MAX, AdminPorts
-from gateway.admin.resources import RESOURCES, Action, Part, Resource
-from gateway.core.accounts.administration import (
-    OWNER,
-    Claim,
-    Command,
-    Committed,
-    Place,
-    Query,
-    Replay,
-    Row,
-)
+from gateway.admin.ports import AdminPorts
+from gateway.admin.pushing import push
+from gateway.admin.resources import RESOURCES, Action, Part, Resource, Secret
+from gateway.core.accounts.administration import OWNER, Claim, Command, Place, Query, Replay, Row
 from gateway.core.accounts.roles import CREATE, DELETE
 from gateway.errors import Conflict, StoreUnavailable, Unprocessable
 
 _log = logging.getLogger("tollkeeper.admin")
-# Pushes under way; the loop itself holds tasks only weakly.
-_pushing: set[asyncio.Task[bool]] = set()
-
 
 # What reads a part of a row.
 PARTS = {("budgets", "accounts"): budgets.accounts, ("organizations", "unbilled"): charges.unbilled}
@@ -56,6 +44,23 @@ class Done:
     content: Row = field(default_factory=dict)
     made: bool = False
     replayed: bool = False
+
+
+def mint(ports: AdminPorts, secret: Secret) -> tuple[Row, Row]:
+    """Make a secret: what is kept of it with its row, and what is answered once."""
+    minted = credentials.mint(secret.prefix)
+    once = {secret.field: minted.secret}
+    if secret.kept:
+        return once, once
+    return {"digest": ports.digest(minted.secret), "prefix": minted.prefix}, once
+
+
+async def finish(ports: AdminPorts, claim: Claim, status: int, content: Row, request_id: str) -> None:
+    """Keep the answer under its claim; where that fails, what was committed with the write is kept."""
+    try:
+        await ports.store.finish(claim, status, content)
+    except StoreUnavailable:
+        _log.warning("an answer is not kept", extra={"request_id": request_id})
 
 
 class Operations:
@@ -121,14 +126,10 @@ class Operations:
         assert resource.create is not None
         store = self._ports.store
         values = await checked(store, resource.create, self._owned(sent), asked.claim, known=resource.known)
-        once: dict[str, object] = {}
+        once: Row = {}
         if resource.secret is not None:
-            minted = credentials.mint(resource.secret.prefix)
-            if resource.secret.kept:
-                values[resource.secret.field] = minted.secret
-            else:
-                values |= {"digest": self._ports.digest(minted.secret), "prefix": minted.prefix}
-            once[resource.secret.field] = minted.secret
+            kept, once = mint(self._ports, resource.secret)
+            values |= kept
         return await self._do(self._command(asked, CREATE, None, values), resource, 201, once)
 
     def _owned(self, sent: body.Body) -> body.Body:
@@ -198,65 +199,24 @@ class Operations:
         if isinstance(done, Replay):
             return _replayed(done, status, made=command.verb == "create")
         try:
-            if not await self._push(done):
+            if not await push(self._ports, done.intents):
                 status = 202
         except Conflict as refused:
-            await self._finish(command, refused.status, {"detail": refused.message})
+            await self._keep(command, refused.status, {"detail": refused.message})
             raise
         if status == 204:
             return Done(204)
         content = await self._render(answers, done.row)
-        await self._finish(command, status, content)
+        await self._keep(command, status, content)
         return Done(status, {**content, **(once or {})}, made=command.verb == "create")
 
-    async def _finish(self, command: Command, status: int, content: Row) -> None:
-        """Keep the answer under its claim; where that fails, what was committed with the write is kept."""
-        if command.claim is None:
-            return
-        try:
-            await self._ports.store.finish(command.claim, status, content)
-        except StoreUnavailable:
-            _log.warning("an answer is not kept", extra={"request_id": command.request_id})
-
-    async def _push(self, written: Committed) -> bool:
-        """Push what was written; False if something of it is applied later.
-
-        A push that takes too long goes on by itself: nobody waits for it, or for its end.
-        """
-        accounts = list(dict.fromkeys(intent.account for intent in written.intents))
-        pushing = asyncio.create_task(self._push_each(accounts[:INLINE_PUSHES_MAX]))
-        _pushing.add(pushing)
-        pushing.add_done_callback(_pushed)
-        done, _ = await asyncio.wait({pushing}, timeout=self._ports.push_timeout_s)
-        error = pushing.exception() if done else None
-        if not done or error is not None:
-            # The intent is committed: whatever fails here is done later.
-            _log.warning("control writes wait", exc_info=error, extra={"accounts": accounts[:8]})
-            return False
-        if accounts:
-            try:
-                refusal = await self._ports.store.refusal([intent.id for intent in written.intents])
-            except StoreUnavailable:  # what became of it nobody can say now; it is committed
-                return False
-            if refusal is not None:
-                raise Conflict(refusal)
-        return pushing.result() and len(accounts) <= INLINE_PUSHES_MAX
-
-    async def _push_each(self, accounts: Sequence[str]) -> bool:
-        applied = True
-        for account in accounts:
-            applied = await self._ports.pusher.push(account) and applied
-        return applied
+    async def _keep(self, command: Command, status: int, content: Row) -> None:
+        if command.claim is not None:
+            await finish(self._ports, command.claim, status, content, command.request_id)
 
     async def _render(self, resource: Resource, row: Row) -> Row:
         [row] = await live.overlay(self._ports, resource.live, [row])
         return resource.render(row)
-
-
-def _pushed(pushing: asyncio.Task[bool]) -> None:
-    _pushing.discard(pushing)
-    if not pushing.cancelled():
-        pushing.exception()  # said where it was waited for, else by the pusher's own next round
 
 
 def _replayed(first: Replay, status: int, *, made: bool) -> Done:

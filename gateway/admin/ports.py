@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from gateway.core.accounts.administration import (
     Actor,
@@ -13,16 +13,20 @@ from gateway.core.accounts.administration import (
     Command,
     Committed,
     ConsoleSession,
+    Intent,
     Page,
     Query,
     Replay,
     Row,
 )
 from gateway.core.accounts.budget_figures import LiveWindow
+from gateway.core.accounts.declaration import Mark, Ran, Step
 from gateway.core.accounts.quota import LiveQuota
 from gateway.core.accounts.usage import UsageQuery
 from gateway.core.billing.finance import Asked, LegPlace
 from gateway.core.failures import Failures
+
+T = TypeVar("T")
 
 BODY_BYTES_MAX = 256 * 1024
 REQUEST_TIMEOUT_S = 30.0
@@ -37,8 +41,45 @@ Health = Callable[[], Awaitable[tuple[bool, Mapping[str, object]]]]
 Metrics = Callable[[str], Awaitable[tuple[bytes, str]]]
 
 
+class Applying(Protocol):
+    """One transaction, in which configuration is compared with what is there and written."""
+
+    async def hold(self) -> None:
+        """Let nobody else apply until the end of the transaction."""
+
+    async def claim(self, claim: Claim) -> Replay | None:
+        """Take an idempotency key, or answer what was answered first."""
+
+    async def keep(self, claim: Claim, body: Row) -> None:
+        """Keep what would be answered under a claim if nothing more came."""
+
+    async def find(
+        self, resource: str, field: str, values: Collection[object], *, folded: bool = False
+    ) -> Sequence[Row]:
+        """Read the rows whose field is one of these, by id; A-Z and a-z are the same where `folded`."""
+
+    async def every(self, resource: str, rows_max: int) -> Sequence[Row]:
+        """Read all rows, one more than `rows_max` at most."""
+
+    async def marks(self, owner: int, name: str) -> Sequence[Mark]:
+        """Read what was noted of rows by those who applied under a name."""
+
+    async def run(self, steps: Sequence[Step]) -> Mapping[int, Ran]:
+        """Do them, in order; `StepRefused` tells which one the store refuses."""
+
+    async def note(self, owner: int, name: str, marks: Sequence[Mark], forgotten: Sequence[Mark]) -> None:
+        """Keep marks, and drop others."""
+
+    @property
+    def intents(self) -> Sequence[Intent]:
+        """The control writes that the steps have left behind."""
+
+
 class Store(Protocol):
     """PostgreSQL, as the Admin API sees it. Every method may raise `AdminRefusal`."""
+
+    async def applying(self, work: Callable[[Applying], Awaitable[T]], *, keep: bool) -> T:
+        """Do the work in one transaction; what it wrote is undone unless it is to `keep`."""
 
     def within(self, organization_id: int | None) -> Store:
         """The same for whom there is nothing but an organization's own, and what is everybody's."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import insert, select
+from sqlalchemy import Connection, insert, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Row
@@ -15,27 +15,37 @@ from persistence.tables.people import admin_token
 
 PLAIN = (int, float, str, bool, type(None))
 STAFF = "staff"
+ROWS_WRITTEN_MAX = 1_000
 MADE_OR_CHANGED = frozenset({"create", "change"})
 
 
 def record(change: Change, row: Row) -> None:
-    """Write the audit row of one change; secrets and their digests are never part of it."""
+    """Write the audit row of one change."""
+    keep(change.connection, [entry_of(change, row)])
+
+
+def entry_of(change: Change, row: Row) -> dict[str, object]:
+    """The audit row of one change; secrets and their digests are never part of it."""
     command = change.command
     after = _plain(command.render(row) if command.verb in MADE_OR_CHANGED else command.values)
-    change.connection.execute(
-        insert(audit_log).values(
-            actor=command.actor.scope,
-            role=command.actor.role,
-            organization_id=_whose(change, row),
-            admin_token_id=command.actor.token_id,
-            action=command.verb,
-            resource=command.resource,
-            resource_id=str(row["id"]),
-            before=_plain(command.render(change.before)) if change.before is not None else None,
-            after=after or None,
-            request_id=command.request_id,
-        )
-    )
+    return {
+        "actor": command.actor.scope,
+        "role": command.actor.role,
+        "organization_id": _whose(change, row),
+        "admin_token_id": command.actor.token_id,
+        "action": command.verb,
+        "resource": command.resource,
+        "resource_id": str(row["id"]),
+        "before": _plain(command.render(change.before)) if change.before is not None else None,
+        "after": after or None,
+        "request_id": command.request_id,
+    }
+
+
+def keep(connection: Connection, entries: Sequence[dict[str, object]]) -> None:
+    """Write audit rows, in their order."""
+    for at in range(0, len(entries), ROWS_WRITTEN_MAX):
+        connection.execute(insert(audit_log), entries[at : at + ROWS_WRITTEN_MAX])
 
 
 def _whose(change: Change, row: Row) -> object:

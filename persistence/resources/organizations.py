@@ -12,7 +12,8 @@ from gateway.core.billing.pricing import NANO, rounded, times
 from gateway.errors import Conflict, Unprocessable
 from persistence import crud
 from persistence.billing import allocations, debts, tax_rates, top_up_orders, unbilled
-from persistence.subject import THIS, Change, Subject, id_in, live, lock, named, refuse_while_referenced
+from persistence.names import named
+from persistence.subject import THIS, Change, Subject, id_in, live, lock, refuse_while_referenced
 from persistence.tables.billing import (
     charge,
     invoice,

@@ -7,6 +7,7 @@ from sqlalchemy import insert, select
 from gateway.core.accounts.administration import Row
 from persistence import crud
 from persistence.billing import given_plans, quotas
+from persistence.names import named
 from persistence.resources import organizations
 from persistence.subject import (
     THIS,
@@ -19,7 +20,6 @@ from persistence.subject import (
     id_in,
     live,
     lock,
-    named,
     require,
 )
 from persistence.tables.budgets import budget

@@ -64,6 +64,19 @@ audit_log = table(
     integers("organization_id?"),
 )
 
+# Rows that files of configuration said: the fields they said, and whether applying them made the row. By the
+# name that is applied under, and the organization whose caller did: 0 is of all.
+applied_row = table(
+    "applied_row",
+    integers("owner"),
+    texts("name", "resource"),
+    integers("row_id"),
+    documents("fields"),
+    flags("made"),
+    moments("applied_at"),
+    PrimaryKeyConstraint("owner", "name", "resource", "row_id"),
+)
+
 # Who is signed in to the console: digests of the cookie and of the token it was had for.
 console_session = table(
     "console_session",

@@ -241,6 +241,7 @@ LEDGERS_AND_LISTS = (
     "token_ledger", "credit_transaction", "credit_posting", "feature_usage", "usage_daily", "usage_tier",
     "service_activation", "invoice_sequence", "known_drift", "reconciliation", "quarantine", "dead_letter",
     "console_session", "lost_event", "call", "usage_rollup", "kept_since", "budget_use", "token_plan_price",
+    "applied_row",
 )  # fmt: skip
 # What every migrated database holds from the start.
 SEEDED = ("business_model", "service", "app_user")
@@ -278,6 +279,12 @@ def keeper_database(admin_database: str, keeper_login: str) -> str:
 @pytest.fixture
 def admin_database(migrated: str) -> str:
     """The session's database as it was after the migration, as its owner has it."""
+    empty(migrated)
+    return migrated
+
+
+def empty(migrated: str) -> None:
+    """Have a migrated database hold what it held at first."""
     with psycopg.connect(migrated) as connection:
         # Ledgers refuse deletes and the audit truncation: the triggers rest meanwhile.
         connection.execute("set session_replication_role = replica")
@@ -293,7 +300,6 @@ def admin_database(migrated: str) -> str:
             connection.execute(
                 f"select setval(pg_get_serial_sequence('{table}', 'id'), (select max(id) from {table}))"
             )
-    return migrated
 
 
 def ports_over(

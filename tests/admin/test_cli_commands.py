@@ -33,6 +33,9 @@ SECTIONS: dict[str, Any] = {
 
 # Operations that are not called as their command is.
 BESIDE = {
+    "configuration.show": ("export",),
+    "configuration.schema.json": ("export",),
+    "configuration.apply": ("apply",),
     "invoices.pdf": ("invoice", "show"),
     "invoices.xml": ("invoice", "show"),
     "invoices.csv": ("invoice", "show"),

@@ -135,6 +135,10 @@ async def _look_in_report(world: World, report: Report) -> None:
         answer = (await world.alpha.get("activity")).json
         assert (answer["items"], answer["requests"]) == ([], 0)
         return
+    if report.name == "configuration":
+        assert traces((await world.admin.get("configuration")).raw.decode())
+        assert traces((await world.alpha.get("configuration")).raw.decode()) == []
+        return
     if report.name.startswith("reports/"):
         for suffix in ("", *(file.suffix for file in report.documents)):
             asked = f"{report.name}{suffix}?currency=USD"
@@ -183,7 +187,7 @@ async def test_of_another_organization_nothing_is_changed(world: World) -> None:
             assert answer.status == (404 if reach is Reach.OWNED else 403), (operation, answer.raw)
         elif reach is not Reach.OWNED or name == "organizations":
             assert (await world.alpha.call(method, path, {})).status == 403, operation
-        elif name != "events":
+        elif name not in {"events", "configuration"}:
             await _refer_to_theirs(world, RESOURCES[name])
     assert state(world.admin) == before
 

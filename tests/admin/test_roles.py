@@ -18,7 +18,7 @@ WRITERS = {
     "token-plans": "bo", "tenant-quotas": "o", "token-ledger": "", "services": "b", "business-models": "b",
     "organization-services": "b", "subscription-plans": "b", "organization-subscriptions": "b",
     "credit-additions": "b", "prices": "b", "budgets": "b", "invoices": "b", "payments": "b",
-    "tax-rates": "b", "dunning-steps": "", "charges": "",
+    "tax-rates": "b", "dunning-steps": "", "charges": "", "configuration": "bor",
     "events": "b", "amendments": "b", "reratings": "", "credit-transactions": "", "feature-usage": "",
     "calls": "", "webhooks": "", "webhook-deliveries": "", "quarantine": "o", "dead-letters": "o",
     "audit-log": "", "reconciliation": "o", "usage": "", "activity": "", "reports/receivables": "",
@@ -27,7 +27,7 @@ WRITERS = {
 # Where an operation has others.
 OTHERWISE = {"organizations.delete": "o", "services.change": "bo"}
 READERS = {"admin-tokens": {"admin", "readonly"}}
-SHORT = {"b": "billing", "o": "operator"}
+SHORT = {"b": "billing", "o": "operator", "r": "readonly"}
 
 
 @pytest.fixture

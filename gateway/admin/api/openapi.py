@@ -98,6 +98,8 @@ def _schemas(resources: Mapping[str, Resource], reports: Mapping[str, Report]) -
     models: list[tuple[type[BaseModel], Any]] = []
     for report in reports.values():
         models.append((report.out, "serialization"))
+        if report.ran is not None:
+            models.append((report.ran, "serialization"))
         if report.run is not None and report.run.body is not None:
             models.append((report.run.body, "validation"))
     for resource in resources.values():
@@ -137,7 +139,10 @@ def _report_paths(report: Report) -> Json:
         read["parameters"] = _asked(report.asked)
     methods = {"get": read}
     if report.run is not None:
-        run = methods["post"] = _operation(report, report.run.name, report.run.summary, report.run.body)
+        title = (report.ran or report.out).__name__
+        run = methods["post"] = _operation(
+            report, report.run.name, report.run.summary, report.run.body, title=title
+        )
         run["requestBody"]["required"] = False
         run["parameters"] = [KEY_PARAMETER]
     root = f"/admin/v1/{report.name}"

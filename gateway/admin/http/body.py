@@ -73,11 +73,12 @@ def check(model: type[BaseModel], body: Body, *, known: Mapping[str, str] = NONE
     try:
         checked = model.model_validate(body)
     except ValidationError as error:
-        raise Unprocessable(errors=_errors(error, known)) from error
+        raise Unprocessable(errors=errors_of(error, known)) from error
     return checked.model_dump(exclude_unset=True)
 
 
-def _errors(error: ValidationError, known: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+def errors_of(error: ValidationError, known: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """What a model found wrong, as (field, message) pairs."""
     found = []
     for item in error.errors(include_url=False, include_input=False, include_context=False)[:ERRORS_MAX]:
         field = ".".join(str(part) for part in item["loc"] if part != _OF_A_NAME)

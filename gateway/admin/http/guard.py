@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from uuid import uuid4
 
 from aiohttp import web
@@ -29,16 +30,27 @@ SECURITY_HEADERS = {
     "Cache-Control": "no-store",
 }
 
+NONE_LARGER: Mapping[str, int] = {}
+
 _log = logging.getLogger("tollkeeper.admin")
 
 
-def guard(*, request_timeout_s: float, failures: Failures) -> Middleware:
-    """Make the outermost middleware; `failures` counts wrong credentials."""
+def guard(
+    *, request_timeout_s: float, failures: Failures, larger: Mapping[str, int] = NONE_LARGER
+) -> Middleware:
+    """Make the outermost middleware; `failures` counts wrong credentials.
+
+    Paths that are sent more than others have their bytes in `larger`, and read them themselves.
+    """
 
     @web.middleware
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
         request[REQUEST_ID] = str(uuid4())
-        response = await _answer(request, handler, request_timeout_s, failures)
+        bytes_max = larger.get(request.path, request.client_max_size)
+        if (request.content_length or 0) > bytes_max:
+            response: web.StreamResponse = _too_large(request.path)
+        else:
+            response = await _answer(request, handler, request_timeout_s, failures)
         response.headers["x-request-id"] = request[REQUEST_ID]
         response.headers["Server"] = "tollkeeper"
         for name, value in SECURITY_HEADERS.items():
@@ -52,8 +64,6 @@ async def _answer(
     request: web.Request, handler: Handler, timeout_s: float, failures: Failures
 ) -> web.StreamResponse:
     path = request.path
-    if (request.content_length or 0) > request.client_max_size:
-        return _too_large(path)
     try:
         async with asyncio.timeout(timeout_s) as deadline:
             request[DEADLINE] = deadline

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from gateway.admin import credentials
 from gateway.admin.resources.models import answer_of, patch_of
-from gateway.admin.resources.resource import Action, Filter, Resource, Secret
+from gateway.admin.resources.resource import Action, Declared, Filter, Resource, Secret
 from gateway.admin.resources.said import ExternalId, ModelText
 from gateway.admin.resources.values import MODELS_MAX, Id, In, Instant, LimitsIn, Text
 from gateway.core.accounts.roles import OPERATOR, READONLY, ROLES, access
@@ -80,6 +80,9 @@ RESOURCES = (
         },
         actions=(Action("revoke", "Refuse the key from now on, for ever"),),
         secret=Secret("key", credentials.API_KEY),
+        declared=Declared(
+            by=("tenant_id", "name"), needs=("name",), is_gone=lambda row: row["revoked_at"] is not None
+        ),
     ),
     Resource(
         name="admin-tokens",

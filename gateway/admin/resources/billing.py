@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from gateway.admin.resources.models import answer_of, patch_of
-from gateway.admin.resources.resource import Action, Filter, Resource
+from gateway.admin.resources.resource import Action, Declared, Filter, Resource
 from gateway.admin.resources.values import (
     Amount,
     Day,
@@ -193,6 +193,13 @@ RESOURCES = (
         actions=(
             Action("change", "Move to another plan, now or when the period ends", ChangePlan),
             Action("cancel", "End it, now or when the period ends", Cancel),
+        ),
+        declared=Declared(
+            by=("organization_id",),
+            is_gone=lambda row: row["status"] == "over",
+            begins=("start_date",),
+            actions={"plan_id": "change"},
+            becomes={"plan_id": "next_plan_id"},
         ),
     ),
 )

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from gateway.admin.resources.models import answer_of, patch_of
-from gateway.admin.resources.resource import Action, Filter, Part, Resource
+from gateway.admin.resources.resource import Action, Declared, Filter, Part, Resource
 from gateway.admin.resources.said import ExternalId, ModelText
 from gateway.admin.resources.values import (
     DECIMAL,
@@ -210,5 +210,6 @@ RESOURCES = (
             Action("reset", "Begin this interval's use at 0 again, of all accounts"),
         ),
         parts=(ACCOUNTS,),
+        declared=Declared(by=("organization_id", "name")),
     ),
 )

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, PlainSerializer, model_validator
 
 from gateway.admin.resources.models import answer_of, patch_of
-from gateway.admin.resources.resource import Filter, Resource
+from gateway.admin.resources.resource import Declared, Filter, Resource
 from gateway.admin.resources.values import (
     Amount,
     Currency,
@@ -200,6 +200,7 @@ RESOURCES = (
         patch=patch_of(BusinessModelCreate),
         deletable=True,
         filters={"name": Filter("text"), "meter": Filter("text", METERS)},
+        declared=Declared(),
     ),
     Resource(
         name="services",
@@ -218,6 +219,7 @@ RESOURCES = (
         patch=patch_of(ServiceCreate, without=("key",)),
         deletable=True,
         filters={"business_model_id": Filter(), "key": Filter("text"), "name": Filter("text")},
+        declared=Declared(by=("key",)),
     ),
     Resource(
         name="organization-services",
@@ -228,6 +230,7 @@ RESOURCES = (
         patch=patch_of(OrganizationServiceCreate, without=("organization_id", "service_id")),
         deletable=True,
         filters={"organization_id": Filter(), "service_id": Filter(), "business_model_id": Filter()},
+        declared=Declared(by=("organization_id", "service_id")),
     ),
     Resource(
         name="subscription-plans",
@@ -238,5 +241,6 @@ RESOURCES = (
         patch=patch_of(SubscriptionPlanCreate, without=("currency",)),
         deletable=True,
         filters={"token_plan_id": Filter(), "name": Filter("text")},
+        declared=Declared(after=("services",)),
     ),
 )

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 from gateway.admin.resources.addresses import Address, Country
 from gateway.admin.resources.charges import UNBILLED
 from gateway.admin.resources.models import answer_of, patch_of
-from gateway.admin.resources.resource import Action, Filter, Resource
+from gateway.admin.resources.resource import Action, Declared, Filter, Resource
 from gateway.admin.resources.said import ExternalId
 from gateway.admin.resources.top_ups import AutoTopUpField, UnitCost
 from gateway.admin.resources.values import (
@@ -149,6 +149,7 @@ RESOURCES = (
         live="credits",
         parts=(UNBILLED,),
         filters={"name": Filter("text"), "search": Filter("text")},
+        declared=Declared(),
     ),
     Resource(
         name="tenants",
@@ -171,6 +172,7 @@ RESOURCES = (
             Action("block", "Refuse the tenant's requests until unblocked", quota=True),
             Action("unblock", "Take a block by hand away", quota=True),
         ),
+        declared=Declared(by=("organization_id", "name"), needs=("organization_id",)),
     ),
     Resource(
         name="users",
@@ -182,5 +184,10 @@ RESOURCES = (
         patch=patch_of(UserCreate, without=("organization_id", "external_id")),
         deletable=True,
         filters={"organization_id": Filter(), "external_id": Filter("text")},
+        # Those that a request was the first to name are not configuration, unless a person gave them limits.
+        declared=Declared(
+            by=("organization_id", "external_id"),
+            is_kept=lambda row: not row["first_sight"] or bool(row["limits"]),
+        ),
     ),
 )

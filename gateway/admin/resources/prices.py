@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
 
-from gateway.admin.resources.resource import Filter, Question, Resource
+from gateway.admin.resources.resource import Declared, Filter, Question, Resource
 from gateway.admin.resources.said import ModelText
 from gateway.admin.resources.values import Amount, Currency, Exactly, Id, In, Instant, Money, Out, Text
 from gateway.core.accounts.roles import BILLING, Reach, access
-from gateway.core.billing.price_book import MATCHES, SOURCES
+from gateway.core.billing.price_book import MATCHES, OPERATOR, SOURCES
 from gateway.core.billing.vector import BASE_CURRENCY, KINDS
 
 TOOLS_MAX = 100
@@ -239,5 +239,12 @@ RESOURCES = (
             "source": Filter("text", SOURCES),
         },
         questions=(QUOTE,),
+        declared=Declared(
+            by=("provider", "match", "currency", "source", "model"),
+            folded=True,
+            after=("organizations",),
+            is_kept=lambda row: row["source"] == OPERATOR,
+            since="effective_from",
+        ),
     ),
 )

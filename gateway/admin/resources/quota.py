@@ -9,7 +9,7 @@ from uuid import UUID
 from pydantic import AfterValidator, Field, PlainSerializer, WithJsonSchema, create_model
 
 from gateway.admin.resources.models import answer_of, patch_of
-from gateway.admin.resources.resource import Filter, Resource
+from gateway.admin.resources.resource import Declared, Filter, Resource
 from gateway.admin.resources.values import (
     Amount,
     AnchorDay,
@@ -175,6 +175,7 @@ RESOURCES = (
         patch=patch_of(TokenPlanCreate),
         deletable=True,
         filters={"name": Filter("text")},
+        declared=Declared(),
     ),
     Resource(
         name="tenant-quotas",

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from gateway.admin.resources import finance
+from gateway.admin.resources import configuration, finance
 from gateway.admin.resources.resource import Action, Document, Report, Whole
 from gateway.admin.resources.values import (
     Amount,
@@ -179,6 +179,7 @@ REPORTS = {
     report.name: report
     for report in (
         *finance.REPORTS,
+        *configuration.REPORTS,
         Report(
             name="reconciliation",
             access=access(OPERATOR, reach=Reach.WHOLE),

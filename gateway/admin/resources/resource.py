@@ -6,7 +6,7 @@ document. Models under `create`, `patch` and `body` say what may be sent; `out` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from gateway.admin.resources.values import In, Out
@@ -118,6 +118,34 @@ class Document:
     formats: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """How files of configuration say a row; a resource without it is not configuration.
+
+    `by` are the fields that name a row, the one that people know it by last; they are compared without
+    regard to case where `folded`. `needs` must be said although the Admin API takes a row without. `after`
+    are resources that have to be there first, besides those whose ids it holds. Rows that `is_gone` says it
+    of are not there; those that `is_kept` denies are not exported.
+
+    A row that is never changed has `since`: of those with one name the one with the latest counts, and a
+    new one takes its place. Of two of one moment the later row does where `repeats`, else there is one.
+    `begins` are fields of a new row alone. A field in `actions` is changed by that action; where another one
+    says what it will be, `becomes` names it.
+    """
+
+    by: tuple[str, ...] = ("name",)
+    folded: bool = False
+    needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    is_gone: Callable[[Row], bool] = lambda _: False
+    is_kept: Callable[[Row], bool] = lambda _: True
+    since: str = ""
+    repeats: bool = False
+    begins: tuple[str, ...] = ()
+    actions: Mapping[str, str] = field(default_factory=dict)
+    becomes: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Answered:
     """What is answered under a name, and to whom.
@@ -149,7 +177,8 @@ class Answered:
 class Report(Answered):
     """One answer about everything: `GET /<name>`, with `numbers` or `asked` as its query; `POST` does `run`.
 
-    `documents` are files of the same answer. Where it is `by_hand` its command is written by hand.
+    `documents` are files of the same answer. Where it is `by_hand` its command is written by hand. What
+    `run` answers is `ran`, if it is not the report.
     """
 
     summary: str
@@ -158,6 +187,7 @@ class Report(Answered):
     documents: tuple[Document, ...] = ()
     by_hand: bool = False
     run: Action | None = None
+    ran: type[Out] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -185,6 +215,7 @@ class Resource(Answered):
     batch: Batch | None = None
     secret: Secret | None = None
     settle_first: str | None = None
+    declared: Declared | None = None
 
     @property
     def known(self) -> Mapping[str, str]:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from gateway.admin.resources.models import answer_of
-from gateway.admin.resources.resource import Filter, Resource
+from gateway.admin.resources.resource import Declared, Filter, Resource
 from gateway.admin.resources.values import Day, Fraction, Id, In, Text
 from gateway.core.accounts.roles import BILLING, access
 
@@ -38,5 +38,6 @@ RESOURCES = (
         named_by="id",
         create=TaxRateCreate,
         filters={"organization_id": Filter()},
+        declared=Declared(by=("organization_id",), since="effective_from", repeats=True),
     ),
 )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from gateway.admin.resources.models import answer_of, patch_of
-from gateway.admin.resources.resource import Action, Filter, Resource, Secret
+from gateway.admin.resources.resource import Action, Declared, Filter, Resource, Secret
 from gateway.admin.resources.values import Flag, Id, In, Instant, Out
 from gateway.core.accounts.roles import access
 from gateway.core.addresses import URL_CHARS_MAX
@@ -78,6 +78,7 @@ RESOURCES = (
         filters={"organization_id": Filter()},
         actions=(Action("test", "Send a message now, to try it"),),
         secret=Secret("secret", SECRET_PREFIX, kept=True),
+        declared=Declared(by=("organization_id", "url")),
     ),
     Resource(
         name="webhook-deliveries",

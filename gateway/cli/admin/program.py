@@ -7,6 +7,7 @@ from collections.abc import Collection
 import typer
 
 from gateway.cli.admin import commands, invoices, prices, reconcile, report, top, usage
+from gateway.cli.admin.configuration import commands as configuration
 from gateway.cli.admin.provider.command import reconcile_provider
 
 
@@ -18,6 +19,8 @@ def mount(app: typer.Typer, asked: Collection[str] | None = None) -> None:
     made["reconciliation"].command("run")(reconcile.reconcile)
     app.add_typer(prices.section(), name="prices")
     app.add_typer(report.section(), name="report")
+    for each in (configuration.apply, configuration.diff, configuration.export):
+        app.command(each.__name__)(each)
     app.command("usage")(usage.usage)
     app.command("top")(top.top)
     app.command("reconcile")(reconcile.reconcile)

@@ -1,0 +1,197 @@
+"""One configuration, planned and applied: what was shown is done in one transaction, or nothing is.
+
+A plan is tried by doing it and undoing it. The counters are told once it is stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from gateway.admin.configuration.naming import Planned
+from gateway.admin.configuration.objects import Objects, read
+from gateway.admin.configuration.planning import Plan, Planner
+from gateway.admin.configuration.words import KINDS
+from gateway.admin.http.auth import require_read, require_write
+from gateway.admin.operations import Done, finish, mint
+from gateway.admin.ports import AdminPorts, Applying
+from gateway.admin.pushing import push
+from gateway.core.accounts.administration import Claim, Command, Intent, Replay, Row
+from gateway.core.accounts.declaration import Mark, Ran, Step
+from gateway.core.accounts.roles import CREATE, DELETE
+from gateway.errors import AdminRefusal, Conflict, StepRefused, Unprocessable
+
+# A longer plan is not tried before it is done.
+TRIED_MAX = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is asked: `digest` names the plan to be done, None asks for one."""
+
+    objects: Mapping[str, object]
+    digest: str | None = None
+    trial: bool = False
+    prune: bool = False
+    name: str = ""
+
+
+@dataclass(slots=True)
+class _Work:
+    """What one transaction came to."""
+
+    plan: Plan
+    is_done: bool = False
+    is_applied: bool = False
+    stayed: dict[int, str] = field(default_factory=dict)
+    intents: Sequence[Intent] = ()
+    secrets: list[Row] = field(default_factory=list)
+
+
+class Configurator:
+    """Plans and applies for one caller; `request_id` stands in the audit log."""
+
+    def __init__(
+        self, ports: AdminPorts, request_id: str, clock: Callable[[], datetime], claim: Claim | None = None
+    ) -> None:
+        self._ports = ports
+        self._request_id = request_id
+        self._clock = clock
+        self._claim = claim
+        self._owner = ports.actor.organization_id or 0
+
+    async def do(self, wish: Wish) -> Done:
+        """Plan, try or apply; `Conflict` where the plan is another by now."""
+        objects = await asyncio.to_thread(read, wish.objects, self._ports.actor.organization_id)
+        for kind in objects.by_kind:
+            require_read(self._ports.actor, KINDS[kind])
+        if wish.prune and not objects.count:
+            raise Unprocessable(
+                errors=(("prune", "needs objects: without any, everything would be deleted"),)
+            )
+        keep = wish.digest is not None
+        work = await self._ports.store.applying(lambda session: self._work(session, wish, objects), keep=keep)
+        if isinstance(work, Replay):
+            return Done(work.status or 200, work.body, replayed=True)
+        content = _told(work)
+        if not keep:
+            return Done(200, content)
+        content |= await self._push(work)
+        status = 202 if content["pending"] else 200
+        if self._claim is not None:
+            await finish(self._ports, self._claim, status, content, self._request_id)
+        return Done(status, {**content, "secrets": work.secrets})
+
+    async def _push(self, work: _Work) -> Row:
+        """Tell the counters; what comes of it."""
+        try:
+            return {"pending": not await push(self._ports, work.intents)}
+        except Conflict as error:  # it is stored all the same
+            return {"refused": error.message}
+
+    async def _work(self, session: Applying, wish: Wish, objects: Objects) -> _Work | Replay:
+        if self._claim is not None:
+            first = await session.claim(self._claim)
+            if first is not None:
+                return first
+        if wish.trial or wish.digest is not None:
+            await session.hold()
+        marks = await session.marks(self._owner, wish.name)
+        planner = Planner(session, objects, self._ports.actor, marks, self._clock())
+        plan = await planner.plan(prune=wish.prune)
+        work = _Work(plan)
+        if wish.digest is None and not wish.trial:
+            return work
+        for planned in plan.changes:
+            self._require(planned)
+        if wish.digest is not None and wish.digest != plan.digest:
+            raise Conflict("What is there has changed since this was planned: plan again.")
+        if wish.digest is None and len(plan.changes) > TRIED_MAX:
+            return work
+        steps = [step for planned in plan.changes for step in self._steps(planned, work.secrets)]
+        try:
+            ran = await session.run(steps)
+        except StepRefused as refused:
+            raise _refusal(plan, refused) from refused
+        work.is_done, work.intents = True, session.intents
+        work.stayed = {number: each.stays for number, each in ran.items() if each.stays}
+        await session.note(self._owner, wish.name, plan.marks, [*plan.forgotten, *_ended(plan, ran)])
+        work.is_applied = wish.digest is not None
+        if self._claim is not None:
+            await session.keep(self._claim, _told(work))
+        return work
+
+    def _require(self, planned: Planned) -> None:
+        """Refuse what the caller's role may not do, naming the object."""
+        for verb, values in planned.writes:
+            try:
+                require_write(self._ports.actor, planned.resource, verb, values)
+            except AdminRefusal as refused:
+                where = planned.at or planned.name
+                raise type(refused)(f"{refused.message} Asked for by {where}; nothing was applied.") from None
+
+    def _steps(self, planned: Planned, secrets: list[Row]) -> list[Step]:
+        render, resource = planned.resource.render, planned.resource
+        steps = []
+        for verb, said in planned.writes:
+            values = said
+            if verb == CREATE and resource.secret is not None:
+                kept, once = mint(self._ports, resource.secret)
+                values = {**said, **kept}
+                secrets += [
+                    {
+                        "resource": resource.name, "name": planned.name, "at": planned.at,
+                        "field": name, "value": value,
+                    }
+                    for name, value in once.items()
+                ]  # fmt: skip
+            command = Command(
+                resource.name, verb, self._ports.actor, self._request_id, render, planned.row_id, values
+            )
+            steps.append(Step(planned.number, command, planned.before, planned.verb == DELETE))
+        if len(steps) > 1:  # a second one finds the row as the first has left it
+            steps[1:] = [replace(step, before={}) for step in steps[1:]]
+        return steps
+
+
+def _told(work: _Work) -> dict[str, object]:
+    """The answer, without what is shown once."""
+    plan = work.plan
+    changes = [
+        {**each.told(), "stays": each.stays or work.stayed.get(each.number, "")} for each in plan.changes
+    ]
+    return {
+        "digest": plan.digest,
+        "changes": changes,
+        "unchanged": plan.unchanged,
+        "noted": sum(isinstance(mark.row_id, int) for mark in plan.marks),
+        "tried": work.is_done and not work.is_applied,
+        "applied": work.is_applied,
+        "pending": False,
+        "refused": "",
+        "secrets": [],
+    }
+
+
+def _ended(plan: Plan, ran: Mapping[int, Ran]) -> list[Mark]:
+    """Marks of rows that are gone now."""
+    return [
+        Mark(planned.resource.name, planned.row_id, (), made=True)
+        for planned in plan.changes
+        if planned.verb == DELETE and planned.row_id is not None and planned.writes
+        and not ran[planned.number].stays
+    ]  # fmt: skip
+
+
+def _refusal(plan: Plan, refused: StepRefused) -> AdminRefusal:
+    """What the store refused, with the object it refused."""
+    error = refused.__cause__
+    assert isinstance(error, AdminRefusal)
+    planned = next(each for each in plan.changes if each.number == refused.number)
+    where = planned.at or f"{planned.resource.name} {planned.name}"
+    if error.errors:
+        errors = tuple((f"{where}.{name}" if name else where, message) for name, message in error.errors)
+        return Unprocessable("Nothing was applied.", errors)
+    return type(error)(f"{where}: {error.message} Nothing was applied.")

@@ -1,0 +1,212 @@
+"""What was sent as configuration, read without guessing: each object checked as the Admin API checks a row.
+
+Ids are not known yet: what names another row is kept as it was said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from gateway.admin.configuration.words import KINDS, declared, model, near, references, word, words
+from gateway.admin.http import body
+from gateway.admin.resources import Resource
+from gateway.admin.resources.values import In
+from gateway.core.accounts.administration import OWNER, Row
+from gateway.errors import Unprocessable
+
+OBJECTS_MAX = 20_000
+ERRORS_MAX = 50
+REFERENCE_DEPTH_MAX = 3
+# Stands for an id, and for a moment, that nobody knows yet.
+_SOME_ID = 1
+_SOME_TIME = "2000-01-01T00:00:00Z"
+
+Error = tuple[str, str]
+Errors = list[Error]
+
+
+class _Place(NamedTuple):
+    """Where an object stands among those of its kind, and among all."""
+
+    resource: Resource
+    index: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A row by what names it; what is said of it may be references as well."""
+
+    target: Resource
+    says: Mapping[str, object]
+
+    @property
+    def name(self) -> object:
+        """The part people know it by."""
+        return self.says.get(declared(self.target).by[-1])
+
+
+@dataclass(slots=True)
+class Wanted:
+    """One object: `values` are the fields it says, checked, but for those that name others."""
+
+    resource: Resource
+    index: int
+    # Of all that were sent, in the order in which rows can be made.
+    number: int
+    said: Row
+    row: In
+    values: Row
+    names: Mapping[str, Reference | None]
+    # Who the others are, once that is known: ids, or what makes them.
+    ids: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def at(self) -> str:
+        """Where it stands in what was sent."""
+        return f"{self.resource.name}.{self.index}"
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields it says."""
+        return tuple(sorted({*self.values, *self.names}))
+
+    def full(self) -> Row:
+        """All values, with what is meant where nothing is said."""
+        return self.row.model_dump()
+
+    def as_json(self) -> Row:
+        """The same as JSON."""
+        return self.row.model_dump(mode="json")
+
+
+@dataclass(frozen=True)
+class Objects:
+    """All that was sent, by kind, in the order in which rows can be made."""
+
+    by_kind: Mapping[str, Sequence[Wanted]]
+
+    @cached_property
+    def count(self) -> int:
+        """How many there are."""
+        return sum(map(len, self.by_kind.values()))
+
+
+def read(sent: Mapping[str, object], own: int | None = None) -> Objects:
+    """Read all objects; `Unprocessable` names each that is wrong, and the field.
+
+    Of a caller of one organization, `own`, whatever says none is of that one.
+    """
+    errors: Errors = [(kind, f"unknown kind; {near(kind, KINDS)}") for kind in sent if kind not in KINDS]
+    found: dict[str, list[Wanted]] = {}
+    count = number = 0
+    for kind, resource in KINDS.items():
+        objects = sent.get(kind, [])
+        if not isinstance(objects, list):
+            errors.append((kind, "must be a list of objects"))
+            continue
+        count += len(objects)
+        if count > OBJECTS_MAX:
+            raise Unprocessable(errors=((kind, f"too many objects: at most {OBJECTS_MAX} at once"),))
+        for index, one in enumerate(objects):
+            number += 1
+            wanted = _object(_Place(resource, index, number), one, own, errors)
+            if wanted is not None:
+                found.setdefault(kind, []).append(wanted)
+        if len(errors) >= ERRORS_MAX:
+            break
+    refuse(errors)
+    return Objects(found)
+
+
+def refuse(errors: Errors) -> None:
+    """Raise `Unprocessable` where there are any, with the first of them."""
+    if errors:
+        raise Unprocessable("Nothing was applied.", tuple(errors[:ERRORS_MAX]))
+
+
+def _object(place: _Place, one: object, own: int | None, errors: Errors) -> Wanted | None:
+    resource, index, number = place
+    at, how = f"{resource.name}.{index}", declared(resource)
+    if not isinstance(one, dict):
+        errors.append((at, "must be an object: fields and their values"))
+        return None
+    here: Errors = []
+    ids, known = references(resource), words(resource)
+    names: dict[str, Reference | None] = {}
+    values: body.Body = {}
+    for said, value in one.items():
+        name = known.get(said)
+        if name is None:
+            here.append((said, _unknown(resource, said)))
+        elif name not in ids:
+            values[name] = value
+        elif value is None:
+            names[name] = values[name] = None
+        else:
+            values[name] = _SOME_ID
+            try:
+                names[name] = _reference(KINDS[ids[name]], value)
+            except ValueError as error:
+                here.append((said, str(error)))
+    if own is not None and OWNER in ids and values.get(OWNER) is None:
+        values[OWNER] = _SOME_ID
+    required = [word(resource, name) for name in how.needs if values.get(name) is None]
+    here += [(name, "required") for name in required if name not in dict(here)]
+    checked = {**({how.since: _SOME_TIME} if how.since else {}), **values}
+    try:
+        row = model(resource).model_validate(checked)
+    except ValidationError as error:
+        told = ((_said(resource, name), message) for name, message in body.errors_of(error, resource.known))
+        here += [each for each in told if each[0] not in dict(here)]
+    if here:
+        errors += [(f"{at}.{name}", message) for name, message in here]
+        return None
+    plain = row.model_dump(exclude_unset=True)
+    given = {name: each for name, each in plain.items() if name in values and name not in ids}
+    return Wanted(resource, index, number, one, row, given, names)
+
+
+def _unknown(resource: Resource, said: str) -> str:
+    if said in references(resource):
+        return f"unknown field; say {word(resource, said)}, and its name"
+    if said in resource.known and said not in words(resource).values():
+        return "cannot be set here"
+    return f"unknown field; {near(said, words(resource))}"
+
+
+def _said(resource: Resource, path: str) -> str:
+    first, dot, rest = path.partition(".")
+    return f"{word(resource, first)}{dot}{rest}"
+
+
+def _reference(target: Resource, value: object, depth: int = 1) -> Reference:
+    """What names another row; ValueError says what would."""
+    how = declared(target)
+    last = word(target, how.by[-1])
+    if isinstance(value, str) and how.by[-1] not in references(target):
+        return Reference(target, {how.by[-1]: value})
+    fields = [word(target, name) for name in how.by]
+    right = f"its {last}" if len(fields) == 1 else f"its {last}, or {{{', '.join(fields)}}}"
+    if not isinstance(value, dict) or depth > REFERENCE_DEPTH_MAX:
+        raise ValueError(f"must be {right}")  # told as any other wrong value
+    wrong = [said for said in value if said not in fields]
+    if wrong or last not in value:
+        raise ValueError(f"must be {right}, not {', '.join(wrong) or 'without ' + last}")
+    return Reference(target, dict(_parts(target, value, depth)))
+
+
+def _parts(target: Resource, value: Mapping[str, object], depth: int) -> Iterator[tuple[str, object]]:
+    for said, each in value.items():
+        name = words(target)[said]
+        if name in references(target) and each is not None:
+            yield name, _reference(KINDS[references(target)[name]], each, depth + 1)
+        elif isinstance(each, str) or (each is None and name != declared(target).by[-1]):
+            yield name, each
+        else:
+            raise ValueError(f"must have a text as its {said}")

@@ -1,0 +1,222 @@
+"""How what is wanted differs from what is there: a plan, named by its digest.
+
+Equal plans have equal digests: what was shown is what is done, or it is refused as another plan.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from typing import Any
+
+from gateway.admin.configuration.matching import Matching, Pair, values_of
+from gateway.admin.configuration.naming import Planned, name_all
+from gateway.admin.configuration.objects import Errors, Objects, Wanted, refuse
+from gateway.admin.configuration.sameness import same
+from gateway.admin.configuration.words import KINDS, declared, model, references, word
+from gateway.admin.http.body import canonical
+from gateway.admin.ports import Applying
+from gateway.admin.resources import Resource
+from gateway.core.accounts.administration import Actor, Row
+from gateway.core.accounts.declaration import Mark, New
+from gateway.core.accounts.roles import CREATE, DELETE
+
+NOW = "now"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that is to be done, in order; `marks` are what is to be noted besides, or forgotten."""
+
+    changes: Sequence[Planned]
+    unchanged: int
+    marks: Sequence[Mark]
+    forgotten: Sequence[Mark]
+
+    @property
+    def digest(self) -> str:
+        """Names the plan by its content."""
+        noted = [[mark.resource, str(mark.row_id), *mark.fields] for mark in (*self.marks, *self.forgotten)]
+        return sha256(canonical([[each.told() for each in self.changes], noted])).hexdigest()
+
+
+class Planner:
+    """Makes a plan in one transaction. `marks` are of the name that is applied under."""
+
+    def __init__(
+        self, session: Applying, objects: Objects, actor: Actor, marks: Sequence[Mark], now: datetime
+    ) -> None:
+        self._session = session
+        self._objects = objects
+        self._errors: Errors = []
+        self._matching = Matching(session, objects, actor.organization_id, self._errors)
+        self._marks = {(mark.resource, mark.row_id): mark for mark in marks}
+        self._now = now
+        self._changes: list[Planned] = []
+        self._new_marks: list[Mark] = []
+        self._met: set[tuple[str, object]] = set()
+        self._unchanged = 0
+
+    async def plan(self, *, prune: bool) -> Plan:
+        """Compare everything; `Unprocessable` names what cannot be, field by field."""
+        for resource in KINDS.values():
+            pairs = await self._matching.match(resource)
+            await asyncio.to_thread(self._compare_all, pairs)
+        refuse(self._errors)
+        forgotten: list[Mark] = []
+        if prune:
+            await self._prune(forgotten)
+        await name_all(self._session, self._changes)
+        return Plan(self._changes, self._unchanged, self._new_marks, forgotten)
+
+    def _compare_all(self, pairs: Sequence[Pair]) -> None:
+        for pair in pairs:
+            self._compare(*pair)
+
+    def _compare(self, wanted: Wanted, rows: Sequence[Row]) -> None:
+        how, found = declared(wanted.resource), None
+        if how.since:
+            found = self._latest(wanted, rows)
+        elif len(rows) > 1:
+            ids = ", ".join(str(row["id"]) for row in rows[:5])
+            self._refuse(wanted, how.by[-1], f"is the name of {len(rows)} (ids {ids}): rename all but one")
+            return
+        elif rows:
+            found = rows[0]
+            self._change(wanted, found)
+        row_id: int | New = New(wanted.number)
+        if found is None:
+            self._make(wanted)
+        elif how.since:
+            self._unchanged += 1
+        if found is not None:
+            row_id = int(str(found["id"]))
+        if not how.since:
+            self._note(wanted, row_id)
+
+    def _note(self, wanted: Wanted, row_id: int | New) -> None:
+        """Mark the row as said by a file, where it is not marked so already."""
+        key = (wanted.resource.name, row_id)
+        self._met.add(key)
+        before = self._marks.get(key)
+        mark = Mark(*key, wanted.fields, made=isinstance(row_id, New) or (before is not None and before.made))
+        if mark != before:
+            self._new_marks.append(mark)
+
+    def _make(self, wanted: Wanted) -> None:
+        how, values = declared(wanted.resource), dict(wanted.values)
+        said = wanted.as_json()
+        fields: dict[str, tuple[object, object]] = {name: (None, said[name]) for name in values}
+        for name in wanted.names:
+            told = word(wanted.resource, name)
+            fields[told] = (None, wanted.said[told])
+        if how.since and how.since not in values:
+            moment = getattr(wanted.row, how.since)
+            values[how.since] = self._now if isinstance(moment, datetime) else self._now.date()
+            fields[how.since] = (None, NOW)
+        planned = self._planned(CREATE, wanted)
+        planned.writes = [(CREATE, {**values, **wanted.ids})]
+        planned.fields = fields
+        self._changes.append(planned)
+
+    def _change(self, wanted: Wanted, row: Row) -> None:
+        resource, how = wanted.resource, declared(wanted.resource)
+        said = {name: each for name, each in values_of(wanted).items() if name not in how.by}
+        mark = self._marks.get((resource.name, int(str(row["id"]))))
+        left_out = [name for name in (mark.fields if mark else ()) if name not in wanted.fields]
+        if left_out:
+            meant = wanted.full()
+            said |= {name: meant[name] for name in left_out if name in model(resource).model_fields}
+        differ = {name: each for name, each in said.items() if not same(each, _stored(resource, row, name))}
+        patch = resource.patch.model_fields if resource.patch is not None else {}
+        for name in [name for name in differ if name not in patch and name not in how.actions]:
+            value = differ.pop(name)
+            if name not in how.begins and name in wanted.fields:
+                self._refuse(wanted, name, _stays(resource, row, name, value))
+        if not differ:
+            self._unchanged += 1
+            return
+        planned = self._planned(resource.patch_verb, wanted, int(str(row["id"])))
+        changed = {name: each for name, each in differ.items() if name in patch}
+        acted = [(how.actions[name], {name: each}) for name, each in differ.items() if name not in patch]
+        planned.writes = [*([(resource.patch_verb, changed)] if changed else []), *acted]
+        planned.before = {name: row.get(name) for name in differ}
+        before, after = resource.render(row), wanted.as_json()
+        for name in differ:
+            told = word(resource, name)
+            if name in references(resource):
+                planned.fields[told] = (None, wanted.said.get(told))
+                planned.others[told] = (references(resource)[name], _stored(resource, row, name))
+            else:
+                planned.fields[told] = (before[name], after[name])
+        self._changes.append(planned)
+
+    def _latest(self, wanted: Wanted, rows: Sequence[Row]) -> Row | None:
+        """The row that says what is wanted, in force then; None where one has to be made."""
+        resource, how = wanted.resource, declared(wanted.resource)
+        at: Any = wanted.values.get(how.since)
+        moment: Any = at
+        if at is None:
+            moment = self._now if isinstance(getattr(wanted.row, how.since), datetime) else self._now.date()
+        there: list[Any] = [row for row in rows if (row[how.since] == at if at else row[how.since] <= moment)]
+        if not there:
+            return None
+        found: Row = max(there, key=lambda row: (row[how.since], row["id"]))
+        full = {**wanted.full(), **values_of(wanted)}
+        others = [name for name in full if name not in {*how.by, how.since}]
+        if all(same(full[name], found.get(name)) for name in others):
+            return found
+        if at is not None and not how.repeats:
+            message = (
+                f"is that of {resource.name} {found['id']}, which stays as it is: name a later one, or none"
+            )
+            self._refuse(wanted, how.since, message)
+            return found
+        return None
+
+    async def _prune(self, forgotten: list[Mark]) -> None:
+        """Plan the end of what applying made, and no object is about any more; referrers first."""
+        for resource in reversed(list(KINDS.values())):
+            mine = {
+                mark.row_id: mark
+                for key, mark in self._marks.items()
+                if mark.resource == resource.name and mark.made and key not in self._met
+            }
+            rows = await self._session.find(resource.name, "id", list(mine)) if mine else ()
+            there = [row for row in rows if not declared(resource).is_gone(row)]
+            gone = {row["id"] for row in there}
+            forgotten += [mark for row_id, mark in mine.items() if row_id not in gone]
+            for row in there:
+                row_id, number = int(str(row["id"])), -1 - len(self._changes)
+                by = {name: row[name] for name in declared(resource).by}
+                planned = Planned(DELETE, resource, "", number, by, row_id)
+                if resource.settle_first or resource.deletable:
+                    planned.writes = [(resource.settle_first or DELETE, {})]
+                else:
+                    planned.stays = f"{resource.name} cannot be deleted"
+                self._changes.append(planned)
+
+    def _planned(self, verb: str, wanted: Wanted, row_id: int | None = None) -> Planned:
+        values = values_of(wanted)
+        by = {name: values[name] for name in declared(wanted.resource).by}
+        return Planned(verb, wanted.resource, wanted.at, wanted.number, by, row_id)
+
+    def _refuse(self, wanted: Wanted, name: str, message: str) -> None:
+        self._errors.append((f"{wanted.at}.{word(wanted.resource, name)}", message))
+
+
+def _stored(resource: Resource, row: Row, name: str) -> object:
+    """What a row has, or will have."""
+    becomes = declared(resource).becomes.get(name)
+    return row[name] if becomes is None or row[becomes] is None else row[becomes]
+
+
+def _stays(resource: Resource, row: Row, name: str, value: object) -> str:
+    if name in resource.fixed:
+        return resource.fixed[name]
+    if name in references(resource):
+        return "cannot be changed: it stays with whom it was made"
+    return f"cannot be changed: it stays {resource.render(row)[name]}, not {value}"

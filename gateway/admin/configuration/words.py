@@ -1,0 +1,126 @@
+"""How files say resources: their kinds, their fields, and in which order rows can be made.
+
+All of it follows from the resources: an id of another row is said by that row's name, so `plan_id` is `plan`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterator, Mapping
+from functools import cache
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from gateway.admin.resources import RESOURCES, Resource
+from gateway.admin.resources.resource import Declared
+from gateway.admin.resources.values import In
+
+Json = dict[str, Any]  # JSON schema: any shape
+
+_ID = "_id"
+
+
+def declared(resource: Resource) -> Declared:
+    """How files say rows of a kind."""
+    assert resource.declared is not None
+    return resource.declared
+
+
+def model(resource: Resource) -> type[In]:
+    """What makes a row of a kind."""
+    assert resource.create is not None
+    return resource.create
+
+
+@cache
+def references(resource: Resource) -> Mapping[str, str]:
+    """The fields that hold ids of rows, and of which kind; in the order in which they narrow each other."""
+    fields = ((name, resource.target(name)) for name in model(resource).model_fields if name.endswith(_ID))
+    return {name: target for name, target in fields if target}
+
+
+@cache
+def words(resource: Resource) -> Mapping[str, str]:
+    """The resource's fields by the words that files have for them."""
+    ids = references(resource)
+    return {name.removesuffix(_ID) if name in ids else name: name for name in model(resource).model_fields}
+
+
+def word(resource: Resource, field: str) -> str:
+    """What files call a field."""
+    return field.removesuffix(_ID) if field in references(resource) else field
+
+
+def _ordered() -> Iterator[Resource]:
+    """What may be declared, each behind all that it refers to."""
+    left = {name: resource for name, resource in RESOURCES.items() if resource.declared is not None}
+    while left:
+        for name, resource in left.items():
+            if not {*references(resource).values(), *declared(resource).after} & left.keys():
+                yield left.pop(name)
+                break
+        else:
+            raise AssertionError(f"{', '.join(left)} refer to each other")
+
+
+KINDS: Mapping[str, Resource] = {resource.name: resource for resource in _ordered()}
+
+
+def near(said: str, known: Collection[str]) -> str:
+    """What was meant, if something is near; else all there is."""
+    found = difflib.get_close_matches(said, known, 1)
+    return f"did you mean {found[0]}?" if found else f"known are {', '.join(known)}"
+
+
+def schema() -> Json:
+    """The JSON Schema of a document, for editors."""
+    _, made = models_json_schema(
+        [(model(resource), "validation") for resource in KINDS.values()], ref_template="#/$defs/{model}"
+    )
+    defs: Json = made["$defs"]
+    for resource in KINDS.values():
+        _say(resource, defs[model(resource).__name__])
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Tollkeeper configuration",
+        "description": "A document of `tollkeeper apply`: objects by their kind.",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            name: {
+                "type": "array",
+                "description": resource.description,
+                "items": {"$ref": f"#/$defs/{model(resource).__name__}"},
+            }
+            for name, resource in KINDS.items()
+        },
+        "$defs": defs,
+    }
+
+
+def _say(resource: Resource, shape: Json) -> None:
+    """Have a model's schema name its fields as files do."""
+    how, ids = declared(resource), references(resource)
+    shape["properties"] = {
+        word(resource, name): _reference(KINDS[ids[name]], part) if name in ids else part
+        for name, part in shape["properties"].items()
+    }
+    required = {*shape.get("required", ()), *how.needs} - {how.since}
+    shape["required"] = [said for said, name in words(resource).items() if name in required]
+
+
+def _reference(target: Resource, part: Json) -> Json:
+    """A name, or where that is not enough, what names a row."""
+    how = declared(target)
+    says = {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {word(target, name): {"type": ["string", "object", "null"]} for name in how.by},
+        "required": [word(target, how.by[-1])],
+    }
+    options: list[Json] = [{"type": "string"}, *([says] if len(how.by) > 1 else [])]
+    if any(each.get("type") == "null" for each in part.get("anyOf", ())):
+        options.append({"type": "null"})
+    told = f"Of {target.name}, by {word(target, how.by[-1])}."
+    return {"anyOf": options, "description": " ".join(filter(None, (part.get("description"), told)))}

@@ -1,0 +1,98 @@
+"""Configuration as files say it: what of the resources is written down, planned and applied."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from gateway.admin.resources.resource import Action, Document, Report
+from gateway.admin.resources.values import Flag, In, Out, Text
+from gateway.core.accounts.roles import BILLING, OPERATOR, READONLY, access
+
+DEFAULT_NAME = "default"
+SCHEMA = "/schema.json"
+DIGEST = "^[0-9a-f]{64}$"
+
+
+class ConfigurationApply(In):
+    """What is wanted; with the digest of its plan it is done, without it is planned."""
+
+    objects: dict[str, Any] = Field(
+        description="Objects by their kind, such as tenants. Others are named: plan, not plan_id."
+    )
+    digest: Annotated[str, Field(strict=True, pattern=DIGEST)] | None = Field(
+        default=None, description="Of the plan that is to be done, just as it was answered."
+    )
+    trial: Flag = Field(
+        default=False, description="Also do it and undo it, which tells what would be refused."
+    )
+    prune: Flag = Field(
+        default=False, description="Delete what applying under this name made, and no object is about."
+    )
+    name: Text = Field(default=DEFAULT_NAME, description="Whose files these are, where there are several.")
+
+
+class FieldChange(Out):
+    """What a field is, and what it will be."""
+
+    before: Any
+    after: Any
+
+
+class PlannedChange(Out):
+    """What is done about one row."""
+
+    change: str = Field(description="create, change or delete; another word is the action that it takes.")
+    resource: str
+    name: str
+    at: str = Field(description="Where the object stands in what was sent; empty where none does.")
+    id: int | None
+    fields: dict[str, FieldChange] = Field(description="By their names in files.")
+    stays: str = Field(description="Why it is left as it is; empty where it is not.")
+
+
+class NewSecret(Out):
+    """A credential that was made, shown once."""
+
+    resource: str
+    name: str
+    at: str
+    field: str
+    value: str
+
+
+class ConfigurationPlan(Out):
+    """What would be done, or was."""
+
+    digest: str = Field(description="Names the plan: the same is done with it, or nothing.")
+    changes: list[PlannedChange]
+    unchanged: int
+    noted: int = Field(description="Objects that are as they should be, and not known to be of files yet.")
+    tried: bool = Field(description="Whether it was done and undone.")
+    applied: bool
+    pending: bool = Field(description="Stored; not all of it is in force yet.")
+    refused: str = Field(description="What the counters refused of what is stored; empty is nothing.")
+    secrets: list[NewSecret]
+
+
+class Configuration(Out):
+    """All that is configuration, as files say it."""
+
+    objects: dict[str, list[dict[str, Any]]]
+    left_out: list[str] = Field(description="What files cannot say, and why.")
+
+
+REPORTS = (
+    Report(
+        name="configuration",
+        access=access(BILLING, OPERATOR, READONLY),
+        description="What files of configuration say: all of it, what differs, and that it is applied.",
+        summary="Write down all that is configuration",
+        out=Configuration,
+        documents=(Document(SCHEMA, "application/schema+json", "The JSON Schema of files, for editors"),),
+        by_hand=True,
+        run=Action("apply", "Plan what makes it so, or do what was planned", ConfigurationApply),
+        ran=ConfigurationPlan,
+    ),
+)

@@ -1,0 +1,1 @@
+"""Configuration in files: `apply`, `diff` and `export`."""

@@ -1,0 +1,186 @@
+"""Configuration that is compared and applied in one transaction: rows by their names, many writes, marks.
+
+A mark says which fields of a row files said, and whether applying made it: by name of who applies, and of
+the organization whose caller did. Control writes are kept until all is written, each definition once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import ARRAY, BigInteger, Connection, any_, bindparam, collate, delete, func, select, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway.core.accounts.administration import Claim, Command, Intent, Replay, Row
+from gateway.core.accounts.declaration import Mark, New, Ran, Step, settled
+from gateway.errors import AdminRefusal, Conflict, StepRefused
+from persistence.refusals import TRY_AGAIN, sqlstate, translated
+from persistence.resources import audit, idempotency
+from persistence.subject import Change, Subject, id_in
+from persistence.subjects import SUBJECTS
+from persistence.tables.operations import applied_row
+
+# Advisory lock class 7808: whoever applies configuration, one after the other.
+_LOCK = text("SELECT pg_advisory_xact_lock(7808, 0)")
+ROWS_WRITTEN_MAX = 1_000
+
+Does = Callable[[Connection, Command, list[Row]], tuple[Change, Row]]
+_here = applied_row.c
+
+
+class Applying:
+    """What applying may do within a transaction; `does` is one write, whose control writes it collects."""
+
+    def __init__(self, connection: AsyncConnection, within: int | None, does: Does) -> None:
+        self._connection = connection
+        self._within = within
+        self._does = does
+        self._made: dict[int, int] = {}
+        self.intents: tuple[Intent, ...] = ()
+
+    async def hold(self) -> None:
+        """Let nobody else apply until the end of the transaction."""
+        await self._connection.execute(_LOCK)
+
+    async def claim(self, claim: Claim) -> Replay | None:
+        """Take an idempotency key, or answer what was answered first."""
+        return await self._connection.run_sync(lambda connection: idempotency.claim(connection, claim))
+
+    async def keep(self, claim: Claim, body: Row) -> None:
+        """Keep what would be answered under a claim if nothing more came."""
+        await self._connection.run_sync(lambda connection: idempotency.keep(connection, claim, body))
+
+    async def find(
+        self, resource: str, field: str, values: Collection[object], *, folded: bool = False
+    ) -> Sequence[Row]:
+        """Read the rows whose field is one of these, by id; A-Z and a-z are the same where `folded`."""
+        subject = self._subject(resource)
+        column = subject.table.c[field]
+        known = [value for value in values if value is not None]
+        compared: Any = func.lower(collate(column, "C")) if folded else column
+        wanted = compared == any_(bindparam("wanted", known, ARRAY(column.type)))
+        if len(known) < len(values):
+            wanted |= column.is_(None)
+        return await self._read(subject, wanted, None)
+
+    async def every(self, resource: str, rows_max: int) -> Sequence[Row]:
+        """Read all rows, one more than `rows_max` at most."""
+        return await self._read(self._subject(resource), None, rows_max + 1)
+
+    async def marks(self, owner: int, name: str) -> Sequence[Mark]:
+        """Read what was noted of rows by those who applied under a name."""
+        rows = await self._connection.execute(
+            select(_here.resource, _here.row_id, _here.fields, _here.made).where(
+                _here.owner == owner, _here.name == name
+            )
+        )
+        return [Mark(row.resource, row.row_id, tuple(row.fields), made=row.made) for row in rows]
+
+    async def run(self, steps: Sequence[Step]) -> Mapping[int, Ran]:
+        """Do them, in order; `StepRefused` tells which one the store refuses."""
+        return await self._connection.run_sync(lambda connection: self._run(connection, steps))
+
+    async def note(self, owner: int, name: str, marks: Sequence[Mark], forgotten: Sequence[Mark]) -> None:
+        """Keep marks, and drop others."""
+        mine = {"owner": owner, "name": name}
+        rows = [
+            {
+                **mine, "resource": mark.resource, "row_id": self._id(mark), "fields": list(mark.fields),
+                "made": mark.made,
+            }
+            for mark in marks
+        ]  # fmt: skip
+        kept = insert(applied_row)
+        again = {"fields": kept.excluded.fields, "made": kept.excluded.made, "applied_at": func.now()}
+        kept = kept.on_conflict_do_update(index_elements=[*applied_row.primary_key], set_=again)
+        for at in range(0, len(rows), ROWS_WRITTEN_MAX):
+            await self._connection.execute(kept, rows[at : at + ROWS_WRITTEN_MAX])
+        for resource in {mark.resource for mark in forgotten}:
+            gone = [mark.row_id for mark in forgotten if mark.resource == resource]
+            ids = bindparam("gone", gone, ARRAY(BigInteger))
+            await self._connection.execute(
+                delete(applied_row).where(
+                    _here.owner == owner, _here.name == name, _here.resource == resource,
+                    _here.row_id == any_(ids),
+                )
+            )  # fmt: skip
+
+    def _subject(self, resource: str) -> Subject:
+        return SUBJECTS[resource].within(self._within)
+
+    async def _read(self, subject: Subject, wanted: Any, rows_max: int | None) -> Sequence[Row]:
+        found = subject.rows.order_by(subject.table.c.id).limit(rows_max)
+        rows = await self._connection.execute(found if wanted is None else found.where(wanted))
+        return [dict(row) for row in rows.mappings()]
+
+    def _run(self, connection: Connection, steps: Sequence[Step]) -> Mapping[int, Ran]:
+        ran: dict[int, Ran] = {}
+        writes: list[Row] = []
+        entries: list[dict[str, object]] = []
+        change: Change | None = None
+        for step in steps:
+            try:
+                change, row = self._step(connection, step, writes)
+            except Conflict as refused:
+                if not step.may_stay:
+                    raise StepRefused(step.number) from refused
+                ran[step.number] = Ran(step.command.id or 0, refused.message)
+                continue
+            except AdminRefusal as refused:
+                raise StepRefused(step.number) from refused
+            except SQLAlchemyError as error:
+                if sqlstate(error) in TRY_AGAIN or not isinstance(meant := translated(error), AdminRefusal):
+                    raise
+                raise StepRefused(step.number) from meant
+            entries.append(audit.entry_of(change, row))
+            row_id = id_in(row, "id")
+            ran[step.number] = Ran(row_id)
+            self._made.setdefault(step.number, row_id)
+        if change is not None:
+            audit.keep(connection, entries)
+            change.collected = None
+            change.intents = []
+            change.intend_all(_once(writes))
+            self.intents = tuple(change.intents)
+        return ran
+
+    def _step(self, connection: Connection, step: Step, writes: list[Row]) -> tuple[Change, Row]:
+        command = replace(step.command, values=settled(step.command.values, self._made))
+        if not step.may_stay:
+            change, row = self._does(connection, command, writes)
+            _refuse_changed(change, step)
+            return change, row
+        mine: list[Row] = []
+        with connection.begin_nested():
+            change, row = self._does(connection, command, mine)
+        writes += mine
+        return change, row
+
+    def _id(self, mark: Mark) -> int:
+        return self._made[mark.row_id.number] if isinstance(mark.row_id, New) else mark.row_id
+
+
+def _refuse_changed(change: Change, step: Step) -> None:
+    """Raise `Conflict` where the row was changed since it was compared."""
+    if change.before is None:
+        return
+    if any(change.before.get(name) != each for name, each in step.before.items()):
+        raise Conflict("It was changed meanwhile: plan again.")
+
+
+def _once(writes: Sequence[Row]) -> list[Row]:
+    """Control writes without definitions of an account that is defined already: each tells all there is."""
+    defined: set[tuple[object, object]] = set()
+    kept = []
+    for write in writes:
+        if write["verb"] == "define" and not write["payload"]:
+            account = (write["partition"], write["account"])
+            if account in defined:
+                continue
+            defined.add(account)
+        kept.append(write)
+    return kept

@@ -1,0 +1,178 @@
+"""`tollkeeper apply`, `diff` and `export` as people and pipelines call them, over the real Admin API."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import stat
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import typer
+from click.testing import Result
+from typer.testing import CliRunner
+
+from gateway.admin.configuration.words import KINDS, schema
+from gateway.cli.admin.configuration.documents import documents, written
+from gateway.cli.admin.program import mount
+from tests.admin.configuration.world import world
+from tests.admin.conftest import ADMIN, Api
+
+program = typer.Typer()
+mount(program, ("apply", "diff", "export"))
+
+Run = Callable[..., Awaitable[Result]]
+
+ACME = """\
+organizations:
+  - name: Acme
+    country: NO      # a text: nothing is guessed
+    limits: {requests_per_minute: 600}
+---
+tenants:
+  - {name: Web, organization: Acme, plan: Pro}
+token-plans:
+  - name: Pro
+    total_amount: 1000
+"""
+
+
+@pytest.fixture
+def run(api: Api) -> Run:
+    async def invoke(*arguments: str, stdin: str | None = None) -> Result:
+        where = {"TOLLKEEPER_ADMIN_URL": str(api.client.make_url("")), "TOLLKEEPER_ADMIN_TOKEN": ADMIN}
+        return await asyncio.to_thread(CliRunner().invoke, program, list(arguments), env=where, input=stdin)
+
+    return invoke
+
+
+async def test_a_file_is_shown_applied_and_then_says_nothing_new(run: Run, api: Api, tmp_path: Path) -> None:
+    file = tmp_path / "acme.yaml"
+    file.write_text(ACME)
+    differs = await run("diff", "-f", str(file))
+    assert differs.exit_code == 1
+    assert "+ tenants Acme / Web" in differs.stdout
+    assert "3 to make, 0 to change, 0 to delete" in differs.stdout
+    dry = await run("apply", "-f", str(file), "--dry-run")
+    assert dry.exit_code == 0
+    assert (await api.get("tenants")).json["items"] == []
+    done = await run("apply", "-f", str(file))
+    assert (done.exit_code, "Applied." in done.stderr) == (0, True)
+    [acme] = (await api.get("organizations")).json["items"]
+    assert acme["country"] == "NO"
+    same = await run("diff", "-f", str(file))
+    assert (same.exit_code, "Nothing to change: 3" in same.stdout) == (0, True)
+    file.write_text(ACME.replace("1000", "2000"))
+    changed = await run("diff", "-f", str(file), "--json")
+    assert changed.exit_code == 1
+    [change] = json.loads(changed.stdout)["changes"]
+    assert change["fields"] == {"total_amount": {"before": 1000, "after": 2000}}
+    assert change["at"] == f"{file}, document 2, line 9, token-plans"
+    from_standard_input = await run("diff", "-f", "-", stdin=ACME)
+    assert from_standard_input.exit_code == 0
+
+
+async def test_a_directory_is_read_whatever_its_files_are_called(run: Run, api: Api, tmp_path: Path) -> None:
+    first, second = ACME.split("---\n")
+    (tmp_path / "z").mkdir()
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "z" / "organizations.yml").write_text(first)
+    (tmp_path / "a.yaml").write_text(second)
+    (tmp_path / ".git" / "config.yaml").write_text("not: ours")
+    (tmp_path / "notes.txt").write_text("nor this")
+    assert (await run("apply", "-f", str(tmp_path))).exit_code == 0
+    assert [one["name"] for one in (await api.get("tenants")).json["items"]] == ["Web"]
+
+
+async def test_what_is_wrong_is_named_by_file_document_line_and_field(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "acme.yaml"
+    file.write_text(ACME.replace("plan: Pro", "plan: Por") + "tenant: []\n")
+    told = await run("diff", "-f", str(file))
+    assert told.exit_code == 2
+    flat = " ".join(told.stderr.split())
+    assert f"{file}, document 2, line 11, tenant: unknown kind; did you mean tenants?" in flat
+    file.write_text(ACME.replace("plan: Pro", "plan: Por"))
+    told = await run("apply", "-f", str(file))
+    assert told.exit_code == 1
+    flat = " ".join(told.stderr.split())
+    assert f"{file}, document 2, line 7, tenants, plan: there is no token-plan named 'Por'" in flat
+    file.write_text(ACME.replace("total_amount: 1000", "total_amount: lots"))
+    assert f"{file}, document 2, line 10, token-plans, total_amount: " in " ".join(
+        (await run("diff", "-f", str(file))).stderr.split()
+    )
+    missing = await run("diff", "-f", str(tmp_path / "none.yaml"))
+    assert (missing.exit_code, "cannot be read" in missing.stderr) == (2, True)
+
+
+async def test_secrets_go_into_files_of_their_own_and_nowhere_else(
+    run: Run, api: Api, tmp_path: Path
+) -> None:
+    file, safe = tmp_path / "keys.yaml", tmp_path / "safe"
+    keys = "api-keys:\n  - {name: CI, tenant: Web}\nwebhooks:\n  - url: https://hooks.example.com\n"
+    file.write_text(f"{ACME}{keys}")
+    refused = await run("apply", "-f", str(file))
+    assert (refused.exit_code, "--secrets-dir" in refused.stderr) == (1, True)
+    assert (await api.get("tenants")).json["items"] == [], "nothing is made whose secret nobody keeps"
+    done = await run("apply", "-f", str(file), "--secrets-dir", str(safe), "--json")
+    assert done.exit_code == 0, done.stderr
+    files = {path.name.rpartition("-")[0]: path for path in safe.iterdir()}
+    assert files.keys() == {"api-keys-acme-web-ci", "webhooks-https-hooks-example-com"}
+    key = files["api-keys-acme-web-ci"].read_text().strip()
+    [made] = (await api.get("api-keys")).json["items"]
+    assert key.startswith(made["prefix"])
+    assert api.rows("select count(*) from api_key where digest = %s", digest_of(key)) == [(1,)]
+    for path in files.values():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert path.read_text().strip() not in done.stdout + done.stderr
+    assert {one["path"] for one in json.loads(done.stdout)["secrets"]} == {str(one) for one in files.values()}
+
+
+def digest_of(key: str) -> str:
+    return hmac.new(b"pepper", key.encode(), "sha256").hexdigest()
+
+
+async def test_a_secret_can_be_a_manifest_of_kubernetes(run: Run, tmp_path: Path) -> None:
+    file, safe = tmp_path / "keys.yaml", tmp_path / "safe"
+    file.write_text(f"{ACME}api-keys:\n  - {{name: CI, tenant: Web}}\n")
+    done = await run("apply", "-f", str(file), "--secrets-dir", str(safe), "--secrets-as", "kubernetes")
+    assert done.exit_code == 0, done.stderr
+    [path] = safe.iterdir()
+    [manifest] = [one.value for one in documents(path.read_text(), "it")]
+    assert isinstance(manifest, dict)
+    assert manifest["metadata"]["name"] == path.stem
+    assert manifest["stringData"]["key"].startswith("tk_")
+
+
+async def test_where_a_secret_cannot_be_kept_nothing_is_applied(run: Run, api: Api, tmp_path: Path) -> None:
+    file, blocked = tmp_path / "keys.yaml", tmp_path / "a-file"
+    file.write_text(f"{ACME}api-keys:\n  - {{name: CI, tenant: Web}}\n")
+    blocked.write_text("in the way")
+    told = await run("apply", "-f", str(file), "--secrets-dir", str(blocked / "inside"))
+    assert (told.exit_code, "Nothing was applied" in told.stderr) == (1, True)
+    assert (await api.get("api-keys")).json["items"] == []
+
+
+async def test_what_is_exported_is_unchanged_when_applied(run: Run, api: Api, tmp_path: Path) -> None:
+    source, copy = tmp_path / "world.yaml", tmp_path / "copy"
+    source.write_text(written(world()))
+    done = await run("apply", "-f", str(source), "--secrets-dir", str(tmp_path / "safe"))
+    assert done.exit_code == 0, done.stderr
+    assert (await run("export", "--to", str(copy))).exit_code == 0
+    assert {path.stem for path in copy.iterdir()} == KINDS.keys()
+    same = await run("diff", "-f", str(copy))
+    assert (same.exit_code, same.stderr) == (0, "")
+    printed = await run("export", "--kind", "token-plans")
+    [document] = documents(printed.stdout, "it")
+    assert isinstance(document.value, dict)
+    assert [one["name"] for one in document.value["token-plans"]] == ["Pro", "Endless"]
+    assert (await run("diff", "-f", "-", stdin=printed.stdout)).exit_code == 0
+    unknown = await run("export", "--kind", "tenant")
+    assert (unknown.exit_code, "token-plans" in unknown.stderr) == (1, True)
+
+
+async def test_the_schema_is_printed_served_and_the_one_in_the_documents(run: Run, api: Api) -> None:
+    printed = json.loads((await run("export", "--schema")).stdout)
+    assert printed == schema() == (await api.acting_as(None).get("configuration/schema.json")).json
+    assert printed["properties"].keys() == KINDS.keys()

@@ -1,0 +1,145 @@
+"""Configuration in which each kind stands, with most of what its objects can say."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from tests.admin.conftest import Api
+
+Objects = dict[str, Any]
+
+WORLD: Objects = {
+    "webhooks": [
+        {"url": "https://hooks.example.com/all", "events": ["budget.threshold"]},
+        {"organization": "Acme", "url": "https://acme.example.com/told", "enabled": False},
+    ],
+    "tax-rates": [
+        {"organization": "Globex", "rate": "0.19", "effective_from": "2025-01-01"},
+        {
+            "organization": "Globex", "rate": "0", "effective_from": "2026-01-01", "category": "exempt",
+            "reason": "of little use",
+        },
+    ],
+    "organization-subscriptions": [
+        {
+            "organization": "Acme", "plan": "Team", "start_date": "2026-01-15",
+            "billing_interval": "quarterly", "billing": "advance", "discount_rate": "0.2",
+            "minimum_commitment": "10.00",
+        },
+    ],
+    "budgets": [
+        {
+            "organization": "Acme", "name": "Web, a day", "unit": "money", "amount": "12.5",
+            "interval": "day", "tenant": "Web", "api_key": "CI", "time_zone": "Europe/Berlin",
+            "mode": "audit",
+        },
+        {
+            "organization": "Globex", "name": "SMS", "unit": "requests", "amount": 500, "interval": "week",
+            "service": "sms", "each": "user", "thresholds": [0.25, 1], "on_exhausted": "cut",
+        },
+        {"organization": "Globex", "name": "GPT", "unit": "tokens", "amount": 5, "interval": "total",
+         "model": "gpt-*"},
+    ],
+    "prices": [
+        {"model": "our-model", "currency": "USD", "input": "2.50", "output": "10",
+         "effective_from": "2026-02-03T04:05:06Z"},
+        {
+            "provider": "Us", "model": "Our-", "match": "prefix", "currency": "EUR", "request": "0.001",
+            "effective_from": "2026-02-01T00:00:00Z", "tools": {"web_search": "10"},
+            "context_tiers": [{"above": 200000, "input": "5"}], "service_tiers": {"batch": "0.5"},
+        },
+    ],
+    "subscription-plans": [
+        {"name": "Team", "monthly_cost": "20", "annual_cost": "200.00", "feature_access": ["chat", "sms"],
+         "token_plan": "Pro"},
+        {"name": "Bare", "monthly_cost": "0", "annual_cost": "0", "feature_access": [], "currency": "EUR"},
+    ],
+    "organization-services": [
+        {"organization": "Globex", "service": "sms", "negotiated_credits": 3},
+        {"organization": "Acme", "service": "sms", "negotiated_credits": 0, "business_model": "Metered",
+         "pricing": {"tiers": [{"up_to": 10, "unit_price": "0.5"}, {"up_to": None, "unit_price": "0.25"}]}},
+    ],
+    "services": [
+        {
+            "name": "Text messages", "key": "sms", "credits": 5, "service_type": "Pay-As-You-Go",
+            "business_model": "Consumption", "upstream": "sms", "paths": ["/v1/sms/*"], "counts_tokens": True,
+            "description": "Sent.",
+        },
+        {
+            "name": "Priced", "key": "priced", "credits": 0, "service_type": "Pay-As-You-Go",
+            "business_model": "Consumption",
+            "pricing": {"per_million": {"*": {"input": 5, "output": 6}}, "markup": "1.20"},
+        },
+    ],
+    "business-models": [{"name": "Metered", "meter": "pay_per_use", "display_name": "By use"}],
+    "api-keys": [
+        {
+            "tenant": {"organization": "Acme", "name": "Web"}, "name": "CI", "models": ["gpt-4o*"],
+            "limits": {"requests_per_minute": 60}, "user_header": "require",
+            "expires_at": "2099-01-01T00:00:00Z",
+        },
+        {"tenant": {"organization": "Globex", "name": "Web"}, "name": "CI", "user": "somebody"},
+    ],
+    "tenants": [
+        {"organization": "Acme", "name": "Web", "plan": "Pro", "limits": {"concurrency": 3}},
+        {"organization": "Globex", "name": "Web", "user_limits": {"tokens_per_minute": 900}},
+    ],
+    "token-plans": [
+        {
+            "name": "Pro", "total_amount": 1_000_000, "reset_interval": "monthly",
+            "time_zone": "Europe/Berlin", "anchor_day": 31, "overage_policy": "bill",
+            "overage_unit_price": "0.000001",
+            "weights": {"cache_read": "0.10"}, "description": "Billed beyond.",
+        },
+        {"name": "Endless", "currency": "EUR"},
+    ],
+    "users": [
+        {"organization": "Acme", "external_id": "ada", "name": "Ada", "limits": {"concurrency": 1}},
+        {"external_id": "staff", "name": "Somebody of ours"},
+    ],
+    "organizations": [
+        {
+            "name": "Acme", "credit_limit": 10, "credit_unit_cost": "0.01", "spend_cap": "100.50",
+            "limits": {"requests_per_minute": 600, "concurrency": 9}, "due_days": 14, "dunning": False,
+            "tax_rate": "0.20", "address": ["1 Road", "Town"], "country": "NO", "tax_number": "X 1",
+            "time_zone": "Europe/Oslo",
+            "auto_top_up": {"threshold": 1, "credits": 5, "unit_cost": "1.5", "monthly_max": 2},
+        },
+        {"name": "Globex", "currency": "EUR"},
+    ],
+}  # fmt: skip
+
+
+def world() -> Objects:
+    """A copy of it, to be changed."""
+    return copy.deepcopy(WORLD)
+
+
+async def plan(api: Api, objects: Objects, **more: Any) -> Any:
+    """What would be done."""
+    answer = await api.post("configuration", {"objects": objects, **more})
+    assert answer.status == 200, answer.raw
+    return answer.json
+
+
+async def apply(api: Api, objects: Objects, **more: Any) -> Any:
+    """Plan, and do it."""
+    planned = await plan(api, objects, **more)
+    answer = await api.post("configuration", {"objects": objects, "digest": planned["digest"], **more})
+    assert answer.status in {200, 202}, answer.raw
+    return answer.json
+
+
+async def refused(api: Api, objects: Objects, **more: Any) -> dict[str, str]:
+    """What is wrong with objects, by where it is."""
+    answer = await api.post("configuration", {"objects": objects, **more})
+    assert answer.status == 422, answer.raw
+    return {each["field"]: each["message"] for each in answer.json["errors"]}
+
+
+async def exported(api: Api) -> Any:
+    """All that is configuration."""
+    answer = await api.get("configuration")
+    assert answer.status == 200, answer.raw
+    return answer.json
