@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -28,14 +27,8 @@ _SOME_TIME = "2000-01-01T00:00:00Z"
 
 Error = tuple[str, str]
 Errors = list[Error]
-
-
-class _Place(NamedTuple):
-    """Where an object stands among those of its kind, and among all."""
-
-    resource: Resource
-    index: int
-    number: int
+# An object's kind, and where it stands among those of it, and among all.
+_Place = tuple[Resource, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +108,7 @@ def read(sent: Mapping[str, object], own: int | None = None) -> Objects:
             raise Unprocessable(errors=((kind, f"too many objects: at most {OBJECTS_MAX} at once"),))
         for index, one in enumerate(objects):
             number += 1
-            wanted = _object(_Place(resource, index, number), one, own, errors)
+            wanted = _object((resource, index, number), one, own, errors)
             if wanted is not None:
                 found.setdefault(kind, []).append(wanted)
         if len(errors) >= ERRORS_MAX:

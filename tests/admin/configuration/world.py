@@ -92,7 +92,7 @@ WORLD: Objects = {
             "overage_unit_price": "0.000001",
             "weights": {"cache_read": "0.10"}, "description": "Billed beyond.",
         },
-        {"name": "Endless", "currency": "EUR"},
+        {"name": "Endless", "currency": "EUR", "overage_unit_price": "0.5"},
     ],
     "users": [
         {"organization": "Acme", "external_id": "ada", "name": "Ada", "limits": {"concurrency": 1}},
