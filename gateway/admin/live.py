@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
+from typing import TypeVar
 
 from gateway.admin import budgets
 from gateway.admin.ports import PEEK_TIMEOUT_S, AdminPorts
@@ -12,36 +13,55 @@ from gateway.core.accounts.administration import Row
 from gateway.core.accounts.quota import LiveQuota
 from gateway.errors import TollkeeperError
 
+Live = TypeVar("Live")
+
 
 async def overlay(ports: AdminPorts, what: str, rows: Sequence[Row]) -> list[Row]:
-    """Replace the stored account in rows (they carry `partition`) by the live one.
+    """Replace the stored account in rows by the live one; `what` is a name of `LIVE`, or empty: nothing."""
+    return await LIVE[what](ports, rows) if rows and what else list(rows)
 
-    `what` is `quota` of tenants, `credits` of organizations, `budgets`, or empty: nothing to replace.
-    """
-    if not rows or not what:
-        return list(rows)
-    if what == "budgets":
-        return await budgets.overlay(ports, rows)
-    owner = "tenant_id" if what == "quota" else "organization_id"
+
+async def _quotas(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
+    return await _peeked(ports.counters.peek_tenants, rows, "tenant_id", _over)
+
+
+async def _balances(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
+    return await _peeked(ports.counters.peek_balances, rows, "organization_id", _with_balance)
+
+
+# What the counters know better, as resources name it.
+LIVE: Mapping[str, Callable[[AdminPorts, Sequence[Row]], Awaitable[list[Row]]]] = {
+    "quota": _quotas,
+    "credits": _balances,
+    "budgets": budgets.overlay,
+}
+
+
+async def _peeked(
+    peek: Callable[[list[tuple[int, int]]], Awaitable[Mapping[int, Live | None]]],
+    rows: Sequence[Row],
+    owner: str,
+    over: Callable[[Row, Live], Row],
+) -> list[Row]:
+    """Rows with what the counters have of their owners; they carry `partition`."""
     pairs = [(int(str(row["partition"])), int(str(row[owner]))) for row in rows]
     try:
         async with asyncio.timeout(PEEK_TIMEOUT_S):
-            if what == "quota":
-                quotas = await ports.counters.peek_tenants(pairs)
-                return [_over(row, quotas.get(id_)) for row, (_, id_) in zip(rows, pairs, strict=True)]
-            balances = await ports.counters.peek_balances(pairs)
+            known = await peek(pairs)
     except (TollkeeperError, OSError, TimeoutError):
         # The counters are away: what was last flushed is the best that is known.
         return list(rows)
     return [
-        row if balances.get(id_) is None else {**row, "credit_balance": balances[id_]}
+        row if (live := known.get(id_)) is None else over(row, live)
         for row, (_, id_) in zip(rows, pairs, strict=True)
     ]
 
 
-def _over(row: Row, quota: LiveQuota | None) -> Row:
-    if quota is None:
-        return row
+def _with_balance(row: Row, balance: int) -> Row:
+    return {**row, "credit_balance": balance}
+
+
+def _over(row: Row, quota: LiveQuota) -> Row:
     return {
         **row,
         **asdict(quota),
