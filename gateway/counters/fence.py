@@ -77,16 +77,17 @@ class Fence:
         self._name = b""
         self._trouble = ""
         self._beat = self._floor = self._known = 0
+        self._anchor = wire.part.anchor
         self._full = False
         wire.identify = self._greeted
 
     @property
     def _named(self) -> bytes:
-        return keys.history(self._wire.part.anchor).encode()
+        return keys.history(self._anchor).encode()
 
     @property
     def _pulses(self) -> bytes:
-        return keys.pulses(self._wire.part.anchor).encode()
+        return keys.pulses(self._anchor).encode()
 
     async def keep_looking(self) -> None:
         """Look twice a second until cancelled."""
@@ -103,6 +104,8 @@ class Fence:
         for; CountersRefused where the server refuses one. Who has read before compares `run_id` afterwards.
         """
         async with self._looking:
+            if self._anchor != self._wire.part.anchor:
+                await self._follow_anchor()
             name, trouble, refused = await self._looked(commands)
             self._trouble = self._trouble or trouble
             if self._trouble or name != self._name:
@@ -116,6 +119,24 @@ class Fence:
         async with self._looking:
             self._trouble = self._trouble or trouble
             await self._another(self._ask, self._name)
+
+    async def _follow_anchor(self) -> None:
+        """Have the data's name stand where this server of a cluster has its anchor now, and watch it there.
+
+        All who knew the name write the same one. CountersUnavailable where there is no partition to guard.
+        """
+        anchor = self._wire.part.anchor
+        if anchor < 0:
+            raise CountersUnavailable("this server of a cluster has no partition")
+        key = keys.history(anchor).encode()
+        found = _text(await self._ask(b"GET", key))
+        name = self._name or found or _fresh(0)
+        if found != name and not await _replace(self._ask, key, found, name):
+            raise CountersUnavailable("the data in Redis is being named")
+        self._name, self._anchor, self._known, self._floor = name, anchor, 0, 0
+        self._wire.run_id = history(self._server.run_id, name)
+        if await _watched(self._ask, key) != name:
+            raise CountersUnavailable("the data in Redis was replaced once more")
 
     async def _looked(self, commands: Sequence[bytes]) -> tuple[bytes, str, CountersUnavailable | None]:
         """The name as it stands, what is wrong with the data (empty: nothing), and why commands did not run.
@@ -158,12 +179,16 @@ class Fence:
 
     async def _greeted(self, server: Server, ask: Ask) -> bytes:
         """The history behind a new connection, before anybody uses it."""
-        before = self._server
+        before, anchor = self._server, self._wire.part.anchor
+        if anchor < 0:
+            self._server = server
+            return server.run_id
+        moved, self._anchor = anchor != self._anchor, anchor
         forgotten = b"%d" % int((self._wall() - PULSE_S_MAX) * 1000)
         await ask(b"ZREMRANGEBYSCORE", self._pulses, b"-inf", forgotten)
         name = await _watched(ask, self._named)
         score = _number(await ask(b"ZSCORE", self._pulses, self._pulse))
-        if server.run_id == before.run_id:
+        if server.run_id == before.run_id and not moved:
             self._trouble = self._trouble or _since(before, server, name == self._name, score >= self._known)
         else:
             name = await self._arrive(server.run_id, name, ask)
@@ -212,7 +237,7 @@ class Fence:
             raise CountersUnavailable("the data in Redis was replaced once more")
 
     async def _ask(self, *parts: bytes) -> Reply:
-        return await in_task(self._wire.send(encode(*parts)))
+        return await in_task(self._wire.send_together(encode(*parts))[0])
 
 
 def _since(before: Server, now: Server, same_name: bool, keeps_pulse: bool) -> str:

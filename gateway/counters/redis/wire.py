@@ -181,12 +181,13 @@ class Wire(asyncio.Protocol):
         return wait
 
     def send_together(self, *commands: bytes) -> list[Wait[Reply]]:
-        """Queue commands, nothing of this connection between them; all of them, or CountersUnavailable."""
+        """Queue commands for this very server, nothing between them; all of them, or CountersUnavailable."""
         if not self.available or self._waiting + len(commands) > PENDING_MAX:
             raise CountersUnavailable
         waits: list[Wait[Reply]] = [Wait() for _ in commands]
         for wait, command in zip(waits, commands, strict=True):
             self._queue(wait, command)
+            self._pending[-1] = (wait, b"", self._waits_from, 1)
         return waits
 
     def take_over(self, wait: Waiting, command: bytes, calls: int, *, asking: bool = False) -> bool:

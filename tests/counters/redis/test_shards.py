@@ -12,6 +12,7 @@ import pytest
 
 from gateway.core.model import PARTITIONS
 from gateway.core.wait import in_task
+from gateway.counters.fence import Fence
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import Address
 from gateway.counters.redis.shards import Shards
@@ -218,3 +219,58 @@ async def test_nothing_goes_on_to_a_replica_that_took_over(cluster: ValkeyCluste
     with pytest.raises(CountersUnavailable):  # although there is a connection to go on over
         await ask(before, "INCR", name(0))
     assert await ask(shards.of(0), "GET", name(0)) == b"1"
+
+
+# --- what guards a shard's data -----------------------------------------------------------
+
+
+class Guarded:
+    """Shards each with a fence, as a worker has them."""
+
+    def __init__(self) -> None:
+        self.fences: dict[Wire, Fence] = {}
+
+    def begun(self, wire: Wire) -> None:
+        self.fences[wire] = Fence(wire, f"process {len(self.fences)}", time.time)
+
+    async def looked(self, wire: Wire) -> bool:
+        """Whether a fence found its data to be what it was, or says now what it is."""
+        with suppress(CountersUnavailable):
+            await self.fences[wire].check_history()
+            return True
+        return False
+
+    async def is_another(self, wire: Wire, before: bytes) -> bool:
+        """Whether a look finds another history."""
+        return await self.looked(wire) and wire.run_id != before
+
+
+@pytest.mark.parametrize("exchanged", [False, True], ids=["first history", "second history"])
+async def test_a_history_stays_while_its_anchor_moves(
+    cluster: ValkeyCluster, connect: Connect, exchanged: bool
+) -> None:
+    guarded = Guarded()
+    shards = await connect(begun=guarded.begun)
+    source = cluster.primaries[0]
+    first, second, *_ = cluster.partitions_of(source)
+    wire = shards.of(first)
+    to = shards.of(cluster.partitions_of(cluster.primaries[1])[0])
+    if exchanged:
+        await guarded.fences[wire].announce("somebody knows")
+    histories = {one: one.run_id for one in shards.wires}
+    assert all([await guarded.looked(one) for one in shards.wires])
+    cluster.move(first, cluster.primaries[1])
+    await eventually(lambda: wire.part.anchor == second)
+    await eventually(lambda: guarded.looked(wire))
+    assert all([await eventually(lambda one=one: guarded.looked(one)) for one in shards.wires])
+    assert {one: one.run_id for one in shards.wires} == histories
+    assert source.client.get(keys.history(second))
+    # Another process that comes later goes by the same one.
+    later = Guarded()
+    others = await connect(begun=later.begun)
+    assert others.of(second).run_id == wire.run_id
+    assert others.of(first).run_id == to.run_id
+    # And what is exchanged then is noticed there.
+    source.client.flushall()
+    await eventually(lambda: guarded.is_another(wire, histories[wire]))
+    assert to.run_id == histories[to]
