@@ -121,10 +121,7 @@ class Fence:
             await self._another(self._ask, self._name)
 
     async def _follow_anchor(self) -> None:
-        """Have the data's name stand where this server of a cluster has its anchor now, and watch it there.
-
-        All who knew the name write the same one. CountersUnavailable where there is no partition to guard.
-        """
+        """Have the data's name, which is the same for all who knew it, stand beside the anchor of now."""
         anchor = self._wire.part.anchor
         if anchor < 0:
             raise CountersUnavailable("this server of a cluster has no partition")

@@ -18,7 +18,8 @@ import msgspec
 from gateway.core.upstreams.cooling import ENTRIES_MAX, FIELDS_BYTES_MAX, NAME_CHARACTERS_MAX, Cooled, Cooling
 from gateway.core.wait import in_task
 from gateway.counters.redis import keys
-from gateway.counters.redis.wire import Wire, encode
+from gateway.counters.redis.wire import encode
+from gateway.counters.redis.wires import Wires
 from gateway.errors import CountersUnavailable
 
 # Between two looks: a pause, however much is heard, and then a wait for news of its own.
@@ -50,8 +51,8 @@ _decode: Callable[[bytes], list[_Stored]] = msgspec.json.Decoder(
 class SharedCooling:
     """One worker's `table`, and the key that all workers share; `clock` is that of both."""
 
-    def __init__(self, wire: Wire, clock: Callable[[], float]) -> None:
-        self._wire, self._clock = wire, clock
+    def __init__(self, wires: Wires, clock: Callable[[], float]) -> None:
+        self._wires, self._clock = wires, clock
         self._news = asyncio.Event()
         self.table = Cooling(begun=self._news.set)
         self._raw: object = None
@@ -71,7 +72,7 @@ class SharedCooling:
 
     async def share(self) -> None:
         """Take over what others know and add what they do not; CountersUnavailable without Redis."""
-        asked = self._wire.send_together(encode(b"TIME"), encode(b"GET", _NAME))
+        asked = self._wires.of_key(_NAME).send_together(encode(b"TIME"), encode(b"GET", _NAME))
         time, raw = await in_task(asked[0]), await in_task(asked[1])
         assert isinstance(time, list)
         now = self._clock()
@@ -94,7 +95,7 @@ class SharedCooling:
         last_ms = max(one.until_ms for one in entries.values())
         left_ms = max(1, last_ms - int((self._clock() + ahead_s) * 1000))
         packed = _encode(list(entries.values()))
-        await in_task(self._wire.send(encode(b"SET", _NAME, packed, b"PX", b"%d" % left_ms)))
+        await in_task(self._wires.of_key(_NAME).send(encode(b"SET", _NAME, packed, b"PX", b"%d" % left_ms)))
 
 
 def _read(raw: object) -> list[_Stored]:

@@ -12,7 +12,8 @@ from contextlib import suppress
 from gateway.core.accounts.refusals import Refusals
 from gateway.core.wait import in_task
 from gateway.counters.redis import keys
-from gateway.counters.redis.wire import Wire, encode
+from gateway.counters.redis.wire import encode
+from gateway.counters.redis.wires import Wires
 from gateway.errors import CountersUnavailable
 
 SEND_S = 0.5
@@ -25,9 +26,9 @@ class RefusedCalls:
     """The stream, and what this worker adds to it; `worker` is the name of this process alone."""
 
     def __init__(
-        self, wire: Wire, refusals: Refusals, worker: str, *, batches_max: int = BATCHES_MAX
+        self, wires: Wires, refusals: Refusals, worker: str, *, batches_max: int = BATCHES_MAX
     ) -> None:
-        self._wire, self._refusals, self._worker, self._batches_max = wire, refusals, worker, batches_max
+        self._wires, self._refusals, self._worker, self._batches_max = wires, refusals, worker, batches_max
         self._number, self._waiting = 0, b""
 
     async def keep_sending(self) -> None:
@@ -54,9 +55,10 @@ class RefusedCalls:
         if not self._waiting:
             return False
         name = keys.REFUSED.encode()
-        length = await in_task(self._wire.send(encode(b"XLEN", name)))
+        wire = self._wires.of_key(name)
+        length = await in_task(wire.send(encode(b"XLEN", name)))
         if not isinstance(length, int) or length >= self._batches_max:
             return False
-        await in_task(self._wire.send(encode(b"XADD", name, b"*", FIELD, self._waiting)))
+        await in_task(wire.send(encode(b"XADD", name, b"*", FIELD, self._waiting)))
         self._waiting = b""
         return True

@@ -6,13 +6,35 @@ other's. A worker without a cluster has `Counters` alone.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
 
-from gateway.core.model import Decision, HoldRequest, Observed, Settled, Settlement
+from gateway.core.model import Caller, Decision, HoldRequest, Observed, Settled, Settlement
 from gateway.counters.admission.live import LiveHolds
+from gateway.counters.admission.objects import Objects
 from gateway.counters.admission.quota import Counters
 from gateway.counters.redis.shards import Shards
 from gateway.counters.redis.wire import Wire
+
+T = TypeVar("T")
+
+
+class _OfWires(Generic[T]):
+    """What there is one of for each wire, made by `make` when it is first asked for."""
+
+    def __init__(self, shards: Shards, make: Callable[[Wire], T]) -> None:
+        self._shards, self._make = shards, make
+        self._made: dict[Wire, T] = {}
+
+    def of(self, partition: int) -> T:
+        """That of the primary of a partition."""
+        wire = self._shards.of(partition)
+        found = self._made.get(wire)
+        if found is None:
+            there = set(self._shards.wires)
+            self._made = {one: made for one, made in self._made.items() if one in there}
+            found = self._made[wire] = self._make(wire)
+        return found
 
 
 class ShardedCounters:
@@ -20,7 +42,7 @@ class ShardedCounters:
 
     def __init__(self, shards: Shards, make: Callable[[Wire], Counters], live: LiveHolds) -> None:
         self._shards, self._make, self._live = shards, make, live
-        self._made: dict[Wire, Counters] = {}
+        self._of = _OfWires(shards, self._begun).of
 
     def reserve(self, request: HoldRequest) -> Awaitable[Decision]:
         """As `Counters.reserve`."""
@@ -46,12 +68,22 @@ class ShardedCounters:
         """As `LiveHolds.keep_extending`."""
         await self._live.keep_extending()
 
-    def _of(self, partition: int) -> Counters:
-        wire = self._shards.of(partition)
-        counters = self._made.get(wire)
-        if counters is None:
-            there = set(self._shards.wires)
-            self._made = {one: made for one, made in self._made.items() if one in there}
-            counters = self._made[wire] = self._make(wire)
-            counters.elsewhere, counters.handed_over = self._of, self._shards.handed_over
+    def _begun(self, wire: Wire) -> Counters:
+        counters = self._make(wire)
+        counters.elsewhere, counters.handed_over = self._of, self._shards.handed_over
         return counters
+
+
+class ShardedObjects:
+    """Whose the objects are that upstreams keep, on the primary of each organization."""
+
+    def __init__(self, shards: Shards, make: Callable[[Wire], Objects]) -> None:
+        self._of = _OfWires(shards, make).of
+
+    def owned(self, caller: Caller, ids: Sequence[str]) -> Awaitable[bool]:
+        """As `Objects.owned`."""
+        return self._of(caller.partition).owned(caller, ids)
+
+    def keep(self, caller: Caller, ids: Sequence[str]) -> Awaitable[object]:
+        """As `Objects.keep`."""
+        return self._of(caller.partition).keep(caller, ids)

@@ -11,7 +11,8 @@ from typing import cast
 
 from gateway.core.model import Caller
 from gateway.counters.redis import keys
-from gateway.counters.redis.wire import Wire, encode_script
+from gateway.counters.redis.wire import encode_script
+from gateway.counters.redis.wires import Wires
 from gateway.errors import RateLimited
 
 USAGES_A_MINUTE = 60
@@ -23,13 +24,13 @@ class Throttle:
 
     def __init__(
         self,
-        wire: Wire,
+        wires: Wires,
         clock: Callable[[], float],
         a_minute: int = USAGES_A_MINUTE,
         *,
         waiting_max: int = WAITING_MAX,
     ) -> None:
-        self._wire, self._clock = wire, clock
+        self._wires, self._clock = wires, clock
         self._a_minute, self._waiting_max = a_minute, waiting_max
         self._waiting: dict[int, float] = {}
 
@@ -42,10 +43,8 @@ class Throttle:
             if left_s > 0:
                 raise self._refusal(left_s)
             del waiting[key_id]
-        name = keys.bucket(caller.partition, key_id)
-        wait_ms = cast(
-            "int", await self._wire.send(encode_script("throttle", (name,), (b"%d" % self._a_minute,)))
-        )
+        name, wire = keys.bucket(caller.partition, key_id), self._wires.of(caller.partition)
+        wait_ms = cast("int", await wire.send(encode_script("throttle", (name,), (b"%d" % self._a_minute,))))
         if wait_ms > 0:
             if len(waiting) >= self._waiting_max and key_id not in waiting:
                 del waiting[next(iter(waiting))]

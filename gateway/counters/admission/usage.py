@@ -17,6 +17,7 @@ from gateway.counters.admission.throttle import Throttle
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys
 from gateway.counters.redis.wire import Wire, encode_script
+from gateway.counters.redis.wires import Wires
 from gateway.errors import CountersUnavailable
 
 UNIT = 60_000
@@ -33,17 +34,18 @@ class Usages:
     """
 
     def __init__(
-        self, wire: Wire, clock: Callable[[], float], budgets_of: BudgetsOf = lambda caller, said: ()
+        self, wires: Wires, clock: Callable[[], float], budgets_of: BudgetsOf = lambda caller, said: ()
     ) -> None:
-        self._wire = wire
-        self._throttle = Throttle(wire, clock)
+        self._wires = wires
+        self._throttle = Throttle(wires, clock)
         self._budgets_of = budgets_of
 
     async def usage_of(self, caller: Caller, said: Attribution = NOTHING_SAID) -> bytes:
         """The caller's accounts as `usage` tells them; RateLimited where it asks too often."""
         await self._throttle.admit(caller)
         budgets = self._budgets_of(caller, said)
-        return await usage(self._wire, caller, caller.acts_for(said.user), budgets)
+        wire = self._wires.of(caller.partition)
+        return await usage(wire, caller, caller.acts_for(said.user), budgets)
 
 
 async def usage(

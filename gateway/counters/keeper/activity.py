@@ -14,7 +14,8 @@ from typing import cast
 from gateway.core.accounts.activity import Counts, bounded
 from gateway.core.wait import in_task
 from gateway.counters.redis import keys
-from gateway.counters.redis.wire import Wire, encode
+from gateway.counters.redis.wire import encode
+from gateway.counters.redis.wires import Wires
 from gateway.errors import CountersUnavailable
 
 PUBLISH_S = 2.0
@@ -27,8 +28,8 @@ TENANTS_TOLD_MAX = 100  # by one worker, each time
 class Activity:
     """The hashes of the last minute; `unix_seconds` is the time of day."""
 
-    def __init__(self, wire: Wire, unix_seconds: Callable[[], float]) -> None:
-        self._wire, self._unix_seconds = wire, unix_seconds
+    def __init__(self, wires: Wires, unix_seconds: Callable[[], float]) -> None:
+        self._wires, self._unix_seconds = wires, unix_seconds
 
     async def keep_publishing(self, taken: Callable[[], Counts]) -> None:
         """Add what is taken, again and again, until cancelled."""
@@ -42,11 +43,12 @@ class Activity:
         if not counts:
             return
         name = keys.activity(int(self._unix_seconds()) // BUCKET_S).encode()
+        wire = self._wires.of_key(name)
         waits = [
-            self._wire.send(encode(b"HINCRBY", name, b"%d:%b" % (tenant_id, kind.encode()), b"%d" % count))
+            wire.send(encode(b"HINCRBY", name, b"%d:%b" % (tenant_id, kind.encode()), b"%d" % count))
             for (tenant_id, kind), count in bounded(counts, TENANTS_TOLD_MAX).items()
         ]
-        waits.append(self._wire.send(encode(b"EXPIRE", name, b"%d" % KEPT_S)))
+        waits.append(wire.send(encode(b"EXPIRE", name, b"%d" % KEPT_S)))
         for wait in waits:
             await in_task(wait)
 
@@ -58,10 +60,8 @@ class Activity:
         now = self._unix_seconds()
         last = int(now) // BUCKET_S
         first = last - min(window_s, WINDOW_S_MAX) // BUCKET_S
-        waits = [
-            self._wire.send(encode(b"HGETALL", keys.activity(bucket).encode()))
-            for bucket in range(first, last + 1)
-        ]
+        names = [keys.activity(bucket).encode() for bucket in range(first, last + 1)]
+        waits = [self._wires.of_key(name).send(encode(b"HGETALL", name)) for name in names]
         found: list[tuple[tuple[int, str], int]] = []
         for wait in waits:
             answer = cast("list[bytes]", await in_task(wait))

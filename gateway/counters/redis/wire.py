@@ -199,6 +199,14 @@ class Wire(asyncio.Protocol):
         self._queue(wait, command, calls)
         return True
 
+    def of(self, partition: int) -> Wire:  # one server has them all
+        """Who has a partition."""
+        return self
+
+    def of_key(self, name: bytes) -> Wire:  # the same
+        """Who has a key."""
+        return self
+
     # --- asyncio.Protocol ---------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

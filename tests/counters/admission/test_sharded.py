@@ -10,15 +10,20 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from gateway.core.accounts.ledger import EventKind
 from gateway.core.model import HoldRequest, Observed, Settled, Settlement, Verdict
 from gateway.core.wait import in_task
+from gateway.counters.admission.cooling import SharedCooling
 from gateway.counters.admission.directory import Directory
 from gateway.counters.admission.live import LiveHolds
+from gateway.counters.admission.objects import Objects
 from gateway.counters.admission.quota import Counters
-from gateway.counters.admission.sharded import ShardedCounters
+from gateway.counters.admission.sharded import ShardedCounters, ShardedObjects
+from gateway.counters.admission.usage import Usages
+from gateway.counters.keeper.activity import Activity
 from gateway.counters.keeper.moves import Moves, taken_up
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.frame import TOMBSTONE_MS
@@ -272,3 +277,38 @@ async def extended(worker: Worker, organization: Organization, request_id: str, 
     """Whether the hold ends later than before."""
     await worker.live.extend_all()
     return organization.deadlines()[request_id] > before
+
+
+# --- what a worker asks besides -----------------------------------------------------------
+
+
+async def test_usage_and_objects_are_asked_of_the_primary_that_has_them(
+    worker: Worker, organizations: list[Organization]
+) -> None:
+    usages = Usages(worker.shards, time.monotonic)
+    objects = ShardedObjects(worker.shards, lambda wire: Objects(wire, time.time, 60.0, 100))
+    for one in organizations:
+        assert await worker.call(one) is Settled.DONE
+        told = msgspec.json.decode(await driven(usages.usage_of(one.caller)))
+        assert (told["organization"], told["tokens_used"]) == (one.caller.organization_id, TOKENS)
+        assert await driven(objects.keep(one.caller, ["file-1"])) == 1
+        assert await driven(objects.owned(one.caller, ["file-1"]))
+        assert one.client.exists(keys.bucket(one.p, one.caller.key_id))
+        assert one.client.zcard(keys.objects(one.p, one.caller.organization_id)) == 1
+    assert not await driven(objects.owned(organizations[0].caller, ["file-2"]))
+
+
+async def test_what_is_everybodys_is_asked_of_who_has_its_key(worker: Worker) -> None:
+    clock = time.monotonic
+    one, other = SharedCooling(worker.shards, clock), SharedCooling(worker.shards, clock)
+    one.table.begin("slow", 30.0, (), clock())
+    await one.share()
+    await other.share()
+    assert "slow" in other.table.entries
+    now = [1_000_000.0]
+    activity = Activity(worker.shards, lambda: now[0])
+    for _ in range(6):  # hashes of as many names stand in as many slots
+        await activity.publish({(7, "requests"): 2})
+        now[0] += 5
+    found, _ = await activity.read(30)
+    assert sum(count for _, count in found) == 12
