@@ -1,0 +1,224 @@
+"""Random histories under rates of tax that have dates: what each document taxes, told fact by fact.
+
+Rates are written before and after what they are for is billed. `HISTORIES=500` plays that many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from gateway.core.billing.pricing import Tier
+from tests.persistence.april import plan
+from tests.persistence.billing.owed import DAY, Term, days
+from tests.persistence.billing.papers import to_cents
+from tests.persistence.billing.test_due import customer
+from tests.persistence.billing.test_postpaid import begun
+from tests.persistence.credits import give
+from tests.persistence.scenario import broken, rows_of
+
+HISTORIES = int(os.environ.get("HISTORIES", "4"))
+BEGINS = date(2026, 4, 1)
+FIRST, RATES = "0.2", ("0", "0.07", "0.19", "0.255")
+# Units are dear: an amount that is taxed with another rate shows.
+PRICE, UNIT_COST = Fraction("3.331"), Fraction("1.2345")
+STEPS = st.one_of(
+    st.tuples(st.just("units"), st.integers(1, 50)),
+    st.tuples(st.just("buy"), st.integers(1, 50)),
+    st.tuples(st.just("tax"), st.tuples(st.integers(-60, 60), st.sampled_from(RATES))),
+    st.tuples(st.just("tax"), st.tuples(st.integers(-20, 20), st.sampled_from(RATES))),
+    st.tuples(st.just("wait"), st.integers(1, 25)),
+    st.tuples(st.just("wait"), st.integers(1, 25)),
+    st.tuples(st.just("bill"), st.integers(-5, 40)),
+    st.tuples(st.just("void"), st.integers(0, 9)),
+    st.tuples(st.just("note"), st.integers(0, 9)),
+    st.tuples(st.just("cancel"), st.just(0)),
+)
+
+
+@dataclass(eq=False)
+class Supply:
+    """Something of a day, which document has it and with which rate; `backs` is what it takes back."""
+
+    day: date
+    amount: Fraction
+    is_fee: bool = False
+    paper: int | None = None
+    rate: Fraction = Fraction(0)
+    noted: bool = False
+    backs: Supply | None = None
+
+
+class Taxed:
+    """The same steps in the database and in a list of what was supplied."""
+
+    def __init__(self, april: Any) -> None:
+        self.april, self.today, self.until = april, BEGINS, BEGINS
+        self.rates: list[tuple[date, int, Fraction]] = [(date.min, 0, Fraction(FIRST))]
+        self.supplies: list[Supply] = []
+        self.term = Term(Fraction(30), 1, BEGINS, BEGINS, date.max)
+        self.fees_until = BEGINS
+        self.open: list[int] = []
+
+    async def begin(self) -> None:
+        await self._on(BEGINS)
+        monthly = await plan(
+            self.april, "Monthly", "30.00", 1, overage_policy="block", overage_unit_price=None
+        )
+        self.ids = await customer(self.april, monthly, BEGINS, None)
+        await self.april.do(
+            "tax-rates", "create", organization_id=self.ids["organization"], rate=Decimal(FIRST),
+            effective_from=date(1970, 1, 2),
+        )  # fmt: skip
+        self.april.account.tiers = (Tier(None, Decimal("3.331")),)
+        await self._on(BEGINS)
+
+    async def units(self, count: int) -> None:
+        self.april.account.consume(None, units=count)
+        self.april.flush()
+        self.supplies.append(Supply(self.today, count * PRICE))
+
+    async def buy(self, count: int) -> None:
+        give(self.april.url, self.april.account, count, unit_cost="1.2345")
+        self.april.flush()
+        self.supplies.append(Supply(self.today, count * UNIT_COST))
+
+    async def tax(self, how: tuple[int, str]) -> None:
+        begins, rate = self.today + how[0] * DAY, how[1]
+        await self.april.do(
+            "tax-rates", "create", organization_id=self.ids["organization"], rate=Decimal(rate),
+            effective_from=begins,
+        )  # fmt: skip
+        self.rates.append((begins, len(self.rates), Fraction(rate)))
+
+    async def wait(self, length: int) -> None:
+        await self._on(self.today + length * DAY)
+
+    async def cancel(self, _: int) -> None:
+        """Days that were billed come back, those that a note gave back have done so."""
+        if self.term.end <= self.today:
+            return
+        await self.april.do("organization-subscriptions", "cancel", self.ids["subscription"], when="now")
+        self.term.end = self.today
+        for fee in [each for each in self.supplies if each.is_fee and each.day >= self.today]:
+            if fee.paper is None:
+                self.supplies.remove(fee)
+            elif not fee.noted:
+                self.supplies.append(Supply(fee.day, -fee.amount, backs=fee))
+
+    async def bill(self, ahead: int) -> None:
+        until = max(self.today + ahead * DAY, self.until + DAY)
+        for day in days(self.fees_until, min(until, self.term.end)):
+            self.supplies.append(Supply(day, self.term.fee(day), is_fee=True))
+        self.fees_until = max(self.fees_until, until)
+        made = await self.april.do(
+            "invoices", "create", organization_id=self.ids["organization"], period_start=self.until,
+            period_end=until,
+        )  # fmt: skip
+        taken = [
+            each
+            for each in self.supplies
+            if each.paper is None and (each.day < until or each.backs is not None)
+        ]
+        if not made["lines"]:
+            await self.april.do("invoices", "delete", made["id"])
+            assert sum(each.amount for each in taken) == 0
+            return
+        made = await self.april.do("invoices", "finalize", made["id"])
+        for each in taken:
+            origin = each.backs
+            billed = origin is not None and origin.paper is not None
+            each.rate = origin.rate if origin is not None and billed else self._rate(each.day)
+        self._compare(made, taken)
+        for each in taken:
+            each.paper = made["id"]
+        self.until = until
+        self.open.append(made["id"])
+
+    async def void(self, number: int) -> None:
+        if not self.open:
+            return
+        made = self.open.pop(number % len(self.open))
+        await self.april.do("invoices", "void", made)
+        for each in [each for each in self.supplies if each.paper == made]:
+            each.paper = None
+        # What is owed again and to be given back is not owed.
+        for back in [each for each in self.supplies if each.backs is not None and each.paper is None]:
+            assert back.backs is not None
+            if back.backs.paper is None:
+                self.supplies.remove(back)
+                self.supplies.remove(back.backs)
+
+    async def note(self, number: int) -> None:
+        if not self.open:
+            return
+        made = self.open[number % len(self.open)]
+        mine = [each for each in self.supplies if each.paper == made]
+        lost = any(each.backs is not None or (each.is_fee and each.day >= self.term.end) for each in mine)
+        row = await self.april.store.get("invoices", made)
+        if lost or row["kind"] != "invoice":
+            return
+        self.open.remove(made)
+        note = await self.april.do("invoices", "credit-note", made)
+        note = await self.april.do("invoices", "finalize", note["id"])
+        assert note["total_amount"] == -Decimal(str(row["total_amount"]))
+        for each in mine:
+            each.noted = True
+
+    def _compare(self, made: dict[str, Any], taken: list[Supply]) -> None:
+        """With each rate what was supplied under it, but for a cent a line; its tax to the cent."""
+        expected: defaultdict[Fraction, Fraction] = defaultdict(Fraction)
+        nets: defaultdict[Fraction, Fraction] = defaultdict(Fraction)
+        lines: defaultdict[Fraction, int] = defaultdict(int)
+        for each in taken:
+            expected[each.rate] += each.amount
+        taxes: dict[Fraction, Fraction] = {}
+        read = "SELECT kind, amount, tax_rate FROM invoice_line WHERE invoice_id = %s"
+        for kind, amount, rate in rows_of(self.april.url, read, [made["id"]]):
+            if kind == "tax":
+                taxes[Fraction(str(rate))] = Fraction(str(amount))
+            else:
+                nets[Fraction(str(rate))] += Fraction(str(amount))
+                lines[Fraction(str(rate))] += 1
+        for rate in expected.keys() | nets.keys():
+            assert abs(nets[rate] - expected[rate]) <= Fraction(lines[rate], 100), rate
+            assert taxes.get(rate, Fraction(0)) == to_cents(rate * nets[rate])
+        assert Fraction(str(made["total_amount"])) == sum(nets.values()) + sum(taxes.values())
+
+    def _rate(self, day: date) -> Fraction:
+        return max(each for each in self.rates if each[0] <= day)[2]
+
+    async def _on(self, day: date) -> None:
+        self.today = day
+        await self.april.on(datetime.combine(day, time(12), UTC))
+
+
+@settings(
+    max_examples=HISTORIES, deadline=None, phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
+@given(steps=st.lists(STEPS, min_size=12, max_size=30))
+def test_what_is_supplied_is_taxed_with_the_rate_of_its_day(
+    migrated: str, steps: list[tuple[str, Any]]
+) -> None:
+    asyncio.run(live(migrated, steps))
+
+
+async def live(url: str, steps: list[tuple[str, Any]]) -> None:
+    async with begun(url) as history:
+        taxed = Taxed(history.april)
+        await taxed.begin()
+        for what, how in steps:
+            await getattr(taxed, what)(how)
+        await taxed.wait(1)
+        await taxed.bill(0)
+        assert await broken(url) == []
