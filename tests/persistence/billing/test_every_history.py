@@ -32,7 +32,7 @@ from tests.persistence.billing.test_whole_histories import MORE
 from tests.persistence.credits import give
 from tests.persistence.scenario import rows_of
 
-HISTORIES = int(os.environ.get("HISTORIES", "2"))
+HISTORIES = int(os.environ.get("HISTORIES", "1"))
 REMINDERS, BLOCK, DUE_DAYS = (3, 10), 20, 14
 CREDIT_PRICES = ("0.02", "0.0000000001", None, "0.333333")
 AUTO: dict[str, object] = {"threshold": 100, "credits": 4_000, "unit_cost": "0.0123", "monthly_max": 100}
