@@ -257,7 +257,7 @@ def _plane(settings: Settings, ports: Ports) -> tuple[DataPlane, Exporter | None
     bounds, pepper = Bounds(usage_tokens_max=settings.usage_tokens_max), settings.key_pepper.encode()
     plane = plane_of(
         ports, settings.routes, settings.upstreams, settings.http, pepper, settings.services, bounds=bounds,
-        origins=origins_of(settings.cors_origins),
+        origins=origins_of(settings.cors_origins), workloads=settings.workloads,
     )  # fmt: skip
     return plane, exporter
 

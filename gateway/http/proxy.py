@@ -35,6 +35,7 @@ from gateway.http.server.outgoing import is_collected, send_request
 from gateway.http.server.request_driver import bare
 from gateway.http.upstream.pool import Upstream
 from gateway.http.upstream_limits import leave_alone, left_alone, note_limits
+from gateway.http.workloads import by_certificate
 
 ANSWER_CUT, CLIENT_GONE = "answer_cut", "client_gone"
 # What the journal says of an answer that was read to its end, where its client is gone and where it is not.
@@ -189,7 +190,7 @@ def _route(exchange: Exchange) -> RoutedHead:
     if routed.metered and worker.ports.directory.service(routed.service_key) is None:
         raise UnknownRoute if routed.params.get("service_key") else ServiceNotIncluded
     if head.identity_refusal is not None:
-        raise head.identity_refusal
+        exchange.head = by_certificate(exchange, head.identity_refusal)
     return routed
 
 

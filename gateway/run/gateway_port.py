@@ -51,7 +51,7 @@ class GatewayPort:
         bounds = Bounds(usage_tokens_max=settings.usage_tokens_max)
         self._plane.renew(
             settings.routes, settings.upstreams, settings.http, settings.services, bounds=bounds,
-            origins=origins_of(settings.cors_origins),
+            origins=origins_of(settings.cors_origins), workloads=settings.workloads,
         )  # fmt: skip
         self._tls.renew(settings)
         logs.configure(settings.log_level)

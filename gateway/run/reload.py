@@ -21,8 +21,8 @@ LOOK_S = 5.0
 
 # Routes and upstreams, and what the data plane asks again for each connection or call.
 RENEWABLE = frozenset({
-    "routes", "upstreams", "services", "log_level", "usage_tokens_max", "secret_files", "cors_origins",
-    *SETTABLE,
+    "routes", "upstreams", "services", "workloads", "log_level", "usage_tokens_max", "secret_files",
+    "cors_origins", *SETTABLE,
 })  # fmt: skip
 
 
@@ -50,16 +50,19 @@ class Renewal:
         pairs = zip(before.upstreams, self.running.upstreams, strict=True)
         changed = ", ".join(now.name for then, now in pairs if then != now)
         said = [f"credentials of upstreams changed: {changed}"] if changed else []
+        said += ["keys of workloads changed"] if before.workloads != self.running.workloads else []
         kept = [name for name in OF_GATEWAYS if getattr(written, name) != getattr(before, name)]
         left = ", ".join(PREFIX + name.upper() for name in kept)
         return "; ".join([*said, f"a restart is needed for {left}"] if left else said)
 
 
 def with_credentials(settings: Settings, written: Settings) -> Settings:
-    """The same settings, each upstream with the headers that the one of its name has in others."""
+    """The same settings, each upstream with its headers, each workload with its key, as others have them."""
     headers = {target.name: target.headers for target in written.upstreams}
     upstreams = (replace(each, headers=headers.get(each.name, each.headers)) for each in settings.upstreams)
-    return settings.with_values(upstreams=tuple(upstreams))
+    keys = dict(written.workloads)
+    workloads = ((uri, keys.get(uri, key)) for uri, key in settings.workloads)
+    return settings.with_values(upstreams=tuple(upstreams), workloads=tuple(workloads))
 
 
 async def watch_credentials(

@@ -1,4 +1,4 @@
-"""The allow-list and where it leads: routes and upstreams, built in or read from YAML.
+"""The allow-list and where it leads: routes and upstreams, built in or read from YAML; and known workloads.
 
 A configuration file says everything the environment is too small for. `${NAME}` and
 `${NAME:-otherwise}` are replaced from the environment inside strings, `$$` is a dollar sign.
@@ -28,6 +28,7 @@ from gateway.errors import SettingError
 
 ANY_METHODS = ("ANY",)
 CONFIG_BYTES_MAX = 1 << 20
+WORKLOADS_MAX = 10_000
 
 Method = Literal["ANY", "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ else:
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Pointer = Annotated[str, msgspec.Meta(pattern=r"^(/([^~/]|~0|~1)*)*$", max_length=256)]
 Query = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._~-]{1,64}$")]
+# A workload by the URI of its certificate, and the API key that it uses.
+Uri = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9+.-]*://[\x21-\x7e]{1,2000}$")]
+Key = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,512}$")]
 Path_ = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=1024)]
 
 
@@ -48,6 +52,7 @@ class RouteTable(NamedTuple):
     routes: tuple[Route, ...]
     upstreams: tuple[UpstreamTarget, ...]
     services: ServiceRules = ServiceRules()
+    workloads: tuple[tuple[str, str], ...] = ()
 
     def check_services(self, catalogue: Mapping[str, Service]) -> None:
         """`SettingError` where two services get to the same paths, unless one upstream serves all.
@@ -69,7 +74,7 @@ class RouteTable(NamedTuple):
         upstreams = {target.name: replace(target, base_url=base_url) for target in self.upstreams}
         upstreams.setdefault("services", UpstreamTarget("services", base_url))
         services = replace(self.services, shared="services")
-        return RouteTable(_with_services(self.routes), tuple(upstreams.values()), services)
+        return RouteTable(_with_services(self.routes), tuple(upstreams.values()), services, self.workloads)
 
 
 # Its upstream is the service's.
@@ -89,6 +94,8 @@ class _Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     base_url: str
     headers: dict[str, str] = {}
     ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
     limits: Literal["account", "caller"] = "account"
 
 
@@ -119,6 +126,7 @@ class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     settings: dict[str, Any] = {}
     upstreams: dict[Name, _Upstream] = {}
     services: dict[Name, _Service] = {}
+    workloads: Annotated[dict[Uri, Key], msgspec.Meta(max_length=WORKLOADS_MAX)] = {}
     routes: tuple[_Route, ...] | None = None
     include_default_routes: bool = False
 
@@ -165,7 +173,8 @@ def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteTable:
             raise SettingError(f"{place}: upstream {name!r} is not one of {', '.join(sorted(upstreams))}")
     paths = tuple((key, service.paths) for key, service in config.services.items() if service.paths)
     _check_patterns(dict(paths))
-    return RouteTable(routes, tuple(upstreams.values()), ServiceRules(services, paths))
+    rules = ServiceRules(services, paths)
+    return RouteTable(routes, tuple(upstreams.values()), rules, tuple(config.workloads.items()))
 
 
 def _with_services(routes: tuple[Route, ...]) -> tuple[Route, ...]:
@@ -201,18 +210,36 @@ def _target(name: str, written: _Upstream) -> UpstreamTarget:
     for field, value in written.headers.items():
         if not re.fullmatch(r"[A-Za-z0-9-]+", field) or not re.fullmatch(r"[\x20-\x7e]*", value):
             raise SettingError(f"upstreams.{name}.headers.{field}: not a valid header")
-    if written.ca_file is not None:
-        try:
-            ssl.create_default_context(cafile=written.ca_file)
-        except OSError as error:  # `ssl.SSLError` is one: then it is no PEM file
-            raise SettingError(f"upstreams.{name}.ca_file: {written.ca_file!r} cannot be used") from error
+    _check_files(f"upstreams.{name}", written)
     return UpstreamTarget(
         name,
         base_url_of(written.base_url, f"upstreams.{name}.base_url"),
         tuple((field.lower(), value) for field, value in written.headers.items()),
         written.ca_file,
         written.limits,
+        written.cert_file,
+        written.key_file,
     )
+
+
+def _check_files(place: str, written: _Upstream) -> None:
+    """`SettingError` where what a connection is made with cannot be used."""
+    certificate, key = written.cert_file, written.key_file
+    if (certificate is None) != (key is None):
+        missing = "key_file" if key is None else "cert_file"
+        raise SettingError(f"{place}.{missing} is missing: a certificate goes with its key")
+    if written.ca_file is None and certificate is None:
+        return
+    try:
+        context = ssl.create_default_context(cafile=written.ca_file)
+    except OSError as error:  # `ssl.SSLError` is one: then it is no PEM file
+        raise SettingError(f"{place}.ca_file: {written.ca_file!r} cannot be used") from error
+    if certificate is not None:
+        try:
+            context.load_cert_chain(certificate, key, password=lambda: b"")  # nobody is asked for one
+        except OSError as error:
+            said = f"{place}.cert_file: {certificate!r} with key_file {key!r}"
+            raise SettingError(f"{said} cannot be used: not there, not PEM, or not a pair") from error
 
 
 def _route(written: _Route) -> Route:

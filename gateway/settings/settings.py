@@ -125,6 +125,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     routes: tuple[Route, ...] = ()
     upstreams: tuple[UpstreamTarget, ...] = ()
     services: ServiceRules = ServiceRules()
+    workloads: tuple[tuple[str, str], ...] = ()
 
     tracing: Tracing | None = None
     # Files that secrets were read from, each with its setting; without one it holds a variable's.
@@ -190,7 +191,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def table(self) -> RouteTable:
         """Routes and upstreams together."""
-        return RouteTable(self.routes, self.upstreams, self.services)
+        return RouteTable(self.routes, self.upstreams, self.services, self.workloads)
 
     def with_table(self, table: RouteTable) -> Settings:
         """The same settings with these routes and upstreams."""
@@ -236,7 +237,7 @@ def load(environ: Mapping[str, str], config: Path | None = None) -> Settings:
         )
     if values.get("smtp_url") and not values.get("smtp_from"):
         raise SettingError(f"{PREFIX}SMTP_FROM is not set: expected name@example.com, whom mails are from")
-    tls_names.check_pairs(values, PREFIX)
+    tls_names.check_pairs(values, PREFIX, bool(written and written.workloads))
     settings = Settings(tracing=read_tracing(environment)).with_values(**values)
     settings = settings.with_table(table_of(written, environment) if written else default_table(environment))
     named = {path: name for name, path in files.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -14,12 +15,13 @@ RECORD_BYTES_MAX = 16 * 1024
 class TlsTransport:
     """The side of a connection that the protocol `inner` sees. It is open once hands are shaken."""
 
-    __slots__ = ("_half", "_inner", "_open", "_outgoing", "_tls", "_transport")
+    __slots__ = ("_half", "_inner", "_open", "_outgoing", "_tls", "_transport", "_workload")
 
     def __init__(self, inner: asyncio.Protocol, tls: ssl.SSLObject, outgoing: ssl.MemoryBIO) -> None:
         self._inner, self._tls, self._outgoing = inner, tls, outgoing
         self._transport: Any = None
         self._open = self._half = False
+        self._workload: str | None = None
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypt and send."""
@@ -111,7 +113,17 @@ class TlsTransport:
             return self._tls.context
         if name == "peercert":
             return self._tls.getpeercert()
+        if name == "workload":
+            return self._uri()
         return self._transport.get_extra_info(name, default)
+
+    def _uri(self) -> str:
+        """The one URI of the client's certificate; empty where there is none, or more than one."""
+        if self._workload is None:
+            certificate: Mapping[str, Any] = self._tls.getpeercert() or {}
+            uris = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "URI"]
+            self._workload = uris[0] if len(uris) == 1 else ""
+        return self._workload
 
     def _say_goodbye(self) -> None:
         with suppress(ssl.SSLError):  # the client has not said it yet, or what it sends is not read any more

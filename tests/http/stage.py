@@ -386,6 +386,7 @@ async def staged(
     services: ServiceRules = ServiceRules(shared="up"),  # noqa: B008  # frozen
     refuses_unpriced: bool = False,
     origins: frozenset[bytes] = frozenset(),
+    workloads: tuple[tuple[str, str], ...] = (),
     **limits: float,
 ) -> AsyncIterator[Stage]:
     """A stage whose every hold is settled when it closes. `limits` are fields of `HttpLimits`."""
@@ -406,6 +407,7 @@ async def staged(
         PEPPER,
         services,
         origins=origins,
+        workloads=workloads,
     )
     tls = OVER.get()
     stage.gate = tls.gate() if tls is not None else None

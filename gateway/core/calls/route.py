@@ -54,7 +54,8 @@ class ServiceRules:
 class UpstreamTarget:
     """Where a route is forwarded to. `headers` carry the upstream's own credential.
 
-    `limits` says whom it refuses by limits of its own: its whole `account`, or the `caller` alone.
+    `cert_file` and `key_file` are the certificate that it is shown. `limits` says whom it refuses by limits
+    of its own: its whole `account`, or the `caller` alone.
     """
 
     name: str
@@ -62,3 +63,5 @@ class UpstreamTarget:
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     ca_file: str | None = None
     limits: str = "account"
+    cert_file: str | None = None
+    key_file: str | None = None

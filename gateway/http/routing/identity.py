@@ -49,6 +49,11 @@ def credential_digest(said: Values, pepper: bytes) -> str:
         nobody = InvalidApiKey("The API key is malformed." if sent else "The request carries no API key.")
         nobody.failure = "malformed" if sent else "missing"
         raise nobody
+    return key_digest(credential, pepper)
+
+
+def key_digest(credential: bytes, pepper: bytes) -> str:
+    """The hex digest that a credential is known by."""
     return hmac.digest(pepper, credential, "sha256").hex()
 
 

@@ -22,6 +22,7 @@ from gateway.http.routing.bindings import Bindings
 from gateway.http.routing.call_head import CallHead
 from gateway.http.routing.cors import Cors
 from gateway.http.routing.head_reader import HeadReader
+from gateway.http.routing.identity import key_digest
 from gateway.http.routing.routed_head import HeadRouter
 from gateway.http.server.buffers import Buffers
 from gateway.http.server.connection import ClientConnection
@@ -38,7 +39,8 @@ class DataPlane:
     """Serve routes to clients. Made and used inside a running event loop.
 
     `services` says where calls of services go. `pepper` is the key of every credential's digest,
-    `bounds` what meters believe at most, `origins` are those whose pages may call.
+    `bounds` what meters believe at most, `origins` are those whose pages may call,
+    `workloads` the API keys of clients by the URI of their certificate.
     """
 
     def __init__(  # noqa: PLR0917  # what it is made of, in the order it is used
@@ -51,6 +53,7 @@ class DataPlane:
         services: ServiceRules = ServiceRules(),  # noqa: B008  # frozen and empty
         bounds: Bounds = DEFAULT_BOUNDS,
         origins: frozenset[bytes] = frozenset(),
+        workloads: Sequence[tuple[str, str]] = (),
     ) -> None:
         loop = asyncio.get_running_loop()
         self.limits = limits
@@ -63,7 +66,7 @@ class DataPlane:
         self._pepper = pepper
         self._upstreams: dict[str, Upstream] = {}
         self._left: list[Upstream] = []
-        self.renew(routes, targets, limits, services, bounds, origins)
+        self.renew(routes, targets, limits, services, bounds, origins, workloads)
         self._ids = RequestIds(os.urandom)
         self._connections: set[ClientConnection] = set()
         self._orphans: set[Exchange] = set()
@@ -78,6 +81,7 @@ class DataPlane:
         services: ServiceRules = ServiceRules(),  # noqa: B008  # frozen and empty
         bounds: Bounds = DEFAULT_BOUNDS,
         origins: frozenset[bytes] = frozenset(),
+        workloads: Sequence[tuple[str, str]] = (),
     ) -> None:
         """Serve by these from the next request on; those in progress end as they began.
 
@@ -108,8 +112,9 @@ class DataPlane:
         self.buffers.renew(limits)
         ports.tally.begin_with(upstreams)
         ports.cooling.bound(limits.upstream_cooling_s_max, ports.seconds())
+        digests = {uri: key_digest(key.encode(), self._pepper) for uri, key in workloads}
         self.limits, self.heads, self._upstreams = limits, heads, upstreams
-        self._worker = Worker(ports, limits, self.clock, upstreams, bounds, heads, self.buffers)
+        self._worker = Worker(ports, limits, self.clock, upstreams, bounds, heads, self.buffers, digests)
 
     @property
     def certificate_ends(self) -> list[tuple[str, float]]:

@@ -40,12 +40,21 @@ class TracedPlane(DataPlane):
         services: ServiceRules = ServiceRules(),  # noqa: B008  # frozen and empty
         bounds: Bounds = DEFAULT_BOUNDS,
         origins: frozenset[bytes] = frozenset(),
+        workloads: Sequence[tuple[str, str]] = (),
     ) -> None:
         assert ports.tracer is not None
         self._tracer: Tracer = ports.tracer
         self._timed = TimedCounters(ports.counters, ports.seconds)
         super().__init__(
-            replace(ports, counters=self._timed), routes, targets, limits, pepper, services, bounds, origins
+            replace(ports, counters=self._timed),
+            routes,
+            targets,
+            limits,
+            pepper,
+            services,
+            bounds,
+            origins,
+            workloads,
         )
 
     def exchange(self, connection: ClientConnection, head: CallHead) -> Exchange:

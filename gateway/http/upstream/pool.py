@@ -182,6 +182,8 @@ def _place(target: UpstreamTarget) -> dict[str, Any]:
         return {"host": host, "port": parts.port or 80, "ssl": None}
     context = ssl.create_default_context(cafile=target.ca_file)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if target.cert_file is not None:
+        context.load_cert_chain(target.cert_file, target.key_file, password=lambda: b"")
     context.set_alpn_protocols(["http/1.1"])
     return {"host": host, "port": parts.port or 443, "ssl": context, "server_hostname": host}
 

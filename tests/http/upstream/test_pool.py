@@ -7,10 +7,13 @@ import contextlib
 import socket
 import ssl
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import trustme
 
+from gateway.tls.certificates import load
+from tests.certificates import issued
 from tests.http.fakes import (
     ANSWER,
     AUTH,
@@ -18,6 +21,7 @@ from tests.http.fakes import (
     CHAT,
     CHAT_STREAM,
     EVENT,
+    ROUTES,
     STREAM_HEAD,
     answer,
     chunks,
@@ -283,6 +287,20 @@ async def test_tls_upstreams_are_verified(trusted: bool, tmp_path: object) -> No
         else:
             assert b"certificate" in got.body
             assert len(stage.counters.releases) == 1
+
+
+async def test_an_upstream_that_asks_for_a_certificate_is_shown_ours(tmp_path: Path) -> None:
+    authority, clients = trustme.CA(), trustme.CA()
+    theirs = issued(tmp_path / "theirs", authority, clients=clients)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = load(theirs, "").context
+    for ours, status in ((issued(tmp_path / "ours", clients, "gateway@example.com"), 200), (None, 502)):
+        async with staged(upstream_tls=context, ca_file=str(tmp_path / "ca.pem")) as stage:
+            if ours is not None:
+                plane = stage.plane
+                target = replace(plane._upstreams["up"].target, cert_file=ours.certificate, key_file=ours.key)
+                plane.renew(ROUTES, [target], plane.limits)
+            assert (await stage.ask(post(CHAT))).status == status
 
 
 async def test_a_certificate_for_another_name_is_refused(tmp_path: object) -> None:
