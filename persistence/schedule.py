@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Command, Committed, Row
-from gateway.core.billing.due import Due
-from gateway.errors import Conflict, NotFound
+from gateway.core.billing.due import Due, Left, Made, left_by
+from gateway.errors import Conflict, NotFound, StoreUnavailable, TollkeeperError
 from persistence.billing import schedule
 from persistence.store import Store
 from persistence.tables.billing import invoice
 from persistence.timed_store import KEEPER
-
-# An organization has its month and a fee in advance due, not more.
-OF_ONE_MAX = 3
 
 
 class Schedule:
@@ -38,63 +38,105 @@ class Schedule:
 
     async def invoices_due(self, after: int, count: int, *, finalize: bool) -> Sequence[Due]:
         """Invoices to be drafted, and where they are to be final, drafts whose grace is over."""
+
+        def read(connection: Connection) -> Sequence[Any]:
+            return schedule.due(connection, self._clock(), after, count, self._grace_hours, finalize=finalize)
+
+        return await self._read(read, finalize=finalize)
+
+    async def still_due(self, organization_ids: Sequence[int], *, finalize: bool) -> Sequence[Due]:
+        """The same of these organizations."""
+
+        def read(connection: Connection) -> Sequence[Any]:
+            grace = self._grace_hours
+            return schedule.due_of(connection, self._clock(), organization_ids, grace, finalize=finalize)
+
+        return await self._read(read, finalize=finalize)
+
+    @asynccontextmanager
+    async def claims(self) -> AsyncIterator[Callable[[int], Awaitable[bool]]]:
+        """Whoever is told that a partition is its own makes its invoices, and nobody else, until the end.
+
+        One connection has all claims: a keeper that dies lets go of them with it. It holds no snapshot.
+        """
+        one_by_one = asyncio.Lock()
+        async with self._engine.begin() as connection:
+
+            async def claim(partition: int) -> bool:
+                async with one_by_one:
+                    return await connection.run_sync(schedule.claim, partition)
+
+            yield claim
+
+    async def make_invoices(self, organization_ids: Sequence[int], *, finalize: bool) -> Made:
+        """Make what is due of these organizations: months together, fees in advance one by one."""
+        at = (self._clock(), self._grace_hours)
+        left, ahead, busy = await self._store.invoice_months(organization_ids, *at, finalize=finalize)
+        for each in sorted(busy):
+            more, also, _ = await self._store.invoice_months([each], *at, finalize=finalize, wait=True)
+            left, ahead = left | more, [*ahead, *also]
+        for row in ahead:
+            if row.organization_id in left:
+                continue
+            try:
+                await self._make_ahead(row, finalize=finalize)
+            except StoreUnavailable:
+                raise
+            except TollkeeperError as refusal:
+                left[row.organization_id] = left_by(refusal)
+        return Made([each for each in organization_ids if each not in left], left)
+
+    async def leave_invoices(self, left: Mapping[int, Left | None]) -> None:
+        """Keep why organizations' invoices were left; None where nothing is."""
+        if left:
+            async with self._engine.begin() as connection:
+                await connection.run_sync(schedule.leave, left)
+
+    async def forget_left(self, count: int, *, finalize: bool) -> None:
+        """Let nothing be said to be left of organizations of which nothing is due: a person made it."""
+        async with self._engine.begin() as connection:
+            left = await connection.run_sync(schedule.still_left, count)
+        if left:
+            due = {each.organization_id for each in await self.still_due(left, finalize=finalize)}
+            await self.leave_invoices({each: None for each in left if each not in due})
+
+    async def _make_ahead(self, row: Any, *, finalize: bool) -> None:
+        """Make a one-off invoice of what its source owes; None of it where that is nothing."""
+        draft_id = row.draft_id
+        try:
+            if draft_id is None:
+                wanted = {"organization_id": row.organization_id, "source": row.source}
+                made = await self._do("create", None, wanted)
+                draft_id = int(str(made["id"]))
+            else:
+                made = await self._do("recompute", draft_id)
+            if not made["lines"]:
+                await self._do("delete", draft_id)
+            elif finalize:
+                await self._do("finalize", draft_id)
+        except (Conflict, NotFound):
+            if await self._is_due_still(row, draft_id):
+                raise
+
+    async def _is_due_still(self, row: Any, draft_id: int | None) -> bool:
+        """Whether nobody has drafted it meanwhile, or made it final."""
+        if draft_id is not None:
+            async with self._engine.connect() as connection:
+                status = select(invoice.c.status).where(invoice.c.id == draft_id)
+                return (await connection.execute(status)).scalar_one_or_none() == "draft"
+        found = await self.still_due([row.organization_id], finalize=True)
+        return any((each.source, each.draft_id) == (row.source, None) for each in found)
+
+    async def _read(self, read: Callable[[Connection], Sequence[Any]], *, finalize: bool) -> Sequence[Due]:
         async with self._engine.connect() as connection:
-            rows = await connection.run_sync(
-                schedule.due, self._clock(), after, count, self._grace_hours, finalize=finalize
-            )
+            rows = await connection.run_sync(read)
         return [
             Due(
                 row.organization_id, row.draft_id, row.period_start, row.period_end, row.source,
-                finalize=row.ripe and finalize,
+                finalize=row.ripe and finalize, partition=self._store.partition(row.organization_id),
             )
             for row in rows
         ]  # fmt: skip
-
-    async def draft_invoice(self, due: Due) -> int | None:
-        """Make a draft, or its lines again; None where there is nothing to bill, or another keeper has it."""
-        wanted: Row = {"period_start": due.period_start, "period_end": due.period_end}
-        if due.source is not None:
-            wanted = {"source": due.source}
-        try:
-            if due.draft_id is not None:
-                made = await self._do("recompute", due.draft_id)
-            else:
-                made = await self._do("create", None, {"organization_id": due.organization_id, **wanted})
-            if made["lines"]:
-                return int(str(made["id"]))
-            await self._do("delete", int(str(made["id"])))
-        except (Conflict, NotFound):
-            if await self._is_due_still(due):
-                raise
-        return None
-
-    async def finalize_invoice(self, draft_id: int) -> None:
-        """Give a draft its number, unless another keeper did."""
-        try:
-            await self._do("finalize", draft_id)
-        except (Conflict, NotFound):
-            if await self._is_draft(draft_id):
-                raise
-
-    async def leave_invoice(self, organization_id: int, why: str | None) -> None:
-        """Keep why an organization's invoice was left."""
-        async with self._engine.begin() as connection:
-            await connection.run_sync(schedule.leave, organization_id, why)
-
-    async def _is_due_still(self, due: Due) -> bool:
-        """Whether nobody has drafted it meanwhile, or made it final."""
-        if due.draft_id is not None:
-            return await self._is_draft(due.draft_id)
-        found = await self.invoices_due(due.organization_id - 1, OF_ONE_MAX, finalize=True)
-        return any(
-            (other.organization_id, other.source, other.draft_id) == (due.organization_id, due.source, None)
-            for other in found
-        )
-
-    async def _is_draft(self, invoice_id: int) -> bool:
-        async with self._engine.connect() as connection:
-            status = select(invoice.c.status).where(invoice.c.id == invoice_id)
-            return (await connection.execute(status)).scalar_one_or_none() == "draft"
 
     async def _do(self, verb: str, row_id: int | None, values: Row | None = None) -> Row:
         command = Command("invoices", verb, KEEPER, str(uuid4()), lambda row: row, row_id, values or {})

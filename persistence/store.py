@@ -209,16 +209,18 @@ class Store(TimedStore):
     def _do(
         self, connection: Connection, command: Command, collected: list[Row] | None
     ) -> tuple[Change, Row]:
-        found = SUBJECTS[command.resource]
-        change = Change(
-            connection, command, found, self._partition_of, self._clock(),
+        change = self._change(connection, command, collected)
+        confinement.enter(change)
+        row = change.subject.verbs[command.verb](change)
+        confinement.leave(change, row)
+        return change, row
+
+    def _change(self, connection: Connection, command: Command, collected: list[Row] | None = None) -> Change:
+        return Change(
+            connection, command, SUBJECTS[command.resource], self._partition_of, self._clock(),
             private_addresses=self._private_addresses, mail_allowed=self._mail_allowed,
             letterhead=self._letterhead, collected=collected,
         )  # fmt: skip
-        confinement.enter(change)
-        row = found.verbs[command.verb](change)
-        confinement.leave(change, row)
-        return change, row
 
     def _owner(self, named: object) -> Any:
         """Whose figures are read where some are asked for: the caller's own, or nobody's."""

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, date, datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from sqlalchemy import Connection
 
 from gateway.core.accounts.administration import Actor, Command, Committed, Replay
+from gateway.core.billing.document import Letterhead
+from gateway.core.billing.due import Left
 from gateway.core.billing.dunning import DunningSchedule
-from persistence.billing import charging, dunning, payments, subscriptions, top_up_orders, top_ups
+from persistence.billing import (
+    charging,
+    dunning,
+    payments,
+    scheduled,
+    subscriptions,
+    top_up_orders,
+    top_ups,
+)
+from persistence.subject import Change
 
 T = TypeVar("T")
 
@@ -23,11 +34,16 @@ class TimedStore(ABC):
     """The clock's side of the store."""
 
     _clock: Callable[[], datetime]
+    _letterhead: Letterhead
     _partition_of: Callable[[int], int]
 
     @abstractmethod
     async def write(self, command: Command) -> Committed | Replay:
         """Do one write."""
+
+    @abstractmethod
+    def _change(self, connection: Connection, command: Command) -> Change:
+        """A write under way."""
 
     @abstractmethod
     async def _run(self, work: Callable[[Connection], T]) -> T:
@@ -51,6 +67,39 @@ class TimedStore(ABC):
         """Charge what is known of an organization."""
         today, partition = self._clock().astimezone(UTC).date(), self._partition_of(organization_id)
         await self._run(lambda connection: charging.charge(connection, organization_id, partition, today))
+
+    def partition(self, organization_id: int) -> int:
+        """Where the counters have an organization."""
+        return self._partition_of(organization_id)
+
+    async def invoice_months(
+        self,
+        organization_ids: Sequence[int],
+        now: datetime,
+        grace_hours: int,
+        *,
+        finalize: bool,
+        wait: bool = False,
+    ) -> tuple[dict[int, Left], list[Any], Collection[int]]:
+        """Make the months of these organizations that are due, in one transaction.
+
+        Answers whose was left and why, the fees in advance that are due besides, and whom somebody else
+        charges or invoices now: to `wait` for those is for one at a time.
+        """
+        request_id = str(uuid4())
+
+        def work(connection: Connection) -> scheduled.Batch:
+            def change_of(verb: str, row_id: int) -> Change:
+                command = Command("invoices", verb, KEEPER, request_id, lambda row: row, row_id)
+                return self._change(connection, command)
+
+            of = (self._letterhead, self._partition_of, change_of)
+            batch = scheduled.Batch(connection, now, grace_hours, finalize, *of)
+            scheduled.make(batch, organization_ids, wait=wait)
+            return batch
+
+        made = await self._run(work)
+        return made.left, made.ahead, made.busy
 
     async def rate(self, price_id: int) -> None:
         """Rate the next of them again."""

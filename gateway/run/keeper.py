@@ -296,7 +296,7 @@ class Keeper:
 
     async def _stored_gauges(self) -> Mapping[str, object]:
         return {
-            **await watch.unpaid(self._engine),
+            **await watch.invoices(self._engine, scheduled=self._settings.invoice_schedule != "off"),
             "dead_letters": await watch.dead_letters(self._engine),
             "webhook_messages_waiting": await watch.waiting_messages(self._engine),
             "credential_expiry_timestamp_seconds": await watch.next_ends(self._engine),

@@ -91,6 +91,7 @@ FACTS = (
     Fact("dead_letters", "gauge", "Entries of the outbox that could not be read or stored."),
     Fact("webhook_messages_waiting", "gauge", "Messages to webhooks, mails too, that are not delivered yet."),
     Fact("invoices_overdue", "gauge", "Invoices that were to be paid before today and are not."),
+    Fact("invoices_left", "gauge", "Organizations whose scheduled invoice was left.", ("reason",)),
     Fact("tenants_blocked_unpaid", "gauge", "Tenants that are blocked since an invoice is not paid."),
     Fact("redis_memory_used_bytes", "gauge", "Memory Redis uses."),
     Fact("redis_memory_max_bytes", "gauge", "Memory Redis may use; 0 is no limit."),

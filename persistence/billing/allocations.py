@@ -132,9 +132,9 @@ class Allocations:
             return True
 
 
-def catch_up(connection: Connection, organization_id: int) -> None:
+def catch_up(connection: Connection, organization_ids: Sequence[int]) -> None:
     """Allocate all that is stored, where debt costs something; nobody else does until the commit."""
-    if debts.has_price(connection, organization_id):
+    for organization_id in debts.priced(connection, organization_ids):
         connection.execute(_LOCK, {"organization": organization_id})
         while not _allocate(connection, organization_id, MOVEMENTS_A_PAGE):
             pass

@@ -97,7 +97,7 @@ def create(change: Change) -> Row:
     if late:
         charges.hold(connection, call.organization_id)
         change.hold_flushes(change.partition_of(call.organization_id))
-        charges.accrue_tokens(connection, call.organization_id)
+        charges.accrue_tokens(connection, [call.organization_id])
     return change.fetch(row_id)
 
 

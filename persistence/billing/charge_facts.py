@@ -58,7 +58,7 @@ SELECT t.organization_id, 'usage' AS kind, t.day::timestamp AT TIME ZONE 'UTC' A
        format('units:%s:%s:%s:%s:%s', t.tenant_id, t.day, t.service_id, t.unit_price, t.charges) AS fact,
        t.tenant_id, nullif(t.service_id, 0) AS service_id, t.first_unit AS place
   FROM usage_tier AS t JOIN organization AS g ON g.id = t.organization_id
- WHERE t.organization_id = :organization AND t.quantity <> t.charged_quantity"""
+ WHERE t.organization_id = ANY(cast(:organizations AS bigint[])) AND t.quantity <> t.charged_quantity"""
 
 # Credits of a day used beyond the balance at a price, as far as there are more of them than charges say.
 DEBTS = """
@@ -70,7 +70,7 @@ SELECT d.organization_id, 'credits_postpaid' AS kind, d.day::timestamp AT TIME Z
        format('debt:%s:%s:%s:%s', d.organization_id, d.day, d.unit_cost, d.charges) AS fact,
        NULL::bigint AS tenant_id, NULL::bigint AS service_id, NULL::bigint AS place
   FROM credit_debt AS d JOIN organization AS g ON g.id = d.organization_id
- WHERE d.organization_id = :organization AND d.quantity <> d.charged_quantity"""
+ WHERE d.organization_id = ANY(cast(:organizations AS bigint[])) AND d.quantity <> d.charged_quantity"""
 
 
 def insert_of(select: str) -> str:

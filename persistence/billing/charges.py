@@ -6,22 +6,18 @@ a charge back is a row of its own: days a segment lost, an invoice made void, a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 
 from sqlalchemy import Connection, text
 
-from gateway.core.billing.charge import (
-    FEE,
-    Charge,
-    charged_until,
-    day_fees,
-    fee_charge,
-)
+from gateway.core.billing.charge import Charge
 from gateway.core.billing.subscription import Segment
-from persistence.billing import allocations, commitments, debts, early_uses
+from persistence.billing import allocations, commitments, early_uses, fee_charges
 from persistence.billing.charge_facts import DEBTS, OVERAGES, PURCHASES, USES, insert_of
+from persistence.billing.fee_charges import Named
 from persistence.billing.segments import segment_of
 
 NOTHING_THAT_RUNS = datetime(1, 1, 2, tzinfo=UTC)
@@ -29,12 +25,18 @@ ALL_THAT_RUNS = datetime(9999, 12, 30, tzinfo=UTC)
 
 # Advisory lock class 7803: charges and invoices of one organization.
 _LOCK = text("SELECT pg_advisory_xact_lock(7803, hashint8(:organization))")
+_FREE = text("""
+SELECT id FROM unnest(cast(:organizations AS bigint[])) AS id
+ WHERE pg_try_advisory_xact_lock(7803, hashint8(id))""")
+_TENANTS = text("SELECT id FROM tenant WHERE organization_id = ANY(cast(:organizations AS bigint[]))")
 _OF = {
-    # Of the cycle that runs nothing is charged before an invoice reaches what was used of it last.
+    # Of the cycle that runs nothing is charged before an invoice reaches what was used of it last. Named by
+    # tenants, or the turns of everybody's plan were put in order.
     "overages": OVERAGES.format(
-        which="o.organization_id = :organization AND (o.next_seq IS NOT NULL OR o.ended < :running)"
+        which="o.tenant_id = ANY(cast(:tenants AS bigint[]))"
+        " AND (o.next_seq IS NOT NULL OR o.ended < :running)"
     ),
-    "purchases": PURCHASES.format(which="p.organization_id = :organization"),
+    "purchases": PURCHASES.format(which="p.organization_id = ANY(cast(:organizations AS bigint[]))"),
     "uses": USES,
     "debts": DEBTS,
 }
@@ -44,7 +46,7 @@ _WRITE = [text(insert_of(_OF["overages"])), text(insert_of(_OF["purchases"]))]
 _WRITE_USES = text(f"""
 WITH due AS (
     SELECT tenant_id, day, service_id, unit_price FROM usage_tier
-     WHERE organization_id = :organization AND quantity <> charged_quantity
+     WHERE organization_id = ANY(cast(:organizations AS bigint[])) AND quantity <> charged_quantity
      ORDER BY tenant_id, day, service_id, unit_price FOR UPDATE
 ), made AS ({insert_of(USES)}), marked AS (
     UPDATE usage_tier AS u SET charged_quantity = u.quantity, charges = u.charges + 1 FROM due
@@ -56,42 +58,15 @@ SELECT count(*) FROM due""")  # noqa: S608  # our own words
 _WRITE_DEBTS = text(f"""
 WITH made AS ({insert_of(DEBTS)})
 UPDATE credit_debt SET charged_quantity = quantity, charges = charges + 1
- WHERE organization_id = :organization AND quantity <> charged_quantity""")  # noqa: S608  # our own words
-_SEGMENTS = text("""
-SELECT * FROM subscription_segment
- WHERE organization_id = :organization AND (charged_until IS NULL OR charged_until <> end_date)
- ORDER BY start_date, id""")
-# What the days of a segment were charged from one on: net, and by facts alone.
-_DAYS = text("""
-SELECT kind, (period_start AT TIME ZONE 'UTC')::date AS day, count(*) AS rows,
-       coalesce(sum(quantity) FILTER (WHERE reason NOT IN ('credited', 'credit_void')), 0) AS quantity,
-       coalesce(sum(amount) FILTER (WHERE reason NOT IN ('credited', 'credit_void')), 0) AS amount
-  FROM charge WHERE source = 'subscription_segment' AND source_id = :segment
-   AND period_start >= cast(cast(:since AS date) AS timestamp) AT TIME ZONE 'UTC' GROUP BY 1, 2""")
-# Days that a segment lost, and are charged to somebody or given back too often.
-_LOST = text("""
-SELECT c.source_id, c.kind, (c.period_start AT TIME ZONE 'UTC')::date AS day, count(*) AS rows,
-       sum(c.quantity) AS quantity, sum(c.amount) AS amount
-  FROM subscription_segment AS s
-  JOIN charge AS c ON c.source = 'subscription_segment' AND c.source_id = s.id
-   AND c.period_start >= cast(s.end_date AS timestamp) AT TIME ZONE 'UTC'
- WHERE s.organization_id = :organization
- GROUP BY 1, 2, 3 HAVING sum(c.quantity) <> 0 OR sum(c.amount) <> 0 ORDER BY 1, 2, 3""")
-_ALL_SEGMENTS = text("SELECT * FROM subscription_segment WHERE organization_id = :organization")
-_MOVE = text("UPDATE subscription_segment SET charged_until = :until WHERE id = :id")
-_ADD = text("""
-INSERT INTO charge (organization_id, kind, period_start, period_end, quantity, unit_price, amount, currency,
-                    source, source_id, reason, fact, tenant_id)
-SELECT o.id, :kind, :start, :end, :quantity, :unit_price, :amount, o.currency, :source, :source_id, :reason,
-       :fact, :tenant_id
-  FROM organization AS o WHERE o.id = :organization
-ON CONFLICT (fact) DO NOTHING""")
-_UNBILLED = text(
-    "SELECT * FROM charge WHERE organization_id = :organization AND invoice_id IS NULL ORDER BY id"
-)
+ WHERE organization_id = ANY(cast(:organizations AS bigint[]))
+   AND quantity <> charged_quantity""")  # noqa: S608  # our own words
+_UNBILLED = text("""
+SELECT * FROM charge WHERE organization_id = ANY(cast(:organizations AS bigint[])) AND invoice_id IS NULL
+ ORDER BY id""")
 _BILL = text("""
-UPDATE charge AS c SET invoice_id = :invoice, line = n.line
-  FROM unnest(cast(:ids AS bigint[]), cast(:lines AS integer[])) AS n (id, line)
+UPDATE charge AS c SET invoice_id = n.invoice_id, line = n.line
+  FROM unnest(cast(:ids AS bigint[]), cast(:invoices AS bigint[]), cast(:lines AS integer[]))
+    AS n (id, invoice_id, line)
  WHERE c.id = n.id AND c.invoice_id IS NULL""")
 
 
@@ -100,9 +75,15 @@ def hold(connection: Connection, organization_id: int) -> None:
     connection.execute(_LOCK, {"organization": organization_id})
 
 
+def hold_free(connection: Connection, organization_ids: Sequence[int]) -> list[int]:
+    """Hold those that nobody else charges or invoices now; answers which they are."""
+    found = connection.execute(_FREE, {"organizations": sorted(organization_ids)})
+    return sorted(found.scalars())
+
+
 def accrue(
     connection: Connection,
-    organization_id: int,
+    organization_ids: Sequence[int],
     until: date,
     *,
     today: date,
@@ -111,78 +92,76 @@ def accrue(
     """Charge all that is known: fees of the days up to `until` (not included), and what was used.
 
     Tokens of a cycle that runs are charged where the last of them were used before `running`, and what is
-    missing to a minimum once its cycle is over. The caller holds the organization, then the flushes of its
-    partition.
+    missing to a minimum once its cycle is over. The caller holds the organizations, then the flushes of
+    their partitions.
     """
-    here = {"organization": organization_id, "running": running}
-    allocations.catch_up(connection, organization_id)
+    here = _here(connection, organization_ids, running)
+    allocations.catch_up(connection, organization_ids)
     for statement in (*_WRITE, _WRITE_USES, _WRITE_DEBTS):
         connection.execute(statement, here)
-    accrue_fees(connection, organization_id, until)
-    accrue_early_uses(connection, organization_id)
-    missing = commitments.missing(connection, organization_id, min(until, today), ())
-    _add(connection, organization_id, missing, "fact")
+    rows = fee_charges.rows_of(connection, organization_ids)
+    _write_fees(connection, rows, until)
+    give_back(connection, organization_ids)
+    _accrue_early_uses(connection, organization_ids)
+    fee_charges.add(connection, _missing(connection, rows, min(until, today), {}), "fact")
 
 
-def segments(connection: Connection, organization_id: int) -> dict[int, Segment]:
-    """All segments of an organization, by id."""
-    found = connection.execute(_ALL_SEGMENTS, {"organization": organization_id})
-    return {row.id: segment_of(row) for row in found}
+def segments(connection: Connection, organization_ids: Sequence[int]) -> dict[int, Segment]:
+    """All segments of organizations, by id."""
+    return {row.id: segment_of(row) for row in fee_charges.rows_of(connection, organization_ids)}
 
 
-def accrue_tokens(connection: Connection, organization_id: int) -> None:
+def accrue_tokens(connection: Connection, organization_ids: Sequence[int]) -> None:
     """Charge tokens beyond plans that ended; the caller holds what `accrue` needs held."""
-    connection.execute(_WRITE[0], {"organization": organization_id, "running": NOTHING_THAT_RUNS})
-
-
-def accrue_early_uses(connection: Connection, organization_id: int) -> None:
-    """Charge what plans that ended owe for tokens, as far as it is known what was used."""
-    while ends := early_uses.owed(connection, organization_id):
-        for end_id, quantity, named in ends:
-            early_uses.settle(connection, end_id, quantity, named and named[1])
-        _add(connection, organization_id, [named for *_, named in ends if named], "fact")
+    connection.execute(_WRITE[0], _here(connection, organization_ids, NOTHING_THAT_RUNS))
 
 
 def accrue_fees(connection: Connection, organization_id: int, until: date) -> None:
     """Charge the days of its segments up to `until` (not included), and give back those that they lost."""
     hold(connection, organization_id)
-    for segment_id, upto, charges in _fees(connection, organization_id, until):
-        _add(connection, organization_id, charges, "fact")
-        connection.execute(_MOVE, {"id": segment_id, "until": upto})
-    give_back(connection, organization_id)
+    _write_fees(connection, fee_charges.rows_of(connection, [organization_id]), until)
+    give_back(connection, [organization_id])
 
 
-def give_back(connection: Connection, organization_id: int) -> None:
-    """Bring days that its segments lost to nothing, whatever was charged and given back of them."""
-    _add(connection, organization_id, _lost(connection, organization_id), "returned")
+def give_back(connection: Connection, organization_ids: Sequence[int]) -> None:
+    """Bring days that segments lost to nothing, whatever was charged and given back of them."""
+    fee_charges.add(connection, fee_charges.lost(connection, organization_ids), "returned")
 
 
 def open_charges(
-    connection: Connection, organization_id: int, until: date, *, today: date, running: datetime
-) -> list[Charge]:
-    """What `accrue` would write."""
-    here = {"organization": organization_id, "running": running}
-    found = [charge_of(row) for select in _READ.values() for row in connection.execute(select, here)]
-    for _, _, charges in _fees(connection, organization_id, until):
-        found += [charge for _, charge in charges]
-    found += [charge for _, charge in _lost(connection, organization_id)]
-    found += [named[1] for *_, named in early_uses.owed(connection, organization_id) if named]
-    missing = commitments.missing(connection, organization_id, min(until, today), found)
-    return found + [charge for _, charge in missing]
+    connection: Connection, organization_ids: Sequence[int], until: date, *, today: date, running: datetime
+) -> dict[int, list[Charge]]:
+    """What `accrue` would write, by organization."""
+    here = _here(connection, organization_ids, running)
+    found = defaultdict[int, list[Charge]](list)
+    for select in _READ.values():
+        for row in connection.execute(select, here):
+            found[row.organization_id].append(charge_of(row))
+    rows = fee_charges.rows_of(connection, organization_ids)
+    _, fees = fee_charges.fees(connection, _not_over(rows), until)
+    for named in (*fees, *fee_charges.lost(connection, organization_ids)):
+        found[named.organization_id].append(named.charge)
+    for owner in early_uses.waiting(connection, organization_ids):
+        found[owner] += [named[1] for *_, named in early_uses.owed(connection, owner) if named]
+    for named in _missing(connection, rows, min(until, today), found):
+        found[named.organization_id].append(named.charge)
+    return found
 
 
-def unbilled(connection: Connection, organization_id: int) -> list[Charge]:
-    """The charges that no invoice has."""
-    return [charge_of(row) for row in connection.execute(_UNBILLED, {"organization": organization_id})]
+def unbilled(connection: Connection, organization_ids: Sequence[int]) -> dict[int, list[Charge]]:
+    """The charges that no invoice has, by organization."""
+    found = defaultdict[int, list[Charge]](list)
+    for row in connection.execute(_UNBILLED, {"organizations": list(organization_ids)}):
+        found[row.organization_id].append(charge_of(row))
+    return found
 
 
-def bill(connection: Connection, invoice_id: int, placed: Iterable[tuple[Charge, int | None]]) -> None:
-    """Let an invoice have charges, each on its line."""
-    rows = [(charge.id, line) for charge, line in placed]
+def bill(connection: Connection, placed: Iterable[tuple[int, Charge, int | None]]) -> None:
+    """Let invoices have charges, each on its line: an invoice, a charge, a line."""
+    rows = [(charge.id, invoice_id, line) for invoice_id, charge, line in placed]
     if rows:
-        ids, lines = (list(column) for column in zip(*rows, strict=True))
-        connection.execute(_BILL, {"invoice": invoice_id, "ids": ids, "lines": lines})
-        debts.bill(connection, invoice_id)
+        ids, invoices, lines = (list(column) for column in zip(*rows, strict=True))
+        connection.execute(_BILL, {"ids": ids, "invoices": invoices, "lines": lines})
 
 
 def charge_of(row: Any) -> Charge:
@@ -194,56 +173,41 @@ def charge_of(row: Any) -> Charge:
     )  # fmt: skip
 
 
-# What names a fact, and its charge.
-Named = tuple[str, Charge]
+def _here(connection: Connection, organization_ids: Sequence[int], running: datetime) -> dict[str, Any]:
+    ids = {"organizations": list(organization_ids)}
+    return {**ids, "tenants": list(connection.execute(_TENANTS, ids).scalars()), "running": running}
 
 
-def _fees(connection: Connection, organization_id: int, until: date) -> list[tuple[int, date, list[Named]]]:
-    """Of each segment that has something: up to where it is charged then, and the days that are not yet."""
-    found = []
-    for row in connection.execute(_SEGMENTS, {"organization": organization_id}).all():
-        segment, at = segment_of(row), row.charged_until or row.start_date
-        upto = max(min(at, segment.end), charged_until(segment, until))
-        days: list[Named] = []
-        if upto > at:
-            rows = connection.execute(_DAYS, {"segment": segment.id, "since": at})
-            seen = {(day.kind, day.day): day for day in rows}
-            for fee in day_fees(segment, at, upto):
-                known = seen.get((fee.kind, fee.day))
-                if known is None:
-                    days.append((_fact(fee, 0), fee))
-                elif known.quantity != 1:
-                    rest = fee_charge(
-                        fee.kind, segment.id, fee.day, 1 - known.quantity, fee.amount - known.amount
-                    )
-                    days.append((_fact(fee, known.rows), rest))
-        if upto != row.charged_until and (upto > row.start_date or row.charged_until is not None):
-            found.append((segment.id, upto, days))
-    return found
+def _write_fees(connection: Connection, segments: Iterable[Any], until: date) -> None:
+    moved, fees = fee_charges.fees(connection, _not_over(segments), until)
+    fee_charges.add(connection, fees, "fact")
+    fee_charges.move(connection, moved)
 
 
-def _lost(connection: Connection, organization_id: int) -> list[Named]:
-    lost = [
-        (fee_charge(row.kind, row.source_id, row.day, -row.quantity, -row.amount), row.rows)
-        for row in connection.execute(_LOST, {"organization": organization_id})
+def _accrue_early_uses(connection: Connection, organization_ids: Sequence[int]) -> None:
+    """Charge what plans that ended owe for tokens, as far as it is known what was used."""
+    for organization_id in early_uses.waiting(connection, organization_ids):
+        while ends := early_uses.owed(connection, organization_id):
+            for end_id, quantity, named in ends:
+                early_uses.settle(connection, end_id, quantity, named and named[1])
+            facts = [Named(organization_id, *named) for *_, named in ends if named]
+            fee_charges.add(connection, facts, "fact")
+
+
+def _not_over(segments: Iterable[Any]) -> list[Any]:
+    """Segments that may have days that are not charged."""
+    return [row for row in segments if row.charged_until != row.end_date]
+
+
+def _missing(
+    connection: Connection, segments: Iterable[Any], until: date, more: Mapping[int, Sequence[Charge]]
+) -> list[Named]:
+    """What organizations that have agreed on a minimum miss of it; `more` is not written yet."""
+    agreed = {row.organization_id for row in segments if row.minimum_commitment is not None}
+    return [
+        Named(organization_id, fact, charge)
+        for organization_id in sorted(agreed)
+        for fact, charge in commitments.missing(
+            connection, organization_id, until, more.get(organization_id, ())
+        )
     ]
-    return [(_fact(charge, rows), charge) for charge, rows in lost]
-
-
-def _fact(fee: Charge, number: int) -> str:
-    what = "segment" if fee.kind == FEE else fee.kind
-    return f"{what}:{fee.source_id}:{fee.day}:{number}"
-
-
-def _add(connection: Connection, organization_id: int, charges: Sequence[Named], reason: str) -> None:
-    rows = [
-        {
-            "organization": organization_id, "kind": each.kind, "start": each.start, "end": each.end,
-            "quantity": each.quantity, "unit_price": each.unit_price, "amount": each.amount,
-            "source": each.source, "source_id": each.source_id, "reason": reason, "fact": fact,
-            "tenant_id": each.tenant_id,
-        }
-        for fact, each in charges
-    ]  # fmt: skip
-    if rows:
-        connection.execute(_ADD, rows)

@@ -42,7 +42,7 @@ def charge(connection: Connection, organization_id: int, partition: int, today: 
     """Charge what is known, while no flush of its partition runs."""
     charges.hold(connection, organization_id)
     hold_flushes(connection, partition)
-    charges.accrue(connection, organization_id, today, today=today)
+    charges.accrue(connection, [organization_id], today, today=today)
 
 
 SUBJECT = Subject(

@@ -43,7 +43,8 @@ def draft(change: Change, row: Row) -> int:
         kind="credit_note", corrects_id=change.row_id, **{name: row[name] for name in same}
     )
     note_id = int(change.connection.execute(made.returning(invoice.c.id)).scalar_one())
-    keep_lines(change, note_id, list(note.values()), list(note))
+    total = keep_lines(change.connection, {note_id: list(note.values())}, list(note))[note_id]
+    change.connection.execute(update(invoice).where(invoice.c.id == note_id).values(total_amount=total))
     return note_id
 
 

@@ -25,8 +25,9 @@ POSTPAID = "postpaid"
 
 _PRICES = text("""
 SELECT since, unit_cost FROM credit_price WHERE organization_id = :organization ORDER BY since""")
-_HAS = text("""
-SELECT EXISTS (SELECT FROM credit_price WHERE organization_id = :organization)""")
+_PRICED = text("""
+SELECT DISTINCT organization_id FROM credit_price
+ WHERE organization_id = ANY(cast(:organizations AS bigint[])) ORDER BY 1""")
 # What is covered is the oldest, so of a day what is billed before what is not.
 _COVER = text("""
 UPDATE credit_debt AS d SET open_quantity = d.open_quantity - n.quantity,
@@ -44,7 +45,7 @@ ON CONFLICT (organization_id, day, unit_cost) DO UPDATE SET
 _OF_INVOICE = """
   FROM (SELECT organization_id, (period_start AT TIME ZONE 'UTC')::date AS day, unit_price,
                sum(quantity) AS quantity
-          FROM charge WHERE invoice_id = :invoice AND source = 'credit_debt'
+          FROM charge WHERE invoice_id = ANY(cast(:invoices AS bigint[])) AND source = 'credit_debt'
            AND reason NOT IN ('void', 'credited', 'credit_void') GROUP BY 1, 2, 3) AS n
  WHERE d.organization_id = n.organization_id AND d.day = n.day AND d.unit_cost = n.unit_price"""
 _BILL = text(f"""
@@ -103,9 +104,9 @@ def keep_price(change: Change, row: Row) -> None:
         change.connection.execute(noted)
 
 
-def has_price(connection: Connection, organization_id: int) -> bool:
-    """Whether an organization's debt ever cost something."""
-    return bool(connection.execute(_HAS, {"organization": organization_id}).scalar_one())
+def priced(connection: Connection, organization_ids: Sequence[int]) -> list[int]:
+    """Organizations whose debt ever cost something, in the order of their ids."""
+    return list(connection.execute(_PRICED, {"organizations": list(organization_ids)}).scalars())
 
 
 def cover(connection: Connection, organization_id: int, covered: Mapping[Lot, int]) -> None:
@@ -118,14 +119,14 @@ def grow(connection: Connection, organization_id: int, grown: Mapping[Lot, int])
     _move(connection, _GROW, organization_id, grown)
 
 
-def bill(connection: Connection, invoice_id: int) -> None:
-    """Note that an invoice has charges of debt."""
-    connection.execute(_BILL, {"invoice": invoice_id})
+def bill(connection: Connection, invoice_ids: Sequence[int]) -> None:
+    """Note that invoices have charges of debt."""
+    connection.execute(_BILL, {"invoices": list(invoice_ids)})
 
 
-def unbill(connection: Connection, invoice_id: int) -> None:
-    """Note that an invoice is void: what additions have covered meanwhile is owed no more."""
-    connection.execute(_UNBILL, {"invoice": invoice_id})
+def unbill(connection: Connection, invoice_ids: Sequence[int]) -> None:
+    """Note that invoices are void: what additions have covered meanwhile is owed no more."""
+    connection.execute(_UNBILL, {"invoices": list(invoice_ids)})
 
 
 def billed_by(connection: Connection, invoice_id: int) -> set[Lot]:

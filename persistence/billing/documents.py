@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC
 from typing import Any
 
-from sqlalchemy import select, text, update
+from sqlalchemy import Connection, select, text, update
 
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.document import CORRECTED_MAX, Corrected, Document, Party
+from gateway.core.billing.document import CORRECTED_MAX, Corrected, Document, Letterhead, Party
 from persistence.subject import Change
 from persistence.tables.billing import invoice
 from persistence.tables.people import organization
@@ -35,17 +36,23 @@ SELECT number, finalized_at FROM billed AS b
  GROUP BY 1, 2 ORDER BY finalized_at, number LIMIT :most""")
 
 
-def copy(change: Change, row: Row) -> Document:
-    """Copy into an invoice what is true of it now; its due date is a column of its own."""
-    of = organization.c
-    found = select(of.id, of.name, of.address, of.country, of.tax_number).where(
-        of.id == row["organization_id"]
+def document_of(letterhead: Letterhead, organization: Any, corrects: Sequence[Corrected] = ()) -> Document:
+    """What is true now of who sells, and of an organization's row."""
+    buyer = Party(
+        organization.name, tuple(organization.address or ()), organization.country, organization.tax_number
     )
+    return Document(
+        letterhead.seller, letterhead.buyer(organization.id, buyer), letterhead.notes,
+        corrects=tuple(corrects), iban=letterhead.iban,
+    )  # fmt: skip
+
+
+def copy(change: Change, row: Row) -> Document:
+    """Copy into a credit note what is true of it now; its due date is a column of its own."""
+    of = organization.c
+    found = select(of.id, of.name, of.address, of.country, of.tax_number)
     known = change.connection.execute(found.where(of.id == row["organization_id"])).one()
-    buyer = Party(known.name, tuple(known.address or ()), known.country, known.tax_number)
-    head = change.letterhead
-    corrects = _corrects(change, row)
-    copied = Document(head.seller, head.buyer(known.id, buyer), head.notes, corrects=corrects, iban=head.iban)
+    copied = document_of(change.letterhead, known, corrected_by(change.connection, row))
     change.connection.execute(
         update(invoice)
         .where(invoice.c.id == row["id"])
@@ -54,14 +61,13 @@ def copy(change: Change, row: Row) -> Document:
     return copied
 
 
-def _corrects(change: Change, row: Row) -> tuple[Corrected, ...]:
+def corrected_by(connection: Connection, row: Row) -> Sequence[Corrected]:
+    """The invoices that a note gives something back of."""
     if row["corrects_id"] is not None:
-        found = change.connection.execute(_CORRECTED, {"id": row["corrects_id"]})
-    elif row["kind"] == "credit_note":
-        found = change.connection.execute(_GIVEN_BACK, {"id": row["id"], "most": CORRECTED_MAX})
+        found = connection.execute(_CORRECTED, {"id": row["corrects_id"]})
     else:
-        return ()
-    return tuple(_corrected(each) for each in found)
+        found = connection.execute(_GIVEN_BACK, {"id": row["id"], "most": CORRECTED_MAX})
+    return [_corrected(each) for each in found]
 
 
 def _corrected(row: Any) -> Corrected:

@@ -5,7 +5,7 @@ Noted with the change that ends a plan, and charged once the tenant's ledger say
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -51,6 +51,9 @@ SELECT r.created_at, r.transaction_type = 'reset' AS is_reset, r.total_remaining
 _LAST = text("""
 SELECT seq, created_at, total_remaining FROM token_ledger WHERE tenant_id = :tenant
  ORDER BY seq DESC LIMIT 1""")
+_WAITING = text("""
+SELECT DISTINCT organization_id FROM plan_end
+ WHERE organization_id = ANY(cast(:organizations AS bigint[])) AND quantity IS NULL ORDER BY 1""")
 _CHARGED = text("""
 SELECT anchor_date, paid_from, sum(amount) AS amount FROM plan_end
  WHERE organization_id = :organization AND amount > 0 GROUP BY 1, 2""")
@@ -89,6 +92,11 @@ def note(connection: Connection, taken: Taken, ended: Ended, had: TokenPlan, the
             supplied_from=found.begins, supplied_until=ended.last_day + ONE_DAY,
         )
     )  # fmt: skip
+
+
+def waiting(connection: Connection, organization_ids: Sequence[int]) -> list[int]:
+    """Organizations with ends of plans that are not looked at yet, in the order of their ids."""
+    return list(connection.execute(_WAITING, {"organizations": list(organization_ids)}).scalars())
 
 
 def owed(connection: Connection, organization_id: int) -> list[tuple[int, int, Named | None]]:

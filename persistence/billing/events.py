@@ -276,8 +276,8 @@ def _charge_late(batch: _Batch) -> None:
         charges.hold(batch.connection, organization_id)
     for partition in sorted({change.partition_of(each) for each in late}):
         change.hold_flushes(partition)
-    for organization_id in late:
-        charges.accrue_tokens(batch.connection, organization_id)
+    if late:
+        charges.accrue_tokens(batch.connection, late)
 
 
 SUBJECT = Subject(use_event, verbs={"create": take})

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.finance import SUPPLY, Asked, LegPlace, tax_by_month
-from persistence.billing.journal import ENTRIES, ENTRIES_AFTER, REVENUE
+from persistence.billing.journal import ENTRIES, ENTRIES_AFTER, REVENUE, rest_before
 
 ROWS_A_BATCH = 5_000
 _OF = """
@@ -23,12 +23,7 @@ _RECEIVABLES = text(f"""
 WITH due AS (
     SELECT i.organization_id, i.currency, i.uncollectible_at < :until AS given_up,
            cast(:day AS date) - i.due_date AS days,
-           i.total_amount
-           + coalesce((SELECT sum(n.total_amount) FROM invoice AS n
-                        WHERE n.corrects_id = i.id AND n.finalized_at < :until
-                          AND coalesce(n.voided_at, 'infinity') >= :until), 0)
-           - coalesce((SELECT sum(p.amount) FROM payment AS p
-                        WHERE p.invoice_id = i.id AND p.created_at < :until), 0) AS rest
+           {rest_before(":until")} AS rest
       FROM invoice AS i
      WHERE i.corrects_id IS NULL AND i.finalized_at < :until
        AND coalesce(i.voided_at, 'infinity') >= :until {_OF}

@@ -1,14 +1,15 @@
-"""What an invoice says besides its charges: what they are called, what earlier ones billed of the same.
+"""What invoices say besides their charges: what they are called, what earlier ones billed of the same.
 
-Charges are gathered, never computed again from what they are for.
+Charges are gathered, never computed again from what they are for. Each statement reads of many organizations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, text
 
@@ -18,11 +19,15 @@ from gateway.core.billing.subscription import midnight
 from persistence.billing import tax_rates
 from persistence.billing.segments import segment_of
 
-_ORGANIZATION = text("SELECT currency, tax_rate FROM organization WHERE id = :organization")
+_WANTED = """unnest(cast(:organizations AS bigint[]), cast(:starts AS date[]), cast(:ends AS date[]))
+    AS w (organization_id, start, until)"""
 # Uses since then stand behind the next invoice, unless one covers them already.
-SINCE = """
-SELECT least(cast(:start AS date), min(day)) FROM usage_daily WHERE organization_id = :organization"""
-_SINCE = text(SINCE)
+_ORGANIZATIONS = text(f"""
+SELECT o.id, o.name, o.currency, o.tax_rate, o.address, o.country, o.tax_number, o.due_days,
+       (SELECT coalesce(sum(u.credits - u.billed_credits), 0)::bigint FROM usage_daily AS u
+         WHERE u.organization_id = o.id AND u.day < w.until AND u.credits <> u.billed_credits) AS consumed,
+       (SELECT least(w.start, min(u.day)) FROM usage_daily AS u WHERE u.organization_id = o.id) AS since
+  FROM {_WANTED} JOIN organization AS o ON o.id = w.organization_id""")  # noqa: S608  # our own words
 _FEES = text("""
 SELECT s.*, p.name FROM subscription_segment AS s JOIN subscription_plan AS p ON p.id = s.plan_id
  WHERE s.id = ANY(cast(:ids AS bigint[]))""")
@@ -32,72 +37,106 @@ _NAMES = {
     "addition": text("SELECT id, remark AS name FROM credit_addition WHERE id = ANY(cast(:ids AS bigint[]))"),
 }
 _CARRIED = text("""
-SELECT l.basis, sum(l.exact - l.amount) AS rest
+SELECT i.organization_id, l.basis, sum(l.exact - l.amount) AS rest
   FROM invoice AS i JOIN invoice_line AS l ON l.invoice_id = i.id AND l.exact IS NOT NULL
- WHERE i.organization_id = :organization AND i.status = 'finalized'
- GROUP BY 1 HAVING sum(l.exact - l.amount) <> 0""")
-_CONSUMED = text("""
-SELECT coalesce(sum(credits - billed_credits), 0)::bigint FROM usage_daily
- WHERE organization_id = :organization AND day < :until_day AND credits <> billed_credits""")
+ WHERE i.organization_id = ANY(cast(:organizations AS bigint[])) AND i.status = 'finalized'
+ GROUP BY 1, 2 HAVING sum(l.exact - l.amount) <> 0""")
 # How many units of each month were billed: all of it counts for their place in it.
 _UNITS_BEFORE = text("""
-SELECT service_id, date_trunc('month', period_start, 'UTC')::date AS month, sum(quantity)::bigint AS units
-  FROM charge
- WHERE organization_id = :organization AND kind = 'usage' AND invoice_id IS NOT NULL
-   AND unit_price <> 0.000000001 AND reason NOT IN ('credited', 'credit_void')
-   AND period_start >= cast(cast(:since AS date) AS timestamp) AT TIME ZONE 'UTC'
- GROUP BY 1, 2""")
-
+SELECT c.organization_id, c.service_id, date_trunc('month', c.period_start, 'UTC')::date AS month,
+       sum(c.quantity)::bigint AS units
+  FROM unnest(cast(:organizations AS bigint[]), cast(:since AS date[])) AS w (organization_id, since)
+  JOIN charge AS c ON c.organization_id = w.organization_id AND c.kind = 'usage' AND c.invoice_id IS NOT NULL
+   AND c.unit_price <> 0.000000001 AND c.reason NOT IN ('credited', 'credit_void')
+   AND c.period_start >= cast(w.since AS timestamp) AT TIME ZONE 'UTC'
+ GROUP BY 1, 2, 3""")
 # Units of events that were told within a period, and used before it.
 _USED_BEFORE = text("""
-SELECT e.service_id, sum(f.usage_amount)::bigint AS units
-  FROM use_event AS e JOIN feature_usage AS f ON f.request_id = e.request_id
-   AND f.organization_id = e.organization_id
- WHERE e.organization_id = :organization AND f."timestamp" < :until_day
-   AND f."timestamp" >= :start AND e.used_at < :start
- GROUP BY 1 HAVING sum(f.usage_amount) > 0""")
+SELECT e.organization_id, e.service_id, sum(f.usage_amount)::bigint AS units
+  FROM unnest(cast(:organizations AS bigint[]), cast(:starts AS timestamptz[]), cast(:ends AS timestamptz[]))
+    AS w (organization_id, start, until)
+  JOIN use_event AS e ON e.organization_id = w.organization_id AND e.used_at < w.start
+  JOIN feature_usage AS f ON f.request_id = e.request_id AND f.organization_id = e.organization_id
+   AND f."timestamp" < w.until AND f."timestamp" >= w.start
+ GROUP BY 1, 2 HAVING sum(f.usage_amount) > 0""")
 
 
-def read_facts(
-    connection: Connection, organization_id: int, start: date, end: date, charges: Sequence[Charge]
-) -> tuple[Facts, date]:
-    """Charges up to `end` (not included) with all that is said of them, and the first day of the uses
-    behind them.
-    """
-    here: dict[str, Any] = {"organization": organization_id, "start": start, "until_day": end}
-    organization = connection.execute(_ORGANIZATION, here).one()
-    dated = tax_rates.read(connection, organization_id)
-    facts = Facts(
-        currency=organization.currency,
-        tax_rate=organization.tax_rate.normalize(),
-        taxes=dated,
-        taxed_before=tax_rates.billed_with(connection, organization_id, charges) if dated else {},
-        until=end,
-        charges=charges,
-        credits_consumed=connection.execute(_CONSUMED, here).scalar_one(),
-        fees=_fees(connection, charges),
-        tenants=_names(connection, "tenant", {charge.tenant_id for charge in charges}),
-        services=_names(connection, "service", {charge.service_id for charge in charges}),
-        remarks=_names(
-            connection, "addition", {charge.source_id for charge in charges if charge.source == ADDITION}
-        ),
-        carried=carried(connection, organization_id),
-        units_before=_units_before(connection, here, charges),
-        since=start,
-        used_before=_used_before(connection, organization_id, start, end, charges),
-    )  # fmt: skip
-    return facts, connection.execute(_SINCE, here).scalar_one()
+class Gathered(NamedTuple):
+    """The charges that an organization's invoice takes, and the days it is of (the last not included)."""
+
+    organization_id: int
+    start: date
+    until: date
+    charges: Sequence[Charge]
 
 
-def carried(connection: Connection, organization_id: int) -> Mapping[str, Decimal]:
+class Known(NamedTuple):
+    """What an invoice is made of, its organization's row, and the first day of the uses behind it."""
+
+    facts: Facts
+    organization: Any
+    since: date
+
+
+def read_facts(connection: Connection, wanted: Sequence[Gathered]) -> dict[int, Known]:
+    """All that is said of charges, by organization; each has one invoice."""
+    every = [charge for each in wanted for charge in each.charges]
+    ids = [each.organization_id for each in wanted]
+    dated = tax_rates.read(connection, ids)
+    fees, names = _fees(connection, every), _all_names(connection, every)
+    rest, before = _carried(connection, ids), _units_before(connection, wanted)
+    late = _used_before(connection, wanted)
+    rows = {row.id: row for row in connection.execute(_ORGANIZATIONS, _spans(wanted))}
+    found = {}
+    for of, start, until, charges in wanted:
+        row, taxes = rows[of], dated.get(of, ())
+        facts = Facts(
+            currency=row.currency,
+            tax_rate=row.tax_rate.normalize(),
+            taxes=taxes,
+            taxed_before=tax_rates.billed_with(connection, of, charges) if taxes else {},
+            until=until,
+            charges=charges,
+            credits_consumed=row.consumed,
+            fees=fees,
+            tenants=names["tenant"],
+            services=names["service"],
+            remarks=names["addition"],
+            carried=rest.get(of, {}),
+            units_before=before.get(of, {}),
+            since=start,
+            used_before=late.get(of, {}),
+        )
+        found[of] = Known(facts, row, row.since)
+    return found
+
+
+def _spans(wanted: Iterable[Gathered]) -> dict[str, Any]:
+    ids, starts, ends, _ = (list(column) for column in zip(*wanted, strict=True))
+    return {"organizations": ids, "starts": starts, "ends": ends}
+
+
+def _carried(connection: Connection, organization_ids: Sequence[int]) -> Mapping[int, Mapping[str, Decimal]]:
     """What each basis was billed exactly, less what its lines came to."""
-    return {row.basis: row.rest for row in connection.execute(_CARRIED, {"organization": organization_id})}
+    found = defaultdict[int, dict[str, Decimal]](dict)
+    for row in connection.execute(_CARRIED, {"organizations": organization_ids}):
+        found[row.organization_id][row.basis] = row.rest
+    return found
 
 
-def _fees(connection: Connection, charges: Sequence[Charge]) -> dict[int, Fee]:
+def _fees(connection: Connection, charges: Iterable[Charge]) -> dict[int, Fee]:
     ids = sorted({charge.source_id for charge in charges if charge.source == SEGMENT and charge.source_id})
     found = connection.execute(_FEES, {"ids": ids}) if ids else ()
     return {row.id: Fee(segment_of(row), row.name) for row in found}
+
+
+def _all_names(connection: Connection, charges: Sequence[Charge]) -> dict[str, dict[int, str]]:
+    of = {
+        "tenant": {charge.tenant_id for charge in charges},
+        "service": {charge.service_id for charge in charges},
+        "addition": {charge.source_id for charge in charges if charge.source == ADDITION},
+    }
+    return {what: _names(connection, what, ids) for what, ids in of.items()}
 
 
 def _names(connection: Connection, what: str, ids: set[int | None]) -> dict[int, str]:
@@ -107,19 +146,36 @@ def _names(connection: Connection, what: str, ids: set[int | None]) -> dict[int,
 
 
 def _units_before(
-    connection: Connection, here: Mapping[str, Any], charges: Sequence[Charge]
-) -> dict[tuple[int | None, date], int]:
-    days = [charge.day for charge in charges if charge.source == UNITS]
-    if not days:
-        return {}
-    rows = connection.execute(_UNITS_BEFORE, {**here, "since": min(days).replace(day=1)})
-    return {(row.service_id, row.month): row.units for row in rows}
+    connection: Connection, wanted: Iterable[Gathered]
+) -> Mapping[int, Mapping[tuple[int | None, date], int]]:
+    first = {
+        each.organization_id: min(charge.day for charge in each.charges if charge.source == UNITS)
+        for each in wanted
+        if _has_units(each)
+    }
+    found = defaultdict[int, dict[tuple[int | None, date], int]](dict)
+    if first:
+        since = [day.replace(day=1) for day in first.values()]
+        for row in connection.execute(_UNITS_BEFORE, {"organizations": list(first), "since": since}):
+            found[row.organization_id][row.service_id, row.month] = row.units
+    return found
 
 
 def _used_before(
-    connection: Connection, organization_id: int, start: date, end: date, charges: Sequence[Charge]
-) -> dict[int | None, int]:
-    if not any(charge.source == UNITS for charge in charges):
-        return {}
-    here = {"organization": organization_id, "start": midnight(start), "until_day": midnight(end)}
-    return {row.service_id: row.units for row in connection.execute(_USED_BEFORE, here)}
+    connection: Connection, wanted: Iterable[Gathered]
+) -> Mapping[int, Mapping[int | None, int]]:
+    some = [each for each in wanted if _has_units(each)]
+    found = defaultdict[int, dict[int | None, int]](dict)
+    if some:
+        here = {
+            "organizations": [each.organization_id for each in some],
+            "starts": [midnight(each.start) for each in some],
+            "ends": [midnight(each.until) for each in some],
+        }
+        for row in connection.execute(_USED_BEFORE, here):
+            found[row.organization_id][row.service_id] = row.units
+    return found
+
+
+def _has_units(gathered: Gathered) -> bool:
+    return any(charge.source == UNITS for charge in gathered.charges)

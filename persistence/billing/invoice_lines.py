@@ -1,24 +1,36 @@
-"""The lines of an invoice as they are stored, and its total with them."""
+"""The lines of invoices as they are stored, and what they come to."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from itertools import zip_longest
 from typing import Any
 
-from sqlalchemy import insert, select, text, update
+from sqlalchemy import Connection, select, text
+from sqlalchemy.dialects.postgresql import dialect
 
 from gateway.core.billing.invoice import Line
 from gateway.core.billing.tax import Tax
 from persistence.billing.tax_rates import tax_of
 from persistence.subject import Change
-from persistence.tables.billing import invoice, invoice_line
+from persistence.tables.billing import invoice_line
 
-_NAME = text("""
-UPDATE invoice_line AS l SET tenant = (SELECT name FROM tenant WHERE id = l.tenant_id),
-       service = (SELECT name FROM service WHERE id = l.service_id)
- WHERE l.invoice_id = :invoice AND (l.tenant_id IS NOT NULL OR l.service_id IS NOT NULL)""")
+# What is stored of a line, by columns of its table.
+_NAMES = (
+    "invoice_id", "position", "kind", "description", "service_id", "tenant_id", "quantity", "unit_price",
+    "amount", "exact", "basis", "corrects_position", "period_start", "period_end", "tax_rate",
+    "tax_category", "tax_reason",
+)  # fmt: skip
+_DIALECT = dialect()  # type: ignore[no-untyped-call]  # as the library has it
+_ARRAYS = ", ".join(f"cast(:{name} AS {invoice_line.c[name].type.compile(_DIALECT)}[])" for name in _NAMES)
+# With what tenant and service are called now.
+_KEEP = text(f"""
+INSERT INTO invoice_line ({", ".join(_NAMES)}, tenant, service)
+SELECT {", ".join(f"n.{name}" for name in _NAMES)}, t.name, s.name
+  FROM unnest({_ARRAYS}) WITH ORDINALITY AS n ({", ".join(_NAMES)}, place)
+  LEFT JOIN tenant AS t ON t.id = n.tenant_id LEFT JOIN service AS s ON s.id = n.service_id
+ ORDER BY n.place""")  # noqa: S608  # our own words
 
 
 def lines_of(change: Change, invoice_id: int) -> Sequence[Any]:
@@ -38,9 +50,12 @@ def line_of(row: Any) -> Line:
 
 
 def keep_lines(
-    change: Change, invoice_id: int, lines: Sequence[Line], corrects: Sequence[int | None] = ()
-) -> Decimal:
-    """Store lines; of a note each with the position of the line it gives back. Answers what they come to."""
+    connection: Connection, of: Mapping[int, Sequence[Line]], corrects: Sequence[int | None] = ()
+) -> dict[int, Decimal]:
+    """Store lines of invoices; of a note each with the position of the line it gives back.
+
+    Answers what those of each invoice come to.
+    """
     rows: list[dict[str, Any]] = [
         {
             "invoice_id": invoice_id, "position": position, "kind": line.kind,
@@ -50,14 +65,12 @@ def keep_lines(
             "corrects_position": corrected, "period_start": line.start, "period_end": line.end,
             **_taxed(line.tax),
         }
+        for invoice_id, lines in of.items()
         for position, (line, corrected) in enumerate(zip_longest(lines, corrects), 1)
     ]  # fmt: skip
     if rows:
-        change.connection.execute(insert(invoice_line), rows)
-        change.connection.execute(_NAME, {"invoice": invoice_id})
-    total = sum((line.amount for line in lines), Decimal(0))
-    change.connection.execute(update(invoice).where(invoice.c.id == invoice_id).values(total_amount=total))
-    return total
+        connection.execute(_KEEP, {name: [row[name] for row in rows] for name in _NAMES})
+    return {invoice_id: sum((line.amount for line in lines), Decimal(0)) for invoice_id, lines in of.items()}
 
 
 def _taxed(tax: Tax | None) -> dict[str, Any]:

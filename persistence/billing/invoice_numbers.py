@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from datetime import UTC
+from collections.abc import Sequence
+from datetime import UTC, datetime
 
+from sqlalchemy import Connection
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from persistence.subject import Change
 from persistence.tables.billing import invoice_sequence
 
 NUMBER_DIGITS = 6
 
 
-def next_number(change: Change) -> str:
-    """Take the year's next number; others wait here until this transaction ends."""
-    series = str(change.now.astimezone(UTC).year)
-    first = upsert(invoice_sequence).values(series=series, last_number=1)
+def next_numbers(connection: Connection, now: datetime, count: int) -> Sequence[str]:
+    """Take the year's next numbers; others wait here until this transaction ends."""
+    series, last = str(now.astimezone(UTC).year), invoice_sequence.c.last_number
+    first = upsert(invoice_sequence).values(series=series, last_number=count)
     taken = first.on_conflict_do_update(
-        index_elements=["series"], set_={"last_number": invoice_sequence.c.last_number + 1}
-    ).returning(invoice_sequence.c.last_number)
-    return f"{series}-{change.connection.execute(taken).scalar_one():0{NUMBER_DIGITS}d}"
+        index_elements=["series"], set_={"last_number": last + count}
+    ).returning(last)
+    upto = int(connection.execute(taken).scalar_one())
+    return [f"{series}-{number:0{NUMBER_DIGITS}d}" for number in range(upto - count + 1, upto + 1)]

@@ -10,15 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, date
+from decimal import Decimal
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.charge import ONE_DAY, Charge, gathered
-from gateway.core.billing.document import CREDIT_NOTE, INVOICE, require_complete
-from gateway.core.billing.invoice import Bill, bill
+from gateway.core.billing.charge import ONE_DAY, gathered
+from gateway.core.billing.document import CREDIT_NOTE, require_complete
 from gateway.core.billing.payment import PAID
-from gateway.core.billing.subscription import midnight
 from gateway.errors import Conflict, Unprocessable
 from persistence.billing import (
     allocations,
@@ -26,19 +25,16 @@ from persistence.billing import (
     credit_notes,
     debts,
     documents,
+    gathering,
     invoice_covers,
-    invoice_facts,
     one_off,
     payments,
     taken_back,
     top_ups,
 )
-from persistence.billing.invoice_lines import keep_lines
-from persistence.billing.invoice_numbers import next_number
 from persistence.billing.invoice_source import SOURCE
 from persistence.billing.one_off import only_of
 from persistence.billing.placed import known
-from persistence.keeper.notices import tell_invoice
 from persistence.subject import Change, Subject, day_in, id_in, require
 from persistence.tables.billing import invoice, invoice_line
 from persistence.tables.people import organization
@@ -62,23 +58,32 @@ def create(change: Change) -> Row:
         raise Unprocessable(errors=(("period_end", wanted),))
     _require_near(change, end)
     charges.hold(change.connection, organization_id)
+    other = overlapping(change.connection, [organization_id], start, end).get(organization_id)
+    if other is not None:
+        raise Conflict(other)
+    return _drafted(change, organization_id, (start, end))
+
+
+def overlapping(
+    connection: Connection, organization_ids: Sequence[int], start: date, end: date
+) -> dict[int, str]:
+    """What keeps organizations from a draft of a period, in words, of those where something does."""
     here = invoice.c
     # Two drafts would show the same charges. One that is finalized has its own: a month may lie within a year
     # that was billed ahead, and around a day whose top-up was.
     within = (here.period_start <= start) & (here.period_end >= end)
     around = (here.period_start >= start) & (here.period_end <= end)
-    overlapping = select(here.id, here.period_start, here.period_end).where(
-        here.organization_id == organization_id, here.corrects_id.is_(None), here.status != "void",
+    found = select(here.id, here.organization_id, here.period_start, here.period_end).where(
+        here.organization_id.in_(organization_ids), here.corrects_id.is_(None), here.status != "void",
         here.source.is_(None),
         here.period_start < end, here.period_end > start,
         (here.status == "draft") | (within == around),
     )  # fmt: skip
-    other = change.connection.execute(overlapping.limit(1)).first()
-    if other is not None:
-        raise Conflict(
-            f"Invoice {other.id} has days of this period: {other.period_start} to {other.period_end}."
-        )
-    return _drafted(change, organization_id, (start, end))
+    return {
+        row.organization_id: f"Invoice {row.id} has days of this period:"
+        f" {row.period_start} to {row.period_end}."
+        for row in connection.execute(found.order_by(here.id.desc()))
+    }
 
 
 def _create_one_off(change: Change) -> Row:
@@ -90,10 +95,10 @@ def _create_one_off(change: Change) -> Row:
     until = day_in(values, "period_end") if said else change.today + ONE_DAY
     one_off.refuse_second_draft(change, organization_id)
     _require_near(change, until)
-    allocations.catch_up(change.connection, organization_id)
-    owned = charges.segments(change.connection, organization_id)
-    there = known(change.connection, organization_id, until, change.today)
-    taken = gathered(there, until, owned, only_of(values))
+    allocations.catch_up(change.connection, [organization_id])
+    owned = charges.segments(change.connection, [organization_id])
+    owed = known(change.connection, [organization_id], until, change.today)[organization_id]
+    taken = gathered(owed, until, owned, only_of(values))
     if not taken:
         raise Conflict("Nothing of this source is owed that no invoice has.")
     ends = max((each.end - ONE_DAY).astimezone(UTC).date() for each in taken) + ONE_DAY
@@ -115,7 +120,8 @@ def _drafted(change: Change, organization_id: int, period: tuple[date, date]) ->
         source=values.get("source"), source_id=values.get("source_id"),
     )  # fmt: skip
     invoice_id = int(change.connection.execute(made.returning(invoice.c.id)).scalar_one())
-    _compute(change, change.fetch(invoice_id))
+    draft = gathering.Draft(invoice_id, id_in(values, "organization_id"), *period, only_of(values))
+    gathering.draw(change.connection, change.letterhead, change.today, [draft])
     return change.fetch(invoice_id)
 
 
@@ -124,36 +130,36 @@ def recompute(change: Change) -> Row:
     row = _draft(change)
     if not _gathers(row):
         raise Conflict("A credit note has the lines of the invoice it gives back.")
-    _compute(change, row)
+    gathering.draw(change.connection, change.letterhead, change.today, [_draft_of(row)])
     return change.fetch()
 
 
 def finalize(change: Change) -> Row:
     """Give a draft its number and its final lines: from now on nothing changes it."""
     row = _draft(change)
-    organization_id, covers = id_in(row, "organization_id"), None
+    connection, letterhead = change.connection, change.letterhead
     if _gathers(row):
-        change.hold_flushes(change.partition_of(organization_id))
-        covers = _take(change, row)
+        change.hold_flushes(change.partition_of(id_in(row, "organization_id")))
+        drawn = gathering.take(connection, letterhead, change.today, [_draft_of(row)])
+        require_complete(drawn[0].document, len(drawn[0].bill.lines))
+        finals = gathering.have(connection, drawn)
     else:
-        credit_notes.give_back(change, id_in(row, "corrects_id"))
-        charges.give_back(change.connection, organization_id)
-    made = change.fetch()
-    require_complete(documents.copy(change, made), len(made["lines"]))  # type: ignore[arg-type]  # a list
-    paid = payments.terms(change, made) if made["kind"] == INVOICE else {}
-    change.connection.execute(
-        update(invoice)
-        .where(invoice.c.id == change.row_id)
-        .values(
-            status="finalized", number=next_number(change), finalized_at=change.now, covers=covers, **paid
-        )
-    )
-    tell_invoice(change.connection, change.row_id)
+        finals = [_take_note(change, row)]
+    gathering.finish(connection, letterhead, change.now, finals)
     _settle_corrected(change, row)
     final = change.fetch()
     if final["payment_status"] in {None, PAID} and _gathers(row):
         debts.give(change, final)
     return final
+
+
+def _take_note(change: Change, row: Row) -> gathering.Final:
+    """Give back what a note is about."""
+    credit_notes.give_back(change, id_in(row, "corrects_id"))
+    charges.give_back(change.connection, [id_in(row, "organization_id")])
+    lines = row["lines"]
+    require_complete(documents.copy(change, row), len(lines))  # type: ignore[arg-type]  # a list
+    return gathering.Final(change.row_id, CREDIT_NOTE, Decimal(str(row["total_amount"])), None)
 
 
 def bill_top_up(change: Change) -> Row:
@@ -188,7 +194,7 @@ def void(change: Change) -> Row:
         invoice_covers.forget_credits(change.connection, change.row_id)
     else:
         taken_back.void_note(change.connection, change.row_id)
-        charges.give_back(change.connection, id_in(row, "organization_id"))
+        charges.give_back(change.connection, [id_in(row, "organization_id")])
         _settle_corrected(change, row)
     return change.fetch()
 
@@ -233,45 +239,8 @@ def _period(row: Row) -> tuple[date, date]:
     return day_in(row, "period_start"), day_in(row, "period_end")
 
 
-def _compute(change: Change, row: Row) -> None:
-    """Make a draft's lines of what it would take now."""
-    until = day_in(row, "period_end")
-    organization_id = id_in(row, "organization_id")
-    allocations.catch_up(change.connection, organization_id)
-    owned = charges.segments(change.connection, organization_id)
-    open_ = known(change.connection, organization_id, until, change.today)
-    _keep_bill(change, row, gathered(open_, until, owned, only_of(row)))
-
-
-def _take(change: Change, row: Row) -> Row | None:
-    """Charge what is known, and make the lines of what the invoice has from now on; what uses it covers."""
-    connection, until = change.connection, day_in(row, "period_end")
-    organization_id, only = id_in(row, "organization_id"), only_of(row)
-    charges.accrue(connection, organization_id, until, today=change.today, running=midnight(until))
-    owned = charges.segments(connection, organization_id)
-    taken = gathered(charges.unbilled(connection, organization_id), until, owned, only)
-    made, since = _keep_bill(change, row, taken)
-    charges.bill(connection, change.row_id, made.placed)
-    if only is not None:
-        return None
-    invoice_covers.tell_credits(connection, change.row_id, organization_id, until)
-    return invoice_covers.covers(connection, organization_id, since)
-
-
-def _keep_bill(change: Change, row: Row, taken: Sequence[Charge]) -> tuple[Bill, date]:
-    """Keep the lines of charges; answers them and the first day of the uses behind them."""
-    invoice_id, organization_id = id_in(row, "id"), id_in(row, "organization_id")
-    facts, since = invoice_facts.read_facts(change.connection, organization_id, *_period(row), taken)
-    made = bill(facts if only_of(row) is None else replace(facts, credits_consumed=0))
-    change.connection.execute(delete(invoice_line).where(invoice_line.c.invoice_id == invoice_id))
-    total = keep_lines(change, invoice_id, made.lines)
-    # What gives back more than it bills is a credit note, of the invoices that billed it.
-    kind = CREDIT_NOTE if total < 0 else INVOICE
-    change.connection.execute(
-        update(invoice).where(invoice.c.id == invoice_id).values(kind=kind, currency=facts.currency)
-    )
-    documents.copy(change, change.fetch(invoice_id))
-    return made, since
+def _draft_of(row: Row) -> gathering.Draft:
+    return gathering.Draft(id_in(row, "id"), id_in(row, "organization_id"), *_period(row), only_of(row))
 
 
 SUBJECT = Subject(

@@ -7,6 +7,19 @@ and the one it takes back, are no entries: nothing was supplied or taken away.
 
 from __future__ import annotations
 
+
+def rest_before(moment: str) -> str:
+    """What of invoice `i` was left to pay right before a moment: by its notes and payments until then."""
+    return f"""i.total_amount
+           + coalesce((SELECT sum(n.total_amount) FROM invoice AS n
+                        WHERE n.corrects_id = i.id AND n.finalized_at < {moment}
+                          AND coalesce(n.voided_at, 'infinity') >= {moment}), 0)
+           - coalesce((SELECT sum(p.amount) FROM payment AS p
+                        WHERE p.invoice_id = i.id AND p.created_at < {moment}), 0)"""  # noqa: S608  # our own words
+
+
+# What comes in with the same tick of the clock as it is given up is still an entry of `receivables`.
+_GIVEN_UP = "i.uncollectible_at + interval '1 microsecond'"
 # Charges that are entries. Of an invoice from before there were charges, its lines are the entry.
 _CHARGED = """
     SELECT c.*, date_trunc('month', c.created_at, 'UTC') AS made_in,
@@ -72,13 +85,7 @@ UNION ALL
 SELECT 'write_off', i.id, i.uncollectible_at, i.organization_id, i.currency, leg.account, leg.amount, i.id,
        i.kind
   FROM invoice AS i, LATERAL (
-       SELECT i.total_amount
-              + coalesce((SELECT sum(n.total_amount) FROM invoice AS n
-                           WHERE n.corrects_id = i.id AND n.finalized_at <= i.uncollectible_at
-                             AND coalesce(n.voided_at, 'infinity') > i.uncollectible_at), 0)
-              - coalesce((SELECT sum(p.amount) FROM payment AS p
-                           WHERE p.invoice_id = i.id AND p.created_at <= i.uncollectible_at), 0)
-              AS rest) AS r,
+       SELECT {rest_before(_GIVEN_UP)} AS rest) AS r,
        LATERAL (VALUES ('bad_debt', r.rest), ('receivables', -r.rest)) AS leg (account, amount)
  WHERE i.uncollectible_at >= :since AND i.uncollectible_at < :until
    AND (cast(:organization AS bigint) IS NULL OR i.organization_id = :organization)

@@ -13,14 +13,13 @@ from sqlalchemy import Connection, func, insert, select, text, update
 
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.payment import PAID as STATUS_PAID
-from gateway.core.billing.payment import WAITING, Receivable, due_on, require_payable, require_returnable
+from gateway.core.billing.payment import WAITING, Receivable, require_payable, require_returnable
 from gateway.errors import Conflict
 from persistence.billing import charges, debts, top_ups
 from persistence.billing.invoice_source import PAID, REST, money, rest_of
 from persistence.keeper.notices import tell_payment_status
 from persistence.subject import Change, Subject, id_in, lock
 from persistence.tables.billing import invoice, payment
-from persistence.tables.people import organization
 
 _OVERDUE = text("""
 UPDATE invoice SET payment_status = 'overdue'
@@ -34,16 +33,6 @@ def held(change: Change) -> Row:
     """The command's row, as it stands once nobody else invoices its organization."""
     charges.hold(change.connection, id_in(change.fetch(), "organization_id"))
     return lock(change)
-
-
-def terms(change: Change, row: Row) -> dict[str, object]:
-    """What a draft that becomes final says of being paid: until when, and where it stands at once."""
-    owner = id_in(row, "organization_id")
-    own = select(organization.c.due_days).where(organization.c.id == owner)
-    due_days = change.connection.execute(own).scalar_one()
-    due_date = due_on(change.today, change.letterhead.due_days if due_days is None else due_days)
-    standing = Receivable(Decimal(str(row["total_amount"])), due_date)
-    return {"due_date": due_date, "payment_status": standing.status(change.today)}
 
 
 def record(change: Change) -> Row:

@@ -45,11 +45,15 @@ class Placed:
     charges: Sequence[tuple[Charge, int | None]]
 
 
-def known(connection: Connection, organization_id: int, until: date, today: date) -> list[Charge]:
-    """What is owed and no invoice has, written or not; up to a day that may be to come."""
-    found = charges.unbilled(connection, organization_id)
-    running = midnight(until)
-    return found + charges.open_charges(connection, organization_id, until, today=today, running=running)
+def known(
+    connection: Connection, organization_ids: Sequence[int], until: date, today: date
+) -> dict[int, list[Charge]]:
+    """What is owed and no invoice has, written or not, by organization; up to a day that may be to come."""
+    found, running = charges.unbilled(connection, organization_ids), midnight(until)
+    open_ = charges.open_charges(connection, organization_ids, until, today=today, running=running)
+    for owner, more in open_.items():
+        found[owner] += more
+    return found
 
 
 def placed(connection: Connection, invoice: Any, today: date) -> Placed:
@@ -64,9 +68,10 @@ def placed(connection: Connection, invoice: Any, today: date) -> Placed:
 def _drawn(connection: Connection, invoice: Any, today: date) -> Placed:
     organization_id, start, until = invoice.organization_id, invoice.period_start, invoice.period_end
     only = only_of({"source": invoice.source, "source_id": invoice.source_id})
-    owned = charges.segments(connection, organization_id)
-    taken = gathered(known(connection, organization_id, until, today), until, owned, only)
-    facts, _ = invoice_facts.read_facts(connection, organization_id, start, until, taken)
+    open_ = known(connection, [organization_id], until, today)[organization_id]
+    taken = gathered(open_, until, charges.segments(connection, [organization_id]), only)
+    wanted = invoice_facts.Gathered(organization_id, start, until, taken)
+    facts = invoice_facts.read_facts(connection, [wanted])[organization_id].facts
     made = bill(facts if only is None else replace(facts, credits_consumed=0))
     lines = [
         PlacedLine(

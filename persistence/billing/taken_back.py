@@ -42,7 +42,7 @@ def void(connection: Connection, invoice_id: int) -> None:
     """Take an invoice's charges back, and owe them again."""
     connection.execute(_OWED_AGAIN, {"invoice": invoice_id})
     connection.execute(_VOID, {"invoice": invoice_id})
-    debts.unbill(connection, invoice_id)
+    debts.unbill(connection, [invoice_id])
 
 
 def void_note(connection: Connection, note_id: int) -> None:

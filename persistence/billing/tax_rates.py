@@ -6,6 +6,7 @@ one too, from the first day there is.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from decimal import Decimal
@@ -76,12 +77,17 @@ def change_organization(change: Change) -> Row:
     return changed
 
 
-def read(connection: Connection, organization_id: int) -> Sequence[Dated]:
-    """The dated taxes of an organization, in the order of their days."""
+def read(connection: Connection, organization_ids: Sequence[int]) -> Mapping[int, Sequence[Dated]]:
+    """The dated taxes of organizations that have some, in the order of their days."""
     here = tax_rate.c
-    found = select(tax_rate).where(here.organization_id == organization_id)
+    found = select(tax_rate).where(here.organization_id.in_(organization_ids))
     rows = connection.execute(found.order_by(here.effective_from, here.id))
-    return [Dated(row.effective_from, tax_of(row.rate, row.category, row.reason)) for row in rows]
+    dated = defaultdict[int, list[Dated]](list)
+    for row in rows:
+        dated[row.organization_id].append(
+            Dated(row.effective_from, tax_of(row.rate, row.category, row.reason))
+        )
+    return dated
 
 
 def billed_with(

@@ -20,9 +20,9 @@ def read(connection: Connection, organization_id: int, today: date) -> list[Row]
     currency = connection.execute(
         select(organization.c.currency).where(organization.c.id == organization_id)
     ).scalar_one()
-    known = charges.unbilled(connection, organization_id)
-    running = charges.ALL_THAT_RUNS
-    known += charges.open_charges(connection, organization_id, today, today=today, running=running)
+    all_that_runs = charges.ALL_THAT_RUNS
+    found = charges.open_charges(connection, [organization_id], today, today=today, running=all_that_runs)
+    known = charges.unbilled(connection, [organization_id])[organization_id] + found[organization_id]
     by_kind = groupby(sorted(known, key=lambda charge: charge.kind), key=lambda charge: charge.kind)
     return [row for kind, some in by_kind if (row := _row(kind, currency, some)) is not None]
 

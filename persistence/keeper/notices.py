@@ -73,7 +73,7 @@ WITH news AS (
            jsonb_build_object('invoice_id', i.id, 'organization_id', i.organization_id,
                'organization', o.name, 'kind', i.kind, 'number', i.number, 'currency', i.currency,
                'total_amount', trim_scale(i.total_amount)::text) AS data
-      FROM invoice AS i JOIN organization AS o ON o.id = i.organization_id WHERE i.id = :id
+      FROM invoice AS i JOIN organization AS o ON o.id = i.organization_id WHERE i.id = ANY(:ids)
 )""")
 # What an invoice's payment status became; one that is open again is no news.
 _PAYMENT_STATUS = told("""
@@ -94,9 +94,9 @@ DELETE FROM webhook_delivery
        CASE WHEN event LIKE 'quota.%' OR event = 'credits.low' THEN cast(:long AS integer) ELSE :days END)""")
 
 
-def tell_invoice(connection: Connection, invoice_id: int) -> None:
-    """Write the news of a finalized invoice in the transaction that finalizes it."""
-    connection.execute(_INVOICE, {"id": invoice_id})
+def tell_invoices(connection: Connection, invoice_ids: Sequence[int]) -> None:
+    """Write the news of finalized invoices in the transaction that finalizes them."""
+    connection.execute(_INVOICE, {"ids": list(invoice_ids)})
 
 
 def tell_payment_status(connection: Connection, invoice_ids: Sequence[int]) -> None:

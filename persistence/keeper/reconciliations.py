@@ -6,6 +6,7 @@ their checkpoints; without it an account's last row is taken at its word.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,7 +30,7 @@ SELECT o.id, coalesce(array_agg(t.id ORDER BY t.id) FILTER (WHERE t.id IS NOT NU
  WHERE {where} GROUP BY o.id ORDER BY {order} LIMIT :n"""
 _EVERY = text(_OWNERS.format(where="o.id > :after", order="o.id"))
 _SOME = text(_OWNERS.format(where="true", order="random()"))
-_ONE = text(_OWNERS.format(where="o.id = :id", order="o.id"))
+_THESE = text(_OWNERS.format(where="o.id = ANY(cast(:ids AS bigint[]))", order="o.id"))
 
 _TENANTS = text("""
 SELECT 'tenant:' || k.id AS account, q.last_seq, q.tokens_remaining AS head, found.seq IS NOT NULL AS found,
@@ -106,13 +107,15 @@ SELECT 'spend:' || k.id AS account, c.movements + s.movements AS rows, false AS 
 _LISTED = text("SELECT account, count(*) AS n FROM listed_gap GROUP BY account")
 _STOPPED = text("SELECT account, reason FROM quarantine WHERE released_at IS NULL")
 _UNRESOLVED = text("""
-SELECT 'entry ' || entry_id || ' could not be stored: ' || reason FROM dead_letter
- WHERE resolved_at IS NULL
-   AND (organization_id = :id OR tenant_id IN (SELECT id FROM tenant WHERE organization_id = :id))
- LIMIT 10""")
+SELECT o.id, 'entry ' || d.entry_id || ' could not be stored: ' || d.reason AS why
+  FROM unnest(cast(:ids AS bigint[])) AS o (id)
+ CROSS JOIN LATERAL (
+       SELECT entry_id, reason FROM dead_letter WHERE resolved_at IS NULL
+          AND (organization_id = o.id OR tenant_id IN (SELECT id FROM tenant WHERE organization_id = o.id))
+        LIMIT 10) AS d""")
 _DUE = text("""
-SELECT q.tenant_id FROM tenant_quota AS q JOIN tenant AS t ON t.id = q.tenant_id
- WHERE t.organization_id = :id AND q.next_reset_at <= now() ORDER BY 1""")
+SELECT q.tenant_id, t.organization_id FROM tenant_quota AS q JOIN tenant AS t ON t.id = q.tenant_id
+ WHERE t.organization_id = ANY(cast(:ids AS bigint[])) AND q.next_reset_at <= now() ORDER BY 1""")
 
 # Query of heads, query of sums, whose ids.
 _READS = {
@@ -133,10 +136,11 @@ class Accounts(BudgetUses):
         """Organizations picked at random, with their tenants."""
         return await self._owners(_SOME, {"n": count})
 
-    async def owner(self, organization_id: int) -> Owner:
-        """One organization with its tenants."""
-        found = await self._owners(_ONE, {"id": organization_id, "n": 1})
-        return found[0] if found else Owner(organization_id, ())
+    async def owners_of(self, organization_ids: Sequence[int]) -> Sequence[Owner]:
+        """These organizations with their tenants."""
+        found = await self._owners(_THESE, {"ids": list(organization_ids), "n": len(organization_ids)})
+        there = {owner.organization_id for owner in found}
+        return [*found, *(Owner(each, ()) for each in organization_ids if each not in there)]
 
     async def accounts(self, seqs: Mapping[str, int], *, deep: bool) -> dict[str, LedgerAccount]:
         """The accounts named, each with its balance at the seq given for it."""
@@ -162,18 +166,21 @@ class Accounts(BudgetUses):
             accounts = [account for owner in owners for account in owner.accounts]
             return await disproved(connection, accounts, count)
 
-    async def unresolved(self, organization_id: int) -> Sequence[str]:
-        """Why not all that happened to an organization is in its ledgers; empty where it is."""
+    async def unresolved(self, organization_ids: Sequence[int]) -> Mapping[int, Sequence[str]]:
+        """Why not all that happened to an organization is in its ledgers, of those of which it is not."""
+        found = defaultdict[int, list[str]](list)
         async with told(self._engine.connect()) as connection:
-            rows = await connection.execute(_UNRESOLVED, {"id": organization_id})
-            return [str(why) for why in rows.scalars()]
+            for row in await connection.execute(_UNRESOLVED, {"ids": list(organization_ids)}):
+                found[row.id].append(row.why)
+        return found
 
-    async def due(self, organization_id: int) -> Sequence[int]:
-        """Tenants of an organization whose reset has come."""
+    async def due(self, organization_ids: Sequence[int]) -> Sequence[tuple[int, int]]:
+        """Tenants of organizations whose reset has come, each with its organization."""
         async with told(self._engine.connect()) as connection:
-            return list((await connection.execute(_DUE, {"id": organization_id})).scalars())
+            rows = await connection.execute(_DUE, {"ids": list(organization_ids)})
+            return [(row.tenant_id, row.organization_id) for row in rows]
 
-    async def _owners(self, query: Any, values: Mapping[str, int]) -> list[Owner]:
+    async def _owners(self, query: Any, values: Mapping[str, Any]) -> list[Owner]:
         async with told(self._engine.connect()) as connection:
             return [Owner(row.id, tuple(row.tenants)) for row in await connection.execute(query, values)]
 

@@ -11,6 +11,7 @@ from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from gateway.core.billing.due import LEFT_REASONS
 from gateway.core.certificate import not_after
 from persistence.engine import plain_url
 
@@ -23,6 +24,9 @@ _UNPAID = text("""
 SELECT (SELECT count(*) FROM invoice WHERE payment_status = 'overdue') AS overdue,
        (SELECT count(*) FROM dunning_step AS b WHERE b.action = 'block' AND b.control_write_id IS NOT NULL
            AND NOT EXISTS (SELECT FROM dunning_step AS e WHERE e.corrects_id = b.id)) AS blocked""")
+_LEFT = text("""
+SELECT invoicing_left_reason AS reason, count(*) AS count FROM organization
+ WHERE invoicing_left IS NOT NULL AND deleted_at IS NULL GROUP BY 1""")
 _ENDS = text("""
 SELECT 'api_key', extract(epoch FROM min(expires_at)) FROM api_key
  WHERE revoked_at IS NULL AND expires_at > now()
@@ -43,11 +47,15 @@ async def waiting_messages(engine: AsyncEngine) -> int:
         return int(await connection.scalar(_WAITING) or 0)
 
 
-async def unpaid(engine: AsyncEngine) -> dict[str, int]:
-    """How many invoices are overdue, and how many tenants are blocked for ones that are not paid."""
+async def invoices(engine: AsyncEngine, *, scheduled: bool) -> dict[str, object]:
+    """How many invoices are overdue, how many tenants blocked for ones that are not paid; and of how many
+    organizations the schedule left the invoice, by reason, where there is a schedule.
+    """
     async with engine.connect() as connection:
         row = (await connection.execute(_UNPAID)).one()
-    return {"invoices_overdue": row.overdue, "tenants_blocked_unpaid": row.blocked}
+        left = {each.reason: each.count for each in await connection.execute(_LEFT)} if scheduled else {}
+    found = {"invoices_overdue": row.overdue, "tenants_blocked_unpaid": row.blocked}
+    return found | {"invoices_left": [(each, left.get(each, 0)) for each in LEFT_REASONS if scheduled]}
 
 
 async def next_ends(engine: AsyncEngine) -> list[tuple[str, float]]:

@@ -48,6 +48,21 @@ def keep(connection: Connection, entries: Sequence[dict[str, object]]) -> None:
         connection.execute(insert(audit_log), entries[at : at + ROWS_WRITTEN_MAX])
 
 
+def record_all(change: Change, done: Sequence[tuple[int, int, Row]]) -> None:
+    """Write the audit rows of one change of many rows: which row, whose it is, and what was asked."""
+    command = change.command
+    rows = [
+        {
+            "actor": command.actor.scope, "role": command.actor.role, "organization_id": organization_id,
+            "action": command.verb, "resource": command.resource, "resource_id": str(row_id),
+            "after": _plain(asked), "request_id": command.request_id,
+        }
+        for row_id, organization_id, asked in done
+    ]  # fmt: skip
+    if rows:
+        change.connection.execute(insert(audit_log), rows)
+
+
 def _whose(change: Change, row: Row) -> object:
     if change.command.resource == "organizations":
         return row["id"]

@@ -81,7 +81,7 @@ def delete(change: Change) -> Row:
     """Take an organization out; `Conflict` says what of it no invoice has."""
     lock(change)
     refuse_while_referenced(change)
-    allocations.catch_up(change.connection, change.row_id)
+    allocations.catch_up(change.connection, [change.row_id])
     if owed := unbilled.said(unbilled.read(change.connection, change.row_id, change.today)):
         raise Conflict(f"Not all that it owes is billed: {owed}. Invoice it first.")
     return crud.delete(change)
@@ -92,7 +92,7 @@ def keep_currency(change: Change, row: Row) -> None:
     before = change.before
     if before is None or before["currency"] == row["currency"]:
         return
-    allocations.catch_up(change.connection, change.row_id)
+    allocations.catch_up(change.connection, [change.row_id])
     here = {THIS.key: change.row_id}
     has = [
         said for name, said in PRICES.items() if before[name] is not None and before[name] == row[name]

@@ -46,7 +46,7 @@ organization = table(
     # Whether what it does not pay is reminded of, and ends in a block.
     flags("dunning"),
     # Whose months it is billed by, and why the last invoice on schedule was left.
-    texts("time_zone", "invoicing_left?"),
+    texts("time_zone", "invoicing_left?", "invoicing_left_reason?"),
     # The credit and spend accounts as of the last flushed event; a rebuild of Redis starts here.
     integers("credit_epoch", "credit_last_seq", "credit_ahead", "spend_epoch", "spend_last_seq", "spent"),
     days("spend_month?"),

@@ -168,8 +168,8 @@ async def _measure(server: ValkeyServer, url: str, entries: int) -> dict[str, ob
         reports.append(fact.report)
 
     flusher = Flusher(Outbox(Client(wire)), writer, observe)
-    postgres_pid = _postmaster(url)
-    own, theirs, stores = _cpu_s(), _cpu_of(server), _cpu_below(postgres_pid)
+    postgres_pid = postmaster(url)
+    own, theirs, stores = _cpu_s(), _cpu_of(server), postgres_cpu_s(postgres_pid)
     started = time.perf_counter()
     running = asyncio.create_task(flusher.run())
     while (stored := sum(report.entries() for report in reports)) < entries:
@@ -183,7 +183,7 @@ async def _measure(server: ValkeyServer, url: str, entries: int) -> dict[str, ob
         "seconds": round(seconds, 2),
         "batches": len(reports),
         "flusher_cpu_us_per_row": round((_cpu_s() - own) / stored * 1e6, 1),
-        "postgres_cpu_us_per_row": round((_cpu_below(postgres_pid) - stores) / stored * 1e6, 1),
+        "postgres_cpu_us_per_row": round((postgres_cpu_s(postgres_pid) - stores) / stored * 1e6, 1),
         "valkey_cpu_us_per_row": round((_cpu_of(server) - theirs) / stored * 1e6, 1),
     }
     await wire.close()
@@ -205,13 +205,13 @@ def _cpu_of(server: ValkeyServer) -> float:
     return _cpu_and_parent(server.process.pid)[0]
 
 
-def _cpu_below(parent: int) -> float:
+def postgres_cpu_s(parent: int) -> float:
     """CPU of the sessions and helpers of the PostgreSQL server with this process id."""
     found = (_cpu_and_parent(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit())
     return sum(cpu for cpu, of in found if of == parent)
 
 
-def _postmaster(url: str) -> int:
+def postmaster(url: str) -> int:
     with psycopg.connect(url) as connection:
         return _cpu_and_parent(connection.info.backend_pid)[1]
 

@@ -34,6 +34,7 @@ WELL = {
     "tollkeeper_drift_credits": "0x100",
     "tollkeeper_quarantined_accounts": "0x100",
     "tollkeeper_dead_letters": "0x100",
+    "tollkeeper_invoices_left{reason='conflict'}": "0 3x20 0x80",  # soon made good
     "tollkeeper_counters_breaker_open{instance='a'}": "0x100",
     "tollkeeper_counters_exchanged_total{instance='a'}": "2x100",  # an old one is no new one
     "tollkeeper_settlements_dropped_early_total{instance='a'}": "7x100",
@@ -80,6 +81,7 @@ FAULTS = {
     "LedgerDrift": Fault(5, {"tollkeeper_drift_credits": "0 7x99"}),
     "AccountsQuarantined": Fault(5, {"tollkeeper_quarantined_accounts": "0 1x99"}),
     "DeadLetters": Fault(5, {"tollkeeper_dead_letters": "0 1x99"}),
+    "InvoicesLeft": Fault(70, {"tollkeeper_invoices_left{reason='not_agreed'}": "0 2x99"}),
     "BreakerOpen": Fault(5, {"tollkeeper_counters_breaker_open{instance='a'}": "0 1x99"}),
     "CountersUnavailable": Fault(
         8, {"tollkeeper_requests_total{status='503',reason='counters_unavailable'}": "0+6x100"}

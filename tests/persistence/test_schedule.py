@@ -3,44 +3,91 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import date
 from decimal import Decimal
 from typing import Any
 
+import psycopg
+import pytest
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from gateway.background.timed.invoicing import Invoicing
+from gateway.core.billing.document import NO_LETTERHEAD, Letterhead
+from gateway.core.billing.due import CONFLICT, INCOMPLETE, NOT_AGREED, Left
 from persistence import engine
 from persistence.schedule import Schedule
+from persistence.store import Store
+from tests.letterhead import LETTERHEAD
 from tests.persistence.april import April, april, at, invoiced, plan
-from tests.persistence.billing.test_due import customer
+from tests.persistence.billing.test_due import act, customer
 from tests.persistence.scenario import broken, rows_of
+from tests.waiting import eventually
 
 __all__ = ["april"]
 
+DONE_AT_LAST = 400
+DRAFTS = "SELECT id FROM invoice WHERE status = 'draft'"
+
 
 class Agreeing:
-    """Accounts that agree."""
+    """Accounts that agree, but for those that do not."""
 
-    async def close(self, organization_id: int) -> None:
-        """Nothing to wait for."""
+    def __init__(self, *torn: int) -> None:
+        self.torn = torn
+
+    async def close_all(self, organization_ids: Sequence[int]) -> Mapping[int, Left]:
+        return {each: Left(NOT_AGREED, "They differ.") for each in organization_ids if each in self.torn}
 
 
-async def turn(april: April, *, keepers: int = 1) -> None:
+class Killed(BaseException):
+    """The keeper is no more."""
+
+
+@asynccontextmanager
+async def keeper(
+    april: April, *torn: int, letterhead: Letterhead = LETTERHEAD
+) -> AsyncIterator[tuple[Invoicing, AsyncEngine]]:
+    """One that has all organizations in one partition: so they are a batch."""
     pool = engine.create(april.url)
-    due = Schedule(pool, april.store, 24, lambda: april.now)
-    made = [
-        Invoicing(due, Agreeing(), lambda *_, **__: None, finalize=True, at_once=4) for _ in range(keepers)
-    ]
-    await asyncio.gather(*(each.turn() for each in made))
+    store = Store(pool, lambda _: 7, lambda: april.now, letterhead=letterhead)
+    due = Schedule(pool, store, 24, lambda: april.now)
+    yield Invoicing(due, Agreeing(*torn), lambda *_, **__: None, finalize=True, at_once=4), pool
     await pool.dispose()
+
+
+async def turn(april: April, *torn: int, keepers: int = 1, letterhead: Letterhead = LETTERHEAD) -> None:
+    async def one() -> None:
+        async with keeper(april, *torn, letterhead=letterhead) as (made, _):
+            await made.turn()
+
+    await asyncio.gather(*(one() for _ in range(keepers)))
 
 
 def invoices(april: April) -> list[tuple[object, ...]]:
     return rows_of(april.url, "SELECT status, source, total_amount FROM invoice ORDER BY id")
 
 
+def left(april: April) -> dict[object, object]:
+    rows = rows_of(april.url, "SELECT id, invoicing_left_reason FROM organization WHERE deleted_at IS NULL")
+    return {id_: reason for id_, reason in rows if reason is not None}
+
+
 async def subscribed(april: April, **terms: Any) -> dict[str, int]:
     starter = await plan(april, "Starter", "29.00", 2_000_000)
     return await customer(april, starter, date(2026, 4, 1), None, **terms)
+
+
+async def several(april: April, count: int) -> list[int]:
+    """Organizations with the same subscription, in May."""
+    starter = await plan(april, "Starter", "29.00", 2_000_000)
+    made = [(await customer(april, starter, date(2026, 4, 1), None))["organization"] for _ in range(count)]
+    await april.on(at(5, 1, 1))
+    for organization in made:
+        await april.store.charge(organization)
+    return made
 
 
 async def test_a_month_is_drafted_when_it_is_over_and_final_after_its_grace(april: April) -> None:
@@ -56,9 +103,10 @@ async def test_a_month_is_drafted_when_it_is_over_and_final_after_its_grace(apri
     await turn(april, keepers=2)
     await turn(april)
     assert invoices(april) == [("finalized", None, Decimal(29))]
-    [(left,)] = rows_of(april.url, "SELECT invoicing_left FROM organization")
-    assert left is None
+    assert left(april) == {}
     assert await broken(april.url) == []
+    done = rows_of(april.url, "SELECT action FROM audit_log WHERE resource = 'invoices' ORDER BY id")
+    assert done == [("create",), ("finalize",)]
 
 
 async def test_a_month_is_over_when_it_is_where_the_customer_is(april: April) -> None:
@@ -95,4 +143,139 @@ async def test_a_month_that_gives_back_more_than_it_bills_is_issued_as_well(apri
     assert invoices(april) == [("finalized", None, Decimal(58)), ("finalized", None, back)]
     assert rows_of(april.url, "SELECT kind FROM invoice ORDER BY id") == [("invoice",), ("credit_note",)]
     assert rows_of(april.url, "SELECT invoicing_left FROM organization") == [(None,)]
+
+
+async def test_what_gives_back_more_than_it_bills_is_a_note_that_names_the_invoice(april: April) -> None:
+    starter = await plan(april, "Starter", "29.00", 2_000_000)
+    ids = await customer(april, starter, date(2026, 6, 1), None)
+    await april.on(at(6, 1, 6))
+    june = await invoiced(april, ids, date(2026, 6, 1), date(2026, 7, 1))
+    await april.on(at(6, 11))
+    await act(april, ids, "cancel", when="now")
+    await april.on(at(8, 2, 1))
+    await turn(april)
+    noted = (
+        "SELECT total_amount, payment_status, document->'corrects' FROM invoice WHERE kind = 'credit_note'"
+    )
+    [(total, status, corrects)] = rows_of(april.url, noted)
+    # Ten of thirty days were supplied.
+    assert (total, status) == (Decimal("-19.33"), None)
+    assert [each["number"] for each in corrects] == [june["number"]]  # type: ignore[attr-defined]  # JSON
     assert await broken(april.url) == []
+
+
+async def test_a_batch_says_what_each_invoice_alone_would(april: April) -> None:
+    """Of two organizations alike, one is invoiced by the schedule and one by a person."""
+    first, second = await several(april, 2)
+    await april.on(at(5, 2, 1))
+    period = {"period_start": date(2026, 4, 1), "period_end": date(2026, 5, 1)}
+    made = await april.do("invoices", "create", organization_id=second, **period)
+    await april.do("invoices", "finalize", made["id"])
+    await turn(april)
+    said = (
+        "SELECT kind, status, currency, period_start, period_end, due_date, payment_status, total_amount,"
+        " customer, document - 'buyer', covers->>'since', finalized_at FROM invoice"
+        " WHERE organization_id = %s"
+    )
+    assert rows_of(april.url, said, [first]) == rows_of(april.url, said, [second])
+    lines = (
+        "SELECT position, l.kind, description, quantity, unit_price, amount, exact, service, tax_rate"
+        " FROM invoice_line AS l JOIN invoice AS i ON i.id = l.invoice_id"
+        " WHERE organization_id = %s ORDER BY 1"
+    )
+    assert rows_of(april.url, lines, [first]) == rows_of(april.url, lines, [second])
+    assert await broken(april.url) == []
+
+
+async def test_a_keeper_that_dies_anywhere_leaves_nothing_twice_and_no_number_out(april: April) -> None:
+    made = await several(april, 3)
+    await april.on(at(5, 2, 1))
+    for statements in range(1, DONE_AT_LAST):
+        try:
+            async with keeper(april) as (invoicing, pool):
+                with _dies_after(pool, statements):
+                    await invoicing.turn()
+        except (Killed, BaseExceptionGroup):
+            assert await broken(april.url) == []
+        else:
+            break
+    else:
+        pytest.fail("it never came to its end")
+    found = rows_of(april.url, "SELECT organization_id, number, total_amount FROM invoice ORDER BY number")
+    assert sorted(str(row[0]) for row in found) == sorted(map(str, made))
+    assert [row[1] for row in found] == [f"2026-{number:06d}" for number in (1, 2, 3)]
+    assert {row[2] for row in found} == {Decimal(29)}
+    unbilled = "SELECT count(*) FROM charge WHERE invoice_id IS NULL AND period_start < '2026-05-01'"
+    assert rows_of(april.url, unbilled) == [(0,)]
+    assert await broken(april.url) == []
+
+
+async def test_keepers_side_by_side_make_each_invoice_once(april: April) -> None:
+    made = await several(april, 6)
+    await april.on(at(5, 2, 1))
+    await turn(april, keepers=3)
+    numbers = rows_of(april.url, "SELECT organization_id, number FROM invoice ORDER BY number")
+    assert sorted(str(row[0]) for row in numbers) == sorted(map(str, made))
+    assert [row[1] for row in numbers] == [f"2026-{number:06d}" for number in range(1, 7)]
+    assert await broken(april.url) == []
+
+
+async def test_who_is_left_holds_up_nobody_and_is_said_by_reason(april: April) -> None:
+    torn, taken, fine = await several(april, 3)
+    overlaps = {"period_start": date(2026, 4, 10), "period_end": date(2026, 4, 20)}
+    await april.do("invoices", "create", organization_id=taken, **overlaps)
+    await april.on(at(5, 2, 1))
+    await turn(april, torn)
+    assert left(april) == {torn: NOT_AGREED, taken: CONFLICT}
+    final = rows_of(april.url, "SELECT organization_id FROM invoice WHERE status = 'finalized'")
+    assert final == [(fine,)]
+    [(why,)] = rows_of(april.url, "SELECT invoicing_left FROM organization WHERE id = %s", [taken])
+    assert "2026-04-10 to 2026-04-20" in str(why)
+    await turn(april)
+    assert left(april) == {taken: CONFLICT}
+    # A person makes it: nothing is due, so nothing is left.
+    await april.do("invoices", "delete", rows_of(april.url, DRAFTS)[0][0])
+    month = {"period_start": date(2026, 4, 1), "period_end": date(2026, 5, 1)}
+    made = await april.do("invoices", "create", organization_id=taken, **month)
+    await april.do("invoices", "finalize", made["id"])
+    await turn(april)
+    assert left(april) == {}
+
+
+async def test_without_a_seller_all_are_drafts_that_say_so(april: April) -> None:
+    made = await several(april, 2)
+    await april.on(at(5, 2, 1))
+    await turn(april, letterhead=NO_LETTERHEAD)
+    assert left(april) == dict.fromkeys(made, INCOMPLETE)
+    assert [row[0] for row in invoices(april)] == ["draft", "draft"]
+    assert await broken(april.url) == []
+    await turn(april)
+    assert (left(april), [row[0] for row in invoices(april)]) == ({}, ["finalized"] * 2)
+
+
+async def test_one_that_a_person_invoices_now_is_waited_for(april: April) -> None:
+    busy, free = await several(april, 2)
+    await april.on(at(5, 2, 1))
+    with psycopg.connect(april.url) as person:
+        person.execute("SELECT pg_advisory_xact_lock(7803, hashint8(%s))", [busy])
+        turning = asyncio.create_task(turn(april))
+        final = "SELECT organization_id FROM invoice WHERE status = 'finalized'"
+        await eventually(lambda: rows_of(april.url, final) == [(free,)])
+        person.rollback()
+    await turning
+    assert [row[0] for row in invoices(april)] == ["finalized"] * 2
+
+
+@contextmanager
+def _dies_after(pool: AsyncEngine, statements: int) -> Iterator[None]:
+    asked = 0
+
+    def one(*_: object) -> None:
+        nonlocal asked
+        asked += 1
+        if asked > statements:
+            raise Killed
+
+    for name in ("before_cursor_execute", "commit"):
+        event.listen(pool.sync_engine, name, one)
+    yield

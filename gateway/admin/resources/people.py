@@ -28,6 +28,7 @@ from gateway.admin.resources.values import (
 )
 from gateway.core.accounts.roles import BILLING, OPERATOR, access
 from gateway.core.accounts.zones import is_zone
+from gateway.core.billing.due import LEFT_REASONS
 from gateway.core.billing.payment import DUE_DAYS_MAX
 from gateway.core.billing.vector import BASE_CURRENCY
 
@@ -82,6 +83,10 @@ Organization = answer_of(
     currency=(str, Field(description="ISO 4217; what its money is in.")),
     time_zone=str,
     invoicing_left=(str | None, Field(description="Why its invoice on schedule was not made; null: it was.")),
+    invoicing_left_reason=(
+        str | None,
+        Field(description=f"The same in a word: {', '.join(LEFT_REASONS)}."),
+    ),
 )
 
 
@@ -148,7 +153,11 @@ RESOURCES = (
         deletable=True,
         live="credits",
         parts=(UNBILLED,),
-        filters={"name": Filter("text"), "search": Filter("text")},
+        filters={
+            "name": Filter("text"),
+            "search": Filter("text"),
+            "invoicing_left_reason": Filter("text", LEFT_REASONS),
+        },
         declared=Declared(),
     ),
     Resource(

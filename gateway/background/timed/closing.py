@@ -1,4 +1,4 @@
-"""Brings an organization's accounts to a close, so that an invoice can be final.
+"""Brings accounts of organizations to a close, so that invoices can be final.
 
 Swept: no reset is due. Drained: everything the counters had done when asked is stored.
 Reconciled: counters and ledger say the same, and every movement is there.
@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from gateway.core.integrity.reconciliation import LedgerAccount, Owner, Reconciled
+from gateway.core.billing.due import NOT_AGREED, NOT_IN_LEDGER, NOT_STORED, Left
+from gateway.core.integrity.reconciliation import Item, LedgerAccount, Owner, Reconciled
 from gateway.core.integrity.verified import AccountHead
 from gateway.errors import Conflict
 
@@ -32,14 +33,14 @@ class Counters(Protocol):
 class Ledger(Protocol):
     """PostgreSQL."""
 
-    async def owner(self, organization_id: int) -> Owner:
-        """One organization with its tenants."""
+    async def owners_of(self, organization_ids: Sequence[int]) -> Sequence[Owner]:
+        """These organizations with their tenants."""
 
-    async def due(self, organization_id: int) -> Sequence[int]:
-        """Tenants of an organization whose reset has come."""
+    async def due(self, organization_ids: Sequence[int]) -> Sequence[tuple[int, int]]:
+        """Tenants of organizations whose reset has come, each with its organization."""
 
-    async def unresolved(self, organization_id: int) -> Sequence[str]:
-        """Why not all that happened to an organization is in its ledgers."""
+    async def unresolved(self, organization_ids: Sequence[int]) -> Mapping[int, Sequence[str]]:
+        """Why not all that happened to an organization is in its ledgers, of those of which it is not."""
 
     async def accounts(self, seqs: Mapping[str, int], *, deep: bool) -> Mapping[str, LedgerAccount]:
         """The accounts named."""
@@ -53,7 +54,7 @@ class Check(Protocol):
 
 
 class AccountClosing:
-    """Closes accounts; raises what keeps them open."""
+    """Closes accounts; says what keeps them open."""
 
     def __init__(self, counters: Counters, ledger: Ledger, check: Check) -> None:
         self._counters = counters
@@ -62,26 +63,42 @@ class AccountClosing:
 
     async def close(self, organization_id: int) -> None:
         """Wait until everything that has happened is stored and agrees; `Conflict` says what does not."""
-        for tenant_id in await self._ledger.due(organization_id):
-            await self._counters.sweep(tenant_id, organization_id)
-        owner = await self._ledger.owner(organization_id)
-        await self._drain(owner)
-        unresolved = await self._ledger.unresolved(organization_id)
-        if unresolved:
-            raise Conflict(f"Not everything is in the ledger: {'; '.join(unresolved[:FAULTS_SAID_MAX])}.")
-        faults = (await self._check.check([owner], deep=True)).faults
-        if faults:
-            said = "; ".join(
-                f"{item.account} {item.kind}: {item.detail}" for item in faults[:FAULTS_SAID_MAX]
-            )
-            raise Conflict(f"The accounts do not agree: {said}. See reconciliation.")
+        for open_ in (await self.close_all([organization_id])).values():
+            raise Conflict(open_.why)
 
-    async def _drain(self, owner: Owner) -> None:
-        account_heads = await self._counters.account_heads([owner])
+    async def close_all(self, organization_ids: Sequence[int]) -> Mapping[int, Left]:
+        """Close those of some organizations together; answers why others are open, by organization."""
+        for tenant_id, organization_id in await self._ledger.due(organization_ids):
+            await self._counters.sweep(tenant_id, organization_id)
+        owners = await self._ledger.owners_of(organization_ids)
+        found = await self._drain(owners)
+        for organization_id, reasons in (await self._ledger.unresolved(organization_ids)).items():
+            said = "; ".join(reasons[:FAULTS_SAID_MAX])
+            found.setdefault(
+                organization_id, Left(NOT_IN_LEDGER, f"Not everything is in the ledger: {said}.")
+            )
+        rest = [owner for owner in owners if owner.organization_id not in found]
+        faults = (await self._check.check(rest, deep=True)).faults if rest else ()
+        for owner in rest:
+            mine = [item for item in faults if item.account in owner.accounts]
+            if mine:
+                found[owner.organization_id] = Left(NOT_AGREED, _said(mine))
+        return found
+
+    async def _drain(self, owners: Sequence[Owner]) -> dict[int, Left]:
+        """Wait until the movements of these owners' accounts up to now are stored."""
+        account_heads = await self._counters.account_heads(owners)
         seqs = {name: head.seq for name, head in account_heads.items() if head is not None}
         for _ in range(DRAIN_LOOKS_MAX):
             stored = await self._ledger.accounts(seqs, deep=False)
-            if all(account.head.seq >= seqs[name] for name, account in stored.items()):
-                return
+            seqs = {name: seqs[name] for name, account in stored.items() if account.head.seq < seqs[name]}
+            if not seqs:
+                return {}
             await asyncio.sleep(LOOK_AGAIN_S)
-        raise Conflict("Not everything that happened is stored yet; try again in a moment.")
+        late = Left(NOT_STORED, "Not everything that happened is stored yet; try again in a moment.")
+        return {owner.organization_id: late for owner in owners if not seqs.keys().isdisjoint(owner.accounts)}
+
+
+def _said(faults: Sequence[Item]) -> str:
+    said = "; ".join(f"{item.account} {item.kind}: {item.detail}" for item in faults[:FAULTS_SAID_MAX])
+    return f"The accounts do not agree: {said}. See reconciliation."

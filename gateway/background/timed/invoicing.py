@@ -1,19 +1,30 @@
 """Drafts what is due on schedule, waits for what settles late, finalizes; says what it left and why.
 
-Who has done it already is told by the database: two keepers make nothing twice.
+Keepers side by side share the work: who has claimed a partition makes the invoices of its organizations, and
+the others go on with another one. What one that died has not made is due again.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import random
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Protocol
 
-from gateway.core.billing.due import Due
-from gateway.errors import TollkeeperError
+from gateway.core.billing.due import Due, Left, Made, left_by
+from gateway.errors import StoreUnavailable, TollkeeperError
 
 INTERVAL_S = 60.0
-ORGANIZATIONS_A_PAGE = 500
+ORGANIZATIONS_A_PAGE = 5_000
+# Their invoices are one transaction: so many of a partition wait for each other, and its flush for all.
+ORGANIZATIONS_A_BATCH = 25
+
+
+# Whether a partition is the caller's now.
+Claim = Callable[[int], Awaitable[bool]]
 
 
 class Invoices(Protocol):
@@ -22,42 +33,61 @@ class Invoices(Protocol):
     async def invoices_due(self, after: int, count: int, *, finalize: bool) -> Sequence[Due]:
         """What is due of organizations with a higher id, by id; `finalize`: drafts of old too."""
 
-    async def draft_invoice(self, due: Due) -> int | None:
-        """Make it, or its lines again; None where there is nothing to bill."""
+    def claims(self) -> AbstractAsyncContextManager[Claim]:
+        """Whoever is told that a partition is its own makes its invoices, and nobody else, until the end."""
 
-    async def finalize_invoice(self, draft_id: int) -> None:
-        """Give a draft its number."""
+    async def still_due(self, organization_ids: Sequence[int], *, finalize: bool) -> Sequence[Due]:
+        """What is due of these organizations now."""
 
-    async def leave_invoice(self, organization_id: int, why: str | None) -> None:
-        """Keep why an organization's invoice was left; None where nothing is."""
+    async def make_invoices(self, organization_ids: Sequence[int], *, finalize: bool) -> Made:
+        """Make what is due of these organizations, whose accounts are at a close."""
+
+    async def leave_invoices(self, left: Mapping[int, Left | None]) -> None:
+        """Keep why organizations' invoices were left; None where nothing is."""
+
+    async def forget_left(self, count: int, *, finalize: bool) -> None:
+        """Let nothing be said to be left of organizations of which nothing is due."""
 
 
 class Closing(Protocol):
     """Brings accounts to a close."""
 
-    async def close(self, organization_id: int) -> None:
-        """Wait until everything that has happened is stored and agrees."""
+    async def close_all(self, organization_ids: Sequence[int]) -> Mapping[int, Left]:
+        """Wait until everything that has happened is stored and agrees; answers why it does not."""
 
 
 class Invoicing:
-    """The clock's side of invoices: so many organizations at once, each on its own."""
+    """The clock's side of invoices: so many batches of organizations at once."""
 
     def __init__(
-        self, invoices: Invoices, closing: Closing, log: Callable[..., None], *, finalize: bool, at_once: int
+        self,
+        invoices: Invoices,
+        closing: Closing,
+        log: Callable[..., None],
+        *,
+        finalize: bool,
+        at_once: int,
+        organizations_a_batch: int = ORGANIZATIONS_A_BATCH,
+        shuffle: Callable[[list[int]], None] = random.shuffle,
     ) -> None:
         self._invoices = invoices
         self._closing = closing
         self._log = log
         self._finalize = finalize
         self._at_once = at_once
+        self._organizations_a_batch = organizations_a_batch
+        self._shuffle = shuffle
 
     async def turn(self) -> tuple[int, int]:
-        """Make what is due; answers how many were made, and how many were left."""
+        """Make what is due; answers of how many organizations it was made, and how many were left."""
         after, made, left = 0, 0, 0
-        free = asyncio.Semaphore(self._at_once)
-        while page := await self._invoices.invoices_due(after, ORGANIZATIONS_A_PAGE, finalize=self._finalize):
-            done = await asyncio.gather(*(self._one(due, free) for due in page))
-            after, made, left = page[-1].organization_id, made + sum(done), left + done.count(False)
+        due = partial(self._invoices.invoices_due, finalize=self._finalize)
+        async with self._invoices.claims() as claim:
+            while page := await due(after, ORGANIZATIONS_A_PAGE):
+                done = await self._page(page, claim)
+                after = page[-1].organization_id
+                made, left = made + sum(one for one, _ in done), left + sum(one for _, one in done)
+        await self._invoices.forget_left(ORGANIZATIONS_A_PAGE, finalize=self._finalize)
         if made or left:
             self._log("invoices made", made=made, left=left, level="warning" if left else "info")
         return made, left
@@ -68,21 +98,65 @@ class Invoicing:
             await self.turn()
             await asyncio.sleep(INTERVAL_S)
 
-    async def _one(self, due: Due, free: asyncio.Semaphore) -> bool:
-        async with free:
-            try:
-                await self._make(due)
-            except TollkeeperError as refusal:
-                why = getattr(refusal, "message", "") or str(refusal)
-                self._log("invoice left", organization_id=due.organization_id, why=why, level="warning")
-                await self._invoices.leave_invoice(due.organization_id, why)
-                return False
-            await self._invoices.leave_invoice(due.organization_id, None)
-            return True
+    async def _page(self, page: Sequence[Due], claim: Claim) -> Sequence[tuple[int, int]]:
+        """Make those of each partition that no other keeper makes, so many partitions at once."""
+        free = asyncio.Semaphore(self._at_once)
+        shares = defaultdict[int, list[int]](list)
+        for due in page:
+            shares[due.partition].append(due.organization_id)
 
-    async def _make(self, due: Due) -> None:
-        if due.finalize:
-            await self._closing.close(due.organization_id)
-        draft_id = await self._invoices.draft_invoice(due)
-        if draft_id is not None and due.finalize:
-            await self._invoices.finalize_invoice(draft_id)
+        async def share(partition: int) -> tuple[int, int]:
+            async with free:
+                return await self._share(shares[partition]) if await claim(partition) else (0, 0)
+
+        order = list(shares)
+        self._shuffle(order)  # two keepers seldom ask for the same one
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(share(each)) for each in order]
+        return [task.result() for task in tasks]
+
+    async def _share(self, organization_ids: Sequence[int]) -> tuple[int, int]:
+        """Make the invoices of one partition, batch by batch."""
+        made = left = 0
+        due = await self._invoices.still_due(organization_ids, finalize=self._finalize)
+        final = {each.organization_id for each in due if each.finalize}
+        every = list(dict.fromkeys(each.organization_id for each in due))
+        for at in range(0, len(every), self._organizations_a_batch):
+            some = every[at : at + self._organizations_a_batch]
+            found = await self._make(some, final.intersection(some))
+            made, left = made + len(found.done), left + len(found.left)
+        return made, left
+
+    async def _make(self, organization_ids: Sequence[int], final: Collection[int]) -> Made:
+        """Make the invoices of a batch, and note what was left."""
+        left = dict(await self._close(sorted(final))) if final else {}
+        found = await self._tried([each for each in organization_ids if each not in left])
+        left |= found.left
+        await self._invoices.leave_invoices({**dict.fromkeys(found.done), **left})
+        for organization_id, (reason, why) in left.items():
+            told = {"organization_id": organization_id, "reason": reason, "why": why}
+            self._log("invoice left", **told, level="warning")
+        return Made(found.done, left)
+
+    async def _close(self, organization_ids: Sequence[int]) -> Mapping[int, Left]:
+        try:
+            return await self._closing.close_all(organization_ids)
+        except StoreUnavailable:
+            raise
+        except TollkeeperError as refusal:
+            return dict.fromkeys(organization_ids, left_by(refusal))
+
+    async def _tried(self, organization_ids: Sequence[int]) -> Made:
+        """Make them together; where one of them makes PostgreSQL refuse all, each on its own."""
+        if not organization_ids:
+            return Made((), {})
+        try:
+            return await self._invoices.make_invoices(organization_ids, finalize=self._finalize)
+        except StoreUnavailable:
+            raise
+        except TollkeeperError as refusal:
+            if len(organization_ids) == 1:
+                return Made((), {organization_ids[0]: left_by(refusal)})
+        alone = [await self._tried([each]) for each in organization_ids]
+        done = [each for one in alone for each in one.done]
+        return Made(done, {each: why for one in alone for each, why in one.left.items()})

@@ -19,7 +19,7 @@ FEE, OVERAGE, PURCHASE, USAGE = "subscription", "overage", "credits_purchased", 
 DISCOUNT, COMMITMENT, POSTPAID = "discount", "minimum_commitment", "credits_postpaid"
 EARLY_USE = "early_use"
 SEGMENT, TOKENS, ADDITION, UNITS = "subscription_segment", "token_ledger", "credit_addition", "usage_tier"
-SUBSCRIPTION = "organization_subscription"
+SUBSCRIPTION, DEBT = "organization_subscription", "credit_debt"
 KINDS = (FEE, DISCOUNT, EARLY_USE, OVERAGE, PURCHASE, POSTPAID, USAGE, COMMITMENT)
 # What counts toward a minimum.
 COMMITTED = (FEE, DISCOUNT, EARLY_USE, OVERAGE, USAGE)

@@ -1,58 +1,124 @@
-"""What is due is made, organization by organization: one that fails stops no other, and is told why."""
+"""What is due is made in batches of a partition: one that fails stops no other, and is told why."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import date
 
-from gateway.background.timed.invoicing import Invoicing
-from gateway.core.billing.due import Due
-from gateway.errors import Conflict
+from gateway.background.timed.invoicing import Claim, Invoicing
+from gateway.core.billing.due import CONFLICT, COUNTERS, INCOMPLETE, NOT_AGREED, Due, Left, Made
+from gateway.errors import Conflict, CountersUnavailable, Unprocessable
 
 MONTH = (date(2026, 4, 1), date(2026, 5, 1))
+TORN = Left(NOT_AGREED, "The accounts do not agree.")
 
 
 class Books:
-    """Organizations with an invoice due; some accounts do not agree."""
+    """Organizations with an invoice due; of some the accounts do not agree, some are refused."""
 
-    def __init__(self, *ids: int, torn: frozenset[int] = frozenset()) -> None:
-        self.ids, self.torn = ids, torn
-        self.finalized: list[int] = []
-        self.drafted: list[int] = []
-        self.left: dict[int, str | None] = {}
-        self.at_once = self.most = 0
+    def __init__(
+        self, *ids: int, torn: frozenset[int] = frozenset(), refused: frozenset[int] = frozenset()
+    ) -> None:
+        self.ids, self.torn, self.refused = ids, torn, refused
+        self.made: list[list[int]] = []
+        self.closed: list[int] = []
+        self.left: dict[int, Left | None] = {}
+        self.claimed: set[int] = set()
+        self.counters_away = False
 
     async def invoices_due(self, after: int, count: int, *, finalize: bool) -> Sequence[Due]:
-        page = [id_ for id_ in self.ids if id_ > after][:2]
-        return [Due(id_, None, *MONTH, None, finalize=finalize) for id_ in page]
+        page = [id_ for id_ in self.ids if id_ > after][:5]
+        return [Due(id_, None, *MONTH, None, finalize=finalize, partition=id_ % 2) for id_ in page]
 
-    async def close(self, organization_id: int) -> None:
-        if organization_id in self.torn:
-            raise Conflict("The accounts do not agree.")
+    @asynccontextmanager
+    async def claims(self) -> AsyncIterator[Claim]:
+        async def claim(partition: int) -> bool:
+            return partition not in self.claimed
 
-    async def draft_invoice(self, due: Due) -> int | None:
-        self.drafted.append(due.organization_id)
-        return due.organization_id
+        yield claim
 
-    async def finalize_invoice(self, draft_id: int) -> None:
-        self.finalized.append(draft_id)
+    async def still_due(self, organization_ids: Sequence[int], *, finalize: bool) -> Sequence[Due]:
+        done = {id_ for some in self.made for id_ in some}
+        return [
+            Due(id_, None, *MONTH, None, finalize=finalize) for id_ in organization_ids if id_ not in done
+        ]
 
-    async def leave_invoice(self, organization_id: int, why: str | None) -> None:
-        self.left[organization_id] = why
+    async def close_all(self, organization_ids: Sequence[int]) -> Mapping[int, Left]:
+        if self.counters_away:
+            raise CountersUnavailable
+        self.closed += organization_ids
+        return {id_: TORN for id_ in organization_ids if id_ in self.torn}
+
+    async def make_invoices(self, organization_ids: Sequence[int], *, finalize: bool) -> Made:
+        if self.refused.intersection(organization_ids):
+            raise Conflict("PostgreSQL refuses one of them.")
+        self.made.append(list(organization_ids))
+        return Made(organization_ids, {})
+
+    async def leave_invoices(self, left: Mapping[int, Left | None]) -> None:
+        self.left |= left
+
+    async def forget_left(self, count: int, *, finalize: bool) -> None:
+        due = {each.organization_id for each in await self.still_due(self.ids, finalize=finalize)}
+        self.left |= dict.fromkeys(self.left.keys() - due)
 
 
-def invoicing(books: Books, *, finalize: bool) -> Invoicing:
-    return Invoicing(books, books, lambda *_, **__: None, finalize=finalize, at_once=2)
+def invoicing(books: Books, *, finalize: bool = True) -> Invoicing:
+    return Invoicing(
+        books, books, lambda *_, **__: None, finalize=finalize, at_once=2, organizations_a_batch=3
+    )
 
 
 async def test_one_that_is_left_stops_no_other_and_says_why() -> None:
     books = Books(1, 2, 3, 4, 5, torn=frozenset({2}))
-    assert await invoicing(books, finalize=True).turn() == (4, 1)
-    assert books.finalized == [1, 3, 4, 5]
-    assert books.left == {1: None, 2: "The accounts do not agree.", 3: None, 4: None, 5: None}
+    assert await invoicing(books).turn() == (4, 1)
+    assert sorted(books.made) == [[1, 3, 5], [4]]
+    assert books.left == {1: None, 2: TORN, 3: None, 4: None, 5: None}
 
 
-async def test_drafts_are_left_to_people_where_that_is_asked() -> None:
+async def test_one_that_makes_postgresql_refuse_a_batch_is_left_alone() -> None:
+    books = Books(1, 3, 5, 7, refused=frozenset({3}))
+    assert await invoicing(books).turn() == (3, 1)
+    assert sorted(books.made) == [[1], [5], [7]]
+    assert books.left[3] == Left(CONFLICT, "PostgreSQL refuses one of them.")
+
+
+async def test_batches_are_of_one_partition_and_no_longer_than_they_may_be() -> None:
+    books = Books(*range(1, 12))
+    assert await invoicing(books).turn() == (11, 0)
+    assert max(map(len, books.made)) == 3
+    assert all(len({id_ % 2 for id_ in some}) == 1 for some in books.made)
+
+
+async def test_what_another_keeper_has_claimed_is_left_to_it() -> None:
+    books = Books(1, 2, 3, 4)
+    books.claimed.add(1)
+    assert await invoicing(books).turn() == (2, 0)
+    assert books.made == [[2, 4]]
+
+
+async def test_counters_that_are_away_leave_a_batch_for_the_next_look() -> None:
+    books = Books(1, 3)
+    books.counters_away = True
+    assert await invoicing(books).turn() == (0, 2)
+    assert {left.reason for left in books.left.values() if left} == {COUNTERS}
+    books.counters_away = False
+    assert await invoicing(books).turn() == (2, 0)
+    assert books.left == {1: None, 3: None}
+
+
+async def test_drafts_need_no_close() -> None:
     books = Books(1, 2, torn=frozenset({2}))
     assert await invoicing(books, finalize=False).turn() == (2, 0)
-    assert (books.drafted, books.finalized) == ([1, 2], [])
+    assert (sorted(books.made), books.closed) == ([[1], [2]], [])
+
+
+async def test_a_refusal_says_which_field_is_missing() -> None:
+    class Nobodys(Books):
+        async def make_invoices(self, organization_ids: Sequence[int], *, finalize: bool) -> Made:
+            raise Unprocessable("This cannot become final.", (("seller", "is not known"),))
+
+    books = Nobodys(1)
+    assert await invoicing(books).turn() == (0, 1)
+    assert books.left[1] == Left(INCOMPLETE, "This cannot become final. seller is not known")

@@ -364,3 +364,31 @@ async def test_credits_are_deferred_until_they_are_used_or_expire(april: April) 
     note = await april.do("invoices", "credit-note", second["id"])
     await april.do("invoices", "finalize", note["id"])
     assert await left_of_credits(april, days[-1]) == 0
+
+
+async def test_what_is_given_up_and_paid_in_one_moment_is_the_same_in_report_and_ledger(april: April) -> None:
+    books, _ = await begin(april, None)
+    await april.on(moment(date(2026, 5, 2), 3))
+    await april.store.charge(books.organization)
+    dated(april, 0)
+    period = {"period_start": date(2026, 4, 1), "period_end": date(2026, 5, 1)}
+    drafted = await april.do("invoices", "create", organization_id=books.organization, **period)
+    await books.finalize(drafted)
+    total = Decimal(books.documents[drafted["id"]]["total_amount"])
+    await april.on(moment(date(2026, 5, 9), 3))
+    await april.do("invoices", "payments", drafted["id"], amount=Decimal(1), reference="first")
+    await april.do("invoices", "uncollectible", drafted["id"])
+    given_up = april.now
+    await april.on(moment(date(2026, 5, 20), 3))
+    await april.do("invoices", "payments", drafted["id"], amount=Decimal(2), reference="late")
+    for until, open_, lost in (
+        (given_up, total, 0),
+        (given_up + timedelta(microseconds=1), 0, total - 1),
+        (april.now + timedelta(microseconds=1), 0, total - 3),
+    ):
+        [row] = await april.store.report("receivables", Asked(until), 0, 10)
+        assert (row["open"] + row["overdue_1_30"], row["uncollectible"]) == (open_, lost)
+        asked = Asked(until, moment(date(2026, 1, 1)))
+        legs = [leg async for batch in april.store.entries(asked) for leg in batch]
+        balances = add_up(legs, "account")
+        assert (balances.get("receivables", 0), balances.get("bad_debt", 0)) == (open_, lost)

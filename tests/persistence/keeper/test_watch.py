@@ -6,8 +6,9 @@ import time
 
 import psycopg
 
+from gateway.core.billing.due import LEFT_REASONS
 from persistence import engine as engines
-from persistence.keeper.watch import certificate_end, dead_letters, next_ends
+from persistence.keeper.watch import certificate_end, dead_letters, invoices, next_ends
 
 KEYS = """
 INSERT INTO organization (name) VALUES ('o');
@@ -42,6 +43,26 @@ async def test_entries_put_aside_are_counted(migrated: str) -> None:
                 "INSERT INTO dead_letter (partition, entry_id, raw, reason) VALUES (1, '1-1', 'x', 'torn')"
             )
         assert await dead_letters(engine) == 1
+    finally:
+        await engine.dispose()
+
+
+async def test_what_the_schedule_left_is_counted_by_reason(migrated: str) -> None:
+    engine = engines.create(migrated)
+    try:
+        with psycopg.connect(migrated) as connection:
+            connection.execute(
+                "INSERT INTO organization (name, invoicing_left, invoicing_left_reason, deleted_at) VALUES"
+                " ('a', 'Invoice 7 has days of this period.', 'conflict', null),"
+                " ('b', 'Invoice 8 has days of this period.', 'conflict', null),"
+                " ('c', 'This cannot become final.', 'incomplete', null),"
+                " ('gone', 'They differ.', 'not_agreed', now()), ('made', null, null, null)"
+            )
+        found = await invoices(engine, scheduled=True)
+        assert found["invoices_left"] == [
+            (reason, {"conflict": 2, "incomplete": 1}.get(reason, 0)) for reason in LEFT_REASONS
+        ]
+        assert (await invoices(engine, scheduled=False))["invoices_left"] == []
     finally:
         await engine.dispose()
 

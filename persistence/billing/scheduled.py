@@ -1,0 +1,152 @@
+"""Months of many organizations, drafted or made final in one transaction: each as a person would alone.
+
+What is asked costs the same for one and for many, so a batch is asked for. Numbers come last: others wait
+for them until the commit.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from gateway.core.billing.document import Letterhead, require_complete
+from gateway.core.billing.due import CONFLICT, Left, left_by
+from gateway.core.billing.payment import PAID
+from gateway.errors import Unprocessable
+from persistence.billing import charges, debts, gathering, schedule
+from persistence.billing.gathering import Draft, Drawn
+from persistence.billing.invoices import overlapping
+from persistence.resources import audit
+from persistence.subject import Change, hold_flushes
+
+_NEW = text("""
+INSERT INTO invoice (organization_id, period_start, period_end, currency)
+SELECT id, :start, :until, currency FROM organization
+ WHERE id = ANY(cast(:organizations AS bigint[])) AND deleted_at IS NULL ORDER BY id
+RETURNING id, organization_id""")
+_REMOVE = text("DELETE FROM invoice WHERE id = ANY(cast(:ids AS bigint[]))")
+
+# From one day to another (the last not included), and whether it is to be final.
+Month = tuple[date, date, bool]
+
+
+@dataclass(slots=True)
+class Batch:
+    """Organizations whose months are made together; what is left, ahead and busy is told by `make`.
+
+    `change_of` makes the change of one invoice by the keeper, for what is done of one alone.
+    """
+
+    connection: Connection
+    now: datetime
+    grace_hours: int
+    finalize: bool
+    letterhead: Letterhead
+    partition_of: Callable[[int], int]
+    change_of: Callable[[str, int], Change]
+    left: dict[int, Left] = field(default_factory=dict)
+    # Fees in advance: one-off invoices, made one by one.
+    ahead: list[Any] = field(default_factory=list)
+    # Somebody charges or invoices these now.
+    busy: Collection[int] = ()
+
+
+def make(batch: Batch, organization_ids: Sequence[int], *, wait: bool = False) -> None:
+    """Make what is due of organizations; `wait` for those that are held by somebody."""
+    if wait:
+        for each in sorted(organization_ids):
+            charges.hold(batch.connection, each)
+    held = organization_ids if wait else charges.hold_free(batch.connection, organization_ids)
+    batch.busy = set(organization_ids) - set(held)
+    due = schedule.due_of(batch.connection, batch.now, held, batch.grace_hours, finalize=batch.finalize)
+    months = defaultdict[Month, list[Any]](list)
+    for row in due:
+        if row.source is not None:
+            batch.ahead.append(row)
+        else:
+            months[row.period_start, row.period_end, bool(row.ripe and batch.finalize)].append(row)
+    for partition in sorted({batch.partition_of(row.organization_id) for _, row in _final(months)}):
+        hold_flushes(batch.connection, partition)
+    today = batch.now.astimezone(UTC).date()
+    finals: list[Drawn] = []
+    for (start, until, final), rows in sorted(months.items(), key=lambda of: of[0]):
+        drafts = _drafts(batch, start, until, rows)
+        if final and drafts:
+            finals += _complete(
+                batch, gathering.take(batch.connection, batch.letterhead, today, drafts), rows
+            )
+        elif drafts:
+            drawn = gathering.draw(batch.connection, batch.letterhead, today, drafts)
+            _note(batch, "create", _with_lines(batch, drawn, set()))
+    if finals:
+        _finish(batch, finals)
+
+
+def _final(months: dict[Month, list[Any]]) -> Iterable[tuple[Month, Any]]:
+    return ((month, row) for month, rows in months.items() if month[2] for row in rows)
+
+
+def _drafts(batch: Batch, start: date, until: date, rows: Sequence[Any]) -> list[Draft]:
+    """The drafts of a month: those there are, and new ones where nothing keeps one from being made."""
+    drafts = [Draft(row.draft_id, row.organization_id, start, until) for row in rows if row.draft_id]
+    new = [row.organization_id for row in rows if row.draft_id is None]
+    if new:
+        other = overlapping(batch.connection, new, start, until)
+        batch.left |= {each: Left(CONFLICT, why) for each, why in other.items()}
+        free = [each for each in new if each not in other]
+        made = batch.connection.execute(_NEW, {"start": start, "until": until, "organizations": free})
+        drafts += [Draft(row.id, row.organization_id, start, until) for row in made]
+    return sorted(drafts, key=lambda each: each.organization_id)
+
+
+def _with_lines(batch: Batch, drawn: Sequence[Drawn], known: Collection[int]) -> list[Drawn]:
+    """Drafts that have something to bill; the others are taken out, the known ones with a row of it."""
+    empty = [each for each in drawn if not each.bill.lines]
+    if empty:
+        batch.connection.execute(_REMOVE, {"ids": [each.draft.invoice_id for each in empty]})
+        _note(batch, "delete", [each for each in empty if each.draft.invoice_id in known])
+    return [each for each in drawn if each.bill.lines]
+
+
+def _complete(batch: Batch, drawn: Sequence[Drawn], rows: Sequence[Any]) -> list[Drawn]:
+    """Those that may become final, with a row of who drafted them where nobody had; the others are left."""
+    found, known = [], {row.draft_id for row in rows}
+    for each in _with_lines(batch, drawn, known):
+        try:
+            require_complete(each.document, len(each.bill.lines))
+        except Unprocessable as refusal:
+            batch.left[each.draft.organization_id] = left_by(refusal)
+        else:
+            found.append(each)
+    _note(batch, "create", [each for each in found if each.draft.invoice_id not in known])
+    return found
+
+
+def _finish(batch: Batch, finals: Sequence[Drawn]) -> None:
+    """Give numbers: the last thing but for credits that an invoice without anything to pay gives at once."""
+    made = gathering.have(batch.connection, finals)
+    _note(batch, "finalize", finals)
+    statuses = gathering.finish(batch.connection, batch.letterhead, batch.now, made)
+    for each, status in zip(finals, statuses, strict=True):
+        if status in {None, PAID} and gathering.owes_credits(each):
+            change = batch.change_of("finalize", each.draft.invoice_id)
+            debts.give(change, change.fetch())
+
+
+def _note(batch: Batch, action: str, drawn: Sequence[Drawn]) -> None:
+    """Write who did it."""
+    audit.record_all(
+        batch.change_of(action, 0),
+        [
+            (
+                each.draft.invoice_id, each.draft.organization_id,
+                {"period_start": each.draft.start, "period_end": each.draft.until},
+            )
+            for each in drawn
+        ],
+    )  # fmt: skip
