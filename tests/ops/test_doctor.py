@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+import trustme
 
 from gateway.ops import hints
 from gateway.ops.doctor import Finding, _verification, examine
 from gateway.settings.settings import Settings, load
+from tests.certificates import issued, write
 from tests.conftest import ValkeyServer, free_port
 
 SECRET = "not-for-anybodys-eyes"
@@ -164,3 +167,24 @@ async def test_an_upstream_that_is_away_is_told_with_its_reason(
 def test_whatever_is_said_there_is_something_to_do() -> None:
     for door in (hints.redis, hints.postgresql, hints.upstream):
         assert door("something never heard of")
+
+
+async def test_certificates_of_our_ports_are_looked_at(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    files = issued(tmp_path / "tls", authority)
+    pair = {"tls_cert_file": files.certificate, "tls_key_file": files.key}
+    asking = settings(tmp_path, **pair, ops_tls_cert_file=files.certificate, ops_tls_key_file="/none")
+    found = [one async for one in examine(asking, "serve")]
+    said = {one.subject: one for one in found if one.subject.endswith(" port")}
+    assert said["gateway port"].well
+    assert "its certificate is valid until " in said["gateway port"].says
+    assert not said["ops port"].well
+    assert "TOLLKEEPER_OPS_TLS_KEY_FILE='/none' cannot be used: No such file" in said["ops port"].says
+    over = authority.issue_cert("localhost", not_after=datetime(2020, 2, 3, tzinfo=UTC))
+    write(tmp_path / "tls" / "cert.pem", over.cert_chain_pems[0].bytes())
+    write(tmp_path / "tls" / "key.pem", over.private_key_pem.bytes())
+    (one,) = [
+        one async for one in examine(settings(tmp_path, **pair), "serve") if one.subject == "gateway port"
+    ]
+    assert not one.well
+    assert "was valid until 2020-02-03" in one.says
