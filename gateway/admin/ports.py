@@ -24,6 +24,7 @@ from gateway.core.accounts.declaration import Mark, Ran, Step
 from gateway.core.accounts.quota import LiveQuota
 from gateway.core.accounts.usage import UsageQuery
 from gateway.core.billing.finance import Asked, LegPlace
+from gateway.core.billing.handover import Collected
 from gateway.core.failures import Failures
 
 T = TypeVar("T")
@@ -125,6 +126,9 @@ class Store(Protocol):
 
     def usage(self, invoice_id: int) -> AsyncIterator[bytes]:
         """Write what an invoice is made of as CSV, in pieces: charges, and every use behind them."""
+
+    async def collected(self, told: Collected) -> bool:
+        """Take what was told of an invoice that was handed over, once; False where it is none."""
 
     async def staff_token(self, digest: str) -> Actor | None:
         """Find a named admin token that is neither expired nor revoked."""
@@ -238,7 +242,8 @@ class AdminPorts:
     `digest` turns a credential into hex HMAC-SHA-256 under the pepper. `live` and `ready`
     answer (well?, dependencies by name); `metrics` takes an Accept header and answers bytes
     and their content type, `snapshot` the same numbers as plain data. `failures`
-    counts wrong credentials. A token that is None does not exist.
+    counts wrong credentials. A token that is None does not exist. `read_collected` reads what Stripe
+    sends, and how it is signed; None where nobody hands over.
 
     What a request is answered with is read and written through `of` its caller alone.
     """
@@ -258,6 +263,7 @@ class AdminPorts:
     figures: Figures
     failures: Failures
     built_in: BuiltIn = field(default_factory=BuiltIn)
+    read_collected: Callable[[bytes, str], Collected | None] | None = None
     actor: Actor = NOBODY
     version: str = "0"
     body_bytes_max: int = BODY_BYTES_MAX

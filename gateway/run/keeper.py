@@ -59,6 +59,7 @@ from gateway.errors import CountersUnavailable
 from gateway.http.tally import SECONDS, Histogram
 from gateway.run.admin_port import AdminPort
 from gateway.run.billing_loops import billing_loops, invoicing_loops
+from gateway.run.collecting import Collecting
 from gateway.run.invoice_letterhead import invoice_renderer
 from gateway.run.readiness import Probe
 from gateway.run.starting import reached, redis_reached
@@ -71,6 +72,7 @@ from persistence.billing.allocations import Allocations
 from persistence.keeper import budget_uses, watch
 from persistence.keeper.clock_changes import ToldClocks
 from persistence.keeper.deliveries import Deliveries
+from persistence.keeper.handovers import HandoverQueue
 from persistence.keeper.losses import Losses
 from persistence.keeper.notices import Notices
 from persistence.keeper.pushes import Pushes
@@ -101,7 +103,7 @@ class Keeper:
 
     def __init__(self, settings: Settings) -> None:
         self._settings, self._log = settings, logs.logger("tollkeeper.keeper")
-        self._invoice_renderer = invoice_renderer(settings)
+        self._invoice_renderer, self._collecting = invoice_renderer(settings), Collecting(settings)
         self._engine = engines.create(settings.database_url)
         address = parse_url(settings.redis_url, settings.redis_files)
         self._wire = Wire(address, time.monotonic, call_s=REDIS_CALL_S, stall_s=REDIS_CALL_S)
@@ -182,6 +184,7 @@ class Keeper:
             "expirer": self._expirer.run,
             **billing_loops(settings, self._store, Checkpoints(self._engine), partial(datetime.now, UTC)),
             **invoicing_loops(settings, schedule, self._account_closing, log),
+            **self._collecting.loops(HandoverQueue(self._engine, self._store), log),
             "clock changes": self._clock_changes.run,
             "reconciler": self._reconciler.run,
             "rollbacks": self._rollbacks.run,
@@ -212,6 +215,7 @@ class Keeper:
             await self._flushing
         self._writer.close()
         await self._outgoing.aclose()
+        await self._collecting.aclose()
         await self._wire.close()
         await self._engine.dispose()
         if self._admin_port.is_open:
@@ -237,6 +241,7 @@ class Keeper:
             figures=Figures(self._engine, partition_of),
             failures=self._failures,
             built_in=self._admin_port.built_in,
+            read_collected=self._collecting.read,
             version=version("tollkeeper"),
         )
 
@@ -295,12 +300,7 @@ class Keeper:
         return {"redis_memory_used_bytes": used, "redis_memory_max_bytes": most}
 
     async def _stored_gauges(self) -> Mapping[str, object]:
-        return {
-            **await watch.invoices(self._engine, scheduled=self._settings.invoice_schedule != "off"),
-            "dead_letters": await watch.dead_letters(self._engine),
-            "webhook_messages_waiting": await watch.waiting_messages(self._engine),
-            "credential_expiry_timestamp_seconds": await watch.next_ends(self._engine),
-        }
+        return await watch.gauges(self._engine, scheduled=self._settings.invoice_schedule != "off")
 
     async def _certificates(self) -> Mapping[str, object]:
         ends = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -95,3 +96,19 @@ def is_service_link(variable: str, text: str) -> bool:
 
 def _metas(hint: Any) -> list[msgspec.Meta]:
     return [one for one in getattr(hint, "__metadata__", ()) if isinstance(one, msgspec.Meta)]
+
+
+def check_together(values: Mapping[str, Any], prefix: str) -> None:
+    """`SettingError` for the first of several settings that do not go together."""
+    if values.get("readonly_token") and values["readonly_token"] == values.get("admin_token"):
+        raise SettingError(
+            f"{prefix}READONLY_TOKEN=(hidden) is not valid: expected another one than {prefix}ADMIN_TOKEN"
+        )
+    if values.get("smtp_url") and not values.get("smtp_from"):
+        raise SettingError(f"{prefix}SMTP_FROM is not set: expected name@example.com, whom mails are from")
+
+
+def name_of(variable: str, prefix: str) -> str:
+    """The setting of a variable; what is not written in capitals is none."""
+    name = variable.removeprefix(prefix)
+    return name.lower() if name == name.upper() else name

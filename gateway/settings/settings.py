@@ -24,9 +24,11 @@ from gateway.errors import SettingError
 from gateway.settings import tls_names
 from gateway.settings.checking import (
     IS_SECRET,
+    check_together,
     checked,
     is_secret,
     is_service_link,
+    name_of,
     shown,
     unknown,
     wanted_of,
@@ -39,9 +41,13 @@ CONFIG_NAME = f"{PREFIX}CONFIG"
 # In the environment besides the settings: where the file is, and where commands find the Admin API.
 CLIENT_NAMES = frozenset({"admin_url", "admin_ca_file", "admin_cert_file", "admin_key_file", "config"})
 # What only keepers, and who looks after them, need: credentials that a gateway is not given.
-OF_KEEPERS = ("database_url", "database_owner_url", "admin_token", "readonly_token", "smtp_url")
+OF_KEEPERS = (
+    "database_url", "database_owner_url", "admin_token", "readonly_token", "smtp_url", "stripe_api_key",
+    "stripe_webhook_secret",
+)  # fmt: skip
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Collection = Annotated[str, msgspec.Meta(pattern="^(charge_automatically|send_invoice)$")]
 # What is declared a secret may be said by a file instead: `<NAME>_FILE`.
 Secret = Annotated[str, IS_SECRET]
 Token = Annotated[str, msgspec.Meta(pattern=r"^([\x21-\x7e]{16,512})?$"), IS_SECRET]
@@ -112,6 +118,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     invoice_due_days: Annotated[int, msgspec.Meta(ge=0, le=365)] = 0
     dunning_reminder_days: Annotated[str, msgspec.Meta(pattern=r"^(\d{1,3}(,\d{1,3}){0,9})?$")] = ""
     dunning_block_days: Annotated[int, msgspec.Meta(ge=0, le=365)] = 0
+    stripe_api_key: Token = ""
+    stripe_webhook_secret: Token = ""
+    stripe_collection: Collection = "charge_automatically"
+    stripe_api_url: str = ""
     webhook_private_addresses: bool = False
     smtp_url: Secret = ""
     smtp_ca_file: str = ""
@@ -226,28 +236,17 @@ def load(environ: Mapping[str, str], config: Path | None = None) -> Settings:
     theirs = [(name, f"{config}: settings.{name}", value) for name, value in of_file]
     values = _read(theirs, environment, files, "")
     ours = [
-        (_name_of(variable), variable, text)
+        (name_of(variable, PREFIX), variable, text)
         for variable, text in environ.items()
         if variable.startswith(PREFIX) and not is_service_link(variable, text)
     ]
     values |= _read([one for one in ours if one[0] not in CLIENT_NAMES], environment, files, PREFIX)
-    if values.get("readonly_token") and values["readonly_token"] == values.get("admin_token"):
-        raise SettingError(
-            f"{PREFIX}READONLY_TOKEN=(hidden) is not valid: expected another one than {PREFIX}ADMIN_TOKEN"
-        )
-    if values.get("smtp_url") and not values.get("smtp_from"):
-        raise SettingError(f"{PREFIX}SMTP_FROM is not set: expected name@example.com, whom mails are from")
+    check_together(values, PREFIX)
     tls_names.check_pairs(values, PREFIX, bool(written and written.workloads))
     settings = Settings(tracing=read_tracing(environment)).with_values(**values)
     settings = settings.with_table(table_of(written, environment) if written else default_table(environment))
     named = {path: name for name, path in files.items()}
     return settings.with_values(secret_files=tuple((named.get(path, ""), path) for path in environment.files))
-
-
-def _name_of(variable: str) -> str:
-    """The setting of a variable; what is not written in capitals is none."""
-    name = variable.removeprefix(PREFIX)
-    return name.lower() if name == name.upper() else name
 
 
 def _read(

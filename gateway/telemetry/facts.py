@@ -93,6 +93,8 @@ FACTS = (
     Fact("invoices_overdue", "gauge", "Invoices that were to be paid before today and are not."),
     Fact("invoices_left", "gauge", "Organizations whose scheduled invoice was left.", ("reason",)),
     Fact("tenants_blocked_unpaid", "gauge", "Tenants that are blocked since an invoice is not paid."),
+    Fact("handovers", "gauge", "Documents that Stripe is to have and has not.", ("state",)),
+    Fact("handovers_oldest_seconds", "gauge", "Age of the oldest document that waits for Stripe."),
     Fact("redis_memory_used_bytes", "gauge", "Memory Redis uses."),
     Fact("redis_memory_max_bytes", "gauge", "Memory Redis may use; 0 is no limit."),
     Fact("certificate_expiry_timestamp_seconds", "gauge", "Until when a certificate is valid.", ("peer",)),

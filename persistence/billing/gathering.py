@@ -22,7 +22,7 @@ from gateway.core.billing.document import CREDIT_NOTE, INVOICE, Document, Letter
 from gateway.core.billing.invoice import Bill, bill
 from gateway.core.billing.payment import Receivable, due_on
 from gateway.core.billing.subscription import midnight
-from persistence.billing import allocations, charges, debts, invoice_covers
+from persistence.billing import allocations, charges, debts, handovers, invoice_covers
 from persistence.billing.documents import corrected_by, document_of
 from persistence.billing.invoice_facts import Gathered, Known, read_facts
 from persistence.billing.invoice_lines import keep_lines
@@ -148,6 +148,7 @@ def finish(
         "statuses": statuses,
     })  # fmt: skip
     tell_invoices(connection, ids)
+    handovers.tell_final(connection, ids)
     return statuses
 
 

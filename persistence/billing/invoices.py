@@ -26,6 +26,8 @@ from persistence.billing import (
     debts,
     documents,
     gathering,
+    handed_over,
+    handovers,
     invoice_covers,
     one_off,
     payments,
@@ -196,6 +198,7 @@ def void(change: Change) -> Row:
         taken_back.void_note(change.connection, change.row_id)
         charges.give_back(change.connection, [id_in(row, "organization_id")])
         _settle_corrected(change, row)
+    handovers.tell_void(change.connection, change.row_id)
     return change.fetch()
 
 
@@ -254,6 +257,7 @@ SUBJECT = Subject(
         "credit-note": draft_note,
         "payments": payments.record,
         "uncollectible": payments.give_up,
+        "hand-over": handed_over.ask,
         "top-up": bill_top_up,
         "delete": remove,
     },

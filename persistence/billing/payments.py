@@ -12,10 +12,17 @@ from typing import Any
 from sqlalchemy import Connection, func, insert, select, text, update
 
 from gateway.core.accounts.administration import Row
+from gateway.core.billing.handover import COLLECTOR
 from gateway.core.billing.payment import PAID as STATUS_PAID
-from gateway.core.billing.payment import WAITING, Receivable, require_payable, require_returnable
+from gateway.core.billing.payment import (
+    UNCOLLECTIBLE,
+    WAITING,
+    Receivable,
+    require_payable,
+    require_returnable,
+)
 from gateway.errors import Conflict
-from persistence.billing import charges, debts, top_ups
+from persistence.billing import charges, debts, handovers, top_ups
 from persistence.billing.invoice_source import PAID, REST, money, rest_of
 from persistence.keeper.notices import tell_payment_status
 from persistence.subject import Change, Subject, id_in, lock
@@ -93,6 +100,8 @@ def settle(change: Change, invoice_id: int) -> None:
     if status != row.payment_status:
         change.connection.execute(update(invoice).where(here.id == invoice_id).values(payment_status=status))
         tell_payment_status(change.connection, [invoice_id])
+        if change.command.actor != COLLECTOR:
+            _tell_collector(change, invoice_id, status, row.paid)
     # What a note gives back altogether is cancelled, whatever part of it was paid before.
     if status == STATUS_PAID and row.paid > 0 and row.rest + row.paid > 0:
         top_ups.release(change, invoice_id)
@@ -105,6 +114,14 @@ def fall_overdue(connection: Connection, today: date, count: int) -> int:
     if fallen:
         tell_payment_status(connection, fallen)
     return len(fallen)
+
+
+def _tell_collector(change: Change, invoice_id: int, status: str, paid: Decimal) -> None:
+    """Whoever collects an invoice's money has to know what came in elsewhere, or was given up."""
+    if status == STATUS_PAID and paid > 0:
+        handovers.tell(change.connection, invoice_id, "paid")
+    elif status == UNCOLLECTIBLE:
+        handovers.tell(change.connection, invoice_id, "uncollectible")
 
 
 def refuse_while_paid(change: Change) -> None:

@@ -27,12 +27,28 @@ SELECT (SELECT count(*) FROM invoice WHERE payment_status = 'overdue') AS overdu
 _LEFT = text("""
 SELECT invoicing_left_reason AS reason, count(*) AS count FROM organization
  WHERE invoicing_left IS NOT NULL AND deleted_at IS NULL GROUP BY 1""")
+_HANDOVERS = text("""
+SELECT count(*) FILTER (WHERE state = 'waiting') AS waiting,
+       count(*) FILTER (WHERE state = 'failed') AS failed,
+       coalesce(extract(epoch FROM now() - min(created_at) FILTER (WHERE state = 'waiting')), 0) AS oldest
+  FROM handover WHERE state IN ('waiting', 'failed')""")
 _ENDS = text("""
 SELECT 'api_key', extract(epoch FROM min(expires_at)) FROM api_key
  WHERE revoked_at IS NULL AND expires_at > now()
 UNION ALL
 SELECT 'admin_token', extract(epoch FROM min(expires_at)) FROM admin_token
  WHERE revoked_at IS NULL AND expires_at > now()""")
+
+
+async def gauges(engine: AsyncEngine, *, scheduled: bool) -> dict[str, object]:
+    """All that is counted in tables for metrics, by the metric's name."""
+    return {
+        **await invoices(engine, scheduled=scheduled),
+        **await handed_over(engine),
+        "dead_letters": await dead_letters(engine),
+        "webhook_messages_waiting": await waiting_messages(engine),
+        "credential_expiry_timestamp_seconds": await next_ends(engine),
+    }
 
 
 async def dead_letters(engine: AsyncEngine) -> int:
@@ -56,6 +72,16 @@ async def invoices(engine: AsyncEngine, *, scheduled: bool) -> dict[str, object]
         left = {each.reason: each.count for each in await connection.execute(_LEFT)} if scheduled else {}
     found = {"invoices_overdue": row.overdue, "tenants_blocked_unpaid": row.blocked}
     return found | {"invoices_left": [(each, left.get(each, 0)) for each in LEFT_REASONS if scheduled]}
+
+
+async def handed_over(engine: AsyncEngine) -> dict[str, object]:
+    """How many documents a billing service is to have and has not, and since when the oldest waits."""
+    async with engine.connect() as connection:
+        row = (await connection.execute(_HANDOVERS)).one()
+    return {
+        "handovers": [("waiting", row.waiting), ("failed", row.failed)],
+        "handovers_oldest_seconds": float(row.oldest),
+    }
 
 
 async def next_ends(engine: AsyncEngine) -> list[tuple[str, float]]:

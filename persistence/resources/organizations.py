@@ -109,7 +109,11 @@ def keep_currency(change: Change, row: Row) -> None:
 
 
 def check_row(change: Change, row: Row) -> None:
-    """Keep its currency, and what credits beyond its balance cost since when."""
+    """Keep its currency, who pays for it, and what credits beyond its balance cost since when."""
+    known = change.before["stripe_customer"] if change.before is not None else None
+    if change.within is not None and row["stripe_customer"] != known:
+        why = "names who pays: that takes a token of all organizations"
+        raise Unprocessable(errors=(("stripe_customer", why),))
     keep_currency(change, row)
     debts.keep_price(change, row)
     _top_up(change, row)

@@ -1,6 +1,9 @@
 """Every table of the database, by its name. Columns carry the public field names."""
 
-from persistence.tables import billing, budgets, corrections, dunning, ledgers, operations, people
+from persistence.tables import billing, budgets, corrections, dunning, handovers, ledgers, operations, people
 from persistence.tables.columns import metadata
 
-__all__ = ["billing", "budgets", "corrections", "dunning", "ledgers", "metadata", "operations", "people"]
+__all__ = [
+    "billing", "budgets", "corrections", "dunning", "handovers", "ledgers", "metadata", "operations",
+    "people",
+]  # fmt: skip

@@ -45,6 +45,8 @@ organization = table(
     integers("due_days?"),
     # Whether what it does not pay is reminded of, and ends in a block.
     flags("dunning"),
+    # Who it is where its money is collected.
+    texts("stripe_customer?"),
     # Whose months it is billed by, and why the last invoice on schedule was left.
     texts("time_zone", "invoicing_left?", "invoicing_left_reason?"),
     # The credit and spend accounts as of the last flushed event; a rebuild of Redis starts here.

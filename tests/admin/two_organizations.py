@@ -245,6 +245,14 @@ def _of_bills_and_faults(bravos: Mapping[str, int], shared: Mapping[str, int]) -
         **owner, "invoice_id": bravos["invoices"], "action": "reminder", "days": 1, "reason": "bravo reason",
         "actor": "keeper",
     }  # fmt: skip
+    handed = {**owner, "invoice_id": bravos["invoices"]}
+    yield "handovers", "handover", {
+        **handed, "about_id": bravos["invoices"], "kind": "invoice", "customer": "cus_bravo",
+    }  # fmt: skip
+    yield "handover-events", "handover_event", {
+        **handed, "handover_id": bravos["handovers"], "name": "bravo event", "kind": "invoice.paid",
+        "amount": 1, "currency": "USD",
+    }  # fmt: skip
     yield "charges", "charge", {
         **both, "kind": "usage", "period_start": NOW, "period_end": NOW + timedelta(days=1),
         "quantity": 1, "unit_price": 1,

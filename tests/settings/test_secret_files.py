@@ -20,6 +20,8 @@ VALUES = {
     "admin_token": HUSH,
     "readonly_token": HUSH,
     "key_pepper": HUSH,
+    "stripe_api_key": HUSH,
+    "stripe_webhook_secret": HUSH,
 }
 
 

@@ -10,6 +10,7 @@ from gateway.admin.resources import (
     catalogue,
     charges,
     events,
+    handovers,
     integrity,
     invoices,
     people,
@@ -25,8 +26,8 @@ from gateway.admin.resources.resource import Action, Part, Report, Resource, Sec
 RESOURCES: dict[str, Resource] = {
     resource.name: resource
     for part in (
-        people, access, quota, catalogue, prices, budgets, billing, invoices, tax_rates, charges, events,
-        amendments, uses, calls, webhooks, integrity, audit,
+        people, access, quota, catalogue, prices, budgets, billing, invoices, tax_rates, handovers, charges,
+        events, amendments, uses, calls, webhooks, integrity, audit,
     )
     for resource in part.RESOURCES
 }  # fmt: skip

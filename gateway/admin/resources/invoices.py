@@ -232,6 +232,7 @@ RESOURCES = (
                 CreditNote,
             ),
             Action("payments", "Record money that came in for it, or a part of it", PaymentMade),
+            Action("hand-over", "Have Stripe collect one that was final before Stripe was set up"),
             Action("uncollectible", "Give up what is left to pay; a payment is taken all the same", GivenUp),
         ),
         documents=(

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field
 
 from gateway.admin.resources.addresses import Address, Country
 from gateway.admin.resources.charges import UNBILLED
+from gateway.admin.resources.handovers import StripeCustomer
 from gateway.admin.resources.models import answer_of, patch_of
 from gateway.admin.resources.resource import Action, Declared, Filter, Resource
 from gateway.admin.resources.said import ExternalId
@@ -70,6 +71,10 @@ class OrganizationCreate(In):
     address: Address | None = Field(default=None, description="Below its name on invoices.")
     country: Country | None = Field(default=None, description="ISO 3166, two letters.")
     tax_number: Text | None = Field(default=None, description="Such as its VAT identifier.")
+    stripe_customer: StripeCustomer | None = Field(
+        default=None,
+        description="Who it is at Stripe, such as cus_…: what becomes final is handed over from now on.",
+    )
     time_zone: Zone = Field(default="UTC", description="An IANA name: where its months end, for invoices.")
 
 

@@ -1,0 +1,90 @@
+"""Hand-overs: documents that Stripe collects the money of, and what it told of them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from gateway.admin.resources.resource import Action, Filter, Resource
+from gateway.admin.resources.values import Id, Instant, Out, Paid
+from gateway.core.accounts.roles import BILLING, access
+from gateway.core.billing.handover import KINDS, STATES
+
+StripeCustomer = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9_-]{1,255}$")]
+
+
+class Handover(Out):
+    """One thing that Stripe is to know of a document."""
+
+    id: Id
+    organization_id: Id
+    invoice_id: Id = Field(description="The document.")
+    about_id: Id = Field(description="The invoice it is about; those of one are done one after the other.")
+    kind: str = Field(
+        description="invoice, credit_note, void, paid (somewhere else than at Stripe) or uncollectible."
+    )
+    customer: str = Field(description="Whose it is at Stripe.")
+    state: str = Field(
+        description="waiting, done, failed (a person has to look) or canceled (it is not needed any more)."
+    )
+    attempts: int
+    next_attempt_at: Instant
+    error: str | None = Field(description="What the last attempt failed by.")
+    remote: str | None = Field(description="What Stripe calls what was made of it.")
+    url: str | None = Field(description="Where its customer finds it.")
+    created_at: Instant
+    done_at: Instant | None
+
+
+class HandoverEvent(Out):
+    """What Stripe told of an invoice that was handed over."""
+
+    id: Id
+    organization_id: Id
+    invoice_id: Id
+    handover_id: Id
+    name: str = Field(description="What Stripe calls it: a message is taken once.")
+    kind: str
+    amount: Paid = Field(description="What was recorded as a payment for it.")
+    currency: str
+    remains: str | None = Field(description="What of it could not be done here, for a person.")
+    created_at: Instant
+
+
+RESOURCES = (
+    Resource(
+        name="handovers",
+        access=access(BILLING),
+        description="What is handed over to Stripe: final documents, and what became of them.",
+        out=Handover,
+        named_by="id",
+        refers={"about_id": "invoices"},
+        filters={
+            "organization_id": Filter(),
+            "invoice_id": Filter(),
+            "about_id": Filter(),
+            "kind": Filter("text", KINDS),
+            "state": Filter("text", STATES),
+            "remote": Filter("text"),
+        },
+        actions=(
+            Action("retry", "Begin a failed or canceled one anew; what is there already is found"),
+            Action("cancel", "Leave a failed one, or one not begun, and what waits behind its invoice"),
+        ),
+    ),
+    Resource(
+        name="handover-events",
+        access=access(),
+        description="What Stripe told of invoices that were handed over.",
+        out=HandoverEvent,
+        refers={"handover_id": "handovers"},
+        filters={
+            "organization_id": Filter(),
+            "invoice_id": Filter(),
+            "handover_id": Filter(),
+            "name": Filter("text"),
+            "kind": Filter("text"),
+        },
+    ),
+)

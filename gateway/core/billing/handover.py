@@ -1,0 +1,145 @@
+"""Documents that another system collects the money of: what is handed over, and what came of it.
+
+Each hand-over is done once. Whoever does it looks first at what is there already, so it may die at any point
+and be done again by another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Literal
+
+from gateway.core.accounts.administration import Actor
+
+Kind = Literal["invoice", "credit_note", "void", "paid", "uncollectible"]
+State = Literal["waiting", "done", "failed", "canceled"]
+KINDS: tuple[Kind, ...] = ("invoice", "credit_note", "void", "paid", "uncollectible")
+STATES: tuple[State, ...] = ("waiting", "done", "failed", "canceled")
+WAITING, DONE, FAILED, CANCELED = STATES
+
+# Who records what was collected there.
+COLLECTOR = Actor("stripe", "billing")
+LINES_MAX = 250
+ATTEMPTS_MAX = 16
+RETRY_S_MIN = 10.0
+RETRY_S_MAX = 6 * 3600.0
+RETRY_FACTOR = 3.0
+ERROR_CHARS_MAX = 500
+# Longer than an attempt may take: nobody else begins it meanwhile.
+ATTEMPT_S_MAX = 120.0
+LEASE_S = 180.0
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What is to be paid for, in units of the currency; from the day it begins to the day after its last."""
+
+    position: int
+    description: str
+    amount: Decimal
+    kind: str = ""
+    start: date | None = None
+    end: date | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """A final document: an invoice, or a credit note, whose amounts are below zero."""
+
+    number: str
+    kind: str
+    status: str
+    currency: str
+    total: Decimal
+    finalized_at: datetime
+    period_start: date
+    period_end: date
+    due_date: date | None = None
+    lines: tuple[Line, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """One step that is due: `attempt` counts this one.
+
+    `key` names it for ever, `version` its present run. `remote_id` is what it made there already, `about` the
+    document there that it changes, or gives back; both are None where there is none.
+    """
+
+    id: int
+    key: str
+    version: int
+    attempt: int
+    kind: Kind
+    customer: str
+    created_at: datetime
+    paper: Paper
+    remote_id: str | None = None
+    about: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of an attempt.
+
+    `anew` begins another version: what was asked under this one is answered the same for ever. `credited` is
+    what of a credit note went to the customer's balance, since it was paid already.
+    """
+
+    state: State
+    error: str | None = None
+    anew: bool = False
+    remote_id: str | None = None
+    url: str | None = None
+    credited: Decimal = Decimal(0)
+
+
+def retry_after_s(attempt: int) -> float | None:
+    """Seconds until the next attempt after so many, some two days in all; None where a person has to look."""
+    if attempt >= ATTEMPTS_MAX:
+        return None
+    return min(RETRY_S_MAX, RETRY_S_MIN * RETRY_FACTOR ** (attempt - 1))
+
+
+def folded(lines: Sequence[Line], most: int = LINES_MAX) -> tuple[Line, ...]:
+    """At most so many lines that come to the same; lines without an amount are left out.
+
+    Where there are more, those of one description are one, then those of one kind.
+    """
+    told = [line for line in lines if line.amount] or list(lines)
+    if len(told) > most:
+        told = _summed(told, (line.description for line in told))
+    if len(told) > most:
+        told = _summed(told, (line.kind for line in told))
+    return tuple(told)
+
+
+def _summed(lines: Sequence[Line], names: Iterable[str]) -> list[Line]:
+    found: dict[str, Line] = {}
+    for line, name in zip(lines, names, strict=True):
+        first = found.get(name)
+        amount = line.amount if first is None else first.amount + line.amount
+        position = line.position if first is None else first.position
+        found[name] = Line(position, name, amount, line.kind)
+    return list(found.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What the other system told of a document: what it has of its money now, in units of the currency.
+
+    `name` makes the message once. `settled` is all that was paid of it, however; None where this says nothing
+    of that. `given_up` and `void` say what somebody did with it there.
+    """
+
+    name: str
+    kind: str
+    remote_id: str
+    key: str
+    currency: str
+    settled: Decimal | None
+    given_up: bool = False
+    void: bool = False

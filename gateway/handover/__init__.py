@@ -1,0 +1,1 @@
+"""Door to billing services: what is final here is collected there."""

@@ -1,0 +1,60 @@
+"""Stripe, where a keeper has its key: loaded then alone, since it is an extra.
+
+Part of the composition root.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Literal, cast
+
+from gateway.background.timed.handovers import Handovers, Queue
+from gateway.core.billing.handover import Collected
+from gateway.errors import StartError
+from gateway.run.billing_loops import Loops
+from gateway.settings.settings import Settings
+
+if TYPE_CHECKING:
+    from gateway.handover.stripe_api import StripeApi
+
+Reader = Callable[[bytes, str], Collected | None]
+
+
+class Collecting:
+    """The keeper's ends of Stripe: the loop that hands over, and what reads its messages, where wanted."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._api: StripeApi | None = None
+        self.read: Reader | None = None
+        if not (settings.stripe_api_key or settings.stripe_webhook_secret):
+            return
+        try:
+            from gateway.handover.stripe_api import StripeApi  # noqa: PLC0415  # an extra, and large
+            from gateway.handover.stripe_events import StripeEvents  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            raise StartError(
+                "TOLLKEEPER_STRIPE_API_KEY is set, and Stripe's library is not installed: "
+                "pip install 'tollkeeper[stripe]'"
+            ) from error
+        if settings.stripe_api_key:
+            self._api = StripeApi(settings.stripe_api_key, settings.stripe_api_url)
+        if settings.stripe_webhook_secret:
+            self.read = StripeEvents(settings.stripe_webhook_secret).read
+
+    def loops(self, queue: Queue, log: Callable[..., None]) -> Loops:
+        """What hands over, where there is a key."""
+        if self._api is None:
+            return {}
+        from gateway.handover.stripe_invoices import StripeInvoices  # noqa: PLC0415
+
+        how = cast("Literal['charge_automatically', 'send_invoice']", self._settings.stripe_collection)
+        stripe = StripeInvoices(self._api, how, partial(datetime.now, UTC))
+        return {"handovers": Handovers(queue, stripe, log).run}
+
+    async def aclose(self) -> None:
+        """Let go of all connections."""
+        if self._api is not None:
+            await self._api.aclose()

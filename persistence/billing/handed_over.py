@@ -1,0 +1,202 @@
+"""What came of hand-overs, and what is told of them: money that comes in goes through a person's own door.
+
+Messages may come twice, late and in any order. Each says what is settled there by now, so what is recorded
+here is the difference to what was recorded before, and never more than is left to pay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import insert, select, text, update
+
+from gateway.core.accounts.administration import Row
+from gateway.core.billing.handover import CANCELED, DONE, FAILED, WAITING, Collected
+from gateway.errors import AdminRefusal, Conflict, NotFound
+from persistence.billing import charges, handovers, payments
+from persistence.billing.invoice_source import HEADS, money, rest_of
+from persistence.subject import Change, Subject, id_in, lock
+from persistence.tables.billing import payment
+from persistence.tables.handovers import handover, handover_event
+
+REFERENCE = "stripe:"
+
+_FOUND = text("""
+SELECT id, organization_id, invoice_id FROM handover
+ WHERE kind = 'invoice' AND (remote = :remote OR key = cast(:key AS uuid)) ORDER BY id LIMIT 1""")
+_STANDS = text("SELECT status, payment_status, currency FROM invoice WHERE id = :id")
+_RECORDED = text("""
+SELECT coalesce(sum(amount), 0) FROM payment
+ WHERE invoice_id = :id AND amount > 0 AND (
+       starts_with(reference, :prefix)
+       OR EXISTS (SELECT FROM handover WHERE invoice_id = :id AND kind = 'paid'))""")
+_BEHIND = text("""
+UPDATE handover SET state = 'canceled', done_at = :now
+ WHERE about_id = :about AND id > :id AND state IN ('waiting', 'failed')""")
+_LEFT = select(payment.c.id, payment.c.amount).order_by(payment.c.id.desc())
+
+
+def ask(change: Change) -> Row:
+    """Hand the command's invoice over: one that was final before its organization had a customer there."""
+    row = payments.held(change)
+    if not handovers.tell_final(change.connection, [change.row_id]):
+        known = select(handover.c.id, handover.c.state).where(
+            handover.c.invoice_id == change.row_id, handover.c.kind == row["kind"]
+        )
+        there = change.connection.execute(known).first()
+        if there is not None:
+            raise Conflict(f"It is hand-over {there.id}, which is {there.state}.")
+        if row["status"] != "finalized":
+            raise Conflict(f"The invoice is {row['status']}; only a finalized one is handed over.")
+        if row["corrects_id"] is not None:
+            raise Conflict("The invoice it gives back is not handed over; hand that over first.")
+        raise Conflict("Its organization has no stripe_customer: set that first.")
+    return change.fetch()
+
+
+def retry(change: Change) -> Row:
+    """Begin it anew, for the customer the organization has by now where nothing was made of it yet."""
+    row = lock(change)
+    if row["state"] not in {FAILED, CANCELED}:
+        raise Conflict(f"The hand-over is {row['state']}; only a failed or canceled one is tried again.")
+    change.connection.execute(_RETRY, {"id": change.row_id})
+    return change.fetch()
+
+
+_RETRY = text("""
+UPDATE handover AS h
+   SET state = 'waiting', attempts = 0, version = version + 1, next_attempt_at = now(), error = NULL,
+       done_at = NULL, remote = NULL,
+       customer = CASE WHEN h.remote IS NULL THEN coalesce(o.stripe_customer, h.customer)
+                       ELSE h.customer END
+  FROM organization AS o WHERE h.id = :id AND o.id = h.organization_id""")
+
+
+def cancel(change: Change) -> Row:
+    """Leave it: what waits behind an invoice's own is left with it."""
+    row = lock(change)
+    if row["state"] != FAILED and (row["state"] != WAITING or row["attempts"]):
+        raise Conflict(f"The hand-over is {row['state']}; only a failed one, or one not begun, is canceled.")
+    _end(change, {"state": CANCELED})
+    if row["kind"] == "invoice":
+        here = {"about": row["about_id"], "id": change.row_id, "now": change.now}
+        change.connection.execute(_BEHIND, here)
+    return change.fetch()
+
+
+def ended(change: Change) -> Row:
+    """Keep how the attempt ended that the command names; `Conflict` where another has begun since."""
+    values = change.command.values
+    # Whoever records money holds the organization first, and then its rows.
+    charges.hold(change.connection, id_in(change.fetch(), "organization_id"))
+    row = lock(change)
+    if row["state"] != WAITING or row["attempts"] != values["attempt"]:
+        raise Conflict("Another attempt has begun since.")
+    _end(change, {name: value for name, value in values.items() if name not in {"attempt", "credited"}})
+    credited = Decimal(str(values["credited"]))
+    if row["kind"] == "credit_note" and values["state"] == DONE and credited > 0:
+        _give_back(change, id_in(row, "about_id"), credited, str(values["remote"]))
+    return change.fetch()
+
+
+def take(change: Change) -> Row:
+    """Take what was told of an invoice, once; `NotFound` where it is none that was handed over."""
+    told = change.command.values["told"]
+    assert isinstance(told, Collected)
+    here = {"remote": told.remote_id, "key": _uuid(told.key)}
+    found = change.connection.execute(_FOUND, here).first()
+    if found is None:
+        raise NotFound
+    charges.hold(change.connection, found.organization_id)
+    known = select(handover_event.c.id).where(handover_event.c.name == told.name)
+    event = change.connection.execute(known).scalar()
+    if event is None:
+        amount, remains = _collected(change, told, found.invoice_id)
+        made = insert(handover_event).values(
+            organization_id=found.organization_id, invoice_id=found.invoice_id, handover_id=found.id,
+            name=told.name, kind=told.kind, amount=amount, currency=told.currency, remains=remains,
+            created_at=change.now,
+        )  # fmt: skip
+        event = change.connection.execute(made.returning(handover_event.c.id)).scalar_one()
+    return change.fetch(event)
+
+
+def _collected(change: Change, told: Collected, invoice_id: int) -> tuple[Decimal, str | None]:
+    """Do here what was done there; answers the money that is recorded, and what could not be done."""
+    nothing = Decimal(0)
+    stands = change.connection.execute(_STANDS, {"id": invoice_id}).one()
+    if told.void:
+        here = f"It was made void there; here it is {stands.status}."
+        return nothing, None if stands.status == "void" else here
+    if told.given_up and stands.payment_status != "uncollectible":
+        return nothing, _done(change, payments.give_up, invoice_id, {})
+    if told.settled is None:
+        return nothing, None
+    if told.currency != stands.currency:
+        came = f"{told.currency} {told.settled.normalize():f} came in"
+        return nothing, f"{came} for an invoice in {stands.currency}."
+    before = change.connection.execute(_RECORDED, {"id": invoice_id, "prefix": REFERENCE}).scalar_one()
+    new = told.settled - before
+    if new <= 0:
+        return nothing, None
+    rest = max(nothing, rest_of(change.connection, invoice_id)) if stands.status == "finalized" else nothing
+    amount, beyond = min(new, rest), max(nothing, new - rest)
+    if amount:
+        values = {"amount": amount, "reference": f"{REFERENCE}{told.name}"}
+        if refused := _done(change, payments.record, invoice_id, values):
+            return nothing, refused
+    more = f"{told.currency} {beyond.normalize():f} more came in than was left to pay."
+    return amount, more if beyond else None
+
+
+def _done(change: Change, verb: Any, invoice_id: int, values: Row) -> str | None:
+    """Do what a person may do to an invoice; why not, where it is refused."""
+    command = replace(change.command, resource="invoices", id=invoice_id, values=values)
+    try:
+        with change.connection.begin_nested():
+            verb(replace(change, subject=HEADS, command=command, before=None))
+    except AdminRefusal as refused:
+        return refused.message
+    return None
+
+
+def _give_back(change: Change, invoice_id: int, credited: Decimal, note: str) -> None:
+    """What a note gave to the customer's balance was paid: it leaves the payments of its invoice."""
+    left = min(credited, -rest_of(change.connection, invoice_id))
+    for row in change.connection.execute(_LEFT.where(payment.c.invoice_id == invoice_id)).all():
+        if left <= 0:
+            return
+        of = replace(change, subject=payments.SUBJECT, before=None)
+        there = Decimal(str(of.fetch(row.id)["amount_left"])) if row.amount > 0 else Decimal(0)
+        if (amount := min(left, there)) > 0:
+            values = {"amount": amount, "reference": f"{REFERENCE}{note}:{row.id}"}
+            of.command = replace(change.command, resource="payments", id=row.id, values=values)
+            payments.reverse(of)
+            left -= amount
+
+
+def _end(change: Change, values: Row) -> None:
+    ended_at = change.now if values["state"] in {DONE, CANCELED} else None
+    kept = update(handover).where(handover.c.id == change.row_id)
+    change.connection.execute(kept.values({**values, "done_at": ended_at}))
+
+
+def _uuid(key: str) -> UUID | None:
+    try:
+        return UUID(key)
+    except ValueError:
+        return None
+
+
+SUBJECT = Subject(handover, verbs={"retry": retry, "cancel": cancel, "ended": ended})
+EVENTS = Subject(
+    handover_event,
+    source=select(
+        *(column for column in handover_event.c if column.name != "amount"),
+        money(handover_event.c.amount, handover_event.c.currency).label("amount"),
+    ),
+    verbs={"take": take},
+)

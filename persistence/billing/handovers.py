@@ -1,0 +1,50 @@
+"""What is to be handed over: written in the transaction that makes it so, whoever does it later.
+
+Whether it is at all is said by the organization's customer there, and by what was handed over before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, text
+
+from gateway.core.billing.handover import Kind
+
+_OF_INVOICE = text("""
+INSERT INTO handover (organization_id, invoice_id, about_id, kind, customer)
+SELECT i.organization_id, i.id, i.id, i.kind, o.stripe_customer
+  FROM invoice AS i JOIN organization AS o ON o.id = i.organization_id
+ WHERE i.id = ANY(cast(:ids AS bigint[])) AND i.status = 'finalized' AND i.corrects_id IS NULL AND o.stripe_customer IS NOT NULL
+ON CONFLICT (invoice_id, kind) DO NOTHING RETURNING id""")
+# What follows an invoice, or a note that stands by itself, follows it where it went.
+_BEHIND = text("""
+INSERT INTO handover (organization_id, invoice_id, about_id, kind, customer)
+SELECT i.organization_id, i.id, h.about_id, cast(:kind AS text), h.customer
+  FROM invoice AS i
+  JOIN handover AS h ON h.invoice_id = CASE :kind WHEN 'credit_note' THEN i.corrects_id ELSE i.id END
+   AND h.kind IN ('invoice', 'credit_note') AND h.state <> 'canceled'
+ WHERE i.id = ANY(cast(:ids AS bigint[]))
+ON CONFLICT (invoice_id, kind) DO NOTHING RETURNING id""")
+# What is void needs not be there; whether it is has to be looked up again.
+_AGAIN = text("""
+UPDATE handover SET state = 'waiting', attempts = 0, version = version + 1, next_attempt_at = now()
+ WHERE invoice_id = :id AND kind IN ('invoice', 'credit_note') AND state = 'failed'""")
+
+
+def tell_final(connection: Connection, invoice_ids: Sequence[int]) -> int:
+    """Have final documents handed over where their organizations' are; answers how many are from now on."""
+    here = {"ids": list(invoice_ids)}
+    alone = connection.execute(_OF_INVOICE, here).all()
+    return len(alone) + len(connection.execute(_BEHIND, here | {"kind": "credit_note"}).all())
+
+
+def tell(connection: Connection, invoice_id: int, kind: Kind) -> None:
+    """Have it told that a document is void, paid otherwise or given up, where it was handed over."""
+    connection.execute(_BEHIND, {"ids": [invoice_id], "kind": kind})
+
+
+def tell_void(connection: Connection, invoice_id: int) -> None:
+    """Have a document taken back, or not handed over in the first place."""
+    connection.execute(_AGAIN, {"id": invoice_id})
+    tell(connection, invoice_id, "void")

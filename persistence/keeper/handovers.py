@@ -1,0 +1,118 @@
+"""Hand-overs that are due: given to whoever does them, one after the other of each invoice.
+
+An attempt is counted before it is made. Whoever makes one has a lease on it, longer than any attempt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.core.accounts.administration import Command
+from gateway.core.billing.handover import (
+    FAILED,
+    LEASE_S,
+    WAITING,
+    Handover,
+    Line,
+    Outcome,
+    Paper,
+    retry_after_s,
+)
+from gateway.errors import Conflict
+from persistence.store import Store
+from persistence.timed_store import KEEPER
+
+_CLAIM = text("""
+WITH due AS MATERIALIZED (
+    SELECT h.id FROM handover AS h
+     WHERE h.state = 'waiting' AND h.next_attempt_at <= now()
+       AND NOT EXISTS (SELECT FROM handover AS e WHERE e.about_id = h.about_id AND e.id < h.id
+                          AND e.state IN ('waiting', 'failed'))
+     ORDER BY h.next_attempt_at, h.id LIMIT :n FOR UPDATE SKIP LOCKED)
+UPDATE handover AS h
+   SET attempts = h.attempts + 1, next_attempt_at = now() + make_interval(secs => :lease)
+  FROM due, invoice AS i
+ WHERE h.id = due.id AND i.id = h.invoice_id
+RETURNING h.*, i.number, i.kind AS paper, i.status, i.currency, i.total_amount, i.finalized_at,
+          i.period_start, i.period_end, i.due_date,
+          (SELECT t.remote FROM handover AS t
+            WHERE t.invoice_id = CASE h.kind WHEN 'credit_note' THEN h.about_id ELSE h.invoice_id END
+              AND t.kind IN ('invoice', 'credit_note') AND t.id <> h.id AND t.state = 'done') AS about""")
+_LINES = text("""
+SELECT position, kind, description, amount, period_start, period_end FROM invoice_line
+ WHERE invoice_id = :id ORDER BY position""")
+_NOTE = text("""
+UPDATE handover SET remote = :remote
+ WHERE id = :id AND state = 'waiting' AND attempts = :attempt AND remote IS DISTINCT FROM :remote""")
+_LATER = text("""
+UPDATE handover
+   SET error = :error, version = version + :anew, next_attempt_at = now() + make_interval(secs => :retry)
+ WHERE id = :id AND state = 'waiting' AND attempts = :attempt""")
+
+
+class HandoverQueue:
+    """What waits in PostgreSQL."""
+
+    def __init__(self, engine: AsyncEngine, store: Store) -> None:
+        self._engine = engine
+        self._store = store
+
+    async def claim(self, count: int) -> Sequence[Handover]:
+        """Hand-overs that are due, each for one sender; an attempt of each is counted."""
+        async with self._engine.begin() as connection:
+            rows = (await connection.execute(_CLAIM, {"n": count, "lease": LEASE_S})).all()
+            lines = {
+                row.id: (await connection.execute(_LINES, {"id": row.invoice_id})).all()
+                for row in rows
+                if row.kind == "invoice"
+            }
+        return [_handover(row, lines.get(row.id, ())) for row in rows]
+
+    async def note(self, handover: Handover, remote_id: str) -> None:
+        """Keep what was made of it there, before anything more is."""
+        here = {"id": handover.id, "attempt": handover.attempt, "remote": remote_id}
+        async with self._engine.begin() as connection:
+            await connection.execute(_NOTE, here)
+
+    async def ended(self, handover: Handover, outcome: Outcome) -> None:
+        """Keep what came of an attempt; one that another has overtaken is forgotten."""
+        retry_s = retry_after_s(handover.attempt) if outcome.state == WAITING else None
+        if retry_s is not None:
+            here = {"id": handover.id, "attempt": handover.attempt, "error": outcome.error}
+            async with self._engine.begin() as connection:
+                await connection.execute(_LATER, here | {"anew": int(outcome.anew), "retry": retry_s})
+            return
+        values: dict[str, object] = {
+            "attempt": handover.attempt, "credited": outcome.credited, "error": outcome.error,
+            "state": FAILED if outcome.state == WAITING else outcome.state,
+            "remote": outcome.remote_id or handover.remote_id, "url": outcome.url,
+        }  # fmt: skip
+        if outcome.remote_id is None:
+            del values["remote"]
+        with suppress(Conflict):
+            await self._store.write(
+                Command(
+                    "handovers", "ended", KEEPER, str(uuid4()), lambda row: {}, handover.id, values
+                )  # nobody is answered
+            )
+
+
+def _handover(row: Any, lines: Sequence[Any]) -> Handover:
+    paper = Paper(
+        row.number, row.paper, row.status, row.currency, row.total_amount, row.finalized_at,
+        row.period_start, row.period_end, row.due_date, tuple(_line(line) for line in lines),
+    )  # fmt: skip
+    return Handover(
+        row.id, str(row.key), row.version, row.attempts, row.kind, row.customer, row.created_at, paper,
+        row.remote, row.about,
+    )  # fmt: skip
+
+
+def _line(row: Any) -> Line:
+    return Line(row.position, row.description, row.amount, row.kind, row.period_start, row.period_end)

@@ -1,0 +1,165 @@
+"""What Stripe tells: believed by its signature, once, in time; whoever else asks there gets nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import stripe
+from aiohttp import DummyCookieJar
+from aiohttp.test_utils import TestClient, TestServer
+
+from gateway.admin.application import build
+from gateway.handover.stripe_events import TOLERANCE_S, StripeEvents
+from persistence import engine as engines
+from tests.admin.conftest import Answer, Api, MemoryCounters, ports_over
+from tests.admin.test_payments import finalized
+
+SECRET = "whsec_of_the_tests_only"
+
+
+@pytest.fixture
+async def told(admin_database: str, keeper_database: str) -> AsyncIterator[Api]:
+    """The Admin API of a keeper that Stripe tells something."""
+    engine, counters = engines.create(keeper_database), MemoryCounters(admin_database)
+    ports = replace(ports_over(engine, counters), read_collected=StripeEvents(SECRET).read)
+    async with TestClient(TestServer(build(ports)), cookie_jar=DummyCookieJar()) as client:
+        yield Api(client, counters, admin_database, failures=ports.failures)
+    await engine.dispose()
+
+
+def event(name: str, **of_invoice: Any) -> dict[str, Any]:
+    invoice = {
+        "id": "in_1", "object": "invoice", "status": "paid", "currency": "usd", "total": 6960,
+        "amount_due": 6960, "amount_paid": 6960, "amount_remaining": 0,
+        "pre_payment_credit_notes_amount": 0, "metadata": {},
+    }  # fmt: skip
+    return {"id": name, "object": "event", "type": "invoice.paid", "data": {"object": invoice | of_invoice}}
+
+
+async def send(
+    api: Api, sent: Any, *, age_s: float = 0, secret: str = SECRET, header: str | None = None
+) -> Answer:
+    body = sent if isinstance(sent, str) else json.dumps(sent)
+    signed = stripe.WebhookSignature.generate_signature_header(body, secret, int(time.time() - age_s))
+    headers = {"Stripe-Signature": signed if header is None else header}
+    return await api.acting_as(None).call("POST", "/stripe/events", data=body.encode(), headers=headers)
+
+
+async def handed(api: Api) -> dict[str, Any]:
+    """An invoice of 69.60 that Stripe knows as in_1."""
+    made = await finalized(api, stripe_customer="cus_1")
+    api.rows("update handover set remote = 'in_1', state = 'done', done_at = now()")
+    return made
+
+
+async def test_a_payment_is_recorded_once_and_ends_what_waits_for_it(told: Api) -> None:
+    made = await handed(told)
+    assert (await send(told, event("evt_1"))).json == {"taken": True}
+    assert (await send(told, event("evt_1"))).json == {"taken": True}
+    now = (await told.get(f"invoices/{made['id']}")).json
+    assert (now["payment_status"], now["amount_paid"]) == ("paid", "69.60")
+    [payment] = (await told.get("payments")).json["items"]
+    assert (payment["reference"], payment["amount"]) == ("stripe:evt_1", "69.60")
+    [kept] = (await told.get("handover-events?name=evt_1")).json["items"]
+    assert (kept["amount"], kept["remains"], kept["invoice_id"]) == ("69.60", None, made["id"])
+    [(actor, role)] = told.rows(
+        "select actor, role from audit_log where resource = 'handover-events' limit 1"
+    )
+    assert (actor, role) == ("stripe", "billing")
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"secret": "whsec_of_somebody_else"}, "not Stripe's"),
+        ({"age_s": TOLERANCE_S + 60}, "too old"),
+        ({"header": ""}, "not Stripe's"),
+        ({"header": "t=1,v0=00"}, "not Stripe's"),
+        ({"header": "nonsense"}, "not Stripe's"),
+    ],
+)
+async def test_what_is_not_signed_by_stripe_or_old_is_401_and_counted(
+    told: Api, how: dict[str, Any], said: str
+) -> None:
+    await handed(told)
+    before = told.failures.counts["unknown"]
+    refused = await send(told, event("evt_1"), **how)
+    assert (refused.status, said in refused.json["detail"]) == (401, True)
+    assert told.failures.counts["unknown"] == before + 1
+    assert told.rows("select id from handover_event") == []
+
+
+async def test_a_changed_byte_is_401(told: Api) -> None:
+    await handed(told)
+    body = json.dumps(event("evt_1"))
+    signed = stripe.WebhookSignature.generate_signature_header(body, SECRET, int(time.time()))
+    refused = await send(told, body.replace("6960", "6961"), header=signed)
+    assert refused.status == 401
+
+
+@pytest.mark.parametrize(
+    "body", ["{}", "[]", "nothing", '{"data": 1}', '{"data": {"object": {"object": "invoice"}}}']
+)
+async def test_what_is_signed_and_no_event_is_400(told: Api, body: str) -> None:
+    assert (await send(told, body)).status == 400
+
+
+async def test_what_is_about_others_is_answered_and_not_kept(told: Api) -> None:
+    await handed(told)
+    other = {
+        "id": "evt_2",
+        "type": "customer.created",
+        "data": {"object": {"object": "customer", "id": "cus_9"}},
+    }
+    assert (await send(told, other)).json == {"taken": False}
+    assert (await send(told, event("evt_3", id="in_9"))).json == {"taken": False}
+    assert told.rows("select id from handover_event") == []
+
+
+async def test_an_amount_in_another_currency_is_for_a_person(told: Api) -> None:
+    await handed(told)
+    await send(told, event("evt_1", currency="jpy"))
+    [kept] = (await told.get("handover-events")).json["items"]
+    assert (kept["amount"], kept["remains"]) == ("0", "JPY 6960 came in for an invoice in USD.")
+    assert (await told.get("payments")).json["items"] == []
+
+
+async def test_where_nobody_is_told_anything_there_is_nothing(api: Api) -> None:
+    assert (await send(api, event("evt_1"))).status == 404
+
+
+@pytest.mark.parametrize("customer", ["", "cus 1", "cus/1", "x" * 256, 7])
+async def test_a_customer_is_an_id_of_stripes(api: Api, customer: Any) -> None:
+    refused = await api.post("organizations", {"name": "Acme", "stripe_customer": customer})
+    assert (refused.status, refused.json["errors"][0]["field"]) == (422, "stripe_customer")
+
+
+async def test_a_token_of_one_organization_does_not_say_who_pays(api: Api) -> None:
+    mine = await api.make("organizations", name="Acme", stripe_customer="cus_1")
+    made = await api.make("admin-tokens", name="theirs", role="billing", organization_id=mine["id"])
+    theirs = api.acting_as(made["token"])
+    where = f"organizations/{mine['id']}"
+    refused = await theirs.patch(where, {"stripe_customer": "cus_2"})
+    assert (refused.status, refused.json["errors"][0]["field"]) == (422, "stripe_customer")
+    assert (await theirs.patch(where, {"stripe_customer": "cus_1", "name": "Acme Ltd"})).status == 200
+
+
+async def test_hand_overs_are_read_and_begun_anew(api: Api) -> None:
+    made = await finalized(api, stripe_customer="cus_1")
+    [row] = (await api.get(f"handovers?invoice_id={made['id']}")).json["items"]
+    assert (row["kind"], row["state"], row["customer"], row["remote"]) == (
+        "invoice",
+        "waiting",
+        "cus_1",
+        None,
+    )
+    assert (await api.post(f"handovers/{row['id']}/retry")).status == 409
+    assert (await api.post(f"handovers/{row['id']}/cancel")).json["state"] == "canceled"
+    again = await api.post(f"handovers/{row['id']}/retry")
+    assert (again.status, again.json["state"], again.json["done_at"]) == (200, "waiting", None)
+    assert (await api.post(f"invoices/{made['id']}/hand-over")).status == 409

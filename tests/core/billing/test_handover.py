@@ -1,0 +1,45 @@
+"""What is handed over: lines that come to the same however many there may be, and pauses with an end."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from fractions import Fraction
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.core.billing.handover import ATTEMPTS_MAX, RETRY_S_MAX, Line, folded, retry_after_s
+
+KINDS = ("usage", "overage", "tax")
+AMOUNTS = st.decimals(min_value=-1000, max_value=1000, places=2)
+LINES = st.lists(st.tuples(st.sampled_from("abcdefgh"), AMOUNTS, st.sampled_from(KINDS)), max_size=40)
+
+
+@given(LINES, st.integers(len(KINDS), 40))
+def test_folded_lines_come_to_the_same_and_are_no_more_than_may_be(
+    drawn: list[tuple[str, Decimal, str]], most: int
+) -> None:
+    lines = [Line(at, said, amount, kind) for at, (said, amount, kind) in enumerate(drawn, 1)]
+    told = folded(lines, most)
+    assert sum(Fraction(line.amount) for line in told) == sum(Fraction(amount) for _, amount, _ in drawn)
+    assert len(told) <= most
+    assert len({line.position for line in told}) == len(told)
+    assert folded(lines, most) == told
+
+
+def test_lines_that_fit_stay_as_they_are_but_those_of_nothing() -> None:
+    lines = [
+        Line(1, "Chat", Decimal("1.00"), "usage"),
+        Line(2, "Credits used", Decimal(0), "credits_consumed"),
+    ]
+    assert folded(lines) == (lines[0],)
+    assert folded(lines[1:]) == (lines[1],)
+
+
+def test_pauses_grow_and_end_after_two_days() -> None:
+    pauses = [retry_after_s(attempt) for attempt in range(1, ATTEMPTS_MAX)]
+    known = [pause for pause in pauses if pause is not None]
+    assert known == sorted(known)
+    assert (known[0], known[-1], len(known)) == (10.0, RETRY_S_MAX, ATTEMPTS_MAX - 1)
+    assert 24 < sum(known) / 3600 < 72
+    assert retry_after_s(ATTEMPTS_MAX) is None
