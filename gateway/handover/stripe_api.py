@@ -81,6 +81,17 @@ async def made(handover: Handover, page: Callable[[Params], Awaitable[Any]]) -> 
     return None
 
 
+async def existing(request: Awaitable[Any]) -> Object | None:
+    """What a request finds; None where Stripe has it no more."""
+    try:
+        found: Object = (await request).to_dict()
+    except stripe.InvalidRequestError as error:
+        if error.http_status == 404:
+            return None
+        raise
+    return None if found.get("deleted") else found
+
+
 async def every(page: Callable[[Params], Awaitable[Any]]) -> AsyncIterator[Object]:
     """All of a list, page by page; `Unfinished` where it has no end."""
     asked: Params = {"limit": PAGE}

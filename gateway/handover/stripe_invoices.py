@@ -30,6 +30,7 @@ from gateway.handover.stripe_api import (
     StripeApi,
     Unfinished,
     every,
+    existing,
     made,
     marks,
     once,
@@ -109,9 +110,10 @@ class StripeInvoices:
     async def _known(self, handover: Handover) -> Object | None:
         """What this hand-over made before, as it stands now."""
         if handover.remote_id is not None:
-            found: Object = (await self._v1.invoices.retrieve_async(handover.remote_id)).to_dict()
-            # A draft that somebody deleted is made again.
-            return None if found.get("deleted") else found
+            there = await existing(self._v1.invoices.retrieve_async(handover.remote_id))
+            if there is not None:
+                return there
+            # Somebody deleted the draft: it is looked for, and made again.
         since = int((handover.created_at - SINCE).timestamp())
         of = {"customer": handover.customer, "created": {"gte": since}}
         return await made(handover, lambda page: self._v1.invoices.list_async(of | page))

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
@@ -71,6 +72,8 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
             yield Finding(
                 False, "postgresql", "TOLLKEEPER_DATABASE_URL is not set (serve needs none: --for serve)"
             )
+        if settings.stripe_api_key:
+            yield _stripe()
     for target in settings.upstreams if role != "keeper" else ():
         yield await _upstream(target)
 
@@ -104,6 +107,14 @@ def _data_directory(settings: Settings) -> Finding:
             which = "TOLLKEEPER_DATA_DIR, or TOLLKEEPER_SETTLEMENT_LOG_DIR,"
             return Finding(False, "data directory", f"{said}: {which} must name a directory that can be")
     return Finding(True, "data directory", f"{settings.data_dir} can be written")
+
+
+def _stripe(library: str = "stripe") -> Finding:
+    """Whether a keeper could hand over what is final."""
+    if find_spec(library) is None:
+        said = "TOLLKEEPER_STRIPE_API_KEY is set, and Stripe's library is not installed"
+        return Finding(False, "stripe", f"{said}: pip install 'tollkeeper[stripe]'")
+    return Finding(True, "stripe", "its library is installed")
 
 
 async def _upstream(target: UpstreamTarget) -> Finding:

@@ -13,7 +13,7 @@ import pytest
 import trustme
 
 from gateway.ops import hints
-from gateway.ops.doctor import Finding, _verification, examine
+from gateway.ops.doctor import Finding, _stripe, _verification, examine
 from gateway.settings.settings import Settings, load
 from tests.certificates import issued, write
 from tests.conftest import ValkeyServer, free_port
@@ -51,6 +51,11 @@ def one(found: list[Finding], subject: str) -> str:
     (finding,) = found
     assert finding.subject == subject
     return finding.says
+
+
+def test_a_key_of_stripes_needs_its_library() -> None:
+    assert (_stripe().well, _stripe("no_such_library").well) == (True, False)
+    assert "pip install 'tollkeeper[stripe]'" in _stripe("no_such_library").says
 
 
 async def test_redis_must_keep_what_it_is_told(

@@ -14,11 +14,14 @@ from gateway.admin.console.accounts import preview
 from gateway.admin.console.desk import Desk, query
 from gateway.admin.resources.invoices import InvoiceLine
 from gateway.core.accounts.administration import Row
+from gateway.core.billing.handover import DONE, KINDS
 
 LINES_A_PAGE = 100
 # Notes, and payments, that the history of an invoice tells of.
 NOTES_TOLD_MAX = 50
 PAYMENTS_TOLD_MAX = 200
+# One of each kind.
+HANDOVERS_TOLD_MAX = len(KINDS)
 _POSITION = re.compile("[0-9]{1,9}", re.ASCII)
 
 
@@ -78,6 +81,12 @@ async def _history(desk: Desk, row: Row) -> list[Happened]:
             what = "Paid" if payment["corrects_id"] is None else "Paid back"
             said = f"{what}: {amount}, {payment['reference']}"
             found.append(Happened(_moment(payment["created_at"]), said, "", f"/payments/{payment['id']}"))
+    handed, _ = await desk.operations["handovers"].list(query(HANDOVERS_TOLD_MAX, invoice_id=invoice_id))
+    for each in handed:
+        told = f"Stripe has {each['remote']}" if each["state"] == DONE else "For Stripe"
+        what = f"{told}: {str(each['kind']).replace('_', ' ')}"
+        at = _moment(each["done_at"] or each["created_at"])
+        found.append(Happened(at, what, str(each["state"]), f"/handovers/{each['id']}"))
     return sorted(found, key=lambda each: each.at)
 
 

@@ -27,6 +27,7 @@ from gateway.admin.resources.fields import Field, fields_of
 from gateway.admin.resources.values import In
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.roles import CHANGE, CREATE, DELETE, refused_write, settable
+from gateway.core.billing.handover import CANCELED, FAILED
 from gateway.core.billing.payment import PAID, WAITING
 from gateway.errors import Conflict, NotFound, Unprocessable
 
@@ -41,6 +42,7 @@ CONFIRMED = {
     ("invoices", "void"): "It keeps its number, and what it billed is owed again.",
     ("invoices", "payments"): "The money is there: a payment is given back, never changed.",
     ("invoices", "uncollectible"): "Nobody hopes for what is left to pay.",
+    ("handovers", "cancel"): "Stripe does not get it, nor what waits behind it.",
     ("payments", "reverse"): "The money went back, and the invoice is to be paid again.",
 }
 
@@ -257,6 +259,9 @@ def _is_offered(screen: Screen, action: Action, row: Row) -> bool:
         ("invoices", "credit-note", lambda: row["payment_status"] is not None),
         ("invoices", "payments", lambda: row["payment_status"] not in {None, PAID}),
         ("invoices", "uncollectible", lambda: row["payment_status"] in WAITING),
+        ("invoices", "hand-over", lambda: row["status"] == "finalized"),
+        ("handovers", "retry", lambda: row["state"] in {FAILED, CANCELED}),
+        ("handovers", "cancel", lambda: row["state"] == FAILED or row["attempts"] == 0),
         ("payments", "reverse", lambda: Decimal(str(row["amount_left"])) > 0),
     )
     if action.name == "revoke":

@@ -14,8 +14,9 @@ TONES: Mapping[str, str] = {
     word: tone
     for tone, words in {
         "good": ("active", "within", "finalized", "delivered", "IN", "recharge", "redriven", "released",
-                 "admin", "paid"),
-        "calm": ("draft", "pending", "future", "reset", "lag", "promotional", "readonly", "resolved"),
+                 "admin", "paid", "done"),
+        "calm": ("draft", "pending", "future", "reset", "lag", "promotional", "readonly", "resolved",
+                 "waiting", "canceled"),
         "warn": ("adjust", "nearly used up", "passed", "expired", "over", "refund", "correction", "delete",
                  "full"),
         "bad": ("void", "failed", "blocked", "used up", "revoked", "drift", "gap", "excess", "open",

@@ -44,6 +44,25 @@ async def test_an_invoice_tells_what_became_of_it(api: Api, admin: Person) -> No
     assert said[0] == f"Drafted, of invoice {done['number']} draft"
 
 
+async def test_an_invoice_tells_what_stripe_has_of_it(api: Api, admin: Person) -> None:
+    ids = await acme(api, stripe_customer="cus_1")
+    made = await draft(api, ids)
+    await api.post(f"invoices/{made['id']}/finalize")
+    one = f"/invoices/{made['id']}"
+    assert history((await admin.open(one)).text)[-1] == "For Stripe: invoice waiting"
+    [(row,)] = api.rows(
+        "update handover set state = 'failed', attempts = 1, error = 'No such customer' returning id"
+    )
+    page = (await admin.open(f"/handovers/{row}")).text
+    assert "No such customer" in page
+    assert (await admin.fill(f"/handovers/{row}", f"/handovers/{row}/retry")).status == 303
+    api.rows("update handover set state = 'done', remote = 'in_1', done_at = now() + interval '1 minute'")
+    page = (await admin.open(one)).text
+    assert history(page)[-1] == "Stripe has in_1: invoice done"
+    assert f'href="/handovers/{row}"' in page
+    assert f"/handovers/{row}/retry" not in (await admin.open(f"/handovers/{row}")).text
+
+
 async def test_what_nothing_takes_back_is_ticked_first(api: Api, admin: Person, reader: Person) -> None:
     made = await draft(api, await acme(api))
     one = f"/invoices/{made['id']}"

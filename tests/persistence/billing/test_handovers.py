@@ -348,6 +348,18 @@ async def test_what_is_void_before_it_is_there_never_comes_there(desk: Desk, beg
     assert desk.states() == [("invoice", "canceled"), ("void", "canceled")]
 
 
+async def test_a_draft_that_somebody_deleted_is_made_again(desk: Desk) -> None:
+    await bought(desk.april, stripe_customer="cus_1")
+    with cutting(desk.stripe, 3, "before"):
+        await desk.turn()
+    desk.stripe.invoices.clear()
+    desk.stripe.answered.clear()
+    desk.pauses_end()
+    await desk.turn()
+    [there] = desk.stripe.invoices.values()
+    assert (there["status"], there["total"], desk.states()) == ("open", 120_00, [("invoice", "done")])
+
+
 async def test_somebody_makes_it_void_there(desk: Desk) -> None:
     made, there = await handed(desk)
     told = Collected("evt_1", "invoice.voided", there["id"], "", "USD", None, void=True)

@@ -1,0 +1,51 @@
+"""Stripe's library is loaded where a keeper has its key, and missed nowhere else."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+
+from gateway.background.timed.handovers import Handovers
+from gateway.errors import StartError, Unauthorized
+from gateway.run.collecting import Collecting
+from gateway.settings.settings import load
+
+KEY, SECRET = "sk_test_of_the_tests_only", "whsec_of_the_tests_only"
+
+
+def of(**said: str) -> Collecting:
+    return Collecting(load({f"TOLLKEEPER_STRIPE_{name}": value for name, value in said.items()}))
+
+
+def loops(collecting: Collecting) -> dict[str, Any]:
+    queue: Any = None  # nothing is asked of it before a loop runs
+    return collecting.loops(queue, lambda *_, **__: None)
+
+
+async def test_without_a_key_nothing_is_loaded_or_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "stripe", None)
+    collecting = of()
+    assert (loops(collecting), collecting.read) == ({}, None)
+    await collecting.aclose()
+
+
+async def test_with_a_key_it_hands_over_and_with_a_secret_it_reads() -> None:
+    handing, hearing = of(API_KEY=KEY, COLLECTION="send_invoice"), of(WEBHOOK_SECRET=SECRET)
+    [run] = loops(handing).values()
+    assert isinstance(run.__self__, Handovers)
+    assert (handing.read, loops(hearing)) == (None, {})
+    assert hearing.read is not None
+    with pytest.raises(Unauthorized):
+        hearing.read(b"{}", "t=1,v1=00")
+    for each in (handing, hearing):
+        await each.aclose()
+
+
+def test_where_the_library_is_missing_the_start_says_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("gateway.handover.stripe_")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "stripe", None)
+    with pytest.raises(StartError, match=r"pip install 'tollkeeper\[stripe\]'"):
+        of(API_KEY=KEY)
