@@ -103,6 +103,7 @@ WORLD: Objects = {
             "name": "Acme", "credit_limit": 10, "credit_unit_cost": "0.01", "spend_cap": "100.50",
             "limits": {"requests_per_minute": 600, "concurrency": 9}, "due_days": 14, "dunning": False,
             "tax_rate": "0.20", "address": ["1 Road", "Town"], "country": "NO", "tax_number": "X 1",
+            "stripe_customer": "cus_1",
             "time_zone": "Europe/Oslo",
             "auto_top_up": {"threshold": 1, "credits": 5, "unit_cost": "1.5", "monthly_max": 2},
         },
