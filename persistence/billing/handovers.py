@@ -15,7 +15,8 @@ _OF_INVOICE = text("""
 INSERT INTO handover (organization_id, invoice_id, about_id, kind, customer)
 SELECT i.organization_id, i.id, i.id, i.kind, o.stripe_customer
   FROM invoice AS i JOIN organization AS o ON o.id = i.organization_id
- WHERE i.id = ANY(cast(:ids AS bigint[])) AND i.status = 'finalized' AND i.corrects_id IS NULL AND o.stripe_customer IS NOT NULL
+ WHERE i.id = ANY(cast(:ids AS bigint[])) AND i.status = 'finalized' AND i.corrects_id IS NULL
+   AND o.stripe_customer IS NOT NULL
 ON CONFLICT (invoice_id, kind) DO NOTHING RETURNING id""")
 # What follows an invoice, or a note that stands by itself, follows it where it went.
 _BEHIND = text("""
