@@ -20,7 +20,7 @@ from gateway.core.accounts.declaration import Mark, New, Ran, Step, settled
 from gateway.errors import AdminRefusal, Conflict, StepRefused
 from persistence.refusals import TRY_AGAIN, sqlstate, translated
 from persistence.resources import audit, idempotency
-from persistence.subject import Change, Subject, id_in
+from persistence.subject import Batch, Change, Subject, id_in
 from persistence.subjects import SUBJECTS
 from persistence.tables.operations import applied_row
 
@@ -28,7 +28,7 @@ from persistence.tables.operations import applied_row
 _LOCK = text("SELECT pg_advisory_xact_lock(7808, 0)")
 ROWS_WRITTEN_MAX = 1_000
 
-Does = Callable[[Connection, Command, list[Row]], tuple[Change, Row]]
+Does = Callable[[Connection, Command, Batch], tuple[Change, Row]]
 _here = applied_row.c
 
 
@@ -119,12 +119,12 @@ class Applying:
 
     def _run(self, connection: Connection, steps: Sequence[Step]) -> Mapping[int, Ran]:
         ran: dict[int, Ran] = {}
-        writes: list[Row] = []
+        batch = Batch()
         entries: list[dict[str, object]] = []
         change: Change | None = None
         for step in steps:
             try:
-                change, row = self._step(connection, step, writes)
+                change, row = self._step(connection, step, batch)
             except Conflict as refused:
                 if not step.may_stay:
                     raise StepRefused(step.number) from refused
@@ -142,22 +142,21 @@ class Applying:
             self._made.setdefault(step.number, row_id)
         if change is not None:
             audit.keep(connection, entries)
-            change.collected = None
-            change.intents = []
-            change.intend_all(_once(writes))
+            change.batch = None
+            change.intend_all(_once(batch.writes))
             self.intents = tuple(change.intents)
         return ran
 
-    def _step(self, connection: Connection, step: Step, writes: list[Row]) -> tuple[Change, Row]:
+    def _step(self, connection: Connection, step: Step, batch: Batch) -> tuple[Change, Row]:
         command = replace(step.command, values=settled(step.command.values, self._made))
         if not step.may_stay:
-            change, row = self._does(connection, command, writes)
+            change, row = self._does(connection, command, batch)
             _refuse_changed(change, step)
             return change, row
-        mine: list[Row] = []
+        mine = Batch()
         with connection.begin_nested():
             change, row = self._does(connection, command, mine)
-        writes += mine
+        batch.writes += mine.writes
         return change, row
 
     def _id(self, mark: Mark) -> int:

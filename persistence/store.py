@@ -51,7 +51,7 @@ from persistence.resources import (
     prices,
     usage,
 )
-from persistence.subject import Change
+from persistence.subject import Batch, Change
 from persistence.subjects import SUBJECTS
 from persistence.timed_store import TimedStore
 
@@ -195,7 +195,7 @@ class Store(TimedStore):
             first = idempotency.claim(connection, command.claim)
             if first is not None:
                 return first
-        change, row = self._do(connection, command, None)
+        change, row = self._do(connection, command)
         audit.record(change, row)
         if command.claim is not None:
             idempotency.keep(connection, command.claim, command.render(row))
@@ -206,20 +206,18 @@ class Store(TimedStore):
     def _today(self) -> date:
         return self._clock().astimezone(UTC).date()
 
-    def _do(
-        self, connection: Connection, command: Command, collected: list[Row] | None
-    ) -> tuple[Change, Row]:
-        change = self._change(connection, command, collected)
+    def _do(self, connection: Connection, command: Command, batch: Batch | None = None) -> tuple[Change, Row]:
+        change = self._change(connection, command, batch)
         confinement.enter(change)
         row = change.subject.verbs[command.verb](change)
         confinement.leave(change, row)
         return change, row
 
-    def _change(self, connection: Connection, command: Command, collected: list[Row] | None = None) -> Change:
+    def _change(self, connection: Connection, command: Command, batch: Batch | None = None) -> Change:
         return Change(
             connection, command, SUBJECTS[command.resource], self._partition_of, self._clock(),
             private_addresses=self._private_addresses, mail_allowed=self._mail_allowed,
-            letterhead=self._letterhead, collected=collected,
+            letterhead=self._letterhead, batch=batch,
         )  # fmt: skip
 
     def _owner(self, named: object) -> Any:

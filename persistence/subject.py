@@ -44,6 +44,14 @@ Condition = Callable[[Any], ColumnElement[bool]]
 
 
 @dataclass(slots=True)
+class Batch:
+    """Many writes of one transaction: their control writes, until all are done, and rows held to be there."""
+
+    writes: list[Row] = field(default_factory=list)
+    held: set[tuple[str, object]] = field(default_factory=set)
+
+
+@dataclass(slots=True)
 class Change:
     """One write under way: what was asked, what was there before, what must reach the counters."""
 
@@ -57,8 +65,7 @@ class Change:
     letterhead: Letterhead = NO_LETTERHEAD
     before: Row | None = None
     intents: list[Intent] = field(default_factory=list)
-    # Where control writes are kept until others are done as well; None writes them at once.
-    collected: list[Row] | None = None
+    batch: Batch | None = None
 
     @property
     def today(self) -> date:
@@ -92,8 +99,8 @@ class Change:
 
     def intend_all(self, rows: Sequence[Row]) -> None:
         """Write control writes in their order; the first of each account are reported before others."""
-        if self.collected is not None:
-            self.collected += rows
+        if self.batch is not None:
+            self.batch.writes += rows
             return
         for at in range(0, len(rows), INSERT_ROWS_MAX):
             self.connection.execute(insert(control_write), rows[at : at + INSERT_ROWS_MAX])
@@ -228,15 +235,17 @@ def lock(change: Change) -> Row:
 def require(change: Change) -> None:
     """Check that what the values refer to is there, and hold it there; `Unprocessable` names the field."""
     missing = []
+    held = change.batch.held if change.batch is not None else set()
     for name, table in change.subject.refers.items():
         wanted = change.command.values.get(name)
-        if wanted is None:
+        if wanted is None or (table.name, wanted) in held:
             continue
         found = live(table).where(table.c.id == wanted)
         if change.within is not None:
             found = found.where(owned(table, change.within))
         if change.connection.execute(found.with_for_update(read=True)).first() is None:
             missing.append((name, f"there is no {table.name.replace('_', ' ')} {wanted}"))
+        held.add((table.name, wanted))
     if missing:
         raise Unprocessable(errors=tuple(missing))
 
@@ -252,7 +261,10 @@ def add(change: Change, **more: object) -> int:
     """Insert the command's values and answer the new id."""
     table = change.subject.table
     values = fitted(table, {**change.command.values, **more})
-    return int(change.connection.execute(insert(table).values(values).returning(table.c.id)).scalar_one())
+    row_id = change.connection.execute(insert(table).values(values).returning(table.c.id)).scalar_one()
+    if change.batch is not None:
+        change.batch.held.add((table.name, row_id))
+    return int(row_id)
 
 
 def alter(change: Change, values: Row) -> None:

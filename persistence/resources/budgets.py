@@ -88,6 +88,8 @@ def _foreign(change: Change) -> Iterator[tuple[str, str]]:
     """What a budget names of somebody else's. What is not there at all is told by `require`."""
     values = change.command.values
     for name, owner in _OWNERS.items():
+        if values.get(name) is None:
+            continue
         found = change.connection.execute(owner, {THIS.key: values.get(name)}).first()
         if found is not None and found.organization_id != values["organization_id"]:
             yield name, "is of another organization"

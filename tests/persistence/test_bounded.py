@@ -7,10 +7,11 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from gateway.errors import Conflict, StoreUnavailable
 from persistence import bounded
-from persistence.engine import alive, create
+from persistence.engine import alive, create, plain_url
 
 SHORT_S = 0.02
 answered = partial(bounded.answered, silent_s_max=SHORT_S, probe_s_max=SHORT_S)
@@ -84,3 +85,11 @@ async def test_a_server_that_accepts_and_says_nothing_is_not_alive(postgres: str
     assert not await bounded._answers(lambda: alive(engine), SHORT_S)
     await engine.dispose()
     silent.close()
+
+
+async def test_a_password_with_blanks_does_not_make_slow_work_look_like_a_dead_server() -> None:
+    password = "a keeper's 100 % + password"
+    engine = create("postgresql://keeper@127.0.0.1:5432/ledger")
+    shown = engine.url.set(password=password).render_as_string(hide_password=False)
+    assert conninfo_to_dict(plain_url(shown))["password"] == password
+    await engine.dispose()
