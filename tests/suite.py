@@ -1,11 +1,11 @@
-"""Run tests; what fails among thousands of neighbours is tried again alone, and told.
+"""Run tests; what fails among thousands of neighbours is tried again without them, and told.
 
 Usage: python -m tests.suite [options of pytest]
 
 The tests share two cores, and real servers, sockets and clocks. So a test may fail once for its neighbours'
-sake. Where no more than `UNSTEADY_MAX` fail, each of them has to pass `TRIES` times running, alone: then the
+sake. Where no more than `UNSTEADY_MAX` fail, their files have to pass `TRIES` times running, whole: then the
 run is green and names them as unsteady, below what they said. A fault that is there each time stays red, and
-so does a run of which more failed. An unsteady test is a fault all the same: of the test, or a race of the
+so does what the tests of one file do to each other, and a run of which more failed. An unsteady test is a fault all the same: of the test, or a race of the
 product. Mend it first.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 UNSTEADY_MAX = 3
-TRIES = 3
+TRIES = 2
 
 
 def main(options: list[str]) -> int:
@@ -32,10 +32,11 @@ def main(options: list[str]) -> int:
     whole = not any(option.startswith(("-x", "--exitfirst", "--maxfail")) for option in options)
     if code != pytest.ExitCode.TESTS_FAILED or not whole or not 0 < len(failed) <= UNSTEADY_MAX:
         return code
-    print(f"\n{len(failed)} failed; each alone, {TRIES} times:", *failed, sep="\n  ", flush=True)
+    files = sorted({one.partition("::")[0] for one in failed})
+    print(f"\n{len(failed)} failed; each file again, {TRIES} times:", *files, sep="\n  ", flush=True)
     for _ in range(TRIES):
-        for one in failed:
-            if again := _pytest("-q", "--no-header", "-p", "no:cacheprovider", one):
+        for file in files:
+            if again := _pytest("-q", "--no-header", "-p", "no:cacheprovider", file):
                 return again
     print("\nUNSTEADY, to be mended first:", *failed, sep="\n  ", flush=True)
     return 0
