@@ -4,9 +4,9 @@ Usage: python -m tests.suite [options of pytest]
 
 The tests share two cores, and real servers, sockets and clocks. So a test may fail once for its neighbours'
 sake. Where no more than `UNSTEADY_MAX` fail, their files have to pass `TRIES` times running, whole: then the
-run is green and names them as unsteady, below what they said. A fault that is there each time stays red, and
-so does what the tests of one file do to each other, and a run of which more failed. An unsteady test is a fault all the same: of the test, or a race of the
-product. Mend it first.
+run is green and names them as unsteady, below what they said. What is there each time stays red, and so does
+what the tests of one file do to each other, and a run of which more failed. An unsteady test is a fault all
+the same: of the test, or a race of the product. Mend it first.
 """
 
 from __future__ import annotations
