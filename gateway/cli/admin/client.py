@@ -20,7 +20,6 @@ from uuid import uuid4
 from gateway.cli.admin.sections import ID_OF, named_by
 from gateway.core.certificate import TlsFiles
 from gateway.errors import TollkeeperError
-from gateway.settings.secret_files import Environment
 from gateway.tls.clients import pinned, trusting
 
 TIMEOUT_S = 40.0
@@ -162,6 +161,8 @@ class AdminClient:
 
 def find(environ: Mapping[str, str] = os.environ) -> AdminClient:
     """Find the Admin API: `TOLLKEEPER_ADMIN_URL` and `_TOKEN`, else what `up` left in the data directory."""
+    from gateway.settings.secret_files import Environment  # noqa: PLC0415  # help is shown without settings
+
     environ = Environment(environ)
     url, token = environ.get("TOLLKEEPER_ADMIN_URL"), environ.get("TOLLKEEPER_ADMIN_TOKEN")
     if not url or not token:
