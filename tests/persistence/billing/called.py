@@ -115,7 +115,7 @@ class Called(WholeHistory):
         for accepted in (1, 0):
             told = await self.april.do("events", "create", events=[(0, event)], rejected=[])
             assert told["accepted"] == accepted
-        [(request, payload)] = self._writes("use")
+        *_, (request, payload) = self._writes("use")  # those before tell of tokens alone
         assert payload["units"] == self._charged((tokens, 0), at)
         await self._used_at_cost(request, (tokens, 0), at, events.read(payload).facts)
 
