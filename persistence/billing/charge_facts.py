@@ -74,8 +74,12 @@ SELECT d.organization_id, 'credits_postpaid' AS kind, d.day::timestamp AT TIME Z
 
 
 def insert_of(select: str) -> str:
-    """The statement that writes what another one reads."""
-    return f"INSERT INTO charge ({_COLUMNS}) {select} ON CONFLICT (fact) DO NOTHING"
+    """The statement that writes what another one reads, in the order of what was supplied."""
+    return (
+        f"INSERT INTO charge ({_COLUMNS}) {select}"
+        " ORDER BY organization_id, period_start, tenant_id, service_id, place, fact"
+        " ON CONFLICT (fact) DO NOTHING"
+    )
 
 
 def driver_level(statement: str, which: str) -> str:
