@@ -10,7 +10,23 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, Connection, any_, bindparam, collate, delete, func, select, text
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    and_,
+    any_,
+    bindparam,
+    collate,
+    delete,
+    func,
+    or_,
+    select,
+    text,
+    true,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -24,8 +40,8 @@ from persistence.subject import Batch, Change, Subject, id_in
 from persistence.subjects import SUBJECTS
 from persistence.tables.operations import applied_row
 
-# Advisory lock class 7808: whoever applies configuration, one after the other.
-_LOCK = text("SELECT pg_advisory_xact_lock(7808, 0)")
+# Advisory lock class 7809: whoever applies configuration, one after the other.
+_LOCK = text("SELECT pg_advisory_xact_lock(7809, 0)")
 ROWS_WRITTEN_MAX = 1_000
 
 Does = Callable[[Connection, Command, Batch], tuple[Change, Row]]
@@ -55,29 +71,25 @@ class Applying:
         await self._connection.run_sync(lambda connection: idempotency.keep(connection, claim, body))
 
     async def find(
-        self, resource: str, field: str, values: Collection[object], *, folded: bool = False
+        self, resource: str, wanted: Mapping[str, Collection[object]], rows_max: int, *, folded: bool = False
     ) -> Sequence[Row]:
-        """Read the rows whose field is one of these, by id; A-Z and a-z are the same where `folded`."""
+        """Read the rows whose fields each are one of these, by id, one more than `rows_max` at most.
+
+        A-Z and a-z are the same in texts where `folded`.
+        """
         subject = self._subject(resource)
-        column = subject.table.c[field]
-        known = [value for value in values if value is not None]
-        compared: Any = func.lower(collate(column, "C")) if folded else column
-        wanted = compared == any_(bindparam("wanted", known, ARRAY(column.type)))
-        if len(known) < len(values):
-            wanted |= column.is_(None)
-        return await self._read(subject, wanted, None)
+        each = (_one_of(subject.table.c[name], values, folded=folded) for name, values in wanted.items())
+        return await self._read(subject, and_(true(), *each), rows_max)
 
     async def every(self, resource: str, rows_max: int) -> Sequence[Row]:
         """Read all rows, one more than `rows_max` at most."""
-        return await self._read(self._subject(resource), None, rows_max + 1)
+        return await self._read(self._subject(resource), true(), rows_max)
 
-    async def marks(self, owner: int, name: str) -> Sequence[Mark]:
-        """Read what was noted of rows by those who applied under a name."""
-        rows = await self._connection.execute(
-            select(_here.resource, _here.row_id, _here.fields, _here.made).where(
-                _here.owner == owner, _here.name == name
-            )
-        )
+    async def marks(self, owner: int, name: str, rows_max: int) -> Sequence[Mark]:
+        """Read what was noted of rows by those who applied under a name, one more than `rows_max` at most."""
+        noted = select(_here.resource, _here.row_id, _here.fields, _here.made)
+        mine = noted.where(_here.owner == owner, _here.name == name)
+        rows = await self._connection.execute(mine.limit(rows_max + 1))
         return [Mark(row.resource, row.row_id, tuple(row.fields), made=row.made) for row in rows]
 
     async def run(self, steps: Sequence[Step]) -> Mapping[int, Ran]:
@@ -112,9 +124,9 @@ class Applying:
     def _subject(self, resource: str) -> Subject:
         return SUBJECTS[resource].within(self._within)
 
-    async def _read(self, subject: Subject, wanted: Any, rows_max: int | None) -> Sequence[Row]:
-        found = subject.rows.order_by(subject.table.c.id).limit(rows_max)
-        rows = await self._connection.execute(found if wanted is None else found.where(wanted))
+    async def _read(self, subject: Subject, wanted: ColumnElement[bool], rows_max: int) -> Sequence[Row]:
+        found = subject.rows.where(wanted).order_by(subject.table.c.id).limit(rows_max + 1)
+        rows = await self._connection.execute(found)
         return [dict(row) for row in rows.mappings()]
 
     def _run(self, connection: Connection, steps: Sequence[Step]) -> Mapping[int, Ran]:
@@ -161,6 +173,13 @@ class Applying:
 
     def _id(self, mark: Mark) -> int:
         return self._made[mark.row_id.number] if isinstance(mark.row_id, New) else mark.row_id
+
+
+def _one_of(column: Column[Any], values: Collection[object], *, folded: bool) -> ColumnElement[bool]:
+    known = [value for value in values if value is not None]
+    compared: Any = func.lower(collate(column, "C")) if folded else column
+    found: ColumnElement[bool] = compared == any_(bindparam(None, known, ARRAY(column.type)))
+    return found if len(known) == len(values) else or_(found, column.is_(None))
 
 
 def _refuse_changed(change: Change, step: Step) -> None:

@@ -46,7 +46,9 @@ def translated(error: Exception) -> Exception:
 
 
 @asynccontextmanager
-async def told(connecting: AbstractAsyncContextManager[AsyncConnection]) -> AsyncIterator[AsyncConnection]:
+async def translating(
+    connecting: AbstractAsyncContextManager[AsyncConnection],
+) -> AsyncIterator[AsyncConnection]:
     """A connection, or a transaction, whose errors are told as what they mean to the caller."""
     try:
         async with connecting as connection:

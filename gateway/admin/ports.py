@@ -55,15 +55,18 @@ class Applying(Protocol):
         """Keep what would be answered under a claim if nothing more came."""
 
     async def find(
-        self, resource: str, field: str, values: Collection[object], *, folded: bool = False
+        self, resource: str, wanted: Mapping[str, Collection[object]], rows_max: int, *, folded: bool = False
     ) -> Sequence[Row]:
-        """Read the rows whose field is one of these, by id; A-Z and a-z are the same where `folded`."""
+        """Read the rows whose fields each are one of these, by id, one more than `rows_max` at most.
+
+        A-Z and a-z are the same in texts where `folded`.
+        """
 
     async def every(self, resource: str, rows_max: int) -> Sequence[Row]:
         """Read all rows, one more than `rows_max` at most."""
 
-    async def marks(self, owner: int, name: str) -> Sequence[Mark]:
-        """Read what was noted of rows by those who applied under a name."""
+    async def marks(self, owner: int, name: str, rows_max: int) -> Sequence[Mark]:
+        """Read what was noted of rows by those who applied under a name, one more than `rows_max` at most."""
 
     async def run(self, steps: Sequence[Step]) -> Mapping[int, Ran]:
         """Do them, in order; `StepRefused` tells which one the store refuses."""

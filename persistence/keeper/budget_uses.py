@@ -11,7 +11,7 @@ from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.ledger import Budgeted
 from gateway.core.integrity.budget_accounts import StoredBudgets
 from persistence.keeper.definitions import budgets_of
-from persistence.refusals import told
+from persistence.refusals import translating
 
 # Dead letters of one organization that are looked at.
 ASIDE_MAX = 1_000
@@ -42,14 +42,14 @@ class BudgetUses:
 
     async def budgets(self, organizations: Sequence[int]) -> Mapping[int, Sequence[Budget]]:
         """The budgets of organizations that have any."""
-        async with told(self._engine.connect()) as connection:
+        async with translating(self._engine.connect()) as connection:
             return await budgets_of(connection, organizations)
 
     async def stored(
         self, partition: int, organizations: Sequence[int], windows: Iterable[Budgeted]
     ) -> StoredBudgets:
         """What is used of these organizations' windows, whoever's accounts, and up to which entry."""
-        async with told(self._engine.connect()) as connection:
+        async with translating(self._engine.connect()) as connection:
             await connection.execution_options(isolation_level="REPEATABLE READ")
             mark = await connection.scalar(_MARK, {"partition": partition})
             used = await _used(connection, list(windows))

@@ -19,7 +19,7 @@ from gateway.core.integrity.verified import AccountHead
 from gateway.core.model import INTEGER_MAX
 from persistence.keeper.budget_uses import BudgetUses
 from persistence.ledger.checkpoints import closed, disproved, sums
-from persistence.refusals import told
+from persistence.refusals import translating
 
 # What no checkpoint has yet.
 _OPEN = {"since": "c.last_seq", "until": str(INTEGER_MAX), "month": "o.spend_month"}
@@ -145,7 +145,7 @@ class Accounts(BudgetUses):
     async def accounts(self, seqs: Mapping[str, int], *, deep: bool) -> dict[str, LedgerAccount]:
         """The accounts named, each with its balance at the seq given for it."""
         found: dict[str, LedgerAccount] = {}
-        async with told(self._engine.connect()) as connection:
+        async with translating(self._engine.connect()) as connection:
             await connection.execution_options(isolation_level="REPEATABLE READ")
             listed = {row.account: row.n for row in await connection.execute(_LISTED)}
             stopped = {row.account: row.reason for row in await connection.execute(_STOPPED)}
@@ -162,26 +162,26 @@ class Accounts(BudgetUses):
 
     async def disproved(self, owners: Sequence[Owner], count: int) -> Sequence[Item]:
         """Of the checkpoints of these owners' accounts, so many at random: those that say something false."""
-        async with told(self._engine.connect()) as connection:
+        async with translating(self._engine.connect()) as connection:
             accounts = [account for owner in owners for account in owner.accounts]
             return await disproved(connection, accounts, count)
 
     async def unresolved(self, organization_ids: Sequence[int]) -> Mapping[int, Sequence[str]]:
         """Why not all that happened to an organization is in its ledgers, of those of which it is not."""
         found = defaultdict[int, list[str]](list)
-        async with told(self._engine.connect()) as connection:
+        async with translating(self._engine.connect()) as connection:
             for row in await connection.execute(_UNRESOLVED, {"ids": list(organization_ids)}):
                 found[row.id].append(row.why)
         return found
 
     async def due(self, organization_ids: Sequence[int]) -> Sequence[tuple[int, int]]:
         """Tenants of organizations whose reset has come, each with its organization."""
-        async with told(self._engine.connect()) as connection:
+        async with translating(self._engine.connect()) as connection:
             rows = await connection.execute(_DUE, {"ids": list(organization_ids)})
             return [(row.tenant_id, row.organization_id) for row in rows]
 
     async def _owners(self, query: Any, values: Mapping[str, Any]) -> list[Owner]:
-        async with told(self._engine.connect()) as connection:
+        async with translating(self._engine.connect()) as connection:
             return [Owner(row.id, tuple(row.tenants)) for row in await connection.execute(query, values)]
 
 

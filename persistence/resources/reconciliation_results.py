@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.administration import Row
 from gateway.core.integrity.reconciliation import Item, Reconciled
-from persistence.refusals import told
+from persistence.refusals import translating
 from persistence.subject import Change, Subject
 from persistence.tables.operations import control_write, reconciliation
 from persistence.tables.people import tenant
@@ -56,14 +56,14 @@ class Results:
             "pending": found.pending,
             "items": [_shown(item) for item in found.items[:ITEMS_KEPT_MAX]],
         }
-        async with told(self._engine.begin()) as connection:
+        async with translating(self._engine.begin()) as connection:
             made = insert(reconciliation).values(values).returning(reconciliation)
             return dict((await connection.execute(made)).mappings().one())
 
     async def last(self) -> Row | None:
         """The last result; None where there is none yet."""
         newest = select(reconciliation).order_by(reconciliation.c.id.desc()).limit(1)
-        async with told(self._engine.connect()) as connection:
+        async with translating(self._engine.connect()) as connection:
             row = (await connection.execute(newest)).mappings().first()
         return dict(row) if row is not None else None
 
@@ -76,7 +76,7 @@ class Results:
         billed by nobody: its drift is stored and stays.
         """
         kind, _, number = item.account.partition(":")
-        async with told(self._engine.begin()) as connection:
+        async with translating(self._engine.begin()) as connection:
             if kind == "spend":
                 await _file(connection, item, None)
                 return

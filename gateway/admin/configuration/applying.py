@@ -25,6 +25,8 @@ from gateway.errors import AdminRefusal, Conflict, StepRefused, Unprocessable
 
 # A longer plan is not tried before it is done.
 TRIED_MAX = 2_000
+# So many rows may be known to be of files of one name.
+MARKS_MAX = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,10 @@ class Configurator:
                 return first
         if wish.trial or wish.digest is not None:
             await session.hold()
-        marks = await session.marks(self._owner, wish.name)
+        marks = await session.marks(self._owner, wish.name, MARKS_MAX)
+        if len(marks) > MARKS_MAX:
+            message = f"stands for more than {MARKS_MAX} rows: apply some of the files under another name"
+            raise Unprocessable(errors=(("name", message),))
         planner = Planner(session, objects, self._ports.actor, marks, self._clock())
         plan = await planner.plan(prune=wish.prune)
         work = _Work(plan)
@@ -167,6 +172,7 @@ def _told(work: _Work) -> dict[str, object]:
         "changes": changes,
         "unchanged": plan.unchanged,
         "noted": sum(isinstance(mark.row_id, int) for mark in plan.marks),
+        "forgotten": len(plan.forgotten),
         "tried": work.is_done and not work.is_applied,
         "applied": work.is_applied,
         "pending": False,

@@ -15,9 +15,12 @@ from gateway.admin.resources import Resource
 from gateway.core.accounts.administration import OWNER, Row
 from gateway.core.accounts.declaration import New
 from gateway.core.billing.price_book import folded
+from gateway.errors import Unprocessable
 
 # So many names are looked through for one that was meant.
 NAMES_SUGGESTED_MAX = 1_000
+# So many rows of a kind may have the names that are said.
+ROWS_MAX = 100_000
 
 Identity = tuple[object, ...]
 # An object, and the rows that have its name, oldest first.
@@ -77,11 +80,27 @@ class Matching:
         how = declared(resource)
         last, ids = how.by[-1], references(resource)
         key = how.by[0] if last in ids else last
-        wanted = {values_of(each).get(key) for each in objects} | self._asked.get(resource.name, set())
-        there = [each for each in wanted if not isinstance(each, New)]
+        asked = self._asked.get(resource.name, set())
+        values = [values_of(each) for each in objects]
         if how.folded:
-            there = [folded(str(each)) for each in there]
-        found = await self._session.find(resource.name, key, there, folded=how.folded) if there else ()
+            names: set[object] = {folded(str(each)) for each in asked.union(each[key] for each in values)}
+            return await self._read(resource, [{key: names}])
+        # What others refer to may be of anybody; what objects say themselves is of those they name.
+        parents = [name for name in how.by if name != key and name in ids]
+        said = {name: _there(each[name] for each in values) for name in (key, *parents)}
+        said[key] -= asked
+        return await self._read(resource, [{key: asked}, said])
+
+    async def _read(self, resource: Resource, searches: Sequence[Mapping[str, set[object]]]) -> list[Row]:
+        """The rows that any of the searches finds and that are not gone; `Unprocessable` for too many."""
+        how, found = declared(resource), list[Row]()
+        for wanted in searches:
+            if all(wanted.values()):
+                left = ROWS_MAX - len(found)
+                found += await self._session.find(resource.name, wanted, left, folded=how.folded)
+            if len(found) > ROWS_MAX:
+                message = f"more than {ROWS_MAX} rows have these names: apply fewer objects at once"
+                raise Unprocessable(errors=((resource.name, message),))
         return [row for row in found if not how.is_gone(row)]
 
     def _know(self, resource: Resource, by: Row, row_id: object) -> None:
@@ -145,6 +164,11 @@ class Matching:
             if other is not wanted:
                 name = word(resource, how.by[-1])
                 self._errors.append((f"{wanted.at}.{name}", f"names the same as {other.at}"))
+
+
+def _there(values: Iterable[object]) -> set[object]:
+    """Those that can be in a row by now."""
+    return {each for each in values if not isinstance(each, New)}
 
 
 def values_of(wanted: Wanted) -> Row:

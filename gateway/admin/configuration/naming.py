@@ -94,7 +94,8 @@ async def _rows(session: Applying, changes: Sequence[Planned]) -> Mapping[Which,
                 wanted[kind].add(row_id)
     found: dict[Which, Row] = {}
     for kind, resource in reversed(list(KINDS.items())):
-        for row in await session.find(kind, "id", list(wanted[kind])) if wanted[kind] else ():
+        ids = wanted[kind]
+        for row in await session.find(kind, {"id": ids}, len(ids)) if ids else ():
             found[kind, row["id"]] = row
             want(resource, row)
     return found

@@ -185,7 +185,7 @@ class Planner:
                 for key, mark in self._marks.items()
                 if mark.resource == resource.name and mark.made and key not in self._met
             }
-            rows = await self._session.find(resource.name, "id", list(mine)) if mine else ()
+            rows = await self._session.find(resource.name, {"id": list(mine)}, len(mine)) if mine else ()
             there = [row for row in rows if not declared(resource).is_gone(row)]
             gone = {row["id"] for row in there}
             forgotten += [mark for row_id, mark in mine.items() if row_id not in gone]

@@ -69,6 +69,7 @@ class ConfigurationPlan(Out):
     changes: list[PlannedChange]
     unchanged: int
     noted: int = Field(description="Objects that are as they should be, and not known to be of files yet.")
+    forgotten: int = Field(description="Rows that apply made and others deleted: pruning forgets them.")
     tried: bool = Field(description="Whether it was done and undone.")
     applied: bool
     pending: bool = Field(description="Stored; not all of it is in force yet.")

@@ -23,6 +23,7 @@ from rich.table import Table
 
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json, find
 from gateway.core.visible import visible, visible_json
+from gateway.errors import SettingError
 
 PIPE_COLUMNS = 240
 READABLE_COLUMNS = 12
@@ -42,7 +43,7 @@ def admin(*, failed: int = 1) -> Iterator[AdminClient]:
     """Lend the Admin API; a failure is said on standard error and ends the command with code `failed`."""
     try:
         yield find()
-    except CommandFailed as failure:
+    except (CommandFailed, SettingError) as failure:
         console(error=True).print(f"[bold red]Error:[/] {escape(failure.message)}", highlight=False)
         raise typer.Exit(failed) from failure
 

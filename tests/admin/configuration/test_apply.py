@@ -6,7 +6,9 @@ import asyncio
 from typing import Any
 
 import psycopg
+import pytest
 
+from gateway.admin.configuration import applying, matching
 from tests.admin.configuration.world import Objects, apply, plan, refused, world
 from tests.admin.conftest import READONLY, Api
 
@@ -377,3 +379,30 @@ async def test_too_much_and_what_is_no_plan_are_refused(api: Api) -> None:
     assert (await api.call("POST", "configuration", data=large)).status == 413
     nobody = api.acting_as(None)
     assert (await nobody.call("POST", "configuration", data=b"{}" * (1 << 20))).status == 401
+
+
+async def test_rows_of_the_same_name_elsewhere_are_not_read_and_too_many_that_may_be_meant_are_refused(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matching, "ROWS_MAX", 3)
+    everybody = [{"name": name} for name in ("Acme", "Bell", "Cole")]
+    webs = [{"name": "Web", "organization": one["name"]} for one in everybody]
+    await apply(api, {"organizations": everybody, "tenants": webs})
+    await apply(
+        api, {"organizations": [{"name": "Dell"}], "tenants": [{"name": "Web", "organization": "Dell"}]}
+    )
+    assert (await plan(api, {"tenants": webs}))["changes"] == []
+    key = {"name": "CI", "tenant": {"name": "Web", "organization": "Acme"}}
+    wrong = await refused(api, {"api-keys": [key]})
+    assert wrong == {"tenants": "more than 3 rows have these names: apply fewer objects at once"}
+
+
+async def test_a_name_stands_for_so_many_rows_at_most(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(applying, "MARKS_MAX", 2)
+    plans = [{"name": name} for name in ("One", "Two", "Three")]
+    await apply(api, {"token-plans": plans[:2]})
+    assert (await plan(api, {"token-plans": plans[:2]}))["changes"] == []
+    await apply(api, {"token-plans": plans[2:]})
+    wrong = await refused(api, {"token-plans": plans})
+    assert wrong == {"name": "stands for more than 2 rows: apply some of the files under another name"}
+    assert (await plan(api, {"token-plans": plans}, name="other"))["unchanged"] == 3

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from gateway.admin.configuration.words import KINDS, schema
 from gateway.cli.admin.configuration.documents import documents, written
+from gateway.cli.admin.configuration.secrets import Form, Keeping
 from gateway.cli.admin.program import mount
 from tests.admin.configuration.world import world
 from tests.admin.conftest import ADMIN, Api
@@ -41,8 +42,10 @@ token-plans:
 
 @pytest.fixture
 def run(api: Api) -> Run:
-    async def invoke(*arguments: str, stdin: str | None = None) -> Result:
-        where = {"TOLLKEEPER_ADMIN_URL": str(api.client.make_url("")), "TOLLKEEPER_ADMIN_TOKEN": ADMIN}
+    async def invoke(*arguments: str, stdin: str | None = None, **more: str | None) -> Result:
+        where = {
+            "TOLLKEEPER_ADMIN_URL": str(api.client.make_url("")), "TOLLKEEPER_ADMIN_TOKEN": ADMIN, **more
+        }  # fmt: skip
         return await asyncio.to_thread(CliRunner().invoke, program, list(arguments), env=where, input=stdin)
 
     return invoke
@@ -145,6 +148,43 @@ async def test_a_secret_can_be_a_manifest_of_kubernetes(run: Run, tmp_path: Path
     assert manifest["stringData"]["key"].startswith("tk_")
 
 
+async def test_of_secrets_that_cannot_be_written_each_is_named_and_all_others_are_kept(
+    run: Run, api: Api, tmp_path: Path
+) -> None:
+    file, safe = tmp_path / "keys.yaml", tmp_path / "safe"
+    keys = [f"  - {{name: {name}, tenant: Web}}\n" for name in ("One", "Two", "Three")]
+    file.write_text(f"{ACME}api-keys:\n{''.join(keys)}")
+    for name in ("One", "Two"):  # directories where files would be
+        path = Keeping(safe, Form.FILE).path_of({"resource": "api-keys", "name": f"Acme / Web / {name}"})
+        (path / "inside").mkdir(parents=True)
+    told = await run("apply", "-f", str(file), "--secrets-dir", str(safe), "--json")
+    flat = " ".join(told.stderr.split())
+    assert told.exit_code == 1
+    for name in ("One", "Two"):
+        assert f"The secret of api-keys Acme / Web / {name} could not be written" in flat
+    [kept] = json.loads(told.stdout)["secrets"]
+    assert kept["name"] == "Acme / Web / Three"
+    key = Path(kept["path"]).read_text().strip()
+    assert api.rows("select name from api_key where digest = %s", digest_of(key)) == [("Three",)]
+    assert not list(safe.glob(".*")), "nothing waits any more"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"TOLLKEEPER_ADMIN_TOKEN": None, "TOLLKEEPER_ADMIN_TOKEN_FILE": "/nowhere/token"},
+        {"TOLLKEEPER_ADMIN_URL": "https://127.0.0.1:1", "TOLLKEEPER_ADMIN_CA_FILE": "/nowhere/ca.pem"},
+        {"TOLLKEEPER_ADMIN_URL": "http://127.0.0.1:1"},
+    ],
+)
+async def test_a_comparison_that_fails_does_not_say_that_something_differs(
+    run: Run, wrong: dict[str, str | None]
+) -> None:
+    told = await run("diff", "-f", "-", stdin=ACME, **wrong)
+    assert (told.exit_code, "Error:" in told.stderr) == (2, True), told.output
+    assert (await run("apply", "-f", "-", stdin=ACME, **wrong)).exit_code == 1
+
+
 async def test_where_a_secret_cannot_be_kept_nothing_is_applied(run: Run, api: Api, tmp_path: Path) -> None:
     file, blocked = tmp_path / "keys.yaml", tmp_path / "a-file"
     file.write_text(f"{ACME}api-keys:\n  - {{name: CI, tenant: Web}}\n")
@@ -168,8 +208,30 @@ async def test_what_is_exported_is_unchanged_when_applied(run: Run, api: Api, tm
     assert isinstance(document.value, dict)
     assert [one["name"] for one in document.value["token-plans"]] == ["Pro", "Endless"]
     assert (await run("diff", "-f", "-", stdin=printed.stdout)).exit_code == 0
+    as_json = await run("export", "--json")
+    assert json.loads(as_json.stdout).keys() == KINDS.keys()
+    again = await run("diff", "-f", "-", stdin=as_json.stdout)
+    assert (again.exit_code, again.stderr) == (0, "")
     unknown = await run("export", "--kind", "tenant")
     assert (unknown.exit_code, "token-plans" in unknown.stderr) == (1, True)
+
+
+async def test_pruning_forgets_what_others_deleted_and_says_so_once(
+    run: Run, api: Api, tmp_path: Path
+) -> None:
+    file = tmp_path / "acme.yaml"
+    file.write_text(ACME)
+    assert (await run("apply", "-f", str(file))).exit_code == 0
+    [web] = (await api.get("tenants")).json["items"]
+    assert (await api.delete(f"tenants/{web['id']}")).status in {200, 204}
+    file.write_text(ACME.replace("  - {name: Web, organization: Acme, plan: Pro}\n", ""))
+    compared = await run("diff", "-f", str(file), "--prune")
+    assert (compared.exit_code, "1 that apply made are gone already" in compared.stdout) == (0, True)
+    done = await run("apply", "-f", str(file), "--prune")
+    assert (done.exit_code, "Applied." in done.stderr) == (0, True)
+    assert api.rows("select count(*) from applied_row where resource = 'tenants'") == [(0,)]
+    again = await run("apply", "-f", str(file), "--prune")
+    assert ("gone already" in again.stdout, "Applied." in again.stderr) == (False, False)
 
 
 async def test_the_schema_is_printed_served_and_the_one_in_the_documents(run: Run, api: Api) -> None:

@@ -13,8 +13,9 @@ from gateway.cli.admin.configuration.documents import documents, written
 from gateway.cli.admin.configuration.sources import BYTES_MAX, read
 
 texts = st.text(st.characters(codec="utf-8"), max_size=30)
+floats = st.floats(allow_nan=False, allow_infinity=False)
 values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | texts,
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | texts | floats,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts.filter(bool), inner, max_size=3),
     max_leaves=12,
 )
@@ -40,6 +41,9 @@ def test_plain_values_are_those_of_yaml_1_2() -> None:
         empty:
         truth: true
         power: 1e3
+        small: 1.0e-05
+        signless: 1.0e5
+        endless: 1.0e+999
         folded: >-
           one
           line
@@ -48,7 +52,7 @@ def test_plain_values_are_those_of_yaml_1_2() -> None:
     assert document.value == {
         "country": "NO", "day": "2026-01-31", "time": "12:30:00", "octal": "0755", "grouped": "1_000",
         "whole": -12, "part": 0.25, "quoted": "12", "nothing": None, "empty": None, "truth": True,
-        "power": "1e3", "folded": "one line",
+        "power": "1e3", "small": 0.00001, "signless": "1.0e5", "endless": "1.0e+999", "folded": "one line",
     }  # fmt: skip
 
 
@@ -66,6 +70,8 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("tenants: []\ntenants: []", "line 2: tenants stands here a second time"),
         ("tenants: !!python/object/apply:os.system [id]", "tags such as"),
         ("name: !!str 5", "tags such as"),
+        ("!!str name: 5", "tags such as"),
+        ("&a name: 5", "anchors and aliases"),
         ("<<: {a: 1}", "a field must have a plain name"),
         ("? [a, b]\n: c", "a field must have a plain name"),
         ("tenants:\n\t- a", "not valid YAML"),
@@ -83,6 +89,22 @@ def test_what_is_hostile_or_ambiguous_is_refused_with_its_line(text: str, said: 
     assert said in refused.value.message
     assert refused.value.message.startswith("it.yaml, ")
     assert len(refused.value.message) < 300
+
+
+def test_what_is_wrong_has_its_own_place_behind_a_file_that_names_the_kind_and_nothing_of_it(
+    tmp_path: Path,
+) -> None:
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("# none yet\ntenants: []\nplans:\n")
+    second.write_text("tenants:\n  - name: A\n  - nme: B\n")
+    sources = read([str(tmp_path)])
+    assert sources.located("tenants.1.nme: unknown field") == (
+        f"{second}, document 1, line 3, tenants, nme: unknown field"
+    )
+    assert sources.located("tenants.2: there is none") == "tenants.2: there is none"
+    assert sources.located("  tenants: too many") == f"  {first}, document 1, line 2, tenants: too many"
+    assert sources.located("  plans: unknown kind") == f"  {first}, document 1, line 3, plans: unknown kind"
+    assert sources.located("  tenant: unknown kind") == "  tenant: unknown kind"
 
 
 def test_of_files_and_bytes_there_are_so_many_at_most(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def apply(
         asked = {**sources.body(wanted), "prune": prune, "name": name}
         with waiting("Planning"):
             plan = api.post(WHERE, {**asked, "trial": True})
-        if dry_run or not (plan["changes"] or plan["noted"]):
+        if dry_run or not (plan["changes"] or plan["noted"] or plan["forgotten"]):
             printing.plan(plan, wanted, as_json=as_json)
             return
         if not as_json:
@@ -60,14 +60,15 @@ def apply(
             with waiting("Applying"):
                 done = api.post(WHERE, {**asked, "digest": plan["digest"]})
             done.pop("_later", None)
-            paths = [str(keeping.keep(secret)) for secret in done["secrets"]]
+            paths, lost = keeping.keep_all(done["secrets"])
         done["secrets"] = [
-            {"resource": each["resource"], "name": each["name"], "path": path}
-            for each, path in zip(done["secrets"], paths, strict=True)
+            {"resource": each["resource"], "name": each["name"], "path": str(path)} for each, path in paths
         ]
         printing.done(done, as_json=as_json)
         if done["refused"]:
-            raise CommandFailed(f"It is stored, but not in force. {done['refused']}")
+            lost.append(f"It is stored, but not in force. {done['refused']}")
+        if lost:
+            raise CommandFailed("\n".join(lost))
 
 
 def diff(*, file: Files, prune: Prune = False, name: Name = DEFAULT_NAME, as_json: AsJson = False) -> None:
@@ -105,7 +106,7 @@ def export(
         for line in found["left_out"]:
             say(f"Not written down: {line}")
         if as_json:
-            print_json({"objects": objects, "left_out": found["left_out"]})
+            print_json(objects)
         elif to is None:
             typer.echo(written(objects), nl=False)
         else:

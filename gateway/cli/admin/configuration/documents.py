@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import yaml
@@ -20,12 +21,12 @@ VALUES_MAX = 1_000_000
 # So deep in a document lines are noted: a kind, its object, a field.
 NOTED_DEPTH = 3
 # More digits than any number here has.
-DIGITS_MAX = 20
+DIGITS_MAX = 26
 
 _LOADER: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 _DUMPER: Any = yaml.CSafeDumper if yaml.__with_libyaml__ else yaml.SafeDumper
 _WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*)", re.ASCII)
-_PART = re.compile(r"[-+]?[0-9]+\.[0-9]+", re.ASCII)
+_PART = re.compile(r"[-+]?[0-9]+\.[0-9]+([eE][-+][0-9]+)?", re.ASCII)
 _WORDS: dict[str, object] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
     **dict.fromkeys(("true", "True", "TRUE"), True),
@@ -95,10 +96,7 @@ class _Reading:
         self._count += 1
         if self._count > VALUES_MAX:
             raise self._wrong(event, f"more than {VALUES_MAX} values")
-        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-            raise self._wrong(event, "anchors and aliases (& and *) are not taken: write it out")
-        if event.tag is not None:
-            raise self._wrong(event, f"tags such as {event.tag} are not taken: write the plain value")
+        self._refuse_decorated(event)
         if isinstance(event, yaml.ScalarEvent):
             return _plain(event.value) if not event.style else event.value
         if len(path) >= DEPTH_MAX:
@@ -123,17 +121,23 @@ class _Reading:
         for event in self._events:
             if isinstance(event, yaml.MappingEndEvent):
                 break
-            name = self.value(event, path) if isinstance(event, yaml.ScalarEvent) else None
-            # A name such as 2024 or no is a text all the same.
-            name = event.value if isinstance(event, yaml.ScalarEvent) else name
-            if not isinstance(name, str) or not name or name == "<<":
+            if not isinstance(event, yaml.ScalarEvent) or event.value in {"", "<<"}:
                 raise self._wrong(event, "a field must have a plain name")
+            self._refuse_decorated(event)
+            # A name such as 2024 or no is a text all the same.
+            name = event.value
             if name in found:
                 raise self._wrong(event, f"{name} stands here a second time")
             here = (*path, name)
             self._note(here, event)
             found[name] = self.value(next(self._events), here)
         return found
+
+    def _refuse_decorated(self, event: Any) -> None:
+        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+            raise self._wrong(event, "anchors and aliases (& and *) are not taken: write it out")
+        if event.tag is not None:
+            raise self._wrong(event, f"tags such as {event.tag} are not taken: write the plain value")
 
     def _note(self, path: Path, event: Any) -> None:
         if len(path) <= NOTED_DEPTH:
@@ -151,6 +155,6 @@ def _plain(text: str) -> object:
     if len(text) <= DIGITS_MAX:
         if _WHOLE.fullmatch(text):
             return int(text)
-        if _PART.fullmatch(text):
-            return float(text)
+        if _PART.fullmatch(text) and isfinite(part := float(text)):
+            return part
     return text

@@ -65,8 +65,9 @@ def _summary(found: Json) -> str:
         "stays" if each["stays"] else each["change"] if each["change"] in MARKS else "change"
         for each in found["changes"]
     )
+    gone = f", {found['forgotten']:,} that apply made are gone already" if found["forgotten"] else ""
     if not counts:
-        return f"Nothing to change: {found['unchanged']:,} are as they should be."
+        return f"Nothing to change: {found['unchanged']:,} are as they should be{gone}."
     told = f"{counts['create']:,} to make, {counts['change']:,} to change, {counts['delete']:,} to delete"
     stays = f", {counts['stays']:,} stay although no file says them" if counts["stays"] else ""
-    return f"{told}{stays}; {found['unchanged']:,} are as they should be."
+    return f"{told}{stays}; {found['unchanged']:,} are as they should be{gone}."

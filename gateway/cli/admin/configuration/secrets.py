@@ -51,35 +51,42 @@ class Keeping:
 
     def prepare(self, each: Json) -> None:
         """Have room for a secret."""
-        path = self._path(each)
-        waiting = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(waiting, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            self._make(self.path_of(each))
         except OSError as error:
             raise CommandFailed(
-                f"{waiting} cannot be made: {error.strerror}. Nothing was applied."
+                f"{error.filename} cannot be made: {error.strerror}. Nothing was applied."
             ) from error
-        self._waiting[path] = waiting
 
-    def keep(self, secret: Json) -> Path:
-        """Write one; its path."""
-        path = self._path(secret)
-        waiting = self._waiting.get(path)
-        try:
-            if waiting is None:
-                self.prepare(secret)
-                waiting = self._waiting[path]
-            with waiting.open("w", encoding="utf-8") as file:
-                file.write(self._text(path, secret))
-                file.flush()
-                os.fsync(file.fileno())
-            waiting.replace(path)
-        except OSError as error:
-            raise CommandFailed(
-                f"The secret of {secret['resource']} {secret['name']} could not be written"
-                f" ({error.strerror}) and is lost: revoke or delete it, and apply again."
-            ) from error
+    def keep_all(self, secrets: Sequence[Json]) -> tuple[list[tuple[Json, Path]], list[str]]:
+        """Write each that can be written: those with their paths, and of each other one that it is lost."""
+        paths, lost = [], []
+        for secret in secrets:
+            try:
+                paths.append((secret, self._keep(secret)))
+            except OSError as error:
+                lost.append(
+                    f"The secret of {secret['resource']} {secret['name']} could not be written"
+                    f" ({error.strerror}) and is lost: revoke or delete it, and apply again."
+                )
+        return paths, lost
+
+    def _make(self, path: Path) -> Path:
+        """An empty file that only its owner can read, to be renamed to `path`."""
+        waiting = path.with_name(f".{path.name}.{os.getpid()}")
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(waiting, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        self._waiting[path] = waiting
+        return waiting
+
+    def _keep(self, secret: Json) -> Path:
+        path = self.path_of(secret)
+        waiting = self._waiting.get(path) or self._make(path)
+        with waiting.open("w", encoding="utf-8") as file:
+            file.write(self._text(path, secret))
+            file.flush()
+            os.fsync(file.fileno())
+        waiting.replace(path)
         del self._waiting[path]
         return path
 
@@ -89,7 +96,8 @@ class Keeping:
             with suppress(OSError):
                 waiting.unlink()
 
-    def _path(self, each: Json) -> Path:
+    def path_of(self, each: Json) -> Path:
+        """Where the secret of an object goes."""
         suffix = ".yaml" if self._form is Form.KUBERNETES else ""
         return self._directory / f"{_name(each)}{suffix}"
 

@@ -31,10 +31,11 @@ class Place:
 
 @dataclass(slots=True)
 class Sources:
-    """All objects by kind, in the order of the files, and the place of each."""
+    """All objects by kind, in the order of the files, the place of each, and the first of each kind."""
 
     objects: dict[str, list[object]] = field(default_factory=dict)
     places: dict[str, list[Place]] = field(default_factory=dict)
+    kinds: dict[str, Document] = field(default_factory=dict)
 
     def take(self, document: Document) -> None:
         """Add a document's objects."""
@@ -49,9 +50,8 @@ class Sources:
                 raise CommandFailed(f"{place}, line {line}: {kind} must be a list of objects.")
             objects = some or []
             self.objects.setdefault(kind, []).extend(objects)
-            self.places.setdefault(kind, []).extend(
-                Place(document, index) for index in range(len(objects) or 1)
-            )
+            self.places.setdefault(kind, []).extend(Place(document, index) for index in range(len(objects)))
+            self.kinds.setdefault(kind, document)
 
     def located(self, message: str) -> str:
         """A message of the Admin API that says where in the files things stand."""
@@ -69,10 +69,9 @@ class Sources:
         return f"{place.document.file}, document {place.document.number}, line {line}, {kind}{said}"
 
     def _of_kind(self, found: re.Match[str]) -> str:
-        places = self.places.get(found["kind"])
-        if not places:
+        document = self.kinds.get(found["kind"])
+        if document is None:
             return found[0]
-        document = places[0].document
         line = document.lines[(found["kind"],)]
         return f"  {document.file}, document {document.number}, line {line}, {found['kind']}: "
 
