@@ -13,7 +13,7 @@ from sqlalchemy import Connection, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Command, Committed, Row
-from gateway.core.billing.due import Due, Left, Made, left_by
+from gateway.core.billing.due import Due, Left, ScheduledResult, left_by
 from gateway.errors import Conflict, NotFound, StoreUnavailable, TollkeeperError
 from persistence.billing import schedule
 from persistence.store import Store
@@ -68,7 +68,7 @@ class Schedule:
 
             yield claim
 
-    async def make_invoices(self, organization_ids: Sequence[int], *, finalize: bool) -> Made:
+    async def make_invoices(self, organization_ids: Sequence[int], *, finalize: bool) -> ScheduledResult:
         """Make what is due of these organizations: months together, fees in advance one by one."""
         at = (self._clock(), self._grace_hours)
         left, ahead, busy = await self._store.invoice_months(organization_ids, *at, finalize=finalize)
@@ -84,7 +84,7 @@ class Schedule:
                 raise
             except TollkeeperError as refusal:
                 left[row.organization_id] = left_by(refusal)
-        return Made([each for each in organization_ids if each not in left], left)
+        return ScheduledResult([each for each in organization_ids if each not in left], left)
 
     async def leave_invoices(self, left: Mapping[int, Left | None]) -> None:
         """Keep why organizations' invoices were left; None where nothing is."""

@@ -165,10 +165,15 @@ class Store(TimedStore):
         which = (invoice_id, kind, status)
         return await self._run(lambda connection: kept_documents.read(connection, *which, made))
 
-    async def report(self, name: str, asked: Asked, after: int | LegPlace, rows_max: int) -> Sequence[Row]:
-        """Read some rows of a report for finance, in its order: behind so many, or of the ledger a leg."""
+    async def report(self, name: str, asked: Asked, after: int, rows_max: int) -> Sequence[Row]:
+        """Read some rows of a report for finance that is no ledger, in its order, behind so many."""
         of = replace(asked, organization_id=self._owner(asked.organization_id))
         return await self._run(lambda connection: finance_reports.read(connection, name, of, after, rows_max))
+
+    async def ledger(self, asked: Asked, after: LegPlace, rows_max: int) -> Sequence[Row]:
+        """Read some legs of the entries of a time, in their order, behind a place."""
+        of = replace(asked, organization_id=self._owner(asked.organization_id))
+        return await self._run(lambda connection: finance_reports.ledger(connection, of, after, rows_max))
 
     def entries(self, asked: Asked) -> AsyncIterator[Sequence[Row]]:
         """Read the legs of all entries of a time, in batches."""

@@ -121,8 +121,11 @@ class Store(Protocol):
     async def unbilled(self, organization_id: int) -> Sequence[Row]:
         """Read what an organization owes and no invoice has, by kind."""
 
-    async def report(self, name: str, asked: Asked, after: int | LegPlace, rows_max: int) -> Sequence[Row]:
-        """Read some rows of a report for finance, in its order: behind so many, or of the ledger a leg."""
+    async def report(self, name: str, asked: Asked, after: int, rows_max: int) -> Sequence[Row]:
+        """Read some rows of a report for finance that is no ledger, in its order, behind so many."""
+
+    async def ledger(self, asked: Asked, after: LegPlace, rows_max: int) -> Sequence[Row]:
+        """Read some legs of the entries of a time, in their order, behind a place."""
 
     def entries(self, asked: Asked) -> AsyncIterator[Sequence[Row]]:
         """Read the legs of all entries of a time, in batches."""

@@ -17,7 +17,7 @@ from gateway.core.billing.charge import Charge
 from gateway.core.billing.subscription import Segment
 from persistence.billing import allocations, commitments, early_uses, fee_charges
 from persistence.billing.charge_facts import DEBTS, OVERAGES, PURCHASES, USES, insert_of
-from persistence.billing.fee_charges import Named
+from persistence.billing.fee_charges import NamedCharge
 from persistence.billing.segments import segment_of
 
 NOTHING_THAT_RUNS = datetime(1, 1, 2, tzinfo=UTC)
@@ -190,7 +190,7 @@ def _accrue_early_uses(connection: Connection, organization_ids: Sequence[int]) 
         while ends := early_uses.owed(connection, organization_id):
             for end_id, quantity, named in ends:
                 early_uses.settle(connection, end_id, quantity, named and named[1])
-            facts = [Named(organization_id, *named) for *_, named in ends if named]
+            facts = [NamedCharge(organization_id, *named) for *_, named in ends if named]
             fee_charges.add(connection, facts, "fact")
 
 
@@ -201,11 +201,11 @@ def _not_over(segments: Iterable[Any]) -> list[Any]:
 
 def _missing(
     connection: Connection, segments: Iterable[Any], until: date, more: Mapping[int, Sequence[Charge]]
-) -> list[Named]:
+) -> list[NamedCharge]:
     """What organizations that have agreed on a minimum miss of it; `more` is not written yet."""
     agreed = {row.organization_id for row in segments if row.minimum_commitment is not None}
     return [
-        Named(organization_id, fact, charge)
+        NamedCharge(organization_id, fact, charge)
         for organization_id in sorted(agreed)
         for fact, charge in commitments.missing(
             connection, organization_id, until, more.get(organization_id, ())

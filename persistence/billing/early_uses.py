@@ -60,7 +60,7 @@ SELECT anchor_date, paid_from, sum(amount) AS amount FROM plan_end
 _SETTLE = text("UPDATE plan_end SET quantity = :quantity, amount = :amount WHERE id = :id")
 
 # What names a fact, and its charge.
-Named = tuple[str, Charge]
+EarlyCharge = tuple[str, Charge]
 # A row of token plans.
 TokenPlan = Mapping[str, Any]
 
@@ -99,14 +99,14 @@ def waiting(connection: Connection, organization_ids: Sequence[int]) -> list[int
     return list(connection.execute(_WAITING, {"organizations": list(organization_ids)}).scalars())
 
 
-def owed(connection: Connection, organization_id: int) -> list[tuple[int, int, Named | None]]:
+def owed(connection: Connection, organization_id: int) -> list[tuple[int, int, EarlyCharge | None]]:
     """Of each end of a plan whose use is known: its id, tokens ahead, and the charge where it owes one."""
     here: dict[str, Any] = {"organization": organization_id, "count": ENDS_MAX}
     rows = connection.execute(_OPEN, here).all()
     if not rows:
         return []
     charged = {(each.anchor_date, each.paid_from): each.amount for each in connection.execute(_CHARGED, here)}
-    found: list[tuple[int, int, Named | None]] = []
+    found: list[tuple[int, int, EarlyCharge | None]] = []
     for row in rows:
         end = _end(row)
         used = tokens_used(_turns(connection, row), end.total, end.ends)

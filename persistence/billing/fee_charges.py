@@ -51,7 +51,7 @@ SELECT o.id, n.kind, n.start, n.upto, n.quantity, n.unit_price, n.amount, o.curr
 ON CONFLICT (fact) DO NOTHING""")
 
 
-class Named(NamedTuple):
+class NamedCharge(NamedTuple):
     """A charge, whose it is, and what names its fact."""
 
     organization_id: int
@@ -59,7 +59,7 @@ class Named(NamedTuple):
     charge: Charge
 
 
-class Due(NamedTuple):
+class SegmentDue(NamedTuple):
     """A segment that has something to charge, and up to which day it is charged then."""
 
     segment_id: int
@@ -71,14 +71,16 @@ def rows_of(connection: Connection, organization_ids: Sequence[int]) -> Sequence
     return connection.execute(_SEGMENTS, {"organizations": list(organization_ids)}).all()
 
 
-def fees(connection: Connection, segments: Iterable[Any], until: date) -> tuple[list[Due], list[Named]]:
+def fees(
+    connection: Connection, segments: Iterable[Any], until: date
+) -> tuple[list[SegmentDue], list[NamedCharge]]:
     """Of each segment that has something: up to where it is charged then; and the days that are not yet."""
     moved, open_ = [], []
     for row in segments:
         segment, at = segment_of(row), row.charged_until or row.start_date
         upto = max(min(at, segment.end), charged_until(segment, until))
         if upto != row.charged_until and (upto > row.start_date or row.charged_until is not None):
-            moved.append(Due(segment.id, upto))
+            moved.append(SegmentDue(segment.id, upto))
             if upto > at:
                 open_.append((row.organization_id, segment, at, upto))
     seen = _seen(connection, [(segment.id, at) for _, segment, at, _ in open_])
@@ -87,7 +89,7 @@ def fees(connection: Connection, segments: Iterable[Any], until: date) -> tuple[
         for fee in day_fees(segment, at, upto):
             rest, number = _not_yet(fee, segment, seen)
             if rest is not None:
-                found.append(Named(organization_id, fact_of(fee, number), rest))
+                found.append(NamedCharge(organization_id, fact_of(fee, number), rest))
     return moved, found
 
 
@@ -112,23 +114,23 @@ def _seen(connection: Connection, since: Sequence[tuple[int, date]]) -> dict[tup
     return {(row.source_id, row.kind, row.day): row for row in rows}
 
 
-def lost(connection: Connection, organization_ids: Sequence[int]) -> list[Named]:
+def lost(connection: Connection, organization_ids: Sequence[int]) -> list[NamedCharge]:
     """What brings days that segments lost to nothing."""
     found = []
     for row in connection.execute(_LOST, {"organizations": list(organization_ids)}):
         charge = fee_charge(row.kind, row.source_id, row.day, -row.quantity, -row.amount)
-        found.append(Named(row.organization_id, fact_of(charge, row.rows), charge))
+        found.append(NamedCharge(row.organization_id, fact_of(charge, row.rows), charge))
     return found
 
 
-def move(connection: Connection, moved: Sequence[Due]) -> None:
+def move(connection: Connection, moved: Sequence[SegmentDue]) -> None:
     """Note up to where segments are charged."""
     if moved:
         segments, days = (list(column) for column in zip(*moved, strict=True))
         connection.execute(_MOVE, {"segments": segments, "until": days})
 
 
-def add(connection: Connection, named: Sequence[Named], reason: str) -> None:
+def add(connection: Connection, named: Sequence[NamedCharge], reason: str) -> None:
     """Write charges, each fact once."""
     if not named:
         return

@@ -107,14 +107,15 @@ _BY_SUPPLY = text(_TAXED.format(
 Reader = Callable[[Connection, Asked], list[Row]]
 
 
-def read(
-    connection: Connection, report: str, asked: Asked, after: int | LegPlace, rows_max: int
-) -> Sequence[Row]:
-    """Some rows of a report, in its order: behind so many, of the ledger behind a place."""
-    if isinstance(after, LegPlace):
-        here = _values(asked) | after._asdict() | {"since": after.at, "rows": rows_max}
-        return [dict(row) for row in connection.execute(text(ENTRIES_AFTER), here).mappings()]
+def read(connection: Connection, report: str, asked: Asked, after: int, rows_max: int) -> Sequence[Row]:
+    """Some rows of a report that is no ledger, in its order, behind so many."""
     return _REPORTS[report](connection, asked)[after : after + rows_max]
+
+
+def ledger(connection: Connection, asked: Asked, after: LegPlace, rows_max: int) -> Sequence[Row]:
+    """Some legs of entries, in the order of the ledger, behind a place."""
+    here = _values(asked) | after._asdict() | {"since": after.at, "rows": rows_max}
+    return [dict(row) for row in connection.execute(text(ENTRIES_AFTER), here).mappings()]
 
 
 async def entries(engine: AsyncEngine, asked: Asked) -> AsyncIterator[Sequence[Row]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -16,7 +17,7 @@ from gateway.admin.http import body
 from gateway.admin.http.auth import admit, require_read
 from gateway.admin.http.files import CSV, Files
 from gateway.admin.http.listing import decode_cursor, encode_cursor, fingerprint, number_or_text, read_once
-from gateway.admin.ports import AdminPorts
+from gateway.admin.ports import AdminPorts, Store
 from gateway.admin.resources.finance import ASKED, ITEMS, MONTHS_MAX, PAGED
 from gateway.admin.resources.reports import REPORTS
 from gateway.core.accounts.administration import Place, Row
@@ -50,11 +51,11 @@ def mount_finance(app: web.Application, ports: AdminPorts, root: str) -> None:
         limit, cursor = asked.pop("limit", ITEMS_DEFAULT), asked.pop("cursor", None)
         rest = {each: sent[each] for each in sent if each not in _PAGING}
         mark = fingerprint(f"reports/{name}", rest, descending=False)
-        wanted = asked_of(mine, name, asked)
-        after = _after(name, wanted, cursor, mark)
-        rows = await mine.store.report(name, wanted, after, limit + 1)
+        place = None if cursor is None else decode_cursor(str(cursor), mark)
+        page = _legs if name == LEDGER else partial(_rows, name)
+        rows, behind = await page(mine.store, asked_of(mine, name, asked), place, limit)
         shown = shown_as(name, asked)
-        more = encode_cursor(_behind(after, rows[limit - 1], limit), mark) if len(rows) > limit else None
+        more = None if behind is None else encode_cursor(behind, mark)
         return web.json_response({"items": [shown(row) for row in rows[:limit]], "next_cursor": more})
 
     async def as_csv(request: web.Request, name: str) -> web.StreamResponse:
@@ -133,32 +134,52 @@ def checked(model: Any, sent: Mapping[str, str]) -> dict[str, Any]:
     return body.check(model, values)
 
 
-def _after(name: str, asked: Asked, cursor: object, mark: str) -> int | LegPlace:
-    """What was told on the pages before: so many rows, or of the ledger all up to a leg."""
-    if cursor is None:
-        return LegPlace(asked.since) if name == LEDGER and asked.since is not None else 0
-    place = decode_cursor(str(cursor), mark)
-    if name == LEDGER:
-        with suppress(TypeError, ValueError, OverflowError):
-            at, source, number, is_credit, account = place
-            moment = datetime.fromisoformat(str(at)).astimezone(UTC)
-            if asked.since is not None and moment >= asked.since:
-                return LegPlace(moment, str(source), int(number), bool(is_credit), str(account))
-    elif len(place) == 1 and isinstance(place[0], int) and place[0] >= 0:
-        return place[0]
-    raise Unprocessable(
-        "Some query parameters are wrong.", (("cursor", "is not a next_cursor of this report"),)
-    )
+async def _rows(
+    name: str, store: Store, asked: Asked, place: Place | None, limit: int
+) -> tuple[Sequence[Row], Place | None]:
+    """Rows of a report behind a place, which is how many were told, and the place of the next page."""
+    after = 0
+    if place is not None:
+        if len(place) != 1 or not isinstance(place[0], int) or place[0] < 0:
+            raise _of_another()
+        after = place[0]
+    rows = await store.report(name, asked, after, limit + 1)
+    return rows, (after + limit,) if len(rows) > limit else None
 
 
-def _behind(after: int | LegPlace, row: Row, limit: int) -> Place:
-    """Where the next page begins, behind the last row of this one."""
-    if isinstance(after, int):
-        return (after + limit,)
-    at, amount, number = row["at"], row["amount"], row["source_id"]
+async def _legs(
+    store: Store, asked: Asked, place: Place | None, limit: int
+) -> tuple[Sequence[Row], Place | None]:
+    """Legs of the ledger behind a place, which is the last that was told, and the place of the next page."""
+    rows = await store.ledger(asked, _leg(asked, place), limit + 1)
+    if len(rows) <= limit:
+        return rows, None
+    last = rows[limit - 1]
+    at, amount, number = last["at"], last["amount"], last["source_id"]
     assert isinstance(at, datetime)
     assert isinstance(amount, Decimal)
-    return (at.isoformat(), str(row["source"]), int(str(number)), int(amount < 0), str(row["account"]))
+    return rows, (
+        at.isoformat(), str(last["source"]), int(str(number)), int(amount < 0), str(last["account"])
+    )  # fmt: skip
+
+
+def _leg(asked: Asked, place: Place | None) -> LegPlace:
+    since = asked.since
+    assert since is not None
+    if place is None:
+        return LegPlace(since)
+    with suppress(TypeError, ValueError, OverflowError):
+        at, source, number, is_credit, account = place
+        moment = datetime.fromisoformat(str(at)).astimezone(UTC)
+        if moment >= since:
+            return LegPlace(moment, str(source), int(number), bool(is_credit), str(account))
+    raise _of_another()
+
+
+def _of_another() -> Unprocessable:
+    return Unprocessable(
+        "Some query parameters are wrong.", (("cursor", "is not a next_cursor of this report"),)
+    )
 
 
 def asked_of(mine: AdminPorts, name: str, asked: Mapping[str, Any]) -> Asked:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
+from gateway.admin.configuration.matching import ROWS_MAX
 from gateway.admin.configuration.naming import Planned
 from gateway.admin.configuration.objects import Objects, read
 from gateway.admin.configuration.planning import Plan, Planner
@@ -18,6 +19,7 @@ from gateway.admin.http.auth import require_read, require_write
 from gateway.admin.operations import Done, finish, mint
 from gateway.admin.ports import AdminPorts, Applying
 from gateway.admin.pushing import push
+from gateway.admin.resources.configuration import DEFAULT_NAME
 from gateway.core.accounts.administration import Claim, Command, Intent, Replay, Row
 from gateway.core.accounts.declaration import Mark, Ran, Step
 from gateway.core.accounts.roles import CREATE, DELETE
@@ -25,8 +27,6 @@ from gateway.errors import AdminRefusal, Conflict, StepRefused, Unprocessable
 
 # A longer plan is not tried before it is done.
 TRIED_MAX = 2_000
-# So many rows may be known to be of files of one name.
-MARKS_MAX = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Wish:
     digest: str | None = None
     trial: bool = False
     prune: bool = False
-    name: str = ""
+    name: str = DEFAULT_NAME
 
 
 @dataclass(slots=True)
@@ -56,9 +56,11 @@ class Configurator:
     """Plans and applies for one caller; `request_id` stands in the audit log."""
 
     def __init__(
-        self, ports: AdminPorts, request_id: str, clock: Callable[[], datetime], claim: Claim | None = None
-    ) -> None:
+        self, ports: AdminPorts, request_id: str, clock: Callable[[], datetime], claim: Claim | None = None,
+        rows_max: int = ROWS_MAX,
+    ) -> None:  # fmt: skip
         self._ports = ports
+        self._rows_max = rows_max
         self._request_id = request_id
         self._clock = clock
         self._claim = claim
@@ -100,11 +102,13 @@ class Configurator:
                 return first
         if wish.trial or wish.digest is not None:
             await session.hold()
-        marks = await session.marks(self._owner, wish.name, MARKS_MAX)
-        if len(marks) > MARKS_MAX:
-            message = f"stands for more than {MARKS_MAX} rows: apply some of the files under another name"
+        marks = await session.marks(self._owner, wish.name, self._rows_max)
+        if len(marks) > self._rows_max:
+            message = (
+                f"stands for more than {self._rows_max} rows: apply some of the files under another name"
+            )
             raise Unprocessable(errors=(("name", message),))
-        planner = Planner(session, objects, self._ports.actor, marks, self._clock())
+        planner = Planner(session, objects, self._ports.actor, marks, self._clock(), rows_max=self._rows_max)
         plan = await planner.plan(prune=wish.prune)
         work = _Work(plan)
         if wish.digest is None and not wish.trial:

@@ -19,7 +19,7 @@ from gateway.errors import Unprocessable
 
 # So many names are looked through for one that was meant.
 NAMES_SUGGESTED_MAX = 1_000
-# So many rows of a kind may have the names that are said.
+# So many rows of a kind may have the names that are said; so many may be known to be of files of one name.
 ROWS_MAX = 100_000
 
 Identity = tuple[object, ...]
@@ -33,11 +33,14 @@ class Matching:
     `own` is the organization the caller is of: what says none of its own is of that one.
     """
 
-    def __init__(self, session: Applying, objects: Objects, own: int | None, errors: Errors) -> None:
+    def __init__(
+        self, session: Applying, objects: Objects, own: int | None, errors: Errors, rows_max: int = ROWS_MAX
+    ) -> None:
         self._session = session
         self._objects = objects
         self._own = own
         self._errors = errors
+        self._rows_max = rows_max
         # What is there or will be of a kind, by the last part of names and by whole ones.
         self._named: dict[str, dict[object, list[object]]] = defaultdict(lambda: defaultdict(list))
         self._whole: dict[str, dict[Identity, list[object]]] = defaultdict(lambda: defaultdict(list))
@@ -96,10 +99,10 @@ class Matching:
         how, found = declared(resource), list[Row]()
         for wanted in searches:
             if all(wanted.values()):
-                left = ROWS_MAX - len(found)
+                left = self._rows_max - len(found)
                 found += await self._session.find(resource.name, wanted, left, folded=how.folded)
-            if len(found) > ROWS_MAX:
-                message = f"more than {ROWS_MAX} rows have these names: apply fewer objects at once"
+            if len(found) > self._rows_max:
+                message = f"more than {self._rows_max} rows have these names: apply fewer objects at once"
                 raise Unprocessable(errors=((resource.name, message),))
         return [row for row in found if not how.is_gone(row)]
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
-from gateway.admin.configuration.matching import Matching, Pair, values_of
+from gateway.admin.configuration.matching import ROWS_MAX, Matching, Pair, values_of
 from gateway.admin.configuration.naming import Planned, name_all
 from gateway.admin.configuration.objects import Errors, Objects, Wanted, refuse
 from gateway.admin.configuration.sameness import same
@@ -47,12 +47,13 @@ class Planner:
     """Makes a plan in one transaction. `marks` are of the name that is applied under."""
 
     def __init__(
-        self, session: Applying, objects: Objects, actor: Actor, marks: Sequence[Mark], now: datetime
-    ) -> None:
+        self, session: Applying, objects: Objects, actor: Actor, marks: Sequence[Mark], now: datetime,
+        *, rows_max: int = ROWS_MAX,
+    ) -> None:  # fmt: skip
         self._session = session
         self._objects = objects
         self._errors: Errors = []
-        self._matching = Matching(session, objects, actor.organization_id, self._errors)
+        self._matching = Matching(session, objects, actor.organization_id, self._errors, rows_max)
         self._marks = {(mark.resource, mark.row_id): mark for mark in marks}
         self._now = now
         self._changes: list[Planned] = []

@@ -14,7 +14,7 @@ from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Protocol
 
-from gateway.core.billing.due import Due, Left, Made, left_by
+from gateway.core.billing.due import Due, Left, ScheduledResult, left_by
 from gateway.errors import StoreUnavailable, TollkeeperError
 
 INTERVAL_S = 60.0
@@ -39,7 +39,7 @@ class Invoices(Protocol):
     async def still_due(self, organization_ids: Sequence[int], *, finalize: bool) -> Sequence[Due]:
         """What is due of these organizations now."""
 
-    async def make_invoices(self, organization_ids: Sequence[int], *, finalize: bool) -> Made:
+    async def make_invoices(self, organization_ids: Sequence[int], *, finalize: bool) -> ScheduledResult:
         """Make what is due of these organizations, whose accounts are at a close."""
 
     async def leave_invoices(self, left: Mapping[int, Left | None]) -> None:
@@ -127,7 +127,7 @@ class Invoicing:
             made, left = made + len(found.done), left + len(found.left)
         return made, left
 
-    async def _make(self, organization_ids: Sequence[int], final: Collection[int]) -> Made:
+    async def _make(self, organization_ids: Sequence[int], final: Collection[int]) -> ScheduledResult:
         """Make the invoices of a batch, and note what was left."""
         left = dict(await self._close(sorted(final))) if final else {}
         found = await self._tried([each for each in organization_ids if each not in left])
@@ -136,7 +136,7 @@ class Invoicing:
         for organization_id, (reason, why) in left.items():
             told = {"organization_id": organization_id, "reason": reason, "why": why}
             self._log("invoice left", **told, level="warning")
-        return Made(found.done, left)
+        return ScheduledResult(found.done, left)
 
     async def _close(self, organization_ids: Sequence[int]) -> Mapping[int, Left]:
         try:
@@ -146,17 +146,17 @@ class Invoicing:
         except TollkeeperError as refusal:
             return dict.fromkeys(organization_ids, left_by(refusal))
 
-    async def _tried(self, organization_ids: Sequence[int]) -> Made:
+    async def _tried(self, organization_ids: Sequence[int]) -> ScheduledResult:
         """Make them together; where one of them makes PostgreSQL refuse all, each on its own."""
         if not organization_ids:
-            return Made((), {})
+            return ScheduledResult((), {})
         try:
             return await self._invoices.make_invoices(organization_ids, finalize=self._finalize)
         except StoreUnavailable:
             raise
         except TollkeeperError as refusal:
             if len(organization_ids) == 1:
-                return Made((), {organization_ids[0]: left_by(refusal)})
+                return ScheduledResult((), {organization_ids[0]: left_by(refusal)})
         alone = [await self._tried([each]) for each in organization_ids]
         done = [each for one in alone for each in one.done]
-        return Made(done, {each: why for one in alone for each, why in one.left.items()})
+        return ScheduledResult(done, {each: why for one in alone for each, why in one.left.items()})

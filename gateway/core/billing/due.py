@@ -36,7 +36,7 @@ class Left(NamedTuple):
     why: str
 
 
-class Made(NamedTuple):
+class ScheduledResult(NamedTuple):
     """Organizations of which all that is due is made, and why others were left."""
 
     done: Collection[int]

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
 import pytest
 
-from gateway.admin.configuration import applying, matching
+from gateway.admin.configuration.applying import Configurator, Wish
+from gateway.admin.ports import AdminPorts
+from gateway.core.accounts.administration import Actor
+from gateway.core.accounts.roles import ADMIN as ADMIN_ROLE
+from gateway.errors import Unprocessable
+from persistence import engine as engines
 from tests.admin.configuration.world import Objects, apply, plan, refused, world
-from tests.admin.conftest import READONLY, Api
+from tests.admin.conftest import READONLY, Api, ports_over
 
 ACME: Objects = {
     "tenants": [{"name": "Web", "organization": "Acme", "plan": "Pro", "limits": {"concurrency": 5}}],
@@ -381,28 +388,42 @@ async def test_too_much_and_what_is_no_plan_are_refused(api: Api) -> None:
     assert (await nobody.call("POST", "configuration", data=b"{}" * (1 << 20))).status == 401
 
 
+@pytest.fixture
+async def ports(api: Api, keeper_database: str) -> AsyncIterator[AdminPorts]:
+    engine = engines.create(keeper_database)
+    yield ports_over(engine, api.counters).of(Actor("builtin:admin", ADMIN_ROLE))
+    await engine.dispose()
+
+
+async def bounded(ports: AdminPorts, rows_max: int, objects: Objects, **more: Any) -> Any:
+    configurator = Configurator(ports, "a request", lambda: datetime.now(UTC), rows_max=rows_max)
+    return (await configurator.do(Wish(objects, **more))).content
+
+
 async def test_rows_of_the_same_name_elsewhere_are_not_read_and_too_many_that_may_be_meant_are_refused(
-    api: Api, monkeypatch: pytest.MonkeyPatch
+    api: Api, ports: AdminPorts
 ) -> None:
-    monkeypatch.setattr(matching, "ROWS_MAX", 3)
-    everybody = [{"name": name} for name in ("Acme", "Bell", "Cole")]
+    everybody = [{"name": name} for name in ("Acme", "Bell", "Cole", "Dell")]
     webs = [{"name": "Web", "organization": one["name"]} for one in everybody]
     await apply(api, {"organizations": everybody, "tenants": webs})
-    await apply(
-        api, {"organizations": [{"name": "Dell"}], "tenants": [{"name": "Web", "organization": "Dell"}]}
-    )
-    assert (await plan(api, {"tenants": webs}))["changes"] == []
+    for some in (webs[:3], [*webs[:2], {"name": "App", "organization": "Cole"}]):
+        told = await bounded(ports, 3, {"tenants": some}, name="other")
+        assert told["unchanged"] == sum(each["name"] == "Web" for each in some)
     key = {"name": "CI", "tenant": {"name": "Web", "organization": "Acme"}}
-    wrong = await refused(api, {"api-keys": [key]})
-    assert wrong == {"tenants": "more than 3 rows have these names: apply fewer objects at once"}
+    with pytest.raises(Unprocessable) as refused:
+        await bounded(ports, 3, {"api-keys": [key]}, name="other")
+    assert refused.value.errors == (
+        ("tenants", "more than 3 rows have these names: apply fewer objects at once"),
+    )
+    assert (await bounded(ports, 4, {"api-keys": [key]}, name="other"))["unchanged"] == 0
 
 
-async def test_a_name_stands_for_so_many_rows_at_most(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(applying, "MARKS_MAX", 2)
-    plans = [{"name": name} for name in ("One", "Two", "Three")]
-    await apply(api, {"token-plans": plans[:2]})
-    assert (await plan(api, {"token-plans": plans[:2]}))["changes"] == []
-    await apply(api, {"token-plans": plans[2:]})
-    wrong = await refused(api, {"token-plans": plans})
-    assert wrong == {"name": "stands for more than 2 rows: apply some of the files under another name"}
-    assert (await plan(api, {"token-plans": plans}, name="other"))["unchanged"] == 3
+async def test_a_name_stands_for_so_many_rows_at_most(api: Api, ports: AdminPorts) -> None:
+    plans: list[object] = [{"name": name} for name in ("One", "Two", "Three")]
+    await apply(api, {"token-plans": plans})
+    assert (await bounded(ports, 3, {"token-plans": plans}))["unchanged"] == 3
+    with pytest.raises(Unprocessable) as refused:
+        await bounded(ports, 2, {"token-plans": plans[:2]})
+    [(field, message)] = refused.value.errors
+    assert (field, "more than 2 rows" in message) == ("name", True)
+    assert (await bounded(ports, 2, {"token-plans": plans[:2]}, name="other"))["unchanged"] == 2

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from datetime import date
 
 from gateway.background.timed.invoicing import Claim, Invoicing
-from gateway.core.billing.due import CONFLICT, COUNTERS, INCOMPLETE, NOT_AGREED, Due, Left, Made
+from gateway.core.billing.due import CONFLICT, COUNTERS, INCOMPLETE, NOT_AGREED, Due, Left, ScheduledResult
 from gateway.errors import Conflict, CountersUnavailable, Unprocessable
 
 MONTH = (date(2026, 4, 1), date(2026, 5, 1))
@@ -50,11 +50,11 @@ class Books:
         self.closed += organization_ids
         return {id_: TORN for id_ in organization_ids if id_ in self.torn}
 
-    async def make_invoices(self, organization_ids: Sequence[int], *, finalize: bool) -> Made:
+    async def make_invoices(self, organization_ids: Sequence[int], *, finalize: bool) -> ScheduledResult:
         if self.refused.intersection(organization_ids):
             raise Conflict("PostgreSQL refuses one of them.")
         self.made.append(list(organization_ids))
-        return Made(organization_ids, {})
+        return ScheduledResult(organization_ids, {})
 
     async def leave_invoices(self, left: Mapping[int, Left | None]) -> None:
         self.left |= left
@@ -116,7 +116,7 @@ async def test_drafts_need_no_close() -> None:
 
 async def test_a_refusal_says_which_field_is_missing() -> None:
     class Nobodys(Books):
-        async def make_invoices(self, organization_ids: Sequence[int], *, finalize: bool) -> Made:
+        async def make_invoices(self, organization_ids: Sequence[int], *, finalize: bool) -> ScheduledResult:
             raise Unprocessable("This cannot become final.", (("seller", "is not known"),))
 
     books = Nobodys(1)
