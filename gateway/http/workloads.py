@@ -6,12 +6,10 @@ verified in the handshake, by the authorities that settings name.
 
 from __future__ import annotations
 
+from gateway.core.certificate import WORKLOAD
 from gateway.errors import InvalidApiKey, Refusal
 from gateway.http.routing.call_head import CallHead, Proof
 from gateway.http.server.exchange import Exchange
-
-# What a transport is asked: the one URI of its client's certificate.
-WORKLOAD = "workload"
 
 
 def by_certificate(exchange: Exchange, refusal: Refusal) -> CallHead:

@@ -30,7 +30,7 @@ from gateway.errors import SettingError, StartError, TollkeeperError
 from gateway.http.upstream.pool import reach
 from gateway.ops import doctor_users, hints
 from gateway.settings.settings import PREFIX, Settings
-from gateway.settings.tls_names import PREFIXES
+from gateway.settings.tls_files import PREFIXES
 from gateway.settings.urls import wanted, without_password
 from gateway.tls.certificates import load
 

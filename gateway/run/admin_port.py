@@ -13,9 +13,8 @@ from gateway.admin.application import build
 from gateway.admin.http.server import Listening, listen
 from gateway.admin.ports import AdminPorts, BuiltIn
 from gateway.errors import SettingError
-from gateway.run.reload import LOOK_S
 from gateway.run.tls_port import TlsPort
-from gateway.settings.secret_files import Watched
+from gateway.run.watching import LOOK_S, watch
 from gateway.settings.settings import Settings, reread
 
 # The settings of the built-in tokens, each by the role it is for.
@@ -29,7 +28,6 @@ class AdminPort:
         self._settings, self._log, self._look_s = settings, log, look_s
         self.built_in = BuiltIn(settings.admin_token or None, settings.readonly_token or None)
         self._files = {name: path for name, path in settings.secret_files if name in TOKENS}
-        self._watched = Watched()
         self._tls = TlsPort(settings, "admin", log, look_s=look_s)
         self._listening: Listening | None = None
 
@@ -61,13 +59,13 @@ class AdminPort:
 
     async def run(self) -> None:
         """Look after the files of the tokens until cancelled."""
-        while True:
-            if await asyncio.to_thread(self._watched.changed, [*self._files.values()]):
-                await self._read_tokens()
-            await asyncio.sleep(self._look_s)
+        await watch(self._files.values, self._read_tokens, self._kept, look_s=self._look_s)
 
-    async def _read_tokens(self) -> None:
-        """Take over both tokens, or keep both and say why."""
+    def _kept(self, why: str) -> None:
+        self._log("tokens are kept as they were", why=why, level="warning")
+
+    async def _read_tokens(self) -> str:
+        """Take over both tokens, or keep both and answer why."""
         now = {name: getattr(self.built_in, role) for name, role in TOKENS.items()}
         try:
             for name, path in self._files.items():
@@ -76,9 +74,9 @@ class AdminPort:
         except SettingError as error:
             trouble = error.message
         if trouble:
-            self._log("tokens are kept as they were", why=trouble, level="warning")
-            return
+            return trouble
         for name, role in TOKENS.items():
             if now[name] != getattr(self.built_in, role):
                 setattr(self.built_in, role, now[name])
                 self._log("token read again from its file", setting=name)
+        return ""

@@ -1,23 +1,20 @@
 """Settings read again while gateways run: what may change does, all of it or nothing.
 
-Asked to, everything. By itself, where a file of a secret changes, credentials of upstreams alone: nobody has
-said that the rest of the configuration is ready.
+Asked to, everything. By itself, where a file of a secret changes, credentials of upstreams and keys of
+workloads alone: nobody has said that the rest of the configuration is ready.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from gateway.core.http_limits import SETTABLE
 from gateway.errors import TollkeeperError
-from gateway.settings.secret_files import Watched
+from gateway.run.watching import LOOK_S, watch
 from gateway.settings.settings import OF_KEEPERS, PREFIX, SECRETS, Settings
 
 OF_GATEWAYS = tuple(sorted(SECRETS.difference(OF_KEEPERS)))
-# How often files of secrets are looked at.
-LOOK_S = 5.0
 
 # Routes and upstreams, and what the data plane asks again for each connection or call.
 RENEWABLE = frozenset({
@@ -73,23 +70,21 @@ async def watch_credentials(
     *,
     look_s: float = LOOK_S,
 ) -> None:
-    """Have credentials in force once their files change, until cancelled; `taken` hands `now.running` on.
+    """Have credentials in force once their files change, until cancelled; `taken` hands `now.running` on."""
 
-    What cannot be read is tried again with each look, and said once.
-    """
-    watched, warned = Watched(), ""
-    while True:
-        files = [path for _, path in now.running.secret_files]
-        if await asyncio.to_thread(watched.changed, files):
-            try:
-                said, warned = now.renew_credentials(), ""
-            except TollkeeperError as error:
-                watched.forget()
-                if error.message != warned:
-                    warn(f"secrets are kept as they were: {error.message}")
-                warned = error.message
-                said = ""
-            if said:
-                await taken()
-                say(f"files of secrets read again: {said}")
-        await asyncio.sleep(look_s)
+    async def read() -> str:
+        try:
+            said = now.renew_credentials()
+        except TollkeeperError as error:
+            return error.message
+        if said:
+            await taken()
+            say(f"files of secrets read again: {said}")
+        return ""
+
+    await watch(
+        lambda: [path for _, path in now.running.secret_files],
+        read,
+        lambda why: warn(f"secrets are kept as they were: {why}"),
+        look_s=look_s,
+    )

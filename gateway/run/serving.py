@@ -24,7 +24,7 @@ from gateway.run.readiness import of_gateway
 from gateway.run.reload import Renewal, watch_credentials
 from gateway.run.stopping import forever, stop_signal, until_stopped
 from gateway.run.supervisor.ops import Ops, listen
-from gateway.run.tls_port import TlsPort
+from gateway.run.tls_port import TlsPort, check_files
 from gateway.settings.secret_files import SUFFIX
 from gateway.settings.settings import PREFIX, Settings, load, to_json
 from gateway.telemetry import logs
@@ -83,7 +83,7 @@ async def _serve(now: Renewal, voice: Voice) -> None:
     hung_up = stop.set if sys.stdin.isatty() else renew.set
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up)
     log = logs.logger("tollkeeper.serve")
-    TlsPort(settings, "gateway", log)  # a file that is no use to its workers is told here
+    check_files(settings, "gateway")  # that one is no use to its workers is told here
     tls = TlsPort(settings, "ops", log)
     with ports.reserved(settings.gateway_host, settings.gateway_port, "gateway (--gateway-port)") as socket:
         port: int = socket.getsockname()[1]

@@ -9,14 +9,13 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from gateway.run.reload import LOOK_S
-from gateway.settings.secret_files import Watched
+from gateway.run.watching import LOOK_S, watch
 from gateway.settings.settings import PREFIX, Settings
-from gateway.settings.tls_names import PREFIXES
-from gateway.tls.certificates import Certificates
+from gateway.settings.tls_files import PREFIXES
+from gateway.tls.certificates import Certificates, load
 from gateway.tls.gate import Gate
 
-Made = Callable[[], Any]
+ProtocolFactory = Callable[[], Any]
 
 
 class TlsPort:
@@ -29,10 +28,8 @@ class TlsPort:
         self, settings: Settings, port: str, log: Callable[..., None], *, look_s: float = LOOK_S
     ) -> None:
         self._port, self._log, self._look_s = port, log, look_s
-        self._watched = Watched()
         files = settings.tls_files(port)
-        prefix = PREFIX + PREFIXES[port].upper()
-        self._gate = Gate(port, Certificates(files, prefix)) if files is not None else None
+        self._gate = Gate(port, Certificates(files, _prefix_of(port))) if files is not None else None
         self.renew(settings)
 
     @property
@@ -41,7 +38,7 @@ class TlsPort:
         return self._gate is not None
 
     @property
-    def wrapped(self) -> Callable[[Made], Made] | None:
+    def wrapped(self) -> Callable[[ProtocolFactory], ProtocolFactory] | None:
         """What puts TLS in front of a protocol; None where there is none."""
         return self._gate.wrapped if self._gate is not None else None
 
@@ -56,19 +53,31 @@ class TlsPort:
 
     async def run(self) -> None:
         """Have a new certificate in use within seconds, until cancelled."""
-        while True:
-            await asyncio.sleep(self._look_s)
-            certificates = self._gate.certificates if self._gate is not None else None
-            if certificates is not None and await asyncio.to_thread(
-                self._watched.changed, certificates.paths
-            ):
-                await self._read(certificates)
+        paths = self._gate.certificates.paths if self._gate is not None else ()
+        await watch(lambda: paths, self._read, self._kept, look_s=self._look_s)
 
-    async def _read(self, certificates: Certificates) -> None:
+    def _kept(self, why: str) -> None:
+        self._log("the certificate is kept as it was", port=self._port, why=why, level="error")
+
+    async def _read(self) -> str:
+        if self._gate is None:
+            return ""
+        certificates = self._gate.certificates
         before = certificates.content
         await asyncio.to_thread(certificates.renew)
-        if certificates.stale:
-            why = certificates.stale
-            self._log("the certificate is kept as it was", port=self._port, why=why, level="error")
-        elif certificates.content != before:
+        if not certificates.stale and certificates.content != before:
             self._log("certificate read again", port=self._port)
+        return certificates.stale
+
+
+def check_files(settings: Settings, *ports: str) -> None:
+    """`SettingError` where a file of TLS of these ports cannot be used."""
+    for port in ports:
+        files = settings.tls_files(port)
+        if files is not None:
+            load(files, _prefix_of(port))
+
+
+def _prefix_of(port: str) -> str:
+    """What the names of a port's settings begin with."""
+    return PREFIX + PREFIXES[port].upper()

@@ -21,7 +21,6 @@ from gateway.core.certificate import TlsFiles
 from gateway.core.http_limits import SETTABLE, Count, HttpLimits, Seconds
 from gateway.core.otel import Tracing, read_tracing
 from gateway.errors import SettingError
-from gateway.settings import tls_names
 from gateway.settings.checking import (
     IS_SECRET,
     check_together,
@@ -35,6 +34,7 @@ from gateway.settings.checking import (
 )
 from gateway.settings.config_file import RouteTable, base_url_of, default_table, read_config, table_of
 from gateway.settings.secret_files import SUFFIX, Environment, both_set, read_secret
+from gateway.settings.tls_files import check_pairs, check_workloads, files_of
 
 PREFIX = "TOLLKEEPER_"
 CONFIG_NAME = f"{PREFIX}CONFIG"
@@ -175,7 +175,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def tls_files(self, port: str) -> TlsFiles | None:
         """What a port (`gateway`, `admin`, `ops`) speaks TLS with; None where it speaks none."""
-        return tls_names.files_of(port, lambda name: str(getattr(self, name)))
+        return files_of(port, lambda name: str(getattr(self, name)))
 
     def url_of(self, port: str, host: str, number: int) -> str:
         """The base URL of a port of ours, reached at a host."""
@@ -242,7 +242,8 @@ def load(environ: Mapping[str, str], config: Path | None = None) -> Settings:
     ]
     values |= _read([one for one in ours if one[0] not in CLIENT_NAMES], environment, files, PREFIX)
     check_together(values, PREFIX)
-    tls_names.check_pairs(values, PREFIX, bool(written and written.workloads))
+    check_pairs(values, PREFIX)
+    check_workloads(written.workloads if written else (), values, PREFIX)
     settings = Settings(tracing=read_tracing(environment)).with_values(**values)
     settings = settings.with_table(table_of(written, environment) if written else default_table(environment))
     named = {path: name for name, path in files.items()}

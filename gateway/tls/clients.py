@@ -8,16 +8,17 @@ from gateway.core.certificate import TlsFiles
 from gateway.errors import SettingError
 
 
-def trusting(files: TlsFiles, prefix: str) -> ssl.SSLContext:
+def trusting(files: TlsFiles, prefix: str, trusted: str = "") -> ssl.SSLContext:
     """A context that trusts the authority of these files, else the system's, and shows their certificate.
 
     A port's own certificate may stand in the authority's place: then that very one is trusted. `SettingError`
-    names the setting, whose name begins with `prefix`, of a file that cannot be used.
+    names the setting, whose name begins with `prefix`, of a file that cannot be used; `trusted` is that of
+    the authority where it has another name.
     """
     try:
         context = ssl.create_default_context(cafile=files.authority or None)
     except (OSError, ValueError) as error:
-        raise _unusable(f"{prefix}CA_FILE={files.authority!r}", error) from error
+        raise _unusable(f"{trusted or f'{prefix}CA_FILE'}={files.authority!r}", error) from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     if files.certificate or files.key:
@@ -29,9 +30,9 @@ def trusting(files: TlsFiles, prefix: str) -> ssl.SSLContext:
     return context
 
 
-def pinned(files: TlsFiles, prefix: str) -> ssl.SSLContext:
+def pinned(files: TlsFiles, prefix: str, trusted: str = "") -> ssl.SSLContext:
     """A context for a port of this machine whose certificate is known, whatever names that has."""
-    context = trusting(files, prefix)
+    context = trusting(files, prefix, trusted)
     context.check_hostname = False
     return context
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from gateway.core.certificate import WORKLOAD
+
 # A record of TLS is never larger, so neither are the buffers of one connection for long.
 RECORD_BYTES_MAX = 16 * 1024
 
@@ -113,7 +115,7 @@ class TlsTransport:
             return self._tls.context
         if name == "peercert":
             return self._tls.getpeercert()
-        if name == "workload":
+        if name == WORKLOAD:
             return self._uri()
         return self._transport.get_extra_info(name, default)
 

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.run.admin_port import AdminPort
 from gateway.settings.settings import load
-from tests.run.test_reload import replaced
+from tests.run.test_reload import changed_in_place, replaced
 from tests.waiting import eventually
 
 OLD, NEW, READER = "an-old-admin-token", "a-new-admin-token!", "a-reader-of-things"
@@ -42,6 +42,24 @@ async def test_tokens_are_read_again_and_a_wrong_file_keeps_both(tmp_path: Path)
         assert (port.built_in.admin, port.built_in.readonly) == (NEW, READER)
     assert NEW not in str(said)
     assert OLD not in repr(port.built_in)
+    running.cancel()
+
+
+async def test_a_file_that_could_not_be_read_is_tried_again_though_it_looks_the_same(tmp_path: Path) -> None:
+    said: list[str] = []
+    file = tmp_path / "admin"
+    file.write_text(OLD)
+    port = AdminPort(
+        load({"TOLLKEEPER_ADMIN_TOKEN_FILE": str(file)}),
+        lambda event, **facts: said.append(event),
+        look_s=0.01,
+    )
+    running = asyncio.create_task(port.run())
+    changed_in_place(file, b"two\nlines".ljust(len(NEW), b"."), seen=True)
+    await eventually(lambda: said == ["tokens are kept as they were"])
+    changed_in_place(file, NEW.encode(), seen=False)
+    await eventually(lambda: port.built_in.admin == NEW)
+    assert said == ["tokens are kept as they were", "token read again from its file"]
     running.cancel()
 
 

@@ -15,7 +15,9 @@ from gateway.run.supervisor import own_ports
 from gateway.run.supervisor.ops import Ops, listen
 from gateway.run.tls_port import TlsPort
 from gateway.settings.settings import Settings
+from gateway.settings.tls_files import PREFIXES
 from tests.certificates import issued, trusting, write
+from tests.run.test_reload import changed_in_place
 from tests.tls_client import open_tls
 from tests.waiting import eventually
 
@@ -70,9 +72,37 @@ async def test_a_new_certificate_is_for_new_connections_and_a_broken_one_for_non
     server.close()
 
 
+async def test_files_that_could_not_be_read_are_tried_again_though_they_look_the_same(tmp_path: Path) -> None:
+    said: list[str] = []
+    settings = settings_of(tmp_path)
+    tls = TlsPort(settings, "ops", lambda event, **facts: said.append(event), look_s=0.01)
+    running = asyncio.create_task(tls.run())
+    key = Path(settings.ops_tls_key_file)
+    good = key.read_bytes()
+    changed_in_place(key, b"-" * len(good), seen=True)
+    await eventually(lambda: said)
+    changed_in_place(key, good, seen=False)
+    await eventually(lambda: tls.snapshot()["tls_certificate_stale"] == [["ops", 0]])
+    assert said == ["the certificate is kept as it was"]
+    running.cancel()
+
+
 async def test_a_port_without_a_certificate_is_as_it_was() -> None:
     tls = TlsPort(Settings(), "ops", lambda event, **facts: None)
     assert (tls.on, tls.wrapped, tls.snapshot()) == (False, None, {})
+
+
+def test_what_is_wrong_with_a_port_of_up_names_its_own_setting(tmp_path: Path) -> None:
+    nothing = str(tmp_path / "cert.pem")
+    write(Path(nothing), b"nothing")
+    for port, setting in (
+        ("gateway", "TOLLKEEPER_TLS_CERT_FILE"),
+        ("admin", "TOLLKEEPER_ADMIN_TLS_CERT_FILE"),
+    ):
+        begin = PREFIXES[port]
+        wrong = Settings().with_values(**{f"{begin}cert_file": nothing, f"{begin}key_file": nothing})
+        with pytest.raises(SettingError, match=f"{setting}='{nothing}'"):
+            own_ports.opener_of(wrong, port)
 
 
 def test_up_reaches_its_own_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from gateway.counters.redis.greeting import said
 from gateway.counters.redis.redirects import Redirects
 from gateway.counters.redis.slots import (
     NOTHING,
+    PRIMARIES_MAX,
     SLOT_OF_PARTITION,
     Part,
     Place,
@@ -35,8 +36,10 @@ LOOK_S = 1.0
 LOOK_SOON_S = 0.1
 # A wire that leads to no primary any more is closed when whoever waits there was answered.
 LINGER_S = 5.0
-PRIMARIES_MAX = 64
-HAND_OVER_S_MAX, HAND_OVER_LOOK_S = 1.0, 0.02
+# Wires to others than primaries with slots, such as those that linger. Each primary has one besides.
+OTHERS_MAX = PRIMARIES_MAX
+# A keeper sees a move with its next look, and takes the partition up with a look of its own behind that.
+HAND_OVER_S_MAX, HAND_OVER_LOOK_S = 3 * LOOK_S, 0.02
 
 
 class Shards:
@@ -44,7 +47,7 @@ class Shards:
     before it connects; calls wait `call_s` in all, wherever they are sent.
 
     A primary that gives a partition away is asked for it until `taken_up` says that it is verified under the
-    history of the other one, or for `HAND_OVER_S_MAX`: it says MOVED, and the call goes on.
+    history of the other one, or for `hand_over_s_max`: it says MOVED, and the call goes on.
     """
 
     def __init__(
@@ -55,6 +58,8 @@ class Shards:
         begun: Callable[[Wire], None] = lambda _: None,
         taken_up: Callable[[Wire, int], Awaitable[bool]] | None = None,
         call_s: float = CALL_S,
+        look_s: float = LOOK_S,
+        hand_over_s_max: float = HAND_OVER_S_MAX,
     ) -> None:
         self.map = SlotMap()
         self._address, self._make, self._begun = address, make, begun
@@ -72,6 +77,7 @@ class Shards:
         self._given: dict[int, tuple[Wire, float]] = {}
         self._awaited: dict[int, list[Wait[None]]] = {}
         self._taken_up = taken_up
+        self._look_s, self._hand_over_s_max = look_s, hand_over_s_max
         self._asked = 0
         self._soon, self._found = asyncio.Event(), asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
@@ -89,7 +95,7 @@ class Shards:
         return self._nobody if place is None else self._wires[place]
 
     def handed_over(self, partition: int) -> Wait[None]:
-        """Wait until a partition is asked for where it is, at most for `HAND_OVER_S_MAX`."""
+        """Wait until a partition is asked for where it is, at most for `hand_over_s_max`."""
         wait: Wait[None] = Wait()
         if partition in self._given:
             self._awaited.setdefault(partition, []).append(wait)
@@ -150,7 +156,7 @@ class Shards:
                 await self.look()
             whole = bool(self.map.owned) and all(one.connected for one in self.wires)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._soon.wait(), LOOK_S if whole else LOOK_SOON_S)
+                await asyncio.wait_for(self._soon.wait(), self._look_s if whole else LOOK_SOON_S)
             self._soon.clear()
 
     def _asked_now(self) -> list[Wire]:
@@ -163,7 +169,7 @@ class Shards:
 
     async def _view(self, wire: Wire) -> SlotMap | None:
         """What a primary says; None where it does not, or is cut off from most of the others."""
-        with suppress(CountersUnavailable):
+        with suppress(CountersUnavailable, ValueError):
             info = wire.send(encode(b"CLUSTER", b"INFO"))
             slots = wire.send(encode(b"CLUSTER", b"SLOTS"))
             return _read(await in_task(info), await in_task(slots), self._places[wire])
@@ -171,15 +177,18 @@ class Shards:
 
     async def _view_apart(self) -> SlotMap:
         """What the first member says that knows: those that were named last, or in the setting."""
-        login = self._address.username, self._address.password
+        login, fault = (self._address.username, self._address.password), ""
         for place in dict.fromkeys((*self.map.members, *self._address.members)):
             with suppress(CountersUnavailable):
                 answers = await ask_apart(
                     self._address, place, login, ("CLUSTER", "INFO"), ("CLUSTER", "SLOTS")
                 )
-                if found := _read(answers[0], answers[1], place):
-                    return found
-        raise CountersUnavailable("no member of the cluster knows who has which slots")
+                try:
+                    if found := _read(answers[0], answers[1], place):
+                        return found
+                except ValueError as error:
+                    fault = f": {error}"
+        raise CountersUnavailable(f"no member of the cluster knows who has which slots{fault}")
 
     async def _gave_away(self, wire: Wire) -> bool:
         """Whether the server of a wire is a primary with slots, now that it says that one is another's."""
@@ -219,7 +228,7 @@ class Shards:
         """Have a partition asked for where it is; later, where one that serves gave it to another of them."""
         before = self._by_partition[partition]
         if wire is not before and self._taken_up and before in serving and wire in serving:
-            self._given[partition] = wire, self._loop.time() + HAND_OVER_S_MAX
+            self._given[partition] = wire, self._loop.time() + self._hand_over_s_max
             if self._handing is None or self._handing.done():
                 self._handing = self._loop.create_task(self._hand_over(self._taken_up))
             return
@@ -246,7 +255,8 @@ class Shards:
         """The wire to a place: that of a primary, or of whom a primary names."""
         wire = self._wires.get(place)
         if wire is None:
-            if len(self._wires) >= PRIMARIES_MAX:
+            owners = {one.place for one in self.map.owned}
+            if place not in owners and len(self._wires.keys() - owners) >= OTHERS_MAX:
                 return self._nobody
             wire = self._make(replace(self._address, host=place[0], port=place[1]))
             self._wires[place], self._places[wire] = wire, place
@@ -273,10 +283,8 @@ def _part(before: Part, partitions: tuple[int, ...]) -> Part:
 
 
 def _read(info: Reply, slots: Reply, asked: Place) -> SlotMap | None:
-    """A map, where who was asked is in touch with the others."""
+    """A map, where who was asked is in touch with the others; ValueError where it says none."""
     epoch = said(info, b"cluster_current_epoch")
     if said(info, b"cluster_state") != b"ok" or not epoch.isdigit():
         return None
-    with suppress(ValueError):
-        return read_slots(int(epoch), slots, asked)
-    return None
+    return read_slots(int(epoch), slots, asked)

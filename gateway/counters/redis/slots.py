@@ -17,6 +17,7 @@ from gateway.counters.redis import keys
 
 SLOTS: Final = 16_384
 MEMBERS_MAX: Final = 256
+PRIMARIES_MAX: Final = 64
 PORT_MAX: Final = 65_535
 
 
@@ -97,6 +98,9 @@ def read_slots(epoch: int, said: object, asked: Place) -> SlotMap:
     owned.sort(key=lambda one: one.first)
     if any(one.last >= other.first for one, other in pairwise(owned)):
         raise ValueError("a slot has two primaries")
+    primaries = len({one.place for one in owned})
+    if primaries > PRIMARIES_MAX:
+        raise ValueError(f"{primaries} primaries have slots: expected at most {PRIMARIES_MAX}")
     return SlotMap(epoch, tuple(owned), tuple(members)[:MEMBERS_MAX])
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
-import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -36,13 +35,6 @@ SERVICES = {
     "gemini": "Content generation (Gemini)",
     "echo": "The demo upstream's echo, one unit a request",
 }
-
-
-def opener_of(tls: ssl.SSLContext) -> urllib.request.OpenerDirector:
-    """What ports of this machine are called with that speak TLS."""
-    return urllib.request.build_opener(
-        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=tls)
-    )
 
 
 def seed(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from urllib.request import OpenerDirector, ProxyHandler, build_opener
+from urllib.request import HTTPSHandler, OpenerDirector, ProxyHandler, build_opener
 
 from gateway.core.certificate import TlsFiles
 from gateway.errors import SettingError
 from gateway.local import ports
-from gateway.local.demo import seed as demo
+from gateway.run.tls_port import check_files
 from gateway.settings.settings import PREFIX, Settings
-from gateway.settings.tls_names import PREFIXES
-from gateway.tls.certificates import load
+from gateway.settings.tls_files import PREFIXES
 from gateway.tls.clients import pinned
 
 # The variables of the certificate that commands show to the Admin API.
@@ -21,10 +20,7 @@ SHOWN = (f"{PREFIX}ADMIN_CERT_FILE", f"{PREFIX}ADMIN_KEY_FILE")
 
 def check(settings: Settings) -> None:
     """`SettingError` where a file of TLS cannot be used, or what is started here could not be reached."""
-    for port in ("gateway", "admin"):
-        files = settings.tls_files(port)
-        if files is not None:
-            load(files, PREFIX + PREFIXES[port].upper())
+    check_files(settings, "gateway", "admin")
     if settings.admin_tls_client_ca_file and not all(os.environ.get(name) for name in SHOWN):
         said = f"{PREFIX}ADMIN_TLS_CLIENT_CA_FILE asks for certificates"
         raise SettingError(f"{said}, so `up` needs one of its own: set {SHOWN[0]} and {SHOWN[1]}")
@@ -48,7 +44,9 @@ def opener_of(settings: Settings, port: str) -> OpenerDirector:
     if files is None:
         return build_opener(ProxyHandler({}))
     shown = [os.environ.get(name, "") for name in SHOWN] if files.authority else ["", ""]
-    return demo.opener_of(pinned(TlsFiles(files.certificate, *shown), f"{PREFIX}ADMIN_"))
+    trusted = f"{PREFIX}{PREFIXES[port].upper()}CERT_FILE"
+    tls = pinned(TlsFiles(files.certificate, *shown), f"{PREFIX}ADMIN_", trusted)
+    return build_opener(ProxyHandler({}), HTTPSHandler(context=tls))
 
 
 def ca_file_of(settings: Settings) -> dict[str, str]:

@@ -43,6 +43,7 @@ SERVING_TRIES_MAX = 200
 PROBES_PER_WORKER = 6
 NO_SUCH_SERVICE = "/services/no-such-service/"
 USAGE_PATH = "/.tollkeeper/usage"
+UNASKED = "the gateway was not asked: TOLLKEEPER_TLS_CLIENT_CA_FILE lets in who has a certificate alone"
 UNKNOWN_KEY = f"tk_{'0' * 32}"
 
 
@@ -136,7 +137,9 @@ async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> 
         )
         if not key:
             voice.say("the demo tenant is gone, and with it the demo key")
-    if not settings.tls_client_ca_file:  # else only who has a certificate could ask
+    if settings.tls_client_ca_file:  # only who has a certificate could ask
+        voice.say(UNASKED)
+    else:
         await _until_serving(gateway_url, key, settings)
     facts: dict[str, Any] = {
         "gateway_url": gateway_url,

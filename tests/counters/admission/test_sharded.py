@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import time
 from collections import Counter
@@ -36,9 +37,10 @@ from gateway.counters.settlement_log.settlement_record import unpack
 from gateway.errors import CountersUnavailable
 from tests.builders import CHAT, TTL_MS, World, driven, new_id, settlement_log
 from tests.valkey_cluster import Member, ValkeyCluster
-from tests.waiting import eventually
+from tests.waiting import WITHIN_S, eventually
 
 TOKENS = 7
+LOOK_S = 0.05
 CALLERS = 4  # of each organization, at once
 
 
@@ -69,9 +71,12 @@ class Worker:
     def __init__(self, cluster: ValkeyCluster, folder: Path) -> None:
         members = tuple(("127.0.0.1", one.port) for one in cluster.members)
         self.shards = Shards(
-            Address("", 0, members=members), lambda where: Wire(where, time.monotonic), taken_up=taken_up
+            Address("", 0, members=members), lambda where: Wire(where, time.monotonic), taken_up=taken_up,
+            hand_over_s_max=WITHIN_S,
+        )  # fmt: skip
+        keepers = Shards(
+            Address("", 0, members=members), lambda where: Wire(where, time.monotonic), look_s=LOOK_S
         )
-        keepers = Shards(Address("", 0, members=members), lambda where: Wire(where, time.monotonic))
         self.keepers, self.moves = keepers, Moves(keepers)
         self.allowances, self.log = Allowances(time.monotonic), settlement_log(folder)
         self.directory = Directory(self.shards.of(0), time.monotonic)
@@ -101,10 +106,12 @@ class Worker:
 
     async def keep(self, took: list[int]) -> None:
         """What a keeper does about moved slots."""
-        while True:
+
+        async def take_up() -> None:
             with suppress(CountersUnavailable):
-                took += await self.moves.take_up()
-            await asyncio.sleep(0.05)
+                took.extend(await self.moves.take_up())
+
+        await eventually(take_up, within_s=math.inf)
 
     async def call(self, organization: Organization) -> object:
         """One call, charged; what became of it."""
@@ -202,8 +209,8 @@ async def test_calls_go_on_while_slots_move_and_each_is_charged_once(
             pass
         await eventually(lambda: worker.shards.of(moving.p) is wire_to(worker, second))
         await eventually(went_on(organizations))
+    await eventually(lambda: taken == [moving.p] * 4)
     keeping.cancel()
-    assert taken == [moving.p] * 4
     for one in organizations:
         assert one.answers.keys() <= {Settled.DONE, Settled.SPOOLED, CountersUnavailable}
         again = one.answers[Settled.SPOOLED]

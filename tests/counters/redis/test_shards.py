@@ -16,7 +16,7 @@ from gateway.counters.fence import Fence
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import Address
 from gateway.counters.redis.shards import Shards
-from gateway.counters.redis.slots import slot_of
+from gateway.counters.redis.slots import PRIMARIES_MAX, SLOT_OF_PARTITION, SLOTS, Owned, SlotMap, slot_of
 from gateway.counters.redis.wire import Wire, encode
 from gateway.errors import CountersRefused, CountersUnavailable
 from tests.conftest import free_port
@@ -94,6 +94,28 @@ async def test_without_a_member_that_knows_there_is_no_cluster() -> None:
         await shards.open()
     with pytest.raises(CountersUnavailable):
         await ask(shards.of(0), "GET", name(0))
+    await shards.close()
+
+
+async def test_each_primary_has_a_wire_whatever_lingers_and_of_others_there_are_only_so_many() -> None:
+    shards = Shards(Address("", 0, members=()), lambda where: Wire(where, time.monotonic))
+
+    def spread(epoch: int, begin: int) -> None:
+        step = SLOTS // PRIMARIES_MAX
+        owned = (Owned(n * step, (n + 1) * step - 1, ("127.0.0.1", begin + n)) for n in range(PRIMARIES_MAX))
+        shards._apply(SlotMap(epoch, tuple(owned)))
+
+    spread(1, 1)
+    spread(2, 1001)  # those of before linger
+    assert len(shards.wires) == PRIMARIES_MAX
+    for partition in range(PARTITIONS):
+        assert (
+            port_of(shards, shards.of(partition))
+            == 1001 + SLOT_OF_PARTITION[partition] * PRIMARIES_MAX // SLOTS
+        )
+    with pytest.raises(CountersUnavailable):
+        await ask(shards._at(("127.0.0.1", 2001)), "GET", name(0))
+    assert ("127.0.0.1", 2001) not in shards._wires
     await shards.close()
 
 

@@ -24,6 +24,7 @@ from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.slots import (
+    PRIMARIES_MAX,
     SLOT_OF_PARTITION,
     WHOLE,
     Part,
@@ -105,6 +106,13 @@ def test_nobody_has_a_slot_between_two_ranges_or_behind_them() -> None:
 def test_what_is_no_map_is_none(said: object) -> None:
     with pytest.raises(ValueError, match=r"slot|place"):
         read_slots(1, said, ASKED)
+
+
+def test_a_map_of_more_primaries_than_are_kept_is_refused_by_name() -> None:
+    said = [[slot, slot, [b"a", slot + 1]] for slot in range(PRIMARIES_MAX)]
+    assert len(read_slots(1, [*said, [100, 200, [b"a", 1]]], ASKED).owned) == PRIMARIES_MAX + 1
+    with pytest.raises(ValueError, match="65 primaries have slots: expected at most 64"):
+        read_slots(1, [*said, [100, 200, [b"b", 1]]], ASKED)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,14 @@ import json
 import os
 import signal
 import stat
+from pathlib import Path
 
 import psycopg
 import pytest
 import redis
+import trustme
 
+from tests.certificates import issued
 from tests.run.supervisor.conftest import Starter, Up, at_work_in, runs
 from tests.waiting import wait_until
 
@@ -37,6 +40,21 @@ def test_up_prints_exactly_one_line_of_facts(start: Starter) -> None:
     assert up.stop(signal.SIGTERM) == 0
     assert up.process.stdout is not None
     assert up.process.stdout.read() == b""
+
+
+def test_it_says_that_a_gateway_was_not_asked_where_only_certificates_are_let_in(
+    start: Starter, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    files = issued(tmp_path / "tls", authority, clients=authority)
+    up = start(
+        demo=False,
+        tls_cert_file=files.certificate,
+        tls_key_file=files.key,
+        tls_client_ca_file=files.authority,
+    )
+    assert up.ready()["gateway_url"].startswith("https://")
+    assert "the gateway was not asked: TOLLKEEPER_TLS_CLIENT_CA_FILE" in up.said()
 
 
 def test_a_gateway_is_told_neither_database_nor_admin_token(start: Starter) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from gateway.core.certificate import TlsFiles
@@ -21,14 +21,15 @@ def files_of(port: str, value: Callable[[str], str]) -> TlsFiles | None:
     return TlsFiles(value(f"{prefix}client_ca_file"), certificate, value(f"{prefix}key_file"))
 
 
-def check_pairs(values: Mapping[str, Any], begin: str, workloads: bool) -> None:
-    """`SettingError` where a port has half of what TLS needs: nobody should take it for encrypted.
-
-    So where there are `workloads`, which nobody would ask for a certificate.
-    """
+def check_workloads(workloads: Collection[object], values: Mapping[str, Any], begin: str) -> None:
+    """`SettingError` where there are workloads, and nobody would ask them for a certificate."""
     if workloads and not values.get("tls_client_ca_file"):
         said = f"{begin}TLS_CLIENT_CA_FILE is not set, but there are workloads"
         raise SettingError(f"{said}: expected a PEM file of the authorities that sign their certificates")
+
+
+def check_pairs(values: Mapping[str, Any], begin: str) -> None:
+    """`SettingError` where a port has half of what TLS needs: nobody should take it for encrypted."""
     for prefix in PREFIXES.values():
         certificate, key, authority = (f"{prefix}{name}_file" for name in ("cert", "key", "client_ca"))
         there = key if values.get(key) else authority if values.get(authority) else ""
