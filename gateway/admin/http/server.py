@@ -14,8 +14,8 @@ from typing import Any, cast
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-Made = Callable[[], asyncio.Protocol]
-Wrapped = Callable[[Made], Made]
+ProtocolFactory = Callable[[], asyncio.Protocol]
+Wrapped = Callable[[ProtocolFactory], ProtocolFactory]
 
 KEEPALIVE_S = 30.0
 SHUTDOWN_S = 10.0
@@ -76,12 +76,12 @@ async def listen(
     )
     await runner.setup()
     assert runner.server is not None
-    inner: Made = runner.server
+    inner: ProtocolFactory = runner.server
 
     def plain() -> asyncio.Protocol:
         return cast("asyncio.Protocol", _Connection(connections, inner()))
 
-    made: Made = plain if wrapped is None else wrapped(plain)
+    made: ProtocolFactory = plain if wrapped is None else wrapped(plain)
     try:
         server = await asyncio.get_running_loop().create_server(made, host, port, backlog=128)
     except OSError:

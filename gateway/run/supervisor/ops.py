@@ -15,7 +15,7 @@ REQUEST_MAX_S = 5.0
 SILENT_MAX = 64  # connections that have not asked yet
 ANSWERS_MAX = 32  # being written at once, /livez apart
 BACKLOG = 1_024
-Made = Callable[[], asyncio.Protocol]
+ProtocolFactory = Callable[[], asyncio.Protocol]
 REASONS = {200: "OK", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
 
 
@@ -37,7 +37,7 @@ async def listen(
     port: int,
     answers_max: int = ANSWERS_MAX,
     *,
-    wrapped: Callable[[Made], Made] | None = None,
+    wrapped: Callable[[ProtocolFactory], ProtocolFactory] | None = None,
 ) -> asyncio.Server:
     """Listen and answer until the server is closed; `OSError` if the port is taken.
 
@@ -49,7 +49,7 @@ async def listen(
         reader = asyncio.StreamReader(limit=HEAD_BYTES_MAX, loop=loop)
         return asyncio.StreamReaderProtocol(reader, served.connection, loop=loop)
 
-    made: Made = plain if wrapped is None else wrapped(plain)
+    made: ProtocolFactory = plain if wrapped is None else wrapped(plain)
     return await loop.create_server(made, host, port, backlog=BACKLOG)
 
 
