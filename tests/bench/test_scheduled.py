@@ -6,15 +6,12 @@ from decimal import Decimal
 
 from persistence.schema import migrate
 from tests.bench.scheduled import broken, final, measure, report, summary
-from tests.conftest import ValkeyServer
 from tests.persistence.scenario import rows_of
 
 
-def test_some_organizations_are_invoiced_by_one_keeper_and_by_two(
-    database: str, valkey_server: ValkeyServer
-) -> None:
+def test_some_organizations_are_invoiced_by_one_keeper_and_by_two(database: str, valkey: str) -> None:
     migrate.upgrade(database)
-    turns = measure(database, valkey_server.url, 5, 2)
+    turns = measure(database, valkey, 5, 2)
     assert [(turn.keepers, turn.organizations) for turn in turns] == [(1, 5), (2, 5)]
     assert (final(database), broken(database)) == (10, 0)
     # 29.00 a month, 1,000 units at 0.001, and a fifth of both.
