@@ -55,7 +55,7 @@ def mount_invoices(app: web.Application, ports: AdminPorts, root: str, admitted:
         require_read(mine.actor, resource)
         return mine.store, resource.render(await mine.store.get("invoices", row_id(request)))
 
-    made = Made(ports.invoice_renderer)
+    made = DocumentMaker(ports.invoice_renderer)
     app.on_cleanup.append(made.stop)
 
     async def pdf(request: web.Request) -> web.Response:
@@ -93,7 +93,7 @@ def mount_invoices(app: web.Application, ports: AdminPorts, root: str, admitted:
     app.router.add_get(f"{one}/usage.csv", usage)
 
 
-class Made:
+class DocumentMaker:
     """Documents as they were made the first time, by whoever came first.
 
     A final one is made and kept however long that takes: whoever asks waits for a while, and finds it later.

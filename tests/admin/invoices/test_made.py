@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from gateway.admin.http.problem import refusal
-from gateway.admin.invoices.documents import RETRY_S, Made
+from gateway.admin.invoices.documents import RETRY_S, DocumentMaker
 from gateway.admin.ports import InvoiceRenderer, Store
 from gateway.errors import Conflict, Overloaded, Unprocessable
 from tests.admin.invoices.made import invoice
@@ -49,8 +49,8 @@ class Slow:
         raise Unprocessable
 
 
-def press(slow: Slow, **bounds: Any) -> tuple[Made, Store]:
-    return Made(cast("InvoiceRenderer", slow), **bounds), cast("Store", Kept())
+def press(slow: Slow, **bounds: Any) -> tuple[DocumentMaker, Store]:
+    return DocumentMaker(cast("InvoiceRenderer", slow), **bounds), cast("Store", Kept())
 
 
 async def test_what_outlasts_its_request_is_there_for_the_next_one() -> None:
