@@ -60,6 +60,7 @@ def test_a_gateway_asks_for_certificates_and_takes_new_files_over(
         said = wait_until(lambda: "no_certificate" in (text := get(ops_port, "/metrics")[1]) and text)
         assert 'tollkeeper_tls_handshake_failures_total{port="gateway",reason="no_certificate"} 1.0' in said
         assert 'tollkeeper_certificate_expiry_timestamp_seconds{peer="gateway port"}' in said
+        assert 'tollkeeper_tls_certificate_stale{port="gateway"} 0.0' in said
         assert "the-second" not in serve.said
     finally:
         one.stop()
