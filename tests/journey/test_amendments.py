@@ -45,6 +45,8 @@ def used(stack: Stack) -> tuple[Body, Body, list[str]]:
         "budgets", organization_id=organization["id"], name="all", unit="tokens", amount=10_000,
         interval="total",
     )  # fmt: skip
+    # What is used before the plan is in force belongs to no cycle of it.
+    wait_until(lambda: stack.quota(tenant["id"])["tokens_remaining"] == 1000)
     subject = f"tenant:{tenant['id']}"
     sent = [
         event(subject, {"service": "chat", "usage": {"input": 30, "output": 12}}),
