@@ -27,7 +27,6 @@ async def accounts() -> AsyncIterator[Accounts]:
 @pytest.mark.parametrize(
     "asked",
     [
-        lambda accounts: accounts.owner(1),
         lambda accounts: accounts.owners(0, 1),
         lambda accounts: accounts.some_owners(1),
         lambda accounts: accounts.due(1),
