@@ -28,9 +28,10 @@ async def accounts() -> AsyncIterator[Accounts]:
     "asked",
     [
         lambda accounts: accounts.owners(0, 1),
+        lambda accounts: accounts.owners_of([1]),
         lambda accounts: accounts.some_owners(1),
-        lambda accounts: accounts.due(1),
-        lambda accounts: accounts.unresolved(1),
+        lambda accounts: accounts.due([1]),
+        lambda accounts: accounts.unresolved([1]),
         lambda accounts: accounts.accounts({"credits:1": 1}, deep=False),
         lambda accounts: accounts.disproved([Owner(1, ())], 1),
         lambda accounts: accounts.budgets([1]),
