@@ -124,16 +124,9 @@ class EveryHistory(Called):
         await self._sell()
 
     async def _top_up(self, how: tuple[str, int, int]) -> None:
-        invoicing, credits_, cost = how
-        unit_cost = Decimal(cost) / 10_000
-        if credits_ * unit_cost < Decimal("0.01"):  # nobody can pay that: it is refused
-            return
-        await self.april.do(
-            "credit-additions", "create", organization_id=self.ids["organization"], invoicing=invoicing,
-            credits_added=credits_, unit_cost=unit_cost,
-        )  # fmt: skip
-        self.owed.others += credits_ * Fraction(unit_cost)
-        await self._sell(credits_ if invoicing == "prepaid" else 0)
+        invoicing, credits_, _ = how
+        if await self._ordered(how):
+            await self._sell(credits_ if invoicing == "prepaid" else 0)
 
     def _came(self, credits_: int, paid: int | None = None) -> None:
         self.owed.books.add(credits_, paid=paid)

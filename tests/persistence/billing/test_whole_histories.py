@@ -238,16 +238,22 @@ class WholeHistory(History):
         self.events.append((event_id, at, tokens))
         self._told(at, tokens)
 
-    async def _top_up(self, how: tuple[str, int, int]) -> None:
+    async def _ordered(self, how: tuple[str, int, int]) -> bool:
+        """Order credits; whether somebody can pay that, else it is refused."""
         invoicing, credits_, cost = how
         unit_cost = Decimal(cost) / 10_000
-        if credits_ * unit_cost < Decimal("0.01"):  # nobody can pay that: it is refused
-            return
+        if credits_ * unit_cost < Decimal("0.01"):
+            return False
         await self.april.do(
             "credit-additions", "create", organization_id=self.ids["organization"], invoicing=invoicing,
             credits_added=credits_, unit_cost=unit_cost,
         )  # fmt: skip
         self.owed.others += credits_ * Fraction(unit_cost)
+        return True
+
+    async def _top_up(self, how: tuple[str, int, int]) -> None:
+        if not await self._ordered(how):
+            return
         self._post()
         assert await TopUps(self.april.store).turn() == 1
         [(made,)] = rows_of(self.april.url, "SELECT max(invoice_id) FROM credit_addition")
