@@ -25,7 +25,9 @@ from persistence.tables.people import app_user, organization
 def create(change: Change) -> Row:
     """Give credits, or take them back where the number is negative."""
     require(change)
-    values = change.command.values
+    # What is null is as if it was not said.
+    values = {name: value for name, value in change.command.values.items() if value is not None}
+    change.command = replace(change.command, values=values)
     organization_id, amount = id_in(values, "organization_id"), int(str(values["credits_added"]))
     _check_giver(change, organization_id)
     _check_times(change, amount)
@@ -38,13 +40,12 @@ def create(change: Change) -> Row:
             {"amount": amount},
             organization_id=organization_id,
         )
-    given = {name: value for name, value in values.items() if value is not None}
     defaults = {
         "added_by_id": acting(change.command.actor),
         "category": "paid" if amount > 0 else "correction",
         "timestamp": change.now,
     }
-    return change.fetch(add(change, **{**defaults, **given, "control_write_id": write_id}))
+    return change.fetch(add(change, **{**defaults, **values, "control_write_id": write_id}))
 
 
 def create_ordered(change: Change) -> Row:

@@ -13,6 +13,7 @@ from gateway.admin.operations import Asked, Operations
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources import RESOURCES
 from gateway.admin.resources.events import MANY, ONE, PLAIN, TAKEN, CloudEvent
+from gateway.admin.resources.values import TEXT_CHARS_MAX
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.roles import CREATE
 from gateway.core.billing.events import EVENTS_MAX
@@ -70,5 +71,14 @@ def _sorted(sent: list[object]) -> Row:
 
 
 def _refused(place: int, event: body.Body, name: str, reason: str) -> Row:
-    told = {of: event[of] if isinstance(event.get(of), str) else None for of in ("source", "id")}
-    return {"index": place, **told, "field": name, "reason": reason}
+    return {
+        "index": place, "source": _said(event.get("source")), "id": _said(event.get("id")), "field": name,
+        "reason": reason,
+    }  # fmt: skip
+
+
+def _said(name: object) -> str | None:
+    """What an event that is refused calls itself, as far as a row can hold it: none has a NUL."""
+    if not isinstance(name, str):
+        return None
+    return name[:TEXT_CHARS_MAX].replace("\x00", "\N{REPLACEMENT CHARACTER}")
