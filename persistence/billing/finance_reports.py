@@ -49,6 +49,19 @@ _BILLED = f"""
   JOIN organization AS o ON o.id = i.organization_id
  WHERE CASE WHEN c.reason IN ('void', 'credit_void') THEN i.voided_at ELSE i.finalized_at END < :until
    {_OF}"""
+# Which part of an addition's price is a contract liability: all of it, once the credits are there to use.
+# Before, nobody has to pay for them, and what came in is.
+_OBLIGED = f"""
+SELECT CASE WHEN a.invoicing <> 'prepaid' OR EXISTS (
+                 SELECT FROM credit_posting AS p WHERE p.organization_id = a.organization_id
+                    AND p.credit_addition_id = a.id AND p.kind = 'addition' AND p.created_at < :until) THEN 1
+            ELSE coalesce((
+                SELECT CASE WHEN d.rest <= 0 THEN 1 ELSE d.paid / (d.paid + d.rest) END
+                  FROM (SELECT {rest_before(":until")} AS rest,
+                               greatest((SELECT sum(p.amount) FROM payment AS p
+                                          WHERE p.invoice_id = i.id AND p.created_at < :until), 0) AS paid
+                          FROM invoice AS i WHERE i.id = a.invoice_id) AS d), 0)
+       END AS part"""  # noqa: S608  # our own words
 # Billed, and for what is not supplied yet. What was made void counts until then. Credits are supplied with
 # their use, whenever that is: those that no movement had taken by then are left.
 _DEFERRED = text(f"""
@@ -74,10 +87,11 @@ SELECT i.organization_id, o.name AS organization, i.currency,
 UNION ALL
 SELECT s.organization_id, s.organization, s.currency, NULL, 'credits_purchased',
        trim_scale(sum(round(
-           s.amount * (a.credits_added - a.spent + coalesce(n.taken, 0)) / a.credits_added, 9)))
+           s.amount * o.part * (a.credits_added - a.spent + coalesce(n.taken, 0)) / a.credits_added, 9)))
   FROM sold AS s JOIN credit_addition AS a ON a.id = s.id AND a.credits_added > 0
   LEFT JOIN since AS n ON n.id = s.id
- WHERE a.spent - coalesce(n.taken, 0) < a.credits_added AND s.amount <> 0 GROUP BY 1, 2, 3
+ CROSS JOIN LATERAL ({_OBLIGED}) AS o
+ WHERE a.spent - coalesce(n.taken, 0) < a.credits_added AND s.amount * o.part <> 0 GROUP BY 1, 2, 3
  ORDER BY 4 NULLS LAST, 1, 3, 5""")  # noqa: S608  # our own words
 # Lines with what they are taxed by: as the line says, else as its document's one line of tax does.
 _TAXED = f"""

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, text
 
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.charge import DEBT, Charge, Wanted, gathered
-from gateway.core.billing.document import CREDIT_NOTE, INVOICE, Document, Letterhead
+from gateway.core.billing.document import CREDIT_NOTE, INVOICE, Document, Letterhead, require_complete
 from gateway.core.billing.invoice import Bill, bill
 from gateway.core.billing.payment import Receivable, due_on
 from gateway.core.billing.subscription import midnight
@@ -91,6 +91,11 @@ def take(connection: Connection, letterhead: Letterhead, today: date, drafts: Se
     charges.accrue(connection, ids, until, today=today, running=midnight(until))
     taken = _taken(connection, charges.unbilled(connection, ids), until, only)
     return _keep(connection, letterhead, drafts, taken)
+
+
+def require_final(letterhead: Letterhead, drawn: Drawn) -> None:
+    """`Unprocessable` where a draft must not become final as it was drawn."""
+    require_complete(drawn.document, [line.description for line in drawn.bill.lines], letterhead.lacks)
 
 
 def have(connection: Connection, drawn: Sequence[Drawn]) -> list[Final]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, date
 from decimal import Decimal
+from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 
@@ -143,7 +144,7 @@ def finalize(change: Change) -> Row:
     if _gathers(row):
         change.hold_flushes(change.partition_of(id_in(row, "organization_id")))
         drawn = gathering.take(connection, letterhead, change.today, [_draft_of(row)])
-        require_complete(drawn[0].document, len(drawn[0].bill.lines))
+        gathering.require_final(letterhead, drawn[0])
         finals = gathering.have(connection, drawn)
     else:
         finals = [_take_note(change, row)]
@@ -159,8 +160,9 @@ def _take_note(change: Change, row: Row) -> gathering.Final:
     """Give back what a note is about."""
     credit_notes.give_back(change, id_in(row, "corrects_id"))
     charges.give_back(change.connection, [id_in(row, "organization_id")])
-    lines = row["lines"]
-    require_complete(documents.copy(change, row), len(lines))  # type: ignore[arg-type]  # a list
+    lines: Any = row["lines"]
+    said = [line["description"] for line in lines]
+    require_complete(documents.copy(change, row), said, change.letterhead.lacks)
     return gathering.Final(change.row_id, CREDIT_NOTE, Decimal(str(row["total_amount"])), None)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from gateway.core.billing.document import Letterhead, require_complete
+from gateway.core.billing.document import Letterhead
 from gateway.core.billing.due import CONFLICT, Left, left_by
 from gateway.core.billing.payment import PAID
 from gateway.errors import Unprocessable
@@ -118,7 +118,7 @@ def _complete(batch: Batch, drawn: Sequence[Drawn], rows: Sequence[Any]) -> list
     found, known = [], {row.draft_id for row in rows}
     for each in _with_lines(batch, drawn, known):
         try:
-            require_complete(each.document, len(each.bill.lines))
+            gathering.require_final(batch.letterhead, each)
         except Unprocessable as refusal:
             batch.left[each.draft.organization_id] = left_by(refusal)
         else:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
+from collections.abc import Sequence
+from decimal import ROUND_CEILING, Decimal
+from typing import Any
 
 from sqlalchemy import Connection, text
 
-from gateway.core.billing.charge import spread_amount
+from gateway.core.billing.charge import DEBT, spread_amount
+from gateway.core.billing.pricing import EXACT
 from persistence.billing import debts
 
 _COUNTER = """
@@ -21,7 +24,7 @@ _OWED_AGAIN = text(_COUNTER.format(sign="", reason="'reissued'", fact="reissued"
 _VOID_NOTE = text(_COUNTER.format(sign="-", reason="'credit_void'", fact="void", invoice="invoice_id, line"))
 # The charges behind a line of an invoice, with what other notes gave back of them.
 _BEHIND = text("""
-SELECT c.id, c.quantity + coalesce(sum(n.quantity), 0) AS quantity,
+SELECT c.id, c.source, c.unit_price, c.quantity + coalesce(sum(n.quantity), 0) AS quantity,
        c.amount + coalesce(sum(n.amount), 0) AS amount
   FROM charge AS c
   LEFT JOIN charge AS n ON n.corrects_id = c.id AND n.reason = 'credited'
@@ -64,8 +67,25 @@ def credit(
     if amount is None:
         quantities, amounts = [-each.quantity for each in behind], [-each.amount for each in behind]
     else:
-        quantities = [Decimal(0)] * len(behind)
         amounts = spread_amount(amount, [each.amount for each in behind])
+        quantities = _credits_of(behind, sum(amounts, Decimal(0)))
     values = {"ids": [each.id for each in behind], "quantities": quantities, "amounts": amounts}
     connection.execute(_CREDIT, {"note": note_id, "line": line, **values})
     return sum(amounts, Decimal(0))
+
+
+def _credits_of(behind: Sequence[Any], amount: Decimal) -> list[Decimal]:
+    """Credits beyond the balance that go with a part of their price; of all else it is money alone.
+
+    Whoever pays the rest gets the credits that it is the price of, a part of one as a whole one.
+    """
+    back = [Decimal(0)] * len(behind)
+    if behind[0].source != DEBT:
+        return back
+    left = sum((each.amount for each in behind), Decimal(0)) + amount
+    paid_for = EXACT.divide(left, behind[0].unit_price).to_integral_value(ROUND_CEILING, EXACT)
+    more = sum((each.quantity for each in behind), Decimal(0)) - paid_for
+    for at, each in enumerate(behind):
+        taken = max(Decimal(0), min(each.quantity, more))
+        back[at], more = -taken, more - taken
+    return back

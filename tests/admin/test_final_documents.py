@@ -7,6 +7,7 @@ import base64
 import csv
 import hashlib
 import io
+from dataclasses import replace
 from datetime import date, timedelta
 
 import psycopg
@@ -15,6 +16,7 @@ import pytest
 from gateway.core.billing.document import Letterhead, Party
 from tests.admin.conftest import Api, api_of
 from tests.admin.test_invoices import acme, draft
+from tests.letterhead import LETTERHEAD
 
 OTHER = Letterhead(
     Party("Somebody Else", ("1 Other Road",), "FR", "FR1"), notes=("Pay at once.",), due_days=3
@@ -65,6 +67,29 @@ async def test_without_lines_nothing_becomes_final(api: Api) -> None:
     refused = await api.post(f"invoices/{made['id']}/finalize")
     assert (refused.status, [error["field"] for error in refused.json["errors"]]) == (422, ["lines"])
     assert api.rows("SELECT count(*) FROM invoice_sequence") == [(0,)]
+
+
+async def test_letters_that_no_font_has_keep_an_invoice_from_becoming_final(
+    api: Api, admin_database: str, keeper_database: str
+) -> None:
+    ids = await acme(api, address=["東京都 1"])
+    made = await draft(api, ids)
+    latin = replace(
+        LETTERHEAD, lacks=lambda text: "".join(one for one in text if "\u4e00" <= one <= "\u9fff")
+    )
+    async with api_of(admin_database, keeper_database, latin) as other:
+        refused = await other.post(f"invoices/{made['id']}/finalize")
+        assert refused.status == 422
+        [error] = refused.json["errors"]
+        assert (error["field"], "東 (U+6771)" in error["message"]) == ("buyer.address", True)
+        assert api.rows("SELECT count(*) FROM invoice_sequence") == [(0,)]
+        await other.patch(f"organizations/{ids['organization']}", {"address": ["Tokyo 1"]})
+        assert (await other.post(f"invoices/{made['id']}/finalize")).status == 200
+        await other.patch(f"organizations/{ids['organization']}", {"name": "東"})
+        note = (await other.post(f"invoices/{made['id']}/credit-note")).json
+        refused = await other.post(f"invoices/{note['id']}/finalize")
+        assert [error["field"] for error in refused.json["errors"]] == ["buyer.name"]
+    assert (await api.post(f"invoices/{note['id']}/finalize")).status == 200
 
 
 async def test_a_credit_note_names_its_invoice(api: Api) -> None:

@@ -81,10 +81,12 @@ def copied(source: Path, target: Path, *, many: bool) -> None:
     shutil.copy(source, target)
 
 
-def test_the_image_takes_nothing_from_the_build_but_the_environment() -> None:
+def test_the_image_takes_nothing_from_the_build_but_the_environment_and_fonts() -> None:
     build, final = stages()
     copies = [rest for name, rest in final if name == "copy"]
-    assert copies == ["--from=build /opt/tollkeeper /opt/tollkeeper"]
+    assert copies == [
+        f"--from=build {path} {path}" for path in ("/opt/tollkeeper", "/usr/share/fonts/truetype")
+    ]
     assert all("apt-get" not in rest and "pip install" not in rest for _, rest in final)
     installing = [rest for name, rest in build if name == "run" and "pip install" in rest]
     assert all("--require-hashes" in rest and "--only-binary :all:" in rest for rest in installing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from base64 import b64encode
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from functools import partial
@@ -36,9 +37,11 @@ MADE_AT_ONCE_MAX = 1
 UNDER_WAY_MAX = 32
 WAIT_S = 20.0
 RETRY_S = 5
+# PDFs of drafts that are kept, and how large one of them may be.
+DRAFTS_KEPT_MAX, DRAFT_BYTES_MAX = 32, 1024 * 1024
 
 Admit = Callable[[AdminPorts, web.Request], Awaitable[AdminPorts]]
-# An invoice, the kind of document, and the status it is of.
+# An invoice, the kind of document, and the status it is of; of a draft what names all it says.
 Which = tuple[int, str, str]
 
 
@@ -107,12 +110,14 @@ class DocumentMaker:
         self._under_way_max = under_way_max
         self._free = asyncio.Semaphore(MADE_AT_ONCE_MAX)
         self._under_way: dict[Which, asyncio.Task[bytes]] = {}
+        # Who was asked for last is the last.
+        self._drafts: dict[Which, bytes] = {}
 
     async def pdf(self, store: Store, invoice_id: int, invoice: Row) -> bytes:
         """The PDF; of a final invoice with its XML in it, where that can be made."""
         status = str(invoice["status"])
         if status == "draft":
-            return await self._make(partial(self._renderer.pdf, invoice))
+            return await self._draft(invoice_id, invoice)
         if (known := await store.document(invoice_id, "pdf", status)) is not None:
             return known
         return await self._awaited(
@@ -125,6 +130,20 @@ class DocumentMaker:
             return known
         make = partial(self._xml, store, invoice_id, invoice, syntax)
         return await self._awaited((invoice_id, syntax, "finalized"), make)
+
+    async def _draft(self, invoice_id: int, invoice: Row) -> bytes:
+        """The PDF of a draft, made once for what it says: whoever asks for the same again has the same."""
+        said = json.dumps(invoice, sort_keys=True, default=str)
+        which = (invoice_id, "pdf", hashlib.sha256(said.encode()).hexdigest())
+        if which not in self._drafts:
+            content = await self._awaited(which, partial(self._make, partial(self._renderer.pdf, invoice)))
+            if len(content) <= DRAFT_BYTES_MAX:
+                self._drafts[which] = content
+            while len(self._drafts) > DRAFTS_KEPT_MAX:
+                del self._drafts[next(iter(self._drafts))]
+            return content
+        self._drafts[which] = content = self._drafts.pop(which)
+        return content
 
     async def stop(self, _: web.Application) -> None:
         """Give up what is not made yet."""

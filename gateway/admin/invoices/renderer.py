@@ -51,7 +51,7 @@ class InvoiceRenderer:
     def pdf(self, invoice: Row, xml: bytes = b"") -> bytes:
         """Set an invoice, as the API answers it, on paper: a PDF, which carries the XML where it can."""
         lines: Any = invoice["lines"]
-        content = self._content(invoice)
+        content = self.content(invoice)
         archived = press.archive(content, self.logo, len(lines)) if xml else None
         if archived is not None:
             return electronic.carrying(archived, xml, invoice)
@@ -61,7 +61,8 @@ class InvoiceRenderer:
         """Write an invoice as EN 16931 has it, as CII or UBL."""
         return electronic.xml(invoice, syntax)
 
-    def _content(self, invoice: Any) -> dict[str, Any]:
+    def content(self, invoice: Any) -> dict[str, Any]:
+        """What the template takes of an invoice."""
         note, status = invoice["kind"] == CREDIT_NOTE, invoice["status"]
         document, adopted = self._document(invoice)
         seller = _party(document.seller)

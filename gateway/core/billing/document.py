@@ -5,9 +5,10 @@ It is copied when the invoice becomes final. Paper and XML say what was copied, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
+from itertools import islice
 from typing import Any
 
 from gateway.core.billing.payment import due_on
@@ -17,6 +18,8 @@ INVOICE, CREDIT_NOTE = "invoice", "credit_note"
 ADDRESS_LINES_MAX = 10
 # Named on one credit note; what an organization was billed in twenty years of months.
 CORRECTED_MAX = 240
+# Fields with letters that cannot be set, and letters of each, that are told of one document.
+ILLEGIBLE_MAX = LETTERS_MAX = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +32,16 @@ class Party:
     tax_number: str | None = None
 
 
+def _nothing_lacks(_: str) -> str:
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Letterhead:
     """Who sends the invoices, notes below their totals, and days to pay; 0 days say nothing.
 
     `addresses` are customers' lines by organization id or name, where the organization has none of its own.
+    `lacks` answers the letters of a text that no font of who sets the documents has.
     """
 
     seller: Party | None = None
@@ -41,6 +49,7 @@ class Letterhead:
     addresses: Mapping[str, Sequence[str]] = field(default_factory=dict)
     due_days: int = 0
     iban: str | None = None
+    lacks: Callable[[str], str] = _nothing_lacks
 
     def buyer(self, organization_id: int, party: Party) -> Party:
         """A customer with the address that is known of it."""
@@ -96,8 +105,12 @@ def document_of(kept: Mapping[str, Any]) -> Document:
     )
 
 
-def require_complete(document: Document, lines: int) -> None:
-    """`Unprocessable` where a document must not become final: nobody sells, or nothing is sold."""
+def require_complete(document: Document, lines: Sequence[str], lacks: Callable[[str], str]) -> None:
+    """`Unprocessable` where a document must not become final: nobody sells, or nothing is sold, or it is said
+    in letters that it would be set without.
+
+    `lines` are what lines are called.
+    """
     errors = []
     if document.seller is None:
         errors.append(
@@ -105,8 +118,31 @@ def require_complete(document: Document, lines: int) -> None:
         )
     if not lines:
         errors.append(("lines", "has none: there is nothing to bill"))
+    errors += islice(_illegible(document, lines, lacks), ILLEGIBLE_MAX)
     if errors:
         raise Unprocessable("This cannot become final.", tuple(errors))
+
+
+def _illegible(
+    document: Document, lines: Sequence[str], lacks: Callable[[str], str]
+) -> Iterator[tuple[str, str]]:
+    """Fields that would be set without some of their letters."""
+    for field_, text in _texts(document, lines):
+        if missing := lacks(text)[:LETTERS_MAX]:
+            named = ", ".join(f"{letter} (U+{ord(letter):04X})" for letter in missing)
+            yield field_, f"has {named}, which no font here shows: install one where the keeper runs"
+
+
+def _texts(document: Document, lines: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """What is set of a document, and which field it is of."""
+    for name, party in (("seller", document.seller), ("buyer", document.buyer)):
+        if party is not None:
+            yield f"{name}.name", party.name
+            yield f"{name}.address", " ".join(party.address)
+            yield f"{name}.tax_number", party.tax_number or ""
+    yield "notes", " ".join(document.notes)
+    for position, description in enumerate(lines, 1):
+        yield f"lines.{position}.description", description
 
 
 def _party(kept: Mapping[str, Any]) -> Party:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from gateway.admin.http.problem import refusal
-from gateway.admin.invoices.documents import RETRY_S, DocumentMaker
+from gateway.admin.invoices.documents import DRAFTS_KEPT_MAX, RETRY_S, DocumentMaker
 from gateway.admin.ports import InvoiceRenderer, Store
 from gateway.errors import Conflict, Overloaded, Unprocessable
 from tests.admin.invoices.made import invoice
@@ -89,6 +89,44 @@ async def test_what_failed_is_told_and_made_again() -> None:
     with pytest.raises(Conflict, match="too many"):
         await made.pdf(store, 7, invoice())
     assert await made.pdf(store, 7, invoice()) == b"%PDF-2"
+
+
+async def test_a_draft_is_set_once_for_what_it_says() -> None:
+    slow = Slow()
+    made, store = press(slow)
+    drafted = invoice(status="draft", number=None)
+    asked = [asyncio.create_task(made.pdf(store, 7, drafted)) for _ in range(3)]
+    await eventually(lambda: bool(slow.made))
+    slow.let.set()
+    assert set(await asyncio.gather(*asked)) == {b"%PDF-1"}
+    assert await made.pdf(store, 7, dict(reversed(drafted.items()))) == b"%PDF-1"
+    assert await made.pdf(store, 7, drafted | {"customer": "Another"}) == b"%PDF-2"
+    assert await made.pdf(store, 8, drafted) == b"%PDF-3"
+    assert await store.document(7, "pdf", "draft") is None
+
+
+async def test_only_some_drafts_are_kept() -> None:
+    slow = Slow()
+    slow.let.set()
+    made, store = press(slow)
+    drafted = invoice(status="draft", number=None)
+    for each in range(DRAFTS_KEPT_MAX + 1):
+        await made.pdf(store, each, drafted)
+        await made.pdf(store, 0, drafted)  # asked for last, so it stays
+    assert slow.made == DRAFTS_KEPT_MAX + 1
+    assert await made.pdf(store, 1, drafted) == b"%%PDF-%d" % (DRAFTS_KEPT_MAX + 2)
+
+
+async def test_drafts_wait_in_the_same_line() -> None:
+    slow = Slow()
+    made, store = press(slow, wait_s=AT_ONCE, under_way_max=1)
+    drafted = invoice(status="draft", number=None)
+    with pytest.raises(Overloaded, match="being made:"):
+        await made.pdf(store, 7, drafted)
+    with pytest.raises(Overloaded, match="1 documents"):
+        await made.pdf(store, 8, drafted)
+    slow.let.set()
+    await made.stop(cast("Any", None))
 
 
 async def test_only_so_many_are_under_way() -> None:

@@ -10,7 +10,9 @@ from facturx import get_xml_from_pdf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.admin.invoices import press
 from gateway.admin.invoices.electronic import FACTUR_X, UBL
+from gateway.admin.invoices.letters import lacking
 from gateway.admin.invoices.press import LINES_HERE_MAX, LINES_MAX
 from gateway.admin.invoices.renderer import InvoiceRenderer
 from gateway.core.billing.e_invoice import legible
@@ -63,6 +65,18 @@ def test_a_hostile_name_is_only_a_name(text: str) -> None:
     # What has no glyph in any font of the machine is set as a box, and is no archive then.
     pdf = RENDERER.pdf(made, content)
     assert get_xml_from_pdf(pdf, check_xsd=False) in [("factur-x.xml", content), (False, False)]
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "Zoë & Łukasz", "Ωμέγα Жук", "€ – “x”"])
+def test_what_no_font_lacks_is_set_in_full(text: str) -> None:
+    """What an archive refuses is what finalizing refuses before."""
+    archived = press.archive(RENDERER.content(named(text, "plain")), None, 1)
+    assert (archived is None) == bool(lacking(text))
+
+
+def test_letters_of_nobody_are_told_once_each() -> None:
+    assert lacking("Zoë \U000f0000\U000f0001 and \U000f0000") == "\U000f0000\U000f0001"
+    assert lacking("") == lacking("Zoë, 12 Łódź – Ωμέγα") == ""
 
 
 def long(lines: int) -> dict[str, Any]:

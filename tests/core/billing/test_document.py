@@ -8,6 +8,8 @@ from datetime import date
 import pytest
 
 from gateway.core.billing.document import (
+    ILLEGIBLE_MAX,
+    LETTERS_MAX,
     Corrected,
     Document,
     Letterhead,
@@ -31,15 +33,51 @@ def test_what_is_kept_is_read_again() -> None:
 
 @pytest.mark.parametrize(
     ("seller", "lines", "fields"),
-    [(None, 1, ["seller"]), (SELLER, 0, ["lines"]), (None, 0, ["seller", "lines"])],
+    [(None, ["Use"], ["seller"]), (SELLER, [], ["lines"]), (None, [], ["seller", "lines"])],
 )
 def test_without_seller_or_lines_nothing_becomes_final(
-    seller: Party | None, lines: int, fields: list[str]
+    seller: Party | None, lines: list[str], fields: list[str]
 ) -> None:
     with pytest.raises(Unprocessable) as refused:
-        require_complete(replace(DOCUMENT, seller=seller), lines)
+        require_complete(replace(DOCUMENT, seller=seller), lines, Letterhead().lacks)
     assert [field for field, _ in refused.value.errors] == fields
-    require_complete(DOCUMENT, 1)
+    require_complete(DOCUMENT, ["Use"], Letterhead().lacks)
+
+
+def lacks_han(text: str) -> str:
+    return "".join(letter for letter in text if "\u4e00" <= letter <= "\u9fff")
+
+
+@pytest.mark.parametrize(
+    ("document", "lines", "field", "named"),
+    [
+        (
+            replace(DOCUMENT, buyer=Party("陳大文")),
+            ["Use"],
+            "buyer.name",
+            "陳 (U+9673), 大 (U+5927), 文 (U+6587)",
+        ),
+        (replace(DOCUMENT, buyer=Party("Acme", ("1", "東京"))), ["Use"], "buyer.address", "東 (U+6771)"),
+        (replace(DOCUMENT, seller=Party("Ltd", tax_number="税")), ["Use"], "seller.tax_number", "税"),
+        (replace(DOCUMENT, notes=("謝",)), ["Use"], "notes", "謝"),
+        (DOCUMENT, ["Use", "名 of June"], "lines.2.description", "名 (U+540D), which no font"),
+    ],
+)
+def test_letters_that_no_font_has_are_named_with_their_field(
+    document: Document, lines: list[str], field: str, named: str
+) -> None:
+    with pytest.raises(Unprocessable) as refused:
+        require_complete(document, lines, lacks_han)
+    [(where, message)] = refused.value.errors
+    assert where == field
+    assert named in message
+
+
+def test_no_more_than_some_fields_and_letters_are_told() -> None:
+    with pytest.raises(Unprocessable) as refused:
+        require_complete(DOCUMENT, ["名" * 99] * 99, lacks_han)
+    assert len(refused.value.errors) == ILLEGIBLE_MAX
+    assert all(message.count("U+") == LETTERS_MAX for _, message in refused.value.errors)
 
 
 def test_an_address_of_its_own_counts_before_the_one_of_the_settings() -> None:

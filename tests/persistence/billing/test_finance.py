@@ -15,8 +15,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from psycopg.rows import dict_row
 
+from gateway.background.timed.top_ups import TopUps
 from gateway.core.billing.finance import Asked, tax_by_month
 from tests.persistence.april import TIERS, April, april, at, invoiced, plan, service
+from tests.persistence.billing.test_top_ups import own_invoice, post
 from tests.persistence.credits import give, post_expiries
 from tests.persistence.migrated import empty
 from tests.persistence.scenario import Account, broken, rows_of
@@ -364,6 +366,53 @@ async def test_credits_are_deferred_until_they_are_used_or_expire(april: April) 
     note = await april.do("invoices", "credit-note", second["id"])
     await april.do("invoices", "finalize", note["id"])
     assert await left_of_credits(april, days[-1]) == 0
+
+
+async def test_credits_that_wait_for_their_payment_are_deferred_as_they_are_paid(april: April) -> None:
+    """10,000 at 0.01 and 20 % tax: 120.00 are asked for, and nobody has to pay them."""
+    made = await april.do("organizations", "create", name="Acme", tax_rate=Decimal("0.20"))
+    tenant = await april.do("tenants", "create", name="Main", organization_id=made["id"])
+    april.account = Account(made["id"], tenant["id"], None)
+
+    async def left(day: int) -> Decimal:
+        await april.allocate()
+        return await left_of_credits(april, date(2026, 4, day))
+
+    async def pay(day: int, amount: str) -> None:
+        await april.on(at(4, day))
+        await april.do("invoices", "payments", invoice["id"], amount=Decimal(amount), reference=f"r{day}")
+
+    await april.on(at(4, 1))
+    sold = await april.do(
+        "credit-additions", "create", organization_id=made["id"], invoicing="prepaid", credits_added=10_000,
+        unit_cost=Decimal("0.01"),
+    )  # fmt: skip
+    assert await TopUps(april.store).turn() == 1
+    invoice = await own_invoice(april, sold)
+    assert await left(1) == 0
+    await pay(3, "30.00")
+    assert (await left(2), await left(3)) == (0, 25)
+    # A note over 20.00 and its tax leaves 96.00 to ask for: 30.00 are five sixteenths of 80.00.
+    await april.on(at(4, 5))
+    asked = [{"position": 1, "amount": Decimal("20.00")}]
+    note = await april.do("invoices", "credit-note", invoice["id"], lines=asked)
+    await april.do("invoices", "finalize", note["id"])
+    assert (await left(4), await left(5)) == (25, 25)
+    await pay(7, "66.00")
+    assert (await left(6), await left(7)) == (25, 80)
+    await april.on(at(4, 8))
+    assert post(april) == 10_000
+    await april.on(at(4, 9))
+    april.account.consume(None, credits_=2_500)
+    april.flush()
+    assert await left(9) == 60
+    # Once the credits are there they are owed, whoever takes money back.
+    await april.on(at(4, 11))
+    [(payment,)] = rows_of(april.url, "SELECT id FROM payment WHERE reference = 'r7'")
+    await april.do("payments", "reverse", int(str(payment)), reference="back")
+    assert await left(11) == 60
+    assert [await left(day) for day in (1, 3, 5, 7)] == [0, 25, 25, 80]
+    assert await broken(april.url) == []
 
 
 async def test_what_is_given_up_and_paid_in_one_moment_is_the_same_in_report_and_ledger(april: April) -> None:

@@ -177,6 +177,72 @@ async def test_what_a_note_gives_back_is_not_given_as_credits(april: April) -> N
     assert await broken(april.url) == []
 
 
+async def noted(april: April, invoice: dict[str, Any], amount: str) -> int:
+    asked = [{"position": 1, "amount": Decimal(amount)}]
+    note = await april.do("invoices", "credit-note", invoice["id"], lines=asked)
+    await april.do("invoices", "finalize", note["id"])
+    return int(note["id"])
+
+
+@pytest.mark.parametrize(
+    ("notes", "rest", "given"),
+    [
+        (["40.00"], "120.00", 6_000),
+        (["40.01"], "119.99", 6_000),  # 5,999.5 are paid for
+        (["20.00", "20.01"], "119.99", 6_000),
+        (["0.01"], "159.99", 8_000),
+        (["0.01"] * 3, "159.97", 7_999),
+        (["159.99"], "0.01", 1),
+    ],
+)
+async def test_of_what_a_note_gives_back_in_part_the_credits_of_the_rest_are_given(
+    april: April, notes: list[str], rest: str, given: int
+) -> None:
+    owner = await customer(april)
+    for day, credits_ in ((10, 5_000), (20, 3_000)):
+        await april.on(at(4, day))
+        spend(april, credits_)
+    made = await of_april(april, owner)
+    for amount in notes:
+        await noted(april, made, amount)
+    row = await april.do(
+        "invoices", "payments", made["id"], amount=Decimal(rest), reference="b"
+    )  # fmt: skip
+    assert (row["payment_status"], post(april)) == ("paid", given)
+    assert april.account.balance == given - 8_000
+    await april.allocate()
+    # What the note gave back is owed by nobody, though the balance goes on without it.
+    assert await owed(april, owner) == []
+    assert await broken(april.url) == []
+
+
+async def test_a_note_made_void_owes_and_gives_its_credits_again(april: April) -> None:
+    owner = await customer(april)
+    await april.on(at(4, 10))
+    spend(april, 8_000)
+    made = await of_april(april, owner)
+    first, _ = await noted(april, made, "100.00"), await noted(april, made, "20.00")
+    await april.do("invoices", "void", first)
+    await april.do("invoices", "payments", made["id"], amount=Decimal("140.00"), reference="b")
+    assert (post(april), await owed(april, owner)) == (7_000, [])
+    assert await broken(april.url) == []
+
+
+async def test_a_note_behind_the_payment_gives_money_back_and_leaves_the_credits(april: April) -> None:
+    owner = await customer(april)
+    await april.on(at(4, 10))
+    spend(april, 8_000)
+    made = await of_april(april, owner)
+    await april.do("invoices", "payments", made["id"], amount=Decimal("160.00"), reference="b")
+    assert post(april) == 8_000
+    await noted(april, made, "60.00")
+    row = await april.store.get("invoices", made["id"])
+    assert (str(row["amount_due"]), post(april), april.account.balance) == ("-60.00", 0, 0)
+    await april.allocate()
+    assert await owed(april, owner) == []
+    assert await broken(april.url) == []
+
+
 async def test_what_was_used_before_there_was_a_price_is_free(april: April) -> None:
     owner = await customer(april, credit_unit_cost=None)
     await april.on(at(4, 10))
