@@ -32,7 +32,7 @@ DAYS = [
     *("2026-04-01T24:00:00Z", "2016-12-31T23:59:60Z", "1970-01-01T00:00:00Z", "2999-12-31T23:59:59Z"),
 ]
 WORDS = [
-    *("x", "а", "\x00", "a\x00b", "\u200b1", "a" * 200, "a" * 201, "𝟙", "usd", "XAU", "XXX", "KWD", "now"),
+    *("x", "а", "\x00", "a\x00b", "\u200b1", "a" * 200, "a" * 201, "𝟙", "usd", "XAU", "XTS", "KWD", "now"),
     *("tenant:", "tenant:²", "organization:99999999999999999999", "{" + 32 * "0" + "}", 36 * "-"),
 ]
 SHAPES: list[Any] = [
@@ -52,8 +52,12 @@ def another() -> str:
     return str(uuid.uuid4())
 
 
-async def targets(api: Api) -> list[tuple[str, str, Callable[[], dict[str, Any]]]]:
-    """What is asked, with bodies that are right: each makes something new."""
+# How, where to, and a body that is right and makes something new.
+Target = tuple[str, str, Callable[[], dict[str, Any]]]
+
+
+async def targets(api: Api) -> list[Target]:
+    """What is asked of charges and money, and of what is sold."""
     ids = await acme(api)
     organization, tenant = ids["organization"], ids["tenant"]
     starter = await plan(api, "Starter", tokens=2_000_000)
@@ -61,9 +65,7 @@ async def targets(api: Api) -> list[tuple[str, str, Callable[[], dict[str, Any]]
     assert (await api.post(f"invoices/{final}/finalize")).status == 200
     paid = await api.post(f"invoices/{final}/payments", {"amount": "9.00", "reference": "first"})
     assert paid.status == 200, paid.raw
-    [model] = (await api.get("business-models?name=Pay-Per-Use")).json["items"]
     [(request,)] = api.rows("SELECT request_id::text FROM feature_usage LIMIT 1")
-    tiers = {"tiers": [{"up_to": None, "unit_price": "1"}]}
     return [
         ("POST", "tax-rates", lambda: {
             "organization_id": organization, "rate": "0.19", "effective_from": day(0), "category": "standard",
@@ -104,6 +106,21 @@ async def targets(api: Api) -> list[tuple[str, str, Callable[[], dict[str, Any]]
             "request_id": request, "reason": "r", "organization_id": organization, "direction": "OUT",
             "tokens": 1, "credits": 1, "units": 1, "amount": "1",
         }),
+        ("PATCH", f"organizations/{organization}", lambda: {
+            "credit_limit": 5, "spend_cap": "5", "tax_rate": "0.1", "due_days": 5, "credit_unit_cost": "1",
+        }),
+        ("POST", f"tenants/{tenant}/recharge", lambda: {"amount": 1}),
+        ("POST", f"tenants/{tenant}/adjust", lambda: {"amount": 1, "direction": "IN", "reason": "x"}),
+        ("PATCH", f"subscription-plans/{starter['id']}", lambda: {"monthly_cost": "1", "annual_cost": "1"}),
+        *await sold(api, ids),
+    ]  # fmt: skip
+
+
+async def sold(api: Api, ids: dict[str, int]) -> list[Target]:
+    """What is asked of plans, services and who buys them."""
+    [model] = (await api.get("business-models?name=Pay-Per-Use")).json["items"]
+    tiers = {"tiers": [{"up_to": None, "unit_price": "1"}]}
+    return [
         ("POST", "subscription-plans", lambda: {
             "name": another(), "monthly_cost": "1", "annual_cost": "1", "currency": "USD",
             "feature_access": [], "token_plan_id": None,
@@ -118,7 +135,7 @@ async def targets(api: Api) -> list[tuple[str, str, Callable[[], dict[str, Any]]
             "business_model_id": model["id"], "pricing": tiers,
         }),
         ("POST", "organization-services", lambda: {
-            "organization_id": organization, "service_id": ids["service"], "negotiated_credits": 1,
+            "organization_id": ids["organization"], "service_id": ids["service"], "negotiated_credits": 1,
             "business_model_id": model["id"], "pricing": tiers,
         }),
         ("POST", "organizations", lambda: {
@@ -127,12 +144,6 @@ async def targets(api: Api) -> list[tuple[str, str, Callable[[], dict[str, Any]]
                 "threshold": 1, "credits": 2, "unit_cost": "1", "invoicing": "now", "monthly_max": 3,
             },
         }),
-        ("PATCH", f"organizations/{organization}", lambda: {
-            "credit_limit": 5, "spend_cap": "5", "tax_rate": "0.1", "due_days": 5, "credit_unit_cost": "1",
-        }),
-        ("POST", f"tenants/{tenant}/recharge", lambda: {"amount": 1}),
-        ("POST", f"tenants/{tenant}/adjust", lambda: {"amount": 1, "direction": "IN", "reason": "x"}),
-        ("PATCH", f"subscription-plans/{starter['id']}", lambda: {"monthly_cost": "1", "annual_cost": "1"}),
     ]  # fmt: skip
 
 
