@@ -38,6 +38,12 @@ class HttpLimits:
     upstream_first_byte_s: float = _setting(120.0, Seconds)
     upstream_idle_s: float = _setting(120.0, Seconds)
     upstream_keep_alive_s: float = _setting(30.0, Seconds)
+    # An upstream's name is looked up so often; the last addresses are kept while that fails, for so long; and
+    # connections to an address that the name has left are used for so long after it was seen last.
+    upstream_resolve_s: float = _setting(10.0, Seconds)
+    upstream_resolve_stale_s: float = _setting(300.0, Seconds)
+    upstream_address_s: float = _setting(20.0, Seconds)
+    upstream_attempt_s: float = 0.25  # then another address is tried beside one that does not answer
     # For so long at most nobody asks an upstream that said it has enough; 0: it is asked all the same.
     upstream_cooling_s_max: float = _setting(COOLING_S_MAX, Annotated[float, msgspec.Meta(ge=0, le=3600)])
     drain_s: float = _setting(120.0, Seconds)

@@ -25,6 +25,7 @@ from gateway.core.model import (
 )
 from gateway.core.upstreams.cooling import Cooling
 from gateway.http.tally import Tally
+from gateway.http.upstream.names import LookUp, by_system
 
 # Writes one line of an event and its facts. Never given a credential, a body or a caller's metadata.
 Log = Callable[..., None]
@@ -107,6 +108,7 @@ class Ports:
     `usage` answers `GET /.tollkeeper/usage` for a caller and what it says of itself with a JSON body.
     `seconds` is a monotonic clock. `access_log` turns on one line a request. `tracer` is there where requests
     are traced (`TracedPlane`). With `refuse_unpriced` a model without a price is not called.
+    `look_up` says the addresses of an upstream's name.
     """
 
     directory: Directory
@@ -123,3 +125,4 @@ class Ports:
     access_log: bool = False
     refuse_unpriced: bool = False
     tracer: Tracer | None = None
+    look_up: LookUp = by_system

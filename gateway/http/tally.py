@@ -83,6 +83,7 @@ class Tally:
     budgets_exceeding: int = 0
     upstream_connections: int = 0
     upstream_failures: int = 0
+    upstream_lookup_failures: int = 0
     client_disconnects: int = 0
     connections_refused: int = 0
     # By the upstream's name: seconds for which it is left alone, model by model, and calls refused meanwhile.
@@ -193,6 +194,7 @@ class Tally:
             "upstream_cooling_seconds": list(self.cooling_seconds.items()),
             "upstream_cooled_calls": list(self.cooled_calls.items()),
             "upstream_failures": self.upstream_failures,
+            "upstream_lookup_failures": self.upstream_lookup_failures,
             "client_disconnects": self.client_disconnects,
             "connections_refused": self.connections_refused,
         }

@@ -41,6 +41,7 @@ FACTS = (
     Fact("settlements_estimated", "counter", "Calls settled by the gateway's own count."),
     Fact("settlements_failed", "counter", "Settlements that the counters did not acknowledge at once."),
     Fact("upstream_failures", "counter", "Upstream connections or answers that failed."),
+    Fact("upstream_lookup_failures", "counter", "Look-ups of an upstream's name that failed."),
     Fact(
         "upstream_cooling_seconds",
         "counter",

@@ -31,6 +31,7 @@ from gateway.http.ports import Ports, Tracer
 from gateway.http.server.server import DataPlane
 from gateway.http.server.traced import TracedPlane
 from gateway.http.tally import Tally
+from gateway.http.upstream.names import LookUp, by_system
 from gateway.tls.certificates import Certificates
 from gateway.tls.gate import Gate
 from tests.http.fakes import PEPPER, ROUTES, USAGE_BODY, FakeCounters, FakeDirectory, FakeObjects, answer
@@ -84,8 +85,8 @@ class FakeUpstream:
         self._server: asyncio.Server | None = None
         self.port = 0
 
-    async def start(self, tls: ssl.SSLContext | None = None) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=tls, limit=1 << 20)
+    async def start(self, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._server = await asyncio.start_server(self._serve, host, port, ssl=tls, limit=1 << 20)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -387,6 +388,7 @@ async def staged(
     refuses_unpriced: bool = False,
     origins: frozenset[bytes] = frozenset(),
     workloads: tuple[tuple[str, str], ...] = (),
+    look_up: LookUp = by_system,
     **limits: float,
 ) -> AsyncIterator[Stage]:
     """A stage whose every hold is settled when it closes. `limits` are fields of `HttpLimits`."""
@@ -400,7 +402,7 @@ async def staged(
     limits.setdefault("tick_s", 0.01)
     plane_of = DataPlane if tracer is None else TracedPlane
     stage.plane = plane_of(
-        replace(stage.ports(), tracer=tracer, refuse_unpriced=refuses_unpriced),
+        replace(stage.ports(), tracer=tracer, refuse_unpriced=refuses_unpriced, look_up=look_up),
         routes,
         [target],
         HttpLimits(**{"quiet_s": 0.0} | limits),  # type: ignore[arg-type] # counts are integers

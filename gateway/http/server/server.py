@@ -103,7 +103,10 @@ class DataPlane:
             there = self._upstreams.get(name)
             same = there is not None and there.target == target and limits == self.limits
             if not same or there is None:
-                there = Upstream(target, self.clock, self.turns, limits, ports.tally, self._pepper)
+                there = Upstream(
+                    target, self.clock, self.turns, limits, ports.tally, self._pepper, ports.log,
+                    ports.look_up,
+                )  # fmt: skip
             upstreams[name] = there
         for name, upstream in self._upstreams.items():
             if upstreams.get(name) is not upstream:

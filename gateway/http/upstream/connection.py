@@ -42,8 +42,8 @@ class Link(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_clean_end", "_clock", "_gone", "_limits", "_on_gone", "_paused", "_payload", "_payload_bytes",
-        "_queued", "_turns", "_wait", "answer", "deadline", "failure", "idle_since", "side", "source",
-        "transport",
+        "_queued", "_turns", "_wait", "address", "answer", "deadline", "failure", "idle_since", "side",
+        "source", "transport",
     )  # fmt: skip
 
     def __init__(
@@ -55,6 +55,7 @@ class Link(asyncio.BufferedProtocol):
         self._on_gone = on_gone
         self.side = UpstreamSide(limits)
         self.transport: Any = None
+        self.address = ""
         self.deadline = NEVER
         self.idle_since = 0.0
         self._gone = self._clean_end = self._paused = self._queued = False

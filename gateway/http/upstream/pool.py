@@ -2,7 +2,8 @@
 
 Each organization has its share of a pool, so that nobody takes all of it. A pooled connection that
 its upstream has closed is never written to. Once a byte of a request was written it is not sent
-again elsewhere: a second POST would be a second charge upstream.
+again elsewhere: a second POST would be a second charge upstream. A connection to an address that its
+name has left is used no more.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from __future__ import annotations
 import asyncio
 import hmac
 import select
+import socket
 import ssl
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,6 +28,8 @@ from gateway.http.shares import Shares
 from gateway.http.tally import Tally
 from gateway.http.turns import Turns
 from gateway.http.upstream.connection import Link
+from gateway.http.upstream.dialing import dial
+from gateway.http.upstream.names import LookUp, Names, by_system
 
 FRESH_S = 0.25
 
@@ -36,13 +42,13 @@ class Upstream:
     """
 
     __slots__ = (
-        "_clock", "_connecting", "_idle", "_left", "_limits", "_links", "_place", "_shares", "_tally",
-        "_turns", "account", "certificate_end", "name", "target",
+        "_clock", "_connecting", "_idle", "_left", "_limits", "_links", "_names", "_place", "_shares",
+        "_tally", "_turns", "account", "certificate_end", "name", "target",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917  # what it is made of, in the order it is used
         self, target: UpstreamTarget, clock: Clock, turns: Turns, limits: HttpLimits, tally: Tally,
-        pepper: bytes,
+        pepper: bytes, log: Callable[..., None], look_up: LookUp = by_system,
     ) -> None:  # fmt: skip
         self.name = target.name
         self.account = _account(target, pepper)
@@ -52,6 +58,8 @@ class Upstream:
         self._shares = Shares(most, int(most * limits.upstream_connections_share))
         self.certificate_end: float | None = None
         self._place = _place(target)
+        told = partial(log, upstream=target.name)
+        self._names = Names(self._place["host"], clock, limits, look_up, told, self._lookup_failed)
         self._clock = clock
         self._turns = turns
         self._limits = limits
@@ -99,7 +107,7 @@ class Upstream:
         link = Link(self._clock, self._turns, self._limits, self._gone)
         try:
             async with Within(self._limits.upstream_connect_s):
-                await asyncio.get_running_loop().create_connection(lambda: link, **self._place)
+                await self._dialed(link)
         except TimeoutError:
             wait.fail(UpstreamTimeout(f"The upstream {self.name} did not accept a connection in time."))
             return
@@ -116,12 +124,24 @@ class Upstream:
                 self._idle.append(link)
         wait.set(link)
 
+    async def _dialed(self, link: Link) -> None:
+        """Connect to the first of its addresses that answers; TLS asks for the name, whatever the address."""
+        place = self._place
+        addresses = await self._names.addresses()
+        made, link.address = await dial(addresses, place["port"], self._limits.upstream_attempt_s)
+        context = {name: place[name] for name in ("ssl", "server_hostname") if place.get(name)}
+        await asyncio.get_running_loop().create_connection(lambda: link, sock=made, **context)
+
+    def _lookup_failed(self) -> None:
+        self._tally.upstream_lookup_failures += 1
+
     def release(self, organization_id: int, link: Link | None) -> None:
         """A call that was admitted is over: keep a connection of whose exchange nothing is left over."""
         self._shares.release(organization_id)
         if link is None:
             return
         room = not self._left and len(self._idle) < self._limits.upstream_idle_connections_max
+        room = room and link.address in self._names.seen
         if room and link.release(self._clock.now):
             self._idle.append(link)
         else:
@@ -131,8 +151,9 @@ class Upstream:
         """End what is over its deadline and what was idle for too long."""
         for link in [link for link in self._links if link.deadline < now]:
             link.expire()
-        oldest = now - self._limits.upstream_keep_alive_s
-        for link in [link for link in self._idle if link.idle_since < oldest]:
+        self._names.check(now, in_use=bool(self._links))
+        oldest, stands = now - self._limits.upstream_keep_alive_s, self._names.seen
+        for link in [one for one in self._idle if one.idle_since < oldest or one.address not in stands]:
             self._idle.remove(link)
             link.abandon()
 
@@ -201,4 +222,6 @@ def _is_readable(link: Link) -> bool:
 def _told(name: str, error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"The certificate of the upstream {name} cannot be verified."
+    if isinstance(error, socket.gaierror):
+        return f"The name of the upstream {name} cannot be looked up."
     return f"The upstream {name} cannot be reached."
