@@ -39,7 +39,7 @@ MODULES = {
     ),
     "gateway/core/upstreams": ("cooling",),
     "gateway/counters/admission": (
-        "quota", "live", "changes", "known", "directory", "prices", "terms", "weighing",
+        "quota", "live", "catalogue", "changes", "known", "directory", "prices", "terms", "weighing",
     ),
     "gateway/counters/layouts": ("budgets", "frame", "packing", "flags"),
     "gateway/counters/leases": ("allowance",),

@@ -10,11 +10,10 @@ import asyncio
 import gc
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -24,19 +23,16 @@ from gateway.core.calls.call import Bounds
 from gateway.core.calls.estimate import Estimator
 from gateway.core.failures import Failures
 from gateway.counters.admission.changes import HEARD
-from gateway.counters.admission.cooling import SharedCooling
 from gateway.counters.admission.directory import Directory
-from gateway.counters.admission.objects import Objects
-from gateway.counters.admission.quota import Counters
 from gateway.counters.admission.refused import RefusedCalls
 from gateway.counters.admission.usage import Usages
-from gateway.counters.fence import Fence
+from gateway.counters.fences import Fences
 from gateway.counters.keeper.activity import Activity
-from gateway.counters.keeper.worker_reports import WorkerReports
-from gateway.counters.leases.allowance import Allowances
-from gateway.counters.leases.leaser import Leaser
+from gateway.counters.keeper.moves import taken_up
 from gateway.counters.redis.address import parse_url
+from gateway.counters.redis.connecting import wires_to
 from gateway.counters.redis.wire import Wire
+from gateway.counters.redis.wires import Wires
 from gateway.counters.settlement_log.log import SettlementLog
 from gateway.counters.settlement_log.resubmission import Resubmitter
 from gateway.errors import CountersUnavailable
@@ -44,11 +40,11 @@ from gateway.http.ports import Ports
 from gateway.http.server.server import DataPlane
 from gateway.http.tally import Histogram, Tally
 from gateway.run import allocator, tokenizer
+from gateway.run.door import Door, make_door
 from gateway.run.gateway_port import GatewayPort
 from gateway.run.parent_pipe import ParentPipe
 from gateway.run.starting import redis_reached
 from gateway.run.stopping import cancel, ended, forever, stop_signal
-from gateway.run.worker_slot import take_worker_slot
 from gateway.settings.origins import origins_of
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs
@@ -68,47 +64,38 @@ ENDING_S_MAX = 4.0
 Log = Callable[..., None]
 
 
-@dataclass(frozen=True, slots=True)
-class Door:
-    """The parts that share one wire to Redis."""
-
-    directory: Directory
-    counters: Counters
-    allowances: Allowances
-    leaser: Leaser
-    worker_reports: WorkerReports
-    cooling: SharedCooling
-
-
 async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None) -> None:
     """Run one gateway worker until SIGTERM or SIGINT, then finish what is in flight."""
     log, stop = logs.logger("tollkeeper.gateway"), stop_signal()
     allocator.give_back_large_blocks()
     address = parse_url(settings.redis_url, settings.redis_files)
-    wire = Wire(address, time.monotonic, call_s=settings.redis_wait_s, hears=HEARD)
-    fence = Fence(wire, str(uuid4()), time.time, log)
-    wire.start()
-    if not await redis_reached(wire, settings.start_wait_s, stop, log):
-        await wire.close()
+    fences, call_s = Fences(str(uuid4()), time.time, log), settings.redis_wait_s
+    wires = wires_to(
+        address, lambda where: Wire(where, time.monotonic, call_s=call_s, hears=HEARD),
+        begun=fences.guard, taken_up=taken_up, call_s=call_s,
+    )  # fmt: skip
+    wires.start()
+    if not await redis_reached(wires, settings.start_wait_s, stop, log):
+        await wires.close()
         return
-    wire.refuse_eviction()
+    wires.refuse_eviction()
     settlements, scripts = _settlement_log(settings, log), {verb: Histogram() for verb in SCRIPTS}
-    door = _door(settings, wire, settlements, scripts, log)
+    door = make_door(settings, wires, settlements, scripts, log)
     directory, counters, leaser = door.directory, door.counters, door.leaser
     tally, failures, refusals = Tally(), Failures(time.monotonic), Refusals(time.time)
-    ports = _ports(settings, wire, door, (tally, failures, refusals), log)
-    refused_calls, activity = RefusedCalls(wire, refusals, str(uuid4())), Activity(wire, time.time)
+    ports = _ports(settings, wires, door, (tally, failures, refusals), log)
+    refused_calls, activity = RefusedCalls(wires, refusals, str(uuid4())), Activity(wires, time.time)
     plane, exporter = _plane(settings, ports)
     port = GatewayPort(settings, plane, log)
     resubmitter = Resubmitter(
-        wire, settlements, time.monotonic, log,
-        report=door.worker_reports.report, announce=fence.announce,
+        wires, settlements, time.monotonic, log,
+        report=door.worker_reports.report, announce=fences.announce,
         in_flight=lambda moment: plane.serves_since(moment) or not leaser.is_current,
     )  # fmt: skip
     snapshots: list[Callable[[], tallies.Snapshot]] = [
-        lambda: _snapshot(tally, scripts, plane.certificate_ends, not wire.available),
+        lambda: _snapshot(tally, scripts, plane.certificate_ends, not wires.available),
         lambda: _log_snapshot(settlements, resubmitter),
-        lambda: {"counters_unverified": int(not directory.verified), "counters_exchanged": fence.noticed},
+        lambda: {"counters_unverified": int(not directory.verified), "counters_exchanged": fences.noticed},
         lambda: {"auth_failures": failures.rows("gateway"), "budgets_shared": counters.crowded.calls},
         refusals.snapshot,
         port.snapshot,
@@ -116,10 +103,10 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
         *([exporter.snapshot] if exporter is not None else []),
     ]
     background = [
-        asyncio.create_task(forever("fence", fence.keep_looking, log)),
+        asyncio.create_task(forever("fence", fences.keep_looking, log)),
         asyncio.create_task(forever("catalogue", directory.keep_fresh, log)),
         asyncio.create_task(forever("cooling", door.cooling.keep_sharing, log)),
-        asyncio.create_task(tell_of_redis(lambda: wire.available, log)),
+        asyncio.create_task(tell_of_redis(lambda: wires.available, log)),
         asyncio.create_task(forever("extend", counters.keep_extending, log)),
         asyncio.create_task(forever("lease", leaser.keep, log)),
         asyncio.create_task(forever("activity", lambda: activity.keep_publishing(tally.take_busy), log)),
@@ -129,7 +116,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
         asyncio.create_task(forever("certificates", port.keep_certificate, log)),
         asyncio.create_task(tallies.publish(settings.metrics_dir, lambda: _merged(snapshots))),
     ]
-    await _know_services(directory, wire, log)
+    await _know_services(directory, wires, log)
     _collect_seldom()
     await port.open(parent_pipe)
     await stop.wait()
@@ -138,13 +125,13 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
         await asyncio.to_thread(exporter.stop)
     await cancel(background)
     await refused_calls.leave()
-    await _end(door, settlements, wire, log)
+    await _end(door, settlements, wires, log)
 
 
-async def _know_services(directory: Directory, wire: Wire, log: Log) -> None:
+async def _know_services(directory: Directory, wires: Wires, log: Log) -> None:
     """Wait a while for the services; without them it serves all the same, and says so."""
     if not await directory.first_catalogue(FIRST_CATALOGUE_S_MAX):
-        log("serving without counters", redis_connected=wire.connected, why=wire.trouble, level="warning")
+        log("serving without counters", redis_connected=wires.connected, why=wires.trouble, level="warning")
 
 
 def _collect_seldom() -> None:
@@ -152,7 +139,7 @@ def _collect_seldom() -> None:
     gc.set_threshold(YOUNG_OBJECTS_MAX, 20, 50)
 
 
-async def _end(door: Door, settlements: SettlementLog, wire: Wire, log: Log) -> None:
+async def _end(door: Door, settlements: SettlementLog, wires: Wires, log: Log) -> None:
     """Give back what was leased and keep what waits; a disk that hangs holds nothing up."""
     waiting = settlements.waiting
     await door.leaser.give_back()
@@ -160,24 +147,24 @@ async def _end(door: Door, settlements: SettlementLog, wire: Wire, log: Log) -> 
     if closed and not settlements.left_behind:
         with suppress(CountersUnavailable):
             await door.worker_reports.leave()  # after a loss of Redis nobody waits for it
-    await wire.close()
+    await wires.close()
     log("gateway stopped", settlements_waiting=waiting)
     if not closed:
         os._exit(0)  # the thread that waits for the disk would be joined
 
 
 def _ports(
-    settings: Settings, wire: Wire, door: Door, counts: tuple[Tally, Failures, Refusals], log: Log
+    settings: Settings, wires: Wires, door: Door, counts: tuple[Tally, Failures, Refusals], log: Log
 ) -> Ports:
     """What the data plane is handed of the other doors, and what it counts into."""
     tally, failures, refusals = counts
     return Ports(
         directory=door.directory,
         counters=door.counters,
-        objects=Objects(wire, time.time, settings.object_ttl_s, settings.objects_max),
+        objects=door.objects,
         estimator=Estimator(tokenizer=tokenizer.load()),
         tally=tally,
-        usage=Usages(wire, time.monotonic, door.directory.budgets_of).usage_of,
+        usage=Usages(wires, time.monotonic, door.directory.budgets_of).usage_of,
         log=log,
         failures=failures,
         refusals=refusals,
@@ -186,25 +173,6 @@ def _ports(
         access_log=settings.log_level == "debug",
         refuse_unpriced=settings.unpriced_models == "refuse",
     )
-
-
-def _door(
-    settings: Settings, wire: Wire, settlements: SettlementLog, scripts: Mapping[str, Histogram], log: Log
-) -> Door:
-    """What the worker asks Redis through; `scripts` takes the seconds of each."""
-    clock, took = time.monotonic, {verb: histogram.observe for verb, histogram in scripts.items()}
-    worker_slot = take_worker_slot(Path(settings.data_dir) / "worker_slots")
-    allowances = Allowances(clock, worker_slot)
-    directory = Directory(wire, clock, allowances=allowances, stale_s=settings.lease_s_max, log=log)
-    directory.stand_ins = settings.stand_ins
-    ttl_ms = int(settings.hold_ttl_s * 1000)
-    leaser = Leaser(
-        wire, allowances, clock, fraction=settings.lease_fraction, lease_s=settings.lease_s_max,
-        took=took["lease"], pending=lambda: settlements.waiting,
-    )  # fmt: skip
-    counters = Counters(wire, directory, ttl_ms, clock, took, log=settlements, allowances=allowances, say=log)
-    reports = WorkerReports(wire, str(worker_slot), time.time_ns())
-    return Door(directory, counters, allowances, leaser, reports, SharedCooling(wire, clock))
 
 
 def _settlement_log(settings: Settings, log: Log) -> SettlementLog:

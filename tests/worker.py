@@ -66,7 +66,7 @@ async def worker_at(
     *,
     call_s: float = 1.0,
     worker_slot: str = "1",
-    announce: Callable[[str], Awaitable[None]] | None = None,
+    announce: Callable[[Wire, str], Awaitable[None]] | None = None,
     bounds: Bounds = BOUNDS,
 ) -> AsyncIterator[Worker]:
     """A worker whose wire is open; it sends again within `bounds`."""

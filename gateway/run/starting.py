@@ -15,7 +15,9 @@ from gateway.core.wait import in_task
 from gateway.counters.admission.stored import decode_catalogue
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
+from gateway.counters.redis.connecting import wires_to
 from gateway.counters.redis.wire import Wire, encode
+from gateway.counters.redis.wires import Wires
 from gateway.errors import StartError, TollkeeperError
 from gateway.settings.settings import Settings
 
@@ -57,27 +59,30 @@ async def reached(
             await asyncio.wait_for(stop.wait(), ASK_INTERVAL_S)
 
 
-async def redis_reached(wire: Wire, wait_s: float, stop: asyncio.Event, log: Callable[..., None]) -> bool:
-    """Wait until a wire is connected to Redis, as `reached` does."""
+async def redis_reached(wires: Wires, wait_s: float, stop: asyncio.Event, log: Callable[..., None]) -> bool:
+    """Wait until there is a connection to Redis, as `reached` does; of a cluster to one primary at least."""
 
     async def trouble() -> str:
-        there = await wire.connected_within(ASK_INTERVAL_S)
-        return "" if there else wire.trouble or "no connection"
+        if await wires.connected_within(ASK_INTERVAL_S) or any(one.connected for one in wires.wires):
+            return ""
+        return wires.trouble or "no connection"
 
     return await reached("Redis", trouble, wait_s=wait_s, stop=stop, log=log)
 
 
 async def catalogue_of(settings: Settings) -> Mapping[str, Service]:
     """The services as Redis has them; empty where it does not say."""
-    wire = Wire(parse_url(settings.redis_url, settings.redis_files), time.monotonic, call_s=ASK_S_MAX)
+    address, name = parse_url(settings.redis_url, settings.redis_files), keys.CATALOGUE.encode()
+    wires = wires_to(address, lambda where: Wire(where, time.monotonic, call_s=ASK_S_MAX))
     try:
         async with asyncio.timeout(ASK_S_MAX):
-            await wire.open()
-            raw = await in_task(wire.send(encode(b"GET", keys.CATALOGUE.encode())))
+            await wires.open()
+            await wires.connected_within(ASK_S_MIN)
+            raw = await in_task(wires.of_key(name).send(encode(b"GET", name)))
     except (TollkeeperError, OSError, TimeoutError):
         return {}
     finally:
-        await wire.close()
+        await wires.close()
     return decode_catalogue(raw).services if isinstance(raw, bytes) else {}
 
 

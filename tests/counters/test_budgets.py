@@ -125,7 +125,7 @@ async def test_a_release_that_nobody_waits_for_gives_budgets_back(world: World, 
     here = account(window(1, 100))
     request, _ = await worker.reserve(budgets=(here,), money=9)
     worker.counters._came_late(request, None)
-    await asyncio.wait_for(worker.counters._releases._releasing, 10)
+    await asyncio.wait_for(worker.counters.releases._releasing, 10)
     assert used(world, here) == [(0, 0)]
 
 

@@ -49,7 +49,7 @@ async def raise_(worker: Worker, head: HoldRequest) -> HoldRequest:
 async def check_over(worker: Worker, request: HoldRequest, charged: int) -> None:
     """Nothing is held of the call, and it is charged once or not at all."""
     world = worker.world
-    await eventually(lambda: not worker.counters._releases._owed)
+    await eventually(lambda: not worker.counters.releases._owed)
     await worker.resubmitter.resubmit()
     post_late(world)
     assert (worker.log.waiting, worker.allowances.calls) == (0, {})

@@ -16,6 +16,7 @@ from gateway.core.wait import Wait
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.wire import Wire, encode
+from gateway.counters.redis.wires import Wires
 
 NEVER = 0
 # What is of everybody, and all that a wire should hear of.
@@ -24,28 +25,33 @@ HEARD = keys.IDENTITIES, keys.TERMS, *LISTS
 
 
 class Changes:
-    """Changes of the keys whose prefixes a wire hears; `changed` is told their names.
+    """Changes of the keys whose prefixes the wires hear; `changed` is told their names.
 
     Since when something holds goes by the numbers of `Hearing.since`; NEVER where it does not.
     """
 
-    __slots__ = ("_changed", "_others", "_reading", "_turn", "_wire")
+    __slots__ = ("_changed", "_heard", "_others", "_reading", "_turn", "_wires")
 
-    def __init__(self, wire: Wire, changed: Callable[[bytes], None]) -> None:
-        self._wire, self._changed = wire, changed
+    def __init__(self, wires: Wires, changed: Callable[[bytes], None]) -> None:
+        self._wires, self._changed = wires, changed
+        # Who hears since then, of those that were asked lately.
+        self._heard: dict[int, Wire] = {}
         # By the name of a key that is being read: whose turn it is.
         self._reading: dict[bytes, int] = {}
         self._turn = 0
         self._others = asyncio.Event()
-        wire.hearing.changed = self._told
+        wires.hear(self._told)
 
     def read(self, name: bytes) -> Reading:
         """Ask for a key; its answer is to be waited for."""
         self._turn += 1
         self._reading[name] = self._turn
-        return Reading(
-            self, name, self._turn, self._wire.hearing.since, self._wire.send(encode(b"GET", name))
-        )
+        wire = self._wires.of_key(name)
+        since = wire.hearing.since
+        if since not in self._heard:
+            self._heard = {number: one for number, one in self._heard.items() if one.hearing.since == number}
+            self._heard[since] = wire
+        return Reading(self, name, self._turn, since, wire.send(encode(b"GET", name)))
 
     def ends(self, name: bytes, turn: int) -> bool:
         """A reading is over; whether no change was told since, and nobody has asked again."""
@@ -59,9 +65,10 @@ class Changes:
 
         Redis has answered within these seconds before, and with it came all that had changed until then.
         """
-        wire = self._wire
-        held = since and since == wire.hearing.since and wire.available
-        return wire.answered_at + within_s if held else 0.0
+        wire = self._heard.get(since)
+        if wire is None or not since or since != wire.hearing.since or not wire.available:
+            return 0.0
+        return wire.answered_at + within_s
 
     async def others(self, within_s: float) -> None:
         """Wait until another catalogue or other prices are told of, so many seconds at most."""

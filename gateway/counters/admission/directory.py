@@ -10,11 +10,9 @@ cannot say anything, callers it knew before are still known where their tenant h
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable
 
 from gateway.core.accounts.budgets import Asked, Budget
 from gateway.core.accounts.call_budgets import CallBudgets, KnownBudgets
@@ -22,30 +20,28 @@ from gateway.core.billing.stand_ins import NO_STAND_INS, StandIns
 from gateway.core.billing.vector import BASE_CURRENCY, Vector
 from gateway.core.calls.call import Call
 from gateway.core.model import Attribution, Caller, Service
-from gateway.core.wait import in_task
+from gateway.counters.admission.catalogue import Catalogue
 from gateway.counters.admission.changes import NEVER, Changes, Reading
 from gateway.counters.admission.known import Known, keep
-from gateway.counters.admission.prices import Prices, unheard
-from gateway.counters.admission.stored import decode_catalogue, decode_identity
+from gateway.counters.admission.prices import unheard
+from gateway.counters.admission.stored import decode_identity
 from gateway.counters.admission.terms import Terms
-from gateway.counters.admission.weighing import Weighing
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
-from gateway.counters.redis.wire import Wire, encode
+from gateway.counters.redis.verified import ask_word
+from gateway.counters.redis.wires import Wires
 from gateway.errors import CountersUnavailable, InvalidApiKey
 
 IDENTITY_S = 0.8  # with the way to Redis, a change counts within a second
-CATALOGUE_S = 0.5
-FIRST_CATALOGUE_S = 0.02
 IDENTITIES_MAX = 50_000
 UNKNOWN_MAX = 4096  # digests nobody has, kept apart: guesses displace no caller
 
 
-class Directory:
+class Directory(Catalogue):
     """Identities, terms, services, prices and weights of one worker.
 
-    `version` is the catalogue's, 0 before the first read; `stand_ins` says which models have another's price.
+    `stand_ins` says which models have another's price.
 
     `clock` is monotonic; `today` tells the time of day in seconds since the epoch. `allowances` are
     told who is there, and say who is served without Redis: who was looked up in the last `stale_s`.
@@ -53,7 +49,7 @@ class Directory:
 
     def __init__(
         self,
-        wire: Wire,
+        wires: Wires,
         clock: Callable[[], float],
         today: Callable[[], float] = time.time,
         *,
@@ -63,34 +59,16 @@ class Directory:
         unknown_max: int = UNKNOWN_MAX,
         log: Callable[..., None] = unheard,
     ) -> None:
-        self.version = 0
+        super().__init__(wires, Changes(wires, self._changed), clock, log)
         self.stand_ins: StandIns = NO_STAND_INS
-        self.prices = Prices(wire, log)
-        self.weighing = Weighing()
         self._budgets = KnownBudgets()
-        # Whether a keeper has compared this very Redis with PostgreSQL, as of the last look.
-        self.verified = False
-        self._wire, self._clock, self._today = wire, clock, today
-        self._raw = b""
-        self._services: dict[str, Service] = {}
-        self._meters: dict[int, str] = {}
+        self._today = today
         self._allowances = allowances if allowances is not None else Allowances(clock)
         self._stale_s = stale_s
         self._identities_max, self._unknown_max = identities_max, unknown_max
         self._known: OrderedDict[str, Known] = OrderedDict()
         self._unknown: OrderedDict[str, float] = OrderedDict()  # until when, monotonic
         self._terms: OrderedDict[int, Terms] = OrderedDict()
-        self._changes = Changes(wire, self._changed)
-
-    def service(self, key: str) -> Service | None:
-        """The service of a key, None if there is none; CountersUnavailable before the first catalogue."""
-        return self.catalogue().get(key)
-
-    def catalogue(self) -> Mapping[str, Service]:
-        """Every service by its key; CountersUnavailable before the first catalogue."""
-        if not self.version:
-            raise CountersUnavailable
-        return self._services
 
     def resolve(self, caller: Caller, key: str) -> Service | None:
         """The service of a key as the caller's organization has it, for this call; None if there is none.
@@ -158,13 +136,13 @@ class Directory:
         known = self._known.get(digest)
         if known is None and self._unknown.get(digest, 0.0) >= self._clock():
             raise InvalidApiKey
+        caller: Caller | None = None
         try:
-            caller: Caller | None = await self._look_up(digest, known.caller if known is not None else None)
+            caller = await self._look_up(digest, known.caller if known is not None else None)
         except CountersUnavailable:
-            if self._wire.available:  # it answers, and will not
+            if self._wires.of_key(keys.identity(digest).encode()).available:  # it answers, and will not
                 raise
-            caller = None
-        caller = caller or self._known_before(digest)
+        caller = caller or await self._known_elsewhere(digest) or self._known_before(digest)
         if caller is None:
             raise CountersUnavailable
         return caller
@@ -172,9 +150,11 @@ class Directory:
     def _renewed(self, digest: str, known: Known) -> bool:
         """Whether who was known is known for as long again, since nothing that was read of it changed."""
         terms = self._terms.get(known.caller.organization_id)
-        if terms is None or terms.since != known.since:
+        if terms is None:
             return False
         fresh = self._changes.hold_until(known.since, IDENTITY_S)
+        if terms.since != known.since:  # its organization is another server's
+            fresh = min(fresh, self._changes.hold_until(terms.since, IDENTITY_S))
         if fresh < self._clock() or known.expired(self._today() * 1000):
             return False
         known.fresh = fresh
@@ -199,13 +179,14 @@ class Directory:
     async def _look_up(self, digest: str, known: Caller | None) -> Caller | None:
         """The caller of a digest as Redis has it, None where it cannot say; InvalidApiKey for none."""
         # Who it was is looked up together with terms that may be others: one round trip, but for the first.
-        asked, terms = self._changes.read(keys.identity(digest).encode()), None
+        name = keys.identity(digest).encode()
+        asked, terms = self._changes.read(name), None
         if known is not None and not self._holds(known.organization_id):
             terms = self._ask_terms(known.organization_id)
         raw, since = await asked.answer()
         if raw is None:
-            verified = await self._wire.send(encode(b"GET", keys.verified(self._wire.part.anchor).encode()))
-            if verified != self._wire.run_id:
+            wire = self._wires.of_key(name)
+            if await ask_word(wire) != wire.run_id:
                 return None
             self._known.pop(digest, None)
             keep(self._unknown, digest, self._clock() + IDENTITY_S, self._unknown_max)
@@ -225,6 +206,27 @@ class Directory:
         self._allowances.seen(caller)
         return caller
 
+    async def _known_elsewhere(self, digest: str) -> Caller | None:
+        """Who a digest stood for when its server could last be asked, where the account's own answers.
+
+        That one's scripts know whether the key was revoked, so this is good for as long as it is remembered.
+        """
+        known = self._known.get(digest)
+        if known is None or known.expired(self._today() * 1000):
+            return None
+        caller = known.caller
+        wire = self._wires.of(caller.partition)
+        if not wire.available or wire is self._wires.of_key(keys.identity(digest).encode()):
+            return None
+        if not self._holds(caller.organization_id):
+            try:
+                answer, since = await self._ask_terms(caller.organization_id).answer()
+            except CountersUnavailable:
+                return None
+            self._learn(caller.organization_id, answer, since)
+        self._allowances.seen(caller)
+        return caller
+
     def _known_before(self, digest: str) -> Caller | None:
         """Who a digest stood for when Redis could last be asked, where that is good enough."""
         known = self._known.get(digest)
@@ -234,49 +236,6 @@ class Directory:
             return None
         self._allowances.seen(known.caller)  # its lease stays, whatever Redis answers when it is back
         return known.caller
-
-    async def refresh(self) -> None:
-        """Read the catalogue again."""
-        raw = await self._wire.send(encode(b"GET", keys.CATALOGUE.encode()))
-        if not isinstance(raw, bytes):
-            raise CountersUnavailable
-        self._load(raw)
-
-    async def first_catalogue(self, within_s: float) -> bool:
-        """Wait, bounded, until there is a catalogue; called before anything is served."""
-        give_up = self._clock() + within_s
-        while not self.version and self._clock() < give_up:
-            await self._read_catalogue()
-            await asyncio.sleep(FIRST_CATALOGUE_S)
-        return self.version > 0
-
-    async def keep_fresh(self) -> None:
-        """Read catalogue and prices twice a second and whenever others are told of; else they stay."""
-        while True:
-            await self._read_catalogue()
-            await self._changes.others(CATALOGUE_S)
-
-    async def _read_catalogue(self) -> None:
-        verified = False
-        with suppress(CountersUnavailable):
-            confirmed = self._wire.send(encode(b"GET", keys.verified(self._wire.part.anchor).encode()))
-            raw = await in_task(self._wire.send(encode(b"GET", keys.CATALOGUE.encode())))
-            if isinstance(raw, bytes):
-                self._load(raw)
-            verified = await in_task(confirmed) == self._wire.run_id
-        self.verified = verified
-        with suppress(CountersUnavailable):
-            await self.prices.refresh()
-
-    def _load(self, raw: bytes) -> None:
-        if raw == self._raw:
-            return
-        catalogue = decode_catalogue(raw)
-        self._services = catalogue.services
-        self._meters = {service.id: service.meter for service in catalogue.services.values()}
-        self.weighing.load(catalogue.weights)
-        self.version = catalogue.version
-        self._raw = raw
 
     def _holds(self, organization_id: int) -> bool:
         """Whether terms that were read, of which there may be 160 KB, are what they are still."""

@@ -14,7 +14,8 @@ from gateway.core.model import Observed, Verdict
 from gateway.core.wait import in_task
 from gateway.counters.layouts import packing
 from gateway.counters.leases.allowance import Allowances
-from gateway.counters.redis.wire import Wire, encode_script
+from gateway.counters.redis.wire import encode_script
+from gateway.counters.redis.wires import Wires
 from gateway.errors import CountersUnavailable
 
 EXTEND_BATCH_MAX = 64
@@ -25,22 +26,17 @@ CUT = 2
 
 
 class LiveHolds:
-    """Those of one worker. `took` is told the seconds that `extend` took.
-
-    In a cluster `wire_of` says over which wire a partition is asked.
-    """
+    """Those of one worker. `took` is told the seconds that `extend` took."""
 
     def __init__(
         self,
-        wire: Wire,
+        wires: Wires,
         allowances: Allowances,
         hold_ttl_ms: int,
         clock: Callable[[], float],
         took: Callable[[float], None],
-        *,
-        wire_of: Callable[[int], Wire] | None = None,
     ) -> None:
-        self._wire, self._allowances, self._wire_of = wire, allowances, wire_of
+        self._wires, self._allowances = wires, allowances
         self._ttl_ms, self._clock, self._extend_took = hold_ttl_ms, clock, took
         self._live: dict[str, Observed] = {}
         self._outgrown: dict[str, Observed] = {}
@@ -96,7 +92,7 @@ class LiveHolds:
 
     async def _extend(self, partition: int, live: list[Observed]) -> None:
         calls = [(one, EXTEND_MARGIN_TOKENS) for one in live]
-        wire = self._wire if self._wire_of is None else self._wire_of(partition)
+        wire = self._wires.of(partition)
         keys, arguments = packing.extend(wire.run_id, self._ttl_ms, partition, calls)
         started = self._clock()
         try:

@@ -14,8 +14,12 @@ from gateway.core.billing.vector import Vector
 from gateway.core.wait import in_task
 from gateway.counters.admission.stored import StoredPrices, decode_prices
 from gateway.counters.redis import keys
-from gateway.counters.redis.wire import Wire, encode
+from gateway.counters.redis.verified import ask_word, says_verified
+from gateway.counters.redis.wire import encode
+from gateway.counters.redis.wires import Wires
 from gateway.errors import CountersRefused
+
+_PRICES, _HEAD = keys.PRICES.encode(), keys.PRICES_HEAD.encode()
 
 
 def unheard(what: str, **facts: object) -> None:
@@ -25,12 +29,12 @@ def unheard(what: str, **facts: object) -> None:
 class Prices:
     """The book and its `version`, 0 before the first one was read; `log` is told of those that cannot be."""
 
-    __slots__ = ("_book", "_log", "_looked_at", "_told", "_wire", "version")
+    __slots__ = ("_book", "_log", "_looked_at", "_told", "_wires", "version")
 
-    def __init__(self, wire: Wire, log: Callable[..., None]) -> None:
+    def __init__(self, wires: Wires, log: Callable[..., None]) -> None:
         self.version = 0
         self._book = PriceBook()
-        self._wire = wire
+        self._wires = wires
         self._log = log
         # The head of what was last read, whether it could be or not; and what was last told of.
         self._looked_at = b""
@@ -53,9 +57,14 @@ class Prices:
             self._book, self.version, self._told = PriceBook(stored.prices), stored.version, ""
 
     async def _newer(self) -> StoredPrices | None:
-        head = await in_task(self._wire.send(encode(b"GET", keys.PRICES_HEAD.encode())))
+        head = await in_task(self._wires.of_key(_HEAD).send(encode(b"GET", _HEAD)))
         if not isinstance(head, bytes) or head == self._looked_at:
             return None
-        raw = await in_task(self._wire.send(encode(b"GET", keys.PRICES.encode())))
-        self._looked_at = head
-        return decode_prices(raw if isinstance(raw, bytes) else b"")
+        wire = self._wires.of_key(_PRICES)
+        raw = await in_task(wire.send(encode(b"GET", _PRICES)))
+        before, self._looked_at = self._looked_at, head
+        stored = decode_prices(raw if isinstance(raw, bytes) else b"")
+        if stored.version < self.version and not await says_verified(wire, ask_word(wire)):
+            self._looked_at = before  # of a server that may lack the latest
+            return None
+        return stored

@@ -44,7 +44,8 @@ class Counters(LiveHolds):
     """Limits and accounts in Redis, for one worker. `took` is told each script's seconds by verb.
 
     `log` keeps what was settled, acknowledged or not; `say` tells people. In a cluster these are those of one
-    primary; `elsewhere` says whose a partition is by now, `handed_over` waits while it is on its way.
+    primary; `elsewhere` says whose a partition is by now, `handed_over` waits while it is on its way, and
+    `releases` are those of all.
     """
 
     def __init__(
@@ -62,13 +63,14 @@ class Counters(LiveHolds):
     ) -> None:
         held = allowances if allowances is not None else Allowances(clock)
         super().__init__(wire, held, hold_ttl_ms, clock, took["extend"])
+        self._wire = wire
         self.elsewhere: Callable[[int], Counters] | None = None
         self.handed_over: Callable[[int], Wait[None]] | None = None
         self._log = log
         self.crowded = Crowded(clock, say)
         self._directory = directory
         self._frames = Frames(frames_max)
-        self._releases = Releases(wire, self.send_release, hold_ttl_ms / 1000, clock)
+        self.releases = Releases(wire, self.send_release, hold_ttl_ms / 1000, clock)
         self._reserve_took, self._settle_took = took["reserve"], took["settle"]
 
     async def reserve(self, request: HoldRequest) -> Decision:
@@ -162,7 +164,7 @@ class Counters(LiveHolds):
                 self._allowances.over(settlement, settled)
             return settled
         if not settlement.charge:
-            self._releases.owe(settlement)
+            self.releases.owe(settlement)
             raise CountersUnavailable
         return await self._spool(settlement, arguments[KEPT_AT:])
 
@@ -195,7 +197,7 @@ class Counters(LiveHolds):
             request.caller, request.request_id, request.user, request.service, charge=False,
             budgets=_names(request),
         )  # fmt: skip
-        self._releases.owe(release, at_once=known)
+        self.releases.owe(release, at_once=known)
 
     def _elsewhere(self, partition: int) -> Counters | None:
         """Whose a partition is, where it is not these counters' any more."""

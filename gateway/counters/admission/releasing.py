@@ -17,7 +17,7 @@ from gateway.core.model import Settled, Settlement
 from gateway.core.wait import Wait, in_task
 from gateway.counters.layouts.packing import code_of
 from gateway.counters.redis.calls import Reply
-from gateway.counters.redis.wire import Wire
+from gateway.counters.redis.wires import Wires
 from gateway.errors import CountersUnavailable
 
 RELEASES_MAX = 10_000
@@ -42,12 +42,12 @@ class Releases:
 
     def __init__(
         self,
-        wire: Wire,
+        wires: Wires,
         send: Callable[[Settlement], Wait[Reply]],
         hold_ttl_s: float,
         clock: Callable[[], float],
     ) -> None:
-        self._wire, self._send, self._clock = wire, send, clock
+        self._wires, self._send, self._clock = wires, send, clock
         self._ttl_s, self._owed_max = hold_ttl_s, RELEASES_MAX
         self._owed: dict[str, _Owed] = {}
         self._releasing: asyncio.Task[None] | None = None
@@ -67,13 +67,17 @@ class Releases:
 
     async def _release(self) -> None:
         while self._owed:
-            if self._wire.connected:
-                await self._release_some(dict(islice(self._owed.items(), BATCH_MAX)))
+            there = ((name, one) for name, one in self._owed.items() if self._is_there(one))
+            await self._release_some(dict(islice(there, BATCH_MAX)))
             now = self._clock()
             for request_id in [name for name, one in self._owed.items() if one.until <= now]:
                 del self._owed[request_id]
             if self._owed:
                 await asyncio.sleep(AGAIN_S)
+
+    def _is_there(self, one: _Owed) -> bool:
+        """Whether whoever has its partition by now can be told."""
+        return self._wires.of(one.settlement.caller.partition).connected
 
     async def _release_some(self, some: dict[str, _Owed]) -> None:
         waits = [one.sent or self._send(one.settlement) for one in some.values()]

@@ -10,9 +10,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
 from gateway.core.model import Caller, Decision, HoldRequest, Observed, Settled, Settlement
+from gateway.core.wait import Wait
+from gateway.counters.admission.crowded import Crowded
 from gateway.counters.admission.live import LiveHolds
 from gateway.counters.admission.objects import Objects
 from gateway.counters.admission.quota import Counters
+from gateway.counters.admission.releasing import Releases
+from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.shards import Shards
 from gateway.counters.redis.wire import Wire
 
@@ -38,11 +42,25 @@ class _OfWires(Generic[T]):
 
 
 class ShardedCounters:
-    """`make` makes the counters of a wire; `live` are the holds of calls under way, wherever they are."""
+    """`make` makes the counters of a wire; `live` are the holds of calls under way, wherever they are.
 
-    def __init__(self, shards: Shards, make: Callable[[Wire], Counters], live: LiveHolds) -> None:
+    What is owed to a primary that was replaced is owed to who has the partition then.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        make: Callable[[Wire], Counters],
+        live: LiveHolds,
+        crowded: Crowded,
+        *,
+        hold_ttl_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self.crowded = crowded
         self._shards, self._make, self._live = shards, make, live
         self._of = _OfWires(shards, self._begun).of
+        self._releases = Releases(shards, self._send_release, hold_ttl_s, clock)
 
     def reserve(self, request: HoldRequest) -> Awaitable[Decision]:
         """As `Counters.reserve`."""
@@ -71,7 +89,11 @@ class ShardedCounters:
     def _begun(self, wire: Wire) -> Counters:
         counters = self._make(wire)
         counters.elsewhere, counters.handed_over = self._of, self._shards.handed_over
+        counters.releases, counters.crowded = self._releases, self.crowded
         return counters
+
+    def _send_release(self, release: Settlement) -> Wait[Reply]:
+        return self._of(release.caller.partition).send_release(release)
 
 
 class ShardedObjects:

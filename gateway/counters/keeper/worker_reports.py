@@ -3,35 +3,57 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from gateway.core.integrity.recovery import Report
 from gateway.core.model import PARTITIONS
-from gateway.core.wait import in_task
+from gateway.core.wait import Wait, in_task
 from gateway.counters.redis import keys
+from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.wire import Wire, encode
+from gateway.counters.redis.wires import Wires
+from gateway.errors import CountersUnavailable
 
 _REPORT = struct.Struct(f"<40sQ{PARTITIONS}Q")
 
 
 class WorkerReports:
-    """One worker's report. Both methods raise CountersUnavailable where Redis does not answer."""
+    """One worker's report, left with each server. CountersUnavailable is raised where none answers."""
 
-    def __init__(self, wire: Wire, worker_slot: str, beat: int) -> None:
-        self._wire, self._worker_slot, self._beat = wire, worker_slot.encode(), beat
+    def __init__(self, wires: Wires, worker_slot: str, beat: int) -> None:
+        self._wires, self._worker_slot, self._beat = wires, worker_slot.encode(), beat
 
     async def report(self, epochs: Sequence[int]) -> None:
         """Say that it lives, and before which epoch of each partition everything was sent again."""
         self._beat += 1
-        packed = pack(Report(self._wire.run_id, self._beat, tuple(epochs)))
-        await in_task(self._wire.send(encode(b"HSET", self._name(), self._worker_slot, packed)))
-
-    def _name(self) -> bytes:
-        return keys.workers(self._wire.part.anchor).encode()
+        await _some(
+            wire.send(encode(b"HSET", _name(wire), self._worker_slot, self._packed(wire, epochs)))
+            for wire in self._wires.wires
+        )
 
     async def leave(self) -> None:
         """Nothing is left of this worker that anybody has to wait for."""
-        await in_task(self._wire.send(encode(b"HDEL", self._name(), self._worker_slot)))
+        await _some(wire.send(encode(b"HDEL", _name(wire), self._worker_slot)) for wire in self._wires.wires)
+
+    def _packed(self, wire: Wire, epochs: Sequence[int]) -> bytes:
+        return pack(Report(wire.run_id, self._beat, tuple(epochs)))
+
+
+def _name(wire: Wire) -> bytes:
+    return keys.workers(wire.part.anchor).encode()
+
+
+async def _some(waits: Iterable[Wait[Reply]]) -> None:
+    """Wait for all of them, of which one at least is to be answered."""
+    answered, fault = False, CountersUnavailable()
+    for wait in list(waits):
+        try:
+            await in_task(wait)
+            answered = True
+        except CountersUnavailable as error:
+            fault = error
+    if not answered:
+        raise fault
 
 
 def pack(report: Report) -> bytes:

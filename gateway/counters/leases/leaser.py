@@ -18,6 +18,7 @@ from gateway.counters.leases.allowance import Allowance, Allowances
 from gateway.counters.leases.lease import GIVE_BACK, LEASED, NONE, NOTHING, UNKNOWN, Share, lease, leased
 from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.wire import Wire, encode_script
+from gateway.counters.redis.wires import Wires
 from gateway.errors import CountersUnavailable
 
 TICK_S = 0.25
@@ -42,7 +43,7 @@ class Leaser:
 
     def __init__(
         self,
-        wire: Wire,
+        wires: Wires,
         allowances: Allowances,
         clock: Callable[[], float],
         *,
@@ -51,20 +52,22 @@ class Leaser:
         took: Callable[[float], None] = lambda _seconds: None,
         pending: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._wire, self._allowances, self._clock = wire, allowances, clock
+        self._wires, self._allowances, self._clock = wires, allowances, clock
         self._fraction, self._lease_s, self._batch_max = fraction, lease_s, BATCH_MAX
         self._took, self._pending = took, pending
         self._queue: list[tuple[float, int, Allowance]] = []
         self._turn = self._asking = 0
-        self._run_id, self._there = b"", False
+        # Which run of each server that answers has heard of every lease.
+        self._heard: dict[Wire, bytes] = {}
 
     @property
     def is_current(self) -> bool:
-        """Whether this run of Redis has heard of every lease that is in force, and what was used of it."""
+        """Whether whoever answers has heard of every lease that is in force, and what was used of it."""
         if self._fraction <= 0:
             return True
         is_due = bool(self._queue) and self._queue[0][0] <= self._clock()
-        return self._there and self._run_id == self._wire.run_id and not is_due and not self._asking
+        there = self._there()
+        return bool(there) and not is_due and not self._asking and there.items() <= self._heard.items()
 
     async def keep(self) -> None:
         """Renew what is due, until cancelled; without a fraction there is nothing to lease."""
@@ -80,16 +83,16 @@ class Leaser:
             self._schedule(one, now)
         allowances.fresh.clear()
         allowances.hurried.clear()
-        there = self._wire.available
-        if there and not (self._there and self._wire.run_id == self._run_id):
-            self._run_id = self._wire.run_id
-            for one in allowances.all():
+        there, of = self._there(), self._wires.of
+        new = {wire for wire, run_id in there.items() if self._heard.get(wire) != run_id}
+        for one in allowances.all() if new else ():
+            if of(one.caller.partition) in new:
                 self._schedule(one, now)
-        self._there = there
+        self._heard = there
         asked: list[_Asked] = []
         while there and self._queue and self._queue[0][0] <= now and len(asked) < self._batch_max:
             _, turn, one = heapq.heappop(self._queue)
-            if turn == one.turn:
+            if turn == one.turn and of(one.caller.partition) in there:
                 asked.append(self._ask(one, now))
         self._asking = len(asked)
         for one, tokens, credits_, began, wait in asked:
@@ -116,6 +119,9 @@ class Leaser:
             except CountersUnavailable:
                 return
 
+    def _there(self) -> dict[Wire, bytes]:
+        return {wire: wire.run_id for wire in self._wires.wires if wire.available}
+
     def _ask(self, one: Allowance, now: float) -> _Asked:
         handed_in = self._pending() == 0
         if one.spent and handed_in and now - one.used_at > CHARGED_S_MAX:
@@ -141,11 +147,12 @@ class Leaser:
         self, one: Allowance, seconds: float, fraction: float = 0.0,
         tokens: Share = NOTHING, credits_: Share = NOTHING,
     ) -> Wait[Reply]:  # fmt: skip
+        wire = self._wires.of(one.caller.partition)
         call = lease(
-            self._wire.run_id, one.caller, one.lease_id, round(seconds * 1000),
+            wire.run_id, one.caller, one.lease_id, round(seconds * 1000),
             fraction=fraction, tokens=tokens, credits_=credits_,
         )  # fmt: skip
-        return self._wire.send(encode_script("lease", *call))
+        return wire.send(encode_script("lease", *call))
 
     def _answered(self, one: Allowance, answer: bytes, tokens: Share, credits_: Share, began: float) -> None:
         code, now = code_of(answer), self._clock()

@@ -7,9 +7,13 @@ read as the answer to what is asked after a change, at the latest.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import count
 
 from gateway.counters.redis.greeting import Ask
 from gateway.errors import CountersRefused
+
+# Of all wires of a process: no time of one has the number of another's.
+_times = count(1)
 
 
 class Hearing:
@@ -18,12 +22,12 @@ class Hearing:
     `since` numbers the time from which it was told all of them; 0 while it is not.
     """
 
-    __slots__ = ("_times", "changed", "prefixes", "since")
+    __slots__ = ("changed", "prefixes", "since")
 
     def __init__(self, prefixes: Sequence[bytes]) -> None:
         self.changed: Callable[[bytes], None] | None = None
         self.prefixes = prefixes
-        self.since = self._times = 0
+        self.since = 0
 
     async def begin(self, ask: Ask) -> None:
         """Ask for it on a new connection; a proxy may refuse, and a server whose user lacks the right."""
@@ -35,12 +39,12 @@ class Hearing:
             await ask(b"CLIENT", b"TRACKING", b"ON", b"BCAST", *wanted)
         except CountersRefused:
             return
-        self._count()
+        self.since = next(_times)
 
     def again(self) -> None:
         """What was heard until now says nothing of the data that is there."""
         if self.since:
-            self._count()
+            self.since = next(_times)
 
     def end(self) -> None:
         """The connection is lost."""
@@ -55,7 +59,3 @@ class Hearing:
         elif self.changed is not None:
             for name in push[1]:
                 self.changed(name)
-
-    def _count(self) -> None:
-        self._times += 1
-        self.since = self._times

@@ -14,9 +14,7 @@ from dataclasses import replace
 
 from gateway.core.wait import Wait, in_task
 from gateway.counters.redis.address import Address
-from gateway.counters.redis.asking import ask_apart
-from gateway.counters.redis.calls import Reply
-from gateway.counters.redis.greeting import said
+from gateway.counters.redis.members import view_apart, view_of
 from gateway.counters.redis.redirects import Redirects
 from gateway.counters.redis.slots import (
     NOTHING,
@@ -25,7 +23,6 @@ from gateway.counters.redis.slots import (
     Part,
     Place,
     SlotMap,
-    read_slots,
     slot_of,
 )  # fmt: skip
 from gateway.counters.redis.wire import CALL_S, Wire, encode
@@ -78,7 +75,8 @@ class Shards:
         self._awaited: dict[int, list[Wait[None]]] = {}
         self._taken_up = taken_up
         self._look_s, self._hand_over_s_max = look_s, hand_over_s_max
-        self._asked = 0
+        self._asked, self._fault = 0, ""
+        self._changed: Callable[[bytes], None] | None = None
         self._soon, self._found = asyncio.Event(), asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
         self._handing: asyncio.Task[None] | None = None
@@ -127,7 +125,33 @@ class Shards:
             await asyncio.wait_for(self._found.wait(), seconds)
         for wire in self.wires:
             await wire.connected_within(max(0.0, until - self._loop.time()))
+        return self.connected
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection to each primary."""
         return bool(self.map.owned) and all(one.connected for one in self.wires)
+
+    @property
+    def available(self) -> bool:
+        """Whether calls of all partitions are taken."""
+        return all(one.available for one in self._by_partition)
+
+    @property
+    def trouble(self) -> str:
+        """Why there is no connection to one of them, or why nobody knows who they are."""
+        return next((one.trouble for one in self.wires if one.trouble), self._fault)
+
+    def hear(self, changed: Callable[[bytes], None]) -> None:
+        """Have the name of each key told that changed, whichever wire hears of it."""
+        self._changed = changed
+        for wire in self._wires.values():
+            wire.hearing.changed = changed
+
+    def refuse_eviction(self) -> None:
+        """StartError where one of them would throw counters away when its memory is full."""
+        for wire in self.wires:
+            wire.refuse_eviction()
 
     async def close(self) -> None:
         """Close for good."""
@@ -144,19 +168,22 @@ class Shards:
 
     async def look(self) -> None:
         """Learn who has what; CountersUnavailable where no member knows."""
-        views = [await self._view(one) for one in self._asked_now()]
+        views = [await view_of(one, self._places[one]) for one in self._asked_now()]
         found = max(filter(None, views), key=lambda one: one.epoch, default=None)
         if found is None:
-            found = await self._view_apart()
+            places = dict.fromkeys((*self.map.members, *self._address.members))
+            found = await view_apart(self._address, places)
         self._apply(found)
 
     async def _keep_looking(self) -> None:
         while True:
-            with suppress(CountersUnavailable):
+            try:
                 await self.look()
-            whole = bool(self.map.owned) and all(one.connected for one in self.wires)
+                self._fault = ""
+            except CountersUnavailable as error:
+                self._fault = error.message
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._soon.wait(), self._look_s if whole else LOOK_SOON_S)
+                await asyncio.wait_for(self._soon.wait(), self._look_s if self.connected else LOOK_SOON_S)
             self._soon.clear()
 
     def _asked_now(self) -> list[Wire]:
@@ -167,33 +194,10 @@ class Shards:
             return [there[self._asked % len(there)]]
         return there
 
-    async def _view(self, wire: Wire) -> SlotMap | None:
-        """What a primary says; None where it does not, or is cut off from most of the others."""
-        with suppress(CountersUnavailable, ValueError):
-            info = wire.send(encode(b"CLUSTER", b"INFO"))
-            slots = wire.send(encode(b"CLUSTER", b"SLOTS"))
-            return _read(await in_task(info), await in_task(slots), self._places[wire])
-        return None
-
-    async def _view_apart(self) -> SlotMap:
-        """What the first member says that knows: those that were named last, or in the setting."""
-        login, fault = (self._address.username, self._address.password), ""
-        for place in dict.fromkeys((*self.map.members, *self._address.members)):
-            with suppress(CountersUnavailable):
-                answers = await ask_apart(
-                    self._address, place, login, ("CLUSTER", "INFO"), ("CLUSTER", "SLOTS")
-                )
-                try:
-                    if found := _read(answers[0], answers[1], place):
-                        return found
-                except ValueError as error:
-                    fault = f": {error}"
-        raise CountersUnavailable(f"no member of the cluster knows who has which slots{fault}")
-
     async def _gave_away(self, wire: Wire) -> bool:
         """Whether the server of a wire is a primary with slots, now that it says that one is another's."""
         role = wire.send(encode(b"ROLE"))
-        found = await self._view(wire)
+        found = await view_of(wire, self._places[wire])
         self._soon.set()
         answer = await in_task(role)
         if found is None or not isinstance(answer, list) or answer[:1] != [b"master"]:
@@ -216,7 +220,9 @@ class Shards:
         for place in owners:
             self._at(place)
         for place, wire in list(self._wires.items()):
-            wire.part = _part(wire.part, found.partitions_of(place))
+            before_here, wire.part = wire.part.partitions, _part(found.partitions_of(place))
+            if not set(before_here) <= set(wire.part.partitions):
+                wire.hearing.again()  # of what was moved away it may have told nothing
             if place not in owners:
                 self._loop.call_later(LINGER_S, self._leave, place)
         serving = {self._wires[place] for place in owners} & there
@@ -260,8 +266,8 @@ class Shards:
                 return self._nobody
             wire = self._make(replace(self._address, host=place[0], port=place[1]))
             self._wires[place], self._places[wire] = wire, place
-            wire.part = _part(NOTHING, self.map.partitions_of(place))
-            wire.redirected = self._redirects.take
+            wire.part = _part(self.map.partitions_of(place))
+            wire.redirected, wire.hearing.changed = self._redirects.take, self._changed
             self._begun(wire)
             wire.start()
             self._loop.call_later(LINGER_S, self._leave, place)
@@ -275,16 +281,6 @@ class Shards:
             closing.add_done_callback(lambda _: self._places.pop(wire, None))
 
 
-def _part(before: Part, partitions: tuple[int, ...]) -> Part:
-    """What a server has now; its anchor stays while it can."""
-    if not partitions:
-        return NOTHING
-    return Part(partitions, before.anchor if before.anchor in partitions else partitions[0])
-
-
-def _read(info: Reply, slots: Reply, asked: Place) -> SlotMap | None:
-    """A map, where who was asked is in touch with the others; ValueError where it says none."""
-    epoch = said(info, b"cluster_current_epoch")
-    if said(info, b"cluster_state") != b"ok" or not epoch.isdigit():
-        return None
-    return read_slots(int(epoch), slots, asked)
+def _part(partitions: tuple[int, ...]) -> Part:
+    """What a server has now. Its anchor is the lowest: so it is the same one for every process."""
+    return Part(partitions, partitions[0]) if partitions else NOTHING

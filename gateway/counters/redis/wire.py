@@ -74,8 +74,8 @@ class Wire(asyncio.Protocol):
     `batch` is the number of the write that the next command leaves in, like that of no other wire's.
     `asked_at` is when the first command of the last write was asked for, `answered_at` of the last answers.
     `hearing` is told of changes of the keys whose names begin like one of `hears`.
-    `part` is what its server has of all partitions: all of them, where it is no cluster. In one, `redirected`
-    is asked whether it takes what the server answered with an error, and how long that has waited.
+    `closed`: for good. `part` is what its server has of all partitions: all of them, where it is no cluster.
+    In one, `redirected` is asked whether it takes what was answered with an error, and how long that waited.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Wire(asyncio.Protocol):
         self._gathering = Gathering(self._loop, self._schedule, gather_s)
         # How many commands ever waited; of those that leave next, which is the last one of calls.
         self._asked = self._last_of_calls = 0
-        self._begun = self._scheduled = self._closing = self._spreads = False
+        self._begun = self._scheduled = self.closed = self._spreads = False
         self._loading: Wait[Reply] | None = None
         self._opened = asyncio.Event()
         self._connecting: asyncio.Task[None] | None = None
@@ -146,7 +146,7 @@ class Wire(asyncio.Protocol):
 
     async def close(self) -> None:
         """Close for good."""
-        self._closing = True
+        self.closed = True
         if self._connecting is not None:
             self._connecting.cancel()
         self._gathering.close()
@@ -207,6 +207,15 @@ class Wire(asyncio.Protocol):
         """Who has a key."""
         return self
 
+    @property
+    def wires(self) -> list[Wire]:
+        """All there are."""
+        return [self]
+
+    def hear(self, changed: Callable[[bytes], None]) -> None:
+        """Have the name of each key told that changed."""
+        self.hearing.changed = changed
+
     # --- asyncio.Protocol ---------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -247,7 +256,7 @@ class Wire(asyncio.Protocol):
         self.connected = self.available = False
         self.hearing.end()
         self._fail_pending()
-        if not self._closing:
+        if not self.closed:
             self._reconnect()
 
     # --- the rest -----------------------------------------------------------------------
@@ -334,7 +343,7 @@ class Wire(asyncio.Protocol):
             # Whoever is told may send again at once: what is told is taken out first.
             for wait, *_ in list(takewhile(lambda one: now - one[2] > self._call_s, self._pending)):
                 wait.fail(CountersUnavailable())
-        if not self._closing:
+        if not self.closed:
             self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
 
     def _drop(self) -> None:
@@ -360,7 +369,7 @@ class Wire(asyncio.Protocol):
 
     async def _keep_connecting(self) -> None:
         pause = BACKOFF_S_MIN
-        while not self._closing and not self.connected:
+        while not self.closed and not self.connected:
             try:
                 await self._connect()
                 return

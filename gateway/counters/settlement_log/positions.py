@@ -22,20 +22,25 @@ class Positions:
     def __init__(self, epochs: Sequence[int]) -> None:
         self._epochs = epochs
         self._newest: dict[int, dict[str, int]] = {}
-        self._is_later = False
+        self._later: set[int] = set()
 
     def add(self, partition: int, epoch: int, moved: Iterable[Movement]) -> None:
         """Take up one acknowledged settlement."""
         present = self._epochs[partition]
-        self._is_later = self._is_later or 0 < present < epoch
+        if 0 < present < epoch:
+            self._later.add(partition)
         if epoch == present:
             newest = self._newest.setdefault(partition, {})
             for one in moved:
                 newest[one.account] = max(newest.get(one.account, 0), one.last_seq)
 
     async def are_ahead(self, wire: Wire) -> bool:
-        """Whether an account has moved less far in the data, or an epoch is to come there that has been."""
-        for partition, newest in self._newest.items():
+        """Whether an account has moved less far in the data of a wire's server, or an epoch is to come there
+        that has been.
+        """
+        mine = set(wire.part.partitions)
+        for partition in self._newest.keys() & mine:
+            newest = self._newest[partition]
             accounts = list(newest)
             for start in range(0, len(accounts), READ_BATCH_MAX):
                 batch = accounts[start : start + READ_BATCH_MAX]
@@ -44,7 +49,7 @@ class Positions:
                 assert isinstance(found, list)
                 if any(_seq(one, raw) < newest[one] for one, raw in zip(batch, found, strict=True)):
                     return True
-        return self._is_later
+        return not mine.isdisjoint(self._later)
 
 
 def _state(partition: int, account: str) -> str:

@@ -22,6 +22,7 @@ from gateway.counters.layouts.frame import TOMBSTONE_MS
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.wire import Wire, encode, encode_script
+from gateway.counters.redis.wires import Wires
 from gateway.counters.settlement_log.acknowledged import acknowledged, argument, epoch_of
 from gateway.counters.settlement_log.bounds import BOUNDS, Bounds
 from gateway.counters.settlement_log.log import SettlementLog
@@ -46,26 +47,27 @@ class Resubmitter:
 
     `report` takes, of each partition, the epoch before which everything was sent again; `in_flight`
     says whether a call that began before a moment (of `clock`) has not settled, or a lease is not renewed.
-    `announce` is told where what others left has moved further than the data.
+    `announce` is told behind which wire the data has not moved as far as what others left.
     """
 
     def __init__(
         self,
-        wire: Wire,
+        wires: Wires,
         log: SettlementLog,
         clock: Callable[[], float],
         say: Callable[..., None],
         *,
         report: Callable[[Sequence[int]], Awaitable[None]],
         in_flight: Callable[[float], bool] = lambda _: False,
-        announce: Callable[[str], Awaitable[None]] | None = None,
+        announce: Callable[[Wire, str], Awaitable[None]] | None = None,
         bounds: Bounds = BOUNDS,
     ) -> None:
         self.resubmitted = 0
         self.recovered = 0
-        self._wire, self._log, self._clock, self._say = wire, log, clock, say
+        self._wires, self._log, self._clock, self._say = wires, log, clock, say
         self._report, self._in_flight, self._announce, self._bounds = report, in_flight, announce, bounds
         self._uncompared: list[Segment] = []
+        self._compared_under: list[int] = []
         self._epochs: list[int] = []
         self._seen: list[int] = []
         self._seen_at = self._differs_at = clock()
@@ -132,6 +134,7 @@ class Resubmitter:
             await self._report(self._reported)
         if adopted := await self._log.adopt():
             self._uncompared += adopted
+            self._compared_under = []
             self._epochs = []  # nobody has looked under which they were acknowledged
             self._sent_again = [0] * PARTITIONS
         self._adopted_at = self._clock()
@@ -139,29 +142,41 @@ class Resubmitter:
     async def _compare(self, epochs: list[int]) -> None:
         """See that the data is as far as what was adopted says: whoever knew is gone.
 
-        Where another one has said so meanwhile, these epochs are of before.
+        Where another one has said so meanwhile, these epochs are of before. What a server is away for is
+        compared again once it is back.
         """
-        run_id = self._wire.run_id
-        while self._uncompared and self._announce is not None:
-            positions, segment = Positions(epochs), self._uncompared[0]
+        there = {wire: wire.run_id for wire in self._wires.wires if wire.connected}
+        whole = self._wires.connected
+        if self._announce is None or (not whole and self._compared_under == epochs):
+            return
+        self._compared_under = epochs
+        for segment in list(self._uncompared):
+            positions = Positions(epochs)
             async with aclosing(_acknowledged_in(segment, self._bounds.piece_bytes)) as answered:
                 async for record in answered:
                     caller, answer = unpack(record.arguments).caller, record.answer
                     positions.add(caller.partition, epoch_of(answer), acknowledged(caller, answer))
-            if await positions.are_ahead(self._wire):
-                if self._wire.run_id == run_id:
-                    await self._announce(AHEAD)
-                raise CountersUnavailable
-            self._uncompared.pop(0)
+            for wire, run_id in there.items():
+                if await positions.are_ahead(wire):
+                    if wire.run_id == run_id:
+                        await self._announce(wire, AHEAD)
+                    self._compared_under = []
+                    raise CountersUnavailable
+            if whole:
+                self._uncompared.remove(segment)
 
     async def _verified_epochs(self) -> list[int]:
-        """The epoch of each partition; 0 where it is not verified on this connection."""
-        waits = [self._wire.send(encode(b"GET", keys.marker(one).encode())) for one in range(PARTITIONS)]
-        markers = [await in_task(wait) for wait in waits]
-        epochs = []
-        for raw in markers:
-            run_id, epoch, _ = packing.read_marker(raw)
-            epochs.append(epoch if run_id == self._wire.run_id else 0)
+        """The epoch of each partition; 0 where it is not verified on this connection, or there is none."""
+        asked = [
+            (wire, wire.send(encode(b"GET", keys.marker(one).encode())))
+            for one, wire in enumerate(map(self._wires.of, range(PARTITIONS)))
+        ]
+        epochs = [0] * PARTITIONS
+        for partition, (wire, wait) in enumerate(asked):
+            with suppress(CountersUnavailable):
+                marker = await in_task(wait)
+                run_id, epoch, _ = packing.read_marker(marker)
+                epochs[partition] = epoch if run_id == wire.run_id else 0
         if not any(epochs):
             raise CountersUnavailable
         return epochs
@@ -232,17 +247,18 @@ class Resubmitter:
 
     def _send(self, record: Record, mode: int) -> Wait[Reply]:
         settlement = unpack(record.arguments)
-        names, arguments = packing.settle(self._wire.run_id, TOMBSTONE_MS, settlement, mode)
+        wire = self._wires.of(settlement.caller.partition)
+        names, arguments = packing.settle(wire.run_id, TOMBSTONE_MS, settlement, mode)
         if mode == packing.MODE_RECOVER:
             arguments = (*arguments, argument(record.answer))
-        return self._wire.send(encode_script("settle", names, arguments))
+        return wire.send(encode_script("settle", names, arguments))
 
     async def _acknowledged(self, record: Record, wait: Wait[Reply]) -> bool:
         """Whether the counters have a record now; then that is noted in its turn."""
         try:
             answer = cast("bytes", await in_task(wait))
         except CountersUnavailable:
-            if not self._wire.available:
+            if not any(one.available for one in self._wires.wires):
                 raise
             return False
         if packing.code_of(answer) not in _FINAL:

@@ -72,7 +72,7 @@ async def test_an_answer_that_comes_late_is_followed_at_once_by_a_release(
     await eventually(lambda: worker.wire.available)
     decisions = await asyncio.gather(*(reserve(worker, worker.request(10)) for _ in range(10)))
     assert [one and one.verdict for one in decisions] == [Verdict.ADMITTED] * 10
-    await eventually(lambda: not worker.counters._releases._owed)
+    await eventually(lambda: not worker.counters.releases._owed)
     assert (world.tenant.held, world.user("ann").inflight, len(world.deadlines())) == (100, 0, 10)
 
 
@@ -82,7 +82,7 @@ async def test_a_late_refusal_is_followed_by_nothing(server: ValkeyServer, world
     assert await reserve(worker, worker.request(1)) is None  # its tenant has no plan
     thaw(server)
     await eventually(lambda: worker.wire.available)
-    assert (len(worker.counters._releases._owed), world.deadlines()) == (0, {})
+    assert (len(worker.counters.releases._owed), world.deadlines()) == (0, {})
 
 
 async def test_a_wait_that_is_given_up_by_its_caller_is_released_too(
@@ -98,7 +98,7 @@ async def test_a_wait_that_is_given_up_by_its_caller_is_released_too(
         asked.throw(CountersUnavailable())
     thaw(server)
     await eventually(lambda: not worker.wire._pending)
-    await eventually(lambda: not worker.counters._releases._owed and nothing_is_held(world))
+    await eventually(lambda: not worker.counters.releases._owed and nothing_is_held(world))
 
 
 async def test_behind_a_broken_connection_holds_are_released_by_their_id(
@@ -110,10 +110,10 @@ async def test_behind_a_broken_connection_holds_are_released_by_their_id(
     requests = [worker.request(10, user="ann") for _ in range(8)]
     assert await asyncio.gather(*(reserve(worker, one) for one in requests)) == [None] * 8
     await eventually(lambda: not worker.wire.connected)
-    assert len(worker.counters._releases._owed) == 8
+    assert len(worker.counters.releases._owed) == 8
     thaw(server)
     await eventually(lambda: worker.wire.connected)
-    await eventually(lambda: not worker.counters._releases._owed and nothing_is_held(world))
+    await eventually(lambda: not worker.counters.releases._owed and nothing_is_held(world))
 
 
 async def test_a_release_that_could_not_be_sent_is_sent_later(
@@ -129,24 +129,24 @@ async def test_a_release_that_could_not_be_sent_is_sent_later(
     with pytest.raises(CountersUnavailable):
         await worker.settle(request, 0, charge=False)
     thaw(server)
-    await eventually(lambda: not worker.counters._releases._owed and nothing_is_held(world))
+    await eventually(lambda: not worker.counters.releases._owed and nothing_is_held(world))
 
 
 async def test_what_is_owed_is_bounded_and_ends_with_the_hold(
     server: ValkeyServer, world: World, hire: Hire
 ) -> None:
     worker = await hire(world, call_s=0.2, stall_s=0.4)
-    worker.counters._releases._owed_max = 3
+    worker.counters.releases._owed_max = 3
     requests = [HoldRequest(world.caller, new_id(), "", CHAT, 1, 1) for _ in range(5)]
     server.stop()
     await eventually(lambda: not worker.wire.connected)
     for request in requests:
         with pytest.raises(CountersUnavailable):
             await worker.settle(request, 0, charge=False)
-    assert len(worker.counters._releases._owed) == 3
-    for one in worker.counters._releases._owed.values():
+    assert len(worker.counters.releases._owed) == 3
+    for one in worker.counters.releases._owed.values():
         one.until = 0.0
-    await eventually(lambda: not worker.counters._releases._owed)
+    await eventually(lambda: not worker.counters.releases._owed)
 
 
 async def test_a_charge_that_came_first_stands(world: World, hire: Hire) -> None:
@@ -156,7 +156,7 @@ async def test_a_charge_that_came_first_stands(world: World, hire: Hire) -> None
     await worker.reserve(request)
     assert await worker.settle(request, 10) is Settled.DONE
     worker.counters._came_late(request, None)
-    await eventually(lambda: not worker.counters._releases._owed)
+    await eventually(lambda: not worker.counters.releases._owed)
     assert (world.tenant.used, world.tenant.held, world.late()) == (10, 0, [])
 
 
@@ -179,7 +179,7 @@ async def test_a_settlement_that_no_log_has_room_for_is_charged_if_redis_runs_it
     thaw(server)
     await eventually(lambda: worker.wire.available)
     await eventually(lambda: nothing_is_held(world))
-    assert (world.tenant.used, worker.counters._releases._owed) == (7, {})
+    assert (world.tenant.used, worker.counters.releases._owed) == (7, {})
 
 
 async def test_a_raise_that_was_given_up_is_released_as_what_it_asked_for(
@@ -195,6 +195,6 @@ async def test_a_raise_that_was_given_up_is_released_as_what_it_asked_for(
         await worker.settle(head, 0, charge=False)
     await eventually(lambda: not worker.wire.connected)
     thaw(server)
-    await eventually(lambda: not worker.counters._releases._owed and nothing_is_held(world))
+    await eventually(lambda: not worker.counters.releases._owed and nothing_is_held(world))
     packed = world.get(keys.activation(world.p, 1, UNITS.id))
     assert not packed or states.unpack(states.ActivationState, packed).held == 0

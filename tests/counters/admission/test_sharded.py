@@ -18,6 +18,7 @@ from gateway.core.accounts.ledger import EventKind
 from gateway.core.model import HoldRequest, Observed, Settled, Settlement, Verdict
 from gateway.core.wait import in_task
 from gateway.counters.admission.cooling import SharedCooling
+from gateway.counters.admission.crowded import Crowded
 from gateway.counters.admission.directory import Directory
 from gateway.counters.admission.live import LiveHolds
 from gateway.counters.admission.objects import Objects
@@ -79,13 +80,13 @@ class Worker:
         )
         self.keepers, self.moves = keepers, Moves(keepers)
         self.allowances, self.log = Allowances(time.monotonic), settlement_log(folder)
-        self.directory = Directory(self.shards.of(0), time.monotonic)
-        live = LiveHolds(
-            self.shards.of(0), self.allowances, TTL_MS, time.monotonic, lambda _: None,
-            wire_of=self.shards.of,
+        self.directory = Directory(self.shards, time.monotonic)
+        clock = time.monotonic
+        self.live = LiveHolds(self.shards, self.allowances, TTL_MS, clock, lambda _: None)
+        self.counters = ShardedCounters(
+            self.shards, self._counters, self.live, Crowded(clock, lambda *_, **__: None),
+            hold_ttl_s=TTL_MS / 1000, clock=clock,
         )  # fmt: skip
-        self.live = live
-        self.counters = ShardedCounters(self.shards, self._counters, live)
 
     def _counters(self, wire: Wire) -> Counters:
         took = dict.fromkeys(("reserve", "settle", "extend"), lambda _: None)

@@ -140,17 +140,22 @@ async def test_a_command_for_a_slot_that_moved_is_answered_where_it_is_now(
     assert await ask(shards.of(3), "GET", name(3)) == b"kept"
 
 
-async def test_an_anchor_stays_while_its_partition_does(cluster: ValkeyCluster, connect: Connect) -> None:
+async def test_who_comes_later_knows_the_same_anchors(cluster: ValkeyCluster, connect: Connect) -> None:
     shards = await connect()
     source, to = cluster.primaries[:2]
-    wire = shards.of(cluster.partitions_of(to)[0])
-    anchor, (first, second, *_) = wire.part.anchor, cluster.partitions_of(source)
+    wire = shards.of(cluster.partitions_of(to)[-1])
+    first, second, *_ = cluster.partitions_of(source)
     given = shards.of(first)
     assert given.part.anchor == first
-    cluster.move(first, to)
-    await eventually(lambda: first in wire.part.partitions)
-    assert wire.part.anchor == anchor
-    assert given.part.anchor == second
+    for partition in (second, first):  # the second is no new anchor of either
+        cluster.move(partition, to)
+        await eventually(lambda partition=partition: partition in wire.part.partitions)
+        there = {one: min(mine) for one in cluster.primaries if (mine := cluster.partitions_of(one))}
+        later = await connect()
+        for member, anchor in there.items():
+            ours, theirs = shards.of(anchor), later.of(anchor)
+            assert port_of(later, theirs) == member.port
+            assert ours.part.anchor == theirs.part.anchor == anchor
 
 
 async def test_while_keys_move_one_by_one_a_command_finds_its_keys(

@@ -400,11 +400,11 @@ async def test_a_call_in_flight_is_waited_for_but_not_for_ever(world: World, tmp
         assert reported(world) == {3}
 
 
-def listener() -> tuple[list[str], Callable[[str], Awaitable[None]]]:
+def listener() -> tuple[list[str], Callable[[Wire, str], Awaitable[None]]]:
     """What is announced, and who is told."""
     said: list[str] = []
 
-    async def announce(trouble: str) -> None:
+    async def announce(_: Wire, trouble: str) -> None:
         said.append(trouble)
 
     return said, announce

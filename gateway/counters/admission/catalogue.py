@@ -1,0 +1,106 @@
+"""What is served, and what it costs, as the keeper wrote it for everybody: catalogue, weights and prices.
+
+Both are read twice a second and whenever others are told of. What is older than what is known counts only
+once it stands in a Redis that was verified: a server that was replaced may lack the latest for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+from gateway.core.model import Service
+from gateway.core.wait import in_task
+from gateway.counters.admission.changes import Changes
+from gateway.counters.admission.prices import Prices
+from gateway.counters.admission.stored import decode_catalogue, version_of
+from gateway.counters.admission.weighing import Weighing
+from gateway.counters.redis import keys
+from gateway.counters.redis.verified import ask_word, says_verified
+from gateway.counters.redis.wire import encode
+from gateway.counters.redis.wires import Wires
+from gateway.errors import CountersUnavailable
+
+CATALOGUE_S = 0.5
+FIRST_CATALOGUE_S = 0.02
+_NAME = keys.CATALOGUE.encode()
+
+
+class Catalogue:
+    """Services, weights and prices of one worker. `version` is the catalogue's, 0 before the first read."""
+
+    def __init__(
+        self, wires: Wires, changes: Changes, clock: Callable[[], float], log: Callable[..., None]
+    ) -> None:
+        self.version = 0
+        self.prices = Prices(wires, log)
+        self.weighing = Weighing()
+        # Whether a keeper has compared this very Redis with PostgreSQL, as of the last look.
+        self.verified = False
+        self._wires, self._changes, self._clock = wires, changes, clock
+        self._raw = b""
+        self._services: dict[str, Service] = {}
+        self._meters: dict[int, str] = {}
+
+    def service(self, key: str) -> Service | None:
+        """The service of a key, None if there is none; CountersUnavailable before the first catalogue."""
+        return self.catalogue().get(key)
+
+    def catalogue(self) -> Mapping[str, Service]:
+        """Every service by its key; CountersUnavailable before the first catalogue."""
+        if not self.version:
+            raise CountersUnavailable
+        return self._services
+
+    async def refresh(self) -> None:
+        """Read the catalogue again; one that is older than what is known waits for the next look."""
+        raw = await self._wires.of_key(_NAME).send(encode(b"GET", _NAME))
+        if not isinstance(raw, bytes):
+            raise CountersUnavailable
+        if not self._is_older(raw):
+            self._load(raw)
+
+    async def first_catalogue(self, within_s: float) -> bool:
+        """Wait, bounded, until there is a catalogue; called before anything is served."""
+        give_up = self._clock() + within_s
+        while not self.version and self._clock() < give_up:
+            await self._read_catalogue()
+            await asyncio.sleep(FIRST_CATALOGUE_S)
+        return self.version > 0
+
+    async def keep_fresh(self) -> None:
+        """Read catalogue and prices twice a second and whenever others are told of; else they stay."""
+        while True:
+            await self._read_catalogue()
+            await self._changes.others(CATALOGUE_S)
+
+    async def _read_catalogue(self) -> None:
+        words = [(wire, ask_word(wire)) for wire in self._wires.wires]
+        with suppress(CountersUnavailable):
+            raw = await in_task(self._wires.of_key(_NAME).send(encode(b"GET", _NAME)))
+            if isinstance(raw, bytes) and (not self._is_older(raw) or await self._may_be_older()):
+                self._load(raw)
+        verified = bool(words)
+        for wire, word in words:
+            verified = await says_verified(wire, word) and verified
+        self.verified = verified
+        with suppress(CountersUnavailable):
+            await self.prices.refresh()
+
+    def _is_older(self, raw: bytes) -> bool:
+        return raw != self._raw and version_of(raw) < self.version
+
+    async def _may_be_older(self) -> bool:
+        wire = self._wires.of_key(_NAME)
+        return await says_verified(wire, ask_word(wire))
+
+    def _load(self, raw: bytes) -> None:
+        if raw == self._raw:
+            return
+        found = decode_catalogue(raw)
+        self._services = found.services
+        self._meters = {service.id: service.meter for service in found.services.values()}
+        self.weighing.load(found.weights)
+        self.version = found.version
+        self._raw = raw
