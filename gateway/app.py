@@ -68,12 +68,8 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     """Run one gateway worker until SIGTERM or SIGINT, then finish what is in flight."""
     log, stop = logs.logger("tollkeeper.gateway"), stop_signal()
     allocator.give_back_large_blocks()
-    address = parse_url(settings.redis_url, settings.redis_files)
-    fences, call_s = Fences(str(uuid4()), time.time, log), settings.redis_wait_s
-    wires = wires_to(
-        address, lambda where: Wire(where, time.monotonic, call_s=call_s, hears=HEARD),
-        begun=fences.guard, taken_up=taken_up, call_s=call_s,
-    )  # fmt: skip
+    fences = Fences(str(uuid4()), time.time, log)
+    wires = _wires(settings, fences)
     wires.start()
     if not await redis_reached(wires, settings.start_wait_s, stop, log):
         await wires.close()
@@ -126,6 +122,15 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     await cancel(background)
     await refused_calls.leave()
     await _end(door, settlements, wires, log)
+
+
+def _wires(settings: Settings, fences: Fences) -> Wires:
+    """The way to Redis, or to each primary of a cluster, each with its fence; not connected yet."""
+    address, call_s = parse_url(settings.redis_url, settings.redis_files), settings.redis_wait_s
+    return wires_to(
+        address, lambda where: Wire(where, time.monotonic, call_s=call_s, hears=HEARD),
+        begun=fences.guard, taken_up=taken_up, call_s=call_s,
+    )  # fmt: skip
 
 
 async def _know_services(directory: Directory, wires: Wires, log: Log) -> None:
