@@ -51,6 +51,13 @@ for _name in ("no_proxy", "NO_PROXY"):
 LONGEST = ("tests/contract/test_compiled.py", "tests/deploy/test_image.py")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Who names a seed wants the examples of that seed, not those of each run."""
+    if config.getoption("--hypothesis-seed") is not None:
+        settings.register_profile("drawn", settings.get_profile("here"), derandomize=False, database=None)
+        settings.load_profile("drawn")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, the others as they were."""
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))

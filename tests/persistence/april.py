@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
+import psycopg
 import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.background.timed.calendar import Calendar
 from gateway.core.accounts.administration import Actor, Command, Committed
@@ -42,6 +45,13 @@ class April:
     now: datetime
     account: Account
     writer: Writer
+    pool: AsyncEngine
+    # For what is only looked at, and often.
+    connection: psycopg.Connection[tuple[object, ...]]
+
+    def rows(self, sql: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]:
+        """What a query answers, over one connection."""
+        return self.connection.execute(sql, values).fetchall()
 
     async def do(
         self, resource: str, verb: str, row_id: int | None = None, **values: object
@@ -57,8 +67,7 @@ class April:
 
     def follow(self) -> None:
         """Move the tenant as its plan intents say, as the pusher and `grant` would."""
-        waiting = rows_of(
-            self.url,
+        waiting = self.rows(
             "UPDATE control_write SET state = 'applied' WHERE state = 'pending' AND verb = 'plan'"
             " RETURNING id::text, (payload->>'total_amount')::bigint, position",
         )
@@ -95,13 +104,25 @@ class April:
 @pytest.fixture
 async def april(migrated: str) -> AsyncIterator[April]:
     rows_of(migrated, "DELETE FROM service WHERE key = ANY(%s) RETURNING id", [list(OWN_SERVICES)])
-    pool = engine.create(migrated)
+    async with opened(migrated, at(3, 25)) as made:
+        yield made
+
+
+@asynccontextmanager
+async def opened(url: str, begins: datetime) -> AsyncIterator[April]:
+    """All of it over a database, beginning at a time."""
+    pool = engine.create(url)
     store = Store(pool, partition_of, lambda: made.now, letterhead=LETTERHEAD)
-    calendar = Calendar(store, lambda: made.now)
-    made = April(migrated, store, calendar, Allocations(pool), at(3, 25), Account(0, 0), Writer(migrated))
-    yield made
-    made.writer.close()
-    await pool.dispose()
+    calendar, writer = Calendar(store, lambda: made.now), Writer(url)
+    with psycopg.connect(url, autocommit=True) as connection:
+        made = April(
+            url, store, calendar, Allocations(pool), begins, Account(0, 0), writer, pool, connection
+        )  # fmt: skip
+        try:
+            yield made
+        finally:
+            writer.close()
+            await pool.dispose()
 
 
 async def plan(april: April, name: str, cost: str, tokens: int, **more: object) -> int:

@@ -29,7 +29,7 @@ from tests.persistence.billing.papers import Paper, half_up
 from tests.persistence.billing.test_histories import DAY, NANO
 from tests.persistence.billing.test_postpaid import Books
 from tests.persistence.billing.test_whole_histories import WholeHistory, Wholly
-from tests.persistence.scenario import document, rows_of
+from tests.persistence.scenario import document
 
 MARKUP, MODEL = Fraction("1.25"), "dated"
 OWN_SERVICES = ("at-cost", "image-gen")
@@ -90,7 +90,7 @@ class Called(WholeHistory):
     async def begin(self) -> None:
         await super().begin()
         for key in OWN_SERVICES:
-            rows_of(self.april.url, "DELETE FROM service WHERE key = %s RETURNING id", [key])
+            self.april.rows("DELETE FROM service WHERE key = %s RETURNING id", [key])
         at_cost = {"at_cost": {"markup": str(Decimal("1.25"))}}
         self.ids["at-cost"] = await service(self.april, "at-cost", "Pay-Per-Use", pricing=at_cost)
         self.ids["image"] = await service(self.april, "image-gen", "Consumption", credits=1)
@@ -123,8 +123,7 @@ class Called(WholeHistory):
         self, request: str, counts: tuple[int, int], at: datetime, told: CallFacts | None = None
     ) -> None:
         units = self._charged(counts, at)
-        [(price_id,)] = rows_of(
-            self.april.url, "SELECT id FROM price WHERE model = %s AND effective_from <= %s"
+        [(price_id,)] = self.april.rows("SELECT id FROM price WHERE model = %s AND effective_from <= %s"
             " ORDER BY effective_from DESC LIMIT 1", [MODEL, at],
         )  # fmt: skip
         facts = told or CallFacts(
@@ -270,8 +269,7 @@ class Called(WholeHistory):
     def _writes(self, verb: str, *, look: bool = False) -> list[tuple[str, dict[str, Any]]]:
         """Control writes that wait, in their order."""
         state = "pending" if look else "applied"
-        found: Any = rows_of(
-            self.april.url,
+        found: Any = self.april.rows(
             "UPDATE control_write SET state = %s WHERE state = 'pending' AND verb = %s"
             " RETURNING position, id::text, payload",
             [state, verb],

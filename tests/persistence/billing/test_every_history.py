@@ -8,7 +8,6 @@ plays that many.
 from __future__ import annotations
 
 import asyncio
-import os
 import uuid
 from contextlib import suppress
 from datetime import date, timedelta
@@ -17,7 +16,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.background.timed.dunning import Dunning
@@ -26,13 +25,12 @@ from gateway.core.billing.dunning import DunningSchedule
 from gateway.errors import Conflict
 from tests.persistence.april import April
 from tests.persistence.billing.called import Called
+from tests.persistence.billing.drawn import over_years, some
 from tests.persistence.billing.papers import Paper, to_cents
 from tests.persistence.billing.test_histories import DAY, FIRST, live
 from tests.persistence.billing.test_whole_histories import MORE
 from tests.persistence.credits import give
-from tests.persistence.scenario import rows_of
 
-HISTORIES = int(os.environ.get("HISTORIES", "1"))
 REMINDERS, BLOCK, DUE_DAYS = (3, 10), 20, 14
 CREDIT_PRICES = ("0.02", "0.0000000001", None, "0.333333")
 AUTO: dict[str, object] = {"threshold": 100, "credits": 4_000, "unit_cost": "0.0123", "monthly_max": 100}
@@ -167,7 +165,7 @@ class EveryHistory(Called):
         writes = self._writes("credits")
         for request, payload in writes:
             read = "SELECT invoicing, invoice_id FROM credit_addition WHERE control_write_id = %s"
-            [(invoicing, made)] = rows_of(self.april.url, read, [request])
+            [(invoicing, made)] = self.april.rows(read, [request])
             self.april.account.credit(int(payload["amount"]), request)
             if self.ordered == "now" and payload["amount"] == 4_000:
                 self.ordered = None
@@ -190,17 +188,13 @@ class EveryHistory(Called):
                 self._gives(made)
 
     def _final(self) -> list[int]:
-        return [
-            int(str(row[0]))
-            for row in rows_of(
-                self.april.url, "SELECT id FROM invoice WHERE status <> 'draft' AND corrects_id IS NULL"
-            )
-        ]
+        read = "SELECT id FROM invoice WHERE status <> 'draft' AND corrects_id IS NULL"
+        return [int(str(number)) for (number,) in self.april.rows(read)]
 
     def _keep(self, made: int, prepaid: int = 0) -> dict[Fraction, Fraction]:
         """A new document: its tax is that of its lines, once for each rate; answers what these come to."""
         read = "SELECT kind, amount, tax_rate FROM invoice_line WHERE invoice_id = %s"
-        lines = rows_of(self.april.url, read, [made])
+        lines = self.april.rows(read, [made])
         nets: dict[Fraction, Fraction] = {}
         taxes: dict[Fraction, Fraction] = {}
         for kind, amount, rate in lines:
@@ -297,7 +291,7 @@ class EveryHistory(Called):
             return
         made, reference = found[number % len(found)]
         paper = self.papers[made]
-        [(payment,)] = rows_of(self.april.url, "SELECT id FROM payment WHERE reference = %s", [reference])
+        [(payment,)] = self.april.rows("SELECT id FROM payment WHERE reference = %s", [reference])
         back = to_cents(sum(paper.payments[reference]) / parts)
         if back <= 0:
             return
@@ -336,12 +330,11 @@ class EveryHistory(Called):
         await super()._at(day)
         await self.dunning.turn()
         self._dun()
-        steps = rows_of(self.april.url, "SELECT invoice_id, days FROM dunning_step WHERE action = 'reminder'")
+        steps = self.april.rows("SELECT invoice_id, days FROM dunning_step WHERE action = 'reminder'")
         assert sorted(steps) == sorted(
             (made, days) for made, paper in self.papers.items() for days in paper.reminded
         )
-        marks = rows_of(
-            self.april.url,
+        marks = self.april.rows(
             "UPDATE control_write SET state = 'applied' WHERE state = 'pending' AND verb LIKE %s"
             " RETURNING verb, id::text",
             ["%block"],
@@ -371,7 +364,7 @@ class EveryHistory(Called):
         self.is_blocked = bool(standing)
 
     async def _all_again(self) -> None:
-        before = rows_of(self.april.url, "SELECT count(*), sum(amount) FROM charge")
+        before = self.april.rows("SELECT count(*), sum(amount) FROM charge")
         for call in self.made["changed"]:
             with pytest.raises(Conflict):
                 await self.april.do(
@@ -380,16 +373,11 @@ class EveryHistory(Called):
         await self.dunning.turn()
         await self._sell()
         await self.april.store.charge(self.ids["organization"])
-        assert rows_of(self.april.url, "SELECT count(*), sum(amount) FROM charge") == before
+        assert self.april.rows("SELECT count(*), sum(amount) FROM charge") == before
 
 
-@settings(
-    max_examples=HISTORIES, deadline=None, phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=[
-        HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large,
-    ],
-)  # fmt: skip
-@given(steps=st.lists(STEPS, min_size=20, max_size=50))
+@some(1)
+@given(steps=over_years(STEPS, 20, 50))
 @example(steps=MET)
 def test_everything_that_happens_is_owed_once(migrated: str, steps: list[tuple[str, Any]]) -> None:
     asyncio.run(live(EveryHistory, migrated, [("subscribe", FIRST | {"renews": True}), *steps]))

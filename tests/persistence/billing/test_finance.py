@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,13 +10,14 @@ from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 import psycopg
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from psycopg.rows import dict_row
 
 from gateway.background.timed.top_ups import TopUps
 from gateway.core.billing.finance import Asked, tax_by_month
 from tests.persistence.april import TIERS, April, april, at, invoiced, plan, service
+from tests.persistence.billing.drawn import some
 from tests.persistence.billing.test_top_ups import own_invoice, post
 from tests.persistence.credits import give, post_expiries
 from tests.persistence.migrated import empty
@@ -25,7 +25,6 @@ from tests.persistence.scenario import Account, broken, rows_of
 
 __all__ = ["april"]
 
-HISTORIES = int(os.environ.get("HISTORIES", "3"))
 MONTHS = [date(2026, month, 1) for month in range(4, 10)]
 CENT = Decimal("0.01")
 STEPS = st.lists(
@@ -210,10 +209,7 @@ def add_up(rows: Sequence[dict[str, Any]], name: str) -> dict[Any, Decimal]:
     return {key: amount for key, amount in found.items() if amount}
 
 
-@settings(
-    max_examples=HISTORIES, deadline=None, phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
+@some(3)
 @given(st.sampled_from((None, "advance", "arrears")), st.tuples(*(STEPS for _ in MONTHS)))
 async def test_reports_are_what_happened(
     april: April, billing: str | None, steps: tuple[list[tuple[str, int]], ...]

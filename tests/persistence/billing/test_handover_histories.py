@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.background.timed.calendar import Calendar
 from gateway.background.timed.handovers import Handovers
-from gateway.counters.redis.keys import partition_of
 from gateway.errors import Conflict, Unprocessable
 from gateway.handover.stripe_api import StripeApi
 from gateway.handover.stripe_invoices import StripeInvoices
-from persistence import engine
-from persistence.billing.allocations import Allocations
 from persistence.keeper.handovers import HandoverQueue
-from persistence.ledger.writer import Writer
-from persistence.store import Store
-from tests.letterhead import LETTERHEAD
-from tests.persistence.april import April, at
+from tests.persistence.april import at, opened
+from tests.persistence.billing.drawn import some
 from tests.persistence.billing.test_handovers import Desk
 from tests.persistence.billing.test_payments import bought
 from tests.persistence.migrated import empty
-from tests.persistence.scenario import Account, broken, rows_of
+from tests.persistence.scenario import broken
 from tests.stripe_server import KEY, cutting, stripe_server
 
-HISTORIES = int(os.environ.get("HISTORIES", "6"))
 CENTS = st.integers(1, 150_00)
 STEPS = st.one_of(
     st.tuples(st.just("note"), CENTS),
@@ -95,8 +87,8 @@ class History:
         [there] = self.desk.stripe.invoices.values()
         assert {state for _, state in self.desk.states()} == {"done"}
         assert (there["total"], len(there["of_lines"])) == (120_00, 2)
-        url = self.desk.april.url
-        noted = rows_of(url, "SELECT -total_amount * 100 FROM invoice WHERE kind = 'credit_note' ORDER BY id")
+        read = "SELECT -total_amount * 100 FROM invoice WHERE kind = 'credit_note' ORDER BY id"
+        noted = self.desk.april.rows(read)
         notes = self.desk.stripe.notes.values()
         assert [note["amount"] for note in notes] == [int(str(amount).split(".")[0]) for (amount,) in noted]
         kept = there["amount_paid"] - sum(note["post_payment_amount"] for note in notes)
@@ -106,10 +98,7 @@ class History:
         assert (here["payment_status"] == "paid") == (there["amount_remaining"] == 0)
 
 
-@settings(
-    max_examples=HISTORIES, deadline=None, phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=list(HealthCheck),
-)  # fmt: skip
+@some(6)
 @given(st.lists(STEPS, min_size=5, max_size=16))
 def test_random_histories_agree_on_both_sides(shared: str, steps: list[tuple[str, int]]) -> None:
     asyncio.run(_play(shared, steps))
@@ -126,15 +115,9 @@ async def _play(url: str, steps: list[tuple[str, int]]) -> None:
 @asynccontextmanager
 async def _desk(url: str) -> AsyncIterator[Desk]:
     empty(url)
-    pool = engine.create(url)
-    store = Store(pool, partition_of, lambda: made.now, letterhead=LETTERHEAD)
-    calendar, allocations = Calendar(store, lambda: made.now), Allocations(pool)
-    made = April(url, store, calendar, allocations, at(3, 25), Account(0, 0), Writer(url))
-    async with stripe_server() as stripe:
-        api, queue = StripeApi(KEY, stripe.url), HandoverQueue(pool, store)
+    async with opened(url, at(3, 25)) as made, stripe_server() as stripe:
+        api, queue = StripeApi(KEY, stripe.url), HandoverQueue(made.pool, made.store)
         collector = StripeInvoices(api, "charge_automatically", lambda: datetime.now(UTC))
         loop = Handovers(queue, collector, lambda *_, **__: None)
         yield Desk(made, stripe, queue, collector, loop, [])
         await api.aclose()
-    made.writer.close()
-    await pool.dispose()

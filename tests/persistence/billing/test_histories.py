@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import uuid
 from dataclasses import replace
 from datetime import UTC, date, datetime, time
@@ -14,20 +13,14 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.background.timed.calendar import Calendar
 from gateway.core.accounts.ledger import EventKind
 from gateway.core.billing.pricing import Tier
-from gateway.counters.redis.keys import partition_of
 from gateway.errors import Conflict
-from persistence import engine
-from persistence.billing.allocations import Allocations
-from persistence.ledger.writer import Writer
-from persistence.store import Store
-from tests.letterhead import LETTERHEAD
-from tests.persistence.april import April, plan, service
+from tests.persistence.april import April, opened, plan, service
+from tests.persistence.billing.drawn import over_years, some
 from tests.persistence.billing.owed import DAY, NANO, PLANS, Owed, Term
 from tests.persistence.credits import give
 from tests.persistence.migrated import empty
@@ -35,7 +28,6 @@ from tests.persistence.scenario import Account, broken, document, rows_of
 
 __all__ = ["DAY", "FIRST", "NANO", "STEPS", "History", "live"]
 
-HISTORIES = int(os.environ.get("HISTORIES", "5"))
 _TERMS = {"name": "Small", "billing_interval": "monthly", "billing": None, "renews": False, "trial": 0}
 FIRST = _TERMS | {"off": "0", "off_for": None, "cost": None}
 BEGINS = date(2026, 1, 1)
@@ -138,7 +130,7 @@ class History:
     async def _check(self) -> None:
         expected = self.owed.fees(self.today) + self.owed.others - self.owed.credited
         expected += sum((money for _, money in self.owed.early), Fraction(0))
-        [(charged,)] = rows_of(self.april.url, "SELECT coalesce(sum(amount), 0) FROM charge")
+        [(charged,)] = self.april.rows("SELECT coalesce(sum(amount), 0) FROM charge")
         assert Fraction(str(charged)) == expected
         assert await broken(self.april.url) == []
 
@@ -293,8 +285,7 @@ class History:
         if not self.open:
             return
         made = self.open.pop(number % len(self.open))
-        found = rows_of(
-            self.april.url,
+        found = self.april.rows(
             "SELECT c.kind, c.amount, c.quantity, c.source_id, (c.period_start AT TIME ZONE 'UTC')::date"
             "  FROM charge AS c WHERE invoice_id = %s",
             [made],
@@ -304,9 +295,7 @@ class History:
         except Conflict:
             return
         await self.april.do("invoices", "finalize", note["id"])
-        segments = [
-            row[0] for row in rows_of(self.april.url, "SELECT id FROM subscription_segment ORDER BY id")
-        ]
+        segments = [row[0] for row in self.april.rows("SELECT id FROM subscription_segment ORDER BY id")]
         net: dict[tuple[int, date], int] = {}
         credited = Fraction(0)
         for kind, amount, quantity, segment, day in found:
@@ -380,13 +369,8 @@ class History:
         return datetime.combine(self.today, time(hour), UTC)
 
 
-@settings(
-    max_examples=HISTORIES, deadline=None, phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=[
-        HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large,
-    ],
-)  # fmt: skip
-@given(steps=st.lists(STEPS, min_size=8, max_size=30))
+@some(5)
+@given(steps=over_years(STEPS, 8, 30))
 def test_what_is_charged_is_what_is_owed(migrated: str, steps: list[tuple[str, Any]]) -> None:
     asyncio.run(live(History, migrated, [("subscribe", FIRST), *steps]))
 
@@ -394,17 +378,9 @@ def test_what_is_charged_is_what_is_owed(migrated: str, steps: list[tuple[str, A
 async def live(of: type[History], url: str, steps: list[tuple[str, Any]]) -> None:
     empty(url)
     rows_of(url, "DELETE FROM service WHERE key = 'rerank' RETURNING id")
-    pool = engine.create(url)
-    store = Store(pool, partition_of, lambda: made.now, letterhead=LETTERHEAD)
-    calendar = Calendar(store, lambda: made.now)
-    begins = datetime(2026, 1, 1, 12, tzinfo=UTC)
-    made = April(url, store, calendar, Allocations(pool), begins, Account(0, 0), Writer(url))
-    try:
+    async with opened(url, datetime.combine(BEGINS, time(12), UTC)) as made:
         history = of(made)
         await history.begin()
         for what, how in steps:
             await history.step(what, how)
         await history.end()
-    finally:
-        made.writer.close()
-        await pool.dispose()

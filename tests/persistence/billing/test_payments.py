@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from decimal import Decimal
@@ -11,26 +10,23 @@ from typing import Any
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.background.timed.calendar import Calendar
 from gateway.background.timed.dunning import Dunning
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import Conflict, Unprocessable
 from persistence import engine
-from persistence.billing.allocations import Allocations
-from persistence.ledger.writer import Writer
 from persistence.store import Store
 from tests.letterhead import LETTERHEAD
-from tests.persistence.april import April, april, at, invoiced
+from tests.persistence.april import April, april, at, invoiced, opened
+from tests.persistence.billing.drawn import some
 from tests.persistence.credits import give
 from tests.persistence.migrated import empty
 from tests.persistence.scenario import Account, broken, rows_of
 
 __all__ = ["april"]
 
-HISTORIES = int(os.environ.get("HISTORIES", "8"))
 DUE_DAYS = 14
 
 
@@ -330,10 +326,7 @@ class History:
         return sorted(known)[size % len(known)] if known else None
 
 
-@settings(
-    max_examples=HISTORIES, deadline=None, phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=list(HealthCheck),
-)  # fmt: skip
+@some(8)
 @given(st.lists(STEPS, min_size=4, max_size=14))
 def test_random_histories_come_to_what_happened(shared: str, steps: list[tuple[str, int]]) -> None:
     asyncio.run(_play_one(shared, steps))
@@ -341,22 +334,8 @@ def test_random_histories_come_to_what_happened(shared: str, steps: list[tuple[s
 
 async def _play_one(url: str, steps: list[tuple[str, int]]) -> None:
     empty(url)
-    pool = engine.create(url)
-    store = Store(pool, partition_of, lambda: made.now, letterhead=LETTERHEAD)
-    made = April(
-        url,
-        store,
-        Calendar(store, lambda: made.now),
-        Allocations(pool),
-        at(3, 25),
-        Account(0, 0),
-        Writer(url),
-    )
-    try:
+    async with opened(url, at(3, 25)) as made:
         history = History(made, await bought(made))
         for number, (what, size) in enumerate(steps):
             await history.step(number, what, size)
         assert await broken(url) == []
-    finally:
-        made.writer.close()
-        await pool.dispose()

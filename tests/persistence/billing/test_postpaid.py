@@ -6,24 +6,18 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.background.timed.calendar import Calendar
-from gateway.counters.redis.keys import partition_of
 from gateway.errors import Conflict
-from persistence import engine
-from persistence.billing.allocations import Allocations
-from persistence.ledger.writer import Writer
-from persistence.store import Store
-from tests.letterhead import LETTERHEAD
-from tests.persistence.april import April, april, at
+from tests.persistence.april import April, april, at, opened
+from tests.persistence.billing.drawn import some
 from tests.persistence.billing.test_top_ups import post
 from tests.persistence.credits import give
 from tests.persistence.migrated import empty
@@ -456,10 +450,7 @@ class History:
         assert await broken(self.april.url) == []
 
 
-@settings(
-    max_examples=8, deadline=None, phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
+@some(8)
 @given(steps=st.lists(STEPS, min_size=12, max_size=30))
 def test_histories_owe_what_is_owed_credit_by_credit(migrated: str, steps: list[tuple[str, int]]) -> None:
     asyncio.run(live(migrated, steps))
@@ -468,18 +459,10 @@ def test_histories_owe_what_is_owed_credit_by_credit(migrated: str, steps: list[
 @asynccontextmanager
 async def begun(url: str) -> AsyncIterator[History]:
     empty(url)
-    pool = engine.create(url)
-    store = Store(pool, partition_of, lambda: made.now, letterhead=LETTERHEAD)
-    begins = datetime(2026, 4, 1, 12, tzinfo=UTC)
-    calendar = Calendar(store, lambda: made.now)
-    made = April(url, store, calendar, Allocations(pool), begins, Account(0, 0), Writer(url))
-    try:
+    async with opened(url, at(4, 1)) as made:
         owner = await customer(made)
-        await made.on(begins)
+        await made.on(at(4, 1))
         yield History(made, owner, Books())
-    finally:
-        made.writer.close()
-        await pool.dispose()
 
 
 async def live(url: str, steps: list[tuple[str, int]]) -> None:

@@ -6,7 +6,6 @@ Rates are written before and after what they are for is billed. `HISTORIES=500` 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
@@ -14,19 +13,19 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.billing.pricing import Tier
 from tests.persistence.april import plan
+from tests.persistence.billing.drawn import over_years, some
 from tests.persistence.billing.owed import DAY, Term, days
 from tests.persistence.billing.papers import to_cents
 from tests.persistence.billing.test_due import customer
 from tests.persistence.billing.test_postpaid import begun
 from tests.persistence.credits import give
-from tests.persistence.scenario import broken, rows_of
+from tests.persistence.scenario import broken
 
-HISTORIES = int(os.environ.get("HISTORIES", "4"))
 BEGINS = date(2026, 4, 1)
 FIRST, RATES = "0.2", ("0", "0.07", "0.19", "0.255")
 # Units are dear: an amount that is taxed with another rate shows.
@@ -183,7 +182,7 @@ class Taxed:
             expected[each.rate] += each.amount
         taxes: dict[Fraction, Fraction] = {}
         read = "SELECT kind, amount, tax_rate FROM invoice_line WHERE invoice_id = %s"
-        for kind, amount, rate in rows_of(self.april.url, read, [made["id"]]):
+        for kind, amount, rate in self.april.rows(read, [made["id"]]):
             if kind == "tax":
                 taxes[Fraction(str(rate))] = Fraction(str(amount))
             else:
@@ -202,11 +201,8 @@ class Taxed:
         await self.april.on(datetime.combine(day, time(12), UTC))
 
 
-@settings(
-    max_examples=HISTORIES, deadline=None, phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
-@given(steps=st.lists(STEPS, min_size=12, max_size=30))
+@some(4)
+@given(steps=over_years(STEPS, 12, 30))
 def test_what_is_supplied_is_taxed_with_the_rate_of_its_day(
     migrated: str, steps: list[tuple[str, Any]]
 ) -> None:

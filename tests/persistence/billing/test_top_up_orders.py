@@ -7,12 +7,13 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.background.timed.top_ups import TopUps
 from gateway.errors import Conflict, Unprocessable
 from tests.persistence.april import April, april
+from tests.persistence.billing.drawn import some
 from tests.persistence.billing.test_postpaid import begun
 from tests.persistence.billing.test_top_ups import own_invoice, pay, post
 from tests.persistence.credits import give
@@ -163,10 +164,7 @@ STEPS = st.lists(
 )  # fmt: skip
 
 
-@settings(
-    max_examples=6, deadline=None, phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
+@some(6)
 @given(steps=STEPS)
 def test_histories_buy_as_often_as_a_balance_falls(migrated: str, steps: list[tuple[str, int]]) -> None:
     asyncio.run(live(migrated, steps))

@@ -36,8 +36,7 @@ async def sell(april: April, owner: int, invoicing: str, **more: object) -> dict
 
 def post(april: April) -> int:
     """Let the counters post what waits for them; answers how many credits."""
-    waiting = rows_of(
-        april.url,
+    waiting = april.rows(
         "UPDATE control_write SET state = 'applied' WHERE state = 'pending' AND verb = 'credits'"
         " RETURNING id::text, (payload->>'amount')::bigint",
     )

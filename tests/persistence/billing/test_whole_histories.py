@@ -7,7 +7,6 @@ What is owed is counted by another way, by fractions, of what happened. `HISTORI
 from __future__ import annotations
 
 import asyncio
-import os
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,19 +16,19 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.background.timed.top_ups import TopUps
 from gateway.errors import Conflict
 from tests.persistence.april import April
+from tests.persistence.billing.drawn import over_years, some
 from tests.persistence.billing.owed import BY_TOKENS, DAY, Owed, days, ladder
 from tests.persistence.billing.test_events import send
 from tests.persistence.billing.test_histories import FIRST, STEPS, History, live
 from tests.persistence.billing.test_top_ups import post
-from tests.persistence.scenario import Account, broken, rows_of
+from tests.persistence.scenario import Account, broken
 
-HISTORIES = int(os.environ.get("HISTORIES", "2"))
 MORE = st.one_of(
     STEPS,
     STEPS,
@@ -150,7 +149,7 @@ class WholeHistory(History):
         await super().end()
         await self._on_paper()
         charged = "SELECT count(*), sum(amount) FROM charge"
-        before = rows_of(self.april.url, charged)
+        before = self.april.rows(charged)
         for at in range(0, len(self.every), 200):
             self.april.account.entries = self.every[at : at + 200]
             self.april.flush()
@@ -161,13 +160,12 @@ class WholeHistory(History):
             await self.april.do("invoices", "payments", invoice, amount=amount, reference=reference)
         await TopUps(self.april.store).turn()
         await self.april.store.charge(self.ids["organization"])
-        assert rows_of(self.april.url, charged) == before
+        assert self.april.rows(charged) == before
         await self._check()
 
     async def _on_paper(self) -> None:
         """Documents come to what is owed before tax, but for half a cent of each thing that is billed."""
-        [(paper, bases)] = rows_of(
-            self.april.url,
+        [(paper, bases)] = self.april.rows(
             "SELECT coalesce(sum(l.amount), 0), count(DISTINCT l.basis) FROM invoice_line AS l"
             " JOIN invoice AS i ON i.id = l.invoice_id"
             " WHERE i.status = 'finalized' AND l.kind NOT IN ('credits_consumed', 'tax')",
@@ -176,7 +174,7 @@ class WholeHistory(History):
         assert abs(Fraction(str(paper)) - self.owed.whole(self.today)) <= Fraction(bases, 200)
 
     async def _check(self) -> None:
-        [(charged,)] = rows_of(self.april.url, "SELECT coalesce(sum(amount), 0) FROM charge")
+        [(charged,)] = self.april.rows("SELECT coalesce(sum(amount), 0) FROM charge")
         assert Fraction(str(charged)) == self.owed.whole(self.today)
         assert await broken(self.april.url) == []
 
@@ -256,7 +254,7 @@ class WholeHistory(History):
             return
         self._post()
         assert await TopUps(self.april.store).turn() == 1
-        [(made,)] = rows_of(self.april.url, "SELECT max(invoice_id) FROM credit_addition")
+        [(made,)] = self.april.rows("SELECT max(invoice_id) FROM credit_addition")
         assert isinstance(made, int)
         self.open.append(made)
 
@@ -297,12 +295,7 @@ class WholeHistory(History):
         self.owed.cycles[number].late.append((at, tokens))
 
 
-@settings(
-    max_examples=HISTORIES, deadline=None, phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=[
-        HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large,
-    ],
-)  # fmt: skip
-@given(steps=st.lists(MORE, min_size=8, max_size=30))
+@some(2)
+@given(steps=over_years(MORE, 8, 30))
 def test_what_is_told_late_is_charged_as_it_is_owed(migrated: str, steps: list[tuple[str, Any]]) -> None:
     asyncio.run(live(WholeHistory, migrated, [("subscribe", FIRST | {"renews": True}), *steps]))
