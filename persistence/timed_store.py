@@ -71,6 +71,13 @@ class TimedStore(ABC):
         today, partition = self._clock().astimezone(UTC).date(), self._partition_of(organization_id)
         await self._run(lambda connection: charging.charge(connection, organization_id, partition, today))
 
+    async def charge_free(self, organization_ids: Sequence[int]) -> Sequence[int]:
+        """Charge what is known of some of one partition; answers those that somebody else charges now."""
+        today, partition = self._clock().astimezone(UTC).date(), self._partition_of(organization_ids[0])
+        return await self._run(
+            lambda connection: charging.charge_free(connection, organization_ids, partition, today)
+        )
+
     def partition(self, organization_id: int) -> int:
         """Where the counters have an organization."""
         return self._partition_of(organization_id)

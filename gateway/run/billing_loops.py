@@ -6,7 +6,8 @@ Part of the composition root.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from datetime import UTC, datetime
+from functools import partial
 
 from gateway.background.timed.calendar import Calendar
 from gateway.background.timed.charging import Charging
@@ -25,13 +26,14 @@ Loops = dict[str, Callable[[], Awaitable[None]]]
 
 
 def billing_loops(
-    settings: Settings, store: Store, checkpoints: Checkpoints, now: Callable[[], datetime]
+    settings: Settings, store: Store, checkpoints: Checkpoints, log: Callable[..., None]
 ) -> Loops:
-    """Each loop by its name; `now` answers the time in UTC."""
+    """Each loop by its name."""
+    now = partial(datetime.now, UTC)
     schedule = DunningSchedule.read(settings.dunning_reminder_days, settings.dunning_block_days)
     return {
         "calendar": Calendar(store, now).run,
-        "charging": Charging(store).run,
+        "charging": Charging(store, log).run,
         "checkpoints": MonthEnds(checkpoints, now).run,
         "dunning": Dunning(store, schedule).run,
         "rating": Rating(store).run,

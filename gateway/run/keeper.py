@@ -182,7 +182,7 @@ class Keeper:
             "late": self._late_settlements.run,
             "refused": self._refused.run,
             "expirer": self._expirer.run,
-            **billing_loops(settings, self._store, Checkpoints(self._engine), partial(datetime.now, UTC)),
+            **billing_loops(settings, self._store, Checkpoints(self._engine), log),
             **invoicing_loops(settings, schedule, self._account_closing, log),
             **self._collecting.loops(HandoverQueue(self._engine, self._store), log),
             "clock changes": self._clock_changes.run,

@@ -45,6 +45,17 @@ def charge(connection: Connection, organization_id: int, partition: int, today: 
     charges.accrue(connection, [organization_id], today, today=today)
 
 
+def charge_free(
+    connection: Connection, organization_ids: Sequence[int], partition: int, today: date
+) -> list[int]:
+    """The same of those of a partition that nobody else charges or invoices now; answers the others."""
+    held = charges.hold_free(connection, organization_ids)
+    if held:
+        hold_flushes(connection, partition)
+        charges.accrue(connection, held, today, today=today)
+    return sorted(set(organization_ids) - set(held))
+
+
 SUBJECT = Subject(
     table,
     time="period_start",

@@ -108,7 +108,10 @@ def advance(change: Change) -> Row:
             made.append(_remind(change, organization_id, row, wanted, schedule))
         elif cause is None and schedule.blocks(days, row.told, since):
             cause = row.id
-    cause = cause or change.connection.execute(_BLOCKING_NOW, here).scalar()
+    blocking = change.connection.execute(_BLOCKING_NOW, here).scalar()
+    if cause is not None and blocking is None:
+        made += _pass_on(change, here, cause)
+    cause = cause or blocking
     made += _let_go(change, here) if cause is None else _block(change, here, cause, schedule)
     if not made:
         raise Conflict("Nothing is due of it.")
@@ -137,6 +140,19 @@ def _block(change: Change, here: dict[str, int], invoice_id: int, schedule: Dunn
         steps.append(_add(change, here["organization"], said | done))
     if steps:
         _tell(change, "invoice.blocked", steps[0], schedule)
+    return steps
+
+
+def _pass_on(change: Change, here: dict[str, int], invoice_id: int) -> list[int]:
+    """Let another invoice have the blocks of those that block no more: given up, it goes on blocking."""
+    steps = []
+    for block in change.connection.execute(_OPEN_NOW, here | {"count": TENANTS_A_STEP_MAX}).all():
+        end = {"invoice_id": block.invoice_id, "action": UNBLOCK, "corrects_id": block.id}
+        begin = {"invoice_id": invoice_id, "action": BLOCK, "control_write_id": block.control_write_id}
+        of = {"tenant_id": block.tenant_id, "days": block.days}
+        unpaid = f"Invoice {invoice_id} is not paid." if block.control_write_id else block.reason
+        for said, reason in ((end, f"Invoice {invoice_id} blocks instead."), (begin, unpaid)):
+            steps.append(_add(change, here["organization"], {**said, **of, "reason": reason}))
     return steps
 
 

@@ -41,13 +41,15 @@ SELECT i.organization_id, l.basis, sum(l.exact - l.amount) AS rest
   FROM invoice AS i JOIN invoice_line AS l ON l.invoice_id = i.id AND l.exact IS NOT NULL
  WHERE i.organization_id = ANY(cast(:organizations AS bigint[])) AND i.status = 'finalized'
  GROUP BY 1, 2 HAVING sum(l.exact - l.amount) <> 0""")
-# How many units of each month were billed: all of it counts for their place in it.
+# How many units of each month were billed: all of it counts for their place in it. What is billed is asked of
+# the organization's own charges: by an index of invoices, those of everybody were read while few were billed.
 _UNITS_BEFORE = text("""
 SELECT c.organization_id, c.service_id, date_trunc('month', c.period_start, 'UTC')::date AS month,
        sum(c.quantity)::bigint AS units
   FROM unnest(cast(:organizations AS bigint[]), cast(:since AS date[])) AS w (organization_id, since)
-  JOIN charge AS c ON c.organization_id = w.organization_id AND c.kind = 'usage' AND c.invoice_id IS NOT NULL
-   AND c.unit_price <> 0.000000001 AND c.reason NOT IN ('credited', 'credit_void')
+  JOIN charge AS c ON c.organization_id = w.organization_id AND c.kind = 'usage'
+   AND num_nulls(c.invoice_id) = 0 AND c.unit_price <> 0.000000001
+   AND c.reason NOT IN ('credited', 'credit_void')
    AND c.period_start >= cast(w.since AS timestamp) AT TIME ZONE 'UTC'
  GROUP BY 1, 2, 3""")
 # Units of events that were told within a period, and used before it.

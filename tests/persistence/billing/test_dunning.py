@@ -153,6 +153,30 @@ async def test_two_invoices_block_until_the_last_is_paid(april: April) -> None:
     assert open_ == 0
 
 
+async def test_an_invoice_that_another_leaves_the_block_goes_on_blocking_once_it_is_given_up(
+    april: April,
+) -> None:
+    first = await owing(april)
+    second = await invoice_of(april, date(2026, 5, 1), date(2026, 6, 1), at(6, 2))
+    for day in (9, 12, 13):
+        await look(april, 6, day)
+    await pay(april, first)
+    await look(april, 6, 14)
+    await april.do("invoices", "uncollectible", second["id"])
+    await look(april, 6, 15)
+    assert verbs(april) == ["block"]
+    blocks = april.rows("SELECT invoice_id, action, reason FROM dunning_step WHERE tenant_id IS NOT NULL")
+    assert blocks == [
+        (first["id"], "block", f"Invoice {first['id']} is not paid."),
+        (first["id"], "unblock", f"Invoice {second['id']} blocks instead."),
+        (second["id"], "block", f"Invoice {second['id']} is not paid."),
+    ]
+    await pay(april, second, "bank-2")
+    await look(april, 6, 16)
+    assert verbs(april) == ["block", "unblock"]
+    assert await broken(april.url) == []
+
+
 async def test_what_is_switched_on_late_reminds_once_before_it_blocks(april: April) -> None:
     await owing(april)
     await look(april, 8, 1, DunningSchedule())

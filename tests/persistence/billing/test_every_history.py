@@ -66,6 +66,11 @@ MET: list[tuple[str, Any]] = [
     ("unit_call", 2_500), ("change_call", ("units", 0, 70, "IN")),
     ("top_up", ("prepaid", 500, 9_000)), ("pay", (1, 3)), ("note", 1),
 ]  # fmt: skip
+# Two invoices are unpaid. One blocks and is given back, so the other does, and goes on once it is given up.
+PASSED_ON: list[tuple[str, Any]] = [
+    ("top_up", ("prepaid", 500, 9_000)), ("wait", 1), ("top_up", ("prepaid", 600, 9_000)),
+    ("wait", 20), ("wait", 20), ("wait", 5), ("note", 0), ("wait", 5), ("give_up", 0), ("wait", 5),
+]  # fmt: skip
 
 
 class EveryHistory(Called):
@@ -379,5 +384,6 @@ class EveryHistory(Called):
 @some(1)
 @given(steps=over_years(STEPS, 20, 50))
 @example(steps=MET)
+@example(steps=PASSED_ON)
 def test_everything_that_happens_is_owed_once(migrated: str, steps: list[tuple[str, Any]]) -> None:
     asyncio.run(live(EveryHistory, migrated, [("subscribe", FIRST | {"renews": True}), *steps]))
