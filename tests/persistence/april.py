@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.background.timed.calendar import Calendar
@@ -20,6 +21,7 @@ from gateway.core.billing.pricing import Tier
 from gateway.counters.redis.keys import partition_of
 from persistence import engine
 from persistence.billing.allocations import Allocations
+from persistence.ledger import invariants
 from persistence.ledger.writer import Writer
 from persistence.store import Store
 from tests.letterhead import LETTERHEAD
@@ -28,6 +30,7 @@ from tests.persistence.scenario import Account, batch_of, rows_of
 OWN_SERVICES = ("image-gen", "tuning-setup", "rerank")
 ACTOR = Actor("builtin:admin", "admin")
 TIERS = (Tier(10_000, Decimal("0.0010")), Tier(None, Decimal("0.0008")))
+_INVARIANTS = str(invariants.ALL.compile(dialect=PGDialect_psycopg(), compile_kwargs={"literal_binds": True}))
 
 
 def at(month: int, day: int, hour: int = 12, year: int = 2026) -> datetime:
@@ -52,6 +55,10 @@ class April:
     def rows(self, sql: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]:
         """What a query answers, over one connection."""
         return self.connection.execute(sql, values).fetchall()
+
+    def broken(self) -> list[tuple[object, ...]]:
+        """Every invariant these rows violate; read over and over, planned once."""
+        return self.connection.execute(_INVARIANTS, prepare=True).fetchall()
 
     async def do(
         self, resource: str, verb: str, row_id: int | None = None, **values: object

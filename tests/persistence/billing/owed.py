@@ -6,6 +6,7 @@ from calendar import monthrange
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from fractions import Fraction
+from functools import cache
 
 from gateway.core.billing.pricing import Tier
 
@@ -58,8 +59,7 @@ class Term:
         return self._rounded(Fraction(before + 1, whole)) - self._rounded(Fraction(before, whole))
 
     def _begins(self, cycle: int) -> date:
-        year, month = divmod(self.anchor.year * 12 + self.anchor.month - 1 + cycle * self.months, 12)
-        return date(year, month + 1, min(self.anchor.day, monthrange(year, month + 1)[1]))
+        return _begins(self.anchor, self.months, cycle)
 
     def _rounded(self, part: Fraction) -> Fraction:
         nano = self.cost * part * NANO
@@ -139,6 +139,12 @@ class Owed:
         before = self.units.get(month, 0)
         self.units[month] = before + units
         self.others += ladder(tiers, before + units) - ladder(tiers, before)
+
+
+@cache
+def _begins(anchor: date, months: int, cycle: int) -> date:
+    year, month = divmod(anchor.year * 12 + anchor.month - 1 + cycle * months, 12)
+    return date(year, month + 1, min(anchor.day, monthrange(year, month + 1)[1]))
 
 
 def ladder(tiers: tuple[Tier, ...], units: int) -> Fraction:

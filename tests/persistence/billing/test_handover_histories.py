@@ -22,7 +22,6 @@ from tests.persistence.billing.drawn import some
 from tests.persistence.billing.test_handovers import Desk
 from tests.persistence.billing.test_payments import bought
 from tests.persistence.migrated import empty
-from tests.persistence.scenario import broken
 from tests.stripe_server import KEY, cutting, stripe_server
 
 CENTS = st.integers(1, 150_00)
@@ -80,7 +79,7 @@ class History:
         for which in reversed(range(len(self.snapshots))):
             assert await self.desk.told(self.snapshots[which], f"evt_{which}")
         self._agree(await self.desk.april.store.get("invoices", self.invoice["id"]))
-        assert await broken(self.desk.april.url) == []
+        assert self.desk.april.broken() == []
 
     def _agree(self, here: Any) -> None:
         """Once, whole; and cash at Stripe, less what is on the balance, is what is paid here."""

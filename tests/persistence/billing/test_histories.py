@@ -24,7 +24,7 @@ from tests.persistence.billing.drawn import over_years, some
 from tests.persistence.billing.owed import DAY, NANO, PLANS, Owed, Term
 from tests.persistence.credits import give
 from tests.persistence.migrated import empty
-from tests.persistence.scenario import Account, broken, document, rows_of
+from tests.persistence.scenario import Account, document, rows_of
 
 __all__ = ["DAY", "FIRST", "NANO", "STEPS", "History", "live"]
 
@@ -132,7 +132,7 @@ class History:
         expected += sum((money for _, money in self.owed.early), Fraction(0))
         [(charged,)] = self.april.rows("SELECT coalesce(sum(amount), 0) FROM charge")
         assert Fraction(str(charged)) == expected
-        assert await broken(self.april.url) == []
+        assert self.april.broken() == []
 
     async def _wait(self, length: int) -> None:
         until = self.today + length * DAY

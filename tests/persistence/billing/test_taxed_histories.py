@@ -24,7 +24,6 @@ from tests.persistence.billing.papers import to_cents
 from tests.persistence.billing.test_due import customer
 from tests.persistence.billing.test_postpaid import begun
 from tests.persistence.credits import give
-from tests.persistence.scenario import broken
 
 BEGINS = date(2026, 4, 1)
 FIRST, RATES = "0.2", ("0", "0.07", "0.19", "0.255")
@@ -217,4 +216,4 @@ async def live(url: str, steps: list[tuple[str, Any]]) -> None:
             await getattr(taxed, what)(how)
         await taxed.wait(1)
         await taxed.bill(0)
-        assert await broken(url) == []
+        assert history.april.broken() == []
