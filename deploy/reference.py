@@ -183,6 +183,8 @@ HINTS = {
     "[deadline](../settings.md#deadlines-of-the-data-plane) that passed.",
     "counters_unavailable": "Look at Redis and the keeper: "
     "[after a restart of Redis](../howto/recover.md#redis-has-restarted).",
+    "issuer_unavailable": "Look at the issuer; `tollkeeper doctor` says whether it answers. "
+    "[Signed tokens](../issuers.md#keys-of-issuers).",
     "overloaded": "Add workers or gateways, or raise the "
     "[maximum](../settings.md#maxima-of-the-data-plane) in question.",
 }

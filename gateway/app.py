@@ -82,7 +82,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     ports = _ports(settings, wires, door, (tally, failures, refusals), log)
     refused_calls, activity = RefusedCalls(wires, refusals, str(uuid4())), Activity(wires, time.time)
     plane, exporter = _plane(settings, ports)
-    port = GatewayPort(settings, plane, log)
+    port = GatewayPort(settings, plane, door.tokens, log)
     resubmitter = Resubmitter(
         wires, settlements, time.monotonic, log,
         report=door.worker_reports.report, announce=fences.announce,
@@ -109,7 +109,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
         asyncio.create_task(forever("refused", refused_calls.keep_sending, log)),
         asyncio.create_task(forever("failures", FailureTeller("gateway", failures, log).run, log)),
         asyncio.create_task(forever("resubmission", resubmitter.run, log)),
-        asyncio.create_task(forever("certificates", port.keep_certificate, log)),
+        asyncio.create_task(forever("port", port.keep, log)),
         asyncio.create_task(tallies.publish(settings.metrics_dir, lambda: _merged(snapshots))),
     ]
     await _know_services(directory, wires, log)
@@ -165,6 +165,7 @@ def _ports(
     tally, failures, refusals = counts
     return Ports(
         directory=door.directory,
+        tokens=door.tokens,
         counters=door.counters,
         objects=door.objects,
         estimator=Estimator(tokenizer=tokenizer.load()),
@@ -196,8 +197,7 @@ async def run_keeper(settings: Settings) -> None:
     """Run the keeper until SIGTERM or SIGINT, then flush what is there."""
     from gateway.run.keeper import Keeper  # noqa: PLC0415  # gateway workers never load PostgreSQL's libraries
 
-    stop = stop_signal()
-    keeper = Keeper(settings)
+    stop, keeper = stop_signal(), Keeper(settings)
     try:
         if await keeper.start(stop):
             await stop.wait()

@@ -65,7 +65,7 @@ class Refusal(TollkeeperError):
 class InvalidApiKey(Refusal):
     """The API key is missing, malformed, unknown, expired or revoked."""
 
-    # `failure` says which: `missing`, `malformed`, `unknown` or `revoked` (or expired).
+    # `failure` says which, one of `REASONS` in `gateway/core/failures.py`.
 
     reason = "invalid_api_key"
     status = 401
@@ -213,6 +213,13 @@ class UpstreamTimeout(Refusal):
 
     reason = "upstream_timeout"
     status = 504
+
+
+class IssuerUnavailable(Refusal):
+    """The keys of the token's issuer cannot be read, so nobody knows whether the token is good."""
+
+    reason = "issuer_unavailable"
+    status = 503
 
 
 class CountersUnavailable(Refusal):

@@ -20,6 +20,7 @@ from gateway.admin.pushing import push
 from gateway.admin.resources import RESOURCES, Action, Part, Resource, Secret
 from gateway.core.accounts.administration import OWNER, Claim, Command, Place, Query, Replay, Row
 from gateway.core.accounts.roles import CREATE, DELETE
+from gateway.core.issuers.issuer import known_as
 from gateway.errors import Conflict, StoreUnavailable, Unprocessable
 
 _log = logging.getLogger("tollkeeper.admin")
@@ -46,8 +47,11 @@ class Done:
     replayed: bool = False
 
 
-def mint(ports: AdminPorts, secret: Secret) -> tuple[Row, Row]:
-    """Make a secret: what is kept of it with its row, and what is answered once."""
+def mint(ports: AdminPorts, secret: Secret, values: Row) -> tuple[Row, Row]:
+    """Make a secret: what is kept of it with its row of these values, and what is answered once."""
+    if not secret.is_made(values):
+        named = known_as(*(str(values[name]) for name in secret.instead))
+        return {"digest": ports.digest(named), "prefix": ""}, {}
     minted = credentials.mint(secret.prefix)
     once = {secret.field: minted.secret}
     if secret.kept:
@@ -128,7 +132,7 @@ class Operations:
         values = await checked(store, resource.create, self._owned(sent), asked.claim, known=resource.known)
         once: Row = {}
         if resource.secret is not None:
-            kept, once = mint(self._ports, resource.secret)
+            kept, once = mint(self._ports, resource.secret, values)
             values |= kept
         return await self._do(self._command(asked, CREATE, None, values), resource, 201, once)
 

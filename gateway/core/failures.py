@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
 
-REASONS = ("missing", "malformed", "unknown", "revoked")
+from gateway.core.issuers.signed_token import FAILURES
+
+REASONS = ("missing", "malformed", "unknown", "revoked", *FAILURES)
 FREE_MAX = 5  # failures of a site within the window that are answered at once
 WINDOW_S = 60.0
 DELAY_S_FIRST = 0.1

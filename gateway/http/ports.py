@@ -62,6 +62,18 @@ class Directory(Protocol):
         """The same of the model that stands in for one without a price, if one does."""
 
 
+class Tokens(Protocol):
+    """Who calls with a signed token of an issuer; `accepts` says whether there is any issuer."""
+
+    accepts: bool
+
+    def cached(self, digest: str) -> Caller | None:
+        """The caller of a token's digest, if it was verified before and all it was found by is fresh."""
+
+    def identify(self, digest: str, token: bytes) -> Awaitable[Caller]:
+        """Verify a token. Fails with `InvalidApiKey`, `IssuerUnavailable` or `CountersUnavailable`."""
+
+
 class Objects(Protocol):
     """Whose the objects are that upstreams keep."""
 
@@ -112,6 +124,7 @@ class Ports:
     """
 
     directory: Directory
+    tokens: Tokens
     counters: Counters
     objects: Objects
     estimator: Estimator

@@ -49,8 +49,12 @@ async def proxy(exchange: Exchange) -> None:
     ports = worker.ports
     routed = _route(exchange)
     head = exchange.head
-    digest = head.proof.digest
-    caller = ports.directory.cached(digest) or await ports.directory.identify(digest)
+    proof = head.proof
+    digest = proof.digest
+    if proof.token:
+        caller = ports.tokens.cached(digest) or await ports.tokens.identify(digest, proof.token)
+    else:
+        caller = ports.directory.cached(digest) or await ports.directory.identify(digest)
     exchange.caller = caller
     if head.news is not None:
         worker.heads.remember(head)

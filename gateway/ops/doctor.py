@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from gateway.core.calls.binding import Bindings
 from gateway.core.calls.route import UpstreamTarget
+from gateway.core.issuers.issuer import Issuer
 from gateway.core.wait import in_task
 from gateway.counters.admission.stored import decode_catalogue
 from gateway.counters.fence import history
@@ -28,6 +29,8 @@ from gateway.counters.redis.scripts import VERBS, library
 from gateway.counters.redis.wire import Wire, encode
 from gateway.errors import SettingError, StartError, TollkeeperError
 from gateway.http.upstream.pool import reach
+from gateway.issuers.key_set import UnreadableKeys
+from gateway.issuers.keys import read_keys
 from gateway.ops import doctor_users, hints
 from gateway.settings.settings import PREFIX, Settings
 from gateway.settings.tls_files import PREFIXES
@@ -76,6 +79,8 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
             yield _stripe()
     for target in settings.upstreams if role != "keeper" else ():
         yield await _upstream(target)
+    for issuer in settings.issuers if role != "keeper" else ():
+        yield await _issuer(issuer)
 
 
 def _ports(settings: Settings, role: str) -> Iterator[Finding]:
@@ -115,6 +120,21 @@ def _stripe(library: str = "stripe") -> Finding:
         said = "TOLLKEEPER_STRIPE_API_KEY is set, and Stripe's library is not installed"
         return Finding(False, "stripe", f"{said}: pip install 'tollkeeper[stripe]'")
     return Finding(True, "stripe", "its library is installed")
+
+
+async def _issuer(issuer: Issuer) -> Finding:
+    """Whether the keys that its tokens are verified by can be read."""
+    subject = f"issuer {issuer.issuer}"
+    try:
+        found = await asyncio.to_thread(read_keys, issuer)
+    except UnreadableKeys as error:
+        said = f"its keys cannot be read, so its tokens are refused: {error.message}"
+        return Finding(False, subject, f"{said}; {hints.issuer(error.message)}")
+    usable = [name for name in issuer.algorithms if any(key.fits(name) for key in found.keys)]
+    if not usable:
+        said = f"none of its {len(found.keys)} keys is for {', '.join(issuer.algorithms)}"
+        return Finding(False, subject, f"{said}: put what it signs by into `algorithms`")
+    return Finding(True, subject, f"{len(found.keys)} keys were read, for {', '.join(usable)}")
 
 
 async def _upstream(target: UpstreamTarget) -> Finding:

@@ -75,6 +75,16 @@ _UPSTREAM = (
 )
 
 
+_ISSUER = (
+    ("certificate", "name the authority that signed it as ca_file of the issuer"),
+    ("No such file", "correct jwks_file or token_file of the issuer"),
+    ("answers 40", "say with token_file what it is asked with, or correct jwks_uri"),
+    ("answers 3", "name the place itself as jwks_uri: nobody is followed elsewhere"),
+    ("another issuer", "write `issuer` as its discovery document does, to the last character"),
+    ("", "correct issuer or jwks_uri, or look at the firewall"),
+)
+
+
 def redis(said: str) -> str:
     """What to do where Redis said this."""
     return _found(_REDIS, said)
@@ -88,6 +98,11 @@ def postgresql(said: str) -> str:
 def upstream(said: str) -> str:
     """What to do where a connection to an upstream ended so."""
     return _found(_UPSTREAM, said)
+
+
+def issuer(said: str) -> str:
+    """What to do where an issuer's keys could not be read for this."""
+    return _found(_ISSUER, said)
 
 
 def _found(rows: tuple[tuple[str, str], ...], said: str) -> str:

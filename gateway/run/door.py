@@ -25,6 +25,8 @@ from gateway.counters.redis.wire import Wire
 from gateway.counters.redis.wires import Wires
 from gateway.counters.settlement_log.log import SettlementLog
 from gateway.http.tally import Histogram
+from gateway.issuers.callers import TokenCallers
+from gateway.run.token_callers import token_callers
 from gateway.run.worker_slot import take_worker_slot
 from gateway.settings.settings import Settings
 
@@ -42,6 +44,7 @@ class Door:
     leaser: Leaser
     worker_reports: WorkerReports
     cooling: SharedCooling
+    tokens: TokenCallers
 
 
 def make_door(
@@ -77,4 +80,5 @@ def make_door(
         (wire,) = wires.wires
         counters, objects = counters_of(wire), objects_of(wire)
     reports = WorkerReports(wires, str(worker_slot), time.time_ns())
-    return Door(directory, counters, objects, allowances, leaser, reports, SharedCooling(wires, clock))
+    cooling, tokens = SharedCooling(wires, clock), token_callers(settings, directory, log)
+    return Door(directory, counters, objects, allowances, leaser, reports, cooling, tokens)

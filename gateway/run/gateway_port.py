@@ -11,6 +11,7 @@ from typing import Any
 
 from gateway.core.calls.call import Bounds
 from gateway.http.server.server import DataPlane
+from gateway.issuers.callers import TokenCallers
 from gateway.run.parent_pipe import ParentPipe
 from gateway.run.tls_port import TlsPort
 from gateway.settings.origins import origins_of
@@ -21,8 +22,10 @@ from gateway.telemetry import logs
 class GatewayPort:
     """Where the data plane meets clients. Made inside a running event loop."""
 
-    def __init__(self, settings: Settings, plane: DataPlane, log: Callable[..., None]) -> None:
-        self._settings, self._plane, self._log = settings, plane, log
+    def __init__(
+        self, settings: Settings, plane: DataPlane, tokens: TokenCallers, log: Callable[..., None]
+    ) -> None:
+        self._settings, self._plane, self._tokens, self._log = settings, plane, tokens, log
         self._tls = TlsPort(settings, "gateway", log)
 
     async def open(self, parent_pipe: ParentPipe | None) -> None:
@@ -35,9 +38,11 @@ class GatewayPort:
         if parent_pipe is not None:
             parent_pipe.listen(lambda line: loop.call_soon_threadsafe(self._renew, line))
 
-    async def keep_certificate(self) -> None:
-        """Look after the certificate until cancelled."""
-        await self._tls.run()
+    async def keep(self) -> None:
+        """Look after the certificate, and the keys of issuers, until cancelled."""
+        async with asyncio.TaskGroup() as both:
+            both.create_task(self._tls.run())
+            both.create_task(self._tokens.keep_fresh())
 
     def snapshot(self) -> Mapping[str, Any]:
         """What metrics say of the port."""
@@ -49,6 +54,7 @@ class GatewayPort:
         """Serve by other settings; the process that sent them has checked them."""
         settings = from_json(line)
         bounds = Bounds(usage_tokens_max=settings.usage_tokens_max)
+        self._tokens.renew(settings.issuers)
         self._plane.renew(
             settings.routes, settings.upstreams, settings.http, settings.services, bounds=bounds,
             origins=origins_of(settings.cors_origins), workloads=settings.workloads,

@@ -18,8 +18,8 @@ OF_GATEWAYS = tuple(sorted(SECRETS.difference(OF_KEEPERS)))
 
 # Routes and upstreams, and what the data plane asks again for each connection or call.
 RENEWABLE = frozenset({
-    "routes", "upstreams", "services", "workloads", "log_level", "usage_tokens_max", "secret_files",
-    "cors_origins", *SETTABLE,
+    "routes", "upstreams", "services", "workloads", "issuers", "log_level", "usage_tokens_max",
+    "secret_files", "cors_origins", *SETTABLE,
 })  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The allow-list and where it leads: routes and upstreams, built in or read from YAML; and known workloads.
+"""The allow-list and where it leads: routes and upstreams, built in or read from YAML; who says who calls.
 
 A configuration file says everything the environment is too small for. `${NAME}` and
 `${NAME:-otherwise}` are replaced from the environment inside strings, `$$` is a dollar sign.
@@ -23,8 +23,10 @@ from gateway.core.calls.binding import SERVICES_PREFIX, UNREAD_METERS, conflicti
 from gateway.core.calls.paths import PATHS_MAX, read_pattern
 from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
 from gateway.core.families.registry import ALL, FAMILIES, SHAPES
+from gateway.core.issuers.issuer import Issuer
 from gateway.core.model import GENERIC, Family, Service
 from gateway.errors import SettingError
+from gateway.settings.issuers import ISSUERS_MAX, WrittenIssuer, issuers_of
 
 ANY_METHODS = ("ANY",)
 CONFIG_BYTES_MAX = 1 << 20
@@ -53,6 +55,7 @@ class RouteTable(NamedTuple):
     upstreams: tuple[UpstreamTarget, ...]
     services: ServiceRules = ServiceRules()
     workloads: tuple[tuple[str, str], ...] = ()
+    issuers: tuple[Issuer, ...] = ()
 
     def check_services(self, catalogue: Mapping[str, Service]) -> None:
         """`SettingError` where two services get to the same paths, unless one upstream serves all.
@@ -74,7 +77,9 @@ class RouteTable(NamedTuple):
         upstreams = {target.name: replace(target, base_url=base_url) for target in self.upstreams}
         upstreams.setdefault("services", UpstreamTarget("services", base_url))
         services = replace(self.services, shared="services")
-        return RouteTable(_with_services(self.routes), tuple(upstreams.values()), services, self.workloads)
+        return self._replace(
+            routes=_with_services(self.routes), upstreams=tuple(upstreams.values()), services=services
+        )
 
 
 # Its upstream is the service's.
@@ -127,6 +132,7 @@ class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     upstreams: dict[Name, _Upstream] = {}
     services: dict[Name, _Service] = {}
     workloads: Annotated[dict[Uri, Key], msgspec.Meta(max_length=WORKLOADS_MAX)] = {}
+    issuers: Annotated[tuple[WrittenIssuer, ...], msgspec.Meta(max_length=ISSUERS_MAX)] = ()
     routes: tuple[_Route, ...] | None = None
     include_default_routes: bool = False
 
@@ -174,7 +180,8 @@ def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteTable:
     paths = tuple((key, service.paths) for key, service in config.services.items() if service.paths)
     _check_patterns(dict(paths))
     rules = ServiceRules(services, paths)
-    return RouteTable(routes, tuple(upstreams.values()), rules, tuple(config.workloads.items()))
+    workloads, issuers = tuple(config.workloads.items()), issuers_of(config.issuers)
+    return RouteTable(routes, tuple(upstreams.values()), rules, workloads, issuers)
 
 
 def _with_services(routes: tuple[Route, ...]) -> tuple[Route, ...]:

@@ -19,6 +19,7 @@ from gateway.core.calls.call import DEFAULT_BOUNDS
 from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
 from gateway.core.certificate import TlsFiles
 from gateway.core.http_limits import SETTABLE, Count, HttpLimits, Seconds
+from gateway.core.issuers.issuer import Issuer
 from gateway.core.otel import Tracing, read_tracing
 from gateway.errors import SettingError
 from gateway.settings.checking import (
@@ -136,6 +137,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     upstreams: tuple[UpstreamTarget, ...] = ()
     services: ServiceRules = ServiceRules()
     workloads: tuple[tuple[str, str], ...] = ()
+    issuers: tuple[Issuer, ...] = ()
 
     tracing: Tracing | None = None
     # Files that secrets were read from, each with its setting; without one it holds a variable's.
@@ -145,8 +147,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """`SettingError` for the first of these that has no value."""
         for name in names:
             if not getattr(self, name):
-                wanted = wanted_of(name, _TYPES[name])
-                raise SettingError(f"{PREFIX}{name.upper()} is not set: expected {wanted}")
+                said = f"{PREFIX}{name.upper()} is not set: expected "
+                raise SettingError(said + wanted_of(name, _TYPES[name]))
 
     @property
     def owner_url(self) -> str:
@@ -189,19 +191,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def values(self) -> dict[str, Any]:
         """Everything by its name, routes and upstreams too."""
-        http = {name: getattr(self.http, name) for name in SETTABLE}
         own = {name: getattr(self, name) for name in self.__struct_fields__ if name != "http"}
-        return own | http
+        return own | {name: getattr(self.http, name) for name in SETTABLE}
 
     def named(self) -> dict[str, Any]:
         """Every setting by its name, without routes and upstreams."""
-        values = self.values()
-        return {name: values[name] for name in NAMES}
+        return {name: value for name, value in self.values().items() if name in NAMES}
 
     @property
     def table(self) -> RouteTable:
         """Routes and upstreams together."""
-        return RouteTable(self.routes, self.upstreams, self.services, self.workloads)
+        return RouteTable(self.routes, self.upstreams, self.services, self.workloads, self.issuers)
 
     def with_table(self, table: RouteTable) -> Settings:
         """The same settings with these routes and upstreams."""

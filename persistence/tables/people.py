@@ -107,6 +107,8 @@ api_key = table(
     moments("expires_at?", "revoked_at?", "created_at", "updated_at"),
     # What a request of this key may say of its user.
     texts("user_header"),
+    # Whose signed tokens stand for it, where it is no key: the digest is of these.
+    texts("issuer?", "subject?"),
     UniqueConstraint("digest"),
 )
 

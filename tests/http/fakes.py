@@ -205,6 +205,21 @@ class FakeDirectory:
         return service
 
 
+class NoTokens:
+    """No issuer is known: whatever comes is a key."""
+
+    accepts = False
+
+    def __init__(self, _: object = None) -> None:
+        """It asks no directory."""
+
+    def cached(self, digest: str) -> Caller | None:
+        raise AssertionError(digest)
+
+    async def identify(self, digest: str, token: bytes) -> Caller:
+        raise AssertionError(digest, token)
+
+
 class FakeCounters:
     """Admits everything and records it, until a test says otherwise.
 

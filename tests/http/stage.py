@@ -27,14 +27,23 @@ from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Attribution, Caller
 from gateway.core.upstreams.cooling import Cooling
 from gateway.errors import Refusal
-from gateway.http.ports import Ports, Tracer
+from gateway.http.ports import Ports, Tokens, Tracer
 from gateway.http.server.server import DataPlane
 from gateway.http.server.traced import TracedPlane
 from gateway.http.tally import Tally
 from gateway.http.upstream.names import LookUp, by_system
 from gateway.tls.certificates import Certificates
 from gateway.tls.gate import Gate
-from tests.http.fakes import PEPPER, ROUTES, USAGE_BODY, FakeCounters, FakeDirectory, FakeObjects, answer
+from tests.http.fakes import (
+    PEPPER,
+    ROUTES,
+    USAGE_BODY,
+    FakeCounters,
+    FakeDirectory,
+    FakeObjects,
+    NoTokens,
+    answer,
+)
 from tests.tls_client import open_tls
 from tests.waiting import eventually
 
@@ -289,6 +298,7 @@ class Stage:
     def __init__(self, upstream: FakeUpstream) -> None:
         self.upstream = upstream
         self.directory = FakeDirectory()
+        self.tokens: Tokens = NoTokens()
         self.counters = FakeCounters()
         self.objects = FakeObjects()
         self.failures = Failures(time.monotonic, free_max=1_000)
@@ -305,6 +315,7 @@ class Stage:
     def ports(self) -> Ports:
         return Ports(
             self.directory,
+            self.tokens,
             self.counters,
             self.objects,
             Estimator(),
@@ -389,12 +400,14 @@ async def staged(
     origins: frozenset[bytes] = frozenset(),
     workloads: tuple[tuple[str, str], ...] = (),
     look_up: LookUp = by_system,
+    tokens: Callable[[FakeDirectory], Tokens] = NoTokens,
     **limits: float,
 ) -> AsyncIterator[Stage]:
     """A stage whose every hold is settled when it closes. `limits` are fields of `HttpLimits`."""
     upstream = FakeUpstream()
     await upstream.start(upstream_tls)
     stage = Stage(upstream)
+    stage.tokens = tokens(stage.directory)
     url = base_url or f"http{'s' if upstream_tls else ''}://localhost:{upstream.port}"
     target = UpstreamTarget(
         "up", url.replace("localhost", "127.0.0.1") if not upstream_tls else url, headers, ca_file

@@ -17,6 +17,7 @@ from gateway.ops.doctor import Finding, _stripe, _verification, examine
 from gateway.settings.settings import Settings, load
 from tests.certificates import issued, write
 from tests.conftest import ValkeyServer, free_port
+from tests.signing import ISSUER, issuer, jwks
 
 SECRET = "not-for-anybodys-eyes"
 
@@ -51,6 +52,28 @@ def one(found: list[Finding], subject: str) -> str:
     (finding,) = found
     assert finding.subject == subject
     return finding.says
+
+
+async def test_the_keys_of_an_issuer_are_read(tmp_path: Path) -> None:
+    async def said(**rules: Any) -> Finding:
+        asked = settings(tmp_path, issuers=(issuer(**rules),))
+        (finding,) = [each async for each in examine(asked, "serve") if each.subject == f"issuer {ISSUER}"]
+        return finding
+
+    place = tmp_path / "keys.json"
+    missing = await said(jwks_file=str(place))
+    assert not missing.well
+    assert "No such file" in missing.says
+    assert "correct jwks_file" in missing.says
+    place.write_bytes(jwks())
+    assert await said(jwks_file=str(place)) == Finding(
+        True, f"issuer {ISSUER}", "1 keys were read, for RS256"
+    )
+    other = await said(jwks_file=str(place), algorithms=("ES256",))
+    assert not other.well
+    assert "none of its 1 keys is for ES256" in other.says
+    asked = settings(tmp_path, issuers=(issuer(jwks_file=str(place)),))
+    assert not [each async for each in examine(asked, "keeper") if each.subject.startswith("issuer")]
 
 
 def test_a_key_of_stripes_needs_its_library() -> None:

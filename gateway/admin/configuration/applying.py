@@ -147,7 +147,7 @@ class Configurator:
         for verb, said in planned.writes:
             values = said
             if verb == CREATE and resource.secret is not None:
-                kept, once = mint(self._ports, resource.secret)
+                kept, once = mint(self._ports, resource.secret, said)
                 values = {**said, **kept}
                 secrets += [
                     {

@@ -106,7 +106,7 @@ class Records:
             done = await self._operations.create(self._desk.asked(request, signed, posted, sent), sent)
         except (Unprocessable, Conflict) as error:
             return await self._form_page(request, signed, forms.came_back(form, posted, error), error.status)
-        if secret is not None:
+        if secret is not None and secret.is_made(sent):
             owner = done.content.get("tenant_id")
             back = f"/{screen.name}" if owner is None else f"/tenants/{owner}"
             shown_once = str(done.content.get(secret.field, ""))

@@ -60,7 +60,8 @@ SCREENS = {
         Screen(
             "Customers", "api-keys", "API keys", "API key",
             ("name", "tenant_id", "prefix", "state", "expires_at", "created_at"),
-            empty="No key yet.", filters=("tenant_id", "organization_id", "user", "prefix"),
+            empty="No key yet.",
+            filters=("tenant_id", "organization_id", "user", "prefix", "issuer", "subject"),
         ),
         Screen(
             "Customers", "users", "Users", "user",

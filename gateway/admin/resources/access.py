@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from gateway.admin import credentials
 from gateway.admin.resources.models import answer_of, patch_of
 from gateway.admin.resources.resource import Action, Declared, Filter, Resource, Secret
-from gateway.admin.resources.said import ExternalId, ModelText
+from gateway.admin.resources.said import ExternalId, ModelText, printable
 from gateway.admin.resources.values import MODELS_MAX, Id, In, Instant, LimitsIn, Text
 from gateway.core.accounts.roles import OPERATOR, READONLY, ROLES, access
+from gateway.core.issuers.claims import SUBJECT_CHARACTERS_MAX
 
+# What stands in the place of a key whose callers show tokens.
+TOKENS = ("issuer", "subject")
+Issuer = Annotated[str, Field(strict=True, pattern=r"^[\x21-\x7e]{1,512}$")]
+Subject = Annotated[Text, Field(max_length=SUBJECT_CHARACTERS_MAX), AfterValidator(printable)]
 Models = Annotated[list[ModelText], Field(min_length=1, max_length=MODELS_MAX)]
 
 
@@ -30,6 +35,20 @@ class ApiKeyCreate(In):
     limits: LimitsIn | None = None
     models: Models | None = Field(default=None, description="The models it may ask for; null is any.")
     expires_at: Instant | None = None
+    issuer: Issuer | None = Field(
+        default=None,
+        description="With `subject`: no key is made, signed tokens of this issuer stand for it.",
+    )
+    subject: Subject | None = Field(
+        default=None, description="The subject of those tokens, as the gateways' rule of the issuer has it."
+    )
+
+    @model_validator(mode="after")
+    def both_say_whose_tokens(self) -> ApiKeyCreate:
+        """An issuer alone would let in all it knows, and a subject alone nobody."""
+        if (self.issuer is None) != (self.subject is None):
+            raise ValueError("issuer and subject belong together: say both, or none")
+        return self
 
 
 ApiKey = answer_of(
@@ -66,10 +85,11 @@ RESOURCES = (
     Resource(
         name="api-keys",
         access=access(OPERATOR),
-        description="Credentials of the data plane. The key itself is shown once, when it is made.",
+        description="Credentials of the data plane. The key itself is shown once, when it is made; "
+        "one of an issuer's subject has none.",
         out=ApiKey,
         create=ApiKeyCreate,
-        patch=patch_of(ApiKeyCreate, without=("tenant_id",)),
+        patch=patch_of(ApiKeyCreate, without=("tenant_id", *TOKENS)),
         deletable=True,
         settle_first="revoke",
         filters={
@@ -77,9 +97,11 @@ RESOURCES = (
             "organization_id": Filter(),
             "user": Filter("text"),
             "prefix": Filter("text"),
+            "issuer": Filter("text"),
+            "subject": Filter("text"),
         },
         actions=(Action("revoke", "Refuse the key from now on, for ever"),),
-        secret=Secret("key", credentials.API_KEY),
+        secret=Secret("key", credentials.API_KEY, instead=TOKENS),
         declared=Declared(
             by=("tenant_id", "name"), needs=("name",), is_gone=lambda row: row["revoked_at"] is not None
         ),

@@ -100,12 +100,18 @@ class Batch:
 class Secret:
     """A credential made on create, answered once in `field`, kept as its digest.
 
-    `kept` keeps it as it is: what signs cannot be a digest.
+    `kept` keeps it as it is: what signs cannot be a digest. Where the fields of `instead` are set they stand
+    in its place, and none is made.
     """
 
     field: str
     prefix: str
     kept: bool = False
+    instead: tuple[str, ...] = ()
+
+    def is_made(self, values: Row) -> bool:
+        """Whether a row of these values has one."""
+        return not self.instead or any(values.get(name) is None for name in self.instead)
 
 
 @dataclass(frozen=True, slots=True)

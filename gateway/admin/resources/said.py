@@ -26,6 +26,13 @@ def _model(pattern: str) -> str:
     return pattern
 
 
+def printable(text: str) -> str:
+    """What a token may say: a text that can be shown."""
+    if not text.isprintable():
+        raise ValueError("must be printable: no token is read that says anything else")
+    return text
+
+
 # What callers call their users.
 ExternalId = Annotated[
     str, Field(strict=True, min_length=1, max_length=EXTERNAL_ID_CHARS_MAX), AfterValidator(_user)

@@ -88,8 +88,9 @@ class Command:
             return
         if self.does == "create":
             secret = self.resource.secret
-            note = f"The {secret.field} is not shown again: keep it now." if secret else None
             body = values.with_amounts(self.fields, body, dict)
+            once = secret is not None and secret.is_made(body)
+            note = f"The {secret.field} is not shown again: keep it now." if once and secret else None
             output.row(api.post(name, body), as_json=as_json, note=note)
             return
         row_id = api.id_of(name, typed["row"])

@@ -12,13 +12,14 @@ _NO_ATTRIBUTION = Attribution()
 
 
 class Proof(Kept):
-    """The digest of the credential that some lines carry, or why there is none."""
+    """The digest of the credential that some lines carry, or why there is none; with a signed `token`, it."""
 
-    __slots__ = ("digest", "refusal")
+    __slots__ = ("digest", "refusal", "token")
 
-    def __init__(self, digest: str = "", refusal: Refusal | None = None) -> None:
+    def __init__(self, digest: str = "", refusal: Refusal | None = None, token: bytes = b"") -> None:
         self.digest = digest
         self.refusal = refusal
+        self.token = token
 
 
 class Said(Kept):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from gateway.core.calls.trace import FIELD, STATE_FIELD, read_parent, read_trace_id, read_usual_line
 from gateway.core.http_limits import HttpLimits
+from gateway.core.issuers.signed_token import TOKEN_BYTES_MAX
 from gateway.core.model import Attribution
 from gateway.errors import Refusal
 from gateway.http.protocol.fields import AMBIGUOUS, DECIDES, PASSES, PROVES, SAYS, TRACES, VARIES
@@ -19,17 +20,22 @@ from gateway.http.protocol.request import MalformedRequest, Values, read_fields,
 from gateway.http.routing.attribution import read_attribution
 from gateway.http.routing.call_head import NOTHING, CallHead, Line, Proof, Reading, Said, unreadable
 from gateway.http.routing.cors import Cors
-from gateway.http.routing.identity import credential_digest
+from gateway.http.routing.identity import credential_of, key_digest
 from gateway.http.routing.routed_head import HeadRouter, RoutedHead
 from gateway.http.server.request_driver import bare
 
 BYTES_MAX = 10 * 1024 * 1024
 HEAD_BYTES_MAX = 4096
+# The lines of a credential, where that is the longest token that is read.
+PROOF_BYTES_MAX = TOKEN_BYTES_MAX + 256
 NEW_LINES_MAX = 32  # of one head; the others when it comes again
 
 
 class HeadReader:
-    """Read heads by one configuration, and remember `bytes_max` of them: `known` are those kept whole."""
+    """Read heads by one configuration, and remember `bytes_max` of them: `known` are those kept whole.
+
+    With `tokens` a credential may be a signed token of an issuer.
+    """
 
     def __init__(
         self,
@@ -40,7 +46,9 @@ class HeadReader:
         traced: bool = False,
         bytes_max: int = BYTES_MAX,
         cors: Cors | None = None,
+        tokens: bool = False,
     ) -> None:
+        self._tokens = tokens
         self._cors = cors
         self.bindings = router.bindings
         self._router = router
@@ -53,7 +61,7 @@ class HeadReader:
         self._heads: KeptInUse[bytes, CallHead] = KeptInUse(3 * tenth, HEAD_BYTES_MAX, 7, 2560)
         self._lines: KeptInUse[bytes, Line] = KeptInUse(2 * tenth, HEAD_BYTES_MAX, 1, 256)
         self._routed: KeptInUse[bytes, RoutedHead] = KeptInUse(tenth, HEAD_BYTES_MAX, 3, 1536)
-        self._proofs: KeptInUse[bytes, Proof] = KeptInUse(2 * tenth, HEAD_BYTES_MAX, 1, 384)
+        self._proofs: KeptInUse[bytes, Proof] = KeptInUse(2 * tenth, PROOF_BYTES_MAX, 2, 384)
         self._said: KeptInUse[bytes, Said] = KeptInUse(2 * tenth, HEAD_BYTES_MAX, 5, 512)
         self.known = self._heads.known
 
@@ -153,7 +161,9 @@ class HeadReader:
         if proof is not None:
             return proof
         try:
-            proof = Proof(credential_digest(_values(reading.proving), self._pepper))
+            credential, signed = credential_of(_values(reading.proving), self._tokens)
+            token = credential if signed else b""
+            proof = Proof(key_digest(credential, self._pepper), token=token)
         except Refusal as refusal:
             proof = Proof(refusal=bare(refusal))
         reading.proof = proof

@@ -1,6 +1,6 @@
 """The credential of a request, found in its head and turned into the digest it is known by.
 
-A credential never leaves this file: what goes on is its HMAC-SHA-256 under the pepper.
+A key goes no further than its HMAC-SHA-256 under the pepper; a signed token is verified once besides.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ import hmac
 import re
 from urllib.parse import unquote_to_bytes
 
+from gateway.core.issuers.signed_token import is_token, may_be_read
 from gateway.errors import InvalidApiKey, InvalidRequest
 from gateway.http.protocol.fields import CREDENTIAL_FIELDS
 from gateway.http.protocol.request import Values
 
 # Without `$`, case, hyphens and underscores: APIs take their credential under many spellings of these.
-_QUERY_NAMES = frozenset(b"key accesstoken oauthtoken bearertoken".split()) | {
+_QUERY_NAMES = frozenset(b"key accesstoken oauthtoken bearertoken idtoken jwt".split()) | {
     name.replace(b"-", b"") for name in CREDENTIAL_FIELDS
 }
 _SEPARATOR = re.compile(rb"[&;]")
@@ -31,8 +32,8 @@ def check_query_names(query: bytes) -> None:
             )
 
 
-def credential_digest(said: Values, pepper: bytes) -> str:
-    """Hex digest of the request's credential.
+def credential_of(said: Values, tokens: bool = False) -> tuple[bytes, bool]:
+    """The request's credential, and whether it is a signed token, where `tokens` are accepted.
 
     `InvalidApiKey` where there is none or it is malformed; `InvalidRequest` where there are two that differ.
     """
@@ -45,11 +46,12 @@ def credential_digest(said: Values, pepper: bytes) -> str:
     if len(found) > 1:
         raise InvalidRequest("The request carries two different credentials.")
     sent, credential = bool(found), found.pop() if found else b""
-    if _CREDENTIAL.fullmatch(credential) is None:
+    signed = tokens and is_token(credential)
+    if not may_be_read(credential) if signed else _CREDENTIAL.fullmatch(credential) is None:
         nobody = InvalidApiKey("The API key is malformed." if sent else "The request carries no API key.")
         nobody.failure = "malformed" if sent else "missing"
         raise nobody
-    return key_digest(credential, pepper)
+    return credential, signed
 
 
 def key_digest(credential: bytes, pepper: bytes) -> str:

@@ -97,7 +97,8 @@ class DataPlane:
         bindings = Bindings(tuple(routes), by_name, services, ports.directory, ports.log)
         router = HeadRouter(tuple(routes), by_name, bindings, limits)
         cors = Cors(origins) if origins else None
-        heads = HeadReader(router, self._pepper, limits, traced=traced, cors=cors)
+        tokens = ports.tokens.accepts
+        heads = HeadReader(router, self._pepper, limits, traced=traced, cors=cors, tokens=tokens)
         upstreams: dict[str, Upstream] = {}
         for name, target in by_name.items():
             there = self._upstreams.get(name)

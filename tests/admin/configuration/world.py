@@ -80,6 +80,10 @@ WORLD: Objects = {
             "expires_at": "2099-01-01T00:00:00Z",
         },
         {"tenant": {"organization": "Globex", "name": "Web"}, "name": "CI", "user": "somebody"},
+        {
+            "tenant": {"organization": "Globex", "name": "Web"}, "name": "pods",
+            "issuer": "https://kubernetes.default.svc", "subject": "prod",
+        },
     ],
     "tenants": [
         {"organization": "Acme", "name": "Web", "plan": "Pro", "limits": {"concurrency": 3}},

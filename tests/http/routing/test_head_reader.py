@@ -22,7 +22,7 @@ from gateway.http.routing.bindings import Bindings
 from gateway.http.routing.call_head import CallHead
 from gateway.http.routing.family_rules import withheld
 from gateway.http.routing.head_reader import NEW_LINES_MAX, HeadReader
-from gateway.http.routing.identity import credential_digest
+from gateway.http.routing.identity import credential_of, key_digest
 from gateway.http.routing.routed_head import HeadRouter
 from tests.http.fakes import AUTH, CHAT, KEY, PEPPER, ROUTES, FakeDirectory, get, post
 from tests.http.stage import staged
@@ -75,7 +75,7 @@ def whole(head: bytes, traced: bool) -> Picture:
     parent = read_parent(read.read.get(FIELD, [])) if traced else None
     digest, refused = "", None
     try:
-        digest = credential_digest(read.read, PEPPER)
+        digest = key_digest(credential_of(read.read)[0], PEPPER)
     except Refusal as refusal:
         refused = refusal
     attribution, text, misled = Attribution(), "", None

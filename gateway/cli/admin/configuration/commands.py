@@ -139,5 +139,7 @@ def _with_secrets(plan: Json) -> list[Json]:
     return [
         each
         for each in plan["changes"]
-        if each["change"] == "create" and KINDS[each["resource"]].secret is not None
+        if each["change"] == "create"
+        and (secret := KINDS[each["resource"]].secret) is not None
+        and secret.is_made({name: field["after"] for name, field in each["fields"].items()})
     ]

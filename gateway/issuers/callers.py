@@ -1,0 +1,141 @@
+"""Who calls with a signed token: verified once, then known by its digest until it ends.
+
+A token stands for an API key of its issuer's subject, which is looked up as any key is: whoever revokes that
+key or blocks its tenant is obeyed as soon as with any other. Every `AGAIN_S` it is asked anew which key that
+is, and whether the issuer still has the key that signed it. What is kept is bounded in bytes, and nothing is
+kept of a token that was refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
+from typing import Final, Protocol
+
+from gateway.core.in_use import InUse, Kept
+from gateway.core.issuers.claims import Meaning, read_claims
+from gateway.core.issuers.issuer import Issuer
+from gateway.core.issuers.signed_token import (
+    ALGORITHM,
+    SIGNATURE,
+    SUBJECT,
+    UNKNOWN_ISSUER,
+    read_token,
+    refused,
+)
+from gateway.core.model import Caller
+from gateway.errors import InvalidApiKey
+from gateway.issuers.key_set import VerifyingKey
+from gateway.issuers.keys import AllKeys, IssuerKeys
+
+KNOWN_BYTES_MAX: Final = 16 * 1024 * 1024
+ENTRY_BYTES: Final = 1024
+SUBJECT_BYTES: Final = 640
+AGAIN_S: Final = 30.0
+
+
+class Directory(Protocol):
+    """Who a digest stands for."""
+
+    def cached(self, digest: str) -> Caller | None:
+        """The caller of a digest, if it is known and fresh."""
+
+    def identify(self, digest: str) -> Awaitable[Caller]:
+        """Look a digest up. Fails with `InvalidApiKey` or `CountersUnavailable`."""
+
+
+class _Known(Kept):
+    """A verified token and the caller it stands for: `found` by `digest`, acting for the token's user.
+
+    `again` is when it is asked anew who that is, in seconds since the epoch.
+    """
+
+    __slots__ = ("again", "caller", "digest", "found", "issuer", "key", "meaning")
+
+    def __init__(self, issuer: IssuerKeys, key: VerifyingKey, meaning: Meaning) -> None:
+        self.issuer, self.key, self.meaning = issuer, key, meaning
+        self.again = 0.0
+        self.digest = ""
+        self.found: Caller | None = None
+        self.caller: Caller | None = None
+
+    def is_good(self, now: float) -> bool:
+        """Whether it need not be verified again."""
+        return self.meaning.ends > now and self.issuer.has(self.key)
+
+    def stands_for(self, found: Caller) -> Caller:
+        """The caller: whom its key acts for is said by the key, else by the token."""
+        user = self.meaning.user
+        self.found = found
+        self.caller = caller = replace(found, user=user) if user and not found.user else found
+        return caller
+
+
+class TokenCallers:
+    """The callers behind tokens. `wall` tells seconds since the epoch; `digest_of` is how keys are known."""
+
+    def __init__(
+        self,
+        keys: AllKeys,
+        directory: Directory,
+        digest_of: Callable[[bytes], str],
+        wall: Callable[[], float],
+        *,
+        bytes_max: int = KNOWN_BYTES_MAX,
+        again_s: float = AGAIN_S,
+    ) -> None:
+        self.accepts = False
+        self._keys, self._directory, self._digest_of, self._wall = keys, directory, digest_of, wall
+        self._bytes_max, self._again_s = bytes_max, again_s
+        self._known: InUse[str, _Known] = InUse(bytes_max)
+
+    def renew(self, issuers: Iterable[Issuer]) -> None:
+        """Go by these issuers from now on; every token is verified by their rules again."""
+        named = tuple(issuers)
+        self.accepts = bool(named)
+        self._keys.renew(named)
+        self._known = InUse(self._bytes_max)
+
+    async def keep_fresh(self) -> None:
+        """Have the keys of issuers at hand, until cancelled."""
+        await self._keys.keep_fresh()
+
+    def cached(self, digest: str) -> Caller | None:
+        """The caller of a token that was verified before, if all that it was found by is fresh."""
+        known = self._known.find(digest)
+        if known is None or known.again <= self._wall():
+            return None
+        found = self._directory.cached(known.digest)
+        if found is known.found or found is None:
+            return known.caller if found is not None else None
+        return known.stands_for(found)
+
+    async def identify(self, digest: str, token: bytes) -> Caller:
+        """The caller of a token; InvalidApiKey if that is nobody, another refusal where nobody knows."""
+        now = self._wall()
+        known = self._known.find(digest)
+        if known is None or not known.is_good(now):
+            known = await self._verified(token)
+        for one in known.meaning.known_as:
+            key_digest = self._digest_of(one.encode())
+            try:
+                found = self._directory.cached(key_digest) or await self._directory.identify(key_digest)
+            except InvalidApiKey:
+                continue
+            known.digest, known.again = key_digest, min(known.meaning.ends, now + self._again_s)
+            self._known.put(digest, known, ENTRY_BYTES + SUBJECT_BYTES * len(known.meaning.known_as))
+            return known.stands_for(found)
+        raise refused(SUBJECT, "No API key stands for this token's subject.")
+
+    async def _verified(self, token: bytes) -> _Known:
+        """What a token says, now that its signature is verified."""
+        said = read_token(token)
+        keys = self._keys.of(said.issuer)
+        if keys is None:
+            raise refused(UNKNOWN_ISSUER, "The token's issuer is not one that is accepted.")
+        if said.algorithm not in keys.issuer.algorithms:
+            raise refused(ALGORITHM, "The token's algorithm is not accepted.")
+        key = await keys.find(said)
+        if not key.verifies(said):
+            raise refused(SIGNATURE, "The token's signature is wrong.")
+        return _Known(keys, key, read_claims(keys.issuer, said.claims, self._wall()))

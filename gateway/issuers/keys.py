@@ -1,0 +1,173 @@
+"""The keys of issuers as this worker has them: read ahead, again when a token names an unknown one, and
+kept while their issuer does not answer.
+
+A flood of tokens with made-up key ids asks an issuer no more often than anybody: once in `AGAIN_S`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Final
+
+from gateway.core.issuers.issuer import Issuer
+from gateway.core.issuers.signed_token import UNKNOWN_KEY, SignedToken, refused
+from gateway.errors import IssuerUnavailable, TollkeeperError
+from gateway.issuers.key_set import FETCH_S_MAX, KeySet, UnreadableKeys, VerifyingKey
+
+LOOK_S: Final = 0.5
+# How long keys count as what an issuer has now, from a file or over the network, and until it is asked again.
+FILE_FRESH_S: Final = 10.0
+FRESH_S: Final = 300.0
+AGAIN_S: Final = 10.0
+# Keys of an issuer that does not answer verify for so long.
+KEPT_S: Final = 86_400.0
+WAITING_MAX: Final = 256
+
+Log = Callable[..., None]
+Read = Callable[[Issuer], KeySet]
+
+
+def read_keys(issuer: Issuer) -> KeySet:
+    """An issuer's keys as they are now; `UnreadableKeys` says why they cannot be read."""
+    from gateway.issuers import fetching  # noqa: PLC0415  # some 20 MB, for workers that have issuers alone
+
+    return fetching.read_keys(issuer)
+
+
+class IssuerKeys:
+    """One issuer's keys. `clock` is monotonic; `read` waits, and is run in a thread."""
+
+    def __init__(self, issuer: Issuer, clock: Callable[[], float], log: Log, read: Read) -> None:
+        self.issuer = issuer
+        self.keys: KeySet | None = None
+        self.why = "they were not read yet"
+        self._clock, self._log, self._read = clock, log, read
+        self._read_at = self._asked_at = -float("inf")
+        self._reading: asyncio.Future[None] | None = None
+        self._waiting = 0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to read them again."""
+        fresh_s = FILE_FRESH_S if self.issuer.jwks_file else FRESH_S
+        now = self._clock()
+        return now - self._read_at >= fresh_s and now - self._asked_at >= AGAIN_S
+
+    async def refresh(self) -> None:
+        """Read them; whoever asks meanwhile waits for the same answer."""
+        if self._reading is None:
+            self._asked_at = self._clock()
+            self._reading = asyncio.ensure_future(self._take())
+            self._reading.add_done_callback(self._done)
+        await asyncio.shield(self._reading)
+
+    async def find(self, token: SignedToken) -> VerifyingKey:
+        """The key of a token; InvalidApiKey if the issuer has none, IssuerUnavailable where nobody knows."""
+        known = self._known(token)
+        if known is not None:
+            return known
+        soon = self._reading is not None or self._clock() - self._asked_at >= AGAIN_S
+        if soon and self._waiting < WAITING_MAX:
+            self._waiting += 1
+            try:
+                await self.refresh()
+            finally:
+                self._waiting -= 1
+            known = self._known(token)
+        if known is not None:
+            return known
+        if self.keys is None or self._read_at < self._asked_at:
+            raise IssuerUnavailable(retry_after_s=int(AGAIN_S))
+        raise refused(UNKNOWN_KEY, "The token names no key of its issuer.")
+
+    def has(self, key: VerifyingKey) -> bool:
+        """Whether a key is the issuer's still."""
+        keys = self.keys.keys if self.keys is not None else ()
+        return any(one.key_id == key.key_id and one.public == key.public for one in keys)
+
+    def _known(self, token: SignedToken) -> VerifyingKey | None:
+        if self.keys is not None and self._clock() - self._read_at >= KEPT_S:
+            self.keys = None
+        return self.keys.find(token) if self.keys is not None else None
+
+    async def _take(self) -> None:
+        try:
+            keys = await asyncio.wait_for(in_thread(lambda: self._read(self.issuer)), 2 * FETCH_S_MAX)
+        except (TollkeeperError, TimeoutError) as error:
+            why = error.message if isinstance(error, TollkeeperError) else "it does not answer"
+            if why != self.why:
+                self._log("issuer_unread", issuer=self.issuer.issuer, why=why, level="warning")
+            self.why = why
+            return
+        if self.why:
+            self._log("issuer_read", issuer=self.issuer.issuer, keys=len(keys.keys))
+        self.keys, self.why, self._read_at = keys, "", self._clock()
+
+    def _done(self, reading: asyncio.Future[None]) -> None:
+        self._reading = None
+        if not reading.cancelled():
+            reading.exception()
+
+
+def in_thread(read: Callable[[], KeySet]) -> asyncio.Future[KeySet]:
+    """What waits, in a thread that nobody waits for at the end."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[KeySet] = loop.create_future()
+
+    def run() -> None:
+        keys: KeySet | TollkeeperError
+        try:
+            keys = read()
+        except TollkeeperError as error:
+            keys = error
+        except Exception as error:  # noqa: BLE001  # whoever waits is told, whatever it is
+            keys = UnreadableKeys(type(error).__name__)
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(tell, keys)
+
+    def tell(keys: KeySet | TollkeeperError) -> None:
+        if found.done():
+            return
+        if isinstance(keys, TollkeeperError):
+            found.set_exception(keys)
+        else:
+            found.set_result(keys)
+
+    threading.Thread(target=run, name="issuer", daemon=True).start()
+    return found
+
+
+class AllKeys:
+    """The keys of every issuer that the configuration names."""
+
+    def __init__(self, clock: Callable[[], float], log: Log, read: Read = read_keys) -> None:
+        self._clock, self._log, self._read = clock, log, read
+        self._by_issuer: dict[str, IssuerKeys] = {}
+        self._refreshing: set[asyncio.Task[None]] = set()
+
+    def of(self, issuer: str) -> IssuerKeys | None:
+        """Those of an issuer, None where it is not one of ours."""
+        return self._by_issuer.get(issuer)
+
+    def renew(self, issuers: Iterable[Issuer]) -> None:
+        """Go by these issuers; what was read of those that are the same stays."""
+        before = self._by_issuer
+        self._by_issuer = {
+            one.issuer: there
+            if (there := before.get(one.issuer)) is not None and there.issuer == one
+            else IssuerKeys(one, self._clock, self._log, self._read)
+            for one in issuers
+        }
+
+    async def keep_fresh(self) -> None:
+        """Read keys ahead of the tokens that need them, until cancelled."""
+        while True:
+            for one in self._by_issuer.values():
+                if one.is_due:
+                    task = asyncio.create_task(one.refresh())
+                    self._refreshing.add(task)
+                    task.add_done_callback(self._refreshing.discard)
+            await asyncio.sleep(LOOK_S)

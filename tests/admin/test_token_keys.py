@@ -1,0 +1,74 @@
+"""Keys that are no secret: an issuer's subject stands in their place, and only who is of all may say so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from gateway.core.issuers.issuer import known_as
+from gateway.http.routing.identity import key_digest
+from tests.admin.conftest import Api
+
+ISSUER = "https://kubernetes.default.svc"
+PODS = {"name": "pods", "issuer": ISSUER, "subject": "prod"}
+
+
+async def test_a_key_of_a_subject_has_no_secret_and_is_found_as_gateways_look_for_it(
+    api: Api,
+) -> None:
+    tenant = await api.make("tenants", name="web")
+    made = await api.make("api-keys", tenant_id=tenant["id"], **PODS, limits={"concurrency": 3})
+    assert "key" not in made
+    assert (made["prefix"], made["issuer"], made["subject"]) == ("", ISSUER, "prod")
+    assert (await api.get(f"api-keys/{made['id']}")).json == made
+    digest = key_digest(known_as(ISSUER, "prod").encode(), b"pepper")
+    assert api.rows("select digest from api_key") == [(digest,)]
+    found = (await api.get(f"api-keys?issuer={ISSUER}&subject=prod")).json["items"]
+    assert [one["id"] for one in found] == [made["id"]]
+    plain = await api.make("api-keys", tenant_id=tenant["id"], name="laptop")
+    assert (plain["issuer"], plain["subject"], plain["key"][:3]) == (None, None, "tk_")
+
+
+async def test_a_subject_has_one_key_at_a_time(api: Api) -> None:
+    tenant = await api.make("tenants", name="web")
+    made = await api.make("api-keys", tenant_id=tenant["id"], **PODS)
+    refused = await api.post("api-keys", {"tenant_id": tenant["id"], **PODS})
+    assert (refused.status, "revoke and delete it first" in str(refused.json)) == (409, True)
+    await api.post(f"api-keys/{made['id']}/revoke")
+    assert (await api.delete(f"api-keys/{made['id']}")).status == 204
+    assert (await api.make("api-keys", tenant_id=tenant["id"], **PODS))["subject"] == "prod"
+    assert (await api.make("api-keys", tenant_id=tenant["id"], **PODS | {"subject": "stage"}))["id"]
+
+
+async def test_an_organizations_own_people_claim_no_subject(api: Api) -> None:
+    tenant = await api.make("tenants", name="web")
+    token = await api.make(
+        "admin-tokens", name="own", role="operator", organization_id=tenant["organization_id"]
+    )
+    own = replace(api, token=token["token"])
+    assert (await own.post("api-keys", {"tenant_id": tenant["id"], "name": "laptop"})).status == 201
+    refused = await own.post("api-keys", {"tenant_id": tenant["id"], **PODS})
+    assert (refused.status, "of all organizations" in str(refused.json)) == (403, True)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"issuer": ISSUER},
+        {"subject": "prod"},
+        {"issuer": "", "subject": "prod"},
+        {"issuer": "a b", "subject": "prod"},
+        {"issuer": ISSUER, "subject": ""},
+        {"issuer": ISSUER, "subject": "a\nb"},
+        {"issuer": ISSUER, "subject": "a\u200bb"},
+        {"issuer": ISSUER, "subject": "x" * 513},
+        {"issuer": ISSUER, "subject": 7},
+    ],
+)
+async def test_what_no_token_can_say_is_422(api: Api, said: dict[str, object]) -> None:
+    tenant = await api.make("tenants", name="web")
+    refused = await api.post("api-keys", {"tenant_id": tenant["id"], "name": "pods", **said})
+    assert refused.status == 422
+    made = await api.make("api-keys", tenant_id=tenant["id"], name="laptop")
+    assert (await api.patch(f"api-keys/{made['id']}", {"issuer": ISSUER, "subject": "prod"})).status == 422

@@ -1,0 +1,164 @@
+"""Keys at hand: read ahead, again for an unknown one, kept while their issuer is away."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from gateway.core.issuers.signed_token import SignedToken, read_token
+from gateway.errors import InvalidApiKey, IssuerUnavailable
+from gateway.issuers.key_set import KeySet, UnreadableKeys
+from gateway.issuers.keys import AGAIN_S, FRESH_S, KEPT_S, WAITING_MAX, AllKeys, IssuerKeys
+from gateway.issuers.signatures import read_key_set
+from tests.signing import ISSUER, ec_key, issuer, jwks, public_jwk, rsa_key, token
+from tests.waiting import eventually
+
+ONE, TWO = public_jwk(rsa_key(), kid="one"), public_jwk(ec_key(), kid="two")
+
+
+class Server:
+    """What an issuer publishes; `why` it cannot be read, and `held` until it answers."""
+
+    def __init__(self) -> None:
+        self.document, self.why, self.asked = jwks(ONE), "", 0
+        self.held: threading.Event | None = None
+
+    def read(self, _: object) -> KeySet:
+        self.asked += 1
+        if self.held is not None:
+            assert self.held.wait(30)
+        if self.why:
+            raise UnreadableKeys(self.why)
+        return read_key_set(self.document)
+
+
+class Scene:
+    """The keys of one issuer, by a clock of the test."""
+
+    def __init__(self) -> None:
+        self.now, self.server = 1000.0, Server()
+        self.logged: list[tuple[str, object]] = []
+        self.all = AllKeys(lambda: self.now, self.log, self.server.read)
+        self.all.renew([issuer()])
+
+    def log(self, event: str, **facts: object) -> None:
+        self.logged.append((event, facts.get("why")))
+
+    @property
+    def keys(self) -> IssuerKeys:
+        found = self.all.of(ISSUER)
+        assert found is not None
+        return found
+
+    async def failure(self, said: SignedToken) -> str:
+        with pytest.raises((InvalidApiKey, IssuerUnavailable)) as caught:
+            await self.keys.find(said)
+        wrong = caught.value
+        return wrong.failure if isinstance(wrong, InvalidApiKey) else wrong.reason
+
+
+GOOD = read_token(token())
+OTHER = read_token(token(algorithm="ES256", kid="two"))
+
+
+async def test_the_first_token_has_the_keys_read_and_whoever_comes_meanwhile_waits_for_them() -> None:
+    scene = Scene()
+    found = await asyncio.gather(*(scene.keys.find(GOOD) for _ in range(20)))
+    assert {one.key_id for one in found} == {"one"}
+    assert scene.server.asked == 1
+
+
+async def test_a_new_key_of_the_issuer_is_known_by_the_first_token_that_names_it() -> None:
+    scene = Scene()
+    await scene.keys.find(GOOD)
+    scene.server.document = jwks(ONE, TWO)
+    assert await scene.failure(OTHER) == "token_key"  # it was asked a moment ago
+    scene.now += AGAIN_S
+    assert (await scene.keys.find(OTHER)).key_id == "two"
+
+
+async def test_a_flood_of_unknown_keys_asks_once_in_a_while() -> None:
+    scene = Scene()
+    await scene.keys.find(GOOD)
+    for second in range(100):
+        scene.now += 1.0
+        assert await scene.failure(read_token(token(kid=f"made up {second}"))) == "token_key"
+    assert scene.server.asked == 1 + 100 // AGAIN_S
+
+
+async def test_keys_are_kept_while_their_issuer_is_away_but_not_for_ever() -> None:
+    scene = Scene()
+    await scene.keys.find(GOOD)
+    scene.server.why = "it is gone"
+    scene.now += FRESH_S
+    await scene.keys.refresh()
+    assert scene.logged == [("issuer_read", None), ("issuer_unread", "it is gone")]
+    assert (await scene.keys.find(GOOD)).key_id == "one"
+    # Whether it has that key nobody knows.
+    assert await scene.failure(OTHER) == "issuer_unavailable"
+    scene.now += KEPT_S
+    assert await scene.failure(GOOD) == "issuer_unavailable"
+    scene.server.why = ""
+    scene.now += AGAIN_S
+    assert (await scene.keys.find(GOOD)).key_id == "one"
+    assert scene.logged[2:] == [("issuer_read", None)]
+
+
+async def test_no_more_calls_than_a_bound_wait_for_an_issuer() -> None:
+    scene = Scene()
+    held = scene.server.held = threading.Event()
+    waiting = [asyncio.ensure_future(scene.keys.find(GOOD)) for _ in range(WAITING_MAX)]
+    await asyncio.sleep(0)
+    assert await scene.failure(GOOD) == "issuer_unavailable"
+    held.set()
+    assert {one.key_id for one in await asyncio.gather(*waiting)} == {"one"}
+
+
+async def test_who_waits_no_more_leaves_the_others_waiting() -> None:
+    scene = Scene()
+    held = scene.server.held = threading.Event()
+    gone, stays = (asyncio.ensure_future(scene.keys.find(GOOD)) for _ in range(2))
+    await asyncio.sleep(0)
+    gone.cancel()
+    held.set()
+    assert (await stays).key_id == "one"
+    assert scene.server.asked == 1
+
+
+async def test_what_nobody_expected_of_a_document_is_a_failure_to_read_it() -> None:
+    scene = Scene()
+
+    def read(_: object) -> KeySet:
+        raise LookupError
+
+    scene.all = AllKeys(lambda: scene.now, scene.log, read)
+    scene.all.renew([issuer()])
+    assert await scene.failure(GOOD) == "issuer_unavailable"
+    assert scene.logged == [("issuer_unread", "LookupError")]
+
+
+async def test_keys_of_an_issuer_that_stays_as_it_was_stay_too() -> None:
+    scene = Scene()
+    await scene.keys.find(GOOD)
+    scene.all.renew([issuer(), issuer(issuer="https://another.example")])
+    await scene.keys.find(GOOD)
+    assert scene.server.asked == 1
+    scene.all.renew([issuer(audiences=("another",))])
+    await scene.keys.find(GOOD)
+    assert scene.server.asked == 2
+    scene.all.renew([])
+    assert scene.all.of(ISSUER) is None
+
+
+async def test_keys_are_read_ahead_of_tokens() -> None:
+    scene = Scene()
+    keeping = asyncio.ensure_future(scene.all.keep_fresh())
+    try:
+        await eventually(lambda: scene.keys.keys is not None)
+        assert not scene.keys.is_due
+        scene.now += FRESH_S
+        await eventually(lambda: scene.server.asked == 2)
+    finally:
+        keeping.cancel()
