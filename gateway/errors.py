@@ -356,6 +356,12 @@ class BackupFailed(TollkeeperError):
     reason = "backup_failed"
 
 
+class ArchiveFailed(TollkeeperError):
+    """Months cannot be archived, or an archive cannot be read; the message says why, on one line."""
+
+    reason = "archive_failed"
+
+
 class OutOfRange(TollkeeperError):
     """This would take the account past 9007199254740991, beyond which numbers are not exact."""
 

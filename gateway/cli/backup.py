@@ -12,7 +12,7 @@ import typer
 from gateway.cli.admin.client import Json
 from gateway.cli.admin.options import AsJson
 from gateway.cli.admin.output import print_json, waiting
-from gateway.errors import BackupFailed
+from gateway.errors import StartError
 
 if TYPE_CHECKING:
     from gateway.ops.backup import Manifest
@@ -35,17 +35,9 @@ def backup(
     as_json: AsJson = False,
 ) -> None:
     """Write what PostgreSQL holds to one file, as of one moment; everything goes on meanwhile."""
-    from gateway.local.data_directory import known_values  # noqa: PLC0415  # each command loads what it needs
-    from gateway.ops.backup import back_up  # noqa: PLC0415
-    from gateway.settings.settings import PREFIX  # noqa: PLC0415
+    from gateway.ops.backup import back_up  # noqa: PLC0415  # each command loads what it needs
 
-    settings = _settings(config, database_url, data_dir)
-    known = known_values(Path(settings.data_dir), settings.named())
-    url = settings.owner_url or known.get("database_owner_url", "")
-    if not url:
-        raise BackupFailed(
-            f"I do not know which database: set {PREFIX}DATABASE_URL, or name the data directory of an `up`"
-        )
+    url = owner_url(config, database_url, data_dir)
     with waiting("Writing what PostgreSQL holds"):
         target, manifest = back_up(url, to, datetime.now(UTC))
     rows = sum(manifest.rows.values())
@@ -106,6 +98,21 @@ def restore(
     typer.echo(
         "The rows agree with each other. Next: tollkeeper migrate, then the keeper, on an empty Redis."
     )
+
+
+def owner_url(config: Path | None, database_url: str | None, data_dir: Path | None) -> str:
+    """The address of the database for who owns it, as it was said, or of a running `up`."""
+    from gateway.local.data_directory import known_values  # noqa: PLC0415  # each command loads what it needs
+    from gateway.settings.settings import PREFIX  # noqa: PLC0415
+
+    settings = _settings(config, database_url, data_dir)
+    known = known_values(Path(settings.data_dir), settings.named())
+    url = settings.owner_url or known.get("database_owner_url", "")
+    if not url:
+        raise StartError(
+            f"I do not know which database: set {PREFIX}DATABASE_URL, or name the data directory of an `up`"
+        )
+    return url
 
 
 def _facts(manifest: Manifest) -> Json:

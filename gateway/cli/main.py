@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from gateway.cli.archive import archive
 from gateway.cli.backup import backup, restore
 from gateway.cli.doctor import doctor
 
@@ -22,7 +23,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (backup, restore, doctor):
+for command in (backup, restore, archive, doctor):
     app.command()(command)
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from datetime import date, timedelta
+from datetime import UTC, date, timedelta
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.finance import SUPPLY, Asked, LegPlace, tax_by_month
+from gateway.errors import Unprocessable
 from persistence.billing.journal import ENTRIES, ENTRIES_AFTER, REVENUE, rest_before
+from persistence.tables.ledgers import credit_transaction, kept_since
 
 ROWS_A_BATCH = 5_000
 _OF = """
@@ -160,6 +162,27 @@ def _by_month(statement: Any) -> Reader:
     return read
 
 
+def _deferred(connection: Connection, asked: Asked) -> list[Row]:
+    """Of a month that is archived its end is known, and no day within it."""
+    found = _by_month(_DEFERRED)(connection, asked)
+    # Last, because a month may be archived while it is read.
+    since = connection.scalar(
+        select(kept_since.c.since).where(kept_since.c.ledger == credit_transaction.name)
+    )
+    if since is not None and asked.until < since and asked.until.day != 1:
+        day = since.astimezone(UTC) - timedelta(days=1)
+        raise Unprocessable(
+            "Some query parameters are wrong.",
+            (
+                (
+                    "at",
+                    f"is within a month that is archived: up to {day:%Y-%m-%d} ask for the last of a month",
+                ),
+            ),
+        )
+    return found
+
+
 def _taxes(connection: Connection, asked: Asked) -> list[Row]:
     """By month, rate, currency and organization; a document made void is taken back in the month it was."""
     by_supply = asked.by == SUPPLY
@@ -211,7 +234,7 @@ def _of_document(lines: Sequence[Any], currency: str) -> Iterator[tuple[Decimal,
 
 _REPORTS: dict[str, Reader] = {
     "receivables": _receivables,
-    "deferred-revenue": _by_month(_DEFERRED),
+    "deferred-revenue": _deferred,
     "revenue": _by_month(text(REVENUE)),
     "taxes": _taxes,
 }

@@ -88,12 +88,42 @@ SELECT '{kind}:' || k.id, c.last_seq, e.last_seq, 1, b.month, s.movements, s.amo
  CROSS JOIN LATERAL ({sums}) AS s
  WHERE b.month < cast(:open_month AS date)
 ON CONFLICT DO NOTHING"""
+# The movements of a checkpoint one by one; those that are archived as the runs that stand for them.
+_PLACES = {
+    "tenant": """
+SELECT seq, seq AS first_seq, CASE direction WHEN 'IN' THEN amount ELSE -amount END AS delta,
+       total_remaining IS NULL AS is_unlimited, created_at AS at
+  FROM token_ledger WHERE tenant_id = k.id AND seq > k.first_seq AND seq <= k.last_seq""",
+    "credits": """
+SELECT seq, seq AS first_seq, -credits_used AS delta, false AS is_unlimited, "timestamp" AS at
+  FROM credit_transaction WHERE organization_id = k.id AND seq > k.first_seq AND seq <= k.last_seq
+UNION ALL
+SELECT seq, seq, amount, false, created_at
+  FROM credit_posting WHERE organization_id = k.id AND seq > k.first_seq AND seq <= k.last_seq""",
+    "spend": """
+SELECT seq, seq AS first_seq, spend AS delta, false AS is_unlimited, "timestamp" AS at
+  FROM feature_usage WHERE organization_id = k.id AND seq > k.first_seq AND seq <= k.last_seq""",
+}
+_COUNTED = {"tenant": "seq > coalesce(unlimited_seq, 0)", "credits": "true", "spend": "of_month"}
+_SINCE = {
+    "tenant": "max(unlimited_seq)", "credits": "NULL::bigint",
+    "spend": "min(first_seq) FILTER (WHERE of_month) - 1",
+}  # fmt: skip
 # A checkpoint in force, and what its movements come to now.
 _IN_FORCE = """
 SELECT k.*, s.movements AS found, s.amount AS came_to, s.since_seq AS found_since
   FROM (SELECT *, cast(:id AS bigint) AS id FROM checkpoint_in_force
          WHERE account = :account AND first_seq < :seq AND last_seq >= :seq) AS k
- CROSS JOIN LATERAL ({sums}) AS s"""
+ CROSS JOIN LATERAL (
+       SELECT coalesce(sum(seq - first_seq + 1), 0)::bigint AS movements, {since} AS since_seq,
+              coalesce(sum(delta) FILTER (WHERE {counted}), 0) AS amount
+         FROM (SELECT *, max(seq) FILTER (WHERE is_unlimited) OVER () AS unlimited_seq,
+                      at >= k.month::timestamp AT TIME ZONE 'UTC' AS of_month
+                 FROM ({places}
+                       UNION ALL
+                       SELECT last_seq, first_seq, amount, balance IS NULL, at FROM archived_run
+                        WHERE account = k.account AND last_seq > k.first_seq AND last_seq <= k.last_seq
+                      ) AS places) AS p) AS s"""
 _AGAIN = """
 INSERT INTO account_checkpoint ({columns})
 SELECT account, first_seq, last_seq, version + 1, month, found, came_to, found_since
@@ -128,7 +158,7 @@ def _close(kind: str) -> str:
 
 
 def _in_force(kind: str) -> str:
-    return _IN_FORCE.format(sums=sums(kind, "k.first_seq", "k.last_seq", "k.month"))
+    return _IN_FORCE.format(since=_SINCE[kind], counted=_COUNTED[kind], places=_PLACES[kind])
 
 
 _CLOSES = {kind: text(_close(kind)) for kind in _SUMS}

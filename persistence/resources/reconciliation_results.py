@@ -22,14 +22,16 @@ ITEMS_KEPT_MAX = 1_000
 
 # Rows whose balance is not what the row before and their own amount make, but for stored drifts.
 _BREAKS = text("""
-SELECT seq - 1 AS seq, balance - before - delta - filed AS difference FROM (
-    SELECT m.seq, m.delta, coalesce(m.balance, 0) AS balance, coalesce(d.difference, 0) AS filed,
+SELECT first_seq - 1 AS seq, balance - before - delta - filed AS difference FROM (
+    SELECT m.seq, m.first_seq, m.delta, coalesce(m.balance, 0) AS balance, coalesce(d.difference, 0) AS filed,
            m.balance IS NULL AND lag(m.balance) OVER w IS NULL AS unlimited,
            -- spend starts again from zero each month
            CASE WHEN m.account LIKE 'spend:%' AND lag(date_trunc('month', m.at AT TIME ZONE 'UTC')) OVER w
                      < date_trunc('month', m.at AT TIME ZONE 'UTC') THEN 0
                 ELSE coalesce(lag(m.balance) OVER w, 0) END AS before
-      FROM account_movement AS m LEFT JOIN known_drift AS d ON d.account = m.account AND d.seq = m.seq - 1
+      FROM account_movement AS m CROSS JOIN LATERAL (
+           SELECT sum(difference) AS difference FROM known_drift
+            WHERE account = m.account AND seq BETWEEN m.first_seq - 1 AND m.seq - 1) AS d
      WHERE m.account = :account WINDOW w AS (ORDER BY m.seq)) AS movement
  WHERE NOT unlimited AND balance - before - delta - filed <> 0 ORDER BY seq""")
 _FILE = text("""

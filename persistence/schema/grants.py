@@ -46,7 +46,7 @@ WRITES: dict[str, tuple[str, ...]] = {
     "gateway_worker": CLEAR, "idempotency_key": CLEAR, "invoice": CLEAR, "invoice_line": CLEAR,
     "organization_service": CLEAR, "recovered_event": CLEAR, "refused_batch": CLEAR, "rerating_left": CLEAR,
     "subscription_plan": CLEAR, "usage_name": CLEAR, "webhook_delivery": CLEAR,
-    "alembic_version": (), "kept_since": (),
+    "alembic_version": (), "kept_since": (), "archive_identity": (), "archived_month": (), "archived_run": (),
 }  # fmt: skip
 VIEWS = (
     "listed_gap", "account_movement", "overage_span", "checkpoint_in_force",

@@ -199,6 +199,30 @@ account_checkpoint = table(
     PrimaryKeyConstraint("account", "last_seq", "version"),
 )
 
+# Whose archive it is, the months that are in it, and what stands here for movements that are there alone.
+archive_identity = table("archive_identity", Column("id", Uuid, primary_key=True), moments("created_at"))
+
+archived_month = table(
+    "archived_month",
+    texts("ledger"),
+    days("month"),
+    texts("url", "file"),
+    integers("rows", "kept", "bytes"),
+    texts("sha256"),
+    moments("archived_at", "dropped_at?"),
+    PrimaryKeyConstraint("ledger", "month"),
+)
+
+archived_run = table(
+    "archived_run",
+    texts("account"),
+    integers("first_seq", "last_seq"),
+    days("month"),
+    integers("epoch", "cycle?", "amount", "balance?", "carried", "taken"),
+    moments("at"),
+    PrimaryKeyConstraint("account", "last_seq"),
+)
+
 webhook = table(
     "webhook",
     identity(),

@@ -1,0 +1,77 @@
+"""`tollkeeper archive`: months of the ledgers that are closed, as Parquet, and out of PostgreSQL."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gateway.cli.admin.options import AsJson
+from gateway.cli.admin.output import print_json, waiting
+from gateway.cli.backup import Config, Database, owner_url
+
+if TYPE_CHECKING:
+    from gateway.ops.archive.archiving import Archived
+
+
+def archive(
+    *,
+    to: Annotated[str, typer.Option(help="A directory, file:///… or s3://bucket/….")],
+    before: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="Months that ended by this day (31 days ago at the latest)."),
+    ] = None,
+    drop: Annotated[
+        bool, typer.Option("--drop", help="Drop the tables of months that this archive has, once read back.")
+    ] = False,
+    config: Config = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Of a running `up`, where no database is named.")
+    ] = None,
+    database_url: Database = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write closed months of the ledgers and of the journal to Parquet, and take them out of PostgreSQL."""
+    from gateway.ops.archive import archiving  # noqa: PLC0415  # each command loads what it needs
+    from gateway.ops.archive.place import Place  # noqa: PLC0415
+
+    url = owner_url(config, database_url, data_dir)
+    with waiting("Archiving what is closed"):
+        done = archiving.archive(
+            url, Place(to), datetime.now(UTC).date(), before.date() if before else None, drop=drop
+        )
+    if as_json:
+        print_json(_facts(done))
+    else:
+        _tell(done)
+    raise typer.Exit(1 if done.open else 0)
+
+
+def _facts(done: Archived) -> dict[str, object]:
+    return {
+        "files": [
+            {
+                "ledger": one.ledger, "month": f"{one.month:%Y-%m}", "file": f"{one.url}/{one.file}",
+                "rows": one.rows, "bytes": one.bytes, "sha256": one.sha256,
+            }
+            for one in done.files
+        ],
+        "dropped": done.dropped,
+        "open_month": f"{done.month:%Y-%m}" if done.month else None,
+        "open": done.open,
+    }  # fmt: skip
+
+
+def _tell(done: Archived) -> None:
+    for one in done.files:
+        typer.echo(f"{one.url}/{one.file}: {one.rows:,} rows, {one.bytes:,} bytes")
+    for name in done.dropped:
+        typer.echo(f"dropped {name}")
+    if done.month:
+        typer.echo(f"{done.month:%Y-%m} is not closed:")
+        for reason in done.open:
+            typer.echo(f"  {reason}")
+    elif not done.files and not done.dropped:
+        typer.echo("No month is left that could be archived.")

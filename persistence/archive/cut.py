@@ -1,0 +1,212 @@
+"""Takes a month of all ledgers out of them, in one transaction; what is asked of old rows stays.
+
+The partition becomes a table by itself, and another takes its place with the rows that stay: of each account
+the last one of the month, of tokens what is no use of a call, and the row before it. `archived_run` stands
+for the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time
+
+import psycopg
+
+from gateway.errors import ArchiveFailed
+from persistence.archive.closed import MOVES, what_waits
+from persistence.archive.months import CALLS, LEDGERS, Connection, Ledger, end_of, one
+from persistence.archive.rows import Figure, figures
+
+ARCHIVED = "_archived"
+# A lock is waited for so long, below the second after which PostgreSQL looks for a deadlock; then again.
+LOCK_TIMEOUT_MS = 900
+TRIES_MAX = 20
+
+# Whoever is last in a row without a gap stays, and what a later row is compared with.
+_STAYS = {
+    "tenant": """
+ OR transaction_type <> 'consume' OR direction <> 'OUT' OR lead(transaction_type) OVER w <> 'consume'
+ OR lead(direction) OVER w <> 'OUT'""",
+    "credits": "",
+    "spend": "",
+}
+_PLACED = """
+SELECT *, (lead(seq) OVER w IS DISTINCT FROM seq + 1 OR lead(epoch) OVER w <> epoch {stays}) AS stays
+  FROM {partition} WINDOW w AS (PARTITION BY {owner} ORDER BY seq)"""
+_MAKE = """
+CREATE TABLE {kept} (
+    LIKE {ledger} INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING INDEXES INCLUDING STORAGE)"""
+_KEEP = "INSERT INTO {kept} ({columns}) SELECT {columns} FROM ({placed}) AS placed WHERE stays"
+_RUNS = """
+WITH placed AS ({placed}), span AS (
+    SELECT {owner} AS id, min(seq) AS first_seq, max(seq) AS last_seq FROM {partition} GROUP BY 1
+), added_up AS (
+    SELECT s.id, c.first_seq, c.last_seq FROM span AS s JOIN checkpoint_in_force AS c
+        ON c.account = '{kind}:' || s.id AND c.last_seq >= s.first_seq AND c.first_seq < s.last_seq
+), gone AS (
+    SELECT p.{owner} AS id, p.seq, p.epoch, {cycle} AS cycle, {delta} AS delta, {balance} AS balance,
+           {carried} AS carried, {taken} AS taken, p.{at} AS at, a.last_seq AS added_up
+      FROM placed AS p JOIN added_up AS a ON a.id = p.{owner} AND p.seq > a.first_seq AND p.seq <= a.last_seq
+     WHERE NOT p.stays
+), islands AS (
+    SELECT *, seq - row_number() OVER (
+               PARTITION BY id, epoch, cycle, added_up, balance IS NULL ORDER BY seq) AS island
+      FROM gone
+)
+INSERT INTO archived_run (account, first_seq, last_seq, month, epoch, cycle, amount, balance, carried,
+                          taken, at)
+SELECT '{kind}:' || id, min(seq), max(seq), %(month)s, epoch, cycle, sum(delta),
+       (max(ARRAY[seq, balance]))[2], sum(carried), sum(taken), max(at)
+  FROM islands GROUP BY id, epoch, cycle, added_up, balance IS NULL, island
+RETURNING last_seq - first_seq + 1"""
+_CELLS = {
+    "tenant": {"cycle": "p.cycle", "carried": "0", "taken": "0"},
+    "credits": {"cycle": "NULL::bigint", "carried": "p.carried", "taken": "p.credits_used"},
+    "spend": {"cycle": "NULL::bigint", "carried": "0", "taken": "0"},
+}
+_TAKE_OUT = "ALTER TABLE {ledger} DETACH PARTITION {partition}"
+_SET_ASIDE = "ALTER TABLE {partition} RENAME TO {partition}{archived}"
+_PUT_IN = """
+ALTER TABLE {kept} RENAME TO {partition};
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON {partition} EXECUTE FUNCTION refuse_change();
+ALTER TABLE {ledger} ATTACH PARTITION {partition} FOR VALUES FROM ('{since}') TO ('{until}')"""
+_NOTE = """
+INSERT INTO archived_month (ledger, month, url, file, rows, kept, bytes, sha256)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"""
+_SINCE = """
+INSERT INTO kept_since AS k VALUES (%s, %s)
+ON CONFLICT (ledger) DO UPDATE SET since = excluded.since WHERE k.since < excluded.since"""
+_FORGET_NAMES = "DELETE FROM usage_name WHERE day < %s"
+_DROPPABLE = """
+SELECT ledger, month, url, file, rows, bytes, sha256 FROM archived_month
+ WHERE dropped_at IS NULL ORDER BY month, ledger"""
+_DROPPED = "UPDATE archived_month SET dropped_at = now() WHERE ledger = %s AND month = %s"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A file of an archive that has a whole month of a ledger: where, and what it holds."""
+
+    ledger: str
+    month: date
+    url: str
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+    figures: Mapping[str, Figure]
+
+
+def cut(connection: Connection, month: date, stored: Sequence[Stored]) -> bool:
+    """Take a month out of its ledgers: False where it has other rows by now than those stored.
+
+    `ArchiveFailed` where it is not closed any more, or where somebody reads for so long that no lock is had.
+    """
+    found = {one.ledger: one for one in stored}
+    some = [ledger for ledger in LEDGERS if ledger.name in found]
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(7801, 2)")
+        connection.execute("SELECT pg_advisory_xact_lock(7807, 1)")
+        # Nothing of the month changes from here on; readers, and writers of other months, go on.
+        _lock(connection, [ledger.partition(month) for ledger in some], "SHARE ROW EXCLUSIVE")
+        for ledger in some:
+            has, sums = figures(connection, ledger, month)
+            if (has, dict(sums)) != (found[ledger.name].rows, dict(found[ledger.name].figures)):
+                return False
+        if said := what_waits(connection, month):
+            raise ArchiveFailed(f"{month:%Y-%m} is not closed: {said[0]}")
+        kept = {ledger.name: _stand_for(connection, ledger, month) for ledger in some if ledger.kind}
+        # What takes long is done: all of them are had for a moment.
+        _lock(connection, [ledger.name for ledger in some], "ACCESS EXCLUSIVE")
+        for ledger in some:
+            _replace(connection, ledger, month)
+            each = found[ledger.name]
+            connection.execute(
+                _NOTE,
+                (
+                    each.ledger,
+                    month,
+                    each.url,
+                    each.file,
+                    each.rows,
+                    kept.get(each.ledger, 0),
+                    each.bytes,
+                    each.sha256,
+                ),
+            )
+        for ledger in LEDGERS:
+            connection.execute(_SINCE, (ledger.name, datetime.combine(end_of(month), time(), UTC)))
+        connection.execute(_FORGET_NAMES, (end_of(month),))
+    return True
+
+
+def droppable(connection: Connection) -> list[Stored]:
+    """Months that are archived and still here as tables by themselves, each with its file."""
+    found = connection.execute(_DROPPABLE.encode())
+    return [
+        Stored(ledger, month, url, file, rows, size, sha256, {})
+        for ledger, month, url, file, rows, size, sha256 in found
+    ]
+
+
+def drop(connection: Connection, name: str, month: date) -> None:
+    """Drop the table that an archived month of a ledger became."""
+    ledger = next(ledger for ledger in LEDGERS if ledger.name == name)
+    with connection.transaction():
+        connection.execute(f"DROP TABLE IF EXISTS {ledger.partition(month)}{ARCHIVED}".encode())
+        connection.execute(_DROPPED, (name, month))
+
+
+def _stand_for(connection: Connection, ledger: Ledger, month: date) -> int:
+    """Keep what is asked for later, and what the rest comes to; answers how many rows are kept."""
+    names = _names(ledger, month)
+    delta, balance = MOVES[ledger.kind]
+    placed = _PLACED.format(stays=_STAYS[ledger.kind], **names)
+    columns = ", ".join(f'"{column.name}"' for column in ledger.table.columns)
+    connection.execute(_MAKE.format(**names).encode())
+    kept = connection.execute(_KEEP.format(placed=placed, columns=columns, **names).encode()).rowcount
+    runs = _RUNS.format(
+        placed=placed,
+        kind=ledger.kind,
+        at=ledger.at,
+        delta=delta,
+        balance=balance,
+        **_CELLS[ledger.kind],
+        **names,
+    )
+    stood = sum(int(row[0]) for row in connection.execute(runs.encode(), {"month": month}))
+    rows = int(one(connection, f"SELECT count(*) FROM {names['partition']}")[0])  # noqa: S608  # our own words
+    if kept + stood != rows:
+        raise ArchiveFailed(
+            f"{names['partition']} has {rows} rows, and {kept} kept ones and runs of {stood} stand for it:"
+            " its checkpoints do not follow each other"
+        )
+    return kept
+
+
+def _lock(connection: Connection, tables: Sequence[str], mode: str) -> None:
+    """Have all of these tables; whoever has one of them and waits for another is let go on first."""
+    connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}".encode())
+    for left in reversed(range(TRIES_MAX)):
+        try:
+            with connection.transaction():
+                connection.execute(f"LOCK TABLE {', '.join(tables)} IN {mode} MODE".encode())
+                return
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
+            if not left:
+                raise ArchiveFailed("a report reads the ledgers for too long: try again") from error
+
+
+def _replace(connection: Connection, ledger: Ledger, month: date) -> None:
+    names = _names(ledger, month)
+    connection.execute(_TAKE_OUT.format(**names).encode())
+    connection.execute(_SET_ASIDE.format(archived=ARCHIVED, **names).encode())
+    if ledger is not CALLS:
+        bounds = {"since": f"{month} 00:00:00+00", "until": f"{end_of(month)} 00:00:00+00"}
+        connection.execute(_PUT_IN.format(**names, **bounds).encode())
+
+
+def _names(ledger: Ledger, month: date) -> dict[str, str]:
+    partition = ledger.partition(month)
+    return {"ledger": ledger.name, "partition": partition, "kept": f"{partition}_kept", "owner": ledger.owner}

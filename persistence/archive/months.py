@@ -1,0 +1,128 @@
+"""Which ledgers have months that can be archived, and what a month of a ledger is in PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from sqlalchemy import Table
+
+from gateway.errors import ArchiveFailed
+from persistence.complaint import complaint
+from persistence.engine import CONNECT_TIMEOUT_S, plain_url
+from persistence.schema import version as schema
+from persistence.tables import ledgers as tables
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+# So many days after its end a month is archived at the earliest: what settles late has settled by then.
+GRACE_DAYS = 31
+# Advisory lock class 7810: archiving, one at a time.
+LOCK = "SELECT pg_try_advisory_lock(7810, 1)"
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """A table by month: whose its rows are and when they were. `kind` is of the accounts it moves, if any."""
+
+    table: Table
+    owner: str
+    at: str
+    kind: str = ""
+    # By what a file is sorted.
+    order: str = ""
+
+    @property
+    def name(self) -> str:
+        """The table's name."""
+        return str(self.table.name)
+
+    def partition(self, month: date) -> str:
+        """The table that has a month of it."""
+        return f"{self.name}_y{month:%Y}m{month:%m}"
+
+
+TOKENS = Ledger(tables.token_ledger, "tenant_id", "created_at", "tenant", "tenant_id, seq")
+CREDITS = Ledger(
+    tables.credit_transaction, "organization_id", '"timestamp"', "credits", "organization_id, seq"
+)
+SPENDS = Ledger(tables.feature_usage, "organization_id", '"timestamp"', "spend", "organization_id, seq")
+CALLS = Ledger(tables.call, "organization_id", "created_at", order="created_at, id")
+LEDGERS = (TOKENS, CREDITS, SPENDS, CALLS)
+
+# Months that have a partition of any of them and are in no archive.
+_OPEN = r"""
+SELECT DISTINCT make_date(left(right(c.relname, 7), 4)::integer, right(c.relname, 2)::integer, 1) AS month
+  FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
+ WHERE i.inhparent = ANY(%(ledgers)s::regclass[]) AND c.relname ~ '_y\d{4}m\d{2}$'
+EXCEPT SELECT month FROM archived_month
+ ORDER BY 1"""
+_THERE = "SELECT relname FROM pg_class WHERE oid = to_regclass(%s) AND relispartition"
+
+
+@contextmanager
+def connected(url: str) -> Iterator[Connection]:
+    """A connection of the owner, who archives, one at a time; `ArchiveFailed` where it is another's."""
+    try:
+        with psycopg.connect(
+            plain_url(url), connect_timeout=CONNECT_TIMEOUT_S, autocommit=True
+        ) as connection:
+            connection.execute("SET timezone TO 'UTC'")
+            _refuse_schema(connection)
+            if not one(connection, LOCK)[0]:
+                raise ArchiveFailed("another archive of this database is being written")
+            owner = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = 'token_ledger'::regclass"
+            if not one(connection, owner)[0]:
+                raise ArchiveFailed("the owner of the database archives: set TOLLKEEPER_DATABASE_OWNER_URL")
+            yield connection
+    except psycopg.Error as error:
+        raise ArchiveFailed(f"PostgreSQL: {complaint(error)}") from error
+
+
+def one(connection: Connection, statement: str, values: Any = None) -> tuple[Any, ...]:
+    """The only row of a statement."""
+    row = connection.execute(statement.encode(), values).fetchone()
+    assert row is not None
+    return row
+
+
+def months_before(connection: Connection, before: date) -> list[date]:
+    """The first days of months that ended by a day and are in no archive, oldest first."""
+    found = connection.execute(_OPEN.encode(), {"ledgers": [ledger.name for ledger in LEDGERS]})
+    return [month for (month,) in found if end_of(month) <= before]
+
+
+def is_there(connection: Connection, ledger: Ledger, month: date) -> bool:
+    """Whether a month of a ledger has a partition: calls of one may be dropped."""
+    return connection.execute(_THERE, (ledger.partition(month),)).fetchone() is not None
+
+
+def latest(today: date) -> date:
+    """The day before which months are archived at the latest."""
+    return (today - timedelta(days=GRACE_DAYS)).replace(day=1)
+
+
+def end_of(month: date) -> date:
+    """The first day of the month after it."""
+    return (month + timedelta(days=31)).replace(day=1)
+
+
+def identity(connection: Connection) -> UUID:
+    """Whose archive it is: the same for a database's life, and in what is restored from a backup."""
+    connection.execute("INSERT INTO archive_identity DEFAULT VALUES ON CONFLICT DO NOTHING")
+    return UUID(str(one(connection, "SELECT id FROM archive_identity")[0]))
+
+
+def _refuse_schema(connection: Connection) -> None:
+    there = one(connection, "SELECT to_regclass('alembic_version') IS NOT NULL")[0]
+    found = one(connection, "SELECT version_num FROM alembic_version")[0] if there else None
+    if found != schema.NEEDED:
+        raise ArchiveFailed(
+            f"the database has schema version {found or 'none'}, {schema.NEEDED} is needed:"
+            " run tollkeeper migrate"
+        )

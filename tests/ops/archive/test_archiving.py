@@ -1,0 +1,380 @@
+"""Months go to an archive as a whole or not at all, and what was proved with them is proved without them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections import Counter
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, time
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from gateway.cli.main import run
+from gateway.core.accounts.administration import Actor, Command, Committed
+from gateway.core.billing.finance import Asked
+from gateway.counters.redis.keys import partition_of
+from gateway.errors import ArchiveFailed, Unprocessable
+from gateway.ops.archive import manifest
+from gateway.ops.archive.archiving import Archived, archive
+from gateway.ops.archive.place import Place
+from persistence.archive import closed
+from persistence.billing.allocations import Allocations
+from persistence.store import Store
+from tests.letterhead import LETTERHEAD
+from tests.ops.archive.aging import Clones, clones, months_made
+from tests.persistence.ledger.test_checkpoints import BEGINS, STEPS, Past
+from tests.persistence.migrated import template
+from tests.persistence.scenario import broken, rows_of
+
+__all__ = ["clones", "template"]
+
+ACTOR = Actor("builtin:admin", "admin")
+EXAMPLES = int(os.environ.get("HISTORIES", "2"))
+LEDGERS = {
+    "token_ledger": "tenant_id",
+    "credit_transaction": "organization_id",
+    "feature_usage": "organization_id",
+}
+MOVED = st.one_of(STEPS, STEPS, STEPS, STEPS, st.tuples(st.just("archive"), st.none()))
+
+
+def held(url: str, root: Path) -> Counter[tuple[str, object, object]]:
+    """Every movement by ledger, owner and seq: those in files of archived months, and others here."""
+    place, found = Place(str(root)), Counter[tuple[str, object, object]]()
+    gone = {(ledger, month) for ledger, month in rows_of(url, "SELECT ledger, month FROM archived_month")}
+    for month in manifest.months(place):
+        said = manifest.read(place, month)
+        assert said is not None
+        for one in said.files:
+            table = pq.read_table(root / one.file)
+            assert table.num_rows == one.rows
+            assert (one.bytes, one.sha256) == place.digest(one.file)
+            if (one.ledger, month) in gone and one.ledger in LEDGERS:
+                owners, seqs = table[LEDGERS[one.ledger]].to_pylist(), table["seq"].to_pylist()
+                found.update((one.ledger, *key) for key in zip(owners, seqs, strict=True))
+    for ledger, owner in LEDGERS.items():
+        at = "created_at" if ledger == "token_ledger" else '"timestamp"'
+        here = rows_of(url, f"SELECT {owner}, seq, date_trunc('month', {at}, 'UTC')::date FROM {ledger}")
+        found.update((ledger, who, seq) for who, seq, month in here if (ledger, month) not in gone)
+    return found
+
+
+class Aging(Past):
+    """An organization through the months, whose old ones go to an archive."""
+
+    def __init__(self, url: str, movements_max: int, root: Path) -> None:
+        super().__init__(url, movements_max)
+        self.root, self.allocations, self.billed_until = root, Allocations(self.pool), BEGINS.date()
+
+    async def settle(self) -> None:
+        """What keepers do before a month is closed."""
+        await self.close()
+        for organization_id in await self.allocations.behind(10):
+            while not await self.allocations.allocate(organization_id):
+                pass
+        await self.bill()
+
+    async def bill(self) -> None:
+        """Have an invoice of all months that are over."""
+        until, organization = self.today.replace(day=1), self.account.organization_id
+        noon = datetime.combine(self.today, time(12), UTC)
+        store = Store(self.pool, partition_of, lambda: noon, letterhead=LETTERHEAD)
+        await store.charge(organization)
+        if self.billed_until >= until:
+            return
+        period = {"period_start": self.billed_until, "period_end": until}
+        made = await _do(store, "create", None, organization_id=organization, **period)
+        await _do(store, "finalize" if made["lines"] else "delete", made["id"])
+        self.billed_until = until
+
+    async def archive(self, place: Place | None = None, *, drop: bool = True) -> Archived:
+        await self.settle()
+        to = place or Place(str(self.root))
+        return await asyncio.to_thread(archive, self.url, to, self.today, None, drop=drop)
+
+    def all_of_it(self) -> Counter[tuple[str, object, object]]:
+        """Every movement that there ever was."""
+        account = self.account
+        counted = {
+            "token_ledger": (account.tenant_id, account.seq),
+            "credit_transaction": (account.organization_id, account.credit_seq),
+            "feature_usage": (account.organization_id, account.spend_seq),
+        }
+        bought = {seq for (seq,) in rows_of(self.url, "SELECT seq FROM credit_posting")}
+        return Counter(
+            (ledger, owner, seq)
+            for ledger, (owner, last) in counted.items()
+            for seq in range(1, last + 1)
+            if ledger != "credit_transaction" or seq not in bought
+        )
+
+
+async def _do(store: Store, verb: str, row_id: int | None, **values: object) -> dict[str, Any]:
+    done = await store.write(Command("invoices", verb, ACTOR, "test", lambda _: {}, row_id, values))
+    assert isinstance(done, Committed)
+    return dict(done.row)
+
+
+@settings(
+    max_examples=EXAMPLES, deadline=None, phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
+@given(steps=st.lists(MOVED, min_size=8, max_size=24), movements_max=st.sampled_from([2, 5, 1_000]))
+def test_an_archive_and_what_is_left_are_all_there_was(
+    clones: Clones, tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, Any]], movements_max: int
+) -> None:
+    root = tmp_path_factory.mktemp("archive")
+    with clones() as url:
+        asyncio.run(live(url, steps, movements_max, root))
+
+
+async def live(url: str, steps: list[tuple[str, Any]], movements_max: int, root: Path) -> None:
+    past = Aging(url, movements_max, root)
+    months_made(url, "2026-02-01Z", 24)
+    past.begin()
+    try:
+        for what, how in [
+            *steps,
+            ("on", 40),
+            ("use", 3),
+            ("use", 4),
+            ("on", 70),
+            ("use", 5),
+            ("archive", None),
+        ]:
+            if what == "archive":
+                done = await past.archive()
+                assert (done.month, done.open) == (None, [])
+                assert await broken(url) == []
+                await past.compare()
+                past.store()
+                assert held(url, root) == past.all_of_it()
+            elif what == "close":
+                await past.close()
+            else:
+                getattr(past, what)(how)
+        assert rows_of(url, "SELECT count(*) FROM archived_month WHERE dropped_at IS NOT NULL") != [(0,)]
+        assert (await past.archive()).files == []
+        await past.compare()
+    finally:
+        await past.end()
+
+
+@pytest.fixture
+async def old(clones: Clones, tmp_path: Path) -> AsyncIterator[Aging]:
+    """Movements of four months, of which two can be archived."""
+    with clones() as url:
+        past = Aging(url, 1_000_000, tmp_path)
+        months_made(url, "2026-02-01Z", 6)
+        past.begin()
+        past.credit(5_000)
+        for month in range(4):
+            for count in range(12):
+                past.use(count)
+            past.grant(7)
+            past.use(month)
+            past.on(31)
+        await past.settle()
+        yield past
+        await past.end()
+
+
+CALL = """
+INSERT INTO call (request_id, created_at, organization_id, tenant_id, api_key_id, input, cache_read,
+                  cache_write, cache_write_1h, output, reasoning, audio_input, audio_output, image_input,
+                  image_output, tokens, credits, units, status, streamed, estimated, refused, duration_ms,
+                  reason)
+SELECT gen_random_uuid(), '2026-01-21Z', 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 200, false, false,
+       true, 1, E'a "line",\nand another' RETURNING id"""
+
+
+class Failing(Place):
+    """A place that goes away after so many files were read or written."""
+
+    def __init__(self, url: str, left: int) -> None:
+        super().__init__(url)
+        self.left = left
+
+    def _path(self, name: str) -> str:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError("No space left on device")
+        return super()._path(name)
+
+
+async def test_whenever_it_stops_nothing_is_lost_and_nothing_is_there_twice(old: Aging) -> None:
+    failed = 0
+    while True:
+        try:
+            done = await old.archive(Failing(str(old.root), 5 * failed), drop=False)
+        except ArchiveFailed as error:
+            assert "No space left" in str(error)  # noqa: PT017  # the last one does not fail
+            failed += 1
+            assert held(old.url, old.root) == old.all_of_it()
+        else:
+            break
+    assert failed > 5
+    assert (done.month, done.open) == (None, [])
+    assert held(old.url, old.root) == old.all_of_it()
+    assert await broken(old.url) == []
+    await old.compare()
+    months = rows_of(old.url, "SELECT DISTINCT month FROM archived_month ORDER BY 1")
+    assert [f"{month:%Y-%m}" for (month,) in months] == ["2026-01", "2026-02", "2026-03"][: len(months)]
+    # What was set aside is dropped on request alone, and only by the archive that has it.
+    set_aside = "SELECT count(*) FROM pg_class WHERE relname ~ '_archived$' AND relkind = 'r'"
+    [(before,)] = rows_of(old.url, set_aside)
+    assert before == 4 * len(months)
+    assert (await old.archive(Place(str(old.root / "other")))).dropped == []
+    assert len((await old.archive()).dropped) == before
+    assert rows_of(old.url, set_aside) == [(0,)]
+    assert held(old.url, old.root) == old.all_of_it()
+
+
+async def test_a_file_that_is_not_what_was_archived_keeps_its_rows_here(old: Aging) -> None:
+    done = await old.archive(drop=False)
+    (old.root / done.files[0].file).write_bytes(b"something else")
+    with pytest.raises(ArchiveFailed, match="is not what was archived: nothing is dropped"):
+        await old.archive()
+    assert rows_of(old.url, "SELECT count(*) FROM archived_month WHERE dropped_at IS NOT NULL") == [(0,)]
+
+
+async def test_rows_that_come_while_a_month_is_written_are_written_as_well(old: Aging) -> None:
+    """A file that was read back is compared again with the rows, once nobody can add any."""
+
+    class Late(Place):
+        def write_json(self, name: str, value: object) -> None:
+            super().write_json(name, value)
+            if not came:
+                came.append(name)
+                rows_of(old.url, CALL)
+
+    came: list[str] = []
+    done = await old.archive(Late(str(old.root)))
+    calls = next(
+        one for one in done.files if one.file == manifest.file_of("call", BEGINS.date().replace(day=1))
+    )
+    said = pq.read_table(old.root / calls.file)["reason"].to_pylist()
+    assert said.count('a "line",\nand another') == 1
+    assert calls.rows == len(said) > 1
+
+
+async def test_two_databases_never_write_into_one_archive(old: Aging, clones: Clones) -> None:
+    await old.archive()
+    with clones() as url:
+        other = Aging(url, 1_000_000, old.root)
+        months_made(url, "2026-02-01Z", 6)
+        other.begin()
+        other.on(100)
+        other.use(1)
+        with pytest.raises(ArchiveFailed, match="2026-01 of another database"):
+            await other.archive()
+        await other.end()
+
+
+OPENS = {
+    "is in quarantine: a test": """
+INSERT INTO quarantine (account, partition, organization_id, kind, entry_id, epoch, stored_seq, found_seq,
+                        reason, created_at)
+SELECT 'credits:' || id, 1, id, 'conflict', '1-1', 1, 1, 2, 'a test', '2026-01-25Z' FROM organization""",
+    "dead letter that nobody resolved: a test": """
+INSERT INTO dead_letter (partition, entry_id, raw, reason, created_at)
+VALUES (1, '1-1', '', 'a test', '2026-01-25Z')""",
+    "change that is not applied: recharge": """
+INSERT INTO control_write (id, partition, account, verb, payload, created_at)
+VALUES (gen_random_uuid(), 1, 'tenant:1', 'recharge', '{}', '2026-01-25Z')""",
+    "does not agree, by the last reconciliation: drift": """
+INSERT INTO reconciliation (started_at, finished_at, checked, drift_tokens, drift_credits, pending, items)
+VALUES (now(), now(), 1, 1, 0, 0, '[{"account": "tenant:1", "kind": "drift"}]')""",
+    "use that no invoice has: USD": """
+INSERT INTO charge (organization_id, kind, period_start, period_end, quantity, unit_price, amount, currency,
+                    source, fact)
+SELECT id, 'usage', '2026-01-25Z', '2026-01-26Z', 1, 2, 2, 'USD', 'usage_tier', 'a test' FROM organization""",
+    "use that is not charged: units of 2026-01-25": """
+INSERT INTO usage_tier (day, tenant_id, service_id, organization_id, unit_price, first_unit, quantity)
+SELECT '2026-01-25', 1, 1, id, 1, 1, 5 FROM organization""",
+    "is a draft of an invoice: from 2026-01-01": """
+INSERT INTO invoice (organization_id, period_start, period_end, currency, status)
+SELECT id, '2026-01-01', '2026-02-01', 'USD', 'draft' FROM organization""",
+    "has no checkpoint of it": "DELETE FROM account_checkpoint WHERE account LIKE 'spend:%'",
+    "does not chain: movement 4": "UPDATE token_ledger SET amount = amount + 5 WHERE seq = 4",
+    "has credits that are not allocated": "UPDATE organization SET allocated_seq = 1",
+    "days of a subscription that are not charged": """
+WITH made AS (
+    INSERT INTO subscription_plan (name, monthly_cost, annual_cost, feature_access) VALUES ('a', 1, 1, '[]')
+    RETURNING id)
+INSERT INTO subscription_segment (organization_id, plan_id, start_date, end_date, cost, anchor_date,
+                                  billing_interval)
+SELECT o.id, made.id, '2026-01-30', '2026-02-02', 1, '2026-01-30', 'monthly' FROM organization AS o, made""",
+}
+
+
+async def test_a_month_that_is_not_closed_says_why(old: Aging) -> None:
+    january = BEGINS.date().replace(day=1)
+    with psycopg.connect(old.url, autocommit=True) as connection:
+        assert closed.why_open(connection, january) == []
+        for why, statement in OPENS.items():
+            with connection.transaction(force_rollback=True):
+                connection.execute("SET LOCAL session_replication_role = replica")
+                connection.execute(statement.encode())
+                said = closed.why_open(connection, january)
+                assert any(why in reason for reason in said), (why, said)
+        assert closed.why_open(connection, january) == []
+
+
+async def test_no_month_is_archived_behind_one_that_is_not_closed(old: Aging) -> None:
+    rows_of(old.url, OPENS["dead letter that nobody resolved: a test"] + " RETURNING 1")
+    done = await old.archive()
+    assert (done.month, done.files) == (BEGINS.date().replace(day=1), [])
+    assert rows_of(old.url, "SELECT count(*) FROM archived_month") == [(0,)]
+
+
+async def test_what_may_still_settle_is_not_archived(old: Aging) -> None:
+    latest = old.today.replace(day=1)
+    with pytest.raises(ArchiveFailed, match="at the latest"):
+        archive(old.url, Place(str(old.root)), old.today, latest)
+
+
+async def test_what_is_deferred_is_told_of_the_ends_of_archived_months(old: Aging) -> None:
+    """As before they were archived; and no day within one is answered from what is left of it."""
+    store = Store(old.pool, partition_of, lambda: datetime.combine(old.today, time(12), UTC))
+    rows_of(old.url, "UPDATE credit_addition SET unit_cost = 0.01 RETURNING 1")
+    ends = [Asked(datetime(2026, month, 1, tzinfo=UTC)) for month in (2, 3, 4)]
+    before = [await store.report("deferred-revenue", asked, 0, 99) for asked in ends]
+    await old.archive()
+    assert [await store.report("deferred-revenue", asked, 0, 99) for asked in ends] == before
+    with pytest.raises(Unprocessable) as caught:
+        await store.report("deferred-revenue", Asked(datetime(2026, 2, 10, tzinfo=UTC)), 0, 99)
+    assert caught.value.errors[0][0] == "at"
+
+
+async def command(arguments: list[str]) -> int:
+    """Run a command; its exit status."""
+    with pytest.raises(SystemExit) as ended:
+        await asyncio.to_thread(run, arguments)
+    return int(ended.value.code or 0)
+
+
+async def test_the_command_tells_what_it_did_and_what_it_could_not(
+    old: Aging, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["archive", "--to", str(old.root), "--database-url", old.url, "--json"]
+    rows_of(old.url, OPENS["dead letter that nobody resolved: a test"] + " RETURNING 1")
+    assert await command(arguments) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["open_month"], told["files"]) == ("2026-01", [])
+    assert told["open"] == ["letter 1 is a dead letter that nobody resolved: a test"]
+    rows_of(old.url, "UPDATE dead_letter SET resolved_at = now(), resolution = 'discarded' RETURNING 1")
+    assert await command(arguments) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {one["ledger"] for one in told["files"]} == {*LEDGERS, "call"}
+    assert sum(one["rows"] for one in told["files"]) > 0
+    assert await command(arguments[:-1]) == 0
+    assert "No month is left" in capsys.readouterr().out
