@@ -371,7 +371,7 @@ async def test_the_command_tells_what_it_did_and_what_it_could_not(
     told = json.loads(capsys.readouterr().out)
     assert (told["open_month"], told["files"]) == ("2026-01", [])
     assert told["open"] == ["letter 1 is a dead letter that nobody resolved: a test"]
-    rows_of(old.url, "UPDATE dead_letter SET resolved_at = now(), resolution = 'discarded' RETURNING 1")
+    rows_of(old.url, "UPDATE dead_letter SET resolved_at = now(), resolution = 'resolved' RETURNING 1")
     assert await command(arguments) == 0
     told = json.loads(capsys.readouterr().out)
     assert {one["ledger"] for one in told["files"]} == {*LEDGERS, "call"}
