@@ -31,6 +31,8 @@ from gateway.admin.ports import AdminPorts, Health
 from gateway.admin.resources import REPORTS, RESOURCES
 
 ROOT = "/admin/v1"
+# A row, not a document of one: 7.csv is another address, with methods of its own.
+ROW = "[^/.]+"
 
 
 def build(ports: AdminPorts) -> web.Application:
@@ -50,7 +52,7 @@ def build(ports: AdminPorts) -> web.Application:
     collected.mount_collected(app, ports)
     for resource in RESOURCES.values():
         views = Views(ports, resource)
-        collection, one = f"{ROOT}/{resource.name}", f"{ROOT}/{resource.name}/{{id}}"
+        collection, one = f"{ROOT}/{resource.name}", f"{ROOT}/{resource.name}/{{id:{ROW}}}"
         app.router.add_get(collection, views.list)
         if resource.create is not None:
             app.router.add_post(collection, views.create)

@@ -69,7 +69,9 @@ def mount_configuration(app: web.Application, ports: AdminPorts, root: str) -> N
         async with turns.taken(request):
             sent = await asyncio.to_thread(body.parse, await _read(request))
             wish = Wish(**body.check(ConfigurationApply, sent))  # type: ignore[arg-type]  # as it is checked
-            claim = claim_of(request, mine.actor, sent) if wish.digest is not None else None
+            claim = claim_of(request, mine.actor, sent)
+            if wish.digest is None:  # a plan changes nothing
+                claim = None
             if claim is not None:
                 claim = replace(claim, running_s_max=APPLY_S_MAX + REQUEST_S_MAX)
             done = await Configurator(mine, request[REQUEST_ID], _now, claim).do(wish)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import json
+from collections.abc import Iterator
 from hashlib import sha256
 from html import escape
 from typing import Any
@@ -17,6 +19,7 @@ STYLE = (
     "h2{margin-top:3rem;border-bottom:1px solid #ccc}h3 code{font-size:1em}"
     "table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .8rem .3rem 0;"
     "border-bottom:1px solid #eee;vertical-align:top}th{font-weight:600;white-space:nowrap}"
+    "pre{font-size:.9em;overflow-x:auto}"
     "nav a{margin-right:1rem}.verb{display:inline-block;min-width:4.5rem;color:#0b5394}"
     "@media(prefers-color-scheme:dark){body{color:#e6e6e6;background:#161616}h2{border-color:#444}"
     "th,td{border-color:#333}.verb,a{color:#8ab4f8}}"
@@ -67,21 +70,39 @@ def _section(tag: Json, described: Json) -> str:
 def _operation(path: str, method: str, operation: Json, described: Json) -> str:
     head = (
         f'<h3><code><span class="verb">{method.upper()}</span> {escape(path)}</code></h3>'
-        f"<p>{escape(operation['summary'])}</p>"
+        f"<p>{escape(operation['summary'])}. {escape(operation['description'])}</p>"
     )
     rows = [
         (parameter["name"], parameter["schema"], parameter.get("description", ""), False)
         for parameter in operation.get("parameters", ())
     ]
     rows += _body_rows(operation, described)
+    shown = "".join(
+        f"<details><summary>{word}</summary><pre>{escape(text)}</pre></details>"
+        for word, text in _examples(operation)
+    )
     if not rows:
-        return head
+        return head + shown
     cells = "".join(
         f"<tr><th>{escape(name)}{'*' if required else ''}</th><td><code>{escape(type_of(schema))}</code></td>"
         f"<td>{escape(description)}</td></tr>"
         for name, schema, description, required in rows
     )
-    return f"{head}<table>{cells}</table>"
+    return f"{head}<table>{cells}</table>{shown}"
+
+
+def _examples(operation: Json) -> Iterator[tuple[str, str]]:
+    """What is sent and what is answered, for example."""
+    sent = operation.get("requestBody", {}).get("content", {})
+    answered = {
+        media: each
+        for one in operation["responses"].values()
+        for media, each in one.get("content", {}).items()
+    }
+    for word, content in (("Such as", sent), ("Answers such as", answered)):
+        example = content.get("application/json", {}).get("example")
+        if example is not None:
+            yield word, json.dumps(example, indent=2, ensure_ascii=False)
 
 
 def _body_rows(operation: Json, described: Json) -> list[tuple[str, Json, str, bool]]:

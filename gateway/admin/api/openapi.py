@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from gateway.admin.api.query_parameters import PAGING, filter_schema, parameter, whole
+from gateway.admin.api.examples import illustrate
+from gateway.admin.api.query_parameters import PAGING, asked_with, filter_schema, parameter, whole
 from gateway.admin.http.idempotency import KEY_PARAMETER
 from gateway.admin.resources.resource import (
     Answered,
@@ -19,6 +20,7 @@ from gateway.admin.resources.resource import (
     Report,
     Resource,
 )
+from gateway.core.accounts.roles import ROLES
 
 Json = dict[str, Any]  # JSON as OpenAPI has it: any shape
 
@@ -57,6 +59,8 @@ REFUSALS = {
     "503": "PostgreSQL does not answer.",
 }
 READ_REFUSALS = ("401", "403", "404", "422", "503")
+# A document may not be there yet, or never be of a row as it is.
+DOCUMENT_REFUSALS = (*READ_REFUSALS[:-1], "409", "503")
 
 
 def document(resources: Mapping[str, Resource], reports: Mapping[str, Report], *, version: str) -> Json:
@@ -66,14 +70,18 @@ def document(resources: Mapping[str, Resource], reports: Mapping[str, Report], *
         paths |= _report_paths(report)
     for resource in resources.values():
         paths |= _paths(resource, resources)
+    schemas = _schemas(resources, reports)
+    illustrate(paths, schemas)
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "Tollkeeper Admin API",
             "version": version,
             "description": "Administration of organizations, tenants, credentials, plans and quotas. "
-            "Amounts are integers below 2^53, money is a decimal in a string, times are RFC 3339 UTC.",
+            "Amounts are integers below 2^53, money is a decimal in a string, times are RFC 3339 UTC. "
+            "422 also says what no schema can: an id that nobody has, a time that is over.",
         },
+        "servers": [{"url": "/", "description": "The admin port of the keeper that answered this."}],
         "security": [{"token": []}],
         "tags": [
             {"name": each.name, "description": each.description}
@@ -82,7 +90,7 @@ def document(resources: Mapping[str, Resource], reports: Mapping[str, Report], *
         "paths": paths,
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
-            "schemas": _schemas(resources, reports),
+            "schemas": schemas,
             "responses": {
                 code: {
                     "description": text,
@@ -136,7 +144,7 @@ def _report_paths(report: Report) -> Json:
             for name, each in report.numbers.items()
         ]
     if report.asked is not None:
-        read["parameters"] = _asked(report.asked)
+        read["parameters"] = asked_with(report.asked)
     methods = {"get": read}
     if report.run is not None:
         title = (report.ran or report.out).__name__
@@ -240,23 +248,18 @@ def _take(resource: Resource, batch: Batch) -> Json:
 def _ask(resource: Resource, question: Question) -> Json:
     title = question.out.__name__
     operation = _operation(resource, question.name, question.summary, title=title, refusals=READ_REFUSALS)
-    operation["parameters"] = _asked(question.asked)
+    operation["parameters"] = asked_with(question.asked)
     return operation
 
 
-def _asked(model: type[BaseModel]) -> list[Json]:
-    asked = model.model_json_schema()
-    return [
-        parameter(name, schema, schema.get("description")) | {"required": name in asked.get("required", ())}
-        for name, schema in asked["properties"].items()
-    ]
-
-
 def _document(answered: Answered, file: Document) -> Json:
-    binary = {} if file.media.startswith("text/") else {"format": "binary"}
-    content = {file.media: {"schema": {"type": "string", **binary}}}
-    read = _operation(answered, file.suffix.strip("./"), file.summary, refusals=READ_REFUSALS)
-    read["responses"]["200"] = {"description": "The document.", "content": content}
+    schema: Json = {"type": "string", **({} if file.media.startswith("text/") else {"format": "binary"})}
+    if file.media.endswith("json"):
+        schema = {"type": "object"}
+    read = _operation(answered, file.suffix.strip("./"), file.summary, refusals=DOCUMENT_REFUSALS)
+    read["responses"]["200"] = {"description": "The document.", "content": {file.media: {"schema": schema}}}
+    if file.public:
+        read |= {"security": [], "description": "Anybody may ask: it says nothing of what is there."}
     if file.formats:
         asked = {"type": "string", "enum": list(file.formats), "default": file.formats[0]}
         read["parameters"] = [parameter("format", asked, "Else what the Accept header names.")]
@@ -271,16 +274,19 @@ def _operation(
     *,
     title: str = "",
     later: bool = False,
-    refusals: Iterable[str] = REFUSALS,
+    refusals: Collection[str] = REFUSALS,
 ) -> Json:
     content = {"application/json": {"schema": {"$ref": _REF + (title or answered.title)}}}
     responses: Json = {"200": {"description": "Done.", "content": content}}
     if later:
         responses["202"] = {"description": "Stored; applied once Redis is back.", "content": content}
+    reads = "400" not in refusals
+    roles = answered.access.read if reads else answered.access.writers(verb)
     operation: Json = {
         "operationId": f"{answered.name}.{verb}",
         "tags": [answered.name],
         "summary": summary,
+        "description": f"For the roles {', '.join(role for role in ROLES if role in roles)}.",
         "responses": responses | {code: {"$ref": f"#/components/responses/{code}"} for code in refusals},
     }
     if body is not None:

@@ -92,7 +92,9 @@ class Views:
         ports = await admit(self._ports, request)
         # Who may not is told so before anything it sent is looked at.
         require_write(ports.actor, self._resource, verb)
-        sent = {} if request.method == "DELETE" else await read_body(request)
+        sent: Body = {}
+        if request.method != "DELETE":
+            sent = await read_body(request, needed=request.method == "PATCH")
         claim = claim_of(request, ports.actor, sent) if request.method == "POST" else None
         done = await write(Operations(ports, self._resource), Asked(request[REQUEST_ID], claim), sent)
         if done.status == 204:

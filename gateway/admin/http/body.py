@@ -20,11 +20,14 @@ Body = dict[str, object]
 NONE_KNOWN: Mapping[str, str] = {}
 
 
-async def read_body(request: web.Request) -> Body:
-    """Read the JSON object that was sent plain; nothing at all is `{}`."""
+async def read_body(request: web.Request, *, needed: bool = False) -> Body:
+    """Read the JSON object that was sent plain; nothing at all is `{}`, or refused where one is `needed`."""
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise UnsupportedEncoding
-    return parse(await request.read())
+    raw = await request.read()
+    if needed and not raw.strip():
+        raise AdminRefusal("The body must be a JSON object that names the fields to change.")
+    return parse(raw)
 
 
 def parse(raw: bytes) -> Body:

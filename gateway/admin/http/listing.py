@@ -18,14 +18,12 @@ from uuid import UUID
 from multidict import MultiMapping
 
 from gateway.admin.resources.resource import Filter, Whole
-from gateway.admin.resources.values import read_instant
+from gateway.admin.resources.values import CURSOR_CHARS_MAX, read_instant
 from gateway.core.accounts.administration import Place, Query
-from gateway.core.model import INTEGER_MAX
 from gateway.errors import Unprocessable
 
 LIMIT_DEFAULT = 100
 LIMIT_MAX = 1_000
-CURSOR_CHARS_MAX = 400
 FILTER_CHARS_MAX = 200
 WHOLE_CHARS_MAX = 16
 
@@ -63,21 +61,28 @@ def read_query(resource: str, filters: Mapping[str, Filter], sent: MultiMapping[
 
 def read_numbers(numbers: Mapping[str, Whole], sent: MultiMapping[str]) -> dict[str, int]:
     """The numbers a report is asked with; `Unprocessable` names one that is wrong."""
+    errors = _twice(sent) + [(name, "unknown parameter") for name in sent.keys() - numbers.keys()]
     found = {}
     for name, wanted in numbers.items():
         try:
             found[name] = _whole(sent.get(name, str(wanted.default)), wanted.least, wanted.most)
         except ValueError as error:
-            raise Unprocessable("Some query parameters are wrong.", ((name, str(error)),)) from error
+            errors.append((name, str(error)))
+    if errors:
+        raise Unprocessable("Some query parameters are wrong.", tuple(errors))
     return found
 
 
 def read_once(sent: MultiMapping[str]) -> dict[str, str]:
     """A query string whose values a model checks; `Unprocessable` where a name is given twice."""
-    twice = tuple((name, "given twice") for name in dict.fromkeys(sent) if len(sent.getall(name)) > 1)
+    twice = _twice(sent)
     if twice:
-        raise Unprocessable("Some query parameters are wrong.", twice)
+        raise Unprocessable("Some query parameters are wrong.", tuple(twice))
     return dict(sent)
+
+
+def _twice(sent: MultiMapping[str]) -> list[tuple[str, str]]:
+    return [(name, "given twice") for name in dict.fromkeys(sent) if len(sent.getall(name)) > 1]
 
 
 def with_plus(text: str) -> str:
@@ -139,7 +144,7 @@ def _read(name: str, text: str, filters: Mapping[str, Filter]) -> object:
 
 def _read_filter(wanted: Filter, text: str) -> object:
     if wanted.kind in {"id", "count"}:
-        return _whole(text, int(wanted.kind == "id"), INTEGER_MAX)
+        return _whole(text, int(wanted.kind == "id"), wanted.most)
     if wanted.kind == "uuid":
         return UUID(text)
     if wanted.kind == "flag":

@@ -89,7 +89,7 @@ RESOURCES = (
         "one of an issuer's subject has none.",
         out=ApiKey,
         create=ApiKeyCreate,
-        patch=patch_of(ApiKeyCreate, without=("tenant_id", *TOKENS)),
+        patch=patch_of(ApiKeyCreate, without=("tenant_id", *TOKENS), kinds={"name": Text}),
         deletable=True,
         settle_first="revoke",
         filters={

@@ -22,6 +22,7 @@ def _uuid(text: str) -> str:
         raise ValueError("must be the id of a request, a UUID") from error
 
 
+RequestId = Annotated[str, Field(strict=True, json_schema_extra={"format": "uuid"}), AfterValidator(_uuid)]
 Direction = Literal["IN", "OUT"]
 Moved = Annotated[int, Field(strict=True, ge=1, le=AMOUNT_MAX)]
 
@@ -29,7 +30,7 @@ Moved = Annotated[int, Field(strict=True, ge=1, le=AMOUNT_MAX)]
 class AmendmentCreate(In):
     """An amendment: so much is taken back of what a call was charged, or charged besides."""
 
-    request_id: Annotated[str, Field(strict=True), AfterValidator(_uuid)]
+    request_id: RequestId
     reason: Text
     organization_id: Id | None = Field(default=None, description="Whose call it must be.")
     direction: Direction = Field(

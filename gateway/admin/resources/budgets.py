@@ -82,12 +82,16 @@ BudgetAmount = Annotated[
                 {"type": "string", "pattern": f"^{DECIMAL.pattern}$", "examples": ["12.50"]},
                 {"type": "integer", "minimum": 1, "maximum": INTEGER_MAX},
             ]
-        }
+        },
+        mode="validation",
     ),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}]}, mode="serialization"),
 ]
 ModelPattern = Annotated[ModelText, AfterValidator(_pattern)]
 Thresholds = Annotated[
-    list[Annotated[float, Field(strict=True)]], Field(max_length=THRESHOLDS_MAX), AfterValidator(_ascending)
+    list[Annotated[float, Field(strict=True, json_schema_extra={"exclusiveMinimum": 0, "maximum": 1})]],
+    Field(max_length=THRESHOLDS_MAX, json_schema_extra={"uniqueItems": True}),
+    AfterValidator(_ascending),
 ]
 
 

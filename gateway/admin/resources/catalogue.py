@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, PlainSerializer, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 from gateway.admin.resources.models import answer_of, patch_of
 from gateway.admin.resources.resource import Declared, Filter, Resource
@@ -81,8 +81,25 @@ class AtCost(In):
     )
 
 
+def _only(name: str, kind: str, *beside: str) -> dict[str, Any]:
+    """A document of one of them, with what may stand beside it."""
+    none = {"type": "null"}
+    apart = {"tiers", "per_million", "at_cost", "currency", "markup"} - {name, *beside}
+    return {"required": [name], "properties": {name: {"type": kind}, **dict.fromkeys(sorted(apart), none)}}
+
+
 class Pricing(In):
     """Graduated tiers (Pay-Per-Use), credits by token and model (Consumption), or what the call costs."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                _only("tiers", "array", "currency"),
+                _only("per_million", "object", "markup"),
+                _only("at_cost", "object"),
+            ]
+        }
+    )
 
     tiers: Annotated[list[Tier], Field(min_length=1, max_length=TIERS_MAX)] | None = None
     per_million: (

@@ -91,7 +91,9 @@ REPORTS = (
         description="What files of configuration say: all of it, what differs, and that it is applied.",
         summary="Write down all that is configuration",
         out=Configuration,
-        documents=(Document(SCHEMA, "application/schema+json", "The JSON Schema of files, for editors"),),
+        documents=(
+            Document(SCHEMA, "application/schema+json", "The JSON Schema of files, for editors", public=True),
+        ),
         by_hand=True,
         run=Action("apply", "Plan what makes it so, or do what was planned", ConfigurationApply),
         ran=ConfigurationPlan,

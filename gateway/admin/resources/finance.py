@@ -6,15 +6,26 @@ import re
 from datetime import date
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from gateway.admin.resources.resource import Document, Report
-from gateway.admin.resources.values import Currency, Day, Exactly, Id, In, Instant, Out, Text, plausible
+from gateway.admin.resources.values import (
+    Currency,
+    Cursor,
+    Day,
+    Exactly,
+    Id,
+    In,
+    Instant,
+    Out,
+    Text,
+    plausible,
+)
 from gateway.core.accounts.roles import access
 from gateway.core.billing.finance import ACCOUNT_CHARS_MAX, ACCOUNTS, SUPPLY
 
 MONTHS_MAX = 120
-_MONTH = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])", re.ASCII)
+_MONTH = re.compile(r"(19[7-9][0-9]|2[0-9]{3})-(0[1-9]|1[0-2])", re.ASCII)
 _CODE = re.compile(rf"[A-Za-z0-9 ._/-]{{1,{ACCOUNT_CHARS_MAX}}}", re.ASCII)
 
 
@@ -36,7 +47,11 @@ def _codes(text: str) -> str:
     return text
 
 
-Month = Annotated[Text, AfterValidator(_month)]
+Month = Annotated[
+    Text,
+    AfterValidator(_month),
+    WithJsonSchema({"type": "string", "pattern": f"^{_MONTH.pattern}$", "examples": ["2026-04"]}),
+]
 
 
 class FinanceAsked(In):
@@ -208,9 +223,8 @@ _PARQUET = Document(".parquet", "application/vnd.apache.parquet", "The same as P
 
 class _Paged(In):
     limit: int = Field(default=1_000, ge=1, le=10_000, description="Most items to tell.")
-    cursor: str | None = Field(
+    cursor: Cursor | None = Field(
         default=None,
-        max_length=400,
         description="`next_cursor` of the page before, with the same parameters.",
     )
 

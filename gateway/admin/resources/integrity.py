@@ -18,6 +18,7 @@ from gateway.admin.resources.values import Amount, Flag, Id, In, Instant, Out, S
 from gateway.core.accounts.ledger import PRICED, MalformedEvent, decode
 from gateway.core.accounts.roles import OPERATOR, access
 from gateway.core.billing.tiers import read_tiers
+from gateway.core.model import PARTITIONS
 
 KINDS = ("gap", "conflict", "unknown_account", "behind")
 RAW_CHARS_MAX = 100_000
@@ -212,7 +213,7 @@ RESOURCES = (
         filters={
             "organization_id": Filter(),
             "tenant_id": Filter(),
-            "partition": Filter("count"),
+            "partition": Filter("count", most=PARTITIONS - 1),
             "resolved": Filter("flag"),
         },
         actions=(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import reduce
 from operator import or_
 from types import UnionType
@@ -12,11 +13,23 @@ from pydantic.fields import FieldInfo
 
 from gateway.admin.resources.values import Id, In, Instant, LimitsIn, LimitsOut, Out
 
+AS_CREATED: Mapping[str, object] = {}
 
-def patch_of(model: type[In], *, without: tuple[str, ...] = (), name: str = "") -> type[In]:
-    """Make a model in which every field of `model` may be left out but keeps its own rule."""
+
+def patch_of(
+    model: type[In],
+    *,
+    without: tuple[str, ...] = (),
+    name: str = "",
+    kinds: Mapping[str, object] = AS_CREATED,
+) -> type[In]:
+    """Make a model in which every field of `model` may be left out but keeps its own rule.
+
+    `kinds` are of fields that a change takes in another one: what a new row is given where nothing is said,
+    such as a name, cannot be taken away again.
+    """
     fields = {
-        field: (_kind(info), Field(default_factory=_absent, description=info.description))
+        field: (kinds.get(field, _kind(info)), Field(default_factory=_absent, description=info.description))
         for field, info in model.model_fields.items()
         if field not in without
     }

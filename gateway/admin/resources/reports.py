@@ -12,6 +12,7 @@ from gateway.admin.resources.resource import Action, Document, Report, Whole
 from gateway.admin.resources.values import (
     Amount,
     Currency,
+    Cursor,
     Exactly,
     Flag,
     Id,
@@ -123,9 +124,8 @@ class UsagePage(UsageAsked):
     """The same by pages."""
 
     limit: int = Field(default=1_000, ge=1, le=10_000, description="Most items to tell.")
-    cursor: str | None = Field(
+    cursor: Cursor | None = Field(
         default=None,
-        max_length=400,
         description="`next_cursor` of the page before, with the same parameters.",
     )
 

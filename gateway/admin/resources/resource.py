@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from gateway.admin.resources.values import In, Out
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.roles import Access
+from gateway.core.model import INTEGER_MAX
 
 # What an id refers to; a resource says so where its own refers to something else.
 REFERS = {
@@ -34,10 +35,14 @@ REFERS = {
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """What a filter's value must be: `kind` is id, count, text, uuid or flag; `choices` narrow a text."""
+    """What a filter's value must be: `kind` is id, count, text, uuid or flag.
+
+    `choices` narrow a text, `most` a number.
+    """
 
     kind: str = "id"
     choices: tuple[str, ...] = ()
+    most: int = INTEGER_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +121,16 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """`GET …/{id}<suffix>`: a file made of a row; `formats` are those that `?format=` may ask for."""
+    """`GET …/{id}<suffix>`: a file made of a row; `formats` are those that `?format=` may ask for.
+
+    One that is `public` needs no token.
+    """
 
     suffix: str
     media: str
     summary: str
     formats: tuple[str, ...] = ()
+    public: bool = False
 
 
 @dataclass(frozen=True, slots=True)

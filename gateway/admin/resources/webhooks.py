@@ -17,13 +17,19 @@ Event: Any = Literal[EVENTS]
 STATES = ("pending", "delivered", "failed")
 
 
+Url = Annotated[
+    str,
+    Field(strict=True, min_length=1, max_length=URL_CHARS_MAX),
+    # What is refused besides depends on the settings.
+    Field(json_schema_extra={"pattern": "^(https?://|mailto:)", "examples": ["https://hooks.example.com/t"]}),
+]
+
+
 class WebhookCreate(In):
     """An address to be told."""
 
     organization_id: Id | None = Field(default=None, description="Only of this one; null is of all.")
-    url: Annotated[str, Field(strict=True, min_length=1, max_length=URL_CHARS_MAX)] = Field(
-        description="`https:`, or `mailto:` and addresses with commas between."
-    )
+    url: Url = Field(description="`https:`, or `mailto:` and addresses with commas between.")
     events: Annotated[list[Event], Field(max_length=len(EVENTS))] = Field(
         default=[], description="Which events to send; nothing named is every event."
     )

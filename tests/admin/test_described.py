@@ -1,0 +1,200 @@
+"""The OpenAPI document against what it describes: requests made from it, good and bad, by schemathesis.
+
+What the document allows is done, or refused for something no schema can say: those refusals are listed here.
+What it does not allow is refused. Whatever is answered is as the document has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis.core.failures import FailureGroup
+from schemathesis.core.result import Ok
+from schemathesis.generation import GenerationMode
+from schemathesis.openapi.checks import RejectedPositiveData
+from schemathesis.schemas import APIOperation
+
+from gateway.admin.api.examples import BODIES
+from gateway.admin.api.openapi import document
+from gateway.admin.http.body import check
+from gateway.admin.resources import REPORTS, RESOURCES
+from gateway.admin.resources.values import In
+from tests.admin import two_organizations
+from tests.admin.conftest import ADMIN, Api
+
+Json = dict[str, Any]
+
+# Requests of each kind, of each operation: REQUESTS=100 looks for longer.
+EACH = int(os.environ.get("REQUESTS", "2"))
+# What a request that its schema allows is refused for all the same, each said with its field.
+NO_SCHEMA_SAYS = re.compile(
+    # what is there, whose it is, and what has happened
+    r"there is no |is the id of no call|of another organization|no organization's money|is not a next_cursor"
+    # times, against the clock and each other
+    r"|must be in the (future|years)|not be in the future|must be before|must be after|within \d+ days"
+    # several fields together
+    r"|is required, but for|required, unless|must move something|must say units|where the unit is|must rise"
+    r"|must be a decimal in a string|below the budget's own|must ascend|needs objects|name cached or"
+    # text that nobody could read or no call could name; what somebody else names
+    r"|control|printable|blank|one line|IANA|cannot be read|pairs such as|model's name|without \*|ASCII"
+    r"|lower case|once, with commas|a whole hour"
+    # as the settings say, or an invoice that does not say enough to be electronic
+    r"|must begin with https|public host|private address|is not a URL|is required \(BR|name a host"
+    # 1.0 is an integer to JSON Schema, and here it is not; decimals have a least that patterns cannot say
+    r"|a valid integer|must be above 0|at most \d+ with at most"
+)
+
+
+@pytest.fixture(scope="module")
+def described() -> Json:
+    return document(RESOURCES, REPORTS, version="1")
+
+
+async def test_requests_made_from_the_document_are_answered_as_it_says(api: Api, described: Json) -> None:
+    world = await two_organizations.make(api)
+    rows = {name: world.bravos.get(name) or world.shared.get(name, 1) for name in RESOURCES}
+    wrong = await asyncio.to_thread(lambda: list(_tried(described, str(api.client.make_url("")), rows)))
+    assert wrong == []
+
+
+@dataclass(frozen=True, slots=True)
+class _Sender:
+    """Sends what is made of one operation."""
+
+    operation: APIOperation[Any, Any, Any, Any]
+    session: requests.Session
+    known: dict[str, int] | None
+
+    def wrong(self, mode: GenerationMode) -> list[str]:
+        """What is wrong with the answers to some requests of a kind."""
+        found: list[str] = []
+
+        @settings(max_examples=EACH, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+        @given(case=self.operation.as_strategy(mode, path_parameters=self.known))
+        def send(case: Any) -> None:
+            response = case.call(session=self.session)
+            try:
+                case.validate_response(response)
+            except FailureGroup as failures:
+                found.extend(
+                    f"{case.method} {case.formatted_path} {case.query} {case.body}: {each.title},"
+                    f" {each.message}: {response.status_code} {response.text}"
+                    for each in failures.exceptions
+                    if not (isinstance(each, RejectedPositiveData) and _no_schema_says(response.text))
+                )
+
+        with suppress(Unsatisfiable):  # nothing can be wrong with it
+            send()
+        return found
+
+
+def _tried(described: Json, url: str, rows: Mapping[str, int]) -> Iterator[str]:
+    """What is wrong with answers to requests that are made from a document, rows being deleted at last."""
+    # Who may what is in test_roles.py; here everybody is an admin.
+    schema = schemathesis.openapi.from_dict(
+        {name: each for name, each in described.items() if name != "security"}
+    )
+    schema.config.update(base_url=url)
+    with requests.Session() as session:
+        session.headers["Authorization"] = f"Bearer {ADMIN}"
+        operations = [found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)]
+        assert len(operations) == sum(
+            len(each.keys() - {"parameters"}) for each in described["paths"].values()
+        )
+        for operation in sorted(operations, key=lambda each: each.method == "delete"):
+            assert operation.tags is not None
+            known = {"id": rows[operation.tags[0]]} if "{id}" in operation.path else None
+            for mode in GenerationMode:
+                yield from _Sender(operation, session, known).wrong(mode)
+
+
+def _no_schema_says(told: str) -> bool:
+    errors = json.loads(told).get("errors", [])
+    return bool(errors) and all(NO_SCHEMA_SAYS.search(each["message"]) for each in errors)
+
+
+def test_each_body_has_an_example_that_its_model_takes() -> None:
+    bodies: list[type[In] | None] = []
+    for resource in RESOURCES.values():
+        bodies += [resource.create, resource.patch, *(action.body for action in resource.actions)]
+        bodies.append(resource.batch.body if resource.batch is not None else None)
+    bodies += [report.run.body for report in REPORTS.values() if report.run is not None]
+    models = {model.__name__: model for model in bodies if model is not None}
+    assert models.keys() == BODIES.keys()
+    for name, model in models.items():
+        check(model, dict(BODIES[name]))
+
+
+def test_each_operation_says_whom_it_is_for_and_shows_what_it_is_sent_and_answers(described: Json) -> None:
+    without = []
+    for path, methods in described["paths"].items():
+        for method, operation in methods.items():
+            if method == "parameters":
+                continue
+            sent = operation.get("requestBody", {}).get("content", {}).values()
+            answered = [
+                content
+                for status in operation["responses"].values()
+                for media, content in status.get("content", {}).items()
+                if media == "application/json"
+            ]
+            if not operation["description"] or not all("example" in each for each in [*sent, *answered]):
+                without.append(f"{method} {path}")
+    assert without == []
+
+
+async def test_a_change_without_a_body_is_refused_and_one_of_nothing_changes_nothing(api: Api) -> None:
+    made = await api.make("organizations", name="one")
+    nothing = await api.call("PATCH", f"organizations/{made['id']}")
+    assert (nothing.status, nothing.json["detail"]) == (
+        400,
+        "The body must be a JSON object that names the fields to change.",
+    )
+    assert (await api.patch(f"organizations/{made['id']}", {})).json == made
+
+
+async def test_what_a_change_may_not_set_to_null_is_named(api: Api) -> None:
+    world = await two_organizations.make(api)
+    for resource in RESOURCES.values():
+        if resource.patch is None:
+            continue
+        row = world.bravos.get(resource.name) or world.shared[resource.name]
+        for name in resource.patch.model_fields:
+            answer = await api.patch(f"{resource.name}/{row}", {name: None})
+            assert answer.status in {200, 409, 422}, (resource.name, name, answer.raw)
+    key = await api.patch(f"api-keys/{world.bravos['api-keys']}", {"name": None})
+    assert [each["field"] for each in key.json["errors"]] == ["name"]
+
+
+async def test_a_document_of_a_row_has_methods_of_its_own(api: Api) -> None:
+    refused = await api.call("DELETE", "invoices/1.csv")
+    assert (refused.status, refused.headers["Allow"]) == (405, "GET, HEAD")
+    assert (await api.call("DELETE", "organizations/1.csv")).status == 404
+
+
+async def test_a_key_for_repeating_is_looked_at_wherever_it_is_sent(api: Api) -> None:
+    plan: Json = {"objects": {}}
+    refused = await api.post("configuration", plan, key="k" * 300)
+    assert refused.status == 400
+    assert (await api.post("configuration", plan, key="k")).status == 200
+
+
+async def test_a_report_of_numbers_names_what_it_does_not_know(api: Api) -> None:
+    refused = await api.get("activity?windows=60&limit=5&limit=6")
+    assert refused.status == 422
+    assert {each["field"]: each["message"] for each in refused.json["errors"]} == {
+        "windows": "unknown parameter",
+        "limit": "given twice",
+    }
