@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 
 from gateway.admin.http.listing import FILTER_CHARS_MAX, LIMIT_DEFAULT, LIMIT_MAX
+from gateway.admin.resources.paging import Cursor
 from gateway.admin.resources.resource import Filter
-from gateway.admin.resources.values import Cursor
 
 Json = dict[str, Any]  # JSON as OpenAPI has it: any shape
 

@@ -17,8 +17,9 @@ from uuid import UUID
 
 from multidict import MultiMapping
 
+from gateway.admin.resources.paging import CURSOR_CHARS_MAX
 from gateway.admin.resources.resource import Filter, Whole
-from gateway.admin.resources.values import CURSOR_CHARS_MAX, read_instant
+from gateway.admin.resources.values import read_instant
 from gateway.core.accounts.administration import Place, Query
 from gateway.errors import Unprocessable
 

@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema
 
+from gateway.admin.resources.paging import Paged
 from gateway.admin.resources.resource import Document, Report
 from gateway.admin.resources.values import (
     Currency,
-    Cursor,
     Day,
     Exactly,
     Id,
@@ -221,27 +221,19 @@ _PAGES: dict[str, type[Out]] = {
 _PARQUET = Document(".parquet", "application/vnd.apache.parquet", "The same as Parquet")
 
 
-class _Paged(In):
-    limit: int = Field(default=1_000, ge=1, le=10_000, description="Most items to tell.")
-    cursor: Cursor | None = Field(
-        default=None,
-        description="`next_cursor` of the page before, with the same parameters.",
-    )
-
-
-class DayPage(DayAsked, _Paged):
+class DayPage(DayAsked, Paged):
     """The same by pages."""
 
 
-class MonthsPage(MonthsAsked, _Paged):
+class MonthsPage(MonthsAsked, Paged):
     """The same by pages."""
 
 
-class TaxPage(TaxAsked, _Paged):
+class TaxPage(TaxAsked, Paged):
     """The same by pages."""
 
 
-class LedgerPage(LedgerAsked, _Paged):
+class LedgerPage(LedgerAsked, Paged):
     """The same by pages."""
 
 

@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from gateway.admin.resources import configuration, finance
+from gateway.admin.resources.paging import Paged
 from gateway.admin.resources.resource import Action, Document, Report, Whole
 from gateway.admin.resources.values import (
     Amount,
     Currency,
-    Cursor,
     Exactly,
     Flag,
     Id,
@@ -120,14 +120,8 @@ class UsageAsked(In):
     currency: Currency | None = None
 
 
-class UsagePage(UsageAsked):
+class UsagePage(UsageAsked, Paged):
     """The same by pages."""
-
-    limit: int = Field(default=1_000, ge=1, le=10_000, description="Most items to tell.")
-    cursor: Cursor | None = Field(
-        default=None,
-        description="`next_cursor` of the page before, with the same parameters.",
-    )
 
 
 class UsageItem(Out):

@@ -38,7 +38,6 @@ from gateway.core.visible import hidden_in
 TEXT_CHARS_MAX = 200
 LONG_TEXT_CHARS_MAX = 4000
 MODELS_MAX = 100
-CURSOR_CHARS_MAX = 400
 FRACTION_DIGITS_MAX = 6
 MARKUP_MAX, RATE_MAX = 1_000, 1_000_000_000
 YEAR_MIN, YEAR_MAX = 1970, 2999
@@ -214,16 +213,8 @@ def _told(value: object) -> object:
     return {"unreadable": True} if facts is None else json.loads(told_of(facts))
 
 
-Cursor = Annotated[
-    str, Field(strict=True, min_length=1, max_length=CURSOR_CHARS_MAX, pattern="^[A-Za-z0-9_-]+$")
-]
 Id = Annotated[int, Field(strict=True, ge=1, le=INTEGER_MAX)]
 Amount = Annotated[int, Field(strict=True, ge=0, le=INTEGER_MAX)]
-SignedAmount = Annotated[
-    int,
-    Field(strict=True, ge=-INTEGER_MAX, le=INTEGER_MAX, json_schema_extra={"not": {"const": 0}}),
-    AfterValidator(_not_zero),
-]
 SignedOrZero = Annotated[int, Field(strict=True, ge=-INTEGER_MAX, le=INTEGER_MAX)]
 PositiveAmount = Annotated[int, Field(strict=True, ge=1, le=INTEGER_MAX)]
 AnchorDay = Annotated[int, Field(strict=True, ge=1, le=31)]
@@ -301,4 +292,7 @@ LimitsOut = Annotated[
             "additionalProperties": False,
         }
     ),
+]
+SignedAmount = Annotated[
+    SignedOrZero, Field(json_schema_extra={"not": {"const": 0}}), AfterValidator(_not_zero)
 ]
