@@ -9,15 +9,17 @@ from __future__ import annotations
 import socket
 from ipaddress import ip_address
 
-from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
+from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 
 from gateway.core.addresses import is_public, refusal
-from gateway.core.alerts.webhook import Outcome
+from gateway.core.alerts.webhook import Answer, Outcome
 
 TIMEOUT_S = 10.0
 CONNECTIONS_MAX = 32
+# Of what is answered, where somebody reads it.
+ANSWER_BYTES_MAX = 256 * 1024
 ERROR_CHARS_MAX = 200
 
 
@@ -49,16 +51,25 @@ class Outgoing:
 
     async def send(self, url: str, headers: dict[str, str], body: bytes) -> Outcome:
         """Post once; whatever the other side does is told, not raised."""
+        answer = await self.ask(url, headers, body, read_bytes=0)
+        return Outcome(answer.status, answer.error)
+
+    async def ask(
+        self, url: str, headers: dict[str, str], body: bytes, *, read_bytes: int = ANSWER_BYTES_MAX
+    ) -> Answer:
+        """Post once, and read so much of what is answered; told, not raised, as well."""
         refused = refusal(url, private=self._private)
         if refused is not None:
-            return Outcome(None, f"the URL {refused}")
+            return Answer(None, f"the URL {refused}")
         try:
             async with self._opened().post(
                 url, data=body, headers=headers, allow_redirects=False
             ) as response:
-                return Outcome(response.status, None if response.ok else response.reason)
+                said = await _read(response, read_bytes)
+                error = None if response.ok else response.reason
+                return Answer(response.status, error, said, response.headers.get("Retry-After", ""))
         except (ClientError, OSError, TimeoutError, ValueError) as error:
-            return Outcome(None, (str(error) or type(error).__name__)[:ERROR_CHARS_MAX])
+            return Answer(None, (str(error) or type(error).__name__)[:ERROR_CHARS_MAX])
 
     async def aclose(self) -> None:
         """Close what is open."""
@@ -81,3 +92,11 @@ class Outgoing:
                 auto_decompress=False,
             )
         return self._session
+
+
+async def _read(response: ClientResponse, most: int) -> bytes:
+    """The beginning of an answer's body."""
+    read = b""
+    while len(read) < most and (chunk := await response.content.read(most - len(read))):
+        read += chunk
+    return read

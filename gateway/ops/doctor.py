@@ -75,8 +75,8 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
             yield Finding(
                 False, "postgresql", "TOLLKEEPER_DATABASE_URL is not set (serve needs none: --for serve)"
             )
-        if settings.stripe_api_key:
-            yield _stripe()
+        async for finding in _billing_services(settings):
+            yield finding
     for target in settings.upstreams if role != "keeper" else ():
         yield await _upstream(target)
     for issuer in settings.issuers if role != "keeper" else ():
@@ -114,6 +114,14 @@ def _data_directory(settings: Settings) -> Finding:
     return Finding(True, "data directory", f"{settings.data_dir} can be written")
 
 
+async def _billing_services(settings: Settings) -> AsyncIterator[Finding]:
+    if settings.stripe_api_key:
+        yield _stripe()
+    if settings.usage_feed != "off":
+        feed = UpstreamTarget("", settings.usage_feed_url)
+        yield await _upstream(feed, f"usage feed {settings.usage_feed}")
+
+
 def _stripe(library: str = "stripe") -> Finding:
     """Whether a keeper could hand over what is final."""
     if find_spec(library) is None:
@@ -137,8 +145,8 @@ async def _issuer(issuer: Issuer) -> Finding:
     return Finding(True, subject, f"{len(found.keys)} keys were read, for {', '.join(usable)}")
 
 
-async def _upstream(target: UpstreamTarget) -> Finding:
-    subject = f"upstream {target.name}"
+async def _upstream(target: UpstreamTarget, named: str = "") -> Finding:
+    subject = named or f"upstream {target.name}"
     try:
         end = await reach(target, ANSWER_MAX_S)
     except ssl.SSLCertVerificationError as error:

@@ -1,4 +1,4 @@
-"""Stripe, where a keeper has its key: loaded then alone, since it is an extra.
+"""Billing services, where a keeper has them. Stripe is loaded with its key alone, since it is an extra.
 
 Part of the composition root.
 """
@@ -14,7 +14,9 @@ from gateway.background.timed.handovers import Handovers, Queue
 from gateway.core.billing.handover import Collected
 from gateway.errors import StartError
 from gateway.run.billing_loops import Loops
+from gateway.run.feeding import UsageFeed
 from gateway.settings.settings import Settings
+from persistence.keeper.usage_feed import FeedQueue
 
 if TYPE_CHECKING:
     from gateway.handover.stripe_api import StripeApi
@@ -23,12 +25,16 @@ Reader = Callable[[bytes, str], Collected | None]
 
 
 class Collecting:
-    """The keeper's ends of Stripe: the loop that hands over, and what reads its messages, where wanted."""
+    """The keeper's ends of Stripe: the loop that hands over, and what reads its messages, where wanted.
+
+    Beside them those of the service that is told what was used.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._api: StripeApi | None = None
         self.read: Reader | None = None
+        self._feed = UsageFeed(settings)
         if not (settings.stripe_api_key or settings.stripe_webhook_secret):
             return
         try:
@@ -44,17 +50,19 @@ class Collecting:
         if settings.stripe_webhook_secret:
             self.read = StripeEvents(settings.stripe_webhook_secret).read
 
-    def loops(self, queue: Queue, log: Callable[..., None]) -> Loops:
-        """What hands over, where there is a key."""
+    def loops(self, queue: Queue, feed: FeedQueue, log: Callable[..., None]) -> Loops:
+        """What hands over, where there is a key, and what tells of use."""
+        telling = self._feed.loops(feed, log)
         if self._api is None:
-            return {}
+            return telling
         from gateway.handover.stripe_invoices import StripeInvoices  # noqa: PLC0415
 
         how = cast("Literal['charge_automatically', 'send_invoice']", self._settings.stripe_collection)
         stripe = StripeInvoices(self._api, how, partial(datetime.now, UTC))
-        return {"handovers": Handovers(queue, stripe, log).run}
+        return {"handovers": Handovers(queue, stripe, log).run, **telling}
 
     async def aclose(self) -> None:
         """Let go of all connections."""
+        await self._feed.aclose()
         if self._api is not None:
             await self._api.aclose()

@@ -78,6 +78,7 @@ from persistence.keeper.notices import Notices
 from persistence.keeper.pushes import Pushes
 from persistence.keeper.reconciliations import Accounts
 from persistence.keeper.sweeps import Sweeps
+from persistence.keeper.usage_feed import FeedQueue
 from persistence.keeper.verification import Truths
 from persistence.ledger.checkpoints import Checkpoints
 from persistence.ledger.refused import RefusedJournal
@@ -184,7 +185,7 @@ class Keeper:
             "expirer": self._expirer.run,
             **billing_loops(settings, self._store, Checkpoints(self._engine), log),
             **invoicing_loops(settings, schedule, self._account_closing, log),
-            **self._collecting.loops(HandoverQueue(self._engine, self._store), log),
+            **self._collecting.loops(HandoverQueue(self._engine, self._store), FeedQueue(self._engine), log),
             "clock changes": self._clock_changes.run,
             "reconciler": self._reconciler.run,
             "rollbacks": self._rollbacks.run,

@@ -12,7 +12,8 @@ from dataclasses import replace
 from gateway.core.http_limits import SETTABLE
 from gateway.errors import TollkeeperError
 from gateway.run.watching import LOOK_S, watch
-from gateway.settings.settings import OF_KEEPERS, PREFIX, SECRETS, Settings
+from gateway.settings.secret_files import OF_KEEPERS
+from gateway.settings.settings import PREFIX, SECRETS, Settings
 
 OF_GATEWAYS = tuple(sorted(SECRETS.difference(OF_KEEPERS)))
 

@@ -14,6 +14,7 @@ import msgspec
 
 from gateway.core.alerts.mail import is_address
 from gateway.core.billing.stand_ins import WANTED, read_stand_ins
+from gateway.core.billing.usage_feed import CODE_CHARS_MAX, USE_CODE
 from gateway.errors import SettingError
 from gateway.settings.origins import ORIGINS_WANTED, origins_of
 from gateway.settings.urls import SCHEMES, fault, wanted, without_password
@@ -106,6 +107,13 @@ def check_together(values: Mapping[str, Any], prefix: str) -> None:
         )
     if values.get("smtp_url") and not values.get("smtp_from"):
         raise SettingError(f"{prefix}SMTP_FROM is not set: expected name@example.com, whom mails are from")
+    feed = values.get("usage_feed", "off")
+    if feed != "off" and not values.get("usage_feed_url"):
+        raise SettingError(f"{prefix}USAGE_FEED_URL is not set: expected https://host:port, where {feed} is")
+    code = values.get("usage_feed_code", USE_CODE)
+    if not (code.isprintable() and 1 <= len(code) <= CODE_CHARS_MAX and code == code.strip()):
+        said = f"{prefix}USAGE_FEED_CODE={shown('', code)} is not valid"
+        raise SettingError(f"{said}: expected 1 to {CODE_CHARS_MAX} characters that can be seen")
 
 
 def name_of(variable: str, prefix: str) -> str:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_type_hints
 import msgspec
 
 from gateway.core.billing.stand_ins import StandIns, read_stand_ins
+from gateway.core.billing.usage_feed import USE_CODE, WAITING_EVENTS_MAX
 from gateway.core.calls.call import DEFAULT_BOUNDS
 from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
 from gateway.core.certificate import TlsFiles
@@ -34,18 +35,13 @@ from gateway.settings.checking import (
     wanted_of,
 )
 from gateway.settings.config_file import RouteTable, base_url_of, default_table, read_config, table_of
-from gateway.settings.secret_files import SUFFIX, Environment, both_set, read_secret
+from gateway.settings.secret_files import OF_KEEPERS, SUFFIX, Environment, both_set, read_secret
 from gateway.settings.tls_files import check_pairs, check_workloads, files_of
 
 PREFIX = "TOLLKEEPER_"
 CONFIG_NAME = f"{PREFIX}CONFIG"
 # In the environment besides the settings: where the file is, and where commands find the Admin API.
 CLIENT_NAMES = frozenset({"admin_url", "admin_ca_file", "admin_cert_file", "admin_key_file", "config"})
-# What only keepers, and who looks after them, need: credentials that a gateway is not given.
-OF_KEEPERS = (
-    "database_url", "database_owner_url", "admin_token", "readonly_token", "smtp_url", "stripe_api_key",
-    "stripe_webhook_secret",
-)  # fmt: skip
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Collection = Annotated[str, msgspec.Meta(pattern="^(charge_automatically|send_invoice)$")]
@@ -123,11 +119,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     stripe_webhook_secret: Token = ""
     stripe_collection: Collection = "charge_automatically"
     stripe_api_url: str = ""
+    usage_feed: Annotated[str, msgspec.Meta(pattern="^(off|lago|openmeter)$")] = "off"
+    usage_feed_url: str = ""
+    usage_feed_token: Token = ""
+    usage_feed_code: str = USE_CODE
+    usage_feed_waiting_max: Annotated[int, msgspec.Meta(ge=1_000, le=100_000_000)] = WAITING_EVENTS_MAX
     webhook_private_addresses: bool = False
     smtp_url: Secret = ""
     smtp_ca_file: str = ""
     smtp_from: str = ""
-
     http: HttpLimits = HttpLimits()
     object_ttl_s: Annotated[float, msgspec.Meta(ge=60, le=366 * 86_400)] = 30 * 86_400.0
     objects_max: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 100_000

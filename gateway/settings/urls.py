@@ -15,11 +15,13 @@ SCHEMES = {
     "database_owner_url": _OF_POSTGRES,
     "smtp_url": ("smtp", "smtps"),
     "stripe_api_url": ("https", "http"),
+    "usage_feed_url": ("https", "http"),
 }
 _SHAPES = {
     "redis_url": "redis://user:password@host:port/database",
     "smtp_url": "smtp://user:password@host:port",
     "stripe_api_url": "https://host:port",
+    "usage_feed_url": "https://host:port",
 }
 PORT_MAX = 65_535
 # Parameters whose values are no secrets; one nobody knows may be `password` misspelt.

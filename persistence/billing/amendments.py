@@ -18,12 +18,13 @@ from gateway.core.accounts.administration import Row
 from gateway.core.accounts.holds import correction_id
 from gateway.core.billing.pricing import IN_MONEY, MICRO, NANO, Tier, spend_micro
 from gateway.core.billing.tiers import pack_tiers
+from gateway.core.billing.usage_feed import AMENDED
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, is_in_money
 from gateway.core.model import INTEGER_MAX, Service
 from gateway.errors import Conflict, Unprocessable
 from persistence.billing import charges
 from persistence.billing.events import in_cycle, service_of
-from persistence.ledger import statements, usage_rollup, usage_spans
+from persistence.ledger import statements, usage_feed, usage_rollup, usage_spans
 from persistence.resources.app_users import acting
 from persistence.subject import Change, Subject, write_of
 from persistence.tables.corrections import amendment
@@ -270,6 +271,7 @@ def _tell(connection: Connection, request_id: str, back: dict[str, int], amended
     assert before is not None, "its row is held"
     assert after is not None, "its row is held"
     connection.exec_driver_sql(usage_spans.ROLL_UP_CALLS, usage_rollup.moved_columns([(before, after)]))
+    usage_feed.tell_changes(connection, AMENDED, [(before, after)])
 
 
 SUBJECT = Subject(

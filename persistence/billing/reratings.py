@@ -20,6 +20,7 @@ from gateway.core.billing.cost import cost_nano
 from gateway.core.billing.price_book import choose, read_price
 from gateway.core.billing.pricing import IN_MONEY
 from gateway.core.billing.tiers import pack_tiers
+from gateway.core.billing.usage_feed import RERATED
 from gateway.core.billing.vector import KINDS, SAME, Factor, Price
 from gateway.core.calls.tariff import charged, factor_of
 from gateway.core.model import INTEGER_MAX
@@ -27,7 +28,7 @@ from gateway.core.moments import ms_of, rfc3339
 from persistence import crud
 from persistence.billing.amendments import correcting_write
 from persistence.billing.events import service_of
-from persistence.ledger import statements, usage_rollup, usage_spans
+from persistence.ledger import statements, usage_feed, usage_rollup, usage_spans
 from persistence.resources import prices
 from persistence.subject import Change, Subject
 from persistence.tables.billing import price
@@ -200,6 +201,9 @@ def _tell(connection: Connection, price_id: int, rated: Sequence[_Rated]) -> Non
     after = connection.exec_driver_sql(_RERATE, values).fetchall()
     columns = usage_rollup.moved_columns(zip(before, after, strict=True))
     connection.exec_driver_sql(usage_spans.ROLL_UP_CALLS, columns)
+    was = {usage_feed.request_in(row): row for row in before}
+    moved = ((was[usage_feed.request_in(row)], row) for row in after)
+    usage_feed.tell_changes(connection, RERATED, moved)
 
 
 PRICES = replace(prices.SUBJECT, verbs={"create": create, "rate": rate})

@@ -10,8 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.holds import Charged, LateSettlement, refund_id
 from gateway.core.accounts.losses import Movement
+from gateway.core.billing.usage_feed import REFUNDED
 from persistence.keeper import losses
-from persistence.ledger import statements, usage_rollup, usage_spans
+from persistence.ledger import statements, usage_feed, usage_rollup, usage_spans
 
 _DUE = text("""
 SELECT q.tenant_id, t.organization_id FROM tenant_quota AS q JOIN tenant AS t ON t.id = q.tenant_id
@@ -103,6 +104,7 @@ async def _told(connection: AsyncConnection, request_id: str, amount: int) -> No
     assert after is not None, "its row is held"
     columns = usage_rollup.moved_columns([(before, after)])
     await connection.exec_driver_sql(usage_spans.ROLL_UP_CALLS, columns)
+    await connection.run_sync(usage_feed.tell_changes, REFUNDED, [(before, after)])
 
 
 def _charged(row: Row[Any]) -> Charged:

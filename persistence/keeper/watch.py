@@ -32,6 +32,12 @@ SELECT count(*) FILTER (WHERE state = 'waiting') AS waiting,
        count(*) FILTER (WHERE state = 'failed') AS failed,
        coalesce(extract(epoch FROM now() - min(created_at) FILTER (WHERE state = 'waiting')), 0) AS oldest
   FROM handover WHERE state IN ('waiting', 'failed')""")
+_FED = text("""
+SELECT count(*) FILTER (WHERE state = 'waiting') AS waiting,
+       count(*) FILTER (WHERE state = 'failed') AS failed,
+       coalesce(extract(epoch FROM now() - min(created_at) FILTER (WHERE state = 'waiting')), 0) AS oldest,
+       (SELECT coalesce(sum(sent), 0) FROM usage_feed) AS sent
+  FROM usage_outbox WHERE state IN ('waiting', 'failed')""")
 _ENDS = text("""
 SELECT 'api_key', extract(epoch FROM min(expires_at)) FROM api_key
  WHERE revoked_at IS NULL AND expires_at > now()
@@ -45,6 +51,7 @@ async def gauges(engine: AsyncEngine, *, scheduled: bool) -> dict[str, object]:
     return {
         **await invoices(engine, scheduled=scheduled),
         **await handed_over(engine),
+        **await fed(engine),
         "dead_letters": await dead_letters(engine),
         "webhook_messages_waiting": await waiting_messages(engine),
         "credential_expiry_timestamp_seconds": await next_ends(engine),
@@ -81,6 +88,17 @@ async def handed_over(engine: AsyncEngine) -> dict[str, object]:
     return {
         "handovers": [("waiting", row.waiting), ("failed", row.failed)],
         "handovers_oldest_seconds": float(row.oldest),
+    }
+
+
+async def fed(engine: AsyncEngine) -> dict[str, object]:
+    """How many events of use a billing service was not told yet, or refused, and how many it took."""
+    async with engine.connect() as connection:
+        row = (await connection.execute(_FED)).one()
+    return {
+        "usage_feed_events": [("waiting", row.waiting), ("failed", row.failed)],
+        "usage_feed_oldest_seconds": float(row.oldest),
+        "usage_feed_sent": int(row.sent),
     }
 
 

@@ -12,7 +12,8 @@ import psycopg
 from psycopg import Connection
 
 from gateway.core.accounts.ledger import Event, EventKind, EventNote
-from persistence.ledger import budget_uses, rows, statements, usage_rollup, usage_spans
+from gateway.core.billing.usage_feed import LATE
+from persistence.ledger import budget_uses, rows, statements, usage_feed, usage_rollup, usage_spans
 from persistence.ledger.attribution import Name
 from persistence.ledger.call_rows import (
     CALL_COLUMNS,
@@ -49,10 +50,16 @@ class Unstorable(Exception):
 
 
 class Copies:
-    """The rows of one transaction, by ledger; remembers their order to name a refused one."""
+    """The rows of one transaction, by ledger; remembers their order to name a refused one.
 
-    def __init__(self, fresh: Sequence[Placed], noted: Sequence[Placed] = ()) -> None:
+    `feeding`: a billing service is told of what was used.
+    """
+
+    def __init__(
+        self, fresh: Sequence[Placed], noted: Sequence[Placed] = (), *, feeding: bool = False
+    ) -> None:
         self._fresh, self._noted = fresh, noted
+        self._feeding = feeding
         self._corrections: list[Event] = []
         self._by_table = {
             "token_ledger": _with(fresh, TOKENS),
@@ -93,11 +100,14 @@ class Copies:
         return {table: len(placed) for table, placed in written.items()}
 
     def _roll_up(self, connection: Connection[Any], user: Callable[[Event], int | None]) -> None:
-        """Bring hours and days to where the calls leave them, the corrected ones too."""
+        """Bring hours and days to where the calls leave them, the corrected ones too, and have them told."""
         hours: usage_rollup.Rollup = {}
+        told: list[usage_feed.Told] = []
         for placed in self._by_table["call"]:
             event = event_of(placed)
             usage_rollup.add_call(hours, event, facts_of(event), user(event))
+            if self._feeding:
+                told += usage_feed.of_call(event, facts_of(event), user(event))
         for event in self._corrections:
             values = correction(event)
             before = connection.execute(statements.CALL_SUMS, values).fetchone()
@@ -105,8 +115,11 @@ class Copies:
                 after = connection.execute(statements.CORRECT_CALL, values).fetchone()
                 assert after is not None, "its row is held"
                 usage_rollup.moved(before, after, hours)
+                told += usage_feed.of_change(LATE, before, after) if self._feeding else ()
         if hours:
             connection.execute(usage_spans.ROLL_UP_CALLS, statements.columns_of(usage_rollup.rows_of(hours)))
+        if told:
+            connection.execute(usage_feed.TELL, statements.columns_of(told))
 
     def _price_reclaimed(self, connection: Connection[Any]) -> None:
         """Have calls that nobody settled cost what their budgets were charged."""

@@ -17,11 +17,12 @@ from persistence.ledger.sums import added
 # A session lock would outlive a frozen flusher; this one ends with the transaction.
 LOCK = """
 SELECT p FROM unnest(%s::integer[]) AS p WHERE pg_try_advisory_xact_lock(7800, p)"""
-# For this transaction only, so that a transaction pooler may stand between.
+# For this transaction only, so that a transaction pooler may stand between. And: is a billing service told?
 BOUND = """
 SELECT set_config('statement_timeout', %s, true), set_config('idle_in_transaction_session_timeout', %s, true),
        CASE WHEN current_setting('server_version_num')::integer >= 170000
-            THEN set_config('transaction_timeout', %s, true) END"""
+            THEN set_config('transaction_timeout', %s, true) END,
+       EXISTS (SELECT FROM usage_feed WHERE ended_at IS NULL)"""
 
 # Asked once the locks are held, and not by their statement: whoever verified in between is seen then.
 HISTORIES = """
@@ -259,13 +260,14 @@ STORED_CALLS = """
 SELECT request_id::text FROM call
  WHERE request_id = ANY(%s::uuid[]) AND created_at BETWEEN %s AND %s"""
 KNOWN_CALLS = "SELECT request_id::text FROM call WHERE request_id = ANY(%s::uuid[])"
-# A call as its roll-up has it: `DIMENSIONS`, then `SUMS`.
+# A call as its roll-up has it: `DIMENSIONS`, then `SUMS`; and by what it is told: its request and its time.
 SUMS_OF_CALL = f"""
        organization_id, (extract(epoch FROM date_trunc('hour', created_at, 'UTC')) * 1000)::bigint, tenant_id,
        api_key_id, coalesce(user_id, 0), coalesce(project_id, {NO_PROJECT}), coalesce(service_id, 0),
        coalesce(model, ''), coalesce(currency, ''),
        1, 0, input, cache_read, cache_write + cache_write_1h, output, reasoning, tokens, credits, units,
-       coalesce(cost, 0), estimated::integer, (cost IS NULL AND tokens > 0)::integer"""
+       coalesce(cost, 0), estimated::integer, (cost IS NULL AND tokens > 0)::integer,
+       request_id::text, (extract(epoch FROM created_at) * 1000)::bigint"""
 # Its row is held.
 CALL_SUMS = f"SELECT {SUMS_OF_CALL} FROM call WHERE request_id = %(request_id)s FOR UPDATE"  # noqa: S608  # our own words
 # What was seen of a call, once it is known what it was: credits are differences, and units that are charged.

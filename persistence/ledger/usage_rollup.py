@@ -61,7 +61,7 @@ def rows_of(hours: Rollup) -> list[tuple[object, ...]]:
 def moved(before: Sequence[Any], after: Sequence[Any], hours: Rollup) -> None:
     """Take a call out of its hour as its row was, and put it in as it is; both as `statements.CALL_SUMS`."""
     for row, sign in ((before, -1), (after, 1)):
-        bucket, counts = tuple(row[: len(DIMENSIONS)]), row[len(DIMENSIONS) :]
+        bucket, counts = tuple(row[: len(DIMENSIONS)]), row[len(DIMENSIONS) : len(DIMENSIONS) + len(SUMS)]
         sums = hours.setdefault(bucket, [0] * len(SUMS))
         for at, count in enumerate(counts):
             sums[at] += sign * int(count)

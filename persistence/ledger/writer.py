@@ -113,13 +113,14 @@ class Writer:
         connection = self._connected()
         with connection.transaction():
             timeouts = (STATEMENT_TIMEOUT_S, IDLE_IN_TRANSACTION_S, TRANSACTION_TIMEOUT_S)
-            connection.execute(statements.BOUND, [f"{seconds}s" for seconds in timeouts])
+            bound = connection.execute(statements.BOUND, [f"{seconds}s" for seconds in timeouts]).fetchone()
             locked = {p for (p,) in connection.execute(statements.LOCK, (sorted(batch),))}
             outdated = _outdated(connection, sorted(locked), history)
             left = outdated | _to_judge_again(connection, locked, history)
             mine = {p: entries for p, entries in batch.items() if p in locked and p not in left}
             sorted_, faults = self._sort(connection, mine, refused)
             users = self._users.resolve(connection, [*sorted_.fresh, *sorted_.noted])
+            self._copies = Copies(sorted_.fresh, sorted_.noted, feeding=bool(bound and bound[-1]))
             report = self._store(connection, sorted_, faults, users, refused)
             if sorted_.waiting:
                 report.judged = _judged(connection, {p for p, _, _ in sorted_.waiting})
@@ -163,7 +164,6 @@ class Writer:
     ) -> FlushReport:
         """Rows first, then what they add up to, then what they make done."""
         report = _report(sorted_, faults)
-        self._copies = Copies(sorted_.fresh, sorted_.noted)
         report.rows = self._copies.write(connection, users)
         moves = add_up(sorted_.fresh)
         accounts.move(connection, moves)

@@ -39,13 +39,13 @@ WRITES: dict[str, tuple[str, ...]] = {
     "partition_state": KEEP, "quarantine": KEEP, "redis_loss": KEEP, "service": KEEP,
     "plan_end": KEEP, "service_activation": KEEP, "subscription_segment": KEEP, "tenant": KEEP,
     "tenant_quota": KEEP, "token_plan": KEEP, "token_plan_price": KEEP,
-    "usage_daily": KEEP, "usage_rollup": KEEP,
+    "usage_daily": KEEP, "usage_feed": KEEP, "usage_rollup": KEEP,
     "top_up_order": KEEP, "usage_tier": KEEP, "webhook": KEEP, "zone_clock": KEEP,
     "applied_row": CLEAR, "budget_told": CLEAR, "budget_use": CLEAR, "business_model": CLEAR,
     "console_session": CLEAR, "credit_allocation": CLEAR,
     "gateway_worker": CLEAR, "idempotency_key": CLEAR, "invoice": CLEAR, "invoice_line": CLEAR,
     "organization_service": CLEAR, "recovered_event": CLEAR, "refused_batch": CLEAR, "rerating_left": CLEAR,
-    "subscription_plan": CLEAR, "usage_name": CLEAR, "webhook_delivery": CLEAR,
+    "subscription_plan": CLEAR, "usage_name": CLEAR, "usage_outbox": CLEAR, "webhook_delivery": CLEAR,
     "alembic_version": (), "kept_since": (), "archive_identity": (), "archived_month": (), "archived_run": (),
 }  # fmt: skip
 VIEWS = (

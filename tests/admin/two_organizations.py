@@ -19,6 +19,7 @@ import psycopg
 from gateway.admin.resources import RESOURCES
 from gateway.core.accounts.roles import Reach
 from gateway.core.accounts.usage import SPANS, SUMS
+from gateway.core.billing.usage_feed import AMOUNTS
 from gateway.core.billing.vector import KINDS
 from tests.admin.conftest import Api
 
@@ -109,8 +110,10 @@ async def _shared(api: Api) -> dict[str, int]:
     price = await api.make(
         "prices", model="m1", currency="USD", effective_from=datetime.now(UTC).isoformat(), input="1"
     )
+    [(feed,)] = api.rows("insert into usage_feed (service, waiting_max) values ('lago', 1000) returning id")
     return {
-        "services": service["id"], "token-plans": tokens["id"], "subscription-plans": plan["id"],
+        "usage-feeds": int(str(feed)), "services": service["id"], "token-plans": tokens["id"],
+        "subscription-plans": plan["id"],
         "prices": price["id"], "business-models": 1,
     }  # fmt: skip
 
@@ -252,6 +255,11 @@ def _of_bills_and_faults(bravos: Mapping[str, int], shared: Mapping[str, int]) -
     yield "handover-events", "handover_event", {
         **handed, "handover_id": bravos["handovers"], "name": "bravo event", "kind": "invoice.paid",
         "amount": 1, "currency": "USD",
+    }  # fmt: skip
+    yield "usage-events", "usage_outbox", {
+        **both, **dict.fromkeys(AMOUNTS, 0), "place": 1, "name": "bravo use", "kind": "use", "at": NOW,
+        "api_key_id": bravos["api-keys"], "user_id": bravos["users"], "project_id": -1, "service_id": service,
+        "model": "bravo model", "currency": "USD",
     }  # fmt: skip
     yield "charges", "charge", {
         **both, "kind": "usage", "period_start": NOW, "period_end": NOW + timedelta(days=1),

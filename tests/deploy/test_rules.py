@@ -83,6 +83,7 @@ FAULTS = {
     "DeadLetters": Fault(5, {"tollkeeper_dead_letters": "0 1x99"}),
     "InvoicesLeft": Fault(70, {"tollkeeper_invoices_left{reason='not_agreed'}": "0 2x99"}),
     "HandoversLeft": Fault(10, {"tollkeeper_handovers{state='failed'}": "0 1x99"}),
+    "UsageFeedLeft": Fault(10, {"tollkeeper_usage_feed_events{state='failed'}": "0 1x99"}),
     "BreakerOpen": Fault(5, {"tollkeeper_counters_breaker_open{instance='a'}": "0 1x99"}),
     "CountersUnavailable": Fault(
         8, {"tollkeeper_requests_total{status='503',reason='counters_unavailable'}": "0+6x100"}

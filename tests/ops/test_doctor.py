@@ -76,6 +76,15 @@ async def test_the_keys_of_an_issuer_are_read(tmp_path: Path) -> None:
     assert not [each async for each in examine(asked, "keeper") if each.subject.startswith("issuer")]
 
 
+async def test_a_feed_of_use_has_somebody_who_answers(tmp_path: Path) -> None:
+    nobody = {"usage_feed": "openmeter", "usage_feed_url": f"http://127.0.0.1:{free_port()}"}
+    found = {each.subject: each.says for each in await wrong(settings(tmp_path, **nobody), "keeper")}
+    assert "does not accept connections" in found["usage feed openmeter"]
+    assert "usage feed openmeter" not in {
+        each.subject for each in await wrong(settings(tmp_path, **nobody), "serve")
+    }
+
+
 def test_a_key_of_stripes_needs_its_library() -> None:
     assert (_stripe().well, _stripe("no_such_library").well) == (True, False)
     assert "pip install 'tollkeeper[stripe]'" in _stripe("no_such_library").says

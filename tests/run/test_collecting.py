@@ -21,7 +21,7 @@ def of(**said: str) -> Collecting:
 
 def loops(collecting: Collecting) -> dict[str, Any]:
     queue: Any = None  # nothing is asked of it before a loop runs
-    return collecting.loops(queue, lambda *_, **__: None)
+    return collecting.loops(queue, queue, lambda *_, **__: None)
 
 
 async def test_without_a_key_nothing_is_loaded_or_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ VALUES = {
     "key_pepper": HUSH,
     "stripe_api_key": HUSH,
     "stripe_webhook_secret": HUSH,
+    "usage_feed_token": HUSH,
 }
 
 

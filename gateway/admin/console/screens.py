@@ -159,6 +159,16 @@ SCREENS = {
             filters=("organization_id", "invoice_id", "handover_id", "kind", "name"),
         ),
         Screen(
+            "Billing", "usage-feeds", "Feeds of use", "feed",
+            ("id", "service", "begun_at", "ended_at", "sent", "paused_until", "error"),
+            empty="No billing service is told what is used: see TOLLKEEPER_USAGE_FEED.",
+        ),
+        Screen(
+            "Billing", "usage-events", "Events of use", "event",
+            ("name", "organization_id", "kind", "state", "at", "model", "tokens", "cost", "error"),
+            empty="Nothing waits to be told.", filters=("organization_id", "state", "kind"),
+        ),
+        Screen(
             "Billing", "dunning-steps", "Dunning", "step",
             ("created_at", "organization_id", "invoice_id", "action", "days", "tenant_id", "reason"),
             empty="Nothing was done yet about invoices that are not paid.",

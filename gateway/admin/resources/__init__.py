@@ -17,6 +17,7 @@ from gateway.admin.resources import (
     prices,
     quota,
     tax_rates,
+    usage_feeds,
     uses,
     webhooks,
 )
@@ -26,8 +27,8 @@ from gateway.admin.resources.resource import Action, Part, Report, Resource, Sec
 RESOURCES: dict[str, Resource] = {
     resource.name: resource
     for part in (
-        people, access, quota, catalogue, prices, budgets, billing, invoices, tax_rates, handovers, charges,
-        events, amendments, uses, calls, webhooks, integrity, audit,
+        people, access, quota, catalogue, prices, budgets, billing, invoices, tax_rates, handovers,
+        usage_feeds, charges, events, amendments, uses, calls, webhooks, integrity, audit,
     )
     for resource in part.RESOURCES
 }  # fmt: skip

@@ -69,6 +69,18 @@ class Outcome:
         return self.status is not None and 200 <= self.status < 300
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is answered to a message: its status, or why there is none, the beginning of its body, and for how
+    long the other side wants to be left alone, as it says it.
+    """
+
+    status: int | None
+    error: str | None = None
+    body: bytes = b""
+    retry_after: str = ""
+
+
 def headers_of(delivery: Delivery, body: bytes, now: datetime) -> dict[str, str]:
     """The fields of an attempt made now."""
     identity, timestamp = f"msg_{delivery.id}", str(int(now.timestamp()))

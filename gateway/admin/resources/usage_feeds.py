@@ -1,0 +1,93 @@
+"""The feed of use: how it does, and the events that a billing service was not told yet, or refused."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from pydantic import Field
+
+from gateway.admin.resources.resource import Action, Filter, Resource
+from gateway.admin.resources.values import Exactly, Id, Instant, Out
+from gateway.core.accounts.roles import BILLING, Reach, access
+from gateway.core.billing.usage_feed import KINDS, STATES
+
+
+class UsageFeed(Out):
+    """A span of time whose use is told to a billing service."""
+
+    id: Id
+    service: str = Field(description="lago or openmeter.")
+    begun_at: Instant = Field(description="What was used before is not told.")
+    ended_at: Instant | None
+    waiting_max: int = Field(description="Events that may wait one a use; more are added up by the hour.")
+    sent: int = Field(description="Events that were taken.")
+    attempts: int = Field(description="Attempts in a row that nothing came of.")
+    paused_until: Instant | None
+    error: str | None = Field(description="What the last attempt failed by.")
+
+
+class UsageEvent(Out):
+    """An event of use that waits, was refused or was left; what was taken is not kept."""
+
+    id: Id
+    name: str = Field(description="Makes it once at the other side.")
+    kind: str = Field(
+        description="use (a call), late, amended, refunded or rerated (a difference), folded (an hour)."
+    )
+    state: str = Field(description="waiting, failed (a person has to look) or canceled.")
+    at: Instant = Field(description="When it counts.")
+    request_id: UUID | None
+    used_at: Instant | None
+    organization_id: Id
+    tenant_id: Id
+    api_key_id: Id | None
+    user_id: Id | None
+    project_id: int | None
+    service_id: Id | None
+    model: str
+    currency: str
+    requests: int
+    input: int
+    cache_read: int
+    cache_write: int
+    output: int
+    reasoning: int
+    tokens: int
+    credits: int
+    units: int
+    cost: Exactly
+    error: str | None = Field(description="Why it was refused.")
+    created_at: Instant
+
+
+RESOURCES = (
+    Resource(
+        name="usage-feeds",
+        access=access(BILLING, reach=Reach.WHOLE),
+        description="Use that Lago or OpenMeter is told as events: how that goes.",
+        out=UsageFeed,
+        named_by="id",
+        actions=(
+            Action("resume", "Send again at once, whatever pause there is"),
+            Action("retry", "Send all again that was refused"),
+            Action("end", "Tell nothing of what is used from now on"),
+        ),
+    ),
+    Resource(
+        name="usage-events",
+        # Who is told of leaves none of it out.
+        access=access(BILLING, of_all=("retry", "cancel")),
+        description="Events of use that wait for Lago or OpenMeter, or were refused by it.",
+        out=UsageEvent,
+        named_by="id",
+        filters={
+            "organization_id": Filter(),
+            "state": Filter("text", STATES),
+            "kind": Filter("text", KINDS),
+        },
+        actions=(
+            Action("retry", "Send one again that was refused or left"),
+            Action("cancel", "Leave one that was refused"),
+        ),
+    ),
+)

@@ -1,0 +1,77 @@
+"""Tells a billing service what was used: the oldest events first, some batches at once, by one keeper.
+
+Everything that waits is in PostgreSQL. What was sent and not noted is sent again, and counts once there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Protocol
+
+from gateway.core.billing.usage_feed import BATCH_EVENTS_MAX, BATCHES_AT_ONCE, Pause, Sent, Terms, UsageEvent
+
+INTERVAL_S = 1.0
+
+Log = Callable[..., None]
+
+
+class Queue(Protocol):
+    """PostgreSQL."""
+
+    async def begin(self, terms: Terms) -> None:
+        """Have use told from now on, unless it is already."""
+
+    async def claim(self, count: int) -> Sequence[UsageEvent]:
+        """The oldest events that wait; none while the feed pauses, or another keeper sends."""
+
+    async def keep(self, taken: Collection[int], refused: Mapping[int, str]) -> None:
+        """Forget those that were taken, set aside those that were refused."""
+
+    async def pause(self, pause: Pause) -> None:
+        """Send nothing for a while."""
+
+
+class Service(Protocol):
+    """The billing service."""
+
+    async def send(self, events: Sequence[UsageEvent]) -> Sent:
+        """Have a batch taken; never raises for what the other side does."""
+
+
+class Feeding:
+    """The clock's side of the feed."""
+
+    def __init__(
+        self, queue: Queue, service: Service, terms: Terms, log: Log, *, batch: int = BATCH_EVENTS_MAX,
+        at_once: int = BATCHES_AT_ONCE,
+    ) -> None:  # fmt: skip
+        self._queue, self._service, self._terms, self._log = queue, service, terms, log
+        self._batch, self._at_once = batch, at_once
+
+    async def run(self) -> None:
+        """Tell whatever waits, until cancelled."""
+        await self._queue.begin(self._terms)
+        while True:
+            if not await self.turn():
+                await asyncio.sleep(INTERVAL_S)
+
+    async def turn(self) -> bool:
+        """Send some batches, and keep what came of them; whether more may be sent at once."""
+        events = await self._queue.claim(self._batch * self._at_once)
+        batches = [events[at : at + self._batch] for at in range(0, len(events), self._batch)]
+        async with asyncio.TaskGroup() as attempts:
+            sending = [attempts.create_task(self._tell(batch)) for batch in batches]
+        pauses = [pause for each in sending if (pause := each.result().pause) is not None]
+        if pauses:
+            pause = max(pauses, key=lambda one: one.seconds)
+            await self._queue.pause(pause)
+            self._log("feed pauses", error=pause.reason, level="warning")
+        return bool(batches) and not pauses
+
+    async def _tell(self, batch: Sequence[UsageEvent]) -> Sent:
+        sent = await self._service.send(batch)
+        await self._queue.keep(sent.taken, sent.refused)
+        for id_, why in sent.refused.items():
+            self._log("use not told", event=id_, error=why, level="warning")
+        return sent

@@ -1,0 +1,96 @@
+"""Use that a billing service is told of as events: what one says, and what comes of sending some.
+
+Pure. An event is made once by its name: it may be sent again at any time, and counts once at the other side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import Final, Literal
+
+from gateway.core.billing.vector import NANO_DIGITS
+
+Service = Literal["lago", "openmeter"]
+Kind = Literal["use", "late", "amended", "refunded", "rerated", "folded"]
+State = Literal["waiting", "failed", "canceled"]
+SERVICES: Final[tuple[Service, ...]] = ("lago", "openmeter")
+# A call's own event; what was learned of it late; what a person, a late settlement and a price moved; and
+# many uses of an hour in one.
+KINDS: Final[tuple[Kind, ...]] = ("use", "late", "amended", "refunded", "rerated", "folded")
+USE, LATE, AMENDED, REFUNDED, RERATED, FOLDED = KINDS
+STATES: Final[tuple[State, ...]] = ("waiting", "failed", "canceled")
+WAITING, FAILED, CANCELED = STATES
+# What of a call an event says; each of them adds up.
+AMOUNTS: Final = (
+    "requests", "input", "cache_read", "cache_write", "output", "reasoning", "tokens", "credits", "units",
+    "cost",
+)  # fmt: skip
+
+# What meters and billable metrics know our events by.
+USE_CODE = "tollkeeper_use"
+CODE_CHARS_MAX = 128
+# Lago takes no more at once.
+BATCH_EVENTS_MAX = 100
+BATCHES_AT_ONCE = 4
+# Events that were refused and nobody has looked at yet; with so many nothing more is sent.
+FAILED_MAX = 10_000
+WAITING_EVENTS_MAX = 1_000_000
+REQUEST_S_MAX = 10.0
+# Longer than sending a batch may take, with all its halves: nobody else sends it meanwhile.
+SENDING_S_MAX = 90.0
+LEASE_S = 120.0
+PAUSE_S_MIN = 5.0
+PAUSE_S_MAX = 300.0
+# Of what the other side asks for.
+RETRY_AFTER_S_MAX = 3600.0
+ERROR_CHARS_MAX = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Which service is told, and how many events may wait one for each use; more of them are added up."""
+
+    service: Service
+    waiting_max: int = WAITING_EVENTS_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class UsageEvent:
+    """One event; `subject` is who used it, `properties` say what."""
+
+    id: int
+    name: str
+    subject: str
+    at: datetime
+    properties: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Nothing is taken now: why, and for how long the other side wants to be left alone."""
+
+    reason: str
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Sent:
+    """What came of some events, by their ids: taken, or refused and why. The others still wait."""
+
+    taken: set[int] = field(default_factory=set)
+    refused: dict[int, str] = field(default_factory=dict)
+    pause: Pause | None = None
+
+
+def pause_s(attempt: int, asked_s: float = 0.0) -> float:
+    """Seconds of the pause after so many attempts in a row that nothing came of."""
+    own = min(PAUSE_S_MAX, PAUSE_S_MIN * 2.0 ** min(attempt - 1, 16))
+    return max(own, min(asked_s, RETRY_AFTER_S_MAX))
+
+
+def amount_of(name: str, amount: int) -> str:
+    """An amount as an event says it: a decimal; a cost in units of its currency."""
+    return f"{Decimal(amount).scaleb(-NANO_DIGITS).normalize():f}" if name == "cost" else str(amount)

@@ -1,0 +1,131 @@
+"""Sends events of use to a billing service: a batch at once, by halves where a part of it is refused.
+
+What each service is asked, and what it says of single events, stands in a file of its own. An answer that
+says nothing of the events, such as 503, 429 or 401, is a pause of all of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Protocol
+
+from gateway.core.alerts.webhook import Answer
+from gateway.core.billing.usage_feed import ERROR_CHARS_MAX, SENDING_S_MAX, Pause, Sent, UsageEvent
+
+# Of the client's errors those that are about what was sent; the others are about who sends it, and where to.
+ABOUT_EVENTS = frozenset({400, 409, 413, 422})
+
+
+class Post(Protocol):
+    """The way out."""
+
+    async def __call__(self, url: str, headers: dict[str, str], body: bytes) -> Answer:
+        """Post once; never raises for what the other side does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """What an answer says of single events: those it knows already, and what is wrong with others."""
+
+    known: Collection[int]
+    refused: Mapping[int, str]
+
+
+class Shape(Protocol):
+    """How one service is spoken to."""
+
+    path: str
+    content_type: str
+
+    def body(self, events: Sequence[UsageEvent]) -> bytes:
+        """A batch as it is sent."""
+
+    def verdicts(self, events: Sequence[UsageEvent], answer: Answer) -> Verdicts | None:
+        """What a refusal says of single events; None where it says nothing of them."""
+
+
+class UsageEvents:
+    """The way of events to a billing service."""
+
+    def __init__(
+        self,
+        post: Post,
+        shape: Shape,
+        url: str,
+        token: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sending_s_max: float = SENDING_S_MAX,
+    ) -> None:
+        self._post, self._shape = post, shape
+        self._url = url.rstrip("/") + shape.path
+        # A compressed answer would be read as it is.
+        self._headers = {
+            "Content-Type": shape.content_type, "User-Agent": "tollkeeper", "Accept-Encoding": "identity",
+        }  # fmt: skip
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._token = token
+        self._clock = clock
+        self._sending_s_max = sending_s_max
+
+    async def send(self, events: Sequence[UsageEvent]) -> Sent:
+        """Have a batch taken; whatever the other side does is told, not raised.
+
+        What is neither taken nor refused waits: behind a pause, or since there is no more time.
+        """
+        sent = Sent()
+        end = self._clock() + self._sending_s_max
+        pieces = [events]
+        while pieces and sent.pause is None and self._clock() < end:
+            piece = pieces.pop()
+            answer = await self._post(self._url, self._headers, self._shape.body(piece))
+            if answer.status is not None and 200 <= answer.status < 300:
+                sent.taken.update(event.id for event in piece)
+            elif answer.status in ABOUT_EVENTS:
+                pieces += self._refused(piece, answer, sent)
+            else:
+                sent.pause = Pause(self._said(answer), _seconds(answer.retry_after))
+        return sent
+
+    def _refused(self, piece: Sequence[UsageEvent], answer: Answer, sent: Sent) -> list[Sequence[UsageEvent]]:
+        """What of a refused piece is sent again, the first of it last."""
+        verdicts = self._shape.verdicts(piece, answer)
+        if verdicts is not None:
+            sent.taken.update(verdicts.known)
+            sent.refused.update((id_, self._shown(why)) for id_, why in verdicts.refused.items())
+            told = {*verdicts.known, *verdicts.refused}
+            rest = [event for event in piece if event.id not in told]
+            return [rest] if rest else []
+        if len(piece) == 1:
+            sent.refused[piece[0].id] = self._said(answer)
+            return []
+        half = len(piece) // 2
+        return [piece[half:], piece[:half]]
+
+    def _said(self, answer: Answer) -> str:
+        """What an answer says, as people read it."""
+        if answer.status is None:
+            return self._shown(f"it does not answer: {answer.error}")
+        body = answer.body.decode("utf-8", "replace")
+        return self._shown(f"it answers {answer.status}: {body or answer.error or 'nothing'}")
+
+    def _shown(self, text: str) -> str:
+        if self._token:
+            text = text.replace(self._token, "(hidden)")
+        return " ".join(text.replace("\0", "").split())[:ERROR_CHARS_MAX]
+
+
+def _seconds(retry_after: str) -> float:
+    """For how long the other side wants to be left alone (RFC 9110, 10.2.3): seconds, or until a moment."""
+    if retry_after.isascii() and retry_after.isdecimal():
+        return float(retry_after[:9])
+    try:
+        at = parsedate_to_datetime(retry_after)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return 0.0
+    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds())

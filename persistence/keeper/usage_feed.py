@@ -1,0 +1,139 @@
+"""Events of use that wait for a billing service: given to one keeper at a time, the oldest first.
+
+A keeper has a lease, longer than it may take to send what it was given. What it was given may be sent again
+by another, and is what it was: nothing is added to an event that was taken to be sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from gateway.core.accounts.usage import NO_PROJECT
+from gateway.core.billing.usage_feed import (
+    AMOUNTS,
+    FAILED_MAX,
+    LEASE_S,
+    Pause,
+    Terms,
+    UsageEvent,
+    amount_of,
+    pause_s,
+)
+from gateway.core.moments import rfc3339
+
+_BEGIN = text("""
+INSERT INTO usage_feed (service, waiting_max) VALUES (:service, :waiting_max)
+ON CONFLICT ((true)) WHERE ended_at IS NULL
+DO UPDATE SET service = excluded.service, waiting_max = excluded.waiting_max""")
+_LEASE = text("""
+UPDATE usage_feed SET leased_by = :me, leased_until = now() + make_interval(secs => :lease)
+ WHERE ended_at IS NULL AND (paused_until IS NULL OR paused_until <= now())
+   AND (leased_by = :me OR leased_until IS NULL OR leased_until <= now())
+   AND EXISTS (SELECT FROM usage_outbox WHERE state = 'waiting')
+   AND (SELECT count(*) FROM (SELECT FROM usage_outbox WHERE state = 'failed' LIMIT :failed_max) AS f)
+       < :failed_max
+RETURNING id""")
+# What is being added to at this moment is left for the next time.
+_TAKE = text("""
+SELECT id FROM usage_outbox WHERE state = 'waiting' ORDER BY place, id LIMIT :n FOR UPDATE SKIP LOCKED""")
+_CLOSE = text("UPDATE usage_outbox SET folding = false WHERE id = ANY(:ids) AND folding")
+_READ = text("""
+SELECT u.*, o.name AS organization, t.name AS tenant, s.key AS service, a.external_id AS "user"
+  FROM usage_outbox AS u JOIN organization AS o ON o.id = u.organization_id
+  LEFT JOIN tenant AS t ON t.id = u.tenant_id LEFT JOIN service AS s ON s.id = u.service_id
+  LEFT JOIN app_user AS a ON a.id = u.user_id
+ WHERE u.id = ANY(:ids) ORDER BY u.place, u.id""")
+_TAKEN = text("""
+WITH gone AS (DELETE FROM usage_outbox WHERE id = ANY(:ids) RETURNING id)
+UPDATE usage_feed
+   SET sent = sent + (SELECT count(*) FROM gone), attempts = 0, paused_until = NULL, error = NULL
+ WHERE ended_at IS NULL""")
+_REFUSED = text("""
+UPDATE usage_outbox AS u SET state = 'failed', error = n.error
+  FROM unnest(cast(:ids AS bigint[]), cast(:errors AS text[])) AS n (id, error)
+ WHERE u.id = n.id AND u.state = 'waiting'""")
+_ATTEMPTS = text("SELECT attempts FROM usage_feed WHERE ended_at IS NULL FOR UPDATE")
+_PAUSE = text("""
+UPDATE usage_feed SET attempts = attempts + 1, error = :error,
+       paused_until = now() + make_interval(secs => :seconds)
+ WHERE ended_at IS NULL""")
+_RELEASE = text("UPDATE usage_feed SET leased_by = NULL, leased_until = NULL WHERE leased_by = :me")
+
+
+class FeedQueue:
+    """What waits in PostgreSQL."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        failed_max: int = FAILED_MAX,
+        lease_s: float = LEASE_S,
+    ) -> None:
+        self._engine = engine
+        self._failed_max = failed_max
+        self._lease_s = lease_s
+        self._me = uuid4()
+
+    async def begin(self, terms: Terms) -> None:
+        """Have use told from now on, unless it is already."""
+        here = {"service": terms.service, "waiting_max": terms.waiting_max}
+        async with self._engine.begin() as connection:
+            await connection.execute(_BEGIN, here)
+
+    async def claim(self, count: int) -> Sequence[UsageEvent]:
+        """The oldest events that wait; none while the feed pauses, or another keeper sends."""
+        lease = {"me": self._me, "lease": self._lease_s, "failed_max": self._failed_max}
+        async with self._engine.begin() as connection:
+            if (await connection.execute(_LEASE, lease)).first() is None:
+                return ()
+            ids = (await connection.execute(_TAKE, {"n": count})).scalars().all()
+            await connection.execute(_CLOSE, {"ids": ids})
+            rows = (await connection.execute(_READ, {"ids": ids})).all()
+        return [_event(row) for row in rows]
+
+    async def keep(self, taken: Collection[int], refused: Mapping[int, str]) -> None:
+        """Forget those that were taken, set aside those that were refused."""
+        async with self._engine.begin() as connection:
+            if taken:
+                await connection.execute(_TAKEN, {"ids": list(taken)})
+            if refused:
+                here = {"ids": list(refused), "errors": list(refused.values())}
+                await connection.execute(_REFUSED, here)
+
+    async def pause(self, pause: Pause) -> None:
+        """Send nothing for a while, the longer the more often it was in vain."""
+        async with self._engine.begin() as connection:
+            seconds = pause_s(await _attempts(connection) + 1, pause.seconds)
+            await connection.execute(_PAUSE, {"error": pause.reason, "seconds": seconds})
+
+    async def release(self) -> None:
+        """Let another keeper send."""
+        # A courtesy: the lease ends by itself.
+        with suppress(SQLAlchemyError):
+            async with self._engine.begin() as connection:
+                await connection.execute(_RELEASE, {"me": self._me})
+
+
+async def _attempts(connection: AsyncConnection) -> int:
+    return int(await connection.scalar(_ATTEMPTS) or 0)
+
+
+def _event(row: Any) -> UsageEvent:
+    said = {
+        "kind": row.kind, "request_id": row.request_id, "used_at": row.used_at and rfc3339(row.used_at),
+        "organization": row.organization, "tenant_id": row.tenant_id, "tenant": row.tenant, "user": row.user,
+        "project_id": None if row.project_id == NO_PROJECT else row.project_id,
+        "api_key_id": row.api_key_id or None, "service": row.service, "model": row.model,
+        "currency": row.currency,
+    }  # fmt: skip
+    properties = {name: str(value) for name, value in said.items() if value is not None}
+    properties |= {name: amount_of(name, getattr(row, name)) for name in AMOUNTS}
+    return UsageEvent(row.id, row.name, str(row.organization_id), row.at, properties)

@@ -1,0 +1,136 @@
+"""What a billing service is to be told of calls: written in the transaction that stores or changes them.
+
+One event a call, and one for each difference later, so what was told adds up to what the journal has. Where
+no feed is open none is written; where too many wait, those of an hour are added up instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import Connection
+
+from gateway.core.accounts.facts import CallFacts
+from gateway.core.accounts.ledger import Event
+from gateway.core.accounts.usage import DIMENSIONS, OTHER, SUMS
+from gateway.core.billing.usage_feed import AMOUNTS, FOLDED, USE, Kind
+from persistence.ledger import usage_rollup
+from persistence.ledger.call_rows import used_at
+from persistence.ledger.statements import columns_of
+from persistence.ledger.sums import SUM_MAX, added
+
+OPEN = "SELECT EXISTS (SELECT FROM usage_feed WHERE ended_at IS NULL)"
+
+# An event as `TELL` takes it: `_COLUMNS`.
+Told = tuple[object, ...]
+
+_ARRAYS = {
+    "name": "text", "kind": "text", "request_id": "uuid", "model": "text", "currency": "text",
+}  # fmt: skip
+_OWN = tuple(each for each in DIMENSIONS if each != "start")
+_COLUMNS = ("name", "kind", "request_id", "used_ms", *_OWN, *AMOUNTS)
+# Where a row of `statements.CALL_SUMS` says its currency; its request, and then its time.
+_CURRENCY, _AS_TOLD = DIMENSIONS.index("currency"), len(DIMENSIONS) + len(SUMS)
+_AMOUNTS_AT = tuple(SUMS.index(each) for each in AMOUNTS)
+# How often one was made says nothing of what it used.
+_USED_AT = tuple(at for each, at in zip(AMOUNTS, _AMOUNTS_AT, strict=True) if each != "requests")
+_SHOWN = {"currency": "coalesce(nullif(n.currency, ''), o.currency)"}
+_FOLD = ("organization_id", "at", "tenant_id", "service_id", "model", "currency")
+# Of an hour users, keys and projects are not told apart then; models neither, with twice as many waiting.
+_FOLDED = {
+    "name": "gen_random_uuid()::text", "kind": f"'{FOLDED}'", "at": "date_trunc('hour', at, 'UTC')",
+    "request_id": "NULL::uuid", "used_at": "NULL::timestamptz", "api_key_id": "0", "user_id": "0",
+    "project_id": "-1", "model": f"CASE WHEN waiting >= 2 * waiting_max THEN '{OTHER}' ELSE model END",
+}  # fmt: skip
+_WRITTEN = ("name", "kind", "at", "request_id", "used_at", *_OWN, *AMOUNTS)
+_GROUPS = ", ".join(str(1 + _WRITTEN.index(each)) for each in _FOLD)
+# Places are given behind the last one that waits, so the first and the last say how many there are, about: a
+# sequence would run on where rows are only added to. What was used while no feed was open is not told, nor is
+# what becomes of it later. A use counts when it was, a difference when it becomes known: what was billed of
+# its time stays as it is.
+TELL = f"""
+WITH feed AS MATERIALIZED (
+SELECT waiting_max, coalesce(p.last, 0) AS last, coalesce(p.last - p.first + 1, 0) AS waiting
+  FROM usage_feed, (SELECT max(place) AS last, min(place) AS first FROM usage_outbox
+                     WHERE state = 'waiting') AS p
+ WHERE ended_at IS NULL
+), given AS MATERIALIZED (
+SELECT n.name, n.kind, n.request_id, to_timestamp(n.used_ms / 1000.0) AS used_at,
+       CASE n.kind WHEN '{USE}' THEN to_timestamp(n.used_ms / 1000.0) ELSE now() END AS at,
+       {", ".join(f"{_SHOWN.get(each, 'n.' + each)} AS {each}" for each in (*_OWN, *AMOUNTS))},
+       last, waiting, waiting_max
+  FROM feed, unnest({", ".join(f"%s::{_ARRAYS.get(each, 'bigint')}[]" for each in _COLUMNS)})
+       AS n ({", ".join(_COLUMNS)}) JOIN organization AS o ON o.id = n.organization_id
+ WHERE EXISTS (SELECT FROM usage_feed AS f WHERE to_timestamp(n.used_ms / 1000.0) >= f.begun_at
+                  AND to_timestamp(n.used_ms / 1000.0) < coalesce(f.ended_at, 'infinity')))
+INSERT INTO usage_outbox AS u ({", ".join(_WRITTEN)}, place, folding)
+SELECT {", ".join(_WRITTEN)}, last + row_number() OVER (), false FROM given WHERE waiting < waiting_max
+UNION ALL (
+SELECT {
+    ", ".join(
+        f"least(greatest(sum({each}), -{SUM_MAX}), {SUM_MAX})::bigint AS {each}"
+        if each in AMOUNTS
+        else f"{_FOLDED.get(each, each)} AS {each}"
+        for each in _WRITTEN
+    )
+}, max(last) + row_number() OVER (), true
+  FROM given WHERE waiting >= waiting_max GROUP BY {_GROUPS} ORDER BY {_GROUPS})
+ON CONFLICT ({", ".join(_FOLD)}) WHERE folding DO UPDATE SET
+       {", ".join(f"{each} = {added(each)}" for each in AMOUNTS)}"""  # noqa: S608  # our own words
+
+
+def of_call(event: Event, facts: CallFacts, user_id: int | None) -> list[Told]:
+    """What is told of a call: nothing where it used nothing."""
+    hours: usage_rollup.Rollup = {}
+    usage_rollup.add_call(hours, event, facts, user_id)
+    request_id = event.source.lower()
+    return [
+        _told(f"{request_id}:{USE}", USE, (request_id, used_at(event, facts)), bucket, sums)
+        for bucket, sums in hours.items()
+        if _is_something(sums)
+    ]
+
+
+def of_change(kind: Kind, before: Sequence[Any], after: Sequence[Any]) -> list[Told]:
+    """What is told of a call whose row changed: the difference; both as `statements.CALL_SUMS`."""
+    hours: usage_rollup.Rollup = {}
+    # What had no price yet costs nothing, in whichever currency.
+    usage_rollup.moved(_in_currency(before, after), after, hours)
+    request_id, used_ms = after[_AS_TOLD:]
+    return [
+        _told(f"{request_id}:{uuid4()}", kind, (request_id, used_ms), bucket, sums)
+        for bucket, sums in hours.items()
+        if _is_something(sums)
+    ]
+
+
+def tell_changes(
+    connection: Connection, kind: Kind, calls: Iterable[tuple[Sequence[Any], Sequence[Any]]]
+) -> None:
+    """Have it told that rows of calls changed, where a feed is open: each as it was, and is."""
+    if connection.exec_driver_sql(OPEN).scalar():
+        told = [one for before, after in calls for one in of_change(kind, before, after)]
+        if told:
+            connection.exec_driver_sql(TELL, tuple(columns_of(told)))
+
+
+def _in_currency(before: Sequence[Any], after: Sequence[Any]) -> Sequence[Any]:
+    return [*before[:_CURRENCY], before[_CURRENCY] or after[_CURRENCY], *before[_CURRENCY + 1 :]]
+
+
+def request_in(row: Sequence[Any]) -> str:
+    """Whose request a row of `statements.CALL_SUMS` is."""
+    return str(row[_AS_TOLD])
+
+
+def _told(
+    name: str, kind: Kind, of: tuple[object, object], bucket: usage_rollup.Bucket, sums: Sequence[int]
+) -> Told:
+    organization_id, _, *own = bucket
+    return (name, kind, *of, organization_id, *own, *(sums[at] for at in _AMOUNTS_AT))
+
+
+def _is_something(sums: Sequence[int]) -> bool:
+    return any(sums[at] for at in _USED_AT)

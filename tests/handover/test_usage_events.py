@@ -1,0 +1,161 @@
+"""Events on their way: in the shape of each service, by halves where one is refused, left for a pause."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+
+from gateway.admin.outgoing import Outgoing
+from gateway.core.billing.usage_feed import UsageEvent
+from gateway.handover.lago import Lago
+from gateway.handover.openmeter import OpenMeter
+from gateway.handover.usage_events import Shape, UsageEvents
+from tests.usage_servers import CODE, TOKEN, Billing, Failure, billing_server
+
+AT = datetime(2026, 4, 1, 12, 0, 0, 123_000, tzinfo=UTC)
+
+
+@dataclass
+class Way:
+    billing: Billing
+    outgoing: Outgoing
+
+    def to(self, url: str = "", token: str = TOKEN) -> UsageEvents:
+        shape: Shape = Lago(CODE) if self.billing.lago else OpenMeter(CODE)
+        return UsageEvents(self.outgoing.ask, shape, url or self.billing.url, token)
+
+
+@pytest.fixture(params=[True, False], ids=["lago", "openmeter"])
+async def way(request: pytest.FixtureRequest) -> AsyncIterator[Way]:
+    async with billing_server(lago=request.param) as billing:
+        outgoing = Outgoing(private=True)
+        yield Way(billing, outgoing)
+        await outgoing.aclose()
+
+
+def events(count: int) -> list[UsageEvent]:
+    return [
+        UsageEvent(number, f"e{number:03}:use", "7", AT, {"tokens": str(number), "cost": "0.5"})
+        for number in range(1, count + 1)
+    ]
+
+
+async def test_a_batch_is_taken_whole_and_says_who_used_what_and_when(way: Way) -> None:
+    sent = await way.to().send(events(100))
+    assert (len(sent.taken), sent.refused, sent.pause) == (100, {}, None)
+    assert way.billing.sizes == [100]
+    assert way.billing.total("tokens") == 5050
+    assert set(way.billing.subjects.values()) == {"7"}
+    assert set(way.billing.times.values()) == {AT.timestamp()}
+
+
+async def test_what_is_sent_again_counts_once_and_is_taken(way: Way) -> None:
+    await way.to().send(events(6))
+    sent = await way.to().send(events(10))
+    assert sent.taken == set(range(1, 11))
+    assert (way.billing.total("tokens"), way.billing.repeated) == (55, 6)
+
+
+@pytest.mark.parametrize("at", [1, 37, 100])
+async def test_one_that_is_poison_keeps_no_other_from_being_taken(way: Way, at: int) -> None:
+    way.billing.poison = {f"e{at:03}"}
+    sent = await way.to().send(events(100))
+    assert sent.taken == set(range(1, 101)) - {at}
+    assert way.billing.total("tokens") == 5050 - at
+    [(refused, why)] = sent.refused.items()
+    assert refused == at
+    assert ("metric_not_found" if way.billing.lago else "invalid event") in why
+    # Lago says which it is; else seven halves, and each other half.
+    assert way.billing.requests <= (2 if way.billing.lago else 2 * 7 + 1)
+
+
+async def test_of_poison_and_repeats_each_is_told_apart(way: Way) -> None:
+    await way.to().send(events(3))
+    way.billing.poison = {"e005", "e006"}
+    sent = await way.to().send(events(8))
+    assert (sent.taken, sent.refused.keys()) == ({1, 2, 3, 4, 7, 8}, {5, 6})
+
+
+@pytest.mark.parametrize("status", [301, 401, 403, 404, 405, 408, 429, 500, 502, 503])
+async def test_what_says_nothing_of_events_is_a_pause_of_all(way: Way, status: int) -> None:
+    way.billing.fail = lambda _: Failure(status, {"Retry-After": "17"}, body=f"say {TOKEN} nobody")
+    sent = await way.to().send(events(10))
+    assert (sent.taken, sent.refused, way.billing.requests) == (set(), {}, 1)
+    assert sent.pause is not None
+    assert sent.pause.seconds == 17
+    assert f"it answers {status}" in sent.pause.reason
+    assert TOKEN not in sent.pause.reason
+
+
+async def test_a_moment_to_come_back_at_is_understood(way: Way) -> None:
+    soon = format_datetime(datetime.now(UTC) + timedelta(hours=2), usegmt=True)
+    way.billing.fail = lambda _: Failure(503, {"Retry-After": soon})
+    sent = await way.to().send(events(1))
+    assert sent.pause is not None
+    assert 3_600 < sent.pause.seconds <= 7_200
+
+
+@pytest.mark.parametrize("said", ["", "soon", "-3", "Fri, 99 Xxx 2026 99:99:99 GMT", "²"])
+async def test_what_says_no_time_is_none(way: Way, said: str) -> None:
+    way.billing.fail = lambda _: Failure(503, {"Retry-After": said.encode().decode("latin-1")})
+    sent = await way.to().send(events(1))
+    assert sent.pause is not None
+    assert sent.pause.seconds == 0
+
+
+async def test_who_does_not_answer_or_does_not_know_us_is_a_pause(way: Way) -> None:
+    sent = await way.to("http://127.0.0.1:9").send(events(2))
+    assert sent.pause is not None
+    assert "does not answer" in sent.pause.reason
+    sent = await way.to(token="another-token-altogether").send(events(2))  # of the tests only
+    assert sent.pause is not None
+    assert "401" in sent.pause.reason
+    assert way.billing.events == {}
+
+
+async def test_a_pause_amid_halves_leaves_what_was_not_answered(way: Way) -> None:
+    way.billing.poison = {"e001"}
+    way.billing.fail = lambda number: Failure(503) if number == 3 else None
+    sent = await way.to().send(events(8))
+    assert sent.pause is not None or way.billing.lago
+    way.billing.fail = lambda _: None
+    left = [each for each in events(8) if each.id not in sent.taken and each.id not in sent.refused]
+    again = await way.to().send(left)
+    assert (again.refused.keys() | sent.refused.keys()) == {1}
+    assert way.billing.total("tokens") == 35
+
+
+async def test_halving_ends_when_its_time_is_over_and_something_was_found(way: Way) -> None:
+    way.billing.lago = False
+    way.billing.poison = {"e"}
+    ticks = itertools.count()
+    way_there = (way.outgoing.ask, OpenMeter(CODE), way.billing.url, TOKEN)
+    halving = UsageEvents(*way_there, clock=lambda: next(ticks), sending_s_max=8.5)
+    sent = await halving.send(events(100))
+    assert way.billing.requests == 8
+    assert sent.refused.keys() == {1}
+    assert (sent.taken, sent.pause) == (set(), None)
+
+
+@pytest.mark.parametrize("body", ["", "[]", '{"error_details": {"events": ["x"]}}', '{"error_details": 3}'])
+async def test_a_refusal_that_names_no_event_is_found_by_halves(way: Way, body: str) -> None:
+    def fail(number: int) -> Failure | None:
+        return Failure(422, body=body) if way.billing.sizes[number - 1] > 2 else None
+
+    way.billing.fail = fail
+    sent = await way.to().send(events(5))
+    assert sent.taken == {1, 2, 3, 4, 5}
+    assert max(way.billing.sizes[1:]) <= 3
+
+
+async def test_what_a_service_says_is_kept_in_bounds(way: Way) -> None:
+    way.billing.fail = lambda _: Failure(400, body="é\0x" * 100_000)
+    sent = await way.to().send(events(1))
+    [why] = sent.refused.values()
+    assert len(why) == 500
+    assert "\0" not in why

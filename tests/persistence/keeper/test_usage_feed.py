@@ -1,0 +1,327 @@
+"""What was used, at a billing service: each use once, whatever dies, is refused or comes again."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import msgspec
+import pytest
+
+from gateway.core.accounts.facts import CallFacts, corrected, write_facts
+from gateway.core.accounts.ledger import EventKind
+from gateway.core.billing.usage_feed import Terms
+from persistence.keeper.usage_feed import FeedQueue
+from persistence.ledger.writer import Writer
+from tests.persistence.fed import fed
+from tests.persistence.scenario import Account, batch_of, rows_of, settle_in
+from tests.usage_servers import Failure
+
+FACTS = CallFacts(
+    model="m", status=200, duration_ms=9, counts=(5, 4, 3, 2, 7, 6, 1, 0, 0, 0), total=21, units=1,
+    cost=354_000_001, currency="USD", price_id=3, route="/v1/messages",
+)  # fmt: skip
+
+
+def opened(url: str) -> Account:
+    [account] = settle_in(url, 10**9)
+    account.reset()
+    return account
+
+
+def use(account: Account, count: int = 1, **facts: object) -> None:
+    for _ in range(count):
+        account.consume(21, metadata=write_facts(msgspec.structs.replace(FACTS, **facts)))
+
+
+@pytest.mark.parametrize("lago", [True, False], ids=["lago", "openmeter"])
+async def test_a_use_is_told_with_whose_it_is_and_what_it_was(
+    migrated: str, writer: Writer, *, lago: bool
+) -> None:
+    account = opened(migrated)
+    account.credit(100)
+    async with fed(migrated, lago=lago) as feed:
+        event = account.consume(
+            21, credits_=3, user="ann", attribution="7\t8\tv3", metadata=write_facts(FACTS)
+        )
+        await writer.write(batch_of(account))
+        await feed.drain()
+        name = f"{event.source}:use"
+        [(key,)] = rows_of(migrated, "SELECT key FROM service WHERE id = 1")
+        assert feed.billing.events == {
+            name: {
+                "kind": "use", "request_id": event.source, "organization": "o", "tenant": "t",
+                "tenant_id": str(account.tenant_id), "user": "ann", "project_id": "8", "api_key_id": "5",
+                "service": key, "model": "m", "currency": "USD", "requests": "1", "input": "5",
+                "cache_read": "4", "cache_write": "5", "output": "7", "reasoning": "6", "tokens": "21",
+                "credits": "3", "units": "1", "cost": "0.354000001",
+                "used_at": datetime.fromtimestamp(event.at_ms / 1000, UTC).isoformat().replace("+00:00", "Z"),
+            }
+        }  # fmt: skip
+        assert feed.billing.subjects == {name: str(account.organization_id)}
+        assert feed.billing.times == {name: event.at_ms / 1000}
+        assert (feed.out(), feed.feed("sent, attempts, error")) == ([], (1, 0, None))
+        feed.agree()
+
+
+async def test_without_a_feed_and_before_it_nothing_is_written(migrated: str, writer: Writer) -> None:
+    account = opened(migrated)
+    use(account, 3)
+    await writer.write(batch_of(account))
+    assert rows_of(migrated, "SELECT count(*) FROM usage_outbox") == [(0,)]
+    async with fed(migrated) as feed:
+        ahead = "UPDATE usage_feed SET begun_at = to_timestamp(%s / 1000.0) RETURNING id"
+        rows_of(migrated, ahead, [account.at_ms + 2])
+        use(account, 5)
+        await writer.write(batch_of(account))
+        assert len(feed.out()) == 3
+        rows_of(migrated, "UPDATE usage_feed SET ended_at = now() RETURNING id")
+        use(account, 5)
+        await writer.write(batch_of(account))
+        assert len(feed.out()) == 3
+
+
+async def test_calls_that_used_nothing_are_not_told(migrated: str, writer: Writer) -> None:
+    account = opened(migrated)
+    async with fed(migrated) as feed:
+        account.consume(0, metadata=write_facts(CallFacts(status=502, reason="upstream_unreachable")))
+        await writer.write(batch_of(account))
+        assert rows_of(migrated, "SELECT count(*) FROM call") == [(1,)]
+        assert feed.out() == []
+
+
+async def test_an_entry_that_comes_twice_is_told_once(migrated: str, writer: Writer) -> None:
+    account = opened(migrated)
+    async with fed(migrated) as feed:
+        use(account, 4)
+        batch = batch_of(account)
+        await writer.write(batch)
+        await writer.write(batch)
+        assert len(feed.out()) == 4
+
+
+async def test_what_is_known_late_is_an_event_of_its_own_with_the_difference(
+    migrated: str, writer: Writer
+) -> None:
+    account = opened(migrated)
+    account.credit(100)
+    request = str(uuid.uuid4())
+    async with fed(migrated) as feed:
+        seen = b'{"estimated":true,"reclaimed":true,"model":"m"}'
+        account.consume(5, credits_=1, request_id=request, metadata=seen)
+        await writer.write(batch_of(account))
+        await feed.drain()
+        account.consume(
+            16, credits_=2, kind=EventKind.ADJUST,
+            metadata=corrected(write_facts(FACTS), request, "settled late"),
+        )  # fmt: skip
+        await writer.write(batch_of(account))
+        await feed.drain()
+        first, second = sorted(feed.billing.events.items(), key=lambda each: each[1]["kind"] != "use")
+        assert first[0] == f"{request}:use"
+        assert second[0].startswith(f"{request}:")
+        told = [
+            (each["kind"], each["requests"], each["tokens"], each["credits"]) for _, each in (first, second)
+        ]
+        assert told == [("use", "1", "5", "1"), ("late", "0", "16", "2")]
+        assert first[1]["used_at"] == second[1]["used_at"]
+        # A difference counts when it became known.
+        assert feed.billing.times[second[0]] != feed.billing.times[first[0]]
+        feed.agree()
+
+
+async def test_a_model_that_was_another_one_is_taken_out_and_put_in(migrated: str, writer: Writer) -> None:
+    account = opened(migrated)
+    request = str(uuid.uuid4())
+    async with fed(migrated) as feed:
+        account.consume(5, request_id=request, metadata=b'{"model":"seen","reclaimed":true}')
+        await writer.write(batch_of(account))
+        more = corrected(write_facts(FACTS), request, "settled late")
+        account.consume(16, kind=EventKind.ADJUST, metadata=more)
+        await writer.write(batch_of(account))
+        await feed.drain()
+        by_model: dict[str, int] = {}
+        for each in feed.billing.events.values():
+            by_model[each["model"]] = by_model.get(each["model"], 0) + int(each["tokens"])
+        assert by_model == {"seen": 0, "m": 21}
+        feed.agree()
+
+
+@pytest.mark.parametrize("lago", [True, False], ids=["lago", "openmeter"])
+async def test_a_keeper_that_dies_between_sending_and_noting_counts_nothing_twice(
+    migrated: str, writer: Writer, *, lago: bool
+) -> None:
+    account = opened(migrated)
+    async with fed(migrated, lago=lago) as feed:
+        use(account, 250)
+        await writer.write(batch_of(account))
+        dead = FeedQueue(feed.pool)
+        events = await dead.claim(400)
+        assert len(events) == 250
+        sent = await feed.service.send(events[:100])
+        assert len(sent.taken) == 100
+        # Nobody else sends while it may be alive.
+        assert await feed.queue.claim(400) == ()
+        feed.pass_time()
+        use(account, 3)
+        await writer.write(batch_of(account))
+        await feed.drain()
+        assert (len(feed.billing.events), feed.billing.repeated, feed.out()) == (253, 100, [])
+        assert feed.feed("sent") == (253,)
+        feed.agree()
+
+
+async def test_a_keeper_that_ends_lets_another_one_go_on(migrated: str, writer: Writer) -> None:
+    account = opened(migrated)
+    async with fed(migrated) as feed:
+        use(account)
+        await writer.write(batch_of(account))
+        first = FeedQueue(feed.pool)
+        assert len(await first.claim(1)) == 1
+        await first.release()
+        assert len(await feed.queue.claim(1)) == 1
+        await first.release()
+        assert len(await feed.queue.claim(1)) == 1
+
+
+async def test_a_service_that_is_down_pauses_the_feed_longer_and_longer(
+    migrated: str, writer: Writer
+) -> None:
+    account = opened(migrated)
+    async with fed(migrated) as feed:
+        use(account, 2)
+        await writer.write(batch_of(account))
+        feed.billing.fail = lambda _: Failure(503)
+        rows_of(migrated, "UPDATE usage_feed SET attempts = 5 RETURNING id")
+        for attempts, least, most in ((6, 80, 160), (7, 160, 300), (8, 160, 300)):
+            await feed.drain()
+            assert await feed.queue.claim(1) == (), "it pauses"
+            made, seconds = feed.feed("attempts, extract(epoch FROM paused_until - now())::float8")
+            assert made == attempts
+            assert least < seconds <= most
+            feed.pass_time()
+        assert feed.billing.requests == 3
+        assert "503" in feed.feed("error")[0]
+        assert feed.said[-1]["what"] == "feed pauses"
+        feed.billing.fail = lambda _: None
+        await feed.drain()
+        assert feed.feed("attempts, error, paused_until, sent") == (0, None, None, 2)
+        feed.agree()
+
+
+async def test_a_service_that_asks_for_time_has_it_within_an_hour(migrated: str, writer: Writer) -> None:
+    account = opened(migrated)
+    async with fed(migrated) as feed:
+        use(account)
+        await writer.write(batch_of(account))
+        asked = iter(("120", "999999999999"))
+        feed.billing.fail = lambda _: Failure(429, {"Retry-After": next(asked)})
+        for low, high in ((100, 120), (3_500, 3_600)):
+            await feed.drain()
+            [(seconds,)] = rows_of(
+                migrated, "SELECT extract(epoch FROM paused_until - now()) FROM usage_feed"
+            )
+            assert low < float(str(seconds)) <= high
+            feed.pass_time()
+
+
+@pytest.mark.parametrize("lago", [True, False], ids=["lago", "openmeter"])
+async def test_one_that_is_refused_is_set_aside_with_the_reason_and_the_others_go_on(
+    migrated: str, writer: Writer, *, lago: bool
+) -> None:
+    account = opened(migrated)
+    async with fed(migrated, lago=lago) as feed:
+        use(account, 20)
+        bad = account.consume(21, metadata=write_facts(FACTS))
+        use(account, 20)
+        await writer.write(batch_of(account))
+        feed.billing.poison = {bad.source}
+        await feed.drain()
+        assert len(feed.billing.events) == 40
+        [(name, state, error)] = rows_of(migrated, "SELECT name, state, error FROM usage_outbox")
+        assert (name, state) == (f"{bad.source}:use", "failed")
+        assert ("metric_not_found" if lago else "400") in str(error)
+        assert [each["what"] for each in feed.said] == ["use not told"]
+
+
+async def test_with_too_many_refused_nothing_more_is_sent(migrated: str, writer: Writer) -> None:
+    account = opened(migrated)
+    async with fed(migrated, failed_max=10) as feed:
+        use(account, 12)
+        await writer.write(batch_of(account))
+        feed.billing.poison = {":use"}
+        await feed.drain()
+        use(account, 1)
+        await writer.write(batch_of(account))
+        before = feed.billing.requests
+        await feed.drain()
+        assert feed.billing.requests == before
+        assert [state for _, state, *_ in feed.out()].count("waiting") == 1
+
+
+async def test_where_too_many_wait_an_hour_of_them_is_one_and_nothing_is_lost(
+    migrated: str, writer: Writer
+) -> None:
+    account, other = settle_in(migrated, 10**9, 10**9)
+    account.at_ms = other.at_ms = account.at_ms - account.at_ms % 3_600_000
+    for each in (account, other):
+        each.reset()
+    async with fed(migrated, waiting_max=10) as feed:
+        for turn in range(20):
+            for each in (account, other):
+                use(each, 3, model=f"m{turn % 2}")
+                each.consume(21, user=f"user {turn}", metadata=write_facts(FACTS))
+            await writer.write(batch_of(account, other))
+        kinds = [kind for kind, *_ in feed.out()]
+        # Two flushes of eight; then of two organizations three models each, in one hour.
+        assert (kinds.count("use"), kinds.count("folded")) == (16, 6)
+        assert sum(requests for _, _, requests, *_ in feed.out()) == 160
+        # What was taken to be sent is not added to: its answer may be lost.
+        dead = FeedQueue(feed.pool)
+        taken = await dead.claim(400)
+        assert len(taken) == 22
+        await feed.service.send(taken[:100])
+        for each in (account, other):
+            use(each, 2)
+        await writer.write(batch_of(account, other))
+        feed.pass_time()
+        await feed.drain()
+        assert feed.billing.repeated == 22
+        assert feed.out() == []
+        feed.agree()
+
+
+async def test_with_twice_as_many_waiting_models_are_not_told_apart_either(
+    migrated: str, writer: Writer
+) -> None:
+    account = opened(migrated)
+    async with fed(migrated, waiting_max=10) as feed:
+        for number in range(40):
+            use(account, 1, model=f"made up {number}")
+            await writer.write(batch_of(account))
+        models = rows_of(migrated, "SELECT model FROM usage_outbox WHERE kind = 'folded'")
+        assert len(feed.out()) <= 22
+        assert ("other",) in models
+        await feed.drain()
+        feed.agree()
+
+
+async def test_a_feed_that_is_open_goes_on_with_other_terms(migrated: str) -> None:
+    async with fed(migrated) as feed:
+        await feed.queue.begin(Terms("openmeter", 5_000))
+        assert feed.feed("service, waiting_max, begun_at::date::text") == ("openmeter", 5_000, "2000-01-01")
+        assert rows_of(migrated, "SELECT count(*) FROM usage_feed") == [(1,)]
+
+
+async def test_costs_are_told_to_the_last_digit(migrated: str, writer: Writer) -> None:
+    account = opened(migrated)
+    costs = [1, 10**9, 10**9 + 1, 999_999_999, 123_456_789_012_345_678]
+    async with fed(migrated) as feed:
+        for cost in costs:
+            use(account, 1, cost=cost)
+        use(account, 1, cost=None)
+        await writer.write(batch_of(account))
+        await feed.drain()
+        told = sorted(Decimal(each["cost"]) for each in feed.billing.events.values())
+        assert told == [0, *sorted(Decimal(cost) / 10**9 for cost in costs)]

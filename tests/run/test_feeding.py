@@ -1,0 +1,84 @@
+"""The feed of use as a keeper composes it: where a service is named, and only there."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+
+import pytest
+
+from gateway.errors import SettingError, StartError
+from gateway.run.feeding import UsageFeed
+from gateway.settings.settings import load
+from persistence import engine
+from persistence.keeper import watch
+from persistence.keeper.usage_feed import FeedQueue
+from persistence.ledger.writer import Writer
+from tests.persistence.migrated import migrated, shared
+from tests.persistence.scenario import batch_of, rows_of, settle_in
+from tests.usage_servers import TOKEN, billing_server
+from tests.waiting import eventually
+
+__all__ = ["migrated", "shared"]
+
+
+def of(**said: str) -> UsageFeed:
+    return UsageFeed(load({f"TOLLKEEPER_USAGE_FEED{name}": value for name, value in said.items()}))
+
+
+async def test_what_is_used_while_a_keeper_runs_is_told(migrated: str) -> None:
+    pool, writer = engine.create(migrated), Writer(migrated)
+    [account] = settle_in(migrated, 1000)
+    account.reset()
+    async with billing_server(lago=False) as billing:
+        feed = of(**{"": "openmeter", "_URL": billing.url + "/", "_TOKEN": TOKEN})
+        [run] = feed.loops(FeedQueue(pool), lambda *_, **__: None).values()
+        running = asyncio.ensure_future(run())
+        await eventually(lambda: rows_of(migrated, "SELECT id FROM usage_feed WHERE ended_at IS NULL"))
+        account.at_ms = int(time.time() * 1000) + 1000
+        account.consume(10)
+        await writer.write(batch_of(account))
+        await eventually(lambda: billing.events)
+        await eventually(lambda: rows_of(migrated, "SELECT id FROM usage_feed WHERE sent = 1"))
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+        assert rows_of(migrated, "SELECT leased_by IS NULL FROM usage_feed") == [(False,)]
+        await feed.aclose()
+        assert rows_of(migrated, "SELECT leased_by IS NULL FROM usage_feed") == [(True,)]
+    assert await watch.fed(pool) == {
+        "usage_feed_events": [("waiting", 0), ("failed", 0)],
+        "usage_feed_oldest_seconds": 0.0,
+        "usage_feed_sent": 1,
+    }
+    writer.close()
+    await pool.dispose()
+
+
+def test_without_a_service_nothing_runs() -> None:
+    assert of().loops(None, print) == {}  # type: ignore[arg-type]  # nothing is asked of it
+
+
+def test_lago_wants_a_key() -> None:
+    with pytest.raises(StartError, match="TOLLKEEPER_USAGE_FEED_TOKEN is not set"):
+        of(**{"": "lago", "_URL": "https://lago.example"})
+
+
+@pytest.mark.parametrize(
+    ("said", "wrong"),
+    [
+        ({"": "lago"}, "TOLLKEEPER_USAGE_FEED_URL is not set: expected https://host:port, where lago is"),
+        ({"": "stripe"}, "expected one of off, lago, openmeter"),
+        ({"_URL": "ftp://x"}, "a URL beginning with https:// or http://"),
+        ({"_CODE": ""}, "expected 1 to 128 characters"),
+        ({"_CODE": "a\nb"}, "expected 1 to 128 characters"),
+        ({"_CODE": "x" * 129}, "expected 1 to 128 characters"),
+        ({"_WAITING_MAX": "999"}, "a whole number from 1000 to 100000000"),
+        ({"_TOKEN": "short"}, "16 to 512 visible"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(said: dict[str, str], wrong: str) -> None:
+    with pytest.raises(SettingError) as refused:
+        of(**said)
+    assert wrong in refused.value.message
