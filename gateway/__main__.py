@@ -7,8 +7,10 @@ as one JSON line on standard input, which stays open as long as the parent lives
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import resource
+import signal
 import sys
 import traceback
 from collections.abc import Coroutine
@@ -67,6 +69,7 @@ def _worker(role: str) -> int:
     settings = from_json(line)
     parent_pipe.hold(settings.shutdown_grace_s + 10.0)
     _allow_many_sockets()
+    faulthandler.register(signal.SIGUSR2)  # asked where it hangs, it says so: places alone, no values
     logs.configure(settings.log_level)
     from gateway.app import run_gateway, run_keeper  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""One child process: started, watched, started again when it dies, stopped in order.
+"""One child process: started, watched, started again when it dies or hangs, stopped in order.
 
 A child of ours gets its settings as the first line on its standard input and keeps that pipe
 open as long as the parent lives: when we are gone, however we went, the pipe ends and the child stops itself.
@@ -18,17 +18,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gateway.errors import StartError
+from gateway.local import heartbeat
+from gateway.local.heartbeat import Heartbeat
 
 RESTART_DELAY_MIN_S = 0.1
 RESTART_DELAY_MAX_S = 5.0
 SETTLED_AFTER_S = 30.0
 POLL_S = 0.02
 LOG_TAIL_BYTES = 16_384
+# For a process that hangs to say where, before it is killed.
+LAST_WORDS_S = 1.0
+DIED, HUNG = "died", "hung"
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What to run. `ready` says whether it answers; `reason` reads a log for why it did not."""
+    """What to run. `ready` says whether it answers; `reason` reads a log for why it did not.
+
+    One with `silent_s_max` beats (`heartbeat.py`), and is killed where that stops for so long.
+    """
 
     name: str
     argv: tuple[str, ...]
@@ -40,15 +48,21 @@ class Program:
     log: Path | None = None
     cwd: Path | None = None
     environment: dict[str, str] = field(default_factory=dict, repr=False)
+    silent_s_max: float | None = None
     reason: Callable[[str], str | None] = lambda _: None
 
 
 class Child:
-    """A program kept running. `changed` is called whenever its process id changes."""
+    """A program kept running. `changed` is called whenever its process id changes.
+
+    `restarts` counts how often it had to be started again, since it died or since it hung.
+    """
 
     def __init__(self, program: Program, say: Callable[[str], None], changed: Callable[[], None]) -> None:
         self.program = program
         self.pid: int | None = None
+        self.restarts = {DIED: 0, HUNG: 0}
+        self._heartbeat: Heartbeat | None = None
         self._say = say
         self._changed = changed
         self._process: asyncio.subprocess.Process | None = None
@@ -79,18 +93,21 @@ class Child:
                 await self._keeper
         if self._process is not None:
             await self._end(self._process, self.program.stop_max_s)
+        self._deafen()
 
     async def _keep(self, process: asyncio.subprocess.Process) -> None:
         loop = asyncio.get_running_loop()
         delay_s = RESTART_DELAY_MIN_S
         while True:
             began = loop.time()
-            code = await process.wait()
+            silent_s = await self._until_over(process)
             self._gone()
             if loop.time() - began > SETTLED_AFTER_S:
                 delay_s = RESTART_DELAY_MIN_S
-            died = f"{self.program.name} (process {process.pid}) {_ended(code)}"
-            self._say(f"{died}; starting it again in {delay_s:g} s")
+            self.restarts[HUNG if silent_s else DIED] += 1
+            how = f"hung for {silent_s:.0f} s and was killed" if silent_s else _ended(process.returncode)
+            over = f"{self.program.name} (process {process.pid}) {how}"
+            self._say(f"{over}; starting it again in {delay_s:g} s")
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, RESTART_DELAY_MAX_S)
             try:
@@ -100,8 +117,32 @@ class Child:
                 continue
             self._say(f"{self.program.name} started again (process {process.pid})")
 
+    async def _until_over(self, process: asyncio.subprocess.Process) -> float:
+        """Wait for its end, and bring that about where it hangs: for how many seconds it had, else 0."""
+        beats, program = self._heartbeat, self.program
+        if beats is None or program.silent_s_max is None:
+            await process.wait()
+            return 0.0
+        ending = asyncio.create_task(process.wait())
+        silent = asyncio.create_task(beats.lost(program.ready_max_s, program.silent_s_max))
+        try:
+            await asyncio.wait({ending, silent}, return_when=asyncio.FIRST_COMPLETED)
+            if ending.done():
+                return 0.0
+            self._say(f"{program.name} (process {process.pid}) hangs: {silent.result():.0f} s without a beat")
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGUSR2)
+                await asyncio.wait({ending}, timeout=LAST_WORDS_S)
+                process.kill()
+            await ending
+            return silent.result()
+        finally:
+            ending.cancel()
+            silent.cancel()
+
     async def _spawn(self) -> asyncio.subprocess.Process:
         program = self.program
+        beats = self._listening()
         said = _opened(program.log) if program.log else os.dup(sys.stderr.fileno())
         try:
             process = await asyncio.create_subprocess_exec(
@@ -110,7 +151,8 @@ class Child:
                 stdout=said,
                 stderr=said,
                 cwd=program.cwd,
-                env=os.environ | program.environment,
+                env=os.environ | program.environment | beats,
+                pass_fds=[int(descriptor) for descriptor in beats.values()],
                 start_new_session=True,  # Ctrl-C is ours to pass on, in order
             )
         except OSError as error:
@@ -119,11 +161,26 @@ class Child:
             ) from error
         finally:
             os.close(said)
+            if self._heartbeat is not None:
+                self._heartbeat.started()
         self._process = process
         self.pid = process.pid
         self._changed()
         await self._say_settings(process)
         return process
+
+    def _listening(self) -> dict[str, str]:
+        """Listen to whoever is started next; what tells it where it is heard."""
+        if self.program.silent_s_max is None:
+            return {}
+        self._deafen()
+        self._heartbeat = Heartbeat()
+        return {heartbeat.VARIABLE: str(self._heartbeat.theirs)}
+
+    def _deafen(self) -> None:
+        beats, self._heartbeat = self._heartbeat, None
+        if beats is not None:
+            beats.close()
 
     async def _say_settings(self, process: asyncio.subprocess.Process) -> None:
         line = self.program.stdin  # the latest: it may be told another one while it is being started

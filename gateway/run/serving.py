@@ -11,7 +11,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from pathlib import Path
 from gateway.errors import SettingError, StartError, TollkeeperError
 from gateway.local import ports
 from gateway.local.announce import JsonVoice, Voice
-from gateway.local.child import Child, Program
+from gateway.local.child import DIED, HUNG, Child, Program
 from gateway.run.readiness import of_gateway
 from gateway.run.reload import Renewal, watch_credentials
 from gateway.run.stopping import forever, stop_signal, until_stopped
@@ -101,6 +101,7 @@ async def _serve(now: Renewal, voice: Voice) -> None:
             asyncio.create_task(_renewing(now, renew, taken, voice)),
             asyncio.create_task(watch_credentials(now, taken, voice.say, voice.warn)),
             asyncio.create_task(forever("certificates", tls.run, log)),
+            asyncio.create_task(tallies.publish(settings.metrics_dir, lambda: restarts_of(children))),
         ]
 
         async def start() -> None:
@@ -162,7 +163,14 @@ def gateway_worker(argv: tuple[str, ...], settings: Settings, number: int, ready
         ready_s_max,
         stdin=to_json(settings.of_gateways),
         stop_max_s=settings.shutdown_grace_s + SETTLING_S_MAX,
+        silent_s_max=settings.worker_silent_s_max,
     )
+
+
+def restarts_of(children: Iterable[Child]) -> tallies.Snapshot:
+    """What metrics say of workers that had to be started again."""
+    counts = [child.restarts for child in children]
+    return {"worker_restarts": [(why, sum(each[why] for each in counts)) for why in (DIED, HUNG)]}
 
 
 def find_home() -> None:

@@ -94,6 +94,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     lease_s_max: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 3600.0
     start_wait_s: Seconds = 60.0
     shutdown_grace_s: Seconds = 18.0
+    worker_silent_s_max: Annotated[float, msgspec.Meta(ge=2, le=3600)] = 15.0
     flush_interval_s: Seconds = 0.25
     waiting_entries_max: Count = 50_000
     calls_keep_days: Annotated[int, msgspec.Meta(ge=0, le=36_500)] = 0

@@ -55,6 +55,7 @@ FACTS = (
         ("upstream",),
     ),
     Fact("upstream_connections", "counter", "Connections made to upstreams."),
+    Fact("worker_restarts", "counter", "Gateway workers started again by their supervisor.", ("why",)),
     Fact("client_disconnects", "counter", "Clients that hung up before their answer was complete."),
     Fact("connections_refused", "counter", "Client connections refused at the gateway's own limit."),
     Fact("buffered_bytes", "gauge", "Bytes of requests and answers kept for slow ends."),

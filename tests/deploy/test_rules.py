@@ -26,6 +26,7 @@ WELL = {
     f"up{{{GATEWAY},instance='b'}}": "1x100",
     f"up{{{KEEPER},instance='k1'}}": "1x100",
     f"up{{{KEEPER},instance='k2'}}": "0x100",  # the spare may be away
+    "tollkeeper_worker_restarts_total{instance='a',why='hung'}": "2x100",  # an old one is no new one
     "tollkeeper_outbox_oldest_seconds": "2 0 1 0 3x96",
     "tollkeeper_outbox_entries": "12 0 5 0 3x96",
     "tollkeeper_flush_seconds_count": "0+9x100",
@@ -74,6 +75,7 @@ class Fault:
 
 FAULTS = {
     "GatewayDown": Fault(4, {f"up{{{GATEWAY},instance='a'}}": "1 0x99"}),
+    "WorkerRestarted": Fault(6, {"tollkeeper_worker_restarts_total{instance='a',why='hung'}": "2x3 3x97"}),
     "KeeperDown": Fault(4, {f"up{{{KEEPER},instance='k1'}}": "1 0x99"}),
     "OutboxOld": Fault(6, {"tollkeeper_outbox_oldest_seconds": "0+60x100"}),
     "FlushStalled": Fault(12, {"tollkeeper_flush_seconds_count": "9x100"}),

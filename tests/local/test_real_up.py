@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,12 +41,13 @@ BODY = {"model": "demo", "messages": [{"role": "user", "content": "Hello!"}]}
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Any], Path]]:
     """`tollkeeper up --workers 2`, its facts and the file of its standard error."""
-    with up(tmp_path_factory.mktemp("real"), "--workers", "2") as found:
+    place = tmp_path_factory.mktemp("real")
+    with up(place, "--workers", "2", TOLLKEEPER_WORKER_SILENT_S_MAX="8") as found:
         yield found
 
 
 @contextmanager
-def up(place: Path, *more: str) -> Iterator[tuple[dict[str, Any], Path]]:
+def up(place: Path, *more: str, **environ: str) -> Iterator[tuple[dict[str, Any], Path]]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("TOLLKEEPER_")}
     words = ["up", "--json", "--gateway-port", "0", "--admin-port", "0", "--data-dir", "data", *more]
     with (place / "stderr").open("wb") as stderr:
@@ -53,7 +56,7 @@ def up(place: Path, *more: str) -> Iterator[tuple[dict[str, Any], Path]]:
             stdout=subprocess.PIPE,
             stderr=stderr,
             cwd=place,
-            env=clean | {"PYTHONPATH": str(ROOT)},
+            env=clean | {"PYTHONPATH": str(ROOT)} | environ,
         )
     assert process.stdout is not None
     try:
@@ -85,6 +88,20 @@ def call(url: str, key: str, body: Any = None, method: str | None = None) -> tup
         return error.code, json.loads(error.read())
     except OSError:
         return 0, None
+
+
+def metrics(facts: dict[str, Any]) -> str:
+    with urllib.request.urlopen(f"{facts['admin_url']}/metrics", timeout=10) as answer:
+        return str(answer.read().decode())
+
+
+def charged(facts: dict[str, Any]) -> int:
+    """Calls that are rows by now."""
+    rows = "SELECT count(DISTINCT request_id) FROM token_ledger WHERE transaction_type = 'consume'"
+    with psycopg.connect(facts["database_url"]) as connection:
+        found = connection.execute(rows).fetchone()
+    assert found is not None
+    return int(found[0])
 
 
 def chats(facts: dict[str, Any]) -> int:
@@ -209,8 +226,7 @@ def test_health_and_metrics_of_all_workers(running: tuple[dict[str, Any], Path])
     assert call(f"{facts['admin_url']}/readyz", "")[0] == 200
 
     def scraped() -> bool:
-        with urllib.request.urlopen(f"{facts['admin_url']}/metrics", timeout=10) as answer:
-            text = answer.read().decode()
+        text = metrics(facts)
         return 'tollkeeper_tokens_total{kind="total",service="chat"}' in text and "flush_rows_total{" in text
 
     wait_until(scraped)
@@ -225,6 +241,35 @@ def test_a_killed_process_is_replaced_and_serves(running: tuple[dict[str, Any], 
     wait_until(lambda: all(chats(facts) == 200 for _ in range(6)))
     wait_until(lambda: call(f"{facts['admin_url']}/readyz", "")[0] == 200)
     assert "started again" in stderr.read_text()
+
+
+def test_a_frozen_worker_is_replaced_and_every_answer_is_charged(
+    running: tuple[dict[str, Any], Path],
+) -> None:
+    facts, stderr = running
+    before, frozen = charged(facts), pids(facts)["gateway"][0]
+    over = threading.Event()
+
+    def calling() -> int:
+        good = 0
+        while not over.wait(0.1):
+            good += chats(facts) == 200  # others hung with the worker, and broke off with it
+        return good
+
+    with ThreadPoolExecutor(4) as callers:
+        calls = [callers.submit(calling) for _ in range(4)]
+        try:
+            wait_until(lambda: charged(facts) > before)
+            os.kill(frozen, signal.SIGSTOP)
+            wait_until(lambda: frozen not in pids(facts)["gateway"] and len(pids(facts)["gateway"]) == 2)
+        finally:
+            over.set()
+        answered = sum(call.result() for call in calls)
+    assert answered
+    wait_until(lambda: charged(facts) - before >= answered)
+    assert "without a beat" in stderr.read_text()
+    wait_until(lambda: 'tollkeeper_worker_restarts_total{why="hung"} 1.0' in metrics(facts))
+    wait_until(lambda: all(chats(facts) == 200 for _ in range(6)))
 
 
 def test_logs_are_json_lines_without_the_secrets(running: tuple[dict[str, Any], Path]) -> None:

@@ -36,18 +36,22 @@ class Supervisor:
 
     async def tell(self, role: str, line: bytes) -> None:
         """Tell every program of a role other settings."""
-        await asyncio.gather(*(child.tell(line) for each, child in self._children if each == role))
+        await asyncio.gather(*(child.tell(line) for child in self.children(role)))
 
     def pids(self) -> dict[str, Any]:
         """Current process ids by role; None for what is not run here or is just starting again."""
 
         def of(role: str) -> list[int]:
-            return [child.pid for each, child in self._children if each == role and child.pid is not None]
+            return [child.pid for child in self.children(role) if child.pid is not None]
 
         return {
             "gateway": of("gateway"),
             **{role: next(iter(of(role)), None) for role in ("keeper", "redis", "postgres")},
         }
+
+    def children(self, role: str) -> list[Child]:
+        """Those of a role."""
+        return [child for each, child in self._children if each == role]
 
     async def stop(self) -> None:
         """Stop all children, role by role."""

@@ -24,7 +24,7 @@ from gateway.local.child import Program
 from gateway.local.data_directory import opened
 from gateway.local.demo import seed as demo
 from gateway.run.reload import Renewal, watch_credentials, with_credentials
-from gateway.run.serving import find_home, gateway_worker, resolved
+from gateway.run.serving import find_home, gateway_worker, resolved, restarts_of
 from gateway.run.stopping import forever, until_stopped
 from gateway.run.supervisor.options import Options
 from gateway.run.supervisor.own_ports import admin_url_of, ca_file_of, check, gateway_url_of, opener_of
@@ -33,6 +33,7 @@ from gateway.run.supervisor.supervisor import Supervisor
 from gateway.settings.config_file import default_table
 from gateway.settings.settings import Settings, to_json
 from gateway.telemetry import logs
+from gateway.telemetry import snapshot_files as tallies
 
 READY_S_MAX = 90.0
 # What `up.json` says to the commands run beside this data directory.
@@ -160,15 +161,23 @@ async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> 
 
 
 async def _watching(supervisor: Supervisor, now: Renewal, settings: Settings) -> None:
-    """Have gateways send credentials that changed, until cancelled. Tokens are the keeper's affair."""
+    """Have gateways send credentials that changed, and count their restarts, until cancelled.
+
+    Tokens are the keeper's affair.
+    """
     voice = supervisor.voice
 
     async def taken() -> None:
         changed = with_credentials(settings, now.running)
         await supervisor.tell("gateway", to_json(changed.of_gateways))
 
+    def restarted() -> tallies.Snapshot:
+        return restarts_of(supervisor.children("gateway"))
+
     watching = partial(watch_credentials, now, taken, voice.say, voice.warn)
-    await forever("secrets", watching, logs.logger("tollkeeper.up"))
+    async with asyncio.TaskGroup() as group:
+        group.create_task(forever("secrets", watching, logs.logger("tollkeeper.up")))
+        group.create_task(tallies.publish(settings.metrics_dir, restarted))
 
 
 async def _migrate(options: Options, database_url: str, password: str) -> str:
