@@ -7,6 +7,7 @@ as one JSON line on standard input, which stays open as long as the parent lives
 
 from __future__ import annotations
 
+import asyncio
 import faulthandler
 import os
 import resource
@@ -17,6 +18,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 
 from gateway.errors import TollkeeperError
+from gateway.local.heartbeat import keep_beating
 from gateway.run.parent_pipe import ParentPipe
 
 OPEN_FILES_MAX = 1_000_000
@@ -79,9 +81,11 @@ def _worker(role: str) -> int:
 
 
 async def _to_its_end(work: Coroutine[None, None, None]) -> None:
-    """Run it; end the process at once if it fails, whatever else is still going on in it."""
+    """Run it, telling its supervisor that its loop turns; end the process at once if it fails."""
+    beating = asyncio.create_task(keep_beating())
     try:
         await work
+        beating.cancel()
     except TollkeeperError as error:
         os._exit(_failed(error.message))
     except Exception:  # noqa: BLE001  # the supervisor starts a new one
@@ -91,8 +95,6 @@ async def _to_its_end(work: Coroutine[None, None, None]) -> None:
 
 
 def _demo_upstream(port: int) -> int:
-    import asyncio  # noqa: PLC0415
-
     from gateway.local.demo.upstream import serve_until_stopped  # noqa: PLC0415
 
     parent_pipe = ParentPipe(sys.stdin.fileno())

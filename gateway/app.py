@@ -39,7 +39,6 @@ from gateway.errors import CountersUnavailable
 from gateway.http.ports import Ports
 from gateway.http.server.server import DataPlane
 from gateway.http.tally import Histogram, Tally
-from gateway.local.heartbeat import keep_beating
 from gateway.run import allocator, tokenizer
 from gateway.run.door import Door, make_door
 from gateway.run.gateway_port import GatewayPort
@@ -68,7 +67,6 @@ Log = Callable[..., None]
 async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None) -> None:
     """Run one gateway worker until SIGTERM or SIGINT, then finish what is in flight."""
     log, stop = logs.logger("tollkeeper.gateway"), stop_signal()
-    beating = asyncio.create_task(keep_beating())
     allocator.give_back_large_blocks()
     fences = Fences(str(uuid4()), time.time, log)
     wires = _wires(settings, fences)
@@ -101,7 +99,6 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
         *([exporter.snapshot] if exporter is not None else []),
     ]
     background = [
-        beating,
         asyncio.create_task(forever("fence", fences.keep_looking, log)),
         asyncio.create_task(forever("catalogue", directory.keep_fresh, log)),
         asyncio.create_task(forever("cooling", door.cooling.keep_sharing, log)),

@@ -45,6 +45,7 @@ CLIENT_NAMES = frozenset({"admin_url", "admin_ca_file", "admin_cert_file", "admi
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Collection = Annotated[str, msgspec.Meta(pattern="^(charge_automatically|send_invoice)$")]
+Reclaim = Annotated[str, msgspec.Meta(pattern="^(charge_observed|release|charge_hold)$")]
 # What is declared a secret may be said by a file instead: `<NAME>_FILE`.
 Secret = Annotated[str, IS_SECRET]
 Token = Annotated[str, msgspec.Meta(pattern=r"^([\x21-\x7e]{16,512})?$"), IS_SECRET]
@@ -83,9 +84,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_level: Annotated[str, msgspec.Meta(pattern="^(debug|info|warning|error)$")] = "info"
 
     hold_ttl_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 30.0
-    reclaim: Annotated[str, msgspec.Meta(pattern="^(charge_observed|release|charge_hold)$")] = (
-        "charge_observed"
-    )
+    reclaim: Reclaim = "charge_observed"
     unpriced_models: Annotated[str, msgspec.Meta(pattern="^(free|refuse)$")] = "free"
     price_as: str = ""
     cors_origins: str = ""
