@@ -100,6 +100,11 @@ class TokenCallers:
         """Have the keys of issuers at hand, until cancelled."""
         await self._keys.keep_fresh()
 
+    def snapshot(self) -> dict[str, object]:
+        """What metrics say of issuers."""
+        unread = self._keys.unread()
+        return {"issuers_unread": unread} if unread else {}
+
     def cached(self, digest: str) -> Caller | None:
         """The caller of a token that was verified before, if all that it was found by is fresh."""
         known = self._known.find(digest)

@@ -162,6 +162,10 @@ class AllKeys:
             for one in issuers
         }
 
+    def unread(self) -> list[tuple[str, int]]:
+        """By issuer whether its keys could not be read when it was asked last, or were not read yet."""
+        return [(name, int(bool(one.why))) for name, one in self._by_issuer.items()]
+
     async def keep_fresh(self) -> None:
         """Read keys ahead of the tokens that need them, until cancelled."""
         while True:

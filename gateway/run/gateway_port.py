@@ -48,7 +48,7 @@ class GatewayPort:
         """What metrics say of the port."""
         buffers = self._plane.buffers
         kept = {"buffered_bytes": buffers.used + buffers.heads, "shed": buffers.shed}
-        return kept | self._tls.snapshot()
+        return kept | self._tls.snapshot() | self._tokens.snapshot()
 
     def _renew(self, line: bytes) -> None:
         """Serve by other settings; the process that sent them has checked them."""

@@ -63,6 +63,7 @@ FACTS = (
     Fact("refused_calls_untold", "counter", "Refused calls that are counted and have no row of the journal."),
     Fact("refused_calls_uncounted", "counter", "Refused calls that no report counts: too many differ."),
     Fact("auth_failures", "counter", "Wrong credentials.", ("port", "reason")),
+    Fact("issuers_unread", "gauge", "Workers that could not read the keys of an issuer.", ("issuer",)),
     Fact("spans", "counter", "Spans of traces, sent to the collector or dropped.", ("outcome",)),
     Fact("script_seconds", "histogram", "Time from sending a script to its answer.", ("script",)),
     Fact("counters_unverified", "gauge", "Workers whose Redis no keeper has verified since its last start."),

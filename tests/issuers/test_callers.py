@@ -163,8 +163,10 @@ async def test_other_rules_count_for_tokens_that_are_known() -> None:
     await scene.asked(good)
     scene.callers.renew([issuer(audiences=("another",))])
     assert await scene.asked(good) == "token_audience"
+    assert scene.callers.snapshot() == {"issuers_unread": [(ISSUER, 0)]}
     scene.callers.renew([])
     assert not scene.callers.accepts
+    assert scene.callers.snapshot() == {}
 
 
 @pytest.mark.parametrize("claim", ["/realm/roles", "/kubernetes.io/namespace"])

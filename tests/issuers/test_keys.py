@@ -106,6 +106,17 @@ async def test_keys_are_kept_while_their_issuer_is_away_but_not_for_ever() -> No
     assert scene.logged[2:] == [("issuer_read", None)]
 
 
+async def test_metrics_say_which_issuer_cannot_be_read() -> None:
+    scene = Scene()
+    assert scene.all.unread() == [(ISSUER, 1)]  # not yet
+    await scene.keys.refresh()
+    assert scene.all.unread() == [(ISSUER, 0)]
+    scene.server.why = "it is gone"
+    scene.now += FRESH_S
+    await scene.keys.refresh()
+    assert scene.all.unread() == [(ISSUER, 1)]
+
+
 async def test_no_more_calls_than_a_bound_wait_for_an_issuer() -> None:
     scene = Scene()
     held = scene.server.held = threading.Event()
