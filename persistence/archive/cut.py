@@ -1,8 +1,8 @@
 """Takes a month of all ledgers out of them, in one transaction; what is asked of old rows stays.
 
 The partition becomes a table by itself, and another takes its place with the rows that stay: of each account
-the last one of the month, of tokens what is no use of a call, and the row before it. `archived_run` stands
-for the rest.
+the last one of the month, of tokens what is no use of a call, the row before it, and what was told of a plan
+that has ended. `archived_run` stands for the rest.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ ARCHIVED = "_archived"
 LOCK_TIMEOUT_MS = 900
 TRIES_MAX = 20
 
-# Whoever is last in a row without a gap stays, and what a later row is compared with.
+# Whoever is last in a row without a gap stays, and what a later row is compared with. So does what was told of
+# a plan that has ended: whether it was in time is asked by its row.
 _STAYS = {
     "tenant": """
  OR transaction_type <> 'consume' OR direction <> 'OUT' OR lead(transaction_type) OVER w <> 'consume'
- OR lead(direction) OVER w <> 'OUT'""",
+ OR lead(direction) OVER w <> 'OUT'
+ OR request_id IN (SELECT request_id FROM use_event WHERE quota_tokens > 0)""",
     "credits": "",
     "spend": "",
 }

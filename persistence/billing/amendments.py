@@ -16,6 +16,7 @@ from sqlalchemy import Connection, case, insert, select, text
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.holds import correction_id
+from gateway.core.billing.early_use import CARRY
 from gateway.core.billing.pricing import IN_MONEY, MICRO, NANO, Tier, spend_micro
 from gateway.core.billing.tiers import pack_tiers
 from gateway.core.billing.usage_feed import AMENDED
@@ -23,7 +24,8 @@ from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, is_in_money
 from gateway.core.model import INTEGER_MAX, Service
 from gateway.errors import Conflict, Unprocessable
 from persistence.billing import charges
-from persistence.billing.events import in_cycle, service_of
+from persistence.billing.events import service_of
+from persistence.billing.token_cycles import carried, in_cycle
 from persistence.ledger import statements, usage_feed, usage_rollup, usage_spans
 from persistence.resources.app_users import acting
 from persistence.subject import Change, Subject, write_of
@@ -31,7 +33,8 @@ from persistence.tables.corrections import amendment
 from persistence.tables.ledgers import credit_addition, money
 
 _CALL = text("""
-SELECT organization_id, tenant_id, service_id, created_at, tokens, credits, content_id, project_id
+SELECT organization_id, tenant_id, service_id, created_at, tokens, credits, content_id, project_id,
+       (SELECT t.updated_at FROM tenant AS t WHERE t.id = call.tenant_id) AS tenant_changed_at
   FROM call WHERE request_id = :request AND NOT refused FOR UPDATE""")
 # Of the quota: what it moved, when, and in which cycle; an event of one that was over moved none.
 _TOKENS = text("""
@@ -83,7 +86,7 @@ def create(change: Change) -> Row:
     row = insert(amendment).values(
         request_id=UUID(str(values["request_id"])), organization_id=call.organization_id,
         tenant_id=call.tenant_id, service_id=call.service_id, used_at=amended.tokens.at or call.created_at,
-        **moved, in_money=amended.in_money, late_tokens=late, reason=values["reason"],
+        **moved, in_money=amended.in_money, late_tokens=late, quota_tokens=quota, reason=values["reason"],
         direction="IN" if amended.sign > 0 else "OUT", actor=change.command.actor.scope,
     )  # fmt: skip
     row_id = int(connection.execute(row.returning(amendment.c.id)).scalar_one())
@@ -95,10 +98,11 @@ def create(change: Change) -> Row:
     _tell(
         connection, str(values["request_id"]), {name: amended.sign * moved[name] for name in KINDS}, amended
     )
-    if late:
+    # A plan that was in force before has it too, where it was used by that one.
+    if late or (quota and (amended.tokens.at or call.created_at) < call.tenant_changed_at):
         charges.hold(connection, call.organization_id)
         change.hold_flushes(change.partition_of(call.organization_id))
-        charges.accrue_tokens(connection, [call.organization_id])
+        charges.accrue_told(connection, {call.organization_id: [call.tenant_id]})
     return change.fetch(row_id)
 
 
@@ -189,8 +193,11 @@ def _of_quota(change: Change, amended: _Amended, moved: int) -> tuple[int, int]:
         is_last = tokens.cycle == quota.cycle and (
             quota.next_reset_at is None or quota.next_reset_at > now  # else its reset is on its way
         )
-    told_late = tokens.moved <= 0 and tokens.late > 0
-    return (part, 0) if told_late or not (is_last or quota.overage_policy == "carry") else (0, part)
+    if (tokens.moved <= 0 and tokens.late > 0) or not is_last:
+        used_at = tokens.at or call.created_at
+        goes_on = quota.overage_policy == CARRY and carried(change.connection, call.tenant_id, used_at)
+        return (0, part) if goes_on and not tokens.late else (part, 0)
+    return 0, part
 
 
 def _parts(connection: Connection, amended: _Amended, units: int) -> list[tuple[int, tuple[Tier, ...]]]:

@@ -7,7 +7,7 @@ a charge back is a row of its own: days a segment lost, an invoice made void, a 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -111,9 +111,15 @@ def segments(connection: Connection, organization_ids: Sequence[int]) -> dict[in
     return {row.id: segment_of(row) for row in fee_charges.rows_of(connection, organization_ids)}
 
 
-def accrue_tokens(connection: Connection, organization_ids: Sequence[int]) -> None:
-    """Charge tokens beyond plans that ended; the caller holds what `accrue` needs held."""
-    connection.execute(_WRITE[0], _here(connection, organization_ids, NOTHING_THAT_RUNS))
+def accrue_told(connection: Connection, told: Mapping[int, Collection[int]]) -> None:
+    """Charge what is told of plans that ended, by organization and tenants: tokens beyond, or used ahead.
+
+    The caller holds what `accrue` needs held.
+    """
+    connection.execute(_WRITE[0], _here(connection, list(told), NOTHING_THAT_RUNS))
+    for organization_id, tenants in sorted(told.items()):
+        ends = early_uses.owed(connection, organization_id, sorted(tenants))
+        _settle_ends(connection, organization_id, ends)
 
 
 def accrue_fees(connection: Connection, organization_id: int, until: date) -> None:
@@ -142,7 +148,7 @@ def open_charges(
     for named in (*fees, *fee_charges.lost(connection, organization_ids)):
         found[named.organization_id].append(named.charge)
     for owner in early_uses.waiting(connection, organization_ids):
-        found[owner] += [named[1] for *_, named in early_uses.owed(connection, owner) if named]
+        found[owner] += [each.named[1] for each in early_uses.owed(connection, owner) if each.named]
     for named in _missing(connection, rows, min(until, today), found):
         found[named.organization_id].append(named.charge)
     return found
@@ -188,10 +194,13 @@ def _accrue_early_uses(connection: Connection, organization_ids: Sequence[int]) 
     """Charge what plans that ended owe for tokens, as far as it is known what was used."""
     for organization_id in early_uses.waiting(connection, organization_ids):
         while ends := early_uses.owed(connection, organization_id):
-            for end_id, quantity, named in ends:
-                early_uses.settle(connection, end_id, quantity, named and named[1])
-            facts = [NamedCharge(organization_id, *named) for *_, named in ends if named]
-            fee_charges.add(connection, facts, "fact")
+            _settle_ends(connection, organization_id, ends)
+
+
+def _settle_ends(connection: Connection, organization_id: int, ends: Sequence[early_uses.Settled]) -> None:
+    early_uses.settle(connection, ends)
+    facts = [NamedCharge(organization_id, *each.named) for each in ends if each.named]
+    fee_charges.add(connection, facts, "fact")
 
 
 def _not_over(segments: Iterable[Any]) -> list[Any]:

@@ -24,6 +24,7 @@ SELECT id FROM (
       LEFT JOIN token_ledger AS w ON w.tenant_id = e.tenant_id AND w.transaction_type <> 'consume'
        AND w.control_write_id = e.control_write_id
      WHERE e.quantity IS NULL AND e.organization_id > :after AND (w.seq IS NOT NULL OR e.is_gone)
+       AND (NOT e.carries OR e.debt_counted IS NOT NULL)
     UNION
     SELECT organization_id FROM subscription_segment
      WHERE organization_id > :after AND start_date < least(end_date, :today)

@@ -5,8 +5,8 @@ Noted with the change that ends a plan, and charged once the tenant's ledger say
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
@@ -18,46 +18,54 @@ from gateway.core.billing.early_use import (
     Ended,
     PlanEnd,
     TokenTerms,
-    Turn,
     amount_of,
+    debt_end,
     plan_end,
     tokens_ahead,
-    tokens_used,
     unit_price,
 )
 from gateway.core.billing.subscription import midnight
+from persistence.billing import plan_turns
 from persistence.tables.billing import plan_end as table
 
-# Ends of plans of one organization that are looked at together.
+# Ends of plans of one organization that become known together.
 ENDS_MAX = 1_000
-# Resets and plans of a tenant that are read back from one: a cycle has few.
-TURNS_MAX = 400
 MONTHLY = "monthly"
 
-_OPEN = text("""
-SELECT e.*, w.seq FROM plan_end AS e
-  LEFT JOIN token_ledger AS w ON w.tenant_id = e.tenant_id AND w.transaction_type <> 'consume'
-   AND w.control_write_id = e.control_write_id
- WHERE e.organization_id = :organization AND e.quantity IS NULL AND (w.seq IS NOT NULL OR e.is_gone)
- ORDER BY e.id LIMIT :count""")
-_TURNS = text("""
-SELECT r.created_at, r.transaction_type = 'reset' AS is_reset, r.total_remaining,
-       CASE r.direction WHEN 'IN' THEN r.amount ELSE -r.amount END AS moved
-  FROM token_ledger AS r LEFT JOIN control_write AS c ON c.id = r.control_write_id AND c.verb = 'plan'
- WHERE r.tenant_id = :tenant AND r.seq <= :seq AND r.transaction_type <> 'consume'
-   AND (r.transaction_type = 'reset' OR c.id IS NOT NULL)
- ORDER BY r.seq DESC LIMIT :count""")
-# Of a tenant that was deleted: what was left of its last cycle.
-_LAST = text("""
-SELECT seq, created_at, total_remaining FROM token_ledger WHERE tenant_id = :tenant
- ORDER BY seq DESC LIMIT 1""")
+# Known are those whose writes are in the ledger: of debt that was carried on, the one that ended that.
+_KNOWN = """(e.is_gone OR EXISTS (SELECT FROM token_ledger AS w WHERE w.tenant_id = e.tenant_id
+        AND w.transaction_type <> 'consume' AND w.control_write_id = e.control_write_id))
+   AND (NOT e.carries OR e.debt_counted IS NOT NULL
+        AND (e.debt_write_id IS NULL OR EXISTS (SELECT FROM token_ledger AS w
+              WHERE w.tenant_id = e.tenant_id AND w.transaction_type <> 'consume'
+                AND w.control_write_id = e.debt_write_id)))"""
+_OPEN = text(f"""
+SELECT e.id, e.anchor_date, e.paid_from FROM plan_end AS e
+ WHERE e.organization_id = :organization AND e.quantity IS NULL AND {_KNOWN}
+ ORDER BY e.id LIMIT :count""")  # noqa: S608  # our own words
+# Those of a tenant that have come to something before, and may have to another sum by what was told.
+_TOLD = text("""
+SELECT e.id, e.anchor_date, e.paid_from FROM plan_end AS e
+ WHERE e.organization_id = :organization AND e.tenant_id = ANY(cast(:tenants AS bigint[]))
+   AND e.used IS NOT NULL ORDER BY e.id""")
+# All ends in cycles of a subscription: together they come to its fee at most.
+_CYCLES = text("""
+SELECT e.* FROM plan_end AS e
+  JOIN (SELECT DISTINCT * FROM unnest(cast(:anchors AS date[]), cast(:cycles AS date[]))
+          AS n (anchor_date, paid_from)) AS n USING (anchor_date, paid_from)
+ WHERE e.organization_id = :organization ORDER BY e.id""")
 _WAITING = text("""
 SELECT DISTINCT organization_id FROM plan_end
  WHERE organization_id = ANY(cast(:organizations AS bigint[])) AND quantity IS NULL ORDER BY 1""")
-_CHARGED = text("""
-SELECT anchor_date, paid_from, sum(amount) AS amount FROM plan_end
- WHERE organization_id = :organization AND amount > 0 GROUP BY 1, 2""")
-_SETTLE = text("UPDATE plan_end SET quantity = :quantity, amount = :amount WHERE id = :id")
+_END_DEBT = text("""
+UPDATE plan_end SET debt_write_id = cast(:write AS uuid), debt_ends_at = cast(:ends AS timestamptz),
+       debt_counted = coalesce(cast(:counted AS bigint), 0),
+       quantity = CASE WHEN cast(:counted AS bigint) IS NULL THEN 0 END,
+       amount = CASE WHEN cast(:counted AS bigint) IS NULL THEN 0 END
+ WHERE tenant_id = :tenant AND carries AND debt_counted IS NULL""")
+_SETTLE = text("""
+UPDATE plan_end SET used = :used, debt = cast(:debt AS bigint), quantity = :quantity, amount = :amount,
+       charges = charges + :charges WHERE id = :id""")
 
 # What names a fact, and its charge.
 EarlyCharge = tuple[str, Charge]
@@ -77,6 +85,17 @@ class Taken(NamedTuple):
     anchor: int
 
 
+class Settled(NamedTuple):
+    """What the end of a plan came to: tokens used, debt left, tokens ahead, money; a charge of the rest."""
+
+    end_id: int
+    used: int
+    debt: int | None
+    quantity: int
+    amount: Decimal
+    named: EarlyCharge | None
+
+
 def note(connection: Connection, taken: Taken, ended: Ended, had: TokenPlan, then: TokenPlan | None) -> None:
     """Keep that a tenant's token plan was taken, where something can be owed for it."""
     found = plan_end(ended, _terms(had, taken.anchor), None if then is None else _terms(then, taken.anchor))
@@ -88,10 +107,20 @@ def note(connection: Connection, taken: Taken, ended: Ended, had: TokenPlan, the
             control_write_id=taken.write_id or uuid4(), is_gone=taken.write_id is None,
             subscription_id=ended.subscription_id, anchor_date=ended.segment.anchor,
             paid_from=found.paid_from, cycle_ends_at=found.ends, total_amount=found.total,
-            counted=found.counted, worth=found.worth, paid=found.paid,
+            counted=found.counted, worth=found.worth, paid=found.paid, carries=found.carries,
             supplied_from=found.begins, supplied_until=ended.last_day + ONE_DAY,
         )
     )  # fmt: skip
+
+
+def end_debt(
+    connection: Connection, taken: Taken, ended: Ended | None, had: TokenPlan, then: TokenPlan | None
+) -> None:
+    """Have debt of earlier plans end with the one that carried it, where the next does not carry it on."""
+    found = debt_end(ended, _terms(had, taken.anchor), None if then is None else _terms(then, taken.anchor))
+    if found is not None:
+        here = {"tenant": taken.tenant_id, "write": taken.write_id, "ends": found.ends}
+        connection.execute(_END_DEBT, {**here, "counted": found.counted})
 
 
 def waiting(connection: Connection, organization_ids: Sequence[int]) -> list[int]:
@@ -99,32 +128,54 @@ def waiting(connection: Connection, organization_ids: Sequence[int]) -> list[int
     return list(connection.execute(_WAITING, {"organizations": list(organization_ids)}).scalars())
 
 
-def owed(connection: Connection, organization_id: int) -> list[tuple[int, int, EarlyCharge | None]]:
-    """Of each end of a plan whose use is known: its id, tokens ahead, and the charge where it owes one."""
-    here: dict[str, Any] = {"organization": organization_id, "count": ENDS_MAX}
-    rows = connection.execute(_OPEN, here).all()
-    if not rows:
+def owed(connection: Connection, organization_id: int, told: Sequence[int] | None = None) -> list[Settled]:
+    """What ends of plans come to that is not noted of them; `told`: those of tenants of which was told."""
+    here: dict[str, Any] = {"organization": organization_id}
+    if told is None:
+        looked = connection.execute(_OPEN, {**here, "count": ENDS_MAX}).all()
+    else:
+        looked = connection.execute(_TOLD, {**here, "tenants": list(told)}).all()
+    if not looked:
         return []
-    charged = {(each.anchor_date, each.paid_from): each.amount for each in connection.execute(_CHARGED, here)}
-    found: list[tuple[int, int, EarlyCharge | None]] = []
-    for row in rows:
-        end = _end(row)
-        used = tokens_used(_turns(connection, row), end.total, end.ends)
+    wanted = {row.id for row in looked}
+    cycles = {"anchors": [row.anchor_date for row in looked], "cycles": [row.paid_from for row in looked]}
+    charged = defaultdict[object, Decimal](Decimal)
+    found: list[Settled] = []
+    for row in connection.execute(_CYCLES, {**here, **cycles}).all():
         cycle = (row.anchor_date, row.paid_from)
-        ahead = tokens_ahead(end, used, charged.get(cycle, Decimal(0)))
-        amount = amount_of(end, ahead)
-        if not amount:
-            found.append((row.id, 0, None))
+        if row.id in wanted:
+            used, debt = plan_turns.read(connection, row)
+        elif row.used is not None:
+            used, debt = row.used, row.debt
+        else:  # not known yet, or settled before this was kept
+            charged[cycle] += row.amount or 0
             continue
-        charged[cycle] = charged.get(cycle, Decimal(0)) + amount
-        found.append((row.id, ahead, (f"early:{row.control_write_id}", _charge(row, end, ahead, amount))))
+        end = _end(row)
+        ahead = tokens_ahead(end, used, charged[cycle])
+        ahead = ahead if debt is None else min(ahead, debt)
+        amount = amount_of(end, ahead)
+        ahead = ahead if amount else 0
+        charged[cycle] += amount
+        if (used, debt, ahead) != (row.used, row.debt, row.quantity):
+            rest = (ahead - (row.quantity or 0), amount - (row.amount or 0))
+            named = (_fact(row), _charge(row, end, *rest)) if rest[1] else None
+            found.append(Settled(row.id, used, debt, ahead, amount, named))
     return found
 
 
-def settle(connection: Connection, end_id: int, quantity: int, charge: Charge | None) -> None:
-    """Note what the end of a plan came to: it is not looked at again."""
-    amount = Decimal(0) if charge is None else charge.amount
-    connection.execute(_SETTLE, {"id": end_id, "quantity": quantity, "amount": amount})
+def settle(connection: Connection, ends: Sequence[Settled]) -> None:
+    """Note what ends of plans came to."""
+    for each in ends:
+        values = {
+            "id": each.end_id, "used": each.used, "debt": each.debt, "quantity": each.quantity,
+            "amount": each.amount, "charges": int(each.named is not None),
+        }  # fmt: skip
+        connection.execute(_SETTLE, values)
+
+
+def _fact(row: Any) -> str:
+    """What names a difference of the end of a plan: the first one is the end's own."""
+    return f"early:{row.control_write_id}" + (f":{row.charges}" if row.charges else "")
 
 
 def _charge(row: Any, end: PlanEnd, ahead: int, amount: Decimal) -> Charge:
@@ -135,30 +186,10 @@ def _charge(row: Any, end: PlanEnd, ahead: int, amount: Decimal) -> Charge:
     )  # fmt: skip
 
 
-def _turns(connection: Connection, row: Any) -> list[Turn]:
-    """Resets and plans of a tenant up to the one that took its plan, or to its last movement."""
-    last = connection.execute(_LAST, {"tenant": row.tenant_id}).first() if row.is_gone else None
-    if row.is_gone and (last is None or _is_before(last.created_at, row)):
-        return []
-    wanted = {"tenant": row.tenant_id, "seq": row.seq if last is None else last.seq, "count": TURNS_MAX}
-    found = connection.execute(_TURNS, wanted).all()
-    turns = [Turn(each.created_at, each.is_reset, each.total_remaining, each.moved) for each in found[::-1]]
-    if last is not None:
-        turns.append(
-            Turn(last.created_at, is_reset=False, remaining=None, moved=-(last.total_remaining or 0))
-        )
-    return turns
-
-
-def _is_before(at: datetime, row: Any) -> bool:
-    """Whether a moment is of an earlier cycle of tokens than the one that ended."""
-    return row.cycle_ends_at is not None and at < midnight(row.paid_from)
-
-
 def _end(row: Any) -> PlanEnd:
     return PlanEnd(
         row.total_amount, row.counted, row.worth, row.paid, row.paid_from, row.cycle_ends_at,
-        row.supplied_from,
+        row.supplied_from, row.carries,
     )  # fmt: skip
 
 

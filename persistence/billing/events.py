@@ -18,6 +18,7 @@ from gateway.core.accounts.administration import Row
 from gateway.core.accounts.definitions import Negotiated
 from gateway.core.accounts.weights import Weights, millionths
 from gateway.core.billing import events
+from gateway.core.billing.early_use import CARRY
 from gateway.core.billing.events import Told, Unacceptable
 from gateway.core.billing.price_book import choose, read_price
 from gateway.core.billing.pricing import read_pricing
@@ -26,12 +27,14 @@ from gateway.core.calls.tariff import as_negotiated, other_currency
 from gateway.core.model import Service
 from gateway.core.moments import ms_of
 from persistence.billing import charges
+from persistence.billing.token_cycles import carried, in_cycle
 from persistence.resources.prices import candidates
 from persistence.subject import Change, Subject, write_of
 from persistence.tables.corrections import use_event
 
 _TENANTS = """
-SELECT t.id, t.organization_id, o.currency, p.weights, p.overage_policy, q.cycle, q.next_reset_at
+SELECT t.id, t.organization_id, t.updated_at, o.currency, p.weights, p.overage_policy, q.cycle,
+       q.next_reset_at
   FROM tenant AS t JOIN organization AS o ON o.id = t.organization_id
   LEFT JOIN token_plan AS p ON p.id = coalesce(t.plan_id, t.inherited_plan_id)
   LEFT JOIN tenant_quota AS q ON q.tenant_id = t.id
@@ -48,15 +51,11 @@ SELECT s.id, s.key, s.credits, s.service_type, s.counts_tokens, s.pricing, b.met
   LEFT JOIN organization_service AS n ON n.service_id = s.id AND n.organization_id = :organization
   LEFT JOIN business_model AS m ON m.id = n.business_model_id
  WHERE s.key = :key AND s.deleted_at IS NULL""")
-# The cycle a moment lies in, as far as it is stored; none before the first one.
-_CYCLE = text("""
-SELECT cycle FROM token_ledger WHERE tenant_id = :tenant AND transaction_type = 'reset' AND created_at <= :at
- ORDER BY seq DESC LIMIT 1""")
 _KEPT = text("SELECT since FROM kept_since WHERE ledger = 'call'")
 _TAKE = text("""
 INSERT INTO use_event (teller, source, event_id, type, organization_id, tenant_id, service_id, request_id,
-                       used_at, late_tokens, actor)
-VALUES (:teller, :source, :id, :type, :organization, :tenant, :service, :request, :at, :late, :actor)
+                       used_at, late_tokens, quota_tokens, actor)
+VALUES (:teller, :source, :id, :type, :organization, :tenant, :service, :request, :at, :late, :quota, :actor)
 ON CONFLICT (teller, source, event_id) DO NOTHING RETURNING id""")
 _KNOWN = text("""
 SELECT id FROM use_event WHERE source = :source AND event_id = :id
@@ -74,6 +73,7 @@ class _Tenant:
     weights: Weights | None
     carries: bool
     quota: tuple[int | None, datetime | None]
+    changed_at: datetime
 
 
 @dataclass(slots=True)
@@ -85,7 +85,8 @@ class _Batch:
     tenants: dict[str, _Tenant] = field(default_factory=dict)
     services: dict[tuple[int, str], Service] = field(default_factory=dict)
     prices: dict[tuple[str, str, datetime], Vector | None] = field(default_factory=dict)
-    late: set[int] = field(default_factory=set)
+    # Tenants of which something was told that a plan of before may owe, by organization.
+    told: dict[int, set[int]] = field(default_factory=dict)
 
     @property
     def connection(self) -> Connection:
@@ -142,20 +143,24 @@ def _take(batch: _Batch, event: Mapping[str, Any]) -> Row | None:
     price = _price(batch, told.model, tenant.currency, at) if told.model and told.is_counted else None
     # A debt that is carried on counts in any cycle.
     runs = (
-        not service.counts_tokens or tenant.carries or in_cycle(connection, now, tenant.id, tenant.quota, at)
+        not service.counts_tokens
+        or in_cycle(connection, now, tenant.id, tenant.quota, at)
+        or (tenant.carries and carried(connection, tenant.id, at))
     )
     use = events.use_of(told, tenant.id, service, price, tenant.weights, in_cycle=runs)
     late = use.weighed if service.counts_tokens and not runs else 0
+    # A plan that was in force before has it too, where it was used by that one.
+    quota = use.weighed if service.counts_tokens and runs and at < tenant.changed_at else 0
     request_id = events.request_of(named["source"], named["id"], teller)
     row = {
         **named, "type": event["type"], "organization": tenant.organization_id, "tenant": tenant.id,
-        "service": service.id, "request": request_id, "at": at, "late": late,
+        "service": service.id, "request": request_id, "at": at, "late": late, "quota": quota,
         "actor": batch.change.command.actor.scope,
     }  # fmt: skip
     if connection.execute(_TAKE, row).first() is None:
         return None
-    if late:
-        batch.late.add(tenant.organization_id)
+    if late or quota:
+        batch.told.setdefault(tenant.organization_id, set()).add(tenant.id)
     # Its id is the call's, so the call's row in a ledger makes it done.
     account, partition = (
         f"organization:{tenant.organization_id}",
@@ -198,7 +203,7 @@ def _look(connection: Connection, subject: str, within: int | None) -> _Tenant:
             weights = millionths(row.weights)
             return _Tenant(
                 row.id, row.organization_id, row.currency, Weights.of(weights) if weights else None,
-                row.overage_policy == "carry", (row.cycle, row.next_reset_at),
+                row.overage_policy == CARRY, (row.cycle, row.next_reset_at), row.updated_at,
             )  # fmt: skip
     raise Unacceptable("subject", "is no tenant and no organization here; say tenant:ID or organization:ID")
 
@@ -242,23 +247,6 @@ def _price(batch: _Batch, model: str, currency: str, at: datetime) -> Vector | N
     return batch.prices[wanted]
 
 
-def in_cycle(
-    connection: Connection,
-    now: datetime,
-    tenant_id: int,
-    quota: tuple[int | None, datetime | None],
-    at: datetime,
-) -> bool:
-    """Whether a moment lies in the cycle of a quota that runs: its number, and when it is reset."""
-    cycle, ended = quota
-    if cycle is None:
-        return True
-    if ended is not None and at < ended <= now:  # its reset is on its way
-        return False
-    found = connection.execute(_CYCLE, {"tenant": tenant_id, "at": at}).scalar()
-    return found is None or found == cycle
-
-
 def _told(data: Mapping[str, Any], at: datetime) -> Told:
     usage = data.get("usage")
     counts, tools = events.counts_of(usage or {}), (usage or {}).get("tools") or {}
@@ -271,13 +259,13 @@ def _told(data: Mapping[str, Any], at: datetime) -> Told:
 
 def _charge_late(batch: _Batch) -> None:
     """Charge what events tell of cycles that are over: organizations are held, then partitions, in order."""
-    change, late = batch.change, sorted(batch.late)
-    for organization_id in late:
+    change = batch.change
+    for organization_id in sorted(batch.told):
         charges.hold(batch.connection, organization_id)
-    for partition in sorted({change.partition_of(each) for each in late}):
+    for partition in sorted({change.partition_of(each) for each in batch.told}):
         change.hold_flushes(partition)
-    if late:
-        charges.accrue_tokens(batch.connection, late)
+    if batch.told:
+        charges.accrue_told(batch.connection, batch.told)
 
 
 SUBJECT = Subject(use_event, verbs={"create": take})

@@ -86,8 +86,11 @@ def _move(
     [write] = change.intend(
         [f"tenant:{tenant_id}"], "plan", payload | priced, organization_id=organization_id
     )
-    if ended is not None and had is not None:
-        taken = Taken(tenant_id, organization_id, write, anchor)
+    if had is None:
+        return
+    taken = Taken(tenant_id, organization_id, write, anchor)
+    early_uses.end_debt(change.connection, taken, ended, had, found)
+    if ended is not None:
         early_uses.note(change.connection, taken, ended, had, found)
 
 
@@ -100,6 +103,7 @@ def forget_plan(change: Change, tenant_id: int, organization_id: int, ended: End
     if had is not None:
         taken = Taken(tenant_id, organization_id, None, change.connection.execute(anchor).scalar_one())
         # Nobody goes on with its tokens.
+        early_uses.end_debt(change.connection, taken, ended, had, None)
         early_uses.note(change.connection, taken, replace(ended, over=True), had, None)
 
 

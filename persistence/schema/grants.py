@@ -49,7 +49,7 @@ WRITES: dict[str, tuple[str, ...]] = {
     "alembic_version": (), "kept_since": (), "archive_identity": (), "archived_month": (), "archived_run": (),
 }  # fmt: skip
 VIEWS = (
-    "listed_gap", "account_movement", "overage_span", "checkpoint_in_force",
+    "listed_gap", "account_movement", "overage_span", "told_use", "checkpoint_in_force",
     *(f"invariant_{name}" for name in INVARIANTS),
 )  # fmt: skip
 # What stands there as it was given out: sessions, first answers, the secrets webhooks are signed with.

@@ -132,6 +132,13 @@ plan_end = table(
     integers("quantity?"),
     decimals("amount?"),
     moments("created_at"),
+    # What was used of the plan, and how often a difference was charged.
+    integers("used?", "charges"),
+    # The next plan carries on what is beyond it: until which write, and what was left of it then.
+    flags("carries"),
+    uuids("debt_write_id?"),
+    moments("debt_ends_at?"),
+    integers("debt_counted?", "debt?"),
     UniqueConstraint("control_write_id"),
 )
 

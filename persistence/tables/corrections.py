@@ -29,6 +29,8 @@ use_event = table(
     moments("created_at"),
     # The organization whose own caller told it; 0 told for any.
     integers("teller"),
+    # Of the cycle that ran, where it was used before the tenant was changed.
+    integers("quota_tokens"),
     UniqueConstraint("teller", "source", "event_id"),
     UniqueConstraint("request_id"),
 )
@@ -47,6 +49,8 @@ amendment = table(
     integers("late_tokens"),
     texts("reason", "actor", "direction"),
     moments("created_at"),
+    # Of the cycle that ran.
+    integers("quota_tokens"),
     UniqueConstraint("request_id"),
 )
 

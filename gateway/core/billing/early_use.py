@@ -59,7 +59,8 @@ class PlanEnd:
     """A tenant's plan that ended, in a cycle of tokens that `ends` (None: never) and is paid from a day on.
 
     The days of the whole cycle cost `worth` by this plan, those that were had came to `paid`. The next plan
-    has `counted` of the tokens that were used. `begins` is the first day this is owed for.
+    has `counted` of the tokens that were used. `begins` is the first day this is owed for. `carries`: the
+    next plan takes on the rest as debt, so it is owed once that is not carried on any more.
     """
 
     total: int
@@ -69,6 +70,18 @@ class PlanEnd:
     paid_from: date
     ends: datetime | None
     begins: date
+    carries: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DebtEnd:
+    """Debt that no plan carries on from now on, in a cycle of tokens that `ends`: None, it never does.
+
+    The plan behind has `counted` more tokens than the one that carried it; None: it has all, or bills it.
+    """
+
+    ends: datetime | None
+    counted: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,38 +103,73 @@ def plan_end(ended: Ended, had: TokenTerms, then: TokenTerms | None) -> PlanEnd 
     if not had.total or (trial_end is not None and ended.segment.end <= trial_end):
         return None
     paid_from, whole, ends = _cycle(ended, had)
-    counted = 0
+    counted, carries = 0, False
     if ended.over or (ends is not None and ends <= midnight(ended.segment.end)):
         if had.policy == BILL:
             return None
     else:
-        if then is None or then.total is None or then.policy in {BILL, CARRY}:
+        if then is None or then.total is None or then.policy == BILL:
             return None
-        counted = then.total
+        counted, carries = then.total, then.policy == CARRY
     segment = ended.segment
     worth = _fees([replace(segment, start=whole[0], end=whole[1])], *whole)
     paid = _fees(ended.segments, paid_from, segment.end)
     begins = max(paid_from, cycle_of(segment.anchor, segment.interval, ended.last_day)[0])
-    return PlanEnd(had.total, counted, worth, paid, paid_from, ends, begins)
+    return PlanEnd(had.total, counted, worth, paid, paid_from, ends, begins, carries)
 
 
-def tokens_used(turns: Sequence[Turn], total: int, ends: datetime | None) -> int:
+def debt_end(ended: Ended | None, had: TokenTerms, then: TokenTerms | None) -> DebtEnd | None:
+    """How debt of an earlier plan ends with the plan that carried it; None where the next one carries it on.
+
+    `ended` is None where a person gives the tenant another plan.
+    """
+    ends = None if ended is None else _cycle(ended, had)[2]
+    if then is None:
+        return DebtEnd(ends, 0)
+    if then.total is None or then.policy == BILL:
+        return DebtEnd(ends, None)
+    if then.policy == CARRY:
+        return None
+    is_over = ended is not None and ends is not None and ends <= midnight(ended.segment.end)
+    return DebtEnd(ends, 0 if is_over else max(0, then.total - (had.total or 0)))
+
+
+def stop_of(turns: Sequence[Turn], ends: datetime | None) -> int:
+    """Where a plan, or the cycle of tokens it ended in, was over: before this turn."""
+    last = len(turns) - 1
+    if ends is None:
+        return last
+    return next((at for at, turn in enumerate(turns) if turn.is_reset and turn.at >= ends), last)
+
+
+def begin_of(turns: Sequence[Turn], stop: int) -> int | None:
+    """The turn from which on tokens of the cycle were used."""
+    begins = [at for at in range(stop) if turns[at].is_reset or (at > 0 and turns[at - 1].remaining is None)]
+    return begins[-1] if begins else None
+
+
+def tokens_used(turns: Sequence[Turn], total: int, ends: datetime | None, told: int = 0) -> int:
     """Tokens of a plan that were used in a cycle; `turns` end with the plan's end, the newest is the last.
 
-    What was recharged or rolled over is used before the plan's own.
+    What was recharged or rolled over is used before the plan's own. `told` are those that came behind it.
     """
-    stop = len(turns) - 1
-    if ends is not None:
-        stop = next((at for at, turn in enumerate(turns) if turn.is_reset and turn.at >= ends), stop)
-    begins = [at for at in range(stop) if turns[at].is_reset or (at > 0 and turns[at - 1].remaining is None)]
-    if not begins:
+    stop = stop_of(turns, ends)
+    begin = begin_of(turns, stop)
+    had = None if begin is None else turns[begin].remaining
+    if begin is None or had is None:
         return 0
-    had = turns[begins[-1]].remaining
-    if had is None:
-        return 0
-    had += sum(turn.moved for turn in turns[begins[-1] + 1 : stop])
-    left = (turns[stop].remaining or 0) - turns[stop].moved
-    return max(0, min(min(had, total) - left, total))
+    had += sum(turn.moved for turn in turns[begin + 1 : stop])
+    return max(0, min(min(had, total) - _left(turns[stop]) + told, total))
+
+
+def debt_left(turns: Sequence[Turn], ends: datetime | None, counted: int, told: int = 0) -> int:
+    """Tokens beyond a plan that carried them, as it ended, but for those that the plan behind has."""
+    return max(0, told - counted - _left(turns[stop_of(turns, ends)])) if turns else 0
+
+
+def _left(turn: Turn) -> int:
+    """What remained just before a turn."""
+    return (turn.remaining or 0) - turn.moved
 
 
 def tokens_ahead(end: PlanEnd, used: int, charged: Decimal) -> int:

@@ -16,6 +16,7 @@ from gateway.core.billing.early_use import (
     TokenTerms,
     Turn,
     amount_of,
+    debt_end,
     plan_end,
     tokens_ahead,
     tokens_used,
@@ -90,7 +91,7 @@ def test_ends_in_one_cycle_come_to_its_fee_at_most(parts: list[int]) -> None:
         ("bill", False, ("block", 500), 500),
         ("block", False, ("block", None), None),
         ("block", False, ("bill", 500), None),
-        ("block", False, ("carry", 500), None),
+        ("block", False, ("carry", 500), 500),
     ],
 )
 def test_who_counts_what_was_used(
@@ -101,6 +102,31 @@ def test_who_counts_what_was_used(
     next_ = None if then is None else TokenTerms(then[1], then[0], "monthly", "UTC", 1)
     found = plan_end(ended("30.00", APRIL, date(2026, 4, 10), at=moment, over=over), had, next_)
     assert (None if found is None else found.counted) == counted
+    assert (found is not None and found.carries) == (then is not None and then[0] == "carry")
+
+
+@pytest.mark.parametrize(
+    ("over", "then", "day", "expected"),
+    [
+        (True, None, date(2026, 4, 10), 0),
+        (False, None, date(2026, 4, 10), 0),
+        (False, ("block", 500), date(2026, 4, 10), 0),
+        (False, ("block", 1_500), date(2026, 4, 10), 500),
+        (False, ("block", 1_500), date(2026, 5, 1), 0),  # its tokens are of the next cycle
+        (False, ("bill", 500), date(2026, 4, 10), None),
+        (False, ("carry", None), date(2026, 4, 10), None),
+    ],
+)
+def test_who_has_the_debt_that_a_plan_carried(
+    over: bool, then: tuple[str, int | None] | None, day: date, expected: int | None
+) -> None:
+    had = TokenTerms(1_000, "carry", "monthly", "UTC", 1)
+    next_ = None if then is None else TokenTerms(then[1], then[0], "monthly", "UTC", 1)
+    at = datetime.combine(day, datetime.min.time(), UTC) - timedelta(milliseconds=1)
+    found = debt_end(ended("30.00", APRIL, day, at=at, over=over), had, next_)
+    assert found is not None
+    assert found.counted == expected
+    assert debt_end(None, had, TokenTerms(5, "carry", "daily", "UTC", 1)) is None
 
 
 @pytest.mark.parametrize("total", [None, 0])

@@ -217,8 +217,7 @@ class Called(WholeHistory):
         await self._flush()
 
     async def _change_tokens(self, call: Call, more: int) -> None:
-        if self._cycle_at(call.used_at) != len(self.owed.cycles) - 1:
-            self._told(call.used_at, more)
+        self._told(call.used_at, more)
 
     async def _change_units(self, call: Call, more: int) -> None:
         """The last ones at first, each at what it cost; more cost what the last one did."""

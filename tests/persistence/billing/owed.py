@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from calendar import monthrange
 from dataclasses import dataclass, field, replace
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from fractions import Fraction
 from functools import cache
 
@@ -66,6 +66,23 @@ class Term:
         return Fraction((nano.numerator * 2 + nano.denominator) // (2 * nano.denominator), NANO)
 
 
+@dataclass(frozen=True)
+class Left:
+    """A plan that ended: the cycle its days pay, what it and its days cost, what was used of it, and when.
+
+    `place` is where cycles count from, and the first day of this one.
+    """
+
+    place: tuple[date, date]
+    day: date
+    worth: Fraction
+    paid: Fraction
+    total: int
+    counted: int
+    used: int
+    span: tuple[datetime, datetime]
+
+
 @dataclass
 class Owed:
     """What happened, and what it comes to."""
@@ -76,13 +93,31 @@ class Owed:
     charged_of_cycle: int = 0
     credited: Fraction = Fraction(0)
     given_back: set[tuple[int, date]] = field(default_factory=set)
-    # Tokens used ahead of their days: by the day it is of, and by anchor and cycle.
-    early: list[tuple[date, Fraction]] = field(default_factory=list)
-    early_of: dict[tuple[date, date], Fraction] = field(default_factory=dict)
+    left: list[Left] = field(default_factory=list)
+
+    @property
+    def early(self) -> list[tuple[date, Fraction]]:
+        """Tokens used ahead of their days, by the day it is of: plans of a cycle come to its fee at most."""
+        found, paid = [], dict[tuple[date, date], Fraction]()
+        for each in self.left:
+            used = max(0, min(each.used + self.more(each.span), each.total))
+            before = paid.get(each.place, Fraction(0))
+            days_pay = int(each.total * (each.paid + before) / each.worth) if each.worth else used
+            ahead = max(0, used - each.counted - days_pay)
+            money = each.worth * ahead / each.total * NANO
+            money = Fraction((money.numerator * 2 + money.denominator) // (2 * money.denominator), NANO)
+            paid[each.place] = before + money
+            found.append((each.day, money))
+        return found
+
+    def more(self, _: tuple[datetime, datetime]) -> int:
+        """Tokens of a plan's time that were told once it had ended."""
+        return 0
 
     def plan_ended(
-        self, term: Term, now: date, last: date, *, total: int, then: int | None, used: int
-    ) -> None:
+        self, term: Term, now: date, last: date, *, total: int, then: int | None, used: int,
+        span: tuple[datetime, datetime],
+    ) -> None:  # fmt: skip
         """A plan that was in force up to a day ended: its days pay for tokens, or those that were used do."""
         if now <= term.free_until:
             return
@@ -99,20 +134,19 @@ class Owed:
         else:
             counted = then
         worth = sum((term.fee(day) for day in days(*cycle)), Fraction(0))
-        paid = self.early_of.get((term.anchor, cycle[0]), Fraction(0))
+        paid = Fraction(0)
         for each in self.terms:
             if each.anchor == term.anchor:
                 paid += sum(
                     (each.fee(day) for day in days(max(cycle[0], each.start), min(each.end, now))),
                     Fraction(0),
                 )
-        ahead = max(0, used - counted - int(total * paid / worth)) if worth else 0
-        money = worth * ahead / total * NANO
-        money = Fraction((money.numerator * 2 + money.denominator) // (2 * money.denominator), NANO)
-        place = (term.anchor, cycle[0])
-        self.early_of[place] = self.early_of.get(place, Fraction(0)) + money
         first = max(day for day in map(term._begins, range(1_000)) if day <= last)
-        self.early.append((max(first, cycle[0]), money))
+        self.left.append(
+            Left(
+                (term.anchor, cycle[0]), max(first, cycle[0]), worth, paid, total, counted, used, span
+            )
+        )  # fmt: skip
 
     def fees(self, until: date) -> Fraction:
         """All days that are over; those that a note gave back, as segments have them, are free."""

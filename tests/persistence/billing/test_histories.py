@@ -91,6 +91,12 @@ class History:
         self.sent: list[tuple[bytes, bytes]] = []
         # Tokens beyond the plan as its cycle began, or as it was given; below zero there were fewer.
         self.beyond = 0
+        self.began = datetime.min.replace(tzinfo=UTC)
+
+    @property
+    def now(self) -> datetime:
+        """When the account moves next."""
+        return datetime.fromtimestamp(self.april.account.at_ms / 1000, UTC)
 
     @property
     def term(self) -> Term | None:
@@ -161,8 +167,8 @@ class History:
         if day.day == 1 and account.total is not None:
             self.owed.ended(account.remaining, account.total)
             self.owed.charged_of_cycle = 0
+            self.beyond, self.began = 0, self.now
             account.reset()
-            self.beyond = 0
         await self._flush()
         self.april.now = self._noon()
         account.at_ms = int(self._noon().timestamp() * 1000)
@@ -346,11 +352,12 @@ class History:
         if had is not None:
             term = next(each for each in reversed(self.owed.terms) if by_person or each.end <= self.today)
             now = self.today if by_person else term.end
-            used = max(0, min(had + min(self.beyond, 0) - remaining, had))
+            used = had + min(self.beyond, 0) - remaining
             last = now if by_person else now - DAY
-            self.owed.plan_ended(term, now, last, total=had, then=account.total, used=used)
+            span = (self.began, self.now)
+            self.owed.plan_ended(term, now, last, total=had, then=account.total, used=used, span=span)
         elif account.total is not None:
-            self.beyond = account.remaining - account.total
+            self.beyond, self.began = account.remaining - account.total, self.now
 
     async def _flush(self) -> None:
         self.sent = list(self.april.account.entries)

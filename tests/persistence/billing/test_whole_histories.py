@@ -50,7 +50,8 @@ class Cycle:
 
     began: datetime
     spans: list[tuple[datetime, int, int | None]] = field(default_factory=list)
-    late: list[tuple[datetime, int]] = field(default_factory=list)
+    # When it was used, how many tokens, and when it was told.
+    late: list[tuple[datetime, int, datetime]] = field(default_factory=list)
 
     def owed(self) -> Fraction:
         """Tokens beyond each plan, but for what earlier ones of the cycle were."""
@@ -58,7 +59,7 @@ class Cycle:
         for ended, remaining, total in self.spans:
             _, _, policy, price = BY_TOKENS[total] if total is not None else ("", 0, "", None)
             if policy == "bill" and price is not None:
-                beyond = sum(tokens for at, tokens in self.late if at < ended) - remaining
+                beyond = sum(tokens for at, tokens, told in self.late if at < ended <= told) - remaining
                 money += max(0, beyond - most) * Fraction(price)
                 most = max(most, beyond)
         return money
@@ -81,6 +82,10 @@ class Wholly(Owed):
     def ended(self, remaining: int, total: int | None) -> None:
         self.follow(1)
         self.cycles[-1].spans.append((self.now, remaining, total))
+
+    def more(self, span: tuple[datetime, datetime]) -> int:
+        late = (each for cycle in self.cycles for each in cycle.late)
+        return sum(tokens for at, tokens, told in late if span[0] <= at < span[1] <= told)
 
     def follow(self, cycles: int) -> None:
         """As many cycles as the account had have begun."""
@@ -292,7 +297,7 @@ class WholeHistory(History):
     def _told(self, at: datetime, tokens: int) -> None:
         number = self._cycle_at(at)
         assert number is not None
-        self.owed.cycles[number].late.append((at, tokens))
+        self.owed.cycles[number].late.append((at, tokens, self.owed.now))
 
 
 @some(2)
