@@ -23,8 +23,8 @@ ARCHIVED = "_archived"
 LOCK_TIMEOUT_MS = 900
 TRIES_MAX = 20
 
-# Whoever is last in a row without a gap stays, and what a later row is compared with. So does what was told of
-# a plan that has ended: whether it was in time is asked by its row.
+# Whoever is last in a row without a gap stays, and what a later row is compared with. So does what was told
+# of a plan that has ended: whether it was in time is asked by its row.
 _STAYS = {
     "tenant": """
  OR transaction_type <> 'consume' OR direction <> 'OUT' OR lead(transaction_type) OVER w <> 'consume'

@@ -99,10 +99,11 @@ def create(change: Change) -> Row:
         connection, str(values["request_id"]), {name: amended.sign * moved[name] for name in KINDS}, amended
     )
     # A plan that was in force before has it too, where it was used by that one.
-    if late or (quota and (amended.tokens.at or call.created_at) < call.tenant_changed_at):
+    used_at = amended.tokens.at or call.created_at
+    if late or (quota and used_at < call.tenant_changed_at):
         charges.hold(connection, call.organization_id)
         change.hold_flushes(change.partition_of(call.organization_id))
-        charges.accrue_told(connection, {call.organization_id: [call.tenant_id]})
+        charges.accrue_told(connection, {call.organization_id: {call.tenant_id: used_at}})
     return change.fetch(row_id)
 
 

@@ -7,7 +7,7 @@ a charge back is a row of its own: days a segment lost, an invoice made void, a 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -111,14 +111,14 @@ def segments(connection: Connection, organization_ids: Sequence[int]) -> dict[in
     return {row.id: segment_of(row) for row in fee_charges.rows_of(connection, organization_ids)}
 
 
-def accrue_told(connection: Connection, told: Mapping[int, Collection[int]]) -> None:
+def accrue_told(connection: Connection, told: Mapping[int, early_uses.Told]) -> None:
     """Charge what is told of plans that ended, by organization and tenants: tokens beyond, or used ahead.
 
     The caller holds what `accrue` needs held.
     """
     connection.execute(_WRITE[0], _here(connection, list(told), NOTHING_THAT_RUNS))
-    for organization_id, tenants in sorted(told.items()):
-        ends = early_uses.owed(connection, organization_id, sorted(tenants))
+    for organization_id in sorted(told):
+        ends = early_uses.owed(connection, organization_id, told[organization_id])
         _settle_ends(connection, organization_id, ends)
 
 

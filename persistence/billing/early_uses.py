@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
@@ -43,11 +44,12 @@ _OPEN = text(f"""
 SELECT e.id, e.anchor_date, e.paid_from FROM plan_end AS e
  WHERE e.organization_id = :organization AND e.quantity IS NULL AND {_KNOWN}
  ORDER BY e.id LIMIT :count""")  # noqa: S608  # our own words
-# Those of a tenant that have come to something before, and may have to another sum by what was told.
+# Those that have come to something before, and may to another sum by what was told since a moment.
 _TOLD = text("""
-SELECT e.id, e.anchor_date, e.paid_from FROM plan_end AS e
- WHERE e.organization_id = :organization AND e.tenant_id = ANY(cast(:tenants AS bigint[]))
-   AND e.used IS NOT NULL ORDER BY e.id""")
+SELECT e.id, e.anchor_date, e.paid_from
+  FROM unnest(cast(:tenants AS bigint[]), cast(:since AS timestamptz[])) AS n (tenant_id, since)
+  JOIN plan_end AS e ON e.tenant_id = n.tenant_id AND coalesce(e.cycle_ends_at, 'infinity') > n.since
+ WHERE e.organization_id = :organization AND e.used IS NOT NULL ORDER BY e.id""")
 # All ends in cycles of a subscription: together they come to its fee at most.
 _CYCLES = text("""
 SELECT e.* FROM plan_end AS e
@@ -71,6 +73,8 @@ UPDATE plan_end SET used = :used, debt = cast(:debt AS bigint), quantity = :quan
 EarlyCharge = tuple[str, Charge]
 # A row of token plans.
 TokenPlan = Mapping[str, Any]
+# Tenants of which something was told, and since when that was used.
+Told = Mapping[int, datetime]
 
 
 class Taken(NamedTuple):
@@ -128,13 +132,14 @@ def waiting(connection: Connection, organization_ids: Sequence[int]) -> list[int
     return list(connection.execute(_WAITING, {"organizations": list(organization_ids)}).scalars())
 
 
-def owed(connection: Connection, organization_id: int, told: Sequence[int] | None = None) -> list[Settled]:
-    """What ends of plans come to that is not noted of them; `told`: those of tenants of which was told."""
+def owed(connection: Connection, organization_id: int, told: Told | None = None) -> list[Settled]:
+    """What ends of plans come to that is not noted of them; `told`: those of which was told."""
     here: dict[str, Any] = {"organization": organization_id}
     if told is None:
         looked = connection.execute(_OPEN, {**here, "count": ENDS_MAX}).all()
     else:
-        looked = connection.execute(_TOLD, {**here, "tenants": list(told)}).all()
+        those = {"tenants": list(told), "since": list(told.values())}
+        looked = connection.execute(_TOLD, {**here, **those}).all()
     if not looked:
         return []
     wanted = {row.id for row in looked}

@@ -85,8 +85,8 @@ class _Batch:
     tenants: dict[str, _Tenant] = field(default_factory=dict)
     services: dict[tuple[int, str], Service] = field(default_factory=dict)
     prices: dict[tuple[str, str, datetime], Vector | None] = field(default_factory=dict)
-    # Tenants of which something was told that a plan of before may owe, by organization.
-    told: dict[int, set[int]] = field(default_factory=dict)
+    # Tenants of which was told what a plan of before may owe, by organization; since when it was used.
+    told: dict[int, dict[int, datetime]] = field(default_factory=dict)
 
     @property
     def connection(self) -> Connection:
@@ -160,7 +160,8 @@ def _take(batch: _Batch, event: Mapping[str, Any]) -> Row | None:
     if connection.execute(_TAKE, row).first() is None:
         return None
     if late or quota:
-        batch.told.setdefault(tenant.organization_id, set()).add(tenant.id)
+        those = batch.told.setdefault(tenant.organization_id, {})
+        those[tenant.id] = min(at, those.get(tenant.id, at))
     # Its id is the call's, so the call's row in a ledger makes it done.
     account, partition = (
         f"organization:{tenant.organization_id}",
