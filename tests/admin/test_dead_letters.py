@@ -52,6 +52,20 @@ async def test_a_letter_is_shown_with_what_it_says(api: Api, writer: Writer) -> 
     assert (await api.get("dead-letters?resolved=true")).json["items"] == []
 
 
+async def test_a_letter_that_is_put_back_is_told_to_a_billing_service(api: Api, writer: Writer) -> None:
+    api.rows(
+        "insert into usage_feed (service, begun_at, waiting_max)"
+        " values ('lago', '2000-01-01', 1000) returning id"
+    )
+    [account] = settle_in(api.url, 1000)
+    account.reset()
+    event = account.consume(10)
+    letter = await bury(api, writer, account, amount=2**60)
+    assert api.rows("select name from usage_outbox") == []
+    await api.post(f"dead-letters/{letter['id']}/redrive", {"changes": {"amount": 10}})
+    assert api.rows("select name, tokens from usage_outbox") == [(f"{event.source}:use", 10)]
+
+
 @pytest.mark.parametrize("moved_on", [False, True])
 async def test_a_corrected_letter_takes_its_place_once(api: Api, writer: Writer, *, moved_on: bool) -> None:
     [account] = settle_in(api.url, 1000)

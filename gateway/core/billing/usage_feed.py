@@ -38,7 +38,6 @@ BATCHES_AT_ONCE = 4
 # Events that were refused and nobody has looked at yet; with so many nothing more is sent.
 FAILED_MAX = 10_000
 WAITING_EVENTS_MAX = 1_000_000
-REQUEST_S_MAX = 10.0
 # Longer than sending a batch may take, with all its halves: nobody else sends it meanwhile.
 SENDING_S_MAX = 90.0
 LEASE_S = 120.0

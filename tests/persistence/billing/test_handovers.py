@@ -23,6 +23,8 @@ from tests.persistence.april import April, april, at, invoiced
 from tests.persistence.billing.test_payments import bought, pay, stands
 from tests.persistence.credits import give
 from tests.persistence.scenario import broken, rows_of
+from tests.persistence.test_schedule import several
+from tests.persistence.test_schedule import turn as scheduled
 from tests.stripe_server import KEY, Refused, Stripe, cutting, stripe_server
 
 __all__ = ["april"]
@@ -111,6 +113,29 @@ async def test_an_invoice_is_there_line_by_line_and_to_the_cent(desk: Desk) -> N
     [row] = rows_of(desk.april.url, "SELECT state, remote, url, error, attempts FROM handover")
     assert row == ("done", there["id"], f"https://invoice.example/{there['id']}", None, 1)
     assert await desk.turn() == 0
+
+
+async def test_what_the_schedule_makes_final_in_a_batch_is_handed_over_each_once(desk: Desk) -> None:
+    april = desk.april
+    owners = await several(april, 3)
+    for number, owner in enumerate(owners[:2], 1):
+        await april.do("organizations", "change", owner, stripe_customer=f"cus_{number}")
+    await scheduled(april)
+    assert (await desk.turn(), desk.states()) == (0, []), "a draft is nobody's yet"
+    await april.on(at(5, 2, 1))
+    await scheduled(april, keepers=2)
+    assert desk.states() == [("invoice", "waiting")] * 2
+    await desk.turn()
+    await scheduled(april)
+    assert (await desk.turn(), desk.states()) == (0, [("invoice", "done")] * 2)
+    numbers = rows_of(
+        april.url, "SELECT number FROM invoice WHERE organization_id = ANY(%s) ORDER BY id", [owners[:2]]
+    )
+    there = [(each["number"],) for each in desk.stripe.invoices.values()]
+    assert sorted(there) == sorted(numbers)
+    assert {(each["customer"], each["total"], each["status"]) for each in desk.stripe.invoices.values()} == {
+        ("cus_1", 29_00, "open"), ("cus_2", 29_00, "open"),
+    }  # fmt: skip
 
 
 async def test_whose_customer_is_not_known_there_is_not_handed_over_and_may_be_later(desk: Desk) -> None:

@@ -10,10 +10,14 @@ import msgspec
 import pytest
 
 from gateway.core.accounts.facts import CallFacts, corrected, write_facts
+from gateway.core.accounts.holds import LateSettlement
 from gateway.core.accounts.ledger import EventKind
 from gateway.core.billing.usage_feed import Terms
+from gateway.core.model import Caller, Settlement
+from persistence.keeper.sweeps import Sweeps
 from persistence.keeper.usage_feed import FeedQueue
 from persistence.ledger.writer import Writer
+from tests.builders import CHAT
 from tests.persistence.fed import fed
 from tests.persistence.scenario import Account, batch_of, rows_of, settle_in
 from tests.usage_servers import Failure
@@ -128,6 +132,26 @@ async def test_what_is_known_late_is_an_event_of_its_own_with_the_difference(
         assert first[1]["used_at"] == second[1]["used_at"]
         # A difference counts when it became known.
         assert feed.billing.times[second[0]] != feed.billing.times[first[0]]
+        feed.agree()
+
+
+async def test_credits_that_a_late_settlement_gives_back_are_a_difference(
+    migrated: str, writer: Writer
+) -> None:
+    account = opened(migrated)
+    account.credit(100)
+    async with fed(migrated) as feed:
+        charged = account.consume(21, credits_=18, metadata=write_facts(FACTS))
+        await writer.write(batch_of(account))
+        caller = Caller(account.organization_id, account.tenant_id, 3, account.partition)
+        settled = Settlement(caller, charged.source, "", CHAT, charge=True)
+        for _ in range(2):
+            await Sweeps(feed.pool).refund(LateSettlement(b"1-0", settled, 0), 7)
+        assert [(kind, credits_) for kind, _, _, _, credits_, *_ in feed.out()] == [
+            ("use", 18),
+            ("refunded", -7),
+        ]
+        await feed.drain()
         feed.agree()
 
 
