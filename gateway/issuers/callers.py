@@ -8,11 +8,11 @@ kept of a token that was refused.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from typing import Final, Protocol
 
-from gateway.core.in_use import InUse, Kept
 from gateway.core.issuers.claims import Meaning, read_claims
 from gateway.core.issuers.issuer import Issuer
 from gateway.core.issuers.signed_token import (
@@ -44,16 +44,17 @@ class Directory(Protocol):
         """Look a digest up. Fails with `InvalidApiKey` or `CountersUnavailable`."""
 
 
-class _Known(Kept):
+class _Known:
     """A verified token and the caller it stands for: `found` by `digest`, acting for the token's user.
 
     `again` is when it is asked anew who that is, in seconds since the epoch.
     """
 
-    __slots__ = ("again", "caller", "digest", "found", "issuer", "key", "meaning")
+    __slots__ = ("again", "caller", "digest", "found", "issuer", "key", "meaning", "size")
 
     def __init__(self, issuer: IssuerKeys, key: VerifyingKey, meaning: Meaning) -> None:
         self.issuer, self.key, self.meaning = issuer, key, meaning
+        self.size = ENTRY_BYTES + SUBJECT_BYTES * len(meaning.known_as)
         self.again = 0.0
         self.digest = ""
         self.found: Caller | None = None
@@ -87,14 +88,17 @@ class TokenCallers:
         self.accepts = False
         self._keys, self._directory, self._digest_of, self._wall = keys, directory, digest_of, wall
         self._bytes_max, self._again_s = bytes_max, again_s
-        self._known: InUse[str, _Known] = InUse(bytes_max)
+        # By digest; those that were asked for longest ago come first.
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._bytes = 0
 
     def renew(self, issuers: Iterable[Issuer]) -> None:
         """Go by these issuers from now on; every token is verified by their rules again."""
         named = tuple(issuers)
         self.accepts = bool(named)
         self._keys.renew(named)
-        self._known = InUse(self._bytes_max)
+        self._known.clear()
+        self._bytes = 0
 
     async def keep_fresh(self) -> None:
         """Have the keys of issuers at hand, until cancelled."""
@@ -107,7 +111,7 @@ class TokenCallers:
 
     def cached(self, digest: str) -> Caller | None:
         """The caller of a token that was verified before, if all that it was found by is fresh."""
-        known = self._known.find(digest)
+        known = self._known.get(digest)
         if known is None or known.again <= self._wall():
             return None
         found = self._directory.cached(known.digest)
@@ -118,7 +122,7 @@ class TokenCallers:
     async def identify(self, digest: str, token: bytes) -> Caller:
         """The caller of a token; InvalidApiKey if that is nobody, another refusal where nobody knows."""
         now = self._wall()
-        known = self._known.find(digest)
+        known = self._known.get(digest)
         if known is None or not known.is_good(now):
             known = await self._verified(token)
         for one in known.meaning.known_as:
@@ -128,9 +132,20 @@ class TokenCallers:
             except InvalidApiKey:
                 continue
             known.digest, known.again = key_digest, min(known.meaning.ends, now + self._again_s)
-            self._known.put(digest, known, ENTRY_BYTES + SUBJECT_BYTES * len(known.meaning.known_as))
+            self._keep(digest, known)
             return known.stands_for(found)
         raise refused(SUBJECT, "No API key stands for this token's subject.")
+
+    def _keep(self, digest: str, known: _Known) -> None:
+        """Keep a token as the latest, in place of the others where there is no room."""
+        before = self._known.pop(digest, None)
+        if before is not None:
+            self._bytes -= before.size
+        self._known[digest] = known
+        self._bytes += known.size
+        while self._bytes > self._bytes_max:
+            _, oldest = self._known.popitem(last=False)
+            self._bytes -= oldest.size
 
     async def _verified(self, token: bytes) -> _Known:
         """What a token says, now that its signature is verified."""
