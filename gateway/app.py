@@ -35,7 +35,7 @@ from gateway.counters.redis.wire import Wire
 from gateway.counters.redis.wires import Wires
 from gateway.counters.settlement_log.log import SettlementLog
 from gateway.counters.settlement_log.resubmission import Resubmitter
-from gateway.errors import CountersUnavailable
+from gateway.errors import CountersUnavailable, StartError
 from gateway.http.ports import Ports
 from gateway.http.server.server import DataPlane
 from gateway.http.tally import Histogram, Tally
@@ -71,7 +71,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     fences = Fences(str(uuid4()), time.time, log)
     wires = _wires(settings, fences)
     wires.start()
-    if not await redis_reached(wires, settings.start_wait_s, stop, log):
+    if not await _begun(wires, settings, stop, log):
         await wires.close()
         return
     wires.refuse_eviction()

@@ -15,6 +15,7 @@ from gateway.errors import (
     InternalError,
     InvalidApiKey,
     ObjectNotFound,
+    Overloaded,
     Refusal,
     ServiceNotIncluded,
     UnknownRoute,
@@ -167,7 +168,9 @@ def _tell(exchange: Exchange, failure: BaseException) -> None:
             ports.tally.refused(caller.tenant_id if caller is not None else 0, failure.reason)
         refuse(exchange, failure)
     elif isinstance(failure, Refusal):
-        exchange.reason, exchange.broken = ANSWER_CUT, True
+        # That we stop is told in the answer. What its upstream broke off, or was not charged, is broken off.
+        outlet = exchange.outlet if isinstance(failure, Overloaded) else None
+        exchange.reason, exchange.broken = ANSWER_CUT, outlet is None or not outlet.fail(failure)
         ports.log(
             "answer_cut",
             request_id=exchange.request_id,
@@ -228,7 +231,8 @@ async def _forward(exchange: Exchange, caller: Caller, charge: Charge) -> None:
         usage_amount=answer.usage_amount,
     )
     charge.meter, charge.upstream_id = meter, answer.request_id or answer.plain_request_id
-    outlet = Outlet(exchange, answer, charge.limits_shown, call.strip_usage and 200 <= status < 300)
+    altered = call.strip_usage and 200 <= status < 300
+    outlet = exchange.outlet = Outlet(exchange, answer, charge.limits_shown, altered, meter)
     if link.complete and not answer.content_encoding:
         tail = meter.whole(link.take_payload())
     else:

@@ -8,10 +8,11 @@ upstream that breaks off is a clean 502; a stream passes event by event.
 from __future__ import annotations
 
 from gateway.core.calls.binding import UNREAD_METERS
+from gateway.core.families.refusal import render
 from gateway.core.metering.making import AnswerMeter
 from gateway.core.metering.meter import OPEN
 from gateway.core.model import Caller, Decision
-from gateway.errors import UpstreamUnreachable
+from gateway.errors import Refusal, UpstreamUnreachable
 from gateway.http.charge import Charge
 from gateway.http.protocol.answer import AnswerHead
 from gateway.http.protocol.framing import LAST_CHUNK, chunk
@@ -25,11 +26,17 @@ from gateway.http.worker import Worker
 class Outlet:
     """Write one answer: head and first bytes in one write, framed as upstream and client allow."""
 
-    __slots__ = ("_bare", "_chunked", "_exchange", "_head")
+    __slots__ = ("_bare", "_chunked", "_exchange", "_head", "_meter")
 
     def __init__(
-        self, exchange: Exchange, answer: AnswerHead, decision: Decision | None, altered: bool
+        self,
+        exchange: Exchange,
+        answer: AnswerHead,
+        decision: Decision | None,
+        altered: bool,
+        meter: AnswerMeter,
     ) -> None:
+        self._meter = meter
         routed = exchange.routed
         length = None if altered else answer.length
         self._exchange = exchange
@@ -58,6 +65,17 @@ class Outlet:
         if self._chunked:
             data = chunk(data) + LAST_CHUNK if data else LAST_CHUNK
         self._send(data)
+
+    def fail(self, refusal: Refusal) -> bool:
+        """End an answer that is begun by saying why in its own shape; False where that cannot be said."""
+        exchange = self._exchange
+        if exchange.gone or self._bare or not (self._chunked or exchange.until_close):
+            return False
+        _, body = render(refusal, exchange.routed.family, exchange.request_id)
+        said = self._meter.fail(body)
+        if said:
+            self.end(said)
+        return bool(said)
 
     def _send(self, data: bytes) -> None:
         if self._bare:

@@ -414,6 +414,9 @@ async def test_drain_ends_at_its_grace() -> None:
         await client.send(post(CHAT))
         await eventually(lambda: stage.upstream.received)
         await stage.plane.drain(0.1)
+        got = await client.answer()
+        assert (got.status, got.reason) == (503, "overloaded")
+        assert got.one(b"retry-after") == b"1"
         assert await client.is_closed()
 
 

@@ -83,6 +83,10 @@ class EncodedMeter:
         """A compressed answer cannot be ended well; it is broken off."""
         return b""
 
+    def fail(self, body: bytes) -> bytes:
+        """Nothing can be said in the middle of a compressed answer."""
+        return b""
+
     @property
     def kept(self) -> int:
         """Bytes that are kept of the coded answer and of the decoded copy."""

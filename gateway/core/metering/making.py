@@ -72,6 +72,9 @@ class AnswerMeter(Protocol):
     def cut(self) -> bytes:
         """Return bytes that end the answer here; empty where it cannot be ended at this byte."""
 
+    def fail(self, body: bytes) -> bytes:
+        """Return bytes that say a refusal's body in the middle of the answer; empty where it cannot."""
+
     def observed(self) -> int:
         """Tokens seen so far, zero before anything was produced."""
 

@@ -32,13 +32,15 @@ class Dialect:
     """How one API says what it produced and used.
 
     `read_whole` takes a complete JSON answer, `read_event` the data of one event and says
-    whether that event is only a usage frame, `closing` the events that end a cut stream well.
+    whether that event is only a usage frame, `closing` the events that end a cut stream well, and `failing`
+    the event that says a refusal's body in the middle of a stream.
     `read_event` counts in `Meter.finished` what finishes a choice, and sets `Meter.phase` to CLOSED.
     """
 
     read_whole: Callable[[Meter, bytes], None]
     read_event: Callable[[Meter, bytes], bool]
     closing: Callable[[Meter], bytes]
+    failing: Callable[[Meter, bytes], bytes] = lambda meter, body: b"data: %b\n\n" % body
 
 
 class Meter:
@@ -98,6 +100,10 @@ class Meter:
         Empty where it cannot be ended at this byte: try again after the next `feed`. A document
         and a compressed answer never can.
         """
+        return b""
+
+    def fail(self, body: bytes) -> bytes:
+        """Return bytes that say in the stream's own shape why it ends here; empty where that cannot be."""
         return b""
 
     @property

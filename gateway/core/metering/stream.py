@@ -85,6 +85,13 @@ class StreamMeter(Meter):
         self._splitter.take()
         return self._dialect.closing(self)
 
+    def fail(self, body: bytes) -> bytes:
+        """Say in an event of the API's own why the stream ends here, unless part of an event has passed."""
+        if self._oversized is not None:
+            return b""
+        self._splitter.take()
+        return self._dialect.failing(self, body)
+
     @property
     def kept(self) -> int:
         """Bytes of the answer that are kept in memory."""

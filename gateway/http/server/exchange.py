@@ -48,6 +48,12 @@ class _Client(Protocol):
     def cut(self, reset: bool) -> None: ...
 
 
+class _Outlet(Protocol):
+    """The way of a begun answer to its client."""
+
+    def fail(self, refusal: Refusal) -> bool: ...
+
+
 class _Hold(Protocol):
     """What an exchange asks of its `Charge`."""
 
@@ -68,16 +74,16 @@ class Exchange(RequestDriver):
     that was read.
     `began_upstream` and `ended_upstream` bound the time that is not the gateway's own.
     `worker` is its worker as it was at the beginning. `caller` is set once it is known, `charge` by
-    admission, `upstream` and `link` while a connection is its own. `forwarded` says that an upstream heard
-    of the request, `opened` that a head was sent, `broken` that what was begun cannot be completed.
-    `trace` is there where requests are traced.
+    admission, `upstream` and `link` while a connection is its own, `outlet` once an answer is on its way.
+    `forwarded` says that an upstream heard of the request, `opened` that a head was sent, `broken` that what
+    was begun cannot be completed. `trace` is there where requests are traced.
     """
 
     __slots__ = (
         "_on_end", "began_upstream", "body_failure", "body_length", "broken", "call", "caller", "charge",
         "connection", "deadline", "ended_upstream", "forwarded", "gone", "head", "invited", "keep_alive",
-        "link", "opened", "reason", "request_id", "routed", "started", "status", "trace", "until_close",
-        "upstream", "worker",
+        "link", "opened", "outlet", "reason", "request_id", "routed", "started", "status", "trace",
+        "until_close", "upstream", "worker",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917  # what it is made of, in the order it comes
@@ -109,12 +115,13 @@ class Exchange(RequestDriver):
         self.charge: _Hold | None = None
         self.upstream: Upstream | None = None
         self.link: Link | None = None
+        self.outlet: _Outlet | None = None
         self.trace: Trace | None = None
 
     def ended(self, error: BaseException | None) -> None:
         """Tell the worker, then leave the connection."""
         self._on_end(self, error)
-        self.charge = None  # which knows this exchange: neither waits for the collector
+        self.charge = self.outlet = None  # which know this exchange: none waits for the collector
         if self.broken:
             self.connection.cut(self.until_close)
         else:

@@ -33,6 +33,7 @@ from gateway.http.worker import Worker
 
 BACKLOG = 4096
 QUIET_TIMES_MAX = 5
+STOPPING = "This gateway is stopping, and its time for calls in progress is over. Send the request again."
 
 
 class DataPlane:
@@ -178,17 +179,24 @@ class DataPlane:
         for connection in list(self._connections):
             connection.shut()
         if not await self._emptied(grace_s):
-            for exchange in list(self._orphans):
-                exchange.interrupt(ClientGone())
-            for connection in list(self._connections):
-                if connection.exchange is not None:
-                    connection.exchange.interrupt(ClientGone())
-                connection.transport.abort()
+            self._break_off()
             if not await self._emptied(self.limits.counters_s):
                 self._ports.log("drain_incomplete", calls=self.calls)
+                for connection in list(self._connections):
+                    connection.transport.abort()
         for upstream in [*self._upstreams.values(), *self._left]:
             upstream.close()
         self.clock.stop()
+
+    def _break_off(self) -> None:
+        """End every call here and now: its client is told in the API's own shape, where it can be."""
+        for exchange in list(self._orphans):
+            exchange.interrupt(ClientGone())
+        for connection in list(self._connections):
+            if connection.exchange is not None:
+                connection.exchange.interrupt(Overloaded(STOPPING, retry_after_s=1))
+            else:
+                connection.transport.abort()
 
     async def _quiet(self, grace_s: float) -> None:
         seconds, quiet_s = self._ports.seconds, self.limits.quiet_s

@@ -218,4 +218,8 @@ def _closing(meter: Meter) -> bytes:
     )
 
 
-DIALECT = Dialect(_read_whole, _read_event, _closing)
+def _failing(meter: Meter, body: bytes) -> bytes:
+    return b"event: error\ndata: %b\n\n" % body
+
+
+DIALECT = Dialect(_read_whole, _read_event, _closing, _failing)

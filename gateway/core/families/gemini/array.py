@@ -89,6 +89,12 @@ class ArrayMeter(Meter):
             return b""
         return (b",\r\n" if 0 < self._first_end <= self._safe else b"[") + end_of(self) + b"]"
 
+    def fail(self, body: bytes) -> bytes:
+        """End the array here with an element that says why, unless part of an element has passed."""
+        if self._kept_bytes > self.bounds.event_bytes_max:
+            return b""
+        return (b",\r\n" if 0 < self._first_end <= self._safe else b"[") + body + b"]"
+
     def _begin(self, place: int) -> None:
         self._element_at = place
         if self.phase == OPEN:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.core.families.family import told_of
+from gateway.core.families.family import object_in, told_of
 from gateway.core.families.openai.objects import OBJECTS
 from gateway.core.families.openai.shapes import InputDetails, OutputDetails
 from gateway.core.families.openai.use import any_count, note_parts, note_tools
@@ -188,4 +188,17 @@ def _closing(meter: Meter) -> bytes:
     return b"event: response.incomplete\ndata: " + msgspec.json.encode(event) + b"\n\n"
 
 
-DIALECT = Dialect(_read_whole, _read_event, _closing)
+def _failing(meter: Meter, body: bytes) -> bytes:
+    """An `error` event of the Responses API, which has the error's fields at its top."""
+    error = object_in(loose_document(body), "error")
+    event = {
+        "type": "error",
+        "sequence_number": meter.position + 1,
+        "code": error.get("code"),
+        "message": error.get("message"),
+        "param": error.get("param"),
+    }
+    return b"event: error\ndata: %b\n\n" % msgspec.json.encode(event)
+
+
+DIALECT = Dialect(_read_whole, _read_event, _closing, _failing)

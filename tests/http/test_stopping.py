@@ -1,0 +1,131 @@
+"""A gateway whose time for calls is over says so in each API's own words, and charges what was produced."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from gateway.core.calls.route import Route
+from gateway.core.model import Family
+from tests.http.fakes import CHAT_STREAM, EVENT, ROUTES, STREAM_HEAD, chunks, post
+from tests.http.stage import Answer, Stage, staged
+from tests.waiting import eventually
+
+RESPONSES = Route(("POST",), "/v1/responses", "up", "chat", Family("openai"), "openai_responses")
+GEMINI = Route(
+    ("POST",), "/v1beta/models/{model}:streamGenerateContent", "up", "gemini", Family("gemini"),
+    "gemini_stream",
+)  # fmt: skip
+ASKED = b'{"model":"m","max_output_tokens":9,"input":"hi","stream":true}'
+CONTENTS = b'{"contents":[{"role":"user","parts":[{"text":"hi"}]}],"generationConfig":{"maxOutputTokens":9}}'
+DELTA = (
+    b"event: response.output_text.delta\n"
+    b'data: {"type":"response.output_text.delta","sequence_number":4,"delta":"word "}\n\n'
+)
+BLOCK = (
+    b"event: content_block_delta\n"
+    b'data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"word "}}\n\n'
+)
+PART = b'{"candidates":[{"content":{"parts":[{"text":"word "}],"role":"model"}}]}'
+GEMINI_PATH = b"/v1beta/models/m:streamGenerateContent"
+ARRAY_HEAD = STREAM_HEAD.replace(b"text/event-stream", b"application/json")
+STOPPED = "This gateway is stopping"
+
+
+async def stopped(stage: Stage, request: bytes, head: bytes, part: bytes) -> Answer:
+    """What a client has of a stream without end whose gateway stops."""
+    stage.upstream.scripts.append([head + chunks(part, end=False), 60.0])
+    client = await stage.client()
+    await client.send(request)
+    await client.read_until(b"word ")
+    await stage.plane.drain(0.1)
+    return Answer(0, [], await client.until_close())
+
+
+def last_event(got: Answer) -> tuple[str, dict[str, object]]:
+    """Name and data of the last event, from a body whose last chunk came."""
+    assert got.body.endswith(b"\r\n0\r\n\r\n"), "it was broken off"
+    event = got.body.removesuffix(b"\r\n0\r\n\r\n").rpartition(b"\r\n")[2].decode()
+    fields = dict(line.split(": ", 1) for line in event.strip().splitlines())
+    data = json.loads(fields["data"])
+    assert isinstance(data, dict)
+    return fields.get("event", ""), data
+
+
+def charged(stage: Stage) -> None:
+    (charge,) = stage.counters.charges
+    assert charge.tokens > 0
+    assert len(stage.events("answer_cut")) == 1
+    assert not stage.events("drain_incomplete")
+
+
+async def test_an_openai_stream_ends_with_its_error() -> None:
+    async with staged() as stage:
+        name, data = last_event(await stopped(stage, post(CHAT_STREAM), STREAM_HEAD, EVENT))
+        charged(stage)
+    error = data["error"]
+    assert isinstance(error, dict)
+    assert (name, error["code"], error["type"]) == ("", "overloaded", "server_error")
+    assert str(error["message"]).startswith(STOPPED)
+
+
+async def test_a_stream_of_responses_ends_with_its_error_event() -> None:
+    async with staged((*ROUTES, RESPONSES)) as stage:
+        name, data = last_event(await stopped(stage, post(ASKED, b"/v1/responses"), STREAM_HEAD, DELTA))
+        charged(stage)
+    assert (name, data["type"], data["sequence_number"], data["code"]) == ("error", "error", 5, "overloaded")
+    assert str(data["message"]).startswith(STOPPED)
+
+
+async def test_an_anthropic_stream_ends_with_its_error_event() -> None:
+    async with staged() as stage:
+        name, data = last_event(await stopped(stage, post(CHAT_STREAM, b"/v1/messages"), STREAM_HEAD, BLOCK))
+        charged(stage)
+    error = data["error"]
+    assert isinstance(error, dict)
+    assert (name, data["type"]) == ("error", "error")
+    assert str(error["message"]).startswith(STOPPED)
+
+
+async def test_a_gemini_stream_ends_with_its_error() -> None:
+    async with staged((*ROUTES, GEMINI)) as stage:
+        asked = post(CONTENTS, GEMINI_PATH + b"?alt=sse")
+        name, data = last_event(await stopped(stage, asked, STREAM_HEAD, b"data: " + PART + b"\n\n"))
+        charged(stage)
+    error = data["error"]
+    assert isinstance(error, dict)
+    assert (name, error["code"], error["status"]) == ("", 503, "UNAVAILABLE")
+
+
+async def test_a_gemini_array_ends_with_its_error_as_an_element() -> None:
+    async with staged((*ROUTES, GEMINI)) as stage:
+        got = await stopped(stage, post(CONTENTS, GEMINI_PATH), ARRAY_HEAD, b"[" + PART + b",\r\n" + PART)
+        charged(stage)
+    assert got.body.endswith(b"]\r\n0\r\n\r\n")
+    assert b'{"error":{"code":503' in got.body
+
+
+@pytest.mark.parametrize("coding", [b"gzip"])
+async def test_what_cannot_be_told_in_its_own_shape_is_broken_off(coding: bytes) -> None:
+    async with staged() as stage:
+        head = STREAM_HEAD.replace(b"\r\n\r\n", b"\r\ncontent-encoding: %b\r\n\r\n" % coding)
+        stage.upstream.scripts.append([head + chunks(b"\x1f\x8b\x08", end=False), 60.0])
+        client = await stage.client()
+        await client.send(post(CHAT_STREAM))
+        await eventually(lambda: stage.upstream.received)
+        await stage.plane.drain(0.1)
+        assert not (await client.until_close()).endswith(b"0\r\n\r\n")
+        assert len(stage.counters.settlements) == 1
+
+
+async def test_a_client_that_takes_nothing_holds_nothing_up() -> None:
+    async with staged(counters_s=0.2) as stage:
+        piece = b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n' % (b"x" * 60_000)
+        stage.upstream.scripts.append([STREAM_HEAD, *[chunks(piece, end=False)] * 400, 60.0])
+        client = await stage.client()
+        await client.send(post(CHAT_STREAM))
+        await eventually(lambda: any(one.blocked for one in stage.plane._connections))
+        await stage.plane.drain(0.1)
+        await eventually(lambda: stage.connections == 0)
+        assert len(stage.counters.settlements) == 1
