@@ -18,6 +18,8 @@ import redis
 
 from gateway.local.announce import usage_line
 from persistence.schema.version import NEEDED
+from tests.conftest import ValkeyServer, free_port
+from tests.deploy.processes import Process
 from tests.run.supervisor.conftest import ROOT, STEP_MAX_S
 from tests.waiting import wait_until
 
@@ -214,15 +216,42 @@ PEPPER = {"KEY_PEPPER": "a-pepper-long-enough"}
 KEEPER = PEPPER | {"ADMIN_TOKEN": "an-admin-token-here", "ADMIN_PORT": "0"}
 
 
-def test_serve_waits_for_redis_saying_so_and_gives_up(tmp_path: Path) -> None:
-    nobody = "redis://127.0.0.1:1/0"
-    done = run(
-        "serve", "--gateway-port", "0", "--ops-port", "0", cwd=tmp_path, REDIS_URL=nobody,
-        START_WAIT_S="0.5", DATA_DIR=str(tmp_path), **PEPPER,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "waiting for Redis" in done.stderr
-    assert "Redis cannot be reached, after 0.5 s: " in done.stderr
+def test_serve_waits_for_redis_saying_so_and_serves_without(tmp_path: Path) -> None:
+    """Nobody behind it is held up: calls are 503 until Redis is there, and readiness says so."""
+    counters, port, ops = ValkeyServer(tmp_path), free_port(), free_port()
+    environ = {
+        "TOLLKEEPER_REDIS_URL": counters.url, "TOLLKEEPER_START_WAIT_S": "0.5", "TOLLKEEPER_OPS_HOST": "127.0.0.1",
+        "TOLLKEEPER_DATA_DIR": str(tmp_path / "data"), "TOLLKEEPER_KEY_PEPPER": PEPPER["KEY_PEPPER"],
+    }  # fmt: skip
+    serve = Process(
+        tmp_path, "serve", ["serve", "--gateway-port", str(port), "--ops-port", str(ops)], environ
+    )
+    try:
+        wait_until(lambda: "serving without Redis" in serve.said, STEP_MAX_S)
+        assert "waiting for Redis" in serve.said
+        assert "Redis cannot be reached, after 0.5 s: " in serve.said
+        wait_until(lambda: asked(ops, "/readyz")[0] == 503 and asked(port, "/v1/models")[0] != 0, STEP_MAX_S)
+        assert json.loads(asked(ops, "/readyz")[1])["dependencies"]["redis"] is False
+        assert asked(ops, "/livez")[0] == 200
+        assert asked(port, "/v1/models", authorization="Bearer tk_0123456789abcdef0123456789abcdef")[0] == 503
+        counters.start()
+        wait_until(lambda: json.loads(asked(ops, "/readyz")[1])["dependencies"]["redis"], STEP_MAX_S)
+        assert serve.running
+    finally:
+        assert serve.stop() == 0
+        counters.stop()
+
+
+def asked(port: int, path: str, **fields: str) -> tuple[int, bytes]:
+    """Status and body; status 0 where nobody answers."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=fields)
+    try:
+        with urllib.request.urlopen(request, timeout=STEP_MAX_S) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+    except OSError:
+        return 0, b""
 
 
 def test_a_keeper_waits_for_both_databases_and_gives_up(tmp_path: Path, valkey: str) -> None:
