@@ -133,6 +133,18 @@ def _wires(settings: Settings, fences: Fences) -> Wires:
     )  # fmt: skip
 
 
+async def _begun(wires: Wires, settings: Settings, stop: asyncio.Event, log: Log) -> bool:
+    """Wait for Redis, and no longer than that: whoever stands behind this gateway is to start all the same.
+
+    False where it is to stop meanwhile.
+    """
+    try:
+        return await redis_reached(wires, settings.start_wait_s, stop, log)
+    except StartError as error:
+        log("serving without Redis", why=error.message, answers=503, level="error")
+        return True
+
+
 async def _know_services(directory: Directory, wires: Wires, log: Log) -> None:
     """Wait a while for the services; without them it serves all the same, and says so."""
     if not await directory.first_catalogue(FIRST_CATALOGUE_S_MAX):

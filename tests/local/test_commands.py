@@ -220,7 +220,8 @@ def test_serve_waits_for_redis_saying_so_and_serves_without(tmp_path: Path) -> N
     """Nobody behind it is held up: calls are 503 until Redis is there, and readiness says so."""
     counters, port, ops = ValkeyServer(tmp_path), free_port(), free_port()
     environ = {
-        "TOLLKEEPER_REDIS_URL": counters.url, "TOLLKEEPER_START_WAIT_S": "0.5", "TOLLKEEPER_OPS_HOST": "127.0.0.1",
+        "TOLLKEEPER_REDIS_URL": counters.url, "TOLLKEEPER_OPS_HOST": "127.0.0.1",
+        "TOLLKEEPER_START_WAIT_S": "0.5",
         "TOLLKEEPER_DATA_DIR": str(tmp_path / "data"), "TOLLKEEPER_KEY_PEPPER": PEPPER["KEY_PEPPER"],
     }  # fmt: skip
     serve = Process(
