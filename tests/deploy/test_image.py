@@ -94,6 +94,17 @@ def test_the_image_takes_nothing_from_the_build_but_the_environment_and_fonts() 
     assert {rest.split()[0] for name, rest in [build[0], final[0]]} == {"python:${PYTHON}"}
 
 
+def test_the_image_says_what_it_was_made_of() -> None:
+    _, final = stages()
+    arguments = {rest.partition("=")[0] for name, rest in final if name == "arg"}
+    labels = dict(word.split("=", 1) for name, rest in final if name == "label" for word in shlex.split(rest))
+    assert {name.removeprefix("org.opencontainers.image."): value for name, value in labels.items()} == {
+        "title": "Tollkeeper", "licenses": "Apache-2.0", "version": "$VERSION", "revision": "$REVISION",
+        "base.name": "python:$PYTHON",
+    }  # fmt: skip
+    assert {value.rpartition("$")[2] for value in labels.values() if "$" in value} == arguments
+
+
 def test_the_image_starts_what_the_manifests_start() -> None:
     _, final = stages()
     said = dict(final)

@@ -1,0 +1,106 @@
+{{- define "tollkeeper.labels" -}}
+app.kubernetes.io/name: tollkeeper
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end }}
+
+{{- define "tollkeeper.metadata" -}}
+name: {{ printf "%s-%s" .root.Release.Name .component | trunc 63 | trimSuffix "-" }}
+namespace: {{ .root.Release.Namespace }}
+labels:
+  {{- include "tollkeeper.labels" . | nindent 2 }}
+  app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+  app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+  helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
+{{- end }}
+
+{{- define "tollkeeper.image" -}}
+{{- $image := .root.Values.image -}}
+{{- if and $image.digest (not .tag) -}}
+{{ $image.repository }}@{{ $image.digest }}
+{{- else -}}
+{{ $image.repository }}:{{ .tag | default $image.tag | default .root.Chart.AppVersion }}
+{{- end }}
+imagePullPolicy: {{ $image.pullPolicy }}
+{{- end }}
+
+{{- define "tollkeeper.podSecurity" -}}
+automountServiceAccountToken: false
+enableServiceLinks: false
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 10001
+  runAsGroup: 10001
+  fsGroup: 10001
+  seccompProfile: { type: RuntimeDefault }
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "tollkeeper.security" -}}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities: { drop: [ALL] }
+{{- end }}
+
+{{/* A setting whose value is a file of a Secret: its name, and the key. */}}
+{{- define "tollkeeper.fromFile" -}}
+- name: {{ .name }}_FILE
+  value: /run/secrets/tollkeeper/{{ .key }}
+{{- end }}
+
+{{/* The volume of such files: Secrets by name, and of each the keys. */}}
+{{- define "tollkeeper.secretsVolume" -}}
+- name: secrets
+  projected:
+    defaultMode: 0440
+    sources:
+      {{- range . }}
+      - secret:
+          name: {{ .name }}
+          {{- with .optional }}
+          optional: true
+          {{- end }}
+          items:
+            {{- range .keys }}
+            - { key: {{ . }}, path: {{ . }} }
+            {{- end }}
+      {{- end }}
+{{- end }}
+
+{{- define "tollkeeper.gatewayEnv" -}}
+- { name: TOLLKEEPER_GATEWAY_HOST, value: 0.0.0.0 }
+- { name: TOLLKEEPER_DATA_DIR, value: /var/lib/tollkeeper }
+- { name: TOLLKEEPER_SHUTDOWN_GRACE_S, value: {{ .of.graceSeconds | quote }} }
+- { name: TOLLKEEPER_START_WAIT_S, value: {{ .of.startWaitSeconds | quote }} }
+{{ include "tollkeeper.fromFile" (dict "name" "TOLLKEEPER_REDIS_URL" "key" "redis-url") }}
+{{ include "tollkeeper.fromFile" (dict "name" "TOLLKEEPER_KEY_PEPPER" "key" "key-pepper") }}
+{{- if .root.Values.secrets.upstreams }}
+{{- range .root.Values.upstreamKeys }}
+{{ include "tollkeeper.fromFile" (dict "name" . "key" .) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "tollkeeper.gatewayVolumes" -}}
+{{- $values := .root.Values -}}
+{{- $sources := list (dict "name" $values.secrets.gateway "keys" (list "redis-url" "key-pepper")) -}}
+{{- if and $values.secrets.upstreams $values.upstreamKeys -}}
+{{- $sources = append $sources (dict "name" $values.secrets.upstreams "keys" $values.upstreamKeys) -}}
+{{- end -}}
+{{ include "tollkeeper.secretsVolume" $sources }}
+- name: data
+  emptyDir: { sizeLimit: {{ $values.gateway.dataSize }} }
+{{- end }}
+
+{{- define "tollkeeper.gatewayMounts" -}}
+- { name: secrets, mountPath: /run/secrets/tollkeeper, readOnly: true }
+- { name: data, mountPath: /var/lib/tollkeeper }
+{{- end }}
+
+{{- define "tollkeeper.settings" -}}
+- configMapRef: { name: {{ .Release.Name }}-settings }
+{{- end }}

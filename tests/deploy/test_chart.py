@@ -1,0 +1,293 @@
+"""The chart, rendered and linted by Helm itself: valid objects that fit each other and keep to the rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from deploy.monitoring import to_kubernetes
+from gateway.settings import settings
+from tests.deploy import helm
+from tests.deploy.manifests import Resource, containers, pod, seconds_of_pre_stop
+
+VERSIONS = ("1.29", kubernetes_validate.latest_version())
+OPERATOR = "monitoring.coreos.com/v1"
+CHILD_S = 6.0  # serve gives its workers so long beyond the grace
+FULL: dict[str, Any] = {
+    "image": {"digest": "sha256:" + "a" * 64, "pullSecrets": [{"name": "registry"}]},
+    "secrets": {"upstreams": "tollkeeper-upstreams", "migrate": "tollkeeper-migrate"},
+    "upstreamKeys": ["OPENAI_API_KEY"],
+    "settings": {"LOG_LEVEL": "debug", "WORKERS": 2, "WEBHOOK_PRIVATE_ADDRESSES": False},
+    "config": {
+        "upstreams": {
+            "openai": {
+                "base_url": "https://api.openai.com",
+                "headers": {"authorization": "Bearer ${OPENAI_API_KEY}"},
+            }
+        }
+    },
+    "gateway": {
+        "graceSeconds": 900, "podAnnotations": {"a": "b"}, "nodeSelector": {"pool": "edge"},
+        "tolerations": [{"key": "edge", "operator": "Exists"}], "service": {"annotations": {"c": "d"}},
+    },
+    "ingress": {
+        "enabled": True, "className": "nginx", "hosts": ["llm.example"], "annotations": {"e": "f"},
+        "tls": [{"secretName": "llm-tls", "hosts": ["llm.example"]}],
+    },
+    "monitoring": {"enabled": True, "labels": {"release": "prometheus"}},
+}  # fmt: skip
+SMALL: dict[str, Any] = {
+    "gateway": {"autoscaling": {"enabled": False}, "tag": "0.0.9"}, "migrate": {"enabled": False},
+    "networkPolicy": {"enabled": False},
+}  # fmt: skip
+KEEPERS: dict[str, Any] = {"gateway": {"enabled": False}, "monitoring": {"enabled": True}}
+CHANGED: dict[str, Any] = {"settings": {"LOG_LEVEL": "debug"}}
+WRONG: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"gatway": {}}, "gatway"),
+    ({"gateway": {"graceSeconds": 0}}, "graceSeconds"),
+    ({"settings": {"REDIS_URL": "redis://x"}}, "REDIS_URL"),
+    ({"settings": {"TOLLKEEPER_LOG_LEVEL": "info"}}, "TOLLKEEPER_LOG_LEVEL"),
+    ({"image": {"digest": "latest"}}, "digest"),
+    ({"networkPolicy": {"clients": []}}, "clients"),
+    ({"secrets": {"gateway": ""}}, "gateway"),
+)
+SIDECAR = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: { name: llm }
+spec:
+  selector: { matchLabels: { app: llm } }
+  template:
+    metadata: { labels: { app: llm } }
+    spec:
+      {{- include "tollkeeper.podSecurity" . | nindent 6 }}
+      terminationGracePeriodSeconds: {{ include "tollkeeper.sidecar.grace" . }}
+      initContainers:
+        {{- include "tollkeeper.sidecar" (dict "root" . "config" "llm-routes") | nindent 8 }}
+      containers:
+        - name: llm
+          image: llm
+      volumes:
+        {{- include "tollkeeper.sidecar.volumes" (dict "root" . "config" "llm-routes") | nindent 8 }}
+"""
+NAMES = ("default", "full", "small", "keepers")
+
+
+@pytest.fixture(scope="module")
+def charts() -> dict[str, list[Resource] | str]:
+    """What Helm makes of each of the values, and says of the wrong ones."""
+    values = [{}, FULL, SMALL, KEEPERS, CHANGED, *(wrong for wrong, _ in WRONG)]
+    names = [*NAMES, "changed", *(named for _, named in WRONG)]
+    return dict(zip(names, helm.rendered(*values, extra=SIDECAR), strict=True))
+
+
+@pytest.fixture(params=NAMES)
+def objects(charts: dict[str, list[Resource] | str], request: pytest.FixtureRequest) -> list[Resource]:
+    return of(charts, request.param)
+
+
+def of(charts: dict[str, list[Resource] | str], name: str) -> list[Resource]:
+    found = charts[name]
+    assert not isinstance(found, str), found
+    return found
+
+
+def one(objects: list[Resource], kind: str, name: str) -> Resource:
+    (found,) = (each for each in objects if (each["kind"], each["metadata"]["name"]) == (kind, name))
+    return found
+
+
+def pods(objects: list[Resource]) -> list[Resource]:
+    return [pod(each) for each in objects if each["kind"] in {"Deployment", "Job"}]
+
+
+def test_helm_lints_it_without_an_error() -> None:
+    said = helm.lint()
+    assert not said["Errors"]
+    assert {each["Severity"] for each in said["Messages"]} <= {1}  # it has no icon
+
+
+def test_kubernetes_accepts_each_object(objects: list[Resource]) -> None:
+    names = [(each["kind"], each["metadata"]["name"]) for each in objects]
+    assert len(names) == len(set(names))
+    for each in objects:
+        if each["apiVersion"] != OPERATOR:
+            for version in VERSIONS:
+                kubernetes_validate.validate(each, version, strict=True)
+
+
+def test_every_container_is_restricted_and_sees_secrets_as_files(objects: list[Resource]) -> None:
+    assert pods(objects)
+    for spec in pods(objects):
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in (each for each in containers(spec) if each["image"] != "llm"):
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert container["resources"]["requests"].keys() == container["resources"]["limits"].keys()
+            assert all("valueFrom" not in each for each in container.get("env", ()))
+            assert all("secretRef" not in each for each in container.get("envFrom", ()))
+
+
+def test_what_a_pod_refers_to_is_there(objects: list[Resource]) -> None:
+    maps = {each["metadata"]["name"]: each["data"] for each in objects if each["kind"] == "ConfigMap"}
+    for spec in pods(objects):
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        paths = {
+            f"/run/secrets/tollkeeper/{item['path']}"
+            for source in volumes["secrets"]["projected"]["sources"] for item in source["secret"]["items"]
+        }  # fmt: skip
+        for container in (each for each in containers(spec) if each["image"] != "llm"):
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes.keys()
+            named = {each["name"]: each["value"] for each in container["env"]}
+            assert {path for name, path in named.items() if name.endswith("_FILE")} <= paths
+            assert all(each["configMapRef"]["name"] in maps for each in container.get("envFrom", ()))
+            ports = {port["name"] for port in container.get("ports", ())}
+            for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+                asked = container.get(probe, {})
+                assert not asked or (asked.get("httpGet") or asked["tcpSocket"])["port"] in ports
+    for name, data in maps.items():
+        if name.endswith("-settings"):
+            known = {setting.removeprefix("TOLLKEEPER_").lower() for setting in data}
+            assert known <= set(settings.NAMES)
+
+
+def test_labels_lead_to_pods(objects: list[Resource]) -> None:
+    labels = [
+        each["spec"]["template"]["metadata"]["labels"].items()
+        for each in objects if each["kind"] in {"Deployment", "Job"}
+    ]  # fmt: skip
+    for each in objects:
+        spec = each.get("spec", {})
+        selector = spec.get("podSelector", spec.get("selector", {}))
+        wanted = selector.get("matchLabels", selector)
+        if each["kind"] in {"Service", "PodDisruptionBudget", "NetworkPolicy", "PodMonitor"}:
+            assert sum(wanted.items() <= found for found in labels) == 1, each["metadata"]["name"]
+
+
+def test_a_pod_has_the_time_its_calls_have_to_end(charts: dict[str, list[Resource] | str]) -> None:
+    for name in ("default", "full"):
+        for resource in ("prod-gateway", "llm"):
+            spec = pod(one(of(charts, name), "Deployment", resource))
+            (gateway,) = (each for each in containers(spec) if each.get("args", [""])[0] == "serve")
+            environ = {each["name"]: each["value"] for each in gateway["env"]}
+            grace_s = float(environ["TOLLKEEPER_SHUTDOWN_GRACE_S"])
+            needed_s = seconds_of_pre_stop(gateway) + grace_s + CHILD_S
+            assert spec["terminationGracePeriodSeconds"] > needed_s
+
+
+def test_no_start_hangs_on_redis(charts: dict[str, list[Resource] | str]) -> None:
+    """A start-up probe that needs it would have pods killed while it is away, and applications with them."""
+    gateway = containers(pod(one(of(charts, "default"), "Deployment", "prod-gateway")))[0]
+    sidecar = containers(pod(one(of(charts, "default"), "Deployment", "llm")))[0]
+    assert sidecar["restartPolicy"] == "Always"
+    waits = []
+    for each in (gateway, sidecar):
+        assert each["startupProbe"]["httpGet"]["path"] == each["livenessProbe"]["httpGet"]["path"] == "/livez"
+        waits += [one["value"] for one in each["env"] if one["name"] == "TOLLKEEPER_START_WAIT_S"]
+    assert float(waits[0]) > 600 > float(waits[1])  # a roll-out waits, an application does not
+
+
+def test_the_migration_runs_before_and_again(charts: dict[str, list[Resource] | str]) -> None:
+    objects = of(charts, "full")
+    for kind in ("Job", "NetworkPolicy"):
+        notes = one(objects, kind, "prod-migrate")["metadata"]["annotations"]
+        assert notes["helm.sh/hook"] == "pre-install,pre-upgrade"
+        assert notes["helm.sh/hook-delete-policy"] == "before-hook-creation"
+    spec = pod(one(objects, "Job", "prod-migrate"))
+    assert "serviceAccountName" not in spec  # the hook is there before it
+    environ = {each["name"] for each in spec["containers"][0]["env"]}
+    assert environ == {"TOLLKEEPER_DATABASE_URL_FILE", "TOLLKEEPER_DATABASE_OWNER_URL_FILE"}
+    assert "envFrom" not in spec["containers"][0]  # nor is the ConfigMap
+
+
+def test_only_keepers_and_the_migration_know_the_database(charts: dict[str, list[Resource] | str]) -> None:
+    for spec in pods(of(charts, "full")):
+        known = {each["name"] for container in containers(spec) for each in container.get("env", ())}
+        serving = "serve" in {container.get("args", [""])[0] for container in containers(spec)}
+        assert ("TOLLKEEPER_DATABASE_URL_FILE" in known) is not serving
+        assert not (serving and "TOLLKEEPER_ADMIN_TOKEN_FILE" in known)
+
+
+def test_policies_let_clients_the_collector_and_pgbouncer_through(
+    charts: dict[str, list[Resource] | str],
+) -> None:
+    objects = of(charts, "default")
+
+    def out(name: str) -> set[int]:
+        rules = one(objects, "NetworkPolicy", name)["spec"]["egress"]
+        return {port["port"] for rule in rules for port in rule["ports"]}
+
+    assert out("prod-gateway") == {53, 6379, 443, 4317, 4318}
+    assert out("prod-keeper") == {53, 6379, 5432, 6432, 443, 465, 587}
+    assert out("prod-migrate") == {53, 5432, 6432}
+    clients, monitoring = one(objects, "NetworkPolicy", "prod-gateway")["spec"]["ingress"]
+    assert clients == {"from": [{"namespaceSelector": {}}], "ports": [{"protocol": "TCP", "port": "http"}]}
+    assert monitoring["ports"] == [{"protocol": "TCP", "port": "ops"}]
+    assert not any(each["kind"] == "NetworkPolicy" for each in of(charts, "small"))
+
+
+def test_a_changed_setting_rolls_the_pods_and_nothing_else_does(
+    charts: dict[str, list[Resource] | str],
+) -> None:
+    def sums(name: str, deployment: str) -> str:
+        found = one(of(charts, name), "Deployment", deployment)["spec"]["template"]["metadata"]["annotations"]
+        return str(found["checksum/settings"])
+
+    for deployment in ("prod-gateway", "prod-keeper"):
+        assert sums("default", deployment) != sums("changed", deployment)
+        assert sums("default", deployment) == sums("small", deployment)
+
+
+def test_images_go_by_digest_and_gateways_may_follow_later(charts: dict[str, list[Resource] | str]) -> None:
+    def image(name: str, deployment: str) -> str:
+        return str(containers(pod(one(of(charts, name), "Deployment", deployment)))[0]["image"])
+
+    version = yaml.safe_load((helm.CHART / "Chart.yaml").read_text())["appVersion"]
+    assert image("default", "prod-gateway") == f"registry.example/tollkeeper:{version}"
+    assert image("full", "prod-keeper") == f"registry.example/tollkeeper@sha256:{'a' * 64}"
+    assert image("small", "prod-gateway").endswith(":0.0.9")
+    assert image("small", "prod-keeper").endswith(f":{version}")
+
+
+def test_the_routes_it_carries_are_a_valid_configuration(
+    charts: dict[str, list[Resource] | str], tmp_path: Any
+) -> None:
+    data = one(of(charts, "full"), "ConfigMap", "prod-routes")["data"]
+    (tmp_path / "config.yaml").write_text(data["config.yaml"])
+    read = settings.load({"OPENAI_API_KEY": "sk-of-a-test"}, tmp_path / "config.yaml")
+    assert [target.name for target in read.upstreams if target.headers] == ["openai"]
+
+
+def test_monitors_name_the_jobs_and_rules_are_those_of_prometheus(
+    charts: dict[str, list[Resource] | str],
+) -> None:
+    objects = of(charts, "full")
+    assert (helm.CHART / "files" / "rules.yaml").read_text() == to_kubernetes.groups(), (
+        "run python deploy/monitoring/to_kubernetes.py"
+    )
+    rule = one(objects, "PrometheusRule", "prod-rules")
+    assert rule["spec"] == yaml.safe_load(to_kubernetes.rules())["spec"]
+    for kind, name, job in (
+        ("PodMonitor", "prod-gateway", "tollkeeper-gateway"),
+        ("ServiceMonitor", "prod-keeper", "tollkeeper-keeper"),
+    ):
+        monitor = one(objects, kind, name)
+        assert monitor["metadata"]["labels"]["release"] == "prometheus"
+        ends = monitor["spec"].get("endpoints") or monitor["spec"]["podMetricsEndpoints"]
+        assert ends[0]["relabelings"] == [{"targetLabel": "job", "replacement": job}]
+
+
+@pytest.mark.parametrize("named", [named for _, named in WRONG])
+def test_a_wrong_value_is_named(charts: dict[str, list[Resource] | str], named: str) -> None:
+    said = charts[named]
+    assert isinstance(said, str)
+    assert named in said
+    assert "schema" in said
