@@ -103,6 +103,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
         asyncio.create_task(forever("catalogue", directory.keep_fresh, log)),
         asyncio.create_task(forever("cooling", door.cooling.keep_sharing, log)),
         asyncio.create_task(tell_of_redis(lambda: wires.available, log)),
+        asyncio.create_task(forever("lag", port.keep_looking, log)),
         asyncio.create_task(forever("extend", counters.keep_extending, log)),
         asyncio.create_task(forever("lease", leaser.keep, log)),
         asyncio.create_task(forever("activity", lambda: activity.keep_publishing(tally.take_busy), log)),
@@ -188,7 +189,7 @@ def _ports(
         refusals=refusals,
         cooling=door.cooling.table,
         seconds=time.monotonic,
-        access_log=settings.log_level == "debug",
+        access_log=settings.access_log or settings.log_level == "debug",
         refuse_unpriced=settings.unpriced_models == "refuse",
     )
 

@@ -201,18 +201,28 @@ class ConcurrencyLimited(Refusal):
     status = 429
 
 
-class UpstreamUnreachable(Refusal):
+class UpstreamFailure(Refusal):
+    """The upstream failed."""
+
+    # Both for operators alone: one of a few words, and what the machine says.
+
+    cause: str = "broken"
+    detail: str = ""
+
+
+class UpstreamUnreachable(UpstreamFailure):
     """The upstream cannot be reached or gave an answer that is not HTTP."""
 
     reason = "upstream_unreachable"
     status = 502
 
 
-class UpstreamTimeout(Refusal):
+class UpstreamTimeout(UpstreamFailure):
     """The upstream did not answer in time."""
 
     reason = "upstream_timeout"
     status = 504
+    cause = "timeout"
 
 
 class IssuerUnavailable(Refusal):

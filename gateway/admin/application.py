@@ -38,7 +38,12 @@ ROW = "[^/.]+"
 def build(ports: AdminPorts) -> web.Application:
     """Make the application of the admin port: Admin API, its documents, console, health and metrics."""
     larger = {f"{ROOT}/configuration": configuration.CONFIGURATION_BYTES_MAX}
-    guarded = guard(request_timeout_s=ports.request_timeout_s, failures=ports.failures, larger=larger)
+    guarded = guard(
+        request_timeout_s=ports.request_timeout_s,
+        failures=ports.failures,
+        answers=ports.answers,
+        larger=larger,
+    )
     app = web.Application(middlewares=[guarded], client_max_size=ports.body_bytes_max)
     documents.mount_invoices(app, ports, ROOT)
     quotes.mount_quotes(app, ports, ROOT)

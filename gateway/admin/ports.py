@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from typing import Any, Protocol, TypeVar
 
+from gateway.admin.http.answers import Answers
 from gateway.core.accounts.administration import (
     Actor,
     Claim,
@@ -268,6 +269,7 @@ class AdminPorts:
     snapshot: Callable[[], Awaitable[Mapping[str, Any]]]
     figures: Figures
     failures: Failures
+    answers: Answers = field(default_factory=Answers)
     built_in: BuiltIn = field(default_factory=BuiltIn)
     read_collected: Callable[[bytes, str], Collected | None] | None = None
     actor: Actor = NOBODY

@@ -201,7 +201,7 @@ class Charge:
     def covers(self, tokens: int) -> bool:
         """Whether a stream of so many tokens may go on; a hold that is used up is extended meanwhile."""
         if tokens and not self.first_token:
-            self.first_token = self._worker.ports.seconds()
+            self.first_token = self._worker.produced(self._exchange.started)
         return self._cover().covers(tokens, self.meter)
 
     def _cover(self) -> Coverage:

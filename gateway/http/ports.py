@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.core.accounts.call_budgets import CallBudgets
@@ -24,6 +24,7 @@ from gateway.core.model import (
     Settlement,
 )
 from gateway.core.upstreams.cooling import Cooling
+from gateway.core.upstreams.failing import Failing
 from gateway.http.tally import Tally
 from gateway.http.upstream.names import LookUp, by_system
 
@@ -118,9 +119,10 @@ class Ports:
     """Everything the handling of a request talks to, apart from its two sockets.
 
     `usage` answers `GET /.tollkeeper/usage` for a caller and what it says of itself with a JSON body.
-    `seconds` is a monotonic clock. `access_log` turns on one line a request. `tracer` is there where requests
-    are traced (`TracedPlane`). With `refuse_unpriced` a model without a price is not called.
-    `look_up` says the addresses of an upstream's name.
+    `failing` bounds how often failures of upstreams are told. `seconds` is a monotonic clock. `access_log`
+    turns on one line a request. `tracer` is there where requests are traced (`TracedPlane`). With
+    `refuse_unpriced` a model without a price is not called. `look_up` says the addresses of an
+    upstream's name.
     """
 
     directory: Directory
@@ -136,6 +138,7 @@ class Ports:
     cooling: Cooling
     seconds: Callable[[], float]
     access_log: bool = False
+    failing: Failing = field(default_factory=Failing)
     refuse_unpriced: bool = False
     tracer: Tracer | None = None
     look_up: LookUp = by_system

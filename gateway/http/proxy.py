@@ -19,6 +19,7 @@ from gateway.errors import (
     Refusal,
     ServiceNotIncluded,
     UnknownRoute,
+    UpstreamFailure,
     UpstreamTimeout,
     UpstreamUnreachable,
 )
@@ -155,14 +156,8 @@ def _tell(exchange: Exchange, failure: BaseException) -> None:
     Once an answer is begun, its client is only told that it is cut.
     """
     ports, caller = exchange.worker.ports, exchange.caller
-    if isinstance(failure, UpstreamUnreachable | UpstreamTimeout):
-        ports.tally.upstream_failures += 1
-        ports.log(
-            "upstream_failed",
-            request_id=exchange.request_id,
-            upstream=exchange.routed.upstream,
-            why=failure.message,
-        )
+    if isinstance(failure, UpstreamFailure):
+        _tell_of_upstream(exchange, failure)
     if isinstance(failure, Refusal) and not exchange.opened:
         if failure.reason:  # else it is an answer to a browser's question
             ports.tally.refused(caller.tenant_id if caller is not None else 0, failure.reason)
@@ -181,6 +176,23 @@ def _tell(exchange: Exchange, failure: BaseException) -> None:
         exchange.reason, exchange.broken = CLIENT_GONE, True
     else:
         raise failure
+
+
+def _tell_of_upstream(exchange: Exchange, failure: UpstreamFailure) -> None:
+    """Count a failure of an upstream, and tell of some: all of them are in the journal of calls."""
+    ports, name = exchange.worker.ports, exchange.routed.upstream
+    ports.tally.upstream_failed(name, failure.cause)
+    count = ports.failing.note(name, failure.cause, ports.seconds())
+    if count:
+        ports.log(
+            "upstream_failed",
+            request_id=exchange.request_id,
+            upstream=name,
+            cause=failure.cause,
+            why=failure.detail or failure.message,
+            failures=count,
+            level="warning",
+        )
 
 
 def _route(exchange: Exchange) -> RoutedHead:

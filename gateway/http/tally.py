@@ -14,6 +14,7 @@ from typing import Final
 from gateway.core.billing.pricing import NANO
 from gateway.core.families.registry import ALL
 from gateway.core.model import GENERIC, Usage
+from gateway.core.upstreams.failing import CAUSES
 
 # Upper bounds in seconds, each in its own bucket; one more bucket is everything above.
 SECONDS: Final[tuple[float, ...]] = (
@@ -77,12 +78,14 @@ class Tally:
     unknown_usage: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_REPORTING, 0))
     request_seconds: Histogram = field(default_factory=Histogram)
     overhead_seconds: Histogram = field(default_factory=Histogram)
-    upstream_seconds: Histogram = field(default_factory=Histogram)
+    first_token_seconds: Histogram = field(default_factory=Histogram)
+    # By the upstream's name.
+    upstream_seconds: dict[str, Histogram] = field(default_factory=dict)
+    upstream_failures: dict[tuple[str, str], int] = field(default_factory=dict)
     settlements_estimated: int = 0
     settlements_failed: int = 0
     budgets_exceeding: int = 0
     upstream_connections: int = 0
-    upstream_failures: int = 0
     upstream_lookup_failures: int = 0
     client_disconnects: int = 0
     connections_refused: int = 0
@@ -93,6 +96,8 @@ class Tally:
     def begin_with(self, upstreams: Iterable[str]) -> None:
         """Begin with 0 for each upstream, so that its first is a rise."""
         for name in upstreams:
+            for cause in CAUSES:
+                self.upstream_failures.setdefault((name, cause), 0)
             self.cooling_seconds.setdefault(name, 0.0)
             self.cooled_calls.setdefault(name, 0)
 
@@ -105,12 +110,20 @@ class Tally:
         elif len(requests) < SERIES_MAX:
             requests[series] = 1
 
-    def took(self, request_s: float, upstream_s: float) -> None:
+    def took(self, request_s: float, upstream_s: float, upstream: str) -> None:
         """Observe how long a request took and how much of that was its upstream's (0: never asked)."""
         self.request_seconds.observe(request_s)
         if upstream_s > 0.0:
-            self.upstream_seconds.observe(upstream_s)
+            seconds = self.upstream_seconds.get(upstream)
+            if seconds is None:
+                seconds = self.upstream_seconds[upstream] = Histogram()
+            seconds.observe(upstream_s)
             self.overhead_seconds.observe(request_s - upstream_s)
+
+    def upstream_failed(self, upstream: str, cause: str) -> None:
+        """Count a failure of an upstream."""
+        series = upstream, cause
+        self.upstream_failures[series] = self.upstream_failures.get(series, 0) + 1
 
     def used(self, service: str, tokens_in: int, tokens_out: int, total: int) -> None:
         """Count the tokens one settled call was charged for."""
@@ -186,14 +199,15 @@ class Tally:
             "unknown_usage": list(self.unknown_usage.items()),
             "request_seconds": self.request_seconds.snapshot(),
             "overhead_seconds": self.overhead_seconds.snapshot(),
-            "upstream_seconds": self.upstream_seconds.snapshot(),
+            "first_token_seconds": self.first_token_seconds.snapshot(),
+            "upstream_seconds": {name: each.snapshot() for name, each in self.upstream_seconds.items()},
             "settlements_estimated": self.settlements_estimated,
             "settlements_failed": self.settlements_failed,
             "budgets_exceeding": self.budgets_exceeding,
             "upstream_connections": self.upstream_connections,
             "upstream_cooling_seconds": list(self.cooling_seconds.items()),
             "upstream_cooled_calls": list(self.cooled_calls.items()),
-            "upstream_failures": self.upstream_failures,
+            "upstream_failures": [(*series, count) for series, count in self.upstream_failures.items()],
             "upstream_lookup_failures": self.upstream_lookup_failures,
             "client_disconnects": self.client_disconnects,
             "connections_refused": self.connections_refused,

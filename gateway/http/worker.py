@@ -30,3 +30,9 @@ class Worker:
     heads: HeadReader
     buffers: Buffers
     workloads: Mapping[str, str]
+
+    def produced(self, started: float) -> float:
+        """Note when a stream that was asked for at a second first produced something; the second of that."""
+        now = self.ports.seconds()
+        self.ports.tally.first_token_seconds.observe(now - started)
+        return now

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from gateway.admin.application import build
+from gateway.admin.http.answers import Answers
 from gateway.admin.http.server import Listening, listen
 from gateway.admin.ports import AdminPorts, BuiltIn
 from gateway.errors import SettingError
 from gateway.run.tls_port import TlsPort
+from gateway.run.vitals import LoopLag, disks
 from gateway.run.watching import LOOK_S, watch
 from gateway.settings.settings import Settings, reread
 
@@ -30,6 +33,7 @@ class AdminPort:
         self._files = {name: path for name, path in settings.secret_files if name in TOKENS}
         self._tls = TlsPort(settings, "admin", log, look_s=look_s)
         self._listening: Listening | None = None
+        self._answers, self._lag = Answers(), LoopLag("keeper")
 
     @property
     def is_open(self) -> bool:
@@ -40,7 +44,10 @@ class AdminPort:
         """Listen; the port that was got."""
         settings, wrapped = self._settings, self._tls.wrapped
         self._listening = await listen(
-            build(ports), settings.admin_host, settings.admin_port, wrapped=wrapped
+            build(replace(ports, answers=self._answers)),
+            settings.admin_host,
+            settings.admin_port,
+            wrapped=wrapped,
         )
         return self._listening.port
 
@@ -51,15 +58,19 @@ class AdminPort:
 
     def snapshot(self) -> Mapping[str, Any]:
         """What metrics say of the port."""
-        return self._tls.snapshot()
+        ours = {**self._tls.snapshot(), **self._answers.snapshot(), **self._lag.snapshot()}
+        return {**ours, **disks(self._settings)}
 
     async def keep_certificate(self) -> None:
         """Look after the certificate until cancelled."""
         await self._tls.run()
 
     async def run(self) -> None:
-        """Look after the files of the tokens until cancelled."""
-        await watch(self._files.values, self._read_tokens, self._kept, look_s=self._look_s)
+        """Look after the files of the tokens, and how late the loop is, until cancelled."""
+        tokens = watch(self._files.values, self._read_tokens, self._kept, look_s=self._look_s)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(tokens)
+            group.create_task(self._lag.keep_looking())
 
     def _kept(self, why: str) -> None:
         self._log("tokens are kept as they were", why=why, level="warning")

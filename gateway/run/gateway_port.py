@@ -14,6 +14,7 @@ from gateway.http.server.server import DataPlane
 from gateway.issuers.callers import TokenCallers
 from gateway.run.parent_pipe import ParentPipe
 from gateway.run.tls_port import TlsPort
+from gateway.run.vitals import LoopLag
 from gateway.settings.origins import origins_of
 from gateway.settings.settings import Settings, from_json
 from gateway.telemetry import logs
@@ -27,6 +28,7 @@ class GatewayPort:
     ) -> None:
         self._settings, self._plane, self._tokens, self._log = settings, plane, tokens, log
         self._tls = TlsPort(settings, "gateway", log)
+        self._lag = LoopLag("gateway")
 
     async def open(self, parent_pipe: ParentPipe | None) -> None:
         """Accept clients, and settings that come later."""
@@ -44,11 +46,16 @@ class GatewayPort:
             both.create_task(self._tls.run())
             both.create_task(self._tokens.keep_fresh())
 
+    async def keep_looking(self) -> None:
+        """Look how late the loop is until cancelled."""
+        await self._lag.keep_looking()
+
     def snapshot(self) -> Mapping[str, Any]:
         """What metrics say of the port."""
         buffers = self._plane.buffers
         kept = {"buffered_bytes": buffers.used + buffers.heads, "shed": buffers.shed}
-        return kept | self._tls.snapshot() | self._tokens.snapshot()
+        ours = {**self._plane.snapshot(), **self._lag.snapshot()}
+        return {**kept, **self._tls.snapshot(), **self._tokens.snapshot(), **ours}
 
     def _renew(self, line: bytes) -> None:
         """Serve by other settings; the process that sent them has checked them."""

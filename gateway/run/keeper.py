@@ -327,8 +327,7 @@ class Keeper:
         snapshot.setdefault("bounds", list(SECONDS))
         snapshot["flush_rows"] = [[table, rows] for table, rows in sorted(self._flush_rows.items())]
         snapshot["flush_seconds"] = self._flush_seconds.snapshot()
-        snapshot["drift_tokens"] = self._reconciler.latest.drift_tokens
-        snapshot["drift_credits"] = self._reconciler.latest.drift_credits
+        snapshot |= self._reconciler.figures()
         snapshot["reclaimed_holds"] = self._reclaimer.reclaimed
         snapshot = tallies.merge(snapshot, {"auth_failures": self._failures.rows("admin")})
         snapshot["lost_events"] = self._losses.lost

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from gateway.local import ports
+from gateway.run.vitals import full_disk
 from gateway.settings.settings import Settings
 from gateway.telemetry import snapshot_files as tallies
 
@@ -43,4 +44,5 @@ async def of_gateway(settings: Settings, port: int) -> dict[str, bool]:
         "gateway": await ports.answers(ports.reachable_host(settings.gateway_host), port, 1.0),
         "redis": cut_off < settings.workers,
         "counters_verified": unverified < settings.workers,
+        "disk": not full_disk(settings),
     }

@@ -25,6 +25,7 @@ from gateway.run.reload import Renewal, watch_credentials
 from gateway.run.stopping import forever, stop_signal, until_stopped
 from gateway.run.supervisor.ops import Ops, listen
 from gateway.run.tls_port import TlsPort, check_files
+from gateway.run.vitals import disks
 from gateway.settings.secret_files import SUFFIX
 from gateway.settings.settings import PREFIX, Settings, load, to_json
 from gateway.telemetry import logs
@@ -196,4 +197,5 @@ def command(*words: str) -> tuple[str, ...]:
 def _metrics(settings: Settings, tls: TlsPort, accept: str) -> tuple[bytes, str]:
     from gateway.telemetry import metrics  # noqa: PLC0415  # loaded by the first scrape
 
-    return metrics.render(accept, tallies.merge(tallies.collect(settings.metrics_dir), tls.snapshot()))
+    found = tallies.merge(tallies.collect(settings.metrics_dir), tls.snapshot())
+    return metrics.render(accept, tallies.merge(found, disks(settings)))

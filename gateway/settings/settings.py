@@ -82,6 +82,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     data_dir: str = ".tollkeeper"
     workers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
     log_level: Annotated[str, msgspec.Meta(pattern="^(debug|info|warning|error)$")] = "info"
+    access_log: bool = False
 
     hold_ttl_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 30.0
     reclaim: Reclaim = "charge_observed"
@@ -281,8 +282,7 @@ def _read(
 def reread(name: str, path: str) -> str:
     """The secret of a setting, read again from its file; `SettingError` for what would not be valid."""
     place = f"{PREFIX}{name.upper()}{SUFFIX}"
-    text = read_secret(place, path)
-    return str(checked(f"what {place}={path!r} holds", name, text, _TYPES[name]))
+    return str(checked(f"what {place}={path!r} holds", name, read_secret(place, path), _TYPES[name]))
 
 
 def to_json(settings: Settings) -> bytes:

@@ -61,6 +61,8 @@ def _family(fact: Fact, value: Any, bounds: list[float]) -> Metric:
     if fact.kind == "histogram":
         histogram = HistogramMetricFamily(name, fact.help, labels=fact.labels)
         for labels, counts in value.items() if fact.labels else (("", value),):
+            if fact.labels and not isinstance(counts, Mapping):
+                continue  # an older version counted without labels
             histogram.add_metric([labels] if fact.labels else [], *_cumulative(counts, bounds))
         return histogram
     family: CounterMetricFamily | GaugeMetricFamily
@@ -68,6 +70,8 @@ def _family(fact: Fact, value: Any, bounds: list[float]) -> Metric:
         family = CounterMetricFamily(name, fact.help, labels=fact.labels)
     else:
         family = GaugeMetricFamily(name, fact.help, labels=fact.labels)
+    if fact.labels and not isinstance(value, list | tuple):
+        return family  # an older version counted without labels
     for *labels, number in value if fact.labels else ([value],):
         family.add_metric([str(label) for label in labels], number)
     return family

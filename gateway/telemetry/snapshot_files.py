@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,8 @@ def _added(name: str, left: Any, right: Any) -> Any:
             else:
                 rows[tuple(labels)] = min(before, number) if name in EARLIEST else before + number
         return [[*labels, number] for labels, number in rows.items()]
+    if isinstance(left, list | dict) or isinstance(right, list | dict):
+        return right  # another version counted it by other labels
     return left + right
 
 
@@ -90,6 +93,7 @@ def _collected(directory: Path) -> dict[str, Any]:
     total: dict[str, Any] = {}
     retired = _read(directory / RETIRED) or {}
     folded: list[Path] = []
+    oldest, workers = time.time(), 0
     for path in sorted(directory.glob("*-*.json"))[:FILES_MAX]:
         pid, _, started = path.stem.partition("-")
         alive = pid.isdigit() and _started(int(pid)) == started
@@ -98,6 +102,9 @@ def _collected(directory: Path) -> dict[str, Any]:
             continue
         if alive:
             total = merge(total, found)
+            workers += 1
+            with contextlib.suppress(OSError):
+                oldest = min(oldest, path.stat().st_mtime)
         else:
             retired = merge(retired, {name: value for name, value in found.items() if name not in GAUGES})
             folded.append(path)
@@ -105,6 +112,9 @@ def _collected(directory: Path) -> dict[str, Any]:
         _replace(directory / RETIRED, msgspec.json.encode(retired))
         for path in folded:
             path.unlink(missing_ok=True)
+    if workers:
+        # A worker whose loop hangs, or whose disk is full, leaves nothing new.
+        total |= {"workers": workers, "worker_report_age_seconds": max(0.0, time.time() - oldest)}
     return merge(retired, total)
 
 

@@ -50,7 +50,15 @@ WELL = {
     "tollkeeper_requests_total{status='200',reason=''}": "0+6000x100",
     "tollkeeper_requests_total{status='429',reason='quota_exceeded'}": "0+600x100",
     "tollkeeper_requests_total{status='502',reason=''}": "0+60x100",
-    "tollkeeper_upstream_failures_total": "0+60x100",
+    "tollkeeper_upstream_failures_total{upstream='openai',cause='refused'}": "0+60x100",
+    "tollkeeper_upstream_seconds_count{upstream='openai'}": "0+6000x100",
+    "tollkeeper_worker_report_age_seconds{instance='a'}": "1 2 1x98",
+    "tollkeeper_loop_lag_seconds_bucket{instance='a',process='gateway',le='0.01'}": "0+240x100",
+    "tollkeeper_loop_lag_seconds_bucket{instance='a',process='gateway',le='+Inf'}": "0+240x100",
+    "tollkeeper_disk_free_bytes{instance='a',place='data'}": "50x100",
+    "tollkeeper_disk_size_bytes{instance='a',place='data'}": "100x100",
+    "tollkeeper_reconciliation_timestamp_seconds": "0+60x100",
+    "tollkeeper_admin_requests_total{part='api',status='503'}": "3x100",
     "tollkeeper_upstream_cooling_seconds_total{instance='a',upstream='openai'}": "0+20x100",
     "tollkeeper_overhead_seconds_bucket{le='0.01'}": "0+6000x100",
     "tollkeeper_overhead_seconds_bucket{le='+Inf'}": "0+6000x100",
@@ -77,6 +85,9 @@ class Fault:
 FAULTS = {
     "GatewayDown": Fault(4, {f"up{{{GATEWAY},instance='a'}}": "1 0x99"}),
     "WorkerRestarted": Fault(6, {"tollkeeper_worker_restarts_total{instance='a',why='hung'}": "2x3 3x97"}),
+    "GatewaysGone": Fault(
+        4, {f"up{{{GATEWAY},instance='a'}}": "1 0x99", f"up{{{GATEWAY},instance='b'}}": "1 0x99"}
+    ),
     "KeeperDown": Fault(4, {f"up{{{KEEPER},instance='k1'}}": "1 0x99"}),
     "OutboxOld": Fault(6, {"tollkeeper_outbox_oldest_seconds": "0+60x100"}),
     "FlushStalled": Fault(12, {"tollkeeper_flush_seconds_count": "9x100"}),
@@ -109,7 +120,31 @@ FAULTS = {
     "SettlementsRefused": Fault(5, {"tollkeeper_settlements_refused_total": "0 0 2x98"}),
     "SpoolWaiting": Fault(6, {"tollkeeper_spool_entries{instance='a'}": "0 3x99"}),
     "ErrorRatio": Fault(15, {"tollkeeper_requests_total{status='502',reason=''}": "0+600x100"}),
-    "UpstreamFailing": Fault(15, {"tollkeeper_upstream_failures_total": "0+600x100"}),
+    "RouteFailing": Fault(
+        15,
+        {
+            "tollkeeper_requests_total{route='/v1/embeddings',status='502',reason=''}": "0+6x100",
+            "tollkeeper_requests_total{route='/v1/embeddings',status='200',reason=''}": "0+2x100",
+        },
+    ),
+    "ErrorBudgetBurning": Fault(
+        70, {"tollkeeper_requests_total{status='503',reason='overloaded'}": "0+150x100"}
+    ),
+    # Beside another one with 25 times its calls.
+    "UpstreamFailing": Fault(
+        15, {"tollkeeper_upstream_failures_total{upstream='own',cause='timeout'}": "0+240x100"}
+    ),
+    "WorkerSilent": Fault(5, {"tollkeeper_worker_report_age_seconds{instance='a'}": "1 1 0+60x98"}),
+    "LoopLate": Fault(
+        20,
+        {
+            "tollkeeper_loop_lag_seconds_bucket{instance='a',process='gateway',le='1.0'}": "0+245x100",
+            "tollkeeper_loop_lag_seconds_bucket{instance='a',process='gateway',le='+Inf'}": "0+245x100",
+        },
+    ),
+    "DiskFull": Fault(9, {"tollkeeper_disk_free_bytes{instance='a',place='data'}": "4x100"}),
+    "NotReconciled": Fault(30, {"tollkeeper_reconciliation_timestamp_seconds": "0x100"}),
+    "AdminFailing": Fault(20, {"tollkeeper_admin_requests_total{part='api',status='503'}": "0+2x100"}),
     "UpstreamLimited": Fault(
         30, {"tollkeeper_upstream_cooling_seconds_total{instance='a',upstream='openai'}": "0+40x100"}
     ),
@@ -195,8 +230,49 @@ def test_no_alert_fires_while_all_is_well(tmp_path: Path) -> None:
     tried(tmp_path, *((name, WELL, minutes, 0) for name in FAULTS for minutes in (3, 30, 90)))
 
 
-def test_no_alert_but_a_missing_keeper_fires_where_nothing_is_scraped(tmp_path: Path) -> None:
-    tried(tmp_path, *((name, {"unrelated": "1x100"}, 60, int(name == "KeeperDown")) for name in FAULTS))
+ABSENT = {"KeeperDown", "GatewaysGone"}
+
+
+def test_where_nothing_is_scraped_that_alone_is_told(tmp_path: Path) -> None:
+    tried(tmp_path, *((name, {"unrelated": "1x100"}, 60, int(name in ABSENT)) for name in FAULTS))
+
+
+@pytest.mark.parametrize(("name", "job"), [("GatewaysGone", GATEWAY), ("KeeperDown", KEEPER)])
+def test_who_is_gone_from_discovery_is_missed_and_another_namespace_hides_nobody(
+    tmp_path: Path, name: str, job: str
+) -> None:
+    staging = {f"up{{{job},namespace='staging'}}": "1x100"}
+    gone = {f"up{{{job},namespace='production'}}": "1x10 _x90"}
+    down = {f"up{{{job},namespace='production'}}": "1x10 0x90"}
+    tried(
+        tmp_path,
+        (name, gone | staging, 25, 1),
+        (name, down | staging, 25, 1),
+        (name, gone, 25, 1),
+        (name, {f"up{{{job},namespace='production'}}": "1x100"} | staging, 25, 0),
+    )
+
+
+def test_a_flush_in_another_namespace_hides_no_stall(tmp_path: Path) -> None:
+    series = {
+        "tollkeeper_outbox_entries{namespace='production'}": "7x100",
+        "tollkeeper_flush_seconds_count{namespace='production'}": "9x100",
+        "tollkeeper_outbox_entries{namespace='staging'}": "7x100",
+        "tollkeeper_flush_seconds_count{namespace='staging'}": "0+9x100",
+    }
+    tried(tmp_path, ("FlushStalled", series, 15, 1))
+
+
+def test_whatever_is_added_up_is_added_up_by_its_place() -> None:
+    """Else what is well in one namespace hides what is not in another."""
+    without = [
+        f"{rule['expr']}"
+        for path in (MONITORING / "rules").glob("*.yml")
+        for group in yaml.safe_load(path.read_text())["groups"]
+        for rule in group["rules"]
+        if re.search(r"\b(sum|max|min|group|count|avg)\b(?! by \(cluster, namespace, job)", rule["expr"])
+    ]
+    assert without == []
 
 
 def test_no_limit_of_memory_is_no_alert(tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ class Prometheus:
         configuration["rule_files"] = [str(MONITORING / name) for name in configuration["rule_files"]]
         target = urllib.parse.urlsplit(admin_url).netloc
         for job in configuration["scrape_configs"]:
-            job["static_configs"] = [{"targets": [target]}] if job["job_name"].endswith("keeper") else []
+            # `up` answers for both on one port.
+            job["static_configs"] = [{"targets": [target]}]
         # Rules are written for fifteen seconds; here they are worked out every second.
         rules = []
         for name in configuration["rule_files"]:

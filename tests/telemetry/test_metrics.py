@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,31 @@ async def test_a_worker_leaves_its_snapshot_and_a_last_one_when_it_ends(tmp_path
     counted["settlements_estimated"] = 5
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    assert tallies.collect(tmp_path / "metrics") == {"settlements_estimated": 5}
+    assert tallies.collect(tmp_path / "metrics")["settlements_estimated"] == 5
+
+
+def test_workers_that_run_are_counted_with_the_age_of_the_oldest_report(tmp_path: Path) -> None:
+    assert "workers" not in tallies.collect(tmp_path)
+    report = tmp_path / f"{os.getpid()}-{tallies._started(os.getpid())}.json"
+    report.write_text(json.dumps(tally()))
+    os.utime(report, (time.time() - 3600,) * 2)
+    found = tallies.collect(tmp_path)
+    assert found["workers"] == 1
+    assert 3600 <= found["worker_report_age_seconds"] < 7200
+    os.utime(report)
+    assert tallies.collect(tmp_path)["worker_report_age_seconds"] < 3600
+
+
+def test_what_a_version_without_labels_has_counted_breaks_no_scrape(tmp_path: Path) -> None:
+    now = tally()
+    now["upstream_failures"] = [["openai", "refused", 3]]
+    now["upstream_seconds"] = {"openai": now["request_seconds"]}
+    older = now | {"upstream_failures": 7, "upstream_seconds": now["request_seconds"]}
+    for left, right in ((older, now), (now, older)):
+        metrics.render("", tallies.merge(left, right))
+    found = samples(metrics.render("", tallies.merge(older, now))[0])
+    assert found["tollkeeper_upstream_failures_total", "cause=refused", "upstream=openai"] == 3
+    assert found["tollkeeper_upstream_seconds_count", "upstream=openai"] == 2
 
 
 def test_a_dead_worker_stays_counted_but_not_its_gauges(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from uuid import uuid4
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from gateway.admin.http.answers import Answers
 from gateway.admin.http.auth import slow_down
 from gateway.admin.http.problem import problem, refusal
 from gateway.core.failures import Failures
@@ -36,9 +38,13 @@ _log = logging.getLogger("tollkeeper.admin")
 
 
 def guard(
-    *, request_timeout_s: float, failures: Failures, larger: Mapping[str, int] = NONE_LARGER
+    *,
+    request_timeout_s: float,
+    failures: Failures,
+    answers: Answers,
+    larger: Mapping[str, int] = NONE_LARGER,
 ) -> Middleware:
-    """Make the outermost middleware; `failures` counts wrong credentials.
+    """Make the outermost middleware; `failures` counts wrong credentials, `answers` all that is answered.
 
     Paths that are sent more than others have their bytes in `larger`, and read them themselves.
     """
@@ -46,11 +52,13 @@ def guard(
     @web.middleware
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
         request[REQUEST_ID] = str(uuid4())
+        began = time.monotonic()
         bytes_max = larger.get(request.path, request.client_max_size)
         if (request.content_length or 0) > bytes_max:
             response: web.StreamResponse = _too_large(request.path)
         else:
             response = await _answer(request, handler, request_timeout_s, failures)
+        answers.note(request.path, response.status, time.monotonic() - began)
         response.headers["x-request-id"] = request[REQUEST_ID]
         response.headers["Server"] = "tollkeeper"
         for name, value in SECURITY_HEADERS.items():

@@ -90,6 +90,13 @@ class Reconciler:
         self._look_again_s = look_again_s
         self._budgets = BudgetComparison(ledger, counters, partition_of, look_again_s)
         self.latest = Reconciled(0, 0, ())
+        self._looked: datetime | None = None
+
+    def figures(self) -> dict[str, object]:
+        """What metrics say of the last look, and when that was."""
+        drift = {"drift_tokens": self.latest.drift_tokens, "drift_credits": self.latest.drift_credits}
+        when = {} if self._looked is None else {"reconciliation_timestamp_seconds": self._looked.timestamp()}
+        return {**drift, **when}
 
     async def check(self, owners: Sequence[Owner], *, deep: bool) -> Reconciled:
         """Compare the accounts of these organizations; what differs is looked at again before it counts."""
@@ -116,7 +123,7 @@ class Reconciler:
             checked, pending = checked + part.checked, pending + part.pending
             items, drifts = items + list(part.items), drifts + list(found.items)
             after = owners[-1].organization_id
-        self.latest = Reconciled(checked, pending, tuple(items))
+        self.latest, self._looked = Reconciled(checked, pending, tuple(items)), self._clock()
         if repair:
             for item in drifts:
                 if item.kind == Kind.DRIFT:
@@ -133,7 +140,7 @@ class Reconciler:
             with suppress(CountersUnavailable):
                 owners = await self._ledger.some_owners(SAMPLE_OWNERS_MAX)
                 found = await self.check(owners, deep=False)
-                self.latest = found.joined(await self._look(owners))
+                self.latest, self._looked = found.joined(await self._look(owners)), self._clock()
             await asyncio.sleep(INTERVAL_S)
 
     async def _look(self, owners: Sequence[Owner]) -> Reconciled:

@@ -24,6 +24,7 @@ from gateway.http.routing.cors import Cors
 from gateway.http.routing.head_reader import HeadReader
 from gateway.http.routing.identity import key_digest
 from gateway.http.routing.routed_head import HeadRouter
+from gateway.http.server.access import accessed
 from gateway.http.server.buffers import Buffers
 from gateway.http.server.connection import ClientConnection
 from gateway.http.server.exchange import ClientGone, Exchange
@@ -126,6 +127,18 @@ class DataPlane:
         """Until when, Unix time, the certificates of upstreams met so far are valid."""
         upstreams = self._upstreams.items()
         return [(name, end) for name, one in upstreams if (end := one.certificate_end) is not None]
+
+    def snapshot(self) -> dict[str, object]:
+        """What metrics say of now."""
+        rows: list[tuple[str, str, int]] = []
+        for name, one in self._upstreams.items():
+            idle = one.idle_connections
+            rows += (name, "busy", one.connections - idle), (name, "idle", idle)
+        return {
+            "requests_in_flight": self.calls,
+            "client_connections": len(self._connections),
+            "upstream_connections_open": rows,
+        }
 
     @property
     def calls(self) -> int:
@@ -260,21 +273,14 @@ class DataPlane:
         took = now - exchange.started
         upstream = exchange.ended_upstream - exchange.began_upstream if exchange.ended_upstream else 0.0
         tally.request(exchange.routed.label, exchange.status, exchange.reason)
-        tally.took(took, upstream)
+        tally.took(took, upstream, exchange.routed.upstream)
         if exchange.gone:
             tally.client_disconnects += 1
             self._orphans.discard(exchange)
             if not self._connections and not self._orphans:
                 self._empty.set()
         if ports.access_log:
-            ports.log(
-                "request",
-                request_id=exchange.request_id,
-                route=exchange.routed.label,
-                status=exchange.status,
-                reason=exchange.reason,
-                duration_ms=round(took * 1000, 3),
-            )
+            ports.log("request", **accessed(exchange, took, upstream))
 
     def _check(self, now: float) -> None:
         """One look at every connection: deadlines, idle ones, and long calls whose hold must be renewed."""

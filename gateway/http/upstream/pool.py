@@ -21,12 +21,14 @@ from urllib.parse import urlsplit
 from gateway.core.calls.route import UpstreamTarget
 from gateway.core.certificate import end_of
 from gateway.core.http_limits import HttpLimits
+from gateway.core.upstreams.failing import CONNECT_TIMEOUT
 from gateway.core.wait import Wait, Within
 from gateway.errors import Overloaded, UpstreamTimeout, UpstreamUnreachable
 from gateway.http.clock import Clock
 from gateway.http.shares import Shares
 from gateway.http.tally import Tally
 from gateway.http.turns import Turns
+from gateway.http.upstream.causes import cause_of
 from gateway.http.upstream.connection import Link
 from gateway.http.upstream.dialing import dial
 from gateway.http.upstream.names import LookUp, Names, by_system
@@ -69,6 +71,11 @@ class Upstream:
         self._connecting: set[asyncio.Task[None]] = set()
 
     @property
+    def idle_connections(self) -> int:
+        """Connections that wait for a call."""
+        return len(self._idle)
+
+    @property
     def connections(self) -> int:
         """Connections open or being opened."""
         return len(self._links) + len(self._connecting)
@@ -109,10 +116,12 @@ class Upstream:
             async with Within(self._limits.upstream_connect_s):
                 await self._dialed(link)
         except TimeoutError:
-            wait.fail(UpstreamTimeout(f"The upstream {self.name} did not accept a connection in time."))
+            late = UpstreamTimeout(f"The upstream {self.name} did not accept a connection in time.")
+            late.cause = CONNECT_TIMEOUT
+            wait.fail(late)
             return
         except (OSError, UnicodeError) as error:
-            wait.fail(UpstreamUnreachable(_told(self.name, error)))
+            wait.fail(_failed(self.name, error))
             return
         self._tally.upstream_connections += 1
         if self._place["ssl"] is not None:
@@ -217,6 +226,12 @@ def _is_readable(link: Link) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def _failed(name: str, error: Exception) -> UpstreamUnreachable:
+    failure = UpstreamUnreachable(_told(name, error))
+    failure.cause, failure.detail = cause_of(error)
+    return failure
 
 
 def _told(name: str, error: Exception) -> str:

@@ -144,7 +144,7 @@ async def test_an_address_that_does_not_answer_costs_a_moment(kind: str) -> None
             here.zone.addresses = (bad, OLD)
             answers = [await here.stage.ask(post(CHAT)) for _ in range(3)]
             assert {one.status for one in answers} == {200}
-            assert here.stage.tally.upstream_failures == 0
+            assert here.stage.events("upstream_failed") == []
 
 
 async def test_an_address_of_the_other_family_is_tried_too() -> None:

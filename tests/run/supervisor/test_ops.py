@@ -15,9 +15,11 @@ PROBE = b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @asynccontextmanager
-async def port(metrics: bytes = b"x 1\n", answers_max: int = ANSWERS_MAX) -> AsyncIterator[int]:
+async def port(
+    metrics: bytes = b"x 1\n", answers_max: int = ANSWERS_MAX, **others: bool
+) -> AsyncIterator[int]:
     async def dependencies() -> dict[str, bool]:
-        return {"redis": True}
+        return {"redis": True, **others}
 
     ops = Ops(dependencies, lambda accept: (metrics, "text/plain"))
     server = await listen(ops, "127.0.0.1", 0, answers_max)
@@ -38,6 +40,15 @@ async def ask(number: int, path: bytes) -> bytes:
 async def eventually_closed(writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(OSError):
         await asyncio.wait_for(writer.wait_closed(), 30)
+
+
+async def test_a_full_disk_is_told_and_calls_go_on() -> None:
+    async with port(disk=False) as number:
+        answer = await ask(number, b"/readyz")
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b'"disk": false' in answer
+    async with port(disk=True, counters_verified=False) as number:
+        assert (await ask(number, b"/readyz")).startswith(b"HTTP/1.1 503 ")
 
 
 @pytest.mark.parametrize("path", [b"/livez", b"/readyz", b"/metrics"])

@@ -1,0 +1,66 @@
+"""What a process says of itself and of the machine below it: how late its loop is, how full its disk."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from gateway.http.tally import Histogram
+from gateway.settings.settings import Settings
+
+LOOK_S = 0.25
+# Below this nothing more can be kept: a settlement log needs room for what it is told while Redis is away.
+FREE_BYTES_MIN = 16 * 1024 * 1024
+
+
+class LoopLag:
+    """How much later than wanted the loop turns: what every call that is under way waits."""
+
+    def __init__(self, process: str) -> None:
+        self.process = process
+        self.seconds = Histogram()
+
+    async def keep_looking(self) -> None:
+        """Look until cancelled."""
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(LOOK_S)
+            self.seconds.observe(max(0.0, time.monotonic() - before - LOOK_S))
+
+    def snapshot(self) -> dict[str, object]:
+        """What metrics say of it."""
+        return {"loop_lag_seconds": {self.process: self.seconds.snapshot()}}
+
+
+def disks(settings: Settings) -> dict[str, object]:
+    """How large the disks of our directories are, and what of them is free, as far as that can be told."""
+    free: list[tuple[str, int]] = []
+    size: list[tuple[str, int]] = []
+    for name, place in _places(settings):
+        with suppress(OSError):
+            usage = shutil.disk_usage(_existing(place))
+            free.append((name, usage.free))
+            size.append((name, usage.total))
+    return {"disk_free_bytes": free, "disk_size_bytes": size}
+
+
+def full_disk(settings: Settings, free_bytes_min: int = FREE_BYTES_MIN) -> str:
+    """The directory whose disk has hardly any room; empty where there is room."""
+    for _, place in _places(settings):
+        with suppress(OSError):
+            if shutil.disk_usage(_existing(place)).free < free_bytes_min:
+                return str(place)
+    return ""
+
+
+def _places(settings: Settings) -> tuple[tuple[str, Path], ...]:
+    return ("data", Path(settings.data_dir)), ("settlements", settings.settlements_dir)
+
+
+def _existing(place: Path) -> Path:
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return place

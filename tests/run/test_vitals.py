@@ -1,0 +1,42 @@
+"""What a process says of its loop and of the disk below it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from pathlib import Path
+
+from gateway.run.vitals import FREE_BYTES_MIN, LOOK_S, LoopLag, disks, full_disk
+from gateway.settings.settings import Settings
+from tests.waiting import eventually
+
+
+async def test_a_loop_that_is_held_up_turned_late() -> None:
+    lag = LoopLag("gateway")
+    looking = asyncio.create_task(lag.keep_looking())
+    await eventually(lambda: sum(lag.seconds.counts))
+    before = lag.seconds.total
+    until = time.monotonic() + LOOK_S * 3
+    while time.monotonic() < until:  # work that holds a loop up
+        pass
+    await eventually(lambda: lag.seconds.total - before >= LOOK_S)
+    looking.cancel()
+    assert lag.snapshot() == {"loop_lag_seconds": {"gateway": lag.seconds.snapshot()}}
+
+
+def test_disks_are_told_by_what_they_are_for_also_before_their_directory_is_made(tmp_path: Path) -> None:
+    settings = Settings(data_dir=str(tmp_path / "not" / "yet"))
+    found = disks(settings)
+    size = shutil.disk_usage(tmp_path).total
+    assert found["disk_size_bytes"] == [("data", size), ("settlements", size)]
+    assert isinstance(found["disk_free_bytes"], list)
+    assert [name for name, free in found["disk_free_bytes"] if 0 <= free <= size] == ["data", "settlements"]
+
+
+def test_a_disk_with_less_room_than_is_wanted_is_full(tmp_path: Path) -> None:
+    settings = Settings(data_dir=str(tmp_path))
+    total = shutil.disk_usage(tmp_path).total
+    assert full_disk(settings, total + 1) == str(tmp_path)
+    if shutil.disk_usage(tmp_path).free > 2 * FREE_BYTES_MIN:
+        assert full_disk(settings) == ""
