@@ -11,6 +11,7 @@ import os
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -27,11 +28,12 @@ from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.scripts import VERBS, library
 from gateway.counters.redis.wire import Wire, encode
-from gateway.errors import SettingError, StartError, TollkeeperError
+from gateway.errors import CountersRefused, SettingError, StartError, TollkeeperError
 from gateway.http.upstream.pool import reach
 from gateway.issuers.key_set import UnreadableKeys
 from gateway.issuers.keys import read_keys
-from gateway.ops import doctor_users, hints
+from gateway.ops import doctor_redis, doctor_users, hints
+from gateway.run.vitals import FREE_BYTES_MIN, full_disk
 from gateway.settings.settings import PREFIX, Settings
 from gateway.settings.tls_files import PREFIXES
 from gateway.settings.urls import wanted, without_password
@@ -101,7 +103,7 @@ def _ports(settings: Settings, role: str) -> Iterator[Finding]:
         yield Finding(not over, f"{port} port", f"its certificate {until}{asks}{renew}")
 
 
-def _data_directory(settings: Settings) -> Finding:
+def _data_directory(settings: Settings, free_bytes_min: int = FREE_BYTES_MIN) -> Finding:
     """Whether gateways and keepers could write where their settlements and numbers are kept."""
     for place in dict.fromkeys((Path(settings.data_dir), settings.settlements_dir)):
         there = place
@@ -111,6 +113,10 @@ def _data_directory(settings: Settings) -> Finding:
             said = f"{place} cannot be written by this user"
             which = "TOLLKEEPER_DATA_DIR, or TOLLKEEPER_SETTLEMENT_LOG_DIR,"
             return Finding(False, "data directory", f"{said}: {which} must name a directory that can be")
+    full = full_disk(settings, free_bytes_min)
+    if full:
+        said = f"the disk of {full} has less than {free_bytes_min // 1024**2} MiB left"
+        return Finding(False, "data directory", f"{said}: make room, or what Redis does not take is lost")
     return Finding(True, "data directory", f"{settings.data_dir} can be written")
 
 
@@ -171,6 +177,7 @@ async def _redis(settings: Settings, role: str) -> AsyncIterator[Finding]:
         confirmed = await in_task(wire.send(encode(b"GET", keys.verified(wire.part.anchor).encode())))
         catalogue = await in_task(wire.send(encode(b"GET", keys.CATALOGUE.encode())))
         named = await in_task(wire.send(encode(b"GET", keys.history(wire.part.anchor).encode())))
+        fsync = await _if_allowed(wire, b"CONFIG", b"GET", b"appendfsync")
         known = await in_task(
             wire.send(encode(b"FUNCTION", b"LIST", b"LIBRARYNAME", library().name.encode()))
         )
@@ -192,10 +199,8 @@ async def _redis(settings: Settings, role: str) -> AsyncIterator[Finding]:
     elif settings.redis_url.startswith(("redis://", "redis+")) and any(asdict(settings.redis_files).values()):
         said = "there is a TOLLKEEPER_REDIS_*_FILE for TLS, but nothing is encrypted"
         yield Finding(False, "redis", f"{said}: TOLLKEEPER_REDIS_URL must begin with rediss://")
-    yield _policy(info.get("maxmemory_policy", "unknown"))
-    durable = info.get("aof_enabled") == "1"
-    off = "off: CONFIG SET appendonly yes, and in its configuration"
-    yield Finding(durable, "redis", f"append-only file is {'on' if durable else off}")
+    for seen in doctor_redis.kept(info, fsync):
+        yield Finding(*seen)
     loaded = isinstance(known, list) and bool(known)
     yield Finding(loaded, "redis", f"{len(VERBS)} scripts {'are loaded' if loaded else 'cannot be loaded'}")
     for finding in _services(settings, catalogue) if role != "keeper" else ():
@@ -223,14 +228,6 @@ def _services(settings: Settings, catalogue: object) -> Iterator[Finding]:
         yield Finding(False, f"service {one}", f"{said}; give each paths of its own, such as /v1/sms/*")
 
 
-def _policy(policy: str) -> Finding:
-    """Whether Redis would throw counters away where its memory is full."""
-    if policy == "noeviction":
-        return Finding(True, "redis", "maxmemory-policy is noeviction")
-    hint = "CONFIG SET maxmemory-policy noeviction, and in its configuration"
-    return Finding(False, "redis", f"maxmemory-policy is {policy}, which deletes counters: {hint}")
-
-
 def _verification(confirmed: bytes, here: bytes) -> Finding:
     """Whether a keeper has compared this very data with PostgreSQL; until then calls are refused."""
     if not confirmed:
@@ -239,6 +236,13 @@ def _verification(confirmed: bytes, here: bytes) -> Finding:
         return Finding(True, "redis", "a keeper has verified it since its last start")
     said = "not verified since its last start, or since its data was replaced, so calls are refused"
     return Finding(False, "redis", f"{said}: run the keeper")
+
+
+async def _if_allowed(wire: Wire, *command: bytes) -> object:
+    """What Redis answers; None where its user may not ask that."""
+    with suppress(CountersRefused):
+        return await in_task(wire.send(encode(*command)))
+    return None
 
 
 async def _info(wire: Wire) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import trustme
 
 from gateway.ops import hints
-from gateway.ops.doctor import Finding, _stripe, _verification, examine
+from gateway.ops.doctor import Finding, _data_directory, _stripe, _verification, examine
 from gateway.settings.settings import Settings, load
 from tests.certificates import issued, write
 from tests.conftest import ValkeyServer, free_port
@@ -97,6 +98,22 @@ async def test_redis_must_keep_what_it_is_told(
     policy, durable = await wrong(settings(tmp_path, redis_url=redis.url), "serve")
     assert "maxmemory-policy is allkeys-lru, which deletes counters: CONFIG SET" in policy.says
     assert "append-only file is off: CONFIG SET appendonly yes" in durable.says
+
+
+async def test_redis_must_see_to_its_file_itself(
+    tmp_path: Path, own_valkey: Callable[..., ValkeyServer]
+) -> None:
+    redis = own_valkey("--appendonly", "yes", "--appendfsync", "no")
+    said = one(await wrong(settings(tmp_path, redis_url=redis.url), "serve"), "redis")
+    assert "appendfsync is no" in said
+    assert "CONFIG SET appendfsync everysec" in said
+
+
+def test_a_disk_without_room_is_told(tmp_path: Path) -> None:
+    finding = _data_directory(settings(tmp_path), shutil.disk_usage(tmp_path).total + 1)
+    assert not finding.well
+    assert finding.says.startswith(f"the disk of {tmp_path} has less than ")
+    assert "make room" in finding.says
 
 
 @pytest.mark.parametrize(("user", "hint"), [("", "take it out of"), ("somebody", "put the right user")])

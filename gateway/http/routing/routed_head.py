@@ -29,6 +29,8 @@ from gateway.http.routing.objects import Owned, owned_by
 from gateway.http.routing.routes import MODELS, Match, RouteTable, family_of
 from gateway.http.server.request_driver import bare
 
+# Of a path nobody serves, in what is said of it.
+PATH_CHARS_SHOWN = 200
 _GZIP = frozenset({b"gzip", b"x-gzip", b"*"})
 _REFUSED = re.compile(rb";q=0(?:\.0*)?$")
 _SPOKEN = tuple(sorted((one for one in ALL if one.spoken_by), key=lambda one: one.spoken_by))
@@ -126,7 +128,7 @@ class HeadRouter:
         )
         match = self._table.match(head.method.decode("ascii"), path)
         if match is None:
-            routed.refusal = UnknownRoute()
+            routed.refusal = UnknownRoute(_no_route(path, self._table.nearest(path)))
         elif match.route is None:
             routed.refusal, routed.allow, routed.label = MethodNotAllowed(), match.allow, match.template
         else:
@@ -237,3 +239,10 @@ def family_of_head(head: bytes) -> Family:
     """The family of a head that could not be read, as far as its request line tells."""
     parts = head.split(b"\r\n", 1)[0].split(b" ")
     return family_of(parts[1].decode("latin-1"), None) if len(parts) > 1 else GENERIC
+
+
+def _no_route(path: str, nearest: str) -> str:
+    """Say which path is unknown, and which one was probably meant."""
+    shown = path if len(path) <= PATH_CHARS_SHOWN else f"{path[:PATH_CHARS_SHOWN]}…"
+    meant = f" Did you mean {nearest}?" if nearest else ""
+    return f"No route is configured for {shown}.{meant}"

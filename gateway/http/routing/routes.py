@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from itertools import takewhile
 from urllib.parse import unquote
 
 from gateway.core.calls.binding import UNREAD_METERS
@@ -16,6 +17,9 @@ _USAGE_ROUTE = Route(("GET",), USAGE_PATH, "")
 # Several families have this path and those below it: the fields of a request tell whose it is.
 MODELS = "/v1/models"
 _ANY = frozenset({"ANY", "*"})
+_SLASHES = re.compile("/{2,}")
+# More than what all paths of one family begin with.
+ALIKE_CHARS_MIN = len("/v1beta/")
 _PARAMETER = re.compile(r"\{([A-Za-z_]+)(…|\.\.\.)?\}")
 
 
@@ -57,6 +61,19 @@ class RouteTable:
             route.service for route in routes if route.service and route.meter not in UNREAD_METERS
         )
 
+    def nearest(self, path: str) -> str:
+        """The template that a path was probably meant to be; empty where none is near.
+
+        A beginning that is missing, or is there twice, is the usual mistake.
+        """
+        asked = _SLASHES.sub("/", path).rstrip("/").lower()
+        templates = [*self._exact, *(routes[0].path for _, routes in self._entries)]
+        for template in templates:
+            if len(asked) > 1 and (template.endswith(asked) or asked.endswith(template.lower())):
+                return template
+        alike = max(templates, key=lambda template: _alike(template.lower(), asked))
+        return alike if _alike(alike.lower(), asked) > ALIKE_CHARS_MIN else ""
+
     def match(self, method: str, path: str) -> Match | None:
         """Find the route of a request; None for a path that is not on the list."""
         exact = self._exact.get(path)
@@ -72,6 +89,11 @@ class RouteTable:
             match = _match(routes, method, params, rest)
             return None if match.params.get("service_key") in self._reserved else match
         return None
+
+
+def _alike(one: str, other: str) -> int:
+    """How many characters two texts begin alike with."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def family_of(path: str, spoken: Family | None) -> Family:

@@ -1,0 +1,43 @@
+"""How Redis keeps what it is told: what its own figures say, as findings for doctor.
+
+Each is whether that is well, what it is about, and what is said of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+# Where this much of its limit is used, Redis will be full before long.
+MEMORY_SHARE_MAX = 0.95
+
+Found = tuple[bool, str, str]
+
+
+def kept(info: Mapping[str, str], fsync: object) -> Iterator[Found]:
+    """Of what `INFO` says, and of the answer to `CONFIG GET appendfsync`, which not every user may ask."""
+    yield _policy(info.get("maxmemory_policy", "unknown"))
+    durable = info.get("aof_enabled") == "1"
+    off = "off: CONFIG SET appendonly yes, and in its configuration"
+    yield durable, "redis", f"append-only file is {'on' if durable else off}"
+    values = list(fsync.values()) if isinstance(fsync, Mapping) else fsync
+    if durable and isinstance(values, list) and values and values[-1] == b"no":
+        hint = "CONFIG SET appendfsync everysec, and in its configuration"
+        yield False, "redis", f"appendfsync is no: a power cut loses half a minute of what it said: {hint}"
+    yield from _memory(info)
+
+
+def _policy(policy: str) -> Found:
+    """Whether Redis would throw counters away where its memory is full."""
+    if policy == "noeviction":
+        return True, "redis", "maxmemory-policy is noeviction"
+    hint = "CONFIG SET maxmemory-policy noeviction, and in its configuration"
+    return False, "redis", f"maxmemory-policy is {policy}, which deletes counters: {hint}"
+
+
+def _memory(info: Mapping[str, str]) -> Iterator[Found]:
+    """Whether it has memory left, where it has a limit: at the limit it takes no new call."""
+    most, used = int(info.get("maxmemory") or 0), int(info.get("used_memory") or 0)
+    if most:
+        said = f"{used / most:.0%} of its maxmemory of {most // 1024**2} MiB is used"
+        well = used < MEMORY_SHARE_MAX * most
+        yield well, "redis", said if well else f"{said}: when it is full, calls are refused. Raise maxmemory"

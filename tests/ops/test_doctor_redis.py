@@ -1,0 +1,42 @@
+"""What doctor makes of Redis' own figures."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.ops.doctor_redis import kept
+
+WELL = {"maxmemory_policy": "noeviction", "aof_enabled": "1", "maxmemory": "0", "used_memory": "900"}
+
+
+def wrong(fsync: object = (), **info: str) -> list[str]:
+    """What is said to be wrong."""
+    return [says for well, _, says in kept(WELL | info, fsync) if not well]
+
+
+def test_nothing_is_wrong_with_a_server_that_keeps_everything() -> None:
+    assert wrong([b"appendfsync", b"everysec"]) == []
+    assert wrong([b"appendfsync", b"always"], maxmemory="1000000000") == []
+
+
+@pytest.mark.parametrize("fsync", [[b"appendfsync", b"no"], {b"appendfsync": b"no"}])
+def test_a_file_that_the_system_writes_when_it_likes_is_wrong(fsync: object) -> None:
+    assert ["appendfsync is no" in said for said in wrong(fsync)] == [True]
+    assert wrong(fsync, aof_enabled="0") == [
+        "append-only file is off: CONFIG SET appendonly yes, and in its configuration"
+    ]
+
+
+def test_a_user_who_may_not_ask_for_the_configuration_is_told_nothing_of_it() -> None:
+    assert wrong(RuntimeError("NOPERM")) == []
+    assert wrong([]) == []
+
+
+@pytest.mark.parametrize(("used", "is_wrong"), [(940, False), (950, True), (1000, True)])
+def test_memory_that_is_almost_used_up_is_wrong(used: int, is_wrong: bool) -> None:
+    mebi = 1024 * 1024
+    said = wrong(maxmemory=str(1000 * mebi), used_memory=str(used * mebi))
+    full = (
+        f"{used / 1000:.0%} of its maxmemory of 1000 MiB is used: when it is full, calls are refused. Raise"
+    )
+    assert said == ([f"{full} maxmemory"] if is_wrong else [])
