@@ -19,6 +19,10 @@ from tests.deploy.processes import Process
 
 BODY = {"model": "demo-small", "messages": [{"role": "user", "content": "hello there"}], "max_tokens": 16}
 USED = 42
+# Streams at once, the pieces of each, and how long it is between two.
+STREAMS = 8
+STREAM_PIECES, STREAM_PAUSE_S = 8, 0.5
+STREAM_END = b"data: [DONE]\n\n\r\n0\r\n\r\n"
 # Until every node has heard that an endpoint is gone; five seconds in a cluster.
 UNHEARD_S = 1.0
 
@@ -30,6 +34,7 @@ class Outcome:
     statuses: Counter[int] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     took: list[float] = field(default_factory=list)
+    streams: int = 0
 
     @property
     def requests(self) -> int:
@@ -101,6 +106,31 @@ class Client:
         self._reader = self._writer = None
 
 
+async def streaming(gateways: Gateways, key: str, outcome: Outcome) -> None:
+    """One long stream behind the other, each on a connection of its own, until cancelled."""
+    body = json.dumps(BODY | {"stream": True}).encode()
+    request = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer %b\r\n"
+        b"content-type: application/json\r\nx-demo-words: %d\r\nx-demo-pause-s: %g\r\n"
+        b"content-length: %d\r\n\r\n%b" % (key.encode(), STREAM_PIECES, STREAM_PAUSE_S, len(body), body)
+    )
+    while True:
+        reader, writer = await asyncio.open_connection("127.0.0.1", random.choice(gateways.ready))
+        try:
+            writer.write(request)
+            said = await reader.readuntil(b"\r\n\r\n")
+            while not said.endswith(STREAM_END) and (more := await reader.read(65_536)):
+                said += more
+            if said.startswith(b"HTTP/1.1 200") and said.endswith(STREAM_END):
+                outcome.streams += 1
+            else:
+                outcome.failures[f"cut: {said[:15]!r} … {said[-80:]!r}"] += 1
+        except (OSError, asyncio.IncompleteReadError) as error:
+            outcome.failures[f"stream: {type(error).__name__}"] += 1
+        finally:
+            writer.close()
+
+
 async def loaded(gateways: Gateways, key: str, rate: float, clients: int, outcome: Outcome) -> None:
     """Requests at a steady rate over all clients together, until cancelled."""
 
@@ -119,10 +149,14 @@ async def loaded(gateways: Gateways, key: str, rate: float, clients: int, outcom
     await asyncio.gather(*(one(number) for number in range(clients)))
 
 
-async def roll(gateways: Gateways, key: str, rate: float, clients: int, rounds: int = 1) -> Outcome:
-    """Replace every gateway, one after the other, while clients go on."""
+async def roll(
+    gateways: Gateways, keys: tuple[str, str], rate: float, clients: int, rounds: int = 1
+) -> Outcome:
+    """Replace every gateway, one after the other, while clients go on; the second key is that of streams."""
     outcome = Outcome()
-    load = asyncio.create_task(loaded(gateways, key, rate, clients, outcome))
+    key, streaming_key = keys
+    streams = (streaming(gateways, streaming_key, outcome) for _ in range(STREAMS))
+    load = asyncio.gather(loaded(gateways, key, rate, clients, outcome), *streams)
     await asyncio.sleep(1)
     for _ in range(rounds):
         for index in range(len(gateways.ports)):

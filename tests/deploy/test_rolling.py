@@ -1,4 +1,4 @@
-"""Three gateways are replaced one after the other under load, and no client notices.
+"""Three gateways are replaced one after the other under load, and no client notices, nor does a long stream.
 
 The long form says what it saw: `ROLLING="500 64 5" pytest -s tests/deploy/test_rolling.py` is 500
 requests a second by 64 clients, five times over.
@@ -27,10 +27,13 @@ async def test_a_rolling_restart_fails_no_request_and_charges_each_once(
     try:
         gateways = Gateways(deployment, 3)
         tenant, key = deployment.admin.customer(None)
-        outcome = await roll(gateways, key, RATE, CLIENTS, ROUNDS)
+        _, streaming_key = deployment.admin.customer(None)
+        outcome = await roll(gateways, (key, streaming_key), RATE, CLIENTS, ROUNDS)
         slow = sorted(outcome.took)[int(len(outcome.took) * 0.99)] * 1000
-        print(f"{outcome.requests} requests, failed: {dict(outcome.failures)}, p99 {slow:.0f} ms")
+        failed = dict(outcome.failures)
+        print(f"{outcome.requests} requests, {outcome.streams} streams, failed: {failed}, p99 {slow:.0f} ms")
         assert outcome.failures == {}
+        assert outcome.streams > 0
         assert outcome.statuses.keys() == {200}
         quota = deployment.admin.ask("GET", f"/tenant-quotas/{tenant}")
         assert quota["tokens_used"] >= USED * outcome.statuses[200]
