@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 YOUNG_OBJECTS_MAX = 50_000
 FIRST_CATALOGUE_S_MAX = 5.0
 REDIS_LOOK_S = 0.2
+REFUSED_BY_REDIS = ("WRONGPASS", "NOAUTH", "NOPERM")
 SCRIPTS = ("reserve", "settle", "extend", "lease")
 # Behind its grace a keeper ends, whatever it waits for.
 ENDING_S_MAX = 4.0
@@ -137,11 +138,14 @@ def _wires(settings: Settings, fences: Fences) -> Wires:
 async def _begun(wires: Wires, settings: Settings, stop: asyncio.Event, log: Log) -> bool:
     """Wait for Redis, and no longer than that: whoever stands behind this gateway is to start all the same.
 
-    False where it is to stop meanwhile.
+    False where it is to stop meanwhile. StartError where Redis refuses us: that is no outage, and a roll-out
+    with a wrong password stops at its first gateway.
     """
     try:
         return await redis_reached(wires, settings.start_wait_s, stop, log)
     except StartError as error:
+        if any(code in error.message for code in REFUSED_BY_REDIS):
+            raise
         log("serving without Redis", why=error.message, answers=503, level="error")
         return True
 

@@ -243,6 +243,16 @@ def test_serve_waits_for_redis_saying_so_and_serves_without(tmp_path: Path) -> N
         counters.stop()
 
 
+def test_serve_ends_where_redis_refuses_it(tmp_path: Path, valkey: str) -> None:
+    done = run(
+        "serve", "--gateway-port", "0", "--ops-port", "0", cwd=tmp_path, START_WAIT_S="0.5",
+        REDIS_URL=valkey.replace("redis://", "redis://nobody:hush@"), DATA_DIR=str(tmp_path), **PEPPER,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "WRONGPASS" in done.stderr
+    assert "hush" not in done.stderr
+
+
 def asked(port: int, path: str, **fields: str) -> tuple[int, bytes]:
     """Status and body; status 0 where nobody answers."""
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=fields)
