@@ -20,11 +20,9 @@ from uuid import uuid4
 from gateway.admin.outgoing import Outgoing
 from gateway.admin.ports import AdminPorts
 from gateway.admin.smtp import Mailer
-from gateway.background.flushing.flusher import Failed, Flushed, Flusher
-from gateway.background.flushing.late import LateSettlements
+from gateway.background.flushing.flusher import Failed, Flushed
 from gateway.background.flushing.losses import LossCounter
 from gateway.background.flushing.refused import RefusedDrain
-from gateway.background.flushing.rollbacks import Rollbacks
 from gateway.background.timed.clock_changes import ClockChanges
 from gateway.background.timed.closing import AccountClosing
 from gateway.background.timed.expirer import Expirer
@@ -32,35 +30,29 @@ from gateway.background.timed.failures import FailureTeller
 from gateway.background.timed.news import NewsWatch
 from gateway.background.timed.price_list import PriceList
 from gateway.background.timed.pusher import Pusher
-from gateway.background.timed.reclaimer import Reclaimer
 from gateway.background.timed.sweeper import Sweeper
 from gateway.background.timed.webhooks import WebhookDeliveries
-from gateway.background.verifying.admission_gate import AdmissionGate
 from gateway.background.verifying.gauges import Gauges
 from gateway.background.verifying.reconciler import Reconciler
-from gateway.background.verifying.rewinds import Rewinds
-from gateway.background.verifying.verifier import Verified, Verifier, summary
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.holds import ReclaimPolicy
 from gateway.core.failures import Failures
-from gateway.core.model import PARTITIONS
+from gateway.core.integrity.verified import Verified, summary
 from gateway.core.wait import in_task
-from gateway.counters.fence import Fence
+from gateway.counters.fences import Fences
 from gateway.counters.keeper.activity import Activity
-from gateway.counters.keeper.outbox import Outbox
+from gateway.counters.keeper.moves import Moves
 from gateway.counters.keeper.refused import RefusedStream
-from gateway.counters.keeper.strays import StrayReader
 from gateway.counters.keeper.verification import KeeperCounters
-from gateway.counters.late.keeping import Keeping
 from gateway.counters.redis.address import parse_url
+from gateway.counters.redis.connecting import wires_to
 from gateway.counters.redis.keys import partition_of
 from gateway.counters.redis.wire import Wire, encode
-from gateway.errors import CountersUnavailable
 from gateway.http.tally import SECONDS, Histogram
 from gateway.run.admin_port import AdminPort
 from gateway.run.billing_loops import billing_loops, invoicing_loops
 from gateway.run.collecting import Collecting
 from gateway.run.invoice_letterhead import invoice_renderer
+from gateway.run.kept_servers import Common, KeptServer, KeptServers
 from gateway.run.readiness import Probe
 from gateway.run.starting import reached, redis_reached
 from gateway.run.stopping import cancel, forever
@@ -79,10 +71,8 @@ from persistence.keeper.pushes import Pushes
 from persistence.keeper.reconciliations import Accounts
 from persistence.keeper.sweeps import Sweeps
 from persistence.keeper.usage_feed import FeedQueue
-from persistence.keeper.verification import Truths
 from persistence.ledger.checkpoints import Checkpoints
 from persistence.ledger.refused import RefusedJournal
-from persistence.ledger.writer import Writer
 from persistence.resources import audit
 from persistence.resources.figures import Figures
 from persistence.resources.prices import PriceTable
@@ -106,32 +96,24 @@ class Keeper:
         self._settings, self._log = settings, logs.logger("tollkeeper.keeper")
         self._invoice_renderer, self._collecting = invoice_renderer(settings), Collecting(settings)
         self._engine = engines.create(settings.database_url)
-        address = parse_url(settings.redis_url, settings.redis_files)
-        self._wire = Wire(address, time.monotonic, call_s=REDIS_CALL_S, stall_s=REDIS_CALL_S)
-        self._fence = Fence(self._wire, str(uuid4()), time.time, self._log)
-        self._counters = KeeperCounters(self._wire)
-        keeping, sweeps = Keeping(self._counters), Sweeps(self._engine)
-        self._outbox = Outbox(self._counters, self._log, check_history=self._fence.check_history)
-        self._writer = Writer(settings.database_url)
+        self._fences = Fences(str(uuid4()), time.time, self._log)
+        self._wires = wires_to(
+            parse_url(settings.redis_url, settings.redis_files),
+            lambda where: Wire(where, time.monotonic, call_s=REDIS_CALL_S, stall_s=REDIS_CALL_S),
+            begun=self._fences.guard, call_s=REDIS_CALL_S,
+        )  # fmt: skip
+        self._counters = KeeperCounters(self._wires)
+        self._moves = Moves(self._wires)
         accounts, self._quarantines = Accounts(self._engine), Quarantines(self._engine)
-        streams = StrayReader(self._counters, self._fence.check_history)
-        rewinds = Rewinds(self._fence, self._counters, streams, self._quarantines)
-        self._rollbacks = Rollbacks(
-            self._outbox, self._counters, accounts, self._quarantines, first=rewinds.notice,
-            partition_of=partition_of, observe=self._went_back,
-        )  # fmt: skip
-        self._flusher = Flusher(
-            self._outbox, self._writer, self._flushed,
-            before_storing=self._rollbacks.stop_accounts, refuse=self._refuse,
-            flush_interval_s=settings.flush_interval_s, waiting_entries_max=settings.waiting_entries_max,
-        )  # fmt: skip
         self._pusher = Pusher(Pushes(self._engine), self._counters)
-        truths, told = Truths(self._engine, partition_of), ToldClocks(self._engine, partition_of)
-        say, gate = self._verified, AdmissionGate(truths, self._counters, time.monotonic)
-        self._verifier = Verifier(truths, self._counters, say, admission_gate=gate, rewinds=rewinds)
-        self._reclaimer = Reclaimer(keeping, ReclaimPolicy(settings.reclaim))
-        self._sweeper = Sweeper(sweeps, self._counters)
-        self._late_settlements = LateSettlements(keeping, sweeps)
+        told, moved = ToldClocks(self._engine, partition_of), self._counters.moved
+        common = Common(
+            settings, self._engine, self._wires, self._fences, self._counters, moved, self._log,
+            first=self._moves.take_up, flushed=self._flushed, verified=self._verified,
+            went_back=self._went_back, refuse=self._refuse,
+        )  # fmt: skip
+        self._servers = KeptServers(self._wires, lambda wire: KeptServer(wire, common))
+        self._sweeper = Sweeper(Sweeps(self._engine), self._counters)
         self._refused = RefusedDrain(RefusedStream(self._counters), RefusedJournal(self._engine))
         private, head = settings.webhook_private_addresses, self._invoice_renderer.letterhead
         mailer = Mailer.of(settings.smtp_url, settings.smtp_from, settings.smtp_ca_file)
@@ -146,7 +128,7 @@ class Keeper:
         self._reconciler = Reconciler(self._counters, accounts, results, now, partition_of=partition_of)
         self._account_closing = AccountClosing(self._counters, accounts, self._reconciler)
         self._clock_changes, self._failures = ClockChanges(told, now), Failures(time.monotonic)
-        self._losses = LossCounter(Losses(self._engine), (self._counters.moved,), self._log)
+        self._losses = LossCounter(Losses(self._engine), (moved,), self._log)
         note = partial(audit.note_failures, self._engine)
         self._teller = FailureTeller("admin", self._failures, self._log, note)
         self._price_list = PriceList(PriceTable(self._engine), self._read_price_list, self._priced)
@@ -155,7 +137,6 @@ class Keeper:
         self._flush_seconds = Histogram()
         self._flush_rows: dict[str, int] = {}
         self._admin_port = AdminPort(settings, self._log)
-        self._flushing: asyncio.Task[None] | None = None
         self._loops: list[asyncio.Task[None]] = []
 
     async def start(self, stop: asyncio.Event) -> bool:
@@ -163,24 +144,22 @@ class Keeper:
 
         StartError where a database does not answer in time, or is not fit for this program.
         """
-        self._wire.start()
+        self._wires.start()
         settings, log = self._settings, self._log
-        if not await redis_reached(self._wire, settings.start_wait_s, stop, log):
+        if not await redis_reached(self._wires, settings.start_wait_s, stop, log):
             return False
-        self._wire.refuse_eviction()
+        self._wires.refuse_eviction()
         trouble = partial(engines.trouble, self._engine)
         if not await reached("PostgreSQL", trouble, wait_s=settings.start_wait_s, stop=stop, log=log):
             return False
         await roles.refuse_unfit(self._engine)
-        self._flushing = asyncio.create_task(self._flusher.run())
+        self._servers.look()
         schedule = Schedule(self._engine, self._store, settings.invoice_grace_hours)
         loops = {
-            "fence": self._fence.keep_looking,
-            "verifier": self._verifier.run,
-            "pusher": self._pusher.run,
-            "reclaimer": self._reclaimer.run,
+            "fence": self._fences.keep_looking,
+            "moves": self._moves.keep_taking_up,
+            "servers": self._servers.run,
             "sweeper": self._sweeper.run,
-            "late": self._late_settlements.run,
             "refused": self._refused.run,
             "expirer": self._expirer.run,
             **billing_loops(settings, self._store, Checkpoints(self._engine), log),
@@ -188,7 +167,6 @@ class Keeper:
             **self._collecting.loops(HandoverQueue(self._engine, self._store), FeedQueue(self._engine), log),
             "clock changes": self._clock_changes.run,
             "reconciler": self._reconciler.run,
-            "rollbacks": self._rollbacks.run,
             "news": self._news_watch.run,
             "webhooks": self._webhook_deliveries.run,
             "watcher": self._gauges.run,
@@ -211,13 +189,10 @@ class Keeper:
         await cancel(self._loops)
         if self._loops:
             await self._refused.finish()
-        self._flusher.stop()
-        if self._flushing is not None:
-            await self._flushing
-        self._writer.close()
+        await self._servers.stop()
         await self._outgoing.aclose()
         await self._collecting.aclose()
-        await self._wire.close()
+        await self._wires.close()
         await self._engine.dispose()
         if self._admin_port.is_open:
             self._log("keeper stopped")
@@ -231,7 +206,7 @@ class Keeper:
             account_closing=self._account_closing,
             reconciler=self._reconciler,
             invoice_renderer=self._invoice_renderer,
-            activity=Activity(self._wire, time.time),
+            activity=Activity(self._wires, time.time),
             digest=lambda credential: hmac.digest(
                 settings.key_pepper.encode(), credential.encode(), "sha256"
             ).hex(),
@@ -294,7 +269,8 @@ class Keeper:
             await asyncio.sleep(PARTITIONS_AHEAD_S)
 
     async def _pinged(self) -> bool:
-        return await in_task(self._wire.send(encode(b"PING"))) == b"PONG"
+        waits = [one.send(encode(b"PING")) for one in self._wires.wires]
+        return bool(waits) and all([await in_task(one) == b"PONG" for one in waits])
 
     async def _memory(self) -> Mapping[str, object]:
         used, most = await self._counters.memory()
@@ -305,7 +281,9 @@ class Keeper:
 
     async def _certificates(self) -> Mapping[str, object]:
         ends = {
-            "redis": self._wire.certificate_end,
+            "redis": min(
+                (one.certificate_end for one in self._wires.wires if one.certificate_end), default=None
+            ),
             "postgresql": await asyncio.to_thread(watch.certificate_end, self._settings.database_url),
         }
         return {"certificate_expiry_timestamp_seconds": [row for row in ends.items() if row[1] is not None]}
@@ -315,7 +293,7 @@ class Keeper:
 
     async def _ready(self) -> tuple[bool, Mapping[str, object]]:
         database, redis = await self._database.answers(), await self._redis.answers()
-        verified = self._verifier.ready
+        verified = self._servers.ready
         parts = {"postgresql": database, "redis": redis, "counters_verified": verified}
         return all(parts.values()), parts
 
@@ -328,21 +306,12 @@ class Keeper:
         snapshot["flush_rows"] = [[table, rows] for table, rows in sorted(self._flush_rows.items())]
         snapshot["flush_seconds"] = self._flush_seconds.snapshot()
         snapshot |= self._reconciler.figures()
-        snapshot["reclaimed_holds"] = self._reclaimer.reclaimed
+        snapshot["reclaimed_holds"] = self._servers.reclaimed
         snapshot = tallies.merge(snapshot, {"auth_failures": self._failures.rows("admin")})
         snapshot["lost_events"] = self._losses.lost
-        if self._rollbacks.quarantined is not None:
-            snapshot["quarantined_accounts"] = self._rollbacks.quarantined
+        if (quarantined := self._servers.quarantined) is not None:
+            snapshot["quarantined_accounts"] = quarantined
         snapshot = tallies.merge(snapshot, self._gauges.latest)
         snapshot = tallies.merge(snapshot, self._admin_port.snapshot())
-        snapshot = tallies.merge(snapshot, {"counters_exchanged": self._fence.noticed})
-        try:
-            entries, oldest_ms = await self._outbox.depth()
-            snapshot["outbox_entries"] = entries
-            snapshot["outbox_oldest_seconds"] = max(0.0, time.time() - oldest_ms / 1000) if oldest_ms else 0.0
-            snapshot["waiting_entries"] = sum((await self._outbox.parked(range(PARTITIONS))).values())
-            snapshot["outbox_streams_broken"] = len(self._outbox.broken)
-            snapshot["holds"] = await self._counters.holds()
-        except CountersUnavailable:
-            pass
-        return snapshot
+        snapshot = tallies.merge(snapshot, {"counters_exchanged": self._fences.noticed})
+        return {**snapshot, **await self._servers.waiting()}

@@ -10,7 +10,15 @@ from urllib.parse import urlsplit
 
 _OF_POSTGRES = ("postgres", "postgresql", "postgresql+psycopg")
 SCHEMES = {
-    "redis_url": ("redis", "redis+sentinel", "rediss", "rediss+sentinel", "unix"),
+    "redis_url": (
+        "redis",
+        "redis+cluster",
+        "redis+sentinel",
+        "rediss",
+        "rediss+cluster",
+        "rediss+sentinel",
+        "unix",
+    ),
     "database_url": _OF_POSTGRES,
     "database_owner_url": _OF_POSTGRES,
     "smtp_url": ("smtp", "smtps"),
@@ -42,14 +50,13 @@ def wanted(name: str) -> str:
 def fault(name: str, url: str) -> str:
     """What would be right where this URL of a setting cannot be used; empty where it can.
 
-    Of a `redis+sentinel` or `unix` URL only the scheme is looked at: the door to Redis reads the rest.
+    Of a URL of Redis that names several places, or a socket, only the scheme is looked at: the door to Redis
+    reads the rest.
     """
     scheme = url.partition("://")[0]
-    if name == "redis_url" and scheme.endswith("+cluster"):
-        return f"{wanted(name)}: a cluster cannot be used yet"
     if scheme not in SCHEMES[name] or "://" not in url:
         return wanted(name)
-    if scheme.endswith("+sentinel") or scheme == "unix":
+    if scheme.endswith(("+sentinel", "+cluster")) or scheme == "unix":
         return ""
     shape = _SHAPES.get(name, "postgresql://user:password@host:port/database")
     escaped = "with @ : / ? # % of a user or password written as %40 %3A %2F %3F %23 %25"

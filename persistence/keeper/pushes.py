@@ -22,6 +22,7 @@ WRITES_MAX = 500
 
 _WAITING = text(
     "SELECT account FROM control_write WHERE state = 'pending'"
+    " AND (cast(:partitions AS smallint[]) IS NULL OR partition = ANY(cast(:partitions AS smallint[])))"
     " GROUP BY account ORDER BY min(position) LIMIT :n"
 )
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('control:' || :account, 0))")
@@ -63,10 +64,11 @@ class Pushes:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
-    async def accounts(self, count: int) -> list[str]:
-        """Accounts with writes that wait, the longest waiting first."""
+    async def accounts(self, count: int, partitions: Sequence[int] | None = None) -> list[str]:
+        """Accounts with writes that wait, the longest waiting first; of these partitions, or of all."""
+        of = None if partitions is None else list(partitions)
         async with self._engine.connect() as connection:
-            rows = await connection.execute(_WAITING, {"n": count})
+            rows = await connection.execute(_WAITING, {"n": count, "partitions": of})
             return [str(row.account) for row in rows]
 
     @asynccontextmanager

@@ -9,12 +9,7 @@ from typing import TypeVar
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.core.accounts.definitions import (
-    KeyDefinition,
-    OrganizationDefinition,
-    TenantDefinition,
-    UserDefinition,
-)
+from gateway.core.accounts.definitions import AccountDefinition, KeyDefinition
 from gateway.core.integrity.verified import Truth
 from persistence.keeper import definitions
 from persistence.keeper.budget_uses import BudgetUses
@@ -55,9 +50,15 @@ ON CONFLICT (partition) DO UPDATE SET run_id = excluded.run_id,
 class Truths(BudgetUses):
     """Where the verifier reads."""
 
-    def __init__(self, engine: AsyncEngine, partition_of: Callable[[int], int]) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        partition_of: Callable[[int], int],
+        partition_of_digest: Callable[[str], int] | None = None,
+    ) -> None:
+        """`partition_of_digest` places credentials; without it each is beside its organization."""
         super().__init__(engine)
-        self._partition_of = partition_of
+        self._partition_of, self._partition_of_digest = partition_of, partition_of_digest
 
     async def truth(self, partitions: Sequence[int]) -> Truth:
         """All there is of these partitions, as of one moment."""
@@ -68,10 +69,11 @@ class Truths(BudgetUses):
             prices = await definitions.prices(connection)
             organizations = await definitions.organizations(connection, "true", {})
             tenants = await definitions.tenants(connection, "true", {})
-            defined: list[OrganizationDefinition | TenantDefinition | KeyDefinition | UserDefinition] = [
+            credentials = await definitions.keys(connection, "true", {})
+            defined: list[AccountDefinition] = [
                 *(one.definition for one in organizations),
                 *(one.definition for one in tenants),
-                *await definitions.keys(connection, "true", {}),
+                *credentials,
                 *await definitions.users(connection, "u.deleted_at IS NULL AND u.limits <> '{}'", {}),
             ]
             applied = await connection.execute(_APPLIED, {"partitions": list(partitions)})
@@ -80,11 +82,18 @@ class Truths(BudgetUses):
             _by_partition((place(one.definition.organization_id), one) for one in organizations),
             _by_partition((place(one.definition.organization_id), one) for one in tenants),
             [one for one in defined if place(one.organization_id) in partitions],
+            [one for one in credentials if self._place_of(one) in partitions],
             _by_partition((row.partition, str(row.id)) for row in applied),
             catalogue,
             prices,
             version,
         )
+
+    def _place_of(self, one: KeyDefinition) -> int:
+        """The partition beside which a credential stands."""
+        if self._partition_of_digest is None:
+            return self._partition_of(one.organization_id)
+        return self._partition_of_digest(one.digest)
 
     async def settled(self, request_ids: Sequence[str]) -> list[str]:
         """Which of these requests have a row."""

@@ -122,7 +122,8 @@ class Flusher:
 
     `before_storing` is awaited before the first pass and before the one behind a failure: a ledger that was
     away may be older than it was, and what is stored from then on hides that. `refuse` is told, by
-    partition, of tenants whose organization has too much waiting behind an account in quarantine.
+    partition, of tenants whose organization has too much waiting behind an account in quarantine. The outbox
+    has these `partitions`.
     """
 
     def __init__(
@@ -136,8 +137,9 @@ class Flusher:
         flush_interval_s: float = FLUSH_INTERVAL_S,
         drain_timeout_s: float = DRAIN_TIMEOUT_S,
         waiting_entries_max: int = WAITING_ENTRIES_MAX,
+        partitions: Callable[[], Sequence[int]] = lambda: range(PARTITIONS),
     ) -> None:
-        self._outbox = outbox
+        self._outbox, self._partitions = outbox, partitions
         self._writer = writer
         self._observe = observe
         self._before_storing = before_storing
@@ -191,12 +193,13 @@ class Flusher:
         if self._epochs is None:
             self._epochs = await self._writer.epochs()
         try:
-            there = await self._outbox.parked(range(PARTITIONS))
+            partitions = self._partitions()
+            there = await self._outbox.parked(partitions)
             waiting = {partition for partition, _ in there}
             self._waiting.note_waiting(there, await self._writer.judged(waiting) if waiting else {})
             stored = await self._judge_again(self._epochs)
             left = self._waiting.unknown(self._waiting.unread())
-            return stored + await self._read_through(Pass(self._epochs, left))
+            return stored + await self._read_through(Pass(self._epochs, left, partitions))
         except BaseException:
             self._waiting.forget()
             raise

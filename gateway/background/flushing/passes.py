@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from gateway.core.model import PARTITIONS
 
@@ -18,9 +18,11 @@ class Pass:
     is written is always contiguous. `epochs` is what was known before, `left` what waits already.
     """
 
-    def __init__(self, epochs: Mapping[int, int], left: frozenset[int]) -> None:
+    def __init__(
+        self, epochs: Mapping[int, int], left: frozenset[int], partitions: Iterable[int] = range(PARTITIONS)
+    ) -> None:
         self.epochs = epochs
-        self.after = dict.fromkeys(set(range(PARTITIONS)) - left, b"")
+        self.after = dict.fromkeys(set(partitions) - left, b"")
         self.left = left
 
     def note_read(self, streams: Streams, count: int) -> None:

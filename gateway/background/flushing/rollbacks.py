@@ -19,6 +19,7 @@ from gateway.core.accounts.ledger import Place
 from gateway.core.accounts.outbox import stream_place
 from gateway.core.integrity.reconciliation import LedgerAccount, Owner, Rollback
 from gateway.core.integrity.verified import AccountHead
+from gateway.core.model import PARTITIONS
 from gateway.errors import CountersUnavailable
 
 INTERVAL_S = 1.0
@@ -90,8 +91,9 @@ class Rollbacks:
         partition_of: Callable[[int], int],
         observe: Callable[[list[str]], None] = lambda _: None,
         first: Callable[[], Awaitable[None]] | None = None,
+        partitions: Callable[[], Sequence[int]] = lambda: range(PARTITIONS),
     ) -> None:
-        self._first = first
+        self._first, self._partitions = first, partitions
         self._outbox = outbox
         self._counters = counters
         self._ledger = ledger
@@ -112,7 +114,8 @@ class Rollbacks:
         noticed = [p for p, newest in deleted.items() if stream_place(newest) > stored[p]]
         if noticed:
             await self._marks.fell_back(noticed)
-        for partition in sorted({*noticed, *(p for p, (_, _, older) in marks.items() if older)}):
+        older = {p for p, (_, _, older) in marks.items() if older}.intersection(self._partitions())
+        for partition in sorted(older.union(noticed)):
             mark, epoch, _ = marks.get(partition, unknown)
             if (found := await self._compare(partition, epoch)) is not None:
                 stopped += await self._marks.stop(found)

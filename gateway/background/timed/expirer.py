@@ -68,7 +68,10 @@ class Expirer:
         taken = 0
         for expired in await self._ledger.expired(now_ms, EXPIRED_MAX):
             organization_id = expired.organization_id
-            heads = await self._counters.account_heads([Owner(organization_id, ())])
+            try:
+                heads = await self._counters.account_heads([Owner(organization_id, ())])
+            except CountersUnavailable:  # its server is away: others are not
+                continue
             if (head := heads[f"credits:{organization_id}"]) is not None:
                 taken += await self._ledger.expire(expired, self._partition_of(organization_id), head.seq)
         return taken

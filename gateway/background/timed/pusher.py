@@ -8,7 +8,7 @@ second of Redis, and then it is pushed again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -36,8 +36,8 @@ class Waiting(Protocol):
 class Source(Protocol):
     """Where control writes wait."""
 
-    async def accounts(self, count: int) -> list[str]:
-        """Accounts with writes that wait."""
+    async def accounts(self, count: int, partitions: Sequence[int] | None = None) -> list[str]:
+        """Accounts with writes that wait, of these partitions, or of all."""
 
     def waiting(self, account: str) -> AbstractAsyncContextManager[Waiting]:
         """One account's writes, held by this keeper alone."""
@@ -51,10 +51,12 @@ class Target(Protocol):
 
 
 class Pusher:
-    """The clock's side of the Admin API."""
+    """The clock's side of the Admin API, for accounts of some partitions, or of all."""
 
-    def __init__(self, source: Source, target: Target) -> None:
-        self._source = source
+    def __init__(
+        self, source: Source, target: Target, partitions: Callable[[], Sequence[int]] | None = None
+    ) -> None:
+        self._source, self._partitions = source, partitions
         self._target = target
 
     async def push(self, account: str) -> bool:
@@ -75,7 +77,8 @@ class Pusher:
     async def push_all(self) -> int:
         """Push every account that waits; answers how many are left with writes."""
         left = 0
-        for account in await self._source.accounts(ACCOUNTS_MAX):
+        partitions = self._partitions() if self._partitions is not None else None
+        for account in await self._source.accounts(ACCOUNTS_MAX, partitions):
             left += not await self.push(account)
         return left
 

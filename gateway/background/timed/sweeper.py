@@ -37,10 +37,15 @@ class Sweeper:
         self._target = target
 
     async def sweep(self) -> int:
-        """Run what is due; answers how many resets ran."""
-        ran = 0
+        """Run what is due; answers how many resets ran. One that cannot run keeps no other from it."""
+        ran, fault = 0, None
         for tenant_id, organization_id in await self._source.due(TENANTS_MAX):
-            ran += await self._target.sweep(tenant_id, organization_id)
+            try:
+                ran += await self._target.sweep(tenant_id, organization_id)
+            except CountersUnavailable as error:
+                fault = error
+        if fault is not None:
+            raise fault
         return ran
 
     async def run(self) -> None:

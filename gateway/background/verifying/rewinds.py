@@ -8,7 +8,7 @@ control writes that wait again.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from gateway.core.integrity.recovery import Markers
@@ -67,14 +67,28 @@ class Marks(Protocol):
 
 
 class Rewinds:
-    """Looks when it is asked to: before anything is stored, and with each look at the markers."""
+    """Looks when it is asked to: before anything is stored, and with each look at the markers.
 
-    def __init__(self, fence: Fence, target: Target, streams: Streams, marks: Marks) -> None:
+    `first` is awaited before each.
+    """
+
+    def __init__(
+        self,
+        fence: Fence,
+        target: Target,
+        streams: Streams,
+        marks: Marks,
+        *,
+        first: Callable[[], Awaitable[object]] | None = None,
+    ) -> None:
+        self._first = first
         self._fence, self._target, self._streams, self._marks = fence, target, streams, marks
         self._said: dict[int, bytes] = {}
 
     async def notice(self) -> None:
         """Find out whether the data is what it was; the wire goes by another history where it is not."""
+        if self._first is not None:
+            await self._first()
         await self._fence.check_history()
         markers = await self._target.markers()
         marks = {one: mark for one, mark in (await self._stored()).items() if one in markers.verified}

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.background.verifying.admission_gate import AdmissionGate
@@ -23,42 +22,22 @@ from gateway.background.verifying.budgets import Source as BudgetSource
 from gateway.background.verifying.budgets import Target as BudgetTarget
 from gateway.background.verifying.rewinds import Rewinds
 from gateway.core.accounts.definitions import (
+    AccountDefinition,
     CatalogueDefinition,
-    Definition,
+    KeyDefinition,
     OrganizationAccount,
     PricesDefinition,
     TenantAccount,
 )
 from gateway.core.integrity.recovery import Markers, Report
 from gateway.core.integrity.strays import Strays
-from gateway.core.integrity.verified import Truth
+from gateway.core.integrity.verified import Truth, Verified
 from gateway.core.model import PARTITIONS
 from gateway.errors import CountersUnavailable
 
 INTERVAL_S = 0.2
 TOGETHER_MAX = 16
 WATCH_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Verified:
-    """What verifying one partition did."""
-
-    partition: int
-    epoch: int
-    rebuilt: int
-    repushed: int
-    let_go: int = 0
-
-
-def summary(done: Sequence[Verified]) -> dict[str, int]:
-    """What verifying some partitions did, in numbers for a log line."""
-    return {
-        "partitions": len(done),
-        "accounts_rebuilt": sum(each.rebuilt for each in done),
-        "control_writes_repushed": sum(each.repushed for each in done),
-        "holds_let_go": sum(each.let_go for each in done),
-    }
 
 
 class Source(BudgetSource, Protocol):
@@ -124,8 +103,11 @@ class Target(BudgetTarget, Protocol):
     ) -> bool:
         """Vouch for a partition, without a catalogue admitting nobody; False where the marker moved on."""
 
-    async def define(self, definition: Definition, version: int) -> bool:
-        """Bring one definition into the counters."""
+    async def define_account(self, definition: AccountDefinition, version: int) -> bool:
+        """Bring one definition into the counters, but for whom a credential stands for."""
+
+    async def identity(self, definition: KeyDefinition) -> None:
+        """Write whom a credential stands for."""
 
     async def publish(self, everybodys: CatalogueDefinition | PricesDefinition, version: int) -> None:
         """Write the catalogue, or the prices."""
@@ -133,15 +115,16 @@ class Target(BudgetTarget, Protocol):
     async def all_verified(self, run_id: bytes) -> None:
         """Say that whatever is not here does not exist."""
 
-    async def said_verified(self, run_id: bytes) -> bool:
-        """Whether a keeper has said so under this run id."""
+    async def said_verified(self, run_id: bytes, unverified: Sequence[object]) -> bool:
+        """Whether a keeper has said so under this run id; where any is unverified, it is said no more."""
 
 
 class Verifier:
     """Compares, rebuilds and confirms. `observe` is told what was done, where anything was.
 
-    Without an `admission_gate` whoever is verified is served at once; with one, not before the workers have
-    sent again what may be forgotten. A partition that was never verified has nothing to forget.
+    `partitions` are those that the counters' server has. Without an `admission_gate` whoever is verified is
+    served at once; with one, not before the workers have sent again what may be forgotten. A partition that
+    was never verified has nothing to forget.
     """
 
     def __init__(
@@ -152,6 +135,7 @@ class Verifier:
         *,
         admission_gate: AdmissionGate | None = None,
         rewinds: Rewinds | None = None,
+        partitions: Callable[[], Sequence[int]] = lambda: range(PARTITIONS),
     ) -> None:
         self._source = source
         self._target = target
@@ -159,6 +143,7 @@ class Verifier:
         self._vouched = b""
         self._admission_gate = admission_gate
         self._rewinds = rewinds
+        self._partitions = partitions
         self._budgets = BudgetRebuild(source, target)
 
     @property
@@ -174,7 +159,7 @@ class Verifier:
         run_id = markers.run_id  # whoever names another one meanwhile has all of this done again
         if not run_id:
             raise CountersUnavailable
-        said = await self._target.said_verified(run_id)
+        said = await self._target.said_verified(run_id, markers.unverified)
         if said and not markers.unverified and not markers.closed and self._vouched == run_id:
             if self._admission_gate:
                 await self._admission_gate.watch(reports)
@@ -185,7 +170,7 @@ class Verifier:
         epochs = {one: max(epoch, known.get(one, 0)) + 1 for one, _, epoch in markers.unverified}
         await self._source.note(run_id, epochs)
         # Nobody said so yet: a keeper may have died between a marker and the keys written after it.
-        wanted = [*epochs, *markers.closed] if said else range(PARTITIONS)
+        wanted = [*epochs, *markers.closed] if said else self._partitions()
         truth = await self._source.truth(wanted)
         await self._target.publish(truth.prices, truth.version)
         await self._target.publish(truth.catalogue, truth.version)
@@ -205,7 +190,9 @@ class Verifier:
                 if verified is not None:
                     done.append(verified)
         for definition in truth.definitions:
-            await self._target.define(definition, truth.version)
+            await self._target.define_account(definition, truth.version)
+        for key in truth.identities:
+            await self._target.identity(key)
         if self._admission_gate:
             strangers = self._may_be_strange(markers, known)
             await self._admission_gate.open(run_id, reports, truth.version, strangers=strangers)

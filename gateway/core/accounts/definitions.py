@@ -110,14 +110,9 @@ class PricesDefinition:
     prices: tuple[Price, ...]
 
 
-Definition = (
-    OrganizationDefinition
-    | TenantDefinition
-    | KeyDefinition
-    | UserDefinition
-    | CatalogueDefinition
-    | PricesDefinition
-)
+# What is of one organization; and whatever is defined.
+AccountDefinition = OrganizationDefinition | TenantDefinition | KeyDefinition | UserDefinition
+Definition = AccountDefinition | CatalogueDefinition | PricesDefinition
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
-"""The keeper's connection to Redis: how anything is asked and read over it, whatever it is about.
+"""The keeper's way to Redis: how anything is asked and read, whatever it is about.
 
-The keeper speaks over one `Wire` too, so that the run id it confirms is the run id of the
-connection it writes on. Every method may raise CountersUnavailable.
+What verifies, flushes and looks after a server's partitions speaks over its one `Wire`, so that the run id it
+confirms is the run id of the connection it writes on. What is of any organization goes to whoever has it.
+Every method may raise CountersUnavailable.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar, cast
 
 from gateway.core.accounts.losses import Movement
-from gateway.core.model import PARTITIONS
 from gateway.core.wait import Wait, in_task
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.greeting import said
 from gateway.counters.redis.wire import Wire, encode, encode_script
+from gateway.counters.redis.wires import Wires
 from gateway.errors import CountersRefused, CountersUnavailable
 
 BATCH_MAX = 256
+# Where a command's key is, of those where it is not the first that is said.
+KEY_AT = {b"XINFO": 2}
 MOVED_MAX = 40_000
 # Codes of the scripts' answers.
 APPLIED, APPLIED_BEFORE, UNVERIFIED, UNKNOWN_ACCOUNT, OUT_OF_RANGE = 1, 2, 0, -2, -3
@@ -33,28 +36,57 @@ _KINDS: dict[type[object], tuple[int, Callable[[int, int], str]]] = {
 
 
 class Client:
-    """One connection. `moved` is what it had acknowledged of late: evidence, should Redis forget it.
+    """One server, or all. `moved` is what it had acknowledged of late: evidence, should Redis forget it.
+
+    Keys that are of no partition are asked for over `everybodys`.
 
     `batch_max` states are asked for at once.
     """
 
-    def __init__(self, wire: Wire, *, batch_max: int = BATCH_MAX) -> None:
-        self.moved: deque[Movement] = deque(maxlen=MOVED_MAX)
-        self.wire = wire
+    def __init__(
+        self,
+        wires: Wires,
+        *,
+        everybodys: Wires | None = None,
+        moved: deque[Movement] | None = None,
+        batch_max: int = BATCH_MAX,
+    ) -> None:
+        self.moved: deque[Movement] = deque(maxlen=MOVED_MAX) if moved is None else moved
+        self._wires, self._everybodys = wires, wires if everybodys is None else everybodys
         self._batch_max = batch_max
 
     @property
+    def wire(self) -> Wire:
+        """The only server."""
+        (wire,) = self._wires.wires
+        return wire
+
+    @property
     def run_id(self) -> bytes:
-        """The server's run id on this connection; empty while there is none."""
+        """The only server's run id on this connection; empty while there is none."""
         return self.wire.run_id if self.wire.connected else b""
 
+    @property
+    def partitions(self) -> Sequence[int]:
+        """The partitions that are asked for."""
+        return self._wires.partitions
+
+    def run_id_of(self, partition: int) -> bytes:
+        """The run id of who has a partition, on this connection; empty while there is none."""
+        wire = self._wires.of(partition)
+        return wire.run_id if wire.connected else b""
+
     def send(self, *parts: bytes) -> Wait[Reply]:
-        """Send one plain command; its answer is waited for by whoever likes to."""
-        return self.wire.send(encode(*parts))
+        """Send one plain command on a key of a partition; its answer is waited for by whoever likes to."""
+        return self._wires.of_key(parts[KEY_AT.get(parts[0], 1)]).send(encode(*parts))
 
     def send_script(self, verb: str, call: packing.Call) -> Wait[Reply]:
         """The same of a script."""
-        return self.wire.send(encode_script(verb, *call))
+        return self._wires.of_key(call[0][0].encode()).send(encode_script(verb, *call))
+
+    async def ask_everybodys(self, *parts: bytes) -> Reply:
+        """Send one plain command on a key that any server may have."""
+        return await in_task(self._everybodys.of_key(parts[1]).send(encode(*parts)))
 
     async def ask(self, *parts: bytes) -> Reply:
         """Send one plain command."""
@@ -64,9 +96,11 @@ class Client:
         """Run one script whose answer is packed."""
         return cast("bytes", await in_task(self.send_script(verb, call)))
 
-    async def ask_all(self, verb: bytes, key: Callable[[int], str], *rest: bytes) -> list[Reply]:
-        """Ask of each partition's key, in order; None of one that is refused."""
-        return await self.ask_each((verb, key(one).encode(), *rest) for one in range(PARTITIONS))
+    async def ask_all(self, verb: bytes, key: Callable[[int], str], *rest: bytes) -> dict[int, Reply]:
+        """Ask of each partition's key; None of one that is refused."""
+        asked = list(self.partitions)
+        answers = await self.ask_each((verb, key(one).encode(), *rest) for one in asked)
+        return dict(zip(asked, answers, strict=True))
 
     async def ask_each(self, commands: Iterable[Sequence[bytes]]) -> list[Reply]:
         """Send plain commands together; their answers in order, None of one that is refused."""
@@ -104,7 +138,7 @@ class Client:
             for start in range(0, len(ids), self._batch_max):
                 batch = ids[start : start + self._batch_max]
                 names = [keys.marker(partition)] + [key(partition, one) for one in batch]
-                call = tuple(names), (self.run_id, b"%d" % number)
+                call = tuple(names), (self.run_id_of(partition), b"%d" % number)
                 answer = await in_task(self.send_script("peek", call))
                 assert isinstance(answer, list)
                 if answer and not isinstance(answer[0], bytes | None):
@@ -113,16 +147,23 @@ class Client:
         return found
 
     async def now_ms(self) -> int:
-        """Redis' own clock."""
-        time = await self.ask(b"TIME")
+        """Redis' own clock, by the first server that answers."""
+        wires = self._wires.wires
+        wire = next((one for one in wires if one.available), wires[0] if wires else None)
+        if wire is None:
+            raise CountersUnavailable
+        time = await in_task(wire.send(encode(b"TIME")))
         assert isinstance(time, list)
         seconds, micros = (int(cast("bytes", part)) for part in time)
         return seconds * 1000 + micros // 1000
 
     async def memory(self) -> tuple[int, int]:
-        """Bytes Redis uses, and the most it may (0: no limit)."""
-        answer = await self.ask(b"INFO", b"memory")
-        return int(said(answer, b"used_memory") or 0), int(said(answer, b"maxmemory") or 0)
+        """Bytes Redis uses, and the most it may (0: no limit); of several servers that which is fullest."""
+        found: list[tuple[int, int]] = []
+        for wire in self._wires.wires:
+            answer = await in_task(wire.send(encode(b"INFO", b"memory")))
+            found.append((int(said(answer, b"used_memory") or 0), int(said(answer, b"maxmemory") or 0)))
+        return max(found, key=lambda one: (one[0] / one[1] if one[1] else 0.0, one[0]), default=(0, 0))
 
 
 async def each(waits: Iterable[Wait[Reply]]) -> list[Reply | CountersRefused]:

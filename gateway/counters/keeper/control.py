@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from gateway.core.accounts.definitions import (
+    AccountDefinition,
     CatalogueDefinition,
     ControlWrite,
     Definition,
@@ -109,14 +110,14 @@ class Control(Client):
         accounts: Sequence[str] = (),
     ) -> int:  # fmt: skip
         """Run `grant` and remember what it moved; its code."""
+        partition = keys.partition_of(organization_id)
         call = packing.grant(
-            self.run_id, verb, amount, write_id,
+            self.run_id_of(partition), verb, amount, write_id,
             tenant_id=tenant_id, organization_id=organization_id, metadata=metadata, terms=terms,
             accounts=accounts,
         )  # fmt: skip
         answer = await self.run("grant", call)
-        caller = Caller(organization_id, tenant_id, 0, keys.partition_of(organization_id))
-        self.moved += acknowledged(caller, answer)
+        self.moved += acknowledged(Caller(organization_id, tenant_id, 0, partition), answer)
         return packing.code_of(answer)
 
     async def define(self, definition: Definition, version: int) -> bool:
@@ -127,23 +128,29 @@ class Control(Client):
         if isinstance(definition, PricesDefinition):
             await self.publish(definition, version)
             return True
+        known = await self.define_account(definition, version)
+        if known and isinstance(definition, KeyDefinition):
+            await self.identity(definition)
+        return known
+
+    async def define_account(self, definition: AccountDefinition, version: int) -> bool:
+        """The same of what stands in its organization's partition: all but whom a credential stands for."""
         if isinstance(definition, OrganizationDefinition):  # before anything of it can be served
             name = keys.organization_terms(definition.organization_id)
             await self._newest(name, encode_terms(version, definition.terms), version)
         create = not getattr(definition, "has_ledger", False)
-        call = packing.define(self.run_id, version, definition, create=create)
+        run_id = self.run_id_of(keys.partition_of(definition.organization_id))
+        call = packing.define(run_id, version, definition, create=create)
         code = packing.code_of(await self.run("load", call))
         if code == UNVERIFIED:
             raise CountersUnavailable
-        if code != UNKNOWN_ACCOUNT and isinstance(definition, KeyDefinition):
-            await self.identity(definition)
         return code != UNKNOWN_ACCOUNT
 
     async def identity(self, definition: KeyDefinition) -> None:
         """Write whom a credential stands for; a revoked one stands for nobody."""
         name = keys.identity(definition.digest).encode()
         if definition.revoked:
-            await self.ask(b"DEL", name)
+            await self.ask_everybodys(b"DEL", name)
             return
         caller = Caller(
             definition.organization_id,
@@ -155,7 +162,7 @@ class Control(Client):
             definition.user_header,
         )
         until = [b"PXAT", b"%d" % definition.expires_ms] if definition.expires_ms else []
-        await self.ask(b"SET", name, encode_identity(caller, definition.expires_ms), *until)
+        await self.ask_everybodys(b"SET", name, encode_identity(caller, definition.expires_ms), *until)
 
     async def publish(self, everybodys: CatalogueDefinition | PricesDefinition, version: int) -> None:
         """Write the catalogue, or the prices.
@@ -178,22 +185,32 @@ class Control(Client):
         than the markers ask for would leave every call refused.
         """
         name = key.encode()
-        before = await self.ask(b"GET", name)
+        before = await self.ask_everybodys(b"GET", name)
         while not isinstance(before, bytes) or version_of(before) <= version:
-            displaced = await self.ask(b"SET", name, raw, b"GET")
+            displaced = await self.ask_everybodys(b"SET", name, raw, b"GET")
             if not isinstance(displaced, bytes) or version_of(displaced) <= version:
                 break
             raw, version = displaced, version_of(displaced)
 
     async def _catalogue(self, definition: CatalogueDefinition, version: int) -> None:
+        """Publish it, and have each partition ask for it; those of a server that is away, later."""
         await self.publish(definition, version)
+        fault: CountersUnavailable | None = None
         for partition in range(PARTITIONS):
-            marker = await self.marker(partition)
-            run_id, epoch, before = packing.read_marker(marker)
-            if run_id != self.run_id:
-                raise CountersUnavailable
-            if before < version:
-                await self.mark(run_id, partition, marker, epoch, version)
+            try:
+                await self._ask_for(partition, version)
+            except CountersUnavailable as error:
+                fault = error
+        if fault is not None:
+            raise fault
+
+    async def _ask_for(self, partition: int, version: int) -> None:
+        marker = await self.marker(partition)
+        run_id, epoch, before = packing.read_marker(marker)
+        if run_id != self.run_id_of(partition):
+            raise CountersUnavailable
+        if before < version:
+            await self.mark(run_id, partition, marker, epoch, version)
 
     async def mark(
         self, run_id: bytes, partition: int, before: bytes, epoch: int, catalogue: int | None
@@ -207,7 +224,7 @@ class Control(Client):
 
     async def rebuild(self, partition: int, state: str, packed: bytes, before: bytes) -> bool:
         """Write one account's whole state, or the marker, while the marker is as it was read."""
-        call = packing.rebuild(self.run_id, partition, state, packed, before)
+        call = packing.rebuild(self.run_id_of(partition), partition, state, packed, before)
         return packing.code_of(await self.run("load", call)) == APPLIED
 
 

@@ -7,29 +7,46 @@ kept out. In any other case a partition is verified as after a restart.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 
 from gateway.core.wait import in_task
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
-from gateway.counters.redis.shards import Shards
 from gateway.counters.redis.wire import Wire, encode, encode_script
+from gateway.counters.redis.wires import Wires
 from gateway.errors import CountersUnavailable
+
+LOOK_S = 0.1
 
 
 class Moves:
-    """Of one cluster, looked at again and again."""
+    """Of one cluster, looked at again and again; one server alone is given nothing."""
 
-    def __init__(self, shards: Shards) -> None:
-        self._shards = shards
+    def __init__(self, wires: Wires) -> None:
+        self._wires = wires
         # Under which history each primary was seen last, and by whom a partition was had then.
         self._seen: dict[Wire, bytes] = {}
         self._had: dict[int, Wire] = {}
+        self._looking = asyncio.Lock()
 
     async def take_up(self) -> list[int]:
-        """Write the markers of partitions that were moved since the last look; answers which."""
-        known, self._seen = self._seen, {one: one.run_id for one in self._shards.wires if one.connected}
+        """Write the markers of partitions that were moved since the last look; answers which.
+
+        Whoever asks meanwhile waits until it is done.
+        """
+        async with self._looking:
+            return await self._take_up()
+
+    async def keep_taking_up(self) -> None:
+        """Look again and again, until cancelled: where nothing was moved that costs nothing."""
+        while True:
+            await self.take_up()
+            await asyncio.sleep(LOOK_S)
+
+    async def _take_up(self) -> list[int]:
+        known, self._seen = self._seen, {one: one.run_id for one in self._wires.wires if one.connected}
         taken = []
         for wire, run_id in self._seen.items():
             had, partitions = self._had, wire.part.partitions

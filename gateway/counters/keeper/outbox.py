@@ -158,7 +158,7 @@ class Outbox:
         `max-deleted-entry-id`. A partition that has no stream is left out.
         """
         kinds = await self._client.ask_all(b"TYPE", keys.outbox)
-        streams = [partition for partition, kind in enumerate(kinds) if kind == b"stream"]
+        streams = [partition for partition, kind in kinds.items() if kind == b"stream"]
         facts = await self._client.ask_each((b"XINFO", b"STREAM", keys.outbox(p).encode()) for p in streams)
         newest = {
             p: fields_of(said).get(b"max-deleted-entry-id") for p, said in zip(streams, facts, strict=True)
@@ -197,8 +197,9 @@ class Outbox:
         """Entries waiting in all partitions, and the oldest one's time in ms (0: none)."""
         lengths = await self._client.ask_all(b"XLEN", keys.outbox)
         firsts = await self._client.ask_all(b"XRANGE", keys.outbox, b"-", b"+", b"COUNT", b"1")
-        times = [stream_place(entry_of(one[0])[0])[0] for one in firsts if isinstance(one, list) and one]
-        return sum(one for one in lengths if isinstance(one, int)), min(times, default=0)
+        there = [one[0] for one in firsts.values() if isinstance(one, list) and one]
+        times = [stream_place(entry_of(one)[0])[0] for one in there]
+        return sum(one for one in lengths.values() if isinstance(one, int)), min(times, default=0)
 
 
 def _entries(answer: Reply) -> list[tuple[bytes, bytes]]:

@@ -17,10 +17,12 @@ class RefusedStream:
 
     async def read(self, count: int) -> list[tuple[bytes, RefusedBatch | None]]:
         """The oldest batches with their ids; None for what cannot be read."""
-        found = await self._client.ask(b"XRANGE", keys.REFUSED.encode(), b"-", b"+", b"COUNT", b"%d" % count)
+        found = await self._client.ask_everybodys(
+            b"XRANGE", keys.REFUSED.encode(), b"-", b"+", b"COUNT", b"%d" % count
+        )
         entries = map(entry_of, found) if isinstance(found, list) else ()
         return [(entry_id, read_batch(packed)) for entry_id, packed in entries]
 
     async def forget(self, ids: Sequence[bytes]) -> None:
         """Remove batches that are stored."""
-        await self._client.ask(b"XDEL", keys.REFUSED.encode(), *ids)
+        await self._client.ask_everybodys(b"XDEL", keys.REFUSED.encode(), *ids)

@@ -69,15 +69,15 @@ class AccountHeads(Client):
 
     async def _require_verified(self, partitions: Iterable[int]) -> None:
         """CountersUnavailable where one is not verified: what is not there may only not be there yet."""
-        run_id = self.run_id
         for partition in partitions:
+            run_id = self.run_id_of(partition)
             if not run_id or packing.read_marker(await self.marker(partition))[0] != run_id:
                 raise CountersUnavailable
 
     async def holds(self) -> int:
         """Holds of calls in flight, over all partitions."""
         counts = await self.ask_all(b"ZCARD", keys.deadlines)
-        return sum(count for count in counts if isinstance(count, int))
+        return sum(count for count in counts.values() if isinstance(count, int))
 
 
 def _remaining(tenant: states.TenantState) -> int | None:

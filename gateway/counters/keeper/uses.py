@@ -37,7 +37,8 @@ async def charge_use(client: Client, write: ControlWrite) -> bool:
     accounts = await _budgets(client, organization_id, use)
     settlement = _settlement(caller, write.id, use, accounts)
     call = packing.settle(
-        client.run_id, TOMBSTONE_MS, settlement, packing.MODE_POST, b"%d" % use.facts.used_ms,
+        client.run_id_of(caller.partition), TOMBSTONE_MS, settlement, packing.MODE_POST,
+        b"%d" % use.facts.used_ms,
         definitions=tuple(one.defined for one in accounts),
     )  # fmt: skip
     return await _settle(client, caller, call)
@@ -59,7 +60,8 @@ async def amend(client: Client, write: ControlWrite) -> bool:
         msgspec.json.encode({"corrects": amended["corrects"], "reason": amended["reason"]}),
     )  # fmt: skip
     now = b"%d" % await client.now_ms()
-    call = packing.settle(client.run_id, TOMBSTONE_MS, settlement, packing.MODE_CORRECT, now)
+    run_id = client.run_id_of(caller.partition)
+    call = packing.settle(run_id, TOMBSTONE_MS, settlement, packing.MODE_CORRECT, now)
     return await _settle(client, caller, call)
 
 

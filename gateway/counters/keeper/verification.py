@@ -32,7 +32,7 @@ class KeeperCounters(BudgetAccounts, AccountHeads):
         """The partitions as their markers stand under the present run id."""
         markers = await self.ask_all(b"GET", keys.marker)
         found = Markers(self.run_id, [], {}, {})
-        for partition, raw in enumerate(markers):
+        for partition, raw in markers.items():
             marker = raw if isinstance(raw, bytes) else b""
             run_id, epoch, catalogue = packing.read_marker(raw)
             if run_id != found.run_id:
@@ -70,7 +70,7 @@ class KeeperCounters(BudgetAccounts, AccountHeads):
     async def late_waiting(self) -> frozenset[int]:
         """Partitions with settlements in their late queue, or whose queue does not say."""
         lengths = await self.ask_all(b"XLEN", keys.late)
-        return frozenset(partition for partition, length in enumerate(lengths) if length != 0)
+        return frozenset(partition for partition, length in lengths.items() if length != 0)
 
     async def behind(
         self, partition: int, organizations: Sequence[OrganizationAccount], tenants: Sequence[TenantAccount]
@@ -162,9 +162,17 @@ class KeeperCounters(BudgetAccounts, AccountHeads):
         """Say that whatever is not here does not exist."""
         await self.ask(b"SET", keys.verified(self.wire.part.anchor).encode(), run_id)
 
-    async def said_verified(self, run_id: bytes) -> bool:
-        """Whether a keeper has said so under this run id."""
-        return await self.ask(b"GET", keys.verified(self.wire.part.anchor).encode()) == run_id
+    async def said_verified(self, run_id: bytes, unverified: Sequence[object] = ()) -> bool:
+        """Whether a keeper has said so under this run id.
+
+        Partitions that are not verified came with slots that were moved here. What is not there of them may
+        exist, so it is not said any more.
+        """
+        name = keys.verified(self.wire.part.anchor).encode()
+        said = await self.ask(b"GET", name) == run_id
+        if said and unverified:
+            await self.ask(b"DEL", name)
+        return said
 
 
 def tenant_state(account: TenantAccount) -> states.TenantState:

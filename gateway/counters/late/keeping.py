@@ -45,7 +45,7 @@ class Keeping:
         found: list[ExpiredHold] = []
         window = b"-inf", b"%d" % now_ms, b"BYSCORE", b"LIMIT", b"0", b"%d" % count
         due = await self._client.ask_all(b"ZRANGE", keys.deadlines, *window)
-        for partition, names in enumerate(due):
+        for partition, names in due.items():
             for name in names if isinstance(names, list) else ():
                 hold = await self._hold(partition, cast("bytes", name).decode())
                 if hold is not None:

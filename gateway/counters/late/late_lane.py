@@ -91,7 +91,7 @@ class LateLane:
         knows what to do with another one. A partition whose streams are broken keeps no other waiting.
         """
         lengths = await self._client.ask_all(b"XLEN", keys.late)
-        lanes = [partition for partition, length in enumerate(lengths) if isinstance(length, int) and length]
+        lanes = [one for one, length in lengths.items() if isinstance(length, int) and length]
         for partition in self._known.keys() - set(lanes):
             self._known[partition] = self._known[partition].emptied()
         share = max(1, count // max(1, len(lanes)))

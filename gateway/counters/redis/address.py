@@ -9,8 +9,8 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from gateway.core.certificate import TlsFiles
 from gateway.errors import CountersUnavailable, SettingError
 
-SENTINEL_PORT = 26379
-SENTINELS_MAX = 16
+DEFAULT_PORT, SENTINEL_PORT = 6379, 26379
+PLACES_MAX = 16
 _PREFIX = "TOLLKEEPER_REDIS_"
 
 
@@ -39,11 +39,14 @@ class Address:
 def parse_url(url: str, files: TlsFiles = TlsFiles()) -> Address:  # noqa: B008  # it cannot change
     """The address a URL names; SettingError where it names none, or a file cannot be used.
 
-    `redis://user:password@host:port/database`, `rediss://…` with TLS, `unix:///path?db=0`, or
+    `redis://user:password@host:port/database`, `rediss://…` with TLS, `unix:///path?db=0`,
     `redis+sentinel://user:password@host:port,host:port/primary/database` (`rediss+sentinel://`), where
-    the query may hold the sentinels' own `username` and `password`.
+    the query may hold the sentinels' own `username` and `password`, or
+    `redis+cluster://user:password@host:port,host:port` (`rediss+cluster://`), some members of a cluster.
     """
     parts = urlsplit(url)
+    if parts.scheme in ("redis+cluster", "rediss+cluster"):
+        return _by_members(parts, _context(files) if parts.scheme.startswith("rediss") else None)
     if parts.scheme in ("redis+sentinel", "rediss+sentinel"):
         return _by_sentinels(parts, _context(files) if parts.scheme.startswith("rediss") else None)
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
@@ -52,31 +55,45 @@ def parse_url(url: str, files: TlsFiles = TlsFiles()) -> Address:  # noqa: B008 
         return Address("", 0, parts.path, int(query.get("db", 0)), user, password)
     if parts.scheme not in ("redis", "rediss") or not parts.hostname:
         raise SettingError(
-            f"{_PREFIX}URL must be redis://, rediss://, redis+sentinel:// or unix:// and name a host"
+            f"{_PREFIX}URL must be redis://, rediss://, redis+sentinel://, redis+cluster:// or unix://"
+            " and name a host"
         )
     database = parts.path.strip("/") or "0"
     if not database.isdigit():
         raise SettingError(f"{_PREFIX}URL must end in a database number or nothing")
     tls = _context(files) if parts.scheme == "rediss" else None
-    return Address(parts.hostname, parts.port or 6379, "", int(database), user, password, tls)
+    return Address(parts.hostname, parts.port or DEFAULT_PORT, "", int(database), user, password, tls)
+
+
+def _by_members(parts: SplitResult, tls: ssl.SSLContext | None) -> Address:
+    username, password, members = _places(parts, DEFAULT_PORT, f"1 to {PLACES_MAX} members of a cluster")
+    if parts.path.strip("/") not in ("", "0") or parts.query:
+        raise SettingError(f"{_PREFIX}URL must end behind the members: a cluster has one database alone")
+    return Address("", 0, "", 0, username, password, tls, members=members)
+
+
+def _places(parts: SplitResult, port: int, wanted: str) -> tuple[str, str, tuple[tuple[str, int], ...]]:
+    """User, password, and each host and port of a URL that names several."""
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    username, _, password = credentials.partition(":")
+    try:
+        found = [urlsplit(f"//{place}") for place in hosts.split(",")]
+        places = tuple((place.hostname or "", place.port or port) for place in found)
+    except ValueError:
+        places = ()
+    if not places or not all(host for host, _ in places) or len(places) > PLACES_MAX:
+        raise SettingError(f"{_PREFIX}URL must name {wanted} as host:port,host:port")
+    return unquote(username), unquote(password), places
 
 
 def _by_sentinels(parts: SplitResult, tls: ssl.SSLContext | None) -> Address:
-    credentials, _, hosts = parts.netloc.rpartition("@")
-    username, _, password = credentials.partition(":")
+    username, password, sentinels = _places(parts, SENTINEL_PORT, f"1 to {PLACES_MAX} sentinels")
     name, _, database = parts.path.strip("/").partition("/")
-    try:
-        places = [urlsplit(f"//{place}") for place in hosts.split(",")]
-        sentinels = tuple((place.hostname or "", place.port or SENTINEL_PORT) for place in places)
-    except ValueError:
-        sentinels = ()
-    if not sentinels or not all(host for host, _ in sentinels) or len(sentinels) > SENTINELS_MAX:
-        raise SettingError(f"{_PREFIX}URL must name 1 to {SENTINELS_MAX} sentinels as host:port,host:port")
     if not name or not (database or "0").isdigit():
         raise SettingError(f"{_PREFIX}URL must end in the primary's name, and a database number or nothing")
     theirs = dict(parse_qsl(parts.query))
     return Address(
-        "", 0, "", int(database or "0"), unquote(username), unquote(password), tls,
+        "", 0, "", int(database or "0"), username, password, tls,
         sentinels, unquote(name), theirs.get("username", ""), theirs.get("password", ""),
     )  # fmt: skip
 

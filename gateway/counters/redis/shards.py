@@ -8,10 +8,11 @@ of one primary is nothing to the partitions of the others. It knows nothing of l
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Container
+from collections.abc import Awaitable, Callable, Container, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
+from gateway.core.model import PARTITIONS
 from gateway.core.wait import Wait, in_task
 from gateway.counters.redis.address import Address
 from gateway.counters.redis.members import view_apart, view_of
@@ -100,6 +101,11 @@ class Shards:
         else:
             wait.set(None)
         return wait
+
+    @property
+    def partitions(self) -> Sequence[int]:
+        """All of them, also where nobody has one just now."""
+        return range(PARTITIONS)
 
     @property
     def wires(self) -> list[Wire]:

@@ -212,6 +212,11 @@ class Wire(asyncio.Protocol):
         """All there are."""
         return [self]
 
+    @property
+    def partitions(self) -> Sequence[int]:
+        """Those of its server."""
+        return self.part.partitions
+
     def hear(self, changed: Callable[[bytes], None]) -> None:
         """Have the name of each key told that changed."""
         self.hearing.changed = changed

@@ -6,7 +6,7 @@ such as its fence, is made for each of `wires`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from gateway.counters.redis.wire import Wire
@@ -18,6 +18,11 @@ class Wires(Protocol):
     @property
     def wires(self) -> list[Wire]:
         """The wires to all servers that have partitions."""
+        ...
+
+    @property
+    def partitions(self) -> Sequence[int]:
+        """The partitions that they have."""
         ...
 
     @property

@@ -94,9 +94,16 @@ async def _upstream(supervisor: Supervisor, options: Options) -> str | None:
 
 
 async def _reachable(url: str, what: str, option: str) -> None:
+    """StartError where nobody listens there; of several places one is enough."""
     parts = urlsplit(url)
     if parts.scheme == "unix" or not parts.hostname:
         return
-    port = parts.port or DEFAULT_PORTS.get(parts.scheme.partition("+")[0], 0)
-    if not await ports.answers(parts.hostname, port, EXTERNAL_WAIT_S):
-        raise StartError(f"{what} at {parts.hostname}:{port} ({option}) does not answer")
+    usual = DEFAULT_PORTS.get(parts.scheme.partition("+")[0], 0)
+    places = [urlsplit(f"//{one}") for one in parts.netloc.rpartition("@")[2].split(",")]
+    for place in places:
+        if place.hostname and await ports.answers(
+            place.hostname, place.port or usual, EXTERNAL_WAIT_S / len(places)
+        ):
+            return
+    shown = ", ".join(f"{place.hostname}:{place.port or usual}" for place in places)
+    raise StartError(f"{what} at {shown} ({option}) does not answer")

@@ -1,0 +1,202 @@
+"""What a keeper does for each server of Redis: the loops that speak over its one wire, for its partitions.
+
+One server has them all; of a cluster each primary has its own, so none waits for another. Part of the
+composition root.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.background.flushing.flusher import Failed, Flushed, Flusher
+from gateway.background.flushing.late import LateSettlements
+from gateway.background.flushing.rollbacks import Rollbacks
+from gateway.background.timed.pusher import Pusher
+from gateway.background.timed.reclaimer import Reclaimer
+from gateway.background.verifying.admission_gate import AdmissionGate
+from gateway.background.verifying.rewinds import Rewinds
+from gateway.background.verifying.verifier import Verifier
+from gateway.core.accounts.holds import ReclaimPolicy
+from gateway.core.accounts.losses import Movement
+from gateway.core.integrity.verified import Verified
+from gateway.counters.fences import Fences
+from gateway.counters.keeper.outbox import Outbox
+from gateway.counters.keeper.strays import StrayReader
+from gateway.counters.keeper.verification import KeeperCounters
+from gateway.counters.late.keeping import Keeping
+from gateway.counters.redis.keys import partition_of, partition_of_digest
+from gateway.counters.redis.wire import Wire
+from gateway.counters.redis.wires import Wires
+from gateway.errors import CountersUnavailable
+from gateway.run.stopping import cancel, forever
+from gateway.settings.settings import Settings
+from persistence.keeper.pushes import Pushes
+from persistence.keeper.reconciliations import Accounts
+from persistence.keeper.sweeps import Sweeps
+from persistence.keeper.verification import Truths
+from persistence.ledger.writer import Writer
+from persistence.resources.quarantine import Quarantines
+
+# How soon a server that became a primary is looked after.
+LOOK_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """What all of them share. `counters` goes to whoever has an organization, `moved` is evidence of all.
+
+    `first` is awaited before partitions are looked at: those that were moved to a server are taken up there.
+    """
+
+    settings: Settings
+    engine: AsyncEngine
+    wires: Wires
+    fences: Fences
+    counters: KeeperCounters
+    moved: deque[Movement]
+    log: Callable[..., None]
+    first: Callable[[], Awaitable[object]]
+    flushed: Callable[[Flushed | Failed], None]
+    verified: Callable[[list[Verified]], None]
+    went_back: Callable[[list[str]], None]
+    refuse: Callable[[Mapping[int, Sequence[int]]], Awaitable[None]]
+
+
+class KeptServer:
+    """The loops of one server."""
+
+    def __init__(self, wire: Wire, common: Common) -> None:
+        self.wire, self._log = wire, common.log
+        settings, engine, fence = common.settings, common.engine, common.fences.of(wire)
+        counters = KeeperCounters(wire, everybodys=common.wires, moved=common.moved)
+        sweeps, quarantines = Sweeps(engine), Quarantines(engine)
+        truths = Truths(engine, partition_of, partition_of_digest)
+
+        def partitions() -> Sequence[int]:
+            return wire.part.partitions
+
+        self.counters, self._writer = counters, Writer(settings.database_url)
+        self.outbox = Outbox(counters, common.log, check_history=fence.check_history)
+        streams = StrayReader(counters, fence.check_history)
+        rewinds = Rewinds(fence, counters, streams, quarantines, first=common.first)
+        self.rollbacks = Rollbacks(
+            self.outbox, counters, Accounts(engine), quarantines, first=rewinds.notice,
+            partition_of=partition_of, observe=common.went_back, partitions=partitions,
+        )  # fmt: skip
+        self._flusher = Flusher(
+            self.outbox, self._writer, common.flushed,
+            before_storing=self.rollbacks.stop_accounts, refuse=common.refuse, partitions=partitions,
+            flush_interval_s=settings.flush_interval_s, waiting_entries_max=settings.waiting_entries_max,
+        )  # fmt: skip
+        gate = AdmissionGate(truths, counters, time.monotonic)
+        self.verifier = Verifier(
+            truths, counters, common.verified,
+            admission_gate=gate, rewinds=rewinds, partitions=partitions,
+        )  # fmt: skip
+        keeping = Keeping(counters)
+        self.reclaimer = Reclaimer(keeping, ReclaimPolicy(settings.reclaim))
+        self._late = LateSettlements(keeping, sweeps)
+        self._pusher = Pusher(Pushes(engine), common.counters, partitions)
+        self._flushing: asyncio.Task[None] | None = None
+        self._loops: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin every loop."""
+        loops = {
+            "verifier": self.verifier.run,
+            "pusher": self._pusher.run,
+            "reclaimer": self.reclaimer.run,
+            "late": self._late.run,
+            "rollbacks": self.rollbacks.run,
+        }
+        self._flushing = asyncio.create_task(self._flusher.run())
+        self._loops = [asyncio.create_task(forever(name, run, self._log)) for name, run in loops.items()]
+
+    async def stop(self) -> None:
+        """End them; what waits in the outbox is flushed last."""
+        await cancel(self._loops)
+        self._flusher.stop()
+        if self._flushing is not None:
+            await self._flushing
+        self._writer.close()
+
+
+class KeptServers:
+    """Those that are there, as they come and go."""
+
+    def __init__(self, wires: Wires, make: Callable[[Wire], KeptServer]) -> None:
+        self._wires, self._make = wires, make
+        self._kept: dict[Wire, KeptServer] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self._reclaimed_before = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether everything of all servers is verified under the run ids of their present connections."""
+        there = [self._kept.get(wire) for wire in self._wires.wires]
+        return bool(there) and all(one is not None and one.verifier.ready for one in there)
+
+    @property
+    def reclaimed(self) -> int:
+        """Holds taken back since the start."""
+        return self._reclaimed_before + sum(one.reclaimer.reclaimed for one in self._kept.values())
+
+    @property
+    def quarantined(self) -> int | None:
+        """How many accounts are in quarantine, None before the first look."""
+        found = (one.rollbacks.quarantined for one in self._kept.values())
+        return max((one for one in found if one is not None), default=None)
+
+    async def run(self) -> None:
+        """Look after every server there is, until cancelled."""
+        while True:
+            self.look()
+            await asyncio.sleep(LOOK_S)
+
+    def look(self) -> None:
+        """Begin with servers that came, end with those that went."""
+        wires = self._wires.wires
+        for wire in [one for one in self._kept if one not in wires]:
+            gone = self._kept.pop(wire)
+            self._reclaimed_before += gone.reclaimer.reclaimed
+            ending = asyncio.create_task(gone.stop())
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+        for wire in wires:
+            if wire not in self._kept:
+                self._kept[wire] = self._make(wire)
+                self._kept[wire].start()
+
+    async def stop(self) -> None:
+        """End with all of them."""
+        await asyncio.gather(*(one.stop() for one in self._kept.values()), *self._ending)
+
+    async def waiting(self) -> dict[str, object]:
+        """How much waits in the outboxes, in numbers for a snapshot; of servers that answer."""
+        entries = waiting = broken = holds = 0
+        oldest: list[int] = []
+        answered = False
+        for one in self._kept.values():
+            with suppress(CountersUnavailable):
+                count, oldest_ms = await one.outbox.depth()
+                apart = await one.outbox.parked(one.wire.part.partitions)
+                holds += await one.counters.holds()
+                entries, waiting, answered = entries + count, waiting + sum(apart.values()), True
+                broken += len(one.outbox.broken)
+                oldest += [oldest_ms] if oldest_ms else []
+        if not answered:
+            return {}
+        return {
+            "outbox_entries": entries,
+            "outbox_oldest_seconds": max(0.0, time.time() - min(oldest) / 1000) if oldest else 0.0,
+            "waiting_entries": waiting,
+            "outbox_streams_broken": broken,
+            "holds": holds,
+        }
