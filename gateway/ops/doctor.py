@@ -11,46 +11,27 @@ import os
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
-from gateway.core.calls.binding import Bindings
 from gateway.core.calls.route import UpstreamTarget
 from gateway.core.issuers.issuer import Issuer
-from gateway.core.wait import in_task
-from gateway.counters.admission.stored import decode_catalogue
-from gateway.counters.fence import history
-from gateway.counters.redis import keys
-from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.scripts import VERBS, library
-from gateway.counters.redis.wire import Wire, encode
-from gateway.errors import CountersRefused, SettingError, StartError, TollkeeperError
+from gateway.errors import SettingError, StartError
 from gateway.http.upstream.pool import reach
 from gateway.issuers.key_set import UnreadableKeys
 from gateway.issuers.keys import read_keys
-from gateway.ops import doctor_redis, doctor_users, hints
+from gateway.ops import doctor_users, hints
+from gateway.ops.doctor_servers import ANSWER_MAX_S, examine_redis
+from gateway.ops.finding import Finding
 from gateway.run.vitals import FREE_BYTES_MIN, full_disk
 from gateway.settings.settings import PREFIX, Settings
 from gateway.settings.tls_files import PREFIXES
 from gateway.settings.urls import wanted, without_password
 from gateway.tls.certificates import load
 
-REDIS_VERSION_MIN = (7, 0)
-ANSWER_MAX_S = 5.0
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at."""
-
-    well: bool
-    subject: str
-    says: str
 
 
 async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Finding]:
@@ -65,7 +46,7 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
     for finding in _ports(settings, role):
         yield finding
     if settings.redis_url:
-        async for finding in _redis(settings, role):
+        async for finding in examine_redis(settings, role):
             yield finding
     else:
         yield Finding(False, "redis", f"TOLLKEEPER_REDIS_URL is not set: {wanted('redis_url')}")
@@ -164,91 +145,6 @@ async def _upstream(target: UpstreamTarget, named: str = "") -> Finding:
         return Finding(False, subject, f"{said}; {hints.upstream(why)}")
     until = f", its certificate is valid until {_day(end)}" if end else ""
     return Finding(True, subject, f"{target.base_url} accepts connections{until}")
-
-
-async def _redis(settings: Settings, role: str) -> AsyncIterator[Finding]:
-    shown = without_password(settings.redis_url)
-    wire: Wire | None = None
-    try:
-        address = parse_url(settings.redis_url, settings.redis_files)
-        wire = Wire(address, time.monotonic, call_s=ANSWER_MAX_S)
-        await wire.open()
-        info = await _info(wire)
-        confirmed = await in_task(wire.send(encode(b"GET", keys.verified(wire.part.anchor).encode())))
-        catalogue = await in_task(wire.send(encode(b"GET", keys.CATALOGUE.encode())))
-        named = await in_task(wire.send(encode(b"GET", keys.history(wire.part.anchor).encode())))
-        fsync = await _if_allowed(wire, b"CONFIG", b"GET", b"appendfsync")
-        known = await in_task(
-            wire.send(encode(b"FUNCTION", b"LIST", b"LIBRARYNAME", library().name.encode()))
-        )
-    except (TollkeeperError, OSError, TimeoutError) as error:
-        why = str(error).rstrip(": ") or f"no answer within {ANSWER_MAX_S:g} s"
-        yield Finding(False, "redis", f"{shown}: {why}; {hints.redis(why)}")
-        return
-    finally:
-        if wire is not None:
-            await wire.close()
-    version = info.get("valkey_version") or info.get("redis_version", "0")
-    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    name = "Valkey" if "valkey_version" in info else "Redis"
-    yield Finding(
-        numbers >= REDIS_VERSION_MIN, "redis", f"{shown} is {name} {version} (7.0 or newer is needed)"
-    )
-    if wire.certificate_end is not None:
-        yield Finding(True, "redis", f"its certificate is valid until {_day(wire.certificate_end)}")
-    elif settings.redis_url.startswith(("redis://", "redis+")) and any(asdict(settings.redis_files).values()):
-        said = "there is a TOLLKEEPER_REDIS_*_FILE for TLS, but nothing is encrypted"
-        yield Finding(False, "redis", f"{said}: TOLLKEEPER_REDIS_URL must begin with rediss://")
-    for seen in doctor_redis.kept(info, fsync):
-        yield Finding(*seen)
-    loaded = isinstance(known, list) and bool(known)
-    yield Finding(loaded, "redis", f"{len(VERBS)} scripts {'are loaded' if loaded else 'cannot be loaded'}")
-    for finding in _services(settings, catalogue) if role != "keeper" else ():
-        yield finding
-    here = history(info.get("run_id", "").encode(), named if isinstance(named, bytes) else b"")
-    yield _verification(confirmed if isinstance(confirmed, bytes) else b"", here)
-    yield Finding(*await doctor_users.of_redis(address, role, ANSWER_MAX_S))
-
-
-def _services(settings: Settings, catalogue: object) -> Iterator[Finding]:
-    """Services whose calls are refused, for they go nowhere or could be had at another price."""
-    services = decode_catalogue(catalogue).services if isinstance(catalogue, bytes) else {}
-    targets = {target.name: target for target in settings.upstreams}
-    try:
-        settings.table.check_services(services)
-    except SettingError as error:
-        yield Finding(False, "settings", error.message)
-    bound = Bindings(settings.routes, targets, settings.services, services)
-    for key, name in bound.unplaced():
-        yield Finding(
-            False, f"service {key}", f"its upstream {name} is not one of {', '.join(sorted(targets))}"
-        )
-    for one, other, name in bound.conflicts():
-        said = f"shares paths of the upstream {name} with {other}, which has another price: both are refused"
-        yield Finding(False, f"service {one}", f"{said}; give each paths of its own, such as /v1/sms/*")
-
-
-def _verification(confirmed: bytes, here: bytes) -> Finding:
-    """Whether a keeper has compared this very data with PostgreSQL; until then calls are refused."""
-    if not confirmed:
-        return Finding(True, "redis", "no keeper has verified it yet; the first one that starts will")
-    if confirmed == here:
-        return Finding(True, "redis", "a keeper has verified it since its last start")
-    said = "not verified since its last start, or since its data was replaced, so calls are refused"
-    return Finding(False, "redis", f"{said}: run the keeper")
-
-
-async def _if_allowed(wire: Wire, *command: bytes) -> object:
-    """What Redis answers; None where its user may not ask that."""
-    with suppress(CountersRefused):
-        return await in_task(wire.send(encode(*command)))
-    return None
-
-
-async def _info(wire: Wire) -> dict[str, str]:
-    answer = await in_task(wire.send(encode(b"INFO")))
-    text = answer.decode(errors="replace") if isinstance(answer, bytes) else ""
-    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line and not line.startswith("#"))
 
 
 def _day(moment: float) -> str:

@@ -14,7 +14,9 @@ import pytest
 import trustme
 
 from gateway.ops import hints
-from gateway.ops.doctor import Finding, _data_directory, _stripe, _verification, examine
+from gateway.ops.doctor import _data_directory, _stripe, examine
+from gateway.ops.doctor_servers import verification
+from gateway.ops.finding import Finding
 from gateway.settings.settings import Settings, load
 from tests.certificates import issued, write
 from tests.conftest import ValkeyServer, free_port
@@ -30,7 +32,7 @@ SECRET = "not-for-anybodys-eyes"
 def test_a_server_that_no_keeper_has_compared_is_what_refuses_calls(
     vouched: bytes, well: bool, said: str
 ) -> None:
-    finding = _verification(vouched, b"this")
+    finding = verification("redis", vouched, b"this")
     assert finding.well is well
     assert said in finding.says
 
@@ -159,7 +161,7 @@ async def test_files_for_tls_without_tls_are_a_mistake(
 ) -> None:
     url = own_valkey("--appendonly", "yes").url
     found = await wrong(settings(tmp_path, redis_url=url, redis_ca_file="/etc/ca.pem"), "serve")
-    assert "TOLLKEEPER_REDIS_URL must begin with rediss://" in one(found, "redis")
+    assert "TOLLKEEPER_REDIS_URL must begin with rediss" in one(found, "redis")
 
 
 async def test_a_database_without_the_schema_and_one_of_a_newer_program(

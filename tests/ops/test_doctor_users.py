@@ -59,7 +59,7 @@ def test_what_is_asked_for_is_what_the_users_are_given(name: str, lines: tuple[s
     asked = {
         words[0]
         if f"{words[0]}|{words[1:][:1]}" in given
-        else re.sub(r"^(client|function|xinfo) (\w+).*", r"\1|\2", line)
+        else re.sub(r"^(client|cluster|function|xinfo) (\w+).*", r"\1|\2", line)
         for line in (line.lower() for line in lines)
         for words in [line.split()]
     }

@@ -65,11 +65,6 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         ("DATABASE_URL", "postgresql://h:0/x", "is not valid: expected a port from 1 to 65535"),
         ("DATABASE_URL", "postgresql://u:a/b@h/x", "written as %40 %3A %2F"),
         ("DATABASE_OWNER_URL", "postgresql://u:a/b@h/x", "written as %40 %3A %2F"),
-        (
-            "REDIS_URL",
-            "redis+cluster://a:1,b:2",
-            "rediss+sentinel:// or unix://: a cluster cannot be used yet",
-        ),
         ("SMTP_URL", "https://x", "is not valid: expected a URL beginning with smtp:// or smtps://"),
         ("SMTP_URL", "smtp://h:0", "is not valid: expected a port from 1 to 65535"),
         ("SMTP_URL", "smtp://u:a/b@h", "written as %40 %3A %2F"),
@@ -156,6 +151,8 @@ def test_who_may_only_read_has_another_token_than_who_may_write() -> None:
         "rediss://u:p%40%2F@h:1/2",
         "unix:///run/redis.sock?db=1",
         "redis+sentinel://a:1,b:2/main/0",
+        "redis+cluster://a:1,b:2",
+        "rediss+cluster://me:p%40w@a",
     ],
 )
 def test_every_way_to_write_where_redis_is_passes(url: str) -> None:

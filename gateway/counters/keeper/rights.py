@@ -15,6 +15,7 @@ OF_A_PARTITION, IDENTITY = "tk:{p0}:doctor", "tk:id:{p0}:doctor"
 
 BOTH = (
     "PING", "ROLE", "SELECT 0", "INFO", "TIME", "FUNCTION LIST", "HELLO", "CLIENT TRACKING OFF",
+    "CLUSTER INFO", "CLUSTER SLOTS", "ASKING",
     *(
         f"{verb} {OF_A_PARTITION} {rest}".rstrip()
         for verb, rest in (

@@ -93,6 +93,10 @@ class Shards:
         place = self.map.place_of(slot_of(name))
         return self._nobody if place is None else self._wires[place]
 
+    def place_of(self, wire: Wire) -> Place:
+        """Where a wire leads."""
+        return self._places[wire]
+
     def handed_over(self, partition: int) -> Wait[None]:
         """Wait until a partition is asked for where it is, at most for `hand_over_s_max`."""
         wait: Wait[None] = Wait()

@@ -99,7 +99,7 @@ class Wire(asyncio.Protocol):
         self.certificate_end: float | None = None
         self.trouble = ""
         self.hearing = Hearing(hears)
-        self._address, self._clock, self._call_s = address, clock, call_s
+        self.address, self._clock, self._call_s = address, clock, call_s
         self._stall_s = max(stall_s, call_s)
         self._awake = Awake(self.asked_at, max(SWEEP_S, call_s / LOOKS_MIN))
         self._waits_from = self.asked_at
@@ -385,10 +385,10 @@ class Wire(asyncio.Protocol):
 
     async def _connect(self) -> None:
         async with Within(CONNECT_S_MAX):
-            await reach(self._address, self._loop, lambda: self)
+            await reach(self.address, self._loop, lambda: self)
             self.certificate_end = end_of(self._transport) if self._transport else None
             try:
-                server = await greet(self._address, self._ask)
+                server = await greet(self.address, self._ask)
                 self.eviction, self._spreads = server.eviction, server.is_one
                 self.run_id = await self.identify(server, self._ask) if self.identify else server.run_id
                 await self.hearing.begin(self._ask)

@@ -127,7 +127,7 @@ async def test_newer_terms_written_meanwhile_are_put_back(
     world: World, control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     newer = encode_terms(9, OrganizationTerms((Negotiated(2, 6),)))
-    ask = control.ask
+    ask = control.ask_everybodys
 
     async def overtaken(*parts: bytes) -> Any:
         answer = await ask(*parts)
@@ -135,7 +135,7 @@ async def test_newer_terms_written_meanwhile_are_put_back(
             world.client.set(keys.organization_terms(1), newer)
         return answer
 
-    monkeypatch.setattr(control, "ask", overtaken)
+    monkeypatch.setattr(control, "ask_everybodys", overtaken)
     assert await control.define(OrganizationDefinition(1, NO_LIMITS), 8) is True
     assert world.get(keys.organization_terms(1)) == newer
 

@@ -425,14 +425,24 @@ def test_sentinels_are_an_address() -> None:
     assert parse_url("rediss+sentinel://one/main").tls is not None
 
 
+def test_members_of_a_cluster_are_an_address() -> None:
+    address = parse_url("redis+cluster://me:p%40w@one:7000,[::1]")
+    assert address.members == (("one", 7000), ("::1", 6379))
+    assert (address.username, address.password, address.sentinels) == ("me", "p@w", ())
+    assert "p@w" not in repr(address)
+    assert parse_url("rediss+cluster://one").tls is not None
+
+
 @pytest.mark.parametrize(
     "url",
     [
+        "redis+cluster://", "redis+cluster://one:x", "redis+cluster://one/1", "redis+cluster://one?db=1",
+        "redis+cluster://" + ",".join(["one"] * 17),
         "redis+sentinel://one", "redis+sentinel:///main", "redis+sentinel://one:x/main",
         "redis+sentinel://one/main/x", "redis+sentinel://" + ",".join(["one"] * 17) + "/main",
     ],
 )  # fmt: skip
-def test_sentinels_that_name_nothing_are_refused(url: str) -> None:
+def test_places_that_name_nothing_are_refused(url: str) -> None:
     with pytest.raises(SettingError, match="REDIS_URL"):
         parse_url(url)
 

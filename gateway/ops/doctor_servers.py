@@ -1,0 +1,187 @@
+"""Whether Redis is fit for Tollkeeper: one server, or each primary of a cluster.
+
+Part of the composition root. Of a cluster each primary is a subject of its own, by its place.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+
+from gateway.core.calls.binding import Bindings
+from gateway.core.wait import in_task
+from gateway.counters.admission.stored import decode_catalogue
+from gateway.counters.fence import history
+from gateway.counters.redis import keys
+from gateway.counters.redis.address import Address, parse_url
+from gateway.counters.redis.calls import Reply
+from gateway.counters.redis.connecting import wires_to
+from gateway.counters.redis.scripts import VERBS, library
+from gateway.counters.redis.shards import Shards
+from gateway.counters.redis.verified import ask_word
+from gateway.counters.redis.wire import Wire, encode
+from gateway.counters.redis.wires import Wires
+from gateway.errors import CountersRefused, SettingError, TollkeeperError
+from gateway.ops import doctor_redis, doctor_users, hints
+from gateway.ops.finding import Finding
+from gateway.settings.settings import Settings
+from gateway.settings.urls import without_password
+
+REDIS_VERSION_MIN = (7, 0)
+ANSWER_MAX_S = 5.0
+_CATALOGUE = keys.CATALOGUE.encode()
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """What one server said. `covers` is its cluster-require-full-coverage; empty where nobody may ask."""
+
+    info: dict[str, str]
+    confirmed: bytes
+    named: bytes
+    loaded: bool
+    covers: str
+    fsync: object
+    certificate_end: float | None
+    address: Address
+
+
+async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]:
+    """Look at what a process of this role needs of Redis."""
+    shown = without_password(settings.redis_url)
+    wires: Wires | None = None
+    try:
+        address = parse_url(settings.redis_url, settings.redis_files)
+        wires = wires_to(address, lambda where: Wire(where, time.monotonic, call_s=ANSWER_MAX_S))
+        await wires.open()
+        if not await wires.connected_within(ANSWER_MAX_S):
+            yield Finding(False, "redis", f"{shown}: {wires.trouble}; {hints.redis(wires.trouble)}")
+        servers = {_name_of(wires, one): await _asked(one, address) for one in wires.wires if one.connected}
+        catalogue = await in_task(wires.of_key(_CATALOGUE).send(encode(b"GET", _CATALOGUE)))
+    except (TollkeeperError, OSError, TimeoutError) as error:
+        why = str(error).rstrip(": ") or f"no answer within {ANSWER_MAX_S:g} s"
+        yield Finding(False, "redis", f"{shown}: {why}; {hints.redis(why)}")
+        return
+    finally:
+        if wires is not None:
+            await wires.close()
+    if isinstance(wires, Shards):
+        yield _cluster(shown, wires)
+    for subject, server in servers.items():
+        for finding in _server(settings, subject, shown, server):
+            yield finding
+    for finding in _services(settings, catalogue) if role != "keeper" else ():
+        yield finding
+    for subject, server in servers.items():
+        well, of, says = await doctor_users.of_redis(server.address, role, ANSWER_MAX_S)
+        yield Finding(well, of if subject == "redis" else f"{of} at {subject.partition(' ')[2]}", says)
+
+
+def _name_of(wires: Wires, wire: Wire) -> str:
+    """What is said of a server is said of this."""
+    if not isinstance(wires, Shards):
+        return "redis"
+    host, port = wires.place_of(wire)
+    return f"redis {host}:{port}"
+
+
+async def _asked(wire: Wire, address: Address) -> _Server:
+    info = await _info(wire)
+    confirmed = await in_task(ask_word(wire))
+    named = await in_task(wire.send(encode(b"GET", keys.history(wire.part.anchor).encode())))
+    known = await in_task(wire.send(encode(b"FUNCTION", b"LIST", b"LIBRARYNAME", library().name.encode())))
+    there = address if not address.members else replace(wire.address, members=())
+    asks = bool(address.members) and address.username in ("", "default")
+    covers = await _if_allowed(wire, "cluster-require-full-coverage") if asks else None
+    fsync = await _if_allowed(wire, "appendfsync")
+    return _Server(
+        info, _text(confirmed), _text(named), isinstance(known, list) and bool(known),
+        _text(covers[1]).decode() if isinstance(covers, list) and len(covers) > 1 else "", fsync,
+        wire.certificate_end, there,
+    )  # fmt: skip
+
+
+async def _if_allowed(wire: Wire, name: str) -> Reply:
+    """What a server is configured with; None where its user may not ask that."""
+    with suppress(CountersRefused):
+        return await in_task(wire.send(encode(*f"CONFIG GET {name}".encode().split())))
+    return None
+
+
+def _cluster(shown: str, shards: Shards) -> Finding:
+    """Whether each partition has a primary."""
+    lacking = [one for one in shards.partitions if not shards.of(one).part.partitions]
+    there = f"{shown} is a cluster of {len(shards.wires)} primaries"
+    if not lacking:
+        return Finding(True, "redis", there)
+    said = f"{there}, of which none has the slots of {len(lacking)} partitions"
+    return Finding(False, "redis", f"{said}: give each slot to a primary (CLUSTER SHARDS)")
+
+
+def _server(settings: Settings, subject: str, shown: str, server: _Server) -> Iterator[Finding]:
+    info = server.info
+    version = info.get("valkey_version") or info.get("redis_version", "0")
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    name = "Valkey" if "valkey_version" in info else "Redis"
+    what = shown if subject == "redis" else "it"
+    yield Finding(
+        numbers >= REDIS_VERSION_MIN, subject, f"{what} is {name} {version} (7.0 or newer is needed)"
+    )
+    if server.certificate_end is not None:
+        until = f"{datetime.fromtimestamp(server.certificate_end, UTC):%Y-%m-%d}"
+        yield Finding(True, subject, f"its certificate is valid until {until}")
+    elif settings.redis_url.startswith(("redis://", "redis+")) and any(asdict(settings.redis_files).values()):
+        said = "there is a TOLLKEEPER_REDIS_*_FILE for TLS, but nothing is encrypted"
+        yield Finding(False, subject, f"{said}: TOLLKEEPER_REDIS_URL must begin with rediss")
+    for well, _, says in doctor_redis.kept(info, server.fsync):
+        yield Finding(well, subject, says)
+    if server.covers:
+        alone = server.covers == "no"
+        hint = "CONFIG SET cluster-require-full-coverage no, or a primary that is away stops all of them"
+        said = f"cluster-require-full-coverage is {server.covers}"
+        yield Finding(alone, subject, said if alone else f"{said}: {hint}")
+    loaded = "are loaded" if server.loaded else "cannot be loaded"
+    yield Finding(server.loaded, subject, f"{len(VERBS)} scripts {loaded}")
+    here = history(info.get("run_id", "").encode(), server.named)
+    yield verification(subject, server.confirmed, here)
+
+
+def _services(settings: Settings, catalogue: object) -> Iterator[Finding]:
+    """Services whose calls are refused, for they go nowhere or could be had at another price."""
+    services = decode_catalogue(catalogue).services if isinstance(catalogue, bytes) else {}
+    targets = {target.name: target for target in settings.upstreams}
+    try:
+        settings.table.check_services(services)
+    except SettingError as error:
+        yield Finding(False, "settings", error.message)
+    bound = Bindings(settings.routes, targets, settings.services, services)
+    for key, name in bound.unplaced():
+        yield Finding(
+            False, f"service {key}", f"its upstream {name} is not one of {', '.join(sorted(targets))}"
+        )
+    for one, other, name in bound.conflicts():
+        said = f"shares paths of the upstream {name} with {other}, which has another price: both are refused"
+        yield Finding(False, f"service {one}", f"{said}; give each paths of its own, such as /v1/sms/*")
+
+
+def verification(subject: str, confirmed: bytes, here: bytes) -> Finding:
+    """Whether a keeper has compared this very data with PostgreSQL; until then calls are refused."""
+    if not confirmed:
+        return Finding(True, subject, "no keeper has verified it yet; the first one that starts will")
+    if confirmed == here:
+        return Finding(True, subject, "a keeper has verified it since its last start")
+    said = "not verified since its last start, or since its data was replaced, so calls are refused"
+    return Finding(False, subject, f"{said}: run the keeper")
+
+
+async def _info(wire: Wire) -> dict[str, str]:
+    answer = await in_task(wire.send(encode(b"INFO")))
+    text = answer.decode(errors="replace") if isinstance(answer, bytes) else ""
+    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line and not line.startswith("#"))
+
+
+def _text(answer: Reply) -> bytes:
+    return answer if isinstance(answer, bytes) else b""
