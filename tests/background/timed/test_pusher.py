@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -44,7 +44,8 @@ class Source:
             for name, ids in accounts.items()
         }
 
-    async def accounts(self, count: int) -> list[str]:
+    async def accounts(self, count: int, partitions: Sequence[int] | None = None) -> list[str]:
+        assert partitions is None
         return list(self.by_account)[:count]
 
     @asynccontextmanager

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from gateway.background.timed.sweeper import Sweeper
 from gateway.core.accounts.ledger import EventKind
+from gateway.errors import CountersUnavailable
 from tests.background.backend import Backend, backend_at
 from tests.builders import World
 
@@ -38,6 +41,19 @@ async def test_the_counters_decide_who_is_due() -> None:
     target = Target(2, 3)
     assert await Sweeper(Due((1, 10), (2, 20), (3, 30)), target).sweep() == 2
     assert target.swept == [(1, 10), (2, 20), (3, 30)]
+
+
+async def test_one_that_cannot_be_reset_keeps_no_other_from_it() -> None:
+    class Away(Target):
+        async def sweep(self, tenant_id: int, organization_id: int) -> bool:
+            if tenant_id == 1:
+                raise CountersUnavailable
+            return await super().sweep(tenant_id, organization_id)
+
+    target = Away(1, 2)
+    with pytest.raises(CountersUnavailable):
+        await Sweeper(Due((1, 10), (2, 20)), target).sweep()
+    assert target.swept == [(2, 20)]
 
 
 async def make_due(backend: Backend, *worlds: World) -> None:
