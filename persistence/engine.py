@@ -17,6 +17,10 @@ CONNECT_TIMEOUT_S = 5
 POOL_WAIT_S = 10
 
 
+# For who hands one on and asks it nothing.
+Engine = AsyncEngine
+
+
 def create(url: str, *, connections_max: int = POOL_CONNECTIONS_MAX) -> AsyncEngine:
     """An engine for `postgresql://…`; nothing is connected until it is used."""
     engine = create_async_engine(

@@ -52,7 +52,7 @@ from gateway.run.admin_port import AdminPort
 from gateway.run.billing_loops import billing_loops, invoicing_loops
 from gateway.run.collecting import Collecting
 from gateway.run.invoice_letterhead import invoice_renderer
-from gateway.run.kept_servers import Common, KeptServer, KeptServers
+from gateway.run.kept_servers import KeptServer, KeptServers, Shared
 from gateway.run.readiness import Probe
 from gateway.run.starting import reached, redis_reached
 from gateway.run.stopping import cancel, forever
@@ -107,12 +107,12 @@ class Keeper:
         accounts, self._quarantines = Accounts(self._engine), Quarantines(self._engine)
         self._pusher = Pusher(Pushes(self._engine), self._counters)
         told, moved = ToldClocks(self._engine, partition_of), self._counters.moved
-        common = Common(
+        shared = Shared(
             settings, self._engine, self._wires, self._fences, self._counters, moved, self._log,
             first=self._moves.take_up, flushed=self._flushed, verified=self._verified,
             went_back=self._went_back, refuse=self._refuse,
         )  # fmt: skip
-        self._servers = KeptServers(self._wires, lambda wire: KeptServer(wire, common))
+        self._servers = KeptServers(self._wires, lambda wire: KeptServer(wire, shared))
         self._sweeper = Sweeper(Sweeps(self._engine), self._counters)
         self._refused = RefusedDrain(RefusedStream(self._counters), RefusedJournal(self._engine))
         private, head = settings.webhook_private_addresses, self._invoice_renderer.letterhead

@@ -13,8 +13,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from sqlalchemy.ext.asyncio import AsyncEngine
-
 from gateway.background.flushing.flusher import Failed, Flushed, Flusher
 from gateway.background.flushing.late import LateSettlements
 from gateway.background.flushing.rollbacks import Rollbacks
@@ -37,6 +35,7 @@ from gateway.counters.redis.wires import Wires
 from gateway.errors import CountersUnavailable
 from gateway.run.stopping import cancel, forever
 from gateway.settings.settings import Settings
+from persistence.engine import Engine
 from persistence.keeper.pushes import Pushes
 from persistence.keeper.reconciliations import Accounts
 from persistence.keeper.sweeps import Sweeps
@@ -49,14 +48,14 @@ LOOK_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Common:
+class Shared:
     """What all of them share. `counters` goes to whoever has an organization, `moved` is evidence of all.
 
     `first` is awaited before partitions are looked at: those that were moved to a server are taken up there.
     """
 
     settings: Settings
-    engine: AsyncEngine
+    engine: Engine
     wires: Wires
     fences: Fences
     counters: KeeperCounters
@@ -72,10 +71,10 @@ class Common:
 class KeptServer:
     """The loops of one server."""
 
-    def __init__(self, wire: Wire, common: Common) -> None:
-        self.wire, self._log = wire, common.log
-        settings, engine, fence = common.settings, common.engine, common.fences.of(wire)
-        counters = KeeperCounters(wire, everybodys=common.wires, moved=common.moved)
+    def __init__(self, wire: Wire, shared: Shared) -> None:
+        self.wire, self._log = wire, shared.log
+        settings, engine, fence = shared.settings, shared.engine, shared.fences.of(wire)
+        counters = KeeperCounters(wire, everybodys=shared.wires, moved=shared.moved)
         sweeps, quarantines = Sweeps(engine), Quarantines(engine)
         truths = Truths(engine, partition_of, partition_of_digest)
 
@@ -83,27 +82,27 @@ class KeptServer:
             return wire.part.partitions
 
         self.counters, self._writer = counters, Writer(settings.database_url)
-        self.outbox = Outbox(counters, common.log, check_history=fence.check_history)
+        self.outbox = Outbox(counters, shared.log, check_history=fence.check_history)
         streams = StrayReader(counters, fence.check_history)
-        rewinds = Rewinds(fence, counters, streams, quarantines, first=common.first)
+        rewinds = Rewinds(fence, counters, streams, quarantines, first=shared.first)
         self.rollbacks = Rollbacks(
             self.outbox, counters, Accounts(engine), quarantines, first=rewinds.notice,
-            partition_of=partition_of, observe=common.went_back, partitions=partitions,
+            partition_of=partition_of, observe=shared.went_back, partitions=partitions,
         )  # fmt: skip
         self._flusher = Flusher(
-            self.outbox, self._writer, common.flushed,
-            before_storing=self.rollbacks.stop_accounts, refuse=common.refuse, partitions=partitions,
+            self.outbox, self._writer, shared.flushed,
+            before_storing=self.rollbacks.stop_accounts, refuse=shared.refuse, partitions=partitions,
             flush_interval_s=settings.flush_interval_s, waiting_entries_max=settings.waiting_entries_max,
         )  # fmt: skip
         gate = AdmissionGate(truths, counters, time.monotonic)
         self.verifier = Verifier(
-            truths, counters, common.verified,
+            truths, counters, shared.verified,
             admission_gate=gate, rewinds=rewinds, partitions=partitions,
         )  # fmt: skip
         keeping = Keeping(counters)
         self.reclaimer = Reclaimer(keeping, ReclaimPolicy(settings.reclaim))
         self._late = LateSettlements(keeping, sweeps)
-        self._pusher = Pusher(Pushes(engine), common.counters, partitions)
+        self._pusher = Pusher(Pushes(engine), shared.counters, partitions)
         self._flushing: asyncio.Task[None] | None = None
         self._loops: list[asyncio.Task[None]] = []
 

@@ -112,11 +112,11 @@ def stray_reader(wire: Wire, fence: Fence) -> StrayReader:
 @asynccontextmanager
 async def cut_off(data: Data, wire: Wire) -> AsyncIterator[None]:
     """While the block runs there is no connection, nor can one be made."""
-    home, wire._address = wire._address, parse_url(f"redis://127.0.0.1:{free_port()}")
+    home, wire.address = wire.address, parse_url(f"redis://127.0.0.1:{free_port()}")
     data.client.client_kill_filter(_type="normal", skipme=True)
     await eventually(lambda: not wire.connected)
     yield
-    wire._address = home
+    wire.address = home
 
 
 def resynced(data: Data) -> None:
@@ -310,13 +310,13 @@ async def test_a_server_that_was_left_and_comes_back_is_behind_the_other(data: D
     async with guarded(data.server.url) as (wire, fence):
         await fence.check_history()
         first = wire.run_id
-        home = wire._address
-        wire._address = parse_url(data.other.url)
+        home = wire.address
+        wire.address = parse_url(data.other.url)
         await quiet_reconnect(data)
         await eventually(lambda: wire.connected and wire.run_id != first)
         await fence.check_history()
         assert fence.noticed == 0
-        wire._address = home
+        wire.address = home
         data.stale.client_kill_filter(_type="normal", skipme=True)
         await eventually(lambda: wire.connected and fence.noticed == 1)
         assert wire.run_id not in (b"", first)

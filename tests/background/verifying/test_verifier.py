@@ -21,7 +21,6 @@ from gateway.counters.leases.lease import lease
 from gateway.counters.redis import keys
 from gateway.counters.redis.wire import encode
 from gateway.errors import CountersUnavailable, InvalidApiKey
-from persistence.keeper.verification import Truths
 from tests.background.backend import Backend, backend_at, parted, rejoined
 from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, driven, new_id
 from tests.conftest import ValkeyServer
@@ -73,35 +72,6 @@ async def test_what_was_verified_is_told_once(valkey: str, migrated: str) -> Non
         await eventually(lambda: verifier.ready)
         running.cancel()
         assert [len(done) for done in told] == [PARTITIONS]
-
-
-async def test_while_a_partition_is_not_verified_nobody_is_said_not_to_exist(
-    valkey: str, migrated: str
-) -> None:
-    """It came with a slot, and who stands there may only not be there yet."""
-    async with backend_at(valkey, migrated) as backend:
-        await backend.verify()
-        run_id, counters = backend.wire.run_id, backend.counters
-        assert await counters.said_verified(run_id)
-        assert await counters.said_verified(run_id, [7])
-        assert not await counters.said_verified(run_id)
-        await backend.verify()
-        assert await counters.said_verified(run_id)
-
-
-async def test_credentials_are_of_the_partitions_that_they_stand_beside(valkey: str, migrated: str) -> None:
-    """Of a cluster another primary may have them than has their organization."""
-    async with backend_at(valkey, migrated) as backend:
-        for _ in range(3):
-            await backend.settle_in()
-        truths = Truths(backend.engine, keys.partition_of, keys.partition_of_digest)
-        whole = await truths.truth(range(PARTITIONS))
-        assert len(whole.identities) == 3
-        for one in whole.identities:
-            there = {keys.partition_of_digest(one.digest)}
-            others = set(range(PARTITIONS)) - there
-            assert one in (await truths.truth(list(there))).identities
-            assert one not in (await truths.truth(list(others))).identities
 
 
 # --- after a restart --------------------------------------------------------------------
