@@ -120,7 +120,7 @@ def check_row(change: Change, row: Row) -> None:
 
 
 def _top_up(change: Change, row: Row) -> None:
-    """Check what credits bought by themselves come to, and order some where the balance is low now."""
+    """Check what credits bought by themselves come to; new terms order some where the balance is low now."""
     terms = row["auto_top_up"]
     if not isinstance(terms, dict):
         return
@@ -128,7 +128,8 @@ def _top_up(change: Change, row: Row) -> None:
     if not rounded(times(terms["credits"], Decimal(terms["unit_cost"])), currency):
         why = f"comes to no {currency} that can be paid"
         raise Unprocessable(errors=(("auto_top_up.unit_cost", why),))
-    top_up_orders.order(change.connection, id_in(row, "id"))
+    if change.before is None or change.before["auto_top_up"] != terms:
+        top_up_orders.order(change.connection, id_in(row, "id"))
 
 
 SUBJECT = Subject(

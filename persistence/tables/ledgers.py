@@ -215,7 +215,6 @@ top_up_order = table(
     integers("seq", "balance"),
     refers("credit_addition_id?", "credit_addition"),
     moments("created_at", "closed_at?"),
-    UniqueConstraint("organization_id", "seq"),
     UniqueConstraint("credit_addition_id"),
 )
 

@@ -71,6 +71,11 @@ PASSED_ON: list[tuple[str, Any]] = [
     ("top_up", ("prepaid", 500, 9_000)), ("wait", 1), ("top_up", ("prepaid", 600, 9_000)),
     ("wait", 20), ("wait", 20), ("wait", 5), ("note", 0), ("wait", 5), ("give_up", 0), ("wait", 5),
 ]  # fmt: skip
+# A note gives back what was ordered; the same terms order no other, those that are switched on again do.
+ORDERED_AGAIN: list[tuple[str, Any]] = [
+    ("auto", "prepaid"), ("note", 8), ("auto", "prepaid"),
+    ("auto", None), ("auto", "prepaid"), ("pay", (0, 1)),
+]  # fmt: skip
 
 
 class EveryHistory(Called):
@@ -121,9 +126,10 @@ class EveryHistory(Called):
         self.april.account.at_ms += 1
 
     async def _auto(self, invoicing: str | None) -> None:
-        self.auto = None if invoicing is None else AUTO | {"invoicing": invoicing}
+        had, self.auto = self.auto, None if invoicing is None else AUTO | {"invoicing": invoicing}
         await self.april.do("organizations", "change", self.ids["organization"], auto_top_up=self.auto)
-        self._looked()
+        if self.auto != had:
+            self._looked()
         await self._sell()
 
     async def _top_up(self, how: tuple[str, int, int]) -> None:
@@ -385,5 +391,6 @@ class EveryHistory(Called):
 @given(steps=over_years(STEPS, 20, 50))
 @example(steps=MET)
 @example(steps=PASSED_ON)
+@example(steps=ORDERED_AGAIN)
 def test_everything_that_happens_is_owed_once(migrated: str, steps: list[tuple[str, Any]]) -> None:
     asyncio.run(live(EveryHistory, migrated, [("subscribe", FIRST | {"renews": True}), *steps]))

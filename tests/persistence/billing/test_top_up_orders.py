@@ -114,6 +114,28 @@ async def test_prepaid_ones_wait_for_their_payment_one_at_a_time(april: April) -
     assert await broken(april.url) == []
 
 
+async def test_who_switches_it_on_again_has_credits_ordered_where_a_note_cancelled_those_before(
+    april: April,
+) -> None:
+    owner, keeper = await customer(april, invoicing="prepaid"), TopUps(april.store)
+    spend(april, 450)
+    await keeper.turn()
+    [addition] = await bought(april)
+    note = await april.do("invoices", "credit-note", (await own_invoice(april, addition))["id"])
+    await april.do("invoices", "finalize", note["id"])
+    await keeper.turn()
+    prepaid = TERMS | {"invoicing": "prepaid"}
+    for same in ({"name": "Acme Ltd"}, {"auto_top_up": prepaid}):
+        await april.do("organizations", "change", owner, **same)
+        await keeper.turn()
+        assert len(await bought(april)) == 1
+    for other in (None, prepaid):
+        await april.do("organizations", "change", owner, auto_top_up=other)
+        await keeper.turn()
+    assert len(await bought(april)) == 2
+    assert await broken(april.url) == []
+
+
 async def test_a_low_balance_orders_when_it_is_switched_on_and_nothing_once_it_is_off(april: April) -> None:
     made = await april.do("organizations", "create", name="Acme")
     keeper, owner = TopUps(april.store), int(made["id"])
