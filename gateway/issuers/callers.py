@@ -132,7 +132,8 @@ class TokenCallers:
             except InvalidApiKey:
                 continue
             known.digest, known.again = key_digest, min(known.meaning.ends, now + self._again_s)
-            self._keep(digest, known)
+            if self._keys.of(known.issuer.issuer.issuer) is known.issuer:  # others may count by now
+                self._keep(digest, known)
             return known.stands_for(found)
         raise refused(SUBJECT, "No API key stands for this token's subject.")
 

@@ -85,13 +85,19 @@ class IssuerKeys:
 
     def has(self, key: VerifyingKey) -> bool:
         """Whether a key is the issuer's still."""
-        keys = self.keys.keys if self.keys is not None else ()
+        kept = self._kept()
+        keys = kept.keys if kept is not None else ()
         return any(one.key_id == key.key_id and one.public == key.public for one in keys)
 
     def _known(self, token: SignedToken) -> VerifyingKey | None:
+        kept = self._kept()
+        return kept.find(token) if kept is not None else None
+
+    def _kept(self) -> KeySet | None:
+        """What was read, unless that is too long ago."""
         if self.keys is not None and self._clock() - self._read_at >= KEPT_S:
             self.keys = None
-        return self.keys.find(token) if self.keys is not None else None
+        return self.keys
 
     async def _take(self) -> None:
         try:

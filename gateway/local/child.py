@@ -49,6 +49,7 @@ class Program:
     cwd: Path | None = None
     environment: dict[str, str] = field(default_factory=dict, repr=False)
     silent_s_max: float | None = None
+    last_words_s: float = LAST_WORDS_S
     reason: Callable[[str], str | None] = lambda _: None
 
 
@@ -104,18 +105,22 @@ class Child:
             self._gone()
             if loop.time() - began > SETTLED_AFTER_S:
                 delay_s = RESTART_DELAY_MIN_S
-            self.restarts[HUNG if silent_s else DIED] += 1
             how = f"hung for {silent_s:.0f} s and was killed" if silent_s else _ended(process.returncode)
             over = f"{self.program.name} (process {process.pid}) {how}"
             self._say(f"{over}; starting it again in {delay_s:g} s")
+            process, delay_s = await self._spawned_again(delay_s)
+            self.restarts[HUNG if silent_s else DIED] += 1
+            self._say(f"{self.program.name} started again (process {process.pid})")
+
+    async def _spawned_again(self, delay_s: float) -> tuple[asyncio.subprocess.Process, float]:
+        """Another process in place of one that is over, whenever it can be had; the delay before the next."""
+        while True:
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, RESTART_DELAY_MAX_S)
             try:
-                process = await self._spawn()
+                return await self._spawn(), delay_s
             except StartError as error:
-                self._say(str(error))
-                continue
-            self._say(f"{self.program.name} started again (process {process.pid})")
+                self._say(f"{error}; trying again in {delay_s:g} s")
 
     async def _until_over(self, process: asyncio.subprocess.Process) -> float:
         """Wait for its end, and bring that about where it hangs: for how many seconds it had, else 0."""
@@ -132,7 +137,7 @@ class Child:
             self._say(f"{program.name} (process {process.pid}) hangs: {silent.result():.0f} s without a beat")
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGUSR2)
-                await asyncio.wait({ending}, timeout=LAST_WORDS_S)
+                await asyncio.wait({ending}, timeout=program.last_words_s)
                 process.kill()
             await ending
             return silent.result()

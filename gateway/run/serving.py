@@ -102,7 +102,7 @@ async def _serve(now: Renewal, voice: Voice) -> None:
             asyncio.create_task(_renewing(now, renew, taken, voice)),
             asyncio.create_task(watch_credentials(now, taken, voice.say, voice.warn)),
             asyncio.create_task(forever("certificates", tls.run, log)),
-            asyncio.create_task(tallies.publish(settings.metrics_dir, lambda: restarts_of(children))),
+            asyncio.create_task(forever("restarts", partial(tell_restarts, settings, lambda: children), log)),
         ]
 
         async def start() -> None:
@@ -172,6 +172,11 @@ def restarts_of(children: Iterable[Child]) -> tallies.Snapshot:
     """What metrics say of workers that had to be started again."""
     counts = [child.restarts for child in children]
     return {"worker_restarts": [(why, sum(each[why] for each in counts)) for why in (DIED, HUNG)]}
+
+
+async def tell_restarts(settings: Settings, children: Callable[[], Iterable[Child]]) -> None:
+    """Leave what metrics say of workers that were started again, until cancelled."""
+    await tallies.publish(settings.metrics_dir, lambda: restarts_of(children()), beside=True)
 
 
 def find_home() -> None:

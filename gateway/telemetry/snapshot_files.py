@@ -23,6 +23,7 @@ from gateway.telemetry.facts import GAUGES
 
 PUBLISH_INTERVAL_S = 1.0
 RETIRED = "retired.json"
+BESIDE = "-beside"
 FILES_MAX = 1_000
 # Several may tell of the same thing: the earliest counts.
 EARLIEST = frozenset({"certificate_expiry_timestamp_seconds"})
@@ -30,10 +31,13 @@ EARLIEST = frozenset({"certificate_expiry_timestamp_seconds"})
 Snapshot = Mapping[str, Any]
 
 
-async def publish(directory: Path, snapshot: Callable[[], Snapshot]) -> None:
-    """Leave this worker's snapshot every second, and once more when cancelled."""
+async def publish(directory: Path, snapshot: Callable[[], Snapshot], *, beside: bool = False) -> None:
+    """Leave this process's snapshot every second, and once more when cancelled.
+
+    One `beside` the workers tells of them, and is none of them.
+    """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = directory / f"{os.getpid()}-{_started(os.getpid())}.json"
+    path = directory / f"{os.getpid()}-{_started(os.getpid())}{BESIDE if beside else ''}.json"
     try:
         while True:
             with contextlib.suppress(OSError):  # a full disk must not stop the gateway
@@ -95,13 +99,15 @@ def _collected(directory: Path) -> dict[str, Any]:
     folded: list[Path] = []
     oldest, workers = time.time(), 0
     for path in sorted(directory.glob("*-*.json"))[:FILES_MAX]:
-        pid, _, started = path.stem.partition("-")
+        pid, _, started = path.stem.removesuffix(BESIDE).partition("-")
         alive = pid.isdigit() and _started(int(pid)) == started
         found = _read(path)
         if found is None:
             continue
         if alive:
             total = merge(total, found)
+            if path.stem.endswith(BESIDE):
+                continue
             workers += 1
             with contextlib.suppress(OSError):
                 oldest = min(oldest, path.stat().st_mtime)

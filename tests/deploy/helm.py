@@ -63,12 +63,12 @@ def library() -> Path:
                 *(sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--ignore-requires-python"),
                 *("--require-hashes", "-d", name, "-r", str(folder / "wheel.txt")),
             ]
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=FETCH_S_MAX)
+            try:
+                subprocess.run(command, capture_output=True, text=True, check=True, timeout=FETCH_S_MAX)
+            except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+                why = f"{error} {str(error.stderr or '')[-200:]}"
+                pytest.skip(f"Helm's library cannot be fetched: {why}", allow_module_level=True)
             wheels = list(folder.glob("*.whl"))
-            if done.returncode or not wheels:
-                pytest.skip(
-                    f"Helm's library cannot be fetched: {done.stderr[-200:]}", allow_module_level=True
-                )
             with zipfile.ZipFile(wheels[0]) as archive:
                 archive.extract(LIBRARY, folder)
             found.parent.mkdir(parents=True, exist_ok=True)

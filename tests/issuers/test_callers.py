@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from dataclasses import replace
 
@@ -43,6 +45,8 @@ class Scene:
 
     def __init__(self, *issuers: Issuer, bytes_max: int = 1 << 20) -> None:
         self.past, self.document, self.away, self.directory = 0.0, jwks(), "", Directory()
+        self.read_began, self.may_be_read = threading.Event(), threading.Event()
+        self.may_be_read.set()
         self.keys = AllKeys(lambda: 1000.0 + self.past, lambda *_, **__: None, self.read)
         self.callers = TokenCallers(
             self.keys, self.directory, bytes.decode, lambda: time.time() + self.past, bytes_max=bytes_max
@@ -50,6 +54,8 @@ class Scene:
         self.callers.renew(issuers or (issuer(),))
 
     def read(self, _: object) -> KeySet:
+        self.read_began.set()
+        assert self.may_be_read.wait(60)
         if self.away:
             raise UnreadableKeys(self.away)
         return read_key_set(self.document)
@@ -174,3 +180,22 @@ async def test_a_claim_may_be_deep(claim: str) -> None:
     scene = Scene(issuer(subject=claim))
     said = {"realm": {"roles": ["agent"]}, "kubernetes.io": {"namespace": "agent"}}
     assert await scene.asked(token(claims(**said))) == CALLER
+
+
+@pytest.mark.parametrize(
+    ("left", "why"), [([], "token_issuer"), ([issuer(audiences=("another",))], "token_audience")]
+)
+async def test_other_rules_count_for_a_token_that_is_verified_when_they_come(
+    left: list[Issuer], why: str
+) -> None:
+    scene, good = Scene(), token()
+    scene.may_be_read.clear()
+    asking = asyncio.ensure_future(scene.asked(good))
+    try:
+        assert await asyncio.to_thread(scene.read_began.wait, 60)
+        scene.callers.renew(left)
+    finally:
+        scene.may_be_read.set()
+    assert await asking == CALLER  # it came before them
+    assert scene.callers.cached(good.hex()) is None
+    assert await scene.asked(good) == why

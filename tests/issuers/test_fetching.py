@@ -6,6 +6,7 @@ import json
 import ssl
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -29,6 +30,8 @@ class Site:
         self.url = f"https://localhost:{port}"
         self.pages: dict[str, tuple[int, bytes]] = {"/keys": (200, jwks())}
         self.asked: list[tuple[str, str | None]] = []
+        self.slow: dict[str, bytes] = {}
+        self.over = threading.Event()
 
     def discovery(self, **more: object) -> None:
         said = {"issuer": self.url, "jwks_uri": f"{self.url}/keys"} | more
@@ -40,6 +43,9 @@ def site() -> Iterator[Site]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             found.asked.append((self.path, self.headers["authorization"]))
+            if self.path in found.slow:
+                self.trickle(found.slow[self.path])
+                return
             status, body = found.pages.get(self.path, (404, b"no such page"))
             self.send_response(status)
             if 300 <= status < 400:
@@ -47,6 +53,14 @@ def site() -> Iterator[Site]:
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
+
+        def trickle(self, begins: bytes) -> None:
+            """A byte now and then, for 20 s."""
+            with suppress(OSError):
+                self.wfile.write(begins)
+                for _ in range(400):
+                    self.wfile.write(b" ")
+                    found.over.wait(0.05)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # as the library calls it
             """Nothing is said."""
@@ -61,6 +75,7 @@ def site() -> Iterator[Site]:
     try:
         yield found
     finally:
+        found.over.set()
         server.shutdown()
         serving.join()
         server.server_close()
@@ -140,3 +155,12 @@ def test_keys_in_a_file_need_no_network(trusting: Issuer, tmp_path: Path) -> Non
     assert "No such file" in why(replace(trusting, jwks_file=str(place)))
     place.write_bytes(jwks())
     assert [one.key_id for one in read_keys(replace(trusting, jwks_file=str(place))).keys] == ["one"]
+
+
+@pytest.mark.parametrize("begins", [b"HTTP/1.1 200 OK\r\nx:", b"HTTP/1.1 200 OK\r\n\r\n{"])
+def test_who_sends_a_byte_now_and_then_is_left_at_the_deadline(
+    site: Site, trusting: Issuer, begins: bytes
+) -> None:
+    site.slow["/keys"] = begins
+    with pytest.raises(UnreadableKeys, match="was not read in time"):
+        read_keys(replace(trusting, jwks_uri=f"{site.url}/keys"), within_s=2.0)

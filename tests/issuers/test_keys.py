@@ -98,7 +98,11 @@ async def test_keys_are_kept_while_their_issuer_is_away_but_not_for_ever() -> No
     assert (await scene.keys.find(GOOD)).key_id == "one"
     # Whether it has that key nobody knows.
     assert await scene.failure(OTHER) == "issuer_unavailable"
+    has = scene.keys.keys.keys[0] if scene.keys.keys is not None else None
+    assert has is not None
+    assert scene.keys.has(has)
     scene.now += KEPT_S
+    assert not scene.keys.has(has)  # nor by tokens that are known
     assert await scene.failure(GOOD) == "issuer_unavailable"
     scene.server.why = ""
     scene.now += AGAIN_S

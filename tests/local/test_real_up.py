@@ -268,7 +268,7 @@ def test_a_frozen_worker_is_replaced_and_every_answer_is_charged(
     assert answered
     wait_until(lambda: charged(facts) - before >= answered)
     assert "without a beat" in stderr.read_text()
-    wait_until(lambda: 'tollkeeper_worker_restarts_total{why="hung"} 1.0' in metrics(facts))
+    wait_until(lambda: re.search(r'tollkeeper_worker_restarts_total{why="hung"} [1-9]', metrics(facts)))
     wait_until(lambda: all(chats(facts) == 200 for _ in range(6)))
 
 

@@ -1,10 +1,22 @@
-"""A plain `serve` is told from one that wants the whole command line."""
+"""A plain `serve` is told from one that wants the whole command line; what is told of its workers."""
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
 import pytest
 
+from gateway.local.announce import Voice
+from gateway.local.child import DIED, HUNG
+from gateway.local.data_directory import DataDirectory
+from gateway.run.reload import Renewal
 from gateway.run.serving import plain_options
+from gateway.run.supervisor import up
+from gateway.run.supervisor.supervisor import Supervisor
+from gateway.settings.settings import load
+from gateway.telemetry import snapshot_files as tallies
+from tests.waiting import eventually
 
 
 @pytest.mark.parametrize(
@@ -38,3 +50,20 @@ def test_plain_options_are_read(line: str, options: dict[str, str]) -> None:
 )
 def test_whatever_else_is_left_to_the_whole_command_line(line: str) -> None:
     assert plain_options(line.split()) is None
+
+
+async def test_restarts_that_cannot_be_told_end_nothing_and_are_told_once_they_can(tmp_path: Path) -> None:
+    settings = load({}).with_values(data_dir=str(tmp_path / "data"))
+    settings.metrics_dir.parent.mkdir(parents=True, exist_ok=True)
+    settings.metrics_dir.write_text("in the way")
+    supervisor = Supervisor(DataDirectory(tmp_path), Voice())
+    watching = asyncio.ensure_future(up._watching(supervisor, Renewal(settings, lambda: settings), settings))
+    try:
+        for _ in range(5):  # a first try, at once
+            await asyncio.sleep(0)
+        settings.metrics_dir.unlink()
+        await eventually(lambda: tallies.collect(settings.metrics_dir))
+        assert tallies.collect(settings.metrics_dir) == {"worker_restarts": [[DIED, 0], [HUNG, 0]]}
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)

@@ -158,3 +158,15 @@ def test_histograms_of_another_version_do_not_spoil_the_counts() -> None:
 
 def test_there_is_no_directory_yet(tmp_path: Path) -> None:
     assert tallies.collect(tmp_path / "none") == {}
+
+
+async def test_who_tells_of_workers_is_no_worker(tmp_path: Path) -> None:
+    task = asyncio.create_task(tallies.publish(tmp_path, lambda: {"settlements_estimated": 1}, beside=True))
+    await eventually(lambda: tallies.collect(tmp_path))
+    assert tallies.collect(tmp_path) == {"settlements_estimated": 1}
+    worker = asyncio.create_task(tallies.publish(tmp_path, lambda: {"settlements_estimated": 2}))
+    await eventually(lambda: tallies.collect(tmp_path).get("workers") == 1)
+    for each in (task, worker):
+        each.cancel()
+    await asyncio.gather(task, worker, return_exceptions=True)
+    assert tallies.collect(tmp_path)["settlements_estimated"] == 3

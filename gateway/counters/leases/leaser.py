@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Callable
+from contextlib import suppress
 from typing import cast
 
 from gateway.core.wait import Wait, in_task
@@ -94,6 +95,8 @@ class Leaser:
             _, turn, one = heapq.heappop(self._queue)
             if turn == one.turn and of(one.caller.partition) in there:
                 asked.append(self._ask(one, now))
+            elif turn == one.turn:  # its server is away, and another may have its partition then
+                self._schedule(one, now + RENEW_S)
         self._asking = len(asked)
         for one, tokens, credits_, began, wait in asked:
             try:
@@ -113,11 +116,9 @@ class Leaser:
         held = [one for one in self._allowances.all() if one.held]
         for start in range(0, len(held), self._batch_max):
             waits = [self._end(one) for one in held[start : start + self._batch_max]]
-            try:
-                for wait in waits:
+            for wait in waits:
+                with suppress(CountersUnavailable):  # others may be another server's
                     await in_task(wait)
-            except CountersUnavailable:
-                return
 
     def _there(self) -> dict[Wire, bytes]:
         return {wire: wire.run_id for wire in self._wires.wires if wire.available}

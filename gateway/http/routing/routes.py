@@ -54,6 +54,10 @@ class RouteTable:
                     self._exact[route.path] = by_pattern[pattern]
             by_pattern[pattern].append(route)
         self._exact[USAGE_PATH] = [_USAGE_ROUTE]
+        # Each path of the list in small letters, by which one that is near is found.
+        self._lower = {
+            path.lower(): path for path in (*self._exact, *(one[0].path for _, one in self._entries))
+        }
         # Where each family's calls go: the first of its routes says.
         self.upstreams = {route.family: route.upstream for route in reversed(routes)}
         # A service another route meters by its answers must not be had by the request instead.
@@ -67,12 +71,11 @@ class RouteTable:
         A beginning that is missing, or is there twice, is the usual mistake.
         """
         asked = _SLASHES.sub("/", path).rstrip("/").lower()
-        templates = [*self._exact, *(routes[0].path for _, routes in self._entries)]
-        for template in templates:
-            if len(asked) > 1 and (template.endswith(asked) or asked.endswith(template.lower())):
+        for lower, template in self._lower.items():
+            if len(asked) > 1 and (lower.endswith(asked) or asked.endswith(lower)):
                 return template
-        alike = max(templates, key=lambda template: _alike(template.lower(), asked))
-        return alike if _alike(alike.lower(), asked) > ALIKE_CHARS_MIN else ""
+        alike = max(self._lower, key=lambda lower: _alike(lower, asked))
+        return self._lower[alike] if _alike(alike, asked) > ALIKE_CHARS_MIN else ""
 
     def match(self, method: str, path: str) -> Match | None:
         """Find the route of a request; None for a path that is not on the list."""

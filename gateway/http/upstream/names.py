@@ -95,7 +95,7 @@ class Names:
     def _ask(self, now: float) -> asyncio.Future[None] | None:
         if self._asking is not None:
             return self._asking
-        if self._known and self._failing and now - self._asked_at < RETRY_S:
+        if self._failing and now - self._asked_at < RETRY_S:  # was answered, and by a failure
             return None
         self._asked_at = now
         loop = asyncio.get_running_loop()

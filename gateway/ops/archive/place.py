@@ -25,10 +25,16 @@ class Place:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/") or url
-        scheme = urlsplit(url).scheme
+        scheme, authority = urlsplit(url)[:2]
         if scheme not in SCHEMES:
             raise ArchiveFailed(
                 f"{scheme}:// is no place for an archive: a directory, file:///… or s3://bucket/…"
+            )
+        # A secret may hold a slash, so that only its beginning stands here; no bucket's name has either mark.
+        if scheme and not {"@", ":"}.isdisjoint(authority):
+            raise ArchiveFailed(
+                f"{scheme}://…: no user or password in an archive's address, which is kept and shown: "
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
             )
         fs: Any = importlib.import_module("pyarrow.fs")
         with told(url):

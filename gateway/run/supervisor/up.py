@@ -24,7 +24,7 @@ from gateway.local.child import Program
 from gateway.local.data_directory import opened
 from gateway.local.demo import seed as demo
 from gateway.run.reload import Renewal, watch_credentials, with_credentials
-from gateway.run.serving import find_home, gateway_worker, resolved, restarts_of
+from gateway.run.serving import find_home, gateway_worker, resolved, tell_restarts
 from gateway.run.stopping import forever, until_stopped
 from gateway.run.supervisor.options import Options
 from gateway.run.supervisor.own_ports import admin_url_of, ca_file_of, check, gateway_url_of, opener_of
@@ -33,7 +33,6 @@ from gateway.run.supervisor.supervisor import Supervisor
 from gateway.settings.config_file import default_table
 from gateway.settings.settings import Settings, to_json
 from gateway.telemetry import logs
-from gateway.telemetry import snapshot_files as tallies
 
 READY_S_MAX = 90.0
 # What `up.json` says to the commands run beside this data directory.
@@ -171,13 +170,12 @@ async def _watching(supervisor: Supervisor, now: Renewal, settings: Settings) ->
         changed = with_credentials(settings, now.running)
         await supervisor.tell("gateway", to_json(changed.of_gateways))
 
-    def restarted() -> tallies.Snapshot:
-        return restarts_of(supervisor.children("gateway"))
-
+    log = logs.logger("tollkeeper.up")
+    telling = partial(tell_restarts, settings, partial(supervisor.children, "gateway"))
     watching = partial(watch_credentials, now, taken, voice.say, voice.warn)
     async with asyncio.TaskGroup() as group:
-        group.create_task(forever("secrets", watching, logs.logger("tollkeeper.up")))
-        group.create_task(tallies.publish(settings.metrics_dir, restarted))
+        group.create_task(forever("secrets", watching, log))
+        group.create_task(forever("restarts", telling, log))
 
 
 async def _migrate(options: Options, database_url: str, password: str) -> str:

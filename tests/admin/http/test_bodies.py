@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from multidict import MultiDict
 from yarl import URL
 
+from gateway.admin.http.answers import API, Answers
 from gateway.admin.http.body import check, parse
 from gateway.admin.http.guard import guard
 from gateway.admin.http.listing import LIMIT_MAX, read_query
@@ -111,8 +112,11 @@ async def test_a_client_that_leaves_amid_its_body_is_no_error_of_ours(
         raise ConnectionResetError("Connection lost")
 
     request = make_mocked_request("POST", "/admin/v1/organizations")
-    answer = await guard(request_timeout_s=1.0, failures=Failures(time.monotonic))(request, left)
+    answers = Answers()
+    guarded = guard(request_timeout_s=1.0, failures=Failures(time.monotonic), answers=answers)
+    answer = await guarded(request, left)
     assert (answer.status, caplog.text) == (400, "")
+    assert answers.counts[API, 400] == 1
 
 
 async def _sent(api: Api, *, length: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

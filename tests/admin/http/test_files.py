@@ -8,6 +8,7 @@ import pytest
 from aiohttp import ClientError, web
 from aiohttp.test_utils import TestClient, TestServer
 
+from gateway.admin.http.answers import Answers
 from gateway.admin.http.files import CSV, Files
 from gateway.admin.http.guard import guard
 from gateway.core.failures import Failures
@@ -29,7 +30,8 @@ def _application(ends: str) -> web.Application:
     async def file(request: web.Request) -> web.StreamResponse:
         return await files.answer(request, "some.csv", CSV, _pieces(3, ends=ends))
 
-    app = web.Application(middlewares=[guard(request_timeout_s=30.0, failures=Failures(lambda: 0.0))])
+    guarded = guard(request_timeout_s=30.0, failures=Failures(lambda: 0.0), answers=Answers())
+    app = web.Application(middlewares=[guarded])
     app.router.add_get("/some.csv", file)
     return app
 

@@ -19,6 +19,7 @@ from gateway.counters.layouts.table import KEPT
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.leases.leaser import ACTIVE_S, CHARGED_S_MAX, DENIED_S, RENEW_S
 from gateway.counters.redis import keys
+from gateway.counters.redis.wire import Wire
 from gateway.errors import CountersUnavailable
 from tests.builders import (
     CHAT,
@@ -336,3 +337,58 @@ async def test_many_tenants_are_asked_for_in_batches(world: World, employ: Emplo
     world.client.config_resetstat()
     assert [await worker.leaser.lease() for _ in range(3)] == [True, False, False]
     assert world.client.info("commandstats")["cmdstat_fcall"]["calls"] == 5
+
+
+# --- one of two servers away ------------------------------------------------------------
+
+
+class Two:
+    """Two servers by turns of partitions; the leaser asks no more of them."""
+
+    def __init__(self, *wires: Wire) -> None:
+        self.wires = list(wires)
+        self.turn = 0
+
+    def of(self, partition: int) -> Wire:
+        return self.wires[(partition + self.turn) % 2]
+
+
+async def divided(allowing: World, employ: Employ) -> tuple[Worker, Worker, Two]:
+    """A worker with a lease in the other's server, which goes away, and then one in its own."""
+    worker, other = await employ(allowing), await employ(allowing)
+    two = Two(worker.wire, other.wire)
+    two.turn = allowing.caller.partition
+    worker.leaser._wires = two
+    worker.allowances.seen(
+        replace(allowing.caller, tenant_id=987_654, partition=allowing.caller.partition ^ 1)
+    )
+    await worker.renew()
+    return worker, other, two
+
+
+async def test_a_server_that_is_away_keeps_no_lease_of_another_held(allowing: World, employ: Employ) -> None:
+    worker, other, _ = await divided(allowing, employ)
+    for one in worker.allowances.all():
+        one.held = True
+    assert worker.allowances.all()[0].caller.tenant_id == 987_654
+    assert allowing.tenant.held == 100
+    other.wire.available = False
+    await worker.leaser.give_back()
+    assert allowing.tenant.held == 0
+
+
+async def test_a_lease_that_was_due_while_its_server_was_away_is_asked_of_who_has_its_partition_then(
+    allowing: World, employ: Employ
+) -> None:
+    worker, other, two = await divided(allowing, employ)
+    two.turn += 1  # the tenant's partition goes to the other, which is away
+    other.wire.available = False
+    allowing.plan(1000, on_store_failure="deny")
+    worker.clock.now += RENEW_S
+    await worker.leaser.lease()
+    two.turn += 1
+    assert allowing.tenant.held == 100
+    for _ in range(2):
+        worker.clock.now += RENEW_S
+        await worker.leaser.lease()
+    assert allowing.tenant.held == 0

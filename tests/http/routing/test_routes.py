@@ -24,6 +24,7 @@ CHAT = "/v1/chat/completions"
         ("//v1//chat/completions", CHAT),
         ("/V1/Chat/Completions", CHAT),
         ("/v1/chat/completion", CHAT),
+        ("/{model}:countTokens", "/v1beta/models/{model}:countTokens"),
         ("/embeddings", "/v1/embeddings"),
         ("/v1/message", "/v1/messages"),
         ("/", ""),

@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.core.http_limits import HttpLimits
+from gateway.http.clock import Clock
 from gateway.http.upstream.dialing import dial
-from gateway.http.upstream.names import ADDRESSES_MAX, by_system, in_turns
+from gateway.http.upstream.names import ADDRESSES_MAX, RETRY_S, Names, by_system, in_turns
 from tests.http.fakes import ANSWER, CHAT, CHAT_STREAM, EVENT, STREAM_HEAD, USAGE_EVENT, answer, chunks, post
 from tests.http.stage import FakeUpstream, Stage, staged
 from tests.waiting import eventually
@@ -261,3 +263,26 @@ def _fill(sockets: contextlib.ExitStack, host: str, port: int) -> None:
         caller = sockets.enter_context(socket.socket())
         caller.setblocking(False)
         caller.connect_ex((host, port))
+
+
+async def test_a_name_that_leads_nowhere_is_asked_for_once_a_second() -> None:
+    zone, failed = Zone(broken=True), 0
+    zone.hangs.set()
+    clock = Clock(asyncio.get_running_loop(), lambda: 100.0, 1.0, lambda _now: None)
+
+    def counted() -> None:
+        nonlocal failed
+        failed += 1
+
+    names = Names("up.test", clock, HttpLimits(), zone.look_up, lambda *_, **__: None, counted)
+    for _ in range(20):
+        with pytest.raises(socket.gaierror):
+            await names.addresses()
+    assert failed == 1
+    clock.now += RETRY_S
+    with pytest.raises(socket.gaierror):
+        await names.addresses()
+    assert failed == 2
+    zone.broken = False
+    clock.now += RETRY_S
+    assert await names.addresses() == [OLD]
