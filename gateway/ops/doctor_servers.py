@@ -94,9 +94,10 @@ async def _asked(wire: Wire, address: Address) -> _Server:
     named = await in_task(wire.send(encode(b"GET", keys.history(wire.part.anchor).encode())))
     known = await in_task(wire.send(encode(b"FUNCTION", b"LIST", b"LIBRARYNAME", library().name.encode())))
     there = address if not address.members else replace(wire.address, members=())
-    asks = bool(address.members) and address.username in ("", "default")
-    covers = await _if_allowed(wire, "cluster-require-full-coverage") if asks else None
-    fsync = await _if_allowed(wire, "appendfsync")
+    # A user of `users.acl` may not ask, and what a server refuses stands in its log of attacks.
+    asks = address.username in ("", "default")
+    covers = await _if_allowed(wire, "cluster-require-full-coverage") if asks and address.members else None
+    fsync = await _if_allowed(wire, "appendfsync") if asks else None
     return _Server(
         info, _text(confirmed), _text(named), isinstance(known, list) and bool(known),
         _text(covers[1]).decode() if isinstance(covers, list) and len(covers) > 1 else "", fsync,

@@ -20,11 +20,12 @@ from persistence.keeper import definitions
 
 WRITES_MAX = 500
 
-_WAITING = text(
-    "SELECT account FROM control_write WHERE state = 'pending'"
-    " AND (cast(:partitions AS smallint[]) IS NULL OR partition = ANY(cast(:partitions AS smallint[])))"
-    " GROUP BY account ORDER BY min(position) LIMIT :n"
-)
+# The catalogue and the prices are of no partition: whoever comes first writes them.
+_WAITING = text("""
+SELECT account FROM control_write
+ WHERE state = 'pending' AND (cast(:partitions AS smallint[]) IS NULL OR partition IS NULL
+                              OR partition = ANY(cast(:partitions AS smallint[])))
+ GROUP BY account ORDER BY min(position) LIMIT :n""")
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('control:' || :account, 0))")
 _TAKE = text("""
 SELECT id, position, account, verb, payload FROM control_write
@@ -65,7 +66,7 @@ class Pushes:
         self._engine = engine
 
     async def accounts(self, count: int, partitions: Sequence[int] | None = None) -> list[str]:
-        """Accounts with writes that wait, the longest waiting first; of these partitions, or of all."""
+        """Accounts with writes that wait, the longest waiting first; of all, or of some partitions and none."""
         of = None if partitions is None else list(partitions)
         async with self._engine.connect() as connection:
             rows = await connection.execute(_WAITING, {"n": count, "partitions": of})

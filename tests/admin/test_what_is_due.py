@@ -12,21 +12,14 @@ from typing import Any
 
 import pytest
 
-from gateway.background.timed.calendar import Calendar
-from gateway.counters.redis.keys import partition_of
 from gateway.errors import Conflict, Unprocessable
-from persistence import engine
-from persistence.billing.allocations import Allocations
-from persistence.ledger.writer import Writer
 from persistence.store import Store
 from tests.admin.conftest import Api, api_of
-from tests.letterhead import LETTERHEAD
-from tests.persistence.april import April, at
+from tests.persistence.april import April, at, opened
 from tests.persistence.billing import test_due as due
 from tests.persistence.billing import test_one_off as one_off
 from tests.persistence.billing import test_postpaid as postpaid
 from tests.persistence.billing import test_terms as terms
-from tests.persistence.scenario import Account
 
 # What was billed once, and what is due: a row of figures each.
 FIGURES = (
@@ -96,11 +89,10 @@ async def moved(admin_database: str, keeper_database: str) -> AsyncIterator[Move
         def __init__(self, *given: Any, **said: Any) -> None:
             super().__init__(*given, lambda: made.now, **said)
 
-    pool = engine.create(keeper_database)
-    store = Store(pool, partition_of, lambda: made.now, letterhead=LETTERHEAD)
-    calendar, writer = Calendar(store, lambda: made.now), Writer(keeper_database)
-    made = Moved(admin_database, store, calendar, Allocations(pool), at(3, 25), Account(0, 0), writer)
-    async with api_of(admin_database, keeper_database, store=MovedStore) as made.api:
+    async with (
+        opened(admin_database, at(3, 25), Moved, keeper_url=keeper_database) as made,
+        api_of(admin_database, keeper_database, store=MovedStore) as made.api,
+    ):
 
         async def push(_: str) -> bool:
             """What waits is moved by `follow`."""
@@ -108,8 +100,6 @@ async def moved(admin_database: str, keeper_database: str) -> AsyncIterator[Move
 
         made.api.counters.push = push  # type: ignore[method-assign]  # of this one alone
         yield made
-    made.writer.close()
-    await pool.dispose()
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,8 @@ async def test_each_kind_is_counted() -> None:
         stage.directory.known = True
         stage.counters.decision = Decision(Verdict.REVOKED, 1)
         assert (await stage.ask(post(CHAT))).status == 401
-        assert stage.failures.counts == {"missing": 1, "malformed": 1, "unknown": 1, "revoked": 1}
+        counted = {reason: count for reason, count in stage.failures.counts.items() if count}
+        assert counted == {"missing": 1, "malformed": 1, "unknown": 1, "revoked": 1}
         assert [told.attempts for told in stage.failures.take_told()] == [4]
 
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 import pytest
@@ -108,6 +108,9 @@ class April:
                 pass
 
 
+AnyApril = TypeVar("AnyApril", bound=April)
+
+
 @pytest.fixture
 async def april(migrated: str) -> AsyncIterator[April]:
     rows_of(migrated, "DELETE FROM service WHERE key = ANY(%s) RETURNING id", [list(OWN_SERVICES)])
@@ -116,13 +119,20 @@ async def april(migrated: str) -> AsyncIterator[April]:
 
 
 @asynccontextmanager
-async def opened(url: str, begins: datetime) -> AsyncIterator[April]:
-    """All of it over a database, beginning at a time."""
-    pool = engine.create(url)
+async def opened(
+    url: str,
+    begins: datetime,
+    kind: type[AnyApril] = April,
+    *,
+    keeper_url: str | None = None,  # type: ignore[assignment]
+) -> AsyncIterator[AnyApril]:
+    """All of it over a database, beginning at a time; written as a keeper's user, if one is named."""
+    written = keeper_url or url
+    pool = engine.create(written)
     store = Store(pool, partition_of, lambda: made.now, letterhead=LETTERHEAD)
-    calendar, writer = Calendar(store, lambda: made.now), Writer(url)
+    calendar, writer = Calendar(store, lambda: made.now), Writer(written)
     with psycopg.connect(url, autocommit=True) as connection:
-        made = April(
+        made = kind(
             url, store, calendar, Allocations(pool), begins, Account(0, 0), writer, pool, connection
         )  # fmt: skip
         try:

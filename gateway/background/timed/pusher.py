@@ -37,7 +37,7 @@ class Source(Protocol):
     """Where control writes wait."""
 
     async def accounts(self, count: int, partitions: Sequence[int] | None = None) -> list[str]:
-        """Accounts with writes that wait, of these partitions, or of all."""
+        """Accounts with writes that wait, of these partitions and of none, or of all."""
 
     def waiting(self, account: str) -> AbstractAsyncContextManager[Waiting]:
         """One account's writes, held by this keeper alone."""

@@ -32,3 +32,18 @@ async def test_a_plan_that_a_version_before_committed_is_pushed_as_it_was_meant(
         plan_id=4, total_amount=9, reset_interval="weekly", overage_policy="carry", rollover_max=2,
         admission="strict", on_exhausted="cut", on_store_failure="allow", anchor=5,
     )  # fmt: skip
+
+
+async def test_what_is_of_no_partition_waits_for_whoever_looks_after_some(migrated: str) -> None:
+    with psycopg.connect(migrated, autocommit=True) as connection:
+        connection.execute("DELETE FROM control_write")
+        connection.execute(
+            "INSERT INTO control_write (account, verb, payload, partition)"
+            " VALUES ('prices', 'define', '{}', NULL), ('tenant:7', 'define', '{}', 7),"
+            " ('tenant:8', 'define', '{}', 8)"
+        )
+    engine = engines.create(migrated)
+    pushes = Pushes(engine)
+    found = [await pushes.accounts(9, some) for some in ([7], [], None)]
+    await engine.dispose()
+    assert found == [["prices", "tenant:7"], ["prices"], ["prices", "tenant:7", "tenant:8"]]
