@@ -66,7 +66,7 @@ class Pushes:
         self._engine = engine
 
     async def accounts(self, count: int, partitions: Sequence[int] | None = None) -> list[str]:
-        """Accounts with writes that wait, the longest waiting first; of all, or of some partitions and none."""
+        """Accounts with writes that wait, the oldest first; of all, or of some partitions and of none."""
         of = None if partitions is None else list(partitions)
         async with self._engine.connect() as connection:
             rows = await connection.execute(_WAITING, {"n": count, "partitions": of})

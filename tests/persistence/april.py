@@ -124,7 +124,7 @@ async def opened(
     begins: datetime,
     kind: type[AnyApril] = April,
     *,
-    keeper_url: str | None = None,  # type: ignore[assignment]
+    keeper_url: str | None = None,
 ) -> AsyncIterator[AnyApril]:
     """All of it over a database, beginning at a time; written as a keeper's user, if one is named."""
     written = keeper_url or url
