@@ -6,7 +6,6 @@ import json
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,7 +30,7 @@ class Site:
         self.pages: dict[str, tuple[int, bytes]] = {"/keys": (200, jwks())}
         self.asked: list[tuple[str, str | None]] = []
         self.slow: dict[str, bytes] = {}
-        self.over = threading.Event()
+        self.left, self.over = threading.Event(), threading.Event()
 
     def discovery(self, **more: object) -> None:
         said = {"issuer": self.url, "jwks_uri": f"{self.url}/keys"} | more
@@ -56,11 +55,13 @@ def site() -> Iterator[Site]:
 
         def trickle(self, begins: bytes) -> None:
             """A byte now and then, for 20 s."""
-            with suppress(OSError):
+            try:
                 self.wfile.write(begins)
                 for _ in range(400):
                     self.wfile.write(b" ")
                     found.over.wait(0.05)
+            except OSError:
+                found.left.set()
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # as the library calls it
             """Nothing is said."""
@@ -164,3 +165,4 @@ def test_who_sends_a_byte_now_and_then_is_left_at_the_deadline(
     site.slow["/keys"] = begins
     with pytest.raises(UnreadableKeys, match="was not read in time"):
         read_keys(replace(trusting, jwks_uri=f"{site.url}/keys"), within_s=2.0)
+    assert site.left.wait(30)  # amid the answer, not behind it
