@@ -30,6 +30,9 @@ SELECT 'organization ' || organization_id, currency || ' ' || trim_scale(sum(amo
 SELECT 'organization ' || organization_id, 'units of ' || min(day) FROM usage_tier
  WHERE quantity <> charged_quantity AND day < %(end)s GROUP BY organization_id
 UNION ALL
+SELECT 'organization ' || organization_id, 'units told late of ' || min(supplied_on) FROM usage_told
+ WHERE quantity <> charged_quantity AND supplied_on < %(end)s GROUP BY organization_id
+UNION ALL
 SELECT 'organization ' || organization_id, 'credits of ' || min(day) FROM credit_debt
  WHERE quantity <> charged_quantity AND day < %(end)s GROUP BY organization_id
 UNION ALL

@@ -8,6 +8,7 @@ billed stays, the next invoice gives it back, or bills it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC
 from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
@@ -248,11 +249,15 @@ def _settle(change: Change, amended: _Amended, moved: dict[str, int]) -> None:
 
 
 def correcting_write(change: Change, call: Any, moves: Row) -> dict[str, object]:
-    """A control write that has the counters move what a call was charged; its id is a correction's."""
+    """A control write that has the counters move what a call was charged; its id is a correction's.
+
+    What it moves was supplied on the day of the call.
+    """
     content, project = ("" if one is None else one for one in (call.content_id, call.project_id))
     payload = {
         "tenant_id": call.tenant_id, "service_id": call.service_id or 0,
-        "attribution": f"{content}\t{project}\t", **moves,
+        "attribution": f"{content}\t{project}\t",
+        "supplied_on": call.created_at.astimezone(UTC).date().isoformat(), **moves,
     }  # fmt: skip
     account, partition = f"organization:{call.organization_id}", change.partition_of(call.organization_id)
     return write_of(partition, account, "amend", payload, correction_id(str(uuid4())))

@@ -48,17 +48,41 @@ PURCHASES = f"""{_PURCHASE}
    AND NOT EXISTS (SELECT FROM charge AS c WHERE c.fact = format('addition:%s', a.id))"""
 # Credits that wait for their payment are owed before the account has them.
 PREPAID = f"{_PURCHASE}\n WHERE a.invoicing = 'prepaid' AND a.id = :addition"
-# Units of a day at a price, as far as the roll-up has more of them than there are charges of.
-USES = """
-SELECT t.organization_id, 'usage' AS kind, t.day::timestamp AT TIME ZONE 'UTC' AS period_start,
-       (t.day + 1)::timestamp AT TIME ZONE 'UTC' AS period_end,
-       (t.quantity - t.charged_quantity)::numeric AS quantity, t.unit_price,
-       (t.quantity - t.charged_quantity) * t.unit_price AS amount, g.currency, 'usage_tier' AS source,
-       NULL::bigint AS source_id,
-       format('units:%s:%s:%s:%s:%s', t.tenant_id, t.day, t.service_id, t.unit_price, t.charges) AS fact,
-       t.tenant_id, nullif(t.service_id, 0) AS service_id, t.first_unit AS place
-  FROM usage_tier AS t JOIN organization AS g ON g.id = t.organization_id
- WHERE t.organization_id = ANY(cast(:organizations AS bigint[])) AND t.quantity <> t.charged_quantity"""
+_OF_DAY = (
+    "u.tenant_id = t.tenant_id AND u.day = t.day AND u.service_id = t.service_id"
+    " AND u.unit_price = t.unit_price"
+)
+# Where the roll-ups of units have more than there are charges of, by the day that they came on.
+DUE_USES = """
+(SELECT tenant_id, day, service_id, unit_price FROM usage_tier
+  WHERE organization_id = ANY(cast(:organizations AS bigint[])) AND quantity <> charged_quantity
+  UNION
+ SELECT tenant_id, day, service_id, unit_price FROM usage_told
+  WHERE organization_id = ANY(cast(:organizations AS bigint[])) AND quantity <> charged_quantity)"""
+# Units at a price by the day of their supply: of a day those that came on it, but for those that were told of
+# another one; these are of that.
+USES = f"""
+SELECT u.organization_id, 'usage' AS kind, u.supplied_on::timestamp AT TIME ZONE 'UTC' AS period_start,
+       (u.supplied_on + 1)::timestamp AT TIME ZONE 'UTC' AS period_end, u.quantity, u.unit_price,
+       u.quantity * u.unit_price AS amount, g.currency, u.source, u.source_id,
+       format('%s:%s:%s:%s:%s:%s', u.prefix, u.tenant_id, u.day, u.service_id, u.unit_price, u.counted)
+           AS fact,
+       u.tenant_id, nullif(u.service_id, 0) AS service_id, u.first_unit AS place
+  FROM (
+    SELECT t.organization_id, t.tenant_id, t.day, t.day AS supplied_on, t.service_id, t.unit_price,
+           t.first_unit, t.quantity - t.charged_quantity - coalesce((
+               SELECT sum(u.quantity - u.charged_quantity) FROM usage_told AS u
+                WHERE {_OF_DAY}), 0) AS quantity,
+           'usage_tier' AS source, NULL::bigint AS source_id, 'units' AS prefix, t.charges::text AS counted
+      FROM {DUE_USES} AS d JOIN usage_tier AS t USING (tenant_id, day, service_id, unit_price)
+     UNION ALL
+    SELECT t.organization_id, t.tenant_id, t.day, u.supplied_on, t.service_id, t.unit_price,
+           t.first_unit, (u.quantity - u.charged_quantity)::numeric, 'usage_told', u.id, 'told',
+           format('%s:%s', u.supplied_on, u.charges)
+      FROM usage_told AS u JOIN usage_tier AS t ON {_OF_DAY}
+     WHERE u.organization_id = ANY(cast(:organizations AS bigint[])) AND u.quantity <> u.charged_quantity
+       ) AS u JOIN organization AS g ON g.id = u.organization_id
+ WHERE u.quantity <> 0"""  # noqa: S608  # our own words
 
 # Credits of a day used beyond the balance at a price, as far as there are more of them than charges say.
 DEBTS = """

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, text
 from gateway.core.billing.charge import Charge
 from gateway.core.billing.subscription import Segment
 from persistence.billing import allocations, commitments, early_uses, fee_charges
-from persistence.billing.charge_facts import DEBTS, OVERAGES, PURCHASES, USES, insert_of
+from persistence.billing.charge_facts import DEBTS, DUE_USES, OVERAGES, PURCHASES, USES, insert_of
 from persistence.billing.fee_charges import NamedCharge
 from persistence.billing.segments import segment_of
 
@@ -42,13 +42,16 @@ _OF = {
 }
 _READ = {name: text(select) for name, select in _OF.items()}
 _WRITE = [text(insert_of(_OF["overages"])), text(insert_of(_OF["purchases"]))]
-# The roll-up says how much of it is charged: marked and charged by one statement.
+# The roll-ups say how much of them is charged: marked and charged by one statement.
 _WRITE_USES = text(f"""
 WITH due AS (
-    SELECT tenant_id, day, service_id, unit_price FROM usage_tier
+    SELECT t.tenant_id, t.day, t.service_id, t.unit_price
+      FROM {DUE_USES} AS d JOIN usage_tier AS t USING (tenant_id, day, service_id, unit_price)
+     ORDER BY t.tenant_id, t.day, t.service_id, t.unit_price FOR UPDATE OF t
+), made AS ({insert_of(USES)}), told AS (
+    UPDATE usage_told SET charged_quantity = quantity, charges = charges + 1
      WHERE organization_id = ANY(cast(:organizations AS bigint[])) AND quantity <> charged_quantity
-     ORDER BY tenant_id, day, service_id, unit_price FOR UPDATE
-), made AS ({insert_of(USES)}), marked AS (
+), marked AS (
     UPDATE usage_tier AS u SET charged_quantity = u.quantity, charges = u.charges + 1 FROM due
      WHERE u.tenant_id = due.tenant_id AND u.day = due.day AND u.service_id = due.service_id
        AND u.unit_price = due.unit_price

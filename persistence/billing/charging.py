@@ -18,6 +18,8 @@ SELECT id FROM (
     SELECT organization_id AS id FROM usage_tier
      WHERE quantity <> charged_quantity AND organization_id > :after
     UNION
+    SELECT organization_id FROM usage_told WHERE quantity <> charged_quantity AND organization_id > :after
+    UNION
     SELECT organization_id FROM credit_debt WHERE quantity <> charged_quantity AND organization_id > :after
     UNION
     SELECT e.organization_id FROM plan_end AS e

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, text
 
-from gateway.core.billing.charge import ADDITION, SEGMENT, UNITS, Charge
+from gateway.core.billing.charge import ADDITION, SEGMENT, USAGE, Charge
 from gateway.core.billing.invoice import Facts, Fee
-from gateway.core.billing.subscription import midnight
 from persistence.billing import tax_rates
 from persistence.billing.segments import segment_of
 
@@ -26,7 +25,8 @@ _ORGANIZATIONS = text(f"""
 SELECT o.id, o.name, o.currency, o.tax_rate, o.address, o.country, o.tax_number, o.due_days,
        (SELECT coalesce(sum(u.credits - u.billed_credits), 0)::bigint FROM usage_daily AS u
          WHERE u.organization_id = o.id AND u.day < w.until AND u.credits <> u.billed_credits) AS consumed,
-       (SELECT least(w.start, min(u.day)) FROM usage_daily AS u WHERE u.organization_id = o.id) AS since
+       least(w.start, (SELECT min(u.day) FROM usage_daily AS u WHERE u.organization_id = o.id),
+             (SELECT min(u.supplied_on) FROM usage_told AS u WHERE u.organization_id = o.id)) AS since
   FROM {_WANTED} JOIN organization AS o ON o.id = w.organization_id""")  # noqa: S608  # our own words
 _FEES = text("""
 SELECT s.*, p.name FROM subscription_segment AS s JOIN subscription_plan AS p ON p.id = s.plan_id
@@ -52,15 +52,6 @@ SELECT c.organization_id, c.service_id, date_trunc('month', c.period_start, 'UTC
    AND c.reason NOT IN ('credited', 'credit_void')
    AND c.period_start >= cast(w.since AS timestamp) AT TIME ZONE 'UTC'
  GROUP BY 1, 2, 3""")
-# Units of events that were told within a period, and used before it.
-_USED_BEFORE = text("""
-SELECT e.organization_id, e.service_id, sum(f.usage_amount)::bigint AS units
-  FROM unnest(cast(:organizations AS bigint[]), cast(:starts AS timestamptz[]), cast(:ends AS timestamptz[]))
-    AS w (organization_id, start, until)
-  JOIN use_event AS e ON e.organization_id = w.organization_id AND e.used_at < w.start
-  JOIN feature_usage AS f ON f.request_id = e.request_id AND f.organization_id = e.organization_id
-   AND f."timestamp" < w.until AND f."timestamp" >= w.start
- GROUP BY 1, 2 HAVING sum(f.usage_amount) > 0""")
 
 
 class Gathered(NamedTuple):
@@ -87,7 +78,6 @@ def read_facts(connection: Connection, wanted: Sequence[Gathered]) -> dict[int, 
     dated = tax_rates.read(connection, ids)
     fees, names = _fees(connection, every), _all_names(connection, every)
     rest, before = _carried(connection, ids), _units_before(connection, wanted)
-    late = _used_before(connection, wanted)
     rows = {row.id: row for row in connection.execute(_ORGANIZATIONS, _spans(wanted))}
     found = {}
     for of, start, until, charges in wanted:
@@ -107,7 +97,6 @@ def read_facts(connection: Connection, wanted: Sequence[Gathered]) -> dict[int, 
             carried=rest.get(of, {}),
             units_before=before.get(of, {}),
             since=start,
-            used_before=late.get(of, {}),
         )
         found[of] = Known(facts, row, row.since)
     return found
@@ -151,7 +140,7 @@ def _units_before(
     connection: Connection, wanted: Iterable[Gathered]
 ) -> Mapping[int, Mapping[tuple[int | None, date], int]]:
     first = {
-        each.organization_id: min(charge.day for charge in each.charges if charge.source == UNITS)
+        each.organization_id: min(charge.day for charge in each.charges if charge.kind == USAGE)
         for each in wanted
         if _has_units(each)
     }
@@ -163,21 +152,5 @@ def _units_before(
     return found
 
 
-def _used_before(
-    connection: Connection, wanted: Iterable[Gathered]
-) -> Mapping[int, Mapping[int | None, int]]:
-    some = [each for each in wanted if _has_units(each)]
-    found = defaultdict[int, dict[int | None, int]](dict)
-    if some:
-        here = {
-            "organizations": [each.organization_id for each in some],
-            "starts": [midnight(each.start) for each in some],
-            "ends": [midnight(each.until) for each in some],
-        }
-        for row in connection.execute(_USED_BEFORE, here):
-            found[row.organization_id][row.service_id] = row.units
-    return found
-
-
 def _has_units(gathered: Gathered) -> bool:
-    return any(charge.source == UNITS for charge in gathered.charges)
+    return any(charge.kind == USAGE for charge in gathered.charges)

@@ -17,7 +17,7 @@ import psycopg
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.core.billing.charge import ONE_DAY, OVERAGE, UNITS, USAGE
+from gateway.core.billing.charge import ONE_DAY, OVERAGE, USAGE
 from gateway.core.billing.invoice import INFORMATION
 from gateway.core.billing.subscription import midnight
 from gateway.core.model import INTEGER_MAX
@@ -35,8 +35,10 @@ SPAN_PARTS = 5
 _ENDLESS = datetime(9999, 12, 30, tzinfo=UTC)
 
 _INVOICE = text("""
-SELECT i.*, coalesce((SELECT min(u.day) FROM usage_daily AS u WHERE u.organization_id = i.organization_id),
-                     i.period_start) AS first_day
+SELECT i.*, least(i.period_start,
+                  (SELECT min(u.day) FROM usage_daily AS u WHERE u.organization_id = i.organization_id),
+                  (SELECT min(u.supplied_on) FROM usage_told AS u
+                    WHERE u.organization_id = i.organization_id)) AS first_day
   FROM invoice AS i WHERE i.id = :id""")
 _FINAL = text("""
 SELECT id, period_end, covers, finalized_at, voided_at FROM invoice
@@ -122,7 +124,7 @@ def _accounts(connection: Connection, invoice: Any) -> list[tuple[str, int, Sequ
 
 def _mine(invoice: Any, kind: str, owner: int) -> Cover:
     if invoice.covers is None:
-        since, until = midnight(min(invoice.first_day, invoice.period_start)), midnight(invoice.period_end)
+        since, until = midnight(invoice.first_day), midnight(invoice.period_end)
         return Cover(invoice.id, since, until, INTEGER_MAX, invoice.finalized_at or _ENDLESS)
     return _cover(invoice, kind, owner)
 
@@ -156,7 +158,7 @@ def _spans(found: Placed) -> list[Span]:
     """
     of_month: dict[tuple[int, Decimal, date], dict[date, int]] = {}
     for charge, line in found.charges:
-        if charge.source == UNITS and charge.kind == USAGE and line is not None:
+        if charge.kind == USAGE and line is not None:
             place = (charge.service_id or 0, charge.unit_price, charge.day.replace(day=1))
             of_month.setdefault(place, {})[charge.day] = line
     spans: list[Span] = []

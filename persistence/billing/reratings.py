@@ -37,8 +37,8 @@ from persistence.tables.ledgers import money
 
 # Calls at cost that are looked at in one transaction.
 PIECE_CALLS_MAX = 10_000
-# Calls at cost since then, in that currency, of whose day no charge is billed; with what they are charged
-# once everything is stored that is on its way.
+# Calls at cost since then, in that currency, of whose day no charge is billed, as they were told; with what
+# they are charged once everything is stored that is on its way.
 _OPEN = text(f"""
 SELECT c.id, c.request_id::text AS request_id, c.organization_id, c.tenant_id, c.service_id, s.key,
        c.created_at, c.model, c.response_model, c.cost, c.price_id, c.tools,
@@ -55,11 +55,17 @@ SELECT c.id, c.request_id::text AS request_id, c.organization_id, c.tenant_id, c
   JOIN service AS s ON s.id = c.service_id
  WHERE c.currency = :currency AND c.cost IS NOT NULL AND NOT c.refused AND c.id > :after
    AND NOT EXISTS (SELECT FROM amendment AS a WHERE a.request_id = c.request_id)
-   AND (SELECT coalesce(sum(h.quantity), 0) FROM charge AS h
-         WHERE h.organization_id = c.organization_id AND h.source = 'usage_tier' AND h.tenant_id = c.tenant_id
+   AND (SELECT coalesce(sum(h.quantity), 0)
+          FROM (SELECT least(u.day, (c.created_at AT TIME ZONE 'UTC')::date) AS supplied_on) AS of
+          JOIN charge AS h ON h.period_start = of.supplied_on::timestamp AT TIME ZONE 'UTC'
+         WHERE h.organization_id = c.organization_id AND h.kind = 'usage' AND h.tenant_id = c.tenant_id
            AND h.service_id = c.service_id AND h.invoice_id IS NOT NULL
            AND h.reason NOT IN ('credited', 'credit_void')
-           AND h.period_start = u.day::timestamp AT TIME ZONE 'UTC') = 0
+           AND CASE WHEN of.supplied_on = u.day THEN h.source = 'usage_tier'
+                    ELSE h.source = 'usage_told' AND h.source_id IN (
+                        SELECT t.id FROM usage_told AS t
+                         WHERE t.tenant_id = c.tenant_id AND t.day = u.day AND t.service_id = c.service_id
+                           AND t.supplied_on = of.supplied_on) END) = 0
  ORDER BY c.id LIMIT :piece""")  # noqa: S608  # our own words
 _LEFT = text("SELECT price_id FROM rerating_left ORDER BY price_id LIMIT :count")
 _HOLD = text("SELECT after_id, actor FROM rerating_left WHERE price_id = :price FOR UPDATE")

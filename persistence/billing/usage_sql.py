@@ -45,6 +45,10 @@ def _instant(moment: str) -> str:
     )
 
 
+def _day(day: str) -> str:
+    return f"""(to_char({day}, 'YYYY-MM-DD') COLLATE "C")"""
+
+
 def _price(kind: str) -> str:
     """What a million tokens of a kind cost a call that has some: of its context and service tier."""
     chain, at = [], kind
@@ -122,6 +126,14 @@ _SAYS = (
     " l.feature_version, l.metadata->>'model' AS model, l.metadata->>'corrects' AS corrects,"
     " l.metadata->>'reason' AS reason"
 )
+# The day that units were supplied on, where they were told of another one: as a text, which sorts alike.
+_SUPPLIED = (
+    """CASE WHEN l.metadata->>'supplied_on' IS NOT NULL THEN least(l.metadata->>'supplied_on',"""
+    """ to_char(l."timestamp" AT TIME ZONE 'UTC', 'YYYY-MM-DD')) COLLATE "C" END"""
+)
+_OF_UNITS = f"""l.seq > %(after)s AND l.seq <= %(upto)s AND l."timestamp" >= %(since)s
+   AND coalesce({_SUPPLIED} >= {_day("%(since)s AT TIME ZONE 'UTC'")}, true)
+   AND coalesce({_SUPPLIED} < {_day("%(until)s AT TIME ZONE 'UTC'")}, l."timestamp" < %(until)s)"""
 _TOKENS = f"""
 SELECT 'tokens' AS kind, n.line, l.created_at AS at, l.service_id, 1 AS place,
        CASE l.direction WHEN 'OUT' THEN l.amount ELSE -l.amount END::numeric AS quantity,
@@ -150,7 +162,7 @@ SELECT CASE WHEN l.in_money THEN 'money' ELSE 'units' END AS kind, n.line, l.at,
            CASE WHEN NOT l.in_money
                 THEN coalesce((w.part->>1)::numeric, CASE WHEN w.part IS NULL
                               THEN (l.unit_prices #>> '{{}}')::numeric END, f.unit_price)
-           END AS unit_price, {_SAYS}
+           END AS unit_price, {_SUPPLIED} AS supplied, {_SAYS}
       FROM feature_usage AS l
       LEFT JOIN LATERAL jsonb_array_elements(
           CASE WHEN jsonb_typeof(l.unit_prices) = 'array' THEN l.unit_prices END)
@@ -159,17 +171,19 @@ SELECT CASE WHEN l.in_money THEN 'money' ELSE 'units' END AS kind, n.line, l.at,
                   WHERE organization_id = %(owner)s GROUP BY 1, 2, 3 HAVING count(*) = 1) AS f
         ON l.unit_prices IS NULL AND f.tenant_id = l.tenant_id AND f.service_id = coalesce(l.feature_id, 0)
        AND f.day = (l."timestamp" AT TIME ZONE 'UTC')::date
-     WHERE l.organization_id = %(owner)s AND {_OF_BOX.format(at='"timestamp"')}) AS l
+     WHERE l.organization_id = %(owner)s AND {_OF_UNITS}) AS l
   LEFT JOIN unnest(%(services)s::bigint[], %(prices)s::numeric[], %(first_days)s::date[],
                    %(last_days)s::date[], %(lines)s::integer[])
     AS n (service_id, unit_price, first_day, last_day, line)
     ON n.service_id = coalesce(l.service_id, 0)
    AND n.unit_price = CASE WHEN l.in_money THEN 0.000000001 ELSE l.unit_price END
-   AND (l.at AT TIME ZONE 'UTC')::date BETWEEN n.first_day AND n.last_day"""  # noqa: S608  # our own words
+   AND CASE WHEN l.supplied IS NULL THEN (l.at AT TIME ZONE 'UTC')::date BETWEEN n.first_day AND n.last_day
+            ELSE l.supplied BETWEEN {_day("n.first_day")} AND {_day("n.last_day")} END"""  # noqa: S608  # our own words
+_AT = '"timestamp"'
 _LEDGERS = {
-    "tokens": (_TOKENS, "token_ledger", "tenant_id", "created_at"),
-    "credits": (_CREDITS, "credit_transaction", "organization_id", '"timestamp"'),
-    "units": (_UNITS, "feature_usage", "organization_id", '"timestamp"'),
+    "tokens": (_TOKENS, "token_ledger", "tenant_id", "created_at", _OF_BOX.format(at="created_at")),
+    "credits": (_CREDITS, "credit_transaction", "organization_id", _AT, _OF_BOX.format(at=_AT)),
+    "units": (_UNITS, "feature_usage", "organization_id", _AT, _OF_UNITS),
 }
 
 
@@ -181,11 +195,11 @@ def rows_of(account: str) -> str:
 
 def slice_of(account: str) -> str:
     """The last seq of the next rows of a box, and when the first and the last of their calls were."""
-    _, ledger, owner, at = _LEDGERS[account]
+    _, ledger, owner, at, of_box = _LEDGERS[account]
     return f"""
 SELECT max(l.seq), least(min(l.at), min(e.used_at)), greatest(max(l.at), max(e.used_at))
   FROM (SELECT l.seq, l.{at} AS at, l.request_id FROM {ledger} AS l
-         WHERE l.{owner} = %(owner)s AND {_OF_BOX.format(at=at)} ORDER BY l.seq LIMIT %(rows)s) AS l
+         WHERE l.{owner} = %(owner)s AND {of_box} ORDER BY l.seq LIMIT %(rows)s) AS l
   LEFT JOIN use_event AS e ON e.request_id = l.request_id"""  # noqa: S608  # our own words
 
 

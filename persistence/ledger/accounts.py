@@ -124,6 +124,7 @@ def move(connection: Connection[Any], moves: Moves) -> None:
         (statements.MOVE_SPENDS, spends),
         (statements.ROLL_UP, _added_up(moves.daily)),
         (statements.ROLL_UP_TIERS, _added_up(moves.priced)),
+        (statements.ROLL_UP_TOLD, _added_up(moves.told)),
         (statements.ACTIVATE, activated),
     ):
         if rows:

@@ -13,6 +13,7 @@ from gateway.core.accounts.ledger import Event, EventFlag, EventKind
 from gateway.core.moments import DAY_MS
 from persistence.ledger.guard import CREDITS, TOKENS, USAGE, Placed
 from persistence.ledger.portions import portions
+from persistence.ledger.rows import supplied_day
 
 ACTIVATES, CONSUME, RESET = int(EventFlag.ACTIVATES), int(EventKind.CONSUME), int(EventKind.RESET)
 ADJUST = int(EventKind.ADJUST)
@@ -22,6 +23,8 @@ INWARD, UNLIMITED = int(EventFlag.IN), int(EventFlag.UNLIMITED)
 Bucket = tuple[int, int, int]
 # The same, and what a unit costs.
 PricedBucket = tuple[int, int, int, Decimal]
+# And the day since 1970 that it was supplied on.
+ToldBucket = tuple[int, int, int, Decimal, int]
 
 
 @dataclass(slots=True)
@@ -29,8 +32,9 @@ class Moves:
     """The last movement of each account, and what was used by bucket.
 
     `daily` holds organization, requests, tokens, credits, units. `resets` are the moments
-    of the last reset by tenant. `priced` holds organization, first unit, units. `beyond` are tenants whose
-    cycle or plan may have ended with tokens beyond it, `granted` organizations that got or lost credits.
+    of the last reset by tenant. `priced` holds organization, first unit, units; `told` organization, units
+    of those that were supplied on an earlier day. `beyond` are tenants whose cycle or plan may have ended
+    with tokens beyond it, `granted` organizations that got or lost credits.
     """
 
     quotas: dict[int, Event] = field(default_factory=dict)
@@ -40,6 +44,7 @@ class Moves:
     activations: list[Event] = field(default_factory=list)
     daily: dict[Bucket, list[int]] = field(default_factory=dict)
     priced: dict[PricedBucket, list[int]] = field(default_factory=dict)
+    told: dict[ToldBucket, list[int]] = field(default_factory=dict)
     beyond: set[int] = field(default_factory=set)
     granted: set[int] = field(default_factory=set)
 
@@ -94,7 +99,10 @@ def _left_before(event: Event) -> int:
 
 
 def _add_priced(moves: Moves, bucket: Bucket, event: Event) -> None:
+    supplied = supplied_day(event)
     for first, units, price in portions(event):
         sums = moves.priced.setdefault((*bucket, price), [event.organization_id, first, 0])
         sums[1] = min(sums[1], first)
         sums[2] += units
+        if supplied != bucket[1] and units:
+            moves.told.setdefault((*bucket, price, supplied), [event.organization_id, 0])[1] += units

@@ -174,6 +174,13 @@ SELECT t, date '1970-01-01' + d, s, p, o, f, q
               %s::bigint[]) AS n (t, d, s, p, o, f, q)
 ON CONFLICT (tenant_id, day, service_id, unit_price) DO UPDATE SET
     first_unit = least(u.first_unit, excluded.first_unit), quantity = {added("quantity")}"""  # noqa: S608  # our own words
+ROLL_UP_TOLD = f"""
+INSERT INTO usage_told AS u (tenant_id, day, service_id, unit_price, supplied_on, organization_id, quantity)
+SELECT t, date '1970-01-01' + d, s, p, date '1970-01-01' + w, o, q
+  FROM unnest(%s::bigint[], %s::integer[], %s::bigint[], %s::numeric[], %s::integer[], %s::bigint[],
+              %s::bigint[]) AS n (t, d, s, p, w, o, q)
+ON CONFLICT (tenant_id, day, service_id, unit_price, supplied_on)
+DO UPDATE SET quantity = {added("quantity")}"""  # noqa: S608  # our own words
 # A budget nobody knows is left out. The first call that says whose an account is names it.
 _MOVE_BUDGETS = """
 INSERT INTO budget_use AS u (budget_id, start, value, name, used{reset})

@@ -40,7 +40,7 @@ WRITES: dict[str, tuple[str, ...]] = {
     "plan_end": KEEP, "service_activation": KEEP, "subscription_segment": KEEP, "tenant": KEEP,
     "tenant_quota": KEEP, "token_plan": KEEP, "token_plan_price": KEEP,
     "usage_daily": KEEP, "usage_feed": KEEP, "usage_rollup": KEEP,
-    "top_up_order": KEEP, "usage_tier": KEEP, "webhook": KEEP, "zone_clock": KEEP,
+    "top_up_order": KEEP, "usage_tier": KEEP, "usage_told": KEEP, "webhook": KEEP, "zone_clock": KEEP,
     "applied_row": CLEAR, "budget_told": CLEAR, "budget_use": CLEAR, "business_model": CLEAR,
     "console_session": CLEAR, "credit_allocation": CLEAR,
     "gateway_worker": CLEAR, "idempotency_key": CLEAR, "invoice": CLEAR, "invoice_line": CLEAR,

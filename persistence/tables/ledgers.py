@@ -170,6 +170,17 @@ usage_tier = table(
     PrimaryKeyConstraint("tenant_id", "day", "service_id", "unit_price"),
 )
 
+# Those of a day that were supplied on an earlier one; below zero is taken back. They are charged there.
+usage_told = table(
+    "usage_told",
+    identity(),
+    days("day", "supplied_on"),
+    integers("tenant_id", "service_id", "organization_id"),
+    prices("unit_price"),
+    integers("quantity", "charged_quantity", "charges"),
+    UniqueConstraint("tenant_id", "day", "service_id", "unit_price", "supplied_on"),
+)
+
 credit_addition = table(
     "credit_addition",
     identity(),

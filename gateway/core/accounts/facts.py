@@ -148,7 +148,8 @@ def told_of(facts: CallFacts) -> bytes:
     if facts.corrects:
         ours |= {"corrects": facts.corrects, "reason": facts.reason}
     if facts.used_ms:
-        ours["used_at"] = rfc3339(moment_of(facts.used_ms))
+        used_at = rfc3339(moment_of(facts.used_ms))
+        ours |= {"used_at": used_at, "supplied_on": used_at[:10]}
     theirs = bytes(facts.metadata)
     if theirs == b"null":
         return _encode(ours)

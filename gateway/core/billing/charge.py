@@ -26,6 +26,8 @@ COMMITTED = (FEE, DISCOUNT, EARLY_USE, OVERAGE, USAGE)
 # Why a charge is there: what takes another one back, or owes it again, is none of the facts.
 REASONS = ("fact", "returned", "void", "reissued", "credited", "credit_void")
 ONE_DAY = timedelta(days=1)
+# A kind, its source or of units their service, whose it is, from when to when.
+Supply = tuple[str, str, int | None, int | None, datetime, datetime]
 # A source, and which row of it: None is all of them.
 Wanted = tuple[str, int | None]
 
@@ -57,9 +59,10 @@ class Charge:
         return self.start.astimezone(UTC).date()
 
     @property
-    def supply(self) -> tuple[str, str, int | None, datetime, datetime]:
-        """What was supplied, whichever way it is charged."""
-        return (self.kind, self.source, self.source_id, self.start, self.end)
+    def supply(self) -> Supply:
+        """What was supplied, whichever way it is charged: units of a service, whenever they were told."""
+        of = ("", self.service_id) if self.kind == USAGE else (self.source, self.source_id)
+        return (self.kind, *of, self.tenant_id, self.start, self.end)
 
 
 def day_fee(segment: Segment, day: date) -> Decimal:

@@ -87,15 +87,13 @@ def _by_tax(facts: Facts, charges: Sequence[Charge]) -> list[tuple[Tax, Sequence
 
 
 def _behind(facts: Facts, charges: Sequence[Charge]) -> Facts:
-    """The facts for units behind these ones, in the same months; what was told late is said once."""
+    """The facts for units behind these ones, in the same months."""
     before = dict(facts.units_before)
     for each in charges:
         if not _in_money(each):
             month = (each.service_id, each.day.replace(day=1))
             before[month] = before.get(month, 0) + int(each.quantity)
-    said = {each.service_id for each in charges if facts.since <= each.day < facts.until}
-    late = {service: units for service, units in facts.used_before.items() if service not in said}
-    return replace(facts, units_before=before, used_before=late)
+    return replace(facts, units_before=before)
 
 
 def _rounded(line: Line, carried: dict[str, Decimal], currency: str) -> Line:
@@ -204,9 +202,9 @@ def _uses(facts: Facts, charges: Sequence[Charge]) -> Iterator[Drawn]:
 
 
 def _late(facts: Facts, charges: Sequence[Charge]) -> str:
-    """How much of a service's use was before the period, and told in it; empty where nothing was."""
-    units = facts.used_before.get(charges[0].service_id, 0)
-    if not units or not any(facts.since <= each.day < facts.until for each in charges):
+    """How much of a service's month was used before the period that began in it; empty where nothing was."""
+    units = count_of(each for each in charges if each.day < facts.since)
+    if units <= 0 or charges[0].day.replace(day=1) != facts.since.replace(day=1):
         return ""
     amount = f"{EXACT.normalize(units * ONE_NANO):f}" if _in_money(charges[0]) else f"{units:,}"
     return f", {amount} of it used before {written(facts.since)}"

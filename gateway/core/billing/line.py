@@ -31,8 +31,8 @@ class Facts:
     """The charges one invoice takes, up to the day `until` (not included), and what they are called.
 
     Names are by id: fees by segment, `remarks` by addition. `carried` is what each basis was billed exactly,
-    less what its lines came to. `units_before` are the units of a service's month that were billed before,
-    `used_before` those of a service that were told late: they were used before the first day, `since`.
+    less what its lines came to. `units_before` are the units of a service's month that were billed before.
+    `since` is the first day: what was supplied before it was told late.
 
     `tax_rate` is in force until the first of the dated `taxes`. `taxed_before` is what a supply was billed
     with: what gives it back gives that tax back.
@@ -50,7 +50,6 @@ class Facts:
     carried: Mapping[str, Decimal] = field(default_factory=dict)
     units_before: Mapping[Month, int] = field(default_factory=dict)
     since: date = date.min
-    used_before: Mapping[int | None, int] = field(default_factory=dict)
     taxes: Sequence[Dated] = ()
     taxed_before: Mapping[object, Tax] = field(default_factory=dict)
 

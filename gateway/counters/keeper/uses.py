@@ -28,6 +28,9 @@ from gateway.counters.redis import keys
 from gateway.counters.settlement_log.acknowledged import acknowledged
 from gateway.errors import CountersUnavailable
 
+# What of a write its rows say; those of before told no day of supply.
+_SAID = ("corrects", "reason", "supplied_on")
+
 
 async def charge_use(client: Client, write: ControlWrite) -> bool:
     """Charge the use of a control write; False where its account is not known yet."""
@@ -57,7 +60,7 @@ async def amend(client: Client, write: ControlWrite) -> bool:
     )  # fmt: skip
     settlement = Settlement(
         caller, write.id, "", service, True, -tokens, -credits_, -units, amended["attribution"],
-        msgspec.json.encode({"corrects": amended["corrects"], "reason": amended["reason"]}),
+        msgspec.json.encode({name: amended[name] for name in _SAID if name in amended}),
     )  # fmt: skip
     now = b"%d" % await client.now_ms()
     run_id = client.run_id_of(caller.partition)

@@ -46,6 +46,10 @@ class Call:
     counts: tuple[int, int] = (0, 0)
     parts: list[tuple[int, Fraction]] = field(default_factory=list)
 
+    @property
+    def day(self) -> date:
+        return self.used_at.date()
+
 
 @dataclass
 class All(Wholly):
@@ -85,7 +89,8 @@ class Called(WholeHistory):
         self.made: dict[str, list[Call]] = {kind: [] for kind in kinds}
         self.prices: list[tuple[datetime, int]] = []
         self.papers: dict[int, Paper] = {}
-        self.at_cost: dict[date, int] = {}
+        # By the day that it was told on, and the day it was used on.
+        self.at_cost: dict[tuple[date, date], int] = {}
 
     async def begin(self) -> None:
         await super().begin()
@@ -133,7 +138,7 @@ class Called(WholeHistory):
         note = EventNote.LATE if told else 0
         self._use(units, IN_MONEY, self.ids["at-cost"], request, write_facts(facts), note=int(note))
         self.made["amount"].append(Call(request, at, self.today, units, counts))
-        self._costs(units)
+        self._costs(units, at.date())
         await self._flush()
 
     async def _unit_call(self, units: int) -> None:
@@ -177,20 +182,21 @@ class Called(WholeHistory):
             "effective_from": at.isoformat(),
         }  # fmt: skip
         await self.april.do("prices", "create", **body.check(PriceCreate, asked))
-        billed = {day for paper in self.papers.values() if not paper.is_void for day in paper.at_cost}
+        billed = {told for paper in self.papers.values() if not paper.is_void for told in paper.at_cost}
         self.prices.append((at, rate))
         moved: dict[str, int] = {}
         for call in self.made["amount"]:
-            if at <= call.used_at and call.told not in billed and self._rate(call.used_at) == (at, rate):
+            open_ = (call.told, call.day) not in billed
+            if at <= call.used_at and open_ and self._rate(call.used_at) == (at, rate):
                 units = self._charged(call.counts, call.used_at)
                 if units != call.amount:
                     moved[call.request] = units - call.amount
+                    self._costs(units - call.amount, call.day)
                 call.amount = units
         writes = {str(payload["corrects"]): (request, payload) for request, payload in self._writes("amend")}
         assert {request: -payload["units"] for request, (_, payload) in writes.items()} == moved
         for request, payload in writes.values():
             self._correct(request, payload)
-        self._costs(sum(moved.values()))
         await self._flush()
 
     async def _change_call(self, how: tuple[str, int, int, str]) -> None:
@@ -229,14 +235,14 @@ class Called(WholeHistory):
             worth = more * call.parts[-1][1]
         month = (self.today.year, self.today.month)
         self.owed.units[month] = self.owed.units.get(month, 0) + more
-        self.owed.used_on.append((self.today, worth))
+        self.owed.used_on.append((call.day, worth))
 
     async def _change_credits(self, _: Call, more: int) -> None:
         if more > 0:
             self._spent(more)  # those that come back are an addition
 
-    async def _change_amount(self, _: Call, more: int) -> None:
-        self._costs(more)
+    async def _change_amount(self, call: Call, more: int) -> None:
+        self._costs(more, call.day)
 
     # How it is counted.
 
@@ -250,9 +256,11 @@ class Called(WholeHistory):
     def _charged(self, counts: tuple[int, int], at: datetime) -> int:
         return half_up(self._price_of(counts, at) * MARKUP)
 
-    def _costs(self, units: int) -> None:
-        self.at_cost[self.today] = self.at_cost.get(self.today, 0) + units
-        self.owed.used_on.append((self.today, Fraction(units, NANO)))
+    def _costs(self, units: int, day: date) -> None:
+        """Units of money that are told today, of use on a day."""
+        told = (self.today, day)
+        self.at_cost[told] = self.at_cost.get(told, 0) + units
+        self.owed.used_on.append((day, Fraction(units, NANO)))
 
     def _worth(self, parts: Sequence[tuple[int, Fraction]]) -> Fraction:
         return sum((units * price for units, price in parts), Fraction(0))
@@ -288,7 +296,8 @@ class Called(WholeHistory):
 
     def _correct(self, request: str, payload: dict[str, Any]) -> None:
         """As `settle` moves what differs."""
-        account, told = self.april.account, document(corrects=payload["corrects"], reason=payload["reason"])
+        account = self.april.account
+        told = document(**{name: payload[name] for name in ("corrects", "reason", "supplied_on")})
         if payload["tokens"]:
             account.grant(EventKind.ADJUST, payload["tokens"], request, metadata=told)
         if payload["units"]:

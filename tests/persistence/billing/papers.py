@@ -14,7 +14,7 @@ class Paper:
     total: Fraction
     due: date
     payments: dict[str, list[Fraction]] = field(default_factory=dict)
-    at_cost: dict[date, int] = field(default_factory=dict)
+    at_cost: dict[tuple[date, date], int] = field(default_factory=dict)
     prepaid: int = 0
     noted: bool = False
     is_void: bool = False

@@ -192,9 +192,9 @@ class EveryHistory(Called):
             until = self.invoiced_until
             self.owed.books.bill(made, until)
             self._keep(made)
-            taken = {day: units for day, units in self.at_cost.items() if day < until and units}
+            taken = {told: units for told, units in self.at_cost.items() if told[1] < until and units}
             self.papers[made].at_cost = taken
-            self.at_cost = {day: units for day, units in self.at_cost.items() if day >= until}
+            self.at_cost = {told: units for told, units in self.at_cost.items() if told[1] >= until}
             if self.papers[made].rest <= 0:
                 self._gives(made)
 
@@ -242,8 +242,8 @@ class EveryHistory(Called):
     def _voided(self, made: int) -> None:
         self.open.remove(made)
         self.papers[made].is_void = True
-        for day, units in self.papers[made].at_cost.items():
-            self.at_cost[day] = self.at_cost.get(day, 0) + units
+        for told, units in self.papers[made].at_cost.items():
+            self.at_cost[told] = self.at_cost.get(told, 0) + units
         if made in self.owed.books.invoices:
             self.owed.books.void(made)
 
