@@ -8,7 +8,7 @@ billed stays, the next invoice gives it back, or bills it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
@@ -241,7 +241,7 @@ def _settle(change: Change, amended: _Amended, moved: dict[str, int]) -> None:
         moves = {
             **{name: amended.sign * amount for name, amount in (moved | {"units": units}).items()},
             "tiers": pack_tiers(tiers).hex(), "corrects": str(values["request_id"]),
-            "reason": values["reason"],
+            "reason": values["reason"], "told_on": _day_of(amended.units.at or amended.call.created_at),
         }  # fmt: skip
         writes.append(correcting_write(change, amended.call, moves))
         moved = dict.fromkeys(moved, 0)
@@ -251,16 +251,20 @@ def _settle(change: Change, amended: _Amended, moved: dict[str, int]) -> None:
 def correcting_write(change: Change, call: Any, moves: Row) -> dict[str, object]:
     """A control write that has the counters move what a call was charged; its id is a correction's.
 
-    What it moves was supplied on the day of the call.
+    What it moves was supplied on the day of the call, and told `told_on` where `moves` say so.
     """
     content, project = ("" if one is None else one for one in (call.content_id, call.project_id))
     payload = {
         "tenant_id": call.tenant_id, "service_id": call.service_id or 0,
         "attribution": f"{content}\t{project}\t",
-        "supplied_on": call.created_at.astimezone(UTC).date().isoformat(), **moves,
+        "supplied_on": _day_of(call.created_at), **moves,
     }  # fmt: skip
     account, partition = f"organization:{call.organization_id}", change.partition_of(call.organization_id)
     return write_of(partition, account, "amend", payload, correction_id(str(uuid4())))
+
+
+def _day_of(moment: datetime) -> str:
+    return moment.astimezone(UTC).date().isoformat()
 
 
 def _give(change: Change, organization_id: int, amount: int) -> None:

@@ -60,7 +60,7 @@ DUE_USES = """
  SELECT tenant_id, day, service_id, unit_price FROM usage_told
   WHERE organization_id = ANY(cast(:organizations AS bigint[])) AND quantity <> charged_quantity)"""
 # Units at a price by the day of their supply: of a day those that came on it, but for those that were told of
-# another one; these are of that.
+# another one; these are of that. What is taken back has the source of what it was.
 USES = f"""
 SELECT u.organization_id, 'usage' AS kind, u.supplied_on::timestamp AT TIME ZONE 'UTC' AS period_start,
        (u.supplied_on + 1)::timestamp AT TIME ZONE 'UTC' AS period_end, u.quantity, u.unit_price,
@@ -77,9 +77,14 @@ SELECT u.organization_id, 'usage' AS kind, u.supplied_on::timestamp AT TIME ZONE
       FROM {DUE_USES} AS d JOIN usage_tier AS t USING (tenant_id, day, service_id, unit_price)
      UNION ALL
     SELECT t.organization_id, t.tenant_id, t.day, u.supplied_on, t.service_id, t.unit_price,
-           t.first_unit, (u.quantity - u.charged_quantity)::numeric, 'usage_told', u.id, 'told',
-           format('%s:%s', u.supplied_on, u.charges)
+           t.first_unit, (u.quantity - u.charged_quantity)::numeric,
+           CASE WHEN u.told_on = u.supplied_on THEN 'usage_tier' ELSE 'usage_told' END,
+           CASE WHEN u.told_on <> u.supplied_on THEN coalesce(o.id, u.id) END, 'told',
+           format('%s:%s', u.id, u.charges)
       FROM usage_told AS u JOIN usage_tier AS t ON {_OF_DAY}
+      LEFT JOIN usage_told AS o ON u.is_back AND NOT o.is_back AND o.tenant_id = u.tenant_id
+       AND o.day = u.told_on AND o.service_id = u.service_id AND o.unit_price = u.unit_price
+       AND o.supplied_on = u.supplied_on
      WHERE u.organization_id = ANY(cast(:organizations AS bigint[])) AND u.quantity <> u.charged_quantity
        ) AS u JOIN organization AS g ON g.id = u.organization_id
  WHERE u.quantity <> 0"""  # noqa: S608  # our own words

@@ -43,6 +43,7 @@ _OPEN = text(f"""
 SELECT c.id, c.request_id::text AS request_id, c.organization_id, c.tenant_id, c.service_id, s.key,
        c.created_at, c.model, c.response_model, c.cost, c.price_id, c.tools,
        coalesce(c.service_tier, '') AS service_tier, c.content_id, c.project_id, u.units,
+       u.day AS told_on,
        {", ".join("c." + kind for kind in KINDS)}
   FROM (SELECT request_id, sum(units)::bigint AS units, (min(at) AT TIME ZONE 'UTC')::date AS day
           FROM (SELECT request_id, usage_amount AS units, "timestamp" AS at FROM feature_usage
@@ -55,7 +56,7 @@ SELECT c.id, c.request_id::text AS request_id, c.organization_id, c.tenant_id, c
   JOIN service AS s ON s.id = c.service_id
  WHERE c.currency = :currency AND c.cost IS NOT NULL AND NOT c.refused AND c.id > :after
    AND NOT EXISTS (SELECT FROM amendment AS a WHERE a.request_id = c.request_id)
-   AND (SELECT coalesce(sum(h.quantity), 0)
+   AND (SELECT coalesce(sum(h.quantity) FILTER (WHERE (h.reason = 'void') = (h.quantity < 0)), 0)
           FROM (SELECT least(u.day, (c.created_at AT TIME ZONE 'UTC')::date) AS supplied_on) AS of
           JOIN charge AS h ON h.period_start = of.supplied_on::timestamp AT TIME ZONE 'UTC'
          WHERE h.organization_id = c.organization_id AND h.kind = 'usage' AND h.tenant_id = c.tenant_id
@@ -65,7 +66,7 @@ SELECT c.id, c.request_id::text AS request_id, c.organization_id, c.tenant_id, c
                     ELSE h.source = 'usage_told' AND h.source_id IN (
                         SELECT t.id FROM usage_told AS t
                          WHERE t.tenant_id = c.tenant_id AND t.day = u.day AND t.service_id = c.service_id
-                           AND t.supplied_on = of.supplied_on) END) = 0
+                           AND t.supplied_on = of.supplied_on AND NOT t.is_back) END) = 0
  ORDER BY c.id LIMIT :piece""")  # noqa: S608  # our own words
 _LEFT = text("SELECT price_id FROM rerating_left ORDER BY price_id LIMIT :count")
 _HOLD = text("SELECT after_id, actor FROM rerating_left WHERE price_id = :price FOR UPDATE")
@@ -192,7 +193,7 @@ def _intended(change: Change, one: _Rated, reason: str) -> dict[str, object]:
     """What has the counters move by the difference."""
     moves = {
         "tokens": 0, "units": -one.more, "tiers": pack_tiers(IN_MONEY).hex(),
-        "corrects": one.call.request_id, "reason": reason,
+        "corrects": one.call.request_id, "reason": reason, "told_on": one.call.told_on.isoformat(),
     }  # fmt: skip
     return correcting_write(change, one.call, moves)
 

@@ -32,17 +32,16 @@ _COUNT = select(func.count()).select_from(tax_rate)
 _today: ColumnClause[date] = literal_column("(now() AT TIME ZONE 'UTC')::date")
 # With which tax lines billed what was supplied then, by what `Charge.supply` says.
 _BILLED = text("""
-SELECT DISTINCT ON (c.kind, s.source, s.source_id, c.tenant_id, c.period_start, c.period_end)
-       c.kind, s.source, s.source_id, c.tenant_id, c.period_start, c.period_end, l.tax_rate, l.tax_category,
-       l.tax_reason
+SELECT DISTINCT ON (c.kind, c.source, c.source_id, c.tenant_id, c.service_id, c.period_start, c.period_end)
+       c.kind, c.source, c.source_id, c.tenant_id, c.service_id, c.period_start, c.period_end,
+       l.tax_rate, l.tax_category, l.tax_reason
   FROM charge AS c
- CROSS JOIN LATERAL (SELECT CASE c.kind WHEN 'usage' THEN '' ELSE c.source END AS source,
-                            CASE c.kind WHEN 'usage' THEN c.service_id ELSE c.source_id END AS source_id) AS s
   JOIN invoice AS i ON i.id = c.invoice_id AND i.status = 'finalized'
   JOIN invoice_line AS l ON l.invoice_id = i.id AND l.position = c.line AND l.tax_rate IS NOT NULL
  WHERE c.organization_id = :organization AND (c.amount > 0) <> (c.kind = 'discount')
    AND c.period_start >= :since
- ORDER BY c.kind, s.source, s.source_id, c.tenant_id, c.period_start, c.period_end, c.id DESC""")
+ ORDER BY c.kind, c.source, c.source_id, c.tenant_id, c.service_id, c.period_start, c.period_end,
+       c.id DESC""")
 
 # What is in force today, of organizations as they are read.
 TODAY = func.coalesce(
@@ -103,8 +102,10 @@ def billed_with(
     rows = connection.execute(_BILLED, {"organization": organization_id, "since": since})
     found: dict[object, Tax] = {}
     for row in rows:
-        supply = (row.kind, row.source, row.source_id, row.tenant_id, row.period_start, row.period_end)
-        found[supply] = tax_of(row.tax_rate, row.tax_category, row.tax_reason)
+        of = (row.source, row.source_id, row.tenant_id, row.service_id)
+        found[row.kind, *of, row.period_start, row.period_end] = tax_of(
+            row.tax_rate, row.tax_category, row.tax_reason
+        )
     return found
 
 

@@ -13,7 +13,7 @@ from gateway.core.accounts.ledger import Event, EventFlag, EventKind
 from gateway.core.moments import DAY_MS
 from persistence.ledger.guard import CREDITS, TOKENS, USAGE, Placed
 from persistence.ledger.portions import portions
-from persistence.ledger.rows import supplied_day
+from persistence.ledger.rows import supplied_day, told_day
 
 ACTIVATES, CONSUME, RESET = int(EventFlag.ACTIVATES), int(EventKind.CONSUME), int(EventKind.RESET)
 ADJUST = int(EventKind.ADJUST)
@@ -23,8 +23,8 @@ INWARD, UNLIMITED = int(EventFlag.IN), int(EventFlag.UNLIMITED)
 Bucket = tuple[int, int, int]
 # The same, and what a unit costs.
 PricedBucket = tuple[int, int, int, Decimal]
-# And the day since 1970 that it was supplied on.
-ToldBucket = tuple[int, int, int, Decimal, int]
+# And the days since 1970 that it was supplied and told on, and whether it is taken back.
+ToldBucket = tuple[int, int, int, Decimal, int, int, bool]
 
 
 @dataclass(slots=True)
@@ -33,7 +33,7 @@ class Moves:
 
     `daily` holds organization, requests, tokens, credits, units. `resets` are the moments
     of the last reset by tenant. `priced` holds organization, first unit, units; `told` organization, units
-    of those that were supplied on an earlier day. `beyond` are tenants whose cycle or plan may have ended
+    of those that were supplied on an earlier day, or are taken back. `beyond` are tenants whose cycle or plan may have ended
     with tokens beyond it, `granted` organizations that got or lost credits.
     """
 
@@ -99,10 +99,13 @@ def _left_before(event: Event) -> int:
 
 
 def _add_priced(moves: Moves, bucket: Bucket, event: Event) -> None:
-    supplied = supplied_day(event)
+    supplied, is_back = supplied_day(event), event.units < 0
+    is_told = is_back or supplied != bucket[1]
+    told = max(supplied, told_day(event))
     for first, units, price in portions(event):
         sums = moves.priced.setdefault((*bucket, price), [event.organization_id, first, 0])
         sums[1] = min(sums[1], first)
         sums[2] += units
-        if supplied != bucket[1] and units:
-            moves.told.setdefault((*bucket, price, supplied), [event.organization_id, 0])[1] += units
+        if is_told:
+            place = (*bucket, price, supplied, told, is_back)
+            moves.told.setdefault(place, [event.organization_id, 0])[1] += units

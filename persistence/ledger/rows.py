@@ -186,10 +186,21 @@ def supplied_day(event: Event) -> int:
     day = event.at_ms // DAY_MS
     if event.facts is not None:
         return min(day, event.facts.used_ms // DAY_MS) if event.facts.used_ms else day
-    if event.kind != _CORRECTS or b'"supplied_on"' not in event.metadata:
+    return _day_in(event, "supplied_on", day)
+
+
+def told_day(event: Event) -> int:
+    """The UTC day, since 1970, that a use was told on, or what it takes back."""
+    day = event.at_ms // DAY_MS
+    return _day_in(event, "told_on", day) if event.units < 0 and event.facts is None else day
+
+
+def _day_in(event: Event, name: str, day: int) -> int:
+    """The day that a correction names, if it is not behind its own one."""
+    if event.kind != _CORRECTS or f'"{name}"'.encode() not in event.metadata:
         return day
     try:
-        said = date.fromisoformat(str(_facts(event.metadata).get("supplied_on")))
+        said = date.fromisoformat(str(_facts(event.metadata).get(name)))
     except ValueError:  # nobody of ours wrote it
         return day
     return min(day, said.toordinal() - _FIRST_DAY)

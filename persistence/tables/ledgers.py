@@ -170,15 +170,17 @@ usage_tier = table(
     PrimaryKeyConstraint("tenant_id", "day", "service_id", "unit_price"),
 )
 
-# Those of a day that were supplied on an earlier one; below zero is taken back. They are charged there.
+# Those of a day that were supplied on an earlier one, or are taken back of what was told on a day: they are
+# charged by the day of their supply.
 usage_told = table(
     "usage_told",
     identity(),
-    days("day", "supplied_on"),
+    days("day", "supplied_on", "told_on"),
+    flags("is_back"),
     integers("tenant_id", "service_id", "organization_id"),
     prices("unit_price"),
     integers("quantity", "charged_quantity", "charges"),
-    UniqueConstraint("tenant_id", "day", "service_id", "unit_price", "supplied_on"),
+    UniqueConstraint("tenant_id", "day", "service_id", "unit_price", "supplied_on", "told_on", "is_back"),
 )
 
 credit_addition = table(

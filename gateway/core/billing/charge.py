@@ -26,8 +26,8 @@ COMMITTED = (FEE, DISCOUNT, EARLY_USE, OVERAGE, USAGE)
 # Why a charge is there: what takes another one back, or owes it again, is none of the facts.
 REASONS = ("fact", "returned", "void", "reissued", "credited", "credit_void")
 ONE_DAY = timedelta(days=1)
-# A kind, its source or of units their service, whose it is, from when to when.
-Supply = tuple[str, str, int | None, int | None, datetime, datetime]
+# A kind, its source and which row of it, a tenant and a service, from when to when.
+Supply = tuple[str, str, int | None, int | None, int | None, datetime, datetime]
 # A source, and which row of it: None is all of them.
 Wanted = tuple[str, int | None]
 
@@ -60,9 +60,9 @@ class Charge:
 
     @property
     def supply(self) -> Supply:
-        """What was supplied, whichever way it is charged: units of a service, whenever they were told."""
-        of = ("", self.service_id) if self.kind == USAGE else (self.source, self.source_id)
-        return (self.kind, *of, self.tenant_id, self.start, self.end)
+        """What was supplied, whichever way it is charged."""
+        of = (self.source, self.source_id, self.tenant_id, self.service_id)
+        return (self.kind, *of, self.start, self.end)
 
 
 def day_fee(segment: Segment, day: date) -> Decimal:

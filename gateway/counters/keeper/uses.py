@@ -28,8 +28,8 @@ from gateway.counters.redis import keys
 from gateway.counters.settlement_log.acknowledged import acknowledged
 from gateway.errors import CountersUnavailable
 
-# What of a write its rows say; those of before told no day of supply.
-_SAID = ("corrects", "reason", "supplied_on")
+# What of a write its rows say; those of before told no days.
+_SAID = ("corrects", "reason", "supplied_on", "told_on")
 
 
 async def charge_use(client: Client, write: ControlWrite) -> bool:

@@ -259,7 +259,7 @@ class Called(WholeHistory):
     def _costs(self, units: int, day: date) -> None:
         """Units of money that are told today, of use on a day."""
         told = (self.today, day)
-        self.at_cost[told] = self.at_cost.get(told, 0) + units
+        self.at_cost[told] = self.at_cost.get(told, 0) + max(0, units)
         self.owed.used_on.append((day, Fraction(units, NANO)))
 
     def _worth(self, parts: Sequence[tuple[int, Fraction]]) -> Fraction:
@@ -297,7 +297,7 @@ class Called(WholeHistory):
     def _correct(self, request: str, payload: dict[str, Any]) -> None:
         """As `settle` moves what differs."""
         account = self.april.account
-        told = document(**{name: payload[name] for name in ("corrects", "reason", "supplied_on")})
+        told = document(**{name: payload[name] for name in ("corrects", "reason", "supplied_on", "told_on")})
         if payload["tokens"]:
             account.grant(EventKind.ADJUST, payload["tokens"], request, metadata=told)
         if payload["units"]:

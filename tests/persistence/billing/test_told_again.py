@@ -56,7 +56,9 @@ def counted(april: April) -> None:
         if verb == "use":
             april.account.consume(payload["weighed"], request_id=write_id)
         else:
-            told = document(**{name: payload[name] for name in ("corrects", "reason", "supplied_on")})
+            told = document(
+                **{name: payload[name] for name in ("corrects", "reason", "supplied_on", "told_on")}
+            )
             april.account.grant(EventKind.ADJUST, payload["tokens"], write_id, metadata=told)
     april.flush()
 

@@ -1,20 +1,23 @@
 -- Units that are told of on another day than they were supplied on are charged, and so taxed, by the day of their supply.
 
--- Of the units of a day at a price in usage_tier, those that were supplied on another day; below zero is taken back. Of
--- `charged_quantity` there are charges, written `charges` times.
+-- Of the units of a day at a price in usage_tier, those that were supplied on an earlier day, and those that are taken back:
+-- `is_back`, below zero, of what was told `told_on` a day. Of `charged_quantity` there are charges, written `charges` times.
 CREATE TABLE usage_told (
     id BIGINT GENERATED ALWAYS AS IDENTITY CONSTRAINT usage_told_pkey PRIMARY KEY,
     tenant_id BIGINT NOT NULL,
     day DATE NOT NULL,
     service_id BIGINT NOT NULL,
     unit_price NUMERIC(28, 12) NOT NULL,
-    supplied_on DATE NOT NULL CONSTRAINT usage_told_supplied_on_check CHECK (supplied_on < day),
+    supplied_on DATE NOT NULL,
+    told_on DATE NOT NULL,
+    is_back BOOLEAN NOT NULL,
     organization_id BIGINT NOT NULL,
     quantity BIGINT NOT NULL,
     charged_quantity BIGINT DEFAULT 0 NOT NULL,
     charges BIGINT DEFAULT 0 NOT NULL,
     CONSTRAINT usage_told_supplied_key
-        UNIQUE (tenant_id, day, service_id, unit_price, supplied_on)
+        UNIQUE (tenant_id, day, service_id, unit_price, supplied_on, told_on, is_back),
+    CONSTRAINT usage_told_days_check CHECK (supplied_on <= told_on AND told_on <= day AND (is_back OR supplied_on < day AND told_on = day))
 );
 CREATE INDEX usage_told_organization_id_supplied_on_idx ON usage_told (organization_id, supplied_on);
 CREATE INDEX usage_told_open_idx ON usage_told (organization_id) WHERE quantity <> charged_quantity;
