@@ -8,7 +8,6 @@ billed stays, the next invoice gives it back, or bills it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
@@ -23,6 +22,7 @@ from gateway.core.billing.tiers import pack_tiers
 from gateway.core.billing.usage_feed import AMENDED
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, is_in_money
 from gateway.core.model import INTEGER_MAX, Service
+from gateway.core.moments import rfc3339
 from gateway.errors import Conflict, Unprocessable
 from persistence.billing import charges
 from persistence.billing.events import service_of
@@ -241,7 +241,7 @@ def _settle(change: Change, amended: _Amended, moved: dict[str, int]) -> None:
         moves = {
             **{name: amended.sign * amount for name, amount in (moved | {"units": units}).items()},
             "tiers": pack_tiers(tiers).hex(), "corrects": str(values["request_id"]),
-            "reason": values["reason"], "told_on": _day_of(amended.units.at or amended.call.created_at),
+            "reason": values["reason"], "told_on": rfc3339(amended.units.at or amended.call.created_at)[:10],
         }  # fmt: skip
         writes.append(correcting_write(change, amended.call, moves))
         moved = dict.fromkeys(moved, 0)
@@ -257,14 +257,10 @@ def correcting_write(change: Change, call: Any, moves: Row) -> dict[str, object]
     payload = {
         "tenant_id": call.tenant_id, "service_id": call.service_id or 0,
         "attribution": f"{content}\t{project}\t",
-        "supplied_on": _day_of(call.created_at), **moves,
+        "supplied_on": rfc3339(call.created_at)[:10], **moves,
     }  # fmt: skip
     account, partition = f"organization:{call.organization_id}", change.partition_of(call.organization_id)
     return write_of(partition, account, "amend", payload, correction_id(str(uuid4())))
-
-
-def _day_of(moment: datetime) -> str:
-    return moment.astimezone(UTC).date().isoformat()
 
 
 def _give(change: Change, organization_id: int, amount: int) -> None:

@@ -102,10 +102,9 @@ def billed_with(
     rows = connection.execute(_BILLED, {"organization": organization_id, "since": since})
     found: dict[object, Tax] = {}
     for row in rows:
-        of = (row.source, row.source_id, row.tenant_id, row.service_id)
-        found[row.kind, *of, row.period_start, row.period_end] = tax_of(
-            row.tax_rate, row.tax_category, row.tax_reason
-        )
+        of = (row.kind, row.source, row.source_id, row.tenant_id, row.service_id)
+        tax = tax_of(row.tax_rate, row.tax_category, row.tax_reason)
+        found[*of, row.period_start, row.period_end] = tax
     return found
 
 

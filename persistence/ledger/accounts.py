@@ -12,7 +12,7 @@ from gateway.core.accounts.ledger import Event, EventFlag, EventKind, Moved, mov
 from gateway.core.accounts.outbox import Batch
 from gateway.core.model import INTEGER_MAX
 from persistence.billing import top_up_orders
-from persistence.ledger import statements
+from persistence.ledger import statements, told_units
 from persistence.ledger.copying import Place
 from persistence.ledger.guard import CREDITS, TOKENS, UNKNOWN, USAGE, Fault, Head, Heads, Placed
 from persistence.ledger.refill import Movement
@@ -124,7 +124,7 @@ def move(connection: Connection[Any], moves: Moves) -> None:
         (statements.MOVE_SPENDS, spends),
         (statements.ROLL_UP, _added_up(moves.daily)),
         (statements.ROLL_UP_TIERS, _added_up(moves.priced)),
-        (statements.ROLL_UP_TOLD, _added_up(moves.told)),
+        (told_units.ROLL_UP, _added_up(moves.told)),
         (statements.ACTIVATE, activated),
     ):
         if rows:

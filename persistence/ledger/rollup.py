@@ -13,7 +13,7 @@ from gateway.core.accounts.ledger import Event, EventFlag, EventKind
 from gateway.core.moments import DAY_MS
 from persistence.ledger.guard import CREDITS, TOKENS, USAGE, Placed
 from persistence.ledger.portions import portions
-from persistence.ledger.rows import supplied_day, told_day
+from persistence.ledger.told_units import supplied_day, told_day
 
 ACTIVATES, CONSUME, RESET = int(EventFlag.ACTIVATES), int(EventKind.CONSUME), int(EventKind.RESET)
 ADJUST = int(EventKind.ADJUST)
@@ -33,8 +33,8 @@ class Moves:
 
     `daily` holds organization, requests, tokens, credits, units. `resets` are the moments
     of the last reset by tenant. `priced` holds organization, first unit, units; `told` organization, units
-    of those that were supplied on an earlier day, or are taken back. `beyond` are tenants whose cycle or plan may have ended
-    with tokens beyond it, `granted` organizations that got or lost credits.
+    of those that were supplied on an earlier day, or are taken back. `beyond` are tenants whose cycle or plan
+    may have ended with tokens beyond it, `granted` organizations that got or lost credits.
     """
 
     quotas: dict[int, Event] = field(default_factory=dict)

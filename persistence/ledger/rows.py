@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import date
 from struct import Struct
 
 from gateway.core.accounts.ledger import Event, EventFlag, EventKind, attributed, in_money
-from gateway.core.moments import DAY_MS
 from persistence.ledger.portions import unit_prices
 
 COPY_HEAD = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -50,8 +48,6 @@ _TYPE_WORDS = {
 _TYPES = {kind: len(word).to_bytes(4) + word for kind, word in _TYPE_WORDS.items()}
 # Plain integers: arithmetic on flags builds an object a row.
 _INWARD, _UNLIMITED, _CONSUMED = int(EventFlag.IN), int(EventFlag.UNLIMITED), int(EventKind.CONSUME)
-_CORRECTS = int(EventKind.ADJUST)
-_FIRST_DAY = date(1970, 1, 1).toordinal()
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _IN, _OUT = b"\0\0\0\2IN", b"\0\0\0\3OUT"
 _UUID_LENGTH = (16).to_bytes(4)
@@ -166,7 +162,7 @@ def corrects(metadata: bytes) -> str:
     """The request an adjustment makes good, by its metadata; empty if it names none."""
     if b'"corrects"' not in metadata:
         return ""
-    named = _facts(metadata).get("corrects")
+    named = said_in(metadata).get("corrects")
     return named if isinstance(named, str) else ""
 
 
@@ -179,31 +175,6 @@ def _names(event: Event) -> tuple[bytes, bytes]:
 def request_of(event: Event) -> str:
     """The request a use belongs to, or that an adjustment makes good; empty if it names none."""
     return event.source if event.kind == _CONSUMED else corrects(event.metadata)
-
-
-def supplied_day(event: Event) -> int:
-    """The UTC day of a use, since 1970: what is told late says when it was, never that it is to come."""
-    day = event.at_ms // DAY_MS
-    if event.facts is not None:
-        return min(day, event.facts.used_ms // DAY_MS) if event.facts.used_ms else day
-    return _day_in(event, "supplied_on", day)
-
-
-def told_day(event: Event) -> int:
-    """The UTC day, since 1970, that a use was told on, or what it takes back."""
-    day = event.at_ms // DAY_MS
-    return _day_in(event, "told_on", day) if event.units < 0 and event.facts is None else day
-
-
-def _day_in(event: Event, name: str, day: int) -> int:
-    """The day that a correction names, if it is not behind its own one."""
-    if event.kind != _CORRECTS or f'"{name}"'.encode() not in event.metadata:
-        return day
-    try:
-        said = date.fromisoformat(str(_facts(event.metadata).get(name)))
-    except ValueError:  # nobody of ours wrote it
-        return day
-    return min(day, said.toordinal() - _FIRST_DAY)
 
 
 def _was_for(event: Event) -> bytes:
@@ -226,11 +197,11 @@ def _use(event: Event, user_id: int | None) -> tuple[bytes, ...]:
 
 
 def _posting_kind(metadata: bytes) -> str:
-    kind = _facts(metadata).get("kind")
+    kind = said_in(metadata).get("kind")
     return str(kind) if kind in ("addition", "expiry") else "correction"
 
 
-def _facts(metadata: bytes) -> dict[str, object]:
+def said_in(metadata: bytes) -> dict[str, object]:
     """The metadata as an object; empty where it is none, which PostgreSQL may refuse by name."""
     try:
         facts = json.loads(metadata)

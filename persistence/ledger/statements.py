@@ -12,7 +12,7 @@ from gateway.core.accounts.usage import NO_PROJECT
 from gateway.core.billing.vector import KINDS
 from gateway.core.model import INTEGER_MAX
 from persistence.billing.charge_facts import OVERAGES, PURCHASES, driver_level, insert_of
-from persistence.ledger.sums import SUM_MAX, added
+from persistence.ledger.sums import added
 
 # A session lock would outlive a frozen flusher; this one ends with the transaction.
 LOCK = """
@@ -174,14 +174,6 @@ SELECT t, date '1970-01-01' + d, s, p, o, f, q
               %s::bigint[]) AS n (t, d, s, p, o, f, q)
 ON CONFLICT (tenant_id, day, service_id, unit_price) DO UPDATE SET
     first_unit = least(u.first_unit, excluded.first_unit), quantity = {added("quantity")}"""  # noqa: S608  # our own words
-ROLL_UP_TOLD = f"""
-INSERT INTO usage_told AS u (tenant_id, day, service_id, unit_price, supplied_on, told_on, is_back,
-                            organization_id, quantity)
-SELECT t, date '1970-01-01' + d, s, p, date '1970-01-01' + w, date '1970-01-01' + l, b, o, q
-  FROM unnest(%s::bigint[], %s::integer[], %s::bigint[], %s::numeric[], %s::integer[], %s::integer[],
-              %s::boolean[], %s::bigint[], %s::bigint[]) AS n (t, d, s, p, w, l, b, o, q)
-ON CONFLICT (tenant_id, day, service_id, unit_price, supplied_on, told_on, is_back)
-DO UPDATE SET quantity = {added("quantity")}"""  # noqa: S608  # our own words
 # A budget nobody knows is left out. The first call that says whose an account is names it.
 _MOVE_BUDGETS = """
 INSERT INTO budget_use AS u (budget_id, start, value, name, used{reset})
