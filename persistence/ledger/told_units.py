@@ -15,7 +15,7 @@ from persistence.ledger.sums import SUM_MAX, added
 _CORRECTS = int(EventKind.ADJUST)
 _FIRST_DAY = date(1970, 1, 1).toordinal()
 
-# What is taken back is of the day that it was charged on: before there were these rows, the day it was told on.
+# What is taken back is of the day that it was charged on: where no row says, the day it was told on.
 ROLL_UP = f"""
 INSERT INTO usage_told AS u (tenant_id, day, service_id, unit_price, supplied_on, told_on, is_back,
                             organization_id, quantity)

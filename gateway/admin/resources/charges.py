@@ -24,7 +24,7 @@ class Charge(Out):
     currency: str
     source: str = Field(
         description="What it is for: subscription_segment, organization_subscription, token_ledger, "
-        "credit_addition, credit_debt or usage_tier."
+        "credit_addition, credit_debt, usage_tier or usage_told (units told after their day)."
     )
     source_id: int | None = Field(
         description="The segment, the addition; of tokens the seq that their cycle or plan began with."

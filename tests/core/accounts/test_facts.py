@@ -82,6 +82,13 @@ def test_a_row_is_told_what_it_always_was_and_a_callers_words_never_win() -> Non
     }  # fmt: skip
 
 
+def test_a_row_says_when_its_use_was_told_late() -> None:
+    late = told_of(replaced(CALL, used_ms=86_400_000 * 20_000 + 1_000))
+    said = {name: json.loads(late)[name] for name in ("used_at", "supplied_on")}
+    assert said == {"used_at": "2024-10-04T00:00:01Z", "supplied_on": "2024-10-04"}
+    assert "supplied_on" not in json.loads(told_of(CALL))
+
+
 def test_a_correction_says_what_it_corrects_whatever_it_was_written_as() -> None:
     facts = read_facts(corrected(write_facts(CALL), "r-1", "why"))
     assert facts is not None

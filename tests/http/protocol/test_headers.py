@@ -200,13 +200,14 @@ async def test_lengths_of_attribution_are_characters_not_bytes() -> None:
 async def test_a_client_cannot_say_what_only_our_own_rows_say_of_themselves() -> None:
     async with staged() as stage:
         said = (
-            b'{"corrects":"x","reclaim\\u0065d":true,"unreadable":true,"deep":' + b"[" * 31 + b"]" * 31 + b"}"
+            b'{"corrects":"x","reclaim\\u0065d":true,"unreadable":true,"supplied_on":"2026-01-01",'
+            b'"told_on":"2026-01-01","deep":' + b"[" * 31 + b"]" * 31 + b"}"
         )
         got = await stage.ask(post(CHAT, fields=b"x-tollkeeper-metadata: " + said + b"\r\n"))
         assert got.status == 200
         metadata = told(stage.counters.charges[0].metadata)
         assert "deep" in metadata
-        assert not {"corrects", "reclaimed", "unreadable"} & metadata.keys()
+        assert not {"corrects", "reclaimed", "unreadable", "supplied_on", "told_on"} & metadata.keys()
 
 
 @pytest.mark.parametrize(

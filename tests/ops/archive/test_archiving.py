@@ -300,6 +300,10 @@ SELECT id, 'usage', '2026-01-25Z', '2026-01-26Z', 1, 2, 2, 'USD', 'usage_tier', 
     "use that is not charged: units of 2026-01-25": """
 INSERT INTO usage_tier (day, tenant_id, service_id, organization_id, unit_price, first_unit, quantity)
 SELECT '2026-01-25', 1, 1, id, 1, 1, 5 FROM organization""",
+    "use that is not charged: units told late of 2026-01-20": """
+INSERT INTO usage_told (day, supplied_on, told_on, is_back, tenant_id, service_id, organization_id,
+                        unit_price, quantity)
+SELECT '2026-02-03', '2026-01-20', '2026-02-03', false, 1, 1, id, 1, 5 FROM organization""",
     "is a draft of an invoice: from 2026-01-01": """
 INSERT INTO invoice (organization_id, period_start, period_end, currency, status)
 SELECT id, '2026-01-01', '2026-02-01', 'USD', 'draft' FROM organization""",

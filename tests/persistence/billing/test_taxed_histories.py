@@ -1,11 +1,13 @@
 """Random histories under rates of tax that have dates: what each document taxes, told fact by fact.
 
-Rates are written before and after what they are for is billed. `HISTORIES=500` plays that many.
+Rates are written before and after what they are for is billed. Units are told late, taken back and added to,
+before and after they are billed. `HISTORIES=500` plays that many.
 """
 
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
@@ -16,7 +18,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.core.accounts.facts import CallFacts, write_facts
+from gateway.core.accounts.ledger import EventKind, EventNote
 from gateway.core.billing.pricing import Tier
+from gateway.core.moments import ms_of
 from tests.persistence.april import plan
 from tests.persistence.billing.drawn import over_years, some
 from tests.persistence.billing.owed import DAY, Term, days
@@ -24,6 +29,7 @@ from tests.persistence.billing.papers import to_cents
 from tests.persistence.billing.test_due import customer
 from tests.persistence.billing.test_postpaid import begun
 from tests.persistence.credits import give
+from tests.persistence.scenario import document
 
 BEGINS = date(2026, 4, 1)
 FIRST, RATES = "0.2", ("0", "0.07", "0.19", "0.255")
@@ -31,6 +37,12 @@ FIRST, RATES = "0.2", ("0", "0.07", "0.19", "0.255")
 PRICE, UNIT_COST = Fraction("3.331"), Fraction("1.2345")
 STEPS = st.one_of(
     st.tuples(st.just("units"), st.integers(1, 50)),
+    st.tuples(st.just("units"), st.integers(1, 50)),
+    st.tuples(st.just("late"), st.tuples(st.integers(1, 90), st.integers(1, 50))),
+    st.tuples(st.just("late"), st.tuples(st.integers(1, 90), st.integers(1, 50))),
+    st.tuples(st.just("back"), st.tuples(st.integers(0, 9), st.integers(1, 50))),
+    st.tuples(st.just("back"), st.tuples(st.integers(0, 9), st.integers(1, 50))),
+    st.tuples(st.just("more"), st.tuples(st.integers(0, 9), st.integers(1, 50))),
     st.tuples(st.just("buy"), st.integers(1, 50)),
     st.tuples(st.just("tax"), st.tuples(st.integers(-60, 60), st.sampled_from(RATES))),
     st.tuples(st.just("tax"), st.tuples(st.integers(-20, 20), st.sampled_from(RATES))),
@@ -56,6 +68,15 @@ class Supply:
     backs: Supply | None = None
 
 
+@dataclass(eq=False)
+class Call:
+    """Units of a request, as they were told."""
+
+    request: str
+    count: int
+    supply: Supply
+
+
 class Taxed:
     """The same steps in the database and in a list of what was supplied."""
 
@@ -66,6 +87,9 @@ class Taxed:
         self.term = Term(Fraction(30), 1, BEGINS, BEGINS, date.max)
         self.fees_until = BEGINS
         self.open: list[int] = []
+        self.calls: list[Call] = []
+        # What was told on a day of another one, once: so it is known which of it is billed.
+        self.told: set[tuple[date, date]] = set()
 
     async def begin(self) -> None:
         await self._on(BEGINS)
@@ -81,9 +105,60 @@ class Taxed:
         await self._on(BEGINS)
 
     async def units(self, count: int) -> None:
-        self.april.account.consume(None, units=count)
+        self._use(self.today, count)
+
+    async def late(self, how: tuple[int, int]) -> None:
+        """As an event that did not pass the gateway."""
+        ago, count = how
+        day = self.today - ago * DAY
+        facts = CallFacts(used_ms=ms_of(datetime.combine(day, time(6), UTC)), units=count)
+        self._use(day, count, metadata=write_facts(facts), note=int(EventNote.LATE))
+
+    async def back(self, how: tuple[int, int]) -> None:
+        """Some of a call, or all of it."""
+        if self.calls:
+            call = self.calls.pop(how[0] % len(self.calls))
+            count = min(how[1], call.count)
+            await self._amend(call, count, "IN")
+            self.supplies.append(Supply(call.supply.day, -count * PRICE, backs=call.supply))
+
+    async def more(self, how: tuple[int, int]) -> None:
+        number, count = how
+        if self.calls and self._is_new(self.calls[number % len(self.calls)].supply.day):
+            call = self.calls.pop(number % len(self.calls))
+            await self._amend(call, count, "OUT")
+            self.supplies.append(Supply(call.supply.day, count * PRICE))
+
+    def _is_new(self, day: date) -> bool:
+        """Whether nothing of a day was told today; now something is."""
+        if (self.today, day) in self.told:
+            return False
+        self.told.add((self.today, day))
+        return True
+
+    def _use(self, day: date, count: int, **facts: Any) -> None:
+        if self._is_new(day):
+            request = str(uuid.uuid4())
+            self.april.account.consume(None, units=count, request_id=request, **facts)
+            self.april.flush()
+            self.supplies.append(Supply(day, count * PRICE))
+            self.calls.append(Call(request, count, self.supplies[-1]))
+
+    async def _amend(self, call: Call, count: int, direction: str) -> None:
+        """As the keeper and `settle` move what differs."""
+        asked = {"request_id": call.request, "reason": "a test", "direction": direction, "units": count}
+        await self.april.do("amendments", "create", **asked)
+        found: Any = self.april.rows(
+            "UPDATE control_write SET state = 'applied' WHERE state = 'pending' AND verb = 'amend'"
+            " RETURNING id::text, payload"
+        )
+        [(request, payload)] = found
+        said = document(**{name: payload[name] for name in ("corrects", "reason", "supplied_on", "told_on")})
+        units = -payload["units"]
+        self.april.account.consume(
+            None, units=units, request_id=request, metadata=said, kind=EventKind.ADJUST
+        )
         self.april.flush()
-        self.supplies.append(Supply(self.today, count * PRICE))
 
     async def buy(self, count: int) -> None:
         give(self.april.url, self.april.account, count, unit_cost="1.2345")
@@ -125,7 +200,8 @@ class Taxed:
         taken = [
             each
             for each in self.supplies
-            if each.paper is None and (each.day < until or each.backs is not None)
+            if each.paper is None
+            and (each.day < until or (each.backs is not None and each.backs.paper is not None))
         ]
         if not made["lines"]:
             await self.april.do("invoices", "delete", made["id"])
@@ -152,7 +228,7 @@ class Taxed:
         # What is owed again and to be given back is not owed.
         for back in [each for each in self.supplies if each.backs is not None and each.paper is None]:
             assert back.backs is not None
-            if back.backs.paper is None:
+            if back.backs.is_fee and back.backs.paper is None:
                 self.supplies.remove(back)
                 self.supplies.remove(back.backs)
 
