@@ -180,7 +180,6 @@ usage_told = table(
     integers("tenant_id", "service_id", "organization_id"),
     prices("unit_price"),
     integers("quantity", "charged_quantity", "charges"),
-    UniqueConstraint("tenant_id", "day", "service_id", "unit_price", "supplied_on", "told_on", "is_back"),
 )
 
 credit_addition = table(

@@ -15,10 +15,10 @@ CREATE TABLE usage_told (
     quantity BIGINT NOT NULL,
     charged_quantity BIGINT DEFAULT 0 NOT NULL,
     charges BIGINT DEFAULT 0 NOT NULL,
-    CONSTRAINT usage_told_supplied_key
-        UNIQUE (tenant_id, day, service_id, unit_price, supplied_on, told_on, is_back),
     CONSTRAINT usage_told_days_check CHECK (supplied_on <= told_on AND told_on <= day AND (is_back OR supplied_on < day AND told_on = day))
 );
+CREATE UNIQUE INDEX usage_told_key_idx
+    ON usage_told (tenant_id, day, service_id, unit_price, supplied_on, told_on, is_back);
 CREATE INDEX usage_told_organization_id_supplied_on_idx ON usage_told (organization_id, supplied_on);
 CREATE INDEX usage_told_open_idx ON usage_told (organization_id) WHERE quantity <> charged_quantity;
 
