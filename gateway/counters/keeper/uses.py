@@ -28,8 +28,8 @@ from gateway.counters.redis import keys
 from gateway.counters.settlement_log.acknowledged import acknowledged
 from gateway.errors import CountersUnavailable
 
-# What of a write its rows say; those of before told no days.
-_SAID = ("corrects", "reason", "supplied_on", "told_on")
+# What of a write its rows say, and those of units besides: writes of before told no days.
+_SAID, _SAID_OF_UNITS = ("corrects", "reason"), ("supplied_on", "told_on")
 
 
 async def charge_use(client: Client, write: ControlWrite) -> bool:
@@ -58,9 +58,10 @@ async def amend(client: Client, write: ControlWrite) -> bool:
         amended["service_id"], "", meter, tokens != 0,
         pricing=Pricing(read_tiers(bytes.fromhex(amended["tiers"]))),
     )  # fmt: skip
+    said = (*_SAID, *_SAID_OF_UNITS) if units else _SAID
     settlement = Settlement(
         caller, write.id, "", service, True, -tokens, -credits_, -units, amended["attribution"],
-        msgspec.json.encode({name: amended[name] for name in _SAID if name in amended}),
+        msgspec.json.encode({name: amended[name] for name in said if name in amended}),
     )  # fmt: skip
     now = b"%d" % await client.now_ms()
     run_id = client.run_id_of(caller.partition)
