@@ -169,6 +169,7 @@ async def test_what_is_taken_back_has_the_tax_it_was_billed_with(
     )
     taxes = {what: amount for what, amount in said(made) if what.startswith("Tax")}
     assert taxes == {"Tax 20 %": Decimal("-0.40"), "Tax 5 %": Decimal("0.05")}
+    adds_up(await read(april, made), made)
     assert await broken(april.url) == []
 
 
