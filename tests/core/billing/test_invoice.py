@@ -327,6 +327,21 @@ def test_what_is_used_is_taxed_with_the_rate_of_its_day(
     assert len([line for line in made.lines if line.kind == USAGE]) == len(by_rate)
 
 
+def test_a_line_says_what_of_its_month_was_used_before_the_period() -> None:
+    late, due = (
+        units(spread(TIERS, 0, 300), APRIL + 2 * DAY),
+        units(spread(TIERS, 300, 500), APRIL + 20 * DAY),
+    )
+    before = units(spread(TIERS, 0, 40), APRIL - 5 * DAY)
+    made = bill(of([*late, *due, *before], since=APRIL + 15 * DAY))
+    assert [line.description for line in made.lines] == [
+        "rerank, March 2026", "rerank, April 2026, 300 of it used before 16 April 2026",
+    ]  # fmt: skip
+    assert [line.description for line in bill(of(due, since=APRIL + 15 * DAY)).lines] == [
+        "rerank, April 2026"
+    ]
+
+
 def test_units_go_on_behind_a_change_of_the_rate() -> None:
     late = units(spread(TIERS, 9_000, 3_000))
     later = units(spread(TIERS, 12_000, 500), APRIL + 20 * DAY)
