@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("gateway", "persistence", "lua")
 # Modules whose annotations msgspec reads, and those that run once a client, stay interpreted.
 MODULES = {
-    "gateway/core": ("wait", "model", "blobs", "http_limits", "in_use", "names"),
+    "gateway/core": ("wait", "model", "blobs", "histogram", "http_limits", "in_use", "names"),
     "gateway/core/accounts": ("call_budgets", "limits"),
     "gateway/core/billing": ("cost", "price_book", "rate", "token_prices"),
     "gateway/core/calls": (

@@ -22,6 +22,7 @@ from gateway.core.accounts.refusals import Refusals
 from gateway.core.calls.call import Bounds
 from gateway.core.calls.estimate import Estimator
 from gateway.core.failures import Failures
+from gateway.core.histogram import Histogram
 from gateway.counters.admission.changes import HEARD
 from gateway.counters.admission.directory import Directory
 from gateway.counters.admission.refused import RefusedCalls
@@ -38,7 +39,7 @@ from gateway.counters.settlement_log.resubmission import Resubmitter
 from gateway.errors import CountersUnavailable, StartError
 from gateway.http.ports import Ports
 from gateway.http.server.server import DataPlane
-from gateway.http.tally import Histogram, Tally
+from gateway.http.tally import Tally
 from gateway.run import allocator, tokenizer
 from gateway.run.door import Door, make_door
 from gateway.run.gateway_port import GatewayPort

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway.core.histogram import Histogram
 from gateway.counters.admission.cooling import SharedCooling
 from gateway.counters.admission.crowded import Crowded
 from gateway.counters.admission.directory import Directory
@@ -24,7 +25,6 @@ from gateway.counters.redis.shards import Shards
 from gateway.counters.redis.wire import Wire
 from gateway.counters.redis.wires import Wires
 from gateway.counters.settlement_log.log import SettlementLog
-from gateway.http.tally import Histogram
 from gateway.issuers.callers import TokenCallers
 from gateway.run.token_callers import token_callers
 from gateway.run.worker_slot import take_worker_slot

@@ -36,6 +36,7 @@ from gateway.background.verifying.gauges import Gauges
 from gateway.background.verifying.reconciler import Reconciler
 from gateway.core.accounts.administration import Row
 from gateway.core.failures import Failures
+from gateway.core.histogram import SECONDS, Histogram
 from gateway.core.integrity.verified import Verified, summary
 from gateway.core.wait import in_task
 from gateway.counters.fences import Fences
@@ -47,7 +48,6 @@ from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.connecting import wires_to
 from gateway.counters.redis.keys import partition_of
 from gateway.counters.redis.wire import Wire, encode
-from gateway.http.tally import SECONDS, Histogram
 from gateway.run.admin_port import AdminPort
 from gateway.run.billing_loops import billing_loops, invoicing_loops
 from gateway.run.collecting import Collecting

@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from gateway.http.tally import Histogram
+from gateway.core.histogram import Histogram
 from gateway.settings.settings import Settings
 
 LOOK_S = 0.25

@@ -16,23 +16,19 @@ from gateway.core.billing.subscription import midnight
 TURNS_MAX = 400
 _ENDLESS = datetime(9999, 12, 30, tzinfo=UTC)
 
-_TURNS = text("""
+_SELECT = """
 SELECT r.created_at, r.seq, r.transaction_type = 'reset' AS is_reset, r.total_remaining,
        CASE r.direction WHEN 'IN' THEN r.amount ELSE -r.amount END AS moved
   FROM token_ledger AS r LEFT JOIN control_write AS c ON c.id = r.control_write_id AND c.verb = 'plan'
  WHERE r.tenant_id = :tenant AND r.transaction_type <> 'consume'
-   AND (r.transaction_type = 'reset' OR c.id IS NOT NULL)
+   AND (r.transaction_type = 'reset' OR c.id IS NOT NULL){upto}
+ ORDER BY r.seq DESC LIMIT :count"""
+_UPTO = """
    AND r.seq <= (SELECT w.seq FROM token_ledger AS w WHERE w.tenant_id = :tenant
-                    AND w.transaction_type <> 'consume' AND w.control_write_id = :write)
- ORDER BY r.seq DESC LIMIT :count""")
+                    AND w.transaction_type <> 'consume' AND w.control_write_id = :write)"""
+_TURNS = text(_SELECT.format(upto=_UPTO))
 # Of a tenant that was deleted: what was left of its last cycle.
-_GONE_TURNS = text("""
-SELECT r.created_at, r.seq, r.transaction_type = 'reset' AS is_reset, r.total_remaining,
-       CASE r.direction WHEN 'IN' THEN r.amount ELSE -r.amount END AS moved
-  FROM token_ledger AS r LEFT JOIN control_write AS c ON c.id = r.control_write_id AND c.verb = 'plan'
- WHERE r.tenant_id = :tenant AND r.transaction_type <> 'consume'
-   AND (r.transaction_type = 'reset' OR c.id IS NOT NULL)
- ORDER BY r.seq DESC LIMIT :count""")
+_GONE_TURNS = text(_SELECT.format(upto=""))
 _LAST = text("""
 SELECT seq, created_at, total_remaining FROM token_ledger WHERE tenant_id = :tenant
  ORDER BY seq DESC LIMIT 1""")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.cli.admin.scrape import Scrape, read_scrape
-from gateway.http.tally import SECONDS
+from gateway.core.histogram import SECONDS
 from gateway.telemetry.metrics import render
 
 

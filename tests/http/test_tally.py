@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.http.tally import SECONDS, Histogram, Tally
+from gateway.core.histogram import SECONDS, Histogram
+from gateway.http.tally import Tally
 from tests.http.fakes import CALLER, CHAT, post
 from tests.http.stage import staged
 from tests.waiting import eventually
