@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -41,6 +42,7 @@ from gateway.http.ports import Ports
 from gateway.http.server.server import DataPlane
 from gateway.http.tally import Tally
 from gateway.run import allocator, tokenizer
+from gateway.run.away import tell_of_redis
 from gateway.run.door import Door, make_door
 from gateway.run.gateway_port import GatewayPort
 from gateway.run.parent_pipe import ParentPipe
@@ -57,8 +59,8 @@ if TYPE_CHECKING:
 # A request makes no cycles: the collector need not look after every few hundred objects.
 YOUNG_OBJECTS_MAX = 50_000
 FIRST_CATALOGUE_S_MAX = 5.0
-REDIS_LOOK_S = 0.2
-REFUSED_BY_REDIS = ("WRONGPASS", "NOAUTH", "NOPERM")
+# It is there, and what it says will not change by itself.
+REFUSED_BY_REDIS = ("WRONGPASS", "NOAUTH", "NOPERM", "maxmemory-policy")
 SCRIPTS = ("reserve", "settle", "extend", "lease")
 # Behind its grace a keeper ends, whatever it waits for.
 ENDING_S_MAX = 4.0
@@ -76,7 +78,6 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     if not await _begun(wires, settings, stop, log):
         await wires.close()
         return
-    wires.refuse_eviction()
     settlements, scripts = _settlement_log(settings, log), {verb: Histogram() for verb in SCRIPTS}
     door = make_door(settings, wires, settlements, scripts, log)
     directory, counters, leaser = door.directory, door.counters, door.leaser
@@ -91,9 +92,10 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
         in_flight=lambda moment: plane.serves_since(moment) or not leaser.is_current,
     )  # fmt: skip
     snapshots: list[Callable[[], tallies.Snapshot]] = [
-        lambda: _snapshot(tally, scripts, plane.certificate_ends, not wires.available),
+        lambda: _snapshot(tally, scripts, plane.certificate_ends, wires.away > 0),
         lambda: _log_snapshot(settlements, resubmitter),
         lambda: {"counters_unverified": int(not directory.verified), "counters_exchanged": fences.noticed},
+        lambda: {"partitions_away": wires.away, "partitions_unverified": directory.unverified},
         lambda: {"auth_failures": failures.rows("gateway"), "budgets_shared": counters.crowded.calls},
         refusals.snapshot,
         port.snapshot,
@@ -104,7 +106,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
         asyncio.create_task(forever("fence", fences.keep_looking, log)),
         asyncio.create_task(forever("catalogue", directory.keep_fresh, log)),
         asyncio.create_task(forever("cooling", door.cooling.keep_sharing, log)),
-        asyncio.create_task(tell_of_redis(lambda: wires.available, log)),
+        asyncio.create_task(forever("redis", partial(tell_of_redis, wires, log), log)),
         asyncio.create_task(forever("lag", port.keep_looking, log)),
         asyncio.create_task(forever("extend", counters.keep_extending, log)),
         asyncio.create_task(forever("lease", leaser.keep, log)),
@@ -131,7 +133,7 @@ def _wires(settings: Settings, fences: Fences) -> Wires:
     """The way to Redis, or to each primary of a cluster, each with its fence; not connected yet."""
     address, call_s = parse_url(settings.redis_url, settings.redis_files), settings.redis_wait_s
     return wires_to(
-        address, lambda where: Wire(where, time.monotonic, call_s=call_s, hears=HEARD),
+        address, lambda where: Wire(where, time.monotonic, call_s=call_s, hears=HEARD, refuses_eviction=True),
         begun=fences.guard, taken_up=taken_up, call_s=call_s,
     )  # fmt: skip
 
@@ -139,8 +141,8 @@ def _wires(settings: Settings, fences: Fences) -> Wires:
 async def _begun(wires: Wires, settings: Settings, stop: asyncio.Event, log: Log) -> bool:
     """Wait for Redis, and no longer than that: whoever stands behind this gateway is to start all the same.
 
-    False where it is to stop meanwhile. StartError where Redis refuses us: that is no outage, and a roll-out
-    with a wrong password stops at its first gateway.
+    False where it is to stop meanwhile. StartError where Redis refuses us, or would delete counters: that is
+    no outage, and a roll-out with a wrong password stops at its first gateway.
     """
     try:
         return await redis_reached(wires, settings.start_wait_s, stop, log)
@@ -221,16 +223,6 @@ async def run_keeper(settings: Settings) -> None:
             await stop.wait()
     finally:
         await ended(keeper.stop, settings.shutdown_grace_s + ENDING_S_MAX, logs.logger("tollkeeper.keeper"))
-
-
-async def tell_of_redis(available: Callable[[], bool], log: Log, look_s: float = REDIS_LOOK_S) -> None:
-    """Say when Redis goes and when it is back, until cancelled: in between no call waits for it."""
-    there = True
-    while True:
-        if available() != there:
-            there = not there
-            log("redis is back" if there else "redis is away", level="info" if there else "error")
-        await asyncio.sleep(look_s)
 
 
 def _plane(settings: Settings, ports: Ports) -> tuple[DataPlane, Exporter | None]:

@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
-from gateway import app
 from gateway.settings.settings import Settings, to_json
 from tests.tree import ROOT
-
-
-async def test_a_worker_says_when_redis_goes_and_when_it_is_back() -> None:
-    seen, said = iter([True, False, False, True, True]), []
-
-    def connected() -> bool:
-        try:
-            return next(seen)
-        except StopIteration:
-            raise asyncio.CancelledError from None
-
-    with suppress(asyncio.CancelledError):
-        await app.tell_of_redis(connected, lambda event, level: said.append((event, level)), look_s=0.0)
-    assert said == [("redis is away", "error"), ("redis is back", "info")]
-
 
 HUNG = """
 import sys, threading

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -38,7 +38,7 @@ from gateway.core.accounts.administration import Row
 from gateway.core.failures import Failures
 from gateway.core.histogram import SECONDS, Histogram
 from gateway.core.integrity.verified import Verified, summary
-from gateway.core.wait import in_task
+from gateway.core.model import PARTITIONS
 from gateway.counters.fences import Fences
 from gateway.counters.keeper.activity import Activity
 from gateway.counters.keeper.moves import Moves
@@ -47,15 +47,17 @@ from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.connecting import wires_to
 from gateway.counters.redis.keys import partition_of
-from gateway.counters.redis.wire import Wire, encode
+from gateway.counters.redis.wire import Wire
 from gateway.run.admin_port import AdminPort
+from gateway.run.away import tell_of_redis
 from gateway.run.billing_loops import billing_loops, invoicing_loops
 from gateway.run.collecting import Collecting
 from gateway.run.invoice_letterhead import invoice_renderer
 from gateway.run.kept_servers import KeptServer, KeptServers, Shared
-from gateway.run.readiness import Probe
+from gateway.run.readiness import Probe, all_answer, one_answers
 from gateway.run.starting import reached, redis_reached
 from gateway.run.stopping import cancel, forever
+from gateway.run.supervisor.ops import EVERY_PARTITION
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs, metrics
 from gateway.telemetry import snapshot_files as tallies
@@ -99,7 +101,9 @@ class Keeper:
         self._fences = Fences(str(uuid4()), time.time, self._log)
         self._wires = wires_to(
             parse_url(settings.redis_url, settings.redis_files),
-            lambda where: Wire(where, time.monotonic, call_s=REDIS_CALL_S, stall_s=REDIS_CALL_S),
+            lambda where: Wire(
+                where, time.monotonic, call_s=REDIS_CALL_S, stall_s=REDIS_CALL_S, refuses_eviction=True
+            ),
             begun=self._fences.guard, call_s=REDIS_CALL_S,
         )  # fmt: skip
         self._counters = KeeperCounters(self._wires)
@@ -133,7 +137,9 @@ class Keeper:
         self._teller = FailureTeller("admin", self._failures, self._log, note)
         self._price_list = PriceList(PriceTable(self._engine), self._read_price_list, self._priced)
         self._gauges = Gauges((self._memory, self._stored_gauges, self._certificates, self._losses.count))
-        self._database, self._redis = Probe(lambda: engines.answers(self._engine)), Probe(self._pinged)
+        self._database = Probe(lambda: engines.answers(self._engine))
+        self._redis = Probe(lambda: one_answers(self._wires.wires))
+        self._every_redis = Probe(lambda: all_answer(self._wires.wires))
         self._flush_seconds = Histogram()
         self._flush_rows: dict[str, int] = {}
         self._admin_port = AdminPort(settings, self._log)
@@ -148,15 +154,15 @@ class Keeper:
         settings, log = self._settings, self._log
         if not await redis_reached(self._wires, settings.start_wait_s, stop, log):
             return False
-        self._wires.refuse_eviction()
         trouble = partial(engines.trouble, self._engine)
         if not await reached("PostgreSQL", trouble, wait_s=settings.start_wait_s, stop=stop, log=log):
             return False
         await roles.refuse_unfit(self._engine)
         self._servers.look()
         schedule = Schedule(self._engine, self._store, settings.invoice_grace_hours)
-        loops = {
+        loops: dict[str, Callable[[], Awaitable[None]]] = {
             "fence": self._fences.keep_looking,
+            "redis": partial(tell_of_redis, self._wires, log),
             "moves": self._moves.keep_taking_up,
             "servers": self._servers.run,
             "sweeper": self._sweeper.run,
@@ -268,10 +274,6 @@ class Keeper:
             await budget_uses.forget(self._engine)
             await asyncio.sleep(PARTITIONS_AHEAD_S)
 
-    async def _pinged(self) -> bool:
-        waits = [one.send(encode(b"PING")) for one in self._wires.wires]
-        return bool(waits) and all([await in_task(one) == b"PONG" for one in waits])
-
     async def _memory(self) -> Mapping[str, object]:
         used, most = await self._counters.memory()
         return {"redis_memory_used_bytes": used, "redis_memory_max_bytes": most}
@@ -292,10 +294,10 @@ class Keeper:
         return True, {}
 
     async def _ready(self) -> tuple[bool, Mapping[str, object]]:
-        database, redis = await self._database.answers(), await self._redis.answers()
-        verified = self._servers.ready
-        parts = {"postgresql": database, "redis": redis, "counters_verified": verified}
-        return all(parts.values()), parts
+        probes, verified = (self._database, self._redis, self._every_redis), self._servers.verified
+        database, redis, every = await asyncio.gather(*(one.answers() for one in probes))
+        parts = {"postgresql": database, "redis": redis, "counters_verified": verified > 0}
+        return all(parts.values()), {**parts, EVERY_PARTITION: every and verified == PARTITIONS}
 
     async def _metrics(self, accept: str) -> tuple[bytes, str]:
         return metrics.render(accept, await self._snapshot())

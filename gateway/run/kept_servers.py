@@ -137,10 +137,10 @@ class KeptServers:
         self._reclaimed_before = 0
 
     @property
-    def ready(self) -> bool:
-        """Whether everything of all servers is verified under the run ids of their present connections."""
+    def verified(self) -> int:
+        """The partitions of servers of which all is verified, under the run ids of their connections."""
         there = [self._kept.get(wire) for wire in self._wires.wires]
-        return bool(there) and all(one is not None and one.verifier.ready for one in there)
+        return sum(len(one.wire.partitions) for one in there if one is not None and one.verifier.ready)
 
     @property
     def reclaimed(self) -> int:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
+from gateway.core.model import PARTITIONS
+from gateway.core.wait import in_task
+from gateway.counters.redis.wire import Wire, encode
+from gateway.errors import CountersUnavailable
 from gateway.local import ports
+from gateway.run.supervisor.ops import EVERY_PARTITION
 from gateway.run.vitals import full_disk
 from gateway.settings.settings import Settings
 from gateway.telemetry import snapshot_files as tallies
@@ -35,14 +41,42 @@ class Probe:
             return False
 
 
+async def one_answers(wires: Sequence[Wire]) -> bool:
+    """Whether Redis answers; of a cluster one primary is enough."""
+    asked = [asyncio.create_task(_pinged(wire)) for wire in wires]
+    try:
+        for each in asyncio.as_completed(asked):
+            if await each:
+                return True
+        return False
+    finally:
+        for one in asked:
+            one.cancel()
+
+
+async def all_answer(wires: Sequence[Wire]) -> bool:
+    """Whether Redis answers; of a cluster each primary."""
+    return bool(wires) and all(await asyncio.gather(*map(_pinged, wires)))
+
+
+async def _pinged(wire: Wire) -> bool:
+    with suppress(CountersUnavailable):
+        return await in_task(wire.send(encode(b"PING"))) == b"PONG"
+    return False
+
+
 async def of_gateway(settings: Settings, port: int) -> dict[str, bool]:
-    """What a lone gateway needs, and whether it is there: Redis by what the workers found themselves."""
+    """What a lone gateway needs, and whether it is there: Redis by what the workers found themselves.
+
+    Of a cluster one primary that serves is enough: `every_partition` says whether all of them do.
+    """
     found = tallies.collect(settings.metrics_dir)
-    cut_off = found.get("counters_breaker_open", settings.workers)
-    unverified = found.get("counters_unverified", settings.workers)
+    every = PARTITIONS * found.get("workers", 0)
+    away, unverified = (found.get(name, 0) for name in ("partitions_away", "partitions_unverified"))
     return {
         "gateway": await ports.answers(ports.reachable_host(settings.gateway_host), port, 1.0),
-        "redis": cut_off < settings.workers,
-        "counters_verified": unverified < settings.workers,
+        "redis": away < every,
+        "counters_verified": unverified < every,
+        EVERY_PARTITION: every > away + unverified == 0,
         "disk": not full_disk(settings),
     }

@@ -60,12 +60,15 @@ async def reached(
 
 
 async def redis_reached(wires: Wires, wait_s: float, stop: asyncio.Event, log: Callable[..., None]) -> bool:
-    """Wait until there is a connection to Redis, as `reached` does; of a cluster to one primary at least."""
+    """Wait until there is a connection to Redis, as `reached` does; of a cluster to one primary at least.
+
+    StartError at once where it would delete counters.
+    """
 
     async def trouble() -> str:
-        if await wires.connected_within(ASK_INTERVAL_S) or any(one.connected for one in wires.wires):
-            return ""
-        return wires.trouble or "no connection"
+        there = await wires.connected_within(ASK_INTERVAL_S) or any(one.connected for one in wires.wires)
+        wires.refuse_eviction()
+        return "" if there else wires.trouble or "no connection"
 
     return await reached("Redis", trouble, wait_s=wait_s, stop=stop, log=log)
 

@@ -83,6 +83,8 @@ FACTS = (
     Fact("counters_unverified", "gauge", "Workers whose Redis no keeper has verified since its last start."),
     Fact("counters_exchanged", "counter", "Times Redis was found with older data under the same process."),
     Fact("counters_breaker_open", "gauge", "Workers that ask Redis nothing: it is away or stalls."),
+    Fact("partitions_away", "gauge", "Partitions of which a worker cannot ask, added for each worker."),
+    Fact("partitions_unverified", "gauge", "Partitions that nobody verified, added for each worker."),
     Fact("leases", "gauge", "Tenants that have a lease for while Redis is away."),
     Fact("admitted_locally", "counter", "Calls admitted on a lease while Redis was away."),
     Fact("spool_entries", "gauge", "Settlements waiting in the local log for the counters."),

@@ -24,6 +24,7 @@ from gateway.counters.redis import keys
 from gateway.ops.doctor_servers import examine_redis
 from gateway.ops.finding import Finding
 from gateway.settings.settings import load
+from tests import plain_http
 from tests.journey.stack import Stack
 from tests.tree import ROOT
 from tests.valkey_cluster import Member, ValkeyCluster
@@ -220,11 +221,14 @@ def test_nothing_is_lost_doubled_or_granted_twice_whatever_becomes_of_a_primary(
         victim = cluster.owner(struck.partition)
         assert victim.process is not None
         os.kill(victim.process.pid, signal.SIGSTOP)
+        others_go_on, seen = went_on(others, 30), [ready(cast)]
         try:
-            wait_until(went_on(others, 30), RECOVERED_S_MAX)
+            wait_until(lambda: seen.append(ready(cast)) or others_go_on(), RECOVERED_S_MAX)
         finally:
             os.kill(victim.process.pid, signal.SIGCONT)
+        assert all(one["counters_verified"] for one in seen), seen
         wait_until(went_on(everybody), RECOVERED_S_MAX)
+        wait_until(lambda: ready(cast)["every_partition"], RECOVERED_S_MAX)
         cluster.wait_until_whole()
         # A primary that is killed: its replica takes over.
         victim = cluster.owner(struck.partition)
@@ -235,6 +239,13 @@ def test_nothing_is_lost_doubled_or_granted_twice_whatever_becomes_of_a_primary(
     cluster.mend()
     for one in everybody:
         cast.is_exact(one)
+
+
+def ready(cast: Cast) -> dict[str, bool]:
+    """What the keeper says of what it needs."""
+    answer = plain_http.get(f"{cast.stack.admin_url}/readyz", timeout=RECOVERED_S_MAX)
+    found: dict[str, bool] = answer.json()["dependencies"]
+    return found
 
 
 def _is_other(cast: Cast, member: Member, tenants: list[Tenant]) -> bool:

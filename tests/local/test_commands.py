@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -196,7 +197,8 @@ def test_a_lone_serve_runs_without_postgresql(tmp_path: Path, valkey: str) -> No
         status, body = get(f"http://{ops.strip()}/readyz")
         assert status == 503
         assert json.loads(body)["dependencies"] == {
-            "gateway": True, "redis": True, "counters_verified": False, "disk": True,
+            "gateway": True, "redis": True, "counters_verified": False, "every_partition": False,
+            "disk": True,
         }  # fmt: skip
         # What a keeper says once it has compared this very server.
         with redis.Redis.from_url(valkey) as client:
@@ -251,6 +253,19 @@ def test_serve_ends_where_redis_refuses_it(tmp_path: Path, valkey: str) -> None:
     assert done.returncode == 1
     assert "WRONGPASS" in done.stderr
     assert "hush" not in done.stderr
+
+
+def test_serve_ends_where_redis_would_delete_counters(
+    tmp_path: Path, own_valkey: Callable[..., ValkeyServer]
+) -> None:
+    """At once, and not after its wait."""
+    server = own_valkey("--maxmemory-policy", "allkeys-lru")
+    done = run(
+        "serve", "--gateway-port", "0", "--ops-port", "0", cwd=tmp_path, START_WAIT_S="3600",
+        REDIS_URL=server.url, DATA_DIR=str(tmp_path), **PEPPER,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "maxmemory-policy allkeys-lru, which deletes counters: set it to noeviction" in done.stderr
 
 
 def asked(port: int, path: str, **fields: str) -> tuple[int, bytes]:

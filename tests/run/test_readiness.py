@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
 
-from gateway.run.readiness import Probe
+import pytest
+
+from gateway.core.model import PARTITIONS
+from gateway.counters.redis.address import parse_url
+from gateway.counters.redis.wire import Wire
+from gateway.run.readiness import Probe, all_answer, of_gateway, one_answers
+from gateway.settings.settings import Settings
+from gateway.telemetry import snapshot_files as tallies
+from tests.conftest import ValkeyServer
+from tests.waiting import eventually
+
+OF_WORKERS = ("redis", "counters_verified", "every_partition")
 
 
 async def test_what_answers_is_told_and_an_error_is_a_no() -> None:
@@ -30,3 +44,58 @@ async def test_what_hangs_is_a_no_in_time_and_asked_once() -> None:
     await asyncio.sleep(0)
     assert await Probe(hangs).answers()
     assert await probe.answers()
+
+
+async def test_one_primary_that_answers_is_enough_and_whether_all_do_is_known(
+    own_valkey: Callable[..., ValkeyServer],
+) -> None:
+    first, second = own_valkey(), own_valkey()
+    wires = [Wire(parse_url(one.url), time.monotonic) for one in (first, second)]
+    try:
+        for one in wires:
+            await one.open()
+        assert await one_answers(wires)
+        assert await all_answer(wires)
+        second.stop()
+        await eventually(lambda: not wires[1].connected)
+        assert await one_answers(wires)
+        assert not await all_answer(wires)
+        first.stop()
+        await eventually(lambda: not wires[0].connected)
+        assert not await one_answers(wires)
+        assert not await one_answers([])
+        assert not await all_answer([])
+    finally:
+        for one in wires:
+            await one.close()
+
+
+@pytest.mark.parametrize(
+    ("away", "unverified", "ready", "every"),
+    [
+        (0, 0, True, True),
+        (21, 0, True, False),
+        (0, 21, True, False),
+        (21, 21, True, False),
+        (PARTITIONS, 0, False, False),
+        (0, PARTITIONS, False, False),
+    ],
+)
+async def test_a_gateway_is_ready_while_it_serves_any_partition(
+    tmp_path: Path, away: int, unverified: int, ready: bool, every: bool
+) -> None:
+    settings = Settings(data_dir=str(tmp_path), gateway_host="127.0.0.1")
+    listening = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    assert not any(said for name, said in (await of_gateway(settings, port)).items() if name in OF_WORKERS)
+    numbers = {"partitions_away": away, "partitions_unverified": unverified}
+    telling = asyncio.create_task(tallies.publish(settings.metrics_dir, lambda: numbers))
+    try:
+        await eventually(lambda: any(settings.metrics_dir.glob("*.json")))
+        said = await of_gateway(settings, port)
+    finally:
+        telling.cancel()
+        listening.close()
+    assert (said.pop("every_partition"), said.pop("disk")) == (every, True)
+    assert all(said.values()) is ready
+    assert said.keys() == {"gateway", "redis", "counters_verified"}

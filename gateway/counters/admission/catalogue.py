@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from gateway.core.model import Service
+from gateway.core.model import PARTITIONS, Service
 from gateway.core.wait import in_task
 from gateway.counters.admission.changes import Changes
 from gateway.counters.admission.prices import Prices
@@ -36,12 +36,17 @@ class Catalogue:
         self.version = 0
         self.prices = Prices(wires, log)
         self.weighing = Weighing()
-        # Whether a keeper has compared this very Redis with PostgreSQL, as of the last look.
-        self.verified = False
+        # The partitions whose very Redis no keeper has compared with PostgreSQL, as of the last look.
+        self.unverified = PARTITIONS
         self._wires, self._changes, self._clock = wires, changes, clock
         self._raw = b""
         self._services: dict[str, Service] = {}
         self._meters: dict[int, str] = {}
+
+    @property
+    def verified(self) -> bool:
+        """Whether a keeper has compared all there is of this very Redis."""
+        return not self.unverified
 
     def service(self, key: str) -> Service | None:
         """The service of a key, None if there is none; CountersUnavailable before the first catalogue."""
@@ -81,10 +86,8 @@ class Catalogue:
             raw = await in_task(self._wires.of_key(_NAME).send(encode(b"GET", _NAME)))
             if isinstance(raw, bytes) and (not self._is_older(raw) or await self._may_be_older()):
                 self._load(raw)
-        verified = bool(words)
-        for wire, word in words:
-            verified = await says_verified(wire, word) and verified
-        self.verified = verified
+        verified = [wire for wire, word in words if await says_verified(wire, word)]
+        self.unverified = len(set(range(PARTITIONS)).difference(*(one.partitions for one in verified)))
         with suppress(CountersUnavailable):
             await self.prices.refresh()
 

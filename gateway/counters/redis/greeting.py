@@ -26,6 +26,19 @@ class Server:
     is_one: bool
 
 
+def why_evicts(policy: str) -> str:
+    """Why a server with this maxmemory-policy is not to be used; empty where it deletes nothing."""
+    if policy in ("", "noeviction"):
+        return ""
+    return f"Redis has maxmemory-policy {policy}, which deletes counters: set it to noeviction"
+
+
+def refuse_evicting(server: Server) -> None:
+    """CountersUnavailable where it would delete counters."""
+    if why := why_evicts(server.eviction):
+        raise CountersUnavailable(why)
+
+
 async def greet(address: Address, ask: Ask) -> Server:
     """Authenticate, choose the database, bring the library; CountersUnavailable where it cannot be ours."""
     if address.password:

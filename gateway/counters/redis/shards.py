@@ -143,9 +143,9 @@ class Shards:
         return bool(self.map.owned) and all(one.connected for one in self.wires)
 
     @property
-    def available(self) -> bool:
-        """Whether calls of all partitions are taken."""
-        return all(one.available for one in self._by_partition)
+    def away(self) -> int:
+        """Of how many partitions calls fail at once."""
+        return sum(not one.available for one in self._by_partition)
 
     @property
     def trouble(self) -> str:

@@ -27,7 +27,7 @@ from gateway.core.wait import LOOKS_MIN, Awake, Wait, Within, in_task
 from gateway.counters.redis.address import Address, why_not
 from gateway.counters.redis.calls import Each, Form, Reply, Waiting, alone, commands, refused
 from gateway.counters.redis.gathering import GATHER_S_MAX, Gathering
-from gateway.counters.redis.greeting import Ask, Server, greet
+from gateway.counters.redis.greeting import Ask, Server, greet, refuse_evicting, why_evicts
 from gateway.counters.redis.hearing import Hearing
 from gateway.counters.redis.scripts import library
 from gateway.counters.redis.sentinel import reach
@@ -66,8 +66,9 @@ def script_parts(verb: str, keys: tuple[str, ...], arguments: tuple[bytes, ...])
 
 
 class Wire(asyncio.Protocol):
-    """The connection. `run_id`, `eviction` (its policy) and `certificate_end` are of the last connect,
-    `trouble` is why the last attempt failed, empty once it did not. `run_id` is the server's process, or
+    """The connection. `run_id` and `certificate_end` are of the last connect, `evicts` says why its server
+    would delete counters, empty where it would not; with `refuses_eviction` it is not used then, and asked
+    again later. `trouble` is why the last attempt failed, empty once it did not. `run_id` is the process, or
     what `identify`, asked before a connection is used, makes of it: which history of the data this is.
 
     `available` is False while calls fail at once: no connection, or its breaker is open.
@@ -87,6 +88,7 @@ class Wire(asyncio.Protocol):
         stall_s: float = STALL_S,
         gather_s: float = GATHER_S_MAX,
         hears: Sequence[bytes] = (),
+        refuses_eviction: bool = False,
     ) -> None:
         self.run_id = b""
         self.part = WHOLE
@@ -95,7 +97,7 @@ class Wire(asyncio.Protocol):
         self.batch = 1 + randbits(BATCH_BITS)
         self.asked_at = self.answered_at = clock()
         self.connected = self.available = False
-        self.eviction = ""
+        self.evicts, self._refuses_eviction = "", refuses_eviction
         self.certificate_end: float | None = None
         self.trouble = ""
         self.hearing = Hearing(hears)
@@ -139,10 +141,8 @@ class Wire(asyncio.Protocol):
 
     def refuse_eviction(self) -> None:
         """StartError where this Redis would throw counters away when its memory is full."""
-        if self.eviction not in ("", "noeviction"):
-            raise StartError(
-                f"Redis has maxmemory-policy {self.eviction}, which deletes counters: set it to noeviction"
-            )
+        if self.evicts:
+            raise StartError(self.evicts)
 
     async def close(self) -> None:
         """Close for good."""
@@ -216,6 +216,11 @@ class Wire(asyncio.Protocol):
     def partitions(self) -> Sequence[int]:
         """Those of its server."""
         return self.part.partitions
+
+    @property
+    def away(self) -> int:
+        """Of how many partitions calls fail at once."""
+        return 0 if self.available else len(self.partitions)
 
     def hear(self, changed: Callable[[bytes], None]) -> None:
         """Have the name of each key told that changed."""
@@ -389,7 +394,9 @@ class Wire(asyncio.Protocol):
             self.certificate_end = end_of(self._transport) if self._transport else None
             try:
                 server = await greet(self.address, self._ask)
-                self.eviction, self._spreads = server.eviction, server.is_one
+                self.evicts, self._spreads = why_evicts(server.eviction), server.is_one
+                if self._refuses_eviction:
+                    refuse_evicting(server)
                 self.run_id = await self.identify(server, self._ask) if self.identify else server.run_id
                 await self.hearing.begin(self._ask)
             except BaseException:

@@ -31,8 +31,8 @@ class Wires(Protocol):
         ...
 
     @property
-    def available(self) -> bool:
-        """Whether calls of all partitions are taken; where not, some of them fail at once."""
+    def away(self) -> int:
+        """Of how many partitions calls fail at once."""
         ...
 
     @property

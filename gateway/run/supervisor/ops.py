@@ -15,8 +15,10 @@ REQUEST_MAX_S = 5.0
 SILENT_MAX = 64  # connections that have not asked yet
 ANSWERS_MAX = 32  # being written at once, /livez apart
 BACKLOG = 1_024
+# Whether each partition is there and verified: of a cluster the others are served without one.
+EVERY_PARTITION = "every_partition"
 # What is told and keeps nobody from being served: calls go on without it, and an alert fires.
-TOLD_ALONE = frozenset({"disk"})
+TOLD_ALONE = frozenset({"disk", EVERY_PARTITION})
 ProtocolFactory = Callable[[], asyncio.Protocol]
 REASONS = {200: "OK", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
 

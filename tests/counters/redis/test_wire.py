@@ -14,6 +14,7 @@ import pytest
 import redis
 import trustme
 
+from gateway.core.model import PARTITIONS
 from gateway.core.wait import LOOKS_MIN, Wait, in_task
 from gateway.counters.layouts import packing
 from gateway.counters.redis.address import parse_url
@@ -460,3 +461,23 @@ async def test_a_server_that_evicts_is_refused_and_says_what_to_do(
     wire = await connect(own_valkey("--maxmemory-policy", "allkeys-lru").url)
     with pytest.raises(StartError, match=r"allkeys-lru.*noeviction"):
         wire.refuse_eviction()
+
+
+async def test_a_server_that_evicts_is_used_only_once_it_does_not(own_valkey: START) -> None:
+    """Also one that comes late, when nobody refuses to start any more."""
+    server = own_valkey("--maxmemory-policy", "volatile-ttl")
+    wire = Wire(parse_url(server.url), time.monotonic, refuses_eviction=True)
+    try:
+        wire.start()
+        await eventually(lambda: "volatile-ttl" in wire.trouble)
+        assert (wire.connected, wire.away) == (False, PARTITIONS)
+        assert await failed(wire.send(encode(b"PING")))
+        with pytest.raises(StartError, match=r"volatile-ttl.*noeviction"):
+            wire.refuse_eviction()
+        with redis.Redis.from_url(server.url) as client:
+            client.config_set("maxmemory-policy", "noeviction")
+        await eventually(lambda: wire.connected)
+        wire.refuse_eviction()
+        assert (wire.trouble, wire.away) == ("", 0)
+    finally:
+        await wire.close()

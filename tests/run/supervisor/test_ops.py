@@ -42,8 +42,8 @@ async def eventually_closed(writer: asyncio.StreamWriter) -> None:
         await asyncio.wait_for(writer.wait_closed(), 30)
 
 
-async def test_a_full_disk_is_told_and_calls_go_on() -> None:
-    async with port(disk=False) as number:
+async def test_a_full_disk_or_a_primary_that_is_away_is_told_and_calls_go_on() -> None:
+    async with port(disk=False, every_partition=False) as number:
         answer = await ask(number, b"/readyz")
         assert answer.startswith(b"HTTP/1.1 200 ")
         assert b'"disk": false' in answer
