@@ -43,6 +43,7 @@ from persistence.billing import (
 from persistence.billing.invoice_usage import InvoiceUsage
 from persistence.bounded import answered
 from persistence.refusals import TRY_AGAIN, of_writes, sqlstate, translated
+from persistence.replica import Replica
 from persistence.resources import (
     admin_tokens,
     audit,
@@ -79,6 +80,7 @@ class Store(TimedStore):
         mail_allowed: bool = False,
         letterhead: Letterhead = NO_LETTERHEAD,
         within: int | None = None,
+        replica: Replica | None = None,
     ) -> None:
         self._engine = engine
         self._partition_of = partition_of
@@ -87,6 +89,7 @@ class Store(TimedStore):
         self._mail_allowed = mail_allowed
         self._letterhead = letterhead
         self._within = within
+        self.replica = replica
 
     def within(self, organization_id: int | None) -> Store:
         """The same for whom there is nothing but an organization's own, and what is everybody's."""
@@ -95,6 +98,7 @@ class Store(TimedStore):
         return Store(
             self._engine, self._partition_of, self._clock, private_addresses=self._private_addresses,
             mail_allowed=self._mail_allowed, letterhead=self._letterhead, within=organization_id,
+            replica=self.replica,
         )  # fmt: skip
 
     async def get(self, resource: str, row_id: int) -> Row:
@@ -106,23 +110,27 @@ class Store(TimedStore):
     async def page(self, resource: str, query: Query) -> Page:
         """Read rows in the resource's stable order."""
         of = SUBJECTS[resource].within(self._within)
-        found = await self._run(lambda connection: listing.page(connection, of, query))
+        found = await self._read(lambda connection: listing.page(connection, of, query))
         return Page(tuple(self._placed(resource, row) for row in found.rows), found.next_after)
 
     async def count(self, resource: str, query: Query, most: int, within_ms: int) -> int | None:
         """Count rows, one more than `most` at most; None where that takes longer than `within_ms`."""
         of = SUBJECTS[resource].within(self._within)
-        return await self._run(lambda connection: listing.count(connection, of, query, most, within_ms))
+        return await self._read(lambda connection: listing.count(connection, of, query, most, within_ms))
 
     async def write(self, command: Command) -> Committed | Replay:
         """Do one write: rows, control writes, audit and idempotency key, or none of them."""
-        return await self._run(lambda connection: self._write(connection, command))
+        done = await self._run(lambda connection: self._write(connection, command))
+        await self._wrote()
+        return done
 
     async def applying(self, work: Callable[[Applying], Awaitable[T]], *, keep: bool) -> T:
         """Do the work in one transaction; what it wrote is undone unless it is to `keep`."""
-        return await self._answered(
+        done = await self._answered(
             lambda connection: work(Applying(connection, self._within, self._do)), keep=keep
         )
+        await self._wrote()
+        return done
 
     async def refuse_other(self, claim: Claim) -> None:
         """Raise `Conflict` where the claim's key stands for another request."""
@@ -149,7 +157,7 @@ class Store(TimedStore):
         if self._within is not None:
             owner = self._owner(asked.filters.get("organization_id"))
             asked = replace(asked, filters={**asked.filters, "organization_id": owner})
-        return await self._run(lambda connection: usage.used(connection, asked))
+        return await self._read(lambda connection: usage.used(connection, asked))
 
     async def unbilled(self, organization_id: int) -> Sequence[Row]:
         """Read what an organization owes and no invoice has, by kind."""
@@ -168,23 +176,26 @@ class Store(TimedStore):
     async def report(self, name: str, asked: Asked, after: int, rows_max: int) -> Sequence[Row]:
         """Read some rows of a report for finance that is no ledger, in its order, behind so many."""
         of = replace(asked, organization_id=self._owner(asked.organization_id))
-        return await self._run(lambda connection: finance_reports.read(connection, name, of, after, rows_max))
+        return await self._read(
+            lambda connection: finance_reports.read(connection, name, of, after, rows_max)
+        )
 
     async def ledger(self, asked: Asked, after: LegPlace, rows_max: int) -> Sequence[Row]:
         """Read some legs of the entries of a time, in their order, behind a place."""
         of = replace(asked, organization_id=self._owner(asked.organization_id))
-        return await self._run(lambda connection: finance_reports.ledger(connection, of, after, rows_max))
+        return await self._read(lambda connection: finance_reports.ledger(connection, of, after, rows_max))
 
-    def entries(self, asked: Asked) -> AsyncIterator[Sequence[Row]]:
+    async def entries(self, asked: Asked) -> AsyncIterator[Sequence[Row]]:
         """Read the legs of all entries of a time, in batches."""
         of = replace(asked, organization_id=self._owner(asked.organization_id))
-        return finance_reports.entries(self._engine, of)
+        async for batch in finance_reports.entries(await self._reading(), of):
+            yield batch
 
     async def usage(self, invoice_id: int) -> AsyncIterator[bytes]:
         """Write what an invoice is made of as CSV, in pieces; `NotFound` if there is no such invoice."""
         if self._within is not None:
             await self.get("invoice-heads", invoice_id)
-        async for piece in InvoiceUsage(self._engine).csv(invoice_id, self._today()):
+        async for piece in InvoiceUsage(await self._reading()).csv(invoice_id, self._today()):
             yield piece
 
     async def staff_token(self, digest: str) -> Actor | None:
@@ -237,6 +248,28 @@ class Store(TimedStore):
         if not SUBJECTS[resource].partitioned:
             return row
         return {**row, "partition": self._partition_of(subject.id_in(row, "organization_id"))}
+
+    async def dispose(self) -> None:
+        """Close the connections to PostgreSQL, and to its replica."""
+        await self._engine.dispose()
+        if self.replica is not None:
+            await self.replica.engine.dispose()
+
+    async def _read(self, work: Callable[[Connection], T]) -> T:
+        """Do something that only reads, and may be of a moment ago but for what was written here."""
+        if self.replica is None:
+            return await self._run(work)
+        return await self.replica.read(work, lambda: self._run(work))
+
+    async def _reading(self) -> AsyncEngine:
+        """Where a long read is made: from its beginning to its end in one place."""
+        if self.replica is not None and await self.replica.serves():
+            return self.replica.engine
+        return self._engine
+
+    async def _wrote(self) -> None:
+        if self.replica is not None:
+            await self.replica.wrote()
 
     async def _run(self, work: Callable[[Connection], T]) -> T:
         return await self._answered(lambda connection: connection.run_sync(work))

@@ -174,6 +174,21 @@ async def _postgresql(settings: Settings) -> AsyncIterator[Finding]:
     yield Finding(True, "postgresql", f"{shown} has schema version {found}{until}")
     for seen in await asyncio.to_thread(doctor_users.of_postgresql, url, settings.owner_url):
         yield Finding(*seen)
+    if settings.database_read_url:
+        yield await _replica(settings)
+
+
+async def _replica(settings: Settings) -> Finding:
+    from persistence.replica import examine  # noqa: PLC0415  # heavy to load
+
+    try:
+        async with asyncio.timeout(ANSWER_MAX_S * 2):
+            well, says = await examine(settings.database_url, settings.database_read_url)
+    except TimeoutError:
+        well, says = False, f"no answer within {ANSWER_MAX_S * 2:g} s"
+    shown = without_password(settings.database_read_url)
+    rest = "" if well else "; until then all is read at TOLLKEEPER_DATABASE_URL"
+    return Finding(well, "read replica", f"{shown} {says}{rest}")
 
 
 async def _answered(ask: Callable[[str], T], url: str) -> T:

@@ -75,6 +75,7 @@ from persistence.keeper.sweeps import Sweeps
 from persistence.keeper.usage_feed import FeedQueue
 from persistence.ledger.checkpoints import Checkpoints
 from persistence.ledger.refused import RefusedJournal
+from persistence.replica import Replica
 from persistence.resources import audit
 from persistence.resources.figures import Figures
 from persistence.resources.prices import PriceTable
@@ -122,8 +123,9 @@ class Keeper:
         private, head = settings.webhook_private_addresses, self._invoice_renderer.letterhead
         mailer = Mailer.of(settings.smtp_url, settings.smtp_from, settings.smtp_ca_file)
         self._store = Store(
-            self._engine, partition_of, private_addresses=private, mail_allowed=bool(mailer), letterhead=head
-        )
+            self._engine, partition_of, private_addresses=private, mail_allowed=bool(mailer), letterhead=head,
+            replica=Replica.of(settings.database_read_url, self._engine),
+        )  # fmt: skip
         self._outgoing, now = Outgoing(private=private), partial(datetime.now, UTC)
         self._news_watch, waiting = NewsWatch(Notices(self._engine), now), Deliveries(self._engine)
         self._webhook_deliveries = WebhookDeliveries(waiting, self._outgoing, now, mailer=mailer)
@@ -199,7 +201,7 @@ class Keeper:
         await self._outgoing.aclose()
         await self._collecting.aclose()
         await self._wires.close()
-        await self._engine.dispose()
+        await self._store.dispose()
         if self._admin_port.is_open:
             self._log("keeper stopped")
 
@@ -279,7 +281,7 @@ class Keeper:
         return {"redis_memory_used_bytes": used, "redis_memory_max_bytes": most}
 
     async def _stored_gauges(self) -> Mapping[str, object]:
-        return await watch.gauges(self._engine, scheduled=self._settings.invoice_schedule != "off")
+        return await watch.gauges(self._engine, self._store.replica, self._settings.invoice_schedule)
 
     async def _certificates(self) -> Mapping[str, object]:
         ends = {

@@ -15,8 +15,8 @@ from gateway.errors import SettingError
 SUFFIX = "_FILE"
 # What only keepers, and who looks after them, need: credentials that a gateway is not given.
 OF_KEEPERS = (
-    "database_url", "database_owner_url", "admin_token", "readonly_token", "smtp_url", "stripe_api_key",
-    "stripe_webhook_secret", "usage_feed_token",
+    "database_url", "database_owner_url", "database_read_url", "admin_token", "readonly_token", "smtp_url",
+    "stripe_api_key", "stripe_webhook_secret", "usage_feed_token",
 )  # fmt: skip
 SECRET_BYTES_MAX = 64 * 1024
 # What a file was when it was looked at: another content has another, unless somebody sets clocks back.

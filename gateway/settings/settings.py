@@ -69,6 +69,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ops_tls_client_ca_file: str = ""
     database_url: Secret = ""
     database_owner_url: Secret = ""
+    database_read_url: Secret = ""
     admin_token: Token = ""
     readonly_token: Token = ""
     key_pepper: Token = ""

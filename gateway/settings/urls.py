@@ -21,6 +21,7 @@ SCHEMES = {
     ),
     "database_url": _OF_POSTGRES,
     "database_owner_url": _OF_POSTGRES,
+    "database_read_url": _OF_POSTGRES,
     "smtp_url": ("smtp", "smtps"),
     "stripe_api_url": ("https", "http"),
     "usage_feed_url": ("https", "http"),

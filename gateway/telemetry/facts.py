@@ -117,6 +117,7 @@ FACTS = (
     Fact("usage_feed_events", "gauge", "Events of use that a billing service has not.", ("state",)),
     Fact("usage_feed_oldest_seconds", "gauge", "Age of the oldest event of use that waits."),
     Fact("usage_feed_sent", "counter", "Events of use that a billing service took."),
+    Fact("replica_lag_seconds", "gauge", "By how much the replica that reads go to is behind."),
     Fact("redis_memory_used_bytes", "gauge", "Memory Redis uses."),
     Fact("redis_memory_max_bytes", "gauge", "Memory Redis may use; 0 is no limit."),
     Fact("certificate_expiry_timestamp_seconds", "gauge", "Until when a certificate is valid.", ("peer",)),

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.core.billing.due import LEFT_REASONS
 from gateway.core.certificate import not_after
 from persistence.engine import plain_url
+from persistence.replica import Replica
 
 SSL_REQUEST = (8).to_bytes(4) + (80_877_103).to_bytes(4)
 SSL_ANSWER_S_MAX = 5.0
@@ -46,10 +47,14 @@ SELECT 'admin_token', extract(epoch FROM min(expires_at)) FROM admin_token
  WHERE revoked_at IS NULL AND expires_at > now()""")
 
 
-async def gauges(engine: AsyncEngine, *, scheduled: bool) -> dict[str, object]:
-    """All that is counted in tables for metrics, by the metric's name."""
+async def gauges(
+    engine: AsyncEngine, replica: Replica | None = None, schedule: str = "off"
+) -> dict[str, object]:
+    """All that is counted in tables for metrics, and how far a replica is, by the metric's name."""
+    lag_s = None if replica is None else await replica.lag()
     return {
-        **await invoices(engine, scheduled=scheduled),
+        **({} if lag_s is None else {"replica_lag_seconds": lag_s}),
+        **await invoices(engine, scheduled=schedule != "off"),
         **await handed_over(engine),
         **await fed(engine),
         "dead_letters": await dead_letters(engine),

@@ -16,6 +16,7 @@ VALUES = {
     "redis_url": "redis://u:hush@h",
     "database_url": "postgresql://u:hush@h/d",
     "database_owner_url": "postgresql://o:hush@h/d",
+    "database_read_url": "postgresql://r:hush@h/d",
     "smtp_url": "smtp://u:hush@h",
     "admin_token": HUSH,
     "readonly_token": HUSH,
