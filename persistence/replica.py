@@ -37,7 +37,8 @@ TOO_LONG = "57014"
 _PLACE = """
 SELECT (SELECT system_identifier::text FROM pg_control_system()) AS cluster, pg_is_in_recovery() AS follows,
        pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
-                            WHEN current_setting('synchronous_commit') = 'off' THEN pg_current_wal_insert_lsn()
+                            WHEN current_setting('synchronous_commit') = 'off'
+                            THEN pg_current_wal_insert_lsn()
                             ELSE pg_current_wal_flush_lsn() END, '0/0')::bigint AS place,
        extract(epoch FROM now() - pg_last_xact_replay_timestamp())::float8 AS age_s"""
 
@@ -55,11 +56,17 @@ class Replica:
     """Answers reads, or says that the primary has to."""
 
     def __init__(
-        self, engine: AsyncEngine, primary: AsyncEngine, clock: Callable[[], float] = time.monotonic
+        self,
+        engine: AsyncEngine,
+        primary: AsyncEngine,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        lag_s_max: float = LAG_S_MAX,
     ) -> None:
         self.engine = engine
         self._primary = primary
         self._clock = clock
+        self._lag_s_max = lag_s_max
         self._cluster = ""
         self._wrote = 0
         self._away_until = 0.0
@@ -76,7 +83,7 @@ class Replica:
 
     async def serves(self) -> bool:
         """Whether the replica is there, is one of this primary, and has what was written here."""
-        if self._clock() < self._away_until or (self._lag_s or 0) > LAG_S_MAX:
+        if self._clock() < self._away_until or (self._lag_s or 0) > self._lag_s_max:
             return False
         try:
             async with asyncio.timeout(SAYS_S_MAX):
@@ -134,7 +141,7 @@ def behind(primary: Standing, replica: Standing) -> float:
     return 0.0 if replica.place >= primary.place else max(0.0, replica.age_s or 0.0)
 
 
-async def examine(primary_url: str, replica_url: str) -> tuple[bool, str]:
+async def examine(primary_url: str, replica_url: str, lag_s_max: float = LAG_S_MAX) -> tuple[bool, str]:
     """Whether a server is a replica of another that can be read, and how far it is, in words."""
     primary, replica = engines.create(primary_url), engines.create(replica_url)
     try:
@@ -149,9 +156,9 @@ async def examine(primary_url: str, replica_url: str) -> tuple[bool, str]:
     if not second.follows:
         return True, "is the primary itself: reads are spared it no load"
     lag_s = behind(first, second)
-    if lag_s > LAG_S_MAX:
+    if lag_s > lag_s_max:
         return (
             False,
-            f"is {lag_s:.0f} s behind, and not read beyond {LAG_S_MAX:.0f}: look at its replication",
+            f"is {lag_s:.0f} s behind, and not read beyond {lag_s_max:.0f}: look at its replication",
         )
     return True, f"is {lag_s:.1f} s behind"

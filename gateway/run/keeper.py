@@ -142,9 +142,8 @@ class Keeper:
         self._database = Probe(lambda: engines.answers(self._engine))
         self._redis = Probe(lambda: one_answers(self._wires.wires))
         self._every_redis = Probe(lambda: all_answer(self._wires.wires))
-        self._flush_seconds = Histogram()
         self._flush_rows: dict[str, int] = {}
-        self._admin_port = AdminPort(settings, self._log)
+        self._admin_port, self._flush_seconds = AdminPort(settings, self._log), Histogram()
         self._loops: list[asyncio.Task[None]] = []
 
     async def start(self, stop: asyncio.Event) -> bool:

@@ -134,7 +134,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     object_ttl_s: Annotated[float, msgspec.Meta(ge=60, le=366 * 86_400)] = 30 * 86_400.0
     objects_max: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 100_000
     usage_tokens_max: Annotated[int, msgspec.Meta(ge=1, le=2**53 - 1)] = DEFAULT_BOUNDS.usage_tokens_max
-
     routes: tuple[Route, ...] = ()
     upstreams: tuple[UpstreamTarget, ...] = ()
     services: ServiceRules = ServiceRules()
