@@ -11,37 +11,43 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from gateway.core.accounts.holds import Charged, LateSettlement, refund_id
 from gateway.core.accounts.losses import Movement
 from gateway.core.billing.usage_feed import REFUNDED
+from gateway.core.request_time import earliest
 from persistence.keeper import losses
 from persistence.ledger import statements, usage_feed, usage_rollup, usage_spans
+from persistence.ledger.statements import SINCE
 
 _DUE = text("""
 SELECT q.tenant_id, t.organization_id FROM tenant_quota AS q JOIN tenant AS t ON t.id = q.tenant_id
  WHERE q.next_reset_at <= now() AND t.deleted_at IS NULL ORDER BY q.next_reset_at LIMIT :n""")
-_CHARGED = text("""
+_CHARGED = text(f"""
 SELECT request, sum(tokens)::bigint AS weighed, sum(credits)::bigint AS credits, sum(units)::bigint AS units,
        bool_or(reclaimed) AS reclaimed, sum(carried)::bigint AS over,
-       (SELECT max(c.tokens) FROM call AS c WHERE c.request_id = cast(request AS uuid)) AS tokens,
-       (SELECT max(c.cost) FROM call AS c WHERE c.request_id = cast(request AS uuid)) AS money
+       (SELECT max(c.tokens) FROM call AS c WHERE c.request_id = cast(request AS uuid)
+           AND c.created_at >= {SINCE}) AS tokens,
+       (SELECT max(c.cost) FROM call AS c WHERE c.request_id = cast(request AS uuid)
+           AND c.created_at >= {SINCE}) AS money
   FROM (
     SELECT request_id::text AS request, CASE direction WHEN 'OUT' THEN amount ELSE -amount END AS tokens,
            0 AS credits, 0 AS units, metadata->'reclaimed' IS NOT NULL AS reclaimed, 0 AS carried
       FROM token_ledger
      WHERE request_id = ANY(cast(:ids AS uuid[])) AND transaction_type IN ('consume', 'adjust')
+       AND created_at >= {SINCE}
     UNION ALL
     SELECT request_id::text, 0, credits_used, 0, metadata->'reclaimed' IS NOT NULL, carried
-      FROM credit_transaction WHERE request_id = ANY(cast(:ids AS uuid[]))
+      FROM credit_transaction
+     WHERE request_id = ANY(cast(:ids AS uuid[])) AND "timestamp" >= {SINCE}
     UNION ALL
     SELECT request_id::text, 0, 0, usage_amount, metadata->'reclaimed' IS NOT NULL, 0 FROM feature_usage
-     WHERE request_id = ANY(cast(:ids AS uuid[]))
+     WHERE request_id = ANY(cast(:ids AS uuid[])) AND "timestamp" >= {SINCE}
     UNION ALL
     SELECT k.request, 0, -a.credits_added, 0, NULL, 0
       FROM unnest(cast(:ids AS text[]), cast(:refunds AS uuid[])) AS k (request, refund)
       JOIN credit_addition AS a ON a.control_write_id = k.refund
     UNION ALL  -- what moved budgets alone, or nothing; one that was taken back for nothing is not charged
     SELECT request_id::text, 0, 0, 0, reason IS NOT DISTINCT FROM 'reclaimed', 0 FROM call
-     WHERE request_id = ANY(cast(:ids AS uuid[])) AND NOT refused
+     WHERE request_id = ANY(cast(:ids AS uuid[])) AND NOT refused AND created_at >= {SINCE}
        AND (reason IS DISTINCT FROM 'reclaimed' OR tokens <> 0 OR cost > 0)
-  ) AS rows GROUP BY request""")
+  ) AS rows GROUP BY request""")  # noqa: S608  # our own words
 # The intent and the addition it belongs to, both once.
 _REFUND = text("""
 WITH intent AS (
@@ -67,7 +73,7 @@ class Sweeps:
     async def charged(self, late: Sequence[LateSettlement]) -> dict[str, Charged]:
         """What is charged for each of these request ids, corrections included; absent: nothing."""
         ids = list({one.settlement.request_id for one in late})
-        values = {"ids": ids, "refunds": [refund_id(one) for one in ids]}
+        values = {"ids": ids, "refunds": [refund_id(one) for one in ids], "began": earliest(ids)}
         async with self._engine.connect() as connection:
             rows = await connection.execute(_CHARGED, values)
             return {row.request: _charged(row) for row in rows}

@@ -11,9 +11,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.definitions import AccountDefinition, KeyDefinition
 from gateway.core.integrity.verified import Truth
+from gateway.core.request_time import earliest
 from persistence.keeper import definitions
 from persistence.keeper.budget_uses import BudgetUses
 from persistence.ledger.rows import is_uuid
+from persistence.ledger.statements import SINCE
 
 T = TypeVar("T")
 
@@ -24,10 +26,13 @@ _AGAIN = text(
     "UPDATE control_write SET state = 'pending' WHERE state = 'applied' AND id = ANY(cast(:ids AS uuid[]))"
 )
 _NOTED = text("SELECT partition, run_id, epoch FROM partition_state WHERE run_id IS NOT NULL")
-_SETTLED = text("""
-SELECT request_id::text AS request FROM token_ledger WHERE request_id = ANY(cast(:ids AS uuid[]))
- UNION SELECT request_id::text FROM credit_transaction WHERE request_id = ANY(cast(:ids AS uuid[]))
- UNION SELECT request_id::text FROM feature_usage WHERE request_id = ANY(cast(:ids AS uuid[]))""")
+_SETTLED = text(f"""
+SELECT request_id::text AS request FROM token_ledger
+ WHERE request_id = ANY(cast(:ids AS uuid[])) AND created_at >= {SINCE}
+ UNION SELECT request_id::text FROM credit_transaction
+        WHERE request_id = ANY(cast(:ids AS uuid[])) AND "timestamp" >= {SINCE}
+ UNION SELECT request_id::text FROM feature_usage
+        WHERE request_id = ANY(cast(:ids AS uuid[])) AND "timestamp" >= {SINCE}""")  # noqa: S608  # our own words
 _WORKERS = text("SELECT worker_slot FROM gateway_worker")
 _CAME = text(
     "INSERT INTO gateway_worker (worker_slot) SELECT unnest(cast(:worker_slots AS text[]))"
@@ -101,7 +106,7 @@ class Truths(BudgetUses):
         if not ids:
             return []
         async with self._engine.connect() as connection:
-            rows = await connection.execute(_SETTLED, {"ids": ids})
+            rows = await connection.execute(_SETTLED, {"ids": ids, "began": earliest(ids)})
             return [row.request for row in rows]
 
     async def push_again(self, ids: Sequence[str]) -> None:

@@ -39,7 +39,7 @@ async def test_an_answer_passes_byte_for_byte_and_is_charged_as_reported() -> No
         (hold,), (charge,) = stage.counters.holds, stage.counters.charges
         assert charge.tokens == 12
         assert got.one(b"x-request-id").decode() == hold.request_id == charge.request_id
-        assert uuid.UUID(hold.request_id).version == 4
+        assert uuid.UUID(hold.request_id).version == 7
         facts = told(charge.metadata)
         assert facts.pop("duration_ms") >= 0
         assert facts == {

@@ -1,38 +1,44 @@
-"""Request ids: random UUIDs (version 4) as text, made a batch at a time.
+"""Request ids: UUIDs of version 7 as text (RFC 9562), made a batch at a time, so that they order by time.
 
-The ids of a batch share their first 74 random bits and differ in the last 48, which are drawn
-for each: making one costs a fraction of a microsecond, and none tells how many there were.
+The ids of a batch share the millisecond it was made in and their first 26 random bits. They differ in the
+last 48, which are drawn for each: one costs a fraction of a microsecond, and none tells how many there were.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
-BATCH = 64
-TAIL_DIGITS = 12
+BATCH: Final = 64
+TAIL_DIGITS: Final = 12
+# A batch is thrown away after so long: an id says when its request began, to the second.
+BATCH_S_MAX: Final = 1.0
 
 
 class RequestIds:
-    """Give request ids; `random` is `os.urandom` or, in tests, anything that returns n bytes."""
+    """Give request ids; `random` is `os.urandom`, or what returns as many bytes; `clock` tells Unix time."""
 
-    __slots__ = ("_random", "_ready")
+    __slots__ = ("_clock", "_drawn_at", "_random", "_ready")
 
-    def __init__(self, random: Callable[[int], bytes]) -> None:
+    def __init__(self, random: Callable[[int], bytes], clock: Callable[[], float]) -> None:
         self._random = random
+        self._clock = clock
         self._ready: list[str] = []
+        self._drawn_at = 0.0
 
-    def next_id(self) -> str:
-        """A new id of 36 characters."""
-        if not self._ready:
+    def next_id(self, now: float) -> str:
+        """A new id of 36 characters; `now` in seconds of any clock that goes on."""
+        if not self._ready or now - self._drawn_at > BATCH_S_MAX:
             self._refill()
+            self._drawn_at = now
         return self._ready.pop()
 
     def _refill(self) -> None:
-        drawn = bytearray(self._random(10 + BATCH * TAIL_DIGITS // 2))
-        drawn[6] = 0x40 | drawn[6] & 0x0F
-        drawn[8] = 0x80 | drawn[8] & 0x3F
-        head = drawn[:10].hex()
-        prefix = f"{head[:8]}-{head[8:12]}-{head[12:16]}-{head[16:]}-"
-        tails = drawn[10:].hex()
+        drawn = self._random(4 + BATCH * TAIL_DIGITS // 2)
+        at = max(0, int(self._clock() * 1000)) & 0xFFFFFFFFFFFF
+        version, variant = 0x70 | drawn[0] & 0x0F, 0x80 | drawn[2] & 0x3F
+        time = f"{at:012x}"
+        prefix = f"{time[:8]}-{time[8:]}-{version:02x}{drawn[1]:02x}-{variant:02x}{drawn[3]:02x}-"
+        tails = drawn[4:].hex()
         whole = range(0, BATCH * TAIL_DIGITS, TAIL_DIGITS)
-        self._ready = list({prefix + tails[at : at + TAIL_DIGITS] for at in whole})
+        self._ready = list({prefix + tails[start : start + TAIL_DIGITS] for start in whole})

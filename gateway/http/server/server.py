@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -69,7 +70,7 @@ class DataPlane:
         self._upstreams: dict[str, Upstream] = {}
         self._left: list[Upstream] = []
         self.renew(routes, targets, limits, services, bounds, origins, workloads)
-        self._ids = RequestIds(os.urandom)
+        self._ids = RequestIds(os.urandom, time.time)
         self._connections: set[ClientConnection] = set()
         self._orphans: set[Exchange] = set()
         self._server: asyncio.Server | None = None
@@ -251,9 +252,8 @@ class DataPlane:
 
     def exchange(self, connection: ClientConnection, head: CallHead) -> Exchange:
         """Make the exchange of a request; it is handled once its body is set up."""
-        return Exchange(
-            connection, head, self._ids.next_id(), self._ports.seconds(), self._worker, self._ended
-        )
+        now = self._ports.seconds()
+        return Exchange(connection, head, self._ids.next_id(now), now, self._worker, self._ended)
 
     def tell(self, exchange: Exchange) -> None:
         """Begin the handling of a request."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import uuid
+from datetime import UTC, datetime
 
 import h11
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.http_limits import HttpLimits
+from gateway.core.request_time import began, earliest
 from gateway.http.protocol.answer import read_answer_head
 from gateway.http.protocol.framing import (
     LENGTH_DIGITS_MAX,
@@ -192,13 +195,31 @@ def test_only_a_plain_length_is_cut_out() -> None:
 
 def test_request_ids_are_uuids_and_never_the_same() -> None:
     drawn = iter(range(1, 10**9))
-    ids = RequestIds(lambda count: bytes(next(drawn) * 31 % 256 for _ in range(count)))
-    given_out = [ids.next_id() for _ in range(500)]
+    ids = RequestIds(
+        lambda count: bytes(next(drawn) * 31 % 256 for _ in range(count)), lambda: 1_790_000_000.5
+    )
+    given_out = [ids.next_id(0.0) for _ in range(500)]
     assert len(set(given_out)) == 500
     for text in given_out:
         assert str(uuid.UUID(text)) == text
-        assert uuid.UUID(text).version == 4
+        assert uuid.UUID(text).version == 7
+        assert uuid.UUID(text).int >> 80 == 1_790_000_000_500
         assert uuid.UUID(text).variant == uuid.RFC_4122
+
+
+def test_request_ids_order_by_the_second_they_were_given_in() -> None:
+    at = [1_790_000_000.0]
+    ids = RequestIds(os.urandom, lambda: at[0])
+    given_out = []
+    for second in range(1, 40):
+        given_out += [ids.next_id(at[0]) for _ in range(3)]
+        at[0] += 1.5
+        assert began(given_out[-1]) == datetime.fromtimestamp(at[0] - 1.5, UTC), second
+    by_second = [given_out[start : start + 3] for start in range(0, len(given_out), 3)]
+    assert [sorted(some) for some in by_second] == [sorted(given_out)[n : n + 3] for n in range(0, 117, 3)]
+    assert earliest(given_out[5:]) == datetime.fromtimestamp(1_790_000_001.5, UTC)
+    assert earliest([*given_out, str(uuid.uuid4())]) is None
+    assert earliest([]) is None
 
 
 @given(

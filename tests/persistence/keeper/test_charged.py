@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import re
+import time
 import uuid
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import TextClause, text
 
 from gateway.core.accounts.facts import CallFacts, corrected, write_facts
 from gateway.core.accounts.holds import Charged, LateSettlement
 from gateway.core.accounts.ledger import EventFlag, EventKind, EventNote
 from gateway.core.model import Caller, Settlement
+from gateway.core.request_time import earliest
+from gateway.counters.redis.keys import partition_of
+from gateway.http.protocol.request_ids import RequestIds
 from persistence import engine as engines
-from persistence.keeper.sweeps import Sweeps
+from persistence.keeper.sweeps import _CHARGED, Sweeps
+from persistence.keeper.verification import _SETTLED, Truths
 from persistence.ledger.writer import Writer
 from tests.builders import CHAT
 from tests.persistence.ledger.test_budget_uses import budget_of, moves, opened
-from tests.persistence.scenario import Account, batch_of
+from tests.persistence.scenario import Account, batch_of, rows_of
 
 TAKEN_BACK = {"note": int(EventNote.RECLAIMED), "metadata": b'{"estimated":true,"reclaimed":true}'}
 
@@ -57,3 +68,34 @@ async def test_corrections_are_in_what_is_charged(migrated: str, writer: Writer)
     assert await charged(migrated, account, taken.source) == {
         taken.source: Charged(9, weighed=0, money=8, raw_tokens=9, requests=1)
     }
+
+
+@pytest.mark.parametrize("statement", [_CHARGED, _SETTLED])
+async def test_months_before_a_request_began_are_not_looked_at(cloned: str, statement: TextClause) -> None:
+    """By the plan that PostgreSQL makes; where an id says no moment, all of them are."""
+    now = datetime.now(UTC)
+    rows_of(cloned, "SELECT ensure_partitions(%s, 1)", [now - timedelta(days=400)])
+    new = RequestIds(os.urandom, time.time).next_id(0.0)
+    pool = engines.create(cloned)
+    looked_at = {}
+    for request in (new, str(uuid.uuid4())):
+        values = {"ids": [request], "refunds": [request], "began": earliest([request])}
+        async with pool.connect() as connection:
+            found = await connection.execute(text(f"EXPLAIN {statement.text}"), values)
+            looked_at[request] = set(re.findall(r"token_ledger_y\d{4}m\d{2}", "\n".join(found.scalars())))
+    await pool.dispose()
+    old = f"token_ledger_y{now - timedelta(days=400):%Ym%m}"
+    every = looked_at.pop(next(other for other in looked_at if other != new))
+    assert old in every
+    assert f"token_ledger_y{now:%Ym%m}" in looked_at[new] < every - {old}
+
+
+async def test_a_gateway_whose_clock_is_ahead_hides_no_row(migrated: str, writer: Writer) -> None:
+    """What is charged is found by an id of next year: a month before today is always looked at."""
+    account = opened(migrated)
+    account.at_ms = int(time.time() * 1000)
+    ahead = RequestIds(os.urandom, lambda: time.time() + 365 * 86_400).next_id(0.0)
+    account.consume(9, request_id=ahead)
+    await writer.write(batch_of(account))
+    assert (await charged(migrated, account, ahead))[ahead].tokens == 9
+    assert await Truths(engines.create(migrated), partition_of).settled([ahead]) == [ahead]
