@@ -13,8 +13,8 @@ from gateway.core.accounts.losses import Movement
 from gateway.core.billing.usage_feed import REFUNDED
 from gateway.core.request_time import earliest
 from persistence.keeper import losses
+from persistence.keeper.request_rows import SINCE
 from persistence.ledger import statements, usage_feed, usage_rollup, usage_spans
-from persistence.ledger.statements import SINCE
 
 _DUE = text("""
 SELECT q.tenant_id, t.organization_id FROM tenant_quota AS q JOIN tenant AS t ON t.id = q.tenant_id

@@ -14,8 +14,8 @@ from gateway.core.integrity.verified import Truth
 from gateway.core.request_time import earliest
 from persistence.keeper import definitions
 from persistence.keeper.budget_uses import BudgetUses
+from persistence.keeper.request_rows import SINCE
 from persistence.ledger.rows import is_uuid
-from persistence.ledger.statements import SINCE
 
 T = TypeVar("T")
 

@@ -255,10 +255,6 @@ UNION ALL
 SELECT expiry_write_id::text, id, 'expiry' FROM credit_addition
  WHERE expiry_write_id = ANY(%(ids)s::uuid[])"""
 
-# Since when rows of requests that began at `:began` can be, so that months before are not looked at. Nothing
-# moves before its request began, but a gateway's clock may be wrong. Where nothing says it: since ever.
-SINCE = """CASE WHEN cast(:began AS timestamptz) IS NULL THEN timestamptz '-infinity'
-     ELSE least(cast(:began AS timestamptz), now()) - interval '31 days' END"""
 # Of calls that moved no account, those that are stored.
 STORED_CALLS = """
 SELECT request_id::text FROM call
