@@ -22,7 +22,7 @@ from gateway.errors import SettingError, StartError
 from gateway.http.upstream.pool import reach
 from gateway.issuers.key_set import UnreadableKeys
 from gateway.issuers.keys import read_keys
-from gateway.ops import doctor_users, hints
+from gateway.ops import doctor_replica, doctor_users, hints
 from gateway.ops.doctor_servers import ANSWER_MAX_S, examine_redis
 from gateway.ops.finding import Finding
 from gateway.run.vitals import FREE_BYTES_MIN, full_disk
@@ -175,20 +175,8 @@ async def _postgresql(settings: Settings) -> AsyncIterator[Finding]:
     for seen in await asyncio.to_thread(doctor_users.of_postgresql, url, settings.owner_url):
         yield Finding(*seen)
     if settings.database_read_url:
-        yield await _replica(settings)
-
-
-async def _replica(settings: Settings) -> Finding:
-    from persistence.replica import examine  # noqa: PLC0415  # heavy to load
-
-    try:
-        async with asyncio.timeout(ANSWER_MAX_S * 2):
-            well, says = await examine(settings.database_url, settings.database_read_url)
-    except TimeoutError:
-        well, says = False, f"no answer within {ANSWER_MAX_S * 2:g} s"
-    shown = without_password(settings.database_read_url)
-    rest = "" if well else "; until then all is read at TOLLKEEPER_DATABASE_URL"
-    return Finding(well, "read replica", f"{shown} {says}{rest}")
+        shown = without_password(settings.database_read_url)
+        yield Finding(*await doctor_replica.of(url, settings.database_read_url, shown, ANSWER_MAX_S * 2))
 
 
 async def _answered(ask: Callable[[str], T], url: str) -> T:

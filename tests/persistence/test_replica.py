@@ -17,8 +17,7 @@ import pytest
 from gateway.core.accounts.administration import Actor, Command, Committed, Query
 from gateway.counters.redis.keys import partition_of
 from gateway.local.embedded.unprivileged import borrow
-from gateway.ops.doctor import _replica
-from gateway.settings.settings import Settings
+from gateway.ops import doctor_replica
 from persistence import engine as engines
 from persistence.keeper import watch
 from persistence.replica import AWAY_S, Replica, examine
@@ -152,9 +151,8 @@ async def test_lists_are_read_at_the_replica_but_for_what_was_written_here(reade
     lag_s = (await watch.gauges(reader.primary, reader.replica))["replica_lag_seconds"]
     assert isinstance(lag_s, float)
     assert lag_s > 0
-    settings = Settings(database_url=reader.url, database_read_url=reader.there)
-    finding = await _replica(settings)
-    assert (finding.subject, finding.says.endswith("s behind")) == ("read replica", True)
+    well, subject, says = await doctor_replica.of(reader.url, reader.there, "a replica", 60.0)
+    assert (well, subject, says.endswith("s behind")) == (True, "read replica", True)
     reader.replay("resume")
     await reader.caught_up()
     assert await reader.names() == ["first", "of another process", "ours"]
