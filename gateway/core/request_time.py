@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 
-from gateway.core.moments import moment_of
+from gateway.core.moments import DAY_MS, moment_of
 
-VERSION_AT, VERSION = 14, "7"
+VERSION_AT: Final = 14
+VERSION: Final = "7"
+GIVEN: Final = ("4", VERSION)
+# By so much a gateway's clock may be ahead of Redis': what is more is noted by the day.
+AHEAD_MAX_MS: Final = DAY_MS
+AHEAD_MAX: Final = timedelta(milliseconds=AHEAD_MAX_MS)
+
+
+def is_of_gateway(request_id: str) -> bool:
+    """Whether a gateway gave it to a request, this version or one before; leases have others."""
+    return request_id[VERSION_AT : VERSION_AT + 1] in GIVEN
+
+
+def says_when(request_id: str) -> bool:
+    """Whether it is an id that says when its request began."""
+    return request_id[VERSION_AT : VERSION_AT + 1] == VERSION
+
+
+def began_ms(request_id: str) -> int:
+    """The millisecond that such an id says, by its gateway's clock."""
+    return int(request_id[:8] + request_id[9:13], 16)
 
 
 def began(request_id: str) -> datetime | None:
-    """The moment an id says, by its gateway's clock; None where it says none."""
-    if request_id[VERSION_AT : VERSION_AT + 1] != VERSION:
+    """The moment an id says; None where it says none, or one that no calendar has."""
+    if not says_when(request_id):
         return None
-    return moment_of(int(request_id[:8] + request_id[9:13], 16))
-
-
-def earliest(request_ids: Iterable[str]) -> datetime | None:
-    """The earliest moment that any of these say; None where one of them says none."""
-    moments = [began(request_id) for request_id in request_ids]
-    known = [moment for moment in moments if moment is not None]
-    return min(known) if known and len(known) == len(moments) else None
+    try:
+        return moment_of(began_ms(request_id))
+    except (ValueError, OverflowError):
+        return None

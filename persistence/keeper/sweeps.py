@@ -8,11 +8,10 @@ from typing import Any
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from gateway.core.accounts.holds import Charged, LateSettlement, refund_id
+from gateway.core.accounts.holds import LETTER, Charged, LateSettlement, letter_of, refund_id
 from gateway.core.accounts.losses import Movement
 from gateway.core.billing.usage_feed import REFUNDED
-from gateway.core.request_time import earliest
-from persistence.keeper import losses
+from persistence.keeper import losses, request_rows
 from persistence.keeper.request_rows import SINCE
 from persistence.ledger import statements, usage_feed, usage_rollup, usage_spans
 
@@ -56,6 +55,15 @@ WITH intent AS (
     ON CONFLICT (id) DO NOTHING RETURNING id)
 INSERT INTO credit_addition (organization_id, credits_added, category, remark, control_write_id)
 SELECT :organization, :amount, 'refund', :remark, intent.id FROM intent RETURNING id""")
+# An entry of the late queue as a dead letter.
+_SET_ASIDE = text("""
+INSERT INTO dead_letter (partition, entry_id, raw, reason, organization_id, tenant_id)
+VALUES (:partition, :entry, :raw, :reason, :organization, :tenant)
+ON CONFLICT (partition, entry_id) DO NOTHING""")
+_GONE = (
+    "request {} settles late, and may be charged in a month that is archived:"
+    " look there, then redrive or resolve it"
+)
 
 
 class Sweeps:
@@ -73,10 +81,22 @@ class Sweeps:
     async def charged(self, late: Sequence[LateSettlement]) -> dict[str, Charged]:
         """What is charged for each of these request ids, corrections included; absent: nothing."""
         ids = list({one.settlement.request_id for one in late})
-        values = {"ids": ids, "refunds": [refund_id(one) for one in ids], "began": earliest(ids)}
+        values: dict[str, Any] = {"ids": ids, "refunds": [refund_id(one) for one in ids]}
         async with self._engine.connect() as connection:
+            values["since"] = request_rows.earliest(await request_rows.places(connection, ids))
             rows = await connection.execute(_CHARGED, values)
             return {row.request: _charged(row) for row in rows}
+
+    async def maybe_gone(self, late: Sequence[LateSettlement]) -> set[str]:
+        """The request ids of these that may have been charged in months that are not here any more."""
+        ids = list({one.settlement.request_id for one in late})
+        async with self._engine.connect() as connection:
+            return set(await request_rows.maybe_gone(connection, await request_rows.places(connection, ids)))
+
+    async def set_aside(self, late: Sequence[LateSettlement]) -> None:
+        """Make dead letters of them, once by their entries: a person finds out whether they were charged."""
+        async with self._engine.begin() as connection:
+            await connection.execute(_SET_ASIDE, [_letter(one) for one in late])
 
     async def refund(self, late: LateSettlement, amount: int) -> None:
         """Give credits of a request back, once by its id: an addition, its intent, and the call's own row."""
@@ -111,6 +131,15 @@ async def _told(connection: AsyncConnection, request_id: str, amount: int) -> No
     columns = usage_rollup.moved_columns([(before, after)])
     await connection.exec_driver_sql(usage_spans.ROLL_UP_CALLS, columns)
     await connection.run_sync(usage_feed.tell_changes, REFUNDED, [(before, after)])
+
+
+def _letter(late: LateSettlement) -> dict[str, object]:
+    caller, request_id = late.settlement.caller, late.settlement.request_id
+    return {
+        "partition": caller.partition, "entry": (LETTER + late.entry_id).decode(), "raw": letter_of(late),
+        "reason": _GONE.format(request_id), "organization": caller.organization_id,
+        "tenant": caller.tenant_id or None,
+    }  # fmt: skip
 
 
 def _charged(row: Row[Any]) -> Charged:

@@ -11,8 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.definitions import AccountDefinition, KeyDefinition
 from gateway.core.integrity.verified import Truth
-from gateway.core.request_time import earliest
-from persistence.keeper import definitions
+from persistence.keeper import definitions, request_rows
 from persistence.keeper.budget_uses import BudgetUses
 from persistence.keeper.request_rows import SINCE
 from persistence.ledger.rows import is_uuid
@@ -100,14 +99,19 @@ class Truths(BudgetUses):
             return self._partition_of(one.organization_id)
         return self._partition_of_digest(one.digest)
 
-    async def settled(self, request_ids: Sequence[str]) -> list[str]:
-        """Which of these requests have a row."""
-        ids = [one for one in request_ids if is_uuid(one)]
+    async def settled(self, held: Mapping[str, int]) -> list[str]:
+        """Which of these requests have a row, by the deadlines of their holds in ms; or may have had one.
+
+        What ended in a month that is not here any more is no call that runs. Was it never charged, then its
+        settlement comes late.
+        """
+        ids = [one for one in held if is_uuid(one)]
         if not ids:
             return []
         async with self._engine.connect() as connection:
-            rows = await connection.execute(_SETTLED, {"ids": ids, "began": earliest(ids)})
-            return [row.request for row in rows]
+            since = request_rows.earliest(await request_rows.places(connection, ids))
+            here = await connection.scalars(_SETTLED, {"ids": ids, "since": since})
+            return sorted({*here, *await request_rows.ended_before(connection, held)})
 
     async def push_again(self, ids: Sequence[str]) -> None:
         """Have these applied control writes wait again."""

@@ -13,7 +13,15 @@ from psycopg import Connection
 
 from gateway.core.accounts.ledger import Event, EventKind, EventNote
 from gateway.core.billing.usage_feed import LATE
-from persistence.ledger import budget_uses, rows, statements, usage_feed, usage_rollup, usage_spans
+from persistence.ledger import (
+    budget_uses,
+    clock_ahead,
+    rows,
+    statements,
+    usage_feed,
+    usage_rollup,
+    usage_spans,
+)
 from persistence.ledger.attribution import Name
 from persistence.ledger.call_rows import (
     CALL_COLUMNS,
@@ -96,6 +104,7 @@ class Copies:
             columns, row = shapes[table]
             _copy(connection, f"COPY {table} ({columns}) FROM STDIN (FORMAT BINARY)", row, placed)
         self._roll_up(connection, user)
+        clock_ahead.note(connection, map(event_of, [*self._fresh, *self._noted]))
         budget_uses.move(connection, self._fresh, self._noted)
         return {table: len(placed) for table, placed in written.items()}
 

@@ -32,6 +32,12 @@ from persistence.ledger.guard import CREDITS, UNKNOWN, USAGE, Placed, event_of, 
 from persistence.ledger.refill import Movement, misfit
 from persistence.ledger.rollup import Moves, add_up
 
+# A request's call, unless nothing was charged for it; and what is to be charged for it.
+_CALLED = """
+SELECT 1 FROM call WHERE request_id = %(request)s AND NOT refused
+   AND (reason IS DISTINCT FROM 'reclaimed' OR tokens <> 0 OR cost > 0)
+UNION ALL SELECT 1 FROM control_write WHERE id = %(request)s"""
+
 SEQS = {"tenant": "token_seq", "credits": "credit_seq", "spend": "spend_seq"}
 
 
@@ -70,6 +76,14 @@ def redrive(connection: Connection, letter: Row, sent: Row, partition_of: Callab
     count_again(connection, [(head.account, seq) for head, seq in parts])
     if event.flags & CREDITS:
         allocate_late(connection, event.organization_id, event.credit_seq)
+
+
+def refuse_charged(connection: Connection, request_id: str) -> None:
+    """`Conflict` where a request that settles late is charged already, or about to be."""
+    plain = blocking(connection)
+    _refuse_moved(plain, request_id)
+    if plain.execute(_CALLED, {"request": request_id}).fetchone():
+        raise Conflict(f"Request {request_id} is charged already: resolve it instead.")
 
 
 def corrected(letter: Row, sent: Row) -> Event:
@@ -126,9 +140,13 @@ def _refuse_twice(connection: psycopg.Connection[Any], event: Event) -> None:
     """A request is charged once: another movement may have charged it meanwhile."""
     if event.kind != EventKind.CONSUME or not rows.is_uuid(event.source) or rows.corrects(event.metadata):
         return
-    for account, seq in connection.execute(statements.CHARGED, {"request": event.source}):
+    _refuse_moved(connection, event.source)
+
+
+def _refuse_moved(connection: psycopg.Connection[Any], request_id: str) -> None:
+    for account, seq in connection.execute(statements.CHARGED, {"request": request_id}):
         raise Conflict(
-            f"Request {event.source} is charged already, by movement {seq} of {account}: resolve it instead."
+            f"Request {request_id} is charged already, by movement {seq} of {account}: resolve it instead."
         )
 
 

@@ -36,7 +36,7 @@ WRITES: dict[str, tuple[str, ...]] = {
     "charge": KEEP, "credit_addition": KEEP, "credit_debt": KEEP, "budget": KEEP, "call": KEEP,
     "dead_letter": KEEP, "handover": KEEP, "invoice_sequence": KEEP,
     "known_drift": KEEP, "organization": KEEP, "organization_subscription": KEEP,
-    "partition_state": KEEP, "quarantine": KEEP, "redis_loss": KEEP, "service": KEEP,
+    "clock_ahead": KEEP, "partition_state": KEEP, "quarantine": KEEP, "redis_loss": KEEP, "service": KEEP,
     "plan_end": KEEP, "service_activation": KEEP, "subscription_segment": KEEP, "tenant": KEEP,
     "tenant_quota": KEEP, "token_plan": KEEP, "token_plan_price": KEEP,
     "usage_daily": KEEP, "usage_feed": KEEP, "usage_rollup": KEEP,

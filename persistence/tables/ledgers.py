@@ -129,6 +129,9 @@ def money(nano: ColumnElement[int]) -> ColumnElement[Decimal]:
 # Since when the journal, and each span of hours, has its rows: what is older was dropped.
 kept_since = table("kept_since", texts("ledger"), moments("since"), PrimaryKeyConstraint("ledger"))
 
+# Days that request ids say who were given by a clock ahead by more than a day: since when they have rows.
+clock_ahead = table("clock_ahead", days("day"), moments("since"), PrimaryKeyConstraint("day"))
+
 # What calls add up to, by everything that is asked by: once for each `span`, an hour to a month, and a team.
 usage_rollup = table(
     "usage_rollup",

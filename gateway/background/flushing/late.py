@@ -2,14 +2,15 @@
 
 Such a settlement may have happened after all (its answer was lost), may have been reclaimed, or
 may never have reached Redis. Once everything that happened before it is in the ledger, the
-ledger knows: a request id found there is dropped or corrected, one not found is posted. The
+ledger knows: a request id found there is dropped or corrected, one not found is posted. What may have
+been charged in a month that is archived becomes a dead letter, for a person who looks there. The
 queue's entry is the token: posting and correcting delete it in the same step.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
@@ -42,6 +43,12 @@ class Ledger(Protocol):
     async def charged(self, late: Sequence[LateSettlement]) -> Mapping[str, Charged]:
         """What is charged for each of these request ids, corrections included; absent: nothing."""
 
+    async def maybe_gone(self, late: Sequence[LateSettlement]) -> Collection[str]:
+        """The request ids of these that may have been charged in months that are not there any more."""
+
+    async def set_aside(self, late: Sequence[LateSettlement]) -> None:
+        """Make dead letters of them, each once by its entry."""
+
     async def refund(self, late: LateSettlement, amount: int) -> None:
         """Give credits of a request back, once by its id."""
 
@@ -67,13 +74,23 @@ class LateSettlements:
         if acknowledged := [movement for one in late for movement in one.acknowledged]:
             await self._ledger.remember(acknowledged)
         known = await self._ledger.charged(late)
-        endings = []
-        for one in late:
-            ending, refund = ended(one, known.get(one.settlement.request_id))
-            if refund:
-                await self._ledger.refund(one, refund)
-            endings.append(ending)
-        return sum(await self._lane.end(endings))
+        endings = [ended(one, known.get(one.settlement.request_id)) for one in late]
+        unsure = await self._unsure([ending for ending, _ in endings if ending.verb is not Verb.DROP])
+        for ending, refund in endings:
+            if refund and ending not in unsure:
+                await self._ledger.refund(ending.late, refund)
+        left = [Ending(one.late, Verb.DROP) if one in unsure else one for one, _ in endings]
+        return sum(await self._lane.end(left))
+
+    async def _unsure(self, endings: Sequence[Ending]) -> set[Ending]:
+        """Those that move something although their calls may be charged: dead letters from here on."""
+        if not endings:
+            return set()
+        gone = await self._ledger.maybe_gone([one.late for one in endings])
+        unsure = [one for one in endings if one.late.settlement.request_id in gone]
+        if unsure:
+            await self._ledger.set_aside([one.late for one in unsure])
+        return set(unsure)
 
     async def run(self) -> None:
         """Drain twice a second, at once again where there was anything to do, until cancelled."""

@@ -46,8 +46,8 @@ class Source(BudgetSource, Protocol):
     async def truth(self, partitions: Sequence[int]) -> Truth:
         """What is known of these partitions."""
 
-    async def settled(self, request_ids: Sequence[str]) -> list[str]:
-        """Which of these requests have a row."""
+    async def settled(self, held: Mapping[str, int]) -> list[str]:
+        """Which of these requests have a row, or may have had one, by the deadlines of their holds in ms."""
 
     async def push_again(self, ids: Sequence[str]) -> None:
         """Have these applied control writes wait again."""
@@ -89,8 +89,8 @@ class Target(BudgetTarget, Protocol):
     ) -> bool:
         """Write these accounts as PostgreSQL has them, holds apart; False where the marker moved on."""
 
-    async def held(self, partition: int) -> list[str]:
-        """The request ids of all holds of a partition."""
+    async def held(self, partition: int) -> Mapping[str, int]:
+        """The deadlines of all holds of a partition by request id, in ms of the counters' clock."""
 
     async def let_go(self, partition: int, before: bytes, epoch: int, ids: Sequence[str]) -> bytes | None:
         """End these holds without a charge; answers the marker that is there now, None where it moved on."""

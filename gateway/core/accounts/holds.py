@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from gateway.core.accounts.losses import Movement
 from gateway.core.model import Settlement
@@ -93,13 +94,19 @@ class LateSettlement:
     """A settlement whose hold was gone, by its entry of the late queue.
 
     `charged` is not 0 where a reclaim has charged it already. `acknowledged` says what it moved when a Redis
-    that may have forgotten it acknowledged it.
+    that may have forgotten it acknowledged it. `raw` is all of it, as a settlement log keeps a record.
     """
 
     entry_id: bytes
     settlement: Settlement
     charged: int
     acknowledged: tuple[Movement, ...] = ()
+    raw: bytes = b""
+
+
+# What the id and the bytes of a dead letter begin with that is a late settlement; its request id follows.
+LETTER: Final = b"late:"
+_REQUEST_END: Final = len(LETTER) + 36
 
 
 class Verb(StrEnum):
@@ -117,6 +124,18 @@ class Ending:
     late: LateSettlement
     verb: Verb
     used: Charged = Charged()
+
+
+def letter_of(late: LateSettlement) -> bytes:
+    """A late settlement as the bytes of a dead letter."""
+    return LETTER + late.settlement.request_id.encode() + late.raw
+
+
+def read_letter(raw: bytes) -> tuple[str, bytes] | None:
+    """Of such bytes the request id, and what was settled as a log keeps it; None of an entry's bytes."""
+    if not raw.startswith(LETTER):
+        return None
+    return raw[len(LETTER) : _REQUEST_END].decode(), raw[_REQUEST_END:]
 
 
 def correction_id(request_id: str) -> str:

@@ -33,7 +33,7 @@ from gateway.counters.keeper.client import (
     UNVERIFIED,
     Client,
 )
-from gateway.counters.keeper.uses import amend, charge_use
+from gateway.counters.keeper.uses import amend, charge_late, charge_use
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.frame import NO_ID
 from gateway.counters.redis import keys
@@ -63,6 +63,8 @@ class Control(Client):
             return await charge_use(self, write)
         if write.verb == "amend":
             return await amend(self, write)
+        if write.verb == "late":
+            return await charge_late(self, write)
         code = await self.grant(
             write.verb, write.tenant_id, write.organization_id,
             amount=_signed_amount(write), write_id=write.id, metadata=_metadata(write), terms=write.terms,

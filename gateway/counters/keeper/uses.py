@@ -1,11 +1,13 @@
-"""Use that did not pass the gateway, and what calls are amended by: settlements without a hold, once by id.
+"""Use that did not pass the gateway, what calls are amended by, and settlements that no archive has.
 
-Quota, credits and spend move now, as they do for a call that settles late. Of budgets only windows count a
-use that had begun when it was used; an amendment moves none.
+All of them settle without a hold, once by id. Quota, credits and spend move now, as they do for a call that
+settles late. Of budgets only windows count a use that had begun when it was used; an amendment moves none.
 """
 
 from __future__ import annotations
 
+import base64
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -22,10 +24,12 @@ from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, SUBSCRIPTION
 from gateway.core.model import BudgetAccount, Caller, Service, Settlement
 from gateway.counters.admission.stored import decode_terms
 from gateway.counters.keeper.client import APPLIED, UNVERIFIED, Client
+from gateway.counters.late.budget_windows import windows
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.frame import TOMBSTONE_MS
 from gateway.counters.redis import keys
 from gateway.counters.settlement_log.acknowledged import acknowledged
+from gateway.counters.settlement_log.settlement_record import unpack
 from gateway.errors import CountersUnavailable
 
 # What of a write its rows say, and those of units besides: writes of before told no days.
@@ -45,6 +49,19 @@ async def charge_use(client: Client, write: ControlWrite) -> bool:
         definitions=tuple(one.defined for one in accounts),
     )  # fmt: skip
     return await _settle(client, caller, call)
+
+
+async def charge_late(client: Client, write: ControlWrite) -> bool:
+    """Charge a settlement that came late, as if it came now; False where its account is not known yet."""
+    late = unpack(base64.b64decode(str(write.payload["record"])))
+    known = await windows(client, [late])
+    budgets = tuple(one for one in late.budgets if one.partition(":")[0] in known)
+    call = packing.settle(
+        client.run_id_of(late.caller.partition), TOMBSTONE_MS, replace(late, budgets=budgets),
+        packing.MODE_POST, b"%d" % await client.now_ms(),
+        definitions=tuple(known[one.partition(":")[0]] for one in budgets),
+    )  # fmt: skip
+    return await _settle(client, late.caller, call)
 
 
 async def amend(client: Client, write: ControlWrite) -> bool:

@@ -99,7 +99,7 @@ class KeeperCounters(BudgetAccounts, AccountHeads):
 
         False where the marker moved on.
         """
-        found = (await self._holds(partition, await self.held(partition))).values()
+        found = (await self._holds(partition, list(await self.held(partition)))).values()
         holds = [hold for hold, _, _ in found]
         tiers = {(hold.service_id, are_money(tiers)): tiers for hold, _, tiers in found}
         parts: dict[str, bytes] = {}
@@ -121,10 +121,15 @@ class KeeperCounters(BudgetAccounts, AccountHeads):
                 return False
         return True
 
-    async def held(self, partition: int) -> list[str]:
-        """The request ids of all holds of a partition."""
-        names = await self.ask(b"ZRANGE", keys.deadlines(partition).encode(), b"0", b"-1")
-        return [name.decode() for name in names if isinstance(name, bytes)] if isinstance(names, list) else []
+    async def held(self, partition: int) -> dict[str, int]:
+        """The deadlines of all holds of a partition by request id, in ms of Redis' clock."""
+        found = await self.ask(b"ZRANGE", keys.deadlines(partition).encode(), b"0", b"-1", b"WITHSCORES")
+        flat = found if isinstance(found, list) else []
+        return {
+            name.decode(): int(float(score))
+            for name, score in zip(flat[::2], flat[1::2], strict=True)
+            if isinstance(name, bytes) and isinstance(score, bytes)
+        }
 
     async def let_go(self, partition: int, before: bytes, epoch: int, ids: Sequence[str]) -> bytes | None:
         """End these holds without a charge, under a marker only this keeper knows; answers that marker.

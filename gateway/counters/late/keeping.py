@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
-from gateway.core.accounts.budgets import account_of, accounts_of, defined
 from gateway.core.accounts.facts import corrected
 from gateway.core.accounts.holds import Charged, Ending, ExpiredHold, LateSettlement, Verb
 from gateway.core.billing.tiers import are_money
 from gateway.core.model import Caller
 from gateway.core.wait import Wait, in_task
-from gateway.counters.admission.stored import decode_terms
 from gateway.counters.keeper.client import APPLIED, UNVERIFIED, Client
+from gateway.counters.late.budget_windows import windows
 from gateway.counters.late.late_lane import LateLane
 from gateway.counters.layouts import packing, states
 from gateway.counters.layouts.frame import TOMBSTONE_MS
@@ -90,7 +89,7 @@ class Keeping:
         if self._client.run_id != self._looked_under:
             raise CountersUnavailable("Redis was restarted since these settlements were looked at")
         charges = [one for one in endings if one.verb is not Verb.DROP]
-        defined = await self._definitions(charges)
+        defined = await windows(self._client, [one.late.settlement for one in charges])
         waits = [self._charge(one, defined) for one in charges]
         gone = self._drop([one.late for one in endings if one.verb is Verb.DROP])
         charged: dict[Ending, bool] = {}
@@ -107,26 +106,6 @@ class Keeping:
         if unavailable is not None:
             raise unavailable
         return [charged.get(one, True) for one in endings]
-
-    async def _definitions(self, endings: Sequence[Ending]) -> Mapping[str, bytes]:
-        """What the windows of budget accounts are now, by the part of their names before the colon.
-
-        CountersUnavailable where one is not known, and may only not be there yet.
-        """
-        late = [one.late.settlement for one in endings]
-        owners = {one.caller.organization_id for one in late if one.budgets}
-        if not owners:
-            return {}
-        now_ms, found = await self._client.now_ms(), dict[str, bytes]()
-        for organization_id in owners:
-            raw = await self._client.ask(b"GET", keys.organization_terms(organization_id).encode())
-            for alike in accounts_of(decode_terms(raw).budgets if isinstance(raw, bytes) else ()):
-                found[account_of(organization_id, alike[0]).partition(":")[0]] = defined(alike, now_ms)
-        known = all(name.partition(":")[0] in found for one in late for name in one.budgets)
-        verified = keys.verified(self._client.wire.part.anchor).encode()
-        if not known and await self._client.ask(b"GET", verified) != self._client.run_id:
-            raise CountersUnavailable("which budgets there are is not known yet")
-        return found
 
     def _charge(self, ending: Ending, definitions: Mapping[str, bytes]) -> Wait[Reply]:
         """Send a post, which needs no hold, or what was used beyond what a reclaim charged.

@@ -13,7 +13,7 @@ from gateway.core.accounts.outbox import StreamPlace, stream_place
 from gateway.counters.layouts.table import KEPT
 from gateway.counters.redis.calls import Reply
 from gateway.counters.settlement_log.acknowledged import acknowledged
-from gateway.counters.settlement_log.settlement_record import settlement_of
+from gateway.counters.settlement_log.settlement_record import record_of, settlement_of
 
 START: StreamPlace = (0, 0)
 # Whose an outbox entry is.
@@ -82,4 +82,5 @@ def late_settlement(entry: LateEntry) -> LateSettlement:
         paid=fields.get(b"b", b""),
     )  # fmt: skip
     moved = acknowledged(settlement.caller, fields.get(b"acknowledged", b""))
-    return LateSettlement(id_of(entry.place), settlement, int(fields[b"charged"]), moved)
+    charged, record = int(fields[b"charged"]), record_of(fields)
+    return LateSettlement(id_of(entry.place), settlement, charged, moved, record)

@@ -6,6 +6,8 @@ process and on another connection.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from gateway.core.billing.pricing import Pricing
 from gateway.core.billing.tiers import read_tiers
 from gateway.core.model import Caller, Service, Settlement
@@ -30,6 +32,14 @@ def unpack(arguments: bytes) -> Settlement:
     user, attribution, metadata, *rest = _texts(arguments[KEPT.size :])
     tiers = rest.pop(0) if arguments[_FLAGS_AT] & FLAG_USES else b""
     return settlement_of(arguments[: KEPT.size], user, attribution, metadata, tiers, paid=b"".join(rest))
+
+
+def record_of(late: Mapping[bytes, bytes]) -> bytes:
+    """The record of what an entry of the late queue says was used."""
+    packed = KEPT.today(late[b"a"])
+    names = (b"u", b"c", b"m", b"t", b"b") if packed[_FLAGS_AT] & FLAG_USES else (b"u", b"c", b"m", b"b")
+    texts = [late.get(name, b"") for name in names]
+    return packed + b"\r\n" + b"".join(b"$%d\r\n%s\r\n" % (len(one), one) for one in texts)
 
 
 def settlement_of(

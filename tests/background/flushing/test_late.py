@@ -58,6 +58,12 @@ class Ledger:
     async def charged(self, late: object) -> dict[str, Charged]:
         return self.rows
 
+    async def maybe_gone(self, late: object) -> set[str]:
+        return set()
+
+    async def set_aside(self, late: object) -> None:
+        raise AssertionError("no month is archived")
+
     async def refund(self, late: LateSettlement, amount: int) -> None:
         self.refunds.append(amount)
 
