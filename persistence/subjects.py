@@ -7,7 +7,6 @@ from persistence.billing import (
     charging,
     dunning,
     events,
-    feeds,
     handed_over,
     invoice_source,
     invoices,
@@ -17,6 +16,7 @@ from persistence.billing import (
     reratings,
     subscriptions,
     tax_rates,
+    usage_feed,
 )
 from persistence.resources import (
     additions,
@@ -68,8 +68,8 @@ SUBJECTS: dict[str, Subject] = {
     "dunning-steps": dunning.SUBJECT,
     "handovers": handed_over.SUBJECT,
     "handover-events": handed_over.EVENTS,
-    "usage-feeds": feeds.FEEDS,
-    "usage-events": feeds.EVENTS,
+    "usage-feeds": usage_feed.FEEDS,
+    "usage-events": usage_feed.EVENTS,
     "webhooks": webhooks.WEBHOOKS,
     "webhook-deliveries": webhooks.WEBHOOK_DELIVERIES,
     "quarantine": quarantine.SUBJECT,

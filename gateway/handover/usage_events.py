@@ -1,4 +1,4 @@
-"""Sends events of use to a billing service: a batch at once, by halves where a part of it is refused.
+"""Sends usage events to a billing service: a batch at once, by halves where a part of it is refused.
 
 What each service is asked, and what it says of single events, stands in a file of its own. An answer that
 says nothing of the events, such as 503, 429 or 401, is a pause of all of them.

@@ -14,7 +14,7 @@ from gateway.background.timed.handovers import Handovers, Queue
 from gateway.core.billing.handover import Collected
 from gateway.errors import StartError
 from gateway.run.billing_loops import Loops
-from gateway.run.feeding import UsageFeed
+from gateway.run.usage_feed import UsageFeed
 from gateway.settings.settings import Settings
 from persistence.keeper.usage_feed import FeedQueue
 

@@ -63,7 +63,7 @@ from gateway.telemetry import logs, metrics
 from gateway.telemetry import snapshot_files as tallies
 from persistence import engine as engines
 from persistence.billing.allocations import Allocations
-from persistence.keeper import budget_uses, watch
+from persistence.keeper import budget_uses, usage_feed, watch
 from persistence.keeper.clock_changes import ToldClocks
 from persistence.keeper.deliveries import Deliveries
 from persistence.keeper.handovers import HandoverQueue
@@ -272,6 +272,7 @@ class Keeper:
                 for month in await drop(self._engine, days) if days else ():
                     self._log("month dropped", partition=month)
             await budget_uses.forget(self._engine)
+            await usage_feed.forget(self._engine)
             await asyncio.sleep(PARTITIONS_AHEAD_S)
 
     async def _memory(self) -> Mapping[str, object]:

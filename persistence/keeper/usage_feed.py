@@ -1,7 +1,8 @@
-"""Events of use that wait for a billing service: given to one keeper at a time, the oldest first.
+"""Usage events that wait for a billing service: given to one keeper at a time, the oldest first.
 
-A keeper has a lease, longer than it may take to send what it was given. What it was given may be sent again
-by another, and is what it was: nothing is added to an event that was taken to be sent.
+A keeper that sends to the service of a feed sends its events, also when the feed has ended. It has a lease,
+longer than it may take to send what it was given. What it was given may be sent again by another, and is what
+it was: nothing is added to an event that was taken to be sent.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from uuid import uuid4
 
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.usage import NO_PROJECT
 from gateway.core.billing.usage_feed import (
@@ -21,28 +22,39 @@ from gateway.core.billing.usage_feed import (
     FAILED_MAX,
     LEASE_S,
     Pause,
+    Service,
     Terms,
     UsageEvent,
     amount_of,
     pause_s,
 )
 from gateway.core.moments import rfc3339
+from persistence.ledger import statements
+from persistence.ledger.usage_feed import BORDER
 
-_BEGIN = text("""
-INSERT INTO usage_feed (service, waiting_max) VALUES (:service, :waiting_max)
-ON CONFLICT ((true)) WHERE ended_at IS NULL
-DO UPDATE SET service = excluded.service, waiting_max = excluded.waiting_max""")
+_GO_ON = text("""
+UPDATE usage_feed SET service = :service, waiting_max = :waiting_max WHERE ended_at IS NULL RETURNING id""")
+# A person ended one: a keeper that starts again does not undo that.
+_ENDED = text("SELECT EXISTS (SELECT FROM usage_feed WHERE service = :service)")
+_BEGIN = text(f"""
+INSERT INTO usage_feed (service, waiting_max, begun_at) VALUES (:service, :waiting_max, {BORDER})
+ON CONFLICT ((true)) WHERE ended_at IS NULL DO NOTHING""")  # noqa: S608  # our own words
 _LEASE = text("""
 UPDATE usage_feed SET leased_by = :me, leased_until = now() + make_interval(secs => :lease)
- WHERE ended_at IS NULL AND (paused_until IS NULL OR paused_until <= now())
-   AND (leased_by = :me OR leased_until IS NULL OR leased_until <= now())
-   AND EXISTS (SELECT FROM usage_outbox WHERE state = 'waiting')
-   AND (SELECT count(*) FROM (SELECT FROM usage_outbox WHERE state = 'failed' LIMIT :failed_max) AS f)
-       < :failed_max
+ WHERE id = (
+       SELECT f.id FROM usage_feed AS f
+        WHERE f.service = :service AND f.dropped_at IS NULL
+          AND (f.paused_until IS NULL OR f.paused_until <= now())
+          AND (f.leased_by = :me OR f.leased_until IS NULL OR f.leased_until <= now())
+          AND EXISTS (SELECT FROM usage_outbox WHERE feed_id = f.id AND state = 'waiting')
+          AND (SELECT count(*) FROM (SELECT FROM usage_outbox WHERE feed_id = f.id AND state = 'failed'
+                                      LIMIT :failed_max) AS failed) < :failed_max
+        ORDER BY f.id LIMIT 1 FOR UPDATE OF f SKIP LOCKED)
 RETURNING id""")
 # What is being added to at this moment is left for the next time.
 _TAKE = text("""
-SELECT id FROM usage_outbox WHERE state = 'waiting' ORDER BY place, id LIMIT :n FOR UPDATE SKIP LOCKED""")
+SELECT id FROM usage_outbox WHERE feed_id = :feed AND state = 'waiting'
+ ORDER BY place, id LIMIT :n FOR UPDATE SKIP LOCKED""")
 _CLOSE = text("UPDATE usage_outbox SET folding = false WHERE id = ANY(:ids) AND folding")
 _READ = text("""
 SELECT u.*, o.name AS organization, t.name AS tenant, s.key AS service, a.external_id AS "user"
@@ -51,20 +63,26 @@ SELECT u.*, o.name AS organization, t.name AS tenant, s.key AS service, a.extern
   LEFT JOIN app_user AS a ON a.id = u.user_id
  WHERE u.id = ANY(:ids) ORDER BY u.place, u.id""")
 _TAKEN = text("""
-WITH gone AS (DELETE FROM usage_outbox WHERE id = ANY(:ids) RETURNING id)
-UPDATE usage_feed
-   SET sent = sent + (SELECT count(*) FROM gone), attempts = 0, paused_until = NULL, error = NULL
- WHERE ended_at IS NULL""")
+WITH gone AS (DELETE FROM usage_outbox WHERE id = ANY(:ids) RETURNING feed_id)
+UPDATE usage_feed AS f SET sent = f.sent + g.count, attempts = 0, paused_until = NULL, error = NULL
+  FROM (SELECT feed_id, count(*) AS count FROM gone GROUP BY 1) AS g WHERE f.id = g.feed_id""")
 _REFUSED = text("""
 UPDATE usage_outbox AS u SET state = 'failed', error = n.error
   FROM unnest(cast(:ids AS bigint[]), cast(:errors AS text[])) AS n (id, error)
  WHERE u.id = n.id AND u.state = 'waiting'""")
-_ATTEMPTS = text("SELECT attempts FROM usage_feed WHERE ended_at IS NULL FOR UPDATE")
+# One that nobody else has been given since.
+_ATTEMPTS = text("SELECT attempts FROM usage_feed WHERE leased_by = :me ORDER BY id FOR UPDATE")
 _PAUSE = text("""
 UPDATE usage_feed SET attempts = attempts + 1, error = :error,
        paused_until = now() + make_interval(secs => :seconds)
- WHERE ended_at IS NULL""")
+ WHERE leased_by = :me""")
 _RELEASE = text("UPDATE usage_feed SET leased_by = NULL, leased_until = NULL WHERE leased_by = :me")
+_FORGET = text("""
+DELETE FROM usage_outbox WHERE id IN (
+       SELECT u.id FROM usage_feed AS f JOIN usage_outbox AS u ON u.feed_id = f.id
+        WHERE f.dropped_at IS NOT NULL LIMIT :n)""")
+# Deleted in one transaction.
+FORGOTTEN_AT_ONCE = 10_000
 
 
 class FeedQueue:
@@ -82,19 +100,31 @@ class FeedQueue:
         self._lease_s = lease_s
         self._me = uuid4()
 
-    async def begin(self, terms: Terms) -> None:
-        """Have use told from now on, unless it is already."""
+    async def begin(self, terms: Terms) -> bool:
+        """Have use told from now on, unless it is already; False where a person ended the service's feed."""
         here = {"service": terms.service, "waiting_max": terms.waiting_max}
         async with self._engine.begin() as connection:
+            if (await connection.execute(_GO_ON, here)).first() is not None:
+                return True
+            if await connection.scalar(_ENDED, here):
+                return False
+            await connection.exec_driver_sql(statements.HOLD_FLUSHES)
             await connection.execute(_BEGIN, here)
+            return True
 
-    async def claim(self, count: int) -> Sequence[UsageEvent]:
-        """The oldest events that wait; none while the feed pauses, or another keeper sends."""
-        lease = {"me": self._me, "lease": self._lease_s, "failed_max": self._failed_max}
+    async def claim(self, service: Service, count: int) -> Sequence[UsageEvent]:
+        """The oldest events that wait for a service, of one feed.
+
+        None while all its feeds pause, or other keepers send.
+        """
+        lease = {
+            "me": self._me, "lease": self._lease_s, "failed_max": self._failed_max, "service": service,
+        }  # fmt: skip
         async with self._engine.begin() as connection:
-            if (await connection.execute(_LEASE, lease)).first() is None:
+            feed = (await connection.execute(_LEASE, lease)).scalar()
+            if feed is None:
                 return ()
-            ids = (await connection.execute(_TAKE, {"n": count})).scalars().all()
+            ids = (await connection.execute(_TAKE, {"feed": feed, "n": count})).scalars().all()
             await connection.execute(_CLOSE, {"ids": ids})
             rows = (await connection.execute(_READ, {"ids": ids})).all()
         return [_event(row) for row in rows]
@@ -111,8 +141,10 @@ class FeedQueue:
     async def pause(self, pause: Pause) -> None:
         """Send nothing for a while, the longer the more often it was in vain."""
         async with self._engine.begin() as connection:
-            seconds = pause_s(await _attempts(connection) + 1, pause.seconds)
-            await connection.execute(_PAUSE, {"error": pause.reason, "seconds": seconds})
+            made = (await connection.execute(_ATTEMPTS, {"me": self._me})).scalars().all()
+            seconds = pause_s(max(made, default=0) + 1, pause.seconds)
+            here = {"me": self._me, "error": pause.reason, "seconds": seconds}
+            await connection.execute(_PAUSE, here)
 
     async def release(self) -> None:
         """Let another keeper send."""
@@ -122,8 +154,15 @@ class FeedQueue:
                 await connection.execute(_RELEASE, {"me": self._me})
 
 
-async def _attempts(connection: AsyncConnection) -> int:
-    return int(await connection.scalar(_ATTEMPTS) or 0)
+async def forget(engine: AsyncEngine, at_once: int = FORGOTTEN_AT_ONCE) -> int:
+    """Delete the events of feeds that were dropped, a piece a transaction; answers how many."""
+    forgotten = 0
+    while True:
+        async with engine.begin() as connection:
+            gone = int((await connection.execute(_FORGET, {"n": at_once})).rowcount)
+        forgotten += gone
+        if gone < at_once:
+            return forgotten
 
 
 def _event(row: Any) -> UsageEvent:

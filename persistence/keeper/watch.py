@@ -12,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.billing.due import LEFT_REASONS
+from gateway.core.billing.usage_feed import COUNTED_MAX
 from gateway.core.certificate import not_after
 from persistence.engine import plain_url
 from persistence.replica import Replica
@@ -33,12 +34,24 @@ SELECT count(*) FILTER (WHERE state = 'waiting') AS waiting,
        count(*) FILTER (WHERE state = 'failed') AS failed,
        coalesce(extract(epoch FROM now() - min(created_at) FILTER (WHERE state = 'waiting')), 0) AS oldest
   FROM handover WHERE state IN ('waiting', 'failed')""")
-_FED = text("""
-SELECT count(*) FILTER (WHERE state = 'waiting') AS waiting,
-       count(*) FILTER (WHERE state = 'failed') AS failed,
-       coalesce(extract(epoch FROM now() - min(created_at) FILTER (WHERE state = 'waiting')), 0) AS oldest,
+# Of each feed that is not dropped. Beyond so many they are counted by their places, and not one by one.
+_USAGE_FEEDS = text("""
+SELECT coalesce(sum(CASE WHEN w.count < :most THEN w.count
+                         ELSE greatest(w.count, p.last - p.first + 1) END), 0) AS waiting,
+       coalesce(sum(x.count), 0) AS failed,
+       coalesce(max(extract(epoch FROM now() - p.since)), 0) AS oldest,
        (SELECT coalesce(sum(sent), 0) FROM usage_feed) AS sent
-  FROM usage_outbox WHERE state IN ('waiting', 'failed')""")
+  FROM usage_feed AS f
+ CROSS JOIN LATERAL (SELECT count(*) FROM (
+           SELECT FROM usage_outbox WHERE feed_id = f.id AND state = 'waiting' LIMIT :most) AS counted) AS w
+ CROSS JOIN LATERAL (SELECT count(*) FROM (
+           SELECT FROM usage_outbox WHERE feed_id = f.id AND state = 'failed' LIMIT :most) AS counted) AS x
+ CROSS JOIN LATERAL (
+           SELECT (SELECT place FROM usage_outbox WHERE feed_id = f.id AND state = 'waiting'
+                    ORDER BY place DESC LIMIT 1) AS last, min(o.place) AS first, min(o.created_at) AS since
+             FROM (SELECT place, created_at FROM usage_outbox WHERE feed_id = f.id AND state = 'waiting'
+                    ORDER BY place, id LIMIT 1) AS o) AS p
+ WHERE f.dropped_at IS NULL""")
 _ENDS = text("""
 SELECT 'api_key', extract(epoch FROM min(expires_at)) FROM api_key
  WHERE revoked_at IS NULL AND expires_at > now()
@@ -56,7 +69,7 @@ async def gauges(
         **({} if lag_s is None else {"replica_lag_seconds": lag_s}),
         **await invoices(engine, scheduled=schedule != "off"),
         **await handed_over(engine),
-        **await fed(engine),
+        **await usage_feeds(engine),
         "dead_letters": await dead_letters(engine),
         "webhook_messages_waiting": await waiting_messages(engine),
         "credential_expiry_timestamp_seconds": await next_ends(engine),
@@ -96,12 +109,12 @@ async def handed_over(engine: AsyncEngine) -> dict[str, object]:
     }
 
 
-async def fed(engine: AsyncEngine) -> dict[str, object]:
-    """How many events of use a billing service was not told yet, or refused, and how many it took."""
+async def usage_feeds(engine: AsyncEngine, *, counted_max: int = COUNTED_MAX) -> dict[str, object]:
+    """How many usage events a billing service was not told yet, or refused, and how many it took."""
     async with engine.connect() as connection:
-        row = (await connection.execute(_FED)).one()
+        row = (await connection.execute(_USAGE_FEEDS, {"most": counted_max})).one()
     return {
-        "usage_feed_events": [("waiting", row.waiting), ("failed", row.failed)],
+        "usage_feed_events": [("waiting", int(row.waiting)), ("failed", int(row.failed))],
         "usage_feed_oldest_seconds": float(row.oldest),
         "usage_feed_sent": int(row.sent),
     }

@@ -29,6 +29,7 @@ from persistence.ledger.call_rows import (
     correction,
     facts_of,
     reclaimed_facts,
+    used_at,
 )
 from persistence.ledger.guard import CREDITS, TOKENS, USAGE, Placed, event_of
 from persistence.ledger.journal import journal_of
@@ -37,6 +38,7 @@ ROWS_A_CHUNK = 500
 RECLAIMED = int(EventNote.RECLAIMED)
 
 Place = tuple[int, bytes]
+Row = Sequence[Any]
 
 _LINE = re.compile(r"COPY (\w+), line (\d+)")
 _ACCOUNTS = {
@@ -58,16 +60,10 @@ class Unstorable(Exception):
 
 
 class Copies:
-    """The rows of one transaction, by ledger; remembers their order to name a refused one.
+    """The rows of one transaction, by ledger; remembers their order to name a refused one."""
 
-    `feeding`: a billing service is told of what was used.
-    """
-
-    def __init__(
-        self, fresh: Sequence[Placed], noted: Sequence[Placed] = (), *, feeding: bool = False
-    ) -> None:
+    def __init__(self, fresh: Sequence[Placed], noted: Sequence[Placed] = ()) -> None:
         self._fresh, self._noted = fresh, noted
-        self._feeding = feeding
         self._corrections: list[Event] = []
         self._by_table = {
             "token_ledger": _with(fresh, TOKENS),
@@ -103,20 +99,21 @@ class Copies:
         for table, placed in written.items():
             columns, row = shapes[table]
             _copy(connection, f"COPY {table} ({columns}) FROM STDIN (FORMAT BINARY)", row, placed)
-        self._roll_up(connection, user)
+        changes = self._roll_up(connection, user)
+        self._tell(connection, user, changes)
         clock_ahead.note(connection, map(event_of, [*self._fresh, *self._noted]))
         budget_uses.move(connection, self._fresh, self._noted)
         return {table: len(placed) for table, placed in written.items()}
 
-    def _roll_up(self, connection: Connection[Any], user: Callable[[Event], int | None]) -> None:
-        """Bring hours and days to where the calls leave them, the corrected ones too, and have them told."""
+    def _roll_up(
+        self, connection: Connection[Any], user: Callable[[Event], int | None]
+    ) -> list[tuple[Row, Row]]:
+        """Bring hours and days to where calls leave them; answers corrected ones as they were, and are."""
         hours: usage_rollup.Rollup = {}
-        told: list[usage_feed.Told] = []
+        changes: list[tuple[Row, Row]] = []
         for placed in self._by_table["call"]:
             event = event_of(placed)
             usage_rollup.add_call(hours, event, facts_of(event), user(event))
-            if self._feeding:
-                told += usage_feed.of_call(event, facts_of(event), user(event))
         for event in self._corrections:
             values = correction(event)
             before = connection.execute(statements.CALL_SUMS, values).fetchone()
@@ -124,9 +121,25 @@ class Copies:
                 after = connection.execute(statements.CORRECT_CALL, values).fetchone()
                 assert after is not None, "its row is held"
                 usage_rollup.moved(before, after, hours)
-                told += usage_feed.of_change(LATE, before, after) if self._feeding else ()
+                changes.append((before, after))
         if hours:
             connection.execute(usage_spans.ROLL_UP_CALLS, statements.columns_of(usage_rollup.rows_of(hours)))
+        return changes
+
+    def _tell(
+        self,
+        connection: Connection[Any],
+        user: Callable[[Event], int | None],
+        changes: Sequence[tuple[Row, Row]],
+    ) -> None:
+        """Have a billing service told of calls and of corrected ones, where they are of a feed's time."""
+        calls = [event_of(placed) for placed in self._by_table["call"]]
+        times = [used_at(event, facts_of(event)) for event in calls]
+        times += [usage_feed.used_in(after) for _, after in changes]
+        if not times or connection.execute(*usage_feed.may_have(times)).fetchone() != (True,):
+            return
+        told = [one for event in calls for one in usage_feed.of_call(event, facts_of(event), user(event))]
+        told += [one for before, after in changes for one in usage_feed.of_change(LATE, before, after)]
         if told:
             connection.execute(usage_feed.TELL, statements.columns_of(told))
 

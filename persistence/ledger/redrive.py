@@ -23,7 +23,7 @@ from gateway.core.accounts.outbox import control_id
 from gateway.errors import Conflict, Unprocessable
 from persistence.billing.allocations import allocate_late
 from persistence.complaint import complaint
-from persistence.ledger import accounts, rows, statements, usage_feed
+from persistence.ledger import accounts, rows, statements
 from persistence.ledger.attribution import Users
 from persistence.ledger.blocking import blocking
 from persistence.ledger.checkpoints import count_again
@@ -154,8 +154,7 @@ def _store(connection: psycopg.Connection[Any], placed: Placed, seqs: Mapping[st
     event = event_of(placed)
     try:
         users = Users().resolve(connection, [placed])
-        [feeding] = connection.execute(usage_feed.OPEN).fetchone() or (False,)
-        Copies([placed], feeding=feeding).write(connection, users)
+        Copies([placed]).write(connection, users)
         moves = _heads(add_up([placed]), event, seqs)
         accounts.move(connection, moves)
         id_ = control_id(event)

@@ -10,19 +10,20 @@ from typing import Any
 from gateway.core.accounts.budgets import OTHERS
 from gateway.core.accounts.usage import NO_PROJECT
 from gateway.core.billing.vector import KINDS
-from gateway.core.model import INTEGER_MAX
+from gateway.core.model import INTEGER_MAX, PARTITIONS
 from persistence.billing.charge_facts import OVERAGES, PURCHASES, driver_level, insert_of
 from persistence.ledger.sums import added
 
 # A session lock would outlive a frozen flusher; this one ends with the transaction.
 LOCK = """
 SELECT p FROM unnest(%s::integer[]) AS p WHERE pg_try_advisory_xact_lock(7800, p)"""
-# For this transaction only, so that a transaction pooler may stand between. And: is a billing service told?
+# All of them, one after the other: every flush begun before has ended then, and none begins.
+HOLD_FLUSHES = f"SELECT pg_advisory_xact_lock(7800, p) FROM generate_series(0, {PARTITIONS - 1}) AS p"  # noqa: S608  # our own words
+# For this transaction only, so that a transaction pooler may stand between.
 BOUND = """
 SELECT set_config('statement_timeout', %s, true), set_config('idle_in_transaction_session_timeout', %s, true),
        CASE WHEN current_setting('server_version_num')::integer >= 170000
-            THEN set_config('transaction_timeout', %s, true) END,
-       EXISTS (SELECT FROM usage_feed WHERE ended_at IS NULL)"""
+            THEN set_config('transaction_timeout', %s, true) END"""
 
 # Asked once the locks are held, and not by their statement: whoever verified in between is seen then.
 HISTORIES = """

@@ -1,7 +1,8 @@
 """What a billing service is to be told of calls: written in the transaction that stores or changes them.
 
-One event a call, and one for each difference later, so what was told adds up to what the journal has. Where
-no feed is open none is written; where too many wait, those of an hour are added up instead.
+One event a call, and one for each difference later, so what was told adds up to what the journal has of a
+feed's time. When a call was used says whether it is of a feed, not when it becomes known. Where too many
+wait, those of an hour are added up instead.
 """
 
 from __future__ import annotations
@@ -21,7 +22,16 @@ from persistence.ledger.call_rows import used_at
 from persistence.ledger.statements import columns_of
 from persistence.ledger.sums import SUM_MAX, added
 
-OPEN = "SELECT EXISTS (SELECT FROM usage_feed WHERE ended_at IS NULL)"
+# Whether any feed may have what was used between two moments; asked once no flush beside is under way.
+_MAY_HAVE = """
+SELECT EXISTS (SELECT FROM usage_feed WHERE dropped_at IS NULL AND begun_at <= to_timestamp(%s / 1000.0)
+                  AND (ended_at IS NULL OR ended_at > to_timestamp(%s / 1000.0)))"""
+# Where a feed begins or ends, once no flush is under way: behind every call that is stored, also by a clock
+# that is a little ahead, and not within another feed. So what was stored before counts as used before.
+BORDER = """greatest(clock_timestamp(), (SELECT max(ended_at) FROM usage_feed),
+    (SELECT max(created_at) + interval '1 millisecond' FROM call
+      WHERE created_at >= statement_timestamp()
+        AND created_at < statement_timestamp() + interval '1 minute'))"""
 
 # An event as `TELL` takes it: `_COLUMNS`.
 Told = tuple[object, ...]
@@ -37,36 +47,40 @@ _AMOUNTS_AT = tuple(SUMS.index(each) for each in AMOUNTS)
 # How often one was made says nothing of what it used.
 _USED_AT = tuple(at for each, at in zip(AMOUNTS, _AMOUNTS_AT, strict=True) if each != "requests")
 _SHOWN = {"currency": "coalesce(nullif(n.currency, ''), o.currency)"}
-_FOLD = ("organization_id", "at", "tenant_id", "service_id", "model", "currency")
+_FOLD = ("feed_id", "organization_id", "at", "tenant_id", "service_id", "model", "currency")
 # Of an hour users, keys and projects are not told apart then; models neither, with twice as many waiting.
 _FOLDED = {
     "name": "gen_random_uuid()::text", "kind": f"'{FOLDED}'", "at": "date_trunc('hour', at, 'UTC')",
     "request_id": "NULL::uuid", "used_at": "NULL::timestamptz", "api_key_id": "0", "user_id": "0",
     "project_id": "-1", "model": f"CASE WHEN waiting >= 2 * waiting_max THEN '{OTHER}' ELSE model END",
 }  # fmt: skip
-_WRITTEN = ("name", "kind", "at", "request_id", "used_at", *_OWN, *AMOUNTS)
+_WRITTEN = ("feed_id", "name", "kind", "at", "request_id", "used_at", *_OWN, *AMOUNTS)
 _GROUPS = ", ".join(str(1 + _WRITTEN.index(each)) for each in _FOLD)
 # Places are given behind the last one that waits, so the first and the last say how many there are, about: a
-# sequence would run on where rows are only added to. What was used while no feed was open is not told, nor is
-# what becomes of it later. A use counts when it was, a difference when it becomes known: what was billed of
-# its time stays as it is.
+# sequence would run on where rows are only added to. What was used at no feed's time is not told, nor is what
+# becomes of it later; what was used at one's time is told whenever it becomes known, until that feed is
+# dropped. A use counts when it was, a difference when it becomes known: what was billed of its time stays as
+# it is.
 TELL = f"""
 WITH feed AS MATERIALIZED (
-SELECT waiting_max, coalesce(p.last, 0) AS last, coalesce(p.last - p.first + 1, 0) AS waiting
-  FROM usage_feed, (SELECT max(place) AS last, min(place) AS first FROM usage_outbox
-                     WHERE state = 'waiting') AS p
- WHERE ended_at IS NULL
+SELECT f.id AS feed_id, f.begun_at, coalesce(f.ended_at, 'infinity') AS ended_at, f.waiting_max,
+       coalesce(p.last, 0) AS last, coalesce(p.last - p.first + 1, 0) AS waiting
+  FROM usage_feed AS f
+ CROSS JOIN LATERAL (SELECT max(place) AS last, min(place) AS first FROM usage_outbox
+                      WHERE feed_id = f.id AND state = 'waiting') AS p
+ WHERE f.dropped_at IS NULL
 ), given AS MATERIALIZED (
-SELECT n.name, n.kind, n.request_id, to_timestamp(n.used_ms / 1000.0) AS used_at,
+SELECT f.feed_id, n.name, n.kind, n.request_id, to_timestamp(n.used_ms / 1000.0) AS used_at,
        CASE n.kind WHEN '{USE}' THEN to_timestamp(n.used_ms / 1000.0) ELSE now() END AS at,
        {", ".join(f"{_SHOWN.get(each, 'n.' + each)} AS {each}" for each in (*_OWN, *AMOUNTS))},
-       last, waiting, waiting_max
-  FROM feed, unnest({", ".join(f"%s::{_ARRAYS.get(each, 'bigint')}[]" for each in _COLUMNS)})
+       f.last, f.waiting, f.waiting_max
+  FROM unnest({", ".join(f"%s::{_ARRAYS.get(each, 'bigint')}[]" for each in _COLUMNS)})
        AS n ({", ".join(_COLUMNS)}) JOIN organization AS o ON o.id = n.organization_id
- WHERE EXISTS (SELECT FROM usage_feed AS f WHERE to_timestamp(n.used_ms / 1000.0) >= f.begun_at
-                  AND to_timestamp(n.used_ms / 1000.0) < coalesce(f.ended_at, 'infinity')))
+  JOIN feed AS f ON to_timestamp(n.used_ms / 1000.0) >= f.begun_at
+                AND to_timestamp(n.used_ms / 1000.0) < f.ended_at)
 INSERT INTO usage_outbox AS u ({", ".join(_WRITTEN)}, place, folding)
-SELECT {", ".join(_WRITTEN)}, last + row_number() OVER (), false FROM given WHERE waiting < waiting_max
+SELECT {", ".join(_WRITTEN)}, last + row_number() OVER (PARTITION BY feed_id), false
+  FROM given WHERE waiting < waiting_max
 UNION ALL (
 SELECT {
     ", ".join(
@@ -75,10 +89,15 @@ SELECT {
         else f"{_FOLDED.get(each, each)} AS {each}"
         for each in _WRITTEN
     )
-}, max(last) + row_number() OVER (), true
+}, max(last) + row_number() OVER (PARTITION BY feed_id), true
   FROM given WHERE waiting >= waiting_max GROUP BY {_GROUPS} ORDER BY {_GROUPS})
 ON CONFLICT ({", ".join(_FOLD)}) WHERE folding DO UPDATE SET
        {", ".join(f"{each} = {added(each)}" for each in AMOUNTS)}"""  # noqa: S608  # our own words
+
+
+def may_have(times: Sequence[int]) -> tuple[str, tuple[int, int]]:
+    """What asks whether any feed may have uses of these times, in ms."""
+    return _MAY_HAVE, (max(times), min(times))
 
 
 def of_call(event: Event, facts: CallFacts, user_id: int | None) -> list[Told]:
@@ -109,9 +128,10 @@ def of_change(kind: Kind, before: Sequence[Any], after: Sequence[Any]) -> list[T
 def tell_changes(
     connection: Connection, kind: Kind, calls: Iterable[tuple[Sequence[Any], Sequence[Any]]]
 ) -> None:
-    """Have it told that rows of calls changed, where a feed is open: each as it was, and is."""
-    if connection.exec_driver_sql(OPEN).scalar():
-        told = [one for before, after in calls for one in of_change(kind, before, after)]
+    """Have it told that rows of calls changed, where they are of a feed: each as it was, and is."""
+    moved = list(calls)
+    if moved and connection.exec_driver_sql(*may_have([used_in(after) for _, after in moved])).scalar():
+        told = [one for before, after in moved for one in of_change(kind, before, after)]
         if told:
             connection.exec_driver_sql(TELL, tuple(columns_of(told)))
 
@@ -123,6 +143,11 @@ def _in_currency(before: Sequence[Any], after: Sequence[Any]) -> Sequence[Any]:
 def request_in(row: Sequence[Any]) -> str:
     """Whose request a row of `statements.CALL_SUMS` is."""
     return str(row[_AS_TOLD])
+
+
+def used_in(row: Sequence[Any]) -> int:
+    """When its call was used, in ms."""
+    return int(row[_AS_TOLD + 1])
 
 
 def _told(

@@ -113,14 +113,14 @@ class Writer:
         connection = self._connected()
         with connection.transaction():
             timeouts = (STATEMENT_TIMEOUT_S, IDLE_IN_TRANSACTION_S, TRANSACTION_TIMEOUT_S)
-            bound = connection.execute(statements.BOUND, [f"{seconds}s" for seconds in timeouts]).fetchone()
+            connection.execute(statements.BOUND, [f"{seconds}s" for seconds in timeouts])
             locked = {p for (p,) in connection.execute(statements.LOCK, (sorted(batch),))}
             outdated = _outdated(connection, sorted(locked), history)
             left = outdated | _to_judge_again(connection, locked, history)
             mine = {p: entries for p, entries in batch.items() if p in locked and p not in left}
             sorted_, faults = self._sort(connection, mine, refused)
             users = self._users.resolve(connection, [*sorted_.fresh, *sorted_.noted])
-            self._copies = Copies(sorted_.fresh, sorted_.noted, feeding=bool(bound and bound[-1]))
+            self._copies = Copies(sorted_.fresh, sorted_.noted)
             report = self._store(connection, sorted_, faults, users, refused)
             if sorted_.waiting:
                 report.judged = _judged(connection, {p for p, _, _ in sorted_.waiting})

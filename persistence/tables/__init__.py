@@ -5,15 +5,15 @@ from persistence.tables import (
     budgets,
     corrections,
     dunning,
-    feeds,
     handovers,
     ledgers,
     operations,
     people,
+    usage_feed,
 )
 from persistence.tables.columns import metadata
 
 __all__ = [
-    "billing", "budgets", "corrections", "dunning", "feeds", "handovers", "ledgers", "metadata",
-    "operations", "people",
+    "billing", "budgets", "corrections", "dunning", "handovers", "ledgers", "metadata", "operations",
+    "people", "usage_feed",
 ]  # fmt: skip

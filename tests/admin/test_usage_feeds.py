@@ -1,4 +1,4 @@
-"""The feed of use over the Admin API: how it does, and what is done about what was refused."""
+"""Usage feeds over the Admin API: how it does, and what is done about what was refused."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from tests.admin.conftest import Api
 
 FILL = """
 insert into usage_outbox (
-       place, name, kind, state, error, at, organization_id, tenant_id, api_key_id, user_id, project_id,
+       feed_id, place, name, kind, state, error, at, organization_id, tenant_id, api_key_id, user_id,
+       project_id,
        service_id, model, currency, requests, input, cache_read, cache_write, output, reasoning, tokens,
        credits, units, cost)
-select n, 'e' || n, 'use', case when n <= 3 then 'failed' else 'waiting' end,
+select (select max(id) from usage_feed), n, 'e' || n, 'use',
+       case when n <= 3 then 'failed' else 'waiting' end,
        case when n <= 3 then 'no such metric' end, now(), %s, 1, 0, 0, -1,
        1, 'm', 'USD', 1, 2, 0, 0, 3, 0, 5, 0, 1, -1500000001
   from generate_series(1, 5) as n returning id"""
@@ -81,9 +83,38 @@ async def test_all_that_failed_are_sent_again_at_once(fed: Api) -> None:
     assert len(await listed(fed, "?state=waiting")) == 5
 
 
-async def test_a_feed_that_is_over_does_nothing_more(fed: Api) -> None:
+async def test_a_feed_that_has_ended_goes_on_until_it_is_dropped(fed: Api) -> None:
+    [feed] = (await fed.get("usage-feeds")).json["items"]
+    assert (feed["waiting"], feed["failed"], feed["dropped"]) == (2, 3, None)
+    where = f"usage-feeds/{feed['id']}"
+    open_one = await fed.post(f"{where}/drop")
+    assert (open_one.status, "end it first" in str(open_one.json)) == (409, True)
+    assert (await fed.post(f"{where}/end")).json["ended_at"] is not None
+    assert (await fed.post(f"{where}/end")).status == 409
+    assert (await fed.post(f"{where}/resume")).json["paused_until"] is None
+    assert (await fed.post(f"{where}/retry")).json["waiting"] == 5
+    one = min(int(str(each["id"])) for each in await listed(fed, "?state=waiting"))
+    dropped = (await fed.post(f"{where}/drop")).json
+    assert (dropped["dropped_at"] is not None, dropped["dropped"]) == (True, 5)
+    for verb in ("end", "resume", "retry", "drop"):
+        assert (await fed.post(f"{where}/{verb}")).status == 409
+    assert await listed(fed) == []
+    assert (await fed.post(f"usage-events/{one}/retry")).status == 404
+    [(before,)] = fed.rows("select before from audit_log where resource = 'usage-feeds' and action = 'drop'")
+    assert (before["id"], before["waiting"]) == (feed["id"], 5)
+
+
+async def test_a_person_has_a_feed_begin_again_where_none_is_open(fed: Api) -> None:
     [feed] = (await fed.get("usage-feeds")).json["items"]
     where = f"usage-feeds/{feed['id']}"
-    assert (await fed.post(f"{where}/end")).json["ended_at"] is not None
-    for verb in ("end", "resume", "retry"):
-        assert (await fed.post(f"{where}/{verb}")).status == 409
+    assert (await fed.post(f"{where}/begin")).status == 409
+    await fed.post(f"{where}/end")
+    again = (await fed.post(f"{where}/begin")).json
+    assert again["id"] != feed["id"]
+    assert {name: again[name] for name in ("service", "waiting_max", "ended_at", "sent")} == {
+        "service": "lago", "waiting_max": 1000, "ended_at": None, "sent": 0,
+    }  # fmt: skip
+    assert (await fed.post(f"{where}/begin")).status == 409
+    # What waits is of the feed it was used in.
+    assert {each["feed_id"] for each in await listed(fed)} == {feed["id"]}
+    assert await listed(fed, f"?feed_id={again['id']}") == []

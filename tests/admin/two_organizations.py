@@ -257,9 +257,9 @@ def _of_bills_and_faults(bravos: Mapping[str, int], shared: Mapping[str, int]) -
         "amount": 1, "currency": "USD",
     }  # fmt: skip
     yield "usage-events", "usage_outbox", {
-        **both, **dict.fromkeys(AMOUNTS, 0), "place": 1, "name": "bravo use", "kind": "use", "at": NOW,
-        "api_key_id": bravos["api-keys"], "user_id": bravos["users"], "project_id": -1, "service_id": service,
-        "model": "bravo model", "currency": "USD",
+        **both, **dict.fromkeys(AMOUNTS, 0), "feed_id": 1, "place": 1, "name": "bravo use",
+        "kind": "use", "at": NOW, "api_key_id": bravos["api-keys"], "user_id": bravos["users"],
+        "project_id": -1, "service_id": service, "model": "bravo model", "currency": "USD",
     }  # fmt: skip
     yield "charges", "charge", {
         **both, "kind": "usage", "period_start": NOW, "period_end": NOW + timedelta(days=1),

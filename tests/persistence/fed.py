@@ -1,4 +1,4 @@
-"""A feed of use between a ledger and a billing service of this machine; time passes when a test says so."""
+"""A usage feed between a ledger and a billing service of this machine; time passes when a test says so."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.admin.outgoing import Outgoing
-from gateway.background.timed.feeding import Feeding
+from gateway.background.timed.usage_feed import UsageFeedSender
 from gateway.core.billing.usage_feed import AMOUNTS, FAILED_MAX, Terms
 from gateway.handover.lago import Lago
 from gateway.handover.openmeter import OpenMeter
@@ -45,19 +45,20 @@ class Fed:
         shape: Shape = Lago(CODE) if self.billing.lago else OpenMeter(CODE)
         return UsageEvents(self.outgoing.ask, shape, self.billing.url, TOKEN)
 
-    def loop(self, batch: int = 100) -> Feeding:
+    def loop(self, batch: int = 100) -> UsageFeedSender:
         def log(what: str, **more: Any) -> None:
             self.said.append({"what": what, **more})
 
-        return Feeding(self.queue, self.service, self.terms, log, batch=batch)
+        return UsageFeedSender(self.queue, self.service, self.terms, log, batch=batch)
 
-    async def begin(self) -> None:
+    async def begin(self, *, since_long: bool) -> None:
         await self.queue.begin(self.terms)
-        rows_of(self.url, BEGUN)
+        if since_long:
+            rows_of(self.url, BEGUN)
 
     async def dies(self) -> None:
         """A keeper dies behind sending: nothing is noted, and its lease ends."""
-        for batch in (await FeedQueue(self.pool).claim(100),):
+        for batch in (await FeedQueue(self.pool).claim(self.terms.service, 100),):
             if batch:
                 await self.service.send(batch)
         self.pass_time()
@@ -92,14 +93,19 @@ class Fed:
 
 @asynccontextmanager
 async def fed(
-    url: str, *, lago: bool = True, waiting_max: int = 1_000_000, failed_max: int = FAILED_MAX
+    url: str,
+    *,
+    lago: bool = True,
+    waiting_max: int = 1_000_000,
+    failed_max: int = FAILED_MAX,
+    since_long: bool = True,
 ) -> AsyncIterator[Fed]:
-    """A feed that is open since long, of an installation whose database is there."""
+    """A feed that is open, since long or from now on, of an installation whose database is there."""
     pool, outgoing = engine.create(url), Outgoing(private=True)
     async with billing_server(lago=lago) as billing:
         terms = Terms("lago" if lago else "openmeter", waiting_max)
         made = Fed(url, billing, pool, outgoing, terms, FeedQueue(pool, failed_max=failed_max))
-        await made.begin()
+        await made.begin(since_long=since_long)
         yield made
     await outgoing.aclose()
     await pool.dispose()

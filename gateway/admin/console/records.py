@@ -35,7 +35,7 @@ from gateway.errors import Conflict, NotFound, Unprocessable
 EDITS = {"tenants": "Change plan, name or limits"}
 # Actions that cannot be taken back as simply as they are done.
 DANGEROUS = frozenset(
-    ("revoke", "void", "block", "cancel", "reset", "uncollectible", "reverse", "end", DELETE)
+    ("revoke", "void", "block", "cancel", "reset", "uncollectible", "reverse", "end", "drop", DELETE)
 )
 
 # What is ticked before an action that nothing takes back.
@@ -46,6 +46,7 @@ CONFIRMED = {
     ("invoices", "uncollectible"): "Nobody hopes for what is left to pay.",
     ("handovers", "cancel"): "Stripe does not get it, nor what waits behind it.",
     ("usage-feeds", "end"): "What is used from now on is not told, now or later.",
+    ("usage-feeds", "drop"): "The billing service is never told what waits, nor what becomes known later.",
     ("usage-events", "cancel"): "The billing service is never told this use.",
     ("payments", "reverse"): "The money went back, and the invoice is to be paid again.",
 }
@@ -266,9 +267,11 @@ def _is_offered(screen: Screen, action: Action, row: Row) -> bool:
         ("invoices", "hand-over", lambda: row["status"] == "finalized"),
         ("handovers", "retry", lambda: row["state"] in {FAILED, CANCELED}),
         ("handovers", "cancel", lambda: row["state"] == FAILED or row["attempts"] == 0),
-        ("usage-feeds", "resume", lambda: row["paused_until"] is not None and row["ended_at"] is None),
-        ("usage-feeds", "retry", lambda: row["ended_at"] is None),
+        ("usage-feeds", "resume", lambda: row["paused_until"] is not None and row["dropped_at"] is None),
+        ("usage-feeds", "retry", lambda: row["failed"] != 0 and row["dropped_at"] is None),
         ("usage-feeds", "end", lambda: row["ended_at"] is None),
+        ("usage-feeds", "drop", lambda: row["ended_at"] is not None and row["dropped_at"] is None),
+        ("usage-feeds", "begin", lambda: row["ended_at"] is not None),
         ("usage-events", "retry", lambda: row["state"] in {FAILED, CANCELED}),
         ("usage-events", "cancel", lambda: row["state"] == FAILED),
         ("payments", "reverse", lambda: Decimal(str(row["amount_left"])) > 0),

@@ -159,14 +159,15 @@ SCREENS = {
             filters=("organization_id", "invoice_id", "handover_id", "kind", "name"),
         ),
         Screen(
-            "Billing", "usage-feeds", "Feeds of use", "feed",
-            ("id", "service", "begun_at", "ended_at", "sent", "paused_until", "error"),
+            "Billing", "usage-feeds", "Usage feeds", "usage feed",
+            ("id", "service", "begun_at", "ended_at", "dropped_at", "sent", "waiting", "failed",
+             "paused_until", "error"),
             empty="No billing service is told what is used: see TOLLKEEPER_USAGE_FEED.",
         ),
         Screen(
-            "Billing", "usage-events", "Events of use", "event",
+            "Billing", "usage-events", "Usage events", "usage event",
             ("name", "organization_id", "kind", "state", "at", "model", "tokens", "cost", "error"),
-            empty="Nothing waits to be told.", filters=("organization_id", "state", "kind"),
+            empty="Nothing waits to be told.", filters=("organization_id", "feed_id", "state", "kind"),
         ),
         Screen(
             "Billing", "dunning-steps", "Dunning", "step",

@@ -1,4 +1,4 @@
-"""The feed of use: how it does, and the events that a billing service was not told yet, or refused."""
+"""Usage feeds: how they do, and the usage events that a billing service was not told yet, or refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field
 from gateway.admin.resources.resource import Action, Filter, Resource
 from gateway.admin.resources.values import Exactly, Id, Instant, Out
 from gateway.core.accounts.roles import BILLING, Reach, access
-from gateway.core.billing.usage_feed import KINDS, STATES
+from gateway.core.billing.usage_feed import COUNTED_MAX, KINDS, STATES
 
 
 class UsageFeed(Out):
@@ -18,7 +18,13 @@ class UsageFeed(Out):
     id: Id
     service: str = Field(description="lago or openmeter.")
     begun_at: Instant = Field(description="What was used before is not told.")
-    ended_at: Instant | None
+    ended_at: Instant | None = Field(
+        description="What is used since is not told; what was used before is, also what becomes known later."
+    )
+    dropped_at: Instant | None = Field(description="Since when nothing of it is told any more.")
+    dropped: int | None = Field(description="Events that were not told by then.")
+    waiting: int = Field(description=f"Events that wait; at most {COUNTED_MAX} are counted.")
+    failed: int = Field(description="Events that were refused, and a person has to look.")
     waiting_max: int = Field(description="Events that may wait one a use; more are added up by the hour.")
     sent: int = Field(description="Events that were taken.")
     attempts: int = Field(description="Attempts in a row that nothing came of.")
@@ -27,9 +33,10 @@ class UsageFeed(Out):
 
 
 class UsageEvent(Out):
-    """An event of use that waits, was refused or was left; what was taken is not kept."""
+    """A usage event that waits, was refused or was left; what was taken is not kept."""
 
     id: Id
+    feed_id: Id
     name: str = Field(description="Makes it once at the other side.")
     kind: str = Field(
         description="use (a call), late, amended, refunded or rerated (a difference), folded (an hour)."
@@ -64,24 +71,27 @@ RESOURCES = (
     Resource(
         name="usage-feeds",
         access=access(BILLING, reach=Reach.WHOLE),
-        description="Use that Lago or OpenMeter is told as events: how that goes.",
+        description="Spans of time whose use Lago or OpenMeter is told as events: how that goes.",
         out=UsageFeed,
         named_by="id",
         actions=(
             Action("resume", "Send again at once, whatever pause there is"),
             Action("retry", "Send all again that was refused"),
-            Action("end", "Tell nothing of what is used from now on"),
+            Action("end", "Tell nothing of what is used from now on; what was used before is still told"),
+            Action("drop", "Leave what an ended feed did not tell yet, and tell nothing more of its time"),
+            Action("begin", "Tell what is used from now on again, in a feed like one that has ended"),
         ),
     ),
     Resource(
         name="usage-events",
         # Who is told of leaves none of it out.
         access=access(BILLING, of_all=("retry", "cancel")),
-        description="Events of use that wait for Lago or OpenMeter, or were refused by it.",
+        description="Usage events that wait for Lago or OpenMeter, or were refused by it.",
         out=UsageEvent,
         named_by="id",
         filters={
             "organization_id": Filter(),
+            "feed_id": Filter(),
             "state": Filter("text", STATES),
             "kind": Filter("text", KINDS),
         },

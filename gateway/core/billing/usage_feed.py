@@ -38,6 +38,8 @@ BATCHES_AT_ONCE = 4
 # Events that were refused and nobody has looked at yet; with so many nothing more is sent.
 FAILED_MAX = 10_000
 WAITING_EVENTS_MAX = 1_000_000
+# Events in a state that are counted one by one; of more is said about how many there are.
+COUNTED_MAX = 10_000
 # Longer than sending a batch may take, with all its halves: nobody else sends it meanwhile.
 SENDING_S_MAX = 90.0
 LEASE_S = 120.0

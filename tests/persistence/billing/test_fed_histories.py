@@ -1,4 +1,4 @@
-"""Random histories of calls that are amended, rated again and told from outside, with a feed of use beside.
+"""Random histories of calls that are amended, rated again and told from outside, with a usage feed beside.
 
 Whatever fails between, both sides come to the same: what the billing service took is added up event by event,
 what there is by the journal's rows.

@@ -80,7 +80,11 @@ async def test_without_a_feed_and_before_it_nothing_is_written(migrated: str, wr
         use(account, 5)
         await writer.write(batch_of(account))
         assert len(feed.out()) == 3
-        rows_of(migrated, "UPDATE usage_feed SET ended_at = now() RETURNING id")
+        rows_of(
+            migrated,
+            "UPDATE usage_feed SET ended_at = to_timestamp(%s / 1000.0) RETURNING id",
+            [account.at_ms],
+        )
         use(account, 5)
         await writer.write(batch_of(account))
         assert len(feed.out()) == 3
@@ -181,12 +185,12 @@ async def test_a_keeper_that_dies_between_sending_and_noting_counts_nothing_twic
         use(account, 250)
         await writer.write(batch_of(account))
         dead = FeedQueue(feed.pool)
-        events = await dead.claim(400)
+        events = await dead.claim(feed.terms.service, 400)
         assert len(events) == 250
         sent = await feed.service.send(events[:100])
         assert len(sent.taken) == 100
         # Nobody else sends while it may be alive.
-        assert await feed.queue.claim(400) == ()
+        assert await feed.queue.claim(feed.terms.service, 400) == ()
         feed.pass_time()
         use(account, 3)
         await writer.write(batch_of(account))
@@ -202,11 +206,11 @@ async def test_a_keeper_that_ends_lets_another_one_go_on(migrated: str, writer: 
         use(account)
         await writer.write(batch_of(account))
         first = FeedQueue(feed.pool)
-        assert len(await first.claim(1)) == 1
+        assert len(await first.claim(feed.terms.service, 1)) == 1
         await first.release()
-        assert len(await feed.queue.claim(1)) == 1
+        assert len(await feed.queue.claim(feed.terms.service, 1)) == 1
         await first.release()
-        assert len(await feed.queue.claim(1)) == 1
+        assert len(await feed.queue.claim(feed.terms.service, 1)) == 1
 
 
 async def test_a_service_that_is_down_pauses_the_feed_longer_and_longer(
@@ -220,14 +224,14 @@ async def test_a_service_that_is_down_pauses_the_feed_longer_and_longer(
         rows_of(migrated, "UPDATE usage_feed SET attempts = 5 RETURNING id")
         for attempts, least, most in ((6, 80, 160), (7, 160, 300), (8, 160, 300)):
             await feed.drain()
-            assert await feed.queue.claim(1) == (), "it pauses"
+            assert await feed.queue.claim(feed.terms.service, 1) == (), "it pauses"
             made, seconds = feed.feed("attempts, extract(epoch FROM paused_until - now())::float8")
             assert made == attempts
             assert least < seconds <= most
             feed.pass_time()
         assert feed.billing.requests == 3
         assert "503" in feed.feed("error")[0]
-        assert feed.said[-1]["what"] == "feed pauses"
+        assert feed.said[-1]["what"] == "usage feed pauses"
         feed.billing.fail = lambda _: None
         await feed.drain()
         assert feed.feed("attempts, error, paused_until, sent") == (0, None, None, 2)
@@ -266,7 +270,7 @@ async def test_one_that_is_refused_is_set_aside_with_the_reason_and_the_others_g
         [(name, state, error)] = rows_of(migrated, "SELECT name, state, error FROM usage_outbox")
         assert (name, state) == (f"{bad.source}:use", "failed")
         assert ("metric_not_found" if lago else "400") in str(error)
-        assert [each["what"] for each in feed.said] == ["use not told"]
+        assert [each["what"] for each in feed.said] == ["usage event refused"]
 
 
 async def test_with_too_many_refused_nothing_more_is_sent(migrated: str, writer: Writer) -> None:
@@ -303,7 +307,7 @@ async def test_where_too_many_wait_an_hour_of_them_is_one_and_nothing_is_lost(
         assert sum(requests for _, _, requests, *_ in feed.out()) == 160
         # What was taken to be sent is not added to: its answer may be lost.
         dead = FeedQueue(feed.pool)
-        taken = await dead.claim(400)
+        taken = await dead.claim(feed.terms.service, 400)
         assert len(taken) == 22
         await feed.service.send(taken[:100])
         for each in (account, other):

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
+from gateway.core.billing import usage_feed
 from gateway.core.billing.usage_feed import BATCH_EVENTS_MAX, BATCHES_AT_ONCE, Pause, Sent, Terms, UsageEvent
 
 INTERVAL_S = 1.0
@@ -19,11 +20,11 @@ Log = Callable[..., None]
 class Queue(Protocol):
     """PostgreSQL."""
 
-    async def begin(self, terms: Terms) -> None:
-        """Have use told from now on, unless it is already."""
+    async def begin(self, terms: Terms) -> bool:
+        """Have use told from now on, unless it is already; False where a person ended the service's feed."""
 
-    async def claim(self, count: int) -> Sequence[UsageEvent]:
-        """The oldest events that wait; none while the feed pauses, or another keeper sends."""
+    async def claim(self, service: usage_feed.Service, count: int) -> Sequence[UsageEvent]:
+        """The oldest events that wait for a service; none while it pauses, or another keeper sends."""
 
     async def keep(self, taken: Collection[int], refused: Mapping[int, str]) -> None:
         """Forget those that were taken, set aside those that were refused."""
@@ -39,8 +40,8 @@ class Service(Protocol):
         """Have a batch taken; never raises for what the other side does."""
 
 
-class Feeding:
-    """The clock's side of the feed."""
+class UsageFeedSender:
+    """The clock's side of usage feeds."""
 
     def __init__(
         self, queue: Queue, service: Service, terms: Terms, log: Log, *, batch: int = BATCH_EVENTS_MAX,
@@ -51,14 +52,15 @@ class Feeding:
 
     async def run(self) -> None:
         """Tell whatever waits, until cancelled."""
-        await self._queue.begin(self._terms)
+        if not await self._queue.begin(self._terms):
+            self._log("usage feed has ended", service=self._terms.service, level="warning")
         while True:
             if not await self.turn():
                 await asyncio.sleep(INTERVAL_S)
 
     async def turn(self) -> bool:
         """Send some batches, and keep what came of them; whether more may be sent at once."""
-        events = await self._queue.claim(self._batch * self._at_once)
+        events = await self._queue.claim(self._terms.service, self._batch * self._at_once)
         batches = [events[at : at + self._batch] for at in range(0, len(events), self._batch)]
         async with asyncio.TaskGroup() as attempts:
             sending = [attempts.create_task(self._tell(batch)) for batch in batches]
@@ -66,12 +68,12 @@ class Feeding:
         if pauses:
             pause = max(pauses, key=lambda one: one.seconds)
             await self._queue.pause(pause)
-            self._log("feed pauses", error=pause.reason, level="warning")
+            self._log("usage feed pauses", error=pause.reason, level="warning")
         return bool(batches) and not pauses
 
     async def _tell(self, batch: Sequence[UsageEvent]) -> Sent:
         sent = await self._service.send(batch)
         await self._queue.keep(sent.taken, sent.refused)
         for id_, why in sent.refused.items():
-            self._log("use not told", event=id_, error=why, level="warning")
+            self._log("usage event refused", event=id_, error=why, level="warning")
         return sent

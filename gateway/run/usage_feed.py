@@ -1,4 +1,4 @@
-"""The feed of use, where a keeper has one: which service is told, where, and by whom.
+"""The usage feed, where a keeper has one: which service is told, where, and by whom.
 
 Part of the composition root.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gateway.admin.outgoing import Outgoing
-from gateway.background.timed.feeding import Feeding
+from gateway.background.timed.usage_feed import UsageFeedSender
 from gateway.core.billing.usage_feed import Terms
 from gateway.errors import StartError
 from gateway.handover.lago import Lago
@@ -40,7 +40,7 @@ class UsageFeed:
         shape: Shape = Lago(code) if lago else OpenMeter(code)
         events = UsageEvents(self._outgoing.ask, shape, settings.usage_feed_url, settings.usage_feed_token)
         terms = Terms("lago" if lago else "openmeter", settings.usage_feed_waiting_max)
-        return {"usage feed": Feeding(queue, events, terms, log).run}
+        return {"usage feed": UsageFeedSender(queue, events, terms, log).run}
 
     async def aclose(self) -> None:
         """Let another keeper go on, and let go of all connections."""

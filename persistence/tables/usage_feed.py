@@ -1,10 +1,10 @@
-"""What a billing service is told of use: the feed, and what waits for it."""
+"""What a billing service is told of use: the feeds, and the events that wait."""
 
 from __future__ import annotations
 
 from persistence.tables.columns import flags, identity, integers, moments, table, texts, uuids
 
-# The spans of time whose use is told, and how the open one does.
+# The spans of time whose use is told, and how each does.
 usage_feed = table(
     "usage_feed",
     identity(),
@@ -17,13 +17,17 @@ usage_feed = table(
     # Who sends now.
     uuids("leased_by?"),
     moments("leased_until?"),
+    # When a person left what was not sent, and how many events that were.
+    moments("dropped_at?"),
+    integers("dropped?"),
 )
 
 # What was not told yet: a row each, deleted when the other side has it.
 usage_outbox = table(
     "usage_outbox",
     identity(),
-    # Among those that wait.
+    integers("feed_id"),
+    # Among those of its feed that wait.
     integers("place"),
     texts("name", "kind", "state"),
     moments("at"),

@@ -1,4 +1,4 @@
-"""The feed of use as a keeper composes it: where a service is named, and only there."""
+"""The usage feed as a keeper composes it: where a service is named, and only there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 
 from gateway.errors import SettingError, StartError
-from gateway.run.feeding import UsageFeed
+from gateway.run.usage_feed import UsageFeed
 from gateway.settings.settings import load
 from persistence import engine
 from persistence.keeper import watch
@@ -47,7 +47,7 @@ async def test_what_is_used_while_a_keeper_runs_is_told(migrated: str) -> None:
         assert rows_of(migrated, "SELECT leased_by IS NULL FROM usage_feed") == [(False,)]
         await feed.aclose()
         assert rows_of(migrated, "SELECT leased_by IS NULL FROM usage_feed") == [(True,)]
-    assert await watch.fed(pool) == {
+    assert await watch.usage_feeds(pool) == {
         "usage_feed_events": [("waiting", 0), ("failed", 0)],
         "usage_feed_oldest_seconds": 0.0,
         "usage_feed_sent": 1,

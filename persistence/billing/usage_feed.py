@@ -1,0 +1,138 @@
+"""Usage feeds as people see them: how each does, what it could not tell, and what is done about that.
+
+A feed that has ended goes on until its events are through: what was used in its time may become known later.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, func, insert, literal_column, select, text, update
+
+from gateway.core.accounts.administration import Row
+from gateway.core.accounts.usage import NO_PROJECT
+from gateway.core.billing.usage_feed import CANCELED, COUNTED_MAX, FAILED, WAITING
+from gateway.errors import Conflict
+from persistence.ledger import statements
+from persistence.ledger.usage_feed import BORDER
+from persistence.subject import Change, Subject, alter, lock
+from persistence.tables.ledgers import money
+from persistence.tables.usage_feed import usage_feed, usage_outbox
+
+_RETRY = text("""
+UPDATE usage_outbox AS u
+   SET state = 'waiting', error = NULL,
+       place = 1 + coalesce((SELECT max(place) FROM usage_outbox WHERE feed_id = u.feed_id
+                                AND state = 'waiting'), 0)
+ WHERE state = ANY(:states) AND (id = :id OR feed_id = :feed_id)""")
+_LEFT = text("SELECT count(*) FROM usage_outbox WHERE feed_id = :id AND state IN ('waiting', 'failed')")
+
+
+def begin(change: Change) -> Row:
+    """Tell what is used from now on, in a feed like one that has ended."""
+    _hold_flushes(change)
+    row = lock(change)
+    if change.connection.execute(select(_feed.id).where(_feed.ended_at.is_(None))).first() is not None:
+        raise Conflict("A feed is open: what is used is told already.")
+    like = {name: row[name] for name in ("service", "waiting_max")}
+    made = insert(usage_feed).values(**like, begun_at=_border()).returning(_feed.id)
+    return change.fetch(change.connection.execute(made).scalar_one())
+
+
+def resume(change: Change) -> Row:
+    """Send again at once, whatever pause there is."""
+    _kept(change)
+    alter(change, {"paused_until": None, "attempts": 0, "error": None})
+    return change.fetch()
+
+
+def retry_all(change: Change) -> Row:
+    """Have everything that was refused sent again, behind what waits."""
+    _kept(change)
+    change.connection.execute(_RETRY, {"states": [FAILED], "id": None, "feed_id": change.row_id})
+    return change.fetch()
+
+
+def end(change: Change) -> Row:
+    """Tell nothing of what is used from now on; of what was used before, also what becomes known later."""
+    _hold_flushes(change)
+    if lock(change)["ended_at"] is not None:
+        raise Conflict("The feed has ended.")
+    alter(change, {"ended_at": _border()})
+    return change.fetch()
+
+
+def drop(change: Change) -> Row:
+    """Leave whatever a feed that has ended did not tell yet, and tell nothing more of its time."""
+    _kept(change)
+    if change.fetch()["ended_at"] is None:
+        raise Conflict("The feed is open: end it first.")
+    left = change.connection.execute(_LEFT, {"id": change.row_id}).scalar_one()
+    alter(change, {"dropped_at": func.now(), "dropped": left})
+    return change.fetch()
+
+
+def retry(change: Change) -> Row:
+    """Have one that was refused, or left, sent again, behind what waits."""
+    row = lock(change)
+    if row["state"] == WAITING:
+        raise Conflict("It waits to be sent already.")
+    states = [FAILED, CANCELED]
+    change.connection.execute(_RETRY, {"states": states, "id": change.row_id, "feed_id": None})
+    return change.fetch()
+
+
+def cancel(change: Change) -> Row:
+    """Leave one that was refused: it is never sent."""
+    row = lock(change)
+    if row["state"] != FAILED:
+        raise Conflict(f"The event is {row['state']}; only a failed one is left.")
+    left = update(usage_outbox).where(usage_outbox.c.id == change.row_id).values(state=CANCELED)
+    change.connection.execute(left)
+    return change.fetch()
+
+
+def _hold_flushes(change: Change) -> None:
+    """Have every flush under way see the feeds as they were, and each later one as they are."""
+    change.connection.exec_driver_sql(statements.HOLD_FLUSHES)
+
+
+def _border() -> ColumnElement[Any]:
+    return literal_column(BORDER)
+
+
+def _kept(change: Change) -> None:
+    if lock(change)["dropped_at"] is not None:
+        raise Conflict("The feed is dropped: nothing of it is told any more.")
+
+
+def _count(state: str) -> ColumnElement[Any]:
+    """How many events of a feed are in a state, as far as they are counted."""
+    return literal_column(
+        "(SELECT count(*) FROM (SELECT FROM usage_outbox AS o WHERE o.feed_id = usage_feed.id"  # noqa: S608  # our own words
+        f" AND o.state = '{state}' LIMIT {COUNTED_MAX}) AS counted)"
+    ).label(state)
+
+
+_feed, _out = usage_feed.c, usage_outbox.c
+_NOT_TOLD = {"place", "folding", "cost", "api_key_id", "user_id", "project_id", "service_id"}
+FEEDS = Subject(
+    usage_feed,
+    source=select(
+        *(each for each in _feed if not each.name.startswith("leased_")), _count(WAITING), _count(FAILED)
+    ),
+    time="begun_at",
+    verbs={"begin": begin, "resume": resume, "retry": retry_all, "end": end, "drop": drop},
+)
+# What is dropped is deleted later.
+_DROPPED = select(_feed.id).where(_feed.dropped_at.is_not(None))
+EVENTS = Subject(
+    usage_outbox,
+    source=select(
+        *(each for each in _out if each.name not in _NOT_TOLD),
+        *(func.nullif(_out[name], 0).label(name) for name in ("api_key_id", "user_id", "service_id")),
+        func.nullif(_out.project_id, NO_PROJECT).label("project_id"),
+        money(_out.cost).label("cost"),
+    ).where(_out.feed_id.not_in(_DROPPED)),
+    verbs={"retry": retry, "cancel": cancel},
+)

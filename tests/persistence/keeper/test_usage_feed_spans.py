@@ -1,0 +1,262 @@
+"""A usage feed has what was used in its time, whatever comes first: its begin, its end, or the flush."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+
+import psycopg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.core.accounts.administration import Actor, Command
+from gateway.core.accounts.facts import CallFacts, corrected, write_facts
+from gateway.core.accounts.ledger import EventKind
+from gateway.core.billing.usage_feed import Terms
+from persistence import engine
+from persistence.keeper import usage_feed, watch
+from persistence.keeper.usage_feed import FeedQueue
+from persistence.ledger.writer import Writer
+from persistence.store import Store
+from tests.persistence.billing.drawn import some
+from tests.persistence.fed import Fed, fed
+from tests.persistence.scenario import Account, batch_of, partition_of, rows_of, settle_in
+from tests.waiting import eventually
+
+FACTS = write_facts(CallFacts(model="m", status=200, total=3, counts=(3, 0, 0, 0, 0, 0, 0, 0, 0, 0)))
+SEEN = b'{"estimated":true,"reclaimed":true,"model":"m"}'
+NEWEST = "SELECT max(id) FROM usage_feed"
+# By the rows of the journal alone: what each feed's time has.
+WITHIN = """
+SELECT f.id, c.request_id::text, c.tokens FROM call AS c
+  JOIN usage_feed AS f ON c.created_at >= f.begun_at AND (f.ended_at IS NULL OR c.created_at < f.ended_at)
+ WHERE c.organization_id = %s"""
+ACTOR = Actor("t", "admin")
+STEPS = st.one_of(
+    st.tuples(st.just("use"), st.sampled_from([0, 0, 0, -400, 400])),
+    st.tuples(st.just("event"), st.sampled_from([1_000, 60_000, 10_000_000])),
+    *(st.tuples(st.just(each), st.just(0)) for each in ("flush", "turn", "late", "send")),
+)
+
+
+async def do(feed: Fed, verb: str, row_id: int | None = None) -> None:
+    [(newest,)] = rows_of(feed.url, NEWEST)
+    which = int(str(newest)) if row_id is None else row_id
+    store = Store(feed.pool, partition_of)
+    await store.write(Command("usage-feeds", verb, ACTOR, "test", lambda _: {}, which, {}))
+
+
+class Spans:
+    """Calls of one account, with feeds that begin and end beside."""
+
+    def __init__(self, feed: Fed, writer: Writer) -> None:
+        self.feed, self.writer = feed, writer
+        [self.account] = settle_in(feed.url, 10**9)
+        self.account.at_ms = self.now_ms()
+        self.account.reset()
+        self.reclaimed: list[str] = []
+        self.told = set(feed.billing.events)
+
+    @staticmethod
+    def now_ms() -> int:
+        return time.time_ns() // 1_000_000
+
+    async def step(self, what: str, how: int) -> None:
+        account = self.account
+        if what == "use":
+            # Redis has a clock of its own; it does not go back for one account.
+            account.at_ms = max(account.at_ms, self.now_ms() + how)
+            self.reclaimed.append(account.consume(5, request_id=str(uuid.uuid4()), metadata=SEEN).source)
+        elif what == "event":
+            used = write_facts(CallFacts(model="m", status=200, total=7, used_ms=self.now_ms() - how))
+            account.consume(7, metadata=used)
+        elif what == "flush":
+            await self.writer.write(batch_of(account))
+        elif what == "turn":
+            [(is_open,)] = rows_of(self.feed.url, "SELECT count(*) FROM usage_feed WHERE ended_at IS NULL")
+            await do(self.feed, "end" if is_open else "begin")
+        elif what == "late" and self.reclaimed:
+            request = self.reclaimed.pop(0)
+            account.at_ms = max(account.at_ms, self.now_ms())
+            more = corrected(FACTS, request, "settled late")
+            account.consume(2, kind=EventKind.ADJUST, metadata=more)
+        elif what == "send":
+            await self.feed.drain()
+
+    def agree(self) -> None:
+        """Each feed took what is of its time, by name and to the token; nobody else did."""
+        within = rows_of(self.feed.url, WITHIN, [self.account.organization_id])
+        there = {name: event for name, event in self.feed.billing.events.items() if name not in self.told}
+        uses = {name for name, event in there.items() if event["kind"] == "use"}
+        assert uses == {f"{request}:use" for _, request, _ in within}
+        tokens = sum(int(event["tokens"]) for event in there.values())
+        assert tokens == sum(int(str(each)) for _, _, each in within)
+
+
+MET = [
+    ("use", 0), ("turn", 0), ("flush", 0), ("use", 0), ("turn", 0), ("flush", 0), ("use", 400), ("flush", 0),
+    ("turn", 0), ("late", 0), ("flush", 0), ("turn", 0), ("use", 0), ("turn", 0), ("event", 60_000),
+    ("late", 0),
+]  # fmt: skip
+
+
+def test_what_is_told_is_what_was_used_in_the_feeds_time(migrated: str, writer: Writer) -> None:
+    @some(10)
+    @given(steps=st.lists(STEPS, min_size=6, max_size=24))
+    def live(steps: list[tuple[str, int]]) -> None:
+        asyncio.run(_live(migrated, writer, steps))
+
+    asyncio.run(_live(migrated, writer, MET))
+    live()
+
+
+async def _live(url: str, writer: Writer, steps: list[tuple[str, int]]) -> None:
+    async with fed(url, since_long=False) as feed:
+        if not rows_of(url, "SELECT FROM usage_feed WHERE ended_at IS NULL"):
+            await do(feed, "begin")
+        feed.pass_time()
+        spans = Spans(feed, writer)
+        for what, how in steps:
+            await spans.step(what, how)
+        await spans.step("flush", 0)
+        await feed.drain()
+        assert feed.out() == []
+        spans.agree()
+
+
+@pytest.mark.parametrize("turn", ["end", "begin", "first"])
+async def test_a_feed_begins_and_ends_behind_every_flush_that_is_under_way(migrated: str, turn: str) -> None:
+    async with fed(migrated) as feed:
+        if turn != "end":
+            await do(feed, "end")
+        with psycopg.connect(migrated) as flush:
+            flush.execute("SELECT pg_advisory_xact_lock(7800, 63)")
+            # A service that was never told anything begins by itself.
+            first = turn == "first"
+            turning = asyncio.ensure_future(
+                FeedQueue(feed.pool).begin(Terms("openmeter")) if first else do(feed, turn)
+            )
+            waits = "SELECT FROM pg_locks WHERE classid = 7800 AND objid = 63 AND NOT granted"
+            await eventually(lambda: rows_of(migrated, waits))
+            [last] = flush.execute("SELECT clock_timestamp()").fetchall()
+        await turning
+        border = "SELECT coalesce(ended_at, begun_at) > %s FROM usage_feed ORDER BY id DESC LIMIT 1"
+        assert rows_of(migrated, border, last) == [(True,)]
+
+
+async def test_a_clock_that_is_ahead_leaves_no_call_between_begin_and_feed(
+    migrated: str, writer: Writer
+) -> None:
+    """A call that was stored before the feed was there counts as used before, whatever its clock says."""
+    [account] = settle_in(migrated, 10**9)
+    account.reset()
+    account.at_ms = Spans.now_ms() + 30_000
+    account.consume(5)
+    await writer.write(batch_of(account))
+    pool = engine.create(migrated)
+    assert await FeedQueue(pool).begin(Terms("lago"))
+    [(before,)] = rows_of(
+        migrated, "SELECT max(c.created_at) < min(f.begun_at) FROM call AS c, usage_feed AS f"
+    )
+    assert before
+    await pool.dispose()
+
+
+async def test_a_keeper_that_starts_again_begins_nothing_that_a_person_ended(migrated: str) -> None:
+    async with fed(migrated) as feed:
+        await do(feed, "end")
+        assert not await feed.queue.begin(feed.terms)
+        assert rows_of(migrated, "SELECT count(*) FROM usage_feed WHERE ended_at IS NULL") == [(0,)]
+        # Another service was never told anything.
+        assert await feed.queue.begin(Terms("openmeter"))
+        assert feed.feed("service") == ("openmeter",)
+
+
+def used(account: Account, count: int) -> None:
+    account.at_ms = max(account.at_ms, Spans.now_ms())
+    for _ in range(count):
+        account.consume(5, metadata=FACTS)
+
+
+async def ended(feed: Fed, writer: Writer, count: int) -> Account:
+    """A feed that has ended before so many of its uses were sent."""
+    [account] = settle_in(feed.url, 10**9)
+    account.reset()
+    used(account, count)
+    await eventually(lambda: Spans.now_ms() > account.at_ms)
+    await do(feed, "end")
+    await writer.write(batch_of(account))
+    return account
+
+
+async def test_what_a_feed_left_is_sent_beside_the_next_one_and_not_to_another_service(
+    migrated: str, writer: Writer
+) -> None:
+    async with fed(migrated) as feed:
+        account = await ended(feed, writer, 5)
+        assert await FeedQueue(feed.pool).begin(Terms("openmeter"))
+        used(account, 3)
+        await writer.write(batch_of(account))
+        await feed.drain()
+        assert len(feed.billing.events) == 5
+        assert rows_of(migrated, "SELECT service, sent FROM usage_feed ORDER BY id") == [
+            ("lago", 5),
+            ("openmeter", 0),
+        ]
+        assert len(feed.out()) == 3
+
+
+async def test_an_hour_of_two_feeds_is_added_up_for_each(migrated: str, writer: Writer) -> None:
+    async with fed(migrated, waiting_max=1) as feed:
+        account = await ended(feed, writer, 1)
+        await do(feed, "begin")
+        for _ in range(3):
+            used(account, 2)
+            await writer.write(batch_of(account))
+        per_feed = "SELECT feed_id, kind, sum(requests)::int FROM usage_outbox GROUP BY 1, 2 ORDER BY 1, 2"
+        first, second = (
+            int(str(row[0])) for row in rows_of(migrated, "SELECT id FROM usage_feed ORDER BY id")
+        )
+        assert rows_of(migrated, per_feed) == [(first, "use", 1), (second, "folded", 4), (second, "use", 2)]
+        await feed.drain()
+        assert (feed.out(), feed.billing.total("requests")) == ([], 7)
+
+
+async def test_a_feed_that_is_dropped_is_told_nothing_and_counts_nowhere(
+    migrated: str, writer: Writer
+) -> None:
+    async with fed(migrated) as feed:
+        account = await ended(feed, writer, 7)
+        assert (await watch.usage_feeds(feed.pool))["usage_feed_events"] == [("waiting", 7), ("failed", 0)]
+        [(feed_id,)] = rows_of(migrated, NEWEST)
+        await do(feed, "drop")
+        counted = await watch.usage_feeds(feed.pool)
+        assert counted["usage_feed_events"] == [("waiting", 0), ("failed", 0)]
+        assert counted["usage_feed_oldest_seconds"] == 0.0
+        await feed.drain()
+        assert feed.billing.events == {}
+        # What becomes known of its time later is not told either.
+        late = write_facts(CallFacts(model="m", status=200, total=7, used_ms=Spans.now_ms() - 5_000))
+        account.consume(7, metadata=late)
+        await writer.write(batch_of(account))
+        assert len(feed.out()) == 7
+        assert rows_of(migrated, "SELECT dropped FROM usage_feed WHERE id = %s", [feed_id]) == [(7,)]
+        assert await usage_feed.forget(feed.pool, at_once=3) == 7
+        assert feed.out() == []
+        assert await usage_feed.forget(feed.pool) == 0
+
+
+async def test_events_beyond_those_that_are_counted_are_told_by_their_places(
+    migrated: str, writer: Writer
+) -> None:
+    async with fed(migrated) as feed:
+        [account] = settle_in(migrated, 10**9)
+        account.reset()
+        used(account, 9)
+        await writer.write(batch_of(account))
+        for most in (3, 9, 100):
+            found = await watch.usage_feeds(feed.pool, counted_max=most)
+            assert found["usage_feed_events"] == [("waiting", 9), ("failed", 0)]
+        assert found["usage_feed_oldest_seconds"] > 0.0  # type: ignore[operator]  # a float
