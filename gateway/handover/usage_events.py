@@ -9,12 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Protocol
 
 from gateway.core.alerts.webhook import Answer
 from gateway.core.billing.usage_feed import ERROR_CHARS_MAX, SENDING_S_MAX, Pause, Sent, UsageEvent
+from gateway.core.retry_after import retry_after_s
 
 # Of the client's errors those that are about what was sent; the others are about who sends it, and where to.
 ABOUT_EVENTS = frozenset({400, 409, 413, 422})
@@ -89,7 +88,7 @@ class UsageEvents:
             elif answer.status in ABOUT_EVENTS:
                 pieces += self._refused(piece, answer, sent)
             else:
-                sent.pause = Pause(self._said(answer), _seconds(answer.retry_after))
+                sent.pause = Pause(self._said(answer), retry_after_s(answer.retry_after, time.time()) or 0.0)
         return sent
 
     def _refused(self, piece: Sequence[UsageEvent], answer: Answer, sent: Sent) -> list[Sequence[UsageEvent]]:
@@ -118,14 +117,3 @@ class UsageEvents:
         if self._token:
             text = text.replace(self._token, "(hidden)")
         return " ".join(text.replace("\0", "").split())[:ERROR_CHARS_MAX]
-
-
-def _seconds(retry_after: str) -> float:
-    """For how long the other side wants to be left alone (RFC 9110, 10.2.3): seconds, or until a moment."""
-    if retry_after.isascii() and retry_after.isdecimal():
-        return float(retry_after[:9])
-    try:
-        at = parsedate_to_datetime(retry_after)
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return 0.0
-    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds())

@@ -1,8 +1,8 @@
 """How long an upstream that refused a call asks to be left alone, read from the fields of its answer. Pure.
 
 Every value is a stranger's: what is negative, no number and no time says nothing, and neither does what is
-said twice in two ways. Sources: RFC 9110, 10.2.3 (Retry-After); what the families' own APIs document of their
-rate limits (`retry-after-ms`, resets such as `6m0s` or by RFC 3339, `unified`).
+said twice in two ways. Source: what the families' own APIs document of their rate limits (`retry-after-ms`,
+resets such as `6m0s` or by RFC 3339, `unified`).
 """
 
 from __future__ import annotations
@@ -11,15 +11,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 
-# A longer value is not read. A number may have as many digits: no wait is longer than the maximum of all.
-VALUE_BYTES_MAX = 64
+from gateway.core.retry_after import VALUE_CHARS_MAX, date_s, number_of, retry_after_s
+
 # What is left of a limit counts as nothing below this part of it.
 LEFT_MIN = 0.01
 _MARK = b"ratelimit-"
 _ROLES = frozenset({"limit", "remaining", "reset", "status"})
-_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
 _SPAN = re.compile(
     r"(?:([0-9]+)d)?(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+(?:\.[0-9]+)?)s)?(?:([0-9]+(?:\.[0-9]+)?)ms)?"
 )
@@ -52,7 +50,7 @@ def wait_told(lines: Iterable[bytes], tokens: int, now_s: float) -> float:
     nothing is said of what is left.
     """
     fields = _said(lines)
-    now_s = _date_s(fields.get(b"date", "")) or now_s  # a wait until a time goes by the clock of who says it
+    now_s = date_s(fields.get(b"date", "")) or now_s  # a wait until a time goes by the clock of who says it
     limits = _limits(fields, now_s)
     spent = [one for one in limits.values() if one.spent]
     left = [one.remaining for name, one in limits.items() if "token" in name and one.remaining is not None]
@@ -75,7 +73,7 @@ def _said(lines: Iterable[bytes]) -> dict[bytes, str]:
         name, _, value = line.partition(b":")
         value = value.strip(b" \t")
         name = name.lower()
-        text = value.decode("latin-1") if len(value) <= VALUE_BYTES_MAX else ""
+        text = value.decode("latin-1") if len(value) <= VALUE_CHARS_MAX else ""
         said[name] = text if said.get(name, text) == text else ""
     return said
 
@@ -93,9 +91,9 @@ def _limits(fields: dict[bytes, str], now_s: float) -> dict[str, _Limit]:
         if role == "reset":
             one.wait_s = _reset_s(value, now_s)
         elif role == "remaining":
-            one.remaining = _number(value)
+            one.remaining = number_of(value)
         elif role == "limit":
-            one.limit = _number(value)
+            one.limit = number_of(value)
         else:
             one.rejects = value == "rejected"
     return limits
@@ -103,20 +101,15 @@ def _limits(fields: dict[bytes, str], now_s: float) -> dict[str, _Limit]:
 
 def _retry_s(fields: dict[bytes, str], now_s: float) -> float | None:
     """What `Retry-After` says; None where it says nothing that can be read."""
-    milliseconds = _number(fields.get(b"retry-after-ms", ""))
+    milliseconds = number_of(fields.get(b"retry-after-ms", ""))
     if milliseconds is not None:
         return milliseconds / 1000
-    told = fields.get(b"retry-after", "")
-    seconds = _number(told)
-    if seconds is not None:
-        return seconds
-    at = _date_s(told)
-    return None if at is None else max(0.0, at - now_s)
+    return retry_after_s(fields.get(b"retry-after", ""), now_s)
 
 
 def _reset_s(value: str, now_s: float) -> float | None:
     """Seconds until a reset that is a span, a number, or a time."""
-    number = _number(value)
+    number = number_of(value)
     if number is not None:
         if number < _EPOCH_S:
             return number
@@ -129,15 +122,3 @@ def _reset_s(value: str, now_s: float) -> float | None:
     except ValueError:
         return None
     return max(0.0, (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now_s)
-
-
-def _number(value: str) -> float | None:
-    return float(value) if _NUMBER.fullmatch(value) else None
-
-
-def _date_s(value: str) -> float | None:
-    """The moment of an HTTP date (RFC 9110, 5.6.7); None where it is none."""
-    try:
-        return parsedate_to_datetime(value).timestamp() if value else None
-    except (ValueError, TypeError, OverflowError, IndexError):
-        return None

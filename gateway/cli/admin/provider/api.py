@@ -22,6 +22,7 @@ from gateway.cli.admin.client import CommandFailed, is_local
 from gateway.core.provider_report.format import DAYS_A_PAGE, Format
 from gateway.core.provider_report.reading import Place, add_page
 from gateway.core.provider_report.report import Report
+from gateway.core.retry_after import retry_after_s
 
 PAGES_MAX: Final = 1_000  # of all reports of one comparison
 PAGE_BYTES_MAX: Final = 16 * 2**20
@@ -161,5 +162,5 @@ def _opener(url: str) -> OpenerDirector:
 
 def _pause_s(said: str | None, number: int) -> float:
     """How long to wait: as the provider says, else twice as long each time."""
-    wanted = float(said) if said and said.isascii() and said.isdigit() else float(2 ** (number - 1))
-    return min(wanted, PAUSE_S_MAX)
+    wanted = retry_after_s(said, time.time()) if said else None
+    return min(float(2 ** (number - 1)) if wanted is None else wanted, PAUSE_S_MAX)
