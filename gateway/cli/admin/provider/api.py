@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from http.client import HTTPException, HTTPResponse
-from pathlib import Path
 from typing import Final
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode, urlsplit
@@ -133,18 +132,10 @@ def spans(since: date, until: date) -> Iterator[tuple[date, date]]:
 
 def _key(of: Format, environ: Mapping[str, str]) -> str:
     """The key, from its variable or the file that another names."""
+    from gateway.settings.secret_files import Environment  # noqa: PLC0415  # help is shown without settings
+
     name = of.key_variable
-    place = environ.get(f"{name}_FILE")
-    key = environ.get(name, "")
-    if place and key:
-        raise CommandFailed(f"Set {name} or {name}_FILE, not both.")
-    if place:
-        try:
-            with Path(place).open(encoding="ascii") as file:
-                key = file.read(KEY_BYTES_MAX + 1)
-        except (OSError, ValueError) as error:
-            raise CommandFailed(f"{name}_FILE={place} cannot be read as a key in ASCII.") from error
-    key = key.strip()
+    key = Environment(environ).get(name, "").strip()
     if not key:
         raise CommandFailed(
             f"Name a FILE with the report, or set {name} (or {name}_FILE) to read it from {of.url}."
