@@ -34,8 +34,8 @@ MODULES = {
     "gateway/core/families/gemini": ("array", "calls"),
     "gateway/core/families/openai": ("calls", "chat", "objects", "use"),
     "gateway/core/metering": (
-        "detail", "encoded", "generic", "loose", "making", "meter", "readable", "reported", "sse", "stream",
-        "tail", "whole",
+        "detail", "encoded", "generic", "loose", "making", "meter", "narrowed", "readable", "reported", "sse",
+        "stream", "tail", "whole",
     ),
     "gateway/core/upstreams": ("cooling",),
     "gateway/counters/admission": (

@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
-from gateway.core.accounts.budgets import MONEY
 from gateway.core.calls.call import Call
-from gateway.core.calls.patterns import on_list
 from gateway.core.calls.reading import read_call
 from gateway.core.model import GENERIC, NO_SERVICE, USER_REQUIRED, Caller, Service
 from gateway.errors import (
@@ -23,7 +21,8 @@ from gateway.errors import (
     UserRequired,
 )
 from gateway.http.charge import Charge
-from gateway.http.priced import check_known, prices_of
+from gateway.http.listed import is_allowed, narrow
+from gateway.http.priced import admitted_at
 from gateway.http.routing.call_head import CallHead
 from gateway.http.routing.objects import read_objects
 from gateway.http.server.exchange import Exchange
@@ -79,14 +78,10 @@ def claimed(
     try:
         call = _allowed(caller, found, exchange.head)
         service = _service(exchange, caller)
-        ports = exchange.worker.ports
-        directory, budgets, budgeted = ports.directory, None, False
-        if service.id:
-            budgets = directory.budgets(caller, service.id, exchange.head.attribution, call)
-            budgeted = budgets is not None and MONEY in budgets.enforced
-        prices = prices_of(directory, caller, service, call, ports.seconds(), budgeted)
-        if ports.refuse_unpriced or budgeted:
-            check_known(prices, call, budgets if budgeted else None)
+        said, ports = exchange.head.attribution, exchange.worker.ports
+        prices, budgets = admitted_at(ports, caller, service, said, call)
+        if not exchange.routed.metered:
+            narrow(exchange, caller, call)
     except Refusal as refusal:
         if isinstance(refusal, TooManyBudgets):
             exchange.worker.ports.tally.budgets_exceeding += 1
@@ -106,7 +101,7 @@ def _allowed(caller: Caller, found: Call | Refusal, head: CallHead) -> Call:
         raise UserRequired(param="x-tollkeeper-user")
     if caller.models is not None and found.model:
         for model in (found.model, *found.models_beside):
-            if model not in caller.models and not on_list(model, caller.models):
+            if not is_allowed(caller, model):
                 raise ModelNotAllowed(f"This API key may not use the model {model}.")
     return found
 

@@ -17,9 +17,9 @@ from gateway.core.calls.call import Call
 from gateway.core.calls.tariff import UNPRICED, Vectors, vectors_of
 from gateway.core.families.registry import SHAPES
 from gateway.core.metering.detail import Detail
-from gateway.core.model import Caller, Service
+from gateway.core.model import Attribution, Caller, Service
 from gateway.errors import ModelNotPriced
-from gateway.http.ports import Directory
+from gateway.http.ports import Directory, Ports
 
 
 @dataclass(slots=True)
@@ -36,6 +36,20 @@ class Admitted:
 
 NO_PRICES: Final = Admitted()
 _NO_PRICE: Final = Priced("", None)
+
+
+def admitted_at(
+    ports: Ports, caller: Caller, service: Service, said: Attribution, call: Call
+) -> tuple[Admitted, CallBudgets | None]:
+    """The prices of a call and the budgets it takes from; `ModelNotPriced` where one is missing."""
+    directory, budgets, budgeted = ports.directory, None, False
+    if service.id:
+        budgets = directory.budgets(caller, service.id, said, call)
+        budgeted = budgets is not None and MONEY in budgets.enforced
+    prices = prices_of(directory, caller, service, call, ports.seconds(), budgeted)
+    if ports.refuse_unpriced or budgeted:
+        check_known(prices, call, budgets if budgeted else None)
+    return prices, budgets
 
 
 def prices_of(  # noqa: PLR0917  # whose call, of what, and whether budgets of money go by it

@@ -97,7 +97,8 @@ async def relay_body(  # noqa: PLR0917  # everything an answer passes through
     """
     worker, call = exchange.worker, charge.call
     limits = worker.limits
-    held_max = 0 if call.streamed or call.meter in UNREAD_METERS else limits.answer_held_bytes_max
+    passes = call.streamed or (call.meter in UNREAD_METERS and call.narrow is None)
+    held_max = 0 if passes else limits.answer_held_bytes_max
     counted_from = limits.answer_uncounted_bytes_max
     held = b""
     drained, tokens_max = 0, -1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gateway.core.calls.document import write_document
@@ -45,8 +46,8 @@ class Call:
     `output_bytes_per_token` and `input_tokens_per_byte` to what it learned of the model and
     `tokens_of` to its tokenizer, where there is one, `input_ceiling` and `output_ceiling` to what the
     call and one choice of it could use at most, in tokens; `reports` says that a complete answer always
-    tells its use. A meter sets `text_bytes` to the text it saw
-    produced.
+    tells its use. `narrow` makes of a whole list of models what of it the caller may see. A meter sets
+    `text_bytes` to the text it saw produced.
     """
 
     meter: str
@@ -74,6 +75,7 @@ class Call:
     keeps: bool = False
     named: tuple[str, ...] = ()
     names: Names = NO_NAMES
+    narrow: Callable[[bytes], bytes] | None = None
 
     @property
     def input_estimate(self) -> int:

@@ -25,7 +25,7 @@ Plain = tuple[str, ...]
 _PATTERN = re.compile(r"/(?:[A-Za-z0-9\-._~!$&'()+,=:@*/]|%[0-9A-Fa-f]{2})*")
 # Paths with these are refused before any route is looked for, so no pattern could ever let them pass.
 _NEVER_SENT = re.compile(r"//|/\.{1,2}(?:/|\Z)|%(?:2[eEfF]|5[cC]|[01][0-9A-Fa-f]|7[fF])")
-_PARAMETER = re.compile(r"\{[A-Za-z_]+(…|\.\.\.)?\}")
+_PARAMETER = re.compile(r"\{\+?[A-Za-z_]+(…|\.\.\.)?\}")
 _USUAL_PORTS = {80, 443}
 HERE = "localhost"
 

@@ -14,11 +14,11 @@ from gateway.core.model import GENERIC, Family
 class Route:
     """One entry of the allow-list.
 
-    `path` is a template: `{name}` takes one segment (`{model}` may hold no slash), a last
-    `{path…}` takes the rest. `service` is a service key, empty for a free route; a route
-    whose template holds `{service_key}` takes its service from the path. `units_pointer` is a
-    JSON pointer (RFC 6901) to the units in an answer of a generic route, empty for none. `queries`
-    are query parameters that pass beside those its family has. `objects` are `owned` by the
+    `path` is a template: `{name}` takes one segment (`{model}` may hold no slash), `{+name}` one or
+    more with the slashes between them, a last `{path…}` takes the rest. `service` is a service key, empty
+    for a free route; a route whose template holds `{service_key}` takes its service from the path.
+    `units_pointer` is a JSON pointer (RFC 6901) to the units in an answer of a generic route, empty for
+    none. `queries` are query parameters that pass beside those its family has. `objects` are `owned` by the
     organization whose call made them, or `shared` where each has an upstream account of its own.
     """
 

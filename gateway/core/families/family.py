@@ -76,6 +76,15 @@ class Objects:
 
 
 @dataclass(frozen=True, slots=True)
+class Listing:
+    """How models are listed: the field of the list, that of a name in it, and what stands before a name."""
+
+    field: str = "data"
+    name: str = "id"
+    prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ApiFamily:
     """One family; what it leaves out it has like any other API.
 
@@ -88,7 +97,7 @@ class ApiFamily:
     `limits_prefix` begins those that tell an upstream's limits. With `names_requests` its clients expect
     their request id as `request-id`; by `names_session` they name the session of a call. `ceilings` are the
     most tokens an answer may have, by prefixes of names of models. `target` is where its calls go by
-    default, given the environment.
+    default, given the environment. `lists` is how it lists models at a path that ends in `/models`.
     """
 
     name: Family
@@ -111,6 +120,7 @@ class ApiFamily:
     names_session: bytes = b""
     objects: Objects | None = None
     ceilings: Mapping[str, int] = field(default_factory=dict)
+    lists: Listing | None = None
 
 
 def target(

@@ -11,6 +11,7 @@ from gateway.core.metering.detail import Detail
 from gateway.core.metering.encoded import EncodedMeter, OpaqueMeter
 from gateway.core.metering.generic import FreeMeter, GenericMeter
 from gateway.core.metering.meter import Meter
+from gateway.core.metering.narrowed import NarrowedMeter
 from gateway.core.metering.stream import StreamMeter
 from gateway.core.metering.tail import CODED_BYTES, Tail
 from gateway.core.metering.whole import WholeMeter
@@ -105,6 +106,8 @@ def make_meter(
     """
     shape = SHAPES.get(call.meter)
     if shape is None:
+        if call.narrow is not None and 200 <= status < 300:
+            return NarrowedMeter(call, status, bounds, content_encoding)
         if call.meter == "generic":
             return GenericMeter(call, status, bounds, usage_amount, _tail(content_type, content_encoding))
         return FreeMeter(call, status, bounds, _tail(content_type, content_encoding) if call.keeps else None)

@@ -39,6 +39,12 @@ class Bindings:
         self._bindings = binding.Bindings(*self._configured, {})
         self._known: dict[tuple[str, str], Binding | None] = {}
         self._told: set[tuple[str, ...]] = set()
+        self._services: dict[str, tuple[str, ...]] = {}
+        for route in routes:
+            goes = self.upstreams.get(route.service, route.upstream)
+            known = self._services.get(goes, ())
+            if route.service and route.service not in known:
+                self._services[goes] = (*known, route.service)
 
     def binding_of(self, key: str, route: Route) -> Binding | None:
         """The binding of a service on a route, None for none; CountersUnavailable before a catalogue."""
@@ -53,6 +59,10 @@ class Bindings:
             assert found is not None
             self._tell(found, catalogue)
         return found
+
+    def services_at(self, upstream: str) -> tuple[str, ...]:
+        """The services whose own routes go to an upstream."""
+        return self._services.get(upstream, ())
 
     def check_price(self, bound: Binding, service: Service, caller: Caller) -> None:
         """UnknownRoute where the caller could have the same paths at another price."""

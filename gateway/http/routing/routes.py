@@ -20,7 +20,7 @@ _ANY = frozenset({"ANY", "*"})
 _SLASHES = re.compile("/{2,}")
 # More than what all paths of one family begin with.
 ALIKE_CHARS_MIN = len("/v1beta/")
-_PARAMETER = re.compile(r"\{([A-Za-z_]+)(…|\.\.\.)?\}")
+_PARAMETER = re.compile(r"\{(\+?)([A-Za-z_]+)(…|\.\.\.)?\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +131,13 @@ def _allow(routes: list[Route]) -> tuple[str, ...]:
 
 
 def _pattern(template: str, segment: str) -> str:
-    """A regular expression of a path template; `{name…}` at the end takes the rest."""
+    """A regular expression of a path template; `{+name}` takes slashes too, `{name…}` at the end the rest."""
     parts: list[str] = []
     at = 0
     for match in _PARAMETER.finditer(template):
         parts.append(re.escape(template[at : match.start()]))
-        parts.append("(?P<rest_of_path>.*)" if match[2] else f"(?P<{match[1]}>{segment})")
+        several, name, rest = match.groups()
+        taken = f"{segment}(?:/{segment})*" if several else segment
+        parts.append("(?P<rest_of_path>.*)" if rest else f"(?P<{name}>{taken})")
         at = match.end()
     return "".join(parts) + re.escape(template[at:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gateway.core.calls.route import Route
 from gateway.core.families.anthropic import calls, messages
 from gateway.core.families.anthropic.objects import OBJECTS
-from gateway.core.families.family import ApiFamily, Shape, target
+from gateway.core.families.family import ApiFamily, Listing, Shape, target
 from gateway.core.model import Family
 from gateway.errors import Refusal
 
@@ -54,6 +54,7 @@ FAMILY = ApiFamily(
     names_requests=True,
     names_session=b"x-claude-code-session-id",
     objects=OBJECTS,
+    lists=Listing(),
     ceilings={
         "claude-3": 8_192, "claude-3-7": 128_000, "claude-opus-4": 128_000, "claude-sonnet-4": 128_000,
         "claude-haiku-4": 64_000,

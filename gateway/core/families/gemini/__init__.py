@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from gateway.core.calls.route import Route
-from gateway.core.families.family import ApiFamily, Shape, target
+from gateway.core.families.family import ApiFamily, Listing, Shape, target
 from gateway.core.families.gemini import answers, calls
 from gateway.core.families.gemini.array import ArrayMeter
 from gateway.core.families.gemini.objects import OBJECTS
@@ -89,5 +89,6 @@ FAMILY = ApiFamily(
     queries={b"api-version": None, b"alt": frozenset({b"json", b"sse"})},
     withheld=frozenset({b"accept"}),
     objects=OBJECTS,
+    lists=Listing("models", "name", "models/"),
     ceilings={"gemini-1.5": 8_192, "gemini-2.0": 8_192, "gemini-2.5": 65_536},
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gateway.core.calls.route import Route
-from gateway.core.families.family import ApiFamily, Shape, target
+from gateway.core.families.family import ApiFamily, Listing, Shape, target
 from gateway.core.families.openai import calls, chat, responses
 from gateway.core.families.openai.objects import OBJECTS, keeps_chat
 from gateway.core.model import Family
@@ -42,7 +42,7 @@ def _routes() -> Iterator[Route]:
         ("chat/completions", "chat"), ("completions",) * 2, ("responses",) * 2, ("embeddings",) * 2,
     ):  # fmt: skip
         yield Route(("POST",), f"/v1/{path}", NAME, service, NAME, f"openai_{service}")
-    for path in ("models", "models/{id}"):
+    for path in ("models", "models/{id}", "models/{+id}"):
         yield Route(("GET",), f"/v1/{path}", NAME, family=NAME)
 
 
@@ -67,6 +67,7 @@ FAMILY = ApiFamily(
     credentials=(b"authorization", b"api-key"),
     queries={b"api-version": None},
     objects=OBJECTS,
+    lists=Listing(),
     ceilings={
         "gpt-3.5": 4_096, "gpt-4": 8_192, "gpt-4-turbo": 4_096, "gpt-4o": 16_384, "gpt-4.1": 32_768,
         "gpt-5": 128_000, "o1": 100_000, "o3": 100_000, "o4": 100_000, "text-embedding": 0,

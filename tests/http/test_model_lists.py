@@ -1,0 +1,126 @@
+"""`/v1/models` as the key that asks may use them: by its list, its services and their prices."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from gateway.core.calls.route import Route
+from gateway.core.families.listing import MODELS_MAX
+from gateway.core.metering.narrowed import LISTED_BYTES_MAX
+from gateway.core.model import Family, Service
+from gateway.errors import ServiceNotIncluded
+from tests.http.fakes import CALLER, ROUTES, answer, get
+from tests.http.stage import Answer, Stage, staged
+from tests.http.test_costs import OPUS
+
+OPENAI = Family("openai")
+SLASHES = Route(("GET",), "/v1/models/{+id}", "up", "", OPENAI)
+GEMINI = Route(("GET",), "/v1beta/models", "up", "", Family("gemini"))
+WITH_SLASHES = (*ROUTES, SLASHES, GEMINI)
+
+
+def listed(*names: str) -> bytes:
+    return json.dumps({"object": "list", "data": [{"id": name, "owned_by": "x"} for name in names]}).encode()
+
+
+async def asked(stage: Stage, document: bytes, path: bytes = b"/v1/models", fields: bytes = b"") -> Answer:
+    stage.upstream.scripts.append([answer(document, fields)])
+    return await stage.ask(get(path), "GET")
+
+
+def names_in(got: Answer, field: str = "data", name: str = "id") -> list[str]:
+    assert got.status == 200, got.body
+    return [model[name] for model in json.loads(got.body)[field]]
+
+
+async def test_a_key_with_a_list_sees_what_is_on_it_and_by_its_patterns() -> None:
+    async with staged(routes=WITH_SLASHES) as stage:
+        stage.directory.caller = replace(CALLER, models=frozenset({"gpt-5", "meta/*", "o*-mini"}))
+        got = await asked(stage, listed("gpt-5", "gpt-5-pro", "meta/llama-4/scout", "o4-mini", "o4,x-mini"))
+        assert names_in(got) == ["gpt-5", "meta/llama-4/scout", "o4-mini"]
+        assert json.loads(got.body)["object"] == "list"
+        sent = stage.upstream.received[0]
+        assert sent.all(b"accept-encoding") == [b"identity"]
+
+
+async def test_a_key_without_a_list_sees_the_upstreams_own_bytes() -> None:
+    odd = b'{ "data" : [ {"id":"a" } ] , "object":"list"}'
+    async with staged() as stage:
+        assert (await asked(stage, odd)).body == odd
+
+
+async def test_gemini_names_its_models_behind_a_word() -> None:
+    document = json.dumps(
+        {"models": [{"name": "models/gemini-3"}, {"name": "models/other"}], "nextPageToken": "n"}
+    ).encode()
+    async with staged(routes=WITH_SLASHES) as stage:
+        stage.directory.caller = replace(CALLER, models=frozenset({"gemini-*"}))
+        got = await asked(stage, document, b"/v1beta/models")
+        assert names_in(got, "models", "name") == ["models/gemini-3"]
+        assert json.loads(got.body)["nextPageToken"] == "n"
+
+
+@pytest.mark.parametrize("name", ["gpt-5", "meta-llama/Llama-3.1-8B", "accounts/fireworks/models/x"])
+async def test_one_model_is_told_of_by_its_name_with_slashes_too(name: str) -> None:
+    async with staged(routes=WITH_SLASHES) as stage:
+        path = b"/v1/models/" + name.encode()
+        stage.directory.caller = replace(CALLER, models=frozenset({name}))
+        assert (await asked(stage, b'{"id":"x"}', path)).status == 200
+        assert stage.upstream.received[0].target == path
+        stage.directory.caller = replace(CALLER, key_id=9, models=frozenset({"another"}))
+        got = await stage.ask(get(path), "GET")
+        assert (got.status, got.reason) == (403, "model_not_allowed")
+        assert len(stage.upstream.received) == 1
+
+
+async def test_who_may_use_none_of_the_services_sees_no_model() -> None:
+    async with staged() as stage:
+        stage.directory.terms = {key: ServiceNotIncluded() for key in stage.directory.services}
+        assert names_in(await asked(stage, listed("a", "b"))) == []
+        stage.directory.terms.pop("chat")
+        assert names_in(await asked(stage, listed("a", "b"))) == ["a", "b"]
+
+
+async def test_models_without_a_price_are_not_shown_where_calls_of_them_are_refused() -> None:
+    async with staged(refuses_unpriced=True) as stage:
+        stage.directory.prices = {"priced": OPUS}
+        assert names_in(await asked(stage, listed("priced", "free"))) == ["priced"]
+
+
+async def test_a_service_not_in_force_does_not_hide_what_another_one_serves() -> None:
+    async with staged() as stage:
+        stage.directory.terms = {"messages": ServiceNotIncluded()}
+        stage.directory.services["chat"] = Service(1, "chat")
+        assert names_in(await asked(stage, listed("a"))) == ["a"]
+
+
+@pytest.mark.parametrize("document", [b"no json", b"[]", b'{"data":{}}', b'{"error":1}'])
+async def test_what_lists_no_models_passes_as_it_is(document: bytes) -> None:
+    async with staged() as stage:
+        stage.directory.caller = replace(CALLER, models=frozenset({"a"}))
+        assert (await asked(stage, document)).body == document
+
+
+async def test_a_list_that_cannot_be_looked_through_is_not_passed() -> None:
+    async with staged() as stage:
+        stage.directory.caller = replace(CALLER, models=frozenset({"a"}))
+        many = json.dumps({"data": [{"id": "a"}] * (MODELS_MAX + 1)}).encode()
+        long = b'{"data":["' + b"x" * LISTED_BYTES_MAX + b'"]}'
+        for document, fields in ((many, b""), (long, b""), (b"\x1f\x8b", b"content-encoding: gzip\r\n")):
+            got = await asked(stage, document, fields=fields)
+            assert (got.status, got.reason) == (502, "upstream_unreachable")
+
+
+async def test_an_upstreams_refusal_passes_and_a_head_has_no_body() -> None:
+    async with staged() as stage:
+        stage.directory.caller = replace(CALLER, models=frozenset({"a"}))
+        stage.upstream.scripts.append([answer(b'{"error":"x"}', status=b"404 Not Found")])
+        got = await stage.ask(get(b"/v1/models"), "GET")
+        assert (got.status, got.body) == (404, b'{"error":"x"}')
+        head = answer(listed("a"))
+        stage.upstream.scripts.append([head[: head.index(b"\r\n\r\n") + 4]])
+        got = await stage.ask(get(b"/v1/models", method=b"HEAD"), "HEAD")
+        assert (got.status, got.body) == (200, b"")
