@@ -24,6 +24,7 @@ from gateway.core.calls.call import Bounds
 from gateway.core.calls.estimate import Estimator
 from gateway.core.failures import Failures
 from gateway.core.histogram import Histogram
+from gateway.core.peppers import peppers_of
 from gateway.counters.admission.changes import HEARD
 from gateway.counters.admission.directory import Directory
 from gateway.counters.admission.refused import RefusedCalls
@@ -198,6 +199,7 @@ def _ports(
         seconds=time.monotonic,
         access_log=settings.access_log or settings.log_level == "debug",
         refuse_unpriced=settings.unpriced_models == "refuse",
+        earlier_peppers=peppers_of(settings).earlier,
     )
 
 

@@ -51,12 +51,17 @@ def mint(ports: AdminPorts, secret: Secret, values: Row) -> tuple[Row, Row]:
     """Make a secret: what is kept of it with its row of these values, and what is answered once."""
     if not secret.is_made(values):
         named = known_as(*(str(values[name]) for name in secret.instead))
-        return {"digest": ports.digest(named), "prefix": ""}, {}
+        return {**_digested(ports, named), "prefix": ""}, {}
     minted = credentials.mint(secret.prefix)
     once = {secret.field: minted.secret}
     if secret.kept:
         return once, once
-    return {"digest": ports.digest(minted.secret), "prefix": minted.prefix}, once
+    return {**_digested(ports, minted.secret), "prefix": minted.prefix}, once
+
+
+def _digested(ports: AdminPorts, credential: str) -> Row:
+    """What is kept of a credential: its digest, and under which pepper that is."""
+    return {"digest": ports.peppers.digest(credential), "pepper": ports.peppers.ids[0]}
 
 
 async def finish(ports: AdminPorts, claim: Claim, status: int, content: Row, request_id: str) -> None:

@@ -27,6 +27,7 @@ from gateway.core.accounts.usage import UsageQuery
 from gateway.core.billing.finance import Asked, LegPlace
 from gateway.core.billing.handover import Collected
 from gateway.core.failures import Failures
+from gateway.core.peppers import Peppers
 
 T = TypeVar("T")
 
@@ -246,7 +247,7 @@ class BuiltIn:
 class AdminPorts:
     """Everything the Admin API is made of.
 
-    `digest` turns a credential into hex HMAC-SHA-256 under the pepper. `live` and `ready`
+    `peppers` are what credentials are digested under. `live` and `ready`
     answer (well?, dependencies by name); `metrics` takes an Accept header and answers bytes
     and their content type, `snapshot` the same numbers as plain data. `failures`
     counts wrong credentials. A token that is None does not exist. `read_collected` reads what Stripe
@@ -262,7 +263,7 @@ class AdminPorts:
     invoice_renderer: InvoiceRenderer
     reconciler: Reconciler
     activity: Activity
-    digest: Callable[[str], str]
+    peppers: Peppers
     live: Health
     ready: Health
     metrics: Metrics

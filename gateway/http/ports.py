@@ -122,7 +122,7 @@ class Ports:
     `failing` bounds how often failures of upstreams are told. `seconds` is a monotonic clock. `access_log`
     turns on one line a request. `tracer` is there where requests are traced (`TracedPlane`). With
     `refuse_unpriced` a model without a price is not called. `look_up` says the addresses of an
-    upstream's name.
+    upstream's name. Keys are taken that were digested under `earlier_peppers`.
     """
 
     directory: Directory
@@ -142,3 +142,4 @@ class Ports:
     refuse_unpriced: bool = False
     tracer: Tracer | None = None
     look_up: LookUp = by_system
+    earlier_peppers: tuple[bytes, ...] = ()

@@ -26,6 +26,7 @@ from gateway.errors import (
 from gateway.http.admission import by_head, claimed, comes_soon, read_asked, read_in_thread
 from gateway.http.charge import Charge
 from gateway.http.faults import Fault
+from gateway.http.peppered import identify_by_any
 from gateway.http.protocol.answer import LIMITED
 from gateway.http.refused_calls import note_refused
 from gateway.http.relay import Outlet, relay_body, take_told
@@ -56,7 +57,10 @@ async def proxy(exchange: Exchange) -> None:
     if proof.token:
         caller = ports.tokens.cached(digest) or await ports.tokens.identify(digest, proof.token)
     else:
-        caller = ports.directory.cached(digest) or await ports.directory.identify(digest)
+        known = ports.directory
+        caller = known.cached(digest) or await (
+            identify_by_any(known, proof) if proof.others else known.identify(digest)
+        )
     exchange.caller = caller
     if head.news is not None:
         worker.heads.remember(head)

@@ -19,7 +19,7 @@ class Worker:
     """The ports, the limits, the clock, and the upstreams by name. `bounds` is what meters believe.
 
     `heads` understands heads and remembers what repeats of those of callers that are known; `buffers` counts
-    what is kept for slow ends. `workloads` has the digest of a workload's key by the URI of its certificate.
+    what is kept for slow ends. `workloads` has the digests of a workload's key by the URI of its certificate.
     """
 
     ports: Ports
@@ -29,7 +29,7 @@ class Worker:
     bounds: Bounds
     heads: HeadReader
     buffers: Buffers
-    workloads: Mapping[str, str]
+    workloads: Mapping[str, tuple[str, ...]]
 
     def produced(self, started: float) -> float:
         """Note when a stream that was asked for at a second first produced something; the second of that."""

@@ -17,10 +17,10 @@ def by_certificate(exchange: Exchange, refusal: Refusal) -> CallHead:
     head, keys = exchange.head, exchange.worker.workloads
     if not keys or head.routed.query_refusal is not None or not _is_missing(refusal):
         raise refusal
-    digest = keys.get(exchange.connection.transport.get_extra_info(WORKLOAD) or "")
-    if digest is None:
+    digests = keys.get(exchange.connection.transport.get_extra_info(WORKLOAD) or "")
+    if digests is None:
         raise refusal
-    call = CallHead(head.routed, Proof(digest), head.said)
+    call = CallHead(head.routed, Proof(digests[0], others=digests[1:]), head.said)
     call.attribution, call.parent = head.attribution, head.parent
     call.passed, call.source, call.cors = head.passed, head.source, head.cors
     return call

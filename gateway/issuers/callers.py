@@ -9,7 +9,7 @@ kept of a token that was refused.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final, Protocol
 
@@ -73,20 +73,20 @@ class _Known:
 
 
 class TokenCallers:
-    """The callers behind tokens. `wall` tells seconds since the epoch; `digest_of` is how keys are known."""
+    """The callers behind tokens. `wall` tells seconds since the epoch; `digests_of` is how keys are known."""
 
     def __init__(
         self,
         keys: AllKeys,
         directory: Directory,
-        digest_of: Callable[[bytes], str],
+        digests_of: Callable[[str], Sequence[str]],
         wall: Callable[[], float],
         *,
         bytes_max: int = KNOWN_BYTES_MAX,
         again_s: float = AGAIN_S,
     ) -> None:
         self.accepts = False
-        self._keys, self._directory, self._digest_of, self._wall = keys, directory, digest_of, wall
+        self._keys, self._directory, self._digests_of, self._wall = keys, directory, digests_of, wall
         self._bytes_max, self._again_s = bytes_max, again_s
         # By digest; those that were asked for longest ago come first.
         self._known: OrderedDict[str, _Known] = OrderedDict()
@@ -125,8 +125,7 @@ class TokenCallers:
         known = self._known.get(digest)
         if known is None or not known.is_good(now):
             known = await self._verified(token)
-        for one in known.meaning.known_as:
-            key_digest = self._digest_of(one.encode())
+        for key_digest in (digest for one in known.meaning.known_as for digest in self._digests_of(one)):
             try:
                 found = self._directory.cached(key_digest) or await self._directory.identify(key_digest)
             except InvalidApiKey:

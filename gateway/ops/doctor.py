@@ -18,11 +18,13 @@ from typing import TypeVar
 
 from gateway.core.calls.route import UpstreamTarget
 from gateway.core.issuers.issuer import Issuer
+from gateway.core.peppers import peppers_of
 from gateway.errors import SettingError, StartError
 from gateway.http.upstream.pool import reach
 from gateway.issuers.key_set import UnreadableKeys
 from gateway.issuers.keys import read_keys
 from gateway.ops import doctor_replica, doctor_users, hints
+from gateway.ops.doctor_peppers import of_credentials
 from gateway.ops.doctor_servers import ANSWER_MAX_S, examine_redis
 from gateway.ops.finding import Finding
 from gateway.run.vitals import FREE_BYTES_MIN, full_disk
@@ -60,10 +62,18 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
             )
         async for finding in _billing_services(settings):
             yield finding
-    for target in settings.upstreams if role != "keeper" else ():
+    for target in _called(settings) if role != "keeper" else ():
         yield await _upstream(target)
     for issuer in settings.issuers if role != "keeper" else ():
         yield await _issuer(issuer)
+
+
+def _called(settings: Settings) -> list[UpstreamTarget]:
+    """The upstreams that anything goes to: those that are built in are there, whether they are or not."""
+    services = settings.services
+    called = {services.shared, *(name for _, name in services.upstreams)}
+    called |= {route.upstream for route in settings.routes}
+    return [target for target in settings.upstreams if target.name in called]
 
 
 def _ports(settings: Settings, role: str) -> Iterator[Finding]:
@@ -177,6 +187,9 @@ async def _postgresql(settings: Settings) -> AsyncIterator[Finding]:
     if settings.database_read_url:
         shown = without_password(settings.database_read_url)
         yield Finding(*await doctor_replica.of(url, settings.database_read_url, shown, ANSWER_MAX_S * 2))
+    if settings.key_pepper:
+        for finding in await asyncio.to_thread(lambda: list(of_credentials(url, peppers_of(settings)))):
+            yield finding
 
 
 async def _answered(ask: Callable[[str], T], url: str) -> T:

@@ -15,6 +15,7 @@ from gateway.core.calls.binding import Bindings
 from gateway.core.wait import in_task
 from gateway.counters.admission.stored import decode_catalogue
 from gateway.counters.fence import history
+from gateway.counters.keeper.presence import Keeping, heard
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import Address, parse_url
 from gateway.counters.redis.calls import Reply
@@ -26,6 +27,7 @@ from gateway.counters.redis.wire import Wire, encode
 from gateway.counters.redis.wires import Wires
 from gateway.errors import CountersRefused, SettingError, TollkeeperError
 from gateway.ops import doctor_redis, doctor_users, hints
+from gateway.ops.doctor_peppers import of_keeper
 from gateway.ops.finding import Finding
 from gateway.settings.settings import Settings
 from gateway.settings.urls import without_password
@@ -61,6 +63,7 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
             yield Finding(False, "redis", f"{shown}: {wires.trouble}; {hints.redis(wires.trouble)}")
         servers = {_name_of(wires, one): await _asked(one, address) for one in wires.wires if one.connected}
         catalogue = await in_task(wires.of_key(_CATALOGUE).send(encode(b"GET", _CATALOGUE)))
+        keeping, may_ask = await _keeping(wires)
     except (TollkeeperError, OSError, TimeoutError) as error:
         why = str(error).rstrip(": ") or f"no answer within {ANSWER_MAX_S:g} s"
         yield Finding(False, "redis", f"{shown}: {why}; {hints.redis(why)}")
@@ -73,11 +76,22 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
     for subject, server in servers.items():
         for finding in _server(settings, subject, shown, server):
             yield finding
+    ran_before = any(server.confirmed for server in servers.values())
+    for finding in of_keeper(settings, role, keeping, ran_before) if may_ask else ():
+        yield finding
     for finding in _services(settings, catalogue) if role != "keeper" else ():
         yield finding
     for subject, server in servers.items():
         well, of, says = await doctor_users.of_redis(server.address, role, ANSWER_MAX_S)
         yield Finding(well, of if subject == "redis" else f"{of} at {subject.partition(' ')[2]}", says)
+
+
+async def _keeping(wires: Wires) -> tuple[Keeping | None, bool]:
+    """What the keeper that spoke last says, and whether this user may know."""
+    try:
+        return await heard(wires), True
+    except CountersRefused:  # users of an older deploy/users.acl; which right is lacking is said of the user
+        return None, False
 
 
 def _name_of(wires: Wires, wire: Wire) -> str:

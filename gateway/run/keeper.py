@@ -7,7 +7,6 @@ PostgreSQL's libraries.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -39,9 +38,11 @@ from gateway.core.failures import Failures
 from gateway.core.histogram import SECONDS, Histogram
 from gateway.core.integrity.verified import Verified, summary
 from gateway.core.model import PARTITIONS
+from gateway.core.peppers import peppers_of
 from gateway.counters.fences import Fences
 from gateway.counters.keeper.activity import Activity
 from gateway.counters.keeper.moves import Moves
+from gateway.counters.keeper.presence import Presence
 from gateway.counters.keeper.refused import RefusedStream
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.redis.address import parse_url
@@ -143,6 +144,7 @@ class Keeper:
         self._every_redis = Probe(lambda: all_answer(self._wires.wires))
         self._flush_rows: dict[str, int] = {}
         self._admin_port, self._flush_seconds = AdminPort(settings, self._log), Histogram()
+        self._presence = Presence(self._wires, version("tollkeeper"), peppers_of(settings).ids)
         self._loops: list[asyncio.Task[None]] = []
 
     async def start(self, stop: asyncio.Event) -> bool:
@@ -165,6 +167,7 @@ class Keeper:
             "redis": partial(tell_of_redis, self._wires, log),
             "moves": self._moves.keep_taking_up,
             "servers": self._servers.run,
+            "presence": self._presence.keep_saying,
             "sweeper": self._sweeper.run,
             "refused": self._refused.run,
             "expirer": self._expirer.run,
@@ -213,9 +216,7 @@ class Keeper:
             reconciler=self._reconciler,
             invoice_renderer=self._invoice_renderer,
             activity=Activity(self._wires, time.time),
-            digest=lambda credential: hmac.digest(
-                settings.key_pepper.encode(), credential.encode(), "sha256"
-            ).hex(),
+            peppers=peppers_of(settings),
             live=self._live,
             ready=self._ready,
             metrics=self._metrics,

@@ -15,6 +15,7 @@ import msgspec
 from gateway.core.alerts.mail import is_address
 from gateway.core.billing.stand_ins import WANTED, read_stand_ins
 from gateway.core.billing.usage_feed import CODE_CHARS_MAX, USE_CODE
+from gateway.core.peppers import EARLIER_MAX
 from gateway.errors import SettingError
 from gateway.settings.origins import ORIGINS_WANTED, origins_of
 from gateway.settings.urls import SCHEMES, fault, wanted, without_password
@@ -61,7 +62,8 @@ def wanted_of(name: str, hint: Any) -> str:
     if meta is not None and meta.pattern is not None:
         if meta.pattern.startswith("^(") and "[" not in meta.pattern:
             return f"one of {', '.join(meta.pattern[2:-2].split('|'))}"
-        return "16 to 512 visible ASCII characters"
+        several = f", up to {EARLIER_MAX} with a space between two" if "{0,2}" in meta.pattern else ""
+        return f"16 to 512 visible ASCII characters{several}"
     noun = {int: "a whole number", float: "a number"}.get(kind, "text")
     if meta is None:
         return noun

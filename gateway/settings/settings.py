@@ -24,7 +24,6 @@ from gateway.core.issuers.issuer import Issuer
 from gateway.core.otel import Tracing, read_tracing
 from gateway.errors import SettingError
 from gateway.settings.checking import (
-    IS_SECRET,
     check_together,
     checked,
     is_secret,
@@ -35,6 +34,7 @@ from gateway.settings.checking import (
     wanted_of,
 )
 from gateway.settings.config_file import RouteTable, base_url_of, default_table, read_config, table_of
+from gateway.settings.kinds import Collection, EarlierPeppers, Port, Secret, Token
 from gateway.settings.secret_files import OF_KEEPERS, SUFFIX, Environment, both_set, read_secret
 from gateway.settings.tls_files import check_pairs, check_workloads, files_of
 
@@ -42,13 +42,6 @@ PREFIX = "TOLLKEEPER_"
 CONFIG_NAME = f"{PREFIX}CONFIG"
 # In the environment besides the settings: where the file is, and where commands find the Admin API.
 CLIENT_NAMES = frozenset({"admin_url", "admin_ca_file", "admin_cert_file", "admin_key_file", "config"})
-
-Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
-Collection = Annotated[str, msgspec.Meta(pattern="^(charge_automatically|send_invoice)$")]
-Reclaim = Annotated[str, msgspec.Meta(pattern="^(charge_observed|release|charge_hold)$")]
-# What is declared a secret may be said by a file instead: `<NAME>_FILE`.
-Secret = Annotated[str, IS_SECRET]
-Token = Annotated[str, msgspec.Meta(pattern=r"^([\x21-\x7e]{16,512})?$"), IS_SECRET]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +66,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     admin_token: Token = ""
     readonly_token: Token = ""
     key_pepper: Token = ""
+    earlier_key_peppers: EarlierPeppers = ""
 
     gateway_host: str = "127.0.0.1"
     gateway_port: Port = 8080
@@ -86,7 +80,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     access_log: bool = False
 
     hold_ttl_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 30.0
-    reclaim: Reclaim = "charge_observed"
+    reclaim: Annotated[str, msgspec.Meta(pattern="^(charge_observed|release|charge_hold)$")] = (
+        "charge_observed"
+    )
     unpriced_models: Annotated[str, msgspec.Meta(pattern="^(free|refuse)$")] = "free"
     price_as: str = ""
     cors_origins: str = ""

@@ -42,7 +42,9 @@ def _check_tokens(change: Change) -> None:
         return
     if change.within is not None:
         raise Forbidden("Whose tokens stand for a key is said by who is of all organizations.")
-    there = select(api_key.c.id).where(api_key.c.digest == values["digest"])
+    # Under another pepper the same subject has another digest.
+    same = (api_key.c.issuer == values["issuer"]) & (api_key.c.subject == values["subject"])
+    there = select(api_key.c.id).where((api_key.c.digest == values["digest"]) | same)
     if change.connection.execute(there).first() is not None:
         raise Conflict("There is a key of this subject: revoke and delete it first.")
 

@@ -91,6 +91,8 @@ admin_token = table(
     refers("organization_id?", "organization"),
     # As of the last minutes.
     moments("last_used_at?"),
+    # The id of the pepper that the digest is under; null of what was made before ids were kept.
+    texts("pepper?"),
     UniqueConstraint("digest"),
 )
 
@@ -109,6 +111,8 @@ api_key = table(
     texts("user_header"),
     # Whose signed tokens stand for it, where it is no key: the digest is of these.
     texts("issuer?", "subject?"),
+    # As of a token of staff.
+    texts("pepper?"),
     UniqueConstraint("digest"),
 )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from gateway.core.accounts.budget_figures import LiveWindow
 from gateway.core.accounts.quota import LiveQuota
 from gateway.core.billing.document import Letterhead
 from gateway.core.failures import Failures
+from gateway.core.peppers import Peppers
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import Conflict, CountersUnavailable
 from persistence import engine as engines
@@ -329,7 +329,7 @@ def ports_over(
         reconciler=counters,
         activity=counters,
         invoice_renderer=InvoiceRenderer(letterhead),
-        digest=lambda text: hmac.new(b"pepper", text.encode(), "sha256").hexdigest(),
+        peppers=Peppers(b"pepper"),
         live=well,
         ready=unwell,
         metrics=metrics,

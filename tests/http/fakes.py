@@ -134,7 +134,7 @@ class FakeObjects:
 
 
 class FakeDirectory:
-    """Knows one key; what is slow or down is set by the test.
+    """Knows one key, of `digest` alone where that is set; what is slow or down is set by the test.
 
     `terms` are services as the caller's organization has them, or why it has not; `trouble` is why there
     is no catalogue.
@@ -145,6 +145,7 @@ class FakeDirectory:
         self.fresh = False
         self.down = False
         self.known = True
+        self.digest = ""
         self.services = dict(SERVICES)
         self.currency = "USD"
         self.stand_ins = NO_STAND_INS
@@ -158,13 +159,13 @@ class FakeDirectory:
 
     def cached(self, digest: str) -> Caller | None:
         self.digests.append(digest)
-        return self.caller if self.fresh else None
+        return self.caller if self.fresh and digest.startswith(self.digest) else None
 
     def identify(self, digest: str) -> Wait[Caller]:
         wait: Wait[Caller] = Wait()
         if self.down:
             wait.fail(CountersUnavailable())
-        elif self.known:
+        elif self.known and digest.startswith(self.digest):
             asyncio.get_running_loop().call_soon(wait.set, self.caller)
         else:
             wait.fail(InvalidApiKey())

@@ -401,6 +401,7 @@ async def staged(
     workloads: tuple[tuple[str, str], ...] = (),
     look_up: LookUp = by_system,
     tokens: Callable[[FakeDirectory], Tokens] = NoTokens,
+    earlier_peppers: tuple[bytes, ...] = (),
     **limits: float,
 ) -> AsyncIterator[Stage]:
     """A stage whose every hold is settled when it closes. `limits` are fields of `HttpLimits`."""
@@ -415,7 +416,13 @@ async def staged(
     limits.setdefault("tick_s", 0.01)
     plane_of = DataPlane if tracer is None else TracedPlane
     stage.plane = plane_of(
-        replace(stage.ports(), tracer=tracer, refuse_unpriced=refuses_unpriced, look_up=look_up),
+        replace(
+            stage.ports(),
+            tracer=tracer,
+            refuse_unpriced=refuses_unpriced,
+            look_up=look_up,
+            earlier_peppers=earlier_peppers,
+        ),
         routes,
         [target],
         HttpLimits(**{"quiet_s": 0.0} | limits),  # type: ignore[arg-type] # counts are integers

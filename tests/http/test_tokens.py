@@ -9,6 +9,7 @@ import pytest
 
 from gateway.core.issuers.issuer import known_as
 from gateway.core.issuers.signed_token import TOKEN_BYTES_MAX
+from gateway.core.peppers import Peppers
 from gateway.http.ports import Tokens
 from gateway.http.routing.identity import key_digest
 from gateway.issuers.callers import TokenCallers
@@ -32,7 +33,7 @@ def verifying(directory: FakeDirectory, document: bytes = jwks(), **rules: objec
         return read_key_set(document)
 
     keys = AllKeys(time.monotonic, lambda *_, **__: None, read)
-    callers = TokenCallers(keys, directory, lambda named: key_digest(named, PEPPER), time.time)
+    callers = TokenCallers(keys, directory, Peppers(PEPPER).digests, time.time)
     callers.renew([issuer(**rules)])
     return callers
 

@@ -21,6 +21,7 @@ VALUES = {
     "admin_token": HUSH,
     "readonly_token": HUSH,
     "key_pepper": HUSH,
+    "earlier_key_peppers": HUSH,
     "stripe_api_key": HUSH,
     "stripe_webhook_secret": HUSH,
     "usage_feed_token": HUSH,

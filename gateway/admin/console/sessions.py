@@ -47,12 +47,12 @@ class Sessions:
 
     async def begin(self, request: web.Request, token: str) -> str:
         """Begin a session for who holds the token and answer its cookie; `Unauthorized` if nobody does."""
-        actor = await auth.actor_of_token(self._ports, token)
+        actor, digest = await auth.known_token(self._ports, token)
         name = secrets.token_urlsafe(SESSION_BYTES)
         ends = datetime.now(UTC) + timedelta(seconds=SESSION_S)
         values = {
             "digest": self._digest(name),
-            "token_digest": self._ports.digest(token),
+            "token_digest": digest,
             "expires_at": ends,
         }
         await self._ports.store.write(
@@ -79,7 +79,7 @@ class Sessions:
         )
 
     def _digest(self, name: str) -> str:
-        return self._ports.digest(f"session {name}")
+        return self._ports.peppers.digest(f"session {name}")
 
 
 def set_cookie(request: web.Request, response: web.Response, name: str) -> None:

@@ -55,13 +55,20 @@ async def slow_down(failures: Failures, request: web.Request, reason: str) -> No
 
 async def actor_of_token(ports: AdminPorts, token: str) -> Actor:
     """Name who holds a token; `Unauthorized` if nobody does."""
-    digest = ports.digest(token)
-    actor = _built_in(ports, digest)
-    if actor is None and _NAMED.fullmatch(token):
-        return await actor_of_digest(ports, digest)
-    if actor is None:
-        raise Unauthorized
-    return actor
+    return (await known_token(ports, token))[0]
+
+
+async def known_token(ports: AdminPorts, token: str) -> tuple[Actor, str]:
+    """Name who holds a token, and by which of its digests; `Unauthorized` if nobody does."""
+    first, *earlier = ports.peppers.digests(token)
+    actor = _built_in(ports, first)
+    if actor is not None:
+        return actor, first
+    for digest in (first, *earlier) if _NAMED.fullmatch(token) else ():
+        actor = await ports.store.staff_token(digest)
+        if actor is not None:
+            return actor, digest
+    raise Unauthorized
 
 
 async def actor_of_digest(ports: AdminPorts, digest: str) -> Actor:
@@ -90,6 +97,6 @@ def _built_in(ports: AdminPorts, digest: str) -> Actor | None:
     # Digests have one length and hide the tokens': comparing them leaks neither.
     found = None
     for role, token in ((ADMIN, ports.built_in.admin), (READONLY, ports.built_in.readonly)):
-        if token and hmac.compare_digest(digest, ports.digest(token)) and found is None:
+        if token and hmac.compare_digest(digest, ports.peppers.digest(token)) and found is None:
             found = Actor(f"builtin:{role}", role)
     return found

@@ -29,6 +29,7 @@ BOTH = (
     "ZREM tk:workers:{p0} m", "ZREM tk:pulses:{p0} m", "ZREM tk:history:{p0} m", "ZREM tk:busy:doctor m",
     "SET tk:cooling 0",
     f"GET {IDENTITY}", "GET tk:org:{p0}:doctor", "GET tk:catalogue", "GET tk:prices", "GET tk:verified:{p0}",
+    "GET tk:keepers",
 )  # fmt: skip
 KEEPER = (
     "FUNCTION LOAD text",
@@ -39,7 +40,7 @@ KEEPER = (
         )
     ),
     f"ZREM {IDENTITY} m", "ZREM tk:org:{p0}:doctor m", "ZREM tk:catalogue m", "ZREM tk:prices m",
-    "ZREM tk:verified:{p0} m",
+    "ZREM tk:verified:{p0} m", "ZREM tk:keepers m",
 )  # fmt: skip
 # What tells a keeper's user, and one who may do anything, from a gateway's.
 KEEPERS_ALONE, NOBODYS = f"ZREM {IDENTITY} m", "CONFIG GET maxmemory"

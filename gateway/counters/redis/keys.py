@@ -15,6 +15,8 @@ from hashlib import sha256
 from gateway.core.model import PARTITIONS
 
 CATALOGUE = "tk:catalogue"
+# What the keeper that spoke last is.
+KEEPERS = "tk:keepers"
 COOLING = "tk:cooling"
 PRICES = "tk:prices"
 PRICES_HEAD = "tk:prices:head"

@@ -12,12 +12,22 @@ _NO_ATTRIBUTION = Attribution()
 
 
 class Proof(Kept):
-    """The digest of the credential that some lines carry, or why there is none; with a signed `token`, it."""
+    """The digest of the credential that some lines carry, or why there is none; with a signed `token`, it.
 
-    __slots__ = ("digest", "refusal", "token")
+    `others` are what it would be under other peppers that are taken.
+    """
 
-    def __init__(self, digest: str = "", refusal: Refusal | None = None, token: bytes = b"") -> None:
+    __slots__ = ("digest", "others", "refusal", "token")
+
+    def __init__(
+        self,
+        digest: str = "",
+        refusal: Refusal | None = None,
+        token: bytes = b"",
+        others: tuple[str, ...] = (),
+    ) -> None:
         self.digest = digest
+        self.others = others
         self.refusal = refusal
         self.token = token
 

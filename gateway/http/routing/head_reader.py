@@ -20,7 +20,7 @@ from gateway.http.protocol.request import MalformedRequest, Values, read_fields,
 from gateway.http.routing.attribution import read_attribution
 from gateway.http.routing.call_head import NOTHING, CallHead, Line, Proof, Reading, Said, unreadable
 from gateway.http.routing.cors import Cors
-from gateway.http.routing.identity import credential_of, key_digest
+from gateway.http.routing.identity import credential_of, key_digest, key_digests
 from gateway.http.routing.routed_head import HeadRouter, RoutedHead
 from gateway.http.server.request_driver import bare
 
@@ -28,13 +28,14 @@ BYTES_MAX = 10 * 1024 * 1024
 HEAD_BYTES_MAX = 4096
 # The lines of a credential, where that is the longest token that is read.
 PROOF_BYTES_MAX = TOKEN_BYTES_MAX + 256
+OTHER_DIGEST_BYTES = 128
 NEW_LINES_MAX = 32  # of one head; the others when it comes again
 
 
 class HeadReader:
     """Read heads by one configuration, and remember `bytes_max` of them: `known` are those kept whole.
 
-    With `tokens` a credential may be a signed token of an issuer.
+    With `tokens` a credential may be a signed token of an issuer. `earlier` are peppers before this one.
     """
 
     def __init__(
@@ -47,12 +48,14 @@ class HeadReader:
         bytes_max: int = BYTES_MAX,
         cors: Cors | None = None,
         tokens: bool = False,
+        earlier: tuple[bytes, ...] = (),
     ) -> None:
         self._tokens = tokens
         self._cors = cors
         self.bindings = router.bindings
         self._router = router
         self._pepper = pepper
+        self._earlier = earlier
         self._limits = limits
         self._traced = traced
         tenth = bytes_max // 10
@@ -61,7 +64,9 @@ class HeadReader:
         self._heads: KeptInUse[bytes, CallHead] = KeptInUse(3 * tenth, HEAD_BYTES_MAX, 7, 2560)
         self._lines: KeptInUse[bytes, Line] = KeptInUse(2 * tenth, HEAD_BYTES_MAX, 1, 256)
         self._routed: KeptInUse[bytes, RoutedHead] = KeptInUse(tenth, HEAD_BYTES_MAX, 3, 1536)
-        self._proofs: KeptInUse[bytes, Proof] = KeptInUse(2 * tenth, PROOF_BYTES_MAX, 2, 384)
+        self._proofs: KeptInUse[bytes, Proof] = KeptInUse(
+            2 * tenth, PROOF_BYTES_MAX, 2, 384 + OTHER_DIGEST_BYTES * len(earlier)
+        )
         self._said: KeptInUse[bytes, Said] = KeptInUse(2 * tenth, HEAD_BYTES_MAX, 5, 512)
         self.known = self._heads.known
 
@@ -164,6 +169,8 @@ class HeadReader:
             credential, signed = credential_of(_values(reading.proving), self._tokens)
             token = credential if signed else b""
             proof = Proof(key_digest(credential, self._pepper), token=token)
+            if not signed:
+                proof.others = key_digests(credential, self._earlier)
         except Refusal as refusal:
             proof = Proof(refusal=bare(refusal))
         reading.proof = proof

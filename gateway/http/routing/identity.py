@@ -59,6 +59,11 @@ def key_digest(credential: bytes, pepper: bytes) -> str:
     return hmac.digest(pepper, credential, "sha256").hex()
 
 
+def key_digests(credential: bytes, peppers: tuple[bytes, ...]) -> tuple[str, ...]:
+    """The same under each pepper."""
+    return tuple([key_digest(credential, pepper) for pepper in peppers])
+
+
 def _plain(name: bytes) -> bytes:
     """The name of a parameter as an API that is not strict with it may take it."""
     plain = unquote_to_bytes(name.replace(b"+", b" ")).strip().lower().lstrip(b"$")

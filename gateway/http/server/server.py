@@ -23,7 +23,7 @@ from gateway.http.routing.bindings import Bindings
 from gateway.http.routing.call_head import CallHead
 from gateway.http.routing.cors import Cors
 from gateway.http.routing.head_reader import HeadReader
-from gateway.http.routing.identity import key_digest
+from gateway.http.routing.identity import key_digests
 from gateway.http.routing.routed_head import HeadRouter
 from gateway.http.server.access import accessed
 from gateway.http.server.buffers import Buffers
@@ -96,12 +96,13 @@ class DataPlane:
         if missing - by_name.keys():
             raise StartError(f"No upstream is configured by the name {min(missing - by_name.keys())}.")
         ports = self._ports
-        traced = ports.tracer is not None
         bindings = Bindings(tuple(routes), by_name, services, ports.directory, ports.log)
         router = HeadRouter(tuple(routes), by_name, bindings, limits)
-        cors = Cors(origins) if origins else None
-        tokens = ports.tokens.accepts
-        heads = HeadReader(router, self._pepper, limits, traced=traced, cors=cors, tokens=tokens)
+        peppers = (self._pepper, *ports.earlier_peppers)
+        heads = HeadReader(
+            router, self._pepper, limits, traced=ports.tracer is not None,
+            cors=Cors(origins) if origins else None, tokens=ports.tokens.accepts, earlier=peppers[1:],
+        )  # fmt: skip
         upstreams: dict[str, Upstream] = {}
         for name, target in by_name.items():
             there = self._upstreams.get(name)
@@ -119,7 +120,7 @@ class DataPlane:
         self.buffers.renew(limits)
         ports.tally.begin_with(upstreams)
         ports.cooling.bound(limits.upstream_cooling_s_max, ports.seconds())
-        digests = {uri: key_digest(key.encode(), self._pepper) for uri, key in workloads}
+        digests = {uri: key_digests(key.encode(), peppers) for uri, key in workloads}
         self.limits, self.heads, self._upstreams = limits, heads, upstreams
         self._worker = Worker(ports, limits, self.clock, upstreams, bounds, heads, self.buffers, digests)
 

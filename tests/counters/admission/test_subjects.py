@@ -10,6 +10,7 @@ import pytest
 from gateway.core.accounts.definitions import KeyDefinition
 from gateway.core.issuers.issuer import known_as
 from gateway.core.model import Caller, Limits
+from gateway.core.peppers import Peppers
 from gateway.counters.admission.changes import HEARD
 from gateway.counters.admission.directory import Directory
 from gateway.counters.keeper.control import Control
@@ -56,7 +57,7 @@ async def desk(world: World, connect: Connect) -> Desk:
     world.client.set(keys.verified(0), wire.run_id)
     all_keys = AllKeys(time.monotonic, lambda *_, **__: None, lambda _: read_key_set(jwks()))
     directory = Directory(wire, time.monotonic)
-    callers = TokenCallers(all_keys, directory, lambda named: key_digest(named, PEPPER), time.time)
+    callers = TokenCallers(all_keys, directory, Peppers(PEPPER).digests, time.time)
     callers.renew([issuer(subject="/groups", user="/email")])
     found = all_keys.of(ISSUER)
     assert found is not None

@@ -1,0 +1,51 @@
+"""Whether a keeper runs, and under which peppers it keeps credentials: one key, which each keeper renews.
+
+Nothing depends on it. People are told by it, and so is whoever looks for a wrong pepper.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+
+import msgspec
+
+from gateway.core.wait import in_task
+from gateway.counters.redis import keys
+from gateway.counters.redis.wire import encode
+from gateway.counters.redis.wires import Wires
+from gateway.errors import CountersRefused, CountersUnavailable
+
+SAID_EACH_S = 10.0
+KEPT_S = 60
+_KEEPERS = keys.KEEPERS.encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """What the keeper that spoke last is: its version, and the ids of its peppers, the current one first."""
+
+    version: str
+    peppers: tuple[str, ...]
+
+
+class Presence:
+    """Says that this keeper is there."""
+
+    def __init__(self, wires: Wires, version: str, peppers: tuple[str, ...]) -> None:
+        self._wires, self._said = wires, msgspec.json.encode(Keeping(version, peppers))
+
+    async def keep_saying(self) -> None:
+        """Say it again and again, until cancelled."""
+        while True:
+            with suppress(CountersUnavailable, CountersRefused):  # a full server takes nothing
+                wire = self._wires.of_key(_KEEPERS)
+                await in_task(wire.send(encode(b"SET", _KEEPERS, self._said, b"EX", b"%d" % KEPT_S)))
+            await asyncio.sleep(SAID_EACH_S)
+
+
+async def heard(wires: Wires) -> Keeping | None:
+    """What the keeper that spoke last has said, if one did lately; `CountersRefused` for no right."""
+    raw = await in_task(wires.of_key(_KEEPERS).send(encode(b"GET", _KEEPERS)))
+    return msgspec.json.decode(raw, type=Keeping) if isinstance(raw, bytes) else None
