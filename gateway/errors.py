@@ -276,6 +276,14 @@ class Unauthorized(AdminRefusal):
     failure: str = "unknown"
 
 
+class SignInRefused(AdminRefusal):
+    """The sign-in could not be completed."""
+
+    reason = "sign_in_refused"
+    status = 403
+    failure: str = "malformed"
+
+
 class Forbidden(AdminRefusal):
     """The role of this token does not allow this."""
 

@@ -8,6 +8,7 @@ from datetime import date, datetime
 from typing import Any, Protocol, TypeVar
 
 from gateway.admin.http.answers import Answers
+from gateway.admin.sign_ins import SignIns
 from gateway.core.accounts.administration import (
     Actor,
     Claim,
@@ -273,6 +274,7 @@ class AdminPorts:
     answers: Answers = field(default_factory=Answers)
     built_in: BuiltIn = field(default_factory=BuiltIn)
     read_collected: Callable[[bytes, str], Collected | None] | None = None
+    sign_ins: SignIns | None = None
     actor: Actor = NOBODY
     version: str = "0"
     body_bytes_max: int = BODY_BYTES_MAX

@@ -12,14 +12,14 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
 from gateway.core.issuers.issuer import Issuer, may_be_asked
-from gateway.issuers.key_set import FETCH_S_MAX, KeySet, UnreadableKeys
+from gateway.issuers.key_set import FETCH_S_MAX, Endpoints, KeySet, UnreadableKeys
 from gateway.issuers.signatures import read_key_set
 
 DOCUMENT_BYTES_MAX: Final = 256 * 1024
@@ -29,54 +29,99 @@ DISCOVERY: Final = "/.well-known/openid-configuration"
 
 def read_keys(issuer: Issuer, within_s: float = FETCH_S_MAX) -> KeySet:
     """The issuer's keys as they are now; `UnreadableKeys` says why they cannot be read."""
-    try:
+    with _told():
         if issuer.jwks_file:
-            return read_key_set(_file(issuer.jwks_file))
+            return read_key_set(read_file(issuer.jwks_file))
         deadline = time.monotonic() + within_s
-        place = issuer.jwks_uri or _discovered(issuer, deadline)
+        place = issuer.jwks_uri or _address(issuer, _discovered(issuer, deadline), "jwks_uri")
         # What it is asked with goes where the configuration says, and to the issuer itself, nowhere else.
         trusted = bool(issuer.jwks_uri) or _origin(place) == _origin(issuer.issuer)
         return read_key_set(_fetched(issuer, place, deadline, with_token=trusted))
+
+
+def read_provider(issuer: Issuer, within_s: float = FETCH_S_MAX) -> KeySet:
+    """The same of one by which people sign in, with where they do."""
+    with _told():
+        deadline = time.monotonic() + within_s
+        said = _discovered(issuer, deadline)
+        # OpenID Connect Discovery 1.0, 3: who names no methods takes the secret as HTTP Basic has it.
+        methods = said.get("token_endpoint_auth_methods_supported", ["client_secret_basic"])
+        endpoints = Endpoints(
+            _address(issuer, said, "authorization_endpoint"),
+            _address(issuer, said, "token_endpoint"),
+            isinstance(methods, list) and "client_secret_basic" not in methods,
+            said.get("authorization_response_iss_parameter_supported") is True,
+        )
+        keys = read_key_set(_fetched(issuer, _address(issuer, said, "jwks_uri"), deadline, with_token=False))
+        return KeySet(keys.keys, endpoints)
+
+
+def post_form(issuer: Issuer, url: str, form: bytes, fields: Mapping[str, str]) -> tuple[int, bytes]:
+    """What the issuer answers to a form: its status, and its body; `UnreadableKeys` where it does not."""
+    with _told():
+        sent = {"content-type": "application/x-www-form-urlencoded", **fields}
+        return _asked(issuer, url, time.monotonic() + FETCH_S_MAX, sent, form)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say in words why an issuer cannot be asked."""
+    try:
+        yield
     except ssl.SSLCertVerificationError as error:
         raise UnreadableKeys(f"its certificate cannot be verified: {error.verify_message}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise UnreadableKeys(str(error).strip() or type(error).__name__) from error
 
 
-def _file(path: str) -> bytes:
+def read_file(path: str) -> bytes:
+    """What a small file holds."""
     with Path(path).open("rb") as file:
         return file.read(DOCUMENT_BYTES_MAX + 1)
 
 
-def _discovered(issuer: Issuer, deadline: float) -> str:
-    """Where the discovery document says that the keys are."""
+def _discovered(issuer: Issuer, deadline: float) -> dict[str, Any]:
+    """What the discovery document says."""
     url = issuer.issuer.rstrip("/") + DISCOVERY
     found = json.loads(_fetched(issuer, url, deadline, with_token=True))
     if not isinstance(found, dict) or found.get("issuer") != issuer.issuer:
         raise UnreadableKeys(f"{url} is another issuer's")
-    place = found.get("jwks_uri")
+    return found
+
+
+def _address(issuer: Issuer, said: Mapping[str, Any], name: str) -> str:
+    """Where the discovery document says that something is."""
+    place = said.get(name)
     if not isinstance(place, str) or not may_be_asked(place):
-        raise UnreadableKeys(f"{url} names no jwks_uri that begins with https://")
+        url = issuer.issuer.rstrip("/") + DISCOVERY
+        raise UnreadableKeys(f"{url} names no {name} that begins with https://")
     return place
 
 
 def _fetched(issuer: Issuer, url: str, deadline: float, *, with_token: bool) -> bytes:
+    fields = {}
+    if issuer.token_file and with_token:
+        token = read_file(issuer.token_file).decode("ascii").strip()
+        fields["authorization"] = f"Bearer {token}"
+    status, body = _asked(issuer, url, deadline, fields)
+    if status != 200:
+        raise UnreadableKeys(f"{url} answers {status}")
+    return body
+
+
+def _asked(
+    issuer: Issuer, url: str, deadline: float, fields: Mapping[str, str], form: bytes | None = None
+) -> tuple[int, bytes]:
     parts = urlsplit(url)
     connection = _connection(issuer, parts)
-    fields = {"accept": "application/json", "user-agent": "tollkeeper", "connection": "close"}
-    if issuer.token_file and with_token:
-        token = _file(issuer.token_file).decode("ascii").strip()
-        fields["authorization"] = f"Bearer {token}"
+    sent = {"accept": "application/json", "user-agent": "tollkeeper", "connection": "close", **fields}
     try:
         connection.connect()
         with _over_at(deadline, connection.sock, url):
-            connection.request(
-                "GET", f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}", headers=fields
-            )
+            where = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
+            connection.request("GET" if form is None else "POST", where, form, sent)
             answer = connection.getresponse()
-            if answer.status != 200:
-                raise UnreadableKeys(f"{url} answers {answer.status}")
-            return _body(answer, url)
+            return answer.status, _body(answer, url)
     finally:
         connection.close()
 

@@ -43,11 +43,25 @@ class VerifyingKey:
         return self.verify(token, self.public)
 
 
-class KeySet:
-    """The usable keys of one issuer at one time."""
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Where people sign in at an issuer, and where what came of it is redeemed; what is said of both.
 
-    def __init__(self, keys: tuple[VerifyingKey, ...]) -> None:
-        self.keys = keys
+    `sends_post`: the client's secret goes into the form, since the issuer does not take it otherwise.
+    `names_itself`: it says in each answer who it is (RFC 9207).
+    """
+
+    authorization: str
+    token: str
+    sends_post: bool = False
+    names_itself: bool = False
+
+
+class KeySet:
+    """The usable keys of one issuer at one time; and where people sign in, where that was asked for."""
+
+    def __init__(self, keys: tuple[VerifyingKey, ...], endpoints: Endpoints | None = None) -> None:
+        self.keys, self.endpoints = keys, endpoints
 
     def find(self, token: SignedToken) -> VerifyingKey | None:
         """The key a token names; where it names none, the only one that fits."""

@@ -10,10 +10,10 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Final
+from typing import Final, TypeVar
 
 from gateway.core.issuers.issuer import Issuer
-from gateway.core.issuers.signed_token import UNKNOWN_KEY, SignedToken, refused
+from gateway.core.issuers.signed_token import ALGORITHM, SIGNATURE, UNKNOWN_KEY, SignedToken, refused
 from gateway.errors import IssuerUnavailable, TollkeeperError
 from gateway.issuers.key_set import FETCH_S_MAX, KeySet, UnreadableKeys, VerifyingKey
 
@@ -26,6 +26,7 @@ AGAIN_S: Final = 10.0
 KEPT_S: Final = 86_400.0
 WAITING_MAX: Final = 256
 
+T = TypeVar("T")
 Log = Callable[..., None]
 Read = Callable[[Issuer], KeySet]
 
@@ -83,6 +84,24 @@ class IssuerKeys:
             raise IssuerUnavailable(retry_after_s=int(AGAIN_S))
         raise refused(UNKNOWN_KEY, "The token names no key of its issuer.")
 
+    async def verify(self, token: SignedToken) -> VerifyingKey:
+        """The key that signed a token, by an algorithm of its issuer; InvalidApiKey where none did."""
+        if token.algorithm not in self.issuer.algorithms:
+            raise refused(ALGORITHM, "The token's algorithm is not accepted.")
+        key = await self.find(token)
+        if not key.verifies(token):
+            raise refused(SIGNATURE, "The token's signature is wrong.")
+        return key
+
+    async def at_hand(self) -> KeySet:
+        """What the issuer has, read anew where that is due; IssuerUnavailable where it cannot be had."""
+        if self.is_due or (self._reading is not None and self.keys is None):
+            await self.refresh()
+        kept = self._kept()
+        if kept is None:
+            raise IssuerUnavailable(retry_after_s=int(AGAIN_S))
+        return kept
+
     def has(self, key: VerifyingKey) -> bool:
         """Whether a key is the issuer's still."""
         kept = self._kept()
@@ -118,29 +137,29 @@ class IssuerKeys:
             reading.exception()
 
 
-def in_thread(read: Callable[[], KeySet]) -> asyncio.Future[KeySet]:
+def in_thread(read: Callable[[], T]) -> asyncio.Future[T]:
     """What waits, in a thread that nobody waits for at the end."""
     loop = asyncio.get_running_loop()
-    found: asyncio.Future[KeySet] = loop.create_future()
+    found: asyncio.Future[T] = loop.create_future()
 
     def run() -> None:
-        keys: KeySet | TollkeeperError
+        result: T | TollkeeperError
         try:
-            keys = read()
+            result = read()
         except TollkeeperError as error:
-            keys = error
+            result = error
         except Exception as error:  # noqa: BLE001  # whoever waits is told, whatever it is
-            keys = UnreadableKeys(type(error).__name__)
+            result = UnreadableKeys(type(error).__name__)
         with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(tell, keys)
+            loop.call_soon_threadsafe(tell, result)
 
-    def tell(keys: KeySet | TollkeeperError) -> None:
+    def tell(result: T | TollkeeperError) -> None:
         if found.done():
             return
-        if isinstance(keys, TollkeeperError):
-            found.set_exception(keys)
+        if isinstance(result, TollkeeperError):
+            found.set_exception(result)
         else:
-            found.set_result(keys)
+            found.set_result(result)
 
     threading.Thread(target=run, name="issuer", daemon=True).start()
     return found

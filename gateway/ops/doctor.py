@@ -22,7 +22,8 @@ from gateway.core.peppers import peppers_of
 from gateway.errors import SettingError, StartError
 from gateway.http.upstream.pool import reach
 from gateway.issuers.key_set import UnreadableKeys
-from gateway.issuers.keys import read_keys
+from gateway.issuers.keys import Read, read_keys
+from gateway.issuers.sign_in import read_provider
 from gateway.ops import doctor_replica, doctor_users, hints
 from gateway.ops.doctor_peppers import of_credentials
 from gateway.ops.doctor_servers import ANSWER_MAX_S, examine_redis
@@ -64,8 +65,8 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
             yield finding
     for target in _called(settings) if role != "keeper" else ():
         yield await _upstream(target)
-    for issuer in settings.issuers if role != "keeper" else ():
-        yield await _issuer(issuer)
+    async for finding in _issuers(settings, role):
+        yield finding
 
 
 def _called(settings: Settings) -> list[UpstreamTarget]:
@@ -127,11 +128,19 @@ def _stripe(library: str = "stripe") -> Finding:
     return Finding(True, "stripe", "its library is installed")
 
 
-async def _issuer(issuer: Issuer) -> Finding:
+async def _issuers(settings: Settings, role: str) -> AsyncIterator[Finding]:
+    """Whether those answer who say who calls, and who is at the console."""
+    for issuer in settings.issuers if role != "keeper" else ():
+        yield await _issuer(issuer)
+    for provider in settings.sign_in.providers if role != "serve" else ():
+        yield await _issuer(provider.issuer, f"sign-in by {provider.name}", read_provider)
+
+
+async def _issuer(issuer: Issuer, named: str = "", read: Read = read_keys) -> Finding:
     """Whether the keys that its tokens are verified by can be read."""
-    subject = f"issuer {issuer.issuer}"
+    subject = named or f"issuer {issuer.issuer}"
     try:
-        found = await asyncio.to_thread(read_keys, issuer)
+        found = await asyncio.to_thread(read, issuer)
     except UnreadableKeys as error:
         said = f"its keys cannot be read, so its tokens are refused: {error.message}"
         return Finding(False, subject, f"{said}; {hints.issuer(error.message)}")

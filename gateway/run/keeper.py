@@ -56,6 +56,7 @@ from gateway.run.collecting import Collecting
 from gateway.run.invoice_letterhead import invoice_renderer
 from gateway.run.kept_servers import KeptServer, KeptServers, Shared
 from gateway.run.readiness import Probe, all_answer, one_answers
+from gateway.run.sign_ins import sign_ins
 from gateway.run.starting import reached, redis_reached
 from gateway.run.stopping import cancel, forever
 from gateway.run.supervisor.ops import EVERY_PARTITION
@@ -225,6 +226,7 @@ class Keeper:
             failures=self._failures,
             built_in=self._admin_port.built_in,
             read_collected=self._collecting.read,
+            sign_ins=sign_ins(settings, self._log),
             version=version("tollkeeper"),
         )
 

@@ -24,9 +24,11 @@ from gateway.core.calls.paths import PATHS_MAX, read_pattern
 from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
 from gateway.core.families.registry import ALL, FAMILIES, SHAPES
 from gateway.core.issuers.issuer import Issuer
+from gateway.core.issuers.sign_in import SignIn
 from gateway.core.model import GENERIC, Family, Service
 from gateway.errors import SettingError
 from gateway.settings.issuers import ISSUERS_MAX, WrittenIssuer, issuers_of
+from gateway.settings.sign_in import WrittenSignIn, sign_in_of
 
 ANY_METHODS = ("ANY",)
 CONFIG_BYTES_MAX = 1 << 20
@@ -56,6 +58,7 @@ class RouteTable(NamedTuple):
     services: ServiceRules = ServiceRules()
     workloads: tuple[tuple[str, str], ...] = ()
     issuers: tuple[Issuer, ...] = ()
+    sign_in: SignIn = SignIn()
 
     def check_services(self, catalogue: Mapping[str, Service]) -> None:
         """`SettingError` where two services get to the same paths, unless one upstream serves all.
@@ -133,6 +136,7 @@ class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     services: dict[Name, _Service] = {}
     workloads: Annotated[dict[Uri, Key], msgspec.Meta(max_length=WORKLOADS_MAX)] = {}
     issuers: Annotated[tuple[WrittenIssuer, ...], msgspec.Meta(max_length=ISSUERS_MAX)] = ()
+    sign_in: WrittenSignIn = WrittenSignIn()
     routes: tuple[_Route, ...] | None = None
     include_default_routes: bool = False
 
@@ -181,7 +185,8 @@ def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteTable:
     _check_patterns(dict(paths))
     rules = ServiceRules(services, paths)
     workloads, issuers = tuple(config.workloads.items()), issuers_of(config.issuers)
-    return RouteTable(routes, tuple(upstreams.values()), rules, workloads, issuers)
+    sign_in = sign_in_of(config.sign_in)
+    return RouteTable(routes, tuple(upstreams.values()), rules, workloads, issuers, sign_in)
 
 
 def _with_services(routes: tuple[Route, ...]) -> tuple[Route, ...]:

@@ -63,8 +63,14 @@ def _check(one: WrittenIssuer, place: str) -> None:
     if not one.jwks_uri and not one.jwks_file and not may_be_asked(one.issuer):
         said = "is no https:// address, where its discovery document would be: say jwks_uri or jwks_file"
         raise SettingError(f"{place}.issuer: {one.issuer!r} {said}")
-    if one.ca_file:
-        try:
-            ssl.create_default_context(cafile=one.ca_file)
-        except OSError as error:  # `ssl.SSLError` is one: then it is no PEM file
-            raise SettingError(f"{place}.ca_file: {one.ca_file!r} cannot be used") from error
+    check_authority(one.ca_file, place)
+
+
+def check_authority(ca_file: str, place: str) -> None:
+    """`SettingError` where there is a file of an authority that cannot be used."""
+    if not ca_file:
+        return
+    try:
+        ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # `ssl.SSLError` is one: then it is no PEM file
+        raise SettingError(f"{place}.ca_file: {ca_file!r} cannot be used") from error

@@ -21,6 +21,7 @@ from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
 from gateway.core.certificate import TlsFiles
 from gateway.core.http_limits import SETTABLE, Count, HttpLimits, Seconds
 from gateway.core.issuers.issuer import Issuer
+from gateway.core.issuers.sign_in import SignIn
 from gateway.core.otel import Tracing, read_tracing
 from gateway.errors import SettingError
 from gateway.settings.checking import (
@@ -135,6 +136,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     services: ServiceRules = ServiceRules()
     workloads: tuple[tuple[str, str], ...] = ()
     issuers: tuple[Issuer, ...] = ()
+    sign_in: SignIn = SignIn()
 
     tracing: Tracing | None = None
     # Files that secrets were read from, each with its setting; without one it holds a variable's.
@@ -142,10 +144,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def require(self, *names: str) -> None:
         """`SettingError` for the first of these that has no value."""
-        for name in names:
-            if not getattr(self, name):
-                said = f"{PREFIX}{name.upper()} is not set: expected "
-                raise SettingError(said + wanted_of(name, _TYPES[name]))
+        for name in (one for one in names if not getattr(self, one)):
+            said = f"{PREFIX}{name.upper()} is not set: expected "
+            raise SettingError(said + wanted_of(name, _TYPES[name]))
 
     @property
     def owner_url(self) -> str:
@@ -184,7 +185,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def of_gateways(self) -> Settings:
         """The same settings for a gateway: what it does not know, nobody gets from it."""
-        return self.with_values(**dict.fromkeys(OF_KEEPERS, ""), secret_files=())
+        return self.with_values(**dict.fromkeys(OF_KEEPERS, ""), secret_files=(), sign_in=SignIn())
 
     def values(self) -> dict[str, Any]:
         """Everything by its name, routes and upstreams too."""
@@ -198,7 +199,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def table(self) -> RouteTable:
         """Routes and upstreams together."""
-        return RouteTable(self.routes, self.upstreams, self.services, self.workloads, self.issuers)
+        return RouteTable(*(getattr(self, name) for name in RouteTable._fields))
 
     def with_table(self, table: RouteTable) -> Settings:
         """The same settings with these routes and upstreams."""
@@ -224,8 +225,7 @@ def load(environ: Mapping[str, str], config: Path | None = None) -> Settings:
 
     Without `config` the file is the one named by `TOLLKEEPER_CONFIG`, if any.
     """
-    if config is None and environ.get(CONFIG_NAME):
-        config = Path(environ[CONFIG_NAME])
+    config = config or (Path(environ[CONFIG_NAME]) if environ.get(CONFIG_NAME) else None)
     environment = Environment(environ)
     written = read_config(config, environment) if config else None
     files: dict[str, str] = {}

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, func, or_, select, update
 from gateway.core.accounts.administration import Actor, Row
 from gateway.errors import Unprocessable
 from persistence import crud
+from persistence.claimed import check_claim
 from persistence.subject import Change, Subject, alter, lock
 from persistence.tables.people import admin_token, app_user, organization
 
@@ -18,6 +19,7 @@ FORGOTTEN = "forgotten:"
 LAST_USE_AGE = timedelta(minutes=1)
 
 _here = admin_token.c
+_IS_THERE = ~_here.digest.startswith(FORGOTTEN)
 
 
 def find(connection: Connection, digest: str) -> Actor | None:
@@ -53,6 +55,12 @@ def check_user(change: Change, row: Row) -> None:
         raise Unprocessable(errors=(("user_id", "is a user of another organization"),))
 
 
+def create(change: Change) -> Row:
+    """Keep a new token; one of people only where nobody could claim another organization's."""
+    check_claim(change, admin_token, "token", _IS_THERE)
+    return crud.create(change)
+
+
 def delete(change: Change) -> Row:
     """Forget the token; the row stays for the audit log, which names it."""
     row = lock(change)
@@ -63,8 +71,8 @@ def delete(change: Change) -> Row:
 
 SUBJECT = Subject(
     admin_token,
-    source=select(admin_token).where(~_here.digest.startswith(FORGOTTEN)),
-    verbs={**crud.VERBS, "revoke": crud.revoke, "delete": delete},
+    source=select(admin_token).where(_IS_THERE),
+    verbs={**crud.VERBS, "create": create, "revoke": crud.revoke, "delete": delete},
     refers={"user_id": app_user, "organization_id": organization},
     check_row=check_user,
 )

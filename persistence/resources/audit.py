@@ -31,6 +31,7 @@ def entry_of(change: Change, row: Row) -> dict[str, object]:
     return {
         "actor": command.actor.scope,
         "role": command.actor.role,
+        "person": command.actor.person,
         "organization_id": _whose(change, row),
         "admin_token_id": command.actor.token_id,
         "action": command.verb,
@@ -53,8 +54,9 @@ def record_all(change: Change, done: Sequence[tuple[int, int, Row]]) -> None:
     command = change.command
     rows = [
         {
-            "actor": command.actor.scope, "role": command.actor.role, "organization_id": organization_id,
-            "action": command.verb, "resource": command.resource, "resource_id": str(row_id),
+            "actor": command.actor.scope, "role": command.actor.role, "person": command.actor.person,
+            "organization_id": organization_id, "action": command.verb, "resource": command.resource,
+            "resource_id": str(row_id),
             "after": _plain(asked), "request_id": command.request_id,
         }
         for row_id, organization_id, asked in done
@@ -104,7 +106,7 @@ def told(row: Row, within: int) -> Row:
     """An entry as an organization's own callers see it: who else changed something of theirs is staff."""
     if row["token_organization_id"] == within:
         return row
-    return {**row, "actor": STAFF, "admin_token_id": None, "token": None}
+    return {**row, "actor": STAFF, "person": None, "admin_token_id": None, "token": None}
 
 
 _token = admin_token.c

@@ -17,11 +17,11 @@ SESSIONS_MAX = 1_000
 def find(connection: Connection, digest: str) -> ConsoleSession | None:
     """Find a session that is not over."""
     row = connection.execute(
-        select(console_session.c.id, console_session.c.token_digest).where(
+        select(console_session.c.id, console_session.c.token_digest, console_session.c.person).where(
             console_session.c.digest == digest, console_session.c.expires_at > func.now()
         )
     ).first()
-    return ConsoleSession(row.id, row.token_digest) if row is not None else None
+    return ConsoleSession(row.id, row.token_digest, row.person) if row is not None else None
 
 
 def create(change: Change) -> Row:

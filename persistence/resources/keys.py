@@ -5,8 +5,9 @@ from __future__ import annotations
 from sqlalchemy import select
 
 from gateway.core.accounts.administration import Row
-from gateway.errors import Conflict, Forbidden
+from gateway.errors import Conflict
 from persistence import crud
+from persistence.claimed import check_claim
 from persistence.resources.budgets import forget_key
 from persistence.subject import THIS, Change, Subject, add, live, lock, require
 from persistence.tables.budgets import budget
@@ -17,7 +18,7 @@ from persistence.tables.people import api_key, tenant
 def create(change: Change) -> Row:
     """Keep a new key and have it loaded."""
     require(change)
-    _check_tokens(change)
+    check_claim(change, api_key, "key")
     row = change.fetch(add(change, name=change.command.values.get("name") or "API key"))
     define(change, row)
     return row
@@ -33,20 +34,6 @@ def delete(change: Change) -> Row:
         raise Conflict("The key's revocation has not reached the counters yet.")
     forget_key(change, change.row_id)
     return crud.forget(change)
-
-
-def _check_tokens(change: Change) -> None:
-    """Refuse a key of tokens to whoever might claim another organization's subject, and a second one."""
-    values = change.command.values
-    if values.get("issuer") is None:
-        return
-    if change.within is not None:
-        raise Forbidden("Whose tokens stand for a key is said by who is of all organizations.")
-    # Under another pepper the same subject has another digest.
-    same = (api_key.c.issuer == values["issuer"]) & (api_key.c.subject == values["subject"])
-    there = select(api_key.c.id).where((api_key.c.digest == values["digest"]) | same)
-    if change.connection.execute(there).first() is not None:
-        raise Conflict("There is a key of this subject: revoke and delete it first.")
 
 
 def define(change: Change, row: Row) -> None:

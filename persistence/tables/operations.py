@@ -62,6 +62,8 @@ audit_log = table(
     # What the token might do, and the organization whose row it was.
     texts("role?"),
     integers("organization_id?"),
+    # Who it was, where a provider of identities has said so.
+    texts("person?"),
 )
 
 # Rows that files of configuration said: the fields they said, and whether applying them made the row. By the
@@ -77,12 +79,14 @@ applied_row = table(
     PrimaryKeyConstraint("owner", "name", "resource", "row_id"),
 )
 
-# Who is signed in to the console: digests of the cookie and of the token it was had for.
+# Who is signed in to the console: digests of the cookie and of the token it was had for, and whom a provider
+# of identities has named.
 console_session = table(
     "console_session",
     identity(),
     texts("digest", "token_digest"),
     moments("created_at", "expires_at"),
+    texts("issuer?", "identity?", "person?"),
     UniqueConstraint("digest"),
 )
 

@@ -93,6 +93,8 @@ admin_token = table(
     moments("last_used_at?"),
     # The id of the pepper that the digest is under; null of what was made before ids were kept.
     texts("pepper?"),
+    # Which people of a provider sign in by it, where it is no secret: the digest is of these.
+    texts("issuer?", "subject?"),
     UniqueConstraint("digest"),
 )
 

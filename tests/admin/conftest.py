@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.admin.application import build
 from gateway.admin.invoices.renderer import InvoiceRenderer
 from gateway.admin.ports import AdminPorts, BuiltIn
+from gateway.admin.sign_ins import SignIns
 from gateway.core.accounts.budget_figures import LiveWindow
 from gateway.core.accounts.quota import LiveQuota
 from gateway.core.billing.document import Letterhead
@@ -45,6 +46,7 @@ def pytest_asyncio_loop_factories(
 
 ADMIN = "admin-token-of-the-tests"
 READONLY = "readonly-token-of-the-tests"
+PEPPERS = Peppers(b"pepper")
 FRESH = LiveQuota(
     0, None, 0, is_blocked=False, manual_block=False, last_reset_ms=0, next_reset_ms=0, cycle=1, seq=0
 )
@@ -329,7 +331,7 @@ def ports_over(
         reconciler=counters,
         activity=counters,
         invoice_renderer=InvoiceRenderer(letterhead),
-        peppers=Peppers(b"pepper"),
+        peppers=PEPPERS,
         live=well,
         ready=unwell,
         metrics=metrics,
@@ -347,12 +349,14 @@ async def api_of(
     keeper_database: str,
     letterhead: Letterhead = LETTERHEAD,
     store: type[Store] = Store,
+    sign_ins: SignIns | None = None,
 ) -> AsyncIterator[Api]:
     engine = engines.create(keeper_database)
     counters = MemoryCounters(admin_database)
     # Cookies are kept by who has them, not by the client.
     failures = Failures(time.monotonic, free_max=10_000)  # a test that is refused often does not wait
-    server = TestServer(build(ports_over(engine, counters, failures, letterhead, store)))
+    ports = replace(ports_over(engine, counters, failures, letterhead, store), sign_ins=sign_ins)
+    server = TestServer(build(ports))
     async with TestClient(server, cookie_jar=DummyCookieJar()) as client:
         yield Api(client, counters, admin_database, failures=failures)
     await engine.dispose()

@@ -31,6 +31,7 @@ from gateway.admin.console.render import Assets, Pages
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.console.sessions import Sessions, Signed
 from gateway.admin.console.signing import Signing
+from gateway.admin.console.signing_elsewhere import SigningElsewhere
 from gateway.admin.invoices import documents
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources import Action
@@ -62,6 +63,12 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     router.add_get("/sign-in", signing.show)
     router.add_post("/sign-in", signing.sign_in)
     router.add_post("/sign-out", signing.sign_out)
+
+    if ports.sign_ins is not None:
+        elsewhere = SigningElsewhere(desk, ports.sign_ins, ports.failures, signing.door)
+        one = "/sign-in/{provider:[a-z0-9-]+}"
+        router.add_get(one, elsewhere.leave, allow_head=False)
+        router.add_get(f"{one}/back", elsewhere.come_back, allow_head=False)
 
     live = Live(ports.snapshot, time.time)
     overview = Overview(ports, live, time.monotonic)

@@ -262,16 +262,17 @@ SCREENS = {
         ),
         Screen(
             "Administration", "admin-tokens", "Admin tokens", "admin token",
-            ("name", "role", "organization_id", "prefix", "state", "last_used_at", "expires_at"),
+            ("name", "role", "organization_id", "prefix", "subject", "state", "last_used_at", "expires_at"),
             empty="Only the built-in tokens of the settings are in use.",
             filters=("organization_id", "role", "user_id"),
         ),
         Screen(
             "Administration", "audit-log", "Audit log", "change",
-            ("created_at", "actor", "token", "role", "action", "resource", "resource_id", "after"),
+            ("created_at", "actor", "person", "token", "role", "action", "resource", "resource_id", "after"),
             empty="Nothing was changed yet.",
             filters=(
-                "actor", "resource", "resource_id", "action", "admin_token_id", "organization_id", "role",
+                "actor", "person", "resource", "resource_id", "action", "admin_token_id", "organization_id",
+                "role",
             ),
             has_page=False, spans_time=True,
         ),

@@ -10,7 +10,7 @@ import hmac
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
 
@@ -21,12 +21,17 @@ from gateway.admin.http.guard import REQUEST_ID
 from gateway.admin.http.server import IDENTIFIED
 from gateway.admin.ports import AdminPorts
 from gateway.core.accounts.administration import Actor, Command, Row
-from gateway.errors import Forged, Unauthorized
+from gateway.core.issuers.sign_in import Person
+from gateway.core.issuers.signed_token import SUBJECT
+from gateway.errors import Forged, SignInRefused, Unauthorized
 
 COOKIE = "tollkeeper_session"
 SESSION_S = 12 * 3600
+# Whom a provider named, it is asked again about then: by the browser, in one step where they still are there.
+SESSION_ELSEWHERE_S = 3600
 SESSION_BYTES = 32
 
+_NOBODYS = "You are known as {}, and nobody has given you access to this console. Ask whoever administers it."
 _SESSION = re.compile(r"[\w-]{43}", re.ASCII)
 
 
@@ -39,26 +44,51 @@ class Signed:
     form_token: str = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A new session: what its cookie holds, and how long it lasts."""
+
+    cookie: str = field(repr=False)
+    seconds: int
+
+
 class Sessions:
     """Begins, finds and ends sessions."""
 
     def __init__(self, ports: AdminPorts) -> None:
         self._ports = ports
 
-    async def begin(self, request: web.Request, token: str) -> str:
-        """Begin a session for who holds the token and answer its cookie; `Unauthorized` if nobody does."""
+    async def begin(self, request: web.Request, token: str) -> Session:
+        """Begin a session for who holds the token; `Unauthorized` if nobody does."""
         actor, digest = await auth.known_token(self._ports, token)
-        name = secrets.token_urlsafe(SESSION_BYTES)
-        ends = datetime.now(UTC) + timedelta(seconds=SESSION_S)
+        return await self._begin(request, actor, SESSION_S, {"token_digest": digest})
+
+    async def begin_elsewhere(self, request: web.Request, person: Person) -> Session:
+        """Begin a session for whom a provider named; `SignInRefused` if no admin token stands for them."""
+        found = await auth.known_person(self._ports, person)
+        if found is None:
+            nobody = SignInRefused(_NOBODYS.format(person.name))
+            nobody.failure = SUBJECT
+            raise nobody
+        actor, digest = found
         values = {
-            "digest": self._digest(name),
             "token_digest": digest,
-            "expires_at": ends,
+            "issuer": person.issuer,
+            "identity": person.identity,
+            "person": person.name,
         }
+        return await self._begin(request, actor, SESSION_ELSEWHERE_S, values)
+
+    async def _begin(
+        self, request: web.Request, actor: Actor, seconds: int, values: Mapping[str, object]
+    ) -> Session:
+        name = secrets.token_urlsafe(SESSION_BYTES)
+        ends = datetime.now(UTC) + timedelta(seconds=seconds)
+        kept = {**values, "digest": self._digest(name), "expires_at": ends}
         await self._ports.store.write(
-            Command("console-sessions", "create", actor, request[REQUEST_ID], _public, None, values)
+            Command("console-sessions", "create", actor, request[REQUEST_ID], _public, None, kept)
         )
-        return name
+        return Session(name, seconds)
 
     async def signed_in(self, request: web.Request) -> Signed:
         """Who sent the request; `Unauthorized` if nobody is signed in."""
@@ -70,6 +100,8 @@ class Sessions:
             raise Unauthorized
         actor = await auth.actor_of_digest(self._ports, session.token_digest)
         request[IDENTIFIED] = True
+        if session.person is not None:
+            actor = replace(actor, person=session.person)
         return Signed(actor, session.id, hmac.digest(name.encode(), b"form", "sha256").hex())
 
     async def end(self, request: web.Request, signed: Signed) -> None:
@@ -82,11 +114,11 @@ class Sessions:
         return self._ports.peppers.digest(f"session {name}")
 
 
-def set_cookie(request: web.Request, response: web.Response, name: str) -> None:
+def set_cookie(request: web.Request, response: web.StreamResponse, session: Session) -> None:
     """Hand the session's name to the browser: no script reads it, no other site sends it."""
     response.set_cookie(
-        cookie_of(request), name, max_age=SESSION_S, path="/", httponly=True, samesite="Strict",
-        secure=is_secure(request),
+        cookie_of(request), session.cookie, max_age=session.seconds, path="/", httponly=True,
+        samesite="Strict", secure=is_secure(request),
     )  # fmt: skip
 
 
@@ -125,4 +157,5 @@ def require_form_token(signed: Signed, posted: Mapping[str, object]) -> None:
 
 
 def _public(row: Row) -> Row:
-    return {"expires_at": str(row["expires_at"])} if "expires_at" in row else {}
+    said = {name: row[name] for name in ("issuer", "identity", "person") if row.get(name) is not None}
+    return {**said, "expires_at": str(row["expires_at"])} if "expires_at" in row else {}

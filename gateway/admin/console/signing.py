@@ -23,29 +23,31 @@ class Signing:
     def __init__(self, desk: Desk, failures: Failures) -> None:
         self._desk = desk
         self._failures = failures
+        sign_ins = desk.ports.sign_ins
+        self._providers = sign_ins.labels if sign_ins is not None else {}
 
     async def show(self, request: web.Request) -> web.StreamResponse:
         """`GET /sign-in`; who is signed in already goes on."""
         try:
             await self._desk.sessions.signed_in(request)
         except Unauthorized:
-            return self._door(request)
+            return self.door(request)
         except TollkeeperError as error:
             return self._desk.refused(request, None, error)
-        return see(_next(request))
+        return see(wanted_of(request))
 
     async def sign_in(self, request: web.Request) -> web.StreamResponse:
         """`POST /sign-in`."""
         try:
             posted = await read_form(request)
-            name = await self._desk.sessions.begin(request, _token(posted))
+            session = await self._desk.sessions.begin(request, _token(posted))
         except Unauthorized as error:
             await slow_down(self._failures, request, error.failure)
-            return self._door(request, 401, "This token is not known, or no longer valid.")
+            return self.door(request, 401, "This token is not known, or no longer valid.")
         except TollkeeperError as error:
             return self._desk.refused(request, None, error)
-        response = see(_next(request))
-        set_cookie(request, response, name)
+        response = see(wanted_of(request))
+        set_cookie(request, response, session)
         return response
 
     async def sign_out(self, request: web.Request) -> web.StreamResponse:
@@ -62,10 +64,14 @@ class Signing:
             return self._desk.refused(request, None, error)
         return response
 
-    def _door(self, request: web.Request, status: int = 200, message: str = "") -> web.Response:
-        address = _next(request)
-        action = "/sign-in" if address == "/" else f"/sign-in?next={quote(address, safe='')}"
-        return self._desk.answer(request, None, "sign_in.html", status, message=message, action=action)
+    def door(self, request: web.Request, status: int = 200, message: str = "") -> web.Response:
+        """The page on which people sign in, with what went wrong."""
+        address = wanted_of(request)
+        wanted = "" if address == "/" else f"?next={quote(address, safe='')}"
+        return self._desk.answer(
+            request, None, "sign_in.html", status,
+            message=message, action=f"/sign-in{wanted}", wanted=wanted, providers=self._providers,
+        )  # fmt: skip
 
 
 def _token(posted: Posted) -> str:
@@ -75,6 +81,7 @@ def _token(posted: Posted) -> str:
     return token.strip()
 
 
-def _next(request: web.Request) -> str:
+def wanted_of(request: web.Request) -> str:
+    """The page that a request wants to see once somebody is signed in: one of ours, whatever it says."""
     wanted = request.query.get("next", "")
     return wanted if _LOCAL.fullmatch(wanted) else "/"

@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import re
 from collections.abc import Collection
+from dataclasses import replace
 
 from aiohttp import web
 
@@ -16,6 +17,7 @@ from gateway.admin.resources.resource import Answered
 from gateway.core.accounts.administration import Actor
 from gateway.core.accounts.roles import ADMIN, READONLY, refused_read, refused_write
 from gateway.core.failures import Failures
+from gateway.core.issuers.sign_in import Person
 from gateway.errors import Forbidden, ReadOnly, Unauthorized
 
 _NAMED = re.compile(
@@ -69,6 +71,15 @@ async def known_token(ports: AdminPorts, token: str) -> tuple[Actor, str]:
         if actor is not None:
             return actor, digest
     raise Unauthorized
+
+
+async def known_person(ports: AdminPorts, person: Person) -> tuple[Actor, str] | None:
+    """Name whose role a person has, and by which digest; None where no admin token stands for them."""
+    for digest in (one for known_as in person.known_as for one in ports.peppers.digests(known_as)):
+        actor = await ports.store.staff_token(digest)
+        if actor is not None:
+            return replace(actor, person=person.name), digest
+    return None
 
 
 async def actor_of_digest(ports: AdminPorts, digest: str) -> Actor:

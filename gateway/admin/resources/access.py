@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -14,14 +14,26 @@ from gateway.admin.resources.values import MODELS_MAX, Id, In, Instant, LimitsIn
 from gateway.core.accounts.roles import OPERATOR, READONLY, ROLES, access
 from gateway.core.issuers.claims import SUBJECT_CHARACTERS_MAX
 
-# What stands in the place of a key whose callers show tokens.
+# What stands in the place of a secret, where signed tokens are shown.
 TOKENS = ("issuer", "subject")
 Issuer = Annotated[str, Field(strict=True, pattern=r"^[\x21-\x7e]{1,512}$")]
 Subject = Annotated[Text, Field(max_length=SUBJECT_CHARACTERS_MAX), AfterValidator(printable)]
 Models = Annotated[list[ModelText], Field(min_length=1, max_length=MODELS_MAX)]
 
 
-class ApiKeyCreate(In):
+class _OfTokens(In):
+    """A credential that may be had by signed tokens instead of a secret."""
+
+    @model_validator(mode="after")
+    def both_say_whose_tokens(self) -> Self:
+        """An issuer alone would let in all it knows, and a subject alone nobody."""
+        said = [getattr(self, name) is None for name in TOKENS]
+        if any(said) and not all(said):
+            raise ValueError("issuer and subject belong together: say both, or none")
+        return self
+
+
+class ApiKeyCreate(_OfTokens):
     """A new API key of a tenant."""
 
     tenant_id: Id
@@ -43,13 +55,6 @@ class ApiKeyCreate(In):
         default=None, description="The subject of those tokens, as the gateways' rule of the issuer has it."
     )
 
-    @model_validator(mode="after")
-    def both_say_whose_tokens(self) -> ApiKeyCreate:
-        """An issuer alone would let in all it knows, and a subject alone nobody."""
-        if (self.issuer is None) != (self.subject is None):
-            raise ValueError("issuer and subject belong together: say both, or none")
-        return self
-
 
 ApiKey = answer_of(
     ApiKeyCreate,
@@ -60,7 +65,7 @@ ApiKey = answer_of(
 )
 
 
-class AdminTokenCreate(In):
+class AdminTokenCreate(_OfTokens):
     """A new token for this API."""
 
     name: Text
@@ -70,6 +75,13 @@ class AdminTokenCreate(In):
     )
     user_id: Id | None = Field(default=None, description="Whom its writes are put down to.")
     expires_at: Instant | None = None
+    issuer: Issuer | None = Field(
+        default=None,
+        description="With `subject`: no token is made, people whom this provider names sign in by it.",
+    )
+    subject: Subject | None = Field(
+        default=None, description="Which people of the provider, as the keepers' rule of it has them."
+    )
 
 
 AdminToken = answer_of(
@@ -109,13 +121,20 @@ RESOURCES = (
     Resource(
         name="admin-tokens",
         access=access(read=(READONLY,)),
-        description="Credentials of the Admin API and of the console. The token itself is shown once.",
+        description="Credentials of the Admin API and of the console. The token itself is shown once, when "
+        "it is made; one of a provider's people has none.",
         out=AdminToken,
         create=AdminTokenCreate,
-        patch=patch_of(AdminTokenCreate, without=("role", "organization_id")),
+        patch=patch_of(AdminTokenCreate, without=("role", "organization_id", *TOKENS)),
         deletable=True,
-        filters={"organization_id": Filter(), "user_id": Filter(), "role": Filter("text", ROLES)},
+        filters={
+            "organization_id": Filter(),
+            "user_id": Filter(),
+            "role": Filter("text", ROLES),
+            "issuer": Filter("text"),
+            "subject": Filter("text"),
+        },
         actions=(Action("revoke", "Refuse the token from now on, for ever"),),
-        secret=Secret("token", credentials.ADMIN_TOKEN),
+        secret=Secret("token", credentials.ADMIN_TOKEN, instead=TOKENS),
     ),
 )

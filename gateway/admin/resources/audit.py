@@ -18,6 +18,7 @@ class AuditEntry(Out):
     actor: str
     admin_token_id: Id | None
     token: str | None = Field(description="The name of that token.")
+    person: str | None = Field(description="Who it was, where a provider of identities has said so.")
     role: str | None = Field(description="What its token might do.")
     organization_id: Id | None = Field(description="Whose row it was; null where it is nobody's.")
     action: str
@@ -37,6 +38,7 @@ RESOURCES = (
         out=AuditEntry,
         filters={
             "actor": Filter("text"),
+            "person": Filter("text"),
             "action": Filter("text"),
             "resource": Filter("text"),
             "resource_id": Filter("text"),

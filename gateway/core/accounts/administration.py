@@ -26,7 +26,8 @@ OWNER = "organization_id"
 class Actor:
     """Who asks: `scope` is unique to the caller ("builtin:admin", "token:7").
 
-    Of one organization alone it sees and changes nothing of any other; None is of all.
+    Of one organization alone it sees and changes nothing of any other; None is of all. Who came by a
+    provider of identities is a `person` with a name, whoever else the same token stands for.
     """
 
     scope: str
@@ -34,6 +35,7 @@ class Actor:
     token_id: int | None = None
     user_id: int | None = None
     organization_id: int | None = None
+    person: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,10 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class ConsoleSession:
-    """Who is signed in to the console: the digest of the token that was shown at the door."""
+    """Who is signed in to the console: the digest of the token that was shown at the door, or of what stands
+    for the person whom a provider named.
+    """
 
     id: int
     token_digest: str
+    person: str | None = None

@@ -1,0 +1,26 @@
+"""What the console asks of providers of identities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from gateway.core.issuers.sign_in import Person
+
+
+class SignIns(Protocol):
+    """People who sign in elsewhere. Every method may raise `IssuerUnavailable`, or `NotFound` of a name."""
+
+    @property
+    def console_url(self) -> str:
+        """Where browsers find the console."""
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """What people read of each provider, by its name."""
+
+    async def address(self, name: str, *, state: str, nonce: str, challenge: str) -> str:
+        """Where a person signs in at a provider; `challenge` is PKCE's, by S256."""
+
+    async def redeem(self, name: str, *, code: str, issuer: str | None, verifier: str, nonce: str) -> Person:
+        """Who came back with a code; `SignInRefused` where that is nobody who can be believed."""

@@ -1,0 +1,89 @@
+"""Who may say who is at the console: providers of identities (OpenID Connect Core 1.0), and the person whom
+an ID token of theirs names.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from gateway.core.issuers.claims import read_claims
+from gateway.core.issuers.issuer import Issuer
+from gateway.core.issuers.signed_token import AUDIENCE, CLAIMS, refused
+
+IDENTITY_CHARACTERS_MAX: Final = 255  # of a `sub` (OpenID Connect Core 1.0, 2)
+USUAL_SCOPES: Final = ("openid", "email", "profile")
+_EMAIL: Final = "/email"
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """A provider by which people sign in: `name` is part of its addresses here, `label` what people read.
+
+    `issuer` has the rules of its ID tokens: the client's id is their audience, `subject` is the claim that
+    admin tokens are found by, `user` the one that says who it is. The secret is the client's, or in a file.
+    """
+
+    name: str
+    label: str
+    issuer: Issuer
+    client_id: str
+    client_secret: str = field(default="", repr=False)
+    client_secret_file: str = ""
+    scopes: tuple[str, ...] = USUAL_SCOPES
+
+
+@dataclass(frozen=True, slots=True)
+class SignIn:
+    """How people sign in; `console_url` is where their browsers find the console."""
+
+    console_url: str = ""
+    providers: tuple[Provider, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Whom a provider named: by `identity` for good, by `name` as people know them.
+
+    An admin token of one of `known_as` stands for them, the first that there is.
+    """
+
+    issuer: str
+    identity: str
+    name: str
+    known_as: tuple[str, ...]
+
+
+def read_person(provider: Provider, claims: Mapping[str, Any], nonce: str, now: float) -> Person:
+    """Whom a verified ID token names; `InvalidApiKey` where it was made for others, or names nobody.
+
+    Its `nonce` must be that of the sign-in.
+    """
+    meaning = read_claims(provider.issuer, claims, now)
+    audience, party = claims.get("aud"), claims.get("azp")
+    alone = not isinstance(audience, list) or len(audience) == 1
+    if party != provider.client_id and not (party is None and alone):
+        raise refused(AUDIENCE, "The token was made for somebody else.")
+    said = claims.get("nonce")
+    if not isinstance(said, str) or not hmac.compare_digest(_bytes(said), _bytes(nonce)):
+        raise refused(CLAIMS, "The token is of another sign-in.")
+    identity = claims.get("sub")
+    if not isinstance(identity, str) or not identity.isprintable():
+        identity = ""
+    if not 0 < len(identity) <= IDENTITY_CHARACTERS_MAX:
+        raise refused(CLAIMS, "The token does not say whom it is of.")
+    if _EMAIL in {provider.issuer.subject, provider.issuer.user} and not _is_verified(claims):
+        raise refused(CLAIMS, "The provider does not say that this address of e-mail is verified.")
+    return Person(provider.issuer.issuer, identity, meaning.user or identity, meaning.known_as)
+
+
+def _is_verified(claims: Mapping[str, Any]) -> bool:
+    """Whether the provider has made sure of the address; else people could choose whose it is."""
+    said = claims.get("email_verified")
+    return said is True or said == "true"
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="replace")

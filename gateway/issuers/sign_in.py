@@ -1,0 +1,134 @@
+"""People who sign in at a provider of identities: where they are sent, and who came back.
+
+An authorization code with PKCE is redeemed once, for an ID token that this provider signed for this client
+and this sign-in (OpenID Connect Core 1.0, 3.1). What is kept of a provider is what it publishes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+from urllib.parse import urlencode, urlsplit
+
+from gateway.core.issuers.issuer import Issuer
+from gateway.core.issuers.sign_in import Person, Provider, SignIn, read_person
+from gateway.core.issuers.signed_token import UNKNOWN_ISSUER, read_token, refused
+from gateway.errors import InvalidApiKey, IssuerUnavailable, NotFound, SignInRefused, TollkeeperError
+from gateway.issuers.key_set import Endpoints, KeySet, UnreadableKeys
+from gateway.issuers.keys import IssuerKeys, Log, Read, in_thread
+
+REDEEMED_AT_ONCE_MAX: Final = 16
+AGAIN_S: Final = 5
+_AWAY: Final = "The provider of identities does not answer; try again in a moment."
+
+
+def read_provider(issuer: Issuer) -> KeySet:
+    """What a provider publishes; `UnreadableKeys` says why it cannot be read."""
+    from gateway.issuers import fetching  # noqa: PLC0415  # some 20 MB, for keepers that have providers alone
+
+    return fetching.read_provider(issuer)
+
+
+class SignIns:
+    """The providers of a configuration. `clock` is monotonic, `wall` tells seconds since the epoch."""
+
+    def __init__(
+        self,
+        sign_in: SignIn,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+        log: Log,
+        read: Read = read_provider,
+    ) -> None:
+        self.console_url = sign_in.console_url
+        self.labels: Mapping[str, str] = {one.name: one.label for one in sign_in.providers}
+        self._providers = {one.name: one for one in sign_in.providers}
+        self._keys = {one.name: IssuerKeys(one.issuer, clock, log, read) for one in sign_in.providers}
+        self._wall, self._log = wall, log
+        self._redeeming = 0
+
+    async def address(self, name: str, *, state: str, nonce: str, challenge: str) -> str:
+        """Where a person signs in at a provider; `challenge` is PKCE's, by S256 (RFC 7636)."""
+        provider, endpoints = self._of(name), await self._endpoints(name)
+        query = {
+            "response_type": "code",
+            "client_id": provider.client_id,
+            "redirect_uri": self._comes_back(name),
+            "scope": " ".join(provider.scopes),
+            "state": state,
+            "nonce": nonce,
+            "code_challenge": challenge,
+            "code_challenge_method": "S256",
+        }
+        join = "&" if urlsplit(endpoints.authorization).query else "?"
+        return f"{endpoints.authorization}{join}{urlencode(query)}"
+
+    async def redeem(self, name: str, *, code: str, issuer: str | None, verifier: str, nonce: str) -> Person:
+        """Who came back with a code, from whom of its own account `issuer` is; else `SignInRefused`."""
+        provider, endpoints = self._of(name), await self._endpoints(name)
+        if issuer != provider.issuer.issuer and (issuer is not None or endpoints.names_itself):
+            raise SignInRefused("The answer is of another provider than was asked.")
+        form = {
+            "grant_type": "authorization_code",
+            "code": code,
+            "redirect_uri": self._comes_back(name),
+            "code_verifier": verifier,
+        }
+        return await self._person(provider, await self._tokens(provider, endpoints, form), nonce)
+
+    async def _person(self, provider: Provider, said: Mapping[str, Any], nonce: str) -> Person:
+        """Whom the ID token of an answer names."""
+        written = said.get("id_token")
+        try:
+            token = read_token(written.encode() if isinstance(written, str) else b"")
+            if token.issuer != provider.issuer.issuer:
+                raise refused(UNKNOWN_ISSUER, "The token is of another provider.")
+            await self._keys[provider.name].verify(token)
+            return read_person(provider, token.claims, nonce, self._wall())
+        except InvalidApiKey as error:
+            self._say(provider, error.message)
+            wrong = SignInRefused(f"What the provider says of you cannot be believed. {error.message}")
+            wrong.failure = error.failure
+            raise wrong from error
+        except IssuerUnavailable as error:
+            raise IssuerUnavailable(_AWAY, retry_after_s=AGAIN_S) from error
+
+    async def _tokens(
+        self, provider: Provider, endpoints: Endpoints, form: Mapping[str, str]
+    ) -> Mapping[str, Any]:
+        from gateway.issuers.redeeming import TokensRefused, ask_for_tokens  # noqa: PLC0415  # as above
+
+        if self._redeeming >= REDEEMED_AT_ONCE_MAX:
+            raise IssuerUnavailable("Too many people sign in just now.", retry_after_s=AGAIN_S)
+        self._redeeming += 1
+        try:
+            return await in_thread(lambda: ask_for_tokens(provider, endpoints, form))
+        except TokensRefused as error:
+            self._say(provider, error.message)
+            raise SignInRefused(f"The provider refuses this sign-in: {error.message}.") from error
+        except UnreadableKeys as error:
+            self._say(provider, error.message)
+            raise IssuerUnavailable(_AWAY, retry_after_s=AGAIN_S) from error
+        finally:
+            self._redeeming -= 1
+
+    async def _endpoints(self, name: str) -> Endpoints:
+        try:
+            endpoints = (await self._keys[name].at_hand()).endpoints
+        except TollkeeperError as error:
+            raise IssuerUnavailable(_AWAY, retry_after_s=AGAIN_S) from error
+        assert endpoints is not None
+        return endpoints
+
+    def _of(self, name: str) -> Provider:
+        provider = self._providers.get(name)
+        if provider is None:
+            raise NotFound
+        return provider
+
+    def _comes_back(self, name: str) -> str:
+        """The address of ours that a provider sends people back to: each has its own (RFC 9700, 4.4)."""
+        return f"{self.console_url}/sign-in/{name}/back"
+
+    def _say(self, provider: Provider, why: str) -> None:
+        self._log("sign_in_failed", provider=provider.name, why=why, level="warning")

@@ -1,0 +1,459 @@
+"""Signing in at a provider of identities: who is let in, as whom, and what nobody can make of the way."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import time
+from base64 import urlsafe_b64decode
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, replace
+from html import unescape
+from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import pytest
+
+from gateway.admin.console.begun import Begun, read_begun
+from gateway.core.issuers.issuer import Issuer
+from gateway.core.issuers.sign_in import Provider, SignIn
+from gateway.core.peppers import Peppers
+from gateway.issuers.sign_in import SignIns
+from tests.admin.conftest import ADMIN, PEPPERS, Api, api_of
+from tests.admin.console.conftest import Person
+from tests.identity_provider import CLIENT, SECRET, IdentityProvider, identity_provider
+from tests.signing import Json, rsa_key, token
+
+CONSOLE = "https://console.example"
+
+
+@dataclass
+class World:
+    """A console, a provider whose people it lets in, and another one beside it."""
+
+    api: Api
+    provider: IdentityProvider
+    other: IdentityProvider
+    said: list[dict[str, Any]]
+
+    async def let_in(self, subject: str = "staff", **more: Any) -> Any:
+        fields = {"name": f"people of {subject}", "role": "admin", "subject": subject} | more
+        return await self.api.make("admin-tokens", issuer=self.provider.url, **fields)
+
+
+@pytest.fixture
+def providers() -> Iterator[tuple[IdentityProvider, IdentityProvider]]:
+    with identity_provider() as one, identity_provider() as other:
+        yield one, other
+
+
+@pytest.fixture
+async def world(
+    admin_database: str, keeper_database: str, providers: tuple[IdentityProvider, IdentityProvider]
+) -> AsyncIterator[World]:
+    one, other = providers
+    said: list[dict[str, Any]] = []
+    sign_in = SignIn(CONSOLE, (configured("example", one), configured("other", other)))
+    sign_ins = SignIns(
+        sign_in, time.monotonic, time.time, lambda event, **more: said.append({"event": event} | more)
+    )
+    one.back, other.back = f"{CONSOLE}/sign-in/example/back", f"{CONSOLE}/sign-in/other/back"
+    async with api_of(admin_database, keeper_database, sign_ins=sign_ins) as api:
+        yield World(api, one, other, said)
+
+
+def configured(name: str, provider: IdentityProvider, **more: Any) -> Provider:
+    issuer = Issuer(provider.url, (CLIENT,), subject="/groups", user="/name")
+    return replace(Provider(name, name.title(), issuer, CLIENT, SECRET), **more)
+
+
+@dataclass
+class Browser:
+    """A person who goes to a provider and comes back, with the cookies that a browser would send."""
+
+    person: Person
+    signing: str = ""
+    session: str = ""
+
+    @staticmethod
+    def at(world: World) -> Browser:
+        return Browser(Person(world.api.client))
+
+    async def leave(self, address: str = "/sign-in/example") -> str:
+        """Go to the provider; where it sends the browser then."""
+        answer = await self.person.open(address)
+        assert answer.status == 303, answer.text
+        self.signing = answer.headers["Set-Cookie"].split(";")[0]
+        return at_provider(answer.headers["Location"])
+
+    async def arrive(self, back: str) -> Any:
+        """Come back as the provider said; the session's cookie is not sent with what another site asks."""
+        parts = urlsplit(back)
+        self.person.cookie = self.signing
+        answer = await self.person.open(f"{parts.path}?{parts.query}")
+        cookies = [one.split(";")[0] for one in answer.headers.getall("Set-Cookie", [])]  # type: ignore[attr-defined]  # a multidict
+        begun = [one for one in cookies if one.startswith("tollkeeper_session=")]
+        self.session = self.person.cookie = begun[0] if begun else ""
+        return answer
+
+    async def sign_in(self, address: str = "/sign-in/example") -> Any:
+        return await self.arrive(await self.leave(address))
+
+
+def at_provider(address: str) -> str:
+    """What the provider answers to who is sent there."""
+    parts = urlsplit(address)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=10)
+    try:
+        connection.request("GET", f"{parts.path}?{parts.query}")
+        answer = connection.getresponse()
+        assert answer.status == 302, answer.read()
+        return str(answer.headers["location"])
+    finally:
+        connection.close()
+
+
+def changed(back: str, **more: str | None) -> str:
+    """The same address with other parameters."""
+    parts = urlsplit(back)
+    said = {name: values[0] for name, values in parse_qs(parts.query).items()} | more
+    return f"{parts.path}?{urlencode({name: value for name, value in said.items() if value is not None})}"
+
+
+async def test_who_is_known_elsewhere_is_let_in_and_named_in_the_audit_log(world: World) -> None:
+    made = await world.let_in()
+    assert "token" not in made
+    browser = Browser.at(world)
+    door = await browser.person.open("/sign-in?next=%2Ftenants%3Fsearch%3Da")
+    [address] = re.findall(r'href="(/sign-in/example[^"]*)"', door.text)
+    landed = await browser.sign_in(unescape(address))
+    # The browser keeps a Strict cookie to itself until a page of ours asks for the next one.
+    assert landed.status == 200
+    assert '<meta http-equiv="refresh" content="0;url=/tenants?search=a">' in landed.text
+    page = await browser.person.open("/tenants?search=a")
+    assert (page.status, ">Kim<" in page.text) == (200, True)
+    acted = await browser.person.fill("/tenants/new", "/tenants", name="of-kim")
+    assert acted.status == 303
+    entry = (await world.api.get("audit-log?resource=tenants&action=create")).json["items"][0]
+    assert (entry["person"], entry["actor"], entry["token"]) == ("Kim", f"token:{made['id']}", made["name"])
+    [begun] = (await world.api.get("audit-log?resource=console-sessions&person=Kim")).json["items"]
+    assert {name: begun["after"][name] for name in ("issuer", "identity", "person")} == {
+        "issuer": world.provider.url, "identity": "u-1", "person": "Kim",
+    }  # fmt: skip
+    assert ">Kim<" in (await browser.person.open("/audit-log")).text
+
+
+async def test_the_cookies_are_kept_from_scripts_and_other_sites(world: World) -> None:
+    await world.let_in()
+    person = Person(world.api.client, headers={"X-Forwarded-Proto": "https"})
+    left = await person.open("/sign-in/example")
+    signing = left.headers["Set-Cookie"]
+    assert signing.startswith("__Host-tollkeeper_signing=")
+    for part in ("HttpOnly", "SameSite=Lax", "Secure", "Path=/", "Max-Age=600"):
+        assert part in signing
+    back = urlsplit(at_provider(left.headers["Location"]))
+    person.cookie = signing.split(";")[0]
+    landed = await person.open(f"{back.path}?{back.query}")
+    session, gone = sorted(landed.headers.getall("Set-Cookie"))  # type: ignore[attr-defined]  # a multidict
+    assert session.startswith("__Host-tollkeeper_session=")
+    for part in ("HttpOnly", "SameSite=Strict", "Secure", "Path=/", "Max-Age=3600"):
+        assert part in session
+    assert gone.startswith('__Host-tollkeeper_signing=""')
+    assert landed.headers["Referrer-Policy"] == "no-referrer"
+    assert landed.headers["Cache-Control"] == "no-store"
+
+
+async def test_nothing_secret_is_shown_on_the_way(world: World) -> None:
+    left = await Person(world.api.client).open("/sign-in/example")
+    asked = parse_qs(urlsplit(left.headers["Location"]).query)
+    assert asked["redirect_uri"] == [f"{CONSOLE}/sign-in/example/back"]
+    assert asked["scope"] == ["openid email profile"]
+    cookie = left.headers["Set-Cookie"].split(";")[0].partition("=")[2]
+    begun = read_begun(cookie, PEPPERS.digests, time.time())
+    assert begun is not None
+    assert begun.verifier not in left.headers["Location"]
+    assert SECRET not in left.headers["Location"]
+    assert begun.seed not in left.headers["Location"]
+
+
+async def test_who_nobody_lets_in_is_told_so(world: World) -> None:
+    browser = Browser.at(world)
+    answer = await browser.sign_in()
+    assert (answer.status, browser.session) == (403, "")
+    assert "You are known as Kim, and nobody has given you access" in answer.text
+    assert "staff" not in answer.text
+    assert world.api.rows("select count(*) from console_session") == [(0,)]
+    assert world.api.failures.counts["token_subject"] == 1
+
+
+async def test_the_first_of_a_persons_groups_that_is_let_in_counts(world: World) -> None:
+    tenant = await world.api.make("tenants", name="acme")
+    own = tenant["organization_id"]
+    await world.let_in("acme-billing", role="billing", organization_id=own)
+    await world.let_in("acme-people", role="readonly", organization_id=own)
+    world.provider.person = {"sub": "u-2", "name": "Ada", "groups": ["x", "acme-billing", "acme-people"]}
+    browser = Browser.at(world)
+    assert (await browser.sign_in()).status == 200
+    page = await browser.person.open("/invoices")
+    assert (page.status, ">billing<" in page.text) == (200, True)
+    assert (await browser.person.open(f"/organizations/{own + 1}")).status == 404
+
+
+async def test_a_person_is_out_as_soon_as_nobody_lets_them_in(world: World) -> None:
+    made = await world.let_in()
+    browser = Browser.at(world)
+    await browser.sign_in()
+    assert (await browser.person.open("/")).status == 200
+    await world.api.post(f"admin-tokens/{made['id']}/revoke")
+    assert (await browser.person.open("/")).status == 303
+    assert (await Browser.at(world).sign_in()).status == 403
+    assert (await world.api.delete(f"admin-tokens/{made['id']}")).status == 204
+    await world.let_in()
+    assert (await Browser.at(world).sign_in()).status == 200
+
+
+async def test_signing_out_ends_the_session(world: World) -> None:
+    await world.let_in()
+    browser = Browser.at(world)
+    await browser.sign_in()
+    page = await browser.person.open("/")
+    await browser.person.post("/sign-out", {"form_token": page.form_token})
+    assert (await browser.person.open("/")).status == 303
+    entries = (await world.api.get("audit-log?resource=console-sessions&action=end")).json["items"]
+    assert [entry["person"] for entry in entries] == ["Kim"]
+
+
+async def test_each_sign_in_is_a_new_session_whatever_the_browser_had(world: World) -> None:
+    await world.let_in()
+    browser = Browser.at(world)
+    back = await browser.leave()
+    planted = "tollkeeper_session=" + "A" * 43
+    browser.signing = f"{planted}; {browser.signing}"
+    await browser.arrive(back)
+    assert browser.session not in {"", planted}
+    assert (await browser.person.open("/")).status == 200
+    browser.person.cookie = planted
+    assert (await browser.person.open("/")).status == 303
+
+
+async def test_a_code_is_good_once(world: World) -> None:
+    await world.let_in()
+    browser = Browser.at(world)
+    back = await browser.leave()
+    assert (await browser.arrive(back)).status == 200
+    # With the cookie that a browser has dropped by now: the provider refuses the code.
+    again = await browser.arrive(back)
+    assert (again.status, "invalid_grant" in again.text) == (403, True)
+    browser.signing = ""
+    assert (await browser.arrive(back)).status == 403
+    assert world.api.rows("select count(*) from console_session") == [(1,)]
+
+
+async def test_an_answer_counts_for_the_browser_alone_that_asked(world: World) -> None:
+    await world.let_in()
+    theirs, mine = Browser.at(world), Browser.at(world)
+    back = await theirs.leave()
+    await mine.leave()
+    asked = len(world.provider.asked)
+    for cookie in ("", mine.signing, "tollkeeper_signing=made.up", theirs.signing[:-1] + "x"):
+        mine.signing = cookie
+        answer = await mine.arrive(back)
+        assert (answer.status, "was not begun in this browser" in answer.text) == (403, True)
+        assert (CONSOLE in answer.text, mine.session) == (True, "")
+    for state in (None, "", "x", "ü" * 43):
+        assert (await theirs.arrive(changed(back, state=state))).status == 403
+    assert (await theirs.arrive(changed(back) + "&state=x")).status == 403
+    assert len(world.provider.asked) == asked  # nobody was asked for any of these
+    assert (await theirs.arrive(back)).status == 200
+
+
+async def test_a_sign_in_is_over_after_ten_minutes_and_only_ours_counts(world: World) -> None:
+    begun = Begun.now("example", "/", 1_000.0)
+    written = begun.written(PEPPERS.digest)
+    assert read_begun(written, PEPPERS.digests, 1_599.0) == begun
+    assert read_begun(written, PEPPERS.digests, 1_600.0) is None
+    assert read_begun(written, Peppers(b"other").digests, 1_000.0) is None
+    assert read_begun(written, Peppers(b"other", (b"pepper",)).digests, 1_000.0) == begun
+    text, _, proof = written.partition(".")
+    assert b"example" in urlsafe_b64decode(text + "==")
+    other = Begun.now("example", "/", 1_000.0).written(PEPPERS.digest).partition(".")[0]
+    assert read_begun(f"{other}.{proof}", PEPPERS.digests, 1_000.0) is None
+
+
+async def test_an_answer_of_another_provider_is_refused(world: World) -> None:
+    """Mix-up: what one provider answered is never sent to another (RFC 9700, 4.4)."""
+    await world.let_in()
+    browser = Browser.at(world)
+    at_other = await browser.leave("/sign-in/other")
+    signing = browser.signing
+    asked = len(world.provider.asked)
+    moved = at_other.replace("/sign-in/other/", "/sign-in/example/")
+    assert (await browser.arrive(moved)).status == 403
+    back = await browser.leave()
+    known = len(world.other.asked)
+    for issuer in (world.other.url, None, "", world.provider.url + "/"):
+        answer = await browser.arrive(changed(back, iss=issuer))
+        assert (answer.status, "of another provider" in answer.text) == (403, True)
+    browser.signing = signing
+    assert (await browser.arrive(changed(at_other, iss=world.provider.url))).status == 403
+    assert [path for path in world.provider.asked[asked:] if path == "/token"] == []
+    assert "/token" not in world.other.asked[known:]
+
+
+async def test_a_provider_that_does_not_name_itself_need_not(world: World) -> None:
+    await world.let_in()
+    world.provider.names_itself = False
+    world.provider.sends_post = True
+    assert (await Browser.at(world).sign_in()).status == 200
+
+
+def without(name: str) -> Callable[[Json], Json]:
+    return lambda claims: {key: value for key, value in claims.items() if key != name}
+
+
+def with_(**more: object) -> Callable[[Json], Json]:
+    return lambda claims: claims | more
+
+
+BENT: list[tuple[Callable[[Json], Json | None], str]] = [
+    (with_(nonce="of-another-sign-in"), "of another sign-in"),
+    (without("nonce"), "of another sign-in"),
+    (with_(nonce=7), "of another sign-in"),
+    (with_(aud="somebody-else"), "not meant for this gateway"),
+    (with_(aud=[CLIENT, "somebody-else"]), "made for somebody else"),
+    (with_(azp="somebody-else"), "made for somebody else"),
+    (with_(iss="https://evil.example"), "of another provider"),
+    (without("iss"), "of another provider"),
+    (with_(exp=1), "has expired"),
+    (without("exp"), "does not say when"),
+    (without("sub"), "whom it is of"),
+    (with_(sub=""), "whom it is of"),
+    (with_(sub="x" * 256), "whom it is of"),
+    (with_(sub="a\u202eb"), "whom it is of"),
+    (without("groups"), "no value that stands"),
+    (without("name"), "must be one printable text"),
+    (lambda _: None, "malformed"),
+]
+
+
+async def test_an_id_token_that_was_not_made_for_this_is_refused(world: World) -> None:
+    await world.let_in()
+    for bent, why in BENT:
+        world.provider.bent = bent
+        browser = Browser.at(world)
+        answer = await browser.sign_in()
+        assert (answer.status, browser.session) == (403, "")
+        assert why in unescape(answer.text)
+        assert world.said[-1]["event"] == "sign_in_failed"
+
+
+async def test_an_id_token_that_the_provider_did_not_sign_is_refused(world: World) -> None:
+    await world.let_in()
+    signed: list[Callable[[Json], bytes]] = [
+        lambda claims: token(claims, key=rsa_key(1)),
+        lambda claims: token(claims, algorithm="RS512"),
+        lambda claims: token(claims, algorithm="HS256", key=SECRET.encode()),
+        lambda claims: token(claims, key=rsa_key(), alg="none"),
+        lambda claims: token(claims, key=rsa_key(), typ="logout+jwt"),
+    ]
+    for signs in signed:
+        world.provider.signs = signs
+        browser = Browser.at(world)
+        assert ((await browser.sign_in()).status, browser.session) == (403, "")
+    assert world.api.rows("select count(*) from console_session") == [(0,)]
+
+
+async def test_the_door_leads_nowhere_else(world: World) -> None:
+    await world.let_in()
+    for wanted in ("//evil.example", "https://evil.example", "/\\evil.example", "/%09/evil.example", "x"):
+        landed = await Browser.at(world).sign_in(f"/sign-in/example?next={wanted}")
+        assert 'content="0;url=/">' in landed.text
+    odd = '/tenants?search="><script>;url=//evil.example'
+    landed = await Browser.at(world).sign_in("/sign-in/example?" + urlencode({"next": odd}))
+    [goes] = re.findall(r'http-equiv="refresh" content="([^"]*)"', landed.text)
+    assert unescape(goes) == f"0;url={odd}"
+    assert "<script>;" not in landed.text
+
+
+async def test_what_a_provider_says_of_why_not_is_told_in_its_word_alone(world: World) -> None:
+    browser = Browser.at(world)
+    back = changed(await browser.leave(), code=None, error="access_denied", error_description="<b>call me")
+    answer = await browser.arrive(back)
+    assert (answer.status, "access_denied" in answer.text, "call me" in answer.text) == (403, True, False)
+    answer = await browser.arrive(changed(back, error="<b>"))
+    assert "The provider has not signed you in." in answer.text
+    assert (await browser.arrive(changed(back, error=None))).status == 403
+
+
+async def test_a_provider_that_is_away_is_503_and_tokens_of_ours_still_count(world: World) -> None:
+    browser = Browser.at(world)
+    back = await browser.leave()
+    world.provider.is_away = world.other.is_away = True
+    answer = await browser.arrive(back)
+    assert (answer.status, "does not answer" in answer.text) == (503, True)
+    assert (await browser.person.open("/sign-in/other")).status == 503
+    assert world.said[-1]["event"] == "issuer_unread"
+    assert (await browser.person.sign_in(ADMIN)).status == 303
+
+
+async def test_a_client_whose_secret_is_wrong_gets_nobody_in(world: World, tmp_path: Any) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("wrong\n")
+    provider = configured("example", world.provider, client_secret="", client_secret_file=str(secret))
+    said: list[str] = []
+    sign_ins = SignIns(
+        SignIn(CONSOLE, (provider,)), time.monotonic, time.time, lambda _, **more: said.append(str(more))
+    )
+    asked = {"state": "s", "nonce": "n", "challenge": "c"}
+    redeemed = {"code": "c", "issuer": world.provider.url, "verifier": "v", "nonce": "n"}
+    assert "client_id=console" in await sign_ins.address("example", **asked)
+    with pytest.raises(Exception, match="invalid_client"):
+        await sign_ins.redeem("example", **redeemed)
+    secret.write_text(SECRET + "\n")  # it is read each time
+    with pytest.raises(Exception, match="invalid_grant"):
+        await sign_ins.redeem("example", **redeemed)
+    secret.unlink()
+    with pytest.raises(Exception, match="does not answer"):
+        await sign_ins.redeem("example", **redeemed)
+    assert "cannot be read" in said[-1]
+
+
+async def test_a_head_begins_and_ends_nothing(world: World) -> None:
+    await world.let_in()
+    browser = Browser.at(world)
+    assert (await browser.person.send("HEAD", "/sign-in/example")).status == 405
+    back = urlsplit(await browser.leave())
+    browser.person.cookie = browser.signing
+    assert (await browser.person.send("HEAD", f"{back.path}?{back.query}")).status == 405
+    assert (await browser.person.open("/sign-in/nobody")).status == 404
+
+
+async def test_an_organizations_own_people_let_nobody_in(world: World) -> None:
+    tenant = await world.api.make("tenants", name="acme")
+    own = tenant["organization_id"]
+    token_ = await world.api.make("admin-tokens", name="own", role="admin", organization_id=own)
+    theirs = world.api.acting_as(token_["token"])
+    named = {"name": "p", "role": "admin", "issuer": world.provider.url, "subject": "staff"}
+    refused = await theirs.post("admin-tokens", named)
+    assert (refused.status, "of all organizations" in str(refused.json)) == (403, True)
+    await world.let_in()
+    assert (await world.api.post("admin-tokens", named)).status == 409
+    for wrong in ({"issuer": world.provider.url}, {"subject": "staff"}):
+        assert (await world.api.post("admin-tokens", {"name": "p", "role": "admin"} | wrong)).status == 422
+
+
+async def test_an_organization_sees_of_staff_that_it_was_staff(world: World) -> None:
+    tenant = await world.api.make("tenants", name="acme")
+    own = tenant["organization_id"]
+    await world.let_in()
+    staff = Browser.at(world)
+    await staff.sign_in()
+    page = await staff.person.open(f"/tenants/{tenant['id']}")
+    changed_ = await staff.person.post(
+        f"/tenants/{tenant['id']}/change", [*page.fields(f"/tenants/{tenant['id']}/change"), ("name", "b")]
+    )
+    assert changed_.status == 303
+    token_ = await world.api.make("admin-tokens", name="own", role="admin", organization_id=own)
+    entries = (await world.api.acting_as(token_["token"]).get("audit-log?resource=tenants")).json["items"]
+    assert {(entry["actor"], entry["person"]) for entry in entries} == {("staff", None)}
+    assert "Kim" not in str(entries)
