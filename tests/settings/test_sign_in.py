@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from gateway.core.issuers.sign_in import Provider, SignIn
 from gateway.errors import SettingError
 from gateway.settings.settings import from_json, to_json
 from tests.settings.test_issuers import loaded
+from tests.tree import ROOT
 
 WRITTEN = """
 sign_in:
@@ -81,6 +83,13 @@ def test_what_cannot_be_is_told_by_its_place(tmp_path: Path, providers: str, url
     with pytest.raises(SettingError) as caught:
         loaded(tmp_path, written)
     assert why in caught.value.message
+
+
+def test_the_example_of_the_page_is_taken(tmp_path: Path) -> None:
+    page = (ROOT / "docs/sign-in.md").read_text(encoding="utf-8")
+    [written] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    [provider] = loaded(tmp_path, written, OIDC_CLIENT_SECRET="s").sign_in.providers
+    assert (provider.label, provider.issuer.subject, provider.client_secret) == ("Example", "/groups", "s")
 
 
 def test_this_machine_needs_no_certificate(tmp_path: Path) -> None:

@@ -264,7 +264,7 @@ SCREENS = {
             "Administration", "admin-tokens", "Admin tokens", "admin token",
             ("name", "role", "organization_id", "prefix", "subject", "state", "last_used_at", "expires_at"),
             empty="Only the built-in tokens of the settings are in use.",
-            filters=("organization_id", "role", "user_id"),
+            filters=("organization_id", "role", "user_id", "issuer", "subject"),
         ),
         Screen(
             "Administration", "audit-log", "Audit log", "change",
