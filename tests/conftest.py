@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -188,9 +188,15 @@ def valkey_cluster(own_valkey: Callable[..., ValkeyServer]) -> ValkeyServer:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
+    with postgres_of(postgres_bin()) as url:
+        yield url
+
+
+@contextmanager
+def postgres_of(tools: Path) -> Iterator[str]:
+    """A server of the programs in a directory."""
     folder = Path(tempfile.mkdtemp(prefix="tollkeeper-pg-"))
     data = folder / "data"
-    tools = postgres_bin()
     borrowed = borrow(None, [tools, folder])
     command = borrowed.command if borrowed else list
     if borrowed:

@@ -32,19 +32,38 @@ def backup(
         Path | None, typer.Option(help="Of a running `up`, where no database is named.")
     ] = None,
     database_url: Database = None,
+    prove: Annotated[
+        bool, typer.Option("--prove", help="Restore it beside the database, check it, drop that again.")
+    ] = False,
+    keep: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="Keep so many in the directory; older ones go.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write what PostgreSQL holds to one file, as of one moment; everything goes on meanwhile."""
-    from gateway.ops.backup import back_up  # noqa: PLC0415  # each command loads what it needs
+    from gateway.ops import proving  # noqa: PLC0415  # each command loads what it needs
+    from gateway.ops.backup import back_up  # noqa: PLC0415
 
+    if keep is not None and not to.is_dir():
+        raise StartError(f"--keep is of a directory of backups: {to} is none")
     url = owner_url(config, database_url, data_dir)
     with waiting("Writing what PostgreSQL holds"):
         target, manifest = back_up(url, to, datetime.now(UTC))
+        number = proving.note(url, target, manifest)
+    if prove:
+        with waiting("Restoring it beside, and checking it"):
+            proving.prove(url, target, number)
+    dropped = proving.drop_older(to, keep) if keep is not None else []
     rows = sum(manifest.rows.values())
     if as_json:
-        print_json({"file": str(target), **_facts(manifest), "bytes": manifest.bytes})
+        done = {"bytes": manifest.bytes, "proved": prove, "dropped": [str(path) for path in dropped]}
+        print_json({"file": str(target), **_facts(manifest), **done})
         return
     typer.echo(f"{target}: {rows:,} rows, schema version {manifest.schema_version}, {manifest.bytes:,} bytes")
+    if prove:
+        typer.echo("It was restored into a database of its own, and its rows agree with each other.")
+    for path in dropped:
+        typer.echo(f"{path} is gone: {keep} are kept.")
     typer.echo("API keys and tokens are digests in it: keep TOLLKEEPER_KEY_PEPPER as well, elsewhere.")
 
 

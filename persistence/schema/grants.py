@@ -47,6 +47,7 @@ WRITES: dict[str, tuple[str, ...]] = {
     "organization_service": CLEAR, "recovered_event": CLEAR, "refused_batch": CLEAR, "rerating_left": CLEAR,
     "subscription_plan": CLEAR, "usage_name": CLEAR, "usage_outbox": CLEAR, "webhook_delivery": CLEAR,
     "alembic_version": (), "kept_since": (), "archive_identity": (), "archived_month": (), "archived_run": (),
+    "backup_run": (),
 }  # fmt: skip
 VIEWS = (
     "listed_gap", "account_movement", "overage_span", "told_use", "checkpoint_in_force",

@@ -217,6 +217,15 @@ archived_month = table(
     PrimaryKeyConstraint("ledger", "month"),
 )
 
+# Backups of this database that were taken here, and when one was restored beside it and found right.
+backup_run = table(
+    "backup_run",
+    identity(),
+    texts("file", "sha256"),
+    moments("taken_at", "proved_at?"),
+    integers("bytes"),
+)
+
 archived_run = table(
     "archived_run",
     texts("account"),

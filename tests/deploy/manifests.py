@@ -35,8 +35,9 @@ def one(overlay: str, kind: str) -> Resource:
 
 
 def pod(resource: Resource) -> Resource:
-    """The pod a Deployment or Job makes."""
-    found: Resource = resource["spec"]["template"]["spec"]
+    """The pod a Deployment, Job or CronJob makes."""
+    spec = resource["spec"].get("jobTemplate", resource)["spec"]
+    found: Resource = spec["template"]["spec"]
     return found
 
 

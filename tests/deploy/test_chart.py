@@ -38,6 +38,7 @@ FULL: dict[str, Any] = {
         "tls": [{"secretName": "llm-tls", "hosts": ["llm.example"]}],
     },
     "monitoring": {"enabled": True, "labels": {"release": "prometheus"}},
+    "backup": {"enabled": True, "image": "registry.example/backup", "claim": "backups", "keep": 30},
 }  # fmt: skip
 SMALL: dict[str, Any] = {
     "gateway": {"autoscaling": {"enabled": False}, "tag": "0.0.9"}, "migrate": {"enabled": False},
@@ -53,6 +54,7 @@ WRONG: tuple[tuple[dict[str, Any], str], ...] = (
     ({"image": {"digest": "latest"}}, "digest"),
     ({"networkPolicy": {"clients": []}}, "clients"),
     ({"secrets": {"gateway": ""}}, "gateway"),
+    ({"backup": {"enabled": True, "image": "x"}}, "claim"),
 )
 SIDECAR = """
 apiVersion: apps/v1
@@ -101,7 +103,7 @@ def one(objects: list[Resource], kind: str, name: str) -> Resource:
 
 
 def pods(objects: list[Resource]) -> list[Resource]:
-    return [pod(each) for each in objects if each["kind"] in {"Deployment", "Job"}]
+    return [pod(each) for each in objects if each["kind"] in {"Deployment", "Job", "CronJob"}]
 
 
 def test_helm_lints_it_without_an_error() -> None:
@@ -161,8 +163,8 @@ def test_what_a_pod_refers_to_is_there(objects: list[Resource]) -> None:
 
 def test_labels_lead_to_pods(objects: list[Resource]) -> None:
     labels = [
-        each["spec"]["template"]["metadata"]["labels"].items()
-        for each in objects if each["kind"] in {"Deployment", "Job"}
+        each["spec"].get("jobTemplate", each)["spec"]["template"]["metadata"]["labels"].items()
+        for each in objects if each["kind"] in {"Deployment", "Job", "CronJob"}
     ]  # fmt: skip
     for each in objects:
         spec = each.get("spec", {})
@@ -214,6 +216,18 @@ def test_only_keepers_and_the_migration_know_the_database(charts: dict[str, list
         serving = "serve" in {container.get("args", [""])[0] for container in containers(spec)}
         assert ("TOLLKEEPER_DATABASE_URL_FILE" in known) is not serving
         assert not (serving and "TOLLKEEPER_ADMIN_TOKEN_FILE" in known)
+
+
+def test_backups_are_proven_by_whoever_owns_the_database(charts: dict[str, list[Resource] | str]) -> None:
+    job = one(of(charts, "full"), "CronJob", "prod-backup")
+    assert job["spec"]["concurrencyPolicy"] == "Forbid"
+    (container,) = pod(job)["containers"]
+    assert container["args"] == ["backup", "--to", "/backups", "--keep", "30", "--prove"]
+    environ = {each["name"] for each in container["env"]}
+    assert environ == {"TOLLKEEPER_DATABASE_URL_FILE", "TOLLKEEPER_DATABASE_OWNER_URL_FILE"}
+    rules = one(of(charts, "full"), "NetworkPolicy", "prod-backup")["spec"]["egress"]
+    assert {port["port"] for rule in rules for port in rule["ports"]} == {53, 5432, 6432}
+    assert not any(each["kind"] == "CronJob" for each in of(charts, "default"))
 
 
 def test_policies_let_clients_the_collector_and_pgbouncer_through(

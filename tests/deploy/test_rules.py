@@ -58,6 +58,8 @@ WELL = {
     "tollkeeper_disk_free_bytes{instance='a',place='data'}": "50x100",
     "tollkeeper_disk_size_bytes{instance='a',place='data'}": "100x100",
     "tollkeeper_reconciliation_timestamp_seconds": "0+60x100",
+    "tollkeeper_backup_timestamp_seconds": "0x100",
+    "tollkeeper_backup_proof_timestamp_seconds": "0x100",
     "tollkeeper_admin_requests_total{part='api',status='503'}": "3x100",
     "tollkeeper_upstream_cooling_seconds_total{instance='a',upstream='openai'}": "0+20x100",
     "tollkeeper_overhead_seconds_bucket{le='0.01'}": "0+6000x100",
@@ -143,6 +145,8 @@ FAULTS = {
         },
     ),
     "DiskFull": Fault(9, {"tollkeeper_disk_free_bytes{instance='a',place='data'}": "4x100"}),
+    "BackupOld": Fault(30, {"tollkeeper_backup_timestamp_seconds": f"{-2 * DAY}x100"}),
+    "BackupUnproven": Fault(60, {"tollkeeper_backup_proof_timestamp_seconds": f"{-9 * DAY}x100"}),
     "NotReconciled": Fault(30, {"tollkeeper_reconciliation_timestamp_seconds": "0x100"}),
     "AdminFailing": Fault(20, {"tollkeeper_admin_requests_total{part='api',status='503'}": "0+2x100"}),
     "UpstreamLimited": Fault(
@@ -186,19 +190,21 @@ def alerts() -> dict[str, dict[str, Any]]:
 
 def tried(folder: Path, *cases: tuple[str, dict[str, str], int, int]) -> str:
     """Let promtool try alerts (name, series, minutes, how many fire)."""
+    by_series: dict[tuple[tuple[str, str], ...], list[dict[str, Any]]] = {}  # evaluated once for all of them
+    for name, series, minutes, firing in cases:
+        expected = {
+            "expr": f'count(ALERTS{{alertname="Tollkeeper{name}",alertstate="firing"}})',
+            "eval_time": f"{minutes}m",
+            "exp_samples": [{"labels": "{}", "value": firing}] if firing else [],
+        }
+        by_series.setdefault(tuple(series.items()), []).append(expected)
     tests = [
         {
             "interval": "1m",
-            "input_series": [{"series": name, "values": values} for name, values in series.items()],
-            "promql_expr_test": [
-                {
-                    "expr": f'count(ALERTS{{alertname="Tollkeeper{name}",alertstate="firing"}})',
-                    "eval_time": f"{minutes}m",
-                    "exp_samples": [{"labels": "{}", "value": firing}] if firing else [],
-                }
-            ],
+            "input_series": [{"series": name, "values": values} for name, values in series],
+            "promql_expr_test": expected_of,
         }
-        for name, series, minutes, firing in cases
+        for series, expected_of in by_series.items()
     ]
     rules = [str(path) for path in sorted((MONITORING / "rules").glob("*.yml"))]
     file = folder / "tests.yml"
@@ -273,6 +279,18 @@ def test_whatever_is_added_up_is_added_up_by_its_place() -> None:
         if re.search(r"\b(sum|max|min|group|count|avg)\b(?! by \(cluster, namespace, job)", rule["expr"])
     ]
     assert without == []
+
+
+def test_a_backup_that_was_never_proven_is_told_and_nothing_where_none_is_taken(tmp_path: Path) -> None:
+    never = WELL | {"tollkeeper_backup_proof_timestamp_seconds": None}
+    there = {name: values for name, values in never.items() if values is not None}
+    none = {name: values for name, values in WELL.items() if "backup" not in name}
+    tried(
+        tmp_path,
+        ("BackupUnproven", there, 60, 1),
+        ("BackupUnproven", none, 60, 0),
+        ("BackupOld", none, 60, 0),
+    )
 
 
 def test_no_limit_of_memory_is_no_alert(tmp_path: Path) -> None:

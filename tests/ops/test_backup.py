@@ -166,14 +166,3 @@ def test_what_cannot_be_backed_up_leaves_nothing_behind(database: str, tmp_path:
     with pytest.raises(BackupFailed, match="cannot be written to"):
         backup.back_up(database, tmp_path / "none" / "a.tar", NOW)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_programs_of_the_path_serve_where_there_is_no_embedded_server(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(backup.postgres, "binaries", lambda: Path("/nowhere"))
-    monkeypatch.setattr(backup.shutil, "which", lambda name: f"/usr/bin/{name}")
-    assert backup._program("pg_dump") == "/usr/bin/pg_dump"
-    monkeypatch.setattr(backup.shutil, "which", lambda _: None)
-    with pytest.raises(BackupFailed, match="pg_dump is needed"):
-        backup._program("pg_dump")
