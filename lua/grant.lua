@@ -3,7 +3,8 @@
 -- allows: oom
 -- KEYS[1] m  KEYS[2] g ids of control writes not yet in PostgreSQL (HASH)  KEYS[3] x outbox
 -- KEYS[4] t tenant  KEYS[5] o organization  KEYS[6 on] up to 256 b accounts of a budget, for verb 9; behind one for each the index of these (ZSET)
--- ARGV[1] packed: run id (40), verb, amount (adjust and credits: signed), id (36)
+-- ARGV[1] packed: run id (40), verb, amount (adjust and credits: signed; plan: since when it is in force, ms, by the clock of who
+--   decided that: a cycle that was over by then ends first, where that clock is a minute ahead at most), id (36)
 --   verbs: 1 recharge, 2 reset, 3 adjust, 4 block, 5 unblock, 6 plan, 7 credits, 8 sweep (a due reset only),
 --   9 budget: the use of its window begins again (amount: its id), of more accounts than these where the id is empty
 -- ARGV[2] metadata (JSON object or empty)
@@ -33,13 +34,14 @@ end
 local once = verb ~= VERB_SWEEP and id ~= NO_ID
 if once and call('HEXISTS', KEYS[2], id) == 1 then return answer(2) end
 
-local events, before = {tenant and due(tenant, now, epoch) or nil}, tenant and remaining_of(tenant) or 0
+local at = (verb == VERB_PLAN and amount <= now + PLAN_AHEAD_MS_MAX) and max(now, amount) or now
+local events, before = {tenant and due(tenant, at, epoch) or nil}, tenant and remaining_of(tenant) or 0
 local facts = {source = id, metadata = ARGV[2]}
 local accounts
 if verb == VERB_BUDGET then
   accounts = reset_windows(events, KEYS, raw, 6, 2, amount, now, epoch, organization.organization_id, once and id or '', ARGV[2])
 elseif verb == VERB_CREDITS then events[#events + 1] = credit(organization, now, epoch, amount, facts)
-elseif verb ~= VERB_SWEEP then events[#events + 1] = tenant_grant(tenant, now, epoch, verb, amount, ARGV[3], facts) end
+elseif verb ~= VERB_SWEEP then events[#events + 1] = tenant_grant(tenant, at, epoch, verb, amount, ARGV[3], facts) end
 if #events == 0 then return answer(2) end
 if out_of_range(tenant, before, organization) then return CODE.pack{code = -3} end
 

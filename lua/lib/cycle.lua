@@ -12,12 +12,22 @@ local function follow(tenant, packed, now)
   else tenant.next_reset = begins(tenant, day) end
 end
 
--- starts a new cycle under the plan in force; answers the event
+-- What is beyond the plan was owed for otherwise than by tokens to come: the next reset forgives it, whoever carries then
+local function forgive_next(tenant)
+  if not has(tenant.flags, FORGIVES) then tenant.flags = tenant.flags + FORGIVES end
+end
+
+-- starts a new cycle under the plan in force; answers the event, which says what debt it forgives
 local function renew(tenant, now, epoch, passed, next_reset, facts)
   local before, left = balance_of(tenant), remaining_of(tenant)
   local carried = 0
   if left > 0 then carried = min(left, tenant.rollover_max, INTEGER_MAX - max(0, tenant.total_amount))
-  elseif tenant.overage_policy == POLICY_CARRY then carried = left end
+  elseif tenant.overage_policy == POLICY_CARRY and not has(tenant.flags, FORGIVES) then carried = left
+  elseif left < 0 and is_limited(tenant) then
+    local said = facts.metadata or ''
+    facts.metadata = (#said > 2 and sub(said, 1, -2) .. ',' or '{') .. format('"forgiven":%.0f}', 0 - left)
+  end
+  if has(tenant.flags, FORGIVES) then tenant.flags = tenant.flags - FORGIVES end
   tenant.total = tenant.total_amount
   tenant.limit = max(0, tenant.total) + carried
   tenant.used, tenant.cycle, tenant.next_reset = 0, tenant.cycle + passed, next_reset

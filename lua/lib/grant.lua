@@ -16,9 +16,12 @@ local function mark(tenant, now, epoch, kind, facts)
   return event(tenant, tenant.organization_id, facts)
 end
 
--- moves a tenant to another plan now: the difference is an adjust; a first plan is a reset
+-- moves a tenant to another plan now: the difference is an adjust; a first plan is a reset. What it is beyond one that does not
+-- carry ends with that
 local function change_plan(tenant, now, epoch, packed, facts)
   local had = has(tenant.flags, HAS_PLAN)
+  if tenant.total >= 0 and tenant.overage_policy ~= POLICY_CARRY and remaining_of(tenant) < 0 then forgive_next(tenant) end
+  if has(tenant.flags, FORGIVES) then facts.metadata = '{"forgives":true}' end
   follow(tenant, packed, now)
   if had ~= (tenant.plan_id > 0) then tenant.flags = tenant.flags + (had and -HAS_PLAN or HAS_PLAN) end
   if tenant.seq == 0 then return renew(tenant, now, epoch, tenant.cycle == 0 and 1 or 0, tenant.next_reset, facts) end

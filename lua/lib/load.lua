@@ -12,13 +12,16 @@ local function blank(kind)
   return ORGANIZATION.fresh()
 end
 
--- the plan's terms follow the plan a tenant has; a first plan and a change of plan are grants
+-- the plan's terms follow the plan a tenant has; a first plan and a change of plan are grants. One that comes to carry does so
+-- from the next cycle on: who is beyond it has owed for that
 local function define_tenant(tenant, packed, now)
   local user_rpm, user_tpm, user_concurrency, tenant_id, organization_id, plan_id = DEFINE_TENANT.read(packed)
   tenant.user_rpm, tenant.user_tpm, tenant.user_concurrency = user_rpm, user_tpm, user_concurrency
   tenant.tenant_id, tenant.organization_id = tenant_id, organization_id
   if not has(tenant.flags, HAS_PLAN) or plan_id ~= tenant.plan_id then return end
+  local policy = tenant.overage_policy
   follow(tenant, DEFINE_TENANT.since(packed, 'plan_id'), now)
+  if policy ~= POLICY_CARRY and tenant.overage_policy == POLICY_CARRY then forgive_next(tenant) end
 end
 
 local function define(account, kind, packed, now)

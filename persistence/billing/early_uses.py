@@ -33,13 +33,19 @@ from persistence.tables.billing import plan_end as table
 ENDS_MAX = 1_000
 MONTHLY = "monthly"
 
-# Known are those whose writes are in the ledger: of debt that was carried on, the one that ended that.
+# Known are those whose writes are in the ledger: of debt that was carried on, the one that ended that, or a
+# reset that forgave it. Nobody carries what is of a cycle that was over before.
 _KNOWN = """(e.is_gone OR EXISTS (SELECT FROM token_ledger AS w WHERE w.tenant_id = e.tenant_id
         AND w.transaction_type <> 'consume' AND w.control_write_id = e.control_write_id))
-   AND (NOT e.carries OR e.debt_counted IS NOT NULL
-        AND (e.debt_write_id IS NULL OR EXISTS (SELECT FROM token_ledger AS w
+   AND (NOT e.carries
+        OR e.debt_counted IS NOT NULL AND (e.debt_write_id IS NULL OR EXISTS (SELECT FROM token_ledger AS w
               WHERE w.tenant_id = e.tenant_id AND w.transaction_type <> 'consume'
-                AND w.control_write_id = e.debt_write_id)))"""
+                AND w.control_write_id = e.debt_write_id))
+        OR EXISTS (SELECT FROM token_ledger AS w JOIN token_ledger AS r ON r.tenant_id = w.tenant_id
+                    AND r.transaction_type = 'reset' AND CASE WHEN r.seq < w.seq
+                        THEN r.created_at >= e.cycle_ends_at ELSE r.metadata->'forgiven' IS NOT NULL END
+              WHERE w.tenant_id = e.tenant_id AND w.transaction_type <> 'consume'
+                AND w.control_write_id = e.control_write_id))"""
 _OPEN = text(f"""
 SELECT e.id, e.anchor_date, e.paid_from FROM plan_end AS e
  WHERE e.organization_id = :organization AND e.quantity IS NULL AND {_KNOWN}
@@ -61,9 +67,7 @@ SELECT DISTINCT organization_id FROM plan_end
  WHERE organization_id = ANY(cast(:organizations AS bigint[])) AND quantity IS NULL ORDER BY 1""")
 _END_DEBT = text("""
 UPDATE plan_end SET debt_write_id = cast(:write AS uuid), debt_ends_at = cast(:ends AS timestamptz),
-       debt_counted = coalesce(cast(:counted AS bigint), 0),
-       quantity = CASE WHEN cast(:counted AS bigint) IS NULL THEN 0 END,
-       amount = CASE WHEN cast(:counted AS bigint) IS NULL THEN 0 END
+       debt_counted = :counted
  WHERE tenant_id = :tenant AND carries AND debt_counted IS NULL""")
 _SETTLE = text("""
 UPDATE plan_end SET used = :used, debt = cast(:debt AS bigint), quantity = :quantity, amount = :amount,
@@ -155,7 +159,7 @@ def owed(connection: Connection, organization_id: int, told: Told | None = None)
         else:  # not known yet, or settled before this was kept
             charged[cycle] += row.amount or 0
             continue
-        end = _end(row)
+        end = _end(row, is_carried=debt is not None)
         ahead = tokens_ahead(end, used, charged[cycle])
         ahead = ahead if debt is None else min(ahead, debt)
         amount = amount_of(end, ahead)
@@ -191,10 +195,11 @@ def _charge(row: Any, end: PlanEnd, ahead: int, amount: Decimal) -> Charge:
     )  # fmt: skip
 
 
-def _end(row: Any) -> PlanEnd:
+def _end(row: Any, *, is_carried: bool) -> PlanEnd:
+    counted = row.counted if is_carried or not row.carries else 0
     return PlanEnd(
-        row.total_amount, row.counted, row.worth, row.paid, row.paid_from, row.cycle_ends_at,
-        row.supplied_from, row.carries,
+        row.total_amount, counted, row.worth, row.paid, row.paid_from, row.cycle_ends_at, row.supplied_from,
+        row.carries,
     )  # fmt: skip
 
 

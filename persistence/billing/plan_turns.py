@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from gateway.core.billing.early_use import Turn, begin_of, debt_left, stop_of, tokens_used
+from gateway.core.billing.early_use import ALL, Turn, begin_of, stop_of, tokens_used
 from gateway.core.billing.subscription import midnight
 
 # Resets and plans of a tenant that are read back from one: a cycle has few.
@@ -44,20 +44,109 @@ SELECT coalesce(sum((CASE WHEN u.is_more THEN 1 ELSE -1 END) * (u.late_tokens + 
   FROM told_use AS u WHERE u.tenant_id = :tenant AND u.used_at >= :since AND u.used_at < :until""")
 
 
+# What carried debt of one tenant until the same plan ended: up to one of them, in their order.
+_LOTS = text("""
+SELECT e.* FROM plan_end AS e JOIN plan_end AS n ON n.tenant_id = e.tenant_id
+   AND n.debt_write_id IS NOT DISTINCT FROM e.debt_write_id
+ WHERE n.id = :id AND e.id <= n.id AND e.carries ORDER BY e.id""")
+_FORGIVEN = text("""
+SELECT min(seq) FROM token_ledger
+ WHERE tenant_id = :tenant AND transaction_type = 'reset' AND metadata->'forgiven' IS NOT NULL
+   AND seq > :first AND seq <= coalesce(cast(:end AS bigint), 9223372036854775807)""")
+_TOTAL = text("SELECT (payload->>'total_amount')::bigint FROM control_write WHERE id = :write")
+# What a tenant is beyond its plan falls by what it is given alone. So the least there was behind any of that
+# is left of a debt, with what was told of its time since. A reset that comes with another plan gave nothing.
+_DEBT = text("""
+WITH given AS (
+    SELECT r.seq, -r.total_remaining AS debt FROM token_ledger AS r
+     WHERE r.tenant_id = :tenant AND r.transaction_type <> 'consume' AND r.total_remaining IS NOT NULL
+       AND r.seq >= :first AND r.seq < :end
+       AND NOT (r.transaction_type = 'reset' AND EXISTS (
+            SELECT FROM token_ledger AS n
+              JOIN control_write AS c ON c.id = n.control_write_id AND c.verb = 'plan'
+             WHERE n.tenant_id = r.tenant_id AND n.transaction_type <> 'consume' AND n.seq = r.seq + 1
+               AND n.created_at = r.created_at))
+), told AS (
+    SELECT b.seq, CASE WHEN u.is_more THEN u.quota_tokens ELSE -u.quota_tokens END AS tokens
+      FROM told_use AS u JOIN token_ledger AS b ON b.request_id = u.request_id AND b.tenant_id = u.tenant_id
+       AND b.transaction_type = u.as_type AND (u.reason IS NULL OR b.metadata->>'reason' = u.reason)
+     WHERE u.tenant_id = :tenant AND u.used_at >= :since AND u.used_at < :until AND u.quota_tokens > 0
+       AND b.seq > :first AND b.seq < :end
+)
+SELECT min(g.debt + coalesce((SELECT sum(t.tokens) FROM told AS t WHERE t.seq > g.seq), 0))::bigint
+  FROM given AS g""")
+
+
+class _Lot(NamedTuple):
+    """Debt of a plan that ended: from a seq on, up to another one; when its tokens were used."""
+
+    id: int
+    first: int
+    end: int
+    counted: int
+    since: datetime
+    until: datetime
+
+
 def read(connection: Connection, row: Any) -> tuple[int, int | None]:
-    """How many tokens of a plan were used, and what was left of them once nobody carried them on."""
-    write = None if row.is_gone else row.control_write_id
-    turns, seqs = _turns(connection, row, write)
-    window = _window(turns, row)
-    told = _told(connection, row, window, seqs[stop_of(turns, row.cycle_ends_at)]) if window else 0
+    """How many tokens of a plan were used, and what was left of them once nobody carried them on.
+
+    None where nobody did: its cycle was over before the plan went.
+    """
+    turns, seqs = _turns(connection, row, None if row.is_gone else row.control_write_id)
+    stop, window = stop_of(turns, row.cycle_ends_at), _window(turns, row)
+    told = _told(connection, row, window, seqs[stop]) if window else 0
     used = tokens_used(turns, row.total_amount, row.cycle_ends_at, told)
-    if not row.carries:
+    if not row.carries or stop < len(turns) - 1:
         return used, None
-    turns, seqs = _turns(connection, row, row.debt_write_id)
+    return used, _debt_of(connection, row)
+
+
+def _debt_of(connection: Connection, row: Any) -> int:
+    """What is its own of the debt that was left: what was taken on first is paid back first."""
+    lots = [lot for one in connection.execute(_LOTS, {"id": row.id}).all() if (lot := _lot(connection, one))]
+    if not lots or lots[-1].id != row.id:
+        return 0
+    mine = [lot for lot in lots if lot.end == lots[-1].end]
+    since = min(lot.since for lot in mine)
+    left = [_left_of(connection, row.tenant_id, lot, since) for lot in mine[-2:]]
+    return max(0, left[-1] - left[0]) if len(left) > 1 else left[-1]
+
+
+def _lot(connection: Connection, row: Any) -> _Lot | None:
+    """From where to where debt of a plan that ended was carried on; None where it was not."""
+    turns, seqs = _turns(connection, row, row.control_write_id)
+    window = _window(turns, row)
+    if window is None or stop_of(turns, row.cycle_ends_at) < len(turns) - 1:
+        return None
+    end, counted = _end_of(connection, row)
+    here = {"tenant": row.tenant_id, "first": seqs[-1], "end": end}
+    forgiven = connection.execute(_FORGIVEN, here).scalar()
+    if forgiven is not None:
+        end, counted = forgiven, 0
+    return None if end is None else _Lot(row.id, seqs[-1], end, counted, *window)
+
+
+def _end_of(connection: Connection, row: Any) -> tuple[int | None, int]:
+    """Before which seq the plan that carried it was over, and how many more tokens the one behind it has."""
+    turns, seqs = _turns(connection, row, row.debt_write_id) if row.debt_counted is not None else ([], [])
     if not turns:
-        return used, 0
-    told = _told(connection, row, window, seqs[stop_of(turns, row.debt_ends_at)]) if window else 0
-    return used, debt_left(turns, row.debt_ends_at, row.debt_counted, told)
+        return None, 0
+    stop = stop_of(turns, row.debt_ends_at)
+    if stop == len(turns) - 1 or row.debt_counted == ALL or row.debt_write_id is None:
+        return seqs[stop], row.debt_counted
+    # The cycle was over first: the plan behind begins with what is left, and has all of its own.
+    total = connection.execute(_TOTAL, {"write": row.debt_write_id}).scalar()
+    return seqs[stop], total or 0
+
+
+def _left_of(connection: Connection, tenant_id: int, lot: _Lot, since: datetime) -> int:
+    """Debt of a time that nothing has paid back, up to where a lot ends, but for what the plan behind has."""
+    here = {"tenant": tenant_id, "first": lot.first, "end": lot.end, "since": since, "until": lot.until}
+    debt = connection.execute(_DEBT, here).scalar() or 0
+    behind = {"tenant": tenant_id, "since": since, "until": lot.until, "seq": lot.end}
+    told = int(connection.execute(_BEHIND, behind).scalar_one())
+    return max(0, max(0, int(debt)) + told - lot.counted)
 
 
 def _window(turns: Sequence[Turn], row: Any) -> tuple[datetime, datetime] | None:

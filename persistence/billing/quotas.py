@@ -10,6 +10,7 @@ from sqlalchemy import case, func, insert, literal, select, update
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.plan_terms import plan_payload
 from gateway.core.billing.early_use import Ended
+from gateway.core.moments import ms_of
 from gateway.errors import Unprocessable
 from persistence.billing import early_uses
 from persistence.billing.early_uses import Taken
@@ -79,7 +80,7 @@ def _move(
     anchor = change.connection.execute(
         select(tenant_quota.c.anchor).where(tenant_quota.c.tenant_id == tenant_id)
     ).scalar_one()
-    payload = plan_payload(found, anchor=anchor)
+    payload = plan_payload(found, anchor=anchor, since_ms=ms_of(change.now))
     # What its organization negotiated goes with the plan: what is owed beyond it is read from here.
     price = change.connection.execute(select(_negotiated).where(here)).scalar_one()
     priced = {} if price is None else {"overage_unit_price": f"{price:f}"}

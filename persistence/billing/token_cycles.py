@@ -12,14 +12,24 @@ from gateway.core.billing.early_use import CARRY
 _CYCLE = text("""
 SELECT cycle FROM token_ledger WHERE tenant_id = :tenant AND transaction_type = 'reset' AND created_at <= :at
  ORDER BY seq DESC LIMIT 1""")
-# The policy of the plan that was in force at a moment, as far as it is stored.
-_POLICY = text("""
-SELECT (SELECT v.overage_policy FROM token_plan_price AS v
-         WHERE v.plan_id = (w.payload->>'plan_id')::bigint
-         ORDER BY v.since <= :at DESC, CASE WHEN v.since <= :at THEN v.since END DESC, v.since LIMIT 1)
-  FROM token_ledger AS l JOIN control_write AS w ON w.id = l.control_write_id AND w.verb = 'plan'
- WHERE l.tenant_id = :tenant AND l.transaction_type <> 'consume' AND l.created_at <= :at
- ORDER BY l.seq DESC LIMIT 1""")
+# Plans from the one on that was in force at a moment, as far as they are stored: whether all carry, and no
+# reset has forgiven debt since.
+_CARRIED = text("""
+WITH plans AS (
+    SELECT l.seq, l.created_at, (w.payload->>'plan_id')::bigint AS plan_id
+      FROM token_ledger AS l JOIN control_write AS w ON w.id = l.control_write_id AND w.verb = 'plan'
+     WHERE l.tenant_id = :tenant AND l.transaction_type <> 'consume'
+), policies AS (
+    SELECT (SELECT v.overage_policy FROM token_plan_price AS v WHERE v.plan_id = p.plan_id
+             ORDER BY v.since <= n.at DESC, CASE WHEN v.since <= n.at THEN v.since END DESC, v.since LIMIT 1)
+           AS policy
+      FROM plans AS p CROSS JOIN LATERAL (SELECT greatest(p.created_at, :at) AS at) AS n
+     WHERE p.seq >= coalesce((SELECT max(seq) FROM plans WHERE created_at <= :at), 0)
+)
+SELECT coalesce(bool_and(policy IS NOT DISTINCT FROM :carry), true)
+       AND NOT EXISTS (SELECT FROM token_ledger WHERE tenant_id = :tenant AND transaction_type = 'reset'
+                          AND created_at > :at AND metadata->'forgiven' IS NOT NULL)
+  FROM policies""")
 
 
 def in_cycle(
@@ -40,6 +50,6 @@ def in_cycle(
 
 
 def carried(connection: Connection, tenant_id: int, at: datetime) -> bool:
-    """Whether the plan of a moment carried its debt on: what was used by another one is owed by that."""
-    policy = connection.execute(_POLICY, {"tenant": tenant_id, "at": at}).scalar()
-    return policy is None or policy == CARRY
+    """Whether debt of a moment is carried on up to now: else the plan that was in force then owes for it."""
+    here = {"tenant": tenant_id, "at": at, "carry": CARRY}
+    return bool(connection.execute(_CARRIED, here).scalar_one())

@@ -74,7 +74,17 @@ _TENANTS = """
 SELECT t.id, t.organization_id, t.limits, t.user_limits, p.id AS plan_id, p.{terms},
        coalesce(q.anchor, 1) AS anchor, coalesce(q.last_seq, 0) AS last_seq, q.total, q.tokens_used,
        q.tokens_remaining, q.tokens_granted, q.manual_block,
-       q.last_reset, q.next_reset_at, q.cycle, coalesce(q.epoch, 0) AS epoch
+       q.last_reset, q.next_reset_at, q.cycle, coalesce(q.epoch, 0) AS epoch,
+       -- Whether it is settled what is beyond a plan that carries: by a plan of before, or before it carried.
+       p.overage_policy = 'carry' AND q.last_reset IS NOT NULL AND (
+            EXISTS (SELECT FROM token_ledger AS l WHERE l.tenant_id = t.id AND l.transaction_type = 'adjust'
+                       AND l.created_at >= q.last_reset AND l.metadata->'forgives' IS NOT NULL)
+         OR EXISTS (SELECT FROM (SELECT overage_policy, lead(since) OVER (ORDER BY since) AS till
+                                   FROM token_plan_price WHERE plan_id = p.id) AS v
+                     WHERE v.overage_policy <> 'carry' AND v.till > greatest(q.last_reset,
+                           (SELECT max(l.created_at) FROM token_ledger AS l JOIN control_write AS w
+                                ON w.id = l.control_write_id AND w.verb = 'plan'
+                             WHERE l.tenant_id = t.id AND l.transaction_type <> 'consume')))) AS forgives
   FROM tenant AS t LEFT JOIN token_plan AS p ON p.id = coalesce(t.plan_id, t.inherited_plan_id)
   LEFT JOIN tenant_quota AS q ON q.tenant_id = t.id WHERE {where} ORDER BY t.id""".replace(
     "{terms}", ", p.".join(one.name for one in TERMS)
@@ -175,6 +185,7 @@ async def tenants(connection: AsyncConnection, where: str, values: Mapping[str, 
             seq=row["last_seq"],
             epoch=row["epoch"],
             granted=row["tokens_granted"] or 0,
+            forgives=bool(row["forgives"]),
         )
         for row in await _rows(connection, _TENANTS, where, values)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,6 +18,7 @@ from hypothesis.stateful import (
 )
 
 from gateway.core.accounts.ledger import Event, EventFlag, EventKind
+from gateway.core.accounts.plan_terms import PlanTerms
 from gateway.core.model import Settled, Verdict
 from tests.builders import Call, World
 
@@ -35,13 +37,18 @@ class Model:
     policy: str = "block"
     rollover: int = 0
     next_total: int | None = None
+    forgives: bool = False
+    forgiven: int = 0
 
     def renew(self) -> None:
         carried = 0
         if self.remaining > 0:
             carried = min(self.remaining, self.rollover)
-        elif self.policy == "carry":
+        elif self.policy == "carry" and not self.forgives:
             carried = self.remaining
+        elif self.total is not None and self.policy != "bill":
+            self.forgiven -= self.remaining
+        self.forgives = False
         self.total, self.used = self.next_total, 0
         self.remaining = (self.total or 0) + carried
 
@@ -56,6 +63,8 @@ class Model:
 
     def change(self, total: int | None, policy: str, rollover: int) -> None:
         beyond = self.remaining if self.total is None else self.remaining - self.total + self.used
+        if self.total is not None and self.remaining < 0 and self.policy != "carry":
+            self.forgives = True
         self.total = self.next_total = total
         self.policy, self.rollover = policy, rollover
         self.remaining = beyond if total is None else total + beyond - self.used
@@ -169,6 +178,20 @@ class Life(RuleBasedStateMachine):
         )
         self.model.change(total, policy, rollover)
 
+    @rule(policy=st.sampled_from(["block", "carry", "bill"]))
+    def edit(self, policy: str) -> None:
+        """A plan that comes to carry does so from the next cycle on."""
+        model = self.model
+        self.world.define_tenant(
+            terms=PlanTerms(
+                plan_id=self.plan_id, total_amount=model.next_total, reset_interval="daily",
+                overage_policy=policy, rollover_max=model.rollover,
+            )  # type: ignore[arg-type]  # as drawn
+        )  # fmt: skip
+        if policy == "carry" and model.policy != "carry":
+            model.forgives = True
+        model.policy = policy
+
     @invariant()
     def the_state_is_the_models(self) -> None:
         if not hasattr(self, "live"):
@@ -181,6 +204,8 @@ class Life(RuleBasedStateMachine):
             sum(held for _, held in self.live),
             len(self.live),
         )
+        told = [json.loads(event.metadata or b"{}") for event in self.world.events()]
+        assert sum(each.get("forgiven", 0) for each in told) == model.forgiven
 
 
 def explain(world: World) -> None:

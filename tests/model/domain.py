@@ -67,6 +67,7 @@ class Tenant:
     held: int = 0
     cycle: int = 0
     blocked: bool = False
+    forgives: bool = False  # what is beyond a plan that carries now, at its next reset
     rows: list[Row] = field(default_factory=list)
 
     @property
@@ -81,8 +82,9 @@ class Tenant:
     def reset(self) -> None:
         before, left = self.balance or 0, self.remaining
         carried = min(left, self.plan.rollover) if left > 0 else 0
-        if left <= 0 and self.plan.policy == "carry":
+        if left <= 0 and self.plan.policy == "carry" and not self.forgives:
             carried = left
+        self.forgives = False
         self.total, self.used, self.cycle = self.plan.total, 0, self.cycle + 1
         self.remaining = (self.total or 0) + carried
         self.move("reset", (self.balance or 0) - before)
@@ -90,6 +92,7 @@ class Tenant:
     def follow(self, plan: Plan) -> None:
         """Move to another plan, now."""
         before, old = self.balance or 0, self.total
+        self.forgives |= before < 0 and self.plan.policy != "carry"
         self.plan = plan
         if not self.rows:
             self.reset()

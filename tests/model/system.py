@@ -518,7 +518,9 @@ class System:
     def _define_tenants(self) -> None:
         for tenant, plan in zip(self.tenants, self.follows, strict=True):
             if plan is not None and tenant.plan.id == self.terms[plan].id:
-                tenant.plan = self.terms[plan]
+                terms = self.terms[plan]
+                tenant.forgives |= tenant.plan.policy != "carry" and terms.policy == "carry"
+                tenant.plan = terms
 
     # --- what must be true --------------------------------------------------------------
 

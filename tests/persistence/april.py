@@ -76,16 +76,17 @@ class April:
         """Move the tenant as its plan intents say, as the pusher and `grant` would."""
         waiting = self.rows(
             "UPDATE control_write SET state = 'applied' WHERE state = 'pending' AND verb = 'plan'"
-            " RETURNING id::text, (payload->>'total_amount')::bigint, position",
+            " RETURNING id::text, (payload->>'total_amount')::bigint, payload->>'overage_policy', position",
         )
-        for write_id, total, _ in sorted(waiting, key=lambda row: int(str(row[2]))):
-            self._move(None if total is None else int(str(total)), str(write_id))
+        for write_id, total, policy, _ in sorted(waiting, key=lambda row: int(str(row[3]))):
+            self._move(None if total is None else int(str(total)), str(policy), str(write_id))
         self.flush()
 
-    def _move(self, total: int | None, write_id: str) -> None:
+    def _move(self, total: int | None, policy: str, write_id: str) -> None:
         """To a plan with another total; what was granted beyond the plan before stays."""
         account = self.account
-        had, account.total = account.total, total
+        account.forgives |= account.total is not None and account.remaining < 0 and account.policy != "carry"
+        had, account.total, account.policy = account.total, total, policy
         if account.seq == 0:
             account.reset(write_id)
             return

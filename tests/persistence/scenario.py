@@ -47,6 +47,9 @@ class Account:
     tenant_id: int
     total: int | None = 1_000_000
     service_id: int = 1
+    # What becomes of debt at a reset; forgiven where nothing is said.
+    policy: str = ""
+    forgives: bool = False
     epoch: int = 1
     at_ms: int = NOW_MS
     seq: int = 0
@@ -90,12 +93,19 @@ class Account:
         return event
 
     def reset(self, source: str = "") -> Event:
-        before = 0 if self.total is None else self.remaining
+        before, metadata = 0 if self.total is None else self.remaining, b""
         self.remaining = self.total or 0
+        if before < 0 and self.policy == "carry" and not self.forgives:
+            self.remaining += before
+        elif before < 0 and self.policy in {"block", "carry"}:
+            metadata = document(forgiven=-before)
+        self.forgives = False
         self.used, self.cycle, self.seq = 0, self.cycle + 1, self.seq + 1
         gained = self.remaining - before
         inward = EventFlag.IN if gained >= 0 else EventFlag(0)
-        return self.emit(EventKind.RESET, EventFlag.TOKENS | inward, amount=abs(gained), source=source)
+        return self.emit(
+            EventKind.RESET, EventFlag.TOKENS | inward, amount=abs(gained), source=source, metadata=metadata
+        )
 
     def consume(
         self,

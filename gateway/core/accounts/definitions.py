@@ -120,7 +120,8 @@ class ControlWrite:
     """One intent that waits: `position` orders them, `definitions` are read when it is pushed.
 
     A grant (`verb` other than define) names its tenant and organization; `payload` is what the Admin API
-    committed: recharge {"amount"}, adjust {"amount", "direction", "reason"}, plan {its terms by name}.
+    committed: recharge {"amount"}, adjust {"amount", "direction", "reason"}, plan {its terms by name, and
+    "since_ms"}.
     """
 
     id: str
@@ -139,6 +140,7 @@ class TenantAccount:
     """A tenant's token account as PostgreSQL has it: what a rebuild starts from.
 
     `granted` is what was granted beyond its plan, while that is unlimited: then `remaining` is None.
+    `forgives`: the next reset forgives debt, though its plan carries that.
     """
 
     definition: TenantDefinition
@@ -152,6 +154,7 @@ class TenantAccount:
     seq: int
     epoch: int
     granted: int = 0
+    forgives: bool = False
 
 
 @dataclass(frozen=True, slots=True)

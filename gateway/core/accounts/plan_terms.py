@@ -81,6 +81,7 @@ def _terms() -> tuple[Term, ...]:
 
 
 TERMS = _terms()
+SINCE_MS = "since_ms"
 _STATED = ("plan_id", "anchor", *(one.name for one in TERMS))
 
 
@@ -94,10 +95,14 @@ def read_terms(row: Mapping[str, Any], at_ms: int) -> PlanTerms:
     return replace(terms, clock=clock_of(terms.time_zone, at_ms))
 
 
-def plan_payload(plan: Mapping[str, object] | None, *, anchor: int) -> dict[str, object]:
-    """What a control write of verb `plan` carries of a token plan, a row of the table; None is no plan."""
+def plan_payload(plan: Mapping[str, object] | None, *, anchor: int, since_ms: int) -> dict[str, object]:
+    """What a control write of verb `plan` carries of a token plan, a row of the table; None is no plan.
+
+    `since_ms` is when that was decided: cycles that were over by then end by the plan before.
+    """
     terms = _stated({**(plan or {}), "plan_id": plan and plan["id"], "anchor": anchor})
-    return {name: getattr(terms, name) for name in _STATED} | {"plan_id": terms.plan_id or None}
+    stated = {name: getattr(terms, name) for name in _STATED}
+    return stated | {"plan_id": terms.plan_id or None, SINCE_MS: since_ms}
 
 
 def _stated(row: Mapping[str, Any]) -> PlanTerms:

@@ -16,10 +16,13 @@ from gateway.core.accounts.budgets import bounds
 from gateway.core.billing.charge import day_fees
 from gateway.core.billing.pricing import EXACT, ONE_NANO
 from gateway.core.billing.subscription import Segment, cycle_of, midnight
+from gateway.core.model import INTEGER_MAX
 from gateway.core.moments import moment_of, ms_of
 
 UNIT_PRICE_DIGITS = 12
 BILL, CARRY = "bill", "carry"
+# Of debt that the plan behind has whole, or has as its own.
+ALL = INTEGER_MAX
 # How cycles of tokens are called where windows of budgets are counted.
 _WINDOWS = {"daily": "day", "weekly": "week", "monthly": "month"}
 
@@ -60,7 +63,8 @@ class PlanEnd:
 
     The days of the whole cycle cost `worth` by this plan, those that were had came to `paid`. The next plan
     has `counted` of the tokens that were used. `begins` is the first day this is owed for. `carries`: the
-    next plan takes on the rest as debt, so it is owed once that is not carried on any more.
+    next plan takes on the rest as debt, so it is owed once that is not carried on any more; where the cycle
+    was over before the plan went, nobody took anything on, and it is owed at once.
     """
 
     total: int
@@ -77,11 +81,11 @@ class PlanEnd:
 class DebtEnd:
     """Debt that no plan carries on from now on, in a cycle of tokens that `ends`: None, it never does.
 
-    The plan behind has `counted` more tokens than the one that carried it; None: it has all, or bills it.
+    The plan behind has `counted` more tokens than the one that carried it; `ALL`: without limit, or it bills.
     """
 
     ends: datetime | None
-    counted: int | None
+    counted: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,9 @@ def plan_end(ended: Ended, had: TokenTerms, then: TokenTerms | None) -> PlanEnd 
     if ended.over or (ends is not None and ends <= midnight(ended.segment.end)):
         if had.policy == BILL:
             return None
+        # Whose clock was first, the ledger says.
+        if not ended.over and then is not None and then.total is not None and then.policy == CARRY:
+            counted, carries = then.total, True
     else:
         if then is None or then.total is None or then.policy == BILL:
             return None
@@ -127,11 +134,10 @@ def debt_end(ended: Ended | None, had: TokenTerms, then: TokenTerms | None) -> D
     if then is None:
         return DebtEnd(ends, 0)
     if then.total is None or then.policy == BILL:
-        return DebtEnd(ends, None)
+        return DebtEnd(ends, ALL)
     if then.policy == CARRY:
         return None
-    is_over = ended is not None and ends is not None and ends <= midnight(ended.segment.end)
-    return DebtEnd(ends, 0 if is_over else max(0, then.total - (had.total or 0)))
+    return DebtEnd(ends, max(0, then.total - (had.total or 0)))
 
 
 def stop_of(turns: Sequence[Turn], ends: datetime | None) -> int:
@@ -160,11 +166,6 @@ def tokens_used(turns: Sequence[Turn], total: int, ends: datetime | None, told: 
         return 0
     had += sum(turn.moved for turn in turns[begin + 1 : stop])
     return max(0, min(min(had, total) - _left(turns[stop]) + told, total))
-
-
-def debt_left(turns: Sequence[Turn], ends: datetime | None, counted: int, told: int = 0) -> int:
-    """Tokens beyond a plan that carried them, as it ended, but for those that the plan behind has."""
-    return max(0, told - counted - _left(turns[stop_of(turns, ends)])) if turns else 0
 
 
 def _left(turn: Turn) -> int:

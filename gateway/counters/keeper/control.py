@@ -15,7 +15,7 @@ from gateway.core.accounts.definitions import (
     OrganizationDefinition,
     PricesDefinition,
 )
-from gateway.core.accounts.plan_terms import PlanTerms
+from gateway.core.accounts.plan_terms import SINCE_MS, PlanTerms
 from gateway.core.model import PARTITIONS, Caller
 from gateway.counters.admission.stored import (
     encode_catalogue,
@@ -67,7 +67,7 @@ class Control(Client):
             return await charge_late(self, write)
         code = await self.grant(
             write.verb, write.tenant_id, write.organization_id,
-            amount=_signed_amount(write), write_id=write.id, metadata=_metadata(write), terms=write.terms,
+            amount=_amount(write), write_id=write.id, metadata=_metadata(write), terms=write.terms,
         )  # fmt: skip
         if code == UNVERIFIED:
             raise CountersUnavailable
@@ -230,8 +230,9 @@ class Control(Client):
         return packing.code_of(await self.run("load", call)) == APPLIED
 
 
-def _signed_amount(write: ControlWrite) -> int:
-    amount = write.payload.get("amount", 0)
+def _amount(write: ControlWrite) -> int:
+    """How much is granted; of a plan, since when it is in force."""
+    amount = write.payload.get(SINCE_MS if write.verb == "plan" else "amount", 0)
     assert isinstance(amount, int)
     return -amount if write.payload.get("direction") == "OUT" else amount
 

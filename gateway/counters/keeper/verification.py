@@ -189,7 +189,9 @@ def tenant_state(account: TenantAccount) -> states.TenantState:
     return states.TenantState(
         **packing.limits(definition.limits),
         **packing.limits(definition.user_limits, "user_"),
-        flags=(states.MANUAL_BLOCK if account.manual_block else 0) | (states.HAS_PLAN if has_plan else 0),
+        flags=(states.MANUAL_BLOCK if account.manual_block else 0)
+        | (states.HAS_PLAN if has_plan else 0)
+        | (states.FORGIVES if account.forgives else 0),
         total=total if started else -1,
         limit=account.granted if account.remaining is None else account.remaining + account.used,
         used=account.used,

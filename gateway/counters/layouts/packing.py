@@ -40,6 +40,8 @@ from gateway.counters.redis import keys
 CLOSED = INTEGER_MAX
 # Of a call that shares its time with no other: see lua/lib/batch.lua.
 NO_BATCH = 0
+# How far the clock of who decided on a plan may be ahead of Redis's, to go by it.
+PLAN_AHEAD_MS_MAX = 60_000
 # Of a call whose weights are those of no plan: whichever the tenant follows.
 ANY_PLAN = -1
 MODE_CHARGE, MODE_RELEASE, MODE_RECLAIM, MODE_POST, MODE_RECOVER, MODE_CORRECT = 1, 2, 3, 4, 5, 6
@@ -217,8 +219,8 @@ def grant(
     tenant_id: int, organization_id: int, metadata: bytes = b"", terms: PlanTerms | None = None,
     accounts: Sequence[str] = (),
 ) -> Call:  # fmt: skip
-    """Keys and arguments of `grant`. `amount` is signed for adjust and credits, and a budget's id where the
-    use of its window begins again in `accounts`.
+    """Keys and arguments of `grant`. `amount` is signed for adjust and credits, of a plan since when it is in
+    force (ms), and a budget's id where the use of its window begins again in `accounts`.
     """
     assert abs(amount) <= INTEGER_MAX
     p = keys.partition_of(organization_id)

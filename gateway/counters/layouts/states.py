@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 from gateway.core.layout import KINDS, LAYOUT, NUMBER, Field, Layout
 from gateway.counters.layouts.older import ORDERS, REORDERED
 
-MANUAL_BLOCK, HAS_PLAN = 1, 2
+MANUAL_BLOCK, HAS_PLAN, FORGIVES = 1, 2, 4
 ACTIVE = 2
 POLICY_BILL = 2
 HOLD_USER, HOLD_ONE_TIME, HOLD_COUNTS, HOLD_RECLAIMED, HOLD_USES, HOLD_PAYS = 1, 2, 4, 8, 16, 32
@@ -54,6 +54,8 @@ class UserState(Account):
 @dataclass(slots=True)
 class TenantState(Account):
     """A tenant: limits and token account. `total` -1 is unlimited; times are ms, 0 none.
+
+    `flags` 4: the next reset forgives what it is beyond its plan, also where that carries.
 
     Its cycles begin on the plan's `anchor_day`; -1 is none, then months begin on `anchor`. Its zone's clocks
     are `offset` before those of UTC, `offset_after` from `turns_at` on. `limit` is what the cycle may use;

@@ -17,23 +17,23 @@ SUMMER = 1_774_746_000_000  # 2026-03-29T01:00Z: clocks of Berlin are set on
 
 
 def test_a_control_write_brings_the_terms_of_its_plan() -> None:
-    payload = plan_payload(ROW, anchor=31)
+    payload = plan_payload(ROW, anchor=31, since_ms=SUMMER)
     stated = {name: value for name, value in ROW.items() if name not in ("id", "name")}
-    assert payload.items() >= ({"plan_id": 4, "anchor": 31} | stated).items()
-    assert payload.keys() == {"plan_id", "anchor"} | {one.name for one in TERMS}
+    assert payload.items() >= ({"plan_id": 4, "anchor": 31, "since_ms": SUMMER} | stated).items()
+    assert payload.keys() == {"plan_id", "anchor", "since_ms"} | {one.name for one in TERMS}
     clock = Clock(HOUR_MS, SUMMER, 2 * HOUR_MS)
     assert read_terms(payload, SUMMER - 1) == PlanTerms(plan_id=4, anchor=31, clock=clock, **stated)
 
 
 def test_no_plan_is_unlimited_and_never_reset() -> None:
-    payload = plan_payload(None, anchor=7)
+    payload = plan_payload(None, anchor=7, since_ms=0)
     assert payload["plan_id"] is None
     assert read_terms(payload, SUMMER) == PlanTerms(anchor=7)
     assert (PlanTerms().plan_id, PlanTerms().total_amount, PlanTerms().reset_interval) == (0, None, "none")
 
 
 def test_a_field_that_its_version_did_not_know_has_its_default() -> None:
-    payload = plan_payload(ROW, anchor=1)
+    payload = plan_payload(ROW, anchor=1, since_ms=0)
     for name in ("rollover_max", "time_zone", "anchor_day"):
         del payload[name]
     terms = read_terms(payload, SUMMER)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from fractions import Fraction
-from operator import itemgetter
 from typing import Any
 
 import pytest
@@ -28,8 +27,7 @@ from tests.persistence.april import April, service
 from tests.persistence.billing.papers import Paper, half_up
 from tests.persistence.billing.test_histories import DAY, NANO
 from tests.persistence.billing.test_postpaid import Books
-from tests.persistence.billing.test_whole_histories import WholeHistory, Wholly
-from tests.persistence.scenario import document
+from tests.persistence.billing.test_whole_histories import WholeHistory, Wholly, told_of
 
 MARKUP, MODEL = Fraction("1.25"), "dated"
 OWN_SERVICES = ("at-cost", "image-gen")
@@ -220,6 +218,8 @@ class Called(WholeHistory):
         await getattr(self, f"_change_{kind}")(call, sign * many)
         for request, payload in writes:
             self._correct(request, payload)
+        if kind == "tokens":
+            self._agree_on(call.used_at)
         await self._flush()
 
     async def _change_tokens(self, call: Call, more: int) -> None:
@@ -273,16 +273,6 @@ class Called(WholeHistory):
 
     # What the counters do.
 
-    def _writes(self, verb: str, *, look: bool = False) -> list[tuple[str, dict[str, Any]]]:
-        """Control writes that wait, in their order."""
-        state = "pending" if look else "applied"
-        found: Any = self.april.rows(
-            "UPDATE control_write SET state = %s WHERE state = 'pending' AND verb = %s"
-            " RETURNING position, id::text, payload",
-            [state, verb],
-        )
-        return [(str(request), payload) for _, request, payload in sorted(found, key=itemgetter(0))]
-
     def _use(
         self, units: int, tiers: Sequence[Tier], of: int, request: str, metadata: bytes | None = None,
         **facts: Any,
@@ -296,10 +286,8 @@ class Called(WholeHistory):
 
     def _correct(self, request: str, payload: dict[str, Any]) -> None:
         """As `settle` moves what differs."""
-        account = self.april.account
-        told = document(**{name: payload[name] for name in ("corrects", "reason", "supplied_on", "told_on")})
-        if payload["tokens"]:
-            account.grant(EventKind.ADJUST, payload["tokens"], request, metadata=told)
+        super()._correct(request, payload)
+        account, told = self.april.account, told_of(payload)
         if payload["units"]:
             tiers = read_tiers(bytes.fromhex(payload["tiers"]))
             self._use(-payload["units"], tiers, payload["service_id"], request, told, kind=EventKind.ADJUST)

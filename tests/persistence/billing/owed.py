@@ -9,6 +9,7 @@ from fractions import Fraction
 from functools import cache
 
 from gateway.core.billing.pricing import Tier
+from tests.persistence.billing.carried import Carried, Lot
 
 NANO = 10**9
 DAY = timedelta(days=1)
@@ -17,6 +18,8 @@ PLANS: dict[str, tuple[str, int, str, str | None]] = {
     "Small": ("29.00", 1_000, "bill", "0.000003"),
     "Large": ("99.99", 100_000, "bill", "0.00004"),
     "Blocks": ("10.00", 5_000, "block", None),
+    "Carries": ("20.00", 3_000, "carry", None),
+    "Owes": ("15.00", 700, "carry", None),
 }
 BY_TOKENS = {terms[1]: terms for terms in PLANS.values()}
 
@@ -81,6 +84,7 @@ class Left:
     counted: int
     used: int
     span: tuple[datetime, datetime]
+    lot: Lot | None = None
 
 
 @dataclass
@@ -94,6 +98,12 @@ class Owed:
     credited: Fraction = Fraction(0)
     given_back: set[tuple[int, date]] = field(default_factory=set)
     left: list[Left] = field(default_factory=list)
+    carried: Carried = field(default_factory=Carried)
+    # By tokens; those that were changed.
+    policies: dict[int, str] = field(default_factory=dict)
+
+    def policy(self, total: int) -> str:
+        return self.policies.get(total, BY_TOKENS[total][2])
 
     @property
     def early(self) -> list[tuple[date, Fraction]]:
@@ -104,6 +114,8 @@ class Owed:
             before = paid.get(each.place, Fraction(0))
             days_pay = int(each.total * (each.paid + before) / each.worth) if each.worth else used
             ahead = max(0, used - each.counted - days_pay)
+            if each.lot is not None:
+                ahead = min(ahead, self.carried.of(each.lot) or 0)
             money = each.worth * ahead / each.total * NANO
             money = Fraction((money.numerator * 2 + money.denominator) // (2 * money.denominator), NANO)
             paid[each.place] = before + money
@@ -116,23 +128,28 @@ class Owed:
 
     def plan_ended(
         self, term: Term, now: date, last: date, *, total: int, then: int | None, used: int,
-        span: tuple[datetime, datetime],
+        span: tuple[datetime, datetime], seq: int,
     ) -> None:  # fmt: skip
-        """A plan that was in force up to a day ended: its days pay for tokens, or those that were used do."""
+        """A plan that was in force up to a day ended: its days pay for tokens, or those that were used do.
+
+        Within its cycle a plan that carries takes on the rest, and nothing is owed until that is over.
+        """
         if now <= term.free_until:
             return
         monthly, number = replace(term, months=1), 0
         while monthly._begins(number + 1) <= last:
             number += 1
         cycle = monthly._begins(number), monthly._begins(number + 1)
-        counted = 0
+        counted, lot = 0, None
         if then is None or cycle[1] <= now:
-            if BY_TOKENS[total][2] == "bill":
+            if self.policy(total) == "bill":
                 return
-        elif BY_TOKENS[then][2] == "bill":
+        elif self.policy(then) == "bill":
             return
         else:
             counted = then
+            if self.policy(then) == "carry":
+                lot = Lot(seq, *span)
         worth = sum((term.fee(day) for day in days(*cycle)), Fraction(0))
         paid = Fraction(0)
         for each in self.terms:
@@ -144,9 +161,10 @@ class Owed:
         first = max(day for day in map(term._begins, range(1_000)) if day <= last)
         self.left.append(
             Left(
-                (term.anchor, cycle[0]), max(first, cycle[0]), worth, paid, total, counted, used, span
+                (term.anchor, cycle[0]), max(first, cycle[0]), worth, paid, total, counted, used, span, lot
             )
         )  # fmt: skip
+        self.carried.lots += [] if lot is None else [lot]
 
     def fees(self, until: date) -> Fraction:
         """All days that are over; those that a note gave back, as segments have them, are free."""

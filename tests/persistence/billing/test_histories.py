@@ -20,11 +20,12 @@ from gateway.core.accounts.ledger import EventKind
 from gateway.core.billing.pricing import Tier
 from gateway.errors import Conflict
 from tests.persistence.april import April, opened, plan, service
+from tests.persistence.billing.carried import CARRY, Watched
 from tests.persistence.billing.drawn import over_years, some
 from tests.persistence.billing.owed import DAY, NANO, PLANS, Owed, Term
 from tests.persistence.credits import give
 from tests.persistence.migrated import empty
-from tests.persistence.scenario import Account, document, rows_of
+from tests.persistence.scenario import document, rows_of
 
 __all__ = ["DAY", "FIRST", "NANO", "STEPS", "History", "live"]
 
@@ -50,6 +51,7 @@ STEPS = st.one_of(
         st.just("change"), st.tuples(st.sampled_from(sorted(PLANS)), st.sampled_from(["now", "period_end"]))
     ),
     st.tuples(st.just("cancel"), WHEN),
+    st.tuples(st.just("edit"), st.tuples(st.sampled_from(["Carries", "Owes"]), st.booleans())),
     st.tuples(
         st.just("subscribe"),
         st.fixed_dictionaries(
@@ -114,9 +116,10 @@ class History:
         made = await self.april.do("organizations", "create", name="Acme", tax_rate=Decimal(0))
         tenant = await self.april.do("tenants", "create", name="Main", organization_id=made["id"])
         self.ids["organization"] = made["id"]
-        self.april.account = Account(
+        self.april.account = self.owed.carried.account = Watched(
             made["id"], tenant["id"], None, service_id=self.ids["service"], tiers=TIERS[0]
         )
+        self.april.rows("UPDATE token_plan_price SET since = '2025-01-01' RETURNING plan_id")
         await self.april.on(self._noon())
 
     async def step(self, what: str, how: Any) -> None:
@@ -154,24 +157,58 @@ class History:
 
     async def _at(self, day: date) -> None:
         account, had = self.april.account, self.april.account.total
-        remaining = account.remaining
+        remaining, cycle = account.remaining, (self.beyond, self.began)
         self.today = day
+        reset = await self._reset() if day.day == 1 and had is not None else None
         if self.waits and self.waits[0] <= day:
             self._split(self.waits[1], self.waits[0])
             self.waits = None
-        seq = account.seq
+        left, seq = account.remaining, account.seq
         await self.april.on(self._noon(hour=0))
         if account.seq > seq:
-            self.owed.ended(remaining, had)
-            self._plan_moved(had, remaining, by_person=False)
-        if day.day == 1 and account.total is not None:
-            self.owed.ended(account.remaining, account.total)
-            self.owed.charged_of_cycle = 0
-            self.beyond, self.began = 0, self.now
-            account.reset()
+            self.owed.ended(left, had)
+            if reset is not None:  # what was used of the plan was of the cycle before
+                self.owed.carried.passing.add(reset)
+                self.beyond, self.began = cycle
+            self._plan_moved(had, remaining, by_person=False, reset=reset)
+            if reset is not None and account.total is not None:
+                self.beyond, self.began = account.remaining - account.total, self.now
         await self._flush()
         self.april.now = self._noon()
         account.at_ms = int(self._noon().timestamp() * 1000)
+
+    async def _reset(self) -> int:
+        """The cycle is over, by the plan there is; its movement."""
+        account = self.april.account
+        account.at_ms = int(self._noon(hour=0).timestamp() * 1000)
+        self.owed.ended(account.remaining, account.total)
+        self.owed.charged_of_cycle = 0
+        event = account.reset()
+        self.beyond, self.began = account.remaining - (account.total or 0), self.now
+        if event.seq in account.forgave:
+            self.owed.carried.end(event.seq, 0)
+        await self._flush()
+        return event.seq
+
+    async def _edit(self, how: tuple[str, bool]) -> None:
+        """A plan carries on, or not any more: with the next cycle, as far as nothing was owed for it."""
+        name, carries = how
+        total, policy = PLANS[name][1], CARRY if carries else "block"
+        if self.owed.policy(total) == policy:
+            return
+        [(plan_id,)] = self.april.rows("SELECT id FROM token_plan WHERE name = %s", [name])
+        await self.april.do("token-plans", "change", int(str(plan_id)), overage_policy=policy)
+        self.april.rows("UPDATE token_plan_price SET since = %s WHERE since = (SELECT max(since) FROM"
+            " token_plan_price WHERE plan_id = %s) AND plan_id = %s RETURNING plan_id",
+            [self.now, plan_id, plan_id],
+        )  # fmt: skip
+        self.owed.policies[total] = policy
+        account = self.april.account
+        if account.total == total:
+            account.forgives |= carries
+            account.policy = policy
+            self.owed.carried.changes.append((self.now, carries))
+        account.at_ms += 1
 
     async def _tokens(self, count: int) -> None:
         if self.april.account.seq:
@@ -346,7 +383,9 @@ class History:
         if account.seq > seq:
             self._plan_moved(had, remaining, by_person=True)
 
-    def _plan_moved(self, had: int | None, remaining: int, *, by_person: bool) -> None:
+    def _plan_moved(
+        self, had: int | None, remaining: int, *, by_person: bool, reset: int | None = None
+    ) -> None:
         """Another plan is there than the one that was: by a person now, or by the calendar at midnight."""
         account = self.april.account
         if had is not None:
@@ -355,9 +394,24 @@ class History:
             used = had + min(self.beyond, 0) - remaining
             last = now if by_person else now - DAY
             span = (self.began, self.now)
-            self.owed.plan_ended(term, now, last, total=had, then=account.total, used=used, span=span)
+            self.owed.plan_ended(
+                term, now, last, total=had, then=account.total, used=used, span=span, seq=account.seq
+            )
         elif account.total is not None:
             self.beyond, self.began = account.remaining - account.total, self.now
+        self._debt_moved(had, account.total, reset)
+
+    def _debt_moved(self, had: int | None, then: int | None, reset: int | None) -> None:
+        """What was carried ends with a plan, where the next one does not carry on: that has what it has."""
+        carried = self.owed.carried
+        policy = None if then is None else self.owed.policy(then)
+        carried.plans.append((self.now, policy == CARRY))
+        if policy == CARRY:
+            return
+        room: int | None = (then or 0) if reset is not None else max(0, (then or 0) - (had or 0))
+        if policy == "bill":
+            room = None
+        carried.end(self.april.account.seq if reset is None else reset, room)
 
     async def _flush(self) -> None:
         self.sent = list(self.april.account.entries)

@@ -14,20 +14,23 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from fractions import Fraction
+from operator import itemgetter
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.background.timed.top_ups import TopUps
+from gateway.core.accounts.ledger import EventKind
 from gateway.errors import Conflict
 from tests.persistence.april import April
+from tests.persistence.billing.carried import Told
 from tests.persistence.billing.drawn import over_years, some
 from tests.persistence.billing.owed import BY_TOKENS, DAY, Owed, days, ladder
 from tests.persistence.billing.test_events import send
 from tests.persistence.billing.test_histories import FIRST, STEPS, History, live
 from tests.persistence.billing.test_top_ups import post
-from tests.persistence.scenario import Account
+from tests.persistence.scenario import Account, document
 
 MORE = st.one_of(
     STEPS,
@@ -84,8 +87,8 @@ class Wholly(Owed):
         self.cycles[-1].spans.append((self.now, remaining, total))
 
     def more(self, span: tuple[datetime, datetime]) -> int:
-        late = (each for cycle in self.cycles for each in cycle.late)
-        return sum(tokens for at, tokens, told in late if span[0] <= at < span[1] <= told)
+        told = self.carried.told
+        return sum(each.tokens for each in told if span[0] <= each.at < span[1] <= each.told)
 
     def follow(self, cycles: int) -> None:
         """As many cycles as the account had have begun."""
@@ -187,6 +190,11 @@ class WholeHistory(History):
         await super()._at(day)
         self.owed.follow(self.april.account.cycle)
 
+    async def _reset(self) -> int:
+        seq = await super()._reset()
+        self.owed.follow(self.april.account.cycle)
+        return seq
+
     async def _follow(self) -> None:
         await super()._follow()
         self.owed.follow(self.april.account.cycle)
@@ -229,6 +237,10 @@ class WholeHistory(History):
         back = max(1, tokens * percent // 100)
         await self.april.do("amendments", "create", request_id=request, reason="a test", tokens=back)
         self._told(at, -back)
+        for write, payload in self._writes("amend"):
+            self._correct(write, payload)
+        self._agree_on(at)
+        await self._flush()
 
     async def _late(self, how: tuple[int, int]) -> None:
         """Use of a cycle that is over, told now."""
@@ -240,6 +252,12 @@ class WholeHistory(History):
         await send(self.april, self.april.account.tenant_id, at, tokens, event_id)
         self.events.append((event_id, at, tokens))
         self._told(at, tokens)
+        for write, payload in self._writes("use"):
+            if payload["counts_tokens"]:
+                self.april.account.consume(payload["weighed"], request_id=write)
+                self.owed.carried.told[-1].seq = self.april.account.seq
+        self._agree_on(at)
+        await self._flush()
 
     async def _ordered(self, how: tuple[str, int, int]) -> bool:
         """Order credits; whether somebody can pay that, else it is refused."""
@@ -298,6 +316,36 @@ class WholeHistory(History):
         number = self._cycle_at(at)
         assert number is not None
         self.owed.cycles[number].late.append((at, tokens, self.owed.now))
+        self.owed.carried.told.append(Told(at, tokens, self.owed.now))
+
+    def _agree_on(self, at: datetime) -> None:
+        """What was told last moves the quota where its cycle runs, or its debt is carried on up to now."""
+        runs = self._cycle_at(at) == len(self.owed.cycles) - 1
+        told = self.owed.carried.told[-1]
+        assert (told.seq is not None) == (runs or self.owed.carried.goes_on(at)), told
+
+    # What the counters do.
+
+    def _writes(self, verb: str, *, look: bool = False) -> list[tuple[str, dict[str, Any]]]:
+        """Control writes that wait, in their order."""
+        state = "pending" if look else "applied"
+        found: Any = self.april.rows(
+            "UPDATE control_write SET state = %s WHERE state = 'pending' AND verb = %s"
+            " RETURNING position, id::text, payload",
+            [state, verb],
+        )
+        return [(str(request), payload) for _, request, payload in sorted(found, key=itemgetter(0))]
+
+    def _correct(self, request: str, payload: dict[str, Any]) -> None:
+        """As `settle` moves what differs: tokens."""
+        if payload["tokens"]:
+            self.april.account.grant(EventKind.ADJUST, payload["tokens"], request, metadata=told_of(payload))
+            self.owed.carried.told[-1].seq = self.april.account.seq
+
+
+def told_of(payload: dict[str, Any]) -> bytes:
+    """What the counters say of an amendment with what it moves."""
+    return document(**{name: payload[name] for name in ("corrects", "reason", "supplied_on", "told_on")})
 
 
 @some(2)
