@@ -53,37 +53,42 @@ _FORGIVEN = text("""
 SELECT min(seq) FROM token_ledger
  WHERE tenant_id = :tenant AND transaction_type = 'reset' AND metadata->'forgiven' IS NOT NULL
    AND seq > :first AND seq <= coalesce(cast(:end AS bigint), 9223372036854775807)""")
-_TOTAL = text("SELECT (payload->>'total_amount')::bigint FROM control_write WHERE id = :write")
 # What a tenant is beyond its plan falls by what it is given alone. So the least there was behind any of that
 # is left of a debt, with what was told of its time since. A reset that comes with another plan gave nothing.
 _DEBT = text("""
 WITH given AS (
     SELECT r.seq, -r.total_remaining AS debt FROM token_ledger AS r
      WHERE r.tenant_id = :tenant AND r.transaction_type <> 'consume' AND r.total_remaining IS NOT NULL
-       AND r.seq >= :first AND r.seq < :end
+       AND (r.seq >= :first AND r.seq < :end OR r.seq = :last)
        AND NOT (r.transaction_type = 'reset' AND EXISTS (
             SELECT FROM token_ledger AS n
               JOIN control_write AS c ON c.id = n.control_write_id AND c.verb = 'plan'
              WHERE n.tenant_id = r.tenant_id AND n.transaction_type <> 'consume' AND n.seq = r.seq + 1
                AND n.created_at = r.created_at))
 ), told AS (
-    SELECT b.seq, CASE WHEN u.is_more THEN u.quota_tokens ELSE -u.quota_tokens END AS tokens
-      FROM told_use AS u JOIN token_ledger AS b ON b.request_id = u.request_id AND b.tenant_id = u.tenant_id
-       AND b.transaction_type = u.as_type AND (u.reason IS NULL OR b.metadata->>'reason' = u.reason)
-     WHERE u.tenant_id = :tenant AND u.used_at >= :since AND u.used_at < :until AND u.quota_tokens > 0
-       AND b.seq > :first AND b.seq < :end
+    SELECT b.seq, CASE WHEN u.is_more THEN 1 ELSE -1 END AS sign, u.late_tokens, u.quota_tokens
+      FROM told_use AS u LEFT JOIN token_ledger AS b ON b.request_id = u.request_id
+       AND b.tenant_id = u.tenant_id AND b.transaction_type = u.as_type
+       AND (u.reason IS NULL OR b.metadata->>'reason' = u.reason)
+     WHERE u.tenant_id = :tenant AND u.used_at >= :since AND u.used_at < :until
 )
-SELECT min(g.debt + coalesce((SELECT sum(t.tokens) FROM told AS t WHERE t.seq > g.seq), 0))::bigint
+SELECT min(g.debt + (SELECT coalesce(sum(t.sign * (t.late_tokens + CASE
+                            WHEN t.seq IS NULL OR t.seq > g.seq THEN t.quota_tokens ELSE 0 END)), 0)
+                       FROM told AS t))::bigint
   FROM given AS g""")
 
 
 class _Lot(NamedTuple):
-    """Debt of a plan that ended: from a seq on, up to another one; when its tokens were used."""
+    """Debt of a plan that ended: from a seq on up to another one, and the row that took the plan carrying it.
+
+    Its tokens were used since a time, up to another one. `is_had`: the plan behind has it whole.
+    """
 
     id: int
     first: int
     end: int
-    counted: int
+    last: int | None
+    is_had: bool
     since: datetime
     until: datetime
 
@@ -103,14 +108,14 @@ def read(connection: Connection, row: Any) -> tuple[int, int | None]:
 
 
 def _debt_of(connection: Connection, row: Any) -> int:
-    """What is its own of the debt that was left: what was taken on first is paid back first."""
+    """What is its own of the debt that was left: what came last is paid back first."""
     lots = [lot for one in connection.execute(_LOTS, {"id": row.id}).all() if (lot := _lot(connection, one))]
     if not lots or lots[-1].id != row.id:
         return 0
-    mine = [lot for lot in lots if lot.end == lots[-1].end]
-    since = min(lot.since for lot in mine)
-    left = [_left_of(connection, row.tenant_id, lot, since) for lot in mine[-2:]]
-    return max(0, left[-1] - left[0]) if len(left) > 1 else left[-1]
+    together = [lot for lot in lots if lot.end == lots[-1].end]
+    since = min(lot.since for lot in together)
+    *_, before, left = [0, *(_left_of(connection, row.tenant_id, lot, since) for lot in together[-2:])]
+    return max(0, left - before)
 
 
 def _lot(connection: Connection, row: Any) -> _Lot | None:
@@ -119,34 +124,30 @@ def _lot(connection: Connection, row: Any) -> _Lot | None:
     window = _window(turns, row)
     if window is None or stop_of(turns, row.cycle_ends_at) < len(turns) - 1:
         return None
-    end, counted = _end_of(connection, row)
+    end, last, is_had = _end_of(connection, row)
     here = {"tenant": row.tenant_id, "first": seqs[-1], "end": end}
     forgiven = connection.execute(_FORGIVEN, here).scalar()
     if forgiven is not None:
-        end, counted = forgiven, 0
-    return None if end is None else _Lot(row.id, seqs[-1], end, counted, *window)
+        end, last, is_had = forgiven, None, False
+    return None if end is None else _Lot(row.id, seqs[-1], end, last, is_had, *window)
 
 
-def _end_of(connection: Connection, row: Any) -> tuple[int | None, int]:
-    """Before which seq the plan that carried it was over, and how many more tokens the one behind it has."""
-    turns, seqs = _turns(connection, row, row.debt_write_id) if row.debt_counted is not None else ([], [])
+def _end_of(connection: Connection, row: Any) -> tuple[int | None, int | None, bool]:
+    """Before which seq the plan that carried it was over, which row took it, and whether the next has all."""
+    if row.debt_counted is None:
+        return None, None, False
+    turns, seqs = _turns(connection, row, row.debt_write_id)
     if not turns:
-        return None, 0
-    stop = stop_of(turns, row.debt_ends_at)
-    if stop == len(turns) - 1 or row.debt_counted == ALL or row.debt_write_id is None:
-        return seqs[stop], row.debt_counted
-    # The cycle was over first: the plan behind begins with what is left, and has all of its own.
-    total = connection.execute(_TOTAL, {"write": row.debt_write_id}).scalar()
-    return seqs[stop], total or 0
+        return None, None, False
+    last = None if row.debt_write_id is None else seqs[-1]
+    return seqs[stop_of(turns, row.debt_ends_at)], last, row.debt_counted == ALL
 
 
 def _left_of(connection: Connection, tenant_id: int, lot: _Lot, since: datetime) -> int:
-    """Debt of a time that nothing has paid back, up to where a lot ends, but for what the plan behind has."""
-    here = {"tenant": tenant_id, "first": lot.first, "end": lot.end, "since": since, "until": lot.until}
-    debt = connection.execute(_DEBT, here).scalar() or 0
-    behind = {"tenant": tenant_id, "since": since, "until": lot.until, "seq": lot.end}
-    told = int(connection.execute(_BEHIND, behind).scalar_one())
-    return max(0, max(0, int(debt)) + told - lot.counted)
+    """Debt of a time, and since, that nothing has paid back; nor has the plan behind it more by as much."""
+    here = {"tenant": tenant_id, "first": lot.first, "end": lot.end, "last": lot.last, "since": since}
+    left = connection.execute(_DEBT, {**here, "until": lot.until}).scalar()
+    return 0 if lot.is_had else max(0, int(left or 0))
 
 
 def _window(turns: Sequence[Turn], row: Any) -> tuple[datetime, datetime] | None:

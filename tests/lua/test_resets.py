@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -160,6 +161,108 @@ def test_what_a_reset_forgives_keeps_and_rolls_over(
     assert (reset.remaining, reset.used, reset.amount) == (then, 0, abs(then - left))
     assert bool(reset.flags & EventFlag.IN) is (then >= left)
     assert bool(reset.flags & EventFlag.BLOCKED) is (then <= 0)
+
+
+@pytest.mark.parametrize(
+    ("policy", "left", "told"),
+    [("block", -30, b'{"forgiven":30}'), ("block", 0, b""), ("carry", -30, b""), ("bill", -30, b"")],
+)
+def test_a_reset_says_what_debt_it_forgives(world: World, policy: str, left: int, told: bytes) -> None:
+    world.plan(100, reset_interval="daily", overage_policy=policy)
+    world.reserve(need=1).settle(tokens=100 - left)
+    world.put_tenant(next_reset=midnight(world))
+    world.sweep()
+    assert world.events()[-1].metadata == told
+
+
+def test_beside_it_says_why_and_how_many_cycles(world: World) -> None:
+    world.plan(100, reset_interval="daily")
+    world.reserve(need=1).settle(tokens=130)
+    world.grant("reset", metadata=b'{"reason":"x"}')
+    assert world.events()[-1].metadata == b'{"reason":"x","forgiven":30}'
+    world.reserve(need=1).settle(tokens=101)
+    world.put_tenant(next_reset=midnight(world) - 2 * DAY_MS)
+    world.sweep()
+    assert world.events()[-1].metadata == b'{"cycles":3,"forgiven":1}'
+
+
+@pytest.mark.parametrize("policy", ["block", "bill"])
+def test_what_is_beyond_a_plan_that_does_not_carry_is_not_carried_by_the_next_one(
+    world: World, policy: str
+) -> None:
+    """It was owed for, or forgiven, with that plan; what the next cycle is beyond is carried."""
+    carries = {"reset_interval": "daily", "overage_policy": "carry"}
+    world.plan(100, reset_interval="daily", overage_policy=policy)
+    world.reserve(need=1).settle(tokens=130)
+    assert world.plan(50, plan_id=2, **carries).remaining == -80
+    assert world.events()[-1].metadata == b'{"forgives":true}'
+    world.plan(40, plan_id=3, **carries)
+    world.put_tenant(next_reset=midnight(world))
+    world.sweep()
+    assert (world.tenant.remaining, world.events()[-1].metadata) == (40, b'{"forgiven":90}')
+    world.reserve(need=1).settle(tokens=60)
+    world.put_tenant(next_reset=midnight(world))
+    world.sweep()
+    assert (world.tenant.remaining, world.events()[-1].metadata) == (20, b"")
+
+
+def test_what_fits_a_plan_is_carried_by_a_smaller_one(world: World) -> None:
+    world.plan(100, reset_interval="daily")
+    world.reserve(need=1).settle(tokens=90)
+    world.plan(50, plan_id=2, reset_interval="daily", overage_policy="carry")
+    world.put_tenant(next_reset=midnight(world))
+    world.sweep()
+    assert world.tenant.remaining == 10
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "then"),
+    [("block", "carry", 100), ("bill", "carry", 100), ("carry", "block", 100), ("carry", "carry", 70)],
+)
+def test_a_plan_that_comes_to_carry_does_so_from_the_next_cycle_on(
+    world: World, before: str, after: str, then: int
+) -> None:
+    world.plan(100, reset_interval="daily", overage_policy=before)
+    world.reserve(need=1).settle(tokens=130)
+    terms = PlanTerms(plan_id=1, total_amount=100, reset_interval="daily")
+    world.define_tenant(terms=replace(terms, overage_policy=after))  # type: ignore[arg-type]  # as listed
+    world.put_tenant(next_reset=midnight(world))
+    world.sweep()
+    assert world.tenant.remaining == then
+    world.define_tenant(terms=replace(terms, overage_policy="carry"))
+    world.put_tenant(next_reset=midnight(world), limit=100, used=0)
+    world.sweep()
+    world.reserve(need=1).settle(tokens=130)
+    world.put_tenant(next_reset=midnight(world))
+    world.sweep()
+    assert world.tenant.remaining == 70
+
+
+@pytest.mark.parametrize(
+    ("ahead_ms", "kinds", "remaining"),
+    [
+        (0, [EventKind.ADJUST], -80),
+        (20_000, [EventKind.RESET, EventKind.ADJUST], 50),
+        (70_000, [EventKind.ADJUST], -80),  # nobody goes by a clock that is that far ahead
+    ],
+)
+def test_a_cycle_that_is_over_for_who_decides_on_a_plan_ends_first(
+    world: World, ahead_ms: int, kinds: list[EventKind], remaining: int
+) -> None:
+    world.plan(100, reset_interval="daily")
+    world.reserve(need=1).settle(tokens=130)
+    entries, now = len(world.events()), world.now_ms()
+    world.put_tenant(next_reset=now + 15_000)
+    terms = PlanTerms(plan_id=2, total_amount=50, reset_interval="daily", overage_policy="carry")
+    assert world.grant("plan", now + ahead_ms, terms=terms).remaining == remaining
+    found = world.events()[entries:]
+    assert [each.kind for each in found] == kinds
+    assert [each.at_ms for each in found] == sorted(each.at_ms for each in found)
+    # It ends once.
+    assert world.sweep().code == 2
+    if len(kinds) == 2:
+        assert found[0].at_ms == found[1].at_ms == now + ahead_ms
+        assert world.tenant.next_reset > now + 15_000
 
 
 def test_rollover_stops_at_what_a_double_counts(world: World) -> None:

@@ -41,14 +41,15 @@ class Told:
 class Lot:
     """What a plan took on as debt of one before: from a movement on, of a time, up to where that ended.
 
-    `room` is what the plan behind it has more; None: all of it.
+    `last` is the movement that took the plan carrying it; `had`: the one behind it has it whole.
     """
 
     first: int
     since: datetime
     until: datetime
     end: int | None = None
-    room: int | None = 0
+    last: int | None = None
+    had: bool = False
 
 
 @dataclass
@@ -64,13 +65,13 @@ class Carried:
     plans: list[tuple[datetime, bool]] = field(default_factory=list)
     changes: list[tuple[datetime, bool]] = field(default_factory=list)
 
-    def end(self, seq: int, room: int | None) -> None:
+    def end(self, seq: int, last: int | None = None, *, had: bool = False) -> None:
         for lot in self.lots:
             if lot.end is None:
-                lot.end, lot.room = seq, room
+                lot.end, lot.last, lot.had = seq, last, had
 
     def of(self, lot: Lot) -> int | None:
-        """What is its own of the debt that was left, oldest first; None while it is carried."""
+        """What is its own of the debt that was left, the newest paid back first; None while it is carried."""
         if lot.end is None:
             return None
         together = [each for each in self.lots[: self.lots.index(lot) + 1] if each.end == lot.end]
@@ -91,15 +92,12 @@ class Carried:
         )
 
     def _up_to(self, lot: Lot, since: datetime) -> int:
+        """What nothing has paid back of all debt there was as a lot began."""
         assert lot.end is not None
-        if lot.room is None:
-            return 0
         mine = [each for each in self.told if since <= each.at < lot.until]
-        moved = [each for each in mine if each.seq is not None and lot.first < each.seq < lot.end]
-        least = min(
-            sum(each.tokens for each in moved if each.seq is not None and each.seq > seq) - remaining
+        left = [
+            sum(each.tokens for each in mine if each.seq is None or each.seq > seq) - remaining
             for seq, remaining in self.account.given.items()
-            if lot.first <= seq < lot.end and seq not in self.passing
-        )
-        behind = sum(each.tokens for each in mine if each.seq is None or each.seq >= lot.end)
-        return max(0, max(0, least) + behind - lot.room)
+            if (lot.first <= seq < lot.end and seq not in self.passing) or seq == lot.last
+        ]
+        return 0 if lot.had else max(0, min(left))

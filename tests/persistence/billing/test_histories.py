@@ -186,7 +186,7 @@ class History:
         event = account.reset()
         self.beyond, self.began = account.remaining - (account.total or 0), self.now
         if event.seq in account.forgave:
-            self.owed.carried.end(event.seq, 0)
+            self.owed.carried.end(event.seq)
         await self._flush()
         return event.seq
 
@@ -399,19 +399,16 @@ class History:
             )
         elif account.total is not None:
             self.beyond, self.began = account.remaining - account.total, self.now
-        self._debt_moved(had, account.total, reset)
+        self._debt_moved(account.total, reset)
 
-    def _debt_moved(self, had: int | None, then: int | None, reset: int | None) -> None:
+    def _debt_moved(self, then: int | None, reset: int | None) -> None:
         """What was carried ends with a plan, where the next one does not carry on: that has what it has."""
         carried = self.owed.carried
         policy = None if then is None else self.owed.policy(then)
         carried.plans.append((self.now, policy == CARRY))
-        if policy == CARRY:
-            return
-        room: int | None = (then or 0) if reset is not None else max(0, (then or 0) - (had or 0))
-        if policy == "bill":
-            room = None
-        carried.end(self.april.account.seq if reset is None else reset, room)
+        if policy != CARRY:
+            seq = self.april.account.seq
+            carried.end(seq if reset is None else reset, seq, had=policy == "bill")
 
     async def _flush(self) -> None:
         self.sent = list(self.april.account.entries)

@@ -263,3 +263,121 @@ async def test_ends_of_plans_are_changed_by_what_is_known_alone(april: April) ->
     for change in ("worth = 1", "quantity = NULL, amount = NULL", "charges = 0", "debt_counted = 1"):
         with pytest.raises(Exception, match=r"stands|violates"):
             rows_of(april.url, f"UPDATE plan_end SET {change} RETURNING id")
+
+
+@pytest.mark.parametrize("reset_first", [True, False])
+async def test_a_plan_that_ends_with_its_cycle_is_owed_for_or_carried_on(
+    april: April, reset_first: bool
+) -> None:
+    """Whichever the ledger has first: never both, and never neither."""
+    first = await plan(april, "First", "1.00", 1_000, **BLOCKS)
+    big = await plan(april, "Big", "300.00", 1_000_000, **BLOCKS)
+    carries = await plan(april, "Carries", "1.00", 1_000, **CARRIES)
+    ids = await customer(april, first, BEGINS, None)
+    await april.on(at(4, 30))
+    await act(april, ids, "change", plan_id=big, when="now")
+    await use(april, 30, 960_000)
+    await act(april, ids, "change", plan_id=carries, when="period_end")
+    for what in ("reset", "plan") if reset_first else ("plan", "reset"):
+        april.account.at_ms = int(at(5, 1, 0).timestamp() * 1000)
+        if what == "reset":
+            april.account.reset()
+            april.flush()
+        else:
+            await april.on(at(5, 1, 0))
+    # The days of April pay 10.9667: 36,555 tokens. A thousand are in the plan that carries, if that takes them on.
+    due = Decimal("277.0335")
+    assert april.account.remaining == (1_000 if reset_first else 1_000 + 1_000 - 960_000)
+    assert (await early(april, ids)).quantize(Decimal("0.0001")) == (due if reset_first else 0)
+    await april.on(at(5, 10))
+    await act(april, ids, "cancel", when="now")
+    assert (await early(april, ids)).quantize(Decimal("0.0001")) == (
+        due if reset_first else due - Decimal("0.3")
+    )
+    assert await broken(april.url) == []
+
+
+async def test_debt_that_a_reset_forgives_is_owed_then(april: April) -> None:
+    """Its plan carries no more: a person has changed that."""
+    ids = await big_plan(april)
+    small = await plan(april, "Small", "1.00", 1_000, **CARRIES)
+    await use(april, 1, 999_000)
+    await act(april, ids, "change", plan_id=small, when="now")
+    for month in (5, 6):
+        april.account.at_ms = int(at(month, 1, 0).timestamp() * 1000)
+        if month == 6:
+            [(own,)] = rows_of(april.url, "SELECT id FROM token_plan WHERE name = 'Small'")
+            await april.do("token-plans", "change", int(str(own)), overage_policy="block")
+            april.account.policy = "block"
+        assert await early(april, ids) == 0
+        april.account.reset()
+        april.flush()
+        await april.on(at(month, 1, 0))
+    # May's thousand paid a thousand back.
+    assert april.account.remaining == 1_000
+    assert await early(april, ids) == Decimal("299.10")
+    await april.on(at(6, 10))
+    april.account.consume(10)
+    april.flush()
+    await act(april, ids, "cancel", when="now")
+    assert await early(april, ids) == Decimal("299.10")
+    assert await broken(april.url) == []
+
+
+async def test_what_was_owed_for_is_not_carried_on_besides(april: April) -> None:
+    ids = await big_plan(april)
+    blocks = await plan(april, "Blocks", "1.00", 1_000, **BLOCKS)
+    carries = await plan(april, "Carries", "1.00", 900, **CARRIES)
+    await use(april, 1, 999_000)
+    await act(april, ids, "change", plan_id=blocks, when="now")
+    assert await early(april, ids) == Decimal("299.40")
+    await act(april, ids, "change", plan_id=carries, when="now")
+    april.account.at_ms = int(at(5, 1, 0).timestamp() * 1000)
+    april.account.reset()
+    april.flush()
+    await april.on(at(5, 1, 0))
+    assert april.account.remaining == 900
+    # A hundred tokens of the second plan are not in the third one: its thousand cost 1.00, less than its days.
+    assert await early(april, ids) == Decimal("299.40")
+    await act(april, ids, "cancel", when="now")
+    assert await early(april, ids) == Decimal("299.40")
+    assert await broken(april.url) == []
+
+
+async def test_debt_that_was_paid_back_is_owed_no_more_whoever_goes_beyond_then(april: April) -> None:
+    ids = await big_plan(april)
+    small = await plan(april, "Small", "1.00", 600_000, **CARRIES)
+    await use(april, 1, 999_000)
+    await act(april, ids, "change", plan_id=small, when="now")
+    for month in (5, 6):  # 399,000 are paid back in May
+        april.account.at_ms = int(at(month, 1, 0).timestamp() * 1000)
+        april.account.reset()
+        april.flush()
+        await april.on(at(month, 1, 6))
+    april.account.consume(900_000)
+    april.flush()
+    assert april.account.remaining == -300_000
+    await act(april, ids, "cancel", when="now")
+    # June's tokens of the small one alone.
+    assert await early(april, ids) == 1
+    assert await broken(april.url) == []
+
+
+async def test_what_two_plans_left_as_debt_is_no_more_than_there_is(april: April) -> None:
+    """What came last is paid back first: a thousand of the second one's."""
+    first = await plan(april, "First", "300.00", 10_000, **BLOCKS)
+    second = await plan(april, "Second", "3000.00", 4_000, **CARRIES)
+    third = await plan(april, "Third", "0.00", 1_000, **CARRIES)
+    ids = await customer(april, first, BEGINS, None)
+    await use(april, 1, 9_000)
+    await act(april, ids, "change", plan_id=second, when="now")
+    await act(april, ids, "change", plan_id=third, when="now")
+    april.account.at_ms = int(at(5, 1, 0).timestamp() * 1000)
+    april.account.reset()
+    april.flush()
+    await april.on(at(5, 2))
+    assert april.account.remaining == -7_000
+    await act(april, ids, "cancel", when="now")
+    # 5,000 of the first at 0.03, and 2,000 of the second at 0.75.
+    assert await early(april, ids) == 150 + 1_500
+    assert await broken(april.url) == []
