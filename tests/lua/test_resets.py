@@ -242,8 +242,8 @@ def test_a_plan_that_comes_to_carry_does_so_from_the_next_cycle_on(
     ("ahead_ms", "kinds", "remaining"),
     [
         (0, [EventKind.ADJUST], -80),
-        (20_000, [EventKind.RESET, EventKind.ADJUST], 50),
-        (70_000, [EventKind.ADJUST], -80),  # nobody goes by a clock that is that far ahead
+        (55_000, [EventKind.RESET, EventKind.ADJUST], 50),
+        (180_000, [EventKind.ADJUST], -80),  # nobody goes by a clock that is that far ahead
     ],
 )
 def test_a_cycle_that_is_over_for_who_decides_on_a_plan_ends_first(
@@ -252,17 +252,15 @@ def test_a_cycle_that_is_over_for_who_decides_on_a_plan_ends_first(
     world.plan(100, reset_interval="daily")
     world.reserve(need=1).settle(tokens=130)
     entries, now = len(world.events()), world.now_ms()
-    world.put_tenant(next_reset=now + 15_000)
+    world.put_tenant(next_reset=now + 50_000)
     terms = PlanTerms(plan_id=2, total_amount=50, reset_interval="daily", overage_policy="carry")
     assert world.grant("plan", now + ahead_ms, terms=terms).remaining == remaining
     found = world.events()[entries:]
     assert [each.kind for each in found] == kinds
     assert [each.at_ms for each in found] == sorted(each.at_ms for each in found)
-    # It ends once.
-    assert world.sweep().code == 2
-    if len(kinds) == 2:
+    if len(kinds) == 2:  # it ends once
         assert found[0].at_ms == found[1].at_ms == now + ahead_ms
-        assert world.tenant.next_reset > now + 15_000
+        assert world.sweep().code == 2
 
 
 def test_rollover_stops_at_what_a_double_counts(world: World) -> None:

@@ -40,8 +40,6 @@ from gateway.counters.redis import keys
 CLOSED = INTEGER_MAX
 # Of a call that shares its time with no other: see lua/lib/batch.lua.
 NO_BATCH = 0
-# How far the clock of who decided on a plan may be ahead of Redis's, to go by it.
-PLAN_AHEAD_MS_MAX = 60_000
 # Of a call whose weights are those of no plan: whichever the tenant follows.
 ANY_PLAN = -1
 MODE_CHARGE, MODE_RELEASE, MODE_RECLAIM, MODE_POST, MODE_RECOVER, MODE_CORRECT = 1, 2, 3, 4, 5, 6

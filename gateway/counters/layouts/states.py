@@ -16,6 +16,8 @@ from gateway.counters.layouts.older import ORDERS, REORDERED
 MANUAL_BLOCK, HAS_PLAN, FORGIVES = 1, 2, 4
 ACTIVE = 2
 POLICY_BILL = 2
+# How far the clock of who decided on a plan may be ahead of Redis's, to go by it.
+PLAN_AHEAD_MS_MAX = 60_000
 HOLD_USER, HOLD_ONE_TIME, HOLD_COUNTS, HOLD_RECLAIMED, HOLD_USES, HOLD_PAYS = 1, 2, 4, 8, 16, 32
 HOLD_BY_TOKEN = 64
 HOLD_LEASE = 128

@@ -17,7 +17,6 @@ from gateway.core.model import PARTITIONS, Service, Settled, Verdict
 from gateway.core.wait import in_task
 from gateway.counters.admission.directory import Directory
 from gateway.counters.layouts import packing
-from gateway.counters.layouts.states import FORGIVES
 from gateway.counters.leases.lease import lease
 from gateway.counters.redis import keys
 from gateway.counters.redis.wire import encode
@@ -100,36 +99,6 @@ async def test_after_a_restart_nothing_is_served_until_it_was_compared(
         assert world.reserve(need=1).verdict is Verdict.ADMITTED
         with pytest.raises(InvalidApiKey):
             await driven(directory.identify("unknown"))
-
-
-@pytest.mark.parametrize("how", ["moved", "edited", "moved and reset"])
-async def test_a_rebuilt_account_knows_what_its_next_reset_forgives(
-    own_valkey: START, migrated: str, how: str
-) -> None:
-    """Debt that was owed for with a plan before, or before its plan carried."""
-    server = own_valkey()
-    async with backend_at(server.url, migrated) as backend:
-        world = await backend.settle_in(1000, reset_interval="monthly", overage_policy="block")
-        world.reserve(need=10).settle(tokens=1300)
-        await backend.flush()
-        if how == "edited":
-            [(plan_id,)] = [tuple(row.values()) for row in backend.rows("SELECT plan_id FROM tenant")]
-            await backend.write("token-plans", "change", plan_id, overage_policy="carry")
-        else:
-            terms = {"total_amount": 500, "reset_interval": "monthly", "overage_policy": "carry"}
-            plan = await backend.made("token-plans", name="carries", **terms)
-            await backend.write("tenants", "change", world.caller.tenant_id, plan_id=plan)
-        await backend.push()
-        if "reset" in how:
-            await backend.write("tenants", "reset", world.caller.tenant_id)
-            await backend.push()
-        await backend.flush()
-        assert bool(world.tenant.flags & FORGIVES) is ("reset" not in how)
-        before = world.tenant.flags
-        async with restarted(server, backend):
-            pass
-        await backend.verify()
-        assert world.again().tenant.flags == before
 
 
 async def test_an_emptied_redis_is_rebuilt_from_the_ledger_under_the_next_epoch(

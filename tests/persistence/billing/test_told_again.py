@@ -285,7 +285,7 @@ async def test_a_plan_that_ends_with_its_cycle_is_owed_for_or_carried_on(
             april.flush()
         else:
             await april.on(at(5, 1, 0))
-    # The days of April pay 10.9667: 36,555 tokens. A thousand are in the plan that carries, if that takes them on.
+    # The days of April pay 10.9667: 36,555 tokens. The plan that carries has a thousand.
     due = Decimal("277.0335")
     assert april.account.remaining == (1_000 if reset_first else 1_000 + 1_000 - 960_000)
     assert (await early(april, ids)).quantize(Decimal("0.0001")) == (due if reset_first else 0)
@@ -337,7 +337,7 @@ async def test_what_was_owed_for_is_not_carried_on_besides(april: April) -> None
     april.flush()
     await april.on(at(5, 1, 0))
     assert april.account.remaining == 900
-    # A hundred tokens of the second plan are not in the third one: its thousand cost 1.00, less than its days.
+    # A hundred tokens of the second plan are not in the third one; the cycle's fee was paid by then.
     assert await early(april, ids) == Decimal("299.40")
     await act(april, ids, "cancel", when="now")
     assert await early(april, ids) == Decimal("299.40")
