@@ -17,7 +17,7 @@ import typer
 from gateway.admin.console.screens import SCREENS
 from gateway.admin.resources import REPORTS, RESOURCES, Report, Resource
 from gateway.admin.resources.fields import Field, fields_of
-from gateway.cli.admin import output, parameters, sections, values
+from gateway.cli.admin import archived, output, parameters, sections, values
 from gateway.cli.admin.batches import sends
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
 from gateway.cli.admin.options import AsJson
@@ -63,11 +63,16 @@ class Command:
             takes[field.control] = (parameters.option(field), None)
         if self.does == "list":
             takes |= {name: _LIST[name] for name in _LIST if name != "every" or self._open}
+            takes |= {"archive": archived.ARCHIVE} if self.resource.name in archived.LISTS else {}
         if self._lists:
             takes["limit"] = _LIST["limit"]
         takes["as_json"] = (AsJson, False)
 
         def command(**typed: Any) -> None:
+            if typed.get("archive") is not None:
+                found = archived.rows(self.resource, self.fields, typed)
+                output.rows(found, columns(self.resource), as_json=bool(typed["as_json"]))
+                return
             called = {field.name: f"--{values.spelled(field.name)}" for field in self.fields}
             with output.admin() as api:
                 self.run(replace(api, called=called), typed)

@@ -50,6 +50,10 @@ class Place:
         """A file to read, at any place in it."""
         return self._files.open_input_file(self._path(name))
 
+    def fragment(self, name: str, format_: Any) -> Any:
+        """A file to read by parts, of a format of `pyarrow.dataset`."""
+        return format_.make_fragment(self._path(name), self._files)
+
     @contextmanager
     def write(self, name: str) -> Iterator[Any]:
         """A file to write from its beginning."""

@@ -1,0 +1,67 @@
+"""Lists of ledgers as an archive has them: nobody's Admin API is asked, so that ids are given as numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+
+from gateway.admin.resources import Resource
+from gateway.admin.resources.fields import Field
+from gateway.admin.resources.values import read_instant
+from gateway.cli.admin import output, values
+from gateway.cli.admin.client import Json
+
+# Lists of which archives have rows, and the option that asks one.
+LISTS = frozenset({"token-ledger", "credit-transactions", "feature-usage", "calls"})
+ARCHIVE = (
+    Annotated[
+        str | None,
+        typer.Option("--archive", help="Of archived months: the archive, a directory or s3://bucket/…."),
+    ],
+    None,
+)
+
+
+def rows(resource: Resource, fields: Sequence[Field], typed: dict[str, Any]) -> list[Json]:
+    """The rows of an archive that a list's options ask for, as the Admin API shows them."""
+    from gateway.ops.archive import reading  # noqa: PLC0415  # its library is heavy to load
+    from gateway.ops.archive.place import Place  # noqa: PLC0415
+
+    given = {field: typed[field.control] for field in fields if typed[field.control] not in (None, [])}
+    filters = {field.name: _read(field.name, said, _reader(resource, field)) for field, said in given.items()}
+    since, until = (
+        None if typed[name] is None else _moment(name, typed[name]) for name in ("since", "until")
+    )
+    asked = reading.Asked(filters, since, until, newest=typed["newest"], limit=typed["limit"])
+    with output.waiting("Reading the archive"):
+        found = reading.rows(Place(typed["archive"]), resource.name, asked)
+        return [dict(resource.render(row)) for row in found]
+
+
+def _reader(resource: Resource, field: Field) -> Callable[[str], str | int]:
+    if resource.filters[field.name].kind == "uuid":
+        return lambda said: str(UUID(said))
+    return _number if field.refers or field.kind == "whole" else str
+
+
+def _number(said: str) -> int:
+    if not said.isascii() or not said.isdigit():
+        raise ValueError("must be a number: an archive has ids, and no names")
+    return int(said)
+
+
+def _moment(name: str, said: str) -> datetime:
+    found = _read(name, said, read_instant)
+    assert isinstance(found, datetime)
+    return found
+
+
+def _read(name: str, said: Any, reader: Callable[[str], Any]) -> Any:
+    try:
+        return reader(said)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=f"--{values.spelled(name)}") from error

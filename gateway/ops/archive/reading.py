@@ -1,0 +1,113 @@
+"""Rows of archived months as their ledgers show them: by the same filters, in the same fields.
+
+Movements of one account come in the order of their numbers, as in a ledger. Where no account is named, months
+come one behind the other, so that a row of each is never held at once.
+"""
+
+from __future__ import annotations
+
+import heapq
+import importlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, time
+from itertools import chain, islice
+from typing import Any
+
+from gateway.core.accounts.administration import Row
+from gateway.core.billing.pricing import ONE_NANO
+from gateway.core.billing.vector import KINDS
+from gateway.errors import ArchiveFailed
+from gateway.ops.archive import manifest
+from gateway.ops.archive.place import Place, told
+from persistence.archive.cut import Stored
+from persistence.archive.months import CALLS, CREDITS, SPENDS, TOKENS, Ledger, end_of
+
+# Which ledger a list of the Admin API is of.
+LEDGERS: Mapping[str, Ledger] = {
+    "token-ledger": TOKENS, "credit-transactions": CREDITS, "feature-usage": SPENDS, "calls": CALLS,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which rows: columns and what each must be, from a moment up to before another one."""
+
+    filters: Mapping[str, str | int | bool] = field(default_factory=dict)
+    since: datetime | None = None
+    until: datetime | None = None
+    newest: bool = False
+    limit: int = 100
+
+
+def rows(place: Place, name: str, asked: Asked) -> list[Row]:
+    """The rows of a list, as far as archived months have them, up to the limit."""
+    ledger = LEDGERS[name]
+    unknown = sorted(asked.filters.keys() - ledger.table.columns.keys())
+    if unknown:
+        raise ArchiveFailed(f"an archive has no {unknown[0]} of {name}: ask by another")
+    with told(place.url):
+        months = [month for month in manifest.months(place) if _touches(month, asked)]
+        files = [_file(place, ledger, month) for month in (reversed(months) if asked.newest else months)]
+        parts = [_of_month(place, one, ledger, asked) for one in files if one is not None]
+        in_order: Iterable[dict[str, Any]] = chain.from_iterable(parts)
+        if ledger.kind and ledger.owner in asked.filters:
+            in_order = heapq.merge(*parts, key=lambda row: int(row["seq"]), reverse=asked.newest)
+        return [_shown(row, ledger) for row in islice(in_order, asked.limit)]
+
+
+def _touches(month: date, asked: Asked) -> bool:
+    begins, ends = (datetime.combine(day, time(), UTC) for day in (month, end_of(month)))
+    return (asked.since is None or asked.since < ends) and (asked.until is None or begins < asked.until)
+
+
+def _file(place: Place, ledger: Ledger, month: date) -> Stored | None:
+    """The file of a month that its manifest names; None where it has none of this ledger."""
+    said = manifest.read(place, month)
+    return next((one for one in said.files if one.ledger == ledger.name), None) if said else None
+
+
+def _of_month(place: Place, file: Stored, ledger: Ledger, asked: Asked) -> Iterator[dict[str, Any]]:
+    """A month's rows in their order, a group of the file at a time."""
+    dataset: Any = importlib.import_module("pyarrow.dataset")
+    wanted = _condition(dataset, ledger, asked)
+    with told(place.url):
+        fragment = place.fragment(file.file, dataset.ParquetFileFormat())
+        if fragment.metadata.num_rows != file.rows:
+            raise ArchiveFailed(
+                f"{file.url}/{file.file} is not what was archived: its manifest says otherwise"
+            )
+        groups = fragment.split_by_row_group(wanted)
+        for group in reversed(groups) if asked.newest else groups:
+            found = group.to_table(filter=wanted, use_threads=False).to_pylist()
+            yield from reversed(found) if asked.newest else found
+
+
+def _condition(dataset: Any, ledger: Ledger, asked: Asked) -> Any:
+    at = dataset.field(ledger.at.strip('"'))
+    tests = [dataset.field(name) == value for name, value in asked.filters.items()]
+    tests += [at >= asked.since] if asked.since is not None else []
+    tests += [at < asked.until] if asked.until is not None else []
+    whole = None
+    for test in tests:
+        whole = test if whole is None else whole & test
+    return whole
+
+
+def _shown(row: dict[str, Any], ledger: Ledger) -> Row:
+    """A row of a file as a ledger's list has it: documents read, amounts in their units."""
+    for name in ("metadata", "tools"):
+        if row.get(name) is not None:
+            row[name] = json.loads(row[name])
+    if ledger is CREDITS:
+        row["credits_exact"] = row["credits_used"] - row["carried"] * ONE_NANO
+    elif ledger is SPENDS:
+        row["cost"] = row["usage_amount"] * ONE_NANO if row["in_money"] else None
+    elif ledger is CALLS:
+        unknown = row["unknown_usage"]
+        told_of = {} if unknown is None else {"unknown": unknown}
+        row["usage"] = {kind: row[kind] for kind in KINDS} | {"tools": row["tools"] or {}} | told_of
+        row["cost"] = None if row["cost"] is None else row["cost"] * ONE_NANO
+        row["api_key_id"] = row["api_key_id"] or None
+    return row

@@ -1,0 +1,197 @@
+"""What an archive has of a ledger is what the ledger showed of it: by our command, and by other tools."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from gateway.admin.resources import RESOURCES
+from gateway.cli.main import run
+from gateway.core.accounts.administration import Query
+from gateway.counters.redis.keys import partition_of
+from gateway.errors import ArchiveFailed
+from gateway.ops.archive.place import Place
+from gateway.ops.archive.reading import LEDGERS, Asked, rows
+from persistence.store import Store
+from tests.ops.archive.aging import Aging, Clones, clones, lived
+from tests.persistence.migrated import template
+from tests.persistence.scenario import rows_of
+
+__all__ = ["clones", "template"]
+
+Rows = list[dict[str, Any]]
+# A call as gateways write it, besides those that the ledgers' uses left.
+CALL = """
+INSERT INTO call (request_id, created_at, organization_id, tenant_id, api_key_id, model, input, cache_read,
+                  cache_write, cache_write_1h, output, reasoning, audio_input, audio_output, image_input,
+                  image_output, tokens, credits, units, cost, currency, status, streamed, estimated, refused,
+                  duration_ms, reason, tools, unknown_usage, amended, rerated)
+SELECT gen_random_uuid(), '2026-01-25Z', 1, 1, 0, E'a "model",\\nas it is', 5, 1, 0, 0, 7, 2, 0, 0, 0, 0,
+       13, 0, 0, 1234567890, 'USD', 200, true, false, false, 12, NULL, '{"web_search": 2}', 'a report', 0, 0
+RETURNING id"""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An archive, and what each list showed of its months before they were archived."""
+
+    root: Path
+    tenant_id: int
+    before: Mapping[str, Rows]
+
+    def read(self, name: str, **asked: Any) -> Rows:
+        """The rows of a list as the archive has them."""
+        found = rows(Place(str(self.root)), name, Asked(**{"limit": 1_000, **asked}))
+        return [dict(RESOURCES[name].render(row)) for row in found]
+
+
+async def shown(past: Aging, name: str) -> Rows:
+    """All rows of a list, as the Admin API shows them."""
+    page = await Store(past.pool, partition_of).page(name, Query({}, None, None, None, 1_000))
+    assert len(page.rows) < 1_000
+    return [dict(RESOURCES[name].render(row)) for row in page.rows]
+
+
+def at(row: dict[str, Any]) -> str:
+    return str(row.get("created_at") or row.get("timestamp"))
+
+
+@pytest.fixture(scope="module")
+def kept(clones: Clones, tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    """Tests read it, and leave it as it is."""
+    root = tmp_path_factory.mktemp("archive")
+
+    async def made(url: str) -> Kept:
+        past = await lived(url, root)
+        rows_of(url, CALL)
+        before = {name: await shown(past, name) for name in LEDGERS}
+        last = max(one.month for one in (await past.archive()).files)
+        await past.end()
+        archived = {
+            name: [row for row in found if at(row)[:7] <= f"{last:%Y-%m}"] for name, found in before.items()
+        }
+        return Kept(root, past.account.tenant_id, archived)
+
+    with clones() as url:
+        return asyncio.run(made(url))
+
+
+def test_archived_rows_are_what_their_ledgers_showed(kept: Kept) -> None:
+    for name, before in kept.before.items():
+        assert len(before) > 12, name
+        found = kept.read(name)
+        order = (lambda row: row["id"]) if name == "calls" else (lambda row: row["seq"])
+        assert sorted(found, key=order) == before, name
+    tenant = kept.tenant_id
+    ledger = kept.before["token-ledger"]
+    assert kept.read("token-ledger", filters={"tenant_id": tenant}) == ledger
+    assert kept.read("token-ledger", filters={"tenant_id": tenant}, newest=True, limit=7) == ledger[:-8:-1]
+    assert kept.read("token-ledger", filters={"tenant_id": tenant + 1}) == []
+    assert kept.read("calls", newest=True) == kept.read("calls")[::-1]
+
+
+def test_archived_rows_are_found_by_what_ledgers_are_asked_by(kept: Kept) -> None:
+    uses = kept.before["credit-transactions"]
+    one = uses[len(uses) // 2]
+    assert kept.read("credit-transactions", filters={"request_id": one["request_id"]}) == [one]
+    ledger = kept.before["token-ledger"]
+    since, until = ledger[3], ledger[20]
+    within = {name: datetime.fromisoformat(at(row)) for name, row in (("since", since), ("until", until))}
+    assert kept.read("token-ledger", **within) == ledger[3:20]
+    assert kept.read("token-ledger", filters={"transaction_type": "recharge"}) == [
+        row for row in ledger if row["transaction_type"] == "recharge"
+    ]
+    assert kept.read("token-ledger", since=datetime(2031, 1, 1, tzinfo=UTC)) == []
+    with pytest.raises(ArchiveFailed, match="has no organization_id of token-ledger"):
+        kept.read("token-ledger", filters={"organization_id": 1})
+
+
+def command(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        run(list(arguments))
+    return int(ended.value.code or 0)
+
+
+def test_the_command_needs_the_archive_alone(
+    kept: Kept, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No keeper is asked, and no database."""
+    monkeypatch.delenv("TOLLKEEPER_ADMIN_URL", raising=False)
+    monkeypatch.chdir(kept.root)
+    ledger = kept.before["token-ledger"]
+    chosen = ledger[5]
+    where = ["--archive", str(kept.root), "--json"]
+    assert command("ledger", "list", "--tenant", str(kept.tenant_id), "--limit", "9", *where) == 0
+    assert json.loads(capsys.readouterr().out)["items"] == ledger[:9]
+    assert command("ledger", "list", "--request", chosen["request_id"].upper(), *where) == 0
+    assert json.loads(capsys.readouterr().out)["items"] == [chosen]
+    assert command("ledger", "list", "--since", at(chosen), "--limit", "1", *where) == 0
+    assert json.loads(capsys.readouterr().out)["items"] == [chosen]
+    assert command("ledger", "list", *where[:2]) == 0
+    assert "consume" in capsys.readouterr().out
+    for wrong in (["--tenant", "acme"], ["--request", "17"], ["--since", "yesterday"]):
+        assert command("ledger", "list", *wrong, *where) == 2
+        assert wrong[0] in capsys.readouterr().err
+
+
+def test_a_file_that_is_another_one_is_not_read(kept: Kept, tmp_path: Path) -> None:
+    torn = replace(kept, root=tmp_path / "torn")
+    shutil.copytree(kept.root, torn.root)
+    files = sorted((torn.root / "token_ledger").rglob("*.parquet"), key=lambda one: one.stat().st_size)
+    files[-1].write_bytes(files[0].read_bytes())
+    with pytest.raises(ArchiveFailed, match="is not what was archived"):
+        torn.read("token-ledger")
+    files[-1].unlink()
+    with pytest.raises(ArchiveFailed, match=files[-1].name):
+        torn.read("token-ledger")
+
+
+def test_other_tools_read_the_files_as_they_stand(kept: Kept) -> None:
+    """By DuckDB: months are a column, moments are moments, numbers are numbers."""
+    database = duckdb.connect()
+
+    def asked(statement: str) -> list[tuple[Any, ...]]:
+        return database.execute(statement).fetchall()
+
+    def files(ledger: str) -> str:
+        return f"read_parquet('{Path(kept.root, ledger)}/*/*.parquet', hive_partitioning = true)"
+
+    ledger = kept.before["token-ledger"]
+    used = sum(row["amount"] for row in ledger if row["direction"] == "OUT")
+    counted = f"SELECT count(*), sum(amount) FILTER (direction = 'OUT') FROM {files('token_ledger')}"
+    assert asked(counted) == [(len(ledger), used)]
+    by_month: dict[str, int] = {}
+    for row in kept.before["feature-usage"]:
+        by_month[at(row)[:7]] = by_month.get(at(row)[:7], 0) + row["usage_amount"]
+    summed = (
+        f"SELECT month::text, sum(usage_amount)::bigint FROM {files('feature_usage')} GROUP BY 1 ORDER BY 1"
+    )
+    assert asked(summed) == sorted(by_month.items())
+    kinds = dict(
+        asked(f"SELECT column_name, column_type FROM (DESCRIBE SELECT * FROM {files('token_ledger')})")
+    )
+    told = {name: kinds[name] for name in ("created_at", "amount", "seq", "request_id", "metadata")}
+    assert told == {
+        "created_at": "TIMESTAMP WITH TIME ZONE", "amount": "BIGINT", "seq": "BIGINT",
+        "request_id": "VARCHAR", "metadata": "VARCHAR",
+    }  # fmt: skip
+    [(first,)] = asked(f"SELECT min(epoch_us(created_at)) FROM {files('token_ledger')}")
+    assert datetime.fromtimestamp(first / 1e6, UTC) == datetime.fromisoformat(at(ledger[0]))
+    chained = f"""
+SELECT count(*) FROM (
+       SELECT seq, total_remaining, lag(total_remaining) OVER w AS before, lag(seq) OVER w AS previous,
+       CASE direction WHEN 'IN' THEN amount ELSE -amount END AS delta FROM {files("token_ledger")}
+       WINDOW w AS (PARTITION BY tenant_id ORDER BY seq))
+ WHERE previous = seq - 1 AND total_remaining <> before + delta"""
+    assert asked(chained) == [(0,)]
+    [(model, read_, cost)] = asked(f"SELECT model, cache_read, cost FROM {files('call')} WHERE cost > 0")
+    assert (model, read_, cost) == ('a "model",\nas it is', 1, 1_234_567_890)
