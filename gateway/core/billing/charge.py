@@ -108,7 +108,7 @@ def due(charge: Charge, segments: Mapping[int, Segment]) -> datetime:
 
     In advance that is the first day that is not free, in arrears the last one; of all else its own end.
     """
-    segment = segments.get(charge.source_id or 0) if charge.source == SEGMENT else None
+    segment = _segment(charge, segments)
     if segment is None or not segment.terms.billing or charge.day >= segment.end:
         return charge.end
     first, following = segment.term_of(charge.day)
@@ -122,7 +122,8 @@ def gathered(
 ) -> list[Charge]:
     """What an invoice up to a day takes of the charges that no other has: of one source, where it is said.
 
-    What is due until then; and of later supply what is to be given back, since it was billed ahead.
+    What is due until then; and of later supply what is to be given back, since it was billed ahead. Of days
+    that a segment has lost also what is owed again although its return is billed.
     """
     if only is not None:
         charges = [each for each in charges if each.source == only[0] and only[1] in (None, each.source_id)]
@@ -131,7 +132,23 @@ def gathered(
     for charge in charges:
         if due(charge, segments) > ends:
             later[charge.supply] += -charge.amount if charge.kind == DISCOUNT else charge.amount
-    return [charge for charge in charges if due(charge, segments) <= ends or later[charge.supply] < 0]
+    return [
+        charge
+        for charge in charges
+        if due(charge, segments) <= ends
+        or later[charge.supply] < 0
+        or (later[charge.supply] > 0 and _is_lost(charge, segments))
+    ]
+
+
+def _segment(charge: Charge, segments: Mapping[int, Segment]) -> Segment | None:
+    return segments.get(charge.source_id or 0) if charge.source == SEGMENT else None
+
+
+def _is_lost(charge: Charge, segments: Mapping[int, Segment]) -> bool:
+    """Whether it is of a day that its segment does not have any more: all of that comes to nothing."""
+    segment = _segment(charge, segments)
+    return segment is not None and charge.day >= segment.end
 
 
 def spread_amount(amount: Decimal, weights: Sequence[Decimal]) -> list[Decimal]:

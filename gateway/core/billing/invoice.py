@@ -192,7 +192,7 @@ def _uses(facts: Facts, charges: Sequence[Charge]) -> Iterator[Drawn]:
             units, said = count_of(portion), description
             if units < 0:
                 said += ", given back"
-            elif before or len(portions) > 1:
+            elif at >= 0 and (before or len(portions) > 1):  # more may have come back than is billed
                 said += f", units {at + 1:,} to {at + units:,}"
             at += units
             said, late = said + late, ""

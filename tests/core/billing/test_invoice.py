@@ -126,6 +126,9 @@ def test_late_units_go_on_in_the_tier_their_month_had_reached() -> None:
     made = bill(of(late, units_before={(3, APRIL): 9_000}))
     assert [(line.quantity, str(line.amount)) for line in made.lines] == [(1_000, "1.00"), (2_000, "1.60")]
     assert made.lines[0].description == "rerank, April 2026, units 9,001 to 10,000"
+    # Its invoice is void, and what was given back of it is not: no range below nothing.
+    again = bill(of(late, units_before={(3, APRIL): -18}))
+    assert again.lines[0].description == "rerank, April 2026"
 
 
 def test_units_of_two_prices_are_lines_of_their_own_and_units_given_back_are_negative() -> None:
@@ -184,6 +187,8 @@ def test_an_invoice_takes_what_was_supplied_and_gives_back_what_was_billed_ahead
     assert gathered([*april, *back], MAY, {}) == [*april, *back]
     # Of what no invoice had there is nothing to give back.
     assert gathered([*april, *may, *back], MAY, {}) == april
+    # What is owed again of days that were given back is not left until those days come.
+    assert gathered([*april, *may], MAY, {1: replace(segment, end=MAY)}) == [*april, *may]
 
 
 def test_spans_read_as_people_write_them() -> None:

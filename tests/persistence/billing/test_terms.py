@@ -65,6 +65,35 @@ async def test_an_upgrade_of_a_year_in_advance_gives_back_and_charges_the_rest_a
     assert await broken(april.url) == []
 
 
+@pytest.mark.parametrize("again", ["by its source", "by its period"])
+async def test_a_year_made_void_behind_an_upgrade_is_billed_again_at_once_and_whole(
+    april: April, again: str
+) -> None:
+    small = await plan(april, "Small", "36.50", 1_000)
+    large = await plan(april, "Large", "73.00", 9_000)
+    ids = await customer(april, small, BEGINS, NEVER, billing_interval="annual", billing="advance")
+    owner, subscription = ids["organization"], ids["subscription"]
+    await april.on(at(4, 1))
+    year = await invoiced(april, ids, BEGINS, date(2026, 4, 2))
+    await april.on(at(4, 11))
+    await april.do("organization-subscriptions", "change", subscription, plan_id=large, when="now")
+    upgrade = await invoiced(april, ids, date(2026, 4, 2), date(2026, 4, 12))
+    assert (total(year), total(upgrade)) == (Decimal("365.00"), Decimal("355.00"))
+    await april.do("invoices", "void", year["id"])
+    # The upgrade gave back 355 days of the first plan: ten days of it alone would leave paper below zero.
+    if again == "by its source":
+        made = await april.do("invoices", "create", organization_id=owner, source="subscription_segment")
+        made = await april.do("invoices", "finalize", made["id"])
+    else:
+        made = await invoiced(april, ids, BEGINS, date(2026, 4, 2))
+    assert total(made) == Decimal("365.00")
+    await april.on(at(4, 21))
+    await april.do("organization-subscriptions", "cancel", subscription, when="now")
+    back = await invoiced(april, ids, date(2026, 4, 12), date(2026, 4, 22))
+    assert total(upgrade) + total(made) + total(back) == Decimal("30.00")  # ten days at 1.00, ten at 2.00
+    assert await broken(april.url) == []
+
+
 async def test_a_trial_is_free_and_said(april: April) -> None:
     starter = await plan(april, "Starter", "30.00", 2_000_000)
     ids = await customer(april, starter, BEGINS, NEVER, trial_end=date(2026, 4, 16))
