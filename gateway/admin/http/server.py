@@ -14,6 +14,8 @@ from typing import Any, cast
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from gateway.admin.http.unreadable import port_logger
+
 ProtocolFactory = Callable[[], asyncio.Protocol]
 Wrapped = Callable[[ProtocolFactory], ProtocolFactory]
 
@@ -69,6 +71,7 @@ async def listen(
     runner = web.AppRunner(
         app,
         access_log=None,
+        logger=port_logger(asyncio.get_running_loop().time),
         keepalive_timeout=KEEPALIVE_S,
         shutdown_timeout=SHUTDOWN_S,
         max_line_size=LINE_BYTES_MAX,
