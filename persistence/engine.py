@@ -11,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from persistence.complaint import complaint, quiet
+from persistence.pool import CountedPool, count_failures
 
 POOL_CONNECTIONS_MAX = 10
 CONNECT_TIMEOUT_S = 5
@@ -21,18 +22,22 @@ POOL_WAIT_S = 10
 Engine = AsyncEngine
 
 
-def create(url: str, *, connections_max: int = POOL_CONNECTIONS_MAX) -> AsyncEngine:
+def create(
+    url: str, *, connections_max: int = POOL_CONNECTIONS_MAX, wait_s: float = POOL_WAIT_S
+) -> AsyncEngine:
     """An engine for `postgresql://…`; nothing is connected until it is used."""
     engine = create_async_engine(
         dialect_url(url),
+        poolclass=CountedPool,
         pool_size=connections_max,
         max_overflow=0,
-        pool_timeout=POOL_WAIT_S,
+        pool_timeout=wait_s,
         pool_pre_ping=True,
         hide_parameters=True,  # values must not reach a log through an error's text
         connect_args={"prepare_threshold": None, "connect_timeout": CONNECT_TIMEOUT_S},
     )
     quiet(engine)
+    count_failures(engine)
     return engine
 
 

@@ -64,6 +64,7 @@ from gateway.settings.settings import Settings
 from gateway.telemetry import logs, metrics
 from gateway.telemetry import snapshot_files as tallies
 from persistence import engine as engines
+from persistence import pool
 from persistence.billing.allocations import Allocations
 from persistence.keeper import budget_uses, usage_feed, watch
 from persistence.keeper.clock_changes import ToldClocks
@@ -319,5 +320,6 @@ class Keeper:
             snapshot["quarantined_accounts"] = quarantined
         snapshot = tallies.merge(snapshot, self._gauges.latest)
         snapshot = tallies.merge(snapshot, self._admin_port.snapshot())
+        snapshot |= {**pool.figures(self._engine), "webhook_attempts": self._webhook_deliveries.figures()}
         snapshot = tallies.merge(snapshot, {"counters_exchanged": self._fences.noticed})
         return {**snapshot, **await self._servers.waiting()}

@@ -58,6 +58,7 @@ WELL = {
     "tollkeeper_disk_free_bytes{instance='a',place='data'}": "50x100",
     "tollkeeper_disk_size_bytes{instance='a',place='data'}": "100x100",
     "tollkeeper_reconciliation_timestamp_seconds": "0+60x100",
+    "tollkeeper_postgresql_waiting": "0 4x5 0x94",  # soon over
     "tollkeeper_backup_timestamp_seconds": "0x100",
     "tollkeeper_backup_proof_timestamp_seconds": "0x100",
     "tollkeeper_admin_requests_total{part='api',status='503'}": "3x100",
@@ -145,6 +146,7 @@ FAULTS = {
         },
     ),
     "DiskFull": Fault(9, {"tollkeeper_disk_free_bytes{instance='a',place='data'}": "4x100"}),
+    "PostgresqlBusy": Fault(30, {"tollkeeper_postgresql_waiting": "0 0 3x98"}),
     "BackupOld": Fault(30, {"tollkeeper_backup_timestamp_seconds": f"{-2 * DAY}x100"}),
     "BackupUnproven": Fault(60, {"tollkeeper_backup_proof_timestamp_seconds": f"{-9 * DAY}x100"}),
     "NotReconciled": Fault(30, {"tollkeeper_reconciliation_timestamp_seconds": "0x100"}),

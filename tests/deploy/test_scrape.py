@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.parse
@@ -25,6 +27,7 @@ from tests.deploy.programs import program
 from tests.deploy.secured import Authority, SecuredRedis
 from tests.deploy.test_rules import MONITORING
 from tests.journey.stack import Stack
+from tests.tree import ROOT
 from tests.waiting import wait_until
 
 # What the keeper adds to what was scraped, and Prometheus by itself.
@@ -118,11 +121,23 @@ def prometheus(stack: Stack) -> Iterator[Prometheus]:
         try:
             wait_until(one.ready, SCRAPE_S_MAX)
             live(stack)
+            back_up(stack)
             wait_until(lambda: one.asked(f"rate({PREFIX}credits_total[1m]) > 0"), SCRAPE_S_MAX)
             yield one
         finally:
             one.process.terminate()
             one.process.wait(60)
+
+
+def back_up(stack: Stack) -> None:
+    """A backup that is restored and checked, as each night."""
+    words = ("backup", "--to", str(stack.data_dir.parent), "--data-dir", str(stack.data_dir), "--prove")
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("TOLLKEEPER_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", *words], capture_output=True, text=True, check=False,
+        cwd=stack.data_dir.parent, env=environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def live(stack: Stack) -> None:

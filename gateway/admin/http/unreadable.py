@@ -16,7 +16,7 @@ TOLD_EACH_S = 60.0
 def port_logger(clock: Callable[[], float]) -> logging.Logger:
     """The logger of one port."""
     # Not by name: each port has its own, and what it passes goes to the handlers of all.
-    made = logging.Logger("tollkeeper.admin.http")
+    made = logging.Logger("tollkeeper.admin.http")  # noqa: LOG001  # one of a name would be all ports' at once
     made.parent = logging.getLogger()
     made.addFilter(Unreadable(clock))
     return made

@@ -21,6 +21,7 @@ from gateway.core.alerts.webhook import Delivery, Outcome, headers_of
 INTERVAL_S = 1.0
 DELIVERIES_AT_ONCE = 32
 DELIVERIES_EACH = 4
+DELIVERED, FAILED = "delivered", "failed"
 
 
 class Queue(Protocol):
@@ -61,6 +62,7 @@ class WebhookDeliveries:
         self._mailer = mailer
         # By webhook.
         self._under_way: Counter[int] = Counter()
+        self._came_to: Counter[str] = Counter()
         self._ended = asyncio.Event()
 
     async def run(self) -> None:
@@ -88,10 +90,16 @@ class WebhookDeliveries:
     async def attempt(self, delivery: Delivery) -> None:
         """Make one attempt, and keep what came of it."""
         try:
-            await self._queue.done(delivery, await self._sent(delivery))
+            outcome = await self._sent(delivery)
+            self._came_to[DELIVERED if outcome.delivered else FAILED] += 1
+            await self._queue.done(delivery, outcome)
         finally:
             self._under_way[delivery.webhook_id] -= 1
             self._ended.set()
+
+    def figures(self) -> list[list[object]]:
+        """What came of the attempts so far, for metrics."""
+        return [[name, self._came_to[name]] for name in (DELIVERED, FAILED)]
 
     async def _sent(self, delivery: Delivery) -> Outcome:
         now = self._clock()
