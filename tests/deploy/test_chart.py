@@ -18,7 +18,9 @@ OPERATOR = "monitoring.coreos.com/v1"
 CHILD_S = 6.0  # serve gives its workers so long beyond the grace
 FULL: dict[str, Any] = {
     "image": {"digest": "sha256:" + "a" * 64, "pullSecrets": [{"name": "registry"}]},
-    "secrets": {"upstreams": "tollkeeper-upstreams", "migrate": "tollkeeper-migrate"},
+    "secrets": {
+        "upstreams": "tollkeeper-upstreams", "migrate": "tollkeeper-migrate", "earlierPeppers": True,
+    },
     "upstreamKeys": ["OPENAI_API_KEY"],
     "settings": {"LOG_LEVEL": "debug", "WORKERS": 2, "WEBHOOK_PRIVATE_ADDRESSES": False},
     "config": {
@@ -216,6 +218,15 @@ def test_only_keepers_and_the_migration_know_the_database(charts: dict[str, list
         serving = "serve" in {container.get("args", [""])[0] for container in containers(spec)}
         assert ("TOLLKEEPER_DATABASE_URL_FILE" in known) is not serving
         assert not (serving and "TOLLKEEPER_ADMIN_TOKEN_FILE" in known)
+
+
+def test_an_earlier_pepper_is_with_whoever_has_the_pepper(charts: dict[str, list[Resource] | str]) -> None:
+    for name, taken in (("full", True), ("default", False)):
+        for spec in pods(of(charts, name)):
+            for container in containers(spec):
+                named = {each["name"] for each in container.get("env", ())}
+                has = "TOLLKEEPER_KEY_PEPPER_FILE" in named
+                assert ("TOLLKEEPER_EARLIER_KEY_PEPPERS_FILE" in named) is (taken and has)
 
 
 def test_backups_are_proven_by_whoever_owns_the_database(charts: dict[str, list[Resource] | str]) -> None:

@@ -97,7 +97,7 @@ def test_what_a_pod_refers_to_is_there(name: str) -> None:
                 assert source["configMapRef"]["name"] in maps
             else:
                 assert source["secretRef"]["name"] in keys
-        for variable in container.get("env", ()):
+        for variable in (each for each in container.get("env", ()) if "value" not in each):
             reference = variable["valueFrom"]["secretKeyRef"]
             assert reference["key"] in keys[reference["name"]]
         assert {mount["name"] for mount in container.get("volumeMounts", ())} <= volumes.keys()
@@ -125,9 +125,25 @@ def test_each_configuration_is_valid(path: Path) -> None:
 @pytest.mark.parametrize("overlay", ["gateway", "sidecar"])
 def test_a_gateway_has_the_time_it_needs_to_end(overlay: str) -> None:
     spec = pod(one(overlay, "Deployment"))
-    grace_s = float(one("base", "ConfigMap")["data"]["TOLLKEEPER_SHUTDOWN_GRACE_S"])
     gateway = next(each for each in containers(spec) if each["args"][0] == "serve")
+    own = {each["name"]: each.get("value") for each in gateway["env"]}
+    shared = one("base", "ConfigMap")["data"]
+    grace_s = float(own.get("TOLLKEEPER_SHUTDOWN_GRACE_S") or shared["TOLLKEEPER_SHUTDOWN_GRACE_S"])
     assert spec["terminationGracePeriodSeconds"] > seconds_of_pre_stop(gateway) + grace_s + CHILD_S
+
+
+def test_policies_let_clients_the_collector_and_pgbouncer_through() -> None:
+    def policy(overlay: str) -> Resource:
+        found: Resource = one(overlay, "NetworkPolicy")["spec"]
+        return found
+
+    def out(overlay: str) -> set[int]:
+        return {port["port"] for rule in policy(overlay)["egress"] for port in rule["ports"]}
+
+    assert policy("gateway")["ingress"][0]["from"] == [{"namespaceSelector": {}}]
+    assert out("gateway") == {53, 6379, 443, 4317, 4318}
+    assert out("keeper") == {53, 6379, 5432, 6432, 443, 465, 587}
+    assert out("migrate") == {53, 5432, 6432}
 
 
 def test_traffic_enters_through_the_sidecar_alone() -> None:

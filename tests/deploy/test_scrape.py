@@ -131,11 +131,12 @@ def prometheus(stack: Stack) -> Iterator[Prometheus]:
 
 def back_up(stack: Stack) -> None:
     """A backup that is restored and checked, as each night."""
-    words = ("backup", "--to", str(stack.data_dir.parent), "--data-dir", str(stack.data_dir), "--prove")
+    folder = Path(stack.data_dir).parent
+    words = ("backup", "--to", str(folder), "--data-dir", str(stack.data_dir), "--prove")
     environ = {name: value for name, value in os.environ.items() if not name.startswith("TOLLKEEPER_")}
     done = subprocess.run(
         [sys.executable, "-m", "gateway", *words], capture_output=True, text=True, check=False,
-        cwd=stack.data_dir.parent, env=environ | {"PYTHONPATH": str(ROOT)},
+        cwd=folder, env=environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 

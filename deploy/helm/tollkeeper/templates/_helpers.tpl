@@ -78,6 +78,9 @@ securityContext:
 - { name: TOLLKEEPER_START_WAIT_S, value: {{ .of.startWaitSeconds | quote }} }
 {{ include "tollkeeper.fromFile" (dict "name" "TOLLKEEPER_REDIS_URL" "key" "redis-url") }}
 {{ include "tollkeeper.fromFile" (dict "name" "TOLLKEEPER_KEY_PEPPER" "key" "key-pepper") }}
+{{- if .root.Values.secrets.earlierPeppers }}
+{{ include "tollkeeper.fromFile" (dict "name" "TOLLKEEPER_EARLIER_KEY_PEPPERS" "key" "earlier-key-peppers") }}
+{{- end }}
 {{- if .root.Values.secrets.upstreams }}
 {{- range .root.Values.upstreamKeys }}
 {{ include "tollkeeper.fromFile" (dict "name" . "key" .) }}
@@ -87,7 +90,8 @@ securityContext:
 
 {{- define "tollkeeper.gatewayVolumes" -}}
 {{- $values := .root.Values -}}
-{{- $sources := list (dict "name" $values.secrets.gateway "keys" (list "redis-url" "key-pepper")) -}}
+{{- $keys := concat (list "redis-url" "key-pepper") (ternary (list "earlier-key-peppers") list $values.secrets.earlierPeppers) -}}
+{{- $sources := list (dict "name" $values.secrets.gateway "keys" $keys) -}}
 {{- if and $values.secrets.upstreams $values.upstreamKeys -}}
 {{- $sources = append $sources (dict "name" $values.secrets.upstreams "keys" $values.upstreamKeys) -}}
 {{- end -}}
