@@ -15,8 +15,6 @@ import socket
 import ssl
 from collections.abc import Callable
 from functools import partial
-from typing import Any
-from urllib.parse import urlsplit
 
 from gateway.core.calls.route import UpstreamTarget
 from gateway.core.certificate import end_of
@@ -32,6 +30,7 @@ from gateway.http.upstream.causes import cause_of
 from gateway.http.upstream.connection import Link
 from gateway.http.upstream.dialing import dial
 from gateway.http.upstream.names import LookUp, Names, by_system
+from gateway.http.upstream.place import Place, place_of
 
 FRESH_S = 0.25
 
@@ -59,9 +58,9 @@ class Upstream:
         most = limits.upstream_connections_max
         self._shares = Shares(most, int(most * limits.upstream_connections_share))
         self.certificate_end: float | None = None
-        self._place = _place(target)
         told = partial(log, upstream=target.name)
-        self._names = Names(self._place["host"], clock, limits, look_up, told, self._lookup_failed)
+        self._place = Place(target, told)
+        self._names = Names(self._place.host, clock, limits, look_up, told, self._lookup_failed)
         self._clock = clock
         self._turns = turns
         self._limits = limits
@@ -124,7 +123,7 @@ class Upstream:
             wait.fail(_failed(self.name, error))
             return
         self._tally.upstream_connections += 1
-        if self._place["ssl"] is not None:
+        if self._place.secured:
             self.certificate_end = end_of(link.transport)
         if link.open:
             self._links.add(link)
@@ -135,7 +134,7 @@ class Upstream:
 
     async def _dialed(self, link: Link) -> None:
         """Connect to the first of its addresses that answers; TLS asks for the name, whatever the address."""
-        place = self._place
+        place = self._place.at(self._clock.now)
         addresses = await self._names.addresses()
         made, link.address = await dial(addresses, place["port"], self._limits.upstream_attempt_s)
         context = {name: place[name] for name in ("ssl", "server_hostname") if place.get(name)}
@@ -193,7 +192,7 @@ async def reach(target: UpstreamTarget, within_s: float) -> float | None:
     Raises OSError or TimeoutError where a call would fail; a certificate that is not trusted is an OSError.
     """
     async with asyncio.timeout(within_s):
-        _, writer = await asyncio.open_connection(**_place(target))
+        _, writer = await asyncio.open_connection(**place_of(target))
         end = end_of(writer.transport)
         writer.close()
     return end
@@ -202,20 +201,6 @@ async def reach(target: UpstreamTarget, within_s: float) -> float | None:
 def _account(target: UpstreamTarget, pepper: bytes) -> str:
     said = "\0".join((target.base_url, *(part for field in target.headers for part in field)))
     return hmac.digest(pepper, said.encode(errors="surrogatepass"), "sha256").hex()[:16]
-
-
-def _place(target: UpstreamTarget) -> dict[str, Any]:
-    """Where to connect, as asyncio takes it. Certificate and name are verified, whoever the authority."""
-    parts = urlsplit(target.base_url)
-    host = parts.hostname or ""
-    if parts.scheme != "https":
-        return {"host": host, "port": parts.port or 80, "ssl": None}
-    context = ssl.create_default_context(cafile=target.ca_file)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if target.cert_file is not None:
-        context.load_cert_chain(target.cert_file, target.key_file, password=lambda: b"")
-    context.set_alpn_protocols(["http/1.1"])
-    return {"host": host, "port": parts.port or 443, "ssl": context, "server_hostname": host}
 
 
 def _is_readable(link: Link) -> bool:

@@ -1,0 +1,83 @@
+"""Where connections to a target go, and with which TLS: read again when a file of it changes.
+
+Connections that are open stay as they are; the next new one is made with what the files have by then. What
+cannot be used changes nothing, and is told once.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from gateway.core.calls.route import UpstreamTarget
+
+# How often files are looked at, at most.
+LOOK_S = 5.0
+
+_Seen = tuple[tuple[int, int, int] | None, ...]
+
+
+class Place:
+    """One target's place. `told` takes an event and its facts."""
+
+    def __init__(self, target: UpstreamTarget, told: Callable[..., None]) -> None:
+        self._target, self._told = target, told
+        files = (target.ca_file, target.cert_file, target.key_file)
+        self._files = tuple(file for file in files if file is not None)
+        self._seen = _seen(self._files)
+        self._made = place_of(target)
+        self._look_at = 0.0
+        self._why = ""
+        self.host = str(self._made["host"])
+        self.secured = self._made["ssl"] is not None
+
+    def at(self, now: float) -> dict[str, Any]:
+        """How to connect now, a second of any clock, as asyncio takes it."""
+        if self._files and now >= self._look_at:
+            self._look_at = now + LOOK_S
+            found = _seen(self._files)
+            if found != self._seen:
+                self._renew(found)
+        return self._made
+
+    def _renew(self, found: _Seen) -> None:
+        try:
+            self._made = place_of(self._target)
+        except OSError as error:  # `ssl.SSLError` is one: a file that is no PEM, or no pair
+            why = "not PEM, or not a pair" if isinstance(error, ssl.SSLError) else str(error.strerror)
+            if why != self._why:
+                self._told("upstream_certificate_kept", why=why, level="error")
+            self._why = why
+            return
+        self._seen, self._why = found, ""
+        self._told("upstream_certificate_renewed")
+
+
+def place_of(target: UpstreamTarget) -> dict[str, Any]:
+    """Where to connect, as asyncio takes it. Certificate and name are verified, whoever the authority."""
+    parts = urlsplit(target.base_url)
+    host = parts.hostname or ""
+    if parts.scheme != "https":
+        return {"host": host, "port": parts.port or 80, "ssl": None}
+    context = ssl.create_default_context(cafile=target.ca_file)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if target.cert_file is not None:
+        context.load_cert_chain(target.cert_file, target.key_file, password=lambda: b"")
+    context.set_alpn_protocols(["http/1.1"])
+    return {"host": host, "port": parts.port or 443, "ssl": context, "server_hostname": host}
+
+
+def _seen(files: tuple[str, ...]) -> _Seen:
+    """By which another content of files is known."""
+    found: list[tuple[int, int, int] | None] = []
+    for file in files:
+        try:
+            there = os.stat(file)  # before a connection, so as little as there may be
+        except OSError:
+            found.append(None)
+        else:
+            found.append((there.st_ino, there.st_size, there.st_mtime_ns))
+    return tuple(found)
