@@ -206,6 +206,14 @@ class Store(TimedStore):
         """Find a session of the console that is not over."""
         return await self._run(lambda connection: console_sessions.find(connection, digest))
 
+    async def ask_of_session(self, session_id: int) -> bool:
+        """Take it upon the caller to ask whether its person still may come in; False where another does."""
+        return await self._run(lambda connection: console_sessions.ask(connection, session_id))
+
+    async def prolong_session(self, session_id: int, renewal: str) -> None:
+        """Let a session go on, whose person still may come in, with what is asked with next."""
+        await self._run(lambda connection: console_sessions.prolong(connection, session_id, renewal))
+
     def _write(self, connection: Connection, command: Command) -> Committed | Replay:
         if command.claim is not None:
             first = idempotency.claim(connection, command.claim)

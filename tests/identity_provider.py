@@ -35,9 +35,13 @@ class IdentityProvider:
     sends_post: bool = False
     names_itself: bool = True
     is_away: bool = False
+    has_pages: bool = False
+    renews: bool = False
+    is_gone: bool = False
     bent: Callable[[Json], Json | None] = field(default=lambda claims: claims)
     signs: Callable[[Json], bytes] = field(default=lambda claims: token(claims, key=rsa_key()))
     codes: dict[str, dict[str, str]] = field(default_factory=dict)
+    renewals: dict[str, bool] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
 
     def discovery(self) -> Json:
@@ -53,6 +57,20 @@ class IdentityProvider:
             ],
             "authorization_response_iss_parameter_supported": self.names_itself,
         }
+
+    def page(self, address: str) -> tuple[int, Any, str]:
+        """What is at an address: its status, what is there, and where a browser is sent on to."""
+        parts = urlsplit(address)
+        self.asked.append(parts.path)
+        if self.is_away:
+            return 503, {}, ""
+        if parts.path != "/authorize":
+            there = {DISCOVERY: self.discovery(), "/keys": json.loads(jwks())}.get(parts.path)
+            return (404, {}, "") if there is None else (200, there, "")
+        back = self.authorize(_single(parts.query))
+        if self.has_pages:  # as where people type in their password: its page sends them back
+            return 200, f"<script>location.href = {json.dumps(back)}</script>", ""
+        return 302, {}, back
 
     def authorize(self, query: dict[str, str]) -> str:
         """Where a browser is sent back to, with a code."""
@@ -70,19 +88,26 @@ class IdentityProvider:
         """The answer of the token endpoint (RFC 6749, 5)."""
         if self._client(form, authorization) != (CLIENT, SECRET):
             return 401, {"error": "invalid_client"}
+        if form["grant_type"] == "refresh_token":
+            known = self.renewals.pop(form["refresh_token"], False)  # each is good once (RFC 9700, 4.14)
+            return (200, self._given()) if known and not self.is_gone else (400, {"error": "invalid_grant"})
         begun = self.codes.pop(form["code"], None)
         verifier = form["code_verifier"].encode()
         challenge = urlsafe_b64encode(sha256(verifier).digest()).rstrip(b"=").decode()
         if begun is None or begun["code_challenge"] != challenge or form["redirect_uri"] != self.back:
             return 400, {"error": "invalid_grant"}
+        return 200, self._given(nonce=begun["nonce"])
+
+    def _given(self, **more: str) -> Json:
+        """Tokens that are given; the ID token of a renewal need have no nonce."""
         now = int(time.time())
-        claims = {
-            "iss": self.url, "aud": CLIENT, "iat": now, "exp": now + 300, "nonce": begun["nonce"],
-            **self.person,
-        }  # fmt: skip
+        claims = {"iss": self.url, "aud": CLIENT, "iat": now, "exp": now + 300, **more, **self.person}
         said = self.bent(claims)
         answer: Json = {"access_token": secrets.token_urlsafe(16), "token_type": "Bearer"}
-        return 200, answer if said is None else answer | {"id_token": self.signs(said).decode()}
+        if self.renews:
+            answer["refresh_token"] = secrets.token_urlsafe(16)
+            self.renewals[answer["refresh_token"]] = True
+        return answer if said is None else answer | {"id_token": self.signs(said).decode()}
 
     def _client(self, form: dict[str, str], authorization: str | None) -> tuple[str, str]:
         if self.sends_post:
@@ -100,32 +125,21 @@ def identity_provider() -> Iterator[IdentityProvider]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            parts = urlsplit(self.path)
-            found.asked.append(parts.path)
-            if found.is_away:
-                self._say(503, {})
-            elif parts.path == DISCOVERY:
-                self._say(200, found.discovery())
-            elif parts.path == "/keys":
-                self._say(200, json.loads(jwks()))
-            elif parts.path == "/authorize":
-                self._say(302, {}, found.authorize(_single(parts.query)))
-            else:
-                self._say(404, {})
+            self._say(*found.page(self.path))
 
         def do_POST(self) -> None:
-            found.asked.append(self.path)
             body = self.rfile.read(int(self.headers["content-length"])).decode()
-            if found.is_away:
-                self._say(503, {})
-            else:
-                self._say(*found.redeem(_single(body), self.headers["authorization"]))
+            found.asked.append(self.path)
+            said = (503, {}) if found.is_away else found.redeem(_single(body), self.headers["authorization"])
+            self._say(*said)
 
         def _say(self, status: int, said: Any, location: str = "") -> None:
-            body = json.dumps(said).encode()
+            is_page = isinstance(said, str)
+            body = said.encode() if is_page else json.dumps(said).encode()
             self.send_response(status)
             if location:
                 self.send_header("location", location)
+            self.send_header("content-type", "text/html" if is_page else "application/json")
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

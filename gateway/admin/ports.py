@@ -145,6 +145,12 @@ class Store(Protocol):
     async def console_session(self, digest: str) -> ConsoleSession | None:
         """Find a session of the console that is not over."""
 
+    async def ask_of_session(self, session_id: int) -> bool:
+        """Take it upon the caller to ask whether its person still may come in; False where another does."""
+
+    async def prolong_session(self, session_id: int, renewal: str) -> None:
+        """Let a session go on, whose person still may come in, with what is asked with next."""
+
 
 class Pusher(Protocol):
     """Brings control writes into the counters."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from gateway.core.issuers.sign_in import Person
+from gateway.core.issuers.sign_in import Arrival
 
 
 class SignIns(Protocol):
@@ -22,5 +22,11 @@ class SignIns(Protocol):
     async def address(self, name: str, *, state: str, nonce: str, challenge: str) -> str:
         """Where a person signs in at a provider; `challenge` is PKCE's, by S256."""
 
-    async def redeem(self, name: str, *, code: str, issuer: str | None, verifier: str, nonce: str) -> Person:
+    async def redeem(self, name: str, *, code: str, issuer: str | None, verifier: str, nonce: str) -> Arrival:
         """Who came back with a code; `SignInRefused` where that is nobody who can be believed."""
+
+    async def renew(self, issuer: str, sealed: str, cookie: str) -> Arrival:
+        """Ask whether a person still may come in; `SignInRefused` where they may not."""
+
+    def seal(self, renewal: str, cookie: str) -> str:
+        """What may be stored of a renewal: the session's cookie alone opens it."""

@@ -11,14 +11,18 @@ from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
 from gateway.core.issuers.issuer import Issuer
-from gateway.core.issuers.sign_in import Person, Provider, SignIn, read_person
+from gateway.core.issuers.sign_in import Arrival, Person, Provider, SignIn, read_person
 from gateway.core.issuers.signed_token import UNKNOWN_ISSUER, read_token, refused
 from gateway.errors import InvalidApiKey, IssuerUnavailable, NotFound, SignInRefused, TollkeeperError
 from gateway.issuers.key_set import Endpoints, KeySet, UnreadableKeys
 from gateway.issuers.keys import IssuerKeys, Log, Read, in_thread
+from gateway.issuers.sealing import opened, seal
 
 REDEEMED_AT_ONCE_MAX: Final = 16
 AGAIN_S: Final = 5
+RENEWAL_CHARACTERS_MAX: Final = 8192
+# Why a provider gives nothing although the person may come in (RFC 6749, 5.2 and 4.1.2.1).
+_NOT_ABOUT_PEOPLE: Final = frozenset({"invalid_client", "server_error", "temporarily_unavailable"})
 _AWAY: Final = "The provider of identities does not answer; try again in a moment."
 
 
@@ -63,7 +67,7 @@ class SignIns:
         join = "&" if urlsplit(endpoints.authorization).query else "?"
         return f"{endpoints.authorization}{join}{urlencode(query)}"
 
-    async def redeem(self, name: str, *, code: str, issuer: str | None, verifier: str, nonce: str) -> Person:
+    async def redeem(self, name: str, *, code: str, issuer: str | None, verifier: str, nonce: str) -> Arrival:
         """Who came back with a code, from whom of its own account `issuer` is; else `SignInRefused`."""
         provider, endpoints = self._of(name), await self._endpoints(name)
         if issuer != provider.issuer.issuer and (issuer is not None or endpoints.names_itself):
@@ -74,9 +78,29 @@ class SignIns:
             "redirect_uri": self._comes_back(name),
             "code_verifier": verifier,
         }
-        return await self._person(provider, await self._tokens(provider, endpoints, form), nonce)
+        said = await self._tokens(provider, endpoints, form)
+        return Arrival(await self._person(provider, said, nonce), _renewal(said))
 
-    async def _person(self, provider: Provider, said: Mapping[str, Any], nonce: str) -> Person:
+    async def renew(self, issuer: str, sealed: str, cookie: str) -> Arrival:
+        """Ask whether a person still may come in; `SignInRefused` where they may not."""
+        provider = next((one for one in self._providers.values() if one.issuer.issuer == issuer), None)
+        if provider is None:
+            raise SignInRefused("The provider is none of ours any more.")
+        try:
+            renewal = opened(sealed, cookie)
+        except ValueError as error:
+            raise SignInRefused("The session is another's.") from error
+        form = {"grant_type": "refresh_token", "refresh_token": renewal}
+        said = await self._tokens(provider, await self._endpoints(provider.name), form)
+        # A provider need not say again who it is (OpenID Connect Core 1.0, 12.2).
+        person = await self._person(provider, said, None) if "id_token" in said else None
+        return Arrival(person, _renewal(said) or renewal)
+
+    def seal(self, renewal: str, cookie: str) -> str:
+        """What may be stored of a renewal: the session's cookie alone opens it."""
+        return seal(renewal, cookie)
+
+    async def _person(self, provider: Provider, said: Mapping[str, Any], nonce: str | None) -> Person:
         """Whom the ID token of an answer names."""
         written = said.get("id_token")
         try:
@@ -105,6 +129,8 @@ class SignIns:
             return await in_thread(lambda: ask_for_tokens(provider, endpoints, form))
         except TokensRefused as error:
             self._say(provider, error.message)
+            if error.message in _NOT_ABOUT_PEOPLE and "code" not in form:
+                raise IssuerUnavailable(_AWAY, retry_after_s=AGAIN_S) from error
             raise SignInRefused(f"The provider refuses this sign-in: {error.message}.") from error
         except UnreadableKeys as error:
             self._say(provider, error.message)
@@ -132,3 +158,9 @@ class SignIns:
 
     def _say(self, provider: Provider, why: str) -> None:
         self._log("sign_in_failed", provider=provider.name, why=why, level="warning")
+
+
+def _renewal(said: Mapping[str, Any]) -> str:
+    """What a provider gives to be asked with again; empty where it gives nothing."""
+    renewal = said.get("refresh_token")
+    return renewal if isinstance(renewal, str) and len(renewal) <= RENEWAL_CHARACTERS_MAX else ""

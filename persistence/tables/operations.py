@@ -87,6 +87,9 @@ console_session = table(
     texts("digest", "token_digest"),
     moments("created_at", "expires_at"),
     texts("issuer?", "identity?", "person?"),
+    # What the provider is asked with whether they still may come in, sealed; and when it was asked last.
+    texts("renewal?"),
+    moments("asked_at"),
     UniqueConstraint("digest"),
 )
 

@@ -349,14 +349,16 @@ async def api_of(
     keeper_database: str,
     letterhead: Letterhead = LETTERHEAD,
     store: type[Store] = Store,
+    *,
     sign_ins: SignIns | None = None,
+    port: int | None = None,
 ) -> AsyncIterator[Api]:
     engine = engines.create(keeper_database)
     counters = MemoryCounters(admin_database)
     # Cookies are kept by who has them, not by the client.
     failures = Failures(time.monotonic, free_max=10_000)  # a test that is refused often does not wait
     ports = replace(ports_over(engine, counters, failures, letterhead, store), sign_ins=sign_ins)
-    server = TestServer(build(ports))
+    server = TestServer(build(ports), port=port)
     async with TestClient(server, cookie_jar=DummyCookieJar()) as client:
         yield Api(client, counters, admin_database, failures=failures)
     await engine.dispose()

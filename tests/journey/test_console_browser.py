@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.journey.node import INSTALL_S_MAX, install
+from tests.chromium import chromium
+from tests.journey.node import install
 from tests.journey.stack import Stack
 
 PACKAGE = "playwright-core@1.65.1"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 RUN_S_MAX = 120
 
 
 @pytest.fixture(scope="module")
 def browser() -> str:
-    """The Chromium of this machine; Debian's is installed where that can be done."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        quiet = {"env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, "timeout": INSTALL_S_MAX}
-        for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", "chromium"]):
-            with suppress(subprocess.TimeoutExpired):
-                subprocess.run(["apt-get", *command], check=False, capture_output=True, **quiet)  # type: ignore[call-overload]  # known options
-        found = shutil.which("chromium")
-    if found is None:
-        pytest.skip("there is no Chromium, and Debian's package could not be installed")
-    return found
+    """A real one."""
+    return chromium()
 
 
 @pytest.fixture(scope="module")

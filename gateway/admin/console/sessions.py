@@ -20,14 +20,14 @@ from gateway.admin.http import auth
 from gateway.admin.http.guard import REQUEST_ID
 from gateway.admin.http.server import IDENTIFIED
 from gateway.admin.ports import AdminPorts
-from gateway.core.accounts.administration import Actor, Command, Row
-from gateway.core.issuers.sign_in import Person
+from gateway.core.accounts.administration import Actor, Command, ConsoleSession, Row
+from gateway.core.issuers.sign_in import Arrival, Person
 from gateway.core.issuers.signed_token import SUBJECT
-from gateway.errors import Forged, SignInRefused, Unauthorized
+from gateway.errors import Forged, IssuerUnavailable, SignInRefused, Unauthorized
 
 COOKIE = "tollkeeper_session"
 SESSION_S = 12 * 3600
-# Whom a provider named, it is asked again about then: by the browser, in one step where they still are there.
+# Of whom a provider named; as often as it vouches for them it lasts as long again.
 SESSION_ELSEWHERE_S = 3600
 SESSION_BYTES = 32
 
@@ -61,10 +61,14 @@ class Sessions:
     async def begin(self, request: web.Request, token: str) -> Session:
         """Begin a session for who holds the token; `Unauthorized` if nobody does."""
         actor, digest = await auth.known_token(self._ports, token)
-        return await self._begin(request, actor, SESSION_S, {"token_digest": digest})
+        name = secrets.token_urlsafe(SESSION_BYTES)
+        return await self._begin(request, actor, SESSION_S, {"token_digest": digest}, name)
 
-    async def begin_elsewhere(self, request: web.Request, person: Person) -> Session:
+    async def begin_elsewhere(self, request: web.Request, arrival: Arrival) -> Session:
         """Begin a session for whom a provider named; `SignInRefused` if no admin token stands for them."""
+        person, sign_ins = arrival.person, self._ports.sign_ins
+        assert person is not None
+        assert sign_ins is not None
         found = await auth.known_person(self._ports, person)
         if found is None:
             nobody = SignInRefused(_NOBODYS.format(person.name))
@@ -77,12 +81,16 @@ class Sessions:
             "identity": person.identity,
             "person": person.name,
         }
-        return await self._begin(request, actor, SESSION_ELSEWHERE_S, values)
+        name = secrets.token_urlsafe(SESSION_BYTES)
+        if arrival.renewal:
+            values["renewal"] = sign_ins.seal(arrival.renewal, name)
+        begun = await self._begin(request, actor, SESSION_ELSEWHERE_S, values, name)
+        # Its end moves on as often as the provider vouches for the person: the cookie must not end before.
+        return replace(begun, seconds=SESSION_S) if arrival.renewal else begun
 
     async def _begin(
-        self, request: web.Request, actor: Actor, seconds: int, values: Mapping[str, object]
+        self, request: web.Request, actor: Actor, seconds: int, values: Mapping[str, object], name: str
     ) -> Session:
-        name = secrets.token_urlsafe(SESSION_BYTES)
         ends = datetime.now(UTC) + timedelta(seconds=seconds)
         kept = {**values, "digest": self._digest(name), "expires_at": ends}
         await self._ports.store.write(
@@ -102,13 +110,51 @@ class Sessions:
         request[IDENTIFIED] = True
         if session.person is not None:
             actor = replace(actor, person=session.person)
+        if session.is_due:
+            await self._ask_again(request, session, actor, name)
         return Signed(actor, session.id, hmac.digest(name.encode(), b"form", "sha256").hex())
 
     async def end(self, request: web.Request, signed: Signed) -> None:
         """End a session."""
+        await self._end(request, signed.actor, signed.session_id)
+
+    async def _end(self, request: web.Request, actor: Actor, session_id: int) -> None:
         await self._ports.store.write(
-            Command("console-sessions", "end", signed.actor, request[REQUEST_ID], _public, signed.session_id)
+            Command("console-sessions", "end", actor, request[REQUEST_ID], _public, session_id)
         )
+
+    async def _ask_again(
+        self, request: web.Request, session: ConsoleSession, actor: Actor, name: str
+    ) -> None:
+        """Ask the provider whether a person still may come in; `Unauthorized`, and the end, where not.
+
+        One request does, and others go on meanwhile. While nobody answers, the session runs out by itself.
+        """
+        if not await self._ports.store.ask_of_session(session.id):
+            return
+        try:
+            renewal = await self._vouched(session, name)
+        except IssuerUnavailable:
+            return
+        except SignInRefused as error:
+            await self._end(request, actor, session.id)
+            raise Unauthorized from error
+        await self._ports.store.prolong_session(session.id, renewal)
+
+    async def _vouched(self, session: ConsoleSession, name: str) -> str:
+        """What the provider is asked with next, sealed, now that it has vouched for who is signed in."""
+        sign_ins = self._ports.sign_ins
+        if sign_ins is None or session.issuer is None or session.renewal is None:
+            raise SignInRefused
+        arrival = await sign_ins.renew(session.issuer, session.renewal, name)
+        if arrival.person is not None and not self._is_same(session, arrival.person):
+            raise SignInRefused
+        return sign_ins.seal(arrival.renewal, name)
+
+    def _is_same(self, session: ConsoleSession, person: Person) -> bool:
+        """Whether it is who signed in, and who still has what they came in by."""
+        digests = (one for known_as in person.known_as for one in self._ports.peppers.digests(known_as))
+        return person.identity == session.identity and session.token_digest in digests
 
     def _digest(self, name: str) -> str:
         return self._ports.peppers.digest(f"session {name}")

@@ -57,11 +57,11 @@ class SigningElsewhere:
         """`GET /sign-in/{provider}/back`: begin a session for who comes back."""
         try:
             begun = self._begun(request)
-            person = await self._sign_ins.redeem(
+            arrival = await self._sign_ins.redeem(
                 begun.provider, code=_code(request), issuer=_one(request, "iss"),
                 verifier=begun.verifier, nonce=begun.nonce,
             )  # fmt: skip
-            session = await self._desk.sessions.begin_elsewhere(request, person)
+            session = await self._desk.sessions.begin_elsewhere(request, arrival)
         except SignInRefused as error:
             await slow_down(self._failures, request, error.failure)
             response: web.StreamResponse = self._door(request, error.status, error.message)

@@ -121,8 +121,15 @@ class Page:
 class ConsoleSession:
     """Who is signed in to the console: the digest of the token that was shown at the door, or of what stands
     for the person whom a provider named.
+
+    `renewal` is what the provider is asked with whether they still may come in, sealed; `is_due` whether it
+    is time to.
     """
 
     id: int
     token_digest: str
     person: str | None = None
+    issuer: str | None = None
+    identity: str | None = None
+    renewal: str | None = field(default=None, repr=False)
+    is_due: bool = False

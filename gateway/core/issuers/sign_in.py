@@ -56,10 +56,21 @@ class Person:
     known_as: tuple[str, ...]
 
 
-def read_person(provider: Provider, claims: Mapping[str, Any], nonce: str, now: float) -> Person:
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """Who came, None where it was not said again; and what the provider is asked with whether they still may.
+
+    `renewal` is empty where the provider gives nothing for that.
+    """
+
+    person: Person | None
+    renewal: str = field(repr=False)
+
+
+def read_person(provider: Provider, claims: Mapping[str, Any], nonce: str | None, now: float) -> Person:
     """Whom a verified ID token names; `InvalidApiKey` where it was made for others, or names nobody.
 
-    Its `nonce` must be that of the sign-in.
+    Its `nonce` must be that of the sign-in. One that comes later need have none (the same, 12.2).
     """
     meaning = read_claims(provider.issuer, claims, now)
     audience, party = claims.get("aud"), claims.get("azp")
@@ -67,7 +78,7 @@ def read_person(provider: Provider, claims: Mapping[str, Any], nonce: str, now: 
     if party != provider.client_id and not (party is None and alone):
         raise refused(AUDIENCE, "The token was made for somebody else.")
     said = claims.get("nonce")
-    if not isinstance(said, str) or not hmac.compare_digest(_bytes(said), _bytes(nonce)):
+    if nonce is not None and not (isinstance(said, str) and hmac.compare_digest(_bytes(said), _bytes(nonce))):
         raise refused(CLAIMS, "The token is of another sign-in.")
     identity = claims.get("sub")
     if not isinstance(identity, str) or not identity.isprintable():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import re
 import time
@@ -18,6 +19,7 @@ from gateway.admin.console.begun import Begun, read_begun
 from gateway.core.issuers.issuer import Issuer
 from gateway.core.issuers.sign_in import Provider, SignIn
 from gateway.core.peppers import Peppers
+from gateway.issuers.sealing import opened
 from gateway.issuers.sign_in import SignIns
 from tests.admin.conftest import ADMIN, PEPPERS, Api, api_of
 from tests.admin.console.conftest import Person
@@ -457,3 +459,88 @@ async def test_an_organization_sees_of_staff_that_it_was_staff(world: World) -> 
     entries = (await world.api.acting_as(token_["token"]).get("audit-log?resource=tenants")).json["items"]
     assert {(entry["actor"], entry["person"]) for entry in entries} == {("staff", None)}
     assert "Kim" not in str(entries)
+
+
+async def renewed(world: World) -> Browser:
+    """A person whose provider can be asked about them again, and is to be."""
+    world.provider.renews = True
+    await world.let_in()
+    browser = Browser.at(world)
+    assert (await browser.sign_in()).status == 200
+    make_due(world)
+    return browser
+
+
+def make_due(world: World) -> None:
+    world.api.rows("update console_session set asked_at = now() - interval '31 seconds'")
+
+
+def asked(world: World) -> int:
+    return world.provider.asked.count("/token")
+
+
+async def test_whom_the_provider_knows_no_more_is_out_with_the_next_request(world: World) -> None:
+    browser = await renewed(world)
+    assert (await browser.person.open("/")).status == 200
+    world.provider.is_gone = True
+    assert (await browser.person.open("/")).status == 200  # it was asked a moment ago
+    make_due(world)
+    assert (await browser.person.open("/")).status == 303
+    assert world.api.rows("select count(*) from console_session") == [(0,)]
+    entries = (await world.api.get("audit-log?resource=console-sessions&action=end")).json["items"]
+    assert [entry["person"] for entry in entries] == ["Kim"]
+
+
+async def test_who_leaves_the_group_they_came_in_by_is_out(world: World) -> None:
+    await world.let_in("others")
+    browser = await renewed(world)
+    world.provider.person |= {"groups": ["others"]}
+    assert (await browser.person.open("/")).status == 303
+    assert (await Browser.at(world).sign_in()).status == 200
+
+
+async def test_a_renewal_is_of_the_same_person_or_the_end(world: World) -> None:
+    browser = await renewed(world)
+    world.provider.person |= {"sub": "u-9"}
+    assert (await browser.person.open("/")).status == 303
+
+
+async def test_a_provider_is_asked_by_one_request_of_many_and_need_not_say_again_who_it_is(
+    world: World,
+) -> None:
+    browser = await renewed(world)
+    world.provider.bent = lambda _: None
+    for times in (2, 3):  # a code was redeemed before
+        answers = await asyncio.gather(*(browser.person.open("/tenants") for _ in range(8)))
+        assert {answer.status for answer in answers} == {200}
+        assert asked(world) == times
+        make_due(world)
+
+
+async def test_while_the_provider_is_away_a_session_runs_out_by_itself(world: World) -> None:
+    browser = await renewed(world)
+    ends = "select expires_at > now() + interval '59 minutes', expires_at > now() + interval '61 minutes'"
+    world.api.rows("update console_session set expires_at = now() + interval '5 minutes'")
+    world.provider.is_away = True
+    assert (await browser.person.open("/")).status == 200
+    assert world.api.rows(f"{ends} from console_session") == [(False, False)]
+    world.provider.is_away = False
+    make_due(world)
+    assert (await browser.person.open("/")).status == 200
+    assert world.api.rows(f"{ends} from console_session") == [(True, False)]
+    world.api.rows("update console_session set created_at = now() - interval '11 hours 55 minutes'")
+    make_due(world)
+    assert (await browser.person.open("/")).status == 200
+    assert world.api.rows(f"{ends} from console_session") == [(False, False)]
+
+
+async def test_what_a_provider_is_asked_with_is_of_no_use_to_who_reads_the_database(world: World) -> None:
+    browser = await renewed(world)
+    [renewal] = world.provider.renewals
+    [(sealed, row)] = world.api.rows("select renewal, s::text from console_session as s")
+    assert renewal not in row
+    assert opened(sealed, browser.session.partition("=")[2]) == renewal
+    for cookie in ("", "A" * 43):
+        with pytest.raises(ValueError, match="another cookie"):
+            opened(sealed, cookie)
+    assert "renewal" not in str((await world.api.get("audit-log?resource=console-sessions")).json)

@@ -1,0 +1,43 @@
+"""Signing in elsewhere in a real Chromium, which decides by itself where it sends which cookie."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+from aiohttp.test_utils import unused_port
+
+from gateway.core.issuers.sign_in import SignIn
+from gateway.issuers.sign_in import SignIns
+from tests.admin.conftest import api_of
+from tests.admin.console.test_signing_elsewhere import configured
+from tests.chromium import chromium
+from tests.identity_provider import identity_provider
+
+RUN_S_MAX = 120
+
+
+async def test_a_browser_that_comes_back_from_another_site_is_signed_in_where_it_wanted_to_be(
+    admin_database: str, keeper_database: str, tmp_path: Path
+) -> None:
+    browser, port = await asyncio.to_thread(chromium), unused_port()
+    console = f"http://localhost:{port}"  # another site than the provider's, which is 127.0.0.1
+    with identity_provider() as provider:
+        provider.back, provider.has_pages = f"{console}/sign-in/example/back", True
+        sign_in = SignIn(console, (configured("example", provider),))
+        sign_ins = SignIns(sign_in, time.monotonic, time.time, lambda *_, **__: None)
+        async with api_of(admin_database, keeper_database, sign_ins=sign_ins, port=port) as api:
+            people = {"name": "people", "role": "readonly", "subject": "staff", "issuer": provider.url}
+            await api.make("admin-tokens", **people)
+            await api.make("tenants", name="Quokkaland")
+            ran = await asyncio.create_subprocess_exec(
+                browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+                f"--user-data-dir={tmp_path}", "--virtual-time-budget=60000", "--dump-dom",
+                f"{console}/sign-in/example?next=/tenants",
+                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+            async with asyncio.timeout(RUN_S_MAX):
+                page, said = await ran.communicate()
+    assert b"Quokkaland" in page, said.decode()[-2000:] + page.decode()[-2000:]
+    assert b">Kim<" in page
