@@ -6,7 +6,8 @@ from datetime import timedelta
 
 from sqlalchemy import Connection, func, or_, select, update
 
-from gateway.core.accounts.administration import Actor, Row
+from gateway.core.accounts.administration import OWNER, Actor, Row
+from gateway.core.accounts.roles import MEMBER
 from gateway.errors import Unprocessable
 from persistence import crud
 from persistence.claimed import check_claim
@@ -57,6 +58,9 @@ def check_user(change: Change, row: Row) -> None:
 
 def create(change: Change) -> Row:
     """Keep a new token; one of people only where nobody could claim another organization's."""
+    values = change.command.values
+    if values["role"] == MEMBER and values.get(OWNER) is None:
+        raise Unprocessable(errors=((OWNER, "is required: a member is of one organization"),))
     check_claim(change, admin_token, "token", _IS_THERE)
     return crud.create(change)
 

@@ -9,12 +9,13 @@ import pytest
 from aiohttp.test_utils import TestClient
 
 from gateway.admin.application import ROOT
-from gateway.core.accounts.roles import ROLES
+from gateway.admin.resources import REPORTS, RESOURCES
+from gateway.core.accounts.roles import MEMBER, ROLES, Reach
 from tests.admin.conftest import READONLY, Api
 
 # Who may write besides an admin, by hand: b is billing, o is operator. A resource that is added has its line.
 WRITERS = {
-    "organizations": "bo", "tenants": "o", "users": "o", "api-keys": "o", "admin-tokens": "",
+    "organizations": "bo", "tenants": "o", "users": "o", "api-keys": "om", "admin-tokens": "",
     "token-plans": "bo", "tenant-quotas": "o", "token-ledger": "", "services": "b", "business-models": "b",
     "organization-services": "b", "subscription-plans": "b", "organization-subscriptions": "b",
     "credit-additions": "b", "prices": "b", "budgets": "b", "invoices": "b", "payments": "b",
@@ -29,14 +30,35 @@ WRITERS = {
 # Where an operation has others.
 OTHERWISE = {"organizations.delete": "o", "services.change": "bo"}
 READERS = {"admin-tokens": {"admin", "readonly"}}
-SHORT = {"b": "billing", "o": "operator", "r": "readonly"}
+SHORT = {"b": "billing", "o": "operator", "m": "member", "r": "readonly"}
 
 
 @pytest.fixture
 async def holders(api: Api) -> dict[str, Api]:
     """Somebody of each role."""
-    made = {role: await api.make("admin-tokens", name=f"the {role}", role=role) for role in ROLES}
-    return {role: api.acting_as(token["token"]) for role, token in made.items()}
+    return {role: await holder_of(api, role) for role in ROLES if role != MEMBER}
+
+
+async def holder_of(api: Api, role: str, organization_id: int | None = None) -> Api:
+    made = await api.make("admin-tokens", name=f"the {role}", role=role, organization_id=organization_id)
+    return api.acting_as(made["token"])
+
+
+async def test_a_member_reads_what_is_their_organizations_and_changes_its_keys_alone(api: Api) -> None:
+    own = (await api.make("organizations", name="x"))["id"]
+    member = await holder_of(api, MEMBER, own)
+    refused = await api.post("admin-tokens", {"name": "of all", "role": MEMBER})
+    assert (refused.status, "organization_id" in str(refused.json)) == (422, True)
+    wrong = []
+    for name, operation, method, path in await operations(api):
+        sent = {} if method != "GET" else None
+        answer = await member.call(method, path.replace("{id}", "999999"), sent)
+        report = REPORTS.get(name) or RESOURCES.get(name)
+        is_whole = report is not None and report.access.reach is Reach.WHOLE
+        readable = method == "GET" and MEMBER in READERS.get(name, {MEMBER}) and not is_whole
+        if (answer.status != 403) != (readable or "m" in OTHERWISE.get(operation, WRITERS[name])):
+            wrong.append((operation, answer.status))
+    assert wrong == []
 
 
 async def test_every_operation_is_open_to_those_roles_it_is_stated_for(

@@ -11,7 +11,7 @@ from gateway.admin.resources.models import answer_of, patch_of
 from gateway.admin.resources.resource import Action, Declared, Filter, Resource, Secret
 from gateway.admin.resources.said import ExternalId, ModelText, printable
 from gateway.admin.resources.values import MODELS_MAX, Id, In, Instant, LimitsIn, Text
-from gateway.core.accounts.roles import OPERATOR, READONLY, ROLES, access
+from gateway.core.accounts.roles import MEMBER, OPERATOR, READONLY, ROLES, access
 from gateway.core.issuers.claims import SUBJECT_CHARACTERS_MAX
 
 # What stands in the place of a secret, where signed tokens are shown.
@@ -69,7 +69,7 @@ class AdminTokenCreate(_OfTokens):
     """A new token for this API."""
 
     name: Text
-    role: Literal["admin", "billing", "operator", "readonly"]
+    role: Literal["admin", "billing", "operator", "member", "readonly"]
     organization_id: Id | None = Field(
         default=None, description="It sees and changes this one alone, and nothing of others; null is of all."
     )
@@ -96,7 +96,7 @@ AdminToken = answer_of(
 RESOURCES = (
     Resource(
         name="api-keys",
-        access=access(OPERATOR),
+        access=access(OPERATOR, MEMBER),
         description="Credentials of the data plane. The key itself is shown once, when it is made; "
         "one of an issuer's subject has none.",
         out=ApiKey,

@@ -15,8 +15,10 @@ from gateway.core.accounts.administration import Actor
 ADMIN = "admin"
 BILLING = "billing"
 OPERATOR = "operator"
+# Of an organization's own people, who look after its keys: of one organization always.
+MEMBER = "member"
 READONLY = "readonly"
-ROLES = (ADMIN, BILLING, OPERATOR, READONLY)
+ROLES = (ADMIN, BILLING, OPERATOR, MEMBER, READONLY)
 
 CREATE, CHANGE, DELETE = "create", "change", "delete"
 

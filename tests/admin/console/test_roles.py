@@ -30,8 +30,10 @@ async def person_of(api: Api, role: str, organization_id: int | None = None) -> 
 async def test_no_button_is_dead(api: Api, whose: str) -> None:
     world = await two_organizations.make(api)
     rows = {**world.shared, **world.alphas}
-    of = world.alphas["organizations"] if whose == "one" else None
+    own = world.alphas["organizations"]
+    of = own if whose == "one" else None
     people = {role: await person_of(api, role, of) for role in ("billing", "operator", "readonly")}
+    people["member"] = await person_of(api, "member", own)
     offered: dict[str, set[str]] = {}
     for role, person in people.items():
         found = offered[role] = set()
@@ -48,6 +50,7 @@ async def test_no_button_is_dead(api: Api, whose: str) -> None:
             else:
                 assert (await person.post(address, token)).status != 403, (role, address)
     assert offered["readonly"] == set()
+    assert {address.split("/")[1] for address in offered["member"]} == {"api-keys"}
     assert {"/budgets/new", "/credit-additions/new"} <= offered["billing"] - offered["operator"]
     assert {"/tenants/new", "/api-keys/new"} <= offered["operator"] - offered["billing"]
     assert ("/services/new" in offered["billing"]) == (whose == "all")

@@ -11,7 +11,7 @@ from aiohttp.test_utils import unused_port
 from gateway.core.issuers.sign_in import SignIn
 from gateway.issuers.sign_in import SignIns
 from tests.admin.conftest import api_of
-from tests.admin.console.test_signing_elsewhere import configured
+from tests.admin.console.elsewhere import configured
 from tests.chromium import chromium
 from tests.identity_provider import identity_provider
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import http.client
 import re
 import time
 from base64 import urlsafe_b64decode
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable
 from html import unescape
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -16,110 +13,28 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 
 from gateway.admin.console.begun import Begun, read_begun
-from gateway.core.issuers.issuer import Issuer
-from gateway.core.issuers.sign_in import Provider, SignIn
+from gateway.core.issuers.sign_in import SignIn
 from gateway.core.peppers import Peppers
-from gateway.issuers.sealing import opened
 from gateway.issuers.sign_in import SignIns
-from tests.admin.conftest import ADMIN, PEPPERS, Api, api_of
+from tests.admin.conftest import ADMIN, PEPPERS
 from tests.admin.console.conftest import Person
-from tests.identity_provider import CLIENT, SECRET, IdentityProvider, identity_provider
+from tests.admin.console.elsewhere import (
+    CONSOLE,
+    Browser,
+    World,
+    at_provider,
+    changed,
+    configured,
+    console_of_people,
+)
+from tests.identity_provider import CLIENT, SECRET
 from tests.signing import Json, rsa_key, token
 
-CONSOLE = "https://console.example"
-
-
-@dataclass
-class World:
-    """A console, a provider whose people it lets in, and another one beside it."""
-
-    api: Api
-    provider: IdentityProvider
-    other: IdentityProvider
-    said: list[dict[str, Any]]
-
-    async def let_in(self, subject: str = "staff", **more: Any) -> Any:
-        fields = {"name": f"people of {subject}", "role": "admin", "subject": subject} | more
-        return await self.api.make("admin-tokens", issuer=self.provider.url, **fields)
-
 
 @pytest.fixture
-def providers() -> Iterator[tuple[IdentityProvider, IdentityProvider]]:
-    with identity_provider() as one, identity_provider() as other:
-        yield one, other
-
-
-@pytest.fixture
-async def world(
-    admin_database: str, keeper_database: str, providers: tuple[IdentityProvider, IdentityProvider]
-) -> AsyncIterator[World]:
-    one, other = providers
-    said: list[dict[str, Any]] = []
-    sign_in = SignIn(CONSOLE, (configured("example", one), configured("other", other)))
-    sign_ins = SignIns(
-        sign_in, time.monotonic, time.time, lambda event, **more: said.append({"event": event} | more)
-    )
-    one.back, other.back = f"{CONSOLE}/sign-in/example/back", f"{CONSOLE}/sign-in/other/back"
-    async with api_of(admin_database, keeper_database, sign_ins=sign_ins) as api:
-        yield World(api, one, other, said)
-
-
-def configured(name: str, provider: IdentityProvider, **more: Any) -> Provider:
-    issuer = Issuer(provider.url, (CLIENT,), subject="/groups", user="/name")
-    return replace(Provider(name, name.title(), issuer, CLIENT, SECRET), **more)
-
-
-@dataclass
-class Browser:
-    """A person who goes to a provider and comes back, with the cookies that a browser would send."""
-
-    person: Person
-    signing: str = ""
-    session: str = ""
-
-    @staticmethod
-    def at(world: World) -> Browser:
-        return Browser(Person(world.api.client))
-
-    async def leave(self, address: str = "/sign-in/example") -> str:
-        """Go to the provider; where it sends the browser then."""
-        answer = await self.person.open(address)
-        assert answer.status == 303, answer.text
-        self.signing = answer.headers["Set-Cookie"].split(";")[0]
-        return at_provider(answer.headers["Location"])
-
-    async def arrive(self, back: str) -> Any:
-        """Come back as the provider said; the session's cookie is not sent with what another site asks."""
-        parts = urlsplit(back)
-        self.person.cookie = self.signing
-        answer = await self.person.open(f"{parts.path}?{parts.query}")
-        cookies = [one.split(";")[0] for one in answer.headers.getall("Set-Cookie", [])]  # type: ignore[attr-defined]  # a multidict
-        begun = [one for one in cookies if one.startswith("tollkeeper_session=")]
-        self.session = self.person.cookie = begun[0] if begun else ""
-        return answer
-
-    async def sign_in(self, address: str = "/sign-in/example") -> Any:
-        return await self.arrive(await self.leave(address))
-
-
-def at_provider(address: str) -> str:
-    """What the provider answers to who is sent there."""
-    parts = urlsplit(address)
-    connection = http.client.HTTPConnection(parts.netloc, timeout=10)
-    try:
-        connection.request("GET", f"{parts.path}?{parts.query}")
-        answer = connection.getresponse()
-        assert answer.status == 302, answer.read()
-        return str(answer.headers["location"])
-    finally:
-        connection.close()
-
-
-def changed(back: str, **more: str | None) -> str:
-    """The same address with other parameters."""
-    parts = urlsplit(back)
-    said = {name: values[0] for name, values in parse_qs(parts.query).items()} | more
-    return f"{parts.path}?{urlencode({name: value for name, value in said.items() if value is not None})}"
+async def world(admin_database: str, keeper_database: str) -> AsyncIterator[World]:
+    async with console_of_people(admin_database, keeper_database) as made:
+        yield made
 
 
 async def test_who_is_known_elsewhere_is_let_in_and_named_in_the_audit_log(world: World) -> None:
@@ -459,88 +374,3 @@ async def test_an_organization_sees_of_staff_that_it_was_staff(world: World) -> 
     entries = (await world.api.acting_as(token_["token"]).get("audit-log?resource=tenants")).json["items"]
     assert {(entry["actor"], entry["person"]) for entry in entries} == {("staff", None)}
     assert "Kim" not in str(entries)
-
-
-async def renewed(world: World) -> Browser:
-    """A person whose provider can be asked about them again, and is to be."""
-    world.provider.renews = True
-    await world.let_in()
-    browser = Browser.at(world)
-    assert (await browser.sign_in()).status == 200
-    make_due(world)
-    return browser
-
-
-def make_due(world: World) -> None:
-    world.api.rows("update console_session set asked_at = now() - interval '31 seconds'")
-
-
-def asked(world: World) -> int:
-    return world.provider.asked.count("/token")
-
-
-async def test_whom_the_provider_knows_no_more_is_out_with_the_next_request(world: World) -> None:
-    browser = await renewed(world)
-    assert (await browser.person.open("/")).status == 200
-    world.provider.is_gone = True
-    assert (await browser.person.open("/")).status == 200  # it was asked a moment ago
-    make_due(world)
-    assert (await browser.person.open("/")).status == 303
-    assert world.api.rows("select count(*) from console_session") == [(0,)]
-    entries = (await world.api.get("audit-log?resource=console-sessions&action=end")).json["items"]
-    assert [entry["person"] for entry in entries] == ["Kim"]
-
-
-async def test_who_leaves_the_group_they_came_in_by_is_out(world: World) -> None:
-    await world.let_in("others")
-    browser = await renewed(world)
-    world.provider.person |= {"groups": ["others"]}
-    assert (await browser.person.open("/")).status == 303
-    assert (await Browser.at(world).sign_in()).status == 200
-
-
-async def test_a_renewal_is_of_the_same_person_or_the_end(world: World) -> None:
-    browser = await renewed(world)
-    world.provider.person |= {"sub": "u-9"}
-    assert (await browser.person.open("/")).status == 303
-
-
-async def test_a_provider_is_asked_by_one_request_of_many_and_need_not_say_again_who_it_is(
-    world: World,
-) -> None:
-    browser = await renewed(world)
-    world.provider.bent = lambda _: None
-    for times in (2, 3):  # a code was redeemed before
-        answers = await asyncio.gather(*(browser.person.open("/tenants") for _ in range(8)))
-        assert {answer.status for answer in answers} == {200}
-        assert asked(world) == times
-        make_due(world)
-
-
-async def test_while_the_provider_is_away_a_session_runs_out_by_itself(world: World) -> None:
-    browser = await renewed(world)
-    ends = "select expires_at > now() + interval '59 minutes', expires_at > now() + interval '61 minutes'"
-    world.api.rows("update console_session set expires_at = now() + interval '5 minutes'")
-    world.provider.is_away = True
-    assert (await browser.person.open("/")).status == 200
-    assert world.api.rows(f"{ends} from console_session") == [(False, False)]
-    world.provider.is_away = False
-    make_due(world)
-    assert (await browser.person.open("/")).status == 200
-    assert world.api.rows(f"{ends} from console_session") == [(True, False)]
-    world.api.rows("update console_session set created_at = now() - interval '11 hours 55 minutes'")
-    make_due(world)
-    assert (await browser.person.open("/")).status == 200
-    assert world.api.rows(f"{ends} from console_session") == [(False, False)]
-
-
-async def test_what_a_provider_is_asked_with_is_of_no_use_to_who_reads_the_database(world: World) -> None:
-    browser = await renewed(world)
-    [renewal] = world.provider.renewals
-    [(sealed, row)] = world.api.rows("select renewal, s::text from console_session as s")
-    assert renewal not in row
-    assert opened(sealed, browser.session.partition("=")[2]) == renewal
-    for cookie in ("", "A" * 43):
-        with pytest.raises(ValueError, match="another cookie"):
-            opened(sealed, cookie)
-    assert "renewal" not in str((await world.api.get("audit-log?resource=console-sessions")).json)
