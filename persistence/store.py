@@ -28,7 +28,7 @@ from gateway.core.accounts.administration import (
     Row,
 )
 from gateway.core.accounts.usage import UsageQuery
-from gateway.core.billing.document import NO_LETTERHEAD, Letterhead
+from gateway.core.billing.document import NO_LETTERHEAD, Letterhead, UnseenLetters
 from gateway.core.billing.finance import Asked, LegPlace
 from gateway.errors import NotFound
 from persistence import confinement, listing, subject
@@ -42,6 +42,7 @@ from persistence.billing import (
 )
 from persistence.billing.invoice_usage import InvoiceUsage
 from persistence.bounded import answered
+from persistence.glyphs import Glyphs
 from persistence.refusals import TRY_AGAIN, of_writes, sqlstate, translated
 from persistence.replica import Replica
 from persistence.resources import (
@@ -81,13 +82,15 @@ class Store(TimedStore):
         letterhead: Letterhead = NO_LETTERHEAD,
         within: int | None = None,
         replica: Replica | None = None,
+        glyphs: Glyphs | None = None,
     ) -> None:
         self._engine = engine
         self._partition_of = partition_of
         self._clock = clock
         self._private_addresses = private_addresses
         self._mail_allowed = mail_allowed
-        self._letterhead = letterhead
+        self._letterhead = replace(letterhead, missing_glyphs=None if glyphs is None else glyphs.known)
+        self._glyphs = glyphs
         self._within = within
         self.replica = replica
 
@@ -98,7 +101,7 @@ class Store(TimedStore):
         return Store(
             self._engine, self._partition_of, self._clock, private_addresses=self._private_addresses,
             mail_allowed=self._mail_allowed, letterhead=self._letterhead, within=organization_id,
-            replica=self.replica,
+            replica=self.replica, glyphs=self._glyphs,
         )  # fmt: skip
 
     async def get(self, resource: str, row_id: int) -> Row:
@@ -293,6 +296,11 @@ class Store(TimedStore):
                     if not keep:
                         await transaction.rollback()
                     return found
+            except UnseenLetters as unseen:
+                # Looked for while nothing is held, and asked again.
+                if self._glyphs is None or attempt == TRIES_MAX:
+                    raise
+                await self._glyphs.look(unseen.texts)
             except (SQLAlchemyError, OSError) as error:
                 if attempt == TRIES_MAX or sqlstate(error) not in TRY_AGAIN:
                     raise translated(error) from error

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gateway.admin.invoices.letters import lacking
 from gateway.admin.invoices.renderer import LOGO_KINDS, InvoiceRenderer
 from gateway.admin.resources.addresses import COUNTRIES
 from gateway.core.billing.document import Letterhead, Party
@@ -32,7 +31,6 @@ def letterhead(settings: Settings) -> Letterhead:
         addresses=_addresses(settings.invoice_addresses),
         due_days=settings.invoice_due_days,
         iban=_iban(settings.invoice_iban),
-        lacks=lacking,
     )
 
 

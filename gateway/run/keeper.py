@@ -16,6 +16,7 @@ from importlib.metadata import version
 from typing import Any
 from uuid import uuid4
 
+from gateway.admin.invoices.missing_glyphs import missing_glyphs
 from gateway.admin.outgoing import Outgoing
 from gateway.admin.ports import AdminPorts
 from gateway.admin.smtp import Mailer
@@ -66,7 +67,8 @@ from gateway.telemetry import snapshot_files as tallies
 from persistence import engine as engines
 from persistence import pool
 from persistence.billing.allocations import Allocations
-from persistence.keeper import budget_uses, usage_feed, watch
+from persistence.glyphs import Glyphs
+from persistence.keeper import budget_uses, handovers, usage_feed, watch
 from persistence.keeper.clock_changes import ToldClocks
 from persistence.keeper.deliveries import Deliveries
 from persistence.keeper.handovers import HandoverQueue
@@ -127,7 +129,7 @@ class Keeper:
         mailer = Mailer.of(settings.smtp_url, settings.smtp_from, settings.smtp_ca_file)
         self._store = Store(
             self._engine, partition_of, private_addresses=private, mail_allowed=bool(mailer), letterhead=head,
-            replica=Replica.of(settings.database_read_url, self._engine),
+            replica=Replica.of(settings.database_read_url, self._engine), glyphs=Glyphs(missing_glyphs),
         )  # fmt: skip
         self._outgoing, now = Outgoing(private=private), partial(datetime.now, UTC)
         self._news_watch, waiting = NewsWatch(Notices(self._engine), now), Deliveries(self._engine)
@@ -277,6 +279,7 @@ class Keeper:
                     self._log("month dropped", partition=month)
             await budget_uses.forget(self._engine)
             await usage_feed.forget(self._engine)
+            await handovers.forget(self._engine, self._settings.stripe_events_keep_days)
             await asyncio.sleep(PARTITIONS_AHEAD_S)
 
     async def _memory(self) -> Mapping[str, object]:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_type_hints
 import msgspec
 
 from gateway.core.billing.stand_ins import StandIns, read_stand_ins
+from gateway.core.billing.handover import EVENTS_KEPT_DAYS_MIN
 from gateway.core.billing.usage_feed import USE_CODE, WAITING_EVENTS_MAX
 from gateway.core.calls.call import DEFAULT_BOUNDS
 from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
@@ -118,6 +119,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     stripe_webhook_secret: Token = ""
     stripe_collection: Collection = "charge_automatically"
     stripe_api_url: str = ""
+    stripe_events_keep_days: Annotated[int, msgspec.Meta(ge=EVENTS_KEPT_DAYS_MIN, le=36_500)] = 400
     usage_feed: Annotated[str, msgspec.Meta(pattern="^(off|lago|openmeter)$")] = "off"
     usage_feed_url: str = ""
     usage_feed_token: Token = ""

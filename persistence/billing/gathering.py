@@ -94,8 +94,9 @@ def take(connection: Connection, letterhead: Letterhead, today: date, drafts: Se
 
 
 def require_final(letterhead: Letterhead, drawn: Drawn) -> None:
-    """`Unprocessable` where a draft must not become final as it was drawn."""
-    require_complete(drawn.document, [line.description for line in drawn.bill.lines], letterhead.lacks)
+    """`Unprocessable` where a draft must not become final as it was drawn; `UnseenLetters` if unknown."""
+    said = [line.description for line in drawn.bill.lines]
+    require_complete(drawn.document, said, letterhead.missing_glyphs)
 
 
 def have(connection: Connection, drawn: Sequence[Drawn]) -> list[Final]:

@@ -162,7 +162,7 @@ def _take_note(change: Change, row: Row) -> gathering.Final:
     charges.give_back(change.connection, [id_in(row, "organization_id")])
     lines: Any = row["lines"]
     said = [line["description"] for line in lines]
-    require_complete(documents.copy(change, row), said, change.letterhead.lacks)
+    require_complete(documents.copy(change, row), said, change.letterhead.missing_glyphs)
     return gathering.Final(change.row_id, CREDIT_NOTE, Decimal(str(row["total_amount"])), None)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from gateway.core.billing.document import Letterhead
+from gateway.core.billing.document import Letterhead, UnseenLetters
 from gateway.core.billing.due import CONFLICT, Left, left_by
 from gateway.core.billing.payment import PAID
 from gateway.errors import Unprocessable
@@ -116,13 +116,18 @@ def _with_lines(batch: Batch, drawn: Sequence[Drawn], known: Collection[int]) ->
 def _complete(batch: Batch, drawn: Sequence[Drawn], rows: Sequence[Any]) -> list[Drawn]:
     """Those that may become final, with a row of who drafted them where nobody had; the others are left."""
     found, known = [], {row.draft_id for row in rows}
+    unseen: list[str] = []
     for each in _with_lines(batch, drawn, known):
         try:
             gathering.require_final(batch.letterhead, each)
         except Unprocessable as refusal:
             batch.left[each.draft.organization_id] = left_by(refusal)
+        except UnseenLetters as more:
+            unseen += more.texts
         else:
             found.append(each)
+    if unseen:
+        raise UnseenLetters(unseen)
     _note(batch, "create", [each for each in found if each.draft.invoice_id not in known])
     return found
 

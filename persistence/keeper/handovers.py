@@ -55,6 +55,12 @@ UPDATE handover
    SET error = :error, version = version + :anew, next_attempt_at = now() + make_interval(secs => :retry)
  WHERE id = :id AND state = 'waiting' AND attempts = :attempt""")
 
+_FORGET = text("""
+DELETE FROM handover_event WHERE id = ANY(ARRAY(
+       SELECT id FROM handover_event WHERE created_at < now() - make_interval(days => :days) LIMIT :n))""")
+# Deleted in one transaction.
+FORGOTTEN_AT_ONCE = 10_000
+
 
 class HandoverQueue:
     """What waits in PostgreSQL."""
@@ -101,6 +107,17 @@ class HandoverQueue:
                     "handovers", "ended", KEEPER, str(uuid4()), lambda row: {}, handover.id, values
                 )  # nobody is answered
             )
+
+
+async def forget(engine: AsyncEngine, days: int, at_once: int = FORGOTTEN_AT_ONCE) -> int:
+    """Delete what was told so many days ago, a piece a transaction; answers how many messages."""
+    forgotten = 0
+    while True:
+        async with engine.begin() as connection:
+            gone = int((await connection.execute(_FORGET, {"days": days, "n": at_once})).rowcount)
+        forgotten += gone
+        if gone < at_once:
+            return forgotten
 
 
 def _handover(row: Any, lines: Sequence[Any]) -> Handover:

@@ -25,13 +25,16 @@ NAME_BYTES_MAX = 63
 DUPLICATE, UNIQUE, FORBIDDEN = "42710", "23505", "42501"
 
 APPEND, KEEP, CLEAR = ("INSERT",), ("INSERT", "UPDATE"), ("INSERT", "UPDATE", "DELETE")
+# Only added to, and deleted once it is old.
+FADE = ("INSERT", "DELETE")
 # What a keeper writes. Ledgers, prices, the audit log and what was found missing are only added to.
 WRITES: dict[str, tuple[str, ...]] = {
     "token_ledger": APPEND, "credit_posting": APPEND, "credit_transaction": APPEND, "feature_usage": APPEND,
     "audit_log": APPEND, "lost_event": APPEND, "invoice_basis": APPEND, "reconciliation": APPEND,
     "price": APPEND, "use_event": APPEND, "amendment": APPEND, "rerating": APPEND,
     "invoice_document": APPEND, "payment": APPEND, "tax_rate": APPEND, "credit_price": APPEND,
-    "account_checkpoint": APPEND, "dunning_step": APPEND, "handover_event": APPEND,
+    "account_checkpoint": APPEND, "dunning_step": APPEND,
+    "handover_event": FADE,
     "admin_token": KEEP, "api_key": CLEAR, "app_user": KEEP, "control_write": KEEP,
     "charge": KEEP, "credit_addition": KEEP, "credit_debt": KEEP, "budget": KEEP, "call": KEEP,
     "dead_letter": KEEP, "handover": KEEP, "invoice_sequence": KEEP,

@@ -309,7 +309,7 @@ def ports_over(
     counters: MemoryCounters,
     failures: Failures | None = None,
     letterhead: Letterhead = LETTERHEAD,
-    store: type[Store] = Store,
+    store: Callable[..., Store] = Store,
 ) -> AdminPorts:
     """Everything the admin port is made of: a real store, counters in memory."""
 
@@ -348,7 +348,7 @@ async def api_of(
     admin_database: str,
     keeper_database: str,
     letterhead: Letterhead = LETTERHEAD,
-    store: type[Store] = Store,
+    store: Callable[..., Store] = Store,
     *,
     sign_ins: SignIns | None = None,
     port: int | None = None,

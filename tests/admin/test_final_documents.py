@@ -7,16 +7,19 @@ import base64
 import csv
 import hashlib
 import io
-from dataclasses import replace
+import threading
 from datetime import date, timedelta
+from functools import partial
 
 import psycopg
 import pytest
 
 from gateway.core.billing.document import Letterhead, Party
+from persistence.glyphs import Glyphs
+from persistence.store import Store
 from tests.admin.conftest import Api, api_of
 from tests.admin.test_invoices import acme, draft
-from tests.letterhead import LETTERHEAD
+from tests.waiting import eventually
 
 OTHER = Letterhead(
     Party("Somebody Else", ("1 Other Road",), "FR", "FR1"), notes=("Pay at once.",), due_days=3
@@ -69,15 +72,17 @@ async def test_without_lines_nothing_becomes_final(api: Api) -> None:
     assert api.rows("SELECT count(*) FROM invoice_sequence") == [(0,)]
 
 
+def han(text: str) -> str:
+    return "".join(one for one in text if "\u4e00" <= one <= "\u9fff")
+
+
 async def test_letters_that_no_font_has_keep_an_invoice_from_becoming_final(
     api: Api, admin_database: str, keeper_database: str
 ) -> None:
     ids = await acme(api, address=["東京都 1"])
     made = await draft(api, ids)
-    latin = replace(
-        LETTERHEAD, lacks=lambda text: "".join(one for one in text if "\u4e00" <= one <= "\u9fff")
-    )
-    async with api_of(admin_database, keeper_database, latin) as other:
+    looking = partial(Store, glyphs=Glyphs(han))
+    async with api_of(admin_database, keeper_database, store=looking) as other:
         refused = await other.post(f"invoices/{made['id']}/finalize")
         assert refused.status == 422
         [error] = refused.json["errors"]
@@ -90,6 +95,36 @@ async def test_letters_that_no_font_has_keep_an_invoice_from_becoming_final(
         refused = await other.post(f"invoices/{note['id']}/finalize")
         assert [error["field"] for error in refused.json["errors"]] == ["buyer.name"]
     assert (await api.post(f"invoices/{note['id']}/finalize")).status == 200
+
+
+async def test_letters_are_looked_for_while_nothing_is_held_and_others_are_served(
+    api: Api, admin_database: str, keeper_database: str
+) -> None:
+    ids = await acme(api, address=["Ωμέγα 1"])
+    made = await draft(api, ids)
+    begun, go_on, asked = threading.Event(), threading.Event(), list[str]()
+
+    def slow(text: str) -> str:
+        asked.append(text)
+        begun.set()
+        assert go_on.wait(60)
+        return ""
+
+    async with api_of(admin_database, keeper_database, store=partial(Store, glyphs=Glyphs(slow))) as other:
+        finalizing = asyncio.ensure_future(other.post(f"invoices/{made['id']}/finalize"))
+        await eventually(begun.is_set)
+        # Neither the flush of its partition waits, nor whoever charges it; and the keeper answers.
+        held = (
+            "select count(*) from pg_locks where locktype = 'advisory' and classid in (7800, 7803)"
+            " and database = (select oid from pg_database where datname = current_database())"
+        )
+        assert api.rows(held) == [(0,)]
+        assert (await other.get(f"invoices/{made['id']}")).json["status"] == "draft"
+        go_on.set()
+        assert (await finalizing).status == 200
+        note = (await other.post(f"invoices/{made['id']}/credit-note")).json
+        assert (await other.post(f"invoices/{note['id']}/finalize")).status == 200
+    assert asked == ["Ωμέγα"], "what is known is not looked for again"
 
 
 async def test_a_credit_note_names_its_invoice(api: Api) -> None:

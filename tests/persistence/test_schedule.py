@@ -18,6 +18,7 @@ from gateway.background.timed.invoicing import Invoicing
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead
 from gateway.core.billing.due import CONFLICT, INCOMPLETE, NOT_AGREED, Left
 from persistence import engine
+from persistence.glyphs import Glyphs
 from persistence.schedule import Schedule
 from persistence.store import Store
 from tests.letterhead import LETTERHEAD
@@ -48,11 +49,11 @@ class Killed(BaseException):
 
 @asynccontextmanager
 async def keeper(
-    april: April, *torn: int, letterhead: Letterhead = LETTERHEAD
+    april: April, *torn: int, letterhead: Letterhead = LETTERHEAD, glyphs: Glyphs | None = None
 ) -> AsyncIterator[tuple[Invoicing, AsyncEngine]]:
     """One that has all organizations in one partition: so they are a batch."""
     pool = engine.create(april.url)
-    store = Store(pool, lambda _: 7, lambda: april.now, letterhead=letterhead)
+    store = Store(pool, lambda _: 7, lambda: april.now, letterhead=letterhead, glyphs=glyphs)
     due = Schedule(pool, store, 24, lambda: april.now)
     yield Invoicing(due, Agreeing(*torn), lambda *_, **__: None, finalize=True, at_once=4), pool
     await pool.dispose()
@@ -251,6 +252,28 @@ async def test_without_a_seller_all_are_drafts_that_say_so(april: April) -> None
     assert await broken(april.url) == []
     await turn(april)
     assert (left(april), [row[0] for row in invoices(april)]) == ({}, ["finalized"] * 2)
+
+
+async def test_letters_of_a_batch_are_looked_for_at_once_and_leave_none_but_their_own(april: April) -> None:
+    names = {"Ωμέγα": "", "東京": "東京", "Жук": "", "Acme": ""}
+    made = dict(zip(await several(april, len(names)), names, strict=True))
+    for organization, name in made.items():
+        await april.do("organizations", "change", organization, name=f"{name} {organization}")
+    await april.on(at(5, 2, 1))
+    asked: list[str] = []
+
+    def missing(text: str) -> str:
+        asked.append(text)
+        return "東京"
+
+    async with keeper(april, glyphs=Glyphs(missing)) as (invoicing, _):
+        await invoicing.turn()
+        await invoicing.turn()
+    [without] = [organization for organization, name in made.items() if name == "東京"]
+    assert left(april) == {without: INCOMPLETE}
+    final = rows_of(april.url, "SELECT organization_id FROM invoice WHERE status = 'finalized' ORDER BY id")
+    assert {organization for (organization,) in final} == made.keys() - {without}
+    assert asked == ["Ωμέγα 東京 Жук"]
 
 
 async def test_one_that_a_person_invoices_now_is_waited_for(april: April) -> None:

@@ -55,7 +55,8 @@ class HandoverEvent(Out):
 RESOURCES = (
     Resource(
         name="handovers",
-        access=access(BILLING),
+        # Who collects an organization's money is not for its own people to end.
+        access=access(BILLING, of_all=("cancel",)),
         description="What is handed over to Stripe: final documents, and what became of them.",
         out=Handover,
         named_by="id",

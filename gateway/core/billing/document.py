@@ -5,7 +5,8 @@ It is copied when the invoice becomes final. Paper and XML say what was copied, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from itertools import islice
@@ -20,6 +21,8 @@ ADDRESS_LINES_MAX = 10
 CORRECTED_MAX = 240
 # Fields with letters that cannot be set, and letters of each, that are told of one document.
 ILLEGIBLE_MAX = LETTERS_MAX = 10
+# What the font that comes with the program has: Latin with its accents.
+_USUAL = re.compile(r"[ -~\u00a0-\u017f]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +35,12 @@ class Party:
     tax_number: str | None = None
 
 
-def _nothing_lacks(_: str) -> str:
-    return ""
+class UnseenLetters(Exception):
+    """Texts have letters that nobody has looked for in fonts yet; carries them."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        super().__init__(f"{len(texts)} texts have letters that were not looked for")
+        self.texts = texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,8 @@ class Letterhead:
     """Who sends the invoices, notes below their totals, and days to pay; 0 days say nothing.
 
     `addresses` are customers' lines by organization id or name, where the organization has none of its own.
-    `lacks` answers the letters of a text that no font of who sets the documents has.
+    `missing_glyphs` are those of unusual texts that no font of who sets the documents shows, as far as they
+    are known; None where nobody looks.
     """
 
     seller: Party | None = None
@@ -49,7 +57,7 @@ class Letterhead:
     addresses: Mapping[str, Sequence[str]] = field(default_factory=dict)
     due_days: int = 0
     iban: str | None = None
-    lacks: Callable[[str], str] = _nothing_lacks
+    missing_glyphs: Mapping[str, str] | None = None
 
     def buyer(self, organization_id: int, party: Party) -> Party:
         """A customer with the address that is known of it."""
@@ -105,9 +113,11 @@ def document_of(kept: Mapping[str, Any]) -> Document:
     )
 
 
-def require_complete(document: Document, lines: Sequence[str], lacks: Callable[[str], str]) -> None:
+def require_complete(
+    document: Document, lines: Sequence[str], missing_glyphs: Mapping[str, str] | None
+) -> None:
     """`Unprocessable` where a document must not become final: nobody sells, or nothing is sold, or it is said
-    in letters that it would be set without.
+    in letters that it would be set without. `UnseenLetters` where that is not known of all of them.
 
     `lines` are what lines are called.
     """
@@ -118,19 +128,28 @@ def require_complete(document: Document, lines: Sequence[str], lacks: Callable[[
         )
     if not lines:
         errors.append(("lines", "has none: there is nothing to bill"))
-    errors += islice(_illegible(document, lines, lacks), ILLEGIBLE_MAX)
+    if missing_glyphs is not None:
+        errors += islice(_illegible(document, lines, missing_glyphs), ILLEGIBLE_MAX)
     if errors:
         raise Unprocessable("This cannot become final.", tuple(errors))
 
 
 def _illegible(
-    document: Document, lines: Sequence[str], lacks: Callable[[str], str]
+    document: Document, lines: Sequence[str], missing_glyphs: Mapping[str, str]
 ) -> Iterator[tuple[str, str]]:
     """Fields that would be set without some of their letters."""
-    for field_, text in _texts(document, lines):
-        if missing := lacks(text)[:LETTERS_MAX]:
+    unusual = {field_: said for field_, text in _texts(document, lines) if (said := _unusual(text))}
+    if unseen := [said for said in unusual.values() if said not in missing_glyphs]:
+        raise UnseenLetters(unseen)
+    for field_, said in unusual.items():
+        if missing := missing_glyphs[said][:LETTERS_MAX]:
             named = ", ".join(f"{letter} (U+{ord(letter):04X})" for letter in missing)
             yield field_, f"has {named}, which no font here shows: install one where the keeper runs"
+
+
+def _unusual(text: str) -> str:
+    """The words of a text with letters that need another font."""
+    return " ".join(word for word in text.split() if _USUAL.fullmatch(word) is None)
 
 
 def _texts(document: Document, lines: Sequence[str]) -> Iterator[tuple[str, str]]:

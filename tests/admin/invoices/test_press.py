@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.admin.invoices import press
 from gateway.admin.invoices.electronic import FACTUR_X, UBL
-from gateway.admin.invoices.letters import lacking
+from gateway.admin.invoices.missing_glyphs import missing_glyphs
 from gateway.admin.invoices.press import LINES_HERE_MAX, LINES_MAX
 from gateway.admin.invoices.renderer import InvoiceRenderer
 from gateway.core.billing.e_invoice import legible
@@ -71,12 +71,12 @@ def test_a_hostile_name_is_only_a_name(text: str) -> None:
 def test_what_no_font_lacks_is_set_in_full(text: str) -> None:
     """What an archive refuses is what finalizing refuses before."""
     archived = press.archive(RENDERER.content(named(text, "plain")), None, 1)
-    assert (archived is None) == bool(lacking(text))
+    assert (archived is None) == bool(missing_glyphs(text))
 
 
 def test_letters_of_nobody_are_told_once_each() -> None:
-    assert lacking("Zoë \U000f0000\U000f0001 and \U000f0000") == "\U000f0000\U000f0001"
-    assert lacking("") == lacking("Zoë, 12 Łódź – Ωμέγα") == ""
+    assert missing_glyphs("Zoë \U000f0000\U000f0001 and \U000f0000") == "\U000f0000\U000f0001"
+    assert missing_glyphs("") == missing_glyphs("Zoë, 12 Łódź – Ωμέγα") == ""
 
 
 def long(lines: int) -> dict[str, Any]:

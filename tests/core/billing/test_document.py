@@ -14,6 +14,7 @@ from gateway.core.billing.document import (
     Document,
     Letterhead,
     Party,
+    UnseenLetters,
     document_of,
     require_complete,
 )
@@ -39,13 +40,19 @@ def test_without_seller_or_lines_nothing_becomes_final(
     seller: Party | None, lines: list[str], fields: list[str]
 ) -> None:
     with pytest.raises(Unprocessable) as refused:
-        require_complete(replace(DOCUMENT, seller=seller), lines, Letterhead().lacks)
+        require_complete(replace(DOCUMENT, seller=seller), lines, Letterhead().missing_glyphs)
     assert [field for field, _ in refused.value.errors] == fields
-    require_complete(DOCUMENT, ["Use"], Letterhead().lacks)
+    require_complete(DOCUMENT, ["Use"], Letterhead().missing_glyphs)
 
 
-def lacks_han(text: str) -> str:
-    return "".join(letter for letter in text if "\u4e00" <= letter <= "\u9fff")
+class Han(dict[str, str]):
+    """Of every text, what is Chinese in it."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+    def __getitem__(self, text: str) -> str:
+        return "".join(letter for letter in text if "\u4e00" <= letter <= "\u9fff")
 
 
 @pytest.mark.parametrize(
@@ -67,15 +74,24 @@ def test_letters_that_no_font_has_are_named_with_their_field(
     document: Document, lines: list[str], field: str, named: str
 ) -> None:
     with pytest.raises(Unprocessable) as refused:
-        require_complete(document, lines, lacks_han)
+        require_complete(document, lines, Han())
     [(where, message)] = refused.value.errors
     assert where == field
     assert named in message
 
 
+def test_what_nobody_has_looked_for_is_asked_for_at_once_and_only_words_that_may_be_missing() -> None:
+    document = replace(DOCUMENT, buyer=Party("Acme 陳", ("Zoë, Łódź", "東京 1")))
+    with pytest.raises(UnseenLetters) as unseen:
+        require_complete(document, ["Use", "Жук and use"], {"陳": ""})
+    assert list(unseen.value.texts) == ["東京", "Жук"]
+    require_complete(document, ["Use", "Жук and use"], {"陳": "", "東京": "", "Жук": ""})
+    require_complete(document, ["Use", "Жук and use"], None)
+
+
 def test_no_more_than_some_fields_and_letters_are_told() -> None:
     with pytest.raises(Unprocessable) as refused:
-        require_complete(DOCUMENT, ["名" * 99] * 99, lacks_han)
+        require_complete(DOCUMENT, ["名" * 99] * 99, Han())
     assert len(refused.value.errors) == ILLEGIBLE_MAX
     assert all(message.count("U+") == LETTERS_MAX for _, message in refused.value.errors)
 
