@@ -354,6 +354,13 @@ class StoreUnavailable(AdminRefusal):
     status = 503
 
 
+class CollectorUnavailable(AdminRefusal):
+    """The service that collects money does not answer; send it again in a moment."""
+
+    reason = "collector_unavailable"
+    status = 503
+
+
 class LedgerUnavailable(TollkeeperError):
     """PostgreSQL cannot be reached; the outbox keeps what happens until it is back."""
 

@@ -45,6 +45,10 @@ class Stripe:
     invoices: dict[str, Body] = field(default_factory=dict)
     notes: dict[str, Body] = field(default_factory=dict)
     moves: dict[str, Body] = field(default_factory=dict)
+    # Of which payment which invoice has how much, and what of payments went back.
+    payments: dict[str, Body] = field(default_factory=dict)
+    refunds: dict[str, Body] = field(default_factory=dict)
+    disputes: dict[str, Body] = field(default_factory=dict)
     answered: dict[str, tuple[str, int, Body]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     cut: Callable[[int, str], str] = lambda _number, _asked: ""
@@ -61,7 +65,54 @@ class Stripe:
         invoice["amount_remaining"] -= paid
         if not invoice["amount_remaining"]:
             invoice["status"] = "paid"
+        self.allocate(invoice_id, paid, f"pi_{next(self.ids)}")
         return dict(invoice)
+
+    def allocate(self, invoice_id: str, paid: int, payment: str) -> str:
+        """Have an invoice paid by a payment, maybe one of others too; answers that."""
+        made = {
+            "id": f"inpay_{next(self.ids)}", "object": "invoice_payment", "invoice": invoice_id,
+            "amount_paid": paid, "status": "paid",
+            "payment": {"type": "payment_intent", "payment_intent": payment},
+        }  # fmt: skip
+        self.payments[str(made["id"])] = made
+        return payment
+
+    def payment_of(self, invoice_id: str) -> str:
+        """The last payment of an invoice."""
+        return [
+            str(each["payment"]["payment_intent"])
+            for each in self.payments.values()
+            if each["invoice"] == invoice_id
+        ][-1]
+
+    def give_back(self, payment: str, amount: int, *, by: str = "refund", status: str = "succeeded") -> Body:
+        """What a merchant, or a customer's bank, does; answers it as the event has it."""
+        made = {
+            "id": f"{by}_{next(self.ids)}", "object": by, "payment_intent": payment, "amount": amount,
+            "status": status,
+        }  # fmt: skip
+        (self.refunds if by == "refund" else self.disputes)[str(made["id"])] = made
+        return made
+
+    def list_payments(self, sent: Body) -> Body:
+        checked("invoice_payment", "InvoicePaymentListParams", sent)
+        assert sent["status"] == "paid"
+        of = sent.get("payment", {}).get("payment_intent")
+        found = [
+            each for each in self.payments.values()
+            if sent.get("invoice", each["invoice"]) == each["invoice"]
+            and (of or each["payment"]["payment_intent"]) == each["payment"]["payment_intent"]
+        ]  # fmt: skip
+        return page(sent, found)
+
+    def list_refunds(self, sent: Body) -> Body:
+        checked("refund", "RefundListParams", sent)
+        return page(sent, _of_payment(self.refunds, sent))
+
+    def list_disputes(self, sent: Body) -> Body:
+        checked("dispute", "DisputeListParams", sent)
+        return page(sent, _of_payment(self.disputes, sent))
 
     def handle(self, method: str, path: str, sent: Body) -> Body:
         """Do a request; `Refused` where Stripe would."""
@@ -233,7 +284,14 @@ ROUTES: dict[str, Callable[..., Body]] = {
     "POST /v1/credit_notes/{}/void": Stripe.void_note,
     "POST /v1/customers/{}/balance_transactions": Stripe.create_move,
     "GET /v1/customers/{}/balance_transactions": Stripe.list_moves,
+    "GET /v1/invoice_payments": Stripe.list_payments,
+    "GET /v1/refunds": Stripe.list_refunds,
+    "GET /v1/disputes": Stripe.list_disputes,
 }
+
+
+def _of_payment(rows: dict[str, Body], sent: Body) -> list[Body]:
+    return [each for each in rows.values() if each["payment_intent"] == sent["payment_intent"]]
 
 
 def checked(module: str, name: str, sent: Body) -> None:

@@ -26,7 +26,7 @@ from gateway.core.accounts.declaration import Mark, Ran, Step
 from gateway.core.accounts.quota import LiveQuota
 from gateway.core.accounts.usage import UsageQuery
 from gateway.core.billing.finance import Asked, LegPlace
-from gateway.core.billing.handover import Collected
+from gateway.core.billing.handover import Collected, Returned
 from gateway.core.failures import Failures
 from gateway.core.peppers import Peppers
 
@@ -258,7 +258,8 @@ class AdminPorts:
     answer (well?, dependencies by name); `metrics` takes an Accept header and answers bytes
     and their content type, `snapshot` the same numbers as plain data. `failures`
     counts wrong credentials. A token that is None does not exist. `read_collected` reads what Stripe
-    sends, and how it is signed; None where nobody hands over.
+    sends, and how it is signed; None where nobody hands over. `look_up_returned` finds what money that
+    went back is about; None where Stripe is never asked.
 
     What a request is answered with is read and written through `of` its caller alone.
     """
@@ -279,8 +280,9 @@ class AdminPorts:
     failures: Failures
     answers: Answers = field(default_factory=Answers)
     built_in: BuiltIn = field(default_factory=BuiltIn)
-    read_collected: Callable[[bytes, str], Collected | None] | None = None
     sign_ins: SignIns | None = None
+    read_collected: Callable[[bytes, str], Collected | Returned | None] | None = None
+    look_up_returned: Callable[[Returned], Awaitable[Sequence[Collected]]] | None = None
     actor: Actor = NOBODY
     version: str = "0"
     body_bytes_max: int = BODY_BYTES_MAX

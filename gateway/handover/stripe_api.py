@@ -43,20 +43,21 @@ class StripeApi:
             max_network_retries=0,
         )
         self.v1 = self._client.v1
+        # An answer that broke off: the library passes on what its own client raises.
+        self.broken_off = (self._http.aiohttp.ClientError, TimeoutError, OSError)
 
     async def settled(self, attempt: Awaitable[Outcome]) -> Outcome:
         """What comes of an attempt; what it fails by is told, not raised."""
         try:
             return await attempt
         except Unfinished as error:
-            return Outcome(FAILED, _shown(str(error)), anew=True)
+            return Outcome(FAILED, shown(str(error)), anew=True)
         except stripe.APIConnectionError as error:
-            return Outcome(WAITING, _shown(f"Stripe does not answer: {_cause(error)}"))
+            return Outcome(WAITING, shown(f"Stripe does not answer: {_cause(error)}"))
         except stripe.StripeError as error:
             return _told(error)
-        # An answer that broke off: the library passes on what its own client raises.
-        except (self._http.aiohttp.ClientError, TimeoutError, OSError) as error:
-            return Outcome(WAITING, _shown(f"Stripe does not answer: {type(error).__name__}"))
+        except self.broken_off as error:
+            return Outcome(WAITING, shown(f"Stripe does not answer: {type(error).__name__}"))
 
     async def aclose(self) -> None:
         """Let go of all connections."""
@@ -111,7 +112,7 @@ def _told(error: Any) -> Outcome:
     if status == 401:
         return Outcome(WAITING, "Stripe does not know TOLLKEEPER_STRIPE_API_KEY (401)")
     named = f" ({error.request_id})" if error.request_id else ""
-    said = _shown(f"Stripe answers {status}: {error.user_message or error.code or 'nothing'}{named}")
+    said = shown(f"Stripe answers {status}: {error.user_message or error.code or 'nothing'}{named}")
     if status in {409, 429}:
         return Outcome(WAITING, said)
     if isinstance(error, stripe.IdempotencyError) or status == 403 or status >= 500 or not status:
@@ -123,5 +124,6 @@ def _cause(error: Exception) -> str:
     return type(error.__cause__ or error).__name__
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
+    """A text of Stripe's as it may be kept: bounded, without keys."""
     return _KEY.sub("(hidden)", " ".join(text.split()))[:ERROR_CHARS_MAX]

@@ -5,13 +5,13 @@ Part of the composition root.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Literal, cast
 
 from gateway.background.timed.handovers import Handovers, Queue
-from gateway.core.billing.handover import Collected
+from gateway.core.billing.handover import Collected, Returned
 from gateway.errors import StartError
 from gateway.run.billing_loops import Loops
 from gateway.run.usage_feed import UsageFeed
@@ -21,7 +21,8 @@ from persistence.keeper.usage_feed import FeedQueue
 if TYPE_CHECKING:
     from gateway.handover.stripe_api import StripeApi
 
-Reader = Callable[[bytes, str], Collected | None]
+Reader = Callable[[bytes, str], Collected | Returned | None]
+LookUp = Callable[[Returned], Awaitable[Sequence[Collected]]]
 
 
 class Collecting:
@@ -34,12 +35,14 @@ class Collecting:
         self._settings = settings
         self._api: StripeApi | None = None
         self.read: Reader | None = None
+        self.look_up: LookUp | None = None
         self._feed = UsageFeed(settings)
         if not (settings.stripe_api_key or settings.stripe_webhook_secret):
             return
         try:
             from gateway.handover.stripe_api import StripeApi  # noqa: PLC0415  # an extra, and large
             from gateway.handover.stripe_events import StripeEvents  # noqa: PLC0415
+            from gateway.handover.stripe_returns import StripeReturns  # noqa: PLC0415
         except ModuleNotFoundError as error:
             raise StartError(
                 "TOLLKEEPER_STRIPE_API_KEY is set, and Stripe's library is not installed: "
@@ -47,6 +50,7 @@ class Collecting:
             ) from error
         if settings.stripe_api_key:
             self._api = StripeApi(settings.stripe_api_key, settings.stripe_api_url)
+            self.look_up = StripeReturns(self._api).look_up
         if settings.stripe_webhook_secret:
             self.read = StripeEvents(settings.stripe_webhook_secret).read
 

@@ -230,6 +230,7 @@ class Keeper:
             built_in=self._admin_port.built_in,
             read_collected=self._collecting.read,
             sign_ins=sign_ins(settings, self._log),
+            look_up_returned=self._collecting.look_up,
             version=version("tollkeeper"),
         )
 

@@ -14,8 +14,8 @@ from typing import Annotated, Any, get_type_hints
 
 import msgspec
 
-from gateway.core.billing.stand_ins import StandIns, read_stand_ins
 from gateway.core.billing.handover import EVENTS_KEPT_DAYS_MIN
+from gateway.core.billing.stand_ins import StandIns, read_stand_ins
 from gateway.core.billing.usage_feed import USE_CODE, WAITING_EVENTS_MAX
 from gateway.core.calls.call import DEFAULT_BOUNDS
 from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget

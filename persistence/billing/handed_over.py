@@ -1,7 +1,8 @@
-"""What came of hand-overs, and what is told of them: money that comes in goes through a person's own door.
+"""What came of hand-overs, and what is told of them: money that comes and goes takes a person's own door.
 
 Messages may come twice, late and in any order. Each says what is settled there by now, so what is recorded
-here is the difference to what was recorded before, and never more than is left to pay.
+here is the difference to what was recorded before, and never more than is left to pay, or was paid. What went
+back to the customer leaves the payments, so it is to be paid again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from persistence.tables.billing import payment
 from persistence.tables.handovers import handover, handover_event
 
 REFERENCE = "stripe:"
+# Of what went back there by itself; what a credit note gave back has the note's.
+RETURNED = f"{REFERENCE}returned:"
 
 _FOUND = text("""
 SELECT id, organization_id, invoice_id FROM handover
@@ -33,6 +36,12 @@ SELECT coalesce(sum(amount), 0) FROM payment
  WHERE invoice_id = :id AND amount > 0 AND (
        starts_with(reference, :prefix)
        OR EXISTS (SELECT FROM handover WHERE invoice_id = :id AND kind = 'paid'))""")
+# What left the payments that came in there; and by what went back there by itself.
+_GIVEN_BACK = text("""
+SELECT coalesce(-sum(b.amount), 0) AS given,
+       coalesce(-sum(b.amount) FILTER (WHERE starts_with(b.reference, :own)), 0) AS own
+  FROM payment AS b JOIN payment AS p ON p.id = b.corrects_id
+ WHERE b.invoice_id = :id AND starts_with(p.reference, :prefix)""")
 _BEHIND = text("""
 UPDATE handover SET state = 'canceled', done_at = :now
  WHERE about_id = :about AND id > :id AND state IN ('waiting', 'failed')""")
@@ -133,13 +142,21 @@ def _collected(change: Change, told: Collected, invoice_id: int) -> tuple[Decima
         return nothing, None if stands.status == "void" else here
     if told.given_up and stands.payment_status != "uncollectible":
         return nothing, _done(change, payments.give_up, invoice_id, {})
-    if told.settled is None:
+    if told.settled is None and told.given_back is None:
         return nothing, None
     if told.currency != stands.currency:
-        came = f"{told.currency} {told.settled.normalize():f} came in"
+        came = f"{told.currency} {(told.settled or nothing).normalize():f} came in"
         return nothing, f"{came} for an invoice in {stands.currency}."
+    recorded, more = _come_in(change, told, invoice_id, stands)
+    gone, less = _gone_back(change, told, invoice_id)
+    return recorded - gone, " ".join(filter(None, (more, less))) or None
+
+
+def _come_in(change: Change, told: Collected, invoice_id: int, stands: Any) -> tuple[Decimal, str | None]:
+    """Record what was settled there and is not recorded here yet."""
+    nothing = Decimal(0)
     before = change.connection.execute(_RECORDED, {"id": invoice_id, "prefix": REFERENCE}).scalar_one()
-    new = told.settled - before
+    new = (told.settled or nothing) - before
     if new <= 0:
         return nothing, None
     rest = max(nothing, rest_of(change.connection, invoice_id)) if stands.status == "finalized" else nothing
@@ -150,6 +167,35 @@ def _collected(change: Change, told: Collected, invoice_id: int) -> tuple[Decima
             return nothing, refused
     more = f"{told.currency} {beyond.normalize():f} more came in than was left to pay."
     return amount, more if beyond else None
+
+
+def _gone_back(change: Change, told: Collected, invoice_id: int) -> tuple[Decimal, str | None]:
+    """Take out of the payments what went back to the customer there and had not left them before."""
+    nothing = Decimal(0)
+    if told.given_back is None:
+        return nothing, None
+    here = {"id": invoice_id, "prefix": REFERENCE, "own": RETURNED}
+    before = change.connection.execute(_GIVEN_BACK, here).one()
+    wanted = max(nothing, told.given_back - before.given)
+    gone = _take_out(change, invoice_id, wanted, f"{RETURNED}{told.name}", of=REFERENCE)
+    return gone, _remains_of(told, before.own + gone, wanted - gone)
+
+
+def _remains_of(told: Collected, own: Decimal, beyond: Decimal) -> str | None:
+    """What of money that went back a person should know: it was given twice, or not at all."""
+    assert told.given_back is not None
+
+    def said(amount: Decimal) -> str:
+        return f"{told.currency} {amount.normalize():f}"
+
+    if beyond:
+        return f"{said(beyond)} more went back to the customer than is left of its payments."
+    if own > told.given_back:
+        return f"{said(own - told.given_back)} that had gone back came in again: record it as a payment."
+    if own < told.given_back:
+        other = said(told.given_back - own)
+        return f"{other} of what went back had left the payments before: is it on the customer's balance too?"
+    return None
 
 
 def _done(change: Change, verb: Any, invoice_id: int, values: Row) -> str | None:
@@ -165,17 +211,28 @@ def _done(change: Change, verb: Any, invoice_id: int, values: Row) -> str | None
 
 def _give_back(change: Change, invoice_id: int, credited: Decimal, note: str) -> None:
     """What a note gave to the customer's balance was paid: it leaves the payments of its invoice."""
-    left = min(credited, -rest_of(change.connection, invoice_id))
-    for row in change.connection.execute(_LEFT.where(payment.c.invoice_id == invoice_id)).all():
+    _take_out(
+        change, invoice_id, min(credited, -rest_of(change.connection, invoice_id)), f"{REFERENCE}{note}"
+    )
+
+
+def _take_out(change: Change, invoice_id: int, amount: Decimal, reference: str, *, of: str = "") -> Decimal:
+    """Give back payments of an invoice whose references begin so, the last first; answers how much."""
+    left = amount
+    paid = _LEFT.where(
+        payment.c.invoice_id == invoice_id, payment.c.reference.startswith(of, autoescape=True)
+    )
+    for row in change.connection.execute(paid).all():
         if left <= 0:
-            return
-        of = replace(change, subject=payments.SUBJECT, before=None)
-        there = Decimal(str(of.fetch(row.id)["amount_left"])) if row.amount > 0 else Decimal(0)
-        if (amount := min(left, there)) > 0:
-            values = {"amount": amount, "reference": f"{REFERENCE}{note}:{row.id}"}
-            of.command = replace(change.command, resource="payments", id=row.id, values=values)
-            payments.reverse(of)
-            left -= amount
+            break
+        back = replace(change, subject=payments.SUBJECT, before=None)
+        there = Decimal(str(back.fetch(row.id)["amount_left"])) if row.amount > 0 else Decimal(0)
+        if (part := min(left, there)) > 0:
+            values = {"amount": part, "reference": f"{reference}:{row.id}"}
+            back.command = replace(change.command, resource="payments", id=row.id, values=values)
+            payments.reverse(back)
+            left -= part
+    return max(Decimal(0), amount) - max(Decimal(0), left)
 
 
 def _end(change: Change, values: Row) -> None:

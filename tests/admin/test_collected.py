@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
+import psycopg
 import pytest
 import stripe
 from aiohttp import DummyCookieJar
 from aiohttp.test_utils import TestClient, TestServer
+from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.admin.application import build
+from gateway.core.billing.handover import Collected, Returned
 from gateway.handover.stripe_events import TOLERANCE_S, StripeEvents
 from persistence import engine as engines
+from persistence.keeper import handovers
 from tests.admin.conftest import Answer, Api, MemoryCounters, ports_over
 from tests.admin.test_payments import finalized
 
@@ -24,9 +30,20 @@ SECRET = "whsec_of_the_tests_only"
 
 @pytest.fixture
 async def told(admin_database: str, keeper_database: str) -> AsyncIterator[Api]:
+    async with told_by(admin_database, keeper_database) as api:
+        yield api
+
+
+@asynccontextmanager
+async def told_by(
+    admin_database: str,
+    keeper_database: str,
+    look_up: Callable[[Returned], Awaitable[Sequence[Collected]]] | None = None,
+) -> AsyncIterator[Api]:
     """The Admin API of a keeper that Stripe tells something."""
     engine, counters = engines.create(keeper_database), MemoryCounters(admin_database)
-    ports = replace(ports_over(engine, counters), read_collected=StripeEvents(SECRET).read)
+    read = StripeEvents(SECRET).read
+    ports = replace(ports_over(engine, counters), read_collected=read, look_up_returned=look_up)
     async with TestClient(TestServer(build(ports)), cookie_jar=DummyCookieJar()) as client:
         yield Api(client, counters, admin_database, failures=ports.failures)
     await engine.dispose()
@@ -129,6 +146,36 @@ async def test_an_amount_in_another_currency_is_for_a_person(told: Api) -> None:
     assert (await told.get("payments")).json["items"] == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "about"),
+    [("charge.refunded", "charge"), ("refund.failed", "refund"), ("charge.dispute.closed", "dispute")],
+)
+async def test_money_that_went_back_is_looked_up_or_told_again(
+    admin_database: str, keeper_database: str, kind: str, about: str
+) -> None:
+    asked: list[Returned] = []
+
+    async def look_up(told: Returned) -> Sequence[Collected]:
+        asked.append(told)
+        back = Collected(told.name, kind, "in_1", "", "USD", Decimal("69.60"), given_back=Decimal("9.60"))
+        return [replace(back, name="evt_1:in_9", remote_id="in_9"), back]
+
+    money = {"object": about, "id": "x_1", "payment_intent": "pi_1"}
+    sent = {"id": "evt_1", "type": kind, "data": {"object": money}}
+    async with told_by(admin_database, keeper_database) as told:
+        made = await handed(told)
+        refused = await send(told, sent)
+        assert (refused.status, "STRIPE_API_KEY" in refused.json["detail"]) == (503, True)
+        assert told.failures.counts["unknown"] == 0
+    async with told_by(admin_database, keeper_database, look_up) as told:
+        assert (await send(told, sent)).json == {"taken": True}
+        now = (await told.get(f"invoices/{made['id']}")).json
+        assert (now["payment_status"], now["amount_paid"], now["amount_due"]) == ("open", "60.00", "9.60")
+        for other in ({**money, "payment_intent": None}, {**money, "object": "payout"}):
+            assert (await send(told, {**sent, "data": {"object": other}})).json == {"taken": False}
+    assert asked == [Returned("evt_1", kind, "pi_1")]
+
+
 async def test_where_nobody_is_told_anything_there_is_nothing(api: Api) -> None:
     assert (await send(api, event("evt_1"))).status == 404
 
@@ -163,3 +210,37 @@ async def test_hand_overs_are_read_and_begun_anew(api: Api) -> None:
     again = await api.post(f"handovers/{row['id']}/retry")
     assert (again.status, again.json["state"], again.json["done_at"]) == (200, "waiting", None)
     assert (await api.post(f"invoices/{made['id']}/hand-over")).status == 409
+
+
+async def test_what_was_told_is_forgotten_in_time_and_nothing_else_is(
+    told: Api, keeper_database: str
+) -> None:
+    await handed(told)
+    for name in ("evt_1", "evt_2"):
+        await send(told, event(name))
+    at = "update handover_event set created_at = now() - make_interval(days => %s) where name = %s"
+    with psycopg.connect(told.url, autocommit=True) as owner:
+        owner.execute("alter table handover_event disable trigger append_only")
+        for days, name in ((401, "evt_1"), (34, "evt_2")):
+            owner.execute(at, (days, name))
+        owner.execute("alter table handover_event enable trigger append_only")
+    engine = engines.create(keeper_database)
+    assert await handovers.forget(engine, 400) == 1
+    assert await handovers.forget(engine, 400, at_once=1) == 0
+    # The table itself lets go of none that Stripe may tell again.
+    with pytest.raises(SQLAlchemyError, match="DELETE refused"):
+        await handovers.forget(engine, 30)
+    await engine.dispose()
+    assert [each["name"] for each in (await told.get("handover-events")).json["items"]] == ["evt_2"]
+
+
+async def test_a_hand_over_is_left_by_people_of_all_organizations_alone(api: Api) -> None:
+    made = await finalized(api, stripe_customer="cus_1")
+    [row] = (await api.get(f"handovers?invoice_id={made['id']}")).json["items"]
+    terms = {"role": "billing", "organization_id": made["organization_id"]}
+    theirs = api.acting_as((await api.make("admin-tokens", name="theirs", **terms))["token"])
+    ours = api.acting_as((await api.make("admin-tokens", name="ours", role="billing"))["token"])
+    refused = await theirs.post(f"handovers/{row['id']}/cancel")
+    assert (refused.status, "takes a token of all" in refused.json["detail"]) == (403, True)
+    assert (await theirs.get(f"handovers/{row['id']}")).json["state"] == "waiting"
+    assert (await ours.post(f"handovers/{row['id']}/cancel")).json["state"] == "canceled"

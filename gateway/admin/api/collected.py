@@ -1,13 +1,16 @@
-"""`POST /stripe/events`: what Stripe tells of invoices. Its signature is its credential, not a token."""
+"""`POST /stripe/events`: what Stripe tells of invoices and money. Its signature is its credential."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from aiohttp import web
 
 from gateway.admin.api.views import answer
 from gateway.admin.http.server import IDENTIFIED
 from gateway.admin.ports import AdminPorts
-from gateway.errors import NotFound
+from gateway.core.billing.handover import Collected, Returned
+from gateway.errors import CollectorUnavailable, NotFound
 
 PATH = "/stripe/events"
 SIGNATURE = "Stripe-Signature"
@@ -21,7 +24,20 @@ def mount_collected(app: web.Application, ports: AdminPorts) -> None:
             raise NotFound
         told = ports.read_collected(await request.read(), request.headers.get(SIGNATURE, ""))
         request[IDENTIFIED] = True
-        ours = told is not None and await ports.store.collected(told)
-        return answer(200, {"taken": ours})
+        ours = [await ports.store.collected(each) for each in await _found(ports, told)]
+        return answer(200, {"taken": any(ours)})
 
     app.router.add_post(PATH, take)
+
+
+async def _found(ports: AdminPorts, told: Collected | Returned | None) -> Sequence[Collected]:
+    """What is told of each invoice."""
+    if told is None:
+        return ()
+    if isinstance(told, Collected):
+        return (told,)
+    if ports.look_up_returned is None:
+        raise CollectorUnavailable(
+            "Without TOLLKEEPER_STRIPE_API_KEY nobody knows which invoice it is about."
+        )
+    return await ports.look_up_returned(told)

@@ -46,7 +46,7 @@ class HandoverEvent(Out):
     handover_id: Id
     name: str = Field(description="What Stripe calls it: a message is taken once.")
     kind: str
-    amount: Paid = Field(description="What was recorded as a payment for it.")
+    amount: Paid = Field(description="What was recorded as a payment for it; below zero, what left payments.")
     currency: str
     remains: str | None = Field(description="What of it could not be done here, for a person.")
     created_at: Instant

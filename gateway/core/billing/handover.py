@@ -134,7 +134,8 @@ class Collected:
     """What the other system told of a document: what it has of its money now, in units of the currency.
 
     `name` makes the message once. `settled` is all that was paid of it, however; None where this says nothing
-    of that. `given_up` and `void` say what somebody did with it there.
+    of that. `given_up` and `void` say what somebody did with it there. `given_back` is what of it went back
+    to the customer by now; None where this says nothing of that.
     """
 
     name: str
@@ -145,3 +146,13 @@ class Collected:
     settled: Decimal | None
     given_up: bool = False
     void: bool = False
+    given_back: Decimal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """Money of a payment went back there, or came again; which documents it is about has to be looked up."""
+
+    name: str
+    kind: str
+    payment: str

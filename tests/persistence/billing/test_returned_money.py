@@ -1,0 +1,164 @@
+"""Money that goes back to a customer at Stripe is due again here, once, or a person is told."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from gateway.core.billing.handover import Returned
+from gateway.errors import CollectorUnavailable
+from tests.persistence.billing.test_handovers import Desk, april, desk, handed, noted
+from tests.persistence.billing.test_payments import pay
+from tests.persistence.scenario import broken, rows_of
+from tests.stripe_server import Refused
+
+__all__ = ["april", "desk"]
+
+
+async def paid(desk: Desk) -> tuple[dict[str, Any], str]:
+    """An invoice of 120.00 that was paid at Stripe, and its payment."""
+    made, there = await handed(desk)
+    await desk.told(desk.stripe.pay(there["id"]), "evt_paid")
+    assert await desk.now(made) == ("paid", "120.00", "0.00")
+    return made, desk.stripe.payment_of(there["id"])
+
+
+def back(desk: Desk) -> list[tuple[Any, ...]]:
+    return rows_of(desk.april.url, "SELECT amount FROM payment WHERE amount < 0 ORDER BY id")
+
+
+async def test_a_refund_is_due_again_once_however_often_it_is_told(desk: Desk) -> None:
+    made, payment = await paid(desk)
+    desk.stripe.give_back(payment, 120_00)
+    for name, kind in (
+        ("evt_1", "charge.refunded"),
+        ("evt_2", "refund.created"),
+        ("evt_1", "charge.refunded"),
+    ):
+        assert await desk.returned(payment, name, kind) == [True]
+    assert await desk.now(made) == ("open", "0.00", "120.00")
+    assert (back(desk), desk.said_of_returns()) == ([(-120,)], [(-120, None), (0, None)])
+    # What Stripe says of the invoice itself stays what it was.
+    there = desk.stripe.invoices[next(iter(desk.stripe.invoices))]
+    await desk.told(dict(there), "evt_3", "invoice.updated")
+    assert await desk.now(made) == ("open", "0.00", "120.00")
+    assert await broken(desk.april.url) == []
+
+
+async def test_parts_add_up_in_any_order(desk: Desk) -> None:
+    made, payment = await paid(desk)
+    for amount in (20_00, 30_00, 10_00):
+        desk.stripe.give_back(payment, amount)
+    await desk.returned(payment, "evt_3")
+    assert await desk.now(made) == ("open", "60.00", "60.00")
+    await desk.returned(payment, "evt_1")
+    desk.stripe.give_back(payment, 5_00)
+    await desk.returned(payment, "evt_4")
+    assert await desk.now(made) == ("open", "55.00", "65.00")
+    assert [amount for amount, _ in desk.said_of_returns()] == [-60, 0, -5]
+
+
+async def test_two_payments_of_one_invoice_are_told_apart(desk: Desk) -> None:
+    made, there = await handed(desk)
+    payments = []
+    for number, amount in enumerate((70_00, 50_00)):
+        await desk.told(desk.stripe.pay(there["id"], amount), f"evt_{number}")
+        payments.append(desk.stripe.payment_of(there["id"]))
+    for number, payment in enumerate(payments):
+        desk.stripe.give_back(payment, 50_00)
+        await desk.returned(payment, f"evt_back_{number}")
+    assert await desk.now(made) == ("open", "20.00", "100.00")
+
+
+async def test_a_payment_of_two_invoices_gives_back_of_each_what_is_its(desk: Desk) -> None:
+    made, payment = await paid(desk)
+    there = next(iter(desk.stripe.invoices))
+    other = desk.stripe.invoices[there] | {"id": "in_other", "metadata": {}}
+    desk.stripe.invoices["in_other"] = other
+    desk.stripe.allocate("in_other", 80_00, payment)
+    desk.stripe.give_back(payment, 100_00)
+    # The other one is nobody's here.
+    assert sorted(await desk.returned(payment, "evt_1")) == [False, True]
+    assert await desk.now(made) == ("open", "100.00", "20.00")
+
+
+async def test_a_refund_that_is_told_before_its_payment_is_due_again_all_the_same(desk: Desk) -> None:
+    made, there = await handed(desk)
+    told = desk.stripe.pay(there["id"])
+    payment = desk.stripe.payment_of(there["id"])
+    desk.stripe.give_back(payment, 120_00)
+    await desk.returned(payment, "evt_2")
+    await desk.told(told, "evt_1")
+    assert await desk.now(made) == ("open", "0.00", "120.00")
+
+
+@pytest.mark.parametrize(
+    ("status", "wanted"),
+    [("needs_response", "open"), ("lost", "open"), ("won", "paid"), ("prevented", "paid")],
+)
+async def test_money_that_a_bank_takes_back_is_due_again_unless_it_was_won(
+    desk: Desk, status: str, wanted: str
+) -> None:
+    made, payment = await paid(desk)
+    desk.stripe.give_back(payment, 120_00, by="dispute", status=status)
+    await desk.returned(payment, "evt_1", "charge.dispute.funds_withdrawn")
+    assert (await desk.now(made))[0] == wanted
+
+
+async def test_money_that_comes_again_is_for_a_person(desk: Desk) -> None:
+    made, payment = await paid(desk)
+    refund = desk.stripe.give_back(payment, 40_00, status="pending")
+    await desk.returned(payment, "evt_1")
+    refund["status"] = "failed"
+    await desk.returned(payment, "evt_2", "refund.failed")
+    assert await desk.now(made) == ("open", "80.00", "40.00")
+    assert desk.said_of_returns()[-1] == (
+        0,
+        "USD 40 that had gone back came in again: record it as a payment.",
+    )
+
+
+async def test_what_a_note_gave_to_the_balance_is_not_taken_out_twice(desk: Desk) -> None:
+    made, payment = await paid(desk)
+    await noted(desk, made, "50")
+    await desk.turn()
+    assert await desk.now(made) == ("paid", "60.00", "0.00")
+    desk.stripe.give_back(payment, 60_00)
+    await desk.returned(payment, "evt_1")
+    assert await desk.now(made) == ("paid", "60.00", "0.00")
+    [(amount, remains)] = desk.said_of_returns()
+    assert (amount, str(remains).startswith("USD 60 of what went back had left")) == (0, True)
+
+
+async def test_more_than_came_in_there_is_for_a_person(desk: Desk) -> None:
+    made, there = await handed(desk)
+    await desk.told(desk.stripe.pay(there["id"], 70_00), "evt_paid")
+    await pay(desk.april, made, "50.00")
+    payment = desk.stripe.payment_of(there["id"])
+    desk.stripe.payments[next(iter(desk.stripe.payments))]["amount_paid"] = 120_00
+    desk.stripe.give_back(payment, 120_00)
+    await desk.returned(payment, "evt_1")
+    assert await desk.now(made) == ("open", "50.00", "70.00")
+    assert desk.said_of_returns() == [
+        (Decimal(-70), "USD 50 more went back to the customer than is left of its payments.")
+    ]
+
+
+async def test_where_stripe_does_not_say_it_has_to_tell_again(desk: Desk) -> None:
+    _, payment = await paid(desk)
+    desk.stripe.give_back(payment, 1_00)
+    for refused in (Refused(500, "busy"), Refused(403, "no permission: sk_live_abc")):
+        desk.stripe.refuse = lambda asked, refused=refused: refused if "refunds" in asked else None
+        with pytest.raises(CollectorUnavailable) as told:
+            await desk.returns.look_up(Returned("evt_1", "charge.refunded", payment))
+        assert "sk_live_abc" not in told.value.message
+    assert desk.said_of_returns() == []
+
+
+async def test_a_payment_of_nobodys_is_not_looked_further(desk: Desk) -> None:
+    await paid(desk)
+    asked = len(desk.stripe.asked)
+    assert await desk.returned("pi_of_others", "evt_1") == []
+    assert len(desk.stripe.asked) == asked + 1
