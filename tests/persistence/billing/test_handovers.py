@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 
 from gateway.background.timed.handovers import Handovers
-from gateway.core.billing.handover import ATTEMPTS_MAX, Collected, Returned
+from gateway.core.billing.handover import ATTEMPTS_MAX, Collected
 from gateway.errors import Conflict
 from gateway.handover.stripe_api import StripeApi
 from gateway.handover.stripe_invoices import StripeInvoices
-from gateway.handover.stripe_returns import StripeReturns
 from persistence import engine
 from persistence.keeper import watch
 from persistence.keeper.handovers import HandoverQueue
@@ -43,7 +42,6 @@ class Desk:
     queue: HandoverQueue
     collector: StripeInvoices
     loop: Handovers
-    returns: StripeReturns
     said: list[dict[str, object]]
 
     async def turn(self) -> int:
@@ -69,15 +67,6 @@ class Desk:
         collected = Collected(name, kind, invoice["id"], mark, invoice["currency"].upper(), settled)
         return await self.april.store.collected(collected)
 
-    async def returned(self, payment: str, name: str, kind: str = "charge.refunded") -> list[bool]:
-        """What Stripe tells of money that went back, looked up as a keeper does."""
-        found = await self.returns.look_up(Returned(name, kind, payment))
-        return [await self.april.store.collected(each) for each in found]
-
-    def said_of_returns(self) -> list[tuple[Any, ...]]:
-        told = "SELECT amount, remains FROM handover_event WHERE kind <> 'invoice.paid' ORDER BY id"
-        return rows_of(self.april.url, told)
-
     async def now(self, invoice: dict[str, Any]) -> tuple[str, str, str]:
         return stands(dict(await self.april.store.get("invoices", invoice["id"])))
 
@@ -90,7 +79,7 @@ async def desk(april: April) -> AsyncIterator[Desk]:
         collector = StripeInvoices(api, "charge_automatically", lambda: april.now)
         queue = HandoverQueue(pool, april.store)
         loop = Handovers(queue, collector, lambda what, **more: said.append({"what": what, **more}))
-        yield Desk(april, stripe, queue, collector, loop, StripeReturns(api), said)
+        yield Desk(april, stripe, queue, collector, loop, said)
         await api.aclose()
         await pool.dispose()
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from gateway.core.billing.handover import Returned
+from gateway.core.billing.handover import Collected, Returned
 from gateway.errors import CollectorUnavailable
+from gateway.handover.stripe_api import StripeApi
+from gateway.handover.stripe_returns import StripeReturns
 from tests.persistence.billing.test_handovers import Desk, april, desk, handed, noted
 from tests.persistence.billing.test_payments import pay
 from tests.persistence.scenario import broken, rows_of
-from tests.stripe_server import Refused
+from tests.stripe_server import KEY, Refused
 
 __all__ = ["april", "desk"]
 
@@ -23,6 +26,26 @@ async def paid(desk: Desk) -> tuple[dict[str, Any], str]:
     await desk.told(desk.stripe.pay(there["id"]), "evt_paid")
     assert await desk.now(made) == ("paid", "120.00", "0.00")
     return made, desk.stripe.payment_of(there["id"])
+
+
+async def look_up(desk: Desk, told: Returned) -> Sequence[Collected]:
+    """What Stripe says of it, as a keeper asks."""
+    api = StripeApi(KEY, desk.stripe.url)
+    try:
+        return await StripeReturns(api).look_up(told)
+    finally:
+        await api.aclose()
+
+
+async def returned(desk: Desk, payment: str, name: str, kind: str = "charge.refunded") -> list[bool]:
+    """What Stripe tells of money that went back, taken in."""
+    found = await look_up(desk, Returned(name, kind, payment))
+    return [await desk.april.store.collected(each) for each in found]
+
+
+def said_of_returns(desk: Desk) -> list[tuple[Any, ...]]:
+    told = "SELECT amount, remains FROM handover_event WHERE kind <> 'invoice.paid' ORDER BY id"
+    return rows_of(desk.april.url, told)
 
 
 def back(desk: Desk) -> list[tuple[Any, ...]]:
@@ -37,9 +60,9 @@ async def test_a_refund_is_due_again_once_however_often_it_is_told(desk: Desk) -
         ("evt_2", "refund.created"),
         ("evt_1", "charge.refunded"),
     ):
-        assert await desk.returned(payment, name, kind) == [True]
+        assert await returned(desk, payment, name, kind) == [True]
     assert await desk.now(made) == ("open", "0.00", "120.00")
-    assert (back(desk), desk.said_of_returns()) == ([(-120,)], [(-120, None), (0, None)])
+    assert (back(desk), said_of_returns(desk)) == ([(-120,)], [(-120, None), (0, None)])
     # What Stripe says of the invoice itself stays what it was.
     there = desk.stripe.invoices[next(iter(desk.stripe.invoices))]
     await desk.told(dict(there), "evt_3", "invoice.updated")
@@ -51,13 +74,13 @@ async def test_parts_add_up_in_any_order(desk: Desk) -> None:
     made, payment = await paid(desk)
     for amount in (20_00, 30_00, 10_00):
         desk.stripe.give_back(payment, amount)
-    await desk.returned(payment, "evt_3")
+    await returned(desk, payment, "evt_3")
     assert await desk.now(made) == ("open", "60.00", "60.00")
-    await desk.returned(payment, "evt_1")
+    await returned(desk, payment, "evt_1")
     desk.stripe.give_back(payment, 5_00)
-    await desk.returned(payment, "evt_4")
+    await returned(desk, payment, "evt_4")
     assert await desk.now(made) == ("open", "55.00", "65.00")
-    assert [amount for amount, _ in desk.said_of_returns()] == [-60, 0, -5]
+    assert [amount for amount, _ in said_of_returns(desk)] == [-60, 0, -5]
 
 
 async def test_two_payments_of_one_invoice_are_told_apart(desk: Desk) -> None:
@@ -68,7 +91,7 @@ async def test_two_payments_of_one_invoice_are_told_apart(desk: Desk) -> None:
         payments.append(desk.stripe.payment_of(there["id"]))
     for number, payment in enumerate(payments):
         desk.stripe.give_back(payment, 50_00)
-        await desk.returned(payment, f"evt_back_{number}")
+        await returned(desk, payment, f"evt_back_{number}")
     assert await desk.now(made) == ("open", "20.00", "100.00")
 
 
@@ -80,7 +103,7 @@ async def test_a_payment_of_two_invoices_gives_back_of_each_what_is_its(desk: De
     desk.stripe.allocate("in_other", 80_00, payment)
     desk.stripe.give_back(payment, 100_00)
     # The other one is nobody's here.
-    assert sorted(await desk.returned(payment, "evt_1")) == [False, True]
+    assert sorted(await returned(desk, payment, "evt_1")) == [False, True]
     assert await desk.now(made) == ("open", "100.00", "20.00")
 
 
@@ -89,7 +112,7 @@ async def test_a_refund_that_is_told_before_its_payment_is_due_again_all_the_sam
     told = desk.stripe.pay(there["id"])
     payment = desk.stripe.payment_of(there["id"])
     desk.stripe.give_back(payment, 120_00)
-    await desk.returned(payment, "evt_2")
+    await returned(desk, payment, "evt_2")
     await desk.told(told, "evt_1")
     assert await desk.now(made) == ("open", "0.00", "120.00")
 
@@ -103,18 +126,18 @@ async def test_money_that_a_bank_takes_back_is_due_again_unless_it_was_won(
 ) -> None:
     made, payment = await paid(desk)
     desk.stripe.give_back(payment, 120_00, by="dispute", status=status)
-    await desk.returned(payment, "evt_1", "charge.dispute.funds_withdrawn")
+    await returned(desk, payment, "evt_1", "charge.dispute.funds_withdrawn")
     assert (await desk.now(made))[0] == wanted
 
 
 async def test_money_that_comes_again_is_for_a_person(desk: Desk) -> None:
     made, payment = await paid(desk)
     refund = desk.stripe.give_back(payment, 40_00, status="pending")
-    await desk.returned(payment, "evt_1")
+    await returned(desk, payment, "evt_1")
     refund["status"] = "failed"
-    await desk.returned(payment, "evt_2", "refund.failed")
+    await returned(desk, payment, "evt_2", "refund.failed")
     assert await desk.now(made) == ("open", "80.00", "40.00")
-    assert desk.said_of_returns()[-1] == (
+    assert said_of_returns(desk)[-1] == (
         0,
         "USD 40 that had gone back came in again: record it as a payment.",
     )
@@ -126,9 +149,9 @@ async def test_what_a_note_gave_to_the_balance_is_not_taken_out_twice(desk: Desk
     await desk.turn()
     assert await desk.now(made) == ("paid", "60.00", "0.00")
     desk.stripe.give_back(payment, 60_00)
-    await desk.returned(payment, "evt_1")
+    await returned(desk, payment, "evt_1")
     assert await desk.now(made) == ("paid", "60.00", "0.00")
-    [(amount, remains)] = desk.said_of_returns()
+    [(amount, remains)] = said_of_returns(desk)
     assert (amount, str(remains).startswith("USD 60 of what went back had left")) == (0, True)
 
 
@@ -139,9 +162,9 @@ async def test_more_than_came_in_there_is_for_a_person(desk: Desk) -> None:
     payment = desk.stripe.payment_of(there["id"])
     desk.stripe.payments[next(iter(desk.stripe.payments))]["amount_paid"] = 120_00
     desk.stripe.give_back(payment, 120_00)
-    await desk.returned(payment, "evt_1")
+    await returned(desk, payment, "evt_1")
     assert await desk.now(made) == ("open", "50.00", "70.00")
-    assert desk.said_of_returns() == [
+    assert said_of_returns(desk) == [
         (Decimal(-70), "USD 50 more went back to the customer than is left of its payments.")
     ]
 
@@ -152,13 +175,13 @@ async def test_where_stripe_does_not_say_it_has_to_tell_again(desk: Desk) -> Non
     for refused in (Refused(500, "busy"), Refused(403, "no permission: sk_live_abc")):
         desk.stripe.refuse = lambda asked, refused=refused: refused if "refunds" in asked else None
         with pytest.raises(CollectorUnavailable) as told:
-            await desk.returns.look_up(Returned("evt_1", "charge.refunded", payment))
+            await look_up(desk, Returned("evt_1", "charge.refunded", payment))
         assert "sk_live_abc" not in told.value.message
-    assert desk.said_of_returns() == []
+    assert said_of_returns(desk) == []
 
 
 async def test_a_payment_of_nobodys_is_not_looked_further(desk: Desk) -> None:
     await paid(desk)
     asked = len(desk.stripe.asked)
-    assert await desk.returned("pi_of_others", "evt_1") == []
+    assert await returned(desk, "pi_of_others", "evt_1") == []
     assert len(desk.stripe.asked) == asked + 1
