@@ -7,18 +7,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
-from uuid import uuid4
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.core.accounts.administration import Command, Committed, Row
-from gateway.core.billing.due import Due, Left, ScheduledResult, left_by
-from gateway.errors import Conflict, NotFound, StoreUnavailable, TollkeeperError
+from gateway.core.billing.due import Due, Left, ScheduledResult
 from persistence.billing import schedule
 from persistence.store import Store
-from persistence.tables.billing import invoice
-from persistence.timed_store import KEEPER
 
 
 class Schedule:
@@ -69,21 +64,12 @@ class Schedule:
             yield claim
 
     async def make_invoices(self, organization_ids: Sequence[int], *, finalize: bool) -> ScheduledResult:
-        """Make what is due of these organizations: months together, fees in advance one by one."""
+        """Make what is due of these organizations, all together; those that somebody holds one by one."""
         at = (self._clock(), self._grace_hours)
-        left, ahead, busy = await self._store.invoice_months(organization_ids, *at, finalize=finalize)
+        left, busy = await self._store.invoice_due(organization_ids, *at, finalize=finalize)
         for each in sorted(busy):
-            more, also, _ = await self._store.invoice_months([each], *at, finalize=finalize, wait=True)
-            left, ahead = left | more, [*ahead, *also]
-        for row in ahead:
-            if row.organization_id in left:
-                continue
-            try:
-                await self._make_ahead(row, finalize=finalize)
-            except StoreUnavailable:
-                raise
-            except TollkeeperError as refusal:
-                left[row.organization_id] = left_by(refusal)
+            more, _ = await self._store.invoice_due([each], *at, finalize=finalize, wait=True)
+            left |= more
         return ScheduledResult([each for each in organization_ids if each not in left], left)
 
     async def leave_invoices(self, left: Mapping[int, Left | None]) -> None:
@@ -100,33 +86,6 @@ class Schedule:
             due = {each.organization_id for each in await self.still_due(left, finalize=finalize)}
             await self.leave_invoices({each: None for each in left if each not in due})
 
-    async def _make_ahead(self, row: Any, *, finalize: bool) -> None:
-        """Make a one-off invoice of what its source owes; None of it where that is nothing."""
-        draft_id = row.draft_id
-        try:
-            if draft_id is None:
-                wanted = {"organization_id": row.organization_id, "source": row.source}
-                made = await self._do("create", None, wanted)
-                draft_id = int(str(made["id"]))
-            else:
-                made = await self._do("recompute", draft_id)
-            if not made["lines"]:
-                await self._do("delete", draft_id)
-            elif finalize:
-                await self._do("finalize", draft_id)
-        except (Conflict, NotFound):
-            if await self._is_due_still(row, draft_id):
-                raise
-
-    async def _is_due_still(self, row: Any, draft_id: int | None) -> bool:
-        """Whether nobody has drafted it meanwhile, or made it final."""
-        if draft_id is not None:
-            async with self._engine.connect() as connection:
-                status = select(invoice.c.status).where(invoice.c.id == draft_id)
-                return (await connection.execute(status)).scalar_one_or_none() == "draft"
-        found = await self.still_due([row.organization_id], finalize=True)
-        return any((each.source, each.draft_id) == (row.source, None) for each in found)
-
     async def _read(self, read: Callable[[Connection], Sequence[Any]], *, finalize: bool) -> Sequence[Due]:
         async with self._engine.connect() as connection:
             rows = await connection.run_sync(read)
@@ -137,9 +96,3 @@ class Schedule:
             )
             for row in rows
         ]  # fmt: skip
-
-    async def _do(self, verb: str, row_id: int | None, values: Row | None = None) -> Row:
-        command = Command("invoices", verb, KEEPER, str(uuid4()), lambda row: row, row_id, values or {})
-        done = await self._store.write(command)
-        assert isinstance(done, Committed)
-        return done.row

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 from uuid import uuid4
 
 from sqlalchemy import Connection
@@ -82,7 +82,7 @@ class TimedStore(ABC):
         """Where the counters have an organization."""
         return self._partition_of(organization_id)
 
-    async def invoice_months(
+    async def invoice_due(
         self,
         organization_ids: Sequence[int],
         now: datetime,
@@ -90,11 +90,11 @@ class TimedStore(ABC):
         *,
         finalize: bool,
         wait: bool = False,
-    ) -> tuple[dict[int, Left], list[Any], Collection[int]]:
-        """Make the months of these organizations that are due, in one transaction.
+    ) -> tuple[dict[int, Left], Collection[int]]:
+        """Make the months and fees in advance of these organizations that are due, in one transaction.
 
-        Answers whose was left and why, the fees in advance that are due besides, and whom somebody else
-        charges or invoices now: to `wait` for those is for one at a time.
+        Answers whose was left and why, and whom somebody else charges or invoices now: to `wait` for those is
+        for one at a time.
         """
         request_id = str(uuid4())
 
@@ -109,7 +109,7 @@ class TimedStore(ABC):
             return batch
 
         made = await self._run(work)
-        return made.left, made.ahead, made.busy
+        return made.left, made.busy
 
     async def rate(self, price_id: int) -> None:
         """Rate the next of them again."""

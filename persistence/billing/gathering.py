@@ -17,7 +17,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection, text
 
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.charge import DEBT, Charge, Wanted, gathered
+from gateway.core.billing.charge import DEBT, ONE_DAY, Charge, Wanted, gathered
 from gateway.core.billing.document import CREDIT_NOTE, INVOICE, Document, Letterhead, require_complete
 from gateway.core.billing.invoice import Bill, bill
 from gateway.core.billing.payment import Receivable, due_on
@@ -75,6 +75,22 @@ class Final(NamedTuple):
     total: Decimal
     due_days: int | None
     covers: Row | None = None
+
+
+def of_source(
+    connection: Connection, organization_ids: Sequence[int], until: date, today: date, only: Wanted
+) -> dict[int, list[Charge]]:
+    """What one source owes that no invoice has, by organization; whose owes nothing is left out."""
+    ids = list(organization_ids)
+    allocations.catch_up(connection, ids)
+    taken = _taken(connection, known(connection, ids, until, today), until, only)
+    return {owner: some for owner, some in taken.items() if some}
+
+
+def days_of(taken: Sequence[Charge]) -> tuple[date, date]:
+    """The days that an invoice of charges is of, the last not included: it is in nobody's way."""
+    ends = max((each.end - ONE_DAY).astimezone(UTC).date() for each in taken) + ONE_DAY
+    return min(each.day for each in taken), ends
 
 
 def draw(connection: Connection, letterhead: Letterhead, today: date, drafts: Sequence[Draft]) -> list[Drawn]:

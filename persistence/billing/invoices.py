@@ -9,19 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, date
+from datetime import date
 from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.charge import ONE_DAY, gathered
+from gateway.core.billing.charge import ONE_DAY
 from gateway.core.billing.document import CREDIT_NOTE, require_complete
 from gateway.core.billing.payment import PAID
 from gateway.errors import Conflict, Unprocessable
 from persistence.billing import (
-    allocations,
     charges,
     credit_notes,
     debts,
@@ -37,7 +36,6 @@ from persistence.billing import (
 )
 from persistence.billing.invoice_source import SOURCE
 from persistence.billing.one_off import only_of
-from persistence.billing.placed import known
 from persistence.subject import Change, Subject, day_in, id_in, require
 from persistence.tables.billing import invoice, invoice_line
 from persistence.tables.people import organization
@@ -98,15 +96,13 @@ def _create_one_off(change: Change) -> Row:
     until = day_in(values, "period_end") if said else change.today + ONE_DAY
     one_off.refuse_second_draft(change, organization_id)
     _require_near(change, until)
-    allocations.catch_up(change.connection, [organization_id])
-    owned = charges.segments(change.connection, [organization_id])
-    owed = known(change.connection, [organization_id], until, change.today)[organization_id]
-    taken = gathered(owed, until, owned, only_of(values))
-    if not taken:
-        raise Conflict("Nothing of this source is owed that no invoice has.")
-    ends = max((each.end - ONE_DAY).astimezone(UTC).date() for each in taken) + ONE_DAY
-    period = (min(each.day for each in taken), max(ends, until) if said else ends)
-    return _drafted(change, organization_id, period)
+    only = only_of(values)
+    assert only is not None, "it is of a source"
+    found = gathering.of_source(change.connection, [organization_id], until, change.today, only)
+    if not found:
+        raise Conflict(one_off.NOTHING_OWED)
+    start, ends = gathering.days_of(found[organization_id])
+    return _drafted(change, organization_id, (start, max(ends, until) if said else ends))
 
 
 def _require_near(change: Change, until: date) -> None:

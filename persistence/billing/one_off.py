@@ -10,6 +10,8 @@ from gateway.errors import Conflict
 from persistence.subject import Change
 from persistence.tables.billing import invoice
 
+NOTHING_OWED = "Nothing of this source is owed that no invoice has."
+
 
 def misfits(values: Row) -> tuple[tuple[str, str], ...]:
     """What keeps fields from saying either a period or a source."""

@@ -34,8 +34,8 @@ WITH month AS (
        AND EXISTS (SELECT FROM charge AS c WHERE c.organization_id = m.id AND c.invoice_id IS NULL
               AND c.period_start < cast(m.until AS timestamp) AT TIME ZONE 'UTC')
 ), ahead AS (
-    SELECT m.id, d.id AS draft_id, NULL::date AS period_start, NULL::date AS period_end,
-           'subscription_segment' AS source, true AS ripe
+    SELECT m.id, d.id AS draft_id, d.period_start, d.period_end, 'subscription_segment' AS source,
+           true AS ripe
       FROM month AS m
       LEFT JOIN invoice AS d ON d.organization_id = m.id AND d.corrects_id IS NULL AND d.status = 'draft'
            AND d.source = 'subscription_segment'

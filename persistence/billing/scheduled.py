@@ -1,4 +1,4 @@
-"""Months of many organizations, drafted or made final in one transaction: each as a person would alone.
+"""Months and fees in advance of many organizations, drafted or final in one transaction: each as alone.
 
 What is asked costs the same for one and for many, so a batch is asked for. Numbers come last: others wait
 for them until the commit.
@@ -7,20 +7,22 @@ for them until the commit.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Any
 
 from sqlalchemy import Connection, text
 
+from gateway.core.billing.charge import ONE_DAY, Wanted
 from gateway.core.billing.document import Letterhead, UnseenLetters
 from gateway.core.billing.due import CONFLICT, Left, left_by
 from gateway.core.billing.payment import PAID
 from gateway.errors import Unprocessable
 from persistence.billing import charges, debts, gathering, schedule
-from persistence.billing.gathering import Draft, Drawn
+from persistence.billing.gathering import Draft, Drawn, Final
 from persistence.billing.invoices import overlapping
+from persistence.billing.one_off import NOTHING_OWED
 from persistence.resources import audit
 from persistence.subject import Change, hold_flushes
 
@@ -29,7 +31,17 @@ INSERT INTO invoice (organization_id, period_start, period_end, currency)
 SELECT id, :start, :until, currency FROM organization
  WHERE id = ANY(cast(:organizations AS bigint[])) AND deleted_at IS NULL ORDER BY id
 RETURNING id, organization_id""")
+_NEW_AHEAD = text("""
+INSERT INTO invoice (organization_id, period_start, period_end, currency, source)
+SELECT o.id, n.start, n.until, o.currency, :source
+  FROM unnest(cast(:organizations AS bigint[]), cast(:starts AS date[]), cast(:ends AS date[]))
+    AS n (id, start, until) JOIN organization AS o ON o.id = n.id
+ WHERE o.deleted_at IS NULL ORDER BY o.id
+RETURNING id, organization_id, period_start, period_end""")
 _REMOVE = text("DELETE FROM invoice WHERE id = ANY(cast(:ids AS bigint[]))")
+
+# Of whose charges a fee in advance is an invoice of its own.
+AHEAD: Wanted = ("subscription_segment", None)
 
 # From one day to another (the last not included), and whether it is to be final.
 Month = tuple[date, date, bool]
@@ -37,7 +49,7 @@ Month = tuple[date, date, bool]
 
 @dataclass(slots=True)
 class Batch:
-    """Organizations whose months are made together; what is left, ahead and busy is told by `make`.
+    """Organizations whose invoices are made together; what is left and busy is told by `make`.
 
     `change_of` makes the change of one invoice by the keeper, for what is done of one alone.
     """
@@ -50,8 +62,6 @@ class Batch:
     partition_of: Callable[[int], int]
     change_of: Callable[[str, int], Change]
     left: dict[int, Left] = field(default_factory=dict)
-    # Fees in advance: one-off invoices, made one by one.
-    ahead: list[Any] = field(default_factory=list)
     # Somebody charges or invoices these now.
     busy: Collection[int] = ()
 
@@ -64,31 +74,76 @@ def make(batch: Batch, organization_ids: Sequence[int], *, wait: bool = False) -
     held = organization_ids if wait else charges.hold_free(batch.connection, organization_ids)
     batch.busy = set(organization_ids) - set(held)
     due = schedule.due_of(batch.connection, batch.now, held, batch.grace_hours, finalize=batch.finalize)
+    final = {batch.partition_of(row.organization_id) for row in due if row.ripe and batch.finalize}
+    for partition in sorted(final):
+        hold_flushes(batch.connection, partition)
+    months = _months(batch, [row for row in due if row.source is None])
+    made = gathering.have(batch.connection, months)
+    # Of what no month has.
+    fees = _fees(batch, [row for row in due if row.source and row.organization_id not in batch.left])
+    made += gathering.have(batch.connection, fees)
+    if made:
+        _finish(batch, [*months, *fees], made)
+
+
+def _months(batch: Batch, due: Sequence[Any]) -> list[Drawn]:
+    """Draft months; answers those that become final."""
     months = defaultdict[Month, list[Any]](list)
     for row in due:
-        if row.source is not None:
-            batch.ahead.append(row)
-        else:
-            months[row.period_start, row.period_end, bool(row.ripe and batch.finalize)].append(row)
-    for partition in sorted({batch.partition_of(row.organization_id) for _, row in _final(months)}):
-        hold_flushes(batch.connection, partition)
-    today = batch.now.astimezone(UTC).date()
+        months[row.period_start, row.period_end, bool(row.ripe and batch.finalize)].append(row)
     finals: list[Drawn] = []
     for (start, until, final), rows in sorted(months.items(), key=lambda of: of[0]):
-        drafts = _drafts(batch, start, until, rows)
-        if final and drafts:
-            finals += _complete(
-                batch, gathering.take(batch.connection, batch.letterhead, today, drafts), rows
-            )
-        elif drafts:
-            drawn = gathering.draw(batch.connection, batch.letterhead, today, drafts)
-            _note(batch, "create", _with_lines(batch, drawn, set()))
-    if finals:
-        _finish(batch, finals)
+        finals += _drawn(batch, _drafts(batch, start, until, rows), rows, final=final)
+    return finals
 
 
-def _final(months: dict[Month, list[Any]]) -> Iterable[tuple[Month, Any]]:
-    return ((month, row) for month, rows in months.items() if month[2] for row in rows)
+def _fees(batch: Batch, due: Sequence[Any]) -> list[Drawn]:
+    """Draft fees in advance, those up to the same day together; answers those that become final."""
+    drafts = defaultdict[date, list[Draft]](list)
+    for row in due:
+        if row.draft_id is not None:
+            draft = Draft(row.draft_id, row.organization_id, row.period_start, row.period_end, AHEAD)
+            drafts[draft.until].append(draft)
+    for draft in _new_fees(batch, [row.organization_id for row in due if row.draft_id is None]):
+        drafts[draft.until].append(draft)
+    finals: list[Drawn] = []
+    for _, some in sorted(drafts.items()):
+        some.sort(key=lambda each: each.organization_id)
+        finals += _drawn(batch, some, due, final=batch.finalize)
+    return finals
+
+
+def _new_fees(batch: Batch, organization_ids: Sequence[int]) -> list[Draft]:
+    """New drafts of fees in advance; who owes nothing of it by now has none."""
+    if not organization_ids:
+        return []
+    today = _today(batch)
+    found = gathering.of_source(batch.connection, organization_ids, today + ONE_DAY, today, AHEAD)
+    if nothing := [each for each in organization_ids if each not in found]:
+        at = (batch.connection, batch.now, nothing, batch.grace_hours)
+        due = {row.organization_id for row in schedule.due_of(*at, finalize=False) if row.source}
+        batch.left |= dict.fromkeys(due, Left(CONFLICT, NOTHING_OWED))
+    days = {owner: gathering.days_of(some) for owner, some in found.items()}
+    made = batch.connection.execute(_NEW_AHEAD, {
+        "organizations": list(days), "starts": [start for start, _ in days.values()],
+        "ends": [until for _, until in days.values()], "source": AHEAD[0],
+    })  # fmt: skip
+    return [Draft(row.id, row.organization_id, row.period_start, row.period_end, AHEAD) for row in made]
+
+
+def _drawn(batch: Batch, drafts: Sequence[Draft], rows: Sequence[Any], *, final: bool) -> list[Drawn]:
+    """Make the lines of drafts; answers those that become final."""
+    if not drafts:
+        return []
+    here = (batch.connection, batch.letterhead, _today(batch), drafts)
+    if final:
+        return _complete(batch, gathering.take(*here), rows)
+    _note(batch, "create", _with_lines(batch, gathering.draw(*here), set()))
+    return []
+
+
+def _today(batch: Batch) -> date:
+    return batch.now.astimezone(UTC).date()
 
 
 def _drafts(batch: Batch, start: date, until: date, rows: Sequence[Any]) -> list[Draft]:
@@ -132,9 +187,8 @@ def _complete(batch: Batch, drawn: Sequence[Drawn], rows: Sequence[Any]) -> list
     return found
 
 
-def _finish(batch: Batch, finals: Sequence[Drawn]) -> None:
+def _finish(batch: Batch, finals: Sequence[Drawn], made: Sequence[Final]) -> None:
     """Give numbers: the last thing but for credits that an invoice without anything to pay gives at once."""
-    made = gathering.have(batch.connection, finals)
     _note(batch, "finalize", finals)
     statuses = gathering.finish(batch.connection, batch.letterhead, batch.now, made)
     for each, status in zip(finals, statuses, strict=True):

@@ -131,6 +131,66 @@ async def test_a_fee_in_advance_is_billed_on_its_day_once(april: April) -> None:
     assert await broken(april.url) == []
 
 
+async def ahead(april: April, count: int) -> list[int]:
+    """Organizations that pay in advance: a year and a month in turns."""
+    starter = await plan(april, "Starter", "29.00", 2_000_000)
+    every = ("annual", "monthly")
+    begun = (starter, date(2026, 4, 1), None)
+    made = [
+        await customer(april, *begun, billing="advance", billing_interval=every[number % 2])
+        for number in range(count)
+    ]
+    return [each["organization"] for each in made]
+
+
+async def test_fees_in_advance_of_a_batch_are_what_each_alone_would_be(april: April) -> None:
+    made = await ahead(april, 4)
+    await april.on(at(4, 2))
+    await april.do("invoices", "create", organization_id=made[0], source="subscription_segment")
+    alone = await april.do("invoices", "create", organization_id=made[2], source="subscription_segment")
+    await april.do("invoices", "finalize", alone["id"])
+    await turn(april, keepers=2)
+    await turn(april)
+    said = (
+        "SELECT status, source, period_start, period_end, total_amount, document - 'buyer', covers,"
+        " due_date FROM invoice WHERE organization_id = %s"
+    )
+    year, month, same, other_month = (rows_of(april.url, said, [each]) for each in made)
+    assert (year, month) == (same, other_month)
+    assert [(each[3], each[4]) for each in (*year, *month)] == [
+        (date(2027, 4, 1), Decimal(290)),
+        (date(2026, 5, 1), Decimal(29)),
+    ]
+    assert (left(april), await broken(april.url)) == ({}, [])
+    done = "SELECT action, count(*) FROM audit_log WHERE resource = 'invoices' GROUP BY 1 ORDER BY 1"
+    assert rows_of(april.url, done) == [("create", 4), ("finalize", 4)]
+
+
+async def test_fees_in_advance_of_many_ask_as_much_as_those_of_two(april: April) -> None:
+    counts = []
+    await april.on(at(4, 2))
+    # A year and a month each.
+    for count in (2, 10):
+        await ahead(april, count)
+        async with keeper(april) as (invoicing, pool):
+            asked = _asked(pool)
+            assert await invoicing.turn() == (count, 0)
+            counts.append(asked[0])
+    # Those of a batch by the same statements: one more organization is none more.
+    assert counts[1] < counts[0] + 8
+
+
+def _asked(pool: AsyncEngine) -> list[int]:
+    """How many statements there were from now on."""
+    asked = [0]
+
+    def one(*_: object) -> None:
+        asked[0] += 1
+
+    event.listen(pool.sync_engine, "before_cursor_execute", one)
+    return asked
+
+
 async def test_a_month_that_gives_back_more_than_it_bills_is_issued_as_well(april: April) -> None:
     ids = await subscribed(april)
     await april.on(at(5, 1, 6))
