@@ -34,12 +34,7 @@ from gateway.errors import NotFound
 from persistence import confinement, listing, subject
 from persistence import engine as engines
 from persistence.applying import Applying
-from persistence.billing import (
-    finance_reports,
-    kept_documents,
-    reratings,
-    unbilled,
-)
+from persistence.billing import finance_reports, kept_documents, reratings, unbilled
 from persistence.billing.invoice_usage import InvoiceUsage
 from persistence.bounded import answered
 from persistence.glyphs import Glyphs
@@ -62,10 +57,7 @@ T = TypeVar("T")
 TRIES_MAX = 4
 # No organization has this id.
 NOBODYS = 0
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
+_now = partial(datetime.now, UTC)
 
 
 class Store(TimedStore):
