@@ -8,6 +8,7 @@ billed stays, the next invoice gives it back, or bills it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
@@ -41,7 +42,8 @@ SELECT organization_id, tenant_id, service_id, created_at, tokens, credits, cont
 _TOKENS = text("""
 SELECT coalesce(sum(CASE direction WHEN 'OUT' THEN amount ELSE -amount END), 0)::bigint AS moved,
        min(created_at) AS at, max(cycle) AS cycle,
-       coalesce((SELECT late_tokens FROM use_event WHERE request_id = :request), 0) AS late
+       coalesce((SELECT late_tokens FROM use_event WHERE request_id = :request), 0) AS late,
+       (SELECT used_at FROM use_event WHERE request_id = :request) AS told_of
   FROM token_ledger WHERE request_id = :request AND transaction_type IN ('consume', 'adjust')""")
 _UNITS = text("""
 SELECT coalesce(sum(usage_amount), 0)::bigint AS units, coalesce(sum(spend), 0)::bigint AS spend,
@@ -72,6 +74,18 @@ class _Amended:
     sign: int
 
     @property
+    def used_at(self) -> datetime:
+        """When it was used: an event says it, of a call the ledger does."""
+        at: datetime = self.tokens.told_of or self.tokens.at or self.call.created_at
+        return at
+
+    @property
+    def counted_at(self) -> datetime | None:
+        """When the tokens of an event came into the ledger."""
+        at: datetime | None = self.tokens.at if self.tokens.told_of else None
+        return at
+
+    @property
     def in_money(self) -> bool:
         """Whether its units are billionths of the currency."""
         service = self.service
@@ -86,8 +100,8 @@ def create(change: Change) -> Row:
     late, quota = _of_quota(change, amended, moved["tokens"])
     row = insert(amendment).values(
         request_id=UUID(str(values["request_id"])), organization_id=call.organization_id,
-        tenant_id=call.tenant_id, service_id=call.service_id, used_at=amended.tokens.at or call.created_at,
-        **moved, in_money=amended.in_money, late_tokens=late, quota_tokens=quota, reason=values["reason"],
+        tenant_id=call.tenant_id, service_id=call.service_id, used_at=amended.used_at,
+        counted_at=amended.counted_at, **moved, in_money=amended.in_money, late_tokens=late, quota_tokens=quota, reason=values["reason"],
         direction="IN" if amended.sign > 0 else "OUT", actor=change.command.actor.scope,
     )  # fmt: skip
     row_id = int(connection.execute(row.returning(amendment.c.id)).scalar_one())
@@ -100,7 +114,7 @@ def create(change: Change) -> Row:
         connection, str(values["request_id"]), {name: amended.sign * moved[name] for name in KINDS}, amended
     )
     # A plan that was in force before has it too, where it was used by that one.
-    used_at = amended.tokens.at or call.created_at
+    used_at = amended.used_at
     if late or (quota and used_at < call.tenant_changed_at):
         charges.hold(connection, call.organization_id)
         change.hold_flushes(change.partition_of(call.organization_id))
@@ -196,8 +210,9 @@ def _of_quota(change: Change, amended: _Amended, moved: int) -> tuple[int, int]:
             quota.next_reset_at is None or quota.next_reset_at > now  # else its reset is on its way
         )
     if (tokens.moved <= 0 and tokens.late > 0) or not is_last:
-        used_at = tokens.at or call.created_at
-        goes_on = quota.overage_policy == CARRY and carried(change.connection, call.tenant_id, used_at)
+        goes_on = quota.overage_policy == CARRY and carried(
+            change.connection, call.tenant_id, amended.used_at
+        )
         return (0, part) if goes_on and not tokens.late else (part, 0)
     return 0, part
 

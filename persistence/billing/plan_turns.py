@@ -41,7 +41,9 @@ SELECT coalesce(sum((CASE WHEN u.is_more THEN 1 ELSE -1 END) * (u.late_tokens + 
                    AND b.transaction_type = u.as_type
                    AND (u.reason IS NULL OR b.metadata->>'reason' = u.reason))
            THEN 0 ELSE u.quota_tokens END)), 0)::bigint
-  FROM told_use AS u WHERE u.tenant_id = :tenant AND u.used_at >= :since AND u.used_at < :until""")
+  FROM told_use AS u
+ WHERE u.tenant_id = :tenant AND (u.used_at >= :since AND u.used_at < :until
+                                  OR u.counted_at >= :since AND u.counted_at < :until)""")
 
 
 # What carried debt of one tenant until the same plan ended: up to one of them, in their order.
@@ -70,7 +72,8 @@ WITH given AS (
       FROM told_use AS u LEFT JOIN token_ledger AS b ON b.request_id = u.request_id
        AND b.tenant_id = u.tenant_id AND b.transaction_type = u.as_type
        AND (u.reason IS NULL OR b.metadata->>'reason' = u.reason)
-     WHERE u.tenant_id = :tenant AND u.used_at >= :since AND u.used_at < :until
+     WHERE u.tenant_id = :tenant AND (u.used_at >= :since AND u.used_at < :until
+                                      OR u.counted_at >= :since AND u.counted_at < :until)
 )
 SELECT min(g.debt + (SELECT coalesce(sum(t.sign * (t.late_tokens + CASE
                             WHEN t.seq IS NULL OR t.seq > g.seq THEN t.quota_tokens ELSE 0 END)), 0)

@@ -51,6 +51,8 @@ amendment = table(
     moments("created_at"),
     # Of the cycle that ran.
     integers("quota_tokens"),
+    # When what it corrects came into the ledger, of an event.
+    moments("counted_at?"),
     UniqueConstraint("request_id"),
 )
 

@@ -138,13 +138,16 @@ zone_clock = table(
     integers("offset", "turns_at", "offset_after", "tenant_id?"),
 )
 
-# What tokens beyond a plan cost since when, kept by a trigger.
+# What a plan said since when, kept by a trigger: its tokens, and what those beyond it cost.
 token_plan_price = table(
     "token_plan_price",
     integers("plan_id"),
     moments("since"),
     texts("overage_policy"),
     amounts("unit_price?"),
+    integers("total_amount?"),
+    texts("reset_interval?", "time_zone?"),
+    integers("anchor_day?"),
     PrimaryKeyConstraint("plan_id", "since"),
 )
 
