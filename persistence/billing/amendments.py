@@ -7,8 +7,6 @@ billed stays, the next invoice gives it back, or bills it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime
 from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
@@ -21,12 +19,12 @@ from gateway.core.billing.early_use import CARRY
 from gateway.core.billing.pricing import IN_MONEY, MICRO, NANO, Tier, spend_micro
 from gateway.core.billing.tiers import pack_tiers
 from gateway.core.billing.usage_feed import AMENDED
-from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, is_in_money
-from gateway.core.model import INTEGER_MAX, Service
+from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE
+from gateway.core.model import INTEGER_MAX
 from gateway.core.moments import rfc3339
-from gateway.errors import Conflict, Unprocessable
+from gateway.errors import Unprocessable
 from persistence.billing import charges
-from persistence.billing.events import service_of
+from persistence.billing.amended import Amended, amended_call
 from persistence.billing.token_cycles import carried, in_cycle
 from persistence.ledger import statements, usage_feed, usage_rollup, usage_spans
 from persistence.resources.app_users import acting
@@ -34,22 +32,6 @@ from persistence.subject import Change, Subject, write_of
 from persistence.tables.corrections import amendment
 from persistence.tables.ledgers import credit_addition, money
 
-_CALL = text("""
-SELECT organization_id, tenant_id, service_id, created_at, tokens, credits, content_id, project_id,
-       (SELECT t.updated_at FROM tenant AS t WHERE t.id = call.tenant_id) AS tenant_changed_at
-  FROM call WHERE request_id = :request AND NOT refused FOR UPDATE""")
-# Of the quota: what it moved, when, and in which cycle; an event of one that was over moved none.
-_TOKENS = text("""
-SELECT coalesce(sum(CASE direction WHEN 'OUT' THEN amount ELSE -amount END), 0)::bigint AS moved,
-       min(created_at) AS at, max(cycle) AS cycle,
-       coalesce((SELECT late_tokens FROM use_event WHERE request_id = :request), 0) AS late,
-       (SELECT used_at FROM use_event WHERE request_id = :request) AS told_of
-  FROM token_ledger WHERE request_id = :request AND transaction_type IN ('consume', 'adjust')""")
-_UNITS = text("""
-SELECT coalesce(sum(usage_amount), 0)::bigint AS units, coalesce(sum(spend), 0)::bigint AS spend,
-       coalesce(bool_or(in_money), false) AS in_money, min("timestamp") AS at,
-       jsonb_agg(unit_prices ORDER BY "timestamp") -> 0 AS prices
-  FROM feature_usage WHERE request_id = :request""")
 _PRICES = text("""
 SELECT unit_price FROM usage_tier
  WHERE tenant_id = :tenant AND service_id = :service AND quantity > 0
@@ -58,51 +40,21 @@ _QUOTA = text("""
 SELECT q.cycle, q.next_reset_at, p.overage_policy
   FROM tenant_quota AS q JOIN tenant AS t ON t.id = q.tenant_id
   LEFT JOIN token_plan AS p ON p.id = coalesce(t.plan_id, t.inherited_plan_id) WHERE q.tenant_id = :tenant""")
-_DONE = select(amendment.c.id)
-_KEY = text("SELECT key FROM service WHERE id = :service")
 KINDS = ("tokens", "credits", "units")
-
-
-@dataclass(frozen=True, slots=True)
-class _Amended:
-    """A call, what moved for it, and its service where it is known; `sign` is 1 of what is taken back."""
-
-    call: Any
-    tokens: Any
-    units: Any
-    service: Service | None
-    sign: int
-
-    @property
-    def used_at(self) -> datetime:
-        """When it was used: an event says it, of a call the ledger does."""
-        at: datetime = self.tokens.told_of or self.tokens.at or self.call.created_at
-        return at
-
-    @property
-    def counted_at(self) -> datetime | None:
-        """When the tokens of an event came into the ledger."""
-        at: datetime | None = self.tokens.at if self.tokens.told_of else None
-        return at
-
-    @property
-    def in_money(self) -> bool:
-        """Whether its units are billionths of the currency."""
-        service = self.service
-        return bool(self.units.in_money or (not self.units.units and service and is_in_money(service)))
 
 
 def create(change: Change) -> Row:
     """Amend; `Conflict` where that was done before, `Unprocessable` where the call cannot be moved so."""
     values, connection = change.command.values, change.connection
-    amended = _find(change)
+    amended = amended_call(change)
     call, moved = amended.call, _checked(values, amended)
     late, quota = _of_quota(change, amended, moved["tokens"])
     row = insert(amendment).values(
         request_id=UUID(str(values["request_id"])), organization_id=call.organization_id,
-        tenant_id=call.tenant_id, service_id=call.service_id, used_at=amended.used_at,
-        counted_at=amended.counted_at, **moved, in_money=amended.in_money, late_tokens=late, quota_tokens=quota, reason=values["reason"],
-        direction="IN" if amended.sign > 0 else "OUT", actor=change.command.actor.scope,
+        tenant_id=call.tenant_id, service_id=call.service_id, used_at=amended.used_at, **moved,
+        counted_at=amended.counted_at, in_money=amended.in_money, late_tokens=late, quota_tokens=quota,
+        reason=values["reason"], direction="IN" if amended.sign > 0 else "OUT",
+        actor=change.command.actor.scope,
     )  # fmt: skip
     row_id = int(connection.execute(row.returning(amendment.c.id)).scalar_one())
     charged = moved["credits"] if amended.sign < 0 else 0
@@ -122,24 +74,7 @@ def create(change: Change) -> Row:
     return change.fetch(row_id)
 
 
-def _find(change: Change) -> _Amended:
-    """The call, held until the end of the transaction."""
-    values, connection = change.command.values, change.connection
-    request = {"request": UUID(str(values["request_id"]))}
-    call = connection.execute(_CALL, request).first()
-    if call is None or values.get("organization_id") not in {None, call.organization_id}:
-        whose = " of this organization" if values.get("organization_id") else ""
-        raise Unprocessable(errors=(("request_id", f"is the id of no call{whose} that was charged"),))
-    before = connection.execute(_DONE.where(amendment.c.request_id == request["request"])).scalar()
-    if before is not None:
-        raise Conflict(f"This call was amended already, by amendment {before}: a call is amended once.")
-    key = connection.execute(_KEY, {"service": call.service_id}).scalar()
-    service = None if key is None else service_of(connection, call.organization_id, key)
-    tokens, units = connection.execute(_TOKENS, request).one(), connection.execute(_UNITS, request).one()
-    return _Amended(call, tokens, units, service, -1 if values.get("direction") == "OUT" else 1)
-
-
-def _checked(values: Row, amended: _Amended) -> dict[str, int]:
+def _checked(values: Row, amended: Amended) -> dict[str, int]:
     """What is moved: no more is taken back than there is, and nothing is added that the service has not."""
     nano = Decimal(str(values.get("amount") or 0)) * NANO
     asked = {name: int(str(values.get(name) or 0)) for name in KINDS}
@@ -151,7 +86,7 @@ def _checked(values: Row, amended: _Amended) -> dict[str, int]:
     return {**asked, "units": int(nano) or asked["units"]}
 
 
-def _too_much(asked: dict[str, int], nano: int, amended: _Amended) -> list[tuple[str, str]]:
+def _too_much(asked: dict[str, int], nano: int, amended: Amended) -> list[tuple[str, str]]:
     """What there is less of than is to be taken back."""
     call, tokens, units = amended.call, amended.tokens, amended.units
     moves = tokens.moved > 0 or tokens.late > 0
@@ -171,7 +106,7 @@ def _too_much(asked: dict[str, int], nano: int, amended: _Amended) -> list[tuple
     return errors
 
 
-def _foreign(asked: dict[str, int], nano: int, amended: _Amended) -> list[tuple[str, str]]:
+def _foreign(asked: dict[str, int], nano: int, amended: Amended) -> list[tuple[str, str]]:
     """What the service of the call does not charge, or not so much at once."""
     call, service, units = amended.call, amended.service, amended.units
     meter = "" if service is None else service.meter
@@ -190,7 +125,7 @@ def _foreign(asked: dict[str, int], nano: int, amended: _Amended) -> list[tuple[
     return errors
 
 
-def _of_quota(change: Change, amended: _Amended, moved: int) -> tuple[int, int]:
+def _of_quota(change: Change, amended: Amended, moved: int) -> tuple[int, int]:
     """Tokens that a cycle which is over owes no more, or besides; and those that the quota moves by."""
     call, tokens = amended.call, amended.tokens
     if not moved:
@@ -217,7 +152,7 @@ def _of_quota(change: Change, amended: _Amended, moved: int) -> tuple[int, int]:
     return 0, part
 
 
-def _parts(connection: Connection, amended: _Amended, units: int) -> list[tuple[int, tuple[Tier, ...]]]:
+def _parts(connection: Connection, amended: Amended, units: int) -> list[tuple[int, tuple[Tier, ...]]]:
     """Units that are moved, and what they cost: the last ones of the call are taken back first."""
     if not units or amended.in_money:
         return [(units, IN_MONEY if units else ())]
@@ -233,7 +168,7 @@ def _parts(connection: Connection, amended: _Amended, units: int) -> list[tuple[
     return found
 
 
-def _used_at(connection: Connection, amended: _Amended) -> list[tuple[int, Decimal]]:
+def _used_at(connection: Connection, amended: Amended) -> list[tuple[int, Decimal]]:
     """What the units of a call cost, in their order."""
     call, units = amended.call, amended.units
     if isinstance(units.prices, list):
@@ -247,7 +182,7 @@ def _used_at(connection: Connection, amended: _Amended) -> list[tuple[int, Decim
     return [(units.units, min(prices, key=lambda price: abs(price - each)))]
 
 
-def _settle(change: Change, amended: _Amended, moved: dict[str, int]) -> None:
+def _settle(change: Change, amended: Amended, moved: dict[str, int]) -> None:
     """Have the counters move what the call was charged: each write's id is a correction's."""
     values, writes = change.command.values, []
     for units, tiers in _parts(change.connection, amended, moved["units"]):
@@ -291,7 +226,7 @@ def _give(change: Change, organization_id: int, amount: int) -> None:
     )  # fmt: skip
 
 
-def _tell(connection: Connection, request_id: str, back: dict[str, int], amended: _Amended) -> None:
+def _tell(connection: Connection, request_id: str, back: dict[str, int], amended: Amended) -> None:
     """Take it off the call's row, and off what calls add up to; a call at cost is one unit."""
     values = {**back, "units": 0 if amended.in_money else back["units"], "request_id": request_id}
     before = connection.exec_driver_sql(statements.CALL_SUMS, values).fetchone()

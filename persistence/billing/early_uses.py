@@ -18,7 +18,6 @@ from gateway.core.billing.charge import EARLY_USE, ONE_DAY, SUBSCRIPTION, Charge
 from gateway.core.billing.early_use import (
     Ended,
     PlanEnd,
-    TokenTerms,
     amount_of,
     debt_end,
     plan_end,
@@ -27,11 +26,11 @@ from gateway.core.billing.early_use import (
 )
 from gateway.core.billing.subscription import midnight
 from persistence.billing import plan_turns
+from persistence.billing.sold import TokenPlan, terms_of
 from persistence.tables.billing import plan_end as table
 
 # Ends of plans of one organization that become known together.
 ENDS_MAX = 1_000
-MONTHLY = "monthly"
 
 # Known are those whose writes are in the ledger: of debt that was carried on, the one that ended that, or a
 # reset that forgave it. Nobody carries what is of a cycle that was over before.
@@ -75,8 +74,6 @@ UPDATE plan_end SET used = :used, debt = cast(:debt AS bigint), quantity = :quan
 
 # What names a fact, and its charge.
 EarlyCharge = tuple[str, Charge]
-# A row of token plans.
-TokenPlan = Mapping[str, Any]
 # Tenants of which something was told, and since when that was used.
 Told = Mapping[int, datetime]
 
@@ -106,7 +103,9 @@ class Settled(NamedTuple):
 
 def note(connection: Connection, taken: Taken, ended: Ended, had: TokenPlan, then: TokenPlan | None) -> None:
     """Keep that a tenant's token plan was taken, where something can be owed for it."""
-    found = plan_end(ended, _terms(had, taken.anchor), None if then is None else _terms(then, taken.anchor))
+    found = plan_end(
+        ended, terms_of(had, taken.anchor), None if then is None else terms_of(then, taken.anchor)
+    )
     if found is None:
         return
     connection.execute(
@@ -125,7 +124,9 @@ def end_debt(
     connection: Connection, taken: Taken, ended: Ended | None, had: TokenPlan, then: TokenPlan | None
 ) -> None:
     """Have debt of earlier plans end with the one that carried it, where the next does not carry it on."""
-    found = debt_end(ended, _terms(had, taken.anchor), None if then is None else _terms(then, taken.anchor))
+    found = debt_end(
+        ended, terms_of(had, taken.anchor), None if then is None else terms_of(then, taken.anchor)
+    )
     if found is not None:
         here = {"tenant": taken.tenant_id, "write": taken.write_id, "ends": found.ends}
         connection.execute(_END_DEBT, {**here, "counted": found.counted})
@@ -201,10 +202,3 @@ def _end(row: Any, *, is_carried: bool) -> PlanEnd:
         row.total_amount, counted, row.worth, row.paid, row.paid_from, row.cycle_ends_at, row.supplied_from,
         row.carries,
     )  # fmt: skip
-
-
-def _terms(plan: TokenPlan, anchor: int) -> TokenTerms:
-    day = plan["anchor_day"] or (anchor if plan["reset_interval"] == MONTHLY else 1)
-    return TokenTerms(
-        plan["total_amount"], plan["overage_policy"], plan["reset_interval"], plan["time_zone"], int(day)
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from sqlalchemy import case, func, insert, literal, select, update
 
@@ -12,9 +11,10 @@ from gateway.core.accounts.plan_terms import plan_payload
 from gateway.core.billing.early_use import Ended
 from gateway.core.moments import ms_of
 from gateway.errors import Unprocessable
-from persistence.billing import early_uses
+from persistence.billing import early_uses, sold
 from persistence.billing.early_uses import Taken
 from persistence.billing.plans import plan_in_force, priced_in
+from persistence.billing.sold import TokenPlan
 from persistence.subject import Change, Subject, id_in, lock, require
 from persistence.tables.billing import organization_subscription
 from persistence.tables.people import organization, tenant, tenant_quota, token_plan
@@ -80,6 +80,8 @@ def _move(
     anchor = change.connection.execute(
         select(tenant_quota.c.anchor).where(tenant_quota.c.tenant_id == tenant_id)
     ).scalar_one()
+    if had is not None and ended is not None:
+        had = sold.plan_of(change.connection, tenant_id, had, ended.at, anchor)
     payload = plan_payload(found, anchor=anchor, since_ms=ms_of(change.now))
     # What its organization negotiated goes with the plan: what is owed beyond it is read from here.
     price = change.connection.execute(select(_negotiated).where(here)).scalar_one()
@@ -103,12 +105,13 @@ def forget_plan(change: Change, tenant_id: int, organization_id: int, ended: End
     change.connection.execute(update(tenant).where(here).values(inherited_plan_id=None))
     if had is not None:
         taken = Taken(tenant_id, organization_id, None, change.connection.execute(anchor).scalar_one())
+        had = sold.plan_of(change.connection, tenant_id, had, ended.at, taken.anchor)
         # Nobody goes on with its tokens.
         early_uses.end_debt(change.connection, taken, ended, had, None)
         early_uses.note(change.connection, taken, replace(ended, over=True), had, None)
 
 
-def _plan(change: Change, plan_id: object) -> dict[str, Any] | None:
+def _plan(change: Change, plan_id: object) -> TokenPlan | None:
     found = change.connection.execute(select(token_plan).where(token_plan.c.id == plan_id)).mappings().first()
     return None if found is None else dict(found)
 

@@ -24,7 +24,7 @@ BILL, CARRY = "bill", "carry"
 # Of debt that the plan behind has whole, or has as its own.
 ALL = INTEGER_MAX
 # How cycles of tokens are called where windows of budgets are counted.
-_WINDOWS = {"daily": "day", "weekly": "week", "monthly": "month"}
+WINDOWS = {"daily": "day", "weekly": "week", "monthly": "month"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +199,7 @@ def _cycle(ended: Ended, had: TokenTerms) -> tuple[date, tuple[date, date], date
 
     Tokens that are given once are paid by the fee of one cycle, and by all days there were.
     """
-    segment, window = ended.segment, _WINDOWS.get(had.interval)
+    segment, window = ended.segment, WINDOWS.get(had.interval)
     if window is None:
         return segment.anchor, cycle_of(segment.anchor, segment.interval, ended.last_day), None
     start_ms, end_ms, _ = bounds(window, had.time_zone, had.anchor_day, ms_of(ended.at))

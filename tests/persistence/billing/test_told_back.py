@@ -50,16 +50,19 @@ async def told(april: April, ids: dict[str, int], moment: datetime, tokens: int)
 async def amended(april: April, request_id: str, tokens: int, direction: str = "IN") -> dict[str, Any]:
     await amend(april, request_id, direction, tokens)
     counted(april)
-    [row] = rows_of(april.url, "SELECT used_at, late_tokens + quota_tokens FROM amendment ORDER BY id DESC LIMIT 1")
+    [row] = rows_of(
+        april.url, "SELECT used_at, late_tokens + quota_tokens FROM amendment ORDER BY id DESC LIMIT 1"
+    )
     return {"used_at": row[0], "tokens": row[1]}
 
 
 @pytest.mark.parametrize("then", ["cancel", "change"])
 @pytest.mark.parametrize("later", [0, 40])
-@pytest.mark.parametrize(("used", "late", "back"), [(500_000, 400_000, 400_000), (649_000, 500_000, 200_000)])
+@pytest.mark.parametrize("tokens", [(500_000, 400_000, 400_000), (649_000, 500_000, 200_000)])
 async def test_what_is_taken_back_of_an_event_is_of_the_plan_it_was_used_by(
-    april: April, then: str, later: int, used: int, late: int, back: int
+    april: April, then: str, later: int, tokens: tuple[int, int, int]
 ) -> None:
+    used, late, back = tokens
     big = await plan(april, "Big", "300.00", TOKENS, **BLOCKS)
     free = await plan(april, "Free", "0.00", 1, **BLOCKS)
     ids = await customer(april, big, BEGINS, None)
@@ -124,6 +127,7 @@ async def test_what_is_taken_back_of_an_event_is_owed_no_more_by_a_plan_that_bil
 async def test_an_event_that_was_told_in_time_is_taken_back_behind_its_plan(april: April) -> None:
     big = await plan(april, "Big", "300.00", TOKENS, **BLOCKS)
     ids = await customer(april, big, BEGINS, None)
+    await april.on(at(4, 1))
     await april.on(at(4, 2))
     call(april, 500_000)
     request_id = await told(april, ids, at(4, 1, 13), 300_000)
@@ -160,5 +164,3 @@ async def test_what_moved_a_later_quota_is_taken_back_of_that_one_too(april: Apr
     said = await amended(april, request_id, 1_500)
     assert said == {"used_at": at(4, 11), "tokens": 1_500}
     assert await charged(april, ids, "overage") == 500 * PRICE
-
-

@@ -1,4 +1,4 @@
-"""What a cycle of tokens was sold with is kept, and what is taken back of an event is of the time it was used in."""
+"""What a cycle of tokens was sold with is kept, and when what an amendment corrects was counted."""
 
 from pathlib import Path
 
