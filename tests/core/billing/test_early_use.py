@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.billing.early_use import (
+    ALL,
     Ended,
     PlanEnd,
     TokenTerms,
@@ -112,13 +113,13 @@ def test_who_counts_what_was_used(
         (False, None, date(2026, 4, 10), 0),
         (False, ("block", 500), date(2026, 4, 10), 0),
         (False, ("block", 1_500), date(2026, 4, 10), 500),
-        (False, ("block", 1_500), date(2026, 5, 1), 0),  # its tokens are of the next cycle
-        (False, ("bill", 500), date(2026, 4, 10), None),
-        (False, ("carry", None), date(2026, 4, 10), None),
+        (False, ("block", 1_500), date(2026, 5, 1), 500),
+        (False, ("bill", 500), date(2026, 4, 10), ALL),
+        (False, ("carry", None), date(2026, 4, 10), ALL),
     ],
 )
 def test_who_has_the_debt_that_a_plan_carried(
-    over: bool, then: tuple[str, int | None] | None, day: date, expected: int | None
+    over: bool, then: tuple[str, int | None] | None, day: date, expected: int
 ) -> None:
     had = TokenTerms(1_000, "carry", "monthly", "UTC", 1)
     next_ = None if then is None else TokenTerms(then[1], then[0], "monthly", "UTC", 1)

@@ -140,7 +140,7 @@ async def test_what_is_told_of_a_plan_is_of_what_was_sold(april: April) -> None:
     ids = await sold(april)
     call(april, 300_000)
     await change(april, "Big", total_amount=10)
-    await april.on(at(4, 2))
+    await april.on(at(4, 4))
     await act(april, ids, "cancel", when="now")
     await send(april, ids["tenant"], at(4, 1, 13), 300_000)
     counted(april)
