@@ -160,6 +160,13 @@ class Called(WholeHistory):
 
     async def _call(self, tokens: int) -> None:
         await super()._call(tokens)
+        self._take_calls()
+
+    async def _late(self, how: tuple[int, int]) -> None:
+        await super()._late(how)
+        self._take_calls()
+
+    def _take_calls(self) -> None:
         for request, amount, at in self.calls:
             self.made["tokens"].append(Call(request, at, self.today, amount))
         self.calls.clear()
@@ -223,7 +230,7 @@ class Called(WholeHistory):
         await self._flush()
 
     async def _change_tokens(self, call: Call, more: int) -> None:
-        self._told(call.used_at, more)
+        self._told(call.used_at, more, self.counted.get(call.request))
 
     async def _change_units(self, call: Call, more: int) -> None:
         """The last ones at first, each at what it cost; more cost what the last one did."""

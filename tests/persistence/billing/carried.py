@@ -35,6 +35,11 @@ class Told:
     tokens: int
     told: datetime
     seq: int | None = None
+    # When what is taken back of an event had moved a quota.
+    counted: datetime | None = None
+
+    def is_of(self, since: datetime, until: datetime) -> bool:
+        return since <= self.at < until or (self.counted is not None and since <= self.counted < until)
 
 
 @dataclass(eq=False)
@@ -94,7 +99,7 @@ class Carried:
     def _up_to(self, lot: Lot, since: datetime) -> int:
         """What nothing has paid back of all debt there was as a lot began."""
         assert lot.end is not None
-        mine = [each for each in self.told if since <= each.at < lot.until]
+        mine = [each for each in self.told if each.is_of(since, lot.until)]
         left = [
             sum(each.tokens for each in mine if each.seq is None or each.seq > seq) - remaining
             for seq, remaining in self.account.given.items()

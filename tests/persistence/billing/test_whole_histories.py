@@ -17,7 +17,7 @@ from fractions import Fraction
 from operator import itemgetter
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.background.timed.top_ups import TopUps
@@ -36,6 +36,7 @@ MORE = st.one_of(
     STEPS,
     STEPS,
     st.tuples(st.just("late"), st.tuples(st.integers(1, 300), st.integers(1, 30_000))),
+    st.tuples(st.just("late"), st.tuples(st.integers(1, 40), st.integers(1, 30_000))),
     st.tuples(st.just("call"), st.integers(1, 9_000)),
     st.tuples(st.just("amend"), st.tuples(st.integers(0, 9), st.integers(1, 100))),
     st.tuples(st.just("pay"), st.tuples(st.integers(0, 9), st.sampled_from([1, 2, 3]))),
@@ -88,7 +89,7 @@ class Wholly(Owed):
 
     def more(self, span: tuple[datetime, datetime]) -> int:
         told = self.carried.told
-        return sum(each.tokens for each in told if span[0] <= each.at < span[1] <= each.told)
+        return sum(each.tokens for each in told if each.is_of(*span) and span[1] <= each.told)
 
     def follow(self, cycles: int) -> None:
         """As many cycles as the account had have begun."""
@@ -145,6 +146,8 @@ class WholeHistory(History):
         self.owed = Wholly()
         self.every: list[tuple[bytes, bytes]] = []
         self.calls: list[tuple[str, int, datetime]] = []
+        # Events that moved a quota, and when that was.
+        self.counted: dict[str, datetime] = {}
         self.events: list[tuple[str, datetime, int]] = []
         self.paid: list[tuple[int, Decimal, str]] = []
         self.minimum: str | None = None
@@ -236,17 +239,19 @@ class WholeHistory(History):
         request, tokens, at = call
         back = max(1, tokens * percent // 100)
         await self.april.do("amendments", "create", request_id=request, reason="a test", tokens=back)
-        self._told(at, -back)
+        self._told(at, -back, self.counted.get(request))
         for write, payload in self._writes("amend"):
             self._correct(write, payload)
         self._agree_on(at)
         await self._flush()
 
     async def _late(self, how: tuple[int, int]) -> None:
-        """Use of a cycle that is over, told now."""
+        """Use of a cycle that is over, or of a plan of the one that runs, told now."""
         ago, tokens = how
         at = datetime.combine(self.today - ago * DAY, time(6), UTC)
-        if self._cycle_at(at) in {None, len(self.owed.cycles) - 1}:
+        if self._cycle_at(at) is None:
+            return
+        if self._cycle_at(at) == len(self.owed.cycles) - 1 and self.april.account.total is None:
             return
         event_id = str(uuid.uuid4())
         await send(self.april, self.april.account.tenant_id, at, tokens, event_id)
@@ -254,8 +259,12 @@ class WholeHistory(History):
         self._told(at, tokens)
         for write, payload in self._writes("use"):
             if payload["counts_tokens"]:
-                self.april.account.consume(payload["weighed"], request_id=write)
+                counted = self.owed.now
+                facts = b'{"model":"gpt-4o","input":%d,"output":0}' % tokens
+                self.april.account.consume(payload["weighed"], request_id=write, metadata=facts)
                 self.owed.carried.told[-1].seq = self.april.account.seq
+                self.calls.append((write, tokens, at))
+                self.counted[write] = counted
         self._agree_on(at)
         await self._flush()
 
@@ -312,11 +321,13 @@ class WholeHistory(History):
         begun = [number for number, cycle in enumerate(self.owed.cycles) if cycle.began <= at]
         return begun[-1] if begun else None
 
-    def _told(self, at: datetime, tokens: int) -> None:
-        number = self._cycle_at(at)
-        assert number is not None
-        self.owed.cycles[number].late.append((at, tokens, self.owed.now))
-        self.owed.carried.told.append(Told(at, tokens, self.owed.now))
+    def _told(self, at: datetime, tokens: int, counted: datetime | None = None) -> None:
+        """Tokens of a time; those of an event are taken back of where it was `counted` too."""
+        moments = [at] if counted is None else [counted, at]
+        for number, since in {self._cycle_at(each): each for each in moments}.items():
+            assert number is not None
+            self.owed.cycles[number].late.append((since, tokens, self.owed.now))
+        self.owed.carried.told.append(Told(at, tokens, self.owed.now, counted=counted))
 
     def _agree_on(self, at: datetime) -> None:
         """What was told last moves the quota where its cycle runs, or its debt is carried on up to now."""
@@ -348,7 +359,15 @@ def told_of(payload: dict[str, Any]) -> bytes:
     return document(**{name: payload[name] for name in ("corrects", "reason", "supplied_on", "told_on")})
 
 
+# An event of a plan that has ended is taken back in part, a month later.
+TOLD_BACK: list[tuple[str, Any]] = [
+    ("wait", 3), ("call", 1_500), ("wait", 2), ("change", ("Blocks", "now")), ("late", (1, 900)),
+    ("wait", 40), ("amend", (1, 50)), ("amend", (0, 10)),
+]  # fmt: skip
+
+
 @some(2)
 @given(steps=over_years(MORE, 8, 30))
+@example(steps=TOLD_BACK)
 def test_what_is_told_late_is_charged_as_it_is_owed(migrated: str, steps: list[tuple[str, Any]]) -> None:
     asyncio.run(live(WholeHistory, migrated, [("subscribe", FIRST | {"renews": True}), *steps]))
