@@ -137,9 +137,9 @@ def _of_quota(change: Change, amended: Amended, moved: int) -> tuple[int, int]:
     quota = change.connection.execute(_QUOTA, {"tenant": call.tenant_id}).first()
     if quota is None:
         return 0, part
-    now, runs = change.now, (quota.cycle, quota.next_reset_at)
+    now = change.now
     if tokens.cycle is None:
-        is_last = not tokens.late and in_cycle(change.connection, now, call.tenant_id, runs, call.created_at)
+        is_last = not tokens.late and in_cycle(change.connection, now, call.tenant_id, call.created_at)
     else:
         is_last = tokens.cycle == quota.cycle and (
             quota.next_reset_at is None or quota.next_reset_at > now  # else its reset is on its way

@@ -33,11 +33,9 @@ from persistence.subject import Change, Subject, write_of
 from persistence.tables.corrections import use_event
 
 _TENANTS = """
-SELECT t.id, t.organization_id, t.updated_at, o.currency, p.weights, p.overage_policy, q.cycle,
-       q.next_reset_at
+SELECT t.id, t.organization_id, t.updated_at, o.currency, p.weights, p.overage_policy
   FROM tenant AS t JOIN organization AS o ON o.id = t.organization_id
   LEFT JOIN token_plan AS p ON p.id = coalesce(t.plan_id, t.inherited_plan_id)
-  LEFT JOIN tenant_quota AS q ON q.tenant_id = t.id
  WHERE t.deleted_at IS NULL AND o.deleted_at IS NULL AND {where}
    AND (CAST(:within AS bigint) IS NULL OR o.id = :within) LIMIT 2"""
 _BY = {
@@ -72,7 +70,6 @@ class _Tenant:
     currency: str
     weights: Weights | None
     carries: bool
-    quota: tuple[int | None, datetime | None]
     changed_at: datetime
 
 
@@ -144,7 +141,7 @@ def _take(batch: _Batch, event: Mapping[str, Any]) -> Row | None:
     # A debt that is carried on counts in any cycle.
     runs = (
         not service.counts_tokens
-        or in_cycle(connection, now, tenant.id, tenant.quota, at)
+        or in_cycle(connection, now, tenant.id, at)
         or (tenant.carries and carried(connection, tenant.id, at))
     )
     use = events.use_of(told, tenant.id, service, price, tenant.weights, in_cycle=runs)
@@ -204,7 +201,7 @@ def _look(connection: Connection, subject: str, within: int | None) -> _Tenant:
             weights = millionths(row.weights)
             return _Tenant(
                 row.id, row.organization_id, row.currency, Weights.of(weights) if weights else None,
-                row.overage_policy == CARRY, (row.cycle, row.next_reset_at), row.updated_at,
+                row.overage_policy == CARRY, row.updated_at,
             )  # fmt: skip
     raise Unacceptable("subject", "is no tenant and no organization here; say tenant:ID or organization:ID")
 

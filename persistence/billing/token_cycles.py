@@ -8,10 +8,13 @@ from sqlalchemy import Connection, text
 
 from gateway.core.billing.early_use import CARRY
 
-# The cycle a moment lies in, as far as it is stored; none before the first one.
+# The cycle that runs, and the one a moment lies in, as far as they are stored; none before the first one. A
+# flush writes both at once, so one statement reads them.
 _CYCLE = text("""
-SELECT cycle FROM token_ledger WHERE tenant_id = :tenant AND transaction_type = 'reset' AND created_at <= :at
- ORDER BY seq DESC LIMIT 1""")
+SELECT q.cycle, q.next_reset_at,
+       (SELECT cycle FROM token_ledger WHERE tenant_id = q.tenant_id AND transaction_type = 'reset'
+           AND created_at <= :at ORDER BY seq DESC LIMIT 1) AS found
+  FROM tenant_quota AS q WHERE q.tenant_id = :tenant""")
 # Plans from the one on that was in force at a moment, as far as they are stored: whether all carry, and no
 # reset has forgiven debt since.
 _CARRIED = text("""
@@ -32,21 +35,14 @@ SELECT coalesce(bool_and(policy IS NOT DISTINCT FROM :carry), true)
   FROM policies""")
 
 
-def in_cycle(
-    connection: Connection,
-    now: datetime,
-    tenant_id: int,
-    quota: tuple[int | None, datetime | None],
-    at: datetime,
-) -> bool:
-    """Whether a moment lies in the cycle of a quota that runs: its number, and when it is reset."""
-    cycle, ended = quota
-    if cycle is None:
+def in_cycle(connection: Connection, now: datetime, tenant_id: int, at: datetime) -> bool:
+    """Whether a moment lies in the cycle of a tenant's quota that runs."""
+    quota = connection.execute(_CYCLE, {"tenant": tenant_id, "at": at}).first()
+    if quota is None:
         return True
-    if ended is not None and at < ended <= now:  # its reset is on its way
+    if quota.next_reset_at is not None and at < quota.next_reset_at <= now:  # its reset is on its way
         return False
-    found = connection.execute(_CYCLE, {"tenant": tenant_id, "at": at}).scalar()
-    return found is None or found == cycle
+    return quota.found is None or quota.found == quota.cycle
 
 
 def carried(connection: Connection, tenant_id: int, at: datetime) -> bool:

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import event as sqlalchemy_event
 
 from tests.persistence.april import April, april, at, invoiced, plan
 from tests.persistence.billing.test_due import customer, total
@@ -53,6 +54,33 @@ async def test_late_tokens_are_owed_beyond_the_plan_of_their_cycle(april: April)
     [line] = [line for line in may["lines"] if line["kind"] == "overage"]
     assert "cycle from 1 April 2026" in line["description"]
     assert await broken(april.url) == []
+
+
+async def test_a_flush_while_an_event_is_taken_makes_it_no_other_cycles(april: April) -> None:
+    """The first cycle of a tenant is stored between what is read of it and its event."""
+    starter = await plan(april, "Starter", "0.00", 2_000_000)
+    ids = await customer(april, starter, date(2026, 4, 1), date(2027, 4, 1))
+    april.rows("UPDATE control_write SET state = 'applied' WHERE verb = 'plan' RETURNING id")
+    april.account.total = 2_000_000
+    april.account.at_ms = int(at(4, 1).timestamp() * 1000)
+    april.account.reset()
+    april.now = at(4, 2)
+    flushed: list[str] = []
+
+    def flush(*of: Any) -> None:
+        if "FROM tenant AS t JOIN organization" in of[2] and not flushed:
+            flushed.append(of[2])
+            april.flush()
+
+    listened = april.pool.sync_engine, "after_cursor_execute", flush
+    sqlalchemy_event.listen(*listened)
+    try:
+        await send(april, ids["tenant"], at(4, 1, 13), 5)
+    finally:
+        sqlalchemy_event.remove(*listened)
+    assert len(flushed) == 1
+    assert april.rows("SELECT cycle FROM tenant_quota") == [(1,)]
+    assert april.rows("SELECT late_tokens FROM use_event") == [(0,)]
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
