@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.integrity.reconciliation import Owner
@@ -18,13 +17,13 @@ from persistence import engine
 from persistence.keeper.reconciliations import Accounts
 from persistence.ledger.checkpoints import Checkpoints
 from tests.ops.archive.aging import Clones, clones, months_made
+from tests.persistence.billing.drawn import some
 from tests.persistence.billing.test_histories import FIRST, STEPS, History, live
 from tests.persistence.migrated import template
 from tests.persistence.scenario import rows_of
 
 __all__ = ["clones", "template"]
 
-EXAMPLES = int(os.environ.get("HISTORIES", "2"))
 USED = [("tokens", 2_500), ("units", 40), ("buy", (900, 7)), ("tokens", 10)]
 AGED = [("wait", 32), ("invoice", 0), *USED, ("wait", 45), ("invoice", 0), ("archive", None)]
 
@@ -60,12 +59,7 @@ class Archiving(History):
         await self._check()
 
 
-@settings(
-    max_examples=EXAMPLES, deadline=None, phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=[
-        HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large,
-    ],
-)  # fmt: skip
+@some(2)
 @given(steps=st.lists(st.one_of(STEPS, STEPS, STEPS, st.tuples(st.just("archive"), st.none())), max_size=16))
 def test_what_is_charged_is_what_is_owed_with_its_months_archived(
     clones: Clones, tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, Any]]

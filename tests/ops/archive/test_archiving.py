@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from datetime import UTC, datetime, time
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import psycopg
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.cli.main import run
@@ -25,20 +24,17 @@ from gateway.ops.archive.place import Place
 from persistence.archive import closed
 from persistence.store import Store
 from tests.ops.archive.aging import LEDGERS, Aging, Clones, clones, held, months_made, old
+from tests.persistence.billing.drawn import some
 from tests.persistence.ledger.test_checkpoints import BEGINS, STEPS
 from tests.persistence.migrated import template
 from tests.persistence.scenario import broken, rows_of
 
 __all__ = ["clones", "old", "template"]
 
-EXAMPLES = int(os.environ.get("HISTORIES", "2"))
 MOVED = st.one_of(STEPS, STEPS, STEPS, STEPS, st.tuples(st.just("archive"), st.none()))
 
 
-@settings(
-    max_examples=EXAMPLES, deadline=None, phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
+@some(2)
 @given(steps=st.lists(MOVED, min_size=8, max_size=24), movements_max=st.sampled_from([2, 5, 1_000]))
 def test_an_archive_and_what_is_left_are_all_there_was(
     clones: Clones, tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, Any]], movements_max: int

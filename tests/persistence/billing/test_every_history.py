@@ -1,8 +1,7 @@
 """Random histories over years with everything that moves money: late prices, amendments of all kinds and both
 ways, credits beyond the balance, automatic top-ups, dated taxes, payments that come and go, and dunning.
 
-What is owed, paid and blocked is counted by another way, by fractions, of what happened. `HISTORIES=500`
-plays that many.
+What is owed, paid and blocked is counted by another way, by fractions, of what happened.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Random histories of an organization, and what it owes by another way: by fractions, of what happened.
-
-`HISTORIES=500` plays that many; a few are played by every run of the suite.
-"""
+"""Random histories of an organization, and what it owes by another way: by fractions, of what happened."""
 
 from __future__ import annotations
 

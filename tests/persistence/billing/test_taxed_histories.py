@@ -1,7 +1,7 @@
 """Random histories under rates of tax that have dates: what each document taxes, told fact by fact.
 
 Rates are written before and after what they are for is billed. Units are told late, taken back and added to,
-before and after they are billed. `HISTORIES=500` plays that many.
+before and after they are billed.
 """
 
 from __future__ import annotations

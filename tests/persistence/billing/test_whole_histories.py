@@ -1,7 +1,7 @@
 """Random histories with all that can be told late: events and amendments of cycles that are over, minimum
 commitments, top-ups with invoices of their own, payments; and everything delivered again at their end.
 
-What is owed is counted by another way, by fractions, of what happened. `HISTORIES=500` plays that many.
+What is owed is counted by another way, by fractions, of what happened.
 """
 
 from __future__ import annotations
