@@ -10,7 +10,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.core.accounts.ledger import EventKind
@@ -72,6 +72,18 @@ STEPS = st.one_of(
     st.tuples(st.just("charge"), st.none()),
     st.tuples(st.just("again"), st.none()),
 )
+# Debt goes from plan to plan, is paid back in part, forgiven, paid for in money, and carried on no more.
+CARRIED: list[tuple[str, Any]] = [
+    ("change", ("Blocks", "now")), ("tokens", 4_800), ("change", ("Carries", "now")), ("wait", 3),
+    ("change", ("Owes", "now")), ("wait", 35), ("tokens", 900), ("wait", 29), ("edit", ("Owes", False)),
+    ("wait", 40), ("edit", ("Owes", True)), ("tokens", 1_000), ("wait", 29),
+    ("change", ("Large", "now")), ("wait", 2), ("tokens", 9_000), ("change", ("Carries", "now")),
+    ("wait", 31), ("change", ("Owes", "period_end")), ("wait", 32), ("change", ("Blocks", "now")),
+    ("tokens", 4_000), ("change", ("Owes", "now")), ("wait", 33), ("change", ("Blocks", "period_end")),
+    ("wait", 33), ("change", ("Small", "now")), ("tokens", 8_000), ("change", ("Carries", "now")),
+    ("tokens", 50), ("wait", 40), ("charge", None), ("invoice", 0), ("change", ("Blocks", "now")),
+    ("tokens", 4_999), ("change", ("Owes", "now")), ("wait", 20), ("cancel", "now"), ("wait", 31),
+]  # fmt: skip
 
 
 class History:
@@ -426,6 +438,7 @@ class History:
 
 @some(5)
 @given(steps=over_years(STEPS, 8, 30))
+@example(steps=CARRIED)
 def test_what_is_charged_is_what_is_owed(migrated: str, steps: list[tuple[str, Any]]) -> None:
     asyncio.run(live(History, migrated, [("subscribe", FIRST), *steps]))
 

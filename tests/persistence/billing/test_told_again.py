@@ -381,3 +381,34 @@ async def test_what_two_plans_left_as_debt_is_no_more_than_there_is(april: April
     # 5,000 of the first at 0.03, and 2,000 of the second at 0.75.
     assert await early(april, ids) == 150 + 1_500
     assert await broken(april.url) == []
+
+
+async def test_what_is_told_while_debt_is_carried_is_part_of_it(april: April) -> None:
+    ids = await big_plan(april)
+    small = await plan(april, "Small", "1.00", 1_000, **CARRIES)
+    await use(april, 1, 999_000)
+    await act(april, ids, "change", plan_id=small, when="now")
+    await april.on(at(4, 2))
+    await send(april, ids["tenant"], at(4, 1), 500)
+    counted(april)
+    assert (april.account.remaining, await early(april, ids)) == (-998_500, 0)
+    await act(april, ids, "cancel", when="now")
+    assert await early(april, ids) == Decimal("299.55")
+    assert await broken(april.url) == []
+
+
+async def test_a_cycle_that_comes_with_a_smaller_plan_pays_no_more_back_than_that_has(april: April) -> None:
+    ids = await big_plan(april)
+    first = await plan(april, "First", "0.00", 1_000, **CARRIES)
+    second = await plan(april, "Second", "0.00", 500, **CARRIES)
+    await use(april, 1, 999_000)
+    await act(april, ids, "change", plan_id=first, when="now")
+    await act(april, ids, "change", plan_id=second, when="period_end")
+    april.account.at_ms = int(at(5, 1, 0).timestamp() * 1000)
+    april.account.reset()
+    april.flush()
+    await april.on(at(5, 1, 0))
+    assert april.account.remaining == -997_500
+    await act(april, ids, "cancel", when="now")
+    assert await early(april, ids) == Decimal("299.25")
+    assert await broken(april.url) == []

@@ -46,6 +46,17 @@ MORE = st.one_of(
     ),
     st.tuples(st.just("commit"), st.sampled_from([None, "5.00", "77.77", "1000.00", "0.000000001"])),
 )
+# What is told of debt: while it is carried on, and once it is not.
+TOLD: list[tuple[str, Any]] = [
+    ("change", ("Blocks", "now")), ("call", 900), ("tokens", 2_900), ("change", ("Carries", "now")),
+    ("call", 700), ("change", ("Owes", "now")), ("wait", 3), ("amend", (0, 50)), ("wait", 33),
+    ("late", (36, 400)), ("call", 300), ("wait", 30), ("late", (40, 500)), ("late", (66, 600)),
+    ("amend", (1, 40)), ("change", ("Carries", "now")), ("wait", 31), ("late", (35, 800)),
+    ("change", ("Blocks", "now")), ("late", (70, 250)), ("amend", (0, 90)), ("wait", 31),
+    ("late", (130, 111)), ("edit", ("Owes", False)), ("call", 4_000), ("change", ("Owes", "now")),
+    ("edit", ("Owes", True)), ("late", (33, 77)), ("wait", 32), ("late", (33, 88)), ("amend", (0, 10)),
+    ("wait", 32), ("late", (65, 99)),
+]  # fmt: skip
 
 
 @dataclass
@@ -369,5 +380,6 @@ TOLD_BACK: list[tuple[str, Any]] = [
 @some(2)
 @given(steps=over_years(MORE, 8, 30))
 @example(steps=TOLD_BACK)
+@example(steps=TOLD)
 def test_what_is_told_late_is_charged_as_it_is_owed(migrated: str, steps: list[tuple[str, Any]]) -> None:
     asyncio.run(live(WholeHistory, migrated, [("subscribe", FIRST | {"renews": True}), *steps]))
