@@ -1,21 +1,33 @@
-"""The door to PostgreSQL: one pooled SQLAlchemy engine a process, over psycopg 3.
+"""The door to PostgreSQL: pooled SQLAlchemy engines, over psycopg 3.
 
-Server-side prepared statements are off, so that it works through a transaction pooler.
+Server-side prepared statements are off, so that it works through a transaction pooler. Whoever has a
+connection of a pool asks it for no other one: what is held while others are asked for has one `apart`.
 """
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
 import psycopg
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
 
 from persistence.complaint import complaint, quiet
 from persistence.pool import CountedPool, count_failures
 
 POOL_CONNECTIONS_MAX = 10
+# Of a keeper. Its loops have one at a time each, for a moment; requests of people have one each.
+LOOPS_CONNECTIONS_MAX = PEOPLE_CONNECTIONS_MAX = 8
+# Loops that bill, whose transactions take seconds: one each. Batches of invoices come on top.
+BILLING_CONNECTIONS_MAX = 6
 CONNECT_TIMEOUT_S = 5
 POOL_WAIT_S = 10
+_CONNECT: dict[str, Any] = {"prepare_threshold": None, "connect_timeout": CONNECT_TIMEOUT_S}
 
 
 # For who hands one on and asks it nothing.
@@ -34,11 +46,43 @@ def create(
         pool_timeout=wait_s,
         pool_pre_ping=True,
         hide_parameters=True,  # values must not reach a log through an error's text
-        connect_args={"prepare_threshold": None, "connect_timeout": CONNECT_TIMEOUT_S},
+        connect_args=_CONNECT,
     )
     quiet(engine)
     count_failures(engine)
     return engine
+
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """A keeper's connections, by what they are for: who waits for one keeps nobody of the others waiting."""
+
+    loops: AsyncEngine
+    billing: AsyncEngine
+    people: AsyncEngine
+
+    @classmethod
+    def create(cls, url: str, *, batches: int) -> Pools:
+        """All of them; so many `batches` of invoices are made at once."""
+        return cls(
+            create(url, connections_max=LOOPS_CONNECTIONS_MAX),
+            create(url, connections_max=BILLING_CONNECTIONS_MAX + batches),
+            create(url, connections_max=PEOPLE_CONNECTIONS_MAX),
+        )
+
+    async def dispose(self) -> None:
+        """Close all connections."""
+        for engine in (self.loops, self.billing, self.people):
+            await engine.dispose()
+
+
+@asynccontextmanager
+async def apart(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A transaction over a connection of its own, for what lasts as long as somebody else takes."""
+    own = create_async_engine(engine.url, poolclass=NullPool, hide_parameters=True, connect_args=_CONNECT)
+    quiet(own)
+    async with own.begin() as connection:
+        yield connection
 
 
 async def answers(engine: AsyncEngine) -> bool:

@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.billing.due import Due, Left, ScheduledResult
+from persistence import engine as engines
 from persistence.billing import schedule
 from persistence.store import Store
 
@@ -52,10 +53,11 @@ class Schedule:
     async def claims(self) -> AsyncIterator[Callable[[int], Awaitable[bool]]]:
         """Whoever is told that a partition is its own makes its invoices, and nobody else, until the end.
 
-        One connection has all claims: a keeper that dies lets go of them with it. It holds no snapshot.
+        One connection has all claims: a keeper that dies lets go of them with it. It holds no snapshot, and
+        is none of the pool that those are made with.
         """
         one_by_one = asyncio.Lock()
-        async with self._engine.begin() as connection:
+        async with engines.apart(self._engine) as connection:
 
             async def claim(partition: int) -> bool:
                 async with one_by_one:

@@ -58,7 +58,7 @@ _POSTGRESQL = (
     ("connection option", f"correct the part of {DATABASE_URL} after the ?"),
     ("permission denied", _RIGHTS),
     ("must be owner", _RIGHTS),
-    ("too many", "allow more connections (max_connections): a keeper wants 15"),
+    ("too many", "allow more connections (max_connections): a keeper wants 40"),
     ("resolve", f"correct the host of {DATABASE_URL}"),
     ("Connection refused", f"start PostgreSQL, or correct host and port of {DATABASE_URL}"),
     ("timeout", f"correct host and port of {DATABASE_URL}, or look at the firewall"),

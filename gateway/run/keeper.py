@@ -103,7 +103,8 @@ class Keeper:
     def __init__(self, settings: Settings) -> None:
         self._settings, self._log = settings, logs.logger("tollkeeper.keeper")
         self._invoice_renderer, self._collecting = invoice_renderer(settings), Collecting(settings)
-        self._engine = engines.create(settings.database_url)
+        self._pools = engines.Pools.create(settings.database_url, batches=settings.invoices_at_once)
+        self._engine = self._pools.loops
         self._fences = Fences(str(uuid4()), time.time, self._log)
         self._wires = wires_to(
             parse_url(settings.redis_url, settings.redis_files),
@@ -115,7 +116,7 @@ class Keeper:
         self._counters = KeeperCounters(self._wires)
         self._moves = Moves(self._wires)
         accounts, self._quarantines = Accounts(self._engine), Quarantines(self._engine)
-        self._pusher = Pusher(Pushes(self._engine), self._counters)
+        self._pusher = Pusher(Pushes(self._pools.people), self._counters)
         told, moved = ToldClocks(self._engine, partition_of), self._counters.moved
         shared = Shared(
             settings, self._engine, self._wires, self._fences, self._counters, moved, self._log,
@@ -127,14 +128,17 @@ class Keeper:
         self._refused = RefusedDrain(RefusedStream(self._counters), RefusedJournal(self._engine))
         private, head = settings.webhook_private_addresses, self._invoice_renderer.letterhead
         mailer = Mailer.of(settings.smtp_url, settings.smtp_from, settings.smtp_ca_file)
-        self._store = Store(
-            self._engine, partition_of, private_addresses=private, mail_allowed=bool(mailer), letterhead=head,
-            replica=Replica.of(settings.database_read_url, self._engine), glyphs=Glyphs(missing_glyphs),
+        store_over = partial(
+            Store, partition_of=partition_of, private_addresses=private, mail_allowed=bool(mailer),
+            letterhead=head, replica=Replica.of(settings.database_read_url, self._engine),
+            glyphs=Glyphs(missing_glyphs),
         )  # fmt: skip
+        self._store = store_over(self._pools.people)
+        self._billing_store = store_over(self._pools.billing)
         self._outgoing, now = Outgoing(private=private), partial(datetime.now, UTC)
         self._news_watch, waiting = NewsWatch(Notices(self._engine), now), Deliveries(self._engine)
         self._webhook_deliveries = WebhookDeliveries(waiting, self._outgoing, now, mailer=mailer)
-        self._expirer = Expirer(Allocations(self._engine), self._counters, partition_of)
+        self._expirer = Expirer(Allocations(self._pools.billing), self._counters, partition_of)
         results, note = Results(self._engine, partition_of), partial(audit.note_failures, self._engine)
         self._reconciler = Reconciler(self._counters, accounts, results, now, partition_of=partition_of)
         self._account_closing = AccountClosing(self._counters, accounts, self._reconciler)
@@ -165,7 +169,8 @@ class Keeper:
             return False
         await roles.refuse_unfit(self._engine)
         self._servers.look()
-        schedule = Schedule(self._engine, self._store, settings.invoice_grace_hours)
+        billing = self._pools.billing
+        schedule = Schedule(billing, self._billing_store, settings.invoice_grace_hours)
         loops: dict[str, Callable[[], Awaitable[None]]] = {
             "fence": self._fences.keep_looking,
             "redis": partial(tell_of_redis, self._wires, log),
@@ -175,9 +180,11 @@ class Keeper:
             "sweeper": self._sweeper.run,
             "refused": self._refused.run,
             "expirer": self._expirer.run,
-            **billing_loops(settings, self._store, Checkpoints(self._engine), log),
+            **billing_loops(settings, self._billing_store, Checkpoints(billing), log),
             **invoicing_loops(settings, schedule, self._account_closing, log),
-            **self._collecting.loops(HandoverQueue(self._engine, self._store), FeedQueue(self._engine), log),
+            **self._collecting.loops(
+                HandoverQueue(self._engine, self._billing_store), FeedQueue(self._engine), log
+            ),
             "clock changes": self._clock_changes.run,
             "reconciler": self._reconciler.run,
             "news": self._news_watch.run,
@@ -207,6 +214,7 @@ class Keeper:
         await self._collecting.aclose()
         await self._wires.close()
         await self._store.dispose()
+        await self._pools.dispose()
         if self._admin_port.is_open:
             self._log("keeper stopped")
 
@@ -225,7 +233,7 @@ class Keeper:
             ready=self._ready,
             metrics=self._metrics,
             snapshot=self._snapshot,
-            figures=Figures(self._engine, partition_of),
+            figures=Figures(self._pools.people, partition_of),
             failures=self._failures,
             built_in=self._admin_port.built_in,
             read_collected=self._collecting.read,

@@ -23,7 +23,7 @@ from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE
 from gateway.core.model import INTEGER_MAX
 from gateway.core.moments import rfc3339
 from gateway.errors import Unprocessable
-from persistence.billing import charges
+from persistence.billing import beyond, charges
 from persistence.billing.amended import Amended, amended_call
 from persistence.billing.token_cycles import carried, in_cycle
 from persistence.ledger import statements, usage_feed, usage_rollup, usage_spans
@@ -48,6 +48,8 @@ def create(change: Change) -> Row:
     values, connection = change.command.values, change.connection
     amended = amended_call(change)
     call, moved = amended.call, _checked(values, amended)
+    if amended.sign < 0:
+        beyond.refuse_too_much(connection, call.tenant_id, moved["tokens"], moved["credits"])
     late, quota = _of_quota(change, amended, moved["tokens"])
     row = insert(amendment).values(
         request_id=UUID(str(values["request_id"])), organization_id=call.organization_id,
@@ -80,7 +82,7 @@ def _checked(values: Row, amended: Amended) -> dict[str, int]:
     asked = {name: int(str(values.get(name) or 0)) for name in KINDS}
     if nano != int(nano):
         raise Unprocessable(errors=(("amount", "must have 9 decimals at most"),))
-    errors = _too_much(asked, int(nano), amended) if amended.sign > 0 else _foreign(asked, int(nano), amended)
+    errors = (_too_much if amended.sign > 0 else _foreign)(asked, int(nano), amended)
     if errors:
         raise Unprocessable(errors=tuple(errors))
     return {**asked, "units": int(nano) or asked["units"]}
@@ -89,9 +91,8 @@ def _checked(values: Row, amended: Amended) -> dict[str, int]:
 def _too_much(asked: dict[str, int], nano: int, amended: Amended) -> list[tuple[str, str]]:
     """What there is less of than is to be taken back."""
     call, tokens, units = amended.call, amended.tokens, amended.units
-    moves = tokens.moved > 0 or tokens.late > 0
     has = {
-        "tokens": call.tokens if moves else 0,
+        "tokens": call.tokens if tokens.moved > 0 or tokens.late > 0 else 0,
         "credits": call.credits,
         "units": 0 if units.in_money else units.units,
     }

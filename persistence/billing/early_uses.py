@@ -18,7 +18,7 @@ from gateway.core.billing.charge import EARLY_USE, ONE_DAY, SUBSCRIPTION, Charge
 from gateway.core.billing.early_use import (
     Ended,
     PlanEnd,
-    amount_of,
+    amount_ahead,
     debt_end,
     plan_end,
     tokens_ahead,
@@ -163,10 +163,10 @@ def owed(connection: Connection, organization_id: int, told: Told | None = None)
         end = _end(row, is_carried=debt is not None)
         ahead = tokens_ahead(end, used, charged[cycle])
         ahead = ahead if debt is None else min(ahead, debt)
-        amount = amount_of(end, ahead)
-        ahead = ahead if amount else 0
+        amount = amount_ahead(end, used, charged[cycle], debt)
+        ahead = max(1, ahead) if amount else 0
         charged[cycle] += amount
-        if (used, debt, ahead) != (row.used, row.debt, row.quantity):
+        if (used, debt, ahead, amount) != (row.used, row.debt, row.quantity, row.amount):
             rest = (ahead - (row.quantity or 0), amount - (row.amount or 0))
             named = (_fact(row), _charge(row, end, *rest)) if rest[1] else None
             found.append(Settled(row.id, used, debt, ahead, amount, named))

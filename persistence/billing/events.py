@@ -23,11 +23,12 @@ from gateway.core.billing.events import Told, Unacceptable
 from gateway.core.billing.price_book import choose, read_price
 from gateway.core.billing.pricing import read_pricing
 from gateway.core.billing.vector import Vector
-from gateway.core.calls.tariff import as_negotiated, other_currency
+from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, as_negotiated, other_currency
 from gateway.core.model import Service
 from gateway.core.moments import ms_of
 from persistence.billing import charges
-from persistence.billing.token_cycles import carried, in_cycle
+from persistence.billing.beyond import Prices, prices_of
+from persistence.billing.token_cycles import carried, in_cycle, is_borne
 from persistence.resources.prices import candidates
 from persistence.subject import Change, Subject, write_of
 from persistence.tables.corrections import use_event
@@ -69,8 +70,10 @@ class _Tenant:
     organization_id: int
     currency: str
     weights: Weights | None
+    has_plan: bool
     carries: bool
     changed_at: datetime
+    beyond: Prices
 
 
 @dataclass(slots=True)
@@ -144,7 +147,11 @@ def _take(batch: _Batch, event: Mapping[str, Any]) -> Row | None:
         or in_cycle(connection, now, tenant.id, at)
         or (tenant.carries and carried(connection, tenant.id, at))
     )
+    if service.meter not in {CONSUMPTION, PAY_PER_USE} and not (runs and tenant.has_plan):
+        _check_borne(connection, tenant, at)
     use = events.use_of(told, tenant.id, service, price, tenant.weights, in_cycle=runs)
+    for _, why in tenant.beyond.too_much(use.weighed if service.counts_tokens else 0, use.credits):
+        raise Unacceptable("data.usage" if told.is_counted else "data.units", f"comes to too much: it {why}")
     late = use.weighed if service.counts_tokens and not runs else 0
     # A plan that was in force before has it too, where it was used by that one.
     quota = use.weighed if service.counts_tokens and runs and at < tenant.changed_at else 0
@@ -177,6 +184,12 @@ def _check_time(batch: _Batch, at: datetime) -> None:
         raise Unacceptable("time", "is before the first call that is kept")
 
 
+def _check_borne(connection: Connection, tenant: _Tenant, at: datetime) -> None:
+    if not is_borne(connection, tenant.id, at):
+        wrong = "is when no plan of the tenant was in force: nothing would be charged for it"
+        raise Unacceptable("time", wrong)
+
+
 def _tenant(batch: _Batch, subject: str) -> _Tenant:
     """Who a subject is: `tenant:7`, `organization:3`, a tenant's id, or a name of either."""
     known = batch.tenants.get(subject)
@@ -201,7 +214,8 @@ def _look(connection: Connection, subject: str, within: int | None) -> _Tenant:
             weights = millionths(row.weights)
             return _Tenant(
                 row.id, row.organization_id, row.currency, Weights.of(weights) if weights else None,
-                row.overage_policy == CARRY, row.updated_at,
+                row.overage_policy is not None, row.overage_policy == CARRY, row.updated_at,
+                prices_of(connection, row.id),
             )  # fmt: skip
     raise Unacceptable("subject", "is no tenant and no organization here; say tenant:ID or organization:ID")
 

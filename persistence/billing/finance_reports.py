@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.finance import SUPPLY, Asked, LegPlace, tax_by_month
 from gateway.errors import Unprocessable
+from persistence import engine as engines
 from persistence.billing.journal import ENTRIES, ENTRIES_AFTER, REVENUE, rest_before
 from persistence.tables.ledgers import credit_transaction, kept_since
 
@@ -135,8 +136,8 @@ def ledger(connection: Connection, asked: Asked, after: LegPlace, rows_max: int)
 
 
 async def entries(engine: AsyncEngine, asked: Asked) -> AsyncIterator[Sequence[Row]]:
-    """The legs of all entries of a time, in batches."""
-    async with engine.connect() as connection:
+    """The legs of all entries of a time, in batches, over a connection of its own: readers may be slow."""
+    async with engines.apart(engine) as connection:
         await connection.execute(text("SET LOCAL jit = off"))
         async with connection.stream(text(ENTRIES), _values(asked)) as result:
             async for batch in result.mappings().partitions(ROWS_A_BATCH):

@@ -17,11 +17,13 @@ from typing import NamedTuple
 from sqlalchemy import Connection, text
 
 from gateway.core.accounts.administration import Row
+from gateway.core.billing.bounds import NOTHING, Borne, borne, left_out
 from gateway.core.billing.charge import DEBT, ONE_DAY, Charge, Wanted, gathered
 from gateway.core.billing.document import CREDIT_NOTE, INVOICE, Document, Letterhead, require_complete
 from gateway.core.billing.invoice import Bill, bill
 from gateway.core.billing.payment import Receivable, due_on
 from gateway.core.billing.subscription import midnight
+from gateway.errors import Unprocessable
 from persistence.billing import allocations, charges, debts, handovers, invoice_covers
 from persistence.billing.documents import corrected_by, document_of
 from persistence.billing.invoice_facts import Gathered, Known, read_facts
@@ -65,6 +67,8 @@ class Drawn(NamedTuple):
     kind: str
     document: Document
     known: Known
+    # Why not all that is owed is on it; empty where it is.
+    left: str = ""
 
 
 class Final(NamedTuple):
@@ -79,12 +83,12 @@ class Final(NamedTuple):
 
 def of_source(
     connection: Connection, organization_ids: Sequence[int], until: date, today: date, only: Wanted
-) -> dict[int, list[Charge]]:
+) -> dict[int, Borne]:
     """What one source owes that no invoice has, by organization; whose owes nothing is left out."""
     ids = list(organization_ids)
     allocations.catch_up(connection, ids)
     taken = _taken(connection, known(connection, ids, until, today), until, only)
-    return {owner: some for owner, some in taken.items() if some}
+    return {owner: some for owner, some in taken.items() if some.taken or some.left}
 
 
 def days_of(taken: Sequence[Charge]) -> tuple[date, date]:
@@ -111,6 +115,8 @@ def take(connection: Connection, letterhead: Letterhead, today: date, drafts: Se
 
 def require_final(letterhead: Letterhead, drawn: Drawn) -> None:
     """`Unprocessable` where a draft must not become final as it was drawn; `UnseenLetters` if unknown."""
+    if drawn.left and not drawn.bill.lines:
+        raise Unprocessable("This cannot become final.", (("lines", f"has none. {drawn.left}"),))
     said = [line.description for line in drawn.bill.lines]
     require_complete(drawn.document, said, letterhead.missing_glyphs)
 
@@ -186,19 +192,26 @@ def _alike(drafts: Sequence[Draft]) -> tuple[list[int], date, Wanted | None]:
 
 def _taken(
     connection: Connection, owed: Mapping[int, Sequence[Charge]], until: date, only: Wanted | None
-) -> dict[int, list[Charge]]:
+) -> dict[int, Borne]:
     segments = charges.segments(connection, list(owed))
-    return {owner: gathered(some, until, segments, only) for owner, some in owed.items()}
+    return {owner: borne(gathered(some, until, segments, only)) for owner, some in owed.items()}
 
 
 def _keep(
-    connection: Connection, letterhead: Letterhead, drafts: Sequence[Draft], taken: Mapping[int, list[Charge]]
+    connection: Connection, letterhead: Letterhead, drafts: Sequence[Draft], taken: Mapping[int, Borne]
 ) -> list[Drawn]:
-    """Keep the lines of charges."""
+    """Keep the lines of charges, and say what of them is left for another invoice."""
     wanted = [
-        Gathered(of.organization_id, of.start, of.until, taken.get(of.organization_id, ())) for of in drafts
+        Gathered(of.organization_id, of.start, of.until, taken.get(of.organization_id, NOTHING).taken)
+        for of in drafts
     ]
     facts = read_facts(connection, wanted)
+    left = {
+        each.invoice_id: left_out(
+            taken.get(each.organization_id, NOTHING).left, facts[each.organization_id].facts.currency
+        )
+        for each in drafts
+    }
     bills = {}
     for each in drafts:
         said = facts[each.organization_id].facts
@@ -210,7 +223,8 @@ def _keep(
         Drawn(
             each, bills[each.invoice_id], totals[each.invoice_id],
             CREDIT_NOTE if totals[each.invoice_id] < 0 else INVOICE,
-            document_of(letterhead, facts[each.organization_id].organization), facts[each.organization_id],
+            _document(letterhead, facts[each.organization_id], left[each.invoice_id]),
+            facts[each.organization_id], left[each.invoice_id],
         )
         for each in drafts
     ]  # fmt: skip
@@ -221,6 +235,11 @@ def _keep(
         "documents": [json.dumps(each.document.as_json()) for each in drawn],
     })  # fmt: skip
     return drawn
+
+
+def _document(letterhead: Letterhead, known: Known, left: str) -> Document:
+    made = document_of(letterhead, known.organization)
+    return replace(made, notes=(*made.notes, left)) if left else made
 
 
 def _name_corrected(connection: Connection, drawn: Drawn) -> None:

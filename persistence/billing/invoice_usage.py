@@ -23,6 +23,7 @@ from gateway.core.billing.subscription import midnight
 from gateway.core.model import INTEGER_MAX
 from gateway.core.spreadsheet import csv
 from gateway.errors import NotFound
+from persistence import engine as engines
 from persistence.billing import usage_charges
 from persistence.billing.coverage import Box, Cover, boxes
 from persistence.billing.placed import Placed, placed
@@ -59,9 +60,12 @@ class InvoiceUsage:
         self._rows_a_slice = rows_a_slice
 
     async def csv(self, invoice_id: int, today: date) -> AsyncIterator[bytes]:
-        """The whole file, of one moment; `NotFound` if there is no such invoice."""
-        async with self._engine.connect() as connection:
-            await connection.execution_options(isolation_level="REPEATABLE READ")
+        """The whole file, of one moment; `NotFound` if there is no such invoice.
+
+        It has a connection of its own: readers may be slow.
+        """
+        async with engines.apart(self._engine) as connection:
+            await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
             # Each slice is a statement of its own: to compile one takes longer than to run it.
             await connection.execute(text("SET LOCAL jit = off"))
             invoice = (await connection.execute(_INVOICE, {"id": invoice_id})).first()

@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, select, update
 
 from gateway.core.accounts.administration import Row
+from gateway.core.billing.bounds import NOTHING, left_out
 from gateway.core.billing.charge import ONE_DAY
 from gateway.core.billing.document import CREDIT_NOTE, require_complete
 from gateway.core.billing.payment import PAID
@@ -99,9 +100,12 @@ def _create_one_off(change: Change) -> Row:
     only = only_of(values)
     assert only is not None, "it is of a source"
     found = gathering.of_source(change.connection, [organization_id], until, change.today, only)
-    if not found:
-        raise Conflict(one_off.NOTHING_OWED)
-    start, ends = gathering.days_of(found[organization_id])
+    taken, left = found.get(organization_id, NOTHING)
+    if not taken:
+        currency = select(organization.c.currency).where(organization.c.id == organization_id)
+        why = left_out(left, str(change.connection.execute(currency).scalar_one()))
+        raise Conflict(why or one_off.NOTHING_OWED)
+    start, ends = gathering.days_of(taken)
     return _drafted(change, organization_id, (start, max(ends, until) if said else ends))
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, text
 
 from gateway.core.billing.charge import ONE_DAY, Wanted
 from gateway.core.billing.document import Letterhead, UnseenLetters
-from gateway.core.billing.due import CONFLICT, Left, left_by
+from gateway.core.billing.due import CONFLICT, REFUSED, Left, left_by
 from gateway.core.billing.payment import PAID
 from gateway.errors import Unprocessable
 from persistence.billing import charges, debts, gathering, schedule
@@ -118,7 +118,8 @@ def _new_fees(batch: Batch, organization_ids: Sequence[int]) -> list[Draft]:
     if not organization_ids:
         return []
     today = _today(batch)
-    found = gathering.of_source(batch.connection, organization_ids, today + ONE_DAY, today, AHEAD)
+    of_all = gathering.of_source(batch.connection, organization_ids, today + ONE_DAY, today, AHEAD)
+    found = {owner: each.taken for owner, each in of_all.items() if each.taken}
     if nothing := [each for each in organization_ids if each not in found]:
         at = (batch.connection, batch.now, nothing, batch.grace_hours)
         due = {row.organization_id for row in schedule.due_of(*at, finalize=False) if row.source}
@@ -162,6 +163,8 @@ def _drafts(batch: Batch, start: date, until: date, rows: Sequence[Any]) -> list
 def _with_lines(batch: Batch, drawn: Sequence[Drawn], known: Collection[int]) -> list[Drawn]:
     """Drafts that have something to bill; the others are taken out, the known ones with a row of it."""
     empty = [each for each in drawn if not each.bill.lines]
+    # What no invoice bears is said where it is looked for: there is none that could.
+    batch.left |= {each.draft.organization_id: Left(REFUSED, each.left) for each in empty if each.left}
     if empty:
         batch.connection.execute(_REMOVE, {"ids": [each.draft.invoice_id for each in empty]})
         _note(batch, "delete", [each for each in empty if each.draft.invoice_id in known])

@@ -1,15 +1,18 @@
 """Control writes as the pusher takes them: in order, one account at a time, with what they define.
 
 An account's writes are handed out under a transaction-level advisory lock, so two keepers never
-push one account at once. A definition is read here, at the moment it is pushed: the tables are
-the truth, and an older definition that waited is never brought over a newer one.
+push one account at once. Whoever waits for it has no connection meanwhile, and so many at most are held by
+pushes: the counters they wait for may hang. A definition is read here, at the moment it is pushed: the
+tables are the truth, and an older definition that waited is never brought over a newer one.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
+from weakref import WeakValueDictionary
 
 from sqlalchemy import RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -19,6 +22,10 @@ from gateway.core.accounts.plan_terms import PlanTerms, read_terms
 from persistence.keeper import definitions
 
 WRITES_MAX = 500
+# Accounts that are pushed at once, each with a connection.
+PUSHES_AT_ONCE_MAX = 4
+# How soon an account is asked for again that another keeper pushes.
+BUSY_S = 0.05
 
 # The catalogue and the prices are of no partition: whoever comes first writes them.
 _WAITING = text("""
@@ -26,7 +33,7 @@ SELECT account FROM control_write
  WHERE state = 'pending' AND (cast(:partitions AS smallint[]) IS NULL OR partition IS NULL
                               OR partition = ANY(cast(:partitions AS smallint[])))
  GROUP BY account ORDER BY min(position) LIMIT :n""")
-_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('control:' || :account, 0))")
+_LOCK = text("SELECT pg_try_advisory_xact_lock(hashtextextended('control:' || :account, 0))")
 _TAKE = text("""
 SELECT id, position, account, verb, payload FROM control_write
  WHERE account = :account AND state = 'pending' ORDER BY position LIMIT :n""")
@@ -62,8 +69,11 @@ class Waiting:
 class Pushes:
     """Where the pusher finds its work."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, *, at_once_max: int = PUSHES_AT_ONCE_MAX) -> None:
         self._engine = engine
+        self._free = asyncio.Semaphore(at_once_max)
+        # Of accounts that somebody here pushes, or waits for.
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def accounts(self, count: int, partitions: Sequence[int] | None = None) -> list[str]:
         """Accounts with writes that wait, the oldest first; of all, or of some partitions and of none."""
@@ -75,10 +85,17 @@ class Pushes:
     @asynccontextmanager
     async def waiting(self, account: str) -> AsyncIterator[Waiting]:
         """An account's waiting writes, held until the block ends."""
-        async with self._engine.begin() as connection:
-            await connection.execute(_LOCK, {"account": account})
-            rows = (await connection.execute(_TAKE, {"account": account, "n": WRITES_MAX})).mappings().all()
-            yield Waiting(connection, [await _write(connection, row) for row in rows])
+        turn = self._turns.setdefault(account, asyncio.Lock())
+        async with turn:
+            while True:
+                async with self._free, self._engine.begin() as connection:
+                    if await connection.scalar(_LOCK, {"account": account}):
+                        rows = await connection.execute(_TAKE, {"account": account, "n": WRITES_MAX})
+                        yield Waiting(
+                            connection, [await _write(connection, row) for row in rows.mappings().all()]
+                        )
+                        return
+                await asyncio.sleep(BUSY_S)
 
 
 async def _write(connection: AsyncConnection, row: RowMapping) -> ControlWrite:

@@ -11,6 +11,7 @@ from decimal import Decimal
 from sqlalchemy import case, exists, func, select
 
 from gateway.core.accounts.administration import Row
+from gateway.core.billing.bounds import too_many
 from gateway.core.billing.payment import NEXT, PREPAID
 from gateway.core.billing.pricing import rounded, times
 from gateway.errors import Unprocessable
@@ -31,6 +32,7 @@ def create(change: Change) -> Row:
     organization_id, amount = id_in(values, "organization_id"), int(str(values["credits_added"]))
     _check_giver(change, organization_id)
     _check_times(change, amount)
+    _check_price(change, organization_id, amount)
     _check_own_invoice(change, organization_id, amount)
     write_id = None
     if values.get("invoicing") != PREPAID:
@@ -71,6 +73,17 @@ def _check_giver(change: Change, organization_id: int) -> None:
     of = change.connection.execute(select(app_user.c.organization_id).where(app_user.c.id == giver)).scalar()
     if of not in {None, organization_id}:
         raise Unprocessable(errors=(("added_by_id", "is a user of another organization"),))
+
+
+def _check_price(change: Change, organization_id: int, amount: int) -> None:
+    """What it comes to can be billed: at its own price, and what is taken back as debt."""
+    unit_cost = change.command.values.get("unit_cost")
+    why = too_many(amount, None if unit_cost is None else Decimal(str(unit_cost)))
+    if amount < 0 and why is None:
+        debt = select(organization.c.credit_unit_cost).where(organization.c.id == organization_id)
+        why = too_many(amount, change.connection.execute(debt).scalar())
+    if why is not None:
+        raise Unprocessable(errors=(("credits_added", why),))
 
 
 def _check_own_invoice(change: Change, organization_id: int, amount: int) -> None:

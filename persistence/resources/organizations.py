@@ -8,6 +8,7 @@ from sqlalchemy import Numeric, cast, func, select
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budgets import MONEY
+from gateway.core.billing.bounds import INVOICE_MAX, too_dear, too_many
 from gateway.core.billing.pricing import NANO, rounded, times
 from gateway.errors import Conflict, Unprocessable
 from persistence import crud
@@ -115,8 +116,23 @@ def check_row(change: Change, row: Row) -> None:
         why = "names who pays: that takes a token of all organizations"
         raise Unprocessable(errors=(("stripe_customer", why),))
     keep_currency(change, row)
+    _check_debt(change, row)
     debts.keep_price(change, row)
     _top_up(change, row)
+
+
+def _check_debt(change: Change, row: Row) -> None:
+    """All credits that may be used beyond the balance can be billed at once."""
+    if not {"credit_limit", "credit_unit_cost"} & change.command.values.keys():
+        return
+    limit, cost = int(str(row["credit_limit"])), row["credit_unit_cost"]
+    price = None if cost is None else Decimal(str(cost))
+    if change.command.values.get("credit_unit_cost") is not None:
+        name, why = "credit_unit_cost", too_dear(price, limit, INVOICE_MAX)
+    else:
+        name, why = "credit_limit", too_many(limit, price, INVOICE_MAX)
+    if why is not None:
+        raise Unprocessable(errors=((name, why),))
 
 
 def _top_up(change: Change, row: Row) -> None:
@@ -124,8 +140,10 @@ def _top_up(change: Change, row: Row) -> None:
     terms = row["auto_top_up"]
     if not isinstance(terms, dict):
         return
-    currency = str(row["currency"])
-    if not rounded(times(terms["credits"], Decimal(terms["unit_cost"])), currency):
+    currency, unit_cost = str(row["currency"]), Decimal(terms["unit_cost"])
+    if (too_much := too_many(terms["credits"], unit_cost)) is not None:
+        raise Unprocessable(errors=(("auto_top_up.credits", too_much),))
+    if not rounded(times(terms["credits"], unit_cost), currency):
         why = f"comes to no {currency} that can be paid"
         raise Unprocessable(errors=(("auto_top_up.unit_cost", why),))
     if change.before is None or change.before["auto_top_up"] != terms:

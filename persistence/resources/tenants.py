@@ -5,8 +5,10 @@ from __future__ import annotations
 from sqlalchemy import insert, select
 
 from gateway.core.accounts.administration import Row
+from gateway.errors import Unprocessable
 from persistence import crud
 from persistence.billing import given_plans, quotas
+from persistence.billing.beyond import prices_of
 from persistence.names import named
 from persistence.resources import organizations
 from persistence.subject import (
@@ -66,9 +68,12 @@ def action(verb: str) -> Verb:
     def act(change: Change) -> Row:
         organization_id = id_in(lock(change), "organization_id")
         change.before = None
-        change.intend(
-            [f"tenant:{change.row_id}"], verb, change.command.values, organization_id=organization_id
-        )
+        values = change.command.values
+        if values.get("direction") == "OUT":
+            beyond = prices_of(change.connection, change.row_id)
+            if errors := beyond.too_much(int(str(values["amount"])), 0):
+                raise Unprocessable(errors=(("amount", errors[0][1]),))
+        change.intend([f"tenant:{change.row_id}"], verb, values, organization_id=organization_id)
         return fetch(change.connection, quotas.SUBJECT, change.row_id)
 
     return act

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from gateway.admin.resources.models import answer_of, patch_of
 from gateway.admin.resources.resource import Action, Declared, Filter, Resource
+from gateway.admin.resources.unit_prices import TokenUnitPrice
 from gateway.admin.resources.values import (
     Amount,
     Day,
@@ -98,7 +99,7 @@ class OrganizationSubscriptionCreate(In):
     negotiated_cost: Money | None = Field(
         default=None, description="What a cycle of the plan costs instead of its price; not of a later plan."
     )
-    overage_unit_price: Money | None = Field(
+    overage_unit_price: TokenUnitPrice | None = Field(
         default=None, description="What a token beyond a plan that bills costs instead of its price."
     )
     discount_rate: Fraction | None = Field(

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, model_v
 
 from gateway.admin.resources.models import answer_of, patch_of
 from gateway.admin.resources.resource import Declared, Filter, Resource
+from gateway.admin.resources.unit_prices import UnitPrice
 from gateway.admin.resources.values import (
     Amount,
     Currency,
@@ -40,7 +41,7 @@ class Tier(In):
     """Units up to and including `up_to` (null: without end) cost `unit_price` each."""
 
     up_to: PositiveAmount | None
-    unit_price: Money
+    unit_price: UnitPrice
 
 
 class TokenPrice(In):

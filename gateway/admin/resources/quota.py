@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, PlainSerializer, WithJsonSchema, cre
 
 from gateway.admin.resources.models import answer_of, patch_of
 from gateway.admin.resources.resource import Declared, Filter, Resource
+from gateway.admin.resources.unit_prices import TokenUnitPrice
 from gateway.admin.resources.values import (
     Amount,
     AnchorDay,
@@ -96,7 +97,7 @@ TokenPlanCreate: type[In] = create_model(  # type: ignore[call-overload]  # buil
             description="What a token of a kind counts toward the quota, as decimal strings by kind.",
         ),
     ),
-    overage_unit_price=(Money | None, None),
+    overage_unit_price=(TokenUnitPrice | None, None),
     currency=(
         Currency | None,
         Field(
@@ -114,6 +115,7 @@ TokenPlan = answer_of(
     "A change of `total_amount` applies at each tenant's next reset, one of `weights` to calls admitted"
     " from then on. Under another `time_zone` a running cycle ends on the day it was to end, by the clocks"
     " there; under another `anchor_day` or `reset_interval` on the next day that these say.",
+    overage_unit_price=Money | None,  # one of before may be higher
 )
 
 

@@ -20,6 +20,7 @@ from gateway.core.model import INTEGER_MAX
 from gateway.core.moments import moment_of, ms_of
 
 UNIT_PRICE_DIGITS = 12
+HALF_NANO = EXACT.divide(ONE_NANO, Decimal(2))
 BILL, CARRY = "bill", "carry"
 # Of debt that the plan behind has whole, or has as its own.
 ALL = INTEGER_MAX
@@ -174,11 +175,26 @@ def _left(turn: Turn) -> int:
 
 
 def tokens_ahead(end: PlanEnd, used: int, charged: Decimal) -> int:
-    """Tokens that neither the next plan has nor the cycle's days pay, nor what was charged of it before."""
+    """Tokens that neither the next plan has nor the cycle's days pay, nor what was charged of it before.
+
+    One that is paid in part counts.
+    """
     if not end.worth:
         return 0
-    paid_for = EXACT.divide_int(EXACT.multiply(Decimal(end.total), end.paid + charged), end.worth)
+    # What was charged is whole nano-units: half of one is no token.
+    had = EXACT.add(EXACT.add(end.paid, charged), HALF_NANO)
+    paid_for = EXACT.divide_int(EXACT.multiply(Decimal(end.total), had), end.worth)
     return max(0, used - end.counted - int(paid_for))
+
+
+def amount_ahead(end: PlanEnd, used: int, charged: Decimal, debt: int | None = None) -> Decimal:
+    """What these tokens come to beyond what is paid, in whole nano-units: with the days the fee at most.
+
+    `debt` are those that nobody carries on any more, where the next plan carried them.
+    """
+    owed = amount_of(end, max(0, used - end.counted)) - end.paid - charged
+    most = owed if debt is None else min(owed, amount_of(end, debt))
+    return max(Decimal(0), most)
 
 
 def unit_price(end: PlanEnd) -> Decimal:

@@ -16,7 +16,7 @@ from gateway.core.billing.early_use import (
     PlanEnd,
     TokenTerms,
     Turn,
-    amount_of,
+    amount_ahead,
     debt_end,
     plan_end,
     tokens_ahead,
@@ -59,13 +59,16 @@ def test_days_and_early_use_come_to_the_larger_share(
     assert found is not None
     tokens = int(used * total)
     ahead = tokens_ahead(found, tokens, Decimal(0))
-    owed = Fraction(amount_of(found, ahead))
+    owed = Fraction(amount_ahead(found, tokens, Decimal(0)))
     by_days = price * Fraction((end - start).days, 30)
     by_tokens = price * Fraction(tokens, total)
     assert 0 <= ahead <= tokens
-    # A token is whole, and what a day comes to is whole nano-units.
-    assert abs(by_days + owed - max(by_days, by_tokens)) <= price / total + 3 * NANO
-    assert (owed == 0) == (ahead == 0) or price / total < NANO
+    # What a day comes to is whole nano-units.
+    assert abs(by_days + owed - max(by_days, by_tokens)) <= 3 * NANO
+    assert Fraction(found.paid) + owed <= Fraction(found.worth)
+    # A token that is paid in part counts.
+    exact = max(0, tokens - by_days / price * total)
+    assert abs(ahead - exact) <= 1 + 3 * NANO * total / price
     assert abs(Fraction(unit_price(found)) - price / total) <= Fraction(1, 10**12)
 
 
@@ -77,8 +80,41 @@ def test_ends_in_one_cycle_come_to_its_fee_at_most(parts: list[int]) -> None:
     charged, used, most = Decimal(0), 0, Fraction(300)
     for part in parts:
         used = min(used + part, 1_000_000)
-        charged += amount_of(found, tokens_ahead(found, used, charged))
+        charged += amount_ahead(found, used, charged)
         assert Fraction(charged) == min(most, most * used / 1_000_000)
+
+
+@given(
+    total=st.integers(1, 50),
+    cents=st.integers(1, 10**6),
+    days=st.integers(0, 29),
+    parts=st.lists(st.integers(0, 50), min_size=1, max_size=6),
+)
+def test_days_and_all_ends_of_a_small_plan_come_to_its_fee_at_most(
+    total: int, cents: int, days: int, parts: list[int]
+) -> None:
+    end = APRIL + days * DAY
+    noon = datetime.combine(end, datetime.min.time(), UTC) + timedelta(hours=12)
+    had = TokenTerms(total, "block", "monthly", "UTC", 1)
+    found = plan_end(ended(str(Decimal(cents) / 100), APRIL, end, at=noon), had, None)
+    assert found is not None
+    fee, charged, used = Fraction(cents, 100), Decimal(0), 0
+    by_days = fee * days / 30
+    for part in parts:
+        used = min(used + part, total)
+        charged += amount_ahead(found, used, charged)
+        assert Fraction(found.paid + charged) <= fee
+        assert abs(by_days + Fraction(charged) - max(by_days, fee * used / total)) <= 3 * NANO
+
+
+def test_seven_tokens_of_which_all_were_used_cost_their_fee() -> None:
+    had = TokenTerms(7, "block", "monthly", "UTC", 1)
+    half = plan_end(ended("300.00", APRIL, date(2026, 4, 16)), had, None)
+    assert half is not None
+    # Days pay for three tokens and a half: of the fourth one a half is owed.
+    assert (tokens_ahead(half, 7, Decimal(0)), amount_ahead(half, 7, Decimal(0))) == (4, 150)
+    assert amount_ahead(half, 7, Decimal(0), debt=2) == Decimal("85.714285714")
+    assert (tokens_ahead(half, 7, Decimal(150)), amount_ahead(half, 7, Decimal(150))) == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,11 @@ class Left:
     lot: Lot | None = None
 
 
+def _worth_of(left: Left, tokens: int) -> Fraction:
+    nano = left.worth * tokens / left.total * NANO
+    return Fraction((nano.numerator * 2 + nano.denominator) // (2 * nano.denominator), NANO)
+
+
 @dataclass
 class Owed:
     """What happened, and what it comes to."""
@@ -112,12 +117,12 @@ class Owed:
         for each in self.left:
             used = max(0, min(each.used + self.more(each.span), each.total))
             before = paid.get(each.place, Fraction(0))
-            days_pay = int(each.total * (each.paid + before) / each.worth) if each.worth else used
-            ahead = max(0, used - each.counted - days_pay)
+            if not each.worth:
+                continue
+            money = _worth_of(each, max(0, used - each.counted)) - each.paid - before
             if each.lot is not None:
-                ahead = min(ahead, self.carried.of(each.lot) or 0)
-            money = each.worth * ahead / each.total * NANO
-            money = Fraction((money.numerator * 2 + money.denominator) // (2 * money.denominator), NANO)
+                money = min(money, _worth_of(each, self.carried.of(each.lot) or 0))
+            money = max(Fraction(0), money)
             paid[each.place] = before + money
             found.append((each.day, money))
         return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from datetime import date
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -60,6 +61,17 @@ async def test_who_cancels_pays_for_the_tokens_that_were_used(
     assert await broken(april.url) == []
 
 
+@pytest.mark.parametrize(("day", "used"), [(16, 7), (2, 7), (16, 5), (30, 7)])
+async def test_a_plan_of_few_tokens_costs_its_fee_at_most(april: April, day: int, used: int) -> None:
+    few = await plan(april, "Few", "300.00", 7, **BLOCKS)
+    ids = await customer(april, few, BEGINS, None)
+    await use(april, day, used)
+    await act(april, ids, "cancel", when="now")
+    due = max(Fraction(300 * (day - 1), 30), Fraction(300 * used, 7))
+    assert await billed(april, ids, 4) == Decimal(round(due * 100)) / 100
+    assert await broken(april.url) == []
+
+
 async def test_a_year_in_advance_gives_its_days_back_and_has_the_months_tokens_paid(april: April) -> None:
     big = await plan(april, "Big", "36.50", 1_000_000, **BLOCKS)
     ids = await customer(april, big, BEGINS, None, billing_interval="annual", billing="advance")
@@ -86,7 +98,7 @@ async def test_a_plan_for_the_last_day_of_a_cycle_is_paid_by_its_tokens(
         april.account.at_ms = int(at(5, 1, 0).timestamp() * 1000)
         april.account.reset()
     await april.on(at(5, 1, 0))
-    # 29 days of the small one, and a token that is begun is a whole one.
+    # All that its days did not pay.
     assert await billed(april, ids, 4) == Decimal("288.00")
     assert await billed(april, ids, 5) == 1
     assert await broken(april.url) == []

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sqlalchemy import event as sqlalchemy_event
 
 from tests.persistence.april import April, april, at, invoiced, plan
-from tests.persistence.billing.test_due import customer, total
+from tests.persistence.billing.test_due import act, customer, total
 from tests.persistence.scenario import broken, rows_of
 
 __all__ = ["april"]
@@ -81,6 +81,32 @@ async def test_a_flush_while_an_event_is_taken_makes_it_no_other_cycles(april: A
     assert len(flushed) == 1
     assert april.rows("SELECT cycle FROM tenant_quota") == [(1,)]
     assert april.rows("SELECT late_tokens FROM use_event") == [(0,)]
+
+
+async def test_what_no_plan_can_bear_is_refused_by_its_time(april: April) -> None:
+    blocks = {"overage_policy": "block", "overage_unit_price": None}
+    small = await plan(april, "Small", "300.00", 1_000_000, **blocks)
+    ids = await customer(april, small, date(2026, 4, 3), None)
+    await april.on(at(4, 4))
+    april.account.consume(100_000)
+    april.flush()
+    await april.on(at(4, 10))
+    await act(april, ids, "cancel", when="now")
+    facts = "SELECT count(*) FROM use_event"
+    # Of the plan's time: its 7 days paid 70.00, and half of its tokens are 150.00.
+    told = await send(april, ids["tenant"], at(4, 5), 400_000)
+    assert (told["accepted"], told["rejected"]) == (1, [])
+    await april.store.charge(ids["organization"])
+    [(early,)] = rows_of(april.url, "SELECT sum(amount) FROM charge WHERE kind = 'early_use'")
+    assert early == 80
+    await april.on(at(4, 12))
+    for moment in (at(3, 20), at(4, 11)):
+        refused = await send(april, ids["tenant"], moment, 400_000)
+        assert refused["accepted"] == 0
+        [why] = refused["rejected"]
+        assert (why["field"], "no plan of the tenant was in force" in str(why["reason"])) == ("time", True)
+    assert rows_of(april.url, facts) == [(1,)]
+    assert await broken(april.url) == []
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

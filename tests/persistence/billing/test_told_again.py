@@ -285,8 +285,8 @@ async def test_a_plan_that_ends_with_its_cycle_is_owed_for_or_carried_on(
             april.flush()
         else:
             await april.on(at(5, 1, 0))
-    # The days of April pay 10.9667: 36,555 tokens. The plan that carries has a thousand.
-    due = Decimal("277.0335")
+    # The days of April pay 10.9667 of the 288.00 that these tokens are. The plan that carries has a thousand.
+    due = Decimal("277.0333")
     assert april.account.remaining == (1_000 if reset_first else 1_000 + 1_000 - 960_000)
     assert (await early(april, ids)).quantize(Decimal("0.0001")) == (due if reset_first else 0)
     await april.on(at(5, 10))

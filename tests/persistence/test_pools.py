@@ -1,0 +1,154 @@
+"""Connections have budgets: whoever waits for a lock, the counters or a reader leaves some to others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import date
+
+import psycopg
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.admin.http.files import FILES_MAX
+from gateway.background.timed.calendar import Calendar
+from gateway.background.timed.charging import Charging
+from gateway.background.timed.dunning import Dunning
+from gateway.background.timed.invoicing import Invoicing
+from gateway.background.timed.rating import Rating
+from gateway.background.timed.top_ups import TopUps
+from gateway.core.billing.dunning import DunningSchedule
+from gateway.counters.redis.keys import partition_of
+from persistence import engine as engines
+from persistence.keeper.pushes import PUSHES_AT_ONCE_MAX, Pushes
+from persistence.schedule import Schedule
+from persistence.store import Store
+from tests.letterhead import LETTERHEAD
+from tests.persistence.april import April, april, at, plan
+from tests.persistence.billing.test_due import customer
+from tests.persistence.test_schedule import Agreeing
+from tests.waiting import eventually
+
+__all__ = ["april"]
+
+ACCOUNT = "organization:1"
+LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('control:' || %s, 0))"
+INVOICE = """
+WITH made AS (INSERT INTO organization (name) VALUES ('Pools') RETURNING id, currency)
+INSERT INTO invoice (organization_id, period_start, period_end, currency)
+SELECT id, '2026-04-01', '2026-05-01', currency FROM made RETURNING id"""
+
+
+@pytest.fixture
+async def small(migrated: str) -> AsyncIterator[Callable[[int], AsyncEngine]]:
+    made = []
+
+    def of(connections: int) -> AsyncEngine:
+        made.append(engines.create(migrated, connections_max=connections))
+        return made[-1]
+
+    yield of
+    for each in made:
+        await each.dispose()
+
+
+async def test_who_waits_for_another_keepers_push_has_no_connection(
+    migrated: str, small: Callable[[int], AsyncEngine]
+) -> None:
+    pool = small(2)
+    pushes = [Pushes(pool) for _ in range(4)]  # none knows of the others' turns
+    taken = 0
+
+    async def push(of: Pushes) -> None:
+        nonlocal taken
+        async with of.waiting(ACCOUNT):
+            taken += 1
+
+    with psycopg.connect(migrated) as other:
+        other.execute(LOCK, (ACCOUNT,))
+        waiting = [asyncio.create_task(push(of)) for of in pushes for _ in range(3)]
+        for _ in range(20):
+            assert await engines.answers(pool)
+        assert taken == 0
+        other.rollback()
+    await asyncio.gather(*waiting)
+    assert taken == len(waiting)
+
+
+async def test_counters_that_hang_have_so_many_connections_at_most(
+    small: Callable[[int], AsyncEngine],
+) -> None:
+    pool, answered = small(3), asyncio.Event()
+    pushes = Pushes(pool, at_once_max=2)
+    begun = 0
+
+    async def push(account: str) -> None:
+        nonlocal begun
+        async with pushes.waiting(account):
+            begun += 1
+            await answered.wait()
+
+    waiting = [asyncio.create_task(push(f"organization:{each}")) for each in range(1, 7)]
+
+    async def are_begun() -> bool:
+        return begun == 2
+
+    await eventually(are_begun)
+    assert await engines.answers(pool)
+    assert begun == 2
+    answered.set()
+    await asyncio.gather(*waiting)
+    assert begun == 6
+
+
+async def test_files_that_are_read_slowly_have_none_of_the_pool(
+    migrated: str, small: Callable[[int], AsyncEngine]
+) -> None:
+    with psycopg.connect(migrated) as connection:
+        found = connection.execute(INVOICE).fetchone()
+    assert found is not None
+    store = Store(small(1), partition_of)
+    file = store.usage(found[0])
+    assert await anext(file)
+    assert (await store.get("invoices", found[0]))["id"] == found[0]
+    assert [piece async for piece in file] == []
+
+
+async def test_each_loop_that_bills_is_content_with_one_connection(
+    april: April, small: Callable[[int], AsyncEngine]
+) -> None:
+    ids = await customer(april, await plan(april, "Small", "30.00", 1_000), date(2026, 4, 1), None)
+    await april.on(at(4, 1))
+    await april.do(
+        "credit-additions", "create", organization_id=ids["organization"], credits_added=5, unit_cost=2,
+        invoicing="prepaid",
+    )  # fmt: skip
+    await april.on(at(5, 3))
+    pool = small(1)
+    store = Store(pool, partition_of, lambda: april.now, letterhead=LETTERHEAD)
+    due = Schedule(pool, store, 24, lambda: april.now)
+
+    def log(_: str, **__: object) -> None:
+        """Nobody reads it."""
+
+    turns: list[Callable[[], Awaitable[object]]] = [
+        Calendar(store, lambda: april.now).turn, Charging(store, log).turn,
+        Dunning(store, DunningSchedule.read("3,7", 21)).turn, Rating(store).turn, TopUps(store).turn,
+        Invoicing(due, Agreeing(), log, finalize=True, at_once=4).turn,
+    ]  # fmt: skip
+    for turn in turns:
+        await turn()
+    made = april.rows("SELECT source, status, total_amount::text FROM invoice ORDER BY id")
+    assert [(source, status) for source, status, _ in made] == [
+        ("credit_addition", "finalized"),
+        (None, "finalized"),
+    ]
+
+
+async def test_a_keeper_has_no_more_connections_than_are_said(migrated: str) -> None:
+    pools = engines.Pools.create(migrated, batches=4)
+    sizes = [each.pool.size() for each in (pools.loops, pools.billing, pools.people)]  # type: ignore[attr-defined]  # a queue
+    await pools.dispose()
+    assert PUSHES_AT_ONCE_MAX < engines.PEOPLE_CONNECTIONS_MAX
+    # Files of two kinds; the flusher, the schedule's claims, and whether it answers.
+    assert sum(sizes) + 2 * FILES_MAX + 3 <= 40
