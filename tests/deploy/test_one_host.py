@@ -178,6 +178,9 @@ def test_units_start_commands_that_exist_and_give_them_time(unit: Path) -> None:
     assert started[0] == "/opt/tollkeeper/bin/tollkeeper"
     assert started[1] == unit.stem.removeprefix("tollkeeper-").replace("gateway", "serve")
     assert float(lines["TimeoutStopSec"]) > settings.Settings().shutdown_grace_s + 5
+    if lines["Type"] == "oneshot":  # its timer starts it again
+        assert unit.with_suffix(".timer").exists()
+        return
     # A database that is away for an hour is no reason to stay down for ever.
     assert (lines["Restart"], lines["StartLimitIntervalSec"]) == ("always", "0")
     assert ("ExecReload" in lines) is (started[1] == "serve")
