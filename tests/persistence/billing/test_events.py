@@ -60,7 +60,7 @@ async def test_a_flush_while_an_event_is_taken_makes_it_no_other_cycles(april: A
     """The first cycle of a tenant is stored between what is read of it and its event."""
     starter = await plan(april, "Starter", "0.00", 2_000_000)
     ids = await customer(april, starter, date(2026, 4, 1), date(2027, 4, 1))
-    april.rows("UPDATE control_write SET state = 'applied' WHERE verb = 'plan' RETURNING id")
+    april.rows("UPDATE tenant SET inherited_plan_id = (SELECT id FROM token_plan) RETURNING id")
     april.account.total = 2_000_000
     april.account.at_ms = int(at(4, 1).timestamp() * 1000)
     april.account.reset()
