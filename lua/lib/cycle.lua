@@ -24,8 +24,8 @@ local function renew(tenant, now, epoch, passed, next_reset, facts)
   if left > 0 then carried = min(left, tenant.rollover_max, INTEGER_MAX - max(0, tenant.total_amount))
   elseif tenant.overage_policy == POLICY_CARRY and not has(tenant.flags, FORGIVES) then carried = left
   elseif left < 0 and is_limited(tenant) then
-    local said = facts.metadata or ''
-    facts.metadata = (#said > 2 and sub(said, 1, -2) .. ',' or '{') .. format('"forgiven":%.0f}', 0 - left)
+    local said = string.match(facts.metadata or '', '^({.+)}$')
+    facts.metadata = (said and said .. ',' or '{') .. format('"forgiven":%.0f}', 0 - left)
   end
   if has(tenant.flags, FORGIVES) then tenant.flags = tenant.flags - FORGIVES end
   tenant.total = tenant.total_amount

@@ -78,7 +78,7 @@ def test_every_script_resets_by_the_zones_clocks(world: World, script: Any) -> N
     script(world)
     tenant = world.tenant
     assert (tenant.cycle, tenant.next_reset, tenant.remaining) == (4, next_reset, 100)
-    assert world.events()[1].metadata == b'{"cycles":3}'
+    assert world.events()[1].metadata == b'{"cycles":3,"forgiven":5}'
     assert (tenant.offset, tenant.turns_at) == clock_of("Pacific/Chatham", world.now_ms())[:2]
 
 
