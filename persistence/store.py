@@ -40,14 +40,7 @@ from persistence.bounded import answered
 from persistence.glyphs import Glyphs
 from persistence.refusals import TRY_AGAIN, of_writes, sqlstate, translated
 from persistence.replica import Replica
-from persistence.resources import (
-    admin_tokens,
-    audit,
-    console_sessions,
-    idempotency,
-    prices,
-    usage,
-)
+from persistence.resources import admin_tokens, audit, console_sessions, idempotency, prices, usage
 from persistence.subject import Batch, Change
 from persistence.subjects import SUBJECTS
 from persistence.timed_store import TimedStore
@@ -205,9 +198,11 @@ class Store(TimedStore):
         """Take it upon the caller to ask whether its person still may come in; False where another does."""
         return await self._run(lambda connection: console_sessions.ask(connection, session_id))
 
-    async def prolong_session(self, session_id: int, renewal: str) -> None:
-        """Let a session go on, whose person still may come in, with what is asked with next."""
-        await self._run(lambda connection: console_sessions.prolong(connection, session_id, renewal))
+    async def keep_renewal(self, session_id: int, renewal: str, *, vouched: bool) -> None:
+        """Keep what is asked with next; the session goes on where its person was `vouched` for."""
+        await self._run(
+            lambda connection: console_sessions.keep_renewal(connection, session_id, renewal, vouched=vouched)
+        )
 
     def _write(self, connection: Connection, command: Command) -> Committed | Replay:
         if command.claim is not None:

@@ -157,7 +157,8 @@ class Subject:
     `refers` are the fields that name other rows; `referenced` the rows that forbid a delete, by the
     sentence that says so. `check_values` runs before a row is written and `check_row` behind it; `define`
     writes the control writes, on a change only where one of the `defining` fields is in it. `told` is what a
-    caller of one organization is told of a row.
+    caller of one organization is told of a row. `veiled` are the filters by what that hides where another's
+    did it: for such a caller they find those rows alone in which this column names its organization.
     """
 
     table: Table
@@ -173,6 +174,7 @@ class Subject:
     check_row: Callable[[Change, Row], None] = _nothing
     define: Callable[[Change, Row], None] = _nothing
     told: Callable[[Row, int], Row] = lambda row, _: row
+    veiled: Mapping[str, ColumnElement[int]] = field(default_factory=dict)
     defining: frozenset[str] = frozenset()
 
     @property
@@ -184,7 +186,12 @@ class Subject:
         """The same of the rows there are for an organization: its own, or everybody's; None is all."""
         if organization_id is None:
             return self
-        return replace(self, source=self.rows.where(owned(self.table, organization_id)))
+        veiled = {name: self._of_own(name, one == organization_id) for name, one in self.veiled.items()}
+        source = self.rows.where(owned(self.table, organization_id))
+        return replace(self, source=source, conditions={**self.conditions, **veiled})
+
+    def _of_own(self, name: str, is_own: ColumnElement[bool]) -> Condition:
+        return lambda value: is_own & self.condition(name, value)
 
     def condition(self, name: str, value: object) -> ColumnElement[bool]:
         """What a filter wants of a row."""

@@ -38,6 +38,7 @@ class IdentityProvider:
     has_pages: bool = False
     renews: bool = False
     is_gone: bool = False
+    also: Json = field(default_factory=dict)
     bent: Callable[[Json], Json | None] = field(default=lambda claims: claims)
     signs: Callable[[Json], bytes] = field(default=lambda claims: token(claims, key=rsa_key()))
     codes: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -107,7 +108,7 @@ class IdentityProvider:
         if self.renews:
             answer["refresh_token"] = secrets.token_urlsafe(16)
             self.renewals[answer["refresh_token"]] = True
-        return answer if said is None else answer | {"id_token": self.signs(said).decode()}
+        return (answer if said is None else answer | {"id_token": self.signs(said).decode()}) | self.also
 
     def _client(self, form: dict[str, str], authorization: str | None) -> tuple[str, str]:
         if self.sends_post:

@@ -148,8 +148,8 @@ class Store(Protocol):
     async def ask_of_session(self, session_id: int) -> bool:
         """Take it upon the caller to ask whether its person still may come in; False where another does."""
 
-    async def prolong_session(self, session_id: int, renewal: str) -> None:
-        """Let a session go on, whose person still may come in, with what is asked with next."""
+    async def keep_renewal(self, session_id: int, renewal: str, *, vouched: bool) -> None:
+        """Keep what is asked with next; the session goes on where its person was `vouched` for."""
 
 
 class Pusher(Protocol):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
-from gateway.core.issuers.issuer import Issuer, may_be_asked
+from gateway.core.issuers.issuer import Issuer, may_lead_to
 from gateway.issuers.key_set import FETCH_S_MAX, Endpoints, KeySet, UnreadableKeys
 from gateway.issuers.signatures import read_key_set
 
@@ -92,9 +92,9 @@ def _discovered(issuer: Issuer, deadline: float) -> dict[str, Any]:
 def _address(issuer: Issuer, said: Mapping[str, Any], name: str) -> str:
     """Where the discovery document says that something is."""
     place = said.get(name)
-    if not isinstance(place, str) or not may_be_asked(place):
+    if not isinstance(place, str) or not may_lead_to(issuer.issuer, place):
         url = issuer.issuer.rstrip("/") + DISCOVERY
-        raise UnreadableKeys(f"{url} names no {name} that begins with https://")
+        raise UnreadableKeys(f"{url} names no {name} that begins with https://, or one on this machine")
     return place
 
 

@@ -59,11 +59,7 @@ class IssuerKeys:
 
     async def refresh(self) -> None:
         """Read them; whoever asks meanwhile waits for the same answer."""
-        if self._reading is None:
-            self._asked_at = self._clock()
-            self._reading = asyncio.ensure_future(self._take())
-            self._reading.add_done_callback(self._done)
-        await asyncio.shield(self._reading)
+        await asyncio.shield(self._begun())
 
     async def find(self, token: SignedToken) -> VerifyingKey:
         """The key of a token; InvalidApiKey if the issuer has none, IssuerUnavailable where nobody knows."""
@@ -94,9 +90,13 @@ class IssuerKeys:
         return key
 
     async def at_hand(self) -> KeySet:
-        """What the issuer has, read anew where that is due; IssuerUnavailable where it cannot be had."""
-        if self.is_due or (self._reading is not None and self.keys is None):
-            await self.refresh()
+        """What the issuer has, as far as it is known at once, else once it is read.
+
+        It is read anew beside that where it is due; IssuerUnavailable where it cannot be had.
+        """
+        reading = self._begun() if self.is_due else self._reading
+        if self._kept() is None and reading is not None:
+            await asyncio.shield(reading)
         kept = self._kept()
         if kept is None:
             raise IssuerUnavailable(retry_after_s=int(AGAIN_S))
@@ -118,6 +118,14 @@ class IssuerKeys:
             self.keys = None
         return self.keys
 
+    def _begun(self) -> asyncio.Future[None]:
+        """The reading that is under way, from now on where none was."""
+        if self._reading is None:
+            self._asked_at = self._clock()
+            self._reading = asyncio.ensure_future(self._take())
+            self._reading.add_done_callback(self._done)
+        return self._reading
+
     async def _take(self) -> None:
         try:
             keys = await asyncio.wait_for(in_thread(lambda: self._read(self.issuer)), 2 * FETCH_S_MAX)
@@ -137,8 +145,11 @@ class IssuerKeys:
             reading.exception()
 
 
-def in_thread(read: Callable[[], T]) -> asyncio.Future[T]:
-    """What waits, in a thread that nobody waits for at the end."""
+def in_thread(read: Callable[[], T], ended: Callable[[], None] = lambda: None) -> asyncio.Future[T]:
+    """What waits, in a thread that nobody waits for at the end.
+
+    The loop is told when it has `ended`, though nobody may be left who wants what it found.
+    """
     loop = asyncio.get_running_loop()
     found: asyncio.Future[T] = loop.create_future()
 
@@ -154,6 +165,7 @@ def in_thread(read: Callable[[], T]) -> asyncio.Future[T]:
             loop.call_soon_threadsafe(tell, result)
 
     def tell(result: T | TollkeeperError) -> None:
+        ended()
         if found.done():
             return
         if isinstance(result, TollkeeperError):

@@ -6,7 +6,11 @@ and this sign-in (OpenID Connect Core 1.0, 3.1). What is kept of a provider is w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
@@ -18,11 +22,15 @@ from gateway.issuers.key_set import Endpoints, KeySet, UnreadableKeys
 from gateway.issuers.keys import IssuerKeys, Log, Read, in_thread
 from gateway.issuers.sealing import opened, seal
 
-REDEEMED_AT_ONCE_MAX: Final = 16
+# Of one provider, for each grant: who floods it with codes keeps nobody from going on, or from another one.
+ASKED_AT_ONCE_MAX: Final = 16
+# Less than what lies between two renewals of a session: what is asked with may be good once.
+ANSWERED_S_MAX: Final = 20.0
 AGAIN_S: Final = 5
-RENEWAL_CHARACTERS_MAX: Final = 8192
+_RENEWAL: Final = re.compile(r"[\x20-\x7e]{1,8192}")  # RFC 6749, A.17
 # Why a provider gives nothing although the person may come in (RFC 6749, 5.2 and 4.1.2.1).
 _NOT_ABOUT_PEOPLE: Final = frozenset({"invalid_client", "server_error", "temporarily_unavailable"})
+Ask = Callable[[Provider, Endpoints, Mapping[str, str]], Mapping[str, Any]]
 _AWAY: Final = "The provider of identities does not answer; try again in a moment."
 
 
@@ -31,6 +39,13 @@ def read_provider(issuer: Issuer) -> KeySet:
     from gateway.issuers import fetching  # noqa: PLC0415  # some 20 MB, for keepers that have providers alone
 
     return fetching.read_provider(issuer)
+
+
+def ask_for_tokens(provider: Provider, endpoints: Endpoints, form: Mapping[str, str]) -> Mapping[str, Any]:
+    """What a provider gives for a form; `UnreadableKeys` where nobody answers."""
+    from gateway.issuers import redeeming  # noqa: PLC0415  # as above
+
+    return redeeming.ask_for_tokens(provider, endpoints, form)
 
 
 class SignIns:
@@ -43,13 +58,18 @@ class SignIns:
         wall: Callable[[], float],
         log: Log,
         read: Read = read_provider,
+        *,
+        ask: Ask = ask_for_tokens,
+        answered_s_max: float = ANSWERED_S_MAX,
     ) -> None:
         self.console_url = sign_in.console_url
         self.labels: Mapping[str, str] = {one.name: one.label for one in sign_in.providers}
         self._providers = {one.name: one for one in sign_in.providers}
         self._keys = {one.name: IssuerKeys(one.issuer, clock, log, read) for one in sign_in.providers}
         self._wall, self._log = wall, log
-        self._redeeming = 0
+        self._ask, self._answered_s_max = ask, answered_s_max
+        # Threads that ask, by provider and grant.
+        self._asking: Counter[tuple[str, str]] = Counter()
 
     async def address(self, name: str, *, state: str, nonce: str, challenge: str) -> str:
         """Where a person signs in at a provider; `challenge` is PKCE's, by S256 (RFC 7636)."""
@@ -69,13 +89,19 @@ class SignIns:
 
     async def redeem(self, name: str, *, code: str, issuer: str | None, verifier: str, nonce: str) -> Arrival:
         """Who came back with a code, from whom of its own account `issuer` is; else `SignInRefused`."""
-        provider, endpoints = self._of(name), await self._endpoints(name)
+        async with self._in_time():
+            return await self._redeemed(self._of(name), code, issuer, verifier, nonce)
+
+    async def _redeemed(
+        self, provider: Provider, code: str, issuer: str | None, verifier: str, nonce: str
+    ) -> Arrival:
+        endpoints = await self._endpoints(provider.name)
         if issuer != provider.issuer.issuer and (issuer is not None or endpoints.names_itself):
             raise SignInRefused("The answer is of another provider than was asked.")
         form = {
             "grant_type": "authorization_code",
             "code": code,
-            "redirect_uri": self._comes_back(name),
+            "redirect_uri": self._comes_back(provider.name),
             "code_verifier": verifier,
         }
         said = await self._tokens(provider, endpoints, form)
@@ -91,9 +117,10 @@ class SignIns:
         except ValueError as error:
             raise SignInRefused("The session is another's.") from error
         form = {"grant_type": "refresh_token", "refresh_token": renewal}
-        said = await self._tokens(provider, await self._endpoints(provider.name), form)
-        # A provider need not say again who it is (OpenID Connect Core 1.0, 12.2).
-        person = await self._person(provider, said, None) if "id_token" in said else None
+        async with self._in_time():
+            said = await self._tokens(provider, await self._endpoints(provider.name), form)
+            # A provider need not say again who it is (OpenID Connect Core 1.0, 12.2).
+            person = await self._person(provider, said, None) if "id_token" in said else None
         return Arrival(person, _renewal(said) or renewal)
 
     def seal(self, renewal: str, cookie: str) -> str:
@@ -104,7 +131,7 @@ class SignIns:
         """Whom the ID token of an answer names."""
         written = said.get("id_token")
         try:
-            token = read_token(written.encode() if isinstance(written, str) else b"")
+            token = read_token(written.encode(errors="replace") if isinstance(written, str) else b"")
             if token.issuer != provider.issuer.issuer:
                 raise refused(UNKNOWN_ISSUER, "The token is of another provider.")
             await self._keys[provider.name].verify(token)
@@ -120,13 +147,17 @@ class SignIns:
     async def _tokens(
         self, provider: Provider, endpoints: Endpoints, form: Mapping[str, str]
     ) -> Mapping[str, Any]:
-        from gateway.issuers.redeeming import TokensRefused, ask_for_tokens  # noqa: PLC0415  # as above
+        from gateway.issuers.redeeming import TokensRefused  # noqa: PLC0415  # as above
 
-        if self._redeeming >= REDEEMED_AT_ONCE_MAX:
+        place = provider.name, form["grant_type"]
+        if self._asking[place] >= ASKED_AT_ONCE_MAX:
             raise IssuerUnavailable("Too many people sign in just now.", retry_after_s=AGAIN_S)
-        self._redeeming += 1
+        asked = in_thread(
+            lambda: self._ask(provider, endpoints, form), ended=lambda: self._asking.subtract([place])
+        )
+        self._asking[place] += 1
         try:
-            return await in_thread(lambda: ask_for_tokens(provider, endpoints, form))
+            return await asked
         except TokensRefused as error:
             self._say(provider, error.message)
             if error.message in _NOT_ABOUT_PEOPLE and "code" not in form:
@@ -135,8 +166,15 @@ class SignIns:
         except UnreadableKeys as error:
             self._say(provider, error.message)
             raise IssuerUnavailable(_AWAY, retry_after_s=AGAIN_S) from error
-        finally:
-            self._redeeming -= 1
+
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        """Bound all that a provider is asked for one answer of ours."""
+        try:
+            async with asyncio.timeout(self._answered_s_max):
+                yield
+        except TimeoutError as error:
+            raise IssuerUnavailable(_AWAY, retry_after_s=AGAIN_S) from error
 
     async def _endpoints(self, name: str) -> Endpoints:
         try:
@@ -163,4 +201,4 @@ class SignIns:
 def _renewal(said: Mapping[str, Any]) -> str:
     """What a provider gives to be asked with again; empty where it gives nothing."""
     renewal = said.get("refresh_token")
-    return renewal if isinstance(renewal, str) and len(renewal) <= RENEWAL_CHARACTERS_MAX else ""
+    return renewal if isinstance(renewal, str) and _RENEWAL.fullmatch(renewal) else ""

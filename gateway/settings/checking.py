@@ -62,7 +62,7 @@ def wanted_of(name: str, hint: Any) -> str:
     if meta is not None and meta.pattern is not None:
         if meta.pattern.startswith("^(") and "[" not in meta.pattern:
             return f"one of {', '.join(meta.pattern[2:-2].split('|'))}"
-        several = f", up to {EARLIER_MAX} with a space between two" if "{0,2}" in meta.pattern else ""
+        several = f", up to {EARLIER_MAX} with a space between two" if "( [" in meta.pattern else ""
         return f"16 to 512 visible ASCII characters{several}"
     noun = {int: "a whole number", float: "a number"}.get(kind, "text")
     if meta is None:

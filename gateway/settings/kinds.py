@@ -6,15 +6,16 @@ from typing import Annotated
 
 import msgspec
 
+from gateway.core.peppers import EARLIER_MAX
 from gateway.settings.checking import IS_SECRET
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Collection = Annotated[str, msgspec.Meta(pattern="^(charge_automatically|send_invoice)$")]
-Reclaim = Annotated[str, msgspec.Meta(pattern="^(charge_observed|release|charge_hold)$")]
 # What is declared a secret may be said by a file instead: `<NAME>_FILE`.
 Secret = Annotated[str, IS_SECRET]
 Token = Annotated[str, msgspec.Meta(pattern=r"^([\x21-\x7e]{16,512})?$"), IS_SECRET]
-# A space between two, which no pepper has in it; as many as `gateway/core/peppers.py` takes.
+# A space between two, which no pepper has in it.
+_PEPPER = r"[\x21-\x7e]{16,512}"
 EarlierPeppers = Annotated[
-    str, msgspec.Meta(pattern=r"^([\x21-\x7e]{16,512}( [\x21-\x7e]{16,512}){0,2})?$"), IS_SECRET
+    str, msgspec.Meta(pattern=rf"^({_PEPPER}( {_PEPPER}){{0,{EARLIER_MAX - 1}}})?$"), IS_SECRET
 ]

@@ -116,4 +116,5 @@ SUBJECT = Subject(
         audit_log, _token.name.label("token"), _token.organization_id.label("token_organization_id")
     ).outerjoin(admin_token, _token.id == audit_log.c.admin_token_id),
     told=told,
+    veiled=dict.fromkeys(("actor", "person", "admin_token_id"), _token.organization_id),
 )

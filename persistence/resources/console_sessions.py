@@ -14,6 +14,8 @@ from persistence.subject import Change, Subject, add
 from persistence.tables.operations import console_session
 
 SESSIONS_MAX = 1_000
+# Of one person, or of those who hold one token: nobody ends the sessions of others by beginning many.
+SESSIONS_EACH_MAX = 20
 # How often a provider is asked whether a person still may come in, and how long its word counts.
 ASKED_EACH = timedelta(seconds=30)
 VOUCHED = timedelta(hours=1)
@@ -40,22 +42,25 @@ def ask(connection: Connection, session_id: int) -> bool:
     return connection.execute(asked.returning(_here.id)).first() is not None
 
 
-def prolong(connection: Connection, session_id: int, renewal: str) -> None:
-    """Let a session go on for a while, until `LIFE_MAX` after it began."""
-    ends = func.least(func.now() + VOUCHED, _here.created_at + LIFE_MAX)
+def keep_renewal(connection: Connection, session_id: int, renewal: str, *, vouched: bool) -> None:
+    """Keep what is asked with next; who is `vouched` for goes on a while, until `LIFE_MAX` after it began."""
+    ends = func.least(func.now() + VOUCHED, _here.created_at + LIFE_MAX) if vouched else _here.expires_at
     values = {"renewal": renewal, "expires_at": ends}
     connection.execute(update(console_session).where(_here.id == session_id).values(**values))
 
 
 def create(change: Change) -> Row:
-    """Begin a session; those that are over go, and the oldest where there are too many."""
+    """Begin a session; those that are over go, and the oldest where there are too many: first of its own."""
     row = change.fetch(add(change))
-    surplus = select(console_session.c.id).order_by(console_session.c.id.desc()).offset(SESSIONS_MAX)
-    change.connection.execute(
-        delete(console_session).where(
-            (console_session.c.expires_at <= func.now()) | console_session.c.id.in_(surplus)
-        )
+    latest = select(_here.id).order_by(_here.id.desc())
+    own = latest.where(
+        _here.token_digest == row["token_digest"], _here.identity.is_not_distinct_from(row["identity"])
     )
+    for gone in (
+        (_here.expires_at <= func.now()) | _here.id.in_(own.offset(SESSIONS_EACH_MAX)),
+        _here.id.in_(latest.offset(SESSIONS_MAX)),
+    ):
+        change.connection.execute(delete(console_session).where(gone))
     return row
 
 

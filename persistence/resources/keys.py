@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from gateway.core.accounts.administration import Row
+from gateway.core.accounts.roles import MEMBER
 from gateway.errors import Conflict
 from persistence import crud
 from persistence.claimed import check_claim
@@ -14,14 +15,32 @@ from persistence.tables.budgets import budget
 from persistence.tables.operations import control_write
 from persistence.tables.people import api_key, tenant
 
+# Keys of one tenant that are not revoked, where a member makes another; each is loaded into Redis.
+MEMBERS_KEYS_MAX = 1_000
+
 
 def create(change: Change) -> Row:
     """Keep a new key and have it loaded."""
+    if change.command.actor.role == MEMBER:
+        # One at a time, so that they count each other's; and before others hold the row to share it.
+        mine = tenant.c.id == change.command.values["tenant_id"]
+        change.connection.execute(select(tenant.c.id).where(mine).with_for_update(key_share=True))
     require(change)
+    if change.command.actor.role == MEMBER:
+        refuse_many(change)
     check_claim(change, api_key, "key")
     row = change.fetch(add(change, name=change.command.values.get("name") or "API key"))
     define(change, row)
     return row
+
+
+def refuse_many(change: Change) -> None:
+    """Raise `Conflict` where a tenant has as many keys as members may make."""
+    here = (api_key.c.tenant_id == change.command.values["tenant_id"]) & api_key.c.revoked_at.is_(None)
+    there = select(func.count()).select_from(api_key).where(here)
+    if change.connection.execute(there).scalar_one() >= MEMBERS_KEYS_MAX:
+        said = f"The tenant has {MEMBERS_KEYS_MAX} keys that are not revoked"
+        raise Conflict(f"{said}, and a member makes no more: revoke some first.")
 
 
 def delete(change: Change) -> Row:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from persistence.resources.keys import MEMBERS_KEYS_MAX
 from tests.admin.conftest import ADMIN, READONLY, Api
 
 
@@ -185,3 +187,25 @@ async def test_named_tokens_act_until_they_expire_or_are_revoked(api: Api) -> No
     past = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
     await api.patch(f"admin-tokens/{reader['id']}", {"expires_at": past})
     assert (await api.acting_as(reader["token"]).get("organizations")).status == 401
+
+
+async def test_a_member_makes_no_keys_without_end(api: Api) -> None:
+    tenant = await api.make("tenants", name="web")
+    token = await api.make(
+        "admin-tokens", name="theirs", role="member", organization_id=tenant["organization_id"]
+    )
+    member, sent = api.acting_as(token["token"]), {"tenant_id": tenant["id"], "name": "one more"}
+    api.rows(
+        "insert into api_key (tenant_id, name, digest, prefix)"
+        " select %s, 'k', lpad(to_hex(n), 64, '0'), 'tk_' from generate_series(1, %s) as n",
+        tenant["id"], MEMBERS_KEYS_MAX - 1,
+    )  # fmt: skip
+    # Two at once: one of them is the last.
+    answers = await asyncio.gather(*(member.post("api-keys", sent) for _ in range(2)))
+    assert sorted(answer.status for answer in answers) == [201, 409]
+    [refused] = [answer for answer in answers if answer.status == 409]
+    assert f"has {MEMBERS_KEYS_MAX} keys that are not revoked" in refused.json["detail"]
+    assert (await api.post("api-keys", sent)).status == 201
+    assert (await member.post("api-keys", sent)).status == 409
+    api.rows("update api_key set revoked_at = now() where name = 'k'")
+    assert (await member.post("api-keys", sent)).status == 201

@@ -49,7 +49,11 @@ class Scene:
         self.may_be_read.set()
         self.keys = AllKeys(lambda: 1000.0 + self.past, lambda *_, **__: None, self.read)
         self.callers = TokenCallers(
-            self.keys, self.directory, bytes.decode, lambda: time.time() + self.past, bytes_max=bytes_max
+            self.keys,
+            self.directory,
+            lambda name: (name,),
+            lambda: time.time() + self.past,
+            bytes_max=bytes_max,
         )
         self.callers.renew(issuers or (issuer(),))
 

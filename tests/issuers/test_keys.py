@@ -177,3 +177,24 @@ async def test_keys_are_read_ahead_of_tokens() -> None:
         await eventually(lambda: scene.server.asked == 2)
     finally:
         keeping.cancel()
+
+
+async def test_what_is_kept_is_at_hand_while_it_is_read_anew() -> None:
+    scene = Scene()
+    assert len((await scene.keys.at_hand()).keys) == 1
+    scene.now += FRESH_S
+    scene.server.document, scene.server.held = jwks(ONE, TWO), threading.Event()
+    try:
+        assert len((await scene.keys.at_hand()).keys) == 1
+        await eventually(lambda: scene.server.asked == 2)
+    finally:
+        scene.server.held.set()
+
+    async def has_both() -> bool:
+        return len((await scene.keys.at_hand()).keys) == 2
+
+    await eventually(has_both)
+    scene.now += KEPT_S
+    scene.server.why = "away"
+    with pytest.raises(IssuerUnavailable):
+        await scene.keys.at_hand()

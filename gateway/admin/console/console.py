@@ -29,7 +29,7 @@ from gateway.admin.console.overview import Overview
 from gateway.admin.console.records import Extras, Records, address_of
 from gateway.admin.console.render import Assets, Pages
 from gateway.admin.console.screens import SCREENS, Screen
-from gateway.admin.console.sessions import Sessions, Signed
+from gateway.admin.console.sessions import OVER_TLS, Sessions, Signed
 from gateway.admin.console.signing import Signing
 from gateway.admin.console.signing_elsewhere import SigningElsewhere
 from gateway.admin.invoices import documents
@@ -65,6 +65,7 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     router.add_post("/sign-out", signing.sign_out)
 
     if ports.sign_ins is not None:
+        app[OVER_TLS] = ports.sign_ins.console_url.startswith("https:")
         elsewhere = SigningElsewhere(desk, ports.sign_ins, ports.failures, signing.door)
         one = "/sign-in/{provider:[a-z0-9-]+}"
         router.add_get(one, elsewhere.leave, allow_head=False)

@@ -6,6 +6,7 @@ Each request looks the token up again, so a session ends with its token.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import re
 import secrets
@@ -30,6 +31,8 @@ SESSION_S = 12 * 3600
 # Of whom a provider named; as often as it vouches for them it lasts as long again.
 SESSION_ELSEWHERE_S = 3600
 SESSION_BYTES = 32
+# Whether browsers find the console over TLS, whatever a proxy says of a single request.
+OVER_TLS = web.AppKey("over_tls", bool)
 
 _NOBODYS = "You are known as {}, and nobody has given you access to this console. Ask whoever administers it."
 _SESSION = re.compile(r"[\w-]{43}", re.ASCII)
@@ -57,6 +60,7 @@ class Sessions:
 
     def __init__(self, ports: AdminPorts) -> None:
         self._ports = ports
+        self._asking: set[asyncio.Task[None]] = set()
 
     async def begin(self, request: web.Request, token: str) -> Session:
         """Begin a session for who holds the token; `Unauthorized` if nobody does."""
@@ -132,24 +136,34 @@ class Sessions:
         """
         if not await self._ports.store.ask_of_session(session.id):
             return
+        # What is asked with may be good once: who goes away meanwhile must not lose what comes in its place.
+        asking = asyncio.create_task(self._renew(request, session, actor, name))
+        self._asking.add(asking)
+        asking.add_done_callback(self._asking.discard)
+        await asyncio.shield(asking)
+
+    async def _renew(self, request: web.Request, session: ConsoleSession, actor: Actor, name: str) -> None:
         try:
-            renewal = await self._vouched(session, name)
+            arrival = await self._asked(session, name)
         except IssuerUnavailable:
             return
         except SignInRefused as error:
             await self._end(request, actor, session.id)
             raise Unauthorized from error
-        await self._ports.store.prolong_session(session.id, renewal)
+        assert self._ports.sign_ins is not None
+        renewal = self._ports.sign_ins.seal(arrival.renewal, name)
+        # Tokens alone do not say what groups a person is in now: only an ID token lets a session go on.
+        await self._ports.store.keep_renewal(session.id, renewal, vouched=arrival.person is not None)
 
-    async def _vouched(self, session: ConsoleSession, name: str) -> str:
-        """What the provider is asked with next, sealed, now that it has vouched for who is signed in."""
+    async def _asked(self, session: ConsoleSession, name: str) -> Arrival:
+        """What the provider says of who is signed in; `SignInRefused` where that is not for them."""
         sign_ins = self._ports.sign_ins
         if sign_ins is None or session.issuer is None or session.renewal is None:
             raise SignInRefused
         arrival = await sign_ins.renew(session.issuer, session.renewal, name)
         if arrival.person is not None and not self._is_same(session, arrival.person):
             raise SignInRefused
-        return sign_ins.seal(arrival.renewal, name)
+        return arrival
 
     def _is_same(self, session: ConsoleSession, person: Person) -> bool:
         """Whether it is who signed in, and who still has what they came in by."""
@@ -179,8 +193,9 @@ def cookie_of(request: web.Request) -> str:
 
 
 def is_secure(request: web.Request) -> bool:
-    """Whether the browser speaks TLS, to us or to the proxy before us."""
-    return request.secure or request.headers.get("X-Forwarded-Proto", "") == "https"
+    """Whether the browser speaks TLS, to us or to the proxy before us: as it says, or as is configured."""
+    said = request.headers.get("X-Forwarded-Proto", "") == "https"
+    return request.secure or said or request.app.get(OVER_TLS, False)
 
 
 def require_own_origin(request: web.Request) -> None:

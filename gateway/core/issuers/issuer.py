@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -54,3 +55,19 @@ def may_be_asked(url: str) -> bool:
     except ValueError:
         return False
     return well and (parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK))
+
+
+def may_lead_to(issuer: str, url: str) -> bool:
+    """Whether an issuer may say that something of its own is there: this machine is for its own issuers."""
+    return may_be_asked(url) and (not _is_here(url) or _is_here(issuer))
+
+
+def _is_here(url: str) -> bool:
+    """Whether an address is this machine's by what it says. Any other name would need its certificate."""
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_loopback or address.is_unspecified

@@ -85,9 +85,14 @@ def read_person(provider: Provider, claims: Mapping[str, Any], nonce: str | None
         identity = ""
     if not 0 < len(identity) <= IDENTITY_CHARACTERS_MAX:
         raise refused(CLAIMS, "The token does not say whom it is of.")
-    if _EMAIL in {provider.issuer.subject, provider.issuer.user} and not _is_verified(claims):
+    if _EMAIL in _believed(provider.issuer) and not _is_verified(claims):
         raise refused(CLAIMS, "The provider does not say that this address of e-mail is verified.")
     return Person(provider.issuer.issuer, identity, meaning.user or identity, meaning.known_as)
+
+
+def _believed(issuer: Issuer) -> set[str]:
+    """The claims that say who comes in, and as whom."""
+    return {issuer.subject, issuer.user, *(pointer for pointer, _ in issuer.require)}
 
 
 def _is_verified(claims: Mapping[str, Any]) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import http.client
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,12 +13,29 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 from gateway.core.issuers.issuer import Issuer
 from gateway.core.issuers.sign_in import Provider, SignIn
+from gateway.issuers.key_set import Endpoints
+from gateway.issuers.redeeming import ask_for_tokens
 from gateway.issuers.sign_in import SignIns
 from tests.admin.conftest import Api, api_of
 from tests.admin.console.conftest import Person
 from tests.identity_provider import CLIENT, SECRET, IdentityProvider, identity_provider
 
 CONSOLE = "https://console.example"
+
+
+class Held:
+    """Asks providers for tokens as the keeper does, once it is let go on; `times` it was asked to."""
+
+    def __init__(self) -> None:
+        self.times, self._one = 0, threading.Lock()
+        self.goes_on = threading.Event()
+        self.goes_on.set()
+
+    def ask(self, provider: Provider, endpoints: Endpoints, form: Mapping[str, str]) -> Mapping[str, Any]:
+        with self._one:
+            self.times += 1
+        assert self.goes_on.wait(60)
+        return ask_for_tokens(provider, endpoints, form)
 
 
 @dataclass
@@ -28,6 +46,7 @@ class World:
     provider: IdentityProvider
     other: IdentityProvider
     said: list[dict[str, Any]]
+    held: Held
 
     async def let_in(self, subject: str = "staff", **more: Any) -> Any:
         fields = {"name": f"people of {subject}", "role": "admin", "subject": subject} | more
@@ -38,14 +57,16 @@ class World:
 async def console_of_people(admin_database: str, keeper_database: str) -> AsyncIterator[World]:
     """A console that listens for as long as this lasts, and its two providers."""
     said: list[dict[str, Any]] = []
+    held = Held()
     with identity_provider() as one, identity_provider() as other:
         sign_in = SignIn(CONSOLE, (configured("example", one), configured("other", other)))
         sign_ins = SignIns(
-            sign_in, time.monotonic, time.time, lambda event, **more: said.append({"event": event} | more)
-        )
+            sign_in, time.monotonic, time.time, lambda event, **more: said.append({"event": event} | more),
+            ask=held.ask,
+        )  # fmt: skip
         one.back, other.back = f"{CONSOLE}/sign-in/example/back", f"{CONSOLE}/sign-in/other/back"
         async with api_of(admin_database, keeper_database, sign_ins=sign_ins) as api:
-            yield World(api, one, other, said)
+            yield World(api, one, other, said, held)
 
 
 def configured(name: str, provider: IdentityProvider, **more: Any) -> Provider:
@@ -78,7 +99,7 @@ class Browser:
         self.person.cookie = self.signing
         answer = await self.person.open(f"{parts.path}?{parts.query}")
         cookies = [one.split(";")[0] for one in answer.headers.getall("Set-Cookie", [])]  # type: ignore[attr-defined]  # a multidict
-        begun = [one for one in cookies if one.startswith("tollkeeper_session=")]
+        begun = [one for one in cookies if one.startswith("__Host-tollkeeper_session=")]
         self.session = self.person.cookie = begun[0] if begun else ""
         return answer
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 
 from gateway.issuers.sealing import opened
+from persistence.resources.console_sessions import SESSIONS_EACH_MAX
 from tests.admin.console.elsewhere import Browser, World, console_of_people
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -61,16 +64,70 @@ async def test_a_renewal_is_of_the_same_person_or_the_end(world: World) -> None:
     assert (await browser.person.open("/")).status == 303
 
 
-async def test_a_provider_is_asked_by_one_request_of_many_and_need_not_say_again_who_it_is(
-    world: World,
-) -> None:
+async def test_a_provider_is_asked_by_one_request_of_many(world: World) -> None:
     browser = await renewed(world)
-    world.provider.bent = lambda _: None
     for times in (2, 3):  # a code was redeemed before
         answers = await asyncio.gather(*(browser.person.open("/tenants") for _ in range(8)))
         assert {answer.status for answer in answers} == {200}
         assert asked(world) == times
         make_due(world)
+
+
+async def test_a_renewal_that_does_not_say_who_it_is_makes_a_session_no_longer(world: World) -> None:
+    """Whoever left the group has tokens still; what does not name them says nothing of that."""
+    browser = await renewed(world)
+    ends = world.api.rows(
+        "update console_session set expires_at = now() + interval '9 minutes' returning expires_at"
+    )
+    world.provider.bent, world.provider.person = lambda _: None, {"sub": "u-1", "name": "Kim", "groups": []}
+    for times in (2, 3):  # what was given the last time is asked with the next time
+        assert (await browser.person.open("/")).status == 200
+        assert asked(world) == times
+        make_due(world)
+    assert world.api.rows("select expires_at from console_session") == ends
+    world.api.rows("update console_session set expires_at = now()")
+    assert (await browser.person.open("/")).status == 303
+
+
+async def test_who_goes_away_while_the_provider_is_asked_loses_nothing(world: World) -> None:
+    """What is asked with is good once here: the next one is kept, whoever waits for the page."""
+    browser = await renewed(world)
+    [first] = world.provider.renewals
+    world.held.goes_on.clear()
+    try:
+        leaving = asyncio.ensure_future(browser.person.open("/"))
+        await eventually(lambda: world.held.times == 2)
+        leaving.cancel()
+        with suppress(asyncio.CancelledError):
+            await leaving
+    finally:
+        world.held.goes_on.set()
+    sealed = "select renewal from console_session"
+    cookie = browser.session.partition("=")[2]
+    await eventually(lambda: opened(world.api.rows(sealed)[0][0], cookie) != first)
+    make_due(world)
+    assert (await browser.person.open("/")).status == 200
+
+
+async def test_one_person_ends_no_sessions_of_others_by_beginning_many(world: World) -> None:
+    await world.let_in()
+    other = Browser.at(world)
+    await other.sign_in()
+    first = Browser.at(world)
+    world.provider.person |= {"sub": "u-2", "name": "Ada"}
+    await first.sign_in()
+    copied = "digest, token_digest, expires_at, issuer, identity, person"
+    world.api.rows(
+        f"insert into console_session ({copied}) select 'd' || n, token_digest, expires_at, issuer, identity,"
+        " person from console_session, generate_series(1, 1100) as n where person = 'Ada'"
+    )
+    last = Browser.at(world)
+    await last.sign_in()
+    [(theirs,), (others,)] = world.api.rows(
+        "select count(*) from console_session group by person order by 1 desc"
+    )
+    assert (theirs, others) == (SESSIONS_EACH_MAX, 1)
+    assert [(await one.person.open("/")).status for one in (other, first, last)] == [200, 303, 200]
 
 
 async def test_while_the_provider_is_away_a_session_runs_out_by_itself(world: World) -> None:

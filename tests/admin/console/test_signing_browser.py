@@ -6,13 +6,12 @@ import asyncio
 import time
 from pathlib import Path
 
-from aiohttp.test_utils import unused_port
-
 from gateway.core.issuers.sign_in import SignIn
 from gateway.issuers.sign_in import SignIns
 from tests.admin.conftest import api_of
 from tests.admin.console.elsewhere import configured
 from tests.chromium import chromium
+from tests.conftest import free_port
 from tests.identity_provider import identity_provider
 
 RUN_S_MAX = 120
@@ -21,7 +20,7 @@ RUN_S_MAX = 120
 async def test_a_browser_that_comes_back_from_another_site_is_signed_in_where_it_wanted_to_be(
     admin_database: str, keeper_database: str, tmp_path: Path
 ) -> None:
-    browser, port = await asyncio.to_thread(chromium), unused_port()
+    browser, port = await asyncio.to_thread(chromium), free_port()
     console = f"http://localhost:{port}"  # another site than the provider's, which is 127.0.0.1
     with identity_provider() as provider:
         provider.back, provider.has_pages = f"{console}/sign-in/example/back", True
@@ -37,7 +36,12 @@ async def test_a_browser_that_comes_back_from_another_site_is_signed_in_where_it
                 f"{console}/sign-in/example?next=/tenants",
                 stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
             )  # fmt: skip
-            async with asyncio.timeout(RUN_S_MAX):
-                page, said = await ran.communicate()
+            try:
+                async with asyncio.timeout(RUN_S_MAX):
+                    page, said = await ran.communicate()
+            finally:
+                if ran.returncode is None:
+                    ran.kill()
+                    await ran.wait()
     assert b"Quokkaland" in page, said.decode()[-2000:] + page.decode()[-2000:]
     assert b">Kim<" in page

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.issuers.claims import SUBJECTS_MAX, read_claims
-from gateway.core.issuers.issuer import Issuer, known_as, may_be_asked
+from gateway.core.issuers.issuer import Issuer, known_as, may_be_asked, may_lead_to
 from gateway.errors import InvalidApiKey
 from tests.signing import AUDIENCE, ISSUER, issuer
 
@@ -145,3 +145,23 @@ def test_an_issuer_never_stands_for_a_key_of_another() -> None:
 )
 def test_keys_come_over_https_or_from_this_machine(url: str, may: bool) -> None:
     assert may_be_asked(url) is may
+
+
+@pytest.mark.parametrize(
+    "here",
+    [
+        "http://127.0.0.1:80/keys",
+        "http://localhost/keys",
+        "https://localhost.:8443/keys",
+        "https://a.localhost/keys",
+        "https://127.9.9.9/keys",
+        "https://0.0.0.0/keys",
+        "https://[::1]/keys",
+        "https://[::ffff:127.0.0.1]/keys",
+    ],
+)
+def test_only_an_issuer_on_this_machine_leads_to_this_machine(here: str) -> None:
+    assert may_lead_to("http://127.0.0.1:9000", here)
+    assert not may_lead_to("https://issuer.example", here)
+    assert may_lead_to("https://issuer.example", "https://keys.example/of-it")
+    assert not may_lead_to("http://127.0.0.1:9000", "http://keys.example/of-it")

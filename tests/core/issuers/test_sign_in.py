@@ -43,10 +43,11 @@ def test_a_token_for_this_client_is_taken(more: dict[str, object]) -> None:
     assert read_person(provider(), said(**more), "n", time.time()).identity == "u-1"
 
 
-@pytest.mark.parametrize("rule", ["subject", "user"])
+@pytest.mark.parametrize("rule", ["subject", "user", "require"])
 def test_an_address_that_the_provider_has_not_verified_is_nobodys(rule: str) -> None:
     """Else whoever may type in an address would have what its owner has."""
-    by_mail, now = provider(**{rule: "/email"}), time.time()
+    wanted = (("/email", ("kim@example.com",)),) if rule == "require" else "/email"
+    by_mail, now = provider(**{rule: wanted}), time.time()
     for verified in (True, "true"):
         mailed = said(email="kim@example.com", email_verified=verified)
         assert read_person(by_mail, mailed, "n", now).identity == "u-1"
