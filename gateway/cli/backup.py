@@ -41,19 +41,13 @@ def backup(
     as_json: AsJson = False,
 ) -> None:
     """Write what PostgreSQL holds to one file, as of one moment; everything goes on meanwhile."""
-    from gateway.ops import proving  # noqa: PLC0415  # each command loads what it needs
-    from gateway.ops.backup import back_up  # noqa: PLC0415
+    from gateway.run.stopping import left_by_signal  # noqa: PLC0415  # each command loads what it needs
 
     if keep is not None and not to.is_dir():
         raise StartError(f"--keep is of a directory of backups: {to} is none")
     url = owner_url(config, database_url, data_dir)
-    with waiting("Writing what PostgreSQL holds"):
-        target, manifest = back_up(url, to, datetime.now(UTC))
-        number = proving.note(url, target, manifest)
-    if prove:
-        with waiting("Restoring it beside, and checking it"):
-            proving.prove(url, target, number)
-    dropped = proving.drop_older(to, keep) if keep is not None else []
+    with left_by_signal():
+        target, manifest, dropped = _taken(url, to, prove, keep)
     rows = sum(manifest.rows.values())
     if as_json:
         done = {"bytes": manifest.bytes, "proved": prove, "dropped": [str(path) for path in dropped]}
@@ -65,6 +59,27 @@ def backup(
     for path in dropped:
         typer.echo(f"{path} is gone: {keep} are kept.")
     typer.echo("API keys and tokens are digests in it: keep TOLLKEEPER_KEY_PEPPER as well, elsewhere.")
+
+
+def _taken(url: str, to: Path, prove: bool, keep: int | None) -> tuple[Path, Manifest, list[Path]]:
+    """Write a backup, prove it, and keep as many as are wanted: where it is, what it holds, what is gone."""
+    from gateway.ops import proving  # noqa: PLC0415  # each command loads what it needs
+    from gateway.ops.backup import back_up  # noqa: PLC0415
+
+    if prove:
+        proving.refuse_unless_provable(url)
+    with waiting("Writing what PostgreSQL holds"):
+        target, manifest = back_up(url, to, datetime.now(UTC))
+        number = proving.note(url, target, manifest)
+    dropped: list[Path] = []
+    if prove:
+        if keep is not None:  # however the proof ends, no more stay than are kept
+            dropped += proving.drop_older(to, keep, (target.name, proving.last_proven(url, to)))
+        with waiting("Restoring it beside, and checking it"):
+            proving.prove(url, target, number)
+    if keep is not None:
+        dropped += proving.drop_older(to, keep)
+    return target, manifest, dropped
 
 
 def restore(

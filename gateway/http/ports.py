@@ -50,8 +50,13 @@ class Directory(Protocol):
     def resolve(self, caller: Caller, key: str) -> Service | None:
         """The service at the price of the caller's organization. Fails with `ServiceNotIncluded`."""
 
-    def budgets(self, caller: Caller, service_id: int, said: Attribution, call: Call) -> CallBudgets | None:
-        """The budgets a call takes from, if any. Fails with `CountersUnavailable`."""
+    def budgets(
+        self, caller: Caller, service_id: int, said: Attribution, call: Call, remember: bool = True
+    ) -> CallBudgets | None:
+        """The budgets a call takes from, if any. Fails with `CountersUnavailable`.
+
+        Do not `remember` what a call would take from that nobody makes.
+        """
 
     def price(self, caller: Caller, model: str, ago_s: float, own: bool = False) -> Vector | None:
         """What a model cost the caller's organization so many seconds ago; None where nobody says.

@@ -42,14 +42,19 @@ def admitted_at(
     ports: Ports, caller: Caller, service: Service, said: Attribution, call: Call
 ) -> tuple[Admitted, CallBudgets | None]:
     """The prices of a call and the budgets it takes from; `ModelNotPriced` where one is missing."""
-    directory, budgets, budgeted = ports.directory, None, False
-    if service.id:
-        budgets = directory.budgets(caller, service.id, said, call)
-        budgeted = budgets is not None and MONEY in budgets.enforced
-    prices = prices_of(directory, caller, service, call, ports.seconds(), budgeted)
+    budgets = ports.directory.budgets(caller, service.id, said, call) if service.id else None
+    return prices_under(ports, caller, service, call, budgets), budgets
+
+
+def prices_under(
+    ports: Ports, caller: Caller, service: Service, call: Call, budgets: CallBudgets | None
+) -> Admitted:
+    """The prices of a call that takes from these budgets; `ModelNotPriced` where one is missing."""
+    budgeted = budgets is not None and MONEY in budgets.enforced
+    prices = prices_of(ports.directory, caller, service, call, ports.seconds(), budgeted)
     if ports.refuse_unpriced or budgeted:
         check_known(prices, call, budgets if budgeted else None)
-    return prices, budgets
+    return prices
 
 
 def prices_of(  # noqa: PLR0917  # whose call, of what, and whether budgets of money go by it

@@ -249,7 +249,7 @@ async def _forward(exchange: Exchange, caller: Caller, charge: Charge) -> None:
     charge.meter, charge.upstream_id = meter, answer.request_id or answer.plain_request_id
     altered = call.strip_usage and 200 <= status < 300
     outlet = exchange.outlet = Outlet(exchange, answer, charge.limits_shown, altered, meter)
-    if link.complete and not answer.content_encoding:
+    if link.complete and not answer.content_encoding and call.narrow is None:
         tail = meter.whole(link.take_payload())
     else:
         tail = await relay_body(exchange, caller, link, charge, meter, outlet)

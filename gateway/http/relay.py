@@ -108,7 +108,8 @@ async def relay_body(  # noqa: PLR0917  # everything an answer passes through
         if meter.behind:
             passed += await _caught_up(worker, caller, link, meter)
         if complete:
-            return held + passed + meter.finish()
+            passed += meter.finish()
+            return held + passed + (await _caught_up(worker, caller, link, meter) if meter.behind else b"")
         if link.failure is not None or meter.surplus:
             raise link.failure or UpstreamUnreachable("The upstream's answer continues after its end.")
         passed = held + passed

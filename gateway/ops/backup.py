@@ -8,9 +8,11 @@ complete.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -33,6 +35,7 @@ CHUNK_BYTES = 1 << 20
 MANIFEST_BYTES_MAX = 1 << 20
 DUMP, MANIFEST = "tollkeeper.dump", "manifest.json"
 SAID_BYTES_MAX = 65_536
+_GROWING = re.compile(r"\.tollkeeper-\d{8}T\d{6}Z\.tar\.\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ def back_up(url: str, to: Path, now: datetime) -> tuple[Path, Manifest]:
     """Write a backup to a file, or into a directory under a name of the time; where it is, what it holds.
 
     The rows are those of one moment; traffic and the keeper go on. `BackupFailed` says what
-    went wrong; nothing is left behind then.
+    went wrong; nothing is left behind then. What one that was killed left in the directory goes.
     """
     target = to / f"tollkeeper-{now:%Y%m%dT%H%M%SZ}.tar" if to.is_dir() else to
     if target.exists():
@@ -65,6 +68,9 @@ def back_up(url: str, to: Path, now: datetime) -> tuple[Path, Manifest]:
     growing = Path(name)
     try:
         with os.fdopen(descriptor, "r+b") as file, backups.moment(url) as moment:
+            with suppress(OSError):  # a volume without locks: what is left there stays
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _drop_left(target.parent)
             size, digest = _dump(url, moment, file)
             manifest = Manifest(
                 FORMAT, version("tollkeeper"), moment.schema_version, moment.server_version,
@@ -80,6 +86,15 @@ def back_up(url: str, to: Path, now: datetime) -> tuple[Path, Manifest]:
     finally:
         growing.unlink(missing_ok=True)
     return target, manifest
+
+
+def _drop_left(folder: Path) -> None:
+    """Remove what others began in a directory and nobody writes to any more."""
+    for path in folder.iterdir():
+        if _GROWING.fullmatch(path.name):
+            with suppress(OSError), path.open("r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
 
 
 def read_manifest(source: Path) -> Manifest:
@@ -183,12 +198,12 @@ def _started(url: str, arguments: list[str]) -> Iterator[tuple[IO[bytes], IO[byt
             assert process.stdin is not None
             assert process.stdout is not None
             yield process.stdin, process.stdout
+            with suppress(BrokenPipeError):
+                process.communicate()
         except BaseException:
             process.kill()
             process.communicate()
             raise
-        with suppress(BrokenPipeError):
-            process.communicate()
         if process.returncode:
             said.seek(0)
             lines = said.read(SAID_BYTES_MAX).decode(errors="replace").strip().splitlines()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 RESTART_S = 1.0
 # A loop that ran so long before it failed was well.
@@ -20,6 +21,26 @@ def stop_signal() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     return stop
+
+
+@contextmanager
+def left_by_signal() -> Iterator[None]:
+    """Where SIGTERM or SIGHUP comes meanwhile, leave by `SystemExit`: what was begun is tidied up, once."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        for one in before:
+            signal.signal(one, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
+    before = {one: how for one, how in before.items() if how != signal.SIG_IGN}
+    for one in before:
+        signal.signal(one, leave)
+    try:
+        yield
+    finally:
+        for one, how in before.items():
+            signal.signal(one, how)
 
 
 async def until_stopped(start: Coroutine[None, None, None], stop: asyncio.Event) -> None:

@@ -234,6 +234,7 @@ def test_backups_are_proven_by_whoever_owns_the_database(charts: dict[str, list[
     assert job["spec"]["concurrencyPolicy"] == "Forbid"
     (container,) = pod(job)["containers"]
     assert container["args"] == ["backup", "--to", "/backups", "--keep", "30", "--prove"]
+    assert job["spec"]["jobTemplate"]["spec"]["backoffLimit"] == 0  # each try would write one more
     environ = {each["name"] for each in container["env"]}
     assert environ == {"TOLLKEEPER_DATABASE_URL_FILE", "TOLLKEEPER_DATABASE_OWNER_URL_FILE"}
     rules = one(of(charts, "full"), "NetworkPolicy", "prod-backup")["spec"]["egress"]

@@ -155,6 +155,7 @@ class FakeDirectory:
         self.refusal: Refusal | None = None
         self.prices: dict[str, Vector] = {}
         self.budgets_there: list[Budget] = []
+        self.remembered: list[str] = []
         self.then: Callable[[], None] = lambda: None
 
     def cached(self, digest: str) -> Caller | None:
@@ -179,8 +180,12 @@ class FakeDirectory:
             raise self.trouble
         return self.services
 
-    def budgets(self, caller: Caller, service_id: int, said: Attribution, call: Call) -> CallBudgets | None:
-        """Of those that are `there`, at the beginning of 2026."""
+    def budgets(
+        self, caller: Caller, service_id: int, said: Attribution, call: Call, remember: bool = True
+    ) -> CallBudgets | None:
+        """Of those that are `there`, at the beginning of 2026; `remembered` are models of calls."""
+        if remember:
+            self.remembered.append(call.model)
         if not self.budgets_there:
             return None
         budgets = OrganizationBudgets(caller.organization_id, self.budgets_there, self.currency)

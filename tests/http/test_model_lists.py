@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 
+from gateway.core.billing.vector import Vector
 from gateway.core.calls.route import Route
-from gateway.core.families.listing import MODELS_MAX
+from gateway.core.families.listing import AT_ONCE_MODELS_MAX, MODELS_MAX
 from gateway.core.metering.narrowed import LISTED_BYTES_MAX
 from gateway.core.model import Family, Service
 from gateway.errors import ServiceNotIncluded
-from tests.http.fakes import CALLER, ROUTES, answer, get
+from tests.http.fakes import AUTH, CALLER, ROUTES, answer, get
 from tests.http.stage import Answer, Stage, staged
+from tests.http.test_budget_hold import BUDGET
 from tests.http.test_costs import OPUS
 
 OPENAI = Family("openai")
@@ -97,11 +101,87 @@ async def test_a_service_not_in_force_does_not_hide_what_another_one_serves() ->
         assert names_in(await asked(stage, listed("a"))) == ["a"]
 
 
-@pytest.mark.parametrize("document", [b"no json", b"[]", b'{"data":{}}', b'{"error":1}'])
-async def test_what_lists_no_models_passes_as_it_is(document: bytes) -> None:
+NO_LISTS = [b"no json", b'data: {"data":[{"id":"b"}]}', b'{"data":{}}', b'{"error":1}', b'{"models":[]}', b""]
+
+
+@pytest.mark.parametrize("document", NO_LISTS)
+async def test_what_lists_no_models_is_not_passed(document: bytes) -> None:
     async with staged() as stage:
         stage.directory.caller = replace(CALLER, models=frozenset({"a"}))
-        assert (await asked(stage, document)).body == document
+        got = await asked(stage, document)
+        assert (got.status, got.reason) == (502, "upstream_unreachable")
+
+
+async def test_a_list_may_be_the_whole_document() -> None:
+    async with staged() as stage:
+        stage.directory.caller = replace(CALLER, models=frozenset({"a"}))
+        assert (await asked(stage, b'[{"id":"a"},{"id":"b"},"b"]')).body == b'[{"id":"a"}]'
+        assert (await asked(stage, b"[]")).body == b"[]"
+
+
+async def test_beside_the_list_no_other_one_passes() -> None:
+    document = b'{"object":"list","models":[{"name":"b"}],"by":{"b":1},"data":[{"id":"a"},{"id":"b"}]}'
+    async with staged() as stage:
+        stage.directory.caller = replace(CALLER, models=frozenset({"a"}))
+        assert (await asked(stage, document)).body == b'{"object":"list","data":[{"id":"a"}]}'
+
+
+@pytest.mark.parametrize("query", [b"alt=sse&pageSize=5", b"pageSize=5&%61lt=sse"])
+async def test_a_list_that_is_looked_through_is_asked_for_as_json(query: bytes) -> None:
+    async with staged(routes=WITH_SLASHES) as stage:
+        stage.directory.caller = replace(CALLER, models=frozenset({"a"}))
+        path = b"/v1beta/models?" + query
+        stage.upstream.scripts += [[answer(b'{"models":[{"name":"models/a"}]}')], [answer(b"{}")]]
+        fields = AUTH + b"Accept: text/event-stream\r\nx-mine: accept: it\r\n"
+        got = await stage.ask(get(path, fields), "GET")
+        assert names_in(got, "models", "name") == ["models/a"]
+        stage.directory.caller = replace(CALLER, key_id=9, models=None)
+        await stage.ask(get(path, fields), "GET")
+        looked, passed = stage.upstream.received
+        assert (looked.target, looked.all(b"accept")) == (
+            b"/v1beta/models?pageSize=5", [b"application/json"],
+        )  # fmt: skip
+        assert looked.all(b"x-mine") == [b"accept: it"]
+        assert (passed.target, passed.all(b"accept")) == (path, [b"text/event-stream"])
+
+
+class PricedByTurn(dict[str, Vector]):
+    """Every model that begins with `model` has a price; notes in which turn of the loop it was asked for."""
+
+    def __init__(self) -> None:
+        self.turn = 0
+        self.asked: Counter[int] = Counter()
+
+    def get(self, model: str, default: object = None) -> Vector | None:  # type: ignore[override]  # as asked
+        self.asked[self.turn] += 1
+        return OPUS if model.startswith("model") else None
+
+    async def count(self) -> None:
+        while True:
+            self.turn += 1
+            await asyncio.sleep(0)
+
+
+async def test_others_have_turns_while_a_long_list_is_looked_through_and_nothing_of_it_is_remembered() -> (
+    None
+):
+    names = [f"model-{number}" for number in range(1_000)]
+    async with staged(refuses_unpriced=True) as stage:
+        priced = stage.directory.prices = PricedByTurn()
+        stage.directory.budgets_there = [BUDGET]
+        stage.directory.services = {"chat": Service(1, "chat")}
+        stage.directory.caller = replace(
+            CALLER, models=frozenset({"model-*", *(f"x{n}*" for n in range(99))})
+        )
+        counting = asyncio.create_task(priced.count())
+        try:
+            got = await asked(stage, listed(*names, "other"))
+        finally:
+            counting.cancel()
+        assert names_in(got) == names
+        assert priced.asked.total() >= len(names)
+        assert max(priced.asked.values()) <= AT_ONCE_MODELS_MAX
+        assert not stage.directory.remembered
 
 
 async def test_a_list_that_cannot_be_looked_through_is_not_passed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import re
 import tarfile
@@ -156,6 +157,20 @@ def test_a_damaged_or_foreign_file_is_refused_before_anything_is_written(
     with tarfile.open(target) as tar:
         assert tar.getnames() == ["tollkeeper.dump", "manifest.json"]
     assert manifest.rows["token_ledger"] == 6
+
+
+def test_what_a_killed_one_left_goes_and_what_is_written_stays(
+    filled: tuple[str, Account, Writer], tmp_path: Path
+) -> None:
+    database, _, _ = filled
+    left, growing = (tmp_path / f".tollkeeper-20200101T000000Z.tar.{end}" for end in ("abcd_123", "0growing"))
+    others = {".tollkeeper-mine.tar.abcd_123", "tollkeeper-20200101T000000Z.tar"}
+    for path in (left, growing, *(tmp_path / name for name in others)):
+        path.touch()
+    with growing.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        target, _ = backup.back_up(database, tmp_path, NOW)
+    assert {path.name for path in tmp_path.iterdir()} == {growing.name, target.name, *others}
 
 
 def test_what_cannot_be_backed_up_leaves_nothing_behind(database: str, tmp_path: Path) -> None:

@@ -67,6 +67,19 @@ async def test_a_keeper_says_that_it_is_there_and_is_forgotten(valkey: str) -> N
         await wire.close()
 
 
+@pytest.mark.parametrize("said", [b"no json", b"\xff", b"{}", b'{"version":"9.9","peppers":[]}', b"[1]"])
+async def test_what_no_keeper_says_is_none(valkey: str, said: bytes) -> None:
+    wire = Wire(parse_url(valkey), time.monotonic)
+    await wire.open()
+    try:
+        with redis.Redis.from_url(valkey) as client:
+            client.set("tk:keepers", said)
+            assert await heard(wire) is None
+            client.delete("tk:keepers")
+    finally:
+        await wire.close()
+
+
 def test_credentials_of_another_pepper_are_counted_and_those_of_an_earlier_one_keep_it(database: str) -> None:
     migrate.upgrade(database)
     assert [each.says for each in of_credentials(database, peppers_of(SETTINGS))] == [

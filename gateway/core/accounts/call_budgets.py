@@ -169,13 +169,19 @@ class KnownBudgets:
     def __init__(self, most: int = CALLS_MAX) -> None:
         self._known: InUse[tuple[int, Said], CallBudgets] = InUse(most)
 
-    def find(self, budgets: OrganizationBudgets, asked: Said, now_ms: int) -> CallBudgets:
-        """What a call takes from, found anew where a window or raise has ended, or the budgets are others."""
+    def find(
+        self, budgets: OrganizationBudgets, asked: Said, now_ms: int, remember: bool = True
+    ) -> CallBudgets:
+        """What a call takes from, found anew where a window or raise has ended, or the budgets are others.
+
+        Without `remember` nothing has to go for it.
+        """
         key = budgets.organization_id, asked
         found = self._known.find(key)
         if found is None or found.of is not budgets or 0 < found.until_ms <= now_ms:
             found = budgets.find(Asked(*asked), now_ms)
-            self._known.put(key, found)
+            if remember:
+                self._known.put(key, found)
         return found
 
     def __len__(self) -> int:

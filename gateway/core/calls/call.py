@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from gateway.core.calls.document import write_document
@@ -46,7 +46,8 @@ class Call:
     `output_bytes_per_token` and `input_tokens_per_byte` to what it learned of the model and
     `tokens_of` to its tokenizer, where there is one, `input_ceiling` and `output_ceiling` to what the
     call and one choice of it could use at most, in tokens; `reports` says that a complete answer always
-    tells its use. `narrow` makes of a whole list of models what of it the caller may see. A meter sets
+    tells its use. `narrow` makes of a whole list of models what of it the caller may see, in turns: it gives
+    nothing before the last one. A meter sets
     `text_bytes` to the text it saw produced.
     """
 
@@ -75,7 +76,7 @@ class Call:
     keeps: bool = False
     named: tuple[str, ...] = ()
     names: Names = NO_NAMES
-    narrow: Callable[[bytes], bytes] | None = None
+    narrow: Callable[[bytes], Iterator[bytes]] | None = None
 
     @property
     def input_estimate(self) -> int:

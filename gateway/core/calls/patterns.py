@@ -13,6 +13,19 @@ def on_list(name: str, patterns: Iterable[str]) -> bool:
     return "," not in name and any("*" in pattern and _fits(name, pattern.split("*")) for pattern in patterns)
 
 
+class Patterns:
+    """The patterns of a list, taken apart once for many names."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, listed: Iterable[str]) -> None:
+        self._parts = [one.split("*") for one in listed if "*" in one]
+
+    def hold(self, name: str) -> bool:
+        """Whether `on_list` says so of this name."""
+        return "," not in name and any(_fits(name, parts) for parts in self._parts)
+
+
 def _fits(name: str, parts: list[str]) -> bool:
     first, *middle, last = parts
     if len(name) < len(first) + len(last) or not name.startswith(first) or not name.endswith(last):

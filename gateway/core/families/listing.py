@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 
@@ -13,6 +13,7 @@ from gateway.core.metering.readable import UNREADABLE, decoded
 from gateway.errors import UpstreamUnreachable
 
 MODELS_MAX = 5_000
+AT_ONCE_MODELS_MAX = 50  # looked at in one turn: a key may have a hundred patterns
 _LIST = "/models"
 _ONE = re.compile(r".*/models/\{\+?([a-z_]+)\}")
 
@@ -28,19 +29,30 @@ def one_of(route: Route, params: Mapping[str, str]) -> str:
     return params.get(found[1], "") if found is not None else ""
 
 
-def narrowed(document: bytes, listing: Listing, shows: Callable[[str], bool]) -> bytes:
-    """The document with those models alone that are to be shown; what lists no models stays as it is."""
+def narrowed(document: bytes, listing: Listing, shows: Callable[[str], bool]) -> Iterator[bytes]:
+    """The document with those models alone that are to be shown, in turns: nothing before the last one.
+
+    Beside the models only plain values stay. `UpstreamUnreachable` where it cannot be read as a list.
+    """
     try:
         said = decoded(msgspec.json.decode, document)
     except UNREADABLE:
-        return document
-    models = said.get(listing.field) if isinstance(said, dict) else None
+        said = None
+    models = said.get(listing.field) if isinstance(said, dict) else said
     if not isinstance(models, list):
-        return document
+        raise UpstreamUnreachable("The upstream's list of models cannot be read.")
     if len(models) > MODELS_MAX:
         raise UpstreamUnreachable(f"The upstream lists more than {MODELS_MAX} models.")
-    said[listing.field] = [each for each in models if _is_shown(each, listing, shows)]
-    return msgspec.json.encode(said)
+    shown: list[object] = []
+    for start in range(0, len(models), AT_ONCE_MODELS_MAX):
+        yield b""
+        part = models[start : start + AT_ONCE_MODELS_MAX]
+        shown += [each for each in part if _is_shown(each, listing, shows)]
+    if isinstance(said, dict):
+        plain = {name: each for name, each in said.items() if not isinstance(each, list | dict)}
+        yield msgspec.json.encode({**plain, listing.field: shown})
+    else:
+        yield msgspec.json.encode(shown)
 
 
 def _is_shown(model: object, listing: Listing, shows: Callable[[str], bool]) -> bool:

@@ -65,7 +65,10 @@ class AnswerMeter(Protocol):
         """
 
     def finish(self) -> bytes:
-        """The answer is complete; return what is left to pass on. Not called for a broken one."""
+        """The answer is complete; return what is left to pass on, but for that of which it is `behind`.
+
+        Not called for a broken one.
+        """
 
     def whole(self, answer: bytes) -> bytes:
         """Take an answer that is complete already, in place of `feed` and `finish`."""

@@ -82,8 +82,13 @@ class Directory(Catalogue):
             raise CountersUnavailable
         return terms.resolve(service, self._today() * 1000, self._meters) if service is not None else None
 
-    def budgets(self, caller: Caller, service_id: int, said: Attribution, call: Call) -> CallBudgets | None:
-        """The budgets that a call takes from, None where it takes from none; CountersUnavailable: unknown."""
+    def budgets(
+        self, caller: Caller, service_id: int, said: Attribution, call: Call, remember: bool = True
+    ) -> CallBudgets | None:
+        """The budgets that a call takes from, None where it takes from none; CountersUnavailable: unknown.
+
+        Without `remember` no other call's are forgotten for it.
+        """
         terms = self._terms.get(caller.organization_id)
         if terms is None:
             raise CountersUnavailable
@@ -91,7 +96,7 @@ class Directory(Catalogue):
         if budgets is None:
             return None
         asked = budgets.asked(caller, service_id, said, call)
-        found = self._budgets.find(budgets, asked, int(self._today() * 1000))
+        found = self._budgets.find(budgets, asked, int(self._today() * 1000), remember)
         return found if found.accounts else None
 
     def budgets_of(self, caller: Caller, said: Attribution) -> list[tuple[str, Budget]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 
@@ -27,7 +28,7 @@ class Keeping:
     """What the keeper that spoke last is: its version, and the ids of its peppers, the current one first."""
 
     version: str
-    peppers: tuple[str, ...]
+    peppers: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
 
 
 class Presence:
@@ -46,6 +47,12 @@ class Presence:
 
 
 async def heard(wires: Wires) -> Keeping | None:
-    """What the keeper that spoke last has said, if one did lately; `CountersRefused` for no right."""
+    """What the keeper that spoke last has said, if one did lately; `CountersRefused` for no right.
+
+    None too for what no keeper of this version says.
+    """
     raw = await in_task(wires.of_key(_KEEPERS).send(encode(b"GET", _KEEPERS)))
-    return msgspec.json.decode(raw, type=Keeping) if isinstance(raw, bytes) else None
+    try:
+        return msgspec.json.decode(raw, type=Keeping) if isinstance(raw, bytes) else None
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gateway.core.calls.call import Call
 from gateway.core.http_limits import HttpLimits
+from gateway.http.listed import asked_as_json
 from gateway.http.server.exchange import ClientGone, Exchange
 from gateway.http.upstream.connection import Link
 
@@ -26,9 +27,12 @@ def send_request(exchange: Exchange, link: Link, call: Call) -> None:
     closing = routed.closing_plain if call.strip_usage else routed.closing
     if exchange.trace is not None:
         closing += exchange.trace.line
+    beginning, passed = routed.opening, exchange.head.passed
+    if call.narrow is not None:
+        beginning, passed = asked_as_json(beginning, passed)
     parts = (
-        routed.opening,
-        exchange.head.passed,
+        beginning,
+        passed,
         closing,
         b"x-request-id: ",
         exchange.request_id.encode(),

@@ -141,6 +141,14 @@ def test_what_is_kept_is_bounded_and_the_latest_stays() -> None:
     assert len(known) == 3
 
 
+def test_nothing_goes_for_a_call_that_nobody_makes() -> None:
+    known, budgets = KnownBudgets(most=1), of(EACH)
+    first = known.find(budgets, CALL, NOW)
+    other = CALL._replace(user="grace")
+    assert known.find(budgets, other, NOW, remember=False).accounts == budgets.find(other, NOW).accounts
+    assert known.find(budgets, CALL, NOW) is first
+
+
 def test_organizations_share_nothing() -> None:
     known = KnownBudgets()
     one, other = (known.find(of(MONTH, organization_id=which), CALL, NOW) for which in (1, 2))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.calls.patterns import on_list
+from gateway.core.calls.patterns import Patterns, on_list
 
 
 @pytest.mark.parametrize(
@@ -29,10 +29,11 @@ from gateway.core.calls.patterns import on_list
 def test_a_star_stands_for_any_characters_and_all_else_for_itself(
     name: str, pattern: str, fits: bool
 ) -> None:
-    assert on_list(name, ["x", pattern]) == fits
+    assert on_list(name, ["x", pattern]) == Patterns(["x", pattern]).hold(name) == fits
 
 
 @given(st.text("ab*", max_size=6).map(lambda text: text + "*"), st.text("ab", max_size=8))
 def test_patterns_fit_as_regular_expressions_do(pattern: str, name: str) -> None:
     expression = ".*".join(map(re.escape, pattern.split("*")))
-    assert on_list(name, [pattern]) == bool(re.fullmatch(expression, name))
+    fits = bool(re.fullmatch(expression, name))
+    assert on_list(name, [pattern]) == Patterns(["x", pattern]).hold(name) == fits
