@@ -117,6 +117,7 @@ async def test_a_failed_call_gives_its_budgets_back() -> None:
 async def test_free_routes_move_no_budget(request_: bytes) -> None:
     async with staged() as stage:
         budgeted(stage, BUDGET)
+        stage.upstream.scripts.append([answer(b'{"data":[]}')])
         assert (await stage.ask(request_, request_.partition(b" ")[0].decode())).status == 200
         assert all(not one.budgets for one in stage.counters.heads)
 

@@ -193,6 +193,7 @@ async def test_a_model_without_a_price_is_refused_where_the_settings_say_so() ->
         beside = json.loads(MESSAGE) | {"fallback_models": ["claude-other"]}
         got = await stage.ask(post(json.dumps(beside).encode(), b"/v1/messages"))
         assert got.status == 403
+        stage.upstream.scripts.append([answer(b'{"data":[]}')])
         assert (await stage.ask(get(b"/v1/models"))).status == 200
 
 
