@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from gateway.core.accounts.plan_terms import TERMS
@@ -14,9 +16,11 @@ PLAN = {"name": "Basic", "total_amount": 1000, "reset_interval": "daily", "rollo
 
 async def test_a_tenants_plan_is_a_definition_and_then_a_move(api: Api) -> None:
     plan = await api.make("token-plans", **PLAN)
+    before = int(time.time() * 1000)
     tenant = await api.make("tenants", name="web", plan_id=plan["id"])
     writes = api.rows("select account, verb, payload, partition from control_write order by position")
     account, partition = f"tenant:{tenant['id']}", partition_of(tenant["organization_id"])
+    assert before <= writes[-1][2].pop("since_ms") <= time.time() * 1000
     assert writes == [
         (f"organization:{tenant['organization_id']}", "define", {}, partition),
         (account, "define", {}, partition),
