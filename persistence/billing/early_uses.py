@@ -32,9 +32,9 @@ from persistence.tables.billing import plan_end as table
 # Ends of plans of one organization that become known together.
 ENDS_MAX = 1_000
 
-# Known are those whose writes are in the ledger: of debt that was carried on, the one that ended that, or a
-# reset that forgave it. Nobody carries what is of a cycle that was over before.
-_KNOWN = """(e.is_gone OR EXISTS (SELECT FROM token_ledger AS w WHERE w.tenant_id = e.tenant_id
+# Of `plan_end AS e` known are those whose writes are in the ledger: of debt that was carried on, the one that
+# ended that, or a reset that forgave it. Nobody carries what is of a cycle that was over before.
+KNOWN = """(e.is_gone OR EXISTS (SELECT FROM token_ledger AS w WHERE w.tenant_id = e.tenant_id
         AND w.transaction_type <> 'consume' AND w.control_write_id = e.control_write_id))
    AND (NOT e.carries
         OR e.debt_counted IS NOT NULL AND (e.debt_write_id IS NULL OR EXISTS (SELECT FROM token_ledger AS w
@@ -47,7 +47,7 @@ _KNOWN = """(e.is_gone OR EXISTS (SELECT FROM token_ledger AS w WHERE w.tenant_i
                 AND w.control_write_id = e.control_write_id))"""
 _OPEN = text(f"""
 SELECT e.id, e.anchor_date, e.paid_from FROM plan_end AS e
- WHERE e.organization_id = :organization AND e.quantity IS NULL AND {_KNOWN}
+ WHERE e.organization_id = :organization AND e.quantity IS NULL AND {KNOWN}
  ORDER BY e.id LIMIT :count""")  # noqa: S608  # our own words
 # Those that have come to something before, and may to another sum by what was told since a moment.
 _TOLD = text("""
@@ -149,12 +149,12 @@ def owed(connection: Connection, organization_id: int, told: Told | None = None)
         return []
     wanted = {row.id for row in looked}
     cycles = {"anchors": [row.anchor_date for row in looked], "cycles": [row.paid_from for row in looked]}
-    charged = defaultdict[object, Decimal](Decimal)
+    charged, carried = defaultdict[object, Decimal](Decimal), plan_turns.Lots(connection)
     found: list[Settled] = []
     for row in connection.execute(_CYCLES, {**here, **cycles}).all():
         cycle = (row.anchor_date, row.paid_from)
         if row.id in wanted:
-            used, debt = plan_turns.read(connection, row)
+            used, debt = plan_turns.read(connection, row, carried)
         elif row.used is not None:
             used, debt = row.used, row.debt
         else:  # not known yet, or settled before this was kept

@@ -46,11 +46,10 @@ SELECT coalesce(sum((CASE WHEN u.is_more THEN 1 ELSE -1 END) * (u.late_tokens + 
                                   OR u.counted_at >= :since AND u.counted_at < :until)""")
 
 
-# What carried debt of one tenant until the same plan ended: up to one of them, in their order.
+# What carried debt of one tenant until the same plan ended, in their order.
 _LOTS = text("""
-SELECT e.* FROM plan_end AS e JOIN plan_end AS n ON n.tenant_id = e.tenant_id
-   AND n.debt_write_id IS NOT DISTINCT FROM e.debt_write_id
- WHERE n.id = :id AND e.id <= n.id AND e.carries ORDER BY e.id""")
+SELECT * FROM plan_end WHERE tenant_id = :tenant AND carries
+   AND debt_write_id IS NOT DISTINCT FROM cast(:write AS uuid) ORDER BY id""")
 _FORGIVEN = text("""
 SELECT min(seq) FROM token_ledger
  WHERE tenant_id = :tenant AND transaction_type = 'reset' AND metadata->'forgiven' IS NOT NULL
@@ -96,7 +95,23 @@ class _Lot(NamedTuple):
     until: datetime
 
 
-def read(connection: Connection, row: Any) -> tuple[int, int | None]:
+class Lots:
+    """Debt of plans that ended: read once of each tenant and of who carried it, while nothing is written."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._known: dict[tuple[int, UUID | None], list[_Lot]] = {}
+
+    def upto(self, row: Any) -> list[_Lot]:
+        """Those that were carried until the same plan ended as one of them, up to that, in their order."""
+        key = (row.tenant_id, row.debt_write_id)
+        if key not in self._known:
+            found = self._connection.execute(_LOTS, dict(zip(("tenant", "write"), key, strict=True))).all()
+            self._known[key] = [lot for one in found if (lot := _lot(self._connection, one))]
+        return [lot for lot in self._known[key] if lot.id <= row.id]
+
+
+def read(connection: Connection, row: Any, carried: Lots) -> tuple[int, int | None]:
     """How many tokens of a plan were used, and what was left of them once nobody carried them on.
 
     None where nobody did: its cycle was over before the plan went.
@@ -107,12 +122,11 @@ def read(connection: Connection, row: Any) -> tuple[int, int | None]:
     used = tokens_used(turns, row.total_amount, row.cycle_ends_at, told)
     if not row.carries or stop < len(turns) - 1:
         return used, None
-    return used, _debt_of(connection, row)
+    return used, _debt_of(connection, row, carried.upto(row))
 
 
-def _debt_of(connection: Connection, row: Any) -> int:
+def _debt_of(connection: Connection, row: Any, lots: Sequence[_Lot]) -> int:
     """What is its own of the debt that was left: what came last is paid back first."""
-    lots = [lot for one in connection.execute(_LOTS, {"id": row.id}).all() if (lot := _lot(connection, one))]
     if not lots or lots[-1].id != row.id:
         return 0
     together = [lot for lot in lots if lot.end == lots[-1].end]

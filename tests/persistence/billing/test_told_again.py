@@ -6,14 +6,18 @@ April.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import date
 from decimal import Decimal
 from operator import itemgetter
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import event
 
 from gateway.core.accounts.ledger import EventKind
+from persistence.billing import charging
 from tests.persistence.april import April, april, at, plan
 from tests.persistence.billing.test_due import act, billed, customer
 from tests.persistence.billing.test_early_use import BEGINS, BLOCKS, use
@@ -22,6 +26,7 @@ from tests.persistence.scenario import broken, document, rows_of
 
 __all__ = ["april"]
 
+OPEN = "SELECT count(*) FROM plan_end WHERE quantity IS NULL"
 CARRIES = BLOCKS | {"overage_policy": "carry"}
 
 
@@ -63,9 +68,18 @@ def counted(april: April) -> None:
     april.flush()
 
 
+async def due_by_use(april: April) -> Sequence[int]:
+    """Who has something to charge that is not of days."""
+    async with april.pool.connect() as connection:
+        return await connection.run_sync(charging.due, date.min, 0, 9)
+
+
 async def early(april: April, ids: dict[str, int]) -> Decimal:
     """What is charged for tokens used ahead of days, by hand as by the clock."""
+    due = await due_by_use(april)
+    before = rows_of(april.url, OPEN)
     await april.store.charge(ids["organization"])
+    assert due == ([] if rows_of(april.url, OPEN) == before else [ids["organization"]])
     [(amount,)] = rows_of(
         april.url, "SELECT coalesce(sum(amount), 0) FROM charge WHERE kind = 'early_use' AND amount <> 0"
     )
@@ -321,6 +335,29 @@ async def test_debt_that_a_reset_forgives_is_owed_then(april: April) -> None:
     april.flush()
     await act(april, ids, "cancel", when="now")
     assert await early(april, ids) == Decimal("299.10")
+    assert await broken(april.url) == []
+
+
+async def test_debt_that_many_plans_carried_on_is_read_once(april: April) -> None:
+    ids = await big_plan(april, overage_policy="carry")
+    await use(april, 1, 999_000)
+    for count in range(4):
+        small = await plan(april, f"Small {count}", "1.00", 1_000, **CARRIES)
+        await act(april, ids, "change", plan_id=small, when="now")
+    await act(april, ids, "cancel", when="now")
+    lots, turns = list[str](), list[str]()
+
+    def asked(_: object, __: object, statement: str, *___: object) -> None:
+        for word, found in (("debt_write_id IS NOT DISTINCT FROM", lots), ("AS is_reset", turns)):
+            found.extend([statement] if word in statement else ())
+
+    event.listen(april.pool.sync_engine, "before_cursor_execute", asked)
+    ends = rows_of(april.url, OPEN)
+    await april.store.charge(ids["organization"])
+    assert (ends, rows_of(april.url, OPEN)) == ([(5,)], [(0,)])
+    assert len(lots) == 1
+    # Of each end its turns, of the plan it was of and of the one that carried it.
+    assert len(turns) <= 3 * 5
     assert await broken(april.url) == []
 
 
