@@ -76,8 +76,11 @@ SELECT t.id, t.organization_id, t.limits, t.user_limits, p.id AS plan_id, p.{ter
        q.tokens_remaining, q.tokens_granted, q.manual_block,
        q.last_reset, q.next_reset_at, q.cycle, coalesce(q.epoch, 0) AS epoch,
        -- Whether it is settled what is beyond a plan that carries: by a plan of before, or before it carried.
+       -- A change of a plan says so; a correction may say the same, by what its caller wrote.
        p.overage_policy = 'carry' AND q.last_reset IS NOT NULL AND (
-            EXISTS (SELECT FROM token_ledger AS l WHERE l.tenant_id = t.id AND l.transaction_type = 'adjust'
+            EXISTS (SELECT FROM token_ledger AS l JOIN control_write AS w
+                         ON w.id = l.control_write_id AND w.verb = 'plan'
+                     WHERE l.tenant_id = t.id AND l.transaction_type = 'adjust'
                        AND l.created_at >= q.last_reset AND l.metadata->'forgives' IS NOT NULL)
          OR EXISTS (SELECT FROM (SELECT overage_policy, lead(since) OVER (ORDER BY since) AS till
                                    FROM token_plan_price WHERE plan_id = p.id) AS v

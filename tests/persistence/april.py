@@ -25,7 +25,7 @@ from persistence.ledger import invariants
 from persistence.ledger.writer import Writer
 from persistence.store import Store
 from tests.letterhead import LETTERHEAD
-from tests.persistence.scenario import Account, batch_of, rows_of
+from tests.persistence.scenario import Account, batch_of, document, rows_of
 
 OWN_SERVICES = ("image-gen", "tuning-setup", "rerank")
 ACTOR = Actor("builtin:admin", "admin")
@@ -96,7 +96,10 @@ class April:
         moved = (0 if total is None else account.remaining) - before
         account.seq += 1
         inward = EventFlag.IN if moved >= 0 else EventFlag(0)
-        account.emit(EventKind.ADJUST, EventFlag.TOKENS | inward, amount=abs(moved), source=write_id)
+        said = document(forgives=True) if account.forgives else b""
+        account.emit(
+            EventKind.ADJUST, EventFlag.TOKENS | inward, amount=abs(moved), source=write_id, metadata=said
+        )
 
     def flush(self) -> None:
         if self.account.entries:

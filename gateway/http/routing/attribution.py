@@ -20,7 +20,7 @@ METADATA_BYTES_MAX = 2048
 METADATA_DEPTH_MAX = 32
 UNITS_MAX = 1_000_000
 # What only a row of our own may say of itself; views and roll-ups go by it.
-OUR_MARKERS = ("corrects", "reclaimed", "supplied_on", "told_on", "unreadable")
+OUR_MARKERS = ("corrects", "forgiven", "forgives", "reclaimed", "supplied_on", "told_on", "unreadable")
 _NOTHING = Attribution()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from email.utils import parsedate_to_datetime
 
 import pytest
@@ -201,13 +202,13 @@ async def test_a_client_cannot_say_what_only_our_own_rows_say_of_themselves() ->
     async with staged() as stage:
         said = (
             b'{"corrects":"x","reclaim\\u0065d":true,"unreadable":true,"supplied_on":"2026-01-01",'
-            b'"told_on":"2026-01-01","deep":' + b"[" * 31 + b"]" * 31 + b"}"
+            b'"told_on":"2026-01-01","forgives":1,"forgiven":5,"deep":' + b"[" * 31 + b"]" * 31 + b"}"
         )
         got = await stage.ask(post(CHAT, fields=b"x-tollkeeper-metadata: " + said + b"\r\n"))
         assert got.status == 200
         metadata = told(stage.counters.charges[0].metadata)
         assert "deep" in metadata
-        assert not {"corrects", "reclaimed", "unreadable", "supplied_on", "told_on"} & metadata.keys()
+        assert metadata.keys().isdisjoint(json.loads(said).keys() - {"deep"})
 
 
 @pytest.mark.parametrize(
