@@ -47,7 +47,7 @@ from persistence.timed_store import TimedStore
 
 T = TypeVar("T")
 
-TRIES_MAX = 4
+TRIES_MAX = LOOKS_MAX = 4
 # No organization has this id.
 NOBODYS = 0
 _now = partial(datetime.now, UTC)
@@ -276,7 +276,8 @@ class Store(TimedStore):
         return await answered(self._tried(work, keep=keep), partial(engines.alive, self._engine))
 
     async def _tried(self, work: Callable[[AsyncConnection], Awaitable[T]], *, keep: bool) -> T:
-        for attempt in range(1, TRIES_MAX + 1):
+        tries = looks = 0
+        while True:
             try:
                 async with self._engine.connect() as connection, connection.begin() as transaction:
                     found = await work(connection)
@@ -285,10 +286,9 @@ class Store(TimedStore):
                     return found
             except UnseenLetters as unseen:
                 # Looked for while nothing is held, and asked again.
-                if self._glyphs is None or attempt == TRIES_MAX:
+                if self._glyphs is None or (looks := looks + 1) > LOOKS_MAX:
                     raise
                 await self._glyphs.look(unseen.texts)
             except (SQLAlchemyError, OSError) as error:
-                if attempt == TRIES_MAX or sqlstate(error) not in TRY_AGAIN:
+                if (tries := tries + 1) == TRIES_MAX or sqlstate(error) not in TRY_AGAIN:
                     raise translated(error) from error
-        raise AssertionError

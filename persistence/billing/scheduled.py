@@ -64,10 +64,15 @@ class Batch:
     left: dict[int, Left] = field(default_factory=dict)
     # Somebody charges or invoices these now.
     busy: Collection[int] = ()
+    # Texts of all of them with letters that are to be looked for first.
+    unseen: list[str] = field(default_factory=list)
 
 
 def make(batch: Batch, organization_ids: Sequence[int], *, wait: bool = False) -> None:
-    """Make what is due of organizations; `wait` for those that are held by somebody."""
+    """Make what is due of organizations; `wait` for those that are held by somebody.
+
+    `UnseenLetters` has the texts of all of them: they are looked for at once.
+    """
     if wait:
         for each in sorted(organization_ids):
             charges.hold(batch.connection, each)
@@ -82,6 +87,8 @@ def make(batch: Batch, organization_ids: Sequence[int], *, wait: bool = False) -
     # Of what no month has.
     fees = _fees(batch, [row for row in due if row.source and row.organization_id not in batch.left])
     made += gathering.have(batch.connection, fees)
+    if batch.unseen:
+        raise UnseenLetters(batch.unseen)
     if made:
         _finish(batch, [*months, *fees], made)
 
@@ -174,18 +181,15 @@ def _with_lines(batch: Batch, drawn: Sequence[Drawn], known: Collection[int]) ->
 def _complete(batch: Batch, drawn: Sequence[Drawn], rows: Sequence[Any]) -> list[Drawn]:
     """Those that may become final, with a row of who drafted them where nobody had; the others are left."""
     found, known = [], {row.draft_id for row in rows}
-    unseen: list[str] = []
     for each in _with_lines(batch, drawn, known):
         try:
             gathering.require_final(batch.letterhead, each)
         except Unprocessable as refusal:
             batch.left[each.draft.organization_id] = left_by(refusal)
         except UnseenLetters as more:
-            unseen += more.texts
+            batch.unseen += more.texts
         else:
             found.append(each)
-    if unseen:
-        raise UnseenLetters(unseen)
     _note(batch, "create", [each for each in found if each.draft.invoice_id not in known])
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import date
 from decimal import Decimal
@@ -334,6 +334,38 @@ async def test_letters_of_a_batch_are_looked_for_at_once_and_leave_none_but_thei
     final = rows_of(april.url, "SELECT organization_id FROM invoice WHERE status = 'finalized' ORDER BY id")
     assert {organization for (organization,) in final} == made.keys() - {without}
     assert asked == ["Ωμέγα 東京 Жук"]
+
+
+async def test_letters_of_a_batch_of_many_days_are_looked_for_at_once(april: April) -> None:
+    """Fees up to one day are drafted together: here each is up to another one."""
+    names = ["Ωμέγα", "Жук", "Мир", "Δέλτα", "Σίγμα", "Лес"]
+    starter, made = await plan(april, "Starter", "29.00", 2_000_000), list[int]()
+    for day, name in enumerate(names, 1):
+        ids = await customer(april, starter, date(2026, 4, day), None, billing="advance")
+        await april.do("organizations", "change", ids["organization"], name=name)
+        made.append(ids["organization"])
+    await april.on(at(4, len(names), 1))
+    asked: list[str] = []
+    async with keeper(april, glyphs=Glyphs(lambda text: asked.append(text) or "")) as (invoicing, _):
+        assert await invoicing.turn() == (len(names), 0)
+    assert len(asked) == 1
+    assert set(asked[0].split()) == set(names)
+    final = "SELECT organization_id FROM invoice WHERE status = 'finalized' ORDER BY id"
+    assert sorted(each for (each,) in rows_of(april.url, final)) == made
+
+
+async def test_one_whose_letters_are_never_known_is_left_and_others_are_made(april: April) -> None:
+    made = await several(april, 2)
+    await april.do("organizations", "change", made[0], name="Ωμέγα")
+    await april.on(at(5, 2, 1))
+
+    class Forgetful(Glyphs):
+        async def look(self, texts: Iterable[str]) -> None:
+            """What is found is not kept."""
+
+    async with keeper(april, glyphs=Forgetful(str)) as (invoicing, _):
+        assert await invoicing.turn() == (1, 1)
+    assert list(left(april)) == made[:1]
 
 
 async def test_one_that_a_person_invoices_now_is_waited_for(april: April) -> None:

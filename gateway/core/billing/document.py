@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 from gateway.core.billing.payment import due_on
-from gateway.errors import Unprocessable
+from gateway.errors import TollkeeperError, Unprocessable
 
 INVOICE, CREDIT_NOTE = "invoice", "credit_note"
 ADDRESS_LINES_MAX = 10
@@ -35,11 +35,14 @@ class Party:
     tax_number: str | None = None
 
 
-class UnseenLetters(Exception):
-    """Texts have letters that nobody has looked for in fonts yet; carries them."""
+class UnseenLetters(TollkeeperError):
+    """Texts have letters that were not looked for in fonts in time; try again."""
+
+    reason = "store_unavailable"
+    status = 503
 
     def __init__(self, texts: Sequence[str]) -> None:
-        super().__init__(f"{len(texts)} texts have letters that were not looked for")
+        super().__init__()
         self.texts = texts
 
 
