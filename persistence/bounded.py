@@ -44,6 +44,19 @@ async def answered(
     return task.result()
 
 
+async def within(work: Coroutine[Any, Any, T], seconds: float) -> T:
+    """What the work answers so soon; `TimeoutError` where it does not, and is left behind."""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+    finally:
+        if not task.done():
+            _leave(task)
+    if not task.done():
+        raise TimeoutError
+    return task.result()
+
+
 async def _answers(alive: Callable[[], Awaitable[bool]], probe_s_max: float) -> bool:
     asking = asyncio.ensure_future(alive())
     done, _ = await asyncio.wait({asking}, timeout=probe_s_max)

@@ -9,9 +9,8 @@ from sqlalchemy.exc import DBAPIError
 
 from gateway.core.accounts.administration import Page, Query
 from gateway.errors import Unprocessable
+from persistence.refusals import QUERY_CANCELED
 from persistence.subject import Subject
-
-QUERY_CANCELED = "57014"
 
 
 def page(connection: Connection, subject: Subject, query: Query) -> Page:

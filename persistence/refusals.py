@@ -16,6 +16,8 @@ from persistence.complaint import columns, origin
 from persistence.tables.operations import control_write
 
 TRY_AGAIN = frozenset({"40001", "40P01"})
+# It took longer than a statement may, or was left.
+QUERY_CANCELED = "57014"
 
 
 def sqlstate(error: BaseException) -> str:
@@ -35,7 +37,7 @@ def translated(error: Exception) -> Exception:
         "23514": lambda: Unprocessable("A value is out of range."),
         "22003": lambda: Unprocessable("A number is out of range."),
         "22021": lambda: Unprocessable("A text holds characters that cannot be stored."),
-        "57014": lambda: StoreUnavailable("PostgreSQL took too long."),
+        QUERY_CANCELED: lambda: StoreUnavailable("PostgreSQL took too long."),
     }
     if state in refusals:
         return refusals[state]()

@@ -1,15 +1,16 @@
 """A streaming replica of PostgreSQL: reads are answered from it where it has what they must see.
 
-What this process wrote is noted by its place in the write-ahead log. A read goes to the replica once that has
-been replayed there; else, and while the replica is away or too far behind, to the primary. So nobody misses
-what they just wrote, and whoever reads does not notice that a replica fails.
+What somebody wrote in this process is noted by its place in the write-ahead log. A read goes to the replica
+once that has been replayed there; else, and while the replica is away, too far behind or does not say how
+far, to the primary. So nobody misses what they just wrote. What the keeper's clock does is not noted: it is
+seen once it has been replayed. An export that was begun at the replica fails with it; no other read does.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,9 +20,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.errors import StoreUnavailable
 from persistence import engine as engines
-from persistence.bounded import answered
+from persistence.bounded import answered, within
 from persistence.complaint import complaint
-from persistence.refusals import sqlstate, translated
+from persistence.refusals import QUERY_CANCELED, sqlstate, translated
 
 T = TypeVar("T")
 
@@ -30,9 +31,9 @@ LAG_S_MAX = 30.0
 # How long it may take to say how far it is, and for how long one that did not is left alone.
 SAYS_S_MAX = 1.0
 AWAY_S = 5.0
-# PostgreSQL took too long over a query: another server would as well.
-TOO_LONG = "57014"
 
+# Who does not say where it is.
+_SILENT = (SQLAlchemyError, OSError, TimeoutError)
 # What a commit left in the log is flushed when it is acknowledged, unless that is turned off.
 _PLACE = """
 SELECT (SELECT system_identifier::text FROM pg_control_system()) AS cluster, pg_is_in_recovery() AS follows,
@@ -62,13 +63,16 @@ class Replica:
         clock: Callable[[], float] = time.monotonic,
         *,
         lag_s_max: float = LAG_S_MAX,
+        says_s_max: float = SAYS_S_MAX,
     ) -> None:
         self.engine = engine
         self._primary = primary
         self._clock = clock
         self._lag_s_max = lag_s_max
+        self._says_s_max = says_s_max
         self._cluster = ""
-        self._wrote = 0
+        # How often was written here, up to which of these the place is known, and that place.
+        self._writes = self._noted = self._place = 0
         self._away_until = 0.0
         self._lag_s: float | None = None
 
@@ -78,22 +82,27 @@ class Replica:
         return cls(engines.create(url), primary) if url else None
 
     async def wrote(self) -> None:
-        """Note that this process wrote something up to now, which its reads see from here on."""
-        self._wrote = max(self._wrote, (await standing(self._primary)).place)
+        """Note that something was written here, which reads see from now on.
+
+        It was written, so nothing is raised: until its place is known, nothing is read at the replica.
+        """
+        self._writes += 1
+        with suppress(*_SILENT):
+            await self._note()
 
     async def serves(self) -> bool:
         """Whether the replica is there, is one of this primary, and has what was written here."""
-        if self._clock() < self._away_until or (self._lag_s or 0) > self._lag_s_max:
+        if self._clock() < self._away_until or self._lag_s is None or self._lag_s > self._lag_s_max:
             return False
         try:
-            async with asyncio.timeout(SAYS_S_MAX):
-                if not self._cluster:
-                    self._cluster = (await standing(self._primary)).cluster
-                here = await standing(self.engine)
-        except (SQLAlchemyError, OSError, TimeoutError):
+            if not self._cluster or self._noted < self._writes:
+                await self._note()
+            here = await within(standing(self.engine), self._says_s_max)
+        except _SILENT:
             self._leave()
             return False
-        return here.cluster == self._cluster and here.place >= self._wrote
+        # What is being noted while this was asked is known to nobody yet.
+        return here.cluster == self._cluster and self._noted == self._writes and here.place >= self._place
 
     async def read(self, work: Callable[[Connection], T], otherwise: Callable[[], Awaitable[T]]) -> T:
         """What the work answers, read here if this serves; `otherwise` where it does not, or goes away."""
@@ -104,7 +113,8 @@ class Replica:
                 self._leave()
             except (SQLAlchemyError, OSError) as error:
                 told = translated(error)
-                if sqlstate(error) == TOO_LONG or not isinstance(told, StoreUnavailable):
+                # What took too long here would elsewhere as well.
+                if sqlstate(error) == QUERY_CANCELED or not isinstance(told, StoreUnavailable):
                     raise told from error
                 # Its rows were needed for what the primary changed meanwhile, or it is gone.
                 if sqlstate(error) not in {"40001", "40P01"}:
@@ -112,14 +122,22 @@ class Replica:
         return await otherwise()
 
     async def lag(self) -> float | None:
-        """By how many seconds it is behind the primary; None where one of them does not say."""
-        self._lag_s = None
+        """By how many seconds it is behind the primary; None where that is unknown: it is not read then."""
+        found = None
         try:
-            async with asyncio.timeout(SAYS_S_MAX):
-                self._lag_s = behind(await standing(self._primary), await standing(self.engine))
-        except (SQLAlchemyError, OSError, TimeoutError):
+            primary = await within(standing(self._primary), self._says_s_max)
+            found = behind(primary, await within(standing(self.engine), self._says_s_max))
+        except _SILENT:
             self._leave()
-        return self._lag_s
+        self._lag_s = found
+        return found
+
+    async def _note(self) -> None:
+        """Know where all is that was written here by now."""
+        writes = self._writes
+        primary = await within(standing(self._primary), self._says_s_max)
+        self._cluster = self._cluster or primary.cluster
+        self._noted, self._place = max(self._noted, writes), max(self._place, primary.place)
 
     async def _tried(self, work: Callable[[Connection], T]) -> T:
         async with self.engine.connect() as connection:
@@ -136,9 +154,14 @@ async def standing(engine: AsyncEngine) -> Standing:
     return Standing(row.cluster, row.follows, row.place or 0, row.age_s)
 
 
-def behind(primary: Standing, replica: Standing) -> float:
-    """By how many seconds a replica is behind what the primary had just before."""
-    return 0.0 if replica.place >= primary.place else max(0.0, replica.age_s or 0.0)
+def behind(primary: Standing, replica: Standing) -> float | None:
+    """By how many seconds a replica is behind what the primary had just before.
+
+    None where it has replayed no transaction by which it is known.
+    """
+    if replica.place >= primary.place:
+        return 0.0
+    return None if replica.age_s is None else max(0.0, replica.age_s)
 
 
 async def examine(primary_url: str, replica_url: str, lag_s_max: float = LAG_S_MAX) -> tuple[bool, str]:
@@ -156,6 +179,8 @@ async def examine(primary_url: str, replica_url: str, lag_s_max: float = LAG_S_M
     if not second.follows:
         return True, "is the primary itself: reads are spared it no load"
     lag_s = behind(first, second)
+    if lag_s is None:
+        return False, "is behind, and has not replayed anything since it began: look at its replication"
     if lag_s > lag_s_max:
         return (
             False,

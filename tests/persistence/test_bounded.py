@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -28,6 +29,23 @@ async def never() -> bool:
 
 async def broken() -> bool:
     raise OSError("refused")
+
+
+async def test_work_that_does_not_end_though_it_is_cancelled_is_left_behind() -> None:
+    ended = asyncio.Event()
+
+    async def stubborn() -> bool:
+        while not ended.is_set():
+            with suppress(asyncio.CancelledError):
+                await ended.wait()
+        return True
+
+    with pytest.raises(TimeoutError):
+        await bounded.within(stubborn(), SHORT_S)
+    ended.set()
+    assert await bounded.within(yes(), 30)
+    with pytest.raises(OSError, match="refused"):
+        await bounded.within(broken(), 30)
 
 
 async def test_slow_work_is_waited_for() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Actor, Command, Committed, Query
 from gateway.counters.redis.keys import partition_of
@@ -20,13 +22,15 @@ from gateway.local.embedded.unprivileged import borrow
 from gateway.ops import doctor_replica
 from persistence import engine as engines
 from persistence.keeper import watch
-from persistence.replica import AWAY_S, Replica, examine
+from persistence.replica import AWAY_S, Replica, Standing, behind, examine
 from persistence.store import Store
 from tests.conftest import free_port, postgres_bin
+from tests.faults.proxy import Proxy
 from tests.persistence.scenario import rows_of
 from tests.waiting import eventually, wait_until
 
 ACTOR = Actor("builtin:admin", "admin")
+SAYS_S_MAX = 30.0
 
 
 class Standby:
@@ -95,9 +99,14 @@ class Reader:
     def __init__(self, url: str, standby: Standby) -> None:
         self.url, self.standby, self.primary = url, standby, engines.create(url)
         self.there = standby.url(url)
-        self.replica = Replica(engines.create(self.there), self.primary, lambda: self.now)
         self.now = 0.0
+        self.replica = self.another(engines.create(self.there))
         self.store = Store(self.primary, partition_of, replica=self.replica)
+
+    def another(self, engine: AsyncEngine, primary: AsyncEngine | None = None, **more: float) -> Replica:
+        """A replica that has time to say where it is."""
+        clock = lambda: self.now  # noqa: E731  # the tests' own
+        return Replica(engine, primary or self.primary, clock, says_s_max=SAYS_S_MAX, **more)
 
     async def names(self) -> list[object]:
         page = await self.store.page("organizations", Query({}, None, None, None, 100))
@@ -123,7 +132,7 @@ class Reader:
 
     async def serves(self) -> bool:
         self.now += AWAY_S
-        return await self.replica.serves()
+        return await self.replica.lag() == 0 and await self.replica.serves()
 
     def counted(self) -> list[tuple[object, ...]]:
         return rows_of(self.url, "SELECT count(*) FROM organization")
@@ -148,7 +157,7 @@ async def test_lists_are_read_at_the_replica_but_for_what_was_written_here(reade
     assert await reader.names() == ["first"]
     await reader.make("ours")
     assert await reader.names() == ["first", "of another process", "ours"]
-    lag_s = (await watch.gauges(reader.primary, reader.replica))["replica_lag_seconds"]
+    lag_s = (await watch.gauges(reader.primary, reader.replica)).get("replica_lag_seconds")
     assert isinstance(lag_s, float)
     assert lag_s > 0
     well, subject, says = await doctor_replica.of(reader.url, reader.there, "a replica", 60.0)
@@ -163,8 +172,8 @@ async def test_one_that_is_too_far_behind_is_not_read(reader: Reader) -> None:
     await reader.caught_up()
     reader.replay("pause")
     reader.make_elsewhere("of another process")
-    strict = Replica(reader.replica.engine, reader.primary, lag_s_max=0.0)
-    assert await strict.serves()
+    strict = reader.another(reader.replica.engine, lag_s_max=0.0)
+    assert not await strict.serves(), "nobody knows yet how far it is behind"
     assert (await strict.lag() or 0) > 0
     assert not await strict.serves()
     store = Store(reader.primary, partition_of, replica=strict)
@@ -173,9 +182,60 @@ async def test_one_that_is_too_far_behind_is_not_read(reader: Reader) -> None:
     assert (await examine(reader.url, reader.there, 0.0))[0] is False
 
 
-async def test_another_database_is_never_read(reader: Reader, database: str) -> None:
-    """One that is in no recovery, such as the primary itself, is read if it is of the same cluster."""
-    same = Replica(engines.create(reader.url), reader.primary)
+def test_one_that_is_behind_and_does_not_say_since_when_is_of_unknown_lag() -> None:
+    primary = Standing("c", follows=False, place=100, age_s=None)
+    assert behind(primary, Standing("c", follows=True, place=100, age_s=None)) == 0
+    assert behind(primary, Standing("c", follows=True, place=99, age_s=None)) is None
+    assert behind(primary, Standing("c", follows=True, place=99, age_s=7.5)) == 7.5
+
+
+async def test_what_is_known_of_its_lag_stands_until_it_is_known_anew(reader: Reader) -> None:
+    await reader.make("first")
+    await reader.caught_up()
+    asking = asyncio.ensure_future(reader.replica.lag())
+    await asyncio.sleep(0)  # it asks now
+    assert await reader.replica.serves()
+    assert await asking is not None
+    silent = reader.another(engines.create(f"postgresql://postgres@127.0.0.1:{free_port()}/none"))
+    assert await silent.lag() is None
+    reader.now += AWAY_S
+    assert not await silent.serves()
+    await silent.engine.dispose()
+
+
+async def test_a_write_whose_place_cannot_be_noted_was_made_and_is_read_at_the_primary(
+    reader: Reader,
+) -> None:
+    await reader.make("first")
+    await reader.caught_up()
+    reader.replay("pause")
+    proxy = Proxy(int(str(reader.primary.url.port)))
+    await proxy.start()
+    lost = engines.create(f"postgresql://postgres@127.0.0.1:{proxy.port}/{reader.primary.url.database}")
+    replica = reader.another(reader.replica.engine, lost)
+    reader.store = Store(reader.primary, partition_of, replica=replica)
+    assert await replica.lag() is not None
+    assert await reader.names() == ["first"]
+    proxy.refuses = True
+    await lost.dispose()
+    await reader.make("ours")
+    assert await reader.names() == ["first", "ours"]
+    reader.replay("resume")
+    await reader.caught_up()
+    # It has all, and nobody knows.
+    reader.now += AWAY_S
+    assert not await replica.serves()
+    proxy.refuses = False
+    reader.now += AWAY_S
+    assert await replica.serves()
+    await lost.dispose()
+    await proxy.stop()
+
+
+async def test_the_primary_is_read_as_its_own_replica(reader: Reader) -> None:
+    """One that is in no recovery is read if it is of the same cluster."""
+    same = reader.another(engines.create(reader.url))
+    assert await same.lag() == 0
     assert await same.serves()
     assert (await examine(reader.url, reader.url))[0] is True
     same._cluster = "another cluster"
