@@ -13,8 +13,7 @@ from gateway.core.accounts.administration import Row
 from gateway.core.accounts.usage import NO_PROJECT
 from gateway.core.billing.usage_feed import CANCELED, COUNTED_MAX, FAILED, WAITING
 from gateway.errors import Conflict
-from persistence.ledger import statements
-from persistence.ledger.usage_feed import BORDER
+from persistence.ledger.usage_feed import BORDER, hold_flushes
 from persistence.subject import Change, Subject, alter, lock
 from persistence.tables.ledgers import money
 from persistence.tables.usage_feed import usage_feed, usage_outbox
@@ -30,7 +29,7 @@ _LEFT = text("SELECT count(*) FROM usage_outbox WHERE feed_id = :id AND state IN
 
 def begin(change: Change) -> Row:
     """Tell what is used from now on, in a feed like one that has ended."""
-    _hold_flushes(change)
+    hold_flushes(change.connection)
     row = lock(change)
     if change.connection.execute(select(_feed.id).where(_feed.ended_at.is_(None))).first() is not None:
         raise Conflict("A feed is open: what is used is told already.")
@@ -55,7 +54,7 @@ def retry_all(change: Change) -> Row:
 
 def end(change: Change) -> Row:
     """Tell nothing of what is used from now on; of what was used before, also what becomes known later."""
-    _hold_flushes(change)
+    hold_flushes(change.connection)
     if lock(change)["ended_at"] is not None:
         raise Conflict("The feed has ended.")
     alter(change, {"ended_at": _border()})
@@ -64,6 +63,7 @@ def end(change: Change) -> Row:
 
 def drop(change: Change) -> Row:
     """Leave whatever a feed that has ended did not tell yet, and tell nothing more of its time."""
+    hold_flushes(change.connection)
     _kept(change)
     if change.fetch()["ended_at"] is None:
         raise Conflict("The feed is open: end it first.")
@@ -90,11 +90,6 @@ def cancel(change: Change) -> Row:
     left = update(usage_outbox).where(usage_outbox.c.id == change.row_id).values(state=CANCELED)
     change.connection.execute(left)
     return change.fetch()
-
-
-def _hold_flushes(change: Change) -> None:
-    """Have every flush under way see the feeds as they were, and each later one as they are."""
-    change.connection.exec_driver_sql(statements.HOLD_FLUSHES)
 
 
 def _border() -> ColumnElement[Any]:

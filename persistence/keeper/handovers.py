@@ -25,6 +25,7 @@ from gateway.core.billing.handover import (
     retry_after_s,
 )
 from gateway.errors import Conflict
+from persistence.keeper.pieces import ROWS_AT_ONCE, delete
 from persistence.store import Store
 from persistence.timed_store import KEEPER
 
@@ -58,8 +59,6 @@ UPDATE handover
 _FORGET = text("""
 DELETE FROM handover_event WHERE id = ANY(ARRAY(
        SELECT id FROM handover_event WHERE created_at < now() - make_interval(days => :days) LIMIT :n))""")
-# Deleted in one transaction.
-FORGOTTEN_AT_ONCE = 10_000
 
 
 class HandoverQueue:
@@ -109,15 +108,9 @@ class HandoverQueue:
             )
 
 
-async def forget(engine: AsyncEngine, days: int, at_once: int = FORGOTTEN_AT_ONCE) -> int:
-    """Delete what was told so many days ago, a piece a transaction; answers how many messages."""
-    forgotten = 0
-    while True:
-        async with engine.begin() as connection:
-            gone = int((await connection.execute(_FORGET, {"days": days, "n": at_once})).rowcount)
-        forgotten += gone
-        if gone < at_once:
-            return forgotten
+async def forget(engine: AsyncEngine, days: int, at_once: int = ROWS_AT_ONCE) -> int:
+    """Delete what was told so many days ago; answers how many messages."""
+    return await delete(engine, _FORGET, {"days": days}, at_once)
 
 
 def _handover(row: Any, lines: Sequence[Any]) -> Handover:

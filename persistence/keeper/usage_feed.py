@@ -29,8 +29,8 @@ from gateway.core.billing.usage_feed import (
     pause_s,
 )
 from gateway.core.moments import rfc3339
-from persistence.ledger import statements
-from persistence.ledger.usage_feed import BORDER
+from persistence.keeper.pieces import ROWS_AT_ONCE, delete
+from persistence.ledger.usage_feed import BORDER, hold_flushes
 
 _GO_ON = text("""
 UPDATE usage_feed SET service = :service, waiting_max = :waiting_max WHERE ended_at IS NULL RETURNING id""")
@@ -81,8 +81,6 @@ _FORGET = text("""
 DELETE FROM usage_outbox WHERE id IN (
        SELECT u.id FROM usage_feed AS f JOIN usage_outbox AS u ON u.feed_id = f.id
         WHERE f.dropped_at IS NOT NULL LIMIT :n)""")
-# Deleted in one transaction.
-FORGOTTEN_AT_ONCE = 10_000
 
 
 class FeedQueue:
@@ -101,14 +99,17 @@ class FeedQueue:
         self._me = uuid4()
 
     async def begin(self, terms: Terms) -> bool:
-        """Have use told from now on, unless it is already; False where a person ended the service's feed."""
+        """Have use told from now on, unless it is already; False where a person ended the service's feed.
+
+        `Conflict` where flushes cannot be held for that now.
+        """
         here = {"service": terms.service, "waiting_max": terms.waiting_max}
         async with self._engine.begin() as connection:
             if (await connection.execute(_GO_ON, here)).first() is not None:
                 return True
             if await connection.scalar(_ENDED, here):
                 return False
-            await connection.exec_driver_sql(statements.HOLD_FLUSHES)
+            await connection.run_sync(hold_flushes)
             await connection.execute(_BEGIN, here)
             return True
 
@@ -154,15 +155,9 @@ class FeedQueue:
                 await connection.execute(_RELEASE, {"me": self._me})
 
 
-async def forget(engine: AsyncEngine, at_once: int = FORGOTTEN_AT_ONCE) -> int:
-    """Delete the events of feeds that were dropped, a piece a transaction; answers how many."""
-    forgotten = 0
-    while True:
-        async with engine.begin() as connection:
-            gone = int((await connection.execute(_FORGET, {"n": at_once})).rowcount)
-        forgotten += gone
-        if gone < at_once:
-            return forgotten
+async def forget(engine: AsyncEngine, at_once: int = ROWS_AT_ONCE) -> int:
+    """Delete the events of feeds that were dropped; answers how many."""
+    return await delete(engine, _FORGET, {}, at_once)
 
 
 def _event(row: Any) -> UsageEvent:

@@ -12,17 +12,21 @@ from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from gateway.core.accounts.facts import CallFacts
 from gateway.core.accounts.ledger import Event
 from gateway.core.accounts.usage import DIMENSIONS, OTHER, SUMS
 from gateway.core.billing.usage_feed import AMOUNTS, FOLDED, USE, Kind
-from persistence.ledger import usage_rollup
+from gateway.errors import Conflict
+from persistence.ledger import statements, usage_rollup
 from persistence.ledger.call_rows import used_at
 from persistence.ledger.statements import columns_of
 from persistence.ledger.sums import SUM_MAX, added
+from persistence.refusals import QUERY_CANCELED, sqlstate
 
-# Whether any feed may have what was used between two moments; asked once no flush beside is under way.
+# Whether any feed may have what was used between two moments. A flush asks under the locks of its partitions,
+# so none begins or ends until it is stored.
 _MAY_HAVE = """
 SELECT EXISTS (SELECT FROM usage_feed WHERE dropped_at IS NULL AND begun_at <= to_timestamp(%s / 1000.0)
                   AND (ended_at IS NULL OR ended_at > to_timestamp(%s / 1000.0)))"""
@@ -32,6 +36,9 @@ BORDER = """greatest(clock_timestamp(), (SELECT max(ended_at) FROM usage_feed),
     (SELECT max(created_at) + interval '1 millisecond' FROM call
       WHERE created_at >= statement_timestamp()
         AND created_at < statement_timestamp() + interval '1 minute'))"""
+
+# So long all flushes are waited for: those whose partition is held already cannot be made meanwhile.
+HOLD_MS_MAX = 2_000
 
 # An event as `TELL` takes it: `_COLUMNS`.
 Told = tuple[object, ...]
@@ -93,6 +100,22 @@ SELECT {
   FROM given WHERE waiting >= waiting_max GROUP BY {_GROUPS} ORDER BY {_GROUPS})
 ON CONFLICT ({", ".join(_FOLD)}) WHERE folding DO UPDATE SET
        {", ".join(f"{each} = {added(each)}" for each in AMOUNTS)}"""  # noqa: S608  # our own words
+
+
+def hold_flushes(connection: Connection) -> None:
+    """Have every flush under way see the feeds as they were, and each later one as they are.
+
+    `Conflict` where some partition is held for too long, as by who invoices: nothing was done then.
+    """
+    # All locks are one statement: each of them may be waited for, together not longer.
+    connection.exec_driver_sql(f"SET LOCAL statement_timeout = {HOLD_MS_MAX}")
+    try:
+        connection.exec_driver_sql(statements.HOLD_FLUSHES)
+    except DBAPIError as error:
+        if sqlstate(error) != QUERY_CANCELED:
+            raise
+        raise Conflict("What is used is being stored or billed for too long: try again.") from error
+    connection.exec_driver_sql("SET LOCAL statement_timeout = DEFAULT")
 
 
 def may_have(times: Sequence[int]) -> tuple[str, tuple[int, int]]:

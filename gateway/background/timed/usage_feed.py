@@ -11,6 +11,7 @@ from typing import Protocol
 
 from gateway.core.billing import usage_feed
 from gateway.core.billing.usage_feed import BATCH_EVENTS_MAX, BATCHES_AT_ONCE, Pause, Sent, Terms, UsageEvent
+from gateway.errors import Conflict
 
 INTERVAL_S = 1.0
 
@@ -21,7 +22,10 @@ class Queue(Protocol):
     """PostgreSQL."""
 
     async def begin(self, terms: Terms) -> bool:
-        """Have use told from now on, unless it is already; False where a person ended the service's feed."""
+        """Have use told from now on, unless it is already; False where a person ended the service's feed.
+
+        `Conflict` where it cannot begin now.
+        """
 
     async def claim(self, service: usage_feed.Service, count: int) -> Sequence[UsageEvent]:
         """The oldest events that wait for a service; none while it pauses, or another keeper sends."""
@@ -52,11 +56,23 @@ class UsageFeedSender:
 
     async def run(self) -> None:
         """Tell whatever waits, until cancelled."""
-        if not await self._queue.begin(self._terms):
+        if not await self._begin():
             self._log("usage feed has ended", service=self._terms.service, level="warning")
         while True:
             if not await self.turn():
                 await asyncio.sleep(INTERVAL_S)
+
+    async def _begin(self) -> bool:
+        """Have use told; again and again while what is used is being stored or billed."""
+        told = False
+        while True:
+            try:
+                return await self._queue.begin(self._terms)
+            except Conflict as busy:
+                if not told:
+                    self._log("usage feed waits to begin", error=str(busy), level="warning")
+                told = True
+            await asyncio.sleep(INTERVAL_S)
 
     async def turn(self) -> bool:
         """Send some batches, and keep what came of them; whether more may be sent at once."""

@@ -1,7 +1,8 @@
 """Rows of archived months as their ledgers show them: by the same filters, in the same fields.
 
-Movements of one account come in the order of their numbers, as in a ledger. Where no account is named, months
-come one behind the other, so that a row of each is never held at once.
+Where an account is named, its movements come in the order of their numbers, as in a ledger: for that, rows of
+each month are held at once. Else months come one behind the other, and so do the accounts of a month, each by
+its numbers. Calls come by their time.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from gateway.core.accounts.administration import Actor, Command
 from gateway.core.accounts.facts import CallFacts, corrected, write_facts
 from gateway.core.accounts.ledger import EventKind
 from gateway.core.billing.usage_feed import Terms
+from gateway.errors import Conflict
 from persistence import engine
 from persistence.keeper import usage_feed, watch
 from persistence.keeper.usage_feed import FeedQueue
@@ -34,6 +35,11 @@ SELECT f.id, c.request_id::text, c.tokens FROM call AS c
   JOIN usage_feed AS f ON c.created_at >= f.begun_at AND (f.ended_at IS NULL OR c.created_at < f.ended_at)
  WHERE c.organization_id = %s"""
 ACTOR = Actor("t", "admin")
+# A flush under way, and who waits for it.
+HOLD = "SELECT pg_advisory_xact_lock(7800, 63)"
+WAITS = """
+SELECT FROM pg_locks WHERE classid = 7800 AND objid = 63 AND NOT granted
+   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
 STEPS = st.one_of(
     st.tuples(st.just("use"), st.sampled_from([0, 0, 0, -400, 400])),
     st.tuples(st.just("event"), st.sampled_from([1_000, 60_000, 10_000_000])),
@@ -46,6 +52,19 @@ async def do(feed: Fed, verb: str, row_id: int | None = None) -> None:
     which = int(str(newest)) if row_id is None else row_id
     store = Store(feed.pool, partition_of)
     await store.write(Command("usage-feeds", verb, ACTOR, "test", lambda _: {}, which, {}))
+
+
+async def turned(feed: Fed, turn: str) -> None:
+    """Begin, end or drop a feed, however often that is to be tried; `first`: of a service never told."""
+
+    async def once() -> bool:
+        try:
+            await (FeedQueue(feed.pool).begin(Terms("openmeter")) if turn == "first" else do(feed, turn))
+        except Conflict as busy:
+            return "try again" not in str(busy)
+        return True
+
+    await eventually(once)
 
 
 class Spans:
@@ -132,18 +151,52 @@ async def test_a_feed_begins_and_ends_behind_every_flush_that_is_under_way(migra
         if turn != "end":
             await do(feed, "end")
         with psycopg.connect(migrated) as flush:
-            flush.execute("SELECT pg_advisory_xact_lock(7800, 63)")
-            # A service that was never told anything begins by itself.
-            first = turn == "first"
-            turning = asyncio.ensure_future(
-                FeedQueue(feed.pool).begin(Terms("openmeter")) if first else do(feed, turn)
-            )
-            waits = "SELECT FROM pg_locks WHERE classid = 7800 AND objid = 63 AND NOT granted"
-            await eventually(lambda: rows_of(migrated, waits))
+            flush.execute(HOLD)
+            turning = asyncio.ensure_future(turned(feed, turn))
+            await eventually(lambda: rows_of(migrated, WAITS))
             [last] = flush.execute("SELECT clock_timestamp()").fetchall()
         await turning
         border = "SELECT coalesce(ended_at, begun_at) > %s FROM usage_feed ORDER BY id DESC LIMIT 1"
         assert rows_of(migrated, border, last) == [(True,)]
+
+
+async def test_what_a_flush_under_way_stores_is_counted_when_a_feed_is_dropped(
+    migrated: str, writer: Writer
+) -> None:
+    async with fed(migrated) as feed:
+        await ended(feed, writer, 2)
+        with psycopg.connect(migrated) as flush:
+            flush.execute(HOLD)
+            dropping = asyncio.ensure_future(turned(feed, "drop"))
+            await eventually(lambda: rows_of(migrated, WAITS))
+            flush.execute(
+                "INSERT INTO usage_outbox SELECT (jsonb_populate_record(u, jsonb_build_object("
+                "'id', u.id + 1000000, 'name', u.name || ' too'))).* FROM usage_outbox AS u LIMIT 1"
+            )
+        await dropping
+        assert rows_of(migrated, "SELECT dropped FROM usage_feed") == [(3,)]
+
+
+async def test_flushes_are_not_kept_from_being_made_while_one_of_them_takes_long(migrated: str) -> None:
+    free = "SELECT bool_and(pg_try_advisory_xact_lock(7800, p)) FROM generate_series(0, 62) AS p"
+    async with fed(migrated) as feed:
+        with psycopg.connect(migrated) as flush:
+            flush.execute(HOLD)
+            with pytest.raises(Conflict, match="try again"):
+                await do(feed, "end")
+            assert rows_of(migrated, free) == [(True,)]
+        await turned(feed, "end")
+        feed.terms = Terms("openmeter")
+        with psycopg.connect(migrated) as flush:
+            flush.execute(HOLD)
+            telling = asyncio.create_task(feed.loop().run())
+            await eventually(lambda: feed.said)
+        # Nobody has to start the keeper again.
+        await eventually(lambda: rows_of(migrated, "SELECT FROM usage_feed WHERE ended_at IS NULL"))
+        telling.cancel()
+        await asyncio.wait([telling])
+        assert [each["what"] for each in feed.said] == ["usage feed waits to begin"]
+        assert feed.feed("service") == ("openmeter",)
 
 
 async def test_a_clock_that_is_ahead_leaves_no_call_between_begin_and_feed(
@@ -180,6 +233,12 @@ def used(account: Account, count: int) -> None:
         account.consume(5, metadata=FACTS)
 
 
+async def begun(feed: Fed) -> None:
+    """What is used from here on is of the open feed: calls know milliseconds."""
+    [begun_ms] = feed.feed("(ceil(extract(epoch FROM begun_at) * 1000))::bigint")
+    await eventually(lambda: Spans.now_ms() >= begun_ms)
+
+
 async def ended(feed: Fed, writer: Writer, count: int) -> Account:
     """A feed that has ended before so many of its uses were sent."""
     [account] = settle_in(feed.url, 10**9)
@@ -197,6 +256,7 @@ async def test_what_a_feed_left_is_sent_beside_the_next_one_and_not_to_another_s
     async with fed(migrated) as feed:
         account = await ended(feed, writer, 5)
         assert await FeedQueue(feed.pool).begin(Terms("openmeter"))
+        await begun(feed)
         used(account, 3)
         await writer.write(batch_of(account))
         await feed.drain()
@@ -212,6 +272,7 @@ async def test_an_hour_of_two_feeds_is_added_up_for_each(migrated: str, writer: 
     async with fed(migrated, waiting_max=1) as feed:
         account = await ended(feed, writer, 1)
         await do(feed, "begin")
+        await begun(feed)
         for _ in range(3):
             used(account, 2)
             await writer.write(batch_of(account))
