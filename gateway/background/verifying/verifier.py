@@ -6,61 +6,51 @@ Under another one, each account's seq is compared with PostgreSQL; what is missi
 older data went on with is dropped; holds of calls that are in the ledger already are let go; control writes
 that vanished wait again; then the marker is set, under the next epoch, by which gateways see that something
 may have been forgotten; it stays closed to admission until they have sent that again (`admission_gate.py`).
-Each partition is read, compared, defined and opened by itself, some at a time: none waits for the last one.
-Once all are done it is said that whatever is not there does not exist.
+The marker is compared before each write, so of several keepers one does it. Definitions and identities are
+written again behind the markers, and only then is it said that whatever is not there does not exist.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import (
-    AsyncIterator,
-    Callable,
-    Collection,
-    Coroutine,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
-from contextlib import asynccontextmanager
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from gateway.background.verifying import partitions
-from gateway.background.verifying.admission_gate import AdmissionGate, Defined
-from gateway.background.verifying.partitions import Found, Partitions
+from gateway.background.verifying.admission_gate import AdmissionGate
+from gateway.background.verifying.budgets import BudgetRebuild
+from gateway.background.verifying.budgets import Source as BudgetSource
+from gateway.background.verifying.budgets import Target as BudgetTarget
 from gateway.background.verifying.rewinds import Rewinds
-from gateway.core.accounts.definitions import CatalogueDefinition, KeyDefinition, PricesDefinition
+from gateway.core.accounts.definitions import (
+    AccountDefinition,
+    CatalogueDefinition,
+    KeyDefinition,
+    OrganizationAccount,
+    PricesDefinition,
+    TenantAccount,
+)
 from gateway.core.integrity.recovery import Markers, Report
-from gateway.core.integrity.verified import Everybodys, Places, Truth, Verified
+from gateway.core.integrity.strays import Strays
+from gateway.core.integrity.verified import Truth, Verified
 from gateway.core.model import PARTITIONS
 from gateway.errors import CountersUnavailable
 
 INTERVAL_S = 0.2
-# How many organizations are read at once: so many partitions as have no more, or one that has.
-ORGANIZATIONS_MAX = 2_000
-# Of these as many are read and written at once: some are packed while others are asked for.
-TOGETHER_MAX = 3
-CREDENTIALS_MAX = 1_000
+TOGETHER_MAX = 16
 WATCH_S = 1.0
 
 
-class Source(partitions.Source, Protocol):
+class Source(BudgetSource, Protocol):
     """PostgreSQL."""
 
-    async def everybodys(self) -> Everybodys:
-        """What is of no partition."""
+    async def truth(self, partitions: Sequence[int]) -> Truth:
+        """What is known of these partitions."""
 
-    async def places(self, partitions: Collection[int]) -> Places:
-        """Who is to be looked at in these partitions."""
+    async def settled(self, held: Mapping[str, int]) -> list[str]:
+        """Which of these requests have a row, or may have had one, by the deadlines of their holds in ms."""
 
-    async def truth(self, organizations: Mapping[int, Sequence[int]]) -> Mapping[int, Truth]:
-        """What is known of partitions, by which they are, whose organizations these are."""
-
-    async def credentials(self, keys: Sequence[int]) -> Sequence[KeyDefinition]:
-        """These keys."""
+    async def push_again(self, ids: Sequence[str]) -> None:
+        """Have these applied control writes wait again."""
 
     async def note(self, run_id: bytes, epochs: Mapping[int, int]) -> None:
         """Keep what partitions are verified as: no later epoch is ever one of these.
@@ -72,7 +62,7 @@ class Source(partitions.Source, Protocol):
         """The last run id and epoch of each partition; absent: never verified."""
 
 
-class Target(partitions.Target, Protocol):
+class Target(BudgetTarget, Protocol):
     """The counters."""
 
     @property
@@ -84,6 +74,40 @@ class Target(partitions.Target, Protocol):
 
     async def reports(self) -> Mapping[str, Report]:
         """What workers reported last, by worker number."""
+
+    async def behind(
+        self, partition: int, organizations: Sequence[OrganizationAccount], tenants: Sequence[TenantAccount]
+    ) -> tuple[list[OrganizationAccount], list[TenantAccount]]:
+        """Accounts whose state is missing or whose seq lags."""
+
+    async def restore(
+        self,
+        partition: int,
+        marker: bytes,
+        organizations: Sequence[OrganizationAccount],
+        tenants: Sequence[TenantAccount],
+    ) -> bool:
+        """Write these accounts as PostgreSQL has them, holds apart; False where the marker moved on."""
+
+    async def held(self, partition: int) -> Mapping[str, int]:
+        """The deadlines of all holds of a partition by request id, in ms of the counters' clock."""
+
+    async def let_go(self, partition: int, before: bytes, epoch: int, ids: Sequence[str]) -> bytes | None:
+        """End these holds without a charge; answers the marker that is there now, None where it moved on."""
+
+    async def forgotten(self, partition: int, ids: Sequence[str]) -> list[str]:
+        """Control writes among these that the counters do not remember."""
+
+    async def mark(
+        self, run_id: bytes, partition: int, before: bytes, epoch: int, catalogue: int | None
+    ) -> bool:
+        """Vouch for a partition, without a catalogue admitting nobody; False where the marker moved on."""
+
+    async def define_account(self, definition: AccountDefinition, version: int) -> bool:
+        """Bring one definition into the counters, but for whom a credential stands for."""
+
+    async def identity(self, definition: KeyDefinition) -> None:
+        """Write whom a credential stands for."""
 
     async def publish(self, everybodys: CatalogueDefinition | PricesDefinition, version: int) -> None:
         """Write the catalogue, or the prices."""
@@ -112,7 +136,6 @@ class Verifier:
         admission_gate: AdmissionGate | None = None,
         rewinds: Rewinds | None = None,
         partitions: Callable[[], Sequence[int]] = lambda: range(PARTITIONS),
-        organizations_max: int = ORGANIZATIONS_MAX,
     ) -> None:
         self._source = source
         self._target = target
@@ -120,8 +143,8 @@ class Verifier:
         self._vouched = b""
         self._admission_gate = admission_gate
         self._rewinds = rewinds
-        self._partitions, self._organizations_max = partitions, organizations_max
-        self._each = Partitions(source, target, rewinds)
+        self._partitions = partitions
+        self._budgets = BudgetRebuild(source, target)
 
     @property
     def ready(self) -> bool:
@@ -146,26 +169,36 @@ class Verifier:
         known = await self._catch_up(markers)
         epochs = {one: max(epoch, known.get(one, 0)) + 1 for one, _, epoch in markers.unverified}
         await self._source.note(run_id, epochs)
-        everybodys = await self._source.everybodys()
-        await self._target.publish(everybodys.prices, everybodys.version)
-        await self._target.publish(everybodys.catalogue, everybodys.version)
-        strays = await self._rewinds.strays(list(epochs)) if self._rewinds else {}
-        found = {
-            one: Found(
-                one, marker, epochs[one], closes=bool(self._admission_gate and known.get(one, 0)),
-                strays=strays.get(one),
-            )
-            for one, marker, _ in markers.unverified
-        }  # fmt: skip
         # Nobody said so yet: a keeper may have died between a marker and the keys written after it.
         wanted = [*epochs, *markers.closed] if said else self._partitions()
-        strangers = bool(self._admission_gate) and self._may_be_strange(markers, known)
-        async with self._opened(run_id, reports, everybodys.version, strangers=strangers) as defined:
-            done = await self._all(run_id, wanted, found, everybodys.version, defined)
+        truth = await self._source.truth(wanted)
+        await self._target.publish(truth.prices, truth.version)
+        await self._target.publish(truth.catalogue, truth.version)
+        strays = await self._rewinds.strays(list(epochs)) if self._rewinds else {}
+        done = []
+        for start in range(0, len(markers.unverified), TOGETHER_MAX):
+            verifying = [
+                self._partition(
+                    truth, one, marker, epochs[one], strays.get(one),
+                    run_id=run_id, closes=bool(self._admission_gate and known.get(one, 0)),
+                )
+                for one, marker, _ in markers.unverified[start : start + TOGETHER_MAX]
+            ]  # fmt: skip
+            for verified in await asyncio.gather(*verifying, return_exceptions=True):
+                if isinstance(verified, BaseException):
+                    raise verified
+                if verified is not None:
+                    done.append(verified)
+        for definition in truth.definitions:
+            await self._target.define_account(definition, truth.version)
+        for key in truth.identities:
+            await self._target.identity(key)
+        if self._admission_gate:
+            strangers = self._may_be_strange(markers, known)
+            await self._admission_gate.open(run_id, reports, truth.version, strangers=strangers)
         await self._notice_rewind()  # what was exchanged meanwhile is verified again
         if len(done) == len(markers.unverified) and self._target.run_id == run_id:
-            if not said or markers.unverified:
-                await self._target.all_verified(run_id)
+            await self._target.all_verified(run_id)
             self._vouched = run_id
         return done
 
@@ -205,89 +238,47 @@ class Verifier:
         emptied = any(not marker and known.get(one, 0) for one, marker, _ in markers.unverified)
         return not self._admission_gate.watched and (emptied or bool(markers.closed))
 
-    @asynccontextmanager
-    async def _opened(
-        self, run_id: bytes, reports: Mapping[str, Report], catalogue: int, *, strangers: bool
-    ) -> AsyncIterator[Defined]:
-        """Partitions that are defined meanwhile admit as soon as they may; all of them when it is over."""
-        defined = Defined()
-        if self._admission_gate is None:
-            yield defined
-            return
-        opening = asyncio.create_task(
-            self._admission_gate.open(run_id, reports, catalogue, defined, strangers=strangers)
-        )
-        try:
-            yield defined
-            defined.is_all = True
-            await opening
-        finally:
-            opening.cancel()
-            await asyncio.gather(opening, return_exceptions=True)
-
-    async def _all(
+    async def _partition(
         self,
+        truth: Truth,
+        partition: int,
+        marker: bytes,
+        epoch: int,
+        strays: Strays | None,
+        *,
         run_id: bytes,
-        wanted: Collection[int],
-        found: Mapping[int, Found],
-        catalogue: int,
-        defined: Defined,
-    ) -> list[Verified]:
-        """Verify those that are unverified, and define all; what another keeper did is left out."""
-        if not wanted:
-            return []
-        places, done = await self._source.places(wanted), list[Verified]()
-        left = deque(_together(wanted, places.organizations, self._organizations_max))
-
-        async def one(partition: int, truth: Truth) -> None:
-            if partition not in found:
-                await self._each.define(truth)
-            elif verified := await self._each.verify(run_id, found[partition], truth, catalogue):
-                done.append(verified)
-            else:
-                return
-            defined.partitions.add(partition)
-
-        async def work() -> None:
-            while left:
-                some = left.popleft()
-                try:
-                    its = {partition: places.organizations.get(partition, ()) for partition in some}
-                    truths = await self._source.truth(its)
-                    await _all_of(one(partition, truth) for partition, truth in truths.items())
-                except BaseException:
-                    left.clear()
-                    raise
-
-        await _all_of(work() for _ in range(TOGETHER_MAX))
-        for some in _batches(places.credentials):
-            await self._target.identities(await self._source.credentials(some))
-        return sorted(done, key=lambda one: one.partition)
-
-
-def _together(
-    wanted: Iterable[int], organizations: Mapping[int, Sequence[int]], most: int
-) -> Iterator[list[int]]:
-    """Partitions that are read at once: as many as have so many organizations at most, or one."""
-    some, count = list[int](), 0
-    for partition in wanted:
-        its = len(organizations.get(partition, ()))
-        if some and count + its > most:
-            yield some
-            some, count = [], 0
-        some.append(partition)
-        count += its
-    if some:
-        yield some
-
-
-async def _all_of(doing: Iterable[Coroutine[None, None, None]]) -> None:
-    """Have all of it end, then raise what failed first."""
-    for failed in await asyncio.gather(*doing, return_exceptions=True):
-        if isinstance(failed, BaseException):
-            raise failed
-
-
-def _batches(ids: Iterable[int]) -> Iterable[list[int]]:
-    left = iter(ids)
-    return iter(lambda: list(islice(left, CREDENTIALS_MAX)), [])
+        closes: bool,
+    ) -> Verified | None:
+        """Verify one as of this epoch; None where another keeper was faster."""
+        organizations = truth.organizations.get(partition, [])
+        tenants = truth.tenants.get(partition, [])
+        old_organizations, old_tenants = await self._target.behind(partition, organizations, tenants)
+        if strays is not None:
+            old_organizations = [
+                one for one in organizations
+                if one in old_organizations or one.definition.organization_id in strays.organizations
+            ]  # fmt: skip
+            old_tenants = [
+                one for one in tenants if one in old_tenants or one.definition.tenant_id in strays.tenants
+            ]
+        rebuilt = len(old_organizations) + len(old_tenants)
+        if rebuilt and not await self._target.restore(partition, marker, old_organizations, old_tenants):
+            return None
+        if strays is not None and self._rewinds:
+            await self._rewinds.drop(partition, strays)
+        # A Redis that was rolled back holds again what was settled since: charged once is enough.
+        if ghosts := await self._source.settled(await self._target.held(partition)):
+            moved = await self._target.let_go(partition, marker, epoch, ghosts)
+            if moved is None:
+                return None
+            marker = moved
+        went_on = strays is not None
+        budgets = await self._budgets.rebuild(partition, marker, organizations, went_on=went_on)
+        if budgets is None:
+            return None
+        if lost := await self._target.forgotten(partition, truth.applied.get(partition, [])):
+            await self._source.push_again(lost)
+        catalogue = None if closes else truth.version
+        if not await self._target.mark(run_id, partition, marker, epoch, catalogue):
+            return None
+        return Verified(partition, epoch, rebuilt + budgets, len(lost), len(ghosts))

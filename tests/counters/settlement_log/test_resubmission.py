@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import struct
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -43,9 +43,9 @@ def unverify(world: World) -> None:
     world.client.set(keys.marker(world.p), packing.marker(b"0" * 40, 1, 1))
 
 
-def verify(world: World, epoch: int = 1, partitions: Iterable[int] = range(PARTITIONS)) -> None:
-    """Every partition, or some, as the keeper does."""
-    for partition in partitions:
+def verify(world: World, epoch: int = 1) -> None:
+    """Every partition, as the keeper does."""
+    for partition in range(PARTITIONS):
         world.client.set(keys.marker(partition), packing.marker(world.run_id, epoch, 1))
 
 
@@ -398,26 +398,6 @@ async def test_a_call_in_flight_is_waited_for_but_not_for_ever(world: World, tmp
         worker.resubmitter._bounds = replace(QUICK, calls_s_max=0.0)
         await worker.look()
         assert reported(world) == {3}
-
-
-async def test_a_call_that_began_later_keeps_only_partitions_waiting_that_were_verified_later(
-    world: World, tmp_path: Path
-) -> None:
-    """The keeper verifies one after another: whoever is done is not held up by those to come."""
-    async with worker_at(world.url, tmp_path) as worker:
-        verify(world)
-        await worker.look()
-        resubmitter = worker.resubmitter
-        verify(world, epoch=2, partitions=[3])
-        await worker.look()
-        began = resubmitter._clock()
-        resubmitter._in_flight = lambda moment: moment >= began
-        verify(world, epoch=2, partitions=[4])
-        await worker.look()
-        (raw,) = world.client.hvals(keys.workers(0))
-        report = worker_reports.unpack(raw)
-        assert report is not None
-        assert [one for one, epoch in enumerate(report.epochs) if epoch == 2] == [3]
 
 
 def listener() -> tuple[list[str], Callable[[Wire, str], Awaitable[None]]]:
