@@ -222,6 +222,10 @@ def check(stack: Stack, found: dict[str, dict[str, int]], users: int) -> None:
             elif family == "cooling":
                 assert all(0 < life <= 61_000 for life in lives.values())
                 assert max(keys.values(), default=0) <= 64 * 1_500
+            elif family == "keepers":
+                assert len(keys) <= 1
+                assert all(0 < life <= 60_000 for life in lives.values())
+                assert max(keys.values(), default=0) <= 500
             elif family == "a:":  # nothing here is billed by the unit
                 assert keys == {}
             else:
