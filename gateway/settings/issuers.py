@@ -19,6 +19,14 @@ Algorithm: TypeAlias = Literal[
 Text = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,512}$")]
 Claim = Annotated[str, msgspec.Meta(pattern=r"^(/([^~/]|~0|~1)+)+$", max_length=256)]
 Value = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+# What is said of tokens alike, whether callers or people are named by them.
+Algorithms = Annotated[tuple[Algorithm, ...], msgspec.Meta(min_length=1)]
+Leeway = Annotated[float, msgspec.Meta(ge=0, le=300)]
+Subjects = Annotated[dict[Value, Value], msgspec.Meta(max_length=1_000)]
+Required = Annotated[
+    dict[Claim, Annotated[tuple[Value, ...], msgspec.Meta(min_length=1, max_length=1_000)]],
+    msgspec.Meta(max_length=16),
+]
 
 
 class WrittenIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,19 +34,16 @@ class WrittenIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     issuer: Text
     audiences: Annotated[tuple[Text, ...], msgspec.Meta(min_length=1, max_length=16)]
-    algorithms: Annotated[tuple[Algorithm, ...], msgspec.Meta(min_length=1)] = USUAL_ALGORITHMS
+    algorithms: Algorithms = USUAL_ALGORITHMS
     jwks_uri: str = ""
     jwks_file: str = ""
     ca_file: str = ""
     token_file: str = ""
-    leeway_s: Annotated[float, msgspec.Meta(ge=0, le=300)] = LEEWAY_S
+    leeway_s: Leeway = LEEWAY_S
     subject: Claim = SUBJECT
-    subjects: Annotated[dict[Value, Value], msgspec.Meta(max_length=1_000)] = {}
+    subjects: Subjects = {}
     user: Claim | Literal[""] = ""
-    require: Annotated[
-        dict[Claim, Annotated[tuple[Value, ...], msgspec.Meta(min_length=1, max_length=1_000)]],
-        msgspec.Meta(max_length=16),
-    ] = {}
+    require: Required = {}
 
 
 def issuers_of(written: Iterable[WrittenIssuer]) -> tuple[Issuer, ...]:

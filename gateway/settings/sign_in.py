@@ -10,7 +10,7 @@ import msgspec
 from gateway.core.issuers.issuer import LEEWAY_S, SUBJECT, USUAL_ALGORITHMS, Issuer, may_be_asked
 from gateway.core.issuers.sign_in import USUAL_SCOPES, Provider, SignIn
 from gateway.errors import SettingError
-from gateway.settings.issuers import Algorithm, Claim, Text, Value, check_authority
+from gateway.settings.issuers import Algorithms, Claim, Leeway, Required, Subjects, Text, check_authority
 
 PROVIDERS_MAX = 16
 _AT_CONSOLE = "expected https://host, as browsers reach the console"
@@ -31,16 +31,13 @@ class WrittenProvider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     client_secret: Secret = ""
     client_secret_file: str = ""
     scopes: Annotated[tuple[Scope, ...], msgspec.Meta(min_length=1, max_length=16)] = USUAL_SCOPES
-    algorithms: Annotated[tuple[Algorithm, ...], msgspec.Meta(min_length=1)] = USUAL_ALGORITHMS
+    algorithms: Algorithms = USUAL_ALGORITHMS
     ca_file: str = ""
-    leeway_s: Annotated[float, msgspec.Meta(ge=0, le=300)] = LEEWAY_S
+    leeway_s: Leeway = LEEWAY_S
     subject: Claim = SUBJECT
-    subjects: Annotated[dict[Value, Value], msgspec.Meta(max_length=1_000)] = {}
+    subjects: Subjects = {}
     person: Claim | Literal[""] = ""
-    require: Annotated[
-        dict[Claim, Annotated[tuple[Value, ...], msgspec.Meta(min_length=1, max_length=1_000)]],
-        msgspec.Meta(max_length=16),
-    ] = {}
+    require: Required = {}
 
 
 class WrittenSignIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -10,16 +10,15 @@ from datetime import timedelta
 from sqlalchemy import Connection, delete, func, select, update
 
 from gateway.core.accounts.administration import ConsoleSession, Row
+from gateway.core.issuers.sign_in import LIFE_MAX, VOUCHED
 from persistence.subject import Change, Subject, add
 from persistence.tables.operations import console_session
 
 SESSIONS_MAX = 1_000
 # Of one person, or of those who hold one token: nobody ends the sessions of others by beginning many.
 SESSIONS_EACH_MAX = 20
-# How often a provider is asked whether a person still may come in, and how long its word counts.
+# How often a provider is asked whether a person still may come in.
 ASKED_EACH = timedelta(seconds=30)
-VOUCHED = timedelta(hours=1)
-LIFE_MAX = timedelta(hours=12)
 
 _here = console_session.c
 _IS_DUE = _here.renewal.is_not(None) & (_here.asked_at < func.now() - ASKED_EACH)

@@ -22,14 +22,14 @@ from gateway.admin.http.guard import REQUEST_ID
 from gateway.admin.http.server import IDENTIFIED
 from gateway.admin.ports import AdminPorts
 from gateway.core.accounts.administration import Actor, Command, ConsoleSession, Row
-from gateway.core.issuers.sign_in import Arrival, Person
+from gateway.core.issuers.sign_in import LIFE_MAX, VOUCHED, Arrival, Person
 from gateway.core.issuers.signed_token import SUBJECT
 from gateway.errors import Forged, IssuerUnavailable, SignInRefused, Unauthorized
 
 COOKIE = "tollkeeper_session"
-SESSION_S = 12 * 3600
+SESSION_S = int(LIFE_MAX.total_seconds())
 # Of whom a provider named; as often as it vouches for them it lasts as long again.
-SESSION_ELSEWHERE_S = 3600
+SESSION_ELSEWHERE_S = int(VOUCHED.total_seconds())
 SESSION_BYTES = 32
 # Whether browsers find the console over TLS, whatever a proxy says of a single request.
 OVER_TLS = web.AppKey("over_tls", bool)

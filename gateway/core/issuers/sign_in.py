@@ -7,12 +7,16 @@ from __future__ import annotations
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Final
 
 from gateway.core.issuers.claims import read_claims
 from gateway.core.issuers.issuer import Issuer
 from gateway.core.issuers.signed_token import AUDIENCE, CLAIMS, refused
 
+# How long a provider's word of a person counts, and a session in all, however often it says so again.
+VOUCHED: Final = timedelta(hours=1)
+LIFE_MAX: Final = timedelta(hours=12)
 IDENTITY_CHARACTERS_MAX: Final = 255  # of a `sub` (OpenID Connect Core 1.0, 2)
 USUAL_SCOPES: Final = ("openid", "email", "profile")
 _EMAIL: Final = "/email"
