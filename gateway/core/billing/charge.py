@@ -128,14 +128,15 @@ def gathered(
     if only is not None:
         charges = [each for each in charges if each.source == only[0] and only[1] in (None, each.source_id)]
     ends = midnight(until)
+    waits = [due(charge, segments) > ends for charge in charges]
     later: defaultdict[object, Decimal] = defaultdict(Decimal)
-    for charge in charges:
-        if due(charge, segments) > ends:
+    for charge, is_later in zip(charges, waits, strict=True):
+        if is_later:
             later[charge.supply] += -charge.amount if charge.kind == DISCOUNT else charge.amount
     return [
         charge
-        for charge in charges
-        if due(charge, segments) <= ends
+        for charge, is_later in zip(charges, waits, strict=True)
+        if not is_later
         or later[charge.supply] < 0
         or (later[charge.supply] > 0 and _is_lost(charge, segments))
     ]
