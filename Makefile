@@ -37,7 +37,8 @@ bench: ## The long measurements, printed as tables and written into docs/interna
 	@.venv/bin/python -m tests.bench.admitted --page $(PAGE) $(filter --litellm,$(ARGS))
 	@.venv/bin/python -m tests.bench.streams --page $(PAGE)
 	@.venv/bin/python -m tests.bench.invoicing --page $(PAGE)
-	@exec .venv/bin/python -m tests.bench.scheduled --page $(PAGE)
+	@.venv/bin/python -m tests.bench.scheduled --page $(PAGE)
+	@exec .venv/bin/python -m tests.bench.rolling --page $(PAGE)
 
 docs: ## The site of docs/ in build/site, its reference made from the code; ARGS=serve shows it on port 8000
 	@.ci/environment requirements-dev.lock

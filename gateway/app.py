@@ -11,7 +11,6 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -38,7 +37,7 @@ from gateway.counters.redis.wire import Wire
 from gateway.counters.redis.wires import Wires
 from gateway.counters.settlement_log.log import SettlementLog
 from gateway.counters.settlement_log.resubmission import Resubmitter
-from gateway.errors import CountersUnavailable, StartError
+from gateway.errors import StartError
 from gateway.http.ports import Ports
 from gateway.http.server.server import DataPlane
 from gateway.http.tally import Tally
@@ -48,7 +47,7 @@ from gateway.run.door import Door, make_door
 from gateway.run.gateway_port import GatewayPort
 from gateway.run.parent_pipe import ParentPipe
 from gateway.run.starting import redis_reached
-from gateway.run.stopping import cancel, ended, forever, stop_signal
+from gateway.run.stopping import all_within, cancel, ended, forever, stop_signal
 from gateway.settings.origins import origins_of
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs
@@ -63,6 +62,8 @@ FIRST_CATALOGUE_S_MAX = 5.0
 # It is there, and what it says will not change by itself.
 REFUSED_BY_REDIS = ("WRONGPASS", "NOAUTH", "NOPERM", "maxmemory-policy")
 SCRIPTS = ("reserve", "settle", "extend", "lease")
+# Once its calls are settled a worker tells what it alone knows, and gives back what it has, within this.
+LEAVING_S_MAX = 1.5
 # Behind its grace a keeper ends, whatever it waits for.
 ENDING_S_MAX = 4.0
 
@@ -123,10 +124,9 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     await port.open(parent_pipe)
     await stop.wait()
     await plane.drain(settings.shutdown_grace_s)
-    if exporter is not None:
-        await asyncio.to_thread(exporter.stop)
     await cancel(background)
-    await refused_calls.leave()
+    spans = [asyncio.to_thread(exporter.stop, LEAVING_S_MAX)] if exporter is not None else []
+    await all_within(LEAVING_S_MAX, [refused_calls.leave(), door.leaser.give_back(), *spans], log)
     await _end(door, settlements, wires, log)
 
 
@@ -166,13 +166,12 @@ def _collect_seldom() -> None:
 
 
 async def _end(door: Door, settlements: SettlementLog, wires: Wires, log: Log) -> None:
-    """Give back what was leased and keep what waits; a disk that hangs holds nothing up."""
+    """Keep what waits; neither a disk nor a Redis that hangs holds anything up."""
     waiting = settlements.waiting
-    await door.leaser.give_back()
     closed = await settlements.close()
     if closed and not settlements.left_behind:
-        with suppress(CountersUnavailable):
-            await door.worker_reports.leave()  # after a loss of Redis nobody waits for it
+        # After a loss of Redis nobody waits for it.
+        await all_within(LEAVING_S_MAX, [door.worker_reports.leave()], log)
     await wires.close()
     log("gateway stopped", settlements_waiting=waiting)
     if not closed:

@@ -36,8 +36,8 @@ NUMBERS = frozenset({"gateway_port", "ops_port", "workers"})
 OPTIONS = NUMBERS | {"config", "redis_url"}
 # A worker loads its code and waits for Redis, its own bound, before it listens.
 LOADING_S_MAX = 30.0
-# Behind its grace it breaks calls off and settles what came of them.
-SETTLING_S_MAX = 6.0
+# Behind its grace it breaks calls off, settles what came of them, and tells what it alone knows.
+SETTLING_S_MAX = 9.0
 
 
 def plain_options(words: list[str]) -> dict[str, str] | None:

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from gateway.errors import CountersUnavailable
+
 RESTART_S = 1.0
 # A loop that ran so long before it failed was well.
 WELL_AGAIN_S = 60.0
@@ -90,6 +92,18 @@ async def cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
     for task in tasks:
         with suppress(asyncio.CancelledError, Exception):
             await task
+
+
+async def all_within(
+    seconds: float, works: Iterable[Coroutine[None, None, None]], log: Callable[..., None]
+) -> None:
+    """Do several last things at once, each in so many seconds or not at all; what fails is said."""
+    tasks = [asyncio.create_task(work) for work in works]
+    done, late = await asyncio.wait(tasks, timeout=seconds)
+    for error in filter(None, (task.exception() for task in done)):
+        if not isinstance(error, CountersUnavailable):
+            log("not done before the end", error=repr(error), level="error")
+    await cancel(late)
 
 
 async def ended(

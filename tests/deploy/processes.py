@@ -16,7 +16,7 @@ from typing import Any
 from tests.tree import ROOT
 
 READY_S_MAX = 120.0
-STOP_S_MAX = 90.0
+STOP_S_MAX = 180.0
 
 
 class Process:

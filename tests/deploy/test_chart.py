@@ -9,13 +9,13 @@ import pytest
 import yaml
 
 from deploy.monitoring import to_kubernetes
+from gateway.run.serving import SETTLING_S_MAX
 from gateway.settings import settings
 from tests.deploy import helm
 from tests.deploy.manifests import Resource, containers, pod, seconds_of_pre_stop
 
 VERSIONS = ("1.29", kubernetes_validate.latest_version())
 OPERATOR = "monitoring.coreos.com/v1"
-CHILD_S = 6.0  # serve gives its workers so long beyond the grace
 FULL: dict[str, Any] = {
     "image": {"digest": "sha256:" + "a" * 64, "pullSecrets": [{"name": "registry"}]},
     "secrets": {
@@ -183,7 +183,7 @@ def test_a_pod_has_the_time_its_calls_have_to_end(charts: dict[str, list[Resourc
             (gateway,) = (each for each in containers(spec) if each.get("args", [""])[0] == "serve")
             environ = {each["name"]: each["value"] for each in gateway["env"]}
             grace_s = float(environ["TOLLKEEPER_SHUTDOWN_GRACE_S"])
-            needed_s = seconds_of_pre_stop(gateway) + grace_s + CHILD_S
+            needed_s = seconds_of_pre_stop(gateway) + grace_s + SETTLING_S_MAX
             assert spec["terminationGracePeriodSeconds"] > needed_s
 
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from deploy.monitoring import to_kubernetes
+from gateway.run.serving import SETTLING_S_MAX
 from gateway.settings import settings
 from tests.deploy.manifests import (
     KUBERNETES,
@@ -28,7 +29,6 @@ from tests.deploy.manifests import (
 # Native sidecars came with 1.29; the newest is whatever the schemas know.
 VERSIONS = ("1.29", kubernetes_validate.latest_version())
 OPERATOR = "monitoring.coreos.com/v1"
-CHILD_S = 6.0  # serve gives its workers so long beyond the grace
 PODS = dict(pods())
 
 
@@ -129,7 +129,7 @@ def test_a_gateway_has_the_time_it_needs_to_end(overlay: str) -> None:
     own = {each["name"]: each.get("value") for each in gateway["env"]}
     shared = one("base", "ConfigMap")["data"]
     grace_s = float(own.get("TOLLKEEPER_SHUTDOWN_GRACE_S") or shared["TOLLKEEPER_SHUTDOWN_GRACE_S"])
-    assert spec["terminationGracePeriodSeconds"] > seconds_of_pre_stop(gateway) + grace_s + CHILD_S
+    assert spec["terminationGracePeriodSeconds"] > seconds_of_pre_stop(gateway) + grace_s + SETTLING_S_MAX
 
 
 def test_policies_let_clients_the_collector_and_pgbouncer_through() -> None:

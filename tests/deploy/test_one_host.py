@@ -16,6 +16,7 @@ import yaml
 from psycopg.conninfo import conninfo_to_dict
 
 from gateway.ops import doctor_users
+from gateway.run.serving import SETTLING_S_MAX
 from gateway.settings import settings
 from persistence.schema import migrate
 from tests.conftest import STOP_S_MAX, free_port, postgres_bin, valkey_binary
@@ -66,7 +67,7 @@ def test_containers_can_write_only_where_they_should() -> None:
     outside = [port for each in compose()["services"].values() for port in each.get("ports", ())]
     assert [port for port in outside if not port.startswith("127.0.0.1:")] == ["8080:8080"]
     grace_s = float(own()["gateway"]["environment"]["TOLLKEEPER_SHUTDOWN_GRACE_S"])
-    assert float(own()["gateway"]["stop_grace_period"].removesuffix("s")) > grace_s + 5
+    assert float(own()["gateway"]["stop_grace_period"].removesuffix("s")) > grace_s + SETTLING_S_MAX
 
 
 def test_each_starts_after_what_it_needs() -> None:
@@ -177,7 +178,7 @@ def test_units_start_commands_that_exist_and_give_them_time(unit: Path) -> None:
     started = lines["ExecStart"].split()
     assert started[0] == "/opt/tollkeeper/bin/tollkeeper"
     assert started[1] == unit.stem.removeprefix("tollkeeper-").replace("gateway", "serve")
-    assert float(lines["TimeoutStopSec"]) > settings.Settings().shutdown_grace_s + 5
+    assert float(lines["TimeoutStopSec"]) > settings.Settings().shutdown_grace_s + SETTLING_S_MAX
     if lines["Type"] == "oneshot":  # its timer starts it again
         assert unit.with_suffix(".timer").exists()
         return

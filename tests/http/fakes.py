@@ -232,7 +232,7 @@ class FakeCounters:
     `holds` and `settlements` are those of services; `heads` took a request and slots alone, and were
     `let_go` or raised. `decision` is what `reserve` answers, `settled` what `settle` does; `None`
     there fails with `CountersUnavailable`, as does releasing what can only be spooled. While
-    `silent`, settlements get no answer.
+    `silent`, settlements get no answer. While `slow`, whoever would be admitted waits in `admitting`.
     """
 
     def __init__(self) -> None:
@@ -259,7 +259,8 @@ class FakeCounters:
         # Whether budgets hold just what they are asked for, and not what the decision says.
         self.holds_asked = False
         self.settled: Settled | None = Settled.DONE
-        self.silent = False
+        self.silent = self.slow = False
+        self.admitting: list[tuple[Wait[Decision], Decision]] = []
         self.asked = asyncio.Event()
         self.waiting: list[Wait[Settled]] = []
 
@@ -276,6 +277,8 @@ class FakeCounters:
                 self.heads.append(request)
         if decision is None:
             wait.fail(CountersUnavailable())
+        elif self.slow:
+            self.admitting.append((wait, decision))
         else:
             asyncio.get_running_loop().call_soon(wait.set, decision)
         return await wait

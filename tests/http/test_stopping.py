@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
 from gateway.core.calls.route import Route
 from gateway.core.model import Family
-from tests.http.fakes import CHAT_STREAM, EVENT, ROUTES, STREAM_HEAD, chunks, post
+from tests.http.fakes import ANSWER, CHAT, CHAT_STREAM, EVENT, ROUTES, STREAM_HEAD, answer, chunks, post
 from tests.http.stage import Answer, Stage, staged
 from tests.waiting import eventually
 
@@ -119,13 +120,56 @@ async def test_what_cannot_be_told_in_its_own_shape_is_broken_off(coding: bytes)
         assert len(stage.counters.settlements) == 1
 
 
-async def test_a_client_that_takes_nothing_holds_nothing_up() -> None:
-    async with staged(counters_s=0.2) as stage:
+@pytest.mark.parametrize("over", [False, True])
+async def test_a_client_that_takes_nothing_is_left_behind(*, over: bool) -> None:
+    """In the middle of a stream, and with a whole answer that it does not read: both are soon let go."""
+    async with staged(linger_s=0.2, answer_held_bytes_max=1 << 20) as stage:
         piece = b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n' % (b"x" * 60_000)
-        stage.upstream.scripts.append([STREAM_HEAD, *[chunks(piece, end=False)] * 400, 60.0])
+        whole = answer(ANSWER.replace(b"hello", b"x" * 900_000))
+        stream = [STREAM_HEAD, *[chunks(piece, end=False)] * 400, 60.0]
+        stage.upstream.scripts.append([whole] if over else stream)
         client = await stage.client()
-        await client.send(post(CHAT_STREAM))
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined] # a socket's transport can
+        await client.send(post(CHAT if over else CHAT_STREAM))
         await eventually(lambda: any(one.blocked for one in stage.plane._connections))
+        await eventually(lambda: not over or not stage.plane.calls)
         await stage.plane.drain(0.1)
         await eventually(lambda: stage.connections == 0)
         assert len(stage.counters.settlements) == 1
+        assert not stage.events("drain_incomplete")
+
+
+async def test_whoever_reads_late_has_the_end_of_a_stream_that_was_broken_off() -> None:
+    async with staged() as stage:
+        piece = b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n' % (b"word " * 12_000)
+        stage.upstream.scripts.append([STREAM_HEAD, *[chunks(piece, end=False)] * 400, 60.0])
+        client = await stage.client()
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await client.send(post(CHAT_STREAM))
+        await eventually(lambda: any(one.blocked for one in stage.plane._connections))
+        draining = asyncio.create_task(stage.plane.drain(0.1))
+        await eventually(lambda: stage.counters.settlements)
+        client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        _, data = last_event(Answer(0, [], await client.until_close()))
+        assert "error" in data
+        await draining
+
+
+async def test_a_call_that_is_being_admitted_ends_once_it_is() -> None:
+    """It is neither interrupted, which could leave its hold, nor sent on."""
+    async with staged() as stage:
+        stage.counters.slow = True
+        client = await stage.client()
+        await client.send(post(CHAT))
+        await eventually(lambda: stage.counters.admitting)
+        draining = asyncio.create_task(stage.plane.drain(0.1))
+        await eventually(lambda: stage.plane._shut)
+        turns = stage.plane.clock.now + 0.5
+        await eventually(lambda: stage.plane.clock.now > turns)
+        ((wait, decision),) = stage.counters.admitting
+        stage.upstream.scripts.append([60.0])
+        wait.set(decision)
+        assert (await client.answer()).status == 503
+        await draining
+        assert [one.charge for one in stage.counters.settlements] == [False]
+        assert not stage.events("drain_incomplete")

@@ -28,14 +28,13 @@ from gateway.http.routing.routed_head import HeadRouter
 from gateway.http.server.access import accessed
 from gateway.http.server.buffers import Buffers
 from gateway.http.server.connection import ClientConnection
-from gateway.http.server.exchange import ClientGone, Exchange
+from gateway.http.server.exchange import Exchange
+from gateway.http.server.stopping import Stopping
 from gateway.http.turns import Turns
 from gateway.http.upstream.pool import Upstream
 from gateway.http.worker import Worker
 
 BACKLOG = 4096
-QUIET_TIMES_MAX = 5
-STOPPING = "This gateway is stopping, and its time for calls in progress is over. Send the request again."
 
 
 class DataPlane:
@@ -74,7 +73,7 @@ class DataPlane:
         self._connections: set[ClientConnection] = set()
         self._orphans: set[Exchange] = set()
         self._server: asyncio.Server | None = None
-        self._empty = asyncio.Event()
+        self._stopping = Stopping(self._connections, self._orphans, self.clock, ports.seconds)
 
     def renew(  # noqa: PLR0917  # as it is made
         self,
@@ -179,58 +178,18 @@ class DataPlane:
         return int(server.sockets[0].getsockname()[1])
 
     async def drain(self, grace_s: float) -> None:
-        """Stop accepting, let requests in progress end within the grace, then close everything.
-
-        First every answer says that its connection ends with it, until whoever is left has been idle for
-        a while: a request that is on its way to a connection that is being closed would be lost.
-        """
-        began = self._ports.seconds()
+        """Stop accepting, let requests in progress end within the grace, then close everything."""
         self.draining = True
-        await self._quiet(grace_s)
-        grace_s = max(0.0, grace_s - (self._ports.seconds() - began))
-        self._shut = True
-        if self._server is not None:
-            self._server.close()
-        for connection in list(self._connections):
-            connection.shut()
-        if not await self._emptied(grace_s):
-            self._break_off()
-            if not await self._emptied(self.limits.counters_s):
-                self._ports.log("drain_incomplete", calls=self.calls)
-                for connection in list(self._connections):
-                    connection.transport.abort()
+        if not await self._stopping.run(grace_s, self.limits, self._shut_port):
+            self._ports.log("drain_incomplete", calls=self.calls, level="warning")
         for upstream in [*self._upstreams.values(), *self._left]:
             upstream.close()
         self.clock.stop()
 
-    def _break_off(self) -> None:
-        """End every call here and now: its client is told in the API's own shape, where it can be."""
-        for exchange in list(self._orphans):
-            exchange.interrupt(ClientGone())
-        for connection in list(self._connections):
-            if connection.exchange is not None:
-                connection.exchange.interrupt(Overloaded(STOPPING, retry_after_s=1))
-            else:
-                connection.transport.abort()
-
-    async def _quiet(self, grace_s: float) -> None:
-        seconds, quiet_s = self._ports.seconds, self.limits.quiet_s
-        end = seconds() + min(QUIET_TIMES_MAX * quiet_s, grace_s / 2)
-        while seconds() < end:  # it is quiet when nothing happens, so nobody tells
-            now = self.clock.now
-            if not any(one.exchange is None and now - one.idle_since < quiet_s for one in self._connections):
-                return
-            await asyncio.sleep(self.limits.tick_s)
-
-    async def _emptied(self, within_s: float) -> bool:
-        """Whether every connection and every call without a client is over in time."""
-        if self._connections or self._orphans:
-            self._empty.clear()
-            try:
-                await asyncio.wait_for(self._empty.wait(), within_s)
-            except TimeoutError:
-                return False
-        return True
+    def _shut_port(self) -> None:
+        self._shut = True
+        if self._server is not None:
+            self._server.close()
 
     # what connections ask of their worker
 
@@ -248,8 +207,8 @@ class DataPlane:
         self._connections.discard(connection)
         if connection.exchange is not None:
             self._orphans.add(connection.exchange)
-        elif not self._connections and not self._orphans:
-            self._empty.set()
+        else:
+            self._stopping.changed()
 
     def exchange(self, connection: ClientConnection, head: CallHead) -> Exchange:
         """Make the exchange of a request; it is handled once its body is set up."""
@@ -278,8 +237,7 @@ class DataPlane:
         if exchange.gone:
             tally.client_disconnects += 1
             self._orphans.discard(exchange)
-            if not self._connections and not self._orphans:
-                self._empty.set()
+            self._stopping.changed()
         if ports.access_log:
             ports.log("request", **accessed(exchange, took, upstream))
 
