@@ -6,8 +6,9 @@ the organization whose caller did. Control writes are kept until all is written,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 from sqlalchemy import (
@@ -33,28 +34,35 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.core.accounts.administration import Claim, Command, Intent, Replay, Row
 from gateway.core.accounts.declaration import Mark, New, Ran, Step, settled
+from gateway.core.accounts.roles import CREATE
 from gateway.errors import AdminRefusal, Conflict, StepRefused
+from persistence import confinement
 from persistence.refusals import TRY_AGAIN, sqlstate, translated
 from persistence.resources import audit, idempotency
 from persistence.subject import Batch, Change, Subject, id_in
-from persistence.subjects import SUBJECTS
+from persistence.subjects import SUBJECTS, TOGETHER
 from persistence.tables.operations import applied_row
+from persistence.together import OneByOne
 
 # Advisory lock class 7809: whoever applies configuration, one after the other.
 _LOCK = text("SELECT pg_advisory_xact_lock(7809, 0)")
 ROWS_WRITTEN_MAX = 1_000
 
-Does = Callable[[Connection, Command, Batch], tuple[Change, Row]]
+# So many rows are made at once; where one of them is refused, these are made one by one to tell which.
+TOGETHER_MAX = 500
+
+Done = tuple[Change, Row]
+Begins = Callable[[Connection, Command, Batch], Change]
 _here = applied_row.c
 
 
 class Applying:
-    """What applying may do within a transaction; `does` is one write, whose control writes it collects."""
+    """What applying may do within a transaction; `begins` says of one write what it is."""
 
-    def __init__(self, connection: AsyncConnection, within: int | None, does: Does) -> None:
+    def __init__(self, connection: AsyncConnection, within: int | None, begins: Begins) -> None:
         self._connection = connection
         self._within = within
-        self._does = does
+        self._begins = begins
         self._made: dict[int, int] = {}
         self.intents: tuple[Intent, ...] = ()
 
@@ -134,24 +142,18 @@ class Applying:
         batch = Batch()
         entries: list[dict[str, object]] = []
         change: Change | None = None
-        for step in steps:
-            try:
-                change, row = self._step(connection, step, batch)
-            except Conflict as refused:
-                if not step.may_stay:
-                    raise StepRefused(step.number) from refused
-                ran[step.number] = Ran(step.command.id or 0, refused.message)
-                continue
-            except AdminRefusal as refused:
-                raise StepRefused(step.number) from refused
-            except SQLAlchemyError as error:
-                if sqlstate(error) in TRY_AGAIN or not isinstance(meant := translated(error), AdminRefusal):
-                    raise
-                raise StepRefused(step.number) from meant
-            entries.append(audit.entry_of(change, row))
-            row_id = id_in(row, "id")
-            ran[step.number] = Ran(row_id)
-            self._made.setdefault(step.number, row_id)
+        for some in _alike(steps):
+            made = self._together(connection, some, batch) if len(some) > 1 else None
+            for place, step in enumerate(some):
+                done = self._one(connection, step, batch) if made is None else made[place]
+                if isinstance(done, str):
+                    ran[step.number] = Ran(step.command.id or 0, done)
+                    continue
+                change, row = done
+                entries.append(audit.entry_of(change, row))
+                row_id = id_in(row, "id")
+                ran[step.number] = Ran(row_id)
+                self._made.setdefault(step.number, row_id)
         if change is not None:
             audit.keep(connection, entries)
             change.batch = None
@@ -159,20 +161,76 @@ class Applying:
             self.intents = tuple(change.intents)
         return ran
 
-    def _step(self, connection: Connection, step: Step, batch: Batch) -> tuple[Change, Row]:
-        command = replace(step.command, values=settled(step.command.values, self._made))
+    def _together(self, connection: Connection, steps: Sequence[Step], batch: Batch) -> Sequence[Done] | None:
+        """Make the rows of these steps at once; None, with nothing done, where not all are right together."""
+        mine = Batch(held=set(batch.held))
+        changes = [self._begins(connection, self._settled(step), mine) for step in steps]
+        try:
+            with connection.begin_nested():
+                rows = confinement.done_together(changes, TOGETHER[changes[0].command.resource])
+        except (OneByOne, AdminRefusal):
+            return None
+        except SQLAlchemyError as error:
+            if _is_fault(error):
+                raise
+            return None
+        batch.writes += mine.writes
+        batch.held = mine.held
+        return list(zip(changes, rows, strict=True))
+
+    def _one(self, connection: Connection, step: Step, batch: Batch) -> Done | str:
+        """Do one step; why it stays, where it may. `StepRefused` tells which one is refused."""
+        try:
+            return self._step(connection, step, batch)
+        except Conflict as refused:
+            if not step.may_stay:
+                raise StepRefused(step.number) from refused
+            return refused.message
+        except AdminRefusal as refused:
+            raise StepRefused(step.number) from refused
+        except SQLAlchemyError as error:
+            if _is_fault(error):
+                raise
+            raise StepRefused(step.number) from translated(error)
+
+    def _step(self, connection: Connection, step: Step, batch: Batch) -> Done:
+        command = self._settled(step)
         if not step.may_stay:
-            change, row = self._does(connection, command, batch)
+            change = self._begins(connection, command, batch)
+            row = confinement.done(change)
             _refuse_changed(change, step)
             return change, row
         mine = Batch()
+        change = self._begins(connection, command, mine)
         with connection.begin_nested():
-            change, row = self._does(connection, command, mine)
+            row = confinement.done(change)
         batch.writes += mine.writes
         return change, row
 
+    def _settled(self, step: Step) -> Command:
+        return replace(step.command, values=settled(step.command.values, self._made))
+
     def _id(self, mark: Mark) -> int:
         return self._made[mark.row_id.number] if isinstance(mark.row_id, New) else mark.row_id
+
+
+def _alike(steps: Sequence[Step]) -> Iterator[Sequence[Step]]:
+    """The steps in their order: those that make rows of one kind some at once, others each by itself."""
+    for resource, some in groupby(steps, _made_together):
+        these = list(some)
+        most = 1 if resource is None else TOGETHER_MAX
+        yield from (these[at : at + most] for at in range(0, len(these), most))
+
+
+def _made_together(step: Step) -> str | None:
+    """The kind of the row that a step makes, where many of it can be made at once."""
+    command = step.command
+    return command.resource if command.verb == CREATE and command.resource in TOGETHER else None
+
+
+def _is_fault(error: SQLAlchemyError) -> bool:
+    """Whether it says nothing of the step: PostgreSQL is away, or others were in the way."""
+    return sqlstate(error) in TRY_AGAIN or not isinstance(translated(error), AdminRefusal)
 
 
 def _one_of(column: Column[Any], values: Collection[object], *, folded: bool) -> ColumnElement[bool]:

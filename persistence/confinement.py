@@ -6,6 +6,7 @@ Checked here for every write, before a verb of a resource sees it and after it: 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from gateway.core.accounts.administration import OWNER, Row
@@ -13,6 +14,25 @@ from gateway.core.accounts.roles import CREATE
 from gateway.errors import NotFound, Unprocessable
 from persistence.subject import Change, require
 from persistence.tables.people import organization
+from persistence.together import Makes
+
+
+def done(change: Change) -> Row:
+    """Do a write within its bounds."""
+    enter(change)
+    row = change.subject.verbs[change.command.verb](change)
+    leave(change, row)
+    return row
+
+
+def done_together(changes: Sequence[Change], makes: Makes) -> Sequence[Row]:
+    """Do many writes of one kind within their bounds, all of them or, by an error, none."""
+    for change in changes:
+        enter(change)
+    rows = makes(changes)
+    for change, row in zip(changes, rows, strict=True):
+        leave(change, row)
+    return rows
 
 
 def enter(change: Change) -> None:

@@ -115,7 +115,7 @@ class Store(TimedStore):
     async def applying(self, work: Callable[[Applying], Awaitable[T]], *, keep: bool) -> T:
         """Do the work in one transaction; what it wrote is undone unless it is to `keep`."""
         done = await self._answered(
-            lambda connection: work(Applying(connection, self._within, self._do)), keep=keep
+            lambda connection: work(Applying(connection, self._within, self._change)), keep=keep
         )
         await self._wrote()
         return done
@@ -209,7 +209,8 @@ class Store(TimedStore):
             first = idempotency.claim(connection, command.claim)
             if first is not None:
                 return first
-        change, row = self._do(connection, command)
+        change = self._change(connection, command)
+        row = confinement.done(change)
         audit.record(change, row)
         if command.claim is not None:
             idempotency.keep(connection, command.claim, command.render(row))
@@ -219,13 +220,6 @@ class Store(TimedStore):
 
     def _today(self) -> date:
         return self._clock().astimezone(UTC).date()
-
-    def _do(self, connection: Connection, command: Command, batch: Batch | None = None) -> tuple[Change, Row]:
-        change = self._change(connection, command, batch)
-        confinement.enter(change)
-        row = change.subject.verbs[command.verb](change)
-        confinement.leave(change, row)
-        return change, row
 
     def _change(self, connection: Connection, command: Command, batch: Batch | None = None) -> Change:
         return Change(

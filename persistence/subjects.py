@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from persistence import together
 from persistence.billing import (
     amendments,
     charging,
@@ -79,4 +82,15 @@ SUBJECTS: dict[str, Subject] = {
     "audit-log": audit.SUBJECT,
     "console-sessions": console_sessions.SUBJECT,
     "reconciliation": reconciliation_results.SUBJECT,
+}
+
+# Kinds of which many rows are made at once, where configuration says many.
+TOGETHER: Mapping[str, together.Makes] = {
+    "organizations": together.create,
+    "organization-services": offers.negotiate_all,
+    "users": app_users.create_all,
+    "tenants": tenants.create_all,
+    "api-keys": keys.create_all,
+    "prices": reratings.create_all,
+    "budgets": budgets.create_all,
 }

@@ -25,7 +25,7 @@ from gateway.core.billing.vector import KINDS, SAME, Factor, Price
 from gateway.core.calls.tariff import charged, factor_of
 from gateway.core.model import INTEGER_MAX
 from gateway.core.moments import ms_of, rfc3339
-from persistence import crud
+from persistence import crud, together
 from persistence.billing.amendments import correcting_write
 from persistence.billing.events import service_of
 from persistence.ledger import statements, usage_feed, usage_rollup, usage_spans
@@ -95,12 +95,30 @@ def create(change: Change) -> Row:
     """Set a price, and rate again what it is about; what is too much for one transaction is left."""
     row = crud.create(change)
     if _effective(row) < change.now:
-        actor = change.command.actor.scope
-        after = _rate(change, row, 0, actor)
-        if after is not None:
-            left = {"price_id": row["id"], "after_id": after, "actor": actor}
-            change.connection.execute(insert(rerating_left).values(left))
+        _begin(change, row)
     return row
+
+
+def create_all(changes: Sequence[Change]) -> Sequence[Row]:
+    """Set many prices; `OneByOne` where one of them is wrong."""
+    prices.check_all(changes)
+    rows = together.defined(changes, together.fetch(changes, together.add(changes)))
+    past = [(change, row) for change, row in zip(changes, rows, strict=True) if _effective(row) < change.now]
+    spans = {(_effective(row), str(row["currency"])) for _, row in past}
+    with_calls = {each for each in spans if _open(changes[0].connection, each, after=0, piece=1)}
+    for change, row in past:
+        if (_effective(row), str(row["currency"])) in with_calls:
+            _begin(change, row)
+    return rows
+
+
+def _begin(change: Change, row: Row) -> None:
+    """Rate the first piece of what a price is about."""
+    actor = change.command.actor.scope
+    after = _rate(change, row, 0, actor)
+    if after is not None:
+        left = {"price_id": row["id"], "after_id": after, "actor": actor}
+        change.connection.execute(insert(rerating_left).values(left))
 
 
 def rate(change: Change) -> Row:
@@ -120,14 +138,19 @@ def left(connection: Connection, count: int) -> Sequence[int]:
 
 def _rate(change: Change, row: Row, after: int, actor: str) -> int | None:
     """Rate a piece of the calls behind one; answers the last of them, None where there are no more."""
-    sought = {
-        "since": row["effective_from"], "currency": row["currency"], "after": after, "piece": PIECE_CALLS_MAX,
-    }  # fmt: skip
-    calls = change.connection.execute(_OPEN, sought).all()
-    rated = list(_rated(change.connection, row, calls))
+    span = (_effective(row), str(row["currency"]))
+    calls = _open(change.connection, span, after=after, piece=PIECE_CALLS_MAX)
+    rated = list(_rated(change.connection, row, calls)) if calls else []
     if rated:
         _write(change, row, rated, actor)
     return calls[-1].id if len(calls) == PIECE_CALLS_MAX else None
+
+
+def _open(connection: Connection, span: tuple[datetime, str], *, after: int, piece: int) -> Sequence[Any]:
+    """Calls since a moment, at cost in a currency, that may be rated again."""
+    since, currency = span
+    sought = {"since": since, "currency": currency, "after": after, "piece": piece}
+    return connection.execute(_OPEN, sought).all()
 
 
 def _effective(row: Row) -> datetime:

@@ -2,38 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import Select, case, func, select, text, true, update
+from sqlalchemy import Column, Connection, Select, case, func, select, text, true, update
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budget_terms import read_budget, wrong_amount, wrong_raise, wrong_window
 from gateway.core.accounts.budgets import account_of
 from gateway.core.accounts.selectors import Selector, selector_of, too_many
 from gateway.errors import Unprocessable
-from persistence import crud
+from persistence import crud, together
 from persistence.resources import organizations
-from persistence.subject import THIS, Change, Subject, alter, id_in, live, lock
+from persistence.subject import Change, Subject, alter, id_in, live, lock
 from persistence.tables.billing import service
 from persistence.tables.budgets import budget, budget_use
 from persistence.tables.people import api_key, organization, tenant
+from persistence.together import OneByOne
 
 # Advisory lock class 7806: whoever adds to the budgets of an organization, so that they stay within bounds.
-_LOCK = text("SELECT pg_advisory_xact_lock(7806, hashint8(:organization))")
+# A lock is of some organizations: PostgreSQL has room for a few thousand locks in all.
+_LOCK = text("""
+SELECT pg_advisory_xact_lock(7806, part) FROM (
+    SELECT DISTINCT (o % 1024)::integer AS part FROM unnest(cast(:organizations AS bigint[])) AS o ORDER BY 1
+) AS parts""")
 _SELECTING = [budget.c[name] for name in Selector._fields]
 
 
 def check_values(change: Change) -> None:
     """`Unprocessable` where a new budget is wrong, is of somebody else's, or is one too many."""
     values = change.command.values
-    change.connection.execute(_LOCK, {"organization": values["organization_id"]})
-    errors = [*wrong_window(values), *_foreign(change)]
-    here = budget.c.organization_id == values["organization_id"]
-    others = change.connection.execute(live(budget, budget.c.name, *_SELECTING).where(here)).mappings()
-    errors += too_many({row["name"]: selector_of(dict(row)) for row in others}, selector_of(values))
+    owners = [id_in(values, "organization_id")]
+    change.connection.execute(_LOCK, {"organizations": owners})
+    errors = [*wrong_window(values), *_foreign(values, _whose(change.connection, [values]))]
+    errors += too_many(_others(change.connection, owners)[owners[0]], selector_of(values))
     if errors:
         raise Unprocessable(errors=tuple(errors))
+
+
+def create_all(changes: Sequence[Change]) -> Sequence[Row]:
+    """Make many; `OneByOne` where one of them is wrong."""
+    connection, all_values = changes[0].connection, [change.command.values for change in changes]
+    owners = sorted({id_in(values, "organization_id") for values in all_values})
+    connection.execute(_LOCK, {"organizations": owners})
+    whose, others = _whose(connection, all_values), _others(connection, owners)
+    for values in all_values:
+        mine, selector = others[id_in(values, "organization_id")], selector_of(values)
+        if any((*wrong_window(values), *_foreign(values, whose), *too_many(mine, selector))):
+            raise OneByOne
+        mine[str(values["name"])] = selector
+    together.require(changes)
+    return together.defined(changes, together.fetch(changes, together.add(changes)))
 
 
 def change_budget(change: Change) -> Row:
@@ -84,25 +103,51 @@ def _defined(change: Change) -> Row:
     return row
 
 
-def _foreign(change: Change) -> Iterator[tuple[str, str]]:
+def _others(connection: Connection, owners: Sequence[int]) -> Mapping[int, dict[str, Selector]]:
+    """The budgets that organizations have, by their names."""
+    found: dict[int, dict[str, Selector]] = {owner: {} for owner in owners}
+    here = together.is_one_of(budget.c.organization_id, owners)
+    rows = connection.execute(live(budget, budget.c.organization_id, budget.c.name, *_SELECTING).where(here))
+    for row in rows.mappings():
+        found[row["organization_id"]][row["name"]] = selector_of(dict(row))
+    return found
+
+
+def _whose(connection: Connection, all_values: Sequence[Row]) -> Owners:
+    """Whose what budgets name is: by the field and the id, an organization and a tenant."""
+    found: dict[tuple[str, object], tuple[int, int]] = {}
+    for name, (named, owner) in _OWNERS.items():
+        ids = {values.get(name) for values in all_values} - {None}
+        if ids:
+            rows = connection.execute(owner.where(together.is_one_of(named, ids)))
+            found |= {
+                (name, row_id): (organization_id, tenant_id) for row_id, organization_id, tenant_id in rows
+            }
+    return found
+
+
+def _foreign(values: Row, whose: Owners) -> Iterator[tuple[str, str]]:
     """What a budget names of somebody else's. What is not there at all is told by `require`."""
-    values = change.command.values
-    for name, owner in _OWNERS.items():
-        if values.get(name) is None:
+    for name in _OWNERS:
+        organization_id, tenant_id = whose.get((name, values.get(name)), (None, None))
+        if organization_id is None:
             continue
-        found = change.connection.execute(owner, {THIS.key: values.get(name)}).first()
-        if found is not None and found.organization_id != values["organization_id"]:
+        if organization_id != values["organization_id"]:
             yield name, "is of another organization"
-        elif found is not None and values.get("tenant_id") not in {None, found.tenant_id}:
+        elif values.get("tenant_id") not in {None, tenant_id}:
             yield name, f"is not of tenant {values['tenant_id']}"
 
 
-# Whose a tenant is, and a key.
-_OWNERS: dict[str, Select[tuple[int, int]]] = {
-    "tenant_id": select(tenant.c.organization_id, tenant.c.id.label("tenant_id")).where(tenant.c.id == THIS),
-    "api_key_id": select(tenant.c.organization_id, api_key.c.tenant_id)
-    .join(api_key, api_key.c.tenant_id == tenant.c.id)
-    .where(api_key.c.id == THIS),
+Owners = Mapping[tuple[str, object], tuple[int, int]]
+# What a budget may name of somebody's: its id, with whose a tenant is, and a key.
+_OWNERS: dict[str, tuple[Column[int], Select[int, int, int]]] = {
+    "tenant_id": (tenant.c.id, select(tenant.c.id, tenant.c.organization_id, tenant.c.id.label("tenant_id"))),
+    "api_key_id": (
+        api_key.c.id,
+        select(api_key.c.id, tenant.c.organization_id, api_key.c.tenant_id).join(
+            tenant, tenant.c.id == api_key.c.tenant_id
+        ),
+    ),
 }
 _NOT_RAISED = {"raised_to": None, "raised_until": None, "raise_reason": None}
 _is_raised = budget.c.raised_until > func.now()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import func, select
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.roles import MEMBER
 from gateway.errors import Conflict
-from persistence import crud
+from persistence import crud, together
 from persistence.claimed import check_claim
 from persistence.resources.budgets import forget_key
 from persistence.subject import THIS, Change, Subject, add, live, lock, require
 from persistence.tables.budgets import budget
 from persistence.tables.operations import control_write
 from persistence.tables.people import api_key, tenant
+from persistence.together import OneByOne
 
 # Keys of one tenant that are not revoked, where a member makes another; each is loaded into Redis.
 MEMBERS_KEYS_MAX = 1_000
@@ -32,6 +35,18 @@ def create(change: Change) -> Row:
     row = change.fetch(add(change, name=change.command.values.get("name") or "API key"))
     define(change, row)
     return row
+
+
+def create_all(changes: Sequence[Change]) -> Sequence[Row]:
+    """Keep many new keys, whose names are said."""
+    if changes[0].command.actor.role == MEMBER or not all(
+        each.command.values.get("name") for each in changes
+    ):
+        raise OneByOne
+    together.require(changes)
+    for change in changes:
+        check_claim(change, api_key, "key")
+    return together.defined(changes, together.fetch(changes, together.add(changes)))
 
 
 def refuse_many(change: Change) -> None:

@@ -8,7 +8,22 @@ from json import dumps
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, collate, func, insert, or_, select, text
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Connection,
+    Select,
+    Text,
+    and_,
+    any_,
+    bindparam,
+    collate,
+    func,
+    insert,
+    or_,
+    select,
+    text,
+)
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Row
@@ -21,6 +36,7 @@ from persistence.subject import Change, Subject, live
 from persistence.tables.billing import price
 from persistence.tables.operations import control_write
 from persistence.tables.people import organization
+from persistence.together import OneByOne
 
 # Every gateway holds all of them; of the bundled list some 1,300.
 IN_FORCE_MAX = 20_000
@@ -52,17 +68,44 @@ def check_values(change: Change) -> None:
     """`Unprocessable` where a price says nothing, in nobody's currency, or for the same as another."""
     connection, values = change.connection, change.command.values
     connection.execute(_LOCK)
-    errors = [*_empty(values), *_foreign(connection, values), *_overlaps(connection, values)]
+    errors = [*_empty(values), *_unused(connection, str(values["currency"])), *_overlaps(connection, values)]
     if errors:
         raise Unprocessable(errors=tuple(errors))
     refuse_too_many(connection, change.now)
 
 
+def check_all(changes: Sequence[Change]) -> None:
+    """`OneByOne` where one of many prices is wrong."""
+    connection, all_values = changes[0].connection, [change.command.values for change in changes]
+    connection.execute(_LOCK)
+    wanted = [(*_kind(values), values["effective_from"]) for values in all_values]
+    columns = (*_same, _here.effective_from)
+    names = [each[0] for each in wanted]
+    there = connection.execute(select(*columns).where(_same[0] == any_(bindparam(None, names, ARRAY(Text)))))
+    known = {tuple(row) for row in there}
+    wrong = (
+        *(error for values in all_values for error in _empty(values)),
+        *(
+            error
+            for one in {str(each["currency"]) for each in all_values}
+            for error in _unused(connection, one)
+        ),
+    )
+    if wrong or len({*wanted} - known) < len(wanted):
+        raise OneByOne
+    held = connection.execute(_held(changes[0].now)).scalar_one()
+    if held + len(changes) > IN_FORCE_MAX:
+        raise OneByOne
+
+
 def refuse_too_many(connection: Connection, now: datetime, most: int = IN_FORCE_MAX) -> None:
     """Raise `Conflict` where gateways hold as many prices as they may."""
-    held = select(func.count()).select_from(in_force(now).subquery())
-    if connection.execute(held).scalar_one() >= most:
+    if connection.execute(_held(now)).scalar_one() >= most:
         raise Conflict(f"{most} prices are in force, were a day ago or will be: there cannot be more.")
+
+
+def _held(now: datetime) -> Select[int]:
+    return select(func.count()).select_from(in_force(now).subquery())
 
 
 def define(change: Change, _: Row) -> None:
@@ -75,25 +118,28 @@ def _empty(values: Row) -> Iterator[tuple[str, str]]:
         yield "input", f"required, unless there is another price: {', '.join(KINDS[1:])}, request or tools"
 
 
-def _foreign(connection: Connection, values: Row) -> Iterator[tuple[str, str]]:
-    currency = values["currency"]
+def _unused(connection: Connection, currency: str) -> Iterator[tuple[str, str]]:
     used = live(organization).where(organization.c.currency == currency).limit(1)
     if currency != BASE_CURRENCY and connection.execute(used).first() is None:
         yield "currency", f"no organization's money is in {currency}"
 
 
 def _overlaps(connection: Connection, values: Row) -> Iterator[tuple[str, str]]:
-    wanted = (
-        folded(str(values["model"])), values.get("match", EXACT_NAME), values["currency"],
-        values.get("source", OPERATOR),
-        folded(str(values.get("provider") or "")),
-    )  # fmt: skip
     found = select(_here.id).where(
-        *(column == value for column, value in zip(_same, wanted, strict=True)),
+        *(column == value for column, value in zip(_same, _kind(values), strict=True)),
         _here.effective_from == values["effective_from"],
     )
     if (other := connection.execute(found).scalar()) is not None:
         yield "effective_from", f"price {other} is for the same from then on; name another time"
+
+
+def _kind(values: Row) -> tuple[object, ...]:
+    """What a price is for, as the columns of `_same` have it."""
+    return (
+        folded(str(values["model"])), values.get("match", EXACT_NAME), values["currency"],
+        values.get("source", OPERATOR),
+        folded(str(values.get("provider") or "")),
+    )  # fmt: skip
 
 
 def in_force(now: datetime) -> Select[Any]:

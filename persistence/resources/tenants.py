@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import insert, select
 
 from gateway.core.accounts.administration import Row
 from gateway.errors import Unprocessable
-from persistence import crud
+from persistence import crud, together
 from persistence.billing import given_plans, quotas
 from persistence.billing.beyond import prices_of
 from persistence.names import named
@@ -26,6 +28,7 @@ from persistence.subject import (
 )
 from persistence.tables.budgets import budget
 from persistence.tables.people import api_key, organization, tenant, token_plan
+from persistence.together import OneByOne
 
 
 def create(change: Change) -> Row:
@@ -40,6 +43,23 @@ def create(change: Change) -> Row:
         quotas.set_plan(change, tenant_id, organization_id, values["plan_id"])
     given_plans.give(change, organization_id, tenant_id)
     return change.fetch(tenant_id)
+
+
+def create_all(changes: Sequence[Change]) -> Sequence[Row]:
+    """Make many tenants of organizations that are there, with their accounts and plans."""
+    owners = [change.command.values.get("organization_id") for change in changes]
+    if None in owners:
+        raise OneByOne
+    together.require(changes)
+    quotas.refuse_currencies(changes)
+    ids = together.add(changes)
+    quotas.open_accounts(changes, ids)
+    given = given_plans.subscribed(changes[0].connection, owners)
+    for change, tenant_id in zip(changes, ids, strict=True):
+        organization_id = id_in(change.command.values, "organization_id")
+        if organization_id in given:
+            given_plans.give(change, organization_id, tenant_id)
+    return together.fetch(changes, ids)
 
 
 def change_tenant(change: Change) -> Row:
