@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.faults import rows_history, rows_postgres, rows_processes, rows_redis, rows_traffic
+from tests.faults import (
+    rows_cluster,
+    rows_history,
+    rows_postgres,
+    rows_processes,
+    rows_redis,
+    rows_traffic,
+)
 from tests.faults.audit import Figures
+from tests.faults.clustered import ClusteredWorld
 from tests.faults.scene import NAMED, Row, Scene
 from tests.faults.world import World
 
 LOG_TAIL = 1_500
 OTHER_DATA = '"redis data was replaced"'
-PARTS = (rows_processes, rows_redis, rows_history, rows_postgres, rows_traffic)
+PARTS = (rows_processes, rows_redis, rows_history, rows_cluster, rows_postgres, rows_traffic)
 # Every row by its name, part by part.
 ROWS: dict[str, Row] = {
     one.name: one for part in PARTS for one in NAMED.values() if one.play.__module__ == part.__name__
@@ -22,6 +30,12 @@ Say = Callable[[str], None]
 
 def _silent(_: str) -> None:
     pass
+
+
+def world_of(row: Row, seed: int) -> World:
+    """A world that a row can be played on; not open yet."""
+    kind = ClusteredWorld if row.clustered else World
+    return kind(seed, gateways=row.gateways, keepers=row.keepers)
 
 
 async def play(row: Row, world: World, *, long: bool, seed: int, say: Say = _silent) -> Figures:

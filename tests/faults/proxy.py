@@ -48,8 +48,8 @@ class Trap:
 class _Channel:
     """One client connection and its connection to the server."""
 
-    def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
-        self.client, self.server = client, server
+    def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter, host: str) -> None:
+        self.client, self.server, self.host = client, server, host
         self.passed = {Way.TO_SERVER: 0, Way.TO_CLIENT: 0}
         self.tail = {Way.TO_SERVER: b"", Way.TO_CLIENT: b""}
 
@@ -72,8 +72,8 @@ class Proxy:
     """Listens on loopback and passes bytes to `host:port`.
 
     `latency_s` delays every piece, `slice_bytes` passes at most so many at once, `black_hole`
-    holds everything back, `refuses` resets new connections. `point_to` changes where new
-    connections go: one address before and after a failover.
+    holds everything back, `hold_back` what is of some clients' addresses, `refuses` resets new connections.
+    `point_to` changes where new connections go: one address before and after a failover.
     """
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
@@ -84,6 +84,7 @@ class Proxy:
         self.refuses = False
         self.connections = 0
         self.traps: list[Trap] = []
+        self._held: dict[str, asyncio.Event] = {}
         self._open = asyncio.Event()
         self._open.set()
         self._channels: set[_Channel] = set()
@@ -122,6 +123,22 @@ class Proxy:
         else:
             self._open.set()
 
+    def hold_back(self, *hosts: str) -> None:
+        """Let nothing pass between the server and clients that come from these addresses."""
+        for host in hosts:
+            self._held.setdefault(host, asyncio.Event())
+
+    def let_go(self) -> None:
+        """Let everybody's pass again."""
+        for event in self._held.values():
+            event.set()
+        self._held.clear()
+
+    async def _passes(self, host: str) -> None:
+        await self._open.wait()
+        if (held := self._held.get(host)) is not None:
+            await held.wait()
+
     def point_to(self, port: int) -> None:
         """New connections go there; open ones are reset."""
         self.target = (self.target[0], port)
@@ -139,22 +156,23 @@ class Proxy:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        host = str((writer.get_extra_info("peername") or ("",))[0])  # who has left already has none
         channel, task = None, cast("asyncio.Task[None]", asyncio.current_task())
         self._tasks.add(task)
         try:
-            await self._open.wait()
+            await self._passes(host)
             async with asyncio.timeout(CONNECT_S_MAX):
                 if self.refuses:
                     raise ConnectionRefusedError
                 other, to_server = await asyncio.open_connection(*self.target)
-            channel = _Channel(writer, to_server)
+            channel = _Channel(writer, to_server, host)
             self._channels.add(channel)
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._pump(channel, reader, to_server, Way.TO_SERVER))
                 both.create_task(self._pump(channel, other, writer, Way.TO_CLIENT))
         except (OSError, TimeoutError, BaseExceptionGroup, RuntimeError, asyncio.CancelledError):
             # RuntimeError is uvloop's for a closed one; who cancels is `stop`, and asyncio would report it.
-            (channel or _Channel(writer, writer)).reset()
+            (channel or _Channel(writer, writer, host)).reset()
         finally:
             self._tasks.discard(task)
             self._channels.discard(channel)
@@ -165,7 +183,7 @@ class Proxy:
         while data := await reader.read(CHUNK_BYTES):
             if self.latency_s:
                 await asyncio.sleep(self.latency_s)
-            await self._open.wait()
+            await self._passes(channel.host)
             allowed, trap = self._sprung(channel, data, way)
             await self._write(writer, data[:allowed])
             if trap is not None:

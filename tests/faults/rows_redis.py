@@ -30,7 +30,7 @@ COUNTED_S_MAX = 60.0
 LEASED_S = 6.0
 
 
-async def _lost_second(scene: Scene, load: Load) -> None:
+async def lost_second(scene: Scene, load: Load) -> None:
     """Calls that Redis acknowledges and PostgreSQL does not get to see: what a lossy fault can take."""
     for keeper in scene.world.keepers:
         keeper.program.send(signal.SIGSTOP)
@@ -38,7 +38,7 @@ async def _lost_second(scene: Scene, load: Load) -> None:
     await asyncio.sleep(0.8 if scene.long else 0.2)
 
 
-def _wake(scene: Scene) -> None:
+def wake(scene: Scene) -> None:
     for keeper in scene.world.keepers:
         keeper.program.send(signal.SIGCONT)
 
@@ -103,9 +103,9 @@ async def _rounds(scene: Scene, how: str, rounds: int) -> Figures:
             if how == "older":
                 await asyncio.to_thread(scene.world.valkey.copy, copy)
             if how != "killed" or number % 2:
-                await _lost_second(scene, load)
+                await lost_second(scene, load)
             await _restarted(scene, moments, copy if how == "older" else None, empty=how == "empty")
-            _wake(scene)
+            wake(scene)
             await scene.world.until(lambda: scene.served_after(moments[-1]) is not None, what="serving again")
             scene.say(f"{number + 1} of {rounds}")
             await load.more(30)
@@ -153,7 +153,7 @@ async def stale_replica(scene: Scene) -> Figures:
                 await world.until(partial(follows, client), what="the replica follows")
                 await load.more(20)
                 link.black_hole = True
-                await _lost_second(scene, load)
+                await lost_second(scene, load)
                 moments.append(time.monotonic())
                 primary.kill()
                 client.replicaof("NO", "ONE")
@@ -162,7 +162,7 @@ async def stale_replica(scene: Scene) -> Figures:
                 node.redis.point_to(replica.port)
             moments.append(time.monotonic())
             await link.stop()
-            _wake(scene)
+            wake(scene)
             await world.until(lambda: scene.served_after(moments[-1]) is not None, what="serving again")
             scene.say(f"{number + 1} of {rounds} promotions")
             await load.more(30)
@@ -202,7 +202,7 @@ async def workers_and_redis(scene: Scene) -> Figures:
     async with lossy(scene) as (load, moments):
         for number in range(rounds):
             await asyncio.to_thread(world.valkey.copy, copy)
-            await _lost_second(scene, load)
+            await lost_second(scene, load)
             world.restarts = False
             killed.append(time.monotonic())
             for node in world.gateways:
@@ -210,7 +210,7 @@ async def workers_and_redis(scene: Scene) -> Figures:
             await world.until(lambda: all(node.program.ended is not None for node in world.gateways))
             await _restarted(scene, moments, copy)
             world.restarts = True
-            _wake(scene)
+            wake(scene)
             await world.until(lambda: scene.served_after(moments[-1]) is not None, what="serving again")
             scene.say(f"{number + 1} of {rounds}")
             await load.more(30)

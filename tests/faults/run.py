@@ -26,7 +26,6 @@ from tests.faults import matrix
 from tests.faults.matrix import ROWS
 from tests.faults.report import COLUMNS, Played, Results, cells
 from tests.faults.scene import Row
-from tests.faults.world import World
 
 FOLDER = Path("build/faults")
 SEED = 20_261
@@ -86,7 +85,7 @@ def _one(row: Row, seed: int, *, long: bool, say: matrix.Say) -> Played:
     """One row on a world of its own."""
     began = time.monotonic()
     say("starting")
-    world = World(seed, gateways=row.gateways, keepers=row.keepers)
+    world = matrix.world_of(row, seed)
     try:
         world.open()
         figures = world.run(

@@ -115,7 +115,10 @@ Play = Callable[[Scene], Awaitable[Figures]]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the matrix. `alone`: it needs a world of its own, of so many gateways and keepers."""
+    """One row of the matrix. `alone`: it needs a world of its own, of so many gateways and keepers.
+
+    `clustered`: its Redis is a cluster.
+    """
 
     name: str
     title: str
@@ -125,6 +128,7 @@ class Row:
     limit_s: float
     gateways: int
     keepers: int
+    clustered: bool = False
 
 
 NAMED: dict[str, Row] = {}
@@ -138,13 +142,14 @@ def row(
     limit_s: float = 900.0,
     gateways: int = 2,
     keepers: int = 1,
+    clustered: bool = False,
 ) -> Callable[[Play], Play]:
     """Name a play by its function: a row of the matrix."""
 
     def named(play: Play) -> Play:
         name = play.__name__
         assert name not in NAMED
-        NAMED[name] = Row(name, title, play, alone, only_long, limit_s, gateways, keepers)
+        NAMED[name] = Row(name, title, play, alone, only_long, limit_s, gateways, keepers, clustered)
         return play
 
     return named

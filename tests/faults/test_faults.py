@@ -9,20 +9,24 @@ import pytest
 
 from tests.faults import matrix
 from tests.faults.matrix import ROWS
+from tests.faults.scene import Row
 from tests.faults.world import MissingError, World
 
 SEED = 7
 
 
 class Shared:
-    """A world that is made when it is first needed, and anew after a row that left it broken."""
+    """A world that is made when it is first needed; anew for another kind, and where a row left it broken."""
 
     def __init__(self) -> None:
         self.world: World | None = None
+        self.clustered = False
 
-    def get(self) -> World:
+    def get(self, row: Row) -> World:
+        if self.clustered != row.clustered:
+            self.drop()
         if self.world is None:
-            self.world = World(SEED).open()
+            self.world, self.clustered = matrix.world_of(row, SEED).open(), row.clustered
         return self.world
 
     def drop(self) -> None:
@@ -41,7 +45,7 @@ def shared() -> Iterator[Shared]:
 @pytest.mark.parametrize("name", [name for name, one in ROWS.items() if not one.only_long])
 def test_row(name: str, shared: Shared) -> None:
     row = ROWS[name]
-    world = World(SEED, gateways=row.gateways, keepers=row.keepers).open() if row.alone else shared.get()
+    world = matrix.world_of(row, SEED).open() if row.alone else shared.get(row)
     try:
         figures = world.run(asyncio.wait_for(matrix.play(row, world, long=False, seed=SEED), row.limit_s))
         assert not figures.broken, matrix.told(world, figures)

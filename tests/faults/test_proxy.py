@@ -195,3 +195,22 @@ async def test_one_address_leads_elsewhere_after_a_failover(proxy: Proxy) -> Non
     reader, _ = await connected(proxy)
     assert await reader.readexactly(9) == b"the other"
     other.server.close()
+
+
+async def test_who_comes_from_an_address_is_held_back_and_nobody_else(echo: Echo, proxy: Proxy) -> None:
+    reader, writer = await connected(proxy)
+    away = await asyncio.open_connection("127.0.0.1", proxy.port, local_addr=("127.0.0.9", 0))
+    away[1].write(b"before")
+    assert await away[0].readexactly(6) == b"before"
+    proxy.hold_back("127.0.0.9")
+    away[1].write(b" later")
+    late = await asyncio.open_connection("127.0.0.1", proxy.port, local_addr=("127.0.0.9", 0))
+    late[1].write(b"new")
+    writer.write(b"free")
+    assert await reader.readexactly(4) == b"free"
+    assert echo.got == b"beforefree"
+    proxy.let_go()
+    assert await away[0].readexactly(6) == b" later"
+    assert await late[0].readexactly(3) == b"new"
+    for one in (writer, away[1], late[1]):
+        one.close()

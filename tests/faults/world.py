@@ -106,7 +106,7 @@ class World:
             if node.program.process is not None and node.program.ended is None:
                 node.program.process.kill()
                 node.program.process.wait()
-        self.valkey.kill()
+        self.stop_redis()
         self.postgres.stop()
         self.loop.close()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -117,7 +117,7 @@ class World:
         self.upstream_link.target = ("127.0.0.1", self.upstream.port)
         await self.upstream_link.start()
         await asyncio.to_thread(self.postgres.initialise)
-        await asyncio.gather(asyncio.to_thread(self.postgres.start), asyncio.to_thread(self.valkey.start))
+        await asyncio.gather(asyncio.to_thread(self.postgres.start), self.start_redis())
         await asyncio.to_thread(migrate.upgrade, self.postgres.url)
         for _ in range(keepers):
             await self.add_keeper()
@@ -143,6 +143,18 @@ class World:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
 
+    async def start_redis(self) -> None:
+        """Start Redis and wait until it answers."""
+        await asyncio.to_thread(self.valkey.start)
+
+    def stop_redis(self) -> None:
+        """End it without a word."""
+        self.valkey.kill()
+
+    def redis_address(self, link: Proxy) -> str:
+        """Where a node with this proxy finds Redis."""
+        return f"redis://127.0.0.1:{link.port}/0"
+
     def links(self) -> list[Proxy]:
         """Every proxy there is."""
         nodes = [*self.gateways, *self.keepers]
@@ -157,7 +169,7 @@ class World:
         await clients.start()
         number = len(self.gateways)
         made = self._made(
-            redis_url=f"redis://127.0.0.1:{link.port}/0",
+            redis_url=self.redis_address(link),
             gateway_port=clients.target[1],
             data_dir=str(self.folder / f"gateway{number}"),
         )
@@ -177,7 +189,7 @@ class World:
         await sql.start()
         number, port = len(self.keepers), free_port()
         settings = self._made(
-            redis_url=f"redis://127.0.0.1:{link.port}/0",
+            redis_url=self.redis_address(link),
             database_url=f"postgresql://postgres@127.0.0.1:{sql.port}/postgres",
             admin_token=ADMIN_TOKEN,
             admin_port=port,

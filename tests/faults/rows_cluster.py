@@ -1,0 +1,143 @@
+"""Rows in which a part of a Valkey Cluster dies, parts from the others, or is given away."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from functools import partial
+
+from gateway.counters.redis.keys import partition_of
+from tests.faults.audit import Figures
+from tests.faults.clustered import ClusteredWorld
+from tests.faults.rows_redis import lossy, lost_second, told, wake
+from tests.faults.scene import Scene, row
+from tests.faults.workload import Load
+from tests.valkey_cluster import Member
+
+PROMOTED_S_MAX = 60.0
+KEYS_AT_ONCE = 20
+PARTED_S = 5.0
+
+
+def _cluster(scene: Scene) -> ClusteredWorld:
+    assert isinstance(scene.world, ClusteredWorld)
+    return scene.world
+
+
+async def _struck(scene: Scene) -> tuple[Member, Member]:
+    """The primary of the organization that is probed, and its replica."""
+    world = _cluster(scene)
+    organization = scene.cast.tenants[0].organization_id
+
+    def found() -> tuple[Member, Member]:
+        primary = world.primary_of(organization)
+        return primary, world.replica_of(primary)
+
+    return await asyncio.to_thread(found)
+
+
+async def _promoted(scene: Scene, replica: Member) -> None:
+    """Wait until a replica is a primary, by its own word."""
+    end = time.monotonic() + PROMOTED_S_MAX
+    while (await asyncio.to_thread(replica.info))["role"] != "master":
+        assert time.monotonic() < end, "no replica was promoted"
+        await asyncio.sleep(0.02)
+
+
+async def _served_again(scene: Scene, load: Load, moments: list[float]) -> None:
+    await scene.world.until(partial(scene.served_after, moments[-1]), what="serving again")
+    await load.more(30)
+
+
+@row("A primary of a cluster is killed, and its replica takes over", clustered=True, only_long=True)
+async def shard_killed(scene: Scene) -> Figures:
+    """What it acknowledged a moment before may not have come to the replica."""
+    rounds = 5 if scene.long else 1
+    async with lossy(scene) as (load, moments):
+        for number in range(rounds):
+            primary, replica = await _struck(scene)
+            await lost_second(scene, load)
+            moments.append(time.monotonic())
+            await asyncio.to_thread(primary.stop, signal.SIGKILL)
+            await _promoted(scene, replica)
+            moments.append(time.monotonic())
+            wake(scene)
+            await _served_again(scene, load, moments)
+            await asyncio.to_thread(_cluster(scene).cluster.mend)
+            scene.say(f"{number + 1} of {rounds}")
+    return await told(scene, moments)
+
+
+@row("A stale replica of a cluster is promoted", clustered=True)
+async def shard_stale_replica(scene: Scene) -> Figures:
+    """It hears nothing of its primary any more, which goes on for a while and dies."""
+    rounds = 5 if scene.long else 1
+    world = _cluster(scene)
+    async with lossy(scene) as (load, moments):
+        for number in range(rounds):
+            primary, replica = await _struck(scene)
+            world.part_replica(primary, replica)
+            await lost_second(scene, load)
+            moments.append(time.monotonic())
+            await asyncio.to_thread(primary.stop, signal.SIGKILL)
+            world.heal()
+            await _promoted(scene, replica)
+            moments.append(time.monotonic())
+            wake(scene)
+            await _served_again(scene, load, moments)
+            await asyncio.to_thread(world.cluster.mend)
+            scene.say(f"{number + 1} of {rounds} promotions")
+    return await told(scene, moments)
+
+
+@row("The network parts one primary of a cluster from all others", clustered=True)
+async def shards_parted(scene: Scene) -> Figures:
+    """Callers reach it still, until it sees that it is alone; its replica takes over; then it comes back."""
+    rounds = 3 if scene.long else 1
+    world = _cluster(scene)
+    async with lossy(scene) as (load, moments):
+        for number in range(rounds):
+            primary, replica = await _struck(scene)
+            for keeper in world.keepers if number % 2 else ():
+                keeper.program.send(signal.SIGSTOP)
+            moments.append(time.monotonic())
+            world.part(primary)
+            await _promoted(scene, replica)
+            wake(scene)
+            if scene.long:
+                await asyncio.sleep(PARTED_S)
+            world.heal()
+            moments.append(time.monotonic())
+            await _served_again(scene, load, moments)
+            await asyncio.to_thread(world.cluster.wait_until_whole)
+            scene.say(f"{number + 1} of {rounds}")
+    return await told(scene, moments)
+
+
+@row("A slot of a cluster is moved while calls are in flight", clustered=True)
+async def slot_moved(scene: Scene) -> Figures:
+    """At once, as newer servers do it, and key by key, as any does."""
+    await scene.set_up()
+    cluster = _cluster(scene).cluster
+    partition = partition_of(scene.cast.tenants[0].organization_id)
+    rounds = 5 if scene.long else 1
+    async with scene.load() as load:
+        await load.more(30)
+        for number in range(rounds):
+            await asyncio.to_thread(cluster.move, partition, await asyncio.to_thread(_other, scene))
+            await load.more(30)
+            to = await asyncio.to_thread(_other, scene)
+            go_on = await asyncio.to_thread(cluster.begin_move, partition, to)
+            while not await asyncio.to_thread(go_on, KEYS_AT_ONCE):
+                await load.more(1)
+            await load.more(30)
+            scene.say(f"{2 * (number + 1)} of {2 * rounds} moves")
+    return await scene.finish()
+
+
+def _other(scene: Scene) -> Member:
+    """A primary that has not the organization that is probed."""
+    world = _cluster(scene)
+    now = world.primary_of(scene.cast.tenants[0].organization_id)
+    return next(one for one in world.cluster.primaries if one is not now)
