@@ -109,11 +109,15 @@ FACTS = (
     Fact("quarantined_accounts", "gauge", "Accounts in quarantine until a person releases them."),
     Fact("dead_letters", "gauge", "Entries of the outbox that could not be read or stored."),
     Fact("webhook_messages_waiting", "gauge", "Messages to webhooks, mails too, that are not delivered yet."),
+    Fact("webhook_messages_oldest_seconds", "gauge", "Age of the oldest message to a webhook that waits."),
     Fact("invoices_overdue", "gauge", "Invoices that were to be paid before today and are not."),
     Fact("invoices_left", "gauge", "Organizations whose scheduled invoice was left.", ("reason",)),
     Fact("tenants_blocked_unpaid", "gauge", "Tenants that are blocked since an invoice is not paid."),
     Fact("handovers", "gauge", "Documents that Stripe is to have and has not.", ("state",)),
     Fact("handovers_oldest_seconds", "gauge", "Age of the oldest document that waits for Stripe."),
+    Fact(
+        "handover_events_remaining", "gauge", "Messages of Stripe of a day that leave something to a person."
+    ),
     Fact("usage_feed_events", "gauge", "Usage events that a billing service has not.", ("state",)),
     Fact("usage_feed_oldest_seconds", "gauge", "Age of the oldest usage event that waits."),
     Fact("usage_feed_sent", "counter", "Usage events that a billing service took."),

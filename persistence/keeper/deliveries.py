@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.core.alerts.webhook import Delivery, Outcome, retry_after_s
+from gateway.core.alerts.webhook import RETRIES, Delivery, Outcome
 
 LEASE_S = 60
 
@@ -69,7 +69,7 @@ class Deliveries:
 
     async def done(self, delivery: Delivery, outcome: Outcome) -> None:
         """Keep what came of an attempt."""
-        retry_s = None if outcome.delivered else retry_after_s(delivery.attempts)
+        retry_s = None if outcome.delivered else RETRIES.after_s(delivery.attempts)
         async with self._engine.begin() as connection:
             await connection.execute(_DONE, _result(delivery.id, outcome, retry_s))
 

@@ -17,12 +17,12 @@ from gateway.core.accounts.administration import Command
 from gateway.core.billing.handover import (
     FAILED,
     LEASE_S,
+    RETRIES,
     WAITING,
     Handover,
     Line,
     Outcome,
     Paper,
-    retry_after_s,
 )
 from gateway.errors import Conflict
 from persistence.keeper.pieces import ROWS_AT_ONCE, delete
@@ -87,7 +87,7 @@ class HandoverQueue:
 
     async def ended(self, handover: Handover, outcome: Outcome) -> None:
         """Keep what came of an attempt; one that another has overtaken is forgotten."""
-        retry_s = retry_after_s(handover.attempt) if outcome.state == WAITING else None
+        retry_s = RETRIES.after_s(handover.attempt) if outcome.state == WAITING else None
         if retry_s is not None:
             here = {"id": handover.id, "attempt": handover.attempt, "error": outcome.error}
             async with self._engine.begin() as connection:

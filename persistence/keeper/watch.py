@@ -21,7 +21,12 @@ SSL_REQUEST = (8).to_bytes(4) + (80_877_103).to_bytes(4)
 SSL_ANSWER_S_MAX = 5.0
 
 _DEAD = text("SELECT count(*) FROM dead_letter WHERE resolved_at IS NULL")
-_WAITING = text("SELECT count(*) FROM webhook_delivery WHERE state = 'pending'")
+# What waits for a webhook that is gone, or off, is not late: it is given up when its time comes.
+_WAITING = text("""
+SELECT count(*) AS waiting,
+       coalesce(extract(epoch FROM now() - min(d.created_at)
+                                           FILTER (WHERE w.enabled AND w.deleted_at IS NULL)), 0) AS oldest
+  FROM webhook_delivery AS d JOIN webhook AS w ON w.id = d.webhook_id WHERE d.state = 'pending'""")
 _UNPAID = text("""
 SELECT (SELECT count(*) FROM invoice WHERE payment_status = 'overdue') AS overdue,
        (SELECT count(*) FROM dunning_step AS b WHERE b.action = 'block' AND b.control_write_id IS NOT NULL
@@ -32,7 +37,9 @@ SELECT invoicing_left_reason AS reason, count(*) AS count FROM organization
 _HANDOVERS = text("""
 SELECT count(*) FILTER (WHERE state = 'waiting') AS waiting,
        count(*) FILTER (WHERE state = 'failed') AS failed,
-       coalesce(extract(epoch FROM now() - min(created_at) FILTER (WHERE state = 'waiting')), 0) AS oldest
+       coalesce(extract(epoch FROM now() - min(created_at) FILTER (WHERE state = 'waiting')), 0) AS oldest,
+       (SELECT count(*) FROM handover_event
+         WHERE remains IS NOT NULL AND created_at > now() - interval '1 day') AS remaining
   FROM handover WHERE state IN ('waiting', 'failed')""")
 # Of each feed that is not dropped. Beyond so many they are counted by their places, and not one by one.
 _USAGE_FEEDS = text("""
@@ -74,7 +81,7 @@ async def gauges(
         **await handed_over(engine),
         **await usage_feeds(engine),
         "dead_letters": await dead_letters(engine),
-        "webhook_messages_waiting": await waiting_messages(engine),
+        **await waiting_messages(engine),
         "credential_expiry_timestamp_seconds": await next_ends(engine),
         **await backed_up(engine),
     }
@@ -86,10 +93,11 @@ async def dead_letters(engine: AsyncEngine) -> int:
         return int(await connection.scalar(_DEAD) or 0)
 
 
-async def waiting_messages(engine: AsyncEngine) -> int:
-    """Messages to webhooks that are not delivered yet, nor given up."""
+async def waiting_messages(engine: AsyncEngine) -> dict[str, object]:
+    """Messages to webhooks that are not delivered yet, nor given up, and since when the oldest waits."""
     async with engine.connect() as connection:
-        return int(await connection.scalar(_WAITING) or 0)
+        row = (await connection.execute(_WAITING)).one()
+    return {"webhook_messages_waiting": row.waiting, "webhook_messages_oldest_seconds": float(row.oldest)}
 
 
 async def invoices(engine: AsyncEngine, *, scheduled: bool) -> dict[str, object]:
@@ -104,12 +112,15 @@ async def invoices(engine: AsyncEngine, *, scheduled: bool) -> dict[str, object]
 
 
 async def handed_over(engine: AsyncEngine) -> dict[str, object]:
-    """How many documents a billing service is to have and has not, and since when the oldest waits."""
+    """How many documents a billing service is to have and has not, since when the oldest waits, and of how
+    many messages of the last day something is left for a person.
+    """
     async with engine.connect() as connection:
         row = (await connection.execute(_HANDOVERS)).one()
     return {
         "handovers": [("waiting", row.waiting), ("failed", row.failed)],
         "handovers_oldest_seconds": float(row.oldest),
+        "handover_events_remaining": row.remaining,
     }
 
 

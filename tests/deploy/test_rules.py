@@ -36,6 +36,8 @@ WELL = {
     "tollkeeper_quarantined_accounts": "0x100",
     "tollkeeper_dead_letters": "0x100",
     "tollkeeper_invoices_left{reason='conflict'}": "0 3x20 0x80",  # soon made good
+    "tollkeeper_webhook_messages_oldest_seconds": "0 0+60x14 0x86",  # heard at last
+    "tollkeeper_handover_events_remaining": "0x100",
     "tollkeeper_counters_breaker_open{instance='a'}": "0x100",
     "tollkeeper_counters_exchanged_total{instance='a'}": "2x100",  # an old one is no new one
     "tollkeeper_settlements_dropped_early_total{instance='a'}": "7x100",
@@ -101,6 +103,7 @@ FAULTS = {
     "InvoicesLeft": Fault(70, {"tollkeeper_invoices_left{reason='not_agreed'}": "0 2x99"}),
     "HandoversLeft": Fault(10, {"tollkeeper_handovers{state='failed'}": "0 1x99"}),
     "UsageFeedLeft": Fault(10, {"tollkeeper_usage_feed_events{state='failed'}": "0 1x99"}),
+    "WebhooksFailing": Fault(25, {"tollkeeper_webhook_messages_oldest_seconds": "0+60x100"}),
     "BreakerOpen": Fault(5, {"tollkeeper_counters_breaker_open{instance='a'}": "0 1x99"}),
     "CountersUnavailable": Fault(
         8, {"tollkeeper_requests_total{status='503',reason='counters_unavailable'}": "0+6x100"}
@@ -132,6 +135,9 @@ FAULTS = {
     ),
     "ErrorBudgetBurning": Fault(
         70, {"tollkeeper_requests_total{status='503',reason='overloaded'}": "0+150x100"}
+    ),
+    "ErrorBudgetLeaking": Fault(
+        95, {"tollkeeper_requests_total{status='503',reason='overloaded'}": "0+14x100"}
     ),
     # Beside another one with 25 times its calls.
     "UpstreamFailing": Fault(
@@ -293,6 +299,18 @@ def test_a_backup_that_was_never_proven_is_told_and_nothing_where_none_is_taken(
         ("BackupUnproven", none, 60, 0),
         ("BackupOld", none, 60, 0),
     )
+
+
+def test_a_budget_that_is_used_up_in_five_days_wakes_somebody_too(tmp_path: Path) -> None:
+    """0.8 % is too little for the window of an hour, and a budget of a month in four days."""
+    slowly = WELL | {"tollkeeper_requests_total{status='503',reason='overloaded'}": "0+55x100"}
+    over = WELL | {"tollkeeper_requests_total{status='503',reason='overloaded'}": "0+55x40 2200x60"}
+    tried(tmp_path, ("ErrorBudgetBurning", slowly, 70, 1), ("ErrorBudgetBurning", over, 95, 0))
+
+
+def test_a_message_of_stripe_that_leaves_something_is_told(tmp_path: Path) -> None:
+    left = WELL | {"tollkeeper_handover_events_remaining": "0 1x99"}
+    tried(tmp_path, ("HandoversLeft", left, 10, 1))
 
 
 def test_no_limit_of_memory_is_no_alert(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from gateway.core.retries import Retries
+
 EVENTS = (
     "quota.50",
     "quota.80",
@@ -36,10 +38,8 @@ EVENTS = (
 TEST_EVENT = "webhook.test"
 SECRET_PREFIX = "whsec_"  # noqa: S105  # how such a secret begins
 
-ATTEMPTS_MAX = 10
-RETRY_S_MIN = 10.0
-RETRY_S_MAX = 6 * 3600.0
-RETRY_FACTOR = 3.0
+# Some sixteen hours in all.
+RETRIES = Retries(attempts_max=10, first_s=10.0, factor=3.0, longest_s=6 * 3600.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +98,3 @@ def signature(secret: str, identity: str, timestamp: str, body: bytes) -> str:
     key = base64.b64decode(secret.removeprefix(SECRET_PREFIX))
     signed = f"{identity}.{timestamp}.".encode() + body
     return base64.b64encode(hmac.digest(key, signed, "sha256")).decode()
-
-
-def retry_after_s(attempts: int) -> float | None:
-    """Seconds until the next attempt after so many; None when it is given up."""
-    if attempts >= ATTEMPTS_MAX:
-        return None
-    return min(RETRY_S_MAX, RETRY_S_MIN * RETRY_FACTOR ** (attempts - 1))

@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import Literal
 
 from gateway.core.accounts.administration import Actor
+from gateway.core.retries import Retries
 
 Kind = Literal["invoice", "credit_note", "void", "paid", "uncollectible"]
 State = Literal["waiting", "done", "failed", "canceled"]
@@ -23,10 +24,8 @@ WAITING, DONE, FAILED, CANCELED = STATES
 # Who records what was collected there.
 COLLECTOR = Actor("stripe", "billing")
 LINES_MAX = 250
-ATTEMPTS_MAX = 16
-RETRY_S_MIN = 10.0
-RETRY_S_MAX = 6 * 3600.0
-RETRY_FACTOR = 3.0
+# Some two days in all; then a person has to look.
+RETRIES = Retries(attempts_max=16, first_s=10.0, factor=3.0, longest_s=6 * 3600.0)
 ERROR_CHARS_MAX = 500
 # Longer than an attempt may take: nobody else begins it meanwhile.
 ATTEMPT_S_MAX = 120.0
@@ -97,13 +96,6 @@ class Outcome:
     remote_id: str | None = None
     url: str | None = None
     credited: Decimal = Decimal(0)
-
-
-def retry_after_s(attempt: int) -> float | None:
-    """Seconds until the next attempt after so many, some two days in all; None where a person has to look."""
-    if attempt >= ATTEMPTS_MAX:
-        return None
-    return min(RETRY_S_MAX, RETRY_S_MIN * RETRY_FACTOR ** (attempt - 1))
 
 
 def folded(lines: Sequence[Line], most: int = LINES_MAX) -> tuple[Line, ...]:

@@ -27,6 +27,10 @@ _DIGITS = b"0123456789abcdef"
 _DASH = ord("-")
 
 
+# What an attribute of a span may be.
+Value = str | int | float | bool
+
+
 class Parent(NamedTuple):
     """The span of the caller's that a request belongs to."""
 
@@ -58,7 +62,7 @@ class Span:
     parent_id: bytes
     started: float
     ended: float
-    attributes: dict[str, str | int | bool] = field(default_factory=dict)
+    attributes: dict[str, Value] = field(default_factory=dict)
     error: str = ""
 
 
@@ -79,7 +83,7 @@ class Trace:
     recorded: bool
     line: bytes
     children: list[Span] = field(default_factory=list)
-    facts: dict[str, str | int | bool] = field(default_factory=dict)
+    facts: dict[str, Value] = field(default_factory=dict)
 
 
 def read_parent(values: list[bytes]) -> Parent | None:

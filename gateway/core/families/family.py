@@ -34,7 +34,8 @@ class Shape:
     `asks_for_usage` a stream does where `stream_options.include_usage` says so. `keeps` tells whether the
     upstream keeps something of an answer under an id. `unframed` meters a stream that is no events. The most
     uses of provider's tools is stated for all of them by the call's field `uses`, or by each tool's field
-    `tool_uses`, which those take whose type begins with one of `limited_tools`.
+    `tool_uses`, which those take whose type begins with one of `limited_tools`. `operation` is what
+    OpenTelemetry calls it.
     """
 
     read: Reader
@@ -48,6 +49,7 @@ class Shape:
     uses: str = ""
     tool_uses: str = ""
     limited_tools: tuple[str, ...] = ()
+    operation: str = "chat"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ class ApiFamily:
     their request id as `request-id`; by `names_session` they name the session of a call. `ceilings` are the
     most tokens an answer may have, by prefixes of names of models. `target` is where its calls go by
     default, given the environment. `lists` is how it lists models at a path that ends in `/models`.
+    `provider` is what OpenTelemetry calls whose API it is.
     """
 
     name: Family
@@ -121,6 +124,7 @@ class ApiFamily:
     objects: Objects | None = None
     ceilings: Mapping[str, int] = field(default_factory=dict)
     lists: Listing | None = None
+    provider: str = ""
 
 
 def target(

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from gateway.core.accounts.facts import read_facts
 from gateway.core.calls.call import DEFAULT_BOUNDS, Bounds
 from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
-from gateway.core.calls.trace import Kind, Span, Trace
+from gateway.core.calls.trace import Kind, Span, Trace, Value
+from gateway.core.families.registry import OF_METER, SHAPES
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Decision, HoldRequest, Settled, Settlement, Verdict
 from gateway.http.ports import Counters, Ports, Tracer
@@ -139,24 +141,24 @@ class TimedCounters:
             span.ended = self.seconds()
 
 
-def _use(metadata: bytes) -> dict[str, str | int | bool]:
+def _use(metadata: bytes) -> dict[str, Value]:
     """What the facts of a call say of models and tokens, by the names of OpenTelemetry's conventions."""
     told = read_facts(metadata)
     if told is None:
         return {}
     plain, cache_read, cache_write, cache_write_1h, output, reasoning = told.counts[:6]
-    facts: dict[str, str | int | bool] = {
-        "gen_ai.usage.input_tokens": plain + cache_read + cache_write + cache_write_1h,
-        "gen_ai.usage.output_tokens": output,
-        "tollkeeper.streamed": told.streamed,
-        "tollkeeper.estimated": told.estimated,
-    }
+    facts: dict[str, Value] = {"tollkeeper.streamed": told.streamed, "tollkeeper.estimated": told.estimated}
+    if told.model or any(told.counts):
+        facts["gen_ai.usage.input_tokens"] = plain + cache_read + cache_write + cache_write_1h
+        facts["gen_ai.usage.output_tokens"] = output
     parts = {
         "gen_ai.usage.cache_read.input_tokens": cache_read,
         "gen_ai.usage.cache_creation.input_tokens": cache_write + cache_write_1h,
         "gen_ai.usage.reasoning.output_tokens": reasoning,
     }
     facts |= {name: count for name, count in parts.items() if count}
+    if told.streamed and told.first_token_ms is not None:
+        facts["gen_ai.response.time_to_first_chunk"] = told.first_token_ms / 1000
     if told.model and 200 <= told.status < 300:
         facts["gen_ai.request.model"] = told.model[:MODEL_CHARACTERS_MAX]
         if told.response_model:
@@ -168,12 +170,13 @@ def _spans(exchange: Exchange, trace: Trace, now: float) -> list[Span]:
     """The request's span and its children, in the order they began."""
     routed, status, reason = exchange.routed, exchange.status, exchange.reason
     method = routed.method.decode("ascii", "replace") or "HTTP"
-    attributes: dict[str, str | int | bool] = {
+    attributes: dict[str, Value] = {
         "http.request.method": method,
         "http.route": routed.label,
         "http.response.status_code": status,
         "tollkeeper.request_id": exchange.request_id,
     }
+    attributes |= _kind_of(exchange)
     attributes |= trace.facts
     if reason:
         attributes["tollkeeper.reason"] = reason
@@ -196,6 +199,17 @@ def _spans(exchange: Exchange, trace: Trace, now: float) -> list[Span]:
     return spans
 
 
+def _kind_of(exchange: Exchange) -> dict[str, Value]:
+    """What a call to a model asks for, and whose API it speaks; nothing for any other call."""
+    meter = "" if exchange.routed.route is None else exchange.routed.route.meter
+    if meter not in SHAPES or not OF_METER[meter].provider:
+        return {}
+    return {
+        "gen_ai.operation.name": SHAPES[meter].operation,
+        "gen_ai.provider.name": OF_METER[meter].provider,
+    }
+
+
 def _upstream_span(exchange: Exchange, trace: Trace, method: str, now: float) -> Span:
     ended = exchange.ended_upstream
     settled = [span.started for span in trace.children if span.span_id == trace.settle_id]
@@ -208,6 +222,11 @@ def _upstream_span(exchange: Exchange, trace: Trace, method: str, now: float) ->
         ended or min([now, *settled]),
         {"http.request.method": method, "tollkeeper.upstream": exchange.routed.upstream},
     )
+    upstream = exchange.worker.upstreams.get(exchange.routed.upstream)
+    if upstream is not None:
+        address = urlsplit(upstream.target.base_url)
+        span.attributes["server.address"] = address.hostname or ""
+        span.attributes["server.port"] = address.port or (443 if address.scheme == "https" else 80)
     if ended:
         span.attributes["http.response.status_code"] = exchange.status
     if not ended or exchange.status >= 400:

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from struct import pack
 
-from gateway.core.calls.trace import SAMPLED, Span
+from gateway.core.calls.trace import SAMPLED, Span, Value
 
-Value = str | int | bool
 _STATUS_ERROR = b"\x7a\x02\x18\x02"  # field 15: a Status whose field 3, the code, is ERROR
 _REMOTE_PARENT = 0x300  # of the flags: whether the parent is remote is known, and it is
 _LOCAL_PARENT = 0x100
@@ -54,6 +53,8 @@ def _pair(key: str, value: Value) -> bytes:
         told = b"\x10\x01" if value else b"\x10\x00"
     elif isinstance(value, int):
         told = b"\x18" + _size(value & 0xFFFF_FFFF_FFFF_FFFF)
+    elif isinstance(value, float):
+        told = pack("<Bd", 0x21, value)
     else:
         told = _block(b"\x0a", value.encode("utf-8", "replace"))
     return _block(b"\x0a", key.encode()) + _block(b"\x12", told)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.core.calls.trace import Kind, Parent, Span, Trace, begin_trace
+from gateway.core.families.registry import OF_METER, SHAPES
 from gateway.core.model import Settled
 from tests.http.fakes import (
     ANSWER,
@@ -70,6 +71,8 @@ async def test_a_call_has_a_span_and_three_children() -> None:
             "tollkeeper.organization_id": 1,
             "tollkeeper.tenant_id": 2,
             "tollkeeper.service": "chat",
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": "openai",
             "gen_ai.request.model": "m",
             "gen_ai.usage.input_tokens": 7,
             "gen_ai.usage.output_tokens": 5,
@@ -78,7 +81,13 @@ async def test_a_call_has_a_span_and_three_children() -> None:
         }
         assert named["reserve"].attributes["tollkeeper.verdict"] == "admitted"
         assert named["settle"].attributes["tollkeeper.tokens"] == 12
-        assert named["upstream"].attributes["http.response.status_code"] == 200
+        assert named["upstream"].attributes == {
+            "http.request.method": "POST",
+            "http.response.status_code": 200,
+            "tollkeeper.upstream": "up",
+            "server.address": "127.0.0.1",
+            "server.port": stage.upstream.port,
+        }
         assert not any(span.error for span in named.values())
         assert not stage.plane._timed.traces  # type: ignore[attr-defined]  # a traced plane's
 
@@ -144,7 +153,34 @@ async def test_a_stream_is_timed_to_its_end() -> None:
         assert (await stage.ask(post(CHAT_STREAM))).complete
         named = await spans.one()
         assert named["upstream"].ended <= named["settle"].started
-        assert named["POST /v1/chat/completions"].attributes["tollkeeper.streamed"] is True
+        told = named["POST /v1/chat/completions"].attributes
+        assert told["tollkeeper.streamed"] is True
+        soon = told["gen_ai.response.time_to_first_chunk"]  # in seconds
+        assert isinstance(soon, float)
+        assert 0 <= soon <= named["POST /v1/chat/completions"].ended
+
+
+async def test_the_model_that_answered_is_told_beside_the_one_that_was_asked() -> None:
+    spans = Spans()
+    async with staged(tracer=spans) as stage:
+        stage.upstream.scripts = [[answer(ANSWER.replace(b"{", b'{"model":"m-2026-01-01",', 1))]]
+        assert (await stage.ask(post(CHAT))).status == 200
+        told = (await spans.one())["POST /v1/chat/completions"].attributes
+        assert (told["gen_ai.request.model"], told["gen_ai.response.model"]) == ("m", "m-2026-01-01")
+
+
+async def test_what_is_no_call_to_a_model_has_no_name_of_one() -> None:
+    spans = Spans()
+    async with staged(tracer=spans) as stage:
+        await stage.ask(get(b"/services/search/x"))
+        (request, *_) = (await spans.one()).values()
+        assert not [name for name in request.attributes if name.startswith("gen_ai.")]
+
+
+def test_each_meter_is_an_operation_that_opentelemetry_names() -> None:
+    operations = {"chat", "text_completion", "generate_content", "embeddings"}
+    assert {shape.operation for shape in SHAPES.values()} == operations
+    assert {family.provider for family in OF_METER.values()} == {"openai", "anthropic", "gcp.gemini"}
 
 
 async def test_a_refusal_says_why_and_is_no_error_of_ours() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gateway.background.timed.handovers import Handovers
-from gateway.core.billing.handover import ATTEMPTS_MAX, Collected
+from gateway.core.billing.handover import RETRIES, Collected
 from gateway.errors import Conflict
 from gateway.handover.stripe_api import StripeApi
 from gateway.handover.stripe_invoices import StripeInvoices
@@ -249,7 +249,7 @@ async def test_what_is_refused_waits_or_is_for_a_person(
 async def test_attempts_have_an_end(desk: Desk) -> None:
     await bought(desk.april, stripe_customer="cus_1")
     desk.stripe.refuse = lambda _: Refused(503, "away", "api_error")
-    for _ in range(ATTEMPTS_MAX):
+    for _ in range(RETRIES.attempts_max):
         desk.pauses_end()
         assert await desk.turn() == 1
     desk.pauses_end()

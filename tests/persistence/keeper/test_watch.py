@@ -8,7 +8,7 @@ import psycopg
 
 from gateway.core.billing.due import LEFT_REASONS
 from persistence import engine as engines
-from persistence.keeper.watch import certificate_end, dead_letters, invoices, next_ends
+from persistence.keeper.watch import certificate_end, dead_letters, invoices, next_ends, waiting_messages
 
 KEYS = """
 INSERT INTO organization (name) VALUES ('o');
@@ -18,6 +18,19 @@ SELECT t.id, k.name, repeat(k.digit, 64), 'tk', now() + k.ends, k.revoked FROM t
  (VALUES ('later', 'a', interval '9 days', null), ('next', 'b', interval '2 days', null),
          ('past', 'c', interval '-1 day', null), ('never', 'd', null, null),
          ('revoked', 'e', interval '1 day', now())) AS k (name, digit, ends, revoked);
+"""
+# All that is older is delivered, or waits for a webhook that is off or gone.
+MESSAGES = """
+INSERT INTO webhook (url, secret, events, enabled, deleted_at) VALUES
+ ('https://on', 'whsec_AAAA', '["quota.80"]', true, null),
+ ('https://off', 'whsec_AAAA', '["quota.80"]', false, null),
+ ('https://gone', 'whsec_AAAA', '["quota.80"]', true, now());
+INSERT INTO webhook_delivery (webhook_id, event, payload, occasion, state, created_at)
+SELECT w.id, 'quota.80', '{}', m.state || m.age, m.state, now() - m.age
+  FROM webhook AS w JOIN (VALUES ('on', 'pending', interval '1 hour'), ('on', 'pending', interval '1 minute'),
+       ('on', 'delivered', interval '9 hours'), ('off', 'pending', interval '5 hours'),
+       ('gone', 'pending', interval '5 hours')) AS m (name, state, age)
+    ON w.url = 'https://' || m.name;
 """
 
 
@@ -43,6 +56,19 @@ async def test_entries_put_aside_are_counted(migrated: str) -> None:
                 "INSERT INTO dead_letter (partition, entry_id, raw, reason) VALUES (1, '1-1', 'x', 'torn')"
             )
         assert await dead_letters(engine) == 1
+    finally:
+        await engine.dispose()
+
+
+async def test_the_oldest_message_is_of_a_webhook_that_somebody_wants(migrated: str) -> None:
+    engine = engines.create(migrated)
+    try:
+        assert (await waiting_messages(engine))["webhook_messages_oldest_seconds"] == 0
+        with psycopg.connect(migrated) as connection:
+            connection.execute(MESSAGES)
+        found = await waiting_messages(engine)
+        assert found["webhook_messages_waiting"] == 4
+        assert 3600 <= float(str(found["webhook_messages_oldest_seconds"])) < 2 * 3600
     finally:
         await engine.dispose()
 

@@ -6,7 +6,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as Message
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
-from gateway.core.calls.trace import Kind, Span
+from gateway.core.calls.trace import Kind, Span, Value
 from gateway.telemetry.traces.otlp import encoded_request, encoded_resource, encoded_span
 from tests.traces.collector import attributes
 
@@ -37,12 +37,13 @@ def one(written: Span, *, remote_parent: bool = False) -> Message:
 
 
 def test_a_span_is_read_back_whole() -> None:
-    facts: dict[str, str | int | bool] = {
+    facts: dict[str, Value] = {
         "text": "ünïcode",
         "yes": True,
         "no": False,
         "many": 2**53 - 1,
         "debt": -5,
+        "soon": 0.25,
     }
     message = one(span(attributes=facts, parent_id=PARENT_ID, kind=Kind.CLIENT))
     assert (message.name, message.kind) == ("POST /v1/chat", Message.SPAN_KIND_CLIENT)

@@ -55,6 +55,7 @@ FAMILY = ApiFamily(
     names_session=b"x-claude-code-session-id",
     objects=OBJECTS,
     lists=Listing(),
+    provider="anthropic",
     ceilings={
         "claude-3": 8_192, "claude-3-7": 128_000, "claude-opus-4": 128_000, "claude-sonnet-4": 128_000,
         "claude-haiku-4": 64_000,

@@ -32,7 +32,7 @@ _STATUSES = {
 def _shape(*, streamed: bool) -> Shape:
     return Shape(
         calls.read_generate, answers.DIALECT, "maxOutputTokens", calls.config_of,
-        always_reports=True, unframed=ArrayMeter if streamed else None,
+        always_reports=True, unframed=ArrayMeter if streamed else None, operation="generate_content",
     )  # fmt: skip
 
 
@@ -75,7 +75,7 @@ FAMILY = ApiFamily(
     shapes={
         "gemini_generate": _shape(streamed=False),
         "gemini_stream": _shape(streamed=True),
-        "gemini_embed": Shape(calls.read_embed, answers.DIALECT),
+        "gemini_embed": Shape(calls.read_embed, answers.DIALECT, operation="embeddings"),
     },
     routes=tuple(_routes()),
     target=target(NAME, "https://generativelanguage.googleapis.com", "GEMINI_API_KEY", "x-goog-api-key"),
@@ -90,5 +90,6 @@ FAMILY = ApiFamily(
     withheld=frozenset({b"accept"}),
     objects=OBJECTS,
     lists=Listing("models", "name", "models/"),
+    provider="gcp.gemini",
     ceilings={"gemini-1.5": 8_192, "gemini-2.0": 8_192, "gemini-2.5": 65_536},
 )

@@ -25,7 +25,9 @@ _SHAPES = {
     "openai_chat": Shape(
         calls.read_chat, chat.DIALECT, "max_completion_tokens", asks_for_usage=True, keeps=keeps_chat
     ),
-    "openai_completions": Shape(calls.read_completions, chat.DIALECT, "max_tokens", asks_for_usage=True),
+    "openai_completions": Shape(
+        calls.read_completions, chat.DIALECT, "max_tokens", asks_for_usage=True, operation="text_completion"
+    ),
     "openai_responses": Shape(
         calls.read_responses,
         responses.DIALECT,
@@ -33,7 +35,7 @@ _SHAPES = {
         keeps=lambda document: True,
         uses="max_tool_calls",
     ),
-    "openai_embeddings": Shape(calls.read_embeddings, chat.DIALECT),
+    "openai_embeddings": Shape(calls.read_embeddings, chat.DIALECT, operation="embeddings"),
 }
 
 
@@ -68,6 +70,7 @@ FAMILY = ApiFamily(
     queries={b"api-version": None},
     objects=OBJECTS,
     lists=Listing(),
+    provider="openai",
     ceilings={
         "gpt-3.5": 4_096, "gpt-4": 8_192, "gpt-4-turbo": 4_096, "gpt-4o": 16_384, "gpt-4.1": 32_768,
         "gpt-5": 128_000, "o1": 100_000, "o3": 100_000, "o4": 100_000, "text-embedding": 0,
