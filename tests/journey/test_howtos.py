@@ -145,7 +145,7 @@ def test_commands_that_are_only_shown_exist_with_their_options() -> None:
     cli_admin.mount(program)
     known = {**typer.main.get_group(cli.app).commands, **typer.main.get_group(program).commands}
     seen = 0
-    for page in PAGES:
+    for page in (*PAGES, *sorted((DOCS / "clients").glob("*.md"))):
         for line in "\n".join(fences(page, "console")).splitlines():
             words = line.split("#")[0].split()
             if words[:2] in (["kubectl", "apply"], ["kubectl", "kustomize"]):

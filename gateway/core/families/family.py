@@ -97,8 +97,9 @@ class ApiFamily:
     `withheld` are fields of a metered call that do not pass; none passes that begins with
     `withheld_prefixes`, whosever call it is. `credentials` are fields its clients send their key in,
     `limits_prefix` begins those that tell an upstream's limits. With `names_requests` its clients expect
-    their request id as `request-id`; by `names_session` they name the session of a call. `ceilings` are the
-    most tokens an answer may have, by prefixes of names of models. `target` is where its calls go by
+    their request id as `request-id`; by `names_session` they name the session of any call, by `own_session`,
+    whose name others may use for something else, that of a call in this API. `ceilings` are the most tokens
+    an answer may have, by prefixes of names of models. `target` is where its calls go by
     default, given the environment. `lists` is how it lists models at a path that ends in `/models`.
     `provider` is what OpenTelemetry calls whose API it is.
     """
@@ -121,6 +122,7 @@ class ApiFamily:
     limits_prefix: bytes = b"x-ratelimit-"
     names_requests: bool = False
     names_session: bytes = b""
+    own_session: bytes = b""
     objects: Objects | None = None
     ceilings: Mapping[str, int] = field(default_factory=dict)
     lists: Listing | None = None

@@ -45,7 +45,7 @@ _FREE = frozenset(
     {
         "metadata", "parameters", "arguments", "args", "schema", "json_schema", "input_schema", "properties",
         "responseSchema", "response_schema", "responseJsonSchema", "parametersJsonSchema", "headers",
-        "attributes", "customMetadata",
+        "attributes", "customMetadata", "client_metadata",
     }
 )  # fmt: skip
 _PATHS = {name: family.objects.path for name, family in FAMILIES.items() if family.objects is not None}

@@ -20,12 +20,14 @@ HOP_BY_HOP = frozenset(
 )
 OURS_PREFIX = b"x-tollkeeper-"
 # By which clients name the session a call is of, and which their upstreams get too.
-SESSION_FIELDS = tuple(one.names_session for one in ALL if one.names_session)
+_ANY_CALL = tuple(one.names_session for one in ALL if one.names_session)
+SESSION_FIELDS = {one.name: (*_ANY_CALL, *filter(None, (one.own_session,))) for one in ALL}
+_SESSIONS = frozenset(name for names in SESSION_FIELDS.values() for name in names)
 NAMES_BYTES_MAX = 256 * 1024
 NAME_BYTES_MAX = 64
 
 _READ_AND_PASSED = frozenset(
-    {b"content-type", b"content-encoding", b"accept-encoding", TRACE_FIELD, *SESSION_FIELDS}
+    {b"content-type", b"content-encoding", b"accept-encoding", TRACE_FIELD, *_SESSIONS}
 ) | {one.spoken_by for one in ALL if one.spoken_by}
 _READ = CREDENTIAL_FIELDS | frozenset(
     b"connection transfer-encoding upgrade host content-length expect".split()
@@ -117,6 +119,6 @@ def _purpose(lower: bytes) -> int:
         return TRACES
     if lower in CREDENTIAL_FIELDS:
         return PROVES
-    if (lower.startswith(OURS_PREFIX) and lower != UNITS_FIELD) or lower in SESSION_FIELDS:
+    if (lower.startswith(OURS_PREFIX) and lower != UNITS_FIELD) or lower in _SESSIONS:
         return SAYS
     return DECIDES

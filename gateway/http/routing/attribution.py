@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 
 from gateway.core.calls.route import Route
-from gateway.core.model import INTEGER_MAX, Attribution
+from gateway.core.model import INTEGER_MAX, Attribution, Family
 from gateway.errors import InvalidRequest
 from gateway.http.protocol.fields import OURS_PREFIX, SESSION_FIELDS
 from gateway.http.protocol.request import Values
@@ -24,17 +24,17 @@ OUR_MARKERS = ("corrects", "forgiven", "forgives", "reclaimed", "supplied_on", "
 _NOTHING = Attribution()
 
 
-def read_attribution(said: Values) -> tuple[Attribution, str]:
+def read_attribution(said: Values, family: Family) -> tuple[Attribution, str]:
     """The attribution, and its columns as they travel to the rows; `InvalidRequest` names a bad field."""
     if not any(name.startswith(OURS_PREFIX) for name in said):
-        session = _their_session(said)
+        session = _their_session(said, family)
         return Attribution(session=session) if session else _NOTHING, ""
     user = _text(said, "user", USER_CHARACTERS_MAX)
     content_id = _integer(said, "content-id")
     project_id = _integer(said, "project-id")
     feature_version = _text(said, "feature-version", FEATURE_VERSION_CHARACTERS_MAX)
     metadata = _metadata(said)
-    session = _text(said, "session", SESSION_CHARACTERS_MAX) or _their_session(said)
+    session = _text(said, "session", SESSION_CHARACTERS_MAX) or _their_session(said, family)
     parts = (content_id, project_id, feature_version or None)
     columns = (
         "" if parts == (None, None, None) else "\t".join("" if one is None else str(one) for one in parts)
@@ -77,9 +77,9 @@ def _text(said: Values, suffix: str, characters_max: int) -> str:
     return text
 
 
-def _their_session(said: Values) -> str:
-    """The session by a client's own field, empty where none says one."""
-    values = [value for name in SESSION_FIELDS for value in said.get(name, ())]
+def _their_session(said: Values, family: Family) -> str:
+    """The session by a field of clients of this API, empty where none says one."""
+    values = [value for name in SESSION_FIELDS[family] for value in said.get(name, ())]
     if len(values) == 1 and len(values[0]) <= SESSION_CHARACTERS_MAX:
         text = values[0].decode("utf-8", "replace")
         if text.isprintable() and text.isascii() and text:

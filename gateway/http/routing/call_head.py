@@ -93,11 +93,11 @@ class Reading:
 
     Those of `proving` and of `saying` are one text each. `trace_id` is what one of `traces` says in the usual
     form. `whole` are all its bytes where every line was known, `new` lines that were not; `routed`, `proof`
-    and `said` are there where they had to be worked out.
+    and `said` are there where they had to be worked out. `said_as` is what that is kept under.
     """
 
     __slots__ = (
-        "deciding", "new", "passing", "proof", "proving", "routed", "said", "saying", "trace_id",
+        "deciding", "new", "passing", "proof", "proving", "routed", "said", "said_as", "saying", "trace_id",
         "traces", "whole",
     )  # fmt: skip
 
@@ -105,7 +105,7 @@ class Reading:
         self.whole = head
         self.deciding = [request_line]
         self.passing: list[bytes] = []
-        self.proving = self.saying = b""
+        self.proving = self.saying = self.said_as = b""
         self.traces: list[bytes] = []
         self.trace_id = ""
         self.new: list[tuple[bytes, Line]] = []

@@ -12,7 +12,7 @@ from __future__ import annotations
 from gateway.core.calls.trace import FIELD, STATE_FIELD, read_parent, read_trace_id, read_usual_line
 from gateway.core.http_limits import HttpLimits
 from gateway.core.issuers.signed_token import TOKEN_BYTES_MAX
-from gateway.core.model import Attribution
+from gateway.core.model import Attribution, Family
 from gateway.errors import Refusal
 from gateway.http.protocol.fields import AMBIGUOUS, DECIDES, PASSES, PROVES, SAYS, TRACES, VARIES
 from gateway.http.protocol.remembered import KeptInUse
@@ -98,7 +98,7 @@ class HeadReader:
         if news.proof is not None:
             self._proofs.keep(news.proving, news.proof)
         if news.said is not None:
-            self._said.keep(news.saying, news.said)
+            self._said.keep(news.said_as, news.said)
         if news.whole:
             self._heads.keep(news.whole, call)
 
@@ -135,7 +135,7 @@ class HeadReader:
         if routed.refusal is not None:
             call = CallHead(routed)
         else:
-            said = self._say(reading) if reading.saying else NOTHING
+            said = self._say(reading, routed.family) if reading.saying else NOTHING
             call = CallHead(routed, self._prove(reading), said)
             if reading.traces or self._traced:
                 self._trace(call, said, reading)
@@ -176,16 +176,18 @@ class HeadReader:
         reading.proof = proof
         return proof
 
-    def _say(self, reading: Reading) -> Said:
-        said = self._said.find(reading.saying)
+    def _say(self, reading: Reading, family: Family) -> Said:
+        # The same lines may say another thing in another API.
+        said_as = b"%b %b" % (family.encode(), reading.saying)
+        said = self._said.find(said_as)
         if said is not None:
             return said
         try:
-            attribution, columns = read_attribution(_values(reading.saying))
+            attribution, columns = read_attribution(_values(reading.saying), family)
             said = Said(attribution, columns)
         except Refusal as refusal:
             said = Said(refusal=bare(refusal))
-        reading.said = said
+        reading.said, reading.said_as = said, said_as
         return said
 
     def _trace(self, call: CallHead, said: Said, reading: Reading) -> None:

@@ -22,6 +22,11 @@ WORDS_MAX = 100_000
 THOUGHT = "The user said something."
 UNREPORTED = "none"
 PROMPTS = ("messages", "input", "prompt", "contents", "requests", "content")
+# What stands for the result of a tool: a type in most APIs, a role in chats, a name in Gemini's.
+RESULTS = frozenset({"tool_result", "function_call_output", "custom_tool_call_output", "tool"})
+UNHEARD = frozenset({"system", "developer"})  # who says how to answer, and not what
+SAYING = ("content", "text", "parts", "output")
+ARGUMENTS_FIRST = 9  # characters of a tool's arguments in the first piece of them
 COUNTS = ("input", "output", "cached", "reasoning", "created")
 STATUSES = {"incomplete": "incomplete", "failed": "failed"}
 
@@ -89,13 +94,16 @@ def prompt_of(body: dict[str, Any]) -> Any:
 def read_turn(asked: Asked, model: str, *, speaks: bool) -> Turn:
     """Read a call of any API and what it dictates; embeddings do not speak."""
     body, prompt, dictates = asked.json(), prompt_of(asked.json()), asked.headers.get
-    said = ["You", " said", ":", *re.findall(r"\s*\S+", " " + (_last_text(prompt) or "nothing"))]
+    said = ["You", " said", ":", *re.findall(r"\s*\S+", " " + (_last_text(_of_people(prompt)) or "nothing"))]
     words = min(asked.number("x-demo-words") or 0, WORDS_MAX)
     said = [" and"] * words or said
-    pieces = said[: words or min(_output_max(body) or OUTPUT_TOKENS_MAX, OUTPUT_TOKENS_MAX)]
+    stated = _output_max(body)
+    pieces = said[: words or min(stated or OUTPUT_TOKENS_MAX, OUTPUT_TOKENS_MAX)]
     choices = range(int(body.get("n") or 1))
     usage, end = dictates("x-demo-usage", ""), dictates("x-demo-end", "")
-    thinks, tool = ("x-demo-" + name in asked.headers for name in ("thinking", "tool"))
+    thinks = "x-demo-thinking" in asked.headers
+    tool = "x-demo-tool" in asked.headers and not _has_result(prompt)
+    called, arguments = _called(dictates("x-demo-tool", ""))
     counts = [tokens_in(prompt), len(pieces) * len(choices)]
     if usage not in {"", UNREPORTED}:
         counts = [int(each) for each in usage.split(",")]
@@ -110,12 +118,17 @@ def read_turn(asked: Asked, model: str, *, speaks: bool) -> Turn:
         "thought": THOUGHT,
         "thinks": thinks,
         "tool": tool,
+        "called": called,
+        "given": json.loads(arguments),
+        "arguments": arguments,
+        "arguments_begun": arguments[:ARGUMENTS_FIRST],
+        "arguments_rest": arguments[ARGUMENTS_FIRST:],
         "at": int(thinks),  # where the answer stands after its thoughts, and what follows it
         "after": int(thinks) + 1,
         "end": end,
         "broken": bool(end),
         "failing": end == "error",
-        "stop": "tool" if tool else "length" if len(said) > len(pieces) else "end",
+        "stop": "tool" if tool else "length" if len(said) > len(pieces) == stated else "end",
         "status": "in_progress",
         "reports": usage != UNREPORTED,
         "asked": bool((body.get("stream_options") or {}).get("include_usage")),
@@ -137,11 +150,37 @@ def read_turn(asked: Asked, model: str, *, speaks: bool) -> Turn:
     return Turn(asked, values, lists)
 
 
+def _called(asked: str) -> tuple[str, str]:
+    """The tool to call, and its arguments as JSON: `NAME {…}`, or `look_up` where none is named."""
+    if asked in {"", "1"}:
+        return "look_up", '{"place":"here"}'
+    name, _, arguments = asked.partition(" ")
+    return name, json.dumps(json.loads(arguments or "{}"), separators=(",", ":"))
+
+
+def _has_result(value: Any) -> bool:
+    """Whether what is sent has the result of a tool in it: it was called, and is not called again."""
+    if isinstance(value, list):
+        return any(map(_has_result, value))
+    if not isinstance(value, dict):
+        return False
+    if value.get("type") in RESULTS or value.get("role") in RESULTS or "functionResponse" in value:
+        return True
+    return any(_has_result(value.get(name)) for name in ("content", "parts"))
+
+
 def _output_max(body: dict[str, Any]) -> int | None:
     generation = body.get("generationConfig")
     stated = [body.get(name) for name in ("max_completion_tokens", "max_output_tokens", "max_tokens")]
     stated += [generation.get("maxOutputTokens")] if isinstance(generation, dict) else []
     return next((int(each) for each in stated if isinstance(each, int) and each > 0), None)
+
+
+def _of_people(prompt: Any) -> Any:
+    """What was said by anybody but the program that asks, where there is such."""
+    if not isinstance(prompt, list):
+        return prompt
+    return [one for one in prompt if not isinstance(one, dict) or one.get("role") not in UNHEARD] or prompt
 
 
 def _last_text(value: Any) -> str:
@@ -151,5 +190,5 @@ def _last_text(value: Any) -> str:
     if isinstance(value, list) and value:
         return _last_text(value[-1])
     if isinstance(value, dict):
-        return _last_text(next((value[name] for name in ("content", "text", "parts") if name in value), ""))
+        return _last_text(next((value[name] for name in SAYING if name in value), ""))
     return ""

@@ -5,7 +5,8 @@ request may dictate what happens, in header fields:
 
     x-demo-usage       input,output[,cached[,reasoning[,cache creation]]] tokens, or `none`: report no use
     x-demo-words       this many pieces of output
-    x-demo-thinking    think first       x-demo-tool    call a tool
+    x-demo-thinking    think first
+    x-demo-tool        call a tool: `NAME {"its": "arguments"}`, or `1`; after its result, answer
     x-demo-end         `incomplete`, `failed` or `error`: how a stream ends
     x-demo-status      answer with this status; refuse by a limit with `429`
     x-demo-fields      fields of that answer, as a JSON object: `{"retry-after": "20"}`

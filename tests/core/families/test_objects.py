@@ -70,6 +70,7 @@ CALLED = {"name": "look", "arguments": '{"file_id":"x"}'}
         ({"messages": [{"role": "assistant", "audio": {"id": "audio_1"}}]}, ("audio_1",)),
         ({"audio": {"voice": "alloy", "format": "wav"}}, ()),
         ({"metadata": {"conversation_id": "mine", "file_id": "mine"}}, ()),
+        ({"client_metadata": {"thread_id": "mine", "turn_id": "mine", "session_id": "mine"}}, ()),
         ({"tools": [{"parameters": {"properties": {"file_id": {"default": "x"}}, "file_id": "x"}}]}, ()),
         ({"messages": [{"tool_calls": [{"id": "call_1", "type": "function", "function": CALLED}]}]}, ()),
         ({"input": [{"type": "function_call_output", "call_id": "call_1", "output": "x"}]}, ()),

@@ -13,6 +13,7 @@ from tests.http.stage import staged
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"traceparent: 00-{TRACE}-b7ad6b7169203331-01\r\n".encode()
 CLAUDE = b"X-Claude-Code-Session-Id: 9b2e-7\r\n"
+CODEX = b"session-id: 01a2-7\r\n"
 OURS = b"x-tollkeeper-session: run 7\r\n"
 
 
@@ -31,6 +32,9 @@ def call(fields: bytes) -> bytes:
         (PARENT + CLAUDE + OURS, "run 7"),
         (OURS + b"x-tollkeeper-user: ann\r\n", "run 7"),
         (CLAUDE + b"x-tollkeeper-user: ann\r\n", "9b2e-7"),
+        (PARENT + CODEX, "01a2-7"),
+        (CODEX + OURS, "run 7"),
+        (CODEX + CODEX, ""),
         (b"x-tollkeeper-session: \r\n" + CLAUDE, "9b2e-7"),
         # What cannot be one is no session: another's field never refuses a call.
         (PARENT + b"x-claude-code-session-id: " + b"s" * 129 + b"\r\n", TRACE),
@@ -53,6 +57,22 @@ async def test_a_call_says_which_session_it_is_of(fields: bytes, session: str) -
         assert not [name for name in head if name.startswith(b"x-tollkeeper-")]
         assert (b"x-claude-code-session-id" in head) == (b"claude" in fields.lower())
         assert (b"traceparent" in head) == (b"traceparent" in fields)
+
+
+@pytest.mark.parametrize("path", [b"/v1/messages", b"/services/search/x"])
+async def test_a_session_of_one_api_is_none_in_another(path: bytes) -> None:
+    """What other APIs call `session-id` may be a secret: it is not kept."""
+    async with staged() as stage:
+        body = json.dumps({"model": "m", "max_tokens": 9, "messages": []}).encode()
+        for fields, session in ((CODEX, ""), (CODEX + CLAUDE, "9b2e-7")):
+            head = b"content-type: application/json\r\n" + fields
+            for _ in range(2):  # and again where it is remembered, in whichever API it came before
+                assert (await stage.ask(call(fields))).status == 200
+                assert (await stage.ask(post(body, path, head))).status == 200
+                facts = read_facts(stage.counters.charges[-1].metadata)
+                assert facts is not None
+                assert facts.session == session
+                assert [value for name, value in stage.upstream.received[-1].headers if name == b"session-id"]
 
 
 @pytest.mark.parametrize("value", ["a\u00a0b", "a\u200bb", "a\u2028b", "a\tb"])

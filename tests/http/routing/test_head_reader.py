@@ -80,7 +80,7 @@ def whole(head: bytes, traced: bool) -> Picture:
         refused = refusal
     attribution, text, misled = Attribution(), "", None
     try:
-        attribution, text = read_attribution(read.read)
+        attribution, text = read_attribution(read.read, routed.family)
     except Refusal as refusal:
         misled = refusal
     spans = read_parent(read.read.get(FIELD, []))
@@ -118,7 +118,7 @@ FINE = [
     b"x_http_method: GET", b"x-litellm-model: m", b"anthropic-version: 1", b"anthropic-beta: b",
     b"x-goog-api-client: sdk", b"x-forwarded-for: 1.2.3.4", b"x-request-id: r", b"TE: trailers",
     b"expect: 100-continue", b"upgrade: h2c", b"Proxy-Connection: upgrade", b"x-tollkeeper-user: ann",
-    b"x-tollkeeper-session: s", b"good: \xe9", b"good:", b"x-claude-code-session-id: c",
+    b"x-tollkeeper-session: s", b"good: \xe9", b"good:", b"x-claude-code-session-id: c", b"Session-Id: d",
     b"X-Claude-Code-Session-Id: \xff", b"x-tollkeeper-project-id: 7", b'x-tollkeeper-metadata: {"a": 1}',
     b"x-tollkeeper-made-up: 1", b"x-stainless-retry-count: 1", b"Good:\t ", b"CONTENT-LENGTH: 5",
 ]  # fmt: skip

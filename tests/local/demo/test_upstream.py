@@ -89,6 +89,74 @@ def test_output_is_cut_at_the_maximum_asked_for(client: openai.OpenAI) -> None:
     assert answer.usage.completion_tokens == 2
 
 
+def test_only_a_maximum_that_was_asked_for_is_told_as_one(client: openai.OpenAI) -> None:
+    long = [{"role": "user", "content": "word " * 40}]
+    for maximum, reason in ((None, "stop"), (64_000, "stop"), (3, "length")):
+        asked = {} if maximum is None else {"max_tokens": maximum}
+        answer = client.chat.completions.create(model="demo", messages=long, **asked)
+        assert answer.choices[0].finish_reason == reason
+
+
+def test_it_answers_people_and_not_the_program(client: openai.OpenAI) -> None:
+    asked = [*HELLO, {"role": "system", "content": "Be brief."}]
+    answer = client.chat.completions.create(model="demo", messages=asked)
+    assert answer.choices[0].message.content == "You said: Hello, world!"
+
+
+CALL = {"x-demo-tool": 'run {"command": "ls", "wait": true}'}
+GIVEN = {"command": "ls", "wait": True}
+
+
+def test_a_named_tool_is_called_in_a_chat_until_its_result_is_there(client: openai.OpenAI) -> None:
+    called = client.chat.completions.create(model="demo", messages=HELLO, extra_headers=CALL).choices[0]
+    assert called.finish_reason == "tool_calls"
+    (tool,) = called.message.tool_calls or ()
+    assert (tool.function.name, json.loads(tool.function.arguments)) == ("run", GIVEN)
+    frames = client.chat.completions.create(model="demo", messages=HELLO, stream=True, extra_headers=CALL)
+    deltas = [
+        one.function for each in frames if each.choices for one in each.choices[0].delta.tool_calls or ()
+    ]
+    assert "".join(one.arguments or "" for one in deltas if one) == tool.function.arguments
+    result = {"role": "tool", "tool_call_id": tool.id, "content": "a.txt"}
+    answer = client.chat.completions.create(
+        model="demo", messages=[*HELLO, called.message.to_dict(), result], extra_headers=CALL
+    )
+    assert answer.choices[0].message.content == "You said: a.txt"
+
+
+def test_a_named_tool_is_called_in_a_response(client: openai.OpenAI) -> None:
+    (call,) = client.responses.create(model="demo", input="Hi", extra_headers=CALL).output
+    assert call.type == "function_call"
+    assert (call.name, json.loads(call.arguments)) == ("run", GIVEN)
+    events = list(client.responses.create(model="demo", input="Hi", stream=True, extra_headers=CALL))
+    assert [each.sequence_number for each in events] == list(range(len(events)))
+    (streamed,) = events[-1].response.output
+    assert (streamed.name, streamed.arguments) == (call.name, call.arguments)
+    given = {"type": "function_call_output", "call_id": call.call_id, "output": "a.txt"}
+    answer = client.responses.create(model="demo", input=[call.to_dict(), given], extra_headers=CALL)
+    assert answer.output_text == "You said: a.txt"
+
+
+def test_a_named_tool_is_called_in_a_message_and_in_a_content(port: int) -> None:
+    body = {"model": "demo", "max_tokens": 50, "messages": HELLO}
+    headers = {"x_demo_tool": CALL["x-demo-tool"]}
+    use = json.loads(ask(port, "/v1/messages", body, **headers)[2])["content"][-1]
+    assert (use["name"], use["input"]) == ("run", GIVEN)
+    streamed = events(ask(port, "/v1/messages", body | {"stream": True}, **headers)[2])
+    parts = [each["delta"]["partial_json"] for each in streamed if "partial_json" in each.get("delta", ())]
+    assert json.loads("".join(parts)) == GIVEN
+    result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": use["id"], "content": "a"}]}
+    asked = body | {"messages": [*HELLO, {"role": "assistant", "content": [use]}, result]}
+    assert json.loads(ask(port, "/v1/messages", asked, **headers)[2])["content"] == [
+        {"type": "text", "text": "You said: a"}
+    ]
+    contents = {"contents": [{"role": "user", "parts": [{"text": "Hi"}]}]}
+    answer = json.loads(ask(port, "/v1beta/models/demo:generateContent", contents, **headers)[2])
+    part = answer["candidates"][0]["content"]["parts"][-1]
+    assert part["functionCall"] == {"name": "run", "args": GIVEN}
+    assert ask(port, "/v1/messages", body, x_demo_tool="run {")[0] == 400
+
+
 def test_usage_may_be_dictated(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model="demo", messages=HELLO, extra_headers={"x-demo-usage": "100,20,30,5"}
@@ -126,7 +194,9 @@ def test_anthropic_messages(port: int) -> None:
     assert json.loads(raw)["usage"]["output_tokens"] == 5
     streamed = events(ask(port, "/v1/messages", body | {"stream": True})[2])
     assert streamed[0]["message"]["usage"]["input_tokens"] == 4
-    assert streamed[-2]["usage"] == {"output_tokens": 5}
+    assert streamed[-2]["usage"] == {
+        "input_tokens": 4, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0, "output_tokens": 5,
+    }  # fmt: skip
     assert streamed[-1]["type"] == "message_stop"
     assert json.loads(ask(port, "/v1/messages/count_tokens", body)[2]) == {"input_tokens": 4}
 

@@ -68,6 +68,7 @@ FAMILY = ApiFamily(
     shares_paths=True,
     credentials=(b"authorization", b"api-key"),
     queries={b"api-version": None},
+    own_session=b"session-id",  # Codex's
     objects=OBJECTS,
     lists=Listing(),
     provider="openai",

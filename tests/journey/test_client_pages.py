@@ -1,0 +1,229 @@
+"""Each page of docs/clients/ works as it says, for a key that may call and one whose tokens are used up."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.journey.clients import node_with, python_of_clients
+from tests.journey.sdk import Account, account
+from tests.journey.stack import ROOT, Body, Stack
+from tests.journey.test_howtos import fences
+from tests.waiting import wait_until
+
+PAGES = ROOT / "docs" / "clients"
+RUN_S_MAX = 120
+CLAUDE_CODE = "@anthropic-ai/claude-code@2.1.197"
+CODEX = "@openai/codex@0.169.0"
+AI_SDK = ("ai@6.0.326", "@ai-sdk/openai@3.0.141", "@ai-sdk/anthropic@3.0.139")
+WEATHER = 'weather {"city":"Oslo"}'
+
+
+@pytest.fixture
+def spent(stack: Stack) -> Account:
+    """An account whose tokens are used up."""
+    a = account(stack, 1, reset_interval="daily")
+    assert stack.chat(a.key).status_code == 200
+    a.charges(1)
+    return a
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """What a program of others is started with: a home of its own, and nothing that points elsewhere."""
+    kept = {name: value for name, value in os.environ.items() if name in {"PATH", "LANG", "TZ"}}
+    return kept | {"HOME": str(home), "LITELLM_LOCAL_MODEL_COST_MAP": "True"} | more
+
+
+def run(command: list[str], place: Path, **more: str) -> tuple[int, str]:
+    """How it ended, and all it said."""
+    ran = subprocess.run(
+        command,
+        cwd=place,
+        env=environment(place, **more),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=RUN_S_MAX,
+        check=False,
+    )
+    return ran.returncode, ran.stdout
+
+
+def page(name: str, language: str, a: Account) -> str:
+    """The block of a page, with the address and the key of this account."""
+    (text,) = fences(PAGES / f"{name}.md", language)
+    return text.replace("http://127.0.0.1:8080", a.stack.gateway_url).replace("tk_…", a.key)
+
+
+def assert_said(name: str, said: str) -> None:
+    """The words that the page shows for a limit, with anything where it has dots."""
+    (shown,) = fences(PAGES / f"{name}.md", "text")
+    assert re.search(".*".join(map(re.escape, shown.strip().split("…"))), said), said
+
+
+def calls(a: Account, count: int) -> list[Body]:
+    """The calls of an account once there are so many."""
+
+    def found() -> Any:
+        status, body = a.stack.admin("GET", f"/calls?tenant_id={a.tenant}&limit=100")
+        return status == 200 and len(body["items"]) >= count and body["items"]
+
+    rows: list[Body] = wait_until(found)
+    assert len(rows) == count, rows
+    return rows
+
+
+def user_of(stack: Stack, row: Body) -> str:
+    status, body = stack.admin("GET", f"/users/{row['user_id']}")
+    assert status == 200, body
+    return str(body["external_id"])
+
+
+def told(rows: list[Body], *names: str) -> set[tuple[Any, ...]]:
+    return {tuple(row[name] for name in names) for row in rows}
+
+
+def python_of(name: str, a: Account, spent: Account, place: Path) -> str:
+    """What the program of a page says for one key and then for the other, imported once."""
+    program = "\n".join(page(name, "python", one) for one in (a, spent))
+    code, said = run([str(python_of_clients()), "-c", program], place)
+    assert code == 0, said
+    return said
+
+
+def test_litellm(stack: Stack, spent: Account, tmp_path: Path) -> None:
+    a = account(stack)
+    said = python_of("litellm", a, spent, tmp_path)
+    assert said.count("You said: Count to three.") == 3
+    rows = calls(a, 3)
+    assert told(rows, "model", "streamed", "estimated", "status", "tokens") == {
+        ("gpt-4o-mini", False, False, 200, 10),
+        ("claude-sonnet-4-5", True, False, 200, 10),
+        ("gemini-2.5-flash", False, False, 200, 10),
+    }
+    of = {row["model"]: row for row in rows}
+    assert [user_of(stack, of[name]) for name in ("gpt-4o-mini", "claude-sonnet-4-5")] == ["alice"] * 2
+    assert (of["claude-sonnet-4-5"]["session"], of["gemini-2.5-flash"]["user_id"]) == ("counting", None)
+    assert_said("litellm", said)
+
+
+def test_langchain(stack: Stack, spent: Account, tmp_path: Path) -> None:
+    a = account(stack)
+    said = python_of("langchain", a, spent, tmp_path)
+    lines = ["You said: Count to three.", "You said: Count to three. 10"]
+    assert said.splitlines()[:5] == [*lines, *lines, "3"]
+    rows = calls(a, 5)
+    assert told(rows, "model", "streamed", "estimated", "status") == {
+        *(
+            (model, streamed, False, 200)
+            for model in ("gpt-4o-mini", "claude-sonnet-4-5")
+            for streamed in (False, True)
+        ),
+        ("text-embedding-3-small", False, False, 200),
+    }
+    assert told(rows, "session") == {("counting",), (None,)}
+    assert_said("langchain", said)
+
+
+@pytest.mark.parametrize("tool", ["", WEATHER], ids=["answers", "calls a tool"])
+def test_the_ai_sdk(stack: Stack, spent: Account, tmp_path: Path, tool: str) -> None:
+    a, folder = account(stack), node_with(*AI_SDK)
+
+    def program(one: Account) -> tuple[int, str]:
+        text = page("ai-sdk", "js", one)
+        if tool:
+            text = text.replace("headers: {", f"headers: {{ 'x-demo-tool': '{tool}',")
+        path = folder / f"{one.key}.mjs"
+        path.write_text(text)
+        try:
+            return run(["node", str(path)], tmp_path)
+        finally:
+            path.unlink()
+
+    code, said = program(a)
+    assert code == 0, said
+    assert said.count("Sunny in Oslo" if tool else "You said: Count to three.") == 6
+    steps = 2 if tool else 1
+    rows = calls(a, 6 * steps + 1)
+    assert told(rows, "estimated", "status", "session") == {(False, 200, "counting")}
+    assert {user_of(stack, row) for row in rows[:2]} == {"alice"}
+    assert sum(row["streamed"] for row in rows) == 3 * steps
+    code, said = program(spent)
+    assert code == 0, said
+    assert_said("ai-sdk", said)
+
+
+def claude(a: Account, place: Path, **more: str) -> tuple[int, str]:
+    folder = node_with(CLAUDE_CODE, then="@anthropic-ai/claude-code/install.cjs")
+    script = page("claude-code", "sh", a)
+    path = f"{folder / 'node_modules' / '.bin'}:{os.environ['PATH']}"
+    for name, value in more.items():
+        script = script.replace(name, value)
+    return run(["bash", "-euc", script], place, PATH=path)
+
+
+def test_claude_code(stack: Stack, spent: Account, tmp_path: Path) -> None:
+    a = account(stack, None)
+    code, said = claude(a, tmp_path)
+    assert code == 0, said
+    assert "You said: Count to three." in said
+    rows = calls(a, 1)
+    assert told(rows, "streamed", "estimated", "status") == {(True, False, 200)}
+    assert user_of(stack, rows[0]) == "alice"
+    (session,) = {row["session"] for row in rows}
+    assert len(session) == 36
+    code, said = claude(spent, tmp_path)
+    assert code == 1
+    assert_said("claude-code", said)
+
+
+def test_claude_code_uses_a_tool(stack: Stack, tmp_path: Path) -> None:
+    a = account(stack, None)
+    field = '"x-demo-tool: Bash {\\"command\\":\\"echo three > made.txt\\"}\nx-tollkeeper-user: alice"'
+    code, said = claude(
+        a, tmp_path, **{'"x-tollkeeper-user: alice"': field, "claude -p": "claude --allowedTools Bash -p"}
+    )
+    assert code == 0, said
+    assert (tmp_path / "made.txt").read_text() == "three\n"
+    assert len(calls(a, 2)) == 2
+
+
+def codex(a: Account, place: Path, **more: str) -> tuple[int, str]:
+    folder = node_with(CODEX)
+    settings = place / ".codex" / "config.toml"
+    settings.parent.mkdir(exist_ok=True)
+    text = page("codex", "toml", a)
+    for name, value in more.items():
+        text = text.replace(name, value)
+    settings.write_text(text)
+    path = f"{folder / 'node_modules' / '.bin'}:{os.environ['PATH']}"
+    return run(["bash", "-euc", page("codex", "sh", a)], place, PATH=path)
+
+
+def test_codex(stack: Stack, spent: Account, tmp_path: Path) -> None:
+    a = account(stack, None)
+    code, said = codex(a, tmp_path)
+    assert code == 0, said
+    assert "You said: Count to three." in said
+    (row,) = calls(a, 1)
+    assert told([row], "model", "streamed", "estimated", "status") == {("gpt-5-codex", True, False, 200)}
+    assert user_of(stack, row) == "alice"
+    assert len(row["session"]) == 36
+    code, said = codex(spent, tmp_path)
+    assert code == 1
+    assert_said("codex", said)
+
+
+def test_codex_uses_a_tool(stack: Stack, tmp_path: Path) -> None:
+    a = account(stack, None)
+    field = """{ "x-demo-tool" = 'exec_command {"cmd":"echo three of them"}',"""
+    code, said = codex(a, tmp_path, **{"{ ": field + " "})
+    assert code == 0, said
+    assert "You said:" in said
+    assert len(calls(a, 2)) == 2
