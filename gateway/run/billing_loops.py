@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
 
+from gateway.background.isolation import Isolation
 from gateway.background.timed.calendar import Calendar
 from gateway.background.timed.charging import Charging
 from gateway.background.timed.checkpoints import Checkpoints, MonthEnds
@@ -26,18 +27,18 @@ Loops = dict[str, Callable[[], Awaitable[None]]]
 
 
 def billing_loops(
-    settings: Settings, store: Store, checkpoints: Checkpoints, log: Callable[..., None]
+    settings: Settings, store: Store, checkpoints: Checkpoints, log: Callable[..., None], isolation: Isolation
 ) -> Loops:
     """Each loop by its name."""
     now = partial(datetime.now, UTC)
     schedule = DunningSchedule.read(settings.dunning_reminder_days, settings.dunning_block_days)
     return {
-        "calendar": Calendar(store, now).run,
+        "calendar": Calendar(store, now, isolation=isolation).run,
         "charging": Charging(store, log).run,
-        "checkpoints": MonthEnds(checkpoints, now).run,
-        "dunning": Dunning(store, schedule).run,
-        "rating": Rating(store).run,
-        "top-ups": TopUps(store).run,
+        "checkpoints": MonthEnds(checkpoints, now, isolation=isolation).run,
+        "dunning": Dunning(store, schedule, isolation=isolation).run,
+        "rating": Rating(store, isolation=isolation).run,
+        "top-ups": TopUps(store, isolation=isolation).run,
     }
 
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Literal, cast
 
+from gateway.background.isolation import Isolation
 from gateway.background.timed.handovers import Handovers, Queue
 from gateway.core.billing.handover import Collected, Returned
 from gateway.errors import StartError
@@ -54,7 +55,7 @@ class Collecting:
         if settings.stripe_webhook_secret:
             self.read = StripeEvents(settings.stripe_webhook_secret).read
 
-    def loops(self, queue: Queue, feed: FeedQueue, log: Callable[..., None]) -> Loops:
+    def loops(self, queue: Queue, feed: FeedQueue, log: Callable[..., None], isolation: Isolation) -> Loops:
         """What hands over, where there is a key, and what tells of use."""
         telling = self._feed.loops(feed, log)
         if self._api is None:
@@ -63,7 +64,7 @@ class Collecting:
 
         how = cast("Literal['charge_automatically', 'send_invoice']", self._settings.stripe_collection)
         stripe = StripeInvoices(self._api, how, partial(datetime.now, UTC))
-        return {"handovers": Handovers(queue, stripe, log).run, **telling}
+        return {"handovers": Handovers(queue, stripe, log, isolation=isolation).run, **telling}
 
     async def aclose(self) -> None:
         """Let go of all connections."""

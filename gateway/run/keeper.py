@@ -23,6 +23,7 @@ from gateway.admin.smtp import Mailer
 from gateway.background.flushing.flusher import Failed, Flushed
 from gateway.background.flushing.losses import LossCounter
 from gateway.background.flushing.refused import RefusedDrain
+from gateway.background.isolation import Isolation
 from gateway.background.timed.clock_changes import ClockChanges
 from gateway.background.timed.closing import AccountClosing
 from gateway.background.timed.expirer import Expirer
@@ -42,6 +43,7 @@ from gateway.core.model import PARTITIONS
 from gateway.core.peppers import peppers_of
 from gateway.counters.fences import Fences
 from gateway.counters.keeper.activity import Activity
+from gateway.counters.keeper.left_alone import LeftAlone
 from gateway.counters.keeper.moves import Moves
 from gateway.counters.keeper.presence import Presence
 from gateway.counters.keeper.refused import RefusedStream
@@ -56,16 +58,18 @@ from gateway.run.billing_loops import billing_loops, invoicing_loops
 from gateway.run.collecting import Collecting
 from gateway.run.invoice_letterhead import invoice_renderer
 from gateway.run.kept_servers import KeptServer, KeptServers, Shared
+from gateway.run.looping import keep_going
 from gateway.run.readiness import Probe, all_answer, one_answers
 from gateway.run.sign_ins import sign_ins
 from gateway.run.starting import reached, redis_reached
-from gateway.run.stopping import cancel, forever
+from gateway.run.stopping import cancel
 from gateway.run.supervisor.ops import EVERY_PARTITION
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs, metrics
 from gateway.telemetry import snapshot_files as tallies
 from persistence import engine as engines
 from persistence import pool
+from persistence.away import is_away
 from persistence.billing.allocations import Allocations
 from persistence.glyphs import Glyphs
 from persistence.keeper import budget_uses, handovers, usage_feed, watch
@@ -113,7 +117,8 @@ class Keeper:
             ),
             begun=self._fences.guard, call_s=REDIS_CALL_S,
         )  # fmt: skip
-        self._counters = KeeperCounters(self._wires)
+        isolation = self._isolation = Isolation(self._log, is_away)
+        self._counters = KeeperCounters(self._wires, left_alone=LeftAlone(self._log))
         self._moves = Moves(self._wires)
         accounts, self._quarantines = Accounts(self._engine), Quarantines(self._engine)
         self._pusher = Pusher(Pushes(self._pools.people), self._counters)
@@ -121,11 +126,12 @@ class Keeper:
         shared = Shared(
             settings, self._engine, self._wires, self._fences, self._counters, moved, self._log,
             first=self._moves.take_up, flushed=self._flushed, verified=self._verified,
-            went_back=self._went_back, refuse=self._refuse,
+            went_back=self._went_back, refuse=self._refuse, isolation=isolation,
         )  # fmt: skip
         self._servers = KeptServers(self._wires, lambda wire: KeptServer(wire, shared))
         self._sweeper = Sweeper(Sweeps(self._engine), self._counters)
-        self._refused = RefusedDrain(RefusedStream(self._counters), RefusedJournal(self._engine))
+        refused, journal = RefusedStream(self._counters), RefusedJournal(self._engine)
+        self._refused = RefusedDrain(refused, journal, isolation=isolation)
         private, head = settings.webhook_private_addresses, self._invoice_renderer.letterhead
         mailer = Mailer.of(settings.smtp_url, settings.smtp_from, settings.smtp_ca_file)
         store_over = partial(
@@ -137,12 +143,15 @@ class Keeper:
         self._billing_store = store_over(self._pools.billing)
         self._outgoing, now = Outgoing(private=private), partial(datetime.now, UTC)
         self._news_watch, waiting = NewsWatch(Notices(self._engine), now), Deliveries(self._engine)
-        self._webhook_deliveries = WebhookDeliveries(waiting, self._outgoing, now, mailer=mailer)
-        self._expirer = Expirer(Allocations(self._pools.billing), self._counters, partition_of)
+        self._webhook_deliveries = WebhookDeliveries(
+            waiting, self._outgoing, now, mailer=mailer, isolation=isolation
+        )
+        grants, self._failures = Allocations(self._pools.billing), Failures(time.monotonic)
+        self._expirer = Expirer(grants, self._counters, partition_of, isolation=isolation)
         results, note = Results(self._engine, partition_of), partial(audit.note_failures, self._engine)
         self._reconciler = Reconciler(self._counters, accounts, results, now, partition_of=partition_of)
         self._account_closing = AccountClosing(self._counters, accounts, self._reconciler)
-        self._clock_changes, self._failures = ClockChanges(told, now), Failures(time.monotonic)
+        self._clock_changes = ClockChanges(told, now, isolation=isolation)
         self._losses = LossCounter(Losses(self._engine), (moved,), self._log)
         self._teller = FailureTeller("admin", self._failures, self._log, note)
         self._price_list = PriceList(PriceTable(self._engine), self._read_price_list, self._priced)
@@ -161,7 +170,7 @@ class Keeper:
         StartError where a database does not answer in time, or is not fit for this program.
         """
         self._wires.start()
-        settings, log = self._settings, self._log
+        settings, log, isolation = self._settings, self._log, self._isolation
         if not await redis_reached(self._wires, settings.start_wait_s, stop, log):
             return False
         trouble = partial(engines.trouble, self._engine)
@@ -180,10 +189,10 @@ class Keeper:
             "sweeper": self._sweeper.run,
             "refused": self._refused.run,
             "expirer": self._expirer.run,
-            **billing_loops(settings, self._billing_store, Checkpoints(billing), log),
+            **billing_loops(settings, self._billing_store, Checkpoints(billing), log, isolation),
             **invoicing_loops(settings, schedule, self._account_closing, log),
             **self._collecting.loops(
-                HandoverQueue(self._engine, self._billing_store), FeedQueue(self._engine), log
+                HandoverQueue(self._engine, self._billing_store), FeedQueue(self._engine), log, isolation
             ),
             "clock changes": self._clock_changes.run,
             "reconciler": self._reconciler.run,
@@ -196,7 +205,7 @@ class Keeper:
             "admin port": self._admin_port.run,
             "certificates": self._admin_port.keep_certificate,
         }
-        self._loops = [asyncio.create_task(forever(name, run, self._log)) for name, run in loops.items()]
+        self._loops = keep_going(loops, log, isolation)
         with suppress(TimeoutError):
             async with asyncio.timeout(PRICED_S_MAX):
                 await self._price_list.there.wait()
@@ -328,6 +337,7 @@ class Keeper:
         snapshot["reclaimed_holds"] = self._servers.reclaimed
         snapshot = tallies.merge(snapshot, {"auth_failures": self._failures.rows("admin")})
         snapshot["lost_events"] = self._losses.lost
+        snapshot |= {**self._isolation.figures(), **self._counters.left_alone.figures()}
         if (quarantined := self._servers.quarantined) is not None:
             snapshot["quarantined_accounts"] = quarantined
         snapshot = tallies.merge(snapshot, self._gauges.latest)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from gateway.background.flushing.flusher import Failed, Flushed, Flusher
 from gateway.background.flushing.late import LateSettlements
 from gateway.background.flushing.rollbacks import Rollbacks
+from gateway.background.isolation import Isolation
 from gateway.background.timed.pusher import Pusher
 from gateway.background.timed.reclaimer import Reclaimer
 from gateway.background.verifying.admission_gate import AdmissionGate
@@ -33,7 +34,8 @@ from gateway.counters.redis.keys import partition_of, partition_of_digest
 from gateway.counters.redis.wire import Wire
 from gateway.counters.redis.wires import Wires
 from gateway.errors import CountersUnavailable
-from gateway.run.stopping import cancel, forever
+from gateway.run.looping import keep_going
+from gateway.run.stopping import cancel
 from gateway.settings.settings import Settings
 from persistence.engine import Engine
 from persistence.keeper.pushes import Pushes
@@ -66,6 +68,7 @@ class Shared:
     verified: Callable[[list[Verified]], None]
     went_back: Callable[[list[str]], None]
     refuse: Callable[[Mapping[int, Sequence[int]]], Awaitable[None]]
+    isolation: Isolation
 
 
 class KeptServer:
@@ -74,7 +77,9 @@ class KeptServer:
     def __init__(self, wire: Wire, shared: Shared) -> None:
         self.wire, self._log = wire, shared.log
         settings, engine, fence = shared.settings, shared.engine, shared.fences.of(wire)
-        counters = KeeperCounters(wire, everybodys=shared.wires, moved=shared.moved)
+        counters = KeeperCounters(
+            wire, everybodys=shared.wires, moved=shared.moved, left_alone=shared.counters.left_alone
+        )
         sweeps, quarantines = Sweeps(engine), Quarantines(engine)
         truths = Truths(engine, partition_of, partition_of_digest)
 
@@ -97,12 +102,13 @@ class KeptServer:
         gate = AdmissionGate(truths, counters, time.monotonic)
         self.verifier = Verifier(
             truths, counters, shared.verified,
-            admission_gate=gate, rewinds=rewinds, partitions=partitions,
+            admission_gate=gate, rewinds=rewinds, partitions=partitions, isolation=shared.isolation,
         )  # fmt: skip
         keeping = Keeping(counters)
         self.reclaimer = Reclaimer(keeping, ReclaimPolicy(settings.reclaim))
         self._late = LateSettlements(keeping, sweeps)
-        self._pusher = Pusher(Pushes(engine), shared.counters, partitions)
+        self._isolation = shared.isolation
+        self._pusher = Pusher(Pushes(engine), shared.counters, partitions, isolation=shared.isolation)
         self._flushing: asyncio.Task[None] | None = None
         self._loops: list[asyncio.Task[None]] = []
 
@@ -116,7 +122,7 @@ class KeptServer:
             "rollbacks": self.rollbacks.run,
         }
         self._flushing = asyncio.create_task(self._flusher.run())
-        self._loops = [asyncio.create_task(forever(name, run, self._log)) for name, run in loops.items()]
+        self._loops = keep_going(loops, self._log, self._isolation)
 
     async def stop(self) -> None:
         """End them; what waits in the outbox is flushed last."""

@@ -66,10 +66,12 @@ async def forever(
     log: Callable[..., None],
     *,
     restart_s: float = RESTART_S,
+    failed: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Run a loop again after an error nobody foresaw, until cancelled.
 
-    The first failure is said, the second, the fourth, the eighth …: what lasts fills no disk.
+    Each failure is counted (`failed`). The first is said, the second, the fourth, the eighth …: what lasts
+    fills no disk.
     """
     clock = asyncio.get_running_loop().time
     failures = 0
@@ -78,6 +80,7 @@ async def forever(
         try:
             await run()
         except Exception as error:  # noqa: BLE001  # one bad pass must not end a loop the product stands on
+            failed(name)
             failures = 1 if clock() - began > WELL_AGAIN_S else failures + 1
             if failures & (failures - 1) == 0:
                 log("loop failed", loop=name, error=repr(error), failures=failures, level="error")

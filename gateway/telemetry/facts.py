@@ -108,6 +108,13 @@ FACTS = (
     Fact("drift_credits", "gauge", "Sum of absolute differences in credits at the last reconciliation."),
     Fact("quarantined_accounts", "gauge", "Accounts in quarantine until a person releases them."),
     Fact("dead_letters", "gauge", "Entries of the outbox that could not be read or stored."),
+    Fact("left_alone", "gauge", "What a newer version has stored: it is left where it is.", ("what",)),
+    Fact(
+        "loop_failures",
+        "counter",
+        "Passes of keepers' loops that failed, and items left.",
+        ("loop", "of"),
+    ),
     Fact("webhook_messages_waiting", "gauge", "Messages to webhooks, mails too, that are not delivered yet."),
     Fact("webhook_messages_oldest_seconds", "gauge", "Age of the oldest message to a webhook that waits."),
     Fact("invoices_overdue", "gauge", "Invoices that were to be paid before today and are not."),

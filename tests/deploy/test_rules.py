@@ -74,6 +74,9 @@ WELL = {
     "tollkeeper_certificate_expiry_timestamp_seconds{peer='redis'}": f"{90 * DAY}x100",
     "tollkeeper_tls_certificate_stale{port='gateway'}": "0x100",
     "tollkeeper_issuers_unread{issuer='https://issuer.example'}": "0x100",
+    "tollkeeper_left_alone{what='hold'}": "0x100",
+    # one bad minute of PostgreSQL is no item that fails for ever
+    "tollkeeper_loop_failures_total{loop='calendar',of='item'}": "7x5 9x95",
     "tollkeeper_credential_expiry_timestamp_seconds{kind='api_key'}": f"{30 * DAY}x100",
 }
 
@@ -100,6 +103,8 @@ FAULTS = {
     "LedgerDrift": Fault(5, {"tollkeeper_drift_credits": "0 7x99"}),
     "AccountsQuarantined": Fault(5, {"tollkeeper_quarantined_accounts": "0 1x99"}),
     "DeadLetters": Fault(5, {"tollkeeper_dead_letters": "0 1x99"}),
+    "LeftAlone": Fault(5, {"tollkeeper_left_alone{what='hold'}": "0 1x99"}),
+    "LoopFailing": Fault(40, {"tollkeeper_loop_failures_total{loop='calendar',of='item'}": "7x5 8+1x95"}),
     "InvoicesLeft": Fault(70, {"tollkeeper_invoices_left{reason='not_agreed'}": "0 2x99"}),
     "HandoversLeft": Fault(10, {"tollkeeper_handovers{state='failed'}": "0 1x99"}),
     "UsageFeedLeft": Fault(10, {"tollkeeper_usage_feed_events{state='failed'}": "0 1x99"}),

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol
 
+from gateway.background.isolation import Isolation
 from gateway.core.accounts.refusals import RefusedBatch
 from gateway.errors import CountersUnavailable, LedgerUnavailable
 
@@ -36,16 +37,18 @@ class Journal(Protocol):
 
 
 class RefusedDrain:
-    """Empties the stream into the journal. What no worker of ours has written is dropped."""
+    """Empties the stream into the journal. What nobody can read, or store, is dropped."""
 
-    def __init__(self, stream: Stream, journal: Journal) -> None:
-        self._stream, self._journal = stream, journal
+    def __init__(self, stream: Stream, journal: Journal, *, isolation: Isolation | None = None) -> None:
+        self._stream, self._journal, self._isolation = stream, journal, isolation or Isolation()
 
     async def drain(self) -> int:
         """Store the oldest batches; answers how many there were."""
         found = await self._stream.read(BATCHES_MAX)
         if found:
-            await self._journal.store([batch for _, batch in found if batch is not None])
+            batches = [batch for _, batch in found if batch is not None]
+            if not await self._isolation.tried("refused", batches, self._journal.store):
+                await self._isolation.each("refused", [[one] for one in batches], self._journal.store)
             await self._stream.forget([entry_id for entry_id, _ in found])
         return len(found)
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from datetime import date, datetime
 from typing import Protocol
 
+from gateway.background.isolation import Isolation
+
 INTERVAL_S = 1.0
 SUBSCRIPTIONS_MAX = 500
 
@@ -24,16 +26,21 @@ class Subscriptions(Protocol):
 class Calendar:
     """The clock's side of subscriptions; `clock` answers the time in UTC."""
 
-    def __init__(self, subscriptions: Subscriptions, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        subscriptions: Subscriptions,
+        clock: Callable[[], datetime],
+        *,
+        isolation: Isolation | None = None,
+    ) -> None:
         self._subscriptions = subscriptions
         self._clock = clock
+        self._isolation = isolation or Isolation()
 
     async def turn(self) -> int:
-        """Carry out what is due; answers how many."""
+        """Carry out what is due; answers how many. One that fails keeps no other from it."""
         due = await self._subscriptions.subscriptions_due(self._clock().date(), SUBSCRIPTIONS_MAX)
-        for subscription_id in due:
-            await self._subscriptions.advance_subscription(subscription_id)
-        return len(due)
+        return await self._isolation.each("calendar", due, self._subscriptions.advance_subscription)
 
     async def run(self) -> None:
         """Look every second, until cancelled."""

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from datetime import date, datetime, timedelta
 from typing import Protocol
 
+from gateway.background.isolation import Isolation
+
 INTERVAL_S = 3_600.0
 ORGANIZATIONS_A_PAGE = 100
 # What a month's last minutes left in the outbox is stored by then, most of the time.
@@ -35,22 +37,34 @@ class MonthEnds:
         clock: Callable[[], datetime],
         *,
         organizations_a_page: int = ORGANIZATIONS_A_PAGE,
+        isolation: Isolation | None = None,
     ) -> None:
+        self._isolation = isolation or Isolation()
         self._checkpoints = checkpoints
         self._clock = clock
         self._organizations_a_page = organizations_a_page
         self._closed_before: date | None = None
 
     async def turn(self) -> int:
-        """Close what is over for everybody, unless it was; answers how many checkpoints were made."""
+        """Close what is over for everybody, unless it was; answers how many checkpoints were made.
+
+        Where a page fails its organizations are closed one by one; who is left is tried again in an hour.
+        """
         open_month = (self._clock() - STORED_BY).date().replace(day=1)
         if open_month == self._closed_before:
             return 0
-        after, made = 0, 0
+        after, made, left = 0, 0, 0
+
+        async def close(some: Sequence[int]) -> None:
+            nonlocal made
+            made += await self._checkpoints.close_months(some, open_month)
+
         while page := await self._checkpoints.after(after, self._organizations_a_page):
-            made += await self._checkpoints.close_months(page, open_month)
+            if not await self._isolation.tried("checkpoints", page, close):
+                alone = [[one] for one in page]
+                left += len(alone) - await self._isolation.each("checkpoints", alone, close)
             after = page[-1]
-        self._closed_before = open_month
+        self._closed_before = None if left else open_month
         return made
 
     async def run(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Protocol
 
+from gateway.background.isolation import Isolation
 from gateway.core.accounts.zones import Clock, clock_of
 from gateway.core.moments import ms_of
 
@@ -28,16 +29,22 @@ class Plans(Protocol):
 class ClockChanges:
     """The clock's side of time zones; `now` answers the time in UTC."""
 
-    def __init__(self, plans: Plans, now: Callable[[], datetime]) -> None:
-        self._plans = plans
+    def __init__(
+        self, plans: Plans, now: Callable[[], datetime], *, isolation: Isolation | None = None
+    ) -> None:
+        self._plans, self._isolation = plans, isolation or Isolation()
         self._now = now
 
     async def look(self) -> int:
         """Tell what changed; answers of how many tenants."""
         at_ms = ms_of(self._now())
         told = 0
-        for zone in await self._plans.zones():
+
+        async def tell(zone: str) -> None:
+            nonlocal told
             told += await self._plans.tell(zone, clock_of(zone, at_ms), TENANTS_MAX)
+
+        await self._isolation.each("clock changes", await self._plans.zones(), tell)
         return told
 
     async def run(self) -> None:

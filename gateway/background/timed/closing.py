@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from gateway.core.billing.due import NOT_AGREED, NOT_IN_LEDGER, NOT_STORED, Left
+from gateway.core.billing.due import COUNTERS, NOT_AGREED, NOT_IN_LEDGER, NOT_STORED, Left
 from gateway.core.integrity.reconciliation import Item, LedgerAccount, Owner, Reconciled
 from gateway.core.integrity.verified import AccountHead
 from gateway.errors import Conflict
@@ -88,15 +88,21 @@ class AccountClosing:
     async def _drain(self, owners: Sequence[Owner]) -> dict[int, Left]:
         """Wait until the movements of these owners' accounts up to now are stored."""
         account_heads = await self._counters.account_heads(owners)
+        others = Left(COUNTERS, "A newer version of Tollkeeper keeps its counters: only that can close it.")
+        strange = {
+            one.organization_id: others for one in owners if not account_heads.keys() >= set(one.accounts)
+        }
         seqs = {name: head.seq for name, head in account_heads.items() if head is not None}
         for _ in range(DRAIN_LOOKS_MAX):
             stored = await self._ledger.accounts(seqs, deep=False)
             seqs = {name: seqs[name] for name, account in stored.items() if account.head.seq < seqs[name]}
             if not seqs:
-                return {}
+                return strange
             await asyncio.sleep(LOOK_AGAIN_S)
         late = Left(NOT_STORED, "Not everything that happened is stored yet; try again in a moment.")
-        return {owner.organization_id: late for owner in owners if not seqs.keys().isdisjoint(owner.accounts)}
+        return strange | {
+            owner.organization_id: late for owner in owners if not seqs.keys().isdisjoint(owner.accounts)
+        }
 
 
 def _said(faults: Sequence[Item]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol
 
+from gateway.background.isolation import Isolation
 from gateway.core.billing.dunning import DunningSchedule
 from gateway.errors import Conflict
 
@@ -37,7 +38,9 @@ class Dunning:
         schedule: DunningSchedule = DunningSchedule(),  # noqa: B008  # frozen
         *,
         invoices_max: int = INVOICES_MAX,
+        isolation: Isolation | None = None,
     ) -> None:
+        self._isolation = isolation or Isolation()
         self._receivables = receivables
         self._schedule = schedule
         self._invoices_max = invoices_max
@@ -48,11 +51,14 @@ class Dunning:
         while now := await self._receivables.fall_overdue(self._invoices_max):
             fallen += now
         after = 0
+
+        async def advance(organization_id: int) -> None:
+            with suppress(Conflict):
+                await self._receivables.advance_dunning(organization_id, self._schedule)
+
         while page := await self._receivables.dunning_due(self._schedule, after, ORGANIZATIONS_A_PAGE):
-            for organization_id in page:
-                after = organization_id
-                with suppress(Conflict):
-                    await self._receivables.advance_dunning(organization_id, self._schedule)
+            await self._isolation.each("dunning", page, advance)
+            after = page[-1]
         return fallen
 
     async def run(self) -> None:

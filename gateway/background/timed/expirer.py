@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Protocol
 
+from gateway.background.isolation import Isolation
 from gateway.core.billing.allocation import ExpiredGrant
 from gateway.core.integrity.reconciliation import Owner
 from gateway.core.integrity.verified import AccountHead
@@ -51,29 +52,43 @@ class Counters(Protocol):
 class Expirer:
     """The clock's side of credits."""
 
-    def __init__(self, ledger: Ledger, counters: Counters, partition_of: Callable[[int], int]) -> None:
-        self._ledger = ledger
+    def __init__(
+        self,
+        ledger: Ledger,
+        counters: Counters,
+        partition_of: Callable[[int], int],
+        *,
+        isolation: Isolation | None = None,
+    ) -> None:
+        self._ledger, self._isolation = ledger, isolation or Isolation()
         self._counters = counters
         self._partition_of = partition_of
 
     async def allocate(self) -> None:
         """Allocate what was stored since."""
-        for organization_id in await self._ledger.behind(ORGANIZATIONS_MAX):
+
+        async def allocate(organization_id: int) -> None:
             while not await self._ledger.allocate(organization_id):
                 pass
+
+        await self._isolation.each("expirer", await self._ledger.behind(ORGANIZATIONS_MAX), allocate)
 
     async def expire(self) -> int:
         """Take the rest of what has expired, where it is known; answers how many additions."""
         now_ms = await self._counters.now_ms()
         taken = 0
-        for expired in await self._ledger.expired(now_ms, EXPIRED_MAX):
+
+        async def expire(expired: ExpiredGrant) -> None:
+            nonlocal taken
             organization_id = expired.organization_id
             try:
                 heads = await self._counters.account_heads([Owner(organization_id, ())])
             except CountersUnavailable:  # its server is away: others are not
-                continue
-            if (head := heads[f"credits:{organization_id}"]) is not None:
+                return
+            if (head := heads.get(f"credits:{organization_id}")) is not None:
                 taken += await self._ledger.expire(expired, self._partition_of(organization_id), head.seq)
+
+        await self._isolation.each("expirer", await self._ledger.expired(now_ms, EXPIRED_MAX), expire)
         return taken
 
     async def run(self) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
+from gateway.background.isolation import Isolation
 from gateway.core.billing.handover import DONE, Handover, Outcome
 
 INTERVAL_S = 1.0
@@ -42,8 +43,16 @@ class Collector(Protocol):
 class Handovers:
     """The clock's side of what is handed over."""
 
-    def __init__(self, queue: Queue, collector: Collector, log: Log, *, at_once: int = AT_ONCE) -> None:
-        self._queue = queue
+    def __init__(
+        self,
+        queue: Queue,
+        collector: Collector,
+        log: Log,
+        *,
+        at_once: int = AT_ONCE,
+        isolation: Isolation | None = None,
+    ) -> None:
+        self._queue, self._isolation = queue, isolation or Isolation()
         self._collector = collector
         self._log = log
         self._at_once = at_once
@@ -71,13 +80,16 @@ class Handovers:
         return due
 
     async def attempt(self, handover: Handover) -> None:
-        """Make one attempt, and keep what came of it."""
+        """Make one attempt, and keep what came of it; one of which nothing can be kept is due again later."""
         try:
-            outcome = await self._collector.hand_over(handover, lambda made: self._queue.note(handover, made))
-            await self._queue.ended(handover, outcome)
-            if outcome.state != DONE:
-                told = {"handover": handover.id, "kind": handover.kind, "state": outcome.state}
-                self._log("not handed over", **told, error=outcome.error, level="warning")
+            await self._isolation.tried("handovers", handover, self._attempt)
         finally:
             self._under_way -= 1
             self._ended.set()
+
+    async def _attempt(self, handover: Handover) -> None:
+        outcome = await self._collector.hand_over(handover, lambda made: self._queue.note(handover, made))
+        await self._queue.ended(handover, outcome)
+        if outcome.state != DONE:
+            told = {"handover": handover.id, "kind": handover.kind, "state": outcome.state}
+            self._log("not handed over", **told, error=outcome.error, level="warning")

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Protocol
 
 from gateway.core.billing.due import Due, Left, ScheduledResult, left_by
-from gateway.errors import StoreUnavailable, TollkeeperError
+from gateway.errors import CountersUnavailable, StoreUnavailable, TollkeeperError
 
 INTERVAL_S = 60.0
 ORGANIZATIONS_A_PAGE = 5_000
@@ -139,12 +139,18 @@ class Invoicing:
         return ScheduledResult(found.done, left)
 
     async def _close(self, organization_ids: Sequence[int]) -> Mapping[int, Left]:
+        """Close them together; where one of them fails all, each on its own."""
         try:
             return await self._closing.close_all(organization_ids)
         except StoreUnavailable:
             raise
         except TollkeeperError as refusal:
-            return dict.fromkeys(organization_ids, left_by(refusal))
+            if len(organization_ids) == 1 or type(refusal) is CountersUnavailable:
+                return dict.fromkeys(organization_ids, left_by(refusal))
+        found: dict[int, Left] = {}
+        for organization_id in organization_ids:
+            found |= await self._close([organization_id])
+        return found
 
     async def _tried(self, organization_ids: Sequence[int]) -> ScheduledResult:
         """Make them together; where one of them makes PostgreSQL refuse all, each on its own."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from gateway.background.isolation import Isolation
 from gateway.core.accounts.definitions import ControlWrite
 from gateway.errors import CountersUnavailable, OutOfRange
 
@@ -54,8 +55,14 @@ class Pusher:
     """The clock's side of the Admin API, for accounts of some partitions, or of all."""
 
     def __init__(
-        self, source: Source, target: Target, partitions: Callable[[], Sequence[int]] | None = None
+        self,
+        source: Source,
+        target: Target,
+        partitions: Callable[[], Sequence[int]] | None = None,
+        *,
+        isolation: Isolation | None = None,
     ) -> None:
+        self._isolation = isolation or Isolation()
         self._source, self._partitions = source, partitions
         self._target = target
 
@@ -76,11 +83,16 @@ class Pusher:
 
     async def push_all(self) -> int:
         """Push every account that waits; answers how many are left with writes."""
-        left = 0
+        pushed = 0
+
+        async def push(account: str) -> None:
+            nonlocal pushed
+            pushed += await self.push(account)
+
         partitions = self._partitions() if self._partitions is not None else None
-        for account in await self._source.accounts(ACCOUNTS_MAX, partitions):
-            left += not await self.push(account)
-        return left
+        accounts = await self._source.accounts(ACCOUNTS_MAX, partitions)
+        await self._isolation.each("pusher", accounts, push)
+        return len(accounts) - pushed
 
     async def run(self) -> None:
         """Push what the Admin API could not, until cancelled."""

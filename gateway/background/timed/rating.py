@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
+from gateway.background.isolation import Isolation
+
 INTERVAL_S = 5.0
 PRICES_A_TURN = 20
 
@@ -23,15 +25,13 @@ class Prices(Protocol):
 class Rating:
     """The clock's side of reratings."""
 
-    def __init__(self, prices: Prices) -> None:
-        self._prices = prices
+    def __init__(self, prices: Prices, *, isolation: Isolation | None = None) -> None:
+        self._prices, self._isolation = prices, isolation or Isolation()
 
     async def turn(self) -> int:
-        """Rate a piece of each price; answers how many had some."""
+        """Rate a piece of each price; answers with how many that went well."""
         left = await self._prices.prices_left(PRICES_A_TURN)
-        for price_id in left:
-            await self._prices.rate(price_id)
-        return len(left)
+        return await self._isolation.each("rating", left, self._prices.rate)
 
     async def run(self) -> None:
         """Look every few seconds, at once again where there was something, until cancelled."""

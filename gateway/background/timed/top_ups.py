@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol
 
+from gateway.background.isolation import Isolation
 from gateway.errors import Conflict, Unprocessable
 
 INTERVAL_S = 1.0
@@ -32,8 +33,10 @@ class Sales(Protocol):
 class TopUps:
     """The clock's side of credits that are sold."""
 
-    def __init__(self, sales: Sales, *, additions_a_page: int = ADDITIONS_A_PAGE) -> None:
-        self._sales = sales
+    def __init__(
+        self, sales: Sales, *, additions_a_page: int = ADDITIONS_A_PAGE, isolation: Isolation | None = None
+    ) -> None:
+        self._sales, self._isolation = sales, isolation or Isolation()
         self._additions_a_page = additions_a_page
 
     async def turn(self) -> int:
@@ -43,23 +46,27 @@ class TopUps:
         """
         await self._make_ordered()
         after, billed = 0, 0
-        while page := await self._sales.top_ups_due(after, self._additions_a_page):
-            for addition_id, organization_id in page:
-                after = addition_id
-                try:
-                    await self._sales.bill_top_up(addition_id, organization_id)
-                except (Conflict, Unprocessable):
-                    continue
+
+        async def bill(one: tuple[int, int]) -> None:
+            nonlocal billed
+            with suppress(Conflict, Unprocessable):
+                await self._sales.bill_top_up(*one)
                 billed += 1
+
+        while page := await self._sales.top_ups_due(after, self._additions_a_page):
+            await self._isolation.each("top-ups", page, bill)
+            after, _ = page[-1]
         return billed
 
     async def _make_ordered(self) -> None:
+        async def make(order_id: int) -> None:
+            with suppress(Conflict, Unprocessable):
+                await self._sales.make_ordered(order_id)
+
         after = 0
         while page := await self._sales.top_ups_ordered(after, self._additions_a_page):
-            for order_id in page:
-                after = order_id
-                with suppress(Conflict, Unprocessable):
-                    await self._sales.make_ordered(order_id)
+            await self._isolation.each("top-ups", page, make)
+            after = page[-1]
 
     async def run(self) -> None:
         """Look every second, until cancelled."""

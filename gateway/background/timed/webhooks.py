@@ -14,6 +14,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Protocol
 
+from gateway.background.isolation import Isolation
 from gateway.core.alerts.bodies import body_of
 from gateway.core.alerts.mail import Mail, is_mail, mail_of
 from gateway.core.alerts.webhook import Delivery, Outcome, headers_of
@@ -54,8 +55,15 @@ class WebhookDeliveries:
     """The clock's side of webhooks."""
 
     def __init__(
-        self, queue: Queue, sender: Sender, clock: Callable[[], datetime], *, mailer: Mailer | None = None
+        self,
+        queue: Queue,
+        sender: Sender,
+        clock: Callable[[], datetime],
+        *,
+        mailer: Mailer | None = None,
+        isolation: Isolation | None = None,
     ) -> None:
+        self._isolation = isolation or Isolation()
         self._queue = queue
         self._sender = sender
         self._clock = clock
@@ -88,14 +96,17 @@ class WebhookDeliveries:
         return due
 
     async def attempt(self, delivery: Delivery) -> None:
-        """Make one attempt, and keep what came of it."""
+        """Make one attempt, and keep what came of it; one of which nothing can be kept is due again later."""
         try:
-            outcome = await self._sent(delivery)
-            self._came_to[DELIVERED if outcome.delivered else FAILED] += 1
-            await self._queue.done(delivery, outcome)
+            await self._isolation.tried("webhooks", delivery, self._attempt)
         finally:
             self._under_way[delivery.webhook_id] -= 1
             self._ended.set()
+
+    async def _attempt(self, delivery: Delivery) -> None:
+        outcome = await self._sent(delivery)
+        self._came_to[DELIVERED if outcome.delivered else FAILED] += 1
+        await self._queue.done(delivery, outcome)
 
     def figures(self) -> list[list[object]]:
         """What came of the attempts so far, for metrics."""

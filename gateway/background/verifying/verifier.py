@@ -14,22 +14,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from functools import partial
 
+from gateway.background.isolation import Isolation
 from gateway.background.verifying.admission_gate import AdmissionGate
 from gateway.background.verifying.budgets import BudgetRebuild
-from gateway.background.verifying.budgets import Source as BudgetSource
-from gateway.background.verifying.budgets import Target as BudgetTarget
+from gateway.background.verifying.ports import Source, Target
 from gateway.background.verifying.rewinds import Rewinds
-from gateway.core.accounts.definitions import (
-    AccountDefinition,
-    CatalogueDefinition,
-    KeyDefinition,
-    OrganizationAccount,
-    PricesDefinition,
-    TenantAccount,
-)
-from gateway.core.integrity.recovery import Markers, Report
+from gateway.core.integrity.recovery import Markers
 from gateway.core.integrity.strays import Strays
 from gateway.core.integrity.verified import Truth, Verified
 from gateway.core.model import PARTITIONS
@@ -38,85 +30,8 @@ from gateway.errors import CountersUnavailable
 INTERVAL_S = 0.2
 TOGETHER_MAX = 16
 WATCH_S = 1.0
-
-
-class Source(BudgetSource, Protocol):
-    """PostgreSQL."""
-
-    async def truth(self, partitions: Sequence[int]) -> Truth:
-        """What is known of these partitions."""
-
-    async def settled(self, held: Mapping[str, int]) -> list[str]:
-        """Which of these requests have a row, or may have had one, by the deadlines of their holds in ms."""
-
-    async def push_again(self, ids: Sequence[str]) -> None:
-        """Have these applied control writes wait again."""
-
-    async def note(self, run_id: bytes, epochs: Mapping[int, int]) -> None:
-        """Keep what partitions are verified as: no later epoch is ever one of these.
-
-        Flushes that are under way have ended then: the truth that is read next is not older.
-        """
-
-    async def noted(self) -> Mapping[int, tuple[bytes, int]]:
-        """The last run id and epoch of each partition; absent: never verified."""
-
-
-class Target(BudgetTarget, Protocol):
-    """The counters."""
-
-    @property
-    def run_id(self) -> bytes:
-        """The server's run id on this connection; empty while there is none."""
-
-    async def markers(self) -> Markers:
-        """The partitions as their markers stand."""
-
-    async def reports(self) -> Mapping[str, Report]:
-        """What workers reported last, by worker number."""
-
-    async def behind(
-        self, partition: int, organizations: Sequence[OrganizationAccount], tenants: Sequence[TenantAccount]
-    ) -> tuple[list[OrganizationAccount], list[TenantAccount]]:
-        """Accounts whose state is missing or whose seq lags."""
-
-    async def restore(
-        self,
-        partition: int,
-        marker: bytes,
-        organizations: Sequence[OrganizationAccount],
-        tenants: Sequence[TenantAccount],
-    ) -> bool:
-        """Write these accounts as PostgreSQL has them, holds apart; False where the marker moved on."""
-
-    async def held(self, partition: int) -> Mapping[str, int]:
-        """The deadlines of all holds of a partition by request id, in ms of the counters' clock."""
-
-    async def let_go(self, partition: int, before: bytes, epoch: int, ids: Sequence[str]) -> bytes | None:
-        """End these holds without a charge; answers the marker that is there now, None where it moved on."""
-
-    async def forgotten(self, partition: int, ids: Sequence[str]) -> list[str]:
-        """Control writes among these that the counters do not remember."""
-
-    async def mark(
-        self, run_id: bytes, partition: int, before: bytes, epoch: int, catalogue: int | None
-    ) -> bool:
-        """Vouch for a partition, without a catalogue admitting nobody; False where the marker moved on."""
-
-    async def define_account(self, definition: AccountDefinition, version: int) -> bool:
-        """Bring one definition into the counters, but for whom a credential stands for."""
-
-    async def identity(self, definition: KeyDefinition) -> None:
-        """Write whom a credential stands for."""
-
-    async def publish(self, everybodys: CatalogueDefinition | PricesDefinition, version: int) -> None:
-        """Write the catalogue, or the prices."""
-
-    async def all_verified(self, run_id: bytes) -> None:
-        """Say that whatever is not here does not exist."""
-
-    async def said_verified(self, run_id: bytes, unverified: Sequence[object]) -> bool:
-        """Whether a keeper has said so under this run id; where any is unverified, it is said no more."""
+# How soon it is tried again where a partition was left: all that is known is read for that.
+LEFT_S = 5.0
 
 
 class Verifier:
@@ -124,7 +39,8 @@ class Verifier:
 
     `partitions` are those that the counters' server has. Without an `admission_gate` whoever is verified is
     served at once; with one, not before the workers have sent again what may be forgotten. A partition that
-    was never verified has nothing to forget.
+    was never verified has nothing to forget. One that cannot be verified keeps no other from it, nor does one
+    that another version looks after.
     """
 
     def __init__(
@@ -136,7 +52,9 @@ class Verifier:
         admission_gate: AdmissionGate | None = None,
         rewinds: Rewinds | None = None,
         partitions: Callable[[], Sequence[int]] = lambda: range(PARTITIONS),
+        isolation: Isolation | None = None,
     ) -> None:
+        self._isolation, self._left = isolation or Isolation(), 0
         self._source = source
         self._target = target
         self._observe = observe
@@ -159,8 +77,13 @@ class Verifier:
         run_id = markers.run_id  # whoever names another one meanwhile has all of this done again
         if not run_id:
             raise CountersUnavailable
+        self._left = len(markers.others)
+        if markers.others and not (markers.verified or markers.unverified):
+            self._vouched = b""
+            return []
         said = await self._target.said_verified(run_id, markers.unverified)
-        if said and not markers.unverified and not markers.closed and self._vouched == run_id:
+        settled = self._vouched == run_id or bool(markers.others)
+        if said and not markers.unverified and not markers.closed and settled:
             if self._admission_gate:
                 await self._admission_gate.watch(reports)
             await self._catch_up(markers)
@@ -172,32 +95,28 @@ class Verifier:
         # Nobody said so yet: a keeper may have died between a marker and the keys written after it.
         wanted = [*epochs, *markers.closed] if said else self._partitions()
         truth = await self._source.truth(wanted)
-        await self._target.publish(truth.prices, truth.version)
-        await self._target.publish(truth.catalogue, truth.version)
+        if not markers.others:  # else a newer version says them, and more
+            await self._publish(truth)
         strays = await self._rewinds.strays(list(epochs)) if self._rewinds else {}
         done = []
         for start in range(0, len(markers.unverified), TOGETHER_MAX):
+            together = markers.unverified[start : start + TOGETHER_MAX]
             verifying = [
                 self._partition(
                     truth, one, marker, epochs[one], strays.get(one),
                     run_id=run_id, closes=bool(self._admission_gate and known.get(one, 0)),
                 )
-                for one, marker, _ in markers.unverified[start : start + TOGETHER_MAX]
+                for one, marker, _ in together
             ]  # fmt: skip
-            for verified in await asyncio.gather(*verifying, return_exceptions=True):
-                if isinstance(verified, BaseException):
-                    raise verified
-                if verified is not None:
-                    done.append(verified)
-        for definition in truth.definitions:
-            await self._target.define_account(definition, truth.version)
-        for key in truth.identities:
-            await self._target.identity(key)
+            found = await asyncio.gather(*verifying, return_exceptions=True)
+            done += self._verified([one for one, _, _ in together], found)
+        await self._define(truth)
         if self._admission_gate:
             strangers = self._may_be_strange(markers, known)
             await self._admission_gate.open(run_id, reports, truth.version, strangers=strangers)
         await self._notice_rewind()  # what was exchanged meanwhile is verified again
-        if len(done) == len(markers.unverified) and self._target.run_id == run_id:
+        whole = len(done) == len(markers.unverified) and not markers.others
+        if whole and self._target.run_id == run_id:
             await self._target.all_verified(run_id)
             self._vouched = run_id
         return done
@@ -210,7 +129,33 @@ class Verifier:
                     self._observe(done)
             except CountersUnavailable:
                 self._vouched = b""
-            await asyncio.sleep(WATCH_S if self.ready else INTERVAL_S)
+            await asyncio.sleep(LEFT_S if self._left else WATCH_S if self.ready else INTERVAL_S)
+
+    async def _publish(self, truth: Truth) -> None:
+        await self._target.publish(truth.prices, truth.version)
+        await self._target.publish(truth.catalogue, truth.version)
+
+    async def _define(self, truth: Truth) -> None:
+        """Write definitions and identities again; a definition that is refused keeps no other from it."""
+        define = partial(self._target.define_account, version=truth.version)
+        await self._isolation.each("verifier", truth.definitions, define)
+        for key in truth.identities:
+            await self._target.identity(key)
+
+    def _verified(
+        self, partitions: Sequence[int], found: Sequence[Verified | BaseException | None]
+    ) -> list[Verified]:
+        """Those that were; one that failed by itself is left, and said."""
+        done = []
+        for partition, one in zip(partitions, found, strict=True):
+            if isinstance(one, Verified):
+                done.append(one)
+            elif isinstance(one, Exception) and not self._isolation.is_everybodys(one):
+                self._left += 1
+                self._isolation.item_failed("verifier", partition, one)
+            elif one is not None:
+                raise one
+        return done
 
     async def _notice_rewind(self) -> None:
         """Whether the data is what it was, by the fence and by what PostgreSQL has stored of it."""

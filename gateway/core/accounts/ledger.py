@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from gateway.core.accounts.facts import CallFacts, read_facts, told_of
 from gateway.core.billing.tiers import TIER_BYTES, are_money
 from gateway.core.layout import Layout
+from gateway.core.model import INTEGER_MAX
 
 # Layout 1 had one byte for the lengths of user and attribution, 1 and 2 nothing of budgets; an outbox may
 # still hold such entries.
@@ -73,6 +74,8 @@ _SHARED = ENTRY.index("spent") + 1 - 4
 # Of one process; a kilobyte each with four windows, 60 with all 256 there can be. It is for accounts of many
 # calls: those of a hundred thousand callers are never there, which costs their entries 3 µs of 8 to read.
 WINDOWS_KNOWN_MAX = 1_024
+# How every layout begins, whichever version wrote it: up to whose it is.
+_OWNER, _OWNER_AT = ENTRY.part("organization_id", "organization_id"), ENTRY.offset("organization_id")
 LENGTH_1 = struct.Struct("<B")
 LENGTH_2 = struct.Struct("<H")
 
@@ -136,7 +139,7 @@ class Event:
 
 
 def sign_of(event: Event) -> int:
-    """Which way an entry moves windows of budgets: what set one back says what it took from it."""
+    """Which way an entry moves windows of budgets: a reset says what it took."""
     return -1 if event.kind == EventKind.BUDGET else 1
 
 
@@ -160,6 +163,14 @@ class EventNote(IntEnum):
 
 class MalformedEvent(ValueError):
     """The outbox entry does not follow the layout."""
+
+
+def is_newer(packed: bytes) -> bool:
+    """Whether a newer version has written this. What does not even begin as all entries do is nobody's."""
+    if len(packed) < _OWNER_AT + _OWNER.size or packed[0] <= VERSION:
+        return False
+    (owner,) = _OWNER.unpack_from(packed, _OWNER_AT)
+    return bool(0 < owner <= INTEGER_MAX and owner == int(owner))
 
 
 def decode(packed: bytes) -> Event:

@@ -6,7 +6,7 @@ Pure. A worker is known by its number, which its successor takes over together w
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # A worker reports at least every other second.
 SILENT_S_MAX = 15.0
@@ -26,13 +26,15 @@ class Report:
 @dataclass(frozen=True, slots=True)
 class Markers:
     """The partitions as their markers stand: (partition, marker, epoch) of those not verified under this
-    run id, and the epochs of those that are; the `closed` ones of these admit nobody yet.
+    run id, and the epochs of those that are; the `closed` ones of these admit nobody yet. `others` are
+    another version's, whose keepers look after them.
     """
 
     run_id: bytes
     unverified: list[tuple[int, bytes, int]]
     verified: dict[int, int]
     closed: dict[int, int]
+    others: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)

@@ -32,8 +32,9 @@ class BudgetAccounts(Control):
     """Looks at accounts of budgets and what waits for them, and writes them."""
 
     async def live_budgets(self, partition: int, names: Sequence[str]) -> Live:
-        """Accounts as they are stored, by name and budget; what is not there is left out."""
-        return _live(names, await self.states([keys.budget_account(partition, name) for name in names]))
+        """Accounts as they are stored, by name and budget, without those of another version."""
+        keys_of = [keys.budget_account(partition, name) for name in names]
+        return self._live(partition, names, await self.states(keys_of))
 
     async def somebodys_budgets(self, partition: int, name: str) -> list[str]:
         """The accounts for each that are like one."""
@@ -77,7 +78,9 @@ class BudgetAccounts(Control):
         entries, again = entries_in(first), entries_in(last)
         states_ = [one if isinstance(one, bytes) else None for one in raw] if isinstance(raw, list) else []
         whole = len(entries) < READ_ENTRIES and [one for one, _ in entries] == [one for one, _ in again]
-        return (_live(names, states_), [packed for _, packed in entries]) if whole else None
+        live = self._live(partition, names, states_)
+        whole = whole and not any(self._is_others(partition, name) for name in names)
+        return (live, [packed for _, packed in entries]) if whole else None
 
     async def restore_budgets(
         self, partition: int, marker: bytes, accounts: Iterable[BudgetAccountUse], now_ms: int
@@ -87,6 +90,8 @@ class BudgetAccounts(Control):
         """
         held, calls = await self._held_of_budgets(partition)
         for account in accounts:
+            if self._is_others(partition, account.name):
+                continue
             defined = DEFINED_WINDOW.struct.iter_unpack(account.defined)
             windows = [
                 replace(WindowState(*map(int, fields)), used=used, held=_held(held, account.name, fields))
@@ -104,18 +109,34 @@ class BudgetAccounts(Control):
                 )
         return True
 
+    def _live(self, partition: int, names: Sequence[str], raw: Sequence[bytes | None]) -> Live:
+        found = {}
+        for name, packed in zip(names, raw, strict=True):
+            with self.left_alone.reading("account", keys.budget_account(partition, name)):
+                if packed:
+                    found[name] = live_windows(packed)
+        return found
+
+    def _is_others(self, partition: int, name: str) -> bool:
+        """Whether another version has stored an account."""
+        return self.left_alone.has("account", keys.budget_account(partition, name))
+
     async def _held_of_budgets(self, partition: int) -> tuple[Held, Counter[str]]:
         answer = await self.ask(b"ZRANGE", keys.deadlines(partition).encode(), b"0", b"-1")
         ids = [one.decode() for one in answer if isinstance(one, bytes)] if isinstance(answer, list) else []
         found: dict[tuple[str, int], list[int]] = {}
         calls = Counter[str]()
-        for packed in await self.states([keys.hold(partition, one) for one in ids]):
-            if packed is None:
-                continue
-            hold, _, _ = states.unpack_hold(packed)
-            if hold.flags & states.HOLD_RECLAIMED:
-                continue
-            for name, budgets in states.held_budgets(packed):
+        stored = await self.states([keys.hold(partition, one) for one in ids])
+        for request_id, packed in zip(ids, stored, strict=True):
+            taken: list[tuple[str, tuple[int, ...]]] = []
+            with self.left_alone.reading("hold", f"{partition} {request_id}"):
+                if packed is None:
+                    continue
+                hold, _, _ = states.unpack_hold(packed)
+                if hold.flags & states.HOLD_RECLAIMED:
+                    continue
+                taken = states.held_budgets(packed)
+            for name, budgets in taken:
                 calls[name] += 1
                 for budget in budgets:
                     sums = found.setdefault((name, budget), [0, 0, 0])
@@ -127,10 +148,6 @@ class BudgetAccounts(Control):
 def entries_in(answer: Reply) -> list[tuple[bytes, bytes]]:
     """What XRANGE answers."""
     return list(map(entry_of, answer)) if isinstance(answer, list) else []
-
-
-def _live(names: Sequence[str], raw: Sequence[bytes | None]) -> Live:
-    return {name: live_windows(packed) for name, packed in zip(names, raw, strict=True) if packed}
 
 
 def _held(held: Held, name: str, fields: Sequence[float]) -> int:

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar, cast
 
 from gateway.core.accounts.losses import Movement
+from gateway.core.layout import LAYOUT
 from gateway.core.wait import Wait, in_task
+from gateway.counters.keeper.left_alone import LeftAlone
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
@@ -26,6 +28,8 @@ BATCH_MAX = 256
 KEY_AT = {b"XINFO": 2}
 MOVED_MAX = 40_000
 # Codes of the scripts' answers.
+NEWER_SAID = "this version knows up to"  # as lua/lib/state.lua says it
+NEWER = bytes([LAYOUT + 1])
 APPLIED, APPLIED_BEFORE, UNVERIFIED, UNKNOWN_ACCOUNT, OUT_OF_RANGE = 1, 2, 0, -2, -3
 
 S = TypeVar("S", bound=states.State)
@@ -40,7 +44,8 @@ class Client:
 
     Keys that are of no partition are asked for over `everybodys`.
 
-    `batch_max` states are asked for at once.
+    `batch_max` states are asked for at once. What another version has stored is `left_alone`, and is not in
+    what is answered.
     """
 
     def __init__(
@@ -49,8 +54,10 @@ class Client:
         *,
         everybodys: Wires | None = None,
         moved: deque[Movement] | None = None,
+        left_alone: LeftAlone | None = None,
         batch_max: int = BATCH_MAX,
     ) -> None:
+        self.left_alone = LeftAlone() if left_alone is None else left_alone
         self.moved: deque[Movement] = deque(maxlen=MOVED_MAX) if moved is None else moved
         self._wires, self._everybodys = wires, wires if everybodys is None else everybodys
         self._batch_max = batch_max
@@ -126,8 +133,8 @@ class Client:
         """Accounts of (partition, id) pairs as they are stored, by id; None of one that is not there."""
         found: dict[int, S | None] = {}
         for partition, ids in _by_partition(pairs).items():
-            raw = await self.states([_KINDS[kind][1](partition, one) for one in ids])
-            found.update(zip(ids, _unpacked(kind, raw), strict=True))
+            names = [_KINDS[kind][1](partition, one) for one in ids]
+            found |= self._unpacked(kind, ids, names, await self.states(names))
         return found
 
     async def peek(self, kind: type[S], pairs: Iterable[tuple[int, int]]) -> dict[int, S | None]:
@@ -137,13 +144,34 @@ class Client:
         for partition, ids in _by_partition(pairs).items():
             for start in range(0, len(ids), self._batch_max):
                 batch = ids[start : start + self._batch_max]
-                names = [keys.marker(partition)] + [key(partition, one) for one in batch]
-                call = tuple(names), (self.run_id_of(partition), b"%d" % number)
-                answer = await in_task(self.send_script("peek", call))
-                assert isinstance(answer, list)
-                if answer and not isinstance(answer[0], bytes | None):
-                    raise CountersUnavailable
-                found.update(zip(batch, _unpacked(kind, cast("list[bytes | None]", answer)), strict=True))
+                names = [key(partition, one) for one in batch]
+                found |= self._unpacked(kind, batch, names, await self._peek(partition, number, names))
+        return found
+
+    async def _peek(self, partition: int, number: int, names: Sequence[str]) -> list[bytes | None]:
+        """Raw states of one partition as they stand; where one is another version's, each by itself."""
+        call = (keys.marker(partition), *names), (self.run_id_of(partition), b"%d" % number)
+        try:
+            answer = await in_task(self.send_script("peek", call))
+        except CountersRefused as error:
+            if not says_newer(error):
+                raise
+            if len(names) == 1:
+                return [NEWER]
+            return [one for name in names for one in await self._peek(partition, number, [name])]
+        assert isinstance(answer, list)
+        if answer and not isinstance(answer[0], bytes | None):
+            raise CountersUnavailable
+        return cast("list[bytes | None]", answer)
+
+    def _unpacked(
+        self, kind: type[S], ids: Sequence[int], names: Sequence[str], raw: Iterable[bytes | None]
+    ) -> dict[int, S | None]:
+        """States by id, but for those that another version has stored."""
+        found: dict[int, S | None] = {}
+        for id_, name, one in zip(ids, names, raw, strict=True):
+            with self.left_alone.reading("account", name):
+                found[id_] = states.unpack(kind, one) if one else None
         return found
 
     async def now_ms(self) -> int:
@@ -207,5 +235,6 @@ def _by_partition(pairs: Iterable[tuple[int, int]]) -> Mapping[int, list[int]]:
     return found
 
 
-def _unpacked(kind: type[S], raw: Iterable[bytes | None]) -> list[S | None]:
-    return [states.unpack(kind, one) if one else None for one in raw]
+def says_newer(error: CountersRefused) -> bool:
+    """Whether a script met what a newer version has stored."""
+    return NEWER_SAID in error.message

@@ -38,7 +38,7 @@ from gateway.counters.layouts import packing
 from gateway.counters.layouts.frame import NO_ID
 from gateway.counters.redis import keys
 from gateway.counters.settlement_log.acknowledged import acknowledged
-from gateway.errors import CountersUnavailable, OutOfRange
+from gateway.errors import CountersRefused, CountersUnavailable, OutOfRange
 
 # Accounts whose use begins again in one step.
 RESET_ACCOUNTS = 250
@@ -50,8 +50,10 @@ class Control(Client):
     async def apply(self, write: ControlWrite) -> bool:
         """Bring one control write into the counters; False where its account is not known yet.
 
-        OutOfRange where the account would pass what is counted exactly.
+        OutOfRange where the account would pass what is counted exactly. CountersRefused where a newer version
+        looks after it: what that writes says more than is known here.
         """
+        await self._refuse_newer(write.organization_id)
         if write.verb == "define":
             for definition in write.definitions:
                 if not await self.define(definition, write.position):
@@ -74,6 +76,17 @@ class Control(Client):
         if code == OUT_OF_RANGE:
             raise OutOfRange
         return code in {APPLIED, APPLIED_BEFORE}
+
+    async def _refuse_newer(self, organization_id: int) -> None:
+        """Look at the marker of an organization's partition, or of one of each server."""
+        anchors = [one.part.anchor for one in self._wires.wires if one.part.anchor >= 0]
+        for partition in [keys.partition_of(organization_id)] if organization_id else anchors:
+            try:
+                packing.read_marker(await self.marker(partition))
+            except CountersRefused:
+                raise
+            except CountersUnavailable:  # others of its servers are there
+                continue
 
     async def reset_budget(self, write: ControlWrite) -> bool:
         """Have the use of a budget's window begin again in all its accounts, some at a time.
@@ -138,6 +151,7 @@ class Control(Client):
     async def define_account(self, definition: AccountDefinition, version: int) -> bool:
         """The same of what stands in its organization's partition: all but whom a credential stands for."""
         if isinstance(definition, OrganizationDefinition):  # before anything of it can be served
+            await self._refuse_newer(definition.organization_id)
             name = keys.organization_terms(definition.organization_id)
             await self._newest(name, encode_terms(version, definition.terms), version)
         create = not getattr(definition, "has_ledger", False)

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
-from gateway.core.accounts.ledger import MalformedEvent, Place, decode, places_before
+from gateway.core.accounts.ledger import VERSION, MalformedEvent, Place, decode, is_newer, places_before
 from gateway.core.accounts.outbox import Owner, stream_place
-from gateway.core.wait import Wait, in_task
+from gateway.core.wait import Wait
 from gateway.counters.keeper.client import Client, each, entries_behind, entry_of, fields_of
 from gateway.counters.keeper.parked import Parked
 from gateway.counters.layouts import packing
@@ -28,8 +28,9 @@ _Stream = tuple[int, str]
 class Outbox:
     """Streams of all partitions, read and acknowledged on one connection.
 
-    `broken` says of partitions whose stream cannot be read why: they wait, the others go on. `check_history`
-    makes sure that what was read until then is of the history the wire speaks to.
+    `broken` says of partitions whose stream cannot be read why: they wait, the others go on. So do those of a
+    newer version, and those where an entry of one comes next: it is left where it is. `check_history` makes
+    sure that what was read until then is of the history the wire speaks to.
     """
 
     def __init__(
@@ -76,9 +77,10 @@ class Outbox:
         partitions = {partition for partition, _ in after}
         markers = {one: self._client.send(b"GET", keys.marker(one).encode()) for one in partitions}
         waits = [self._client.send(*entries_behind(name, one, count)) for (_, name), one in after.items()]
-        present = {one for one, wait in markers.items() if self._is_of_this_history(await in_task(wait))}
+        marked = dict(zip(markers, await each(markers.values()), strict=True))
+        present = {one for one, marker in marked.items() if self._is_ours(one, marker)}
         found = {
-            stream: answer if isinstance(answer, CountersRefused) else _entries(answer)
+            stream: answer if isinstance(answer, CountersRefused) else self._known(*stream, _entries(answer))
             for stream, answer in zip(after, await each(waits), strict=True)
             if stream[0] in present
         }
@@ -87,8 +89,32 @@ class Outbox:
             self._begin_read()
         return found
 
-    def _is_of_this_history(self, marker: Reply) -> bool:
-        return not isinstance(marker, bytes) or packing.read_marker(marker)[0] == self.read_under
+    def _is_ours(self, partition: int, marker: Reply | CountersRefused) -> bool:
+        """Whether a partition is of this history, and no newer version's."""
+        if not isinstance(marker, bytes):
+            return True
+        try:
+            return packing.read_marker(marker)[0] == self.read_under
+        except CountersRefused as error:
+            self._client.left_alone.note("partition", str(partition), error.message)
+            return False
+
+    def _known(
+        self, partition: int, stream: str, entries: list[tuple[bytes, bytes]]
+    ) -> list[tuple[bytes, bytes]] | CountersRefused:
+        """Entries up to the first that a newer version has written: what comes behind it may follow it.
+
+        What is set aside is read whole or not at all.
+        """
+        left, of = self._client.left_alone, f"{partition} "
+        at = next((at for at, (_, packed) in enumerate(entries) if is_newer(packed)), None)
+        if at is None:
+            left.keep("entry", (), of)
+            return entries
+        entry_id, packed = entries[at]
+        why = f"entry of layout {packed[0]}: this version knows up to {VERSION}"
+        left.note("entry", of + entry_id.decode(), why)
+        return entries[:at] if stream == keys.outbox(partition) else CountersRefused(why)
 
     def _tell(self, partition: int, read: list[tuple[bytes, bytes]] | CountersRefused) -> None:
         """Say whose stream is broken, as where its key is of another type, and whose is whole again."""
@@ -185,6 +211,8 @@ class Outbox:
         for _ in range(self._look_entries_max // page):
             entries = _entries(await self._client.ask(*entries_behind(stream, after, page)))
             for _, packed in entries:
+                if is_newer(packed):  # whose account it moves, and how, is not known
+                    return None
                 with suppress(MalformedEvent):
                     for place in places_before(decode(packed)):
                         found.setdefault(place.account, place)

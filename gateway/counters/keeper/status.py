@@ -21,12 +21,12 @@ class AccountHeads(Client):
     async def peek_tenants(self, tenants: Sequence[tuple[int, int]]) -> Mapping[int, LiveQuota | None]:
         """Read the quotas of (partition, tenant id) pairs as they stand; None for one that is not loaded."""
         found = await self.peek(states.TenantState, tenants)
-        return {id_: _quota(state) if state else None for id_, state in found.items()}
+        return {id_: _quota(state) if (state := found.get(id_)) else None for _, id_ in tenants}
 
     async def peek_balances(self, organizations: Sequence[tuple[int, int]]) -> Mapping[int, int | None]:
         """Read the credits of (partition, organization id) pairs; None for one that is not loaded."""
         found = await self.peek(states.OrganizationState, organizations)
-        return {id_: state.balance if state else None for id_, state in found.items()}
+        return {id_: state.balance if (state := found.get(id_)) else None for _, id_ in organizations}
 
     async def peek_budgets(
         self, accounts: Sequence[tuple[int, str]]
@@ -43,14 +43,16 @@ class AccountHeads(Client):
         for partition, names in named.items():
             raw = await self.states([keys.budget_account(partition, name) for name in names])
             for name, packed in zip(names, raw, strict=True):
-                found[name] = None if packed is None else live_windows(packed)
+                found[name] = None
+                with self.left_alone.reading("account", keys.budget_account(partition, name)):
+                    found[name] = None if packed is None else live_windows(packed)
         return found
 
     async def account_heads(self, owners: Sequence[Owner]) -> dict[str, AccountHead | None]:
         """Read where accounts stand as they are stored, no due reset included, by account name.
 
-        None where the counters have no such account. CountersUnavailable where a partition is not
-        verified: what is not there may only not be there yet.
+        None where the counters have no such account; nothing of one that another version has stored.
+        CountersUnavailable where a partition is not verified: what is not there may only not be there yet.
         """
         organizations = [(keys.partition_of(one.organization_id), one.organization_id) for one in owners]
         tenants = [

@@ -20,6 +20,7 @@ from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
 from gateway.counters.settlement_log.settlement_record import release_of
+from gateway.errors import CountersRefused
 
 # A service, and whether its units are money: those are counted apart.
 Counted = tuple[int, bool]
@@ -34,7 +35,13 @@ class KeeperCounters(BudgetAccounts, AccountHeads):
         found = Markers(self.run_id, [], {}, {})
         for partition, raw in markers.items():
             marker = raw if isinstance(raw, bytes) else b""
-            run_id, epoch, catalogue = packing.read_marker(raw)
+            try:
+                run_id, epoch, catalogue = packing.read_marker(raw)
+            except CountersRefused as error:
+                self.left_alone.note("partition", str(partition), error.message)
+                found.others.append(partition)
+                continue
+            self.left_alone.forget("partition", [str(partition)])
             if run_id != found.run_id:
                 found.unverified.append((partition, marker, epoch))
                 continue
@@ -48,10 +55,7 @@ class KeeperCounters(BudgetAccounts, AccountHeads):
     async def reports(self) -> dict[str, Report]:
         """What workers reported last, by worker number."""
         fields = fields_of(await self.ask(b"HGETALL", keys.workers(self.wire.part.anchor).encode()))
-        read = (
-            (worker_slot.decode(), worker_reports.unpack(cast("bytes", raw)))
-            for worker_slot, raw in fields.items()
-        )
+        read = ((slot.decode(), worker_reports.unpack(cast("bytes", raw))) for slot, raw in fields.items())
         return {worker_slot: report for worker_slot, report in read if report is not None}
 
     async def dismiss(self, worker_slots: Collection[str]) -> None:
@@ -75,17 +79,21 @@ class KeeperCounters(BudgetAccounts, AccountHeads):
     async def behind(
         self, partition: int, organizations: Sequence[OrganizationAccount], tenants: Sequence[TenantAccount]
     ) -> tuple[list[OrganizationAccount], list[TenantAccount]]:
-        """Accounts whose state is missing or whose seq lags."""
+        """Accounts whose state is missing or whose seq lags; none that another version has stored."""
         ids = [(partition, one.definition.organization_id) for one in organizations]
         stored = await self.stored(states.OrganizationState, ids)
         known = await self.stored(
             states.TenantState, [(partition, one.definition.tenant_id) for one in tenants]
         )
         late_organizations = [
-            one for one in organizations if _organization_behind(one, stored[one.definition.organization_id])
+            one
+            for one in organizations
+            if (id_ := one.definition.organization_id) in stored and _organization_behind(one, stored[id_])
         ]
         return late_organizations, [
-            one for one in tenants if _tenant_behind(one, known[one.definition.tenant_id])
+            one
+            for one in tenants
+            if (id_ := one.definition.tenant_id) in known and _tenant_behind(one, known[id_])
         ]
 
     async def restore(
@@ -143,16 +151,22 @@ class KeeperCounters(BudgetAccounts, AccountHeads):
         stored = await self.states([keys.hold(partition, one) for one in ids])
         for request_id, packed in zip(ids, stored, strict=True):
             if packed:
-                release = release_of(request_id, packed)
-                await self.run("settle", packing.settle(run_id, 0, release, packing.MODE_RELEASE))
+                with self.left_alone.reading("hold", f"{partition} {request_id}"):
+                    release = release_of(request_id, packed)
+                    await self.run("settle", packing.settle(run_id, 0, release, packing.MODE_RELEASE))
         return marker
 
     async def _holds(
         self, partition: int, ids: Sequence[str]
     ) -> dict[str, tuple[states.HoldState, str, bytes]]:
-        """Holds by request id: what is held, the caller's own user, the tiers."""
+        """Holds by request id: what is held, the caller's own user, the tiers; none that cannot be read."""
         raw = await self.states([keys.hold(partition, one) for one in ids])
-        return {one: states.unpack_hold(packed) for one, packed in zip(ids, raw, strict=True) if packed}
+        found = {}
+        for one, packed in zip(ids, raw, strict=True):
+            if packed:
+                with self.left_alone.reading("hold", f"{partition} {one}"):
+                    found[one] = states.unpack_hold(packed)
+        return found
 
     async def forgotten(self, partition: int, ids: Sequence[str]) -> list[str]:
         """Control writes among these that the counters do not remember."""

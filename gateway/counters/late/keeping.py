@@ -11,7 +11,7 @@ from gateway.core.accounts.holds import Charged, Ending, ExpiredHold, LateSettle
 from gateway.core.billing.tiers import are_money
 from gateway.core.model import Caller
 from gateway.core.wait import Wait, in_task
-from gateway.counters.keeper.client import APPLIED, UNVERIFIED, Client
+from gateway.counters.keeper.client import APPLIED, UNVERIFIED, Client, says_newer
 from gateway.counters.late.budget_windows import windows
 from gateway.counters.late.late_lane import LateLane
 from gateway.counters.layouts import packing, states
@@ -28,6 +28,8 @@ CORRECTED = "settled after its hold was reclaimed"
 # where its plan weighs them.
 RECLAIMED = b'{"estimated":true,"reclaimed":true,"units":%d}'
 RECLAIMED_WEIGHED = b'{"estimated":true,"reclaimed":true,"units":%d,"tokens":%d}'
+# Holds of a partition that are looked through for those that can be read.
+LOOK_MAX = 100_000
 
 
 class Keeping:
@@ -39,17 +41,38 @@ class Keeping:
         self._looked_under = b""
 
     async def expired(self, count: int) -> Sequence[ExpiredHold]:
-        """Up to `count` holds past their deadline by Redis' own clock, over all partitions."""
+        """Up to `count` holds past their deadline by Redis' own clock of each partition.
+
+        One that cannot be read is left where it is, and the others behind it are found all the same.
+        """
         now_ms = await self._client.now_ms()
+        due = await self._client.ask_all(b"ZRANGE", keys.deadlines, *_due(now_ms, 0, count))
         found: list[ExpiredHold] = []
-        window = b"-inf", b"%d" % now_ms, b"BYSCORE", b"LIMIT", b"0", b"%d" % count
-        due = await self._client.ask_all(b"ZRANGE", keys.deadlines, *window)
-        for partition, names in due.items():
-            for name in names if isinstance(names, list) else ():
-                hold = await self._hold(partition, cast("bytes", name).decode())
-                if hold is not None:
-                    found.append(hold)
+        for partition, first in due.items():
+            page, looked, left = first, 0, set[str]()
+            while isinstance(page, list):
+                names = [cast("bytes", one).decode() for one in page]
+                read, unread = await self._read(partition, names)
+                found, left, looked = found + read, left | unread, looked + len(names)
+                if not unread or len(names) < count or looked >= LOOK_MAX:
+                    break
+                next_page = b"ZRANGE", keys.deadlines(partition).encode(), *_due(now_ms, looked, count)
+                page = await self._client.ask(*next_page)
+            self._client.left_alone.keep("hold", left, f"{partition} ")
         return found
+
+    async def _read(self, partition: int, names: Sequence[str]) -> tuple[list[ExpiredHold], set[str]]:
+        """Holds that are there, and the names of those that cannot be read."""
+        found: list[ExpiredHold] = []
+        unread = set[str]()
+        for name in names:
+            told, read = f"{partition} {name}", False
+            with self._client.left_alone.reading("hold", told):
+                hold = await self._hold(partition, name)
+                found += [hold] if hold is not None else []
+                read = True
+            unread |= set() if read else {told}
+        return found, unread
 
     async def reclaim(self, hold: ExpiredHold, charge: Charged) -> bool:
         """Charge so much for a call, give the rest of its hold back, leave a tombstone.
@@ -69,7 +92,14 @@ class Keeping:
         call = packing.settle(
             self._client.run_id, TOMBSTONE_MS, settlement, packing.MODE_RECLAIM, requests=charge.requests
         )
-        code = packing.code_of(await self._client.run("settle", call))
+        try:
+            code = packing.code_of(await self._client.run("settle", call))
+        except CountersRefused as error:
+            if not says_newer(error):
+                raise
+            name = f"{hold.release.caller.partition} {hold.release.request_id}"
+            self._client.left_alone.note("hold", name, error.message)
+            return False
         if code == UNVERIFIED:
             raise CountersUnavailable
         return code == APPLIED  # known to nobody else: a loss of it is one
@@ -165,3 +195,8 @@ class Keeping:
             max(state.key_tpm, state.user_tpm, state.tenant_tpm, state.organization_tpm), state.units,
             state.money, state.raw_tokens, state.money_seen, 1 if are_money(tiers) else state.units,
         )  # fmt: skip
+
+
+def _due(now_ms: int, start: int, count: int) -> tuple[bytes, ...]:
+    """What ZRANGE is asked with for deadlines that are over, so many from a place on."""
+    return b"-inf", b"%d" % now_ms, b"BYSCORE", b"LIMIT", b"%d" % start, b"%d" % count

@@ -8,7 +8,7 @@ from math import isfinite
 from typing import cast
 
 from gateway.core.accounts.holds import LateSettlement
-from gateway.core.accounts.ledger import ENTRY, HEAD_BEFORE, LAYOUTS
+from gateway.core.accounts.ledger import ENTRY, HEAD_BEFORE, LAYOUTS, is_newer
 from gateway.core.accounts.outbox import StreamPlace, stream_place
 from gateway.counters.layouts.table import KEPT
 from gateway.counters.redis.calls import Reply
@@ -16,8 +16,9 @@ from gateway.counters.settlement_log.acknowledged import acknowledged
 from gateway.counters.settlement_log.settlement_record import record_of, settlement_of
 
 START: StreamPlace = (0, 0)
-# Whose an outbox entry is.
+# Whose an outbox entry is; one that a newer version has written may be anybody's.
 _OWNER, _OWNER_AT = ENTRY.part("organization_id", "organization_id"), ENTRY.offset("organization_id")
+ANYBODYS = -1
 # What every entry of the queue has; see `late` in lua/lib/settlement.lua.
 _FIELDS = frozenset({b"a", b"u", b"c", b"m", b"charged"})
 
@@ -49,10 +50,12 @@ def next_of(place: StreamPlace) -> StreamPlace:
 
 
 def owner_of(entry: Reply) -> int:
-    """The organization of an outbox entry; 0 of one that cannot be read, which is in nobody's way."""
+    """The organization of an outbox entry, or `ANYBODYS`; 0 of one that nobody can read, in nobody's way."""
     assert isinstance(entry, list)
     fields = entry[1]
     packed = fields[1] if isinstance(fields, list) and len(fields) == 2 else None
+    if isinstance(packed, bytes) and is_newer(packed):
+        return ANYBODYS
     if not isinstance(packed, bytes) or len(packed) < HEAD_BEFORE.size or packed[0] not in LAYOUTS:
         return 0
     (owner,) = _OWNER.unpack_from(packed, _OWNER_AT)
@@ -60,7 +63,7 @@ def owner_of(entry: Reply) -> int:
 
 
 def read_entry(raw: Reply) -> LateEntry | None:
-    """One of the queue; None of one that no script has written."""
+    """One of the queue; None of one that no script of this version, or one before, has written."""
     assert isinstance(raw, list)
     flat = cast("list[bytes]", raw[1])
     fields = dict(zip(flat[::2], flat[1::2], strict=True))
@@ -69,6 +72,7 @@ def read_entry(raw: Reply) -> LateEntry | None:
     try:
         kept = KEPT.read(KEPT.today(fields[b"a"]))
         owner, request_id = kept["organization_id"], kept["request_id"].decode()
+        int(fields[b"charged"])
         return LateEntry(place_of(raw), owner, request_id, fields)
     except (ValueError, OverflowError, struct.error):
         return None

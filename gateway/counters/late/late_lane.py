@@ -15,6 +15,7 @@ from gateway.core.accounts.holds import LateSettlement, correction_id
 from gateway.core.accounts.outbox import StreamPlace
 from gateway.counters.keeper.client import Client
 from gateway.counters.late.late_entry import (
+    ANYBODYS,
     START,
     LateEntry,
     id_of,
@@ -26,6 +27,7 @@ from gateway.counters.late.late_entry import (
 )
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
+from gateway.counters.redis.calls import Reply
 from gateway.errors import CountersRefused
 
 # Entries one command brings.
@@ -94,6 +96,7 @@ class LateLane:
         lanes = [one for one, length in lengths.items() if isinstance(length, int) and length]
         for partition in self._known.keys() - set(lanes):
             self._known[partition] = self._known[partition].emptied()
+            self._client.left_alone.keep("settlement", (), f"{partition} ")
         share = max(1, count // max(1, len(lanes)))
         looks = (self._look(partition, share) for partition in lanes)
         found = await asyncio.gather(*looks, return_exceptions=True)
@@ -127,7 +130,8 @@ class LateLane:
                 # Another entry of the same call waits for this one's row.
                 if one.request_id not in taken and len(found) < count:
                     taken.add(one.request_id)
-                    found.append(late_settlement(one))
+                    with self._client.left_alone.reading("settlement", name_of(partition, one.place)):
+                        found.append(late_settlement(one))
             if last is None or not more:
                 break
             start, looked, size = next_of(last), looked + size, min(LOOK_ENTRIES, size * 4)
@@ -165,8 +169,19 @@ class LateLane:
             return [], None, False
         last = place_of(page[-1])
         known.mark(last, place_of(newest[0]) if newest else START)
-        read = [one for one in map(read_entry, page) if one is not None]
-        return read, last, len(page) == size
+        return self._read(partition, page), last, len(page) == size
+
+    def _read(self, partition: int, page: Sequence[Reply]) -> list[LateEntry]:
+        """Those that can be read; the others stay in the queue."""
+        read = []
+        for raw in page:
+            entry = read_entry(raw)
+            if entry is not None:
+                read.append(entry)
+            else:
+                name = name_of(partition, place_of(raw))
+                self._client.left_alone.note("settlement", name, "it cannot be read")
+        return read
 
     async def _free(self, partition: int, known: _Known, entries: Sequence[LateEntry]) -> list[LateEntry]:
         """Those of which nothing waits any more, neither from before them nor of themselves."""
@@ -213,9 +228,9 @@ class LateLane:
             entries = page if isinstance(page, list) else []
             for raw in entries:
                 owner = owner_of(raw)
-                if owner in open_:
-                    clear[owner] = place_of(raw)
-                    open_.discard(owner)
+                for one in open_ if owner == ANYBODYS else open_ & {owner}:
+                    clear[one] = place_of(raw)
+                open_ = set() if owner == ANYBODYS else open_ - {owner}
             end = next_of(place_of(entries[-1])) if entries else start
             for one in open_:
                 # At the end of the stream, whatever comes yet comes after all that ever was in it.
@@ -231,5 +246,10 @@ class LateLane:
         return {
             organization_id
             for organization_id, page in zip(oldest, pages, strict=True)
-            if isinstance(page, list) and page and owner_of(page[0]) == organization_id
+            if isinstance(page, list) and page and owner_of(page[0]) in (organization_id, ANYBODYS)
         }
+
+
+def name_of(partition: int, place: StreamPlace) -> str:
+    """How people are told of an entry."""
+    return f"{partition} {id_of(place).decode()}"

@@ -18,7 +18,7 @@ from gateway.core.accounts.definitions import (
     UserDefinition,
 )
 from gateway.core.accounts.plan_terms import TERMS, PlanTerms, Term
-from gateway.core.layout import LAYOUT
+from gateway.core.layout import LAYOUT, UnknownLayout
 from gateway.core.model import (
     INTEGER_MAX,
     BudgetWindow,
@@ -35,6 +35,7 @@ from gateway.counters.layouts import budgets, table
 from gateway.counters.layouts.accounts import accounts_of, tiers_of
 from gateway.counters.layouts.flags import FLAG_RAISES, service_flags
 from gateway.counters.redis import keys
+from gateway.errors import CountersRefused
 
 # A catalogue version no gateway has: `reserve` refuses, everything else runs.
 CLOSED = INTEGER_MAX
@@ -253,21 +254,16 @@ def define(run_id: bytes, version: int, definition: Definition, *, create: bool 
                 *limits(definition.limits).values(), *limits(definition.user_limits).values(),
                 definition.tenant_id, definition.organization_id, *plan(definition.terms).values(),
             )  # fmt: skip
-        case KeyDefinition():
-            kind, state = KIND_KEY, keys.key_state(p, definition.key_id)
+        case KeyDefinition(key_id=id_):
+            kind, state = KIND_KEY, keys.key_state(p, id_)
             packed = table.DEFINE_KEY.pack(
-                *limits(definition.limits).values(),
-                definition.revoked,
-                definition.expires_ms,
-                definition.key_id,
+                *limits(definition.limits).values(), definition.revoked, definition.expires_ms, id_
             )
         case UserDefinition():
             kind, state = KIND_USER, keys.user_state(p, definition.tenant_id, definition.user)
             packed = table.DEFINE_USER.pack(*limits(definition.limits).values())
-    return (
-        (keys.marker(p), state, keys.outbox(p)),
-        (table.LOAD.pack(run_id, DEFINE, kind, version, create), packed, b""),
-    )
+    names = keys.marker(p), state, keys.outbox(p)
+    return names, (table.LOAD.pack(run_id, DEFINE, kind, version, create), packed, b"")
 
 
 def rebuild(run_id: bytes, partition: int, state: str, packed: bytes, marker: bytes) -> Call:
@@ -289,11 +285,15 @@ def marker(run_id: bytes, epoch: int, catalogue: int) -> bytes:
 
 
 def read_marker(raw: object) -> tuple[bytes, int, int]:
-    """Run id, epoch and catalogue version of a marker as it is answered; nothing and zeros without one.
+    """Run id, epoch and catalogue version of a marker as it is answered; nothing and zeros of what is none.
 
-    UnknownLayout of a marker that a newer version has written: the partition is none of ours.
+    CountersRefused where a newer version has written it: the partition is that one's.
     """
-    if not isinstance(raw, bytes) or not raw:
+    try:
+        today = table.MARKER.today(raw) if isinstance(raw, bytes) else b""
+    except UnknownLayout as error:
+        raise CountersRefused(f"the partition is another version's: {error}") from error
+    if len(today) != table.MARKER.size:
         return b"", 0, 0
-    _, run_id, epoch, catalogue = table.MARKER.struct.unpack(table.MARKER.today(raw))
+    _, run_id, epoch, catalogue = table.MARKER.struct.unpack(today)
     return run_id, int(epoch), int(catalogue)

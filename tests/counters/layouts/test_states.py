@@ -19,7 +19,8 @@ import redis
 
 from gateway.core.billing.pricing import Pricing, Tier
 from gateway.core.layout import FIRST, LAYOUT, UnknownLayout
-from gateway.core.model import HoldRequest, Service, Settled, Verdict
+from gateway.core.model import PARTITIONS, HoldRequest, Service, Settled, Verdict
+from gateway.counters.keeper.left_alone import KINDS
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.late.late_entry import late_settlement, read_entry
 from gateway.counters.layouts import packing, states
@@ -215,9 +216,15 @@ async def test_a_partition_of_a_newer_version_is_left_alone(world: World, connec
     everything = world.everything()
     assert world.reserve(need=1).verdict is Verdict.UNVERIFIED
     keeper = KeeperCounters(await connect(world.url))
-    with pytest.raises(UnknownLayout, match=f"layout {LAYOUT + 1}"):
-        await keeper.markers()
+    found = await keeper.markers()
+    assert (found.others, world.p in found.verified) == ([world.p], False)
+    assert found.unverified == [(p, b"", 0) for p in range(PARTITIONS) if p != world.p]
+    assert keeper.left_alone.figures() == {"left_alone": figures_of(partition=1)}
     assert world.everything() == everything
+
+
+def figures_of(**found: int) -> list[list[object]]:
+    return [[kind, found.get(kind, 0)] for kind in KINDS]
 
 
 @pytest.mark.parametrize("which", ["tenant", "organization", "key", "user", "hold"])

@@ -1,0 +1,93 @@
+"""One item that fails keeps no other from its turn: each is left, counted and told, and the loop goes on.
+
+What concerns everybody (a database that is away) is no item's fault: that ends the pass.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
+
+from gateway.errors import CountersRefused, TollkeeperError
+
+UNAVAILABLE = 503
+NAME_CHARS_MAX = 200
+# What failed: a whole pass of a loop, or one item of it.
+PASS, ITEM = "pass", "item"
+
+T = TypeVar("T")
+
+
+def is_power_of_two(number: int) -> bool:
+    """Which of many failures are said: the first, the second, the fourth and so on."""
+    return number & (number - 1) == 0
+
+
+def _name(item: object) -> str:
+    """How people find an item; what else it has is nobody's business."""
+    plain = isinstance(item, int | str | tuple | list)
+    return str(item)[:NAME_CHARS_MAX] if plain else f"{type(item).__name__} {getattr(item, 'id', '')}".strip()
+
+
+def _unavailable(error: Exception) -> bool:
+    if isinstance(error, TollkeeperError):
+        return error.status == UNAVAILABLE and not isinstance(error, CountersRefused)
+    return isinstance(error, OSError | TimeoutError)
+
+
+class Isolation:
+    """Counts by loop what failed, and says some of it. `is_away` knows more errors that are everybody's."""
+
+    def __init__(
+        self,
+        log: Callable[..., None] = lambda *_, **__: None,
+        is_away: Callable[[Exception], bool] = lambda _: False,
+    ) -> None:
+        self._log, self._is_away = log, is_away
+        self._failed: Counter[tuple[str, str]] = Counter()
+
+    def watch(self, loops: Iterable[str]) -> None:
+        """Have these loops shown from the start: a counter that begins at 1 raises no alarm."""
+        for loop in loops:
+            self._failed[loop, PASS] += 0
+            self._failed[loop, ITEM] += 0
+
+    def pass_failed(self, loop: str) -> None:
+        """Count a pass that failed; whoever runs the loop says it."""
+        self._failed[loop, PASS] += 1
+
+    def item_failed(self, loop: str, item: object, error: Exception) -> None:
+        """Count an item that was left, and say so now and then: what lasts fills no disk."""
+        self._failed[loop, ITEM] += 1
+        failures = self._failed[loop, ITEM]
+        if is_power_of_two(failures):
+            told = {"loop": loop, "item": _name(item), "error": repr(error), "failures": failures}
+            self._log("item left", **told, level="error")
+
+    async def each(self, loop: str, items: Iterable[T], act: Callable[[T], Awaitable[object]]) -> int:
+        """Do this with each item in turn; answers with how many it was done."""
+        done = 0
+        for item in items:
+            if await self.tried(loop, item, act):
+                done += 1
+        return done
+
+    async def tried(self, loop: str, item: T, act: Callable[[T], Awaitable[object]]) -> bool:
+        """Do this with one item; False where it was left. What concerns everybody is raised."""
+        try:
+            await act(item)
+        except Exception as error:
+            if self.is_everybodys(error):
+                raise
+            self.item_failed(loop, item, error)
+            return False
+        return True
+
+    def is_everybodys(self, error: Exception) -> bool:
+        """Whether an error says something of a server, and nothing of the item."""
+        return _unavailable(error) or self._is_away(error)
+
+    def figures(self) -> dict[str, object]:
+        """How often each loop failed, for metrics."""
+        return {"loop_failures": [[loop, of, count] for (loop, of), count in sorted(self._failed.items())]}

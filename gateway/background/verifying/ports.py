@@ -1,0 +1,98 @@
+"""What the verifier asks of PostgreSQL and of the counters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from gateway.background.verifying.budgets import Source as BudgetSource
+from gateway.background.verifying.budgets import Target as BudgetTarget
+from gateway.core.accounts.definitions import (
+    AccountDefinition,
+    CatalogueDefinition,
+    KeyDefinition,
+    OrganizationAccount,
+    PricesDefinition,
+    TenantAccount,
+)
+from gateway.core.integrity.recovery import Markers, Report
+from gateway.core.integrity.verified import Truth
+
+
+class Source(BudgetSource, Protocol):
+    """PostgreSQL."""
+
+    async def truth(self, partitions: Sequence[int]) -> Truth:
+        """What is known of these partitions."""
+
+    async def settled(self, held: Mapping[str, int]) -> list[str]:
+        """Which of these requests have a row, or may have had one, by the deadlines of their holds in ms."""
+
+    async def push_again(self, ids: Sequence[str]) -> None:
+        """Have these applied control writes wait again."""
+
+    async def note(self, run_id: bytes, epochs: Mapping[int, int]) -> None:
+        """Keep what partitions are verified as: no later epoch is ever one of these.
+
+        Flushes that are under way have ended then: the truth that is read next is not older.
+        """
+
+    async def noted(self) -> Mapping[int, tuple[bytes, int]]:
+        """The last run id and epoch of each partition; absent: never verified."""
+
+
+class Target(BudgetTarget, Protocol):
+    """The counters."""
+
+    @property
+    def run_id(self) -> bytes:
+        """The server's run id on this connection; empty while there is none."""
+
+    async def markers(self) -> Markers:
+        """The partitions as their markers stand."""
+
+    async def reports(self) -> Mapping[str, Report]:
+        """What workers reported last, by worker number."""
+
+    async def behind(
+        self, partition: int, organizations: Sequence[OrganizationAccount], tenants: Sequence[TenantAccount]
+    ) -> tuple[list[OrganizationAccount], list[TenantAccount]]:
+        """Accounts whose state is missing or whose seq lags."""
+
+    async def restore(
+        self,
+        partition: int,
+        marker: bytes,
+        organizations: Sequence[OrganizationAccount],
+        tenants: Sequence[TenantAccount],
+    ) -> bool:
+        """Write these accounts as PostgreSQL has them, holds apart; False where the marker moved on."""
+
+    async def held(self, partition: int) -> Mapping[str, int]:
+        """The deadlines of all holds of a partition by request id, in ms of the counters' clock."""
+
+    async def let_go(self, partition: int, before: bytes, epoch: int, ids: Sequence[str]) -> bytes | None:
+        """End these holds without a charge; answers the marker that is there now, None where it moved on."""
+
+    async def forgotten(self, partition: int, ids: Sequence[str]) -> list[str]:
+        """Control writes among these that the counters do not remember."""
+
+    async def mark(
+        self, run_id: bytes, partition: int, before: bytes, epoch: int, catalogue: int | None
+    ) -> bool:
+        """Vouch for a partition, without a catalogue admitting nobody; False where the marker moved on."""
+
+    async def define_account(self, definition: AccountDefinition, version: int) -> bool:
+        """Bring one definition into the counters, but for whom a credential stands for."""
+
+    async def identity(self, definition: KeyDefinition) -> None:
+        """Write whom a credential stands for."""
+
+    async def publish(self, everybodys: CatalogueDefinition | PricesDefinition, version: int) -> None:
+        """Write the catalogue, or the prices."""
+
+    async def all_verified(self, run_id: bytes) -> None:
+        """Say that whatever is not here does not exist."""
+
+    async def said_verified(self, run_id: bytes, unverified: Sequence[object]) -> bool:
+        """Whether a keeper has said so under this run id; where any is unverified, it is said no more."""

@@ -1,0 +1,171 @@
+"""One item that fails keeps no other from its turn, in each loop that goes through items."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from typing import Any
+from unittest.mock import AsyncMock
+
+import pytest
+
+from gateway.background.isolation import Isolation
+from gateway.background.timed.calendar import Calendar
+from gateway.background.timed.checkpoints import MonthEnds
+from gateway.background.timed.clock_changes import ClockChanges
+from gateway.background.timed.dunning import Dunning
+from gateway.background.timed.expirer import Expirer
+from gateway.background.timed.pusher import Pusher
+from gateway.background.timed.rating import Rating
+from gateway.background.timed.top_ups import TopUps
+from gateway.errors import CountersRefused, CountersUnavailable, StoreUnavailable
+
+POISON = 2
+
+
+class Said:
+    """What was logged."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+
+    def __call__(self, what: str, **told: Any) -> None:
+        self.lines.append({"what": what, **told})
+
+
+async def test_each_item_has_its_turn_and_those_that_fail_are_counted_and_said_ever_more_seldom() -> None:
+    said, done = Said(), list[int]()
+    isolation = Isolation(said)
+    isolation.watch(["loop"])
+
+    async def act(item: int) -> None:
+        if item == POISON:
+            raise ValueError("no")
+        done.append(item)
+
+    assert [await isolation.each("loop", [1, POISON, 3], act) for _ in range(5)] == [2] * 5
+    assert done == [1, 3] * 5
+    assert isolation.figures() == {"loop_failures": [["loop", "item", 5], ["loop", "pass", 0]]}
+    assert [(one["item"], one["failures"]) for one in said.lines] == [("2", 1), ("2", 2), ("2", 4)]
+
+
+@pytest.mark.parametrize(
+    "away", [CountersUnavailable(), StoreUnavailable(), ConnectionRefusedError(), TimeoutError()]
+)
+async def test_what_concerns_everybody_ends_the_pass(away: Exception) -> None:
+    act = AsyncMock(side_effect=away)
+    with pytest.raises(type(away)):
+        await Isolation().each("loop", [1, 2], act)
+    assert act.await_count == 1
+
+
+async def test_what_the_counters_refuse_of_one_is_of_that_one() -> None:
+    act = AsyncMock(side_effect=[CountersRefused("WRONGTYPE"), None])
+    assert await Isolation().each("loop", [1, 2], act) == 1
+
+
+async def test_a_secret_of_an_item_is_not_said() -> None:
+    class Delivery:
+        id, secret = 7, "hush"
+
+        def __repr__(self) -> str:
+            return self.secret
+
+    said = Said()
+    await Isolation(said).each("loop", [Delivery()], AsyncMock(side_effect=ValueError))
+    assert said.lines[0]["item"] == "Delivery 7"
+
+
+# --- loops --------------------------------------------------------------------------------------
+
+
+class Items:
+    """A port whose items are 1, 2 and 3; what is done with the second fails."""
+
+    def __init__(self) -> None:
+        self.done: list[object] = []
+
+    async def act(self, item: Any, *_: object) -> Any:
+        if item in (POISON, str(POISON)):
+            raise KeyError(item)
+        self.done.append(item)
+        return 1
+
+    async def page(self, after: int, *_: object) -> list[int]:
+        return [one for one in (1, 2, 3) if one > after]
+
+
+def now() -> datetime:
+    return datetime(2026, 5, 10, tzinfo=UTC)
+
+
+async def test_the_calendar_goes_on() -> None:
+    items = Items()
+    items.subscriptions_due = lambda _today, _count: items.page(0)  # type: ignore[attr-defined]  # ports are put together here
+    items.advance_subscription = items.act  # type: ignore[attr-defined]
+    assert (await Calendar(items, now).turn(), items.done) == (2, [1, 3])  # type: ignore[arg-type]  # as far as it is asked
+
+
+async def test_ratings_go_on() -> None:
+    items = Items()
+    items.prices_left, items.rate = (lambda _: items.page(0)), items.act  # type: ignore[attr-defined]
+    assert (await Rating(items).turn(), items.done) == (2, [1, 3])  # type: ignore[arg-type]
+
+
+async def test_dunning_goes_on() -> None:
+    items = Items()
+    items.fall_overdue = AsyncMock(return_value=0)  # type: ignore[attr-defined]
+    items.dunning_due = lambda _schedule, after, _count: items.page(after)  # type: ignore[attr-defined]
+    items.advance_dunning = items.act  # type: ignore[attr-defined]
+    assert (await Dunning(items).turn(), items.done) == (0, [1, 3])  # type: ignore[arg-type]
+
+
+async def test_top_ups_go_on() -> None:
+    items, billed = Items(), Items()
+
+    async def due(after: int, _: int) -> list[tuple[int, int]]:
+        return [(one, 9) for one in await items.page(after)]
+
+    items.top_ups_ordered, items.make_ordered = items.page, items.act  # type: ignore[attr-defined]
+    items.top_ups_due, items.bill_top_up = due, billed.act  # type: ignore[attr-defined]
+    assert (await TopUps(items).turn(), items.done, billed.done) == (2, [1, 3], [1, 3])  # type: ignore[arg-type]
+
+
+async def test_months_end_for_all_others_and_are_looked_at_again() -> None:
+    closed: list[list[int]] = []
+
+    class Checkpoints(Items):
+        after = Items.page
+
+        async def close_months(self, some: list[int], _: date) -> int:
+            if POISON in some:
+                raise KeyError
+            closed.append(some)
+            return len(some)
+
+    ends = MonthEnds(Checkpoints(), now)
+    assert [await ends.turn() for _ in range(2)] == [2, 2]
+    assert closed == [[1], [3]] * 2
+
+
+async def test_a_zone_nobody_knows_keeps_no_other_from_its_clocks() -> None:
+    plans = AsyncMock()
+    plans.zones.return_value, plans.tell.return_value = ["Mars/Base", "Europe/Berlin"], 4
+    assert await ClockChanges(plans, now).look() == 4
+
+
+async def test_grants_expire_and_are_allocated_for_all_others() -> None:
+    items = Items()
+    ledger, counters = AsyncMock(), AsyncMock()
+    ledger.behind.return_value, ledger.allocate = [1, 2, 3], items.act
+    expirer = Expirer(ledger, counters, lambda _: 0)
+    await expirer.allocate()
+    assert items.done == [1, 3]
+
+
+async def test_accounts_are_pushed_behind_one_that_fails() -> None:
+    items = Items()
+    source = AsyncMock()
+    source.accounts.return_value = ["1", "2", "3"]
+    pusher = Pusher(source, AsyncMock())
+    pusher.push = items.act  # type: ignore[method-assign]  # by itself it needs a database
+    assert (await pusher.push_all(), items.done) == (1, ["1", "3"])
