@@ -173,13 +173,13 @@ def _day(moment: float) -> str:
 async def _postgresql(settings: Settings) -> AsyncIterator[Finding]:
     """The database as the keeper's user sees it, and its owner where that is another."""
     from persistence.keeper.watch import certificate_end  # noqa: PLC0415  # heavy to load
-    from persistence.schema.migrate import schema_version  # noqa: PLC0415  # heavy to load
-    from persistence.schema.version import refuse_other  # noqa: PLC0415  # heavy to load
+    from persistence.schema.migrate import schema_standing  # noqa: PLC0415  # heavy to load
+    from persistence.schema.version import NEEDED, refuse_other  # noqa: PLC0415  # heavy to load
 
     url = settings.database_url
     shown = without_password(url)
     try:
-        found = await _answered(schema_version, url)
+        found = await _answered(schema_standing, url)
         refuse_other(found)
         end = await _answered(certificate_end, url)
     except StartError as error:
@@ -190,7 +190,8 @@ async def _postgresql(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding(False, "postgresql", f"{shown}: {first}; {hints.postgresql(first)}")
         return
     until = f", its certificate is valid until {_day(end)}" if end else ""
-    yield Finding(True, "postgresql", f"{shown} has schema version {found}{until}")
+    newer = f", newer than this program's {NEEDED}, which runs on it" if found.is_newer() else ""
+    yield Finding(True, "postgresql", f"{shown} has schema version {found.version}{newer}{until}")
     for seen in await asyncio.to_thread(doctor_users.of_postgresql, url, settings.owner_url):
         yield Finding(*seen)
     if settings.database_read_url:

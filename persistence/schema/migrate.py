@@ -14,6 +14,7 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -25,6 +26,7 @@ from persistence.complaint import complaint, quiet
 from persistence.engine import CONNECT_TIMEOUT_S, dialect_url
 from persistence.keeper.watch import certificate_end
 from persistence.schema import grants, partitions
+from persistence.schema.version import STANDING, THERE, Standing, refuse_other
 
 # Advisory lock classes of the project: 7800 the flusher's partitions, 7801 the schema,
 # 7802 allocation, 7803 invoices, 7804 the count of losses, 7805 prices,
@@ -37,7 +39,8 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 def upgrade(url: str, told: Callable[[str], object] = lambda _: None) -> str:
     """Migrate the database at `url` to the newest schema, its partitions and rights; answers its version.
 
-    What an administrator should do besides is `told` in one line.
+    What an administrator should do besides is `told` in one line. A newer schema on which this program runs
+    is left as it is; `StartError` where it does not run on it.
     `SchemaUnavailable` says in one line what PostgreSQL, or the migrations, do not allow.
     """
     with _connected(url) as connection:
@@ -45,20 +48,47 @@ def upgrade(url: str, told: Callable[[str], object] = lambda _: None) -> str:
             text("SELECT pg_advisory_xact_lock(:class, :key)"),
             {"class": SCHEMA_LOCK[0], "key": SCHEMA_LOCK[1]},
         )
+        at = _standing(connection)
+        if at.version is not None and at.is_newer():
+            refuse_other(at)
+            told(f"the schema is a newer one, on which programs from {at.runs_from} on run: nothing is to do")
+            return at.version
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        _say_runs_from(connection, ScriptDirectory.from_config(config))
         connection.execute(partitions.ENSURE, {"months_ahead": partitions.MONTHS_AHEAD})
         if missing := grants.apply(connection):
             told(missing)
         return _version(connection) or ""
 
 
-def schema_version(url: str) -> str | None:
-    """Version of the database at `url`; None where nothing was migrated yet."""
+def schema_standing(url: str) -> Standing:
+    """Where the database at `url` stands."""
     with _connected(url) as connection:
-        return _version(connection)
+        return _standing(connection)
+
+
+def runs_from(scripts: ScriptDirectory) -> str:
+    """Since which version of the schema programs run on the newest one: the latest that a migration states.
+
+    One that states none serves no program but its own and later ones.
+    """
+    return max(getattr(one.module, "runs_from", one.revision) for one in scripts.walk_revisions())
+
+
+def _say_runs_from(connection: Connection, scripts: ScriptDirectory) -> None:
+    since = runs_from(scripts)
+    if _standing(connection).runs_from != since:
+        connection.execute(text(f"COMMENT ON TABLE alembic_version IS 'runs from {since}'"))
+
+
+def _standing(connection: Connection) -> Standing:
+    if not connection.scalar(text(THERE)):
+        return Standing(None)
+    found = connection.execute(text(STANDING)).one_or_none()
+    return Standing(None) if found is None else Standing(*found)
 
 
 def _version(connection: Connection) -> str | None:

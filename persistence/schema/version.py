@@ -1,9 +1,14 @@
-"""Which schema a database has, and whether this program may run on it."""
+"""Which schema a database has, and whether this program may run on it.
+
+A newer schema says since which version of the schema programs run on it (`runs_from` of its migrations): a
+keeper that is one release behind starts on it, and another that would do harm does not.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -16,23 +21,41 @@ KNOWN = tuple(
 )
 NEEDED = KNOWN[-1]
 
-_THERE = text("SELECT to_regclass('alembic_version') IS NOT NULL")
-_VERSION = text("SELECT version_num FROM alembic_version")
+# The comment says since which version programs run on it: it is there in backups too, and anybody reads it.
+THERE = "SELECT to_regclass('alembic_version') IS NOT NULL"
+STANDING = """
+SELECT version_num,
+       coalesce(substring(obj_description('alembic_version'::regclass) FROM '^runs from ([0-9]{4})$'), '')
+  FROM alembic_version"""
 
 
-async def version(engine: AsyncEngine) -> str | None:
-    """The version a database has; None where nothing was migrated yet."""
+class Standing(NamedTuple):
+    """The version a database has, None where nothing was migrated; and since which one programs run on it.
+
+    `runs_from` is empty where the schema does not say it.
+    """
+
+    version: str | None
+    runs_from: str = ""
+
+    def is_newer(self, known: Sequence[str] = KNOWN) -> bool:
+        """Whether a program that knows these does not know it."""
+        return self.version is not None and self.version not in known
+
+
+async def standing(engine: AsyncEngine) -> Standing:
+    """Where a database stands."""
     async with engine.connect() as connection:
-        if not await connection.scalar(_THERE):
-            return None
-        found = await connection.scalar(_VERSION)
-        return str(found) if found is not None else None
+        if not await connection.scalar(text(THERE)):
+            return Standing(None)
+        found = (await connection.execute(text(STANDING))).one_or_none()
+        return Standing(None) if found is None else Standing(*found)
 
 
-def refuse_other(found: str | None, known: Sequence[str] = KNOWN) -> None:
-    """StartError where this program, which knows these, was not written for a schema of this version."""
-    needed = known[-1]
-    if found == needed:
+def refuse_other(at: Standing, known: Sequence[str] = KNOWN) -> None:
+    """StartError where this program, which knows these, cannot run on a schema that stands there."""
+    found, needed = at.version, known[-1]
+    if found == needed or (at.is_newer(known) and "" < at.runs_from <= needed):
         return
     if found is None:
         raise StartError(f"PostgreSQL has no schema, {needed} is needed: run tollkeeper migrate")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import psycopg
 import pytest
 from alembic.script import ScriptDirectory
 
 from gateway.errors import StartError
 from persistence import engine
-from persistence.schema import migrate
+from persistence.schema import migrate, roles
 from persistence.schema import version as schema
 
 
@@ -19,19 +24,71 @@ def test_the_versions_known_are_those_of_the_migrations() -> None:
 
 async def test_the_version_is_read(database: str) -> None:
     pool = engine.create(database)
-    assert await schema.version(pool) is None
+    assert await schema.standing(pool) == (None, "")
     migrate.upgrade(database)
-    assert await schema.version(pool) == schema.NEEDED
+    scripts = ScriptDirectory(str(migrate.MIGRATIONS))
+    found = await schema.standing(pool)
+    assert found == (schema.NEEDED, migrate.runs_from(scripts)) == migrate.schema_standing(database)
     await pool.dispose()
+
+
+def in_future(database: str, comment: str) -> None:
+    """As a program of tomorrow leaves it: a later version, and what it says of programs."""
+    with psycopg.connect(database) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.execute(f"COMMENT ON TABLE alembic_version IS '{comment}'")
+
+
+async def test_a_keeper_starts_on_a_newer_schema_that_says_it_may_and_its_migrate_changes_nothing(
+    cloned: str,
+) -> None:
+    in_future(cloned, f"runs from {schema.NEEDED}")
+    pool = engine.create(cloned)
+    await roles.refuse_unfit(pool)
+    said: list[str] = []
+    assert migrate.upgrade(cloned, said.append) == "9999"
+    assert "newer one, on which programs" in said[0]
+    assert await schema.standing(pool) == ("9999", schema.NEEDED)
+    await pool.dispose()
+
+
+@pytest.mark.parametrize("comment", ["runs from 9998", "", "runs from all"])
+async def test_nobody_starts_on_a_newer_schema_that_does_not_say_so(cloned: str, comment: str) -> None:
+    in_future(cloned, comment)
+    pool = engine.create(cloned)
+    with pytest.raises(StartError, match=f"9999, this program knows {schema.NEEDED} at most"):
+        await roles.refuse_unfit(pool)
+    with pytest.raises(StartError, match="9999"):
+        migrate.upgrade(cloned)
+    await pool.dispose()
+
+
+def test_the_last_migration_that_serves_no_older_program_says_who_runs() -> None:
+    """A schema serves whoever all of its migrations serve."""
+
+    def one(revision: str, **states: str) -> SimpleNamespace:
+        return SimpleNamespace(revision=revision, module=SimpleNamespace(**states))
+
+    for known, since in (
+        ([one("0069"), one("0070", runs_from="0069")], "0069"),
+        ([one("0069"), one("0070", runs_from="0069"), one("0071")], "0071"),
+        ([one("0069"), one("0070", runs_from="0070"), one("0071", runs_from="0069")], "0070"),
+    ):
+        scripts: Any = SimpleNamespace(walk_revisions=partial(iter, known))
+        assert migrate.runs_from(scripts) == since
 
 
 def test_only_the_newest_version_known_is_accepted() -> None:
     known = ("0001", "0002")
-    schema.refuse_other("0002", known)
+    schema.refuse_other(schema.Standing("0002"), known)
+    schema.refuse_other(schema.Standing("0003", "0002"), known)
+    schema.refuse_other(schema.Standing("0004", "0001"), known)
     for found, said in (
         (None, "has no schema, 0002 is needed: run tollkeeper migrate"),
         ("0001", "has schema version 0001, 0002 is needed: run tollkeeper migrate"),
         ("0003", "has schema version 0003, this program knows 0002 at most"),
     ):
         with pytest.raises(StartError, match=said):
-            schema.refuse_other(found, known)
+            schema.refuse_other(schema.Standing(found), known)
+    with pytest.raises(StartError, match="0004, this program knows 0002 at most"):
+        schema.refuse_other(schema.Standing("0004", "0003"), known)
