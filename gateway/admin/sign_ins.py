@@ -22,8 +22,10 @@ class SignIns(Protocol):
     async def address(self, name: str, *, state: str, nonce: str, challenge: str) -> str:
         """Where a person signs in at a provider; `challenge` is PKCE's, by S256."""
 
-    async def redeem(self, name: str, *, code: str, issuer: str | None, verifier: str, nonce: str) -> Arrival:
-        """Who came back with a code; `SignInRefused` where that is nobody who can be believed."""
+    async def redeem(
+        self, name: str, *, code: str, issuer: str | None, verifier: str, nonce: str, address: str
+    ) -> Arrival:
+        """Who came back with a code, from an address; `SignInRefused` where that is nobody to believe."""
 
     async def renew(self, issuer: str, sealed: str, cookie: str) -> Arrival:
         """Ask whether a person still may come in; `SignInRefused` where they may not."""

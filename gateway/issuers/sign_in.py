@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
+from gateway.core.failures import site_of
 from gateway.core.issuers.issuer import Issuer
 from gateway.core.issuers.sign_in import Arrival, Person, Provider, SignIn, read_person
 from gateway.core.issuers.signed_token import UNKNOWN_ISSUER, read_token, refused
@@ -24,6 +25,8 @@ from gateway.issuers.sealing import opened, seal
 
 # Of one provider, for each grant: who floods it with codes keeps nobody from going on, or from another one.
 ASKED_AT_ONCE_MAX: Final = 16
+# Of these, for people of one site: who sends made-up codes from there leaves room for all others.
+ASKED_BY_SITE_MAX: Final = 4
 # Less than what lies between two renewals of a session: what is asked with may be good once.
 ANSWERED_S_MAX: Final = 20.0
 AGAIN_S: Final = 5
@@ -70,6 +73,8 @@ class SignIns:
         self._ask, self._answered_s_max = ask, answered_s_max
         # Threads that ask, by provider and grant.
         self._asking: Counter[tuple[str, str]] = Counter()
+        # Those that redeem a code, by provider and by the site that it came from.
+        self._redeeming: Counter[tuple[str, str]] = Counter()
 
     async def address(self, name: str, *, state: str, nonce: str, challenge: str) -> str:
         """Where a person signs in at a provider; `challenge` is PKCE's, by S256 (RFC 7636)."""
@@ -87,13 +92,28 @@ class SignIns:
         join = "&" if urlsplit(endpoints.authorization).query else "?"
         return f"{endpoints.authorization}{join}{urlencode(query)}"
 
-    async def redeem(self, name: str, *, code: str, issuer: str | None, verifier: str, nonce: str) -> Arrival:
-        """Who came back with a code, from whom of its own account `issuer` is; else `SignInRefused`."""
+    async def redeem(
+        self, name: str, *, code: str, issuer: str | None, verifier: str, nonce: str, address: str
+    ) -> Arrival:
+        """Who came back with a code, from whom of its own account `issuer` is; else `SignInRefused`.
+
+        `address` is where the code came from.
+        """
+        provider = self._of(name)
         async with self._in_time():
-            return await self._redeemed(self._of(name), code, issuer, verifier, nonce)
+            return await self._redeemed(
+                provider, code, issuer, verifier, nonce=nonce, place=(name, site_of(address))
+            )
 
     async def _redeemed(
-        self, provider: Provider, code: str, issuer: str | None, verifier: str, nonce: str
+        self,
+        provider: Provider,
+        code: str,
+        issuer: str | None,
+        verifier: str,
+        *,
+        nonce: str,
+        place: tuple[str, str],
     ) -> Arrival:
         endpoints = await self._endpoints(provider.name)
         if issuer != provider.issuer.issuer and (issuer is not None or endpoints.names_itself):
@@ -104,7 +124,7 @@ class SignIns:
             "redirect_uri": self._comes_back(provider.name),
             "code_verifier": verifier,
         }
-        said = await self._tokens(provider, endpoints, form)
+        said = await self._tokens(provider, endpoints, form, place)
         return Arrival(await self._person(provider, said, nonce), _renewal(said))
 
     async def renew(self, issuer: str, sealed: str, cookie: str) -> Arrival:
@@ -145,17 +165,22 @@ class SignIns:
             raise IssuerUnavailable(_AWAY, retry_after_s=AGAIN_S) from error
 
     async def _tokens(
-        self, provider: Provider, endpoints: Endpoints, form: Mapping[str, str]
+        self,
+        provider: Provider,
+        endpoints: Endpoints,
+        form: Mapping[str, str],
+        of: tuple[str, str] | None = None,
     ) -> Mapping[str, Any]:
         from gateway.issuers.redeeming import TokensRefused  # noqa: PLC0415  # as above
 
         place = provider.name, form["grant_type"]
-        if self._asking[place] >= ASKED_AT_ONCE_MAX:
+        is_crowded = of is not None and self._redeeming[of] >= ASKED_BY_SITE_MAX
+        if is_crowded or self._asking[place] >= ASKED_AT_ONCE_MAX:
             raise IssuerUnavailable("Too many people sign in just now.", retry_after_s=AGAIN_S)
-        asked = in_thread(
-            lambda: self._ask(provider, endpoints, form), ended=lambda: self._asking.subtract([place])
-        )
+        asked = in_thread(lambda: self._ask(provider, endpoints, form), ended=lambda: self._ended(place, of))
         self._asking[place] += 1
+        if of is not None:
+            self._redeeming[of] += 1
         try:
             return await asked
         except TokensRefused as error:
@@ -166,6 +191,14 @@ class SignIns:
         except UnreadableKeys as error:
             self._say(provider, error.message)
             raise IssuerUnavailable(_AWAY, retry_after_s=AGAIN_S) from error
+
+    def _ended(self, place: tuple[str, str], of: tuple[str, str] | None) -> None:
+        """Give the places of a thread back; of a site that asks no more nothing is kept."""
+        self._asking[place] -= 1
+        if of is not None:
+            self._redeeming[of] -= 1
+            if self._redeeming[of] == 0:
+                del self._redeeming[of]
 
     @asynccontextmanager
     async def _in_time(self) -> AsyncIterator[None]:

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.core.issuers.sign_in import SignIn
 from gateway.errors import IssuerUnavailable, SignInRefused
-from gateway.issuers.sign_in import ASKED_AT_ONCE_MAX, SignIns
+from gateway.issuers.sign_in import ASKED_AT_ONCE_MAX, ASKED_BY_SITE_MAX, SignIns
 from tests.admin.console.elsewhere import Held, configured
 from tests.identity_provider import IdentityProvider, identity_provider
 from tests.waiting import eventually
@@ -45,15 +45,17 @@ def sign_ins_of(one: IdentityProvider, other: IdentityProvider, **more: Any) -> 
     return SignIns(sign_in, time.monotonic, time.time, lambda *_, **__: None, **more)
 
 
-def redeem(sign_ins: SignIns, name: str, provider: IdentityProvider) -> Any:
-    return sign_ins.redeem(name, code="made-up", issuer=provider.url, verifier="v", nonce="n")
+def redeem(sign_ins: SignIns, name: str, provider: IdentityProvider, address: str = "192.0.2.99") -> Any:
+    asked = {"code": "made-up", "issuer": provider.url, "verifier": "v", "nonce": "n"}
+    return sign_ins.redeem(name, address=address, **asked)
 
 
 async def test_made_up_codes_keep_nobody_from_another_provider_or_from_going_on(
     one: IdentityProvider, other: IdentityProvider, held: Held
 ) -> None:
     sign_ins = sign_ins_of(one, other, ask=held.ask)
-    flood = [asyncio.ensure_future(redeem(sign_ins, "one", one)) for _ in range(ASKED_AT_ONCE_MAX)]
+    everywhere = [f"192.0.2.{site}" for site in range(ASKED_AT_ONCE_MAX)]
+    flood = [asyncio.ensure_future(redeem(sign_ins, "one", one, site)) for site in everywhere]
     await eventually(lambda: held.times == ASKED_AT_ONCE_MAX)
     for waiting in flood:  # who goes away leaves a thread that asks: its place is not another's yet
         waiting.cancel()
@@ -77,6 +79,29 @@ async def test_made_up_codes_keep_nobody_from_another_provider_or_from_going_on(
             return True
 
     await eventually(is_asked_again)
+
+
+@pytest.mark.parametrize("site", [["192.0.2.1"], [f"2001:db8::{host}" for host in range(1, 9)]])
+async def test_made_up_codes_of_one_site_leave_room_for_people_elsewhere(
+    one: IdentityProvider, other: IdentityProvider, held: Held, site: list[str]
+) -> None:
+    sign_ins = sign_ins_of(one, other, ask=held.ask)
+    sent = [site[n % len(site)] for n in range(ASKED_BY_SITE_MAX)]
+    flood = [asyncio.ensure_future(redeem(sign_ins, "one", one, address)) for address in sent]
+    await eventually(lambda: held.times == ASKED_BY_SITE_MAX)
+    with pytest.raises(IssuerUnavailable, match="Too many"):
+        await redeem(sign_ins, "one", one, site[-1])
+    assert held.times == ASKED_BY_SITE_MAX
+    honest = asyncio.ensure_future(redeem(sign_ins, "one", one, "198.51.100.7"))
+    elsewhere = asyncio.ensure_future(redeem(sign_ins, "other", other, site[-1]))
+    await eventually(lambda: held.times == ASKED_BY_SITE_MAX + 2)
+    held.goes_on.set()
+    for asking in (*flood, honest, elsewhere):
+        with pytest.raises(SignInRefused, match="invalid_grant"):
+            await asking
+    with pytest.raises(SignInRefused, match="invalid_grant"):
+        await redeem(sign_ins, "one", one, site[0])
+    assert not sign_ins._redeeming
 
 
 async def test_a_provider_that_does_not_answer_in_time_is_away(

@@ -59,7 +59,7 @@ class SigningElsewhere:
             begun = self._begun(request)
             arrival = await self._sign_ins.redeem(
                 begun.provider, code=_code(request), issuer=_one(request, "iss"),
-                verifier=begun.verifier, nonce=begun.nonce,
+                verifier=begun.verifier, nonce=begun.nonce, address=request.remote or "",
             )  # fmt: skip
             session = await self._desk.sessions.begin_elsewhere(request, arrival)
         except SignInRefused as error:

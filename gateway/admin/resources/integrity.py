@@ -28,6 +28,7 @@ ATTRIBUTION_CHARS_MAX = 250
 UNREADABLE = "unreadable"
 # Not numbers and texts: shown as what they say.
 _READ = frozenset({"metadata", "facts", "priced"})
+BY = "Who did it, as the audit log has its `actor`: such as token:7, or builtin:admin."
 
 
 class DeadLetter(Out):
@@ -48,7 +49,7 @@ class DeadLetter(Out):
     created_at: Instant
     resolved_at: Instant | None
     resolution: str | None = Field(description="redriven or resolved.")
-    resolved_by: str | None
+    resolved_by: str | None = Field(description=BY)
     resolved_reason: str | None
 
     @model_validator(mode="before")
@@ -133,7 +134,7 @@ class Quarantined(Out):
     created_at: Instant
     released_at: Instant | None
     resolution: str | None = Field(description="judged (its entries were checked again) or accepted.")
-    released_by: str | None
+    released_by: str | None = Field(description=BY)
     released_reason: str | None
 
 

@@ -322,7 +322,7 @@ async def test_a_client_whose_secret_is_wrong_gets_nobody_in(world: World, tmp_p
         SignIn(CONSOLE, (provider,)), time.monotonic, time.time, lambda _, **more: said.append(str(more))
     )
     asked = {"state": "s", "nonce": "n", "challenge": "c"}
-    redeemed = {"code": "c", "issuer": world.provider.url, "verifier": "v", "nonce": "n"}
+    redeemed = {"code": "c", "issuer": world.provider.url, "verifier": "v", "nonce": "n", "address": ""}
     assert "client_id=console" in await sign_ins.address("example", **asked)
     with pytest.raises(Exception, match="invalid_client"):
         await sign_ins.redeem("example", **redeemed)

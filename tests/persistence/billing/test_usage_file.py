@@ -201,6 +201,22 @@ async def test_what_was_given_back_says_which_request_and_why(april: April) -> N
     adds_up(await read(april, done), done)
 
 
+async def test_what_a_call_says_as_its_reason_is_not_shown_as_ours(april: April) -> None:
+    ids = await set_up(april)
+    await april.on(at(4, 1))
+    call = april.account
+    theirs = b'{"reason":"=HYPERLINK(\\"http://example.com\\",\\"given back\\")","model":"m"}'
+    call.service_id = ids["rerank"]
+    call.consume(7, credits_=3, units=10_100, metadata=theirs)
+    april.flush()
+    first = await invoiced(april, ids, *IN_APRIL)
+    rows = await read(april, first)
+    adds_up(rows, first)
+    used = [row for row in rows if row["kind"] in {"tokens", "credits", "units"}]
+    assert {row["kind"] for row in used} == {"tokens", "credits", "units"}
+    assert {row["reason"] for row in used} == {""}
+
+
 async def test_events_of_a_cycle_that_is_over_are_told_by_their_ids(april: April) -> None:
     starter = await plan(april, "Starter", "0.00", 2_000_000)
     ids = await customer(april, starter, date(2026, 4, 1), date(2027, 4, 1))
