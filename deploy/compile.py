@@ -39,7 +39,8 @@ MODULES = {
     ),
     "gateway/core/upstreams": ("cooling",),
     "gateway/counters/admission": (
-        "quota", "live", "catalogue", "changes", "known", "directory", "prices", "terms", "weighing",
+        "quota", "live", "catalogue", "changes", "known", "callers", "directory", "prices", "terms",
+        "weighing",
     ),
     "gateway/counters/layouts": ("budgets", "frame", "packing", "flags"),
     "gateway/counters/leases": ("allowance",),

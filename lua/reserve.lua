@@ -18,7 +18,8 @@
 -- Of many calls, 2 to 64, of one partition or several: ARGV[1] their shape (lib/shape.lua), then their arguments by turns; keys as
 --   it has them. Returns a list: each call's own answer or error
 -- Returns packed: verdict, now, then
---   admitted (1; 2 where a strict plan makes the hold the call's limit): tokens held, the cycle's total,
+--   admitted (1; 2 where a strict plan makes the hold the call's limit; 2 more where the plan lets calls go on while Redis
+--     is away, so that a lease is wanted): tokens held, the cycle's total,
 --     tokens free (both -1: unlimited), next reset, credits free, requests {scope, limit, used, reset},
 --     tokens {scope, limit, used, reset} (scope 0: none), credits held; with budgets money and tokens they hold, and the
 --     tightest that enforces {id (0: none), limit, used, reset, unit}

@@ -182,7 +182,7 @@ class Decision:
 
     `held_tokens`, `tokens_remaining` and a quota's `limit` are tokens as the plan counts them: by `weights`
     of the call's admission, None where it weighs nothing. `budget` is the tightest one that enforces, or the
-    one that refused; its windows hold `money_held` nano-units and `raw_held` tokens of the call.
+    one that refused; its windows hold `money_held` nano-units and `raw_held` tokens. `leases`: one is wanted.
     """
 
     verdict: Verdict
@@ -203,6 +203,7 @@ class Decision:
     budget: BudgetWindow | None = None
     money_held: int = 0
     raw_held: int = 0
+    leases: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ itself with `then` when it is handed the pending `Wait`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 
@@ -98,6 +98,20 @@ async def in_task(wait: Wait[T]) -> T:
         wait.then(lambda: None if future.done() else future.set_result(None))
         await future
     return await wait
+
+
+async def run_in_task(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run what awaits `Wait`s, and nothing else, in an asyncio task."""
+    while True:
+        try:
+            wait = coroutine.send(None)
+        except StopIteration as over:
+            value: T = over.value
+            return value
+        if not wait.done:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            wait.then(lambda ended=future: None if ended.done() else ended.set_result(None))
+            await future
 
 
 class Within:

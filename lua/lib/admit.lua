@@ -49,7 +49,7 @@ local function admitted(now, tokens, tenant, organization, credits, bounds,
   local free = tenant.limit - tenant.used - tenant.held
   if tenant.total < 0 then free = -1 elseif free < 0 then free = 0 end
   return ADMITTED.pack{
-    verdict = bounds and BOUNDED or VERDICT_ADMITTED, now = now, tokens = tokens, total = tenant.total, tokens_free = free,
+    verdict = (bounds and BOUNDED or VERDICT_ADMITTED) + (tenant.on_store_failure == STORE_ALLOW and LEASES or 0), now = now, tokens = tokens, total = tenant.total, tokens_free = free,
     next_reset = tenant.next_reset, credits_free = organization.credit_limit - organization.credits_used - organization.credits_held,
     requests_scope = requests_scope, requests_limit = requests_limit, requests_used = (requests_used + -requests_used % UNIT) / UNIT,
     requests_reset = requests_limit > 0 and (requests_used + -requests_used % requests_limit) / requests_limit or 0,

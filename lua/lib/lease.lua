@@ -1,5 +1,5 @@
 -- lease: how much of an account is set aside for a gateway. Needs state.
-local STORE_ALLOW, WHOLE = 1, 1000000
+local WHOLE = 1000000
 
 -- what the gateway may count on from now on, and what is held for it: at least what it counts on still
 local function portion(free, share, kept, spent)

@@ -54,7 +54,7 @@ class Worker:
     resubmitter: Resubmitter
 
     def seen(self) -> None:
-        self.allowances.seen(self.world.caller)
+        self.allowances.wanted(self.world.caller)
 
     async def renew(self) -> None:
         """Everything that is due by then."""

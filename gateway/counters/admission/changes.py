@@ -36,8 +36,8 @@ class Changes:
         self._wires, self._changed = wires, changed
         # Who hears since then, of those that were asked lately.
         self._heard: dict[int, Wire] = {}
-        # By the name of a key that is being read: whose turn it is.
-        self._reading: dict[bytes, int] = {}
+        # Of each key that is being read.
+        self._reading: dict[bytes, _UnderWay] = {}
         self._turn = 0
         self._others = asyncio.Event()
         wires.hear(self._told)
@@ -45,7 +45,10 @@ class Changes:
     def read(self, name: bytes) -> Reading:
         """Ask for a key; its answer is to be waited for."""
         self._turn += 1
-        self._reading[name] = self._turn
+        under_way = self._reading.get(name)
+        if under_way is None:
+            under_way = self._reading[name] = _UnderWay()
+        under_way.readers += 1
         wire = self._wires.of_key(name)
         since = wire.hearing.since
         if since not in self._heard:
@@ -54,21 +57,22 @@ class Changes:
         return Reading(self, name, self._turn, since, wire.send(encode(b"GET", name)))
 
     def ends(self, name: bytes, turn: int) -> bool:
-        """A reading is over; whether no change was told since, and nobody has asked again."""
-        if self._reading.get(name) != turn:
-            return False
-        del self._reading[name]
-        return True
+        """A reading is over; whether no change was told since it began."""
+        under_way = self._reading[name]
+        under_way.readers -= 1
+        if not under_way.readers:
+            del self._reading[name]
+        return under_way.told_at < turn
 
     def hold_until(self, since: int, within_s: float) -> float:
         """When what holds since then has to be looked at again, monotonic; 0 where it does not hold.
 
-        Redis has answered within these seconds before, and with it came all that had changed until then.
+        Redis has answered what was asked within these seconds before, and with it came all that had changed.
         """
         wire = self._heard.get(since)
         if wire is None or not since or since != wire.hearing.since or not wire.available:
             return 0.0
-        return wire.answered_at + within_s
+        return wire.heard_at + within_s
 
     async def others(self, within_s: float) -> None:
         """Wait until another catalogue or other prices are told of, so many seconds at most."""
@@ -80,23 +84,42 @@ class Changes:
         if name.startswith(LISTS):
             self._others.set()
             return
-        self._reading.pop(name, None)
+        under_way = self._reading.get(name)
+        if under_way is not None:
+            under_way.told_at = self._turn
         self._changed(name)
 
 
-class Reading:
-    """One question for a key."""
+class _UnderWay:
+    """Of one key: how many read it, and the last of their turns when a change of it was told."""
 
-    __slots__ = ("_changes", "_name", "_since", "_turn", "_wait")
+    __slots__ = ("readers", "told_at")
+
+    def __init__(self) -> None:
+        self.readers = 0
+        self.told_at = 0
+
+
+class Reading:
+    """One question for a key. `told` says, once it is answered, that a change was told meanwhile: the answer
+    is good for whoever asked, and not to be kept.
+    """
+
+    __slots__ = ("_changes", "_ended", "_name", "_since", "_turn", "_wait", "told")
 
     def __init__(self, changes: Changes, name: bytes, turn: int, since: int, wait: Wait[Reply]) -> None:
         self._changes, self._name, self._turn, self._since, self._wait = changes, name, turn, since, wait
+        self.told = self._ended = False
 
     async def answer(self) -> tuple[Reply, int]:
         """What the key holds, and since when that holds; CountersUnavailable where Redis does not answer."""
-        unchanged = False
         try:
             reply = await self._wait
         finally:
-            unchanged = self._changes.ends(self._name, self._turn)
-        return reply, self._since if unchanged else NEVER
+            self.leave()
+        return reply, NEVER if self.told else self._since
+
+    def leave(self) -> None:
+        """It is answered, or nobody waits for its answer any more."""
+        if not self._ended:
+            self._ended, self.told = True, not self._changes.ends(self._name, self._turn)

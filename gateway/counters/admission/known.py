@@ -1,35 +1,157 @@
-"""Callers that were looked up, as many as there is room for."""
+"""Callers that were looked up, as many as there is room for, and whose turn it is to be looked up."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import TypeVar
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
 
 from gateway.core.model import Caller
+from gateway.core.wait import Wait
+from gateway.errors import Overloaded
 
-K = TypeVar("K", bound="str | int")
-V = TypeVar("V")
+# What is kept of a caller takes so many bytes, and so many more for each byte it was read from (measured).
+KNOWN_BYTES: Final = 512
+KNOWN_COPIES: Final = 8
 
 
-class Known:
-    """A caller who was looked up: `fresh` until then, monotonic; its key expires at `expires_ms` (0: never).
-
-    `since` is when the wire has told of no change, in its numbers.
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one worker keeps of callers: 38,000 that may call any model, 32,000 organizations without terms of
+    their own, and so many credentials nobody has. Of those that are not known so many are looked up at once,
+    and so many wait for that.
     """
 
-    __slots__ = ("caller", "expires_ms", "fresh", "since")
+    known_bytes_max: int = 32 * 1024 * 1024
+    terms_bytes_max: int = 48 * 1024 * 1024
+    unknown_max: int = 4096
+    look_ups_max: int = 256
+    look_ups_waiting_max: int = 16_384
 
-    def __init__(self, caller: Caller, fresh: float, expires_ms: int, since: int) -> None:
-        self.caller, self.fresh, self.expires_ms, self.since = caller, fresh, expires_ms, since
+
+BOUNDS: Final = Bounds()
+
+
+class Sized:
+    """What takes so many bytes of memory."""
+
+    __slots__ = ("size",)
+
+    size: int
+
+
+K = TypeVar("K", bound="str | int")
+V = TypeVar("V", bound=Sized)
+
+
+class Known(Sized):
+    """A caller who was looked up at `read_at`, and is `fresh` until then; both are monotonic.
+
+    Its key expires at `expires_ms` (0: never). `since` is when the wire has told of no change, its number.
+    """
+
+    __slots__ = ("caller", "expires_ms", "fresh", "read_at", "since")
+
+    def __init__(
+        self, caller: Caller, raw: bytes, *, read_at: float, fresh: float, expires_ms: int, since: int
+    ) -> None:
+        self.size = known_bytes(raw)
+        self.caller, self.read_at, self.fresh = caller, read_at, fresh
+        self.expires_ms, self.since = expires_ms, since
 
     def expired(self, now_ms: float) -> bool:
         """Whether its key's time is over."""
         return 0 < self.expires_ms <= now_ms
 
 
-def keep(kept: OrderedDict[K, V], key: K, value: V, most: int) -> None:
-    """Keep this as the latest; where that is one too many, the one kept longest ago goes."""
-    kept[key] = value
-    kept.move_to_end(key)
-    if len(kept) > most:
-        kept.popitem(last=False)
+def known_bytes(raw: bytes) -> int:
+    """What a caller that was read from this takes."""
+    return KNOWN_BYTES + KNOWN_COPIES * len(raw)
+
+
+class Room(Generic[K, V]):
+    """Values of together `bytes_max`; those go first, one by one, that were used longest ago."""
+
+    __slots__ = ("_bytes_max", "_values", "held_bytes")
+
+    def __init__(self, bytes_max: int) -> None:
+        self.held_bytes = 0
+        self._bytes_max = bytes_max
+        self._values: OrderedDict[K, V] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._values)
+
+    def find(self, key: K) -> V | None:
+        """The value of a key, None for none. To find it is not to use it."""
+        return self._values.get(key)
+
+    def use(self, key: K) -> None:
+        """It is used: it is the last to go."""
+        self._values.move_to_end(key)
+
+    def put(self, key: K, value: V) -> None:
+        """Keep a value as the one used last; others go where there is no room, never this one."""
+        self.drop(key)
+        self._values[key] = value
+        self.held_bytes += value.size
+        while self.held_bytes > self._bytes_max and len(self._values) > 1:
+            self.held_bytes -= self._values.popitem(last=False)[1].size
+
+    def drop(self, key: K) -> None:
+        """Keep it no longer, if it is there."""
+        gone = self._values.pop(key, None)
+        if gone is not None:
+            self.held_bytes -= gone.size
+
+
+class Turn:
+    """One who wants to look up. `granted`: it is his turn, or he never had to wait."""
+
+    __slots__ = ("granted", "wait")
+
+    def __init__(self) -> None:
+        self.granted = False
+        self.wait: Wait[None] = Wait()
+
+
+class Turns:
+    """So many look up at once, `under_way`, and others wait in order: a flood of guesses fills no queue of
+    those who are known. Overloaded where `waiting_max` wait.
+    """
+
+    __slots__ = ("_most", "_waiting", "_waiting_max", "under_way")
+
+    def __init__(self, most: int, waiting_max: int) -> None:
+        self.under_way = 0
+        self._most, self._waiting_max = most, waiting_max
+        self._waiting: deque[Turn] = deque()
+
+    def take(self) -> Turn:
+        """Ask for a turn, whose `wait` ends with it; it is to be given back whatever happens."""
+        turn = Turn()
+        if self.under_way < self._most:
+            self.under_way += 1
+            turn.granted = True
+            turn.wait.set(None)
+        elif len(self._waiting) >= self._waiting_max:
+            raise Overloaded("Too many unknown credentials are being looked up. Try again in a moment.")
+        else:
+            self._waiting.append(turn)
+        return turn
+
+    def give_back(self, turn: Turn) -> None:
+        """It is over, or not wanted any more. The next one goes on in a moment, not here."""
+        if not turn.granted:
+            self._waiting.remove(turn)
+        elif self._waiting:
+            following = self._waiting.popleft()
+            following.granted = True
+            asyncio.get_running_loop().call_soon(following.wait.set, None)
+        else:
+            self.under_way -= 1

@@ -106,8 +106,7 @@ class Counters(LiveHolds):
                 decision = packing.decision(cast("bytes", answer), service)
                 verdict = decision.verdict
                 if verdict is _ADMITTED:
-                    if request.raises:
-                        self._allowances.held(request.request_id)
+                    self._allowances.admitted_there(request, decision)
                     decision.weights = weights
                     return decision
                 if verdict is Verdict.OTHER_PLAN or verdict is Verdict.OTHER_ACCOUNT:

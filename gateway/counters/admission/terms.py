@@ -11,27 +11,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Final
 
 from gateway.core.accounts.call_budgets import OrganizationBudgets
 from gateway.core.accounts.definitions import Negotiated, OrganizationTerms
 from gateway.core.calls.tariff import SUBSCRIPTION, as_negotiated, other_currency
 from gateway.core.model import Service
 from gateway.counters.admission.changes import NEVER
+from gateway.counters.admission.known import Sized
 from gateway.counters.admission.stored import decode_terms
 from gateway.errors import ServiceNotIncluded
 
 _NO_METERS: Mapping[int, str] = {}
 
 
-class Terms:
+# What is kept of an organization takes so many bytes, and so many more for each it was read from (measured).
+TERMS_BYTES: Final = 1024
+TERMS_COPIES: Final = 5
+
+
+class Terms(Sized):
     """One organization's terms; `raw` is what they were read from, empty where nothing is written.
 
     `budgets` are those of its calls, None where it has none. `since` says since when all this holds
-    (`changes.py`).
+    (`changes.py`), `read_at` when it was asked for, monotonic.
     """
 
     def __init__(self, raw: bytes, organization_id: int = 0) -> None:
-        self.raw, self.since = raw, NEVER
+        self.raw, self.since, self.read_at = raw, NEVER, 0.0
+        self.size = TERMS_BYTES + TERMS_COPIES * len(raw)
         self._terms = decode_terms(raw) if raw else OrganizationTerms()
         self._features = frozenset(self._terms.features)
         self._negotiated = {one.service_id: one for one in self._terms.negotiated}

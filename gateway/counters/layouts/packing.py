@@ -50,7 +50,7 @@ _settle_who = table.SETTLEMENT.part("service_id", "tombstone").pack
 # What comes before that which log and late queue keep.
 BATCH_BYTES = table.SETTLEMENT.offset("layout")
 _ADMITTED, _REFUSED, _CODE = table.ADMITTED.struct, table.REFUSED.struct, table.CODE.struct
-BOUNDED = 2
+BOUNDED, LEASES, STORE_ALLOW = 2, 2, 1  # LEASES more: the plan allows calls without Redis
 
 # How many keys all calls of a partition share, which come first; the bytes of one call's first argument.
 SHARED = {"reserve": 3, "settle": 5}
@@ -136,7 +136,7 @@ def decision(answer: bytes, service: Service) -> Decision:
             Window(requests_scope, requests_limit, requests_used, requests_reset) if requests_scope else None,
             Window(tokens_scope, tokens_limit, tokens_used, tokens_reset) if tokens_scope else None,
             credits_ if pays else 0,
-            verdict == BOUNDED,
+            verdict in (BOUNDED, BOUNDED + LEASES), leases=verdict > LEASES,
         )  # fmt: skip
         if len(answer) > _ADMITTED.size:
             budgets.tell(decision, answer)

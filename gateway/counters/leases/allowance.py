@@ -136,7 +136,13 @@ class Allowances:
         return list(self._tenants.values())
 
     def seen(self, caller: Caller) -> None:
-        """A caller is there: its tenant should have a lease, if its plan says so."""
+        """A caller is there: the lease that its tenant has stays."""
+        one = self._tenants.get(caller.tenant_id)
+        if one is not None:
+            one.seen = self._clock()
+
+    def wanted(self, caller: Caller) -> None:
+        """Redis admitted a call whose plan lets calls go on without it: its tenant should have a lease."""
         one = self._tenants.get(caller.tenant_id)
         if one is None:
             if len(self._tenants) >= self._tenants_max:
@@ -149,6 +155,7 @@ class Allowances:
     def forget(self, allowance: Allowance) -> None:
         """Nobody of this tenant was seen for long."""
         self._tenants.pop(allowance.caller.tenant_id, None)
+        self.hurried.pop(allowance.caller.tenant_id, None)
 
     def covers(self, caller: Caller) -> bool:
         """Whether this caller may be served without Redis, as far as its allowance goes."""
@@ -190,11 +197,12 @@ class Allowances:
         self.admitted += head is None
         return _decision(one, service, tokens, credits_, weights)
 
-    def held(self, request_id: str) -> None:
-        """Redis has a hold of a call now that may have been admitted here by its head."""
-        taken = self.calls.get(request_id)
-        if taken is not None:
+    def admitted_there(self, request: HoldRequest, decision: Decision) -> None:
+        """Redis has a hold of a call now, which may have been admitted here by its head."""
+        if request.raises and (taken := self.calls.get(request.request_id)) is not None:
             taken.alone = False
+        if decision.leases:
+            self.wanted(request.caller)
 
     def over(self, settlement: Settlement, settled: Settled) -> None:
         """A call admitted here is over: it counts with its use until that is charged."""

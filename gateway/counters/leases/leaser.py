@@ -26,7 +26,6 @@ TICK_S = 0.25
 # Many tenants are asked for bit by bit: what Redis does at once, calls wait for.
 BATCH_S = 0.02
 RENEW_S = 5.0
-DENIED_S = 60.0
 ACTIVE_S = 60.0
 BATCH_MAX = 50
 # Somebody else's settlement may wait in the same late queue for long: nothing is held that long for it.
@@ -171,11 +170,11 @@ class Leaser:
             if one.held and not one.ends:
                 one.ends = True
                 self._schedule(one, now)
-            elif now - one.seen > ACTIVE_S:
-                self._allowances.forget(one)
-            else:
-                self._schedule(one, now + (RENEW_S if one.ends else DENIED_S))
+            elif one.spent and now - one.seen <= ACTIVE_S:  # a later lease is to know of that
+                self._schedule(one, now + RENEW_S)
                 one.held = one.ends = False
+            else:  # whoever is admitted under a plan that allows it has another one asked for
+                self._allowances.forget(one)
         else:
             self._schedule(one, now + (RENEW_S if code == UNKNOWN else 0))
 

@@ -73,7 +73,8 @@ class Wire(asyncio.Protocol):
 
     `available` is False while calls fail at once: no connection, or its breaker is open.
     `batch` is the number of the write that the next command leaves in, like that of no other wire's.
-    `asked_at` is when the first command of the last write was asked for, `answered_at` of the last answers.
+    `asked_at` is when the first command of the last write was asked for, `answered_at` of the last answers;
+    what changed before `heard_at` was told, for a command that was asked for then is answered.
     `hearing` is told of changes of the keys whose names begin like one of `hears`.
     `closed`: for good. `part` is what its server has of all partitions: all of them, where it is no cluster.
     In one, `redirected` is asked whether it takes what was answered with an error, and how long that waited.
@@ -95,7 +96,7 @@ class Wire(asyncio.Protocol):
         self.redirected: Redirected | None = None
         self.identify: Callable[[Server, Ask], Awaitable[bytes]] | None = None
         self.batch = 1 + randbits(BATCH_BITS)
-        self.asked_at = self.answered_at = clock()
+        self.asked_at = self.answered_at = self.heard_at = clock()
         self.connected = self.available = False
         self.evicts, self._refuses_eviction = "", refuses_eviction
         self.certificate_end: float | None = None
@@ -115,6 +116,8 @@ class Wire(asyncio.Protocol):
         self._gathering = Gathering(self._loop, self._schedule, gather_s)
         # How many commands ever waited; of those that leave next, which is the last one of calls.
         self._asked = self._last_of_calls = 0
+        # The last command of one write whose answers are waited for, and when its first was asked for.
+        self._proof, self._proof_from = 0, self.asked_at
         self._begun = self._scheduled = self.closed = self._spreads = False
         self._loading: Wait[Reply] | None = None
         self._opened = asyncio.Event()
@@ -257,7 +260,10 @@ class Wire(asyncio.Protocol):
         if not self.available and self.connected:
             # What has waited in vain is the probe: once all of it is answered, calls may wait again.
             self.available = not pending or self._awake.at(self.answered_at) - pending[0][2] <= self._call_s
-        if self._gathering.answered(self._asked - len(self._pending)):
+        answered = self._asked - len(self._pending)
+        if 0 < self._proof <= answered:
+            self.heard_at, self._proof = self._proof_from, 0
+        if self._gathering.answered(answered):
             self._schedule()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -317,6 +323,8 @@ class Wire(asyncio.Protocol):
         self._last_of_calls = 0
         if self._transport is not None and self._out:
             self._transport.write(b"".join(self._out))
+            if not self._proof:
+                self._proof, self._proof_from = self._asked, self.asked_at
         self._out.clear()
 
     def _refused(self, wait: Waiting, command: bytes, calls: int, since: float, message: str) -> None:
@@ -366,7 +374,7 @@ class Wire(asyncio.Protocol):
     def _fail_pending(self) -> None:
         waiting, self._pending = self._pending, deque()
         calls = self._gathering.take()
-        self._waiting, self._last_of_calls, self._begun = 0, 0, False
+        self._waiting, self._last_of_calls, self._begun, self._proof = 0, 0, False, 0
         self._out.clear()
         for wait, *_ in waiting:
             wait.fail(CountersUnavailable())

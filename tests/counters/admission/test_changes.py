@@ -50,7 +50,7 @@ async def test_what_is_read_holds_as_long_as_nothing_else_is_heard(
     client.set(NAME, b"two")
     await eventually(lambda: len(told) > 1)
     assert told == [NAME, NAME]
-    assert changes.hold_until(wire.hearing.since, 0.8) == wire.answered_at + 0.8
+    assert changes.hold_until(wire.hearing.since, 0.8) == wire.heard_at + 0.8
     assert changes.hold_until(NEVER, 0.8) == changes.hold_until(wire.hearing.since + 1, 0.8) == 0
 
 
@@ -64,10 +64,28 @@ async def test_what_changes_between_question_and_use_does_not_hold(
     assert await driven(reading.answer()) == (None, NEVER)
 
 
-async def test_of_two_readings_the_later_one_holds(wire: Wire, changes: Changes) -> None:
+async def test_of_two_readings_both_hold_unless_a_change_is_told_between(
+    wire: Wire, changes: Changes, told: list[bytes], valkey: str
+) -> None:
     first, second = changes.read(NAME), changes.read(NAME)
-    assert await driven(first.answer()) == (None, NEVER)
+    assert await driven(first.answer()) == (None, wire.hearing.since)
     assert await driven(second.answer()) == (None, wire.hearing.since)
+    early = changes.read(NAME)
+    await in_task(wire.send(encode(b"ECHO", b"answered")))
+    redis.Redis.from_url(valkey).set(NAME, b"late")
+    await eventually(lambda: told == [NAME])
+    late = changes.read(NAME)
+    assert await driven(late.answer()) == (b"late", wire.hearing.since)
+    assert await driven(early.answer()) == (None, NEVER)
+    assert (early.told, late.told) == (True, False)
+    assert not changes._reading
+
+
+async def test_what_is_asked_in_vain_leaves_nothing(changes: Changes) -> None:
+    reading = changes.read(NAME)
+    reading.leave()
+    reading.leave()
+    assert not changes._reading
 
 
 async def test_a_question_without_an_answer_leaves_nothing(wire: Wire, changes: Changes) -> None:

@@ -9,8 +9,10 @@ import pytest
 import redis
 
 from gateway.core.wait import in_task
+from gateway.counters.admission.callers import IDENTITY_S
 from gateway.counters.admission.changes import HEARD
-from gateway.counters.admission.directory import IDENTITY_S, Directory
+from gateway.counters.admission.directory import Directory
+from gateway.counters.admission.known import Bounds
 from gateway.counters.admission.stored import encode_catalogue, encode_identity
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.redis import keys
@@ -18,7 +20,7 @@ from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.wire import Wire, encode
 from gateway.errors import InvalidApiKey
 from tests.builders import CREDITS, driven
-from tests.counters.admission.test_directory import CALLER, DIGEST, Clock, Desk, negotiate
+from tests.counters.admission.test_directory import CALLER, DIGEST, ONE, Clock, Desk, negotiate
 from tests.waiting import eventually
 
 
@@ -116,7 +118,7 @@ async def test_nobody_is_renewed_by_a_redis_that_is_silent(hearing: Desk) -> Non
     assert hearing.directory.cached(DIGEST) == CALLER
     hearing.wire.available = False
     hearing.clock.now += IDENTITY_S / 2
-    hearing.wire.answered_at = hearing.clock.now
+    hearing.wire.heard_at = hearing.clock.now
     hearing.clock.now += IDENTITY_S * 0.9
     assert hearing.directory.cached(DIGEST) is None
 
@@ -146,13 +148,14 @@ async def test_data_that_is_emptied_or_replaced_is_read_anew(hearing: Desk) -> N
 async def test_whoever_is_renewed_is_seen_and_stays(valkey: str) -> None:
     clock = Clock()
     wire, leases = Wire(parse_url(valkey), clock, hears=HEARD), Allowances(clock)
-    directory = Directory(wire, clock, allowances=leases, identities_max=2)
+    directory = Directory(wire, clock, allowances=leases, bounds=Bounds(known_bytes_max=2 * ONE))
     desk = Desk(directory, wire, clock, redis.Redis.from_url(valkey))
     await wire.open()
     others = [f"{n:064d}" for n in range(3)]
     for digest in (DIGEST, *others):
         desk.client.set(keys.identity(digest), encode_identity(CALLER))
     await later(desk, 0.0)
+    leases.wanted(CALLER)
     for digest in others:
         await desk.identify()
         await desk.identify(digest)

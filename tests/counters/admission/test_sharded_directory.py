@@ -11,8 +11,9 @@ import pytest
 
 from gateway.core.model import Caller
 from gateway.core.wait import in_task
+from gateway.counters.admission.callers import IDENTITY_S
 from gateway.counters.admission.changes import HEARD
-from gateway.counters.admission.directory import IDENTITY_S, Directory
+from gateway.counters.admission.directory import Directory
 from gateway.counters.admission.stored import encode_catalogue, encode_identity
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import Address

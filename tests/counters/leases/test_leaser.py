@@ -17,7 +17,7 @@ from gateway.core.model import (
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.table import KEPT
 from gateway.counters.leases.allowance import Allowances
-from gateway.counters.leases.leaser import ACTIVE_S, CHARGED_S_MAX, DENIED_S, RENEW_S
+from gateway.counters.leases.leaser import ACTIVE_S, CHARGED_S_MAX, RENEW_S
 from gateway.counters.redis import keys
 from gateway.counters.redis.wire import Wire
 from gateway.errors import CountersUnavailable
@@ -52,26 +52,36 @@ async def test_a_tenant_that_is_seen_has_a_lease_and_one_nobody_sees_gives_it_ba
     assert allowing.tenant.held == 100
 
 
-async def test_leases_are_asked_for_a_few_times_a_minute_and_denied_ones_once(
+async def test_leases_are_asked_for_a_few_times_a_minute_and_where_a_plan_denies_never(
     world: World, employ: Employ
 ) -> None:
-    """Redis calls of one tenant that is seen all the time, as Redis counts them."""
+    """Redis calls of one tenant that calls all the time, as Redis counts them."""
 
     async def asked(worker: Worker, seconds: int) -> int:
-        world.client.config_resetstat()
-        for _ in range(seconds * 4):
-            worker.seen()
-            worker.clock.now += 0.25
-            await worker.leaser.lease()
-        found = world.client.info("commandstats")
-        return int(found.get("cmdstat_fcall", {"calls": 0})["calls"])
+        found = 0
+        for _ in range(seconds):
+            request, decision = await worker.reserve(1)
+            assert decision.verdict is Verdict.ADMITTED
+            await worker.settle(request, 0)
+            world.client.config_resetstat()
+            for _ in range(4):
+                worker.clock.now += 0.25
+                await worker.leaser.lease()
+            stats = world.client.info("commandstats")
+            found += int(stats.get("cmdstat_fcall", {"calls": 0})["calls"])
+        return found
 
     world.plan(1000, on_store_failure="deny")
     worker = await employ(world)
-    assert await asked(worker, round(DENIED_S * 2)) == 2
+    assert await asked(worker, 70) == 0
+    assert not worker.allowances.all()
     world.plan(1000, on_store_failure="allow")
-    await asked(worker, round(DENIED_S))
     assert await asked(worker, 60) == 60 / RENEW_S
+    world.plan(1000, on_store_failure="deny")
+    assert await asked(worker, 60) == 2, (
+        "one is told that there is none any more, and gives back what there was"
+    )
+    assert (world.tenant.held, worker.allowances.all()) == (0, [])
 
 
 @pytest.mark.parametrize("how", ["deny", "block"])
@@ -125,7 +135,7 @@ async def test_who_takes_the_slot_takes_the_lease(allowing: World, employ: Emplo
 def test_tenants_kept_are_bounded(allowing: World) -> None:
     allowances = Allowances(lambda: 0.0, tenants_max=3)
     for tenant in range(10):
-        allowances.seen(replace(allowing.caller, tenant_id=tenant))
+        allowances.wanted(replace(allowing.caller, tenant_id=tenant))
     assert len(allowances.all()) == 3
 
 
@@ -333,7 +343,7 @@ async def test_many_tenants_are_asked_for_in_batches(world: World, employ: Emplo
     worker = await employ(world)
     worker.leaser._batch_max = 3
     for tenant in range(100, 105):
-        worker.allowances.seen(replace(world.caller, tenant_id=tenant))
+        worker.allowances.wanted(replace(world.caller, tenant_id=tenant))
     world.client.config_resetstat()
     assert [await worker.leaser.lease() for _ in range(3)] == [True, False, False]
     assert world.client.info("commandstats")["cmdstat_fcall"]["calls"] == 5
@@ -359,7 +369,7 @@ async def divided(allowing: World, employ: Employ) -> tuple[Worker, Worker, Two]
     two = Two(worker.wire, other.wire)
     two.turn = allowing.caller.partition
     worker.leaser._wires = two
-    worker.allowances.seen(
+    worker.allowances.wanted(
         replace(allowing.caller, tenant_id=987_654, partition=allowing.caller.partition ^ 1)
     )
     await worker.renew()

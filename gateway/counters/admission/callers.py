@@ -1,0 +1,265 @@
+"""Who calls, and at which terms, as Redis has it, cached.
+
+An identity and its organization's terms live here for less than a second, and as long again and again while
+Redis tells what changes, without being read. So a revoked or new credential counts within a second, a new
+price or subscription too, and many callers in turn cost little more than one. They are read again in the
+background after half a minute all the same, and hold for a minute at most. What is kept is bounded in bytes:
+who was looked up or renewed longest ago makes room for a newcomer. No guess makes anybody go, and guesses
+are looked up a few at a time.
+That a credential is unknown may be said only by a verified Redis: otherwise nobody knows. While it
+cannot say anything, callers it knew before are still known where their tenant has a lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from gateway.core.model import Caller
+from gateway.core.wait import run_in_task
+from gateway.counters.admission.catalogue import Catalogue
+from gateway.counters.admission.changes import NEVER, Changes, Reading
+from gateway.counters.admission.known import BOUNDS, Bounds, Known, Room, Turns
+from gateway.counters.admission.prices import unheard
+from gateway.counters.admission.stored import decode_identity
+from gateway.counters.admission.terms import Terms
+from gateway.counters.leases.allowance import Allowances
+from gateway.counters.redis import keys
+from gateway.counters.redis.calls import Reply
+from gateway.counters.redis.verified import ask_word
+from gateway.counters.redis.wires import Wires
+from gateway.errors import CountersUnavailable, InvalidApiKey
+
+IDENTITY_S = 0.8  # with the way to Redis, a change counts within a second
+# How long what was read holds while nothing else is told, and from when on it is read again meanwhile.
+KNOWN_S_MAX, AGAIN_S = 60.0, 30.0
+AGAIN_MAX = 64  # at once
+
+
+class KnownCallers(Catalogue):
+    """Identities and terms of one worker.
+
+    `clock` is monotonic; `today` tells the time of day in seconds since the epoch. `allowances` are
+    told who is there, and say who is served without Redis: who was looked up in the last `stale_s`.
+    """
+
+    def __init__(
+        self,
+        wires: Wires,
+        clock: Callable[[], float],
+        today: Callable[[], float] = time.time,
+        *,
+        allowances: Allowances | None = None,
+        stale_s: float = 0.0,
+        bounds: Bounds = BOUNDS,
+        log: Callable[..., None] = unheard,
+    ) -> None:
+        super().__init__(wires, Changes(wires, self._changed), clock, log)
+        self._today = today
+        self._allowances = allowances if allowances is not None else Allowances(clock)
+        self._stale_s = stale_s
+        self._known: Room[str, Known] = Room(bounds.known_bytes_max)
+        self._terms: Room[int, Terms] = Room(bounds.terms_bytes_max)
+        # Credentials nobody has, and until when, monotonic. They are kept apart: guesses displace no caller.
+        self._unknown: OrderedDict[str, float] = OrderedDict()
+        self._unknown_max = bounds.unknown_max
+        self._turns = Turns(bounds.look_ups_max, bounds.look_ups_waiting_max)
+        self._again: dict[str, asyncio.Task[None]] = {}
+
+    def cached(self, digest: str) -> Caller | None:
+        """The caller of a digest looked up a moment ago, or not changed since, or None."""
+        known = self._known.find(digest)
+        if known is None or (known.fresh < self._clock() and not self._renewed(digest, known)):
+            return None
+        return known.caller
+
+    async def identify(self, digest: str) -> Caller:
+        """The caller of a digest; InvalidApiKey if there is none, CountersUnavailable if nobody knows.
+
+        Overloaded where too many are asked for that are not known here.
+        """
+        cached = self.cached(digest)
+        if cached is not None:
+            return cached
+        known = self._known.find(digest)
+        caller: Caller | None = None
+        try:
+            if known is None:
+                caller = await self._look_up_in_turn(digest)
+            else:
+                caller = await self._look_up(digest, known.caller)
+        except CountersUnavailable:
+            if self._wires.of_key(keys.identity(digest).encode()).available:  # it answers, and will not
+                raise
+        caller = caller or await self._known_elsewhere(digest) or self._known_before(digest)
+        if caller is None:
+            raise CountersUnavailable
+        return caller
+
+    def _renewed(self, digest: str, known: Known) -> bool:
+        """Whether who was known is known for as long again, since nothing that was read of it changed."""
+        organization_id = known.caller.organization_id
+        terms = self._terms.find(organization_id)
+        if terms is None:
+            return False
+        fresh = self._changes.hold_until(known.since, IDENTITY_S)
+        if terms.since != known.since:  # its organization is another server's
+            fresh = min(fresh, self._changes.hold_until(terms.since, IDENTITY_S))
+        read_at, now = min(known.read_at, terms.read_at), self._clock()
+        fresh = min(fresh, read_at + KNOWN_S_MAX)
+        if fresh < now or known.expired(self._today() * 1000):
+            return False
+        known.fresh = fresh
+        self._known.use(digest)
+        self._terms.use(organization_id)
+        self._allowances.seen(known.caller)
+        if read_at + AGAIN_S < now and digest not in self._again and len(self._again) < AGAIN_MAX:
+            task = asyncio.get_running_loop().create_task(run_in_task(self._look_up_again(digest, known)))
+            self._again[digest] = task
+        return True
+
+    async def _look_up_again(self, digest: str, known: Known) -> None:
+        """Read who is known once more, while it is known still."""
+        try:
+            await self._look_up(digest, known.caller)
+        except (CountersUnavailable, InvalidApiKey):
+            pass  # whoever calls next is told
+        finally:
+            del self._again[digest]
+
+    async def _look_up_in_turn(self, digest: str) -> Caller | None:
+        """The same of who is not known here, when there is room: guesses wait for each other alone."""
+        if self._unknown.get(digest, 0.0) >= self._clock():
+            raise InvalidApiKey
+        turn = self._turns.take()
+        try:
+            await turn.wait
+            cached = self.cached(digest)  # others may have asked for it meanwhile
+            if cached is not None:
+                return cached
+            if self._unknown.get(digest, 0.0) >= self._clock():
+                raise InvalidApiKey
+            return await self._look_up(digest, None)
+        finally:
+            self._turns.give_back(turn)
+
+    def _changed(self, name: bytes) -> None:
+        """A key of an identity or of terms changed: whoever asks next reads it."""
+        if name.startswith(keys.IDENTITIES):
+            digest = keys.own_name(name)
+            self._unknown.pop(digest, None)
+            known = self._known.find(digest)
+            if known is not None:
+                known.since, known.fresh = NEVER, min(known.fresh, self._clock() - IDENTITY_S)
+        elif (number := keys.own_name(name)).isdecimal():
+            terms = self._terms.find(int(number))
+            if terms is not None:
+                terms.since = NEVER
+
+    async def _look_up(self, digest: str, known: Caller | None) -> Caller | None:
+        """The caller of a digest as Redis has it, None where it cannot say; InvalidApiKey for none.
+
+        What is read is as old as the question. What is told to change meanwhile is not kept.
+        """
+        # Who it was is looked up together with terms that may be others: one round trip, but for the first.
+        name, asked_at = keys.identity(digest).encode(), self._clock()
+        asked, terms = self._changes.read(name), None
+        if known is not None and not self._holds(known.organization_id):
+            terms = self._ask_terms(known.organization_id)
+        try:
+            raw, since = await asked.answer()
+            if raw is None:
+                wire = self._wires.of_key(name)
+                if await ask_word(wire) != wire.run_id:
+                    return None
+                self._known.drop(digest)
+                if not asked.told:
+                    self._know_none(digest, asked_at + IDENTITY_S)
+                raise InvalidApiKey
+            assert isinstance(raw, bytes)
+            found = decode_identity(raw)
+            models = frozenset(found.m) if found.m is not None else None
+            caller = Caller(found.o, found.t, found.k, found.p, found.u, models, found.h)
+            if known is not None and known == caller:
+                caller = known
+            if terms is not None and known is not None and known.organization_id != caller.organization_id:
+                terms.leave()
+                terms = None
+            if terms is None and not self._holds(caller.organization_id):
+                terms = self._ask_terms(caller.organization_id)
+            if terms is not None:
+                self._learn(caller.organization_id, *await terms.answer(), asked_at)
+        finally:
+            if terms is not None:
+                terms.leave()
+        fresh, held = asked_at + IDENTITY_S, self._terms.find(caller.organization_id)
+        if asked.told or held is None or (terms is not None and terms.told):
+            fresh = asked_at - IDENTITY_S
+        elif terms is None:  # of those that were known since what is heard last counts
+            fresh = min(fresh, self._changes.hold_until(held.since, IDENTITY_S))
+        entry = Known(caller, raw, read_at=asked_at, fresh=fresh, expires_ms=found.x, since=since)
+        self._known.put(digest, entry)
+        self._allowances.seen(caller)
+        return caller
+
+    def _know_none(self, digest: str, until: float) -> None:
+        """Nobody has this credential."""
+        self._unknown[digest] = until
+        self._unknown.move_to_end(digest)
+        if len(self._unknown) > self._unknown_max:
+            self._unknown.popitem(last=False)
+
+    async def _known_elsewhere(self, digest: str) -> Caller | None:
+        """Who a digest stood for when its server could last be asked, where the account's own answers.
+
+        That one's scripts know whether the key was revoked, so this is good for as long as it is remembered.
+        """
+        known = self._known.find(digest)
+        if known is None or known.expired(self._today() * 1000):
+            return None
+        caller, asked_at = known.caller, self._clock()
+        wire = self._wires.of(caller.partition)
+        if not wire.available or wire is self._wires.of_key(keys.identity(digest).encode()):
+            return None
+        if not self._holds(caller.organization_id):
+            try:
+                answer, since = await self._ask_terms(caller.organization_id).answer()
+            except CountersUnavailable:
+                return None
+            self._learn(caller.organization_id, answer, since, asked_at)
+        self._allowances.seen(caller)
+        return caller
+
+    def _known_before(self, digest: str) -> Caller | None:
+        """Who a digest stood for when Redis could last be asked, where that is good enough."""
+        known = self._known.find(digest)
+        if known is None or known.fresh + self._stale_s < self._clock():
+            return None
+        if known.expired(self._today() * 1000) or not self._allowances.covers(known.caller):
+            return None
+        self._allowances.seen(known.caller)  # its lease stays, whatever Redis answers when it is back
+        return known.caller
+
+    def _holds(self, organization_id: int) -> bool:
+        """Whether terms that were read, of which there may be 160 KB, are what they are still."""
+        terms, now = self._terms.find(organization_id), self._clock()
+        if terms is None or terms.read_at + AGAIN_S < now:
+            return False
+        if self._changes.hold_until(terms.since, IDENTITY_S) < now:
+            return False
+        self._terms.use(organization_id)
+        return True
+
+    def _ask_terms(self, organization_id: int) -> Reading:
+        return self._changes.read(keys.organization_terms(organization_id).encode())
+
+    def _learn(self, organization_id: int, reply: Reply, since: int, read_at: float) -> None:
+        """Keep an organization's terms; the same terms stay the same object. Without any, none differ."""
+        raw = reply if isinstance(reply, bytes) else b""
+        terms = self._terms.find(organization_id)
+        if terms is None or terms.raw != raw:
+            terms = Terms(raw, organization_id)
+        terms.since, terms.read_at = since, read_at
+        self._terms.put(organization_id, terms)
