@@ -5,7 +5,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Each has servers of its own; tests of one file run in one of them, in the order of tests/conftest.py.
 # One more than two cores: half of what tests do is to wait.
 TEST_PROCESSES ?= 3
-.PHONY: run test check compile run-compiled bench docs lock clean
+.PHONY: run test check compile run-compiled bench bench-scale docs lock clean
 
 run: ## Start everything on this machine
 	@.ci/environment requirements.lock
@@ -39,6 +39,10 @@ bench: ## The long measurements, printed as tables and written into docs/interna
 	@.venv/bin/python -m tests.bench.invoicing --page $(PAGE)
 	@.venv/bin/python -m tests.bench.scheduled --page $(PAGE)
 	@exec .venv/bin/python -m tests.bench.rolling --page $(PAGE)
+
+bench-scale: ## How cost, memory and times grow with tenants, keys, users and servers; ARGS="--most 10000"
+	@.ci/environment requirements-dev.lock
+	@exec .venv/bin/python -m tests.bench.scale --page $(PAGE) $(ARGS)
 
 docs: ## The site of docs/ in build/site, its reference made from the code; ARGS=serve shows it on port 8000
 	@.ci/environment requirements-dev.lock

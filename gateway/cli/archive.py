@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,7 @@ from gateway.cli.backup import Config, Database, owner_url
 
 if TYPE_CHECKING:
     from gateway.ops.archive.archiving import Archived
+    from gateway.ops.archive.proving import Proof
 
 
 def archive(
@@ -26,6 +28,12 @@ def archive(
     drop: Annotated[
         bool, typer.Option("--drop", help="Drop the tables of months that this archive has, once read back.")
     ] = False,
+    prove: Annotated[
+        bool,
+        typer.Option(
+            "--prove", help="Archive nothing: prove that this archive and the database are one ledger."
+        ),
+    ] = False,
     config: Config = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Of a running `up`, where no database is named.")
@@ -34,10 +42,17 @@ def archive(
     as_json: AsJson = False,
 ) -> None:
     """Write closed months of the ledgers and of the journal to Parquet, and take them out of PostgreSQL."""
-    from gateway.ops.archive import archiving  # noqa: PLC0415  # each command loads what it needs
+    from gateway.ops.archive import archiving, proving  # noqa: PLC0415  # each command loads what it needs
     from gateway.ops.archive.place import Place  # noqa: PLC0415
 
     url = owner_url(config, database_url, data_dir)
+    if prove:
+        if drop or before:
+            raise typer.BadParameter("--prove archives and drops nothing: leave --before and --drop out")
+        with waiting("Proving the archive and the database"):
+            proof = proving.prove(url, Place(to))
+        _tell_proof(proof, as_json=as_json)
+        raise typer.Exit(1 if proof.broken else 0)
     with waiting("Archiving what is closed"):
         done = archiving.archive(
             url, Place(to), datetime.now(UTC).date(), before.date() if before else None, drop=drop
@@ -75,3 +90,18 @@ def _tell(done: Archived) -> None:
             typer.echo(f"  {reason}")
     elif not done.files and not done.dropped:
         typer.echo("No month is left that could be archived.")
+
+
+def _tell_proof(proof: Proof, *, as_json: bool) -> None:
+    if as_json:
+        print_json(asdict(proof))
+        return
+    for reason in proof.broken:
+        typer.echo(reason)
+    for place in proof.elsewhere:
+        typer.echo(f"other months are in {place}: prove it with --to")
+    said = "do not agree" if proof.broken else "agree"
+    typer.echo(
+        f"{proof.files} files, {proof.rows:,} rows, {proof.movements:,} movements:"
+        f" the archive and the database {said}"
+    )

@@ -21,6 +21,7 @@ from gateway.errors import ArchiveFailed, Unprocessable
 from gateway.ops.archive import manifest
 from gateway.ops.archive.archiving import archive
 from gateway.ops.archive.place import Place
+from gateway.ops.archive.proving import prove
 from persistence.archive import closed
 from persistence.store import Store
 from tests.ops.archive.aging import LEDGERS, Aging, Clones, clones, held, months_made, old
@@ -65,6 +66,7 @@ async def live(url: str, steps: list[tuple[str, Any]], movements_max: int, root:
                 await past.compare()
                 past.store()
                 assert held(url, Place(str(root))) == past.all_of_it()
+                assert not done.files or (await asyncio.to_thread(prove, url, Place(str(root)))).broken == []
             elif what == "close":
                 await past.close()
             else:
