@@ -77,6 +77,7 @@ SUBJECTS: dict[str, Subject] = {
     "webhook-deliveries": webhooks.WEBHOOK_DELIVERIES,
     "quarantine": quarantine.SUBJECT,
     "dead-letters": dead_letters.SUBJECT,
+    "letters": dead_letters.MANY,
     "credit-transactions": ledgers.CREDIT_TRANSACTIONS,
     "feature-usage": ledgers.FEATURE_USAGE,
     "audit-log": audit.SUBJECT,

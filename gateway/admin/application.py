@@ -16,6 +16,7 @@ from gateway.admin.api import (
     configuration,
     events,
     finance,
+    letters,
     quotes,
     reconciliation,
     usage,
@@ -52,6 +53,7 @@ def build(ports: AdminPorts) -> web.Application:
     usage.mount_usage(app, ports, ROOT)
     usage_files.mount_files(app, ports, ROOT)
     finance.mount_finance(app, ports, ROOT)
+    letters.mount_letters(app, ports, ROOT)
     reconciliation.mount_reconciliation(app, ports, ROOT)
     configuration.mount_configuration(app, ports, ROOT)
     collected.mount_collected(app, ports)

@@ -91,3 +91,11 @@ SUBJECT = Subject(
     conditions={"resolved": lambda wanted: _resolved if wanted else ~_resolved},
     verbs={"redrive": drive_again, "resolve": resolve},
 )
+
+
+def _asked(_: Change) -> Row:
+    """Somebody asked for many decisions: each is audited by itself, that they were asked for is now."""
+    return {"id": "many"}
+
+
+MANY = Subject(dead_letter, verbs={"decide": _asked})

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import typer
 
-from gateway.cli.admin import commands, invoices, prices, reconcile, report, top, usage
+from gateway.cli.admin import commands, invoices, letters, prices, reconcile, report, top, usage
 from gateway.cli.admin.configuration import commands as configuration
 from gateway.cli.admin.provider.command import reconcile_provider
 
@@ -16,6 +16,8 @@ def mount(app: typer.Typer, asked: Collection[str] | None = None) -> None:
     made = commands.mount(app, asked)
     for function in (invoices.create, invoices.show, invoices.run):
         made["invoice"].command(function.__name__)(function)
+    for decision in (letters.redrive, letters.release):
+        made["letters"].command(decision.__name__)(decision)
     made["reconciliation"].command("run")(reconcile.reconcile)
     app.add_typer(prices.section(), name="prices")
     app.add_typer(report.section(), name="report")
