@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gateway.background.isolation import Isolation
 from gateway.background.timed.handovers import Handovers
 from gateway.errors import StartError, Unauthorized
 from gateway.run.collecting import Collecting
@@ -21,7 +22,7 @@ def of(**said: str) -> Collecting:
 
 def loops(collecting: Collecting) -> dict[str, Any]:
     queue: Any = None  # nothing is asked of it before a loop runs
-    return collecting.loops(queue, queue, lambda *_, **__: None)
+    return collecting.loops(queue, queue, lambda *_, **__: None, Isolation())
 
 
 async def test_without_a_key_nothing_is_loaded_or_run(monkeypatch: pytest.MonkeyPatch) -> None:
