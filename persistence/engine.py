@@ -25,6 +25,8 @@ POOL_CONNECTIONS_MAX = 10
 LOOPS_CONNECTIONS_MAX = PEOPLE_CONNECTIONS_MAX = 8
 # Loops that bill, whose transactions take seconds: one each. Batches of invoices come on top.
 BILLING_CONNECTIONS_MAX = 6
+# What says that a keeper is there waits for nobody.
+SHARE_CONNECTIONS_MAX = 1
 CONNECT_TIMEOUT_S = 5
 POOL_WAIT_S = 10
 _CONNECT: dict[str, Any] = {"prepare_threshold": None, "connect_timeout": CONNECT_TIMEOUT_S}
@@ -60,6 +62,7 @@ class Pools:
     loops: AsyncEngine
     billing: AsyncEngine
     people: AsyncEngine
+    share: AsyncEngine
 
     @classmethod
     def create(cls, url: str, *, batches: int) -> Pools:
@@ -68,11 +71,12 @@ class Pools:
             create(url, connections_max=LOOPS_CONNECTIONS_MAX),
             create(url, connections_max=BILLING_CONNECTIONS_MAX + batches),
             create(url, connections_max=PEOPLE_CONNECTIONS_MAX),
+            create(url, connections_max=SHARE_CONNECTIONS_MAX),
         )
 
     async def dispose(self) -> None:
         """Close all connections."""
-        for engine in (self.loops, self.billing, self.people):
+        for engine in (self.loops, self.billing, self.people, self.share):
             await engine.dispose()
 
 

@@ -23,6 +23,7 @@ from gateway.admin.smtp import Mailer
 from gateway.background.flushing.flusher import Failed, Flushed
 from gateway.background.flushing.losses import LossCounter
 from gateway.background.flushing.refused import RefusedDrain
+from gateway.background.flushing.share import Share
 from gateway.background.isolation import Isolation
 from gateway.background.timed.clock_changes import ClockChanges
 from gateway.background.timed.closing import AccountClosing
@@ -57,7 +58,7 @@ from gateway.run.away import tell_of_redis
 from gateway.run.billing_loops import billing_loops, invoicing_loops
 from gateway.run.collecting import Collecting
 from gateway.run.invoice_letterhead import invoice_renderer
-from gateway.run.kept_servers import KeptServer, KeptServers, Shared
+from gateway.run.kept_servers import KeptServers, Shared
 from gateway.run.looping import keep_going
 from gateway.run.readiness import Probe, all_answer, one_answers
 from gateway.run.sign_ins import sign_ins
@@ -80,6 +81,7 @@ from persistence.keeper.losses import Losses
 from persistence.keeper.notices import Notices
 from persistence.keeper.pushes import Pushes
 from persistence.keeper.reconciliations import Accounts
+from persistence.keeper.shares import Shares
 from persistence.keeper.sweeps import Sweeps
 from persistence.keeper.usage_feed import FeedQueue
 from persistence.ledger.checkpoints import Checkpoints
@@ -94,8 +96,7 @@ from persistence.schedule import Schedule
 from persistence.schema import partitions, roles
 from persistence.store import Store
 
-REDIS_CALL_S = 10.0
-PARTITIONS_AHEAD_S = 3600.0
+REDIS_CALL_S, PARTITIONS_AHEAD_S = 10.0, 3600.0
 # How long people wait for the bundled prices of a new database; they come later all the same.
 PRICED_S_MAX = 20.0
 ACCOUNTS_SAID_MAX = 20
@@ -108,8 +109,7 @@ class Keeper:
         self._settings, self._log = settings, logs.logger("tollkeeper.keeper")
         self._invoice_renderer, self._collecting = invoice_renderer(settings), Collecting(settings)
         self._pools = engines.Pools.create(settings.database_url, batches=settings.invoices_at_once)
-        self._engine = self._pools.loops
-        self._fences = Fences(str(uuid4()), time.time, self._log)
+        self._engine, self._fences = self._pools.loops, Fences(str(uuid4()), time.time, self._log)
         self._wires = wires_to(
             parse_url(settings.redis_url, settings.redis_files),
             lambda where: Wire(
@@ -119,16 +119,17 @@ class Keeper:
         )  # fmt: skip
         isolation = self._isolation = Isolation(self._log, is_away)
         self._counters = KeeperCounters(self._wires, left_alone=LeftAlone(self._log))
-        self._moves = Moves(self._wires)
-        accounts, self._quarantines = Accounts(self._engine), Quarantines(self._engine)
+        self._moves, accounts = Moves(self._wires), Accounts(self._engine)
+        self._quarantines = Quarantines(self._engine)
         self._pusher = Pusher(Pushes(self._pools.people), self._counters)
         told, moved = ToldClocks(self._engine, partition_of), self._counters.moved
         shared = Shared(
             settings, self._engine, self._wires, self._fences, self._counters, moved, self._log,
             first=self._moves.take_up, flushed=self._flushed, verified=self._verified,
             went_back=self._went_back, refuse=self._refuse, isolation=isolation,
+            share=Share(Shares(self._pools.share, settings.admin_port)),
         )  # fmt: skip
-        self._servers = KeptServers(self._wires, lambda wire: KeptServer(wire, shared))
+        self._servers = KeptServers(self._wires, shared)
         self._sweeper = Sweeper(Sweeps(self._engine), self._counters)
         refused, journal = RefusedStream(self._counters), RefusedJournal(self._engine)
         self._refused = RefusedDrain(refused, journal, isolation=isolation)
@@ -177,7 +178,7 @@ class Keeper:
         if not await reached("PostgreSQL", trouble, wait_s=settings.start_wait_s, stop=stop, log=log):
             return False
         await roles.refuse_unfit(self._engine)
-        self._servers.look()
+        self._servers.start()
         billing = self._pools.billing
         schedule = Schedule(billing, self._billing_store, settings.invoice_grace_hours)
         loops: dict[str, Callable[[], Awaitable[None]]] = {
@@ -336,7 +337,7 @@ class Keeper:
         snapshot |= self._reconciler.figures()
         snapshot["reclaimed_holds"] = self._servers.reclaimed
         snapshot = tallies.merge(snapshot, {"auth_failures": self._failures.rows("admin")})
-        snapshot["lost_events"] = self._losses.lost
+        snapshot |= {"lost_events": self._losses.lost, "partitions_flushed": self._servers.share.size}
         snapshot |= {**self._isolation.figures(), **self._counters.left_alone.figures()}
         if (quarantined := self._servers.quarantined) is not None:
             snapshot["quarantined_accounts"] = quarantined

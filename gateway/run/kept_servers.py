@@ -12,10 +12,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from gateway.background.flushing.flusher import Failed, Flushed, Flusher
 from gateway.background.flushing.late import LateSettlements
 from gateway.background.flushing.rollbacks import Rollbacks
+from gateway.background.flushing.share import Share
 from gateway.background.isolation import Isolation
 from gateway.background.timed.pusher import Pusher
 from gateway.background.timed.reclaimer import Reclaimer
@@ -33,7 +35,7 @@ from gateway.counters.late.keeping import Keeping
 from gateway.counters.redis.keys import partition_of, partition_of_digest
 from gateway.counters.redis.wire import Wire
 from gateway.counters.redis.wires import Wires
-from gateway.errors import CountersUnavailable
+from gateway.errors import CountersUnavailable, LedgerUnavailable
 from gateway.run.looping import keep_going
 from gateway.run.stopping import cancel
 from gateway.settings.settings import Settings
@@ -54,6 +56,7 @@ class Shared:
     """What all of them share. `counters` goes to whoever has an organization, `moved` is evidence of all.
 
     `first` is awaited before partitions are looked at: those that were moved to a server are taken up there.
+    What is flushed here is the keeper's `share`.
     """
 
     settings: Settings
@@ -69,6 +72,7 @@ class Shared:
     went_back: Callable[[list[str]], None]
     refuse: Callable[[Mapping[int, Sequence[int]]], Awaitable[None]]
     isolation: Isolation
+    share: Share
 
 
 class KeptServer:
@@ -86,6 +90,9 @@ class KeptServer:
         def partitions() -> Sequence[int]:
             return wire.part.partitions
 
+        def flushed() -> frozenset[int]:
+            return shared.share.partitions().intersection(wire.part.partitions)
+
         self.counters, self._writer = counters, Writer(settings.database_url)
         self.outbox = Outbox(counters, shared.log, check_history=fence.check_history)
         streams = StrayReader(counters, fence.check_history)
@@ -96,7 +103,7 @@ class KeptServer:
         )  # fmt: skip
         self._flusher = Flusher(
             self.outbox, self._writer, shared.flushed,
-            before_storing=self.rollbacks.stop_accounts, refuse=shared.refuse, partitions=partitions,
+            before_storing=self.rollbacks.stop_accounts, refuse=shared.refuse, partitions=flushed,
             flush_interval_s=settings.flush_interval_s, waiting_entries_max=settings.waiting_entries_max,
         )  # fmt: skip
         gate = AdmissionGate(truths, counters, time.monotonic)
@@ -111,6 +118,11 @@ class KeptServer:
         self._pusher = Pusher(Pushes(engine), shared.counters, partitions, isolation=shared.isolation)
         self._flushing: asyncio.Task[None] | None = None
         self._loops: list[asyncio.Task[None]] = []
+
+    @property
+    def in_hand(self) -> frozenset[int]:
+        """The partitions whose entries are on their way."""
+        return self._flusher.in_hand
 
     def start(self) -> None:
         """Begin every loop."""
@@ -136,8 +148,9 @@ class KeptServer:
 class KeptServers:
     """Those that are there, as they come and go."""
 
-    def __init__(self, wires: Wires, make: Callable[[Wire], KeptServer]) -> None:
-        self._wires, self._make = wires, make
+    def __init__(self, wires: Wires, shared: Shared) -> None:
+        self._wires, self._shared, self.share = wires, shared, shared.share
+        self._sharing: list[asyncio.Task[None]] = []
         self._kept: dict[Wire, KeptServer] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._reclaimed_before = 0
@@ -159,6 +172,12 @@ class KeptServers:
         found = (one.rollbacks.quarantined for one in self._kept.values())
         return max((one for one in found if one is not None), default=None)
 
+    def start(self) -> None:
+        """Say that this keeper is there, and begin with the servers there are."""
+        run = partial(self.share.run, self._reached, self._in_hand)
+        self._sharing = keep_going({"share": run}, self._shared.log, self._shared.isolation)
+        self.look()
+
     async def run(self) -> None:
         """Look after every server there is, until cancelled."""
         while True:
@@ -176,12 +195,23 @@ class KeptServers:
             ending.add_done_callback(self._ending.discard)
         for wire in wires:
             if wire not in self._kept:
-                self._kept[wire] = self._make(wire)
+                self._kept[wire] = KeptServer(wire, self._shared)
                 self._kept[wire].start()
 
     async def stop(self) -> None:
-        """End with all of them."""
+        """End with all of them; others flush from then on what was flushed here."""
         await asyncio.gather(*(one.stop() for one in self._kept.values()), *self._ending)
+        if self._sharing:
+            await cancel(self._sharing)
+            with suppress(LedgerUnavailable):
+                await self.share.leave()
+
+    def _reached(self) -> list[int]:
+        """The partitions whose server answers."""
+        return [one for wire in self._wires.wires if wire.connected for one in wire.part.partitions]
+
+    def _in_hand(self) -> frozenset[int]:
+        return frozenset[int]().union(*(one.in_hand for one in self._kept.values()))
 
     async def waiting(self) -> dict[str, object]:
         """How much waits in the outboxes, in numbers for a snapshot; of servers that answer."""

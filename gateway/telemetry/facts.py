@@ -101,6 +101,7 @@ FACTS = (
     Fact("outbox_oldest_seconds", "gauge", "Age of the oldest movement not yet in PostgreSQL."),
     Fact("waiting_entries", "gauge", "Movements of accounts in quarantine, which wait outside the outbox."),
     Fact("outbox_streams_broken", "gauge", "Partitions whose outbox cannot be read; the others go on."),
+    Fact("partitions_flushed", "gauge", "Partitions of the outbox that this keeper flushes."),
     Fact("flush_rows", "counter", "Rows written by the flusher.", ("table",)),
     Fact("flush_seconds", "histogram", "Time of one flush, from read to acknowledge."),
     Fact("reclaimed_holds", "counter", "Holds ended by their deadline."),

@@ -10,15 +10,10 @@ from typing import Any
 from gateway.core.accounts.budgets import OTHERS
 from gateway.core.accounts.usage import NO_PROJECT
 from gateway.core.billing.vector import KINDS
-from gateway.core.model import INTEGER_MAX, PARTITIONS
+from gateway.core.model import INTEGER_MAX
 from persistence.billing.charge_facts import OVERAGES, PURCHASES, driver_level, insert_of
 from persistence.ledger.sums import added
 
-# A session lock would outlive a frozen flusher; this one ends with the transaction.
-LOCK = """
-SELECT p FROM unnest(%s::integer[]) AS p WHERE pg_try_advisory_xact_lock(7800, p)"""
-# All of them, one after the other: every flush begun before has ended then, and none begins.
-HOLD_FLUSHES = f"SELECT pg_advisory_xact_lock(7800, p) FROM generate_series(0, {PARTITIONS - 1}) AS p"  # noqa: S608  # our own words
 # For this transaction only, so that a transaction pooler may stand between.
 BOUND = """
 SELECT set_config('statement_timeout', %s, true), set_config('idle_in_transaction_session_timeout', %s, true),

@@ -19,7 +19,7 @@ from gateway.core.accounts.ledger import Event
 from gateway.core.accounts.usage import DIMENSIONS, OTHER, SUMS
 from gateway.core.billing.usage_feed import AMOUNTS, FOLDED, USE, Kind
 from gateway.errors import Conflict
-from persistence.ledger import statements, usage_rollup
+from persistence.ledger import locks, usage_rollup
 from persistence.ledger.call_rows import used_at
 from persistence.ledger.statements import columns_of
 from persistence.ledger.sums import SUM_MAX, added
@@ -110,7 +110,7 @@ def hold_flushes(connection: Connection) -> None:
     # All locks are one statement: each of them may be waited for, together not longer.
     connection.exec_driver_sql(f"SET LOCAL statement_timeout = {HOLD_MS_MAX}")
     try:
-        connection.exec_driver_sql(statements.HOLD_FLUSHES)
+        connection.exec_driver_sql(locks.HOLD_FLUSHES)
     except DBAPIError as error:
         if sqlstate(error) != QUERY_CANCELED:
             raise

@@ -23,7 +23,7 @@ from gateway.core.model import PARTITIONS
 from gateway.errors import LedgerUnavailable
 from persistence.complaint import complaint
 from persistence.engine import CONNECT_TIMEOUT_S, plain_url
-from persistence.ledger import accounts, rows, statements, stops
+from persistence.ledger import accounts, locks, rows, statements, stops
 from persistence.ledger.attribution import NEW_USERS_A_DAY_MAX, Name, Users
 from persistence.ledger.blame import Refused
 from persistence.ledger.copying import Copies, Unstorable
@@ -71,6 +71,14 @@ class Writer:
         """Under what entries of these partitions would be checked now."""
         return await asyncio.to_thread(self._ask, lambda connection: _judged(connection, partitions))
 
+    async def locked(self, partitions: Iterable[int]) -> frozenset[int]:
+        """Of which of these partitions somebody has the lock now."""
+        wanted = (sorted(partitions),)
+        found = await asyncio.to_thread(
+            self._ask, lambda connection: connection.execute(locks.LOCKED, wanted).fetchall()
+        )
+        return frozenset(partition for (partition,) in found)
+
     def _ask(self, ask: Callable[[Connection[Any]], T]) -> T:
         with self._turn:
             try:
@@ -114,7 +122,7 @@ class Writer:
         with connection.transaction():
             timeouts = (STATEMENT_TIMEOUT_S, IDLE_IN_TRANSACTION_S, TRANSACTION_TIMEOUT_S)
             connection.execute(statements.BOUND, [f"{seconds}s" for seconds in timeouts])
-            locked = {p for (p,) in connection.execute(statements.LOCK, (sorted(batch),))}
+            locked = {p for (p,) in connection.execute(locks.LOCK, (sorted(batch),))}
             outdated = _outdated(connection, sorted(locked), history)
             left = outdated | _to_judge_again(connection, locked, history)
             mine = {p: entries for p, entries in batch.items() if p in locked and p not in left}
@@ -126,7 +134,8 @@ class Writer:
                 report.judged = _judged(connection, {p for p, _, _ in sorted_.waiting})
         self._users.remember(users)
         report.outdated = outdated
-        report.left_over = left | (batch.keys() - locked)
+        report.locked = frozenset(batch.keys() - locked)
+        report.left_over = left | report.locked
         return report
 
     def _sort(

@@ -47,6 +47,7 @@ WRITES: dict[str, tuple[str, ...]] = {
     "applied_row": CLEAR, "budget_told": CLEAR, "budget_use": CLEAR, "business_model": CLEAR,
     "console_session": CLEAR, "credit_allocation": CLEAR,
     "gateway_worker": CLEAR, "idempotency_key": CLEAR, "invoice": CLEAR, "invoice_line": CLEAR,
+    "keeper": CLEAR, "keeper_partition": CLEAR,
     "organization_service": CLEAR, "recovered_event": CLEAR, "refused_batch": CLEAR, "rerating_left": CLEAR,
     "subscription_plan": CLEAR, "usage_name": CLEAR, "usage_outbox": CLEAR, "webhook_delivery": CLEAR,
     "alembic_version": (), "kept_since": (), "archive_identity": (), "archived_month": (), "archived_run": (),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Column,
     Identity,
@@ -130,6 +131,20 @@ partition_state = table(
     # Rows of it are gone, and its accounts are not compared yet.
     flags("older"),
     moments("verified_at?", "updated_at"),
+)
+
+# Keepers that are there, and the partitions whose counters each of them reaches; who flushes which.
+keeper = table(
+    "keeper",
+    Column("id", Uuid, primary_key=True),
+    texts("place"),
+    Column("reached", ARRAY(SmallInteger), nullable=False),
+    moments("until"),
+)
+keeper_partition = table(
+    "keeper_partition",
+    Column("partition", SmallInteger, primary_key=True, autoincrement=False),
+    uuids("keeper_id"),
 )
 
 # Workers a keeper knew last, by their numbers: whom one that starts after a loss waits for.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -14,13 +14,16 @@ import pytest
 import redis
 
 from gateway.background.flushing.flusher import Failed, Flushed, Flusher
+from gateway.background.flushing.share import Share
 from gateway.core.accounts.outbox import FlushReport, History, fan_out
+from gateway.core.model import PARTITIONS
 from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.wire import Wire
 from persistence import engine
+from persistence.keeper.shares import Shares
 from persistence.ledger.writer import Writer
 from persistence.resources.quarantine import Quarantines
 from tests.persistence.lossy_proxy import LossyProxy
@@ -153,6 +156,83 @@ async def test_two_flushers_at_once_store_each_entry_once(valkey: str, migrated:
         await asyncio.gather(*runs)
     assert rows_of(migrated, "SELECT count(*) FROM token_ledger") == [(8 * 201,)]
     assert rows_of(migrated, "SELECT count(*) FROM quarantine") == [(0,)]
+    assert await broken(migrated) == []
+
+
+class Reading(Outbox):
+    """Notes which entries were read, and of which owners what waits was."""
+
+    def __init__(self, client: Client) -> None:
+        super().__init__(client)
+        self.entries: list[tuple[int, bytes]] = []
+        self.judged_again: list[tuple[int, int]] = []
+
+    async def read(self, after: Mapping[int, bytes], count: int) -> dict[int, list[tuple[bytes, bytes]]]:
+        found = await super().read(after, count)
+        self.entries += [(p, entry_id) for p, entries in found.items() for entry_id, _ in entries]
+        return found
+
+    async def read_parked(
+        self, after: Mapping[tuple[int, int], bytes], count: int
+    ) -> dict[tuple[int, int], list[tuple[bytes, bytes]]]:
+        self.judged_again += after
+        return await super().read_parked(after, count)
+
+
+@asynccontextmanager
+async def sharing(valkey: str, database: str) -> AsyncIterator[tuple[Flusher, Reading, Share]]:
+    """A keeper's flusher, which flushes its share of the partitions."""
+    wire, writer = Wire(parse_url(valkey), time.monotonic), Writer(database)
+    await wire.open()
+    pool, outbox = engine.create(database, connections_max=1), Reading(Client(wire))
+    share = Share(
+        Shares(pool, 0), held_s=3600
+    )  # however slow the machine is, it is there until it says otherwise
+    flusher = Flusher(outbox, writer, lambda _: None, partitions=share.partitions, flush_interval_s=0.01)
+    try:
+        yield flusher, outbox, share
+    finally:
+        await share.leave()
+        await wire.close()
+        await pool.dispose()
+        writer.close()
+
+
+async def test_keepers_that_share_read_each_entry_once_and_what_waits_too(valkey: str, migrated: str) -> None:
+    stopped, *accounts = settle_in(migrated, *[10_000] * 9)
+    stopped.reset()
+    stopped.take()  # its first movement never arrives
+    for account in accounts:
+        account.reset()
+    async with sharing(valkey, migrated) as first, sharing(valkey, migrated) as second:
+        keepers = (first, second)
+        for _, _, share in keepers * 3:
+            await share.renew(range(PARTITIONS), tuple)
+        runs = [asyncio.create_task(flusher.run()) for flusher, _, _ in keepers]
+        appended = 0
+        for _ in range(5):
+            for account in (stopped, *accounts):
+                for _ in range(20):
+                    account.consume(1)
+            appended += append(valkey, stopped, *accounts)
+            await eventually(lambda: waiting(valkey, stopped, *accounts) == 0)
+        # One goes in the middle of it: the other takes over what it had.
+        first[0].stop()
+        await runs[0]
+        await first[2].leave()
+        for account in accounts:
+            account.consume(1)
+        appended += append(valkey, *accounts)
+        await second[2].renew(range(PARTITIONS), tuple)
+        await eventually(lambda: waiting(valkey, *accounts) == 0)
+        second[0].stop()
+        await runs[1]
+        read = [one for _, outbox, _ in keepers for one in outbox.entries]
+    assert (len(read), len({*read})) == (appended, appended)
+    assert parked(valkey, stopped) == 100
+    assert rows_of(migrated, "SELECT count(*) FROM token_ledger") == [(8 * 102,)]
+    again = [one for _, outbox, _ in keepers for one in outbox.judged_again]
+    assert len(again) <= 1, "what waits is read once, by whoever takes it over"
     assert await broken(migrated) == []
 
 

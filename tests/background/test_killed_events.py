@@ -88,6 +88,9 @@ class Store:
     async def judged(self, partitions: Iterable[int]) -> Mapping[int, Judged]:
         return await self.backend.writer.judged(partitions)
 
+    async def locked(self, partitions: Iterable[int]) -> frozenset[int]:
+        return await self.backend.writer.locked(partitions)
+
 
 @dataclass
 class Scene:

@@ -10,19 +10,21 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
-from gateway.background.flushing.passes import Entries, Pass, Streams
+from gateway.background.flushing.passes import Pass
+from gateway.background.flushing.ports import Outbox, Writer
 from gateway.background.flushing.waiting import WaitingEntries, too_many
-from gateway.core.accounts.outbox import Batch, FlushReport, History, Judged, Owner, fan_out
+from gateway.core.accounts.outbox import Batch, FlushReport, History, fan_out
 from gateway.core.model import PARTITIONS
 
 # The transaction's fixed cost is lost in a few thousand entries; memory and latency stay small.
 BATCH_ENTRIES_MAX = 8_192
 ENTRIES_A_PARTITION_MIN = BATCH_ENTRIES_MAX // PARTITIONS
+# One pass has no more: then partitions that it left out, or that came meanwhile, have their turn.
+PASS_BATCHES_MAX = 16
 FLUSH_INTERVAL_S = 0.1
 BACK_OFF_MIN_S = 0.1
 BACK_OFF_MAX_S = 5.0
@@ -31,59 +33,6 @@ DRAIN_TIMEOUT_S = 10.0
 WAITING_ENTRIES_MAX = 50_000
 # Objects made between two runs of the cycle collector: more than a batch has.
 YOUNG_OBJECTS_MAX = 100_000
-
-
-class Outbox(Protocol):
-    """The streams the scripts append to, one a partition, and those of what waits, one an organization."""
-
-    @property
-    def read_under(self) -> bytes:
-        """The run id of the server that was read from last."""
-        ...
-
-    async def read(self, after: Mapping[int, bytes], count: int) -> Streams:
-        """Up to `count` entries (id, packed) of each partition after an entry id; b"" is the start."""
-        ...
-
-    async def acknowledge(
-        self, entries: Mapping[int, Sequence[bytes]], control_ids: Mapping[int, Sequence[str]]
-    ) -> None:
-        """Delete stored entries, and forget the ids of control writes that are stored."""
-        ...
-
-    async def parked(self, partitions: Iterable[int]) -> Mapping[Owner, int]:
-        """How many entries are set aside, of whom; asked after a `read` it counts all moved before that."""
-        ...
-
-    async def read_parked(self, after: Mapping[Owner, bytes], count: int) -> Mapping[Owner, Entries]:
-        """Up to `count` entries that wait, of each owner; nothing of one that cannot be read now."""
-        ...
-
-    async def park(self, entries: Mapping[Owner, Sequence[bytes]]) -> Mapping[Owner, int]:
-        """Move entries aside that wait, in their order; answers how many wait of each owner by then."""
-        ...
-
-    async def acknowledge_parked(
-        self, entries: Mapping[Owner, Sequence[bytes]], control_ids: Mapping[int, Sequence[str]]
-    ) -> None:
-        """Delete stored entries that waited apart, and forget ids likewise."""
-        ...
-
-
-class Writer(Protocol):
-    """Stores a batch in one transaction; raises a TollkeeperError while it cannot."""
-
-    async def write(self, batch: Batch, history: History) -> FlushReport:
-        """Store what continues its account; the report says what may be deleted, what is outdated."""
-        ...
-
-    async def epochs(self) -> Mapping[int, int]:
-        """The epoch of each partition that was ever verified, as of now."""
-        ...
-
-    async def judged(self, partitions: Iterable[int]) -> Mapping[int, Judged]:
-        """Under what entries of these partitions would be checked now."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +71,8 @@ class Flusher:
 
     `before_storing` is awaited before the first pass and before the one behind a failure: a ledger that was
     away may be older than it was, and what is stored from then on hides that. `refuse` is told, by
-    partition, of tenants whose organization has too much waiting behind an account in quarantine. The outbox
-    has these `partitions`.
+    partition, of tenants whose organization has too much waiting behind an account in quarantine. It reads
+    these `partitions`, which may be others before each read.
     """
 
     def __init__(
@@ -137,7 +86,7 @@ class Flusher:
         flush_interval_s: float = FLUSH_INTERVAL_S,
         drain_timeout_s: float = DRAIN_TIMEOUT_S,
         waiting_entries_max: int = WAITING_ENTRIES_MAX,
-        partitions: Callable[[], Sequence[int]] = lambda: range(PARTITIONS),
+        partitions: Callable[[], Collection[int]] = lambda: range(PARTITIONS),
     ) -> None:
         self._outbox, self._partitions = outbox, partitions
         self._writer = writer
@@ -150,6 +99,12 @@ class Flusher:
         self._drain_timeout_s = drain_timeout_s
         self._epochs: Mapping[int, int] | None = None
         self._stopping = asyncio.Event()
+        self._locked = self._reading = self._storing = frozenset[int]()
+
+    @property
+    def in_hand(self) -> frozenset[int]:
+        """The partitions that are being read, or were read and are not stored yet."""
+        return self._reading | self._storing
 
     async def run(self) -> None:
         """Flush until stopped, then drain what is there within the drain timeout."""
@@ -193,7 +148,8 @@ class Flusher:
         if self._epochs is None:
             self._epochs = await self._writer.epochs()
         try:
-            partitions = self._partitions()
+            self._reading = frozenset(self._partitions())
+            partitions = await self._free(self._reading)
             there = await self._outbox.parked(partitions)
             waiting = {partition for partition, _ in there}
             self._waiting.note_waiting(there, await self._writer.judged(waiting) if waiting else {})
@@ -203,12 +159,21 @@ class Flusher:
         except BaseException:
             self._waiting.forget()
             raise
+        finally:
+            self._reading = self._storing = frozenset()
+
+    async def _free(self, partitions: frozenset[int]) -> frozenset[int]:
+        """Without those somebody else has the lock of since before: who stands still may have it long."""
+        if self._locked:
+            self._locked = await self._writer.locked(self._locked)
+        return partitions - self._locked
 
     async def _judge_again(self, epochs: Mapping[int, int]) -> int:
         """Read on, by a batch, what waits and may go on: whoever waits for none of it waits no longer."""
         unread = self._waiting.unread()
         if not unread:
             return 0
+        self._storing = frozenset(partition for partition, _ in unread)
         count = max(1, BATCH_ENTRIES_MAX // len(unread))
         found = await self._outbox.read_parked(unread, count)
         together: dict[int, list[tuple[bytes, bytes]]] = {}
@@ -232,6 +197,7 @@ class Flusher:
         ahead = asyncio.create_task(self._gather(current))
         try:
             while batch := await ahead:
+                self._storing = frozenset(batch)
                 ahead = asyncio.create_task(self._gather(current))
                 wanted = {p: batch[p] for p in batch.keys() - current.left}
                 report = await self._store(wanted, current.epochs)
@@ -246,8 +212,13 @@ class Flusher:
     async def _gather(self, current: Pass) -> Batch:
         """Read and decode up to one batch, shared fairly between partitions; empty at the end."""
         gathered: dict[int, list[tuple[bytes, bytes]]] = {}
-        room = BATCH_ENTRIES_MAX
+        room = BATCH_ENTRIES_MAX if current.batches < PASS_BATCHES_MAX else 0
+        current.batches += 1
         while current.after and room > 0:
+            current.read_only(self._partitions())
+            self._reading = frozenset(gathered.keys() | current.after)
+            if not current.after:
+                break
             count = max(ENTRIES_A_PARTITION_MIN, room // len(current.after))
             streams = await self._outbox.read(dict(current.after), count)
             current.note_read(streams, count)
@@ -257,6 +228,7 @@ class Flusher:
                 if partition not in current.left:
                     gathered.setdefault(partition, []).extend(entries)
                     room -= len(entries)
+        self._reading = frozenset(gathered)
         return await asyncio.to_thread(fan_out, gathered) if gathered else {}
 
     async def _store(self, batch: Batch, epochs: Mapping[int, int]) -> FlushReport:
@@ -277,6 +249,7 @@ class Flusher:
         started = time.monotonic()
         history = History(self._outbox.read_under, epochs, self._waiting.judged())
         report = await self._writer.write(batch, history)
+        self._locked |= report.locked
         if report.outdated:
             self._epochs = None
         self._observe(Flushed(report, time.monotonic() - started))

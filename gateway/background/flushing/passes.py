@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from gateway.core.model import PARTITIONS
 
@@ -15,13 +15,14 @@ class Pass:
     """One pass over the streams: how far each was read, and which wait for the next pass.
 
     A partition whose entries were read but not stored waits until the next pass reads them again: what
-    is written is always contiguous. `epochs` is what was known before, `left` what waits already.
+    is written is always contiguous. `epochs` is what was known before, `left` what waits already, `batches`
+    how many were begun.
     """
 
     def __init__(
         self, epochs: Mapping[int, int], left: frozenset[int], partitions: Iterable[int] = range(PARTITIONS)
     ) -> None:
-        self.epochs = epochs
+        self.epochs, self.batches = epochs, 0
         self.after = dict.fromkeys(set(partitions) - left, b"")
         self.left = left
 
@@ -33,6 +34,11 @@ class Pass:
                 del self.after[partition]
             else:
                 self.after[partition] = entries[-1][0]
+
+    def read_only(self, partitions: Collection[int]) -> None:
+        """Read on of these partitions alone: others are flushed elsewhere from now on."""
+        for partition in self.after.keys() - partitions:
+            del self.after[partition]
 
     def leave(self, partitions: frozenset[int]) -> None:
         """Leave these partitions to the next pass."""

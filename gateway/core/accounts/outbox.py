@@ -36,6 +36,17 @@ class History:
     judged: Mapping[int, Judged] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """The partitions of a keeper: its `own`, those `leaving` it once nothing of them is in hand, and those
+    that are to be its own and are still somebody else's.
+    """
+
+    own: frozenset[int] = frozenset()
+    leaving: frozenset[int] = frozenset()
+    lacking: frozenset[int] = frozenset()
+
+
 @dataclass(slots=True)
 class FlushReport:
     """What one transaction did: facts for the log and the metrics.
@@ -46,7 +57,7 @@ class FlushReport:
     they are, `parked` has their ids, and `judged` says of their partitions under what;
     `left_over` are partitions another flusher has at the moment, whose waiting entries are to be checked
     again first, or that are `outdated`: verified again since they were read, so that what was read may
-    be no history any more.
+    be no history any more. Of those that are `locked`, somebody else has the lock.
     """
 
     rows: dict[str, int] = field(default_factory=dict)
@@ -61,6 +72,7 @@ class FlushReport:
     judged: dict[int, Judged] = field(default_factory=dict)
     left_over: frozenset[int] = frozenset()
     outdated: frozenset[int] = frozenset()
+    locked: frozenset[int] = frozenset()
 
     def entries(self) -> int:
         """How many entries may be deleted."""

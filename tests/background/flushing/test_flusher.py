@@ -12,6 +12,7 @@ from gateway.background.flushing.flusher import (
     BACK_OFF_MIN_S,
     BATCH_ENTRIES_MAX,
     ENTRIES_A_PARTITION_MIN,
+    PASS_BATCHES_MAX,
     Failed,
     Flushed,
     Flusher,
@@ -112,6 +113,7 @@ class Store:
         self.stored: dict[int, list[bytes]] = {}
         self.failures = 0
         self.taken: list[frozenset[int]] = []
+        self.held_elsewhere, self.looks = frozenset[int](), 0
         self.held: set[bytes] = set()
         self.batches: list[int] = []
         self.outdated: list[frozenset[int]] = []
@@ -126,6 +128,10 @@ class Store:
     async def judged(self, partitions: Iterable[int]) -> Mapping[int, Judged]:
         return dict.fromkeys(partitions, self.under)
 
+    async def locked(self, partitions: Iterable[int]) -> frozenset[int]:
+        self.looks += 1
+        return self.held_elsewhere.intersection(partitions)
+
     def release(self) -> None:
         """A person lets every account go on."""
         self.held, self.under = set(), (1, 0, self.under[2] + 1)
@@ -136,10 +142,11 @@ class Store:
         if self.failures:
             self.failures -= 1
             raise LedgerUnavailable
-        taken = self.taken.pop(0) if self.taken else frozenset()
-        taken |= {p for p, judged in history.judged.items() if judged != self.under}
+        locked = (self.taken.pop(0) if self.taken else frozenset()) | self.held_elsewhere
+        taken = locked | {p for p, judged in history.judged.items() if judged != self.under}
         outdated = self.outdated.pop(0) if self.outdated else frozenset()
-        report = FlushReport(left_over=(taken | outdated) & batch.keys(), outdated=outdated)
+        left, locked = (taken | outdated) & batch.keys(), locked & batch.keys()
+        report = FlushReport(left_over=left, outdated=outdated, locked=locked)
         self.batches.append(sum(map(len, batch.values())))
         for partition, entries in batch.items():
             there = {*self.outbox.entries[partition], *self.outbox.apart.get((partition, partition), ())}
@@ -354,6 +361,50 @@ async def test_a_partition_another_flusher_holds_waits_for_the_next_pass() -> No
     assert await once.flush() == 10
     assert 3 not in store.stored
     assert await once.flush() == 2 * BATCH_ENTRIES_MAX
+    assert outbox.left() == 0
+
+
+async def test_what_another_flusher_stands_still_with_is_read_once_and_not_each_pass() -> None:
+    outbox = Streams(p3=10, p4=10)
+    store = Store(outbox)
+    store.held_elsewhere = frozenset({3})
+    once = flusher(outbox, store)
+    assert await once.flush() == 10
+    outbox.entries[4] = [b"1"]
+    assert [await once.flush() for _ in range(3)] == [1, 0, 0]
+    assert sum(read.get(3, 0) for read in outbox.reads) == 10
+    store.held_elsewhere = frozenset()
+    assert [await once.flush() for _ in range(3)] == [10, 0, 0]
+    assert (outbox.left(), store.looks) == (0, 4)
+
+
+async def test_a_partition_that_is_flushed_elsewhere_from_now_on_is_read_no_further() -> None:
+    outbox, mine = Streams(p3=3 * BATCH_ENTRIES_MAX, p4=10), {3, 4}
+    store, write = Store(outbox), Store.write
+    once = Flusher(outbox, store, Seen(), partitions=lambda: frozenset(mine))
+    hands: list[frozenset[int]] = []
+
+    async def taken_away(batch: Batch, history: History) -> FlushReport:
+        hands.append(once.in_hand)
+        mine.discard(3)
+        return await write(store, batch, history)
+
+    store.write = taken_away  # type: ignore[method-assign]  # told of it while the first batch is stored
+    stored = await once.flush()
+    assert stored == len(store.stored[3]) + 10, "what was read is stored"
+    assert stored + outbox.left() == 3 * BATCH_ENTRIES_MAX + 10
+    assert outbox.left() >= BATCH_ENTRIES_MAX
+    assert all(3 in hand for hand in hands), "it is said to be in hand until then"
+    assert once.in_hand == frozenset()
+
+
+async def test_a_partition_that_comes_is_read_although_another_never_ends() -> None:
+    outbox, mine = Streams(p3=(PASS_BATCHES_MAX + 4) * BATCH_ENTRIES_MAX, p4=10), {3}
+    store = Store(outbox)
+    once = Flusher(outbox, store, Seen(), partitions=lambda: frozenset(mine))
+    assert await once.flush() <= PASS_BATCHES_MAX * BATCH_ENTRIES_MAX
+    mine.add(4)
+    await once.flush()
     assert outbox.left() == 0
 
 
