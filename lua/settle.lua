@@ -14,7 +14,8 @@
 -- ARGV[2] user  ARGV[3] attribution  ARGV[4] metadata (JSON object)  ARGV[5] tiers, where flags has 16
 -- ARGV[then] where there are accounts of budgets: money, tokens and requests that their windows count, packed, and the names of the
 --   accounts; with post and correct the definition of each account
--- ARGV[last] with mode recover, doubles: epoch, seq, how far it moved, credit seq, spend seq (0: not moved) of its answer
+-- ARGV[last] with mode recover, doubles: epoch, seq, how far it moved, credit seq, spend seq (0: not moved) of its answer, and so of
+--   each earlier one
 --   with post and correct: the late queue's entry. It is the token: deleted with the charge. Of a control write, which is known
 --   by its id, the moment of the use instead, in ms: of windows of budgets those count it that had begun by then
 -- Of many calls, 2 to 64, of one partition or several: ARGV[1] their shape (lib/shape.lua), then their arguments by turns; keys as

@@ -153,7 +153,7 @@ class Keeper:
         self._reconciler = Reconciler(self._counters, accounts, results, now, partition_of=partition_of)
         self._account_closing = AccountClosing(self._counters, accounts, self._reconciler)
         self._clock_changes = ClockChanges(told, now, isolation=isolation)
-        self._losses = LossCounter(Losses(self._engine), (moved,), self._log)
+        self._losses = LossCounter(Losses(self._engine), (moved,), self._log, at_rest=self._servers.at_rest)
         self._teller = FailureTeller("admin", self._failures, self._log, note)
         self._price_list = PriceList(PriceTable(self._engine), self._read_price_list, self._priced)
         self._gauges = Gauges((self._memory, self._stored_gauges, self._certificates, self._losses.count))

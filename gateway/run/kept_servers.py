@@ -106,10 +106,10 @@ class KeptServer:
             before_storing=self.rollbacks.stop_accounts, refuse=shared.refuse, partitions=flushed,
             flush_interval_s=settings.flush_interval_s, waiting_entries_max=settings.waiting_entries_max,
         )  # fmt: skip
-        gate = AdmissionGate(truths, counters, time.monotonic)
+        self.gate = AdmissionGate(truths, counters, time.monotonic)
         self.verifier = Verifier(
             truths, counters, shared.verified,
-            admission_gate=gate, rewinds=rewinds, partitions=partitions, isolation=shared.isolation,
+            admission_gate=self.gate, rewinds=rewinds, partitions=partitions, isolation=shared.isolation,
         )  # fmt: skip
         keeping = Keeping(counters)
         self.reclaimer = Reclaimer(keeping, ReclaimPolicy(settings.reclaim))
@@ -212,6 +212,14 @@ class KeptServers:
 
     def _in_hand(self) -> frozenset[int]:
         return frozenset[int]().union(*(one.in_hand for one in self._kept.values()))
+
+    async def at_rest(self) -> set[int]:
+        """Partitions of which nobody brings more of what Redis may have forgotten; of servers that answer."""
+        found: set[int] = set()
+        for one in list(self._kept.values()):
+            with suppress(CountersUnavailable):
+                found |= await one.gate.at_rest()
+        return found
 
     async def waiting(self) -> dict[str, object]:
         """How much waits in the outboxes, in numbers for a snapshot; of servers that answer."""

@@ -2,20 +2,24 @@
 
 An epoch's movements that are in the ledger end at its highest stored seq. Whoever acknowledged
 something beyond that brings it as evidence, once it was sent again. What lies between the ledger's
-end and the last movement anybody knows of, and has no evidence, is lost.
+end and the last movement anybody knows of, and has no evidence, is lost. It is not counted while somebody may
+bring more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.losses import Loss, Movement
 
-# How long evidence has to be quiet before a loss is counted: the late queue has had its time.
-QUIET_S = 10
+# How long evidence has to be quiet before a loss is counted: each keeper counts every 15 s, and has brought
+# what it did itself.
+QUIET_S = 20
+# So long it is waited for who may bring more: a queue that is stuck, a disk that is gone.
+AWAITED_S_MAX = 600
 KEPT_DAYS = 7
 MOVEMENTS_MAX = 5_000
 
@@ -40,7 +44,8 @@ WITH quiet AS (
     SELECT account, epoch, min(partition) AS partition, max(seq) AS last_seq,
            stored_seq(account, epoch) AS stored
       FROM recovered_event GROUP BY account, epoch
-    HAVING bool_or(counted_at IS NULL) AND max(created_at) <= now() - make_interval(secs => :quiet_s)
+    HAVING bool_or(counted_at IS NULL) AND max(created_at) <= now() - make_interval(secs =>
+           CASE WHEN min(partition) = ANY(cast(:at_rest AS smallint[])) THEN :quiet_s ELSE :awaited_s END)
 ), counted AS (
     UPDATE recovered_event AS r SET counted_at = now() FROM quiet AS q
      WHERE r.account = q.account AND r.epoch = q.epoch AND r.counted_at IS NULL
@@ -89,15 +94,18 @@ class Losses:
         self._engine = engine
         self._quiet_s = quiet_s
 
-    async def count(self, known: Sequence[Movement]) -> list[Loss]:
-        """Count what came to rest; `known` is what this keeper did itself, evidence too where it is asked."""
+    async def count(self, known: Sequence[Movement], at_rest: Collection[int]) -> list[Loss]:
+        """Count what came to rest, in partitions of which nobody brings anything more; `known` is what this
+        keeper did itself, evidence too where it is asked.
+        """
         async with self._engine.begin() as connection:
             open_ = {(row.account, row.epoch) for row in await connection.execute(_OPEN)}
             if not open_:
                 return []
             await connection.execute(_TURN)
             await remember(connection, [one for one in known if (one.account, one.epoch) in open_])
-            rows = await connection.execute(_COUNT, {"quiet_s": self._quiet_s})
+            values = {"quiet_s": self._quiet_s, "awaited_s": AWAITED_S_MAX, "at_rest": sorted(at_rest)}
+            rows = await connection.execute(_COUNT, values)
             losses = [Loss(*row) for row in rows]
             await connection.execute(_FORGET, {"days": KEPT_DAYS})
             return losses

@@ -7,7 +7,7 @@ import random
 import shutil
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,12 +16,13 @@ import pytest
 
 from gateway.background.flushing.losses import LossCounter
 from gateway.core.accounts.losses import Loss
-from gateway.core.model import Service, Settled
+from gateway.core.model import PARTITIONS, Service, Settled
 from gateway.counters.settlement_log.bounds import Bounds
 from persistence.keeper.losses import Losses
 from tests.background.backend import Backend, backend_at, parted, rejoined
 from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, Call, World
 from tests.conftest import ValkeyServer
+from tests.waiting import eventually
 from tests.worker import Worker, worker_at
 
 START = Callable[..., ValkeyServer]
@@ -91,7 +92,8 @@ class Scene:
 
     async def losses(self) -> list[Loss]:
         """What was forgotten, counted once everything has had its time."""
-        return await Losses(self.backend.engine, quiet_s=0).count(self.backend.counters.moved)
+        known = self.backend.counters.moved
+        return await Losses(self.backend.engine, quiet_s=0).count(known, range(PARTITIONS))
 
     def check_accounts(self) -> None:
         """Nothing is held, nothing waits, and counters and ledger say the same."""
@@ -244,12 +246,42 @@ async def test_what_nobody_can_bring_back_is_counted_exactly(
         assert said == [{**asdict(loss), "level": "error"}]
 
 
+async def test_what_is_forgotten_again_before_a_keeper_looked_is_no_loss(
+    own_valkey: START, migrated: str, tmp_path: Path
+) -> None:
+    """What one worker sent again is forgotten too; the other worker knows of what came later."""
+    server = own_valkey("--appendonly", "yes", "--appendfsync", "always")
+    async with scene_at(server, migrated, tmp_path) as scene:
+        await scene.settle_some(2)
+        await scene.backend.flush()
+        copy, worker = scene.copy(), scene.worker
+        async with worker_at(server.url, tmp_path / "others", bounds=QUICK) as other:
+            await scene.settle_some(3)
+            scene.worker = other
+            await scene.settle_some(1)
+            scene.worker = worker
+            for _ in range(2):
+                await scene.crash(copy)
+                await eventually(lambda: other.wire.run_id == scene.backend.wire.run_id)
+                await scene.backend.verify()
+                await worker.log.written()
+                await worker.look()
+                assert len(scene.world.late()) == 5
+            await other.log.written()
+            await other.look()
+            await scene.recover()
+        scene.check()
+        assert [(one.recovered, one.lost) for one in await scene.losses()] == [(4, 0)]
+
+
 def counter_of(scene: Scene, said: list[dict[str, object]]) -> LossCounter:
     """The count of one keeper."""
-    evidence = (scene.backend.counters.moved,)
-    return LossCounter(
-        Losses(scene.backend.engine, quiet_s=0), evidence, lambda _, **facts: said.append(facts)
-    )
+    evidence, losses = (scene.backend.counters.moved,), Losses(scene.backend.engine, quiet_s=0)
+
+    async def at_rest() -> Collection[int]:
+        return range(PARTITIONS)
+
+    return LossCounter(losses, evidence, lambda _, **facts: said.append(facts), at_rest=at_rest)
 
 
 @pytest.mark.parametrize("seed", range(1))

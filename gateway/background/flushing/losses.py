@@ -5,7 +5,7 @@ Of several keepers the one that counts a loss says it, so what they say may be a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Protocol
 
@@ -15,24 +15,36 @@ from gateway.core.accounts.losses import Loss, Movement
 class Losses(Protocol):
     """PostgreSQL."""
 
-    async def count(self, known: Sequence[Movement]) -> list[Loss]:
-        """Count what came to rest; `known` is what this keeper did itself, evidence too where it is asked."""
+    async def count(self, known: Sequence[Movement], at_rest: Collection[int]) -> list[Loss]:
+        """Count what came to rest, in partitions of which nobody brings anything more; `known` is what this
+        keeper did itself, evidence too where it is asked.
+        """
 
 
 class LossCounter:
-    """`evidence` is what this keeper had acknowledged of late; `lost` is what it counted since it started."""
+    """`evidence` is what this keeper had acknowledged of late; `lost` is what it counted since it started.
+
+    `at_rest` answers the partitions of which everybody has sent again what they kept.
+    """
 
     def __init__(
-        self, losses: Losses, evidence: Iterable[Iterable[Movement]], log: Callable[..., None]
+        self,
+        losses: Losses,
+        evidence: Iterable[Iterable[Movement]],
+        log: Callable[..., None],
+        *,
+        at_rest: Callable[[], Awaitable[Collection[int]]],
     ) -> None:
-        self._losses = losses
+        self._losses, self._at_rest = losses, at_rest
         self._evidence = tuple(evidence)
         self._log = log
         self.lost = 0
 
     async def count(self) -> Mapping[str, object]:
         """Count once. What evidence that comes late takes back stays counted here; its row is right."""
-        for loss in await self._losses.count([one for known in self._evidence for one in known]):
+        # Who is at rest has brought all its evidence: asked before any of that is looked at.
+        at_rest = await self._at_rest()
+        for loss in await self._losses.count([one for known in self._evidence for one in known], at_rest):
             level = "error" if loss.lost else "info"
             self.lost += max(0, loss.more)
             self._log("redis forgot what it had acknowledged", **asdict(loss), level=level)

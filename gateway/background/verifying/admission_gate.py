@@ -74,6 +74,7 @@ class AdmissionGate:
         """Learn who is there, from reports that were read before all was seen to be verified."""
         if self._kept is None:
             self._kept = frozenset(await self._source.workers())
+            self._roster.expect(self._kept - self._roster.worker_slots, self._clock())
         now, since = self._clock(), self._watched_at
         self._watched_at = now
         if now - since > AWAY_S:  # it was this keeper that was not there
@@ -107,6 +108,26 @@ class AdmissionGate:
                     await self._target.admit(run_id, partition, epoch, catalogue)
             await asyncio.sleep(OPEN_INTERVAL_S)
         self._roster.expect(self._roster.worker_slots, self._clock())
+
+    async def at_rest(self) -> frozenset[int]:
+        """Partitions of which all that anybody kept was sent again, and was looked at: what else Redis may
+        have forgotten of them, nobody knows. None before this keeper has watched.
+
+        Who is not here and may come back is waited for too.
+        """
+        if self._kept is None:
+            return frozenset()
+        markers = await self._target.markers()
+        # In this order, as where it is opened.
+        reports = await self._target.reports()
+        late = await self._target.late_waiting()
+        if self._roster.absent(self._clock()) - reports.keys():
+            return frozenset()
+        return frozenset(
+            partition
+            for partition, epoch in markers.verified.items()
+            if partition not in late and not self._roster.missing(reports, markers.run_id, partition, epoch)
+        )
 
     @property
     def watched(self) -> bool:

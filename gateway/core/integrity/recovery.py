@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 # A worker reports at least every other second.
 SILENT_S_MAX = 15.0
+# How long one that fell silent may still come back with what its disk keeps.
+RETURN_S_MAX = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +51,16 @@ class Roster:
 
     def __init__(self) -> None:
         self._heard: dict[str, _Heard] = {}
+        self._silent_at: dict[str, float] = {}
 
     @property
     def worker_slots(self) -> frozenset[str]:
         """Who is waited for after a loss."""
         return frozenset(self._heard)
+
+    def absent(self, now: float) -> frozenset[str]:
+        """Who fell silent not long ago: nobody is kept waiting for them, but they may come back."""
+        return frozenset(one for one, at in self._silent_at.items() if now - at < RETURN_S_MAX)
 
     def expect(self, worker_slots: Iterable[str], now: float) -> None:
         """These were there before; nothing of what they report now says that they are gone."""
@@ -71,6 +78,8 @@ class Roster:
         left = {slot for slot, one in self._heard.items() if one.present and slot not in reports}
         for worker_slot in silent | left:
             del self._heard[worker_slot]
+        absent = self.absent(now) - self._heard.keys()
+        self._silent_at = {slot: self._silent_at[slot] for slot in absent} | dict.fromkeys(silent, now)
         return sorted(silent & reports.keys())
 
     def missing(

@@ -12,7 +12,7 @@ from gateway.core.accounts.ledger import ENTRY, HEAD_BEFORE, LAYOUTS, is_newer
 from gateway.core.accounts.outbox import StreamPlace, stream_place
 from gateway.counters.layouts.table import KEPT
 from gateway.counters.redis.calls import Reply
-from gateway.counters.settlement_log.acknowledged import acknowledged
+from gateway.counters.settlement_log.acknowledged import recovered
 from gateway.counters.settlement_log.settlement_record import record_of, settlement_of
 
 START: StreamPlace = (0, 0)
@@ -85,6 +85,6 @@ def late_settlement(entry: LateEntry) -> LateSettlement:
         fields[b"a"], fields[b"u"], fields[b"c"], fields[b"m"], fields.get(b"t", b""),
         paid=fields.get(b"b", b""),
     )  # fmt: skip
-    moved = acknowledged(settlement.caller, fields.get(b"acknowledged", b""))
+    moved = recovered(settlement.caller, fields.get(b"acknowledged", b""))
     charged, record = int(fields[b"charged"]), record_of(fields)
     return LateSettlement(id_of(entry.place), settlement, charged, moved, record)

@@ -25,13 +25,13 @@ class Positions:
         self._later: set[int] = set()
 
     def add(self, partition: int, epoch: int, moved: Iterable[Movement]) -> None:
-        """Take up one acknowledged settlement."""
+        """Take up one acknowledged settlement; what earlier answers moved is of earlier epochs."""
         present = self._epochs[partition]
         if 0 < present < epoch:
             self._later.add(partition)
         if epoch == present:
             newest = self._newest.setdefault(partition, {})
-            for one in moved:
+            for one in (each for each in moved if each.epoch == epoch):
                 newest[one.account] = max(newest.get(one.account, 0), one.last_seq)
 
     async def are_ahead(self, wire: Wire) -> bool:

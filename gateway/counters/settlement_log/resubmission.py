@@ -23,7 +23,7 @@ from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.wire import Wire, encode, encode_script
 from gateway.counters.redis.wires import Wires
-from gateway.counters.settlement_log.acknowledged import acknowledged, argument, epoch_of
+from gateway.counters.settlement_log.acknowledged import argument, epoch_of, noted, recovered
 from gateway.counters.settlement_log.bounds import BOUNDS, Bounds
 from gateway.counters.settlement_log.log import SettlementLog
 from gateway.counters.settlement_log.positions import Positions
@@ -155,7 +155,8 @@ class Resubmitter:
             async with aclosing(_acknowledged_in(segment, self._bounds.piece_bytes)) as answered:
                 async for record in answered:
                     caller, answer = unpack(record.arguments).caller, record.answer
-                    positions.add(caller.partition, epoch_of(answer), acknowledged(caller, answer))
+                    moved = recovered(caller, argument(answer))
+                    positions.add(caller.partition, epoch_of(answer), moved)
             for wire, run_id in there.items():
                 if await positions.are_ahead(wire):
                     if wire.run_id == run_id:
@@ -263,7 +264,7 @@ class Resubmitter:
             return False
         if packing.code_of(answer) not in _FINAL:
             return False
-        self._log.note(record.arguments, answer)
+        self._log.note(record.arguments, noted(answer, record.answer))
         return True
 
 

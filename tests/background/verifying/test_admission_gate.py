@@ -13,16 +13,18 @@ from pathlib import Path
 
 import pytest
 
+from gateway.background.flushing.losses import LossCounter
 from gateway.background.verifying import admission_gate as module
 from gateway.background.verifying.admission_gate import AdmissionGate
 from gateway.background.verifying.verifier import Verified, Verifier
-from gateway.core.integrity.recovery import SILENT_S_MAX
+from gateway.core.integrity.recovery import RETURN_S_MAX, SILENT_S_MAX
 from gateway.core.model import PARTITIONS, Verdict
 from gateway.counters.keeper import worker_reports
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable
+from persistence.keeper.losses import Losses
 from persistence.keeper.verification import Truths
 from tests.background.backend import Backend, backend_at, parted, rejoined
 from tests.builders import World
@@ -59,6 +61,7 @@ class Scene:
     world: World
     clock: Clock = field(default_factory=Clock)
     verifier: Verifier = field(init=False)
+    gate: AdmissionGate = field(init=False)
     posted: int = 0
 
     def __post_init__(self) -> None:
@@ -67,8 +70,8 @@ class Scene:
     def keeper(self, backend: Backend) -> Verifier:
         """A keeper's verifier that has seen nothing yet."""
         truths, counters = Truths(backend.engine, partition_of), backend.counters
-        admission_gate = AdmissionGate(truths, counters, self.clock, recovery_s_max=WAITS_S)
-        return Verifier(truths, counters, admission_gate=admission_gate)
+        self.gate = AdmissionGate(truths, counters, self.clock, recovery_s_max=WAITS_S)
+        return Verifier(truths, counters, admission_gate=self.gate)
 
     async def use(self, worker: Worker, tokens: int) -> None:
         await worker.settle(self.world.reserve(need=tokens), tokens)
@@ -187,6 +190,66 @@ async def test_a_dead_worker_holds_the_door_no_longer_than_a_bound(
             scene.clock.ahead += WAITS_S
             await verifying
         assert scene.world.reserve(need=1).verdict is Verdict.ADMITTED
+
+
+async def test_nothing_is_counted_as_lost_while_somebody_may_bring_it(
+    kept: ValkeyServer, migrated: str, tmp_path: Path
+) -> None:
+    """The door is opened without the slow one; what it knows of is lost no sooner than it has said so."""
+    async with (
+        scene_at(kept, migrated) as scene,
+        worker_at(kept.url, tmp_path / "one", worker_slot="one") as one,
+        worker_at(kept.url, tmp_path / "other", worker_slot="other") as slow,
+    ):
+        said: list[dict[str, object]] = []
+        losses = Losses(scene.backend.engine, quiet_s=0)
+        counter = LossCounter(losses, (), lambda _, **f: said.append(f), at_rest=scene.gate.at_rest)
+        await scene.looked(one, slow)
+        assert await scene.gate.at_rest() == frozenset(range(PARTITIONS))
+        await scene.use(slow, 1)
+        await scene.use(one, 1)
+        for worker in (one, slow):
+            await worker.log.written()
+        await scene.forget(one, slow)
+        async with scene.verifying() as verifying:
+            await one.look()
+            assert await scene.closed()
+            scene.clock.ahead += WAITS_S
+            await verifying
+        assert scene.world.reserve(need=1).verdict is Verdict.ADMITTED
+        for _ in range(5):  # nor once it was silent so long that nobody waits for it
+            await counter.count()
+            assert (await scene.gate.at_rest(), said) == (frozenset(), [])
+            scene.clock.ahead += SILENT_S_MAX / 4
+            await scene.looked(one)
+        await slow.look()
+        assert scene.world.p not in await scene.gate.at_rest()  # what it sent waits in the late queue
+        await counter.count()
+        assert said == []
+        posted = scene.posted
+        posting = asyncio.create_task(scene._post())
+        await eventually(lambda: scene.posted >= posted + POSTS_MIN)
+        posting.cancel()
+        await counter.count()
+        assert [(fact["recovered"], fact["lost"]) for fact in said] == [(2, 0)]
+
+
+async def test_who_does_not_come_back_is_not_waited_for_when_losses_are_counted(
+    kept: ValkeyServer, migrated: str, tmp_path: Path
+) -> None:
+    async with scene_at(kept, migrated) as scene:
+        async with worker_at(kept.url, tmp_path / "gone", worker_slot="gone") as gone:
+            await scene.looked(gone)
+        async with worker_at(kept.url, tmp_path / "here", worker_slot="here") as here:
+            await scene.looked(here)
+            at_rest = []
+            for _ in range(20):
+                scene.clock.ahead += SILENT_S_MAX / 4
+                await scene.looked(here)
+                at_rest.append(bool(await scene.gate.at_rest()))
+        # What it said last is true until nobody waits for it, and again once it had its time to come back.
+        assert (at_rest[0], at_rest[-1]) == (True, True)
+        assert at_rest.count(False) >= int(RETURN_S_MAX / (SILENT_S_MAX / 4))
 
 
 async def test_whoever_takes_a_dead_workers_slot_and_log_reports_for_it(

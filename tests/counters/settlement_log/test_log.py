@@ -448,6 +448,7 @@ async def test_a_killed_worker_leaves_every_settlement_it_called_certain(begin: 
         said = 200 + len(worker.stdout.read().splitlines())
     log = begin()
     found = await log.adopt()
-    names = [int(one.record(at).arguments) for one in found for at in one.waiting]
+    # On a busy machine these are several files.
+    names = sorted(int(one.record(at).arguments) for one in found for at in one.waiting)
     assert names[:said] == list(range(said))
     assert len(names) <= said + 1

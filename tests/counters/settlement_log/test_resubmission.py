@@ -19,6 +19,7 @@ from gateway.counters.keeper import worker_reports
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.wire import Wire
+from gateway.counters.settlement_log.acknowledged import EARLIER_MAX
 from gateway.counters.settlement_log.bounds import Bounds
 from gateway.counters.settlement_log.positions import Positions
 from gateway.counters.settlement_log.resubmission import BATCH_MAX
@@ -203,8 +204,9 @@ async def test_it_runs_by_itself(world: World, tmp_path: Path) -> None:
 # --- acknowledged -----------------------------------------------------------------------
 
 
-def acknowledged(entry: dict[bytes, bytes]) -> tuple[int, ...]:
-    return tuple(map(int, struct.unpack("<5d", entry[b"acknowledged"])))
+def acknowledged(entry: dict[bytes, bytes]) -> list[tuple[int, ...]]:
+    """Epoch and seqs of each time that it was acknowledged, the latest first."""
+    return [tuple(map(int, one)) for one in struct.iter_unpack("<5d", entry[b"acknowledged"])]
 
 
 @pytest.mark.parametrize("service", SERVICES, ids=lambda one: str(one.key))
@@ -226,15 +228,39 @@ async def test_what_was_acknowledged_before_is_told_to_the_keeper_when_the_epoch
         moved = (service.counts_tokens, service.meter == "consumption", service.meter == "pay_per_use")
         credit_seq, spend_seq = (seq if moves else 0 for seq, moves in zip(seqs[1:], moved[1:], strict=True))
         expected = (seqs[0], int(moved[0]), credit_seq, spend_seq)
-        assert acknowledged(entry) == (1, *expected)
+        assert acknowledged(entry) == [(1, *expected)]
         assert worker.resubmitter.recovered == 1
         for _ in range(3):  # told once an epoch
             await worker.log.written()
             await worker.look()
         assert len(world.late()) == 1
-        world.mark(epoch=3)
-        await worker.look()
-        assert [acknowledged(one) for one in world.late()] == [(1, *expected), (2, 0, 0, 0, 0)]
+        world.client.delete(keys.late(world.p))  # before a keeper saw it
+        for epoch in range(3, 6):
+            world.mark(epoch=epoch)
+            await worker.look()
+            await worker.log.written()
+        assert [acknowledged(one) for one in world.late()] == [[(1, *expected)]] * 3
+
+
+async def test_each_time_that_a_call_was_charged_is_told_but_for_the_oldest(
+    world: World, tmp_path: Path
+) -> None:
+    """Its hold comes back each time, so each time another movement is acknowledged, and forgotten."""
+    world.plan(100)
+    async with worker_at(world.url, tmp_path) as worker:
+        call = world.reserve(need=10)
+        kept, moved = {name: world.client.dump(name) for name in world.client.keys("tk:{*")}, []
+        await worker.settle(call, 7)
+        for epoch in range(2, EARLIER_MAX + 4):
+            moved.insert(0, (epoch - 1, world.tenant.seq, 1, 0, 0))
+            for name, packed in kept.items():
+                world.client.restore(name, 0, packed, replace=True)
+            world.client.delete(keys.late(world.p))
+            world.mark(epoch=epoch)
+            await worker.log.written()
+            await worker.look()
+        (entry,) = world.late()
+        assert acknowledged(entry) == moved[: EARLIER_MAX + 1]
 
 
 @pytest.mark.parametrize("service", SERVICES, ids=lambda one: str(one.key))
