@@ -49,6 +49,8 @@ class Worker:
     async def write_no_more(self) -> None:
         """What is noted from now on stays in memory: the next write is an hour away."""
         await self.log.written()
+        if self.log._timer is not None:
+            self.log._timer.cancel()
         self.log._timer = asyncio.get_running_loop().call_later(3_600.0, lambda: None)
 
     def die(self) -> None:
