@@ -94,6 +94,11 @@ class Losses:
         self._engine = engine
         self._quiet_s = quiet_s
 
+    async def any_open(self) -> bool:
+        """Whether there is evidence of a loss that is not counted."""
+        async with self._engine.connect() as connection:
+            return (await connection.execute(_OPEN)).first() is not None
+
     async def count(self, known: Sequence[Movement], at_rest: Collection[int]) -> list[Loss]:
         """Count what came to rest, in partitions of which nobody brings anything more; `known` is what this
         keeper did itself, evidence too where it is asked.

@@ -15,6 +15,9 @@ from gateway.core.accounts.losses import Loss, Movement
 class Losses(Protocol):
     """PostgreSQL."""
 
+    async def any_open(self) -> bool:
+        """Whether there is evidence of a loss that is not counted."""
+
     async def count(self, known: Sequence[Movement], at_rest: Collection[int]) -> list[Loss]:
         """Count what came to rest, in partitions of which nobody brings anything more; `known` is what this
         keeper did itself, evidence too where it is asked.
@@ -42,6 +45,8 @@ class LossCounter:
 
     async def count(self) -> Mapping[str, object]:
         """Count once. What evidence that comes late takes back stays counted here; its row is right."""
+        if not await self._losses.any_open():
+            return {}
         # Who is at rest has brought all its evidence: asked before any of that is looked at.
         at_rest = await self._at_rest()
         for loss in await self._losses.count([one for known in self._evidence for one in known], at_rest):
