@@ -29,12 +29,12 @@ SETSLOT_MS_MAX = 8_000
 class Member(ValkeyServer):
     """One server of the cluster, and a client that asks it alone."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, node_timeout_ms: int) -> None:
         folder.mkdir()
         bus = free_port()
         super().__init__(
             folder, "--cluster-enabled", "yes", "--cluster-port", str(bus),
-            "--cluster-node-timeout", str(NODE_TIMEOUT_MS), "--cluster-require-full-coverage", "no",
+            "--cluster-node-timeout", str(node_timeout_ms), "--cluster-require-full-coverage", "no",
             "--cluster-allow-replica-migration", "no", "--cluster-replica-validity-factor", "0",
             "--repl-diskless-sync-delay", "0",
         )  # fmt: skip
@@ -67,8 +67,8 @@ class Member(ValkeyServer):
 class ValkeyCluster:
     """Six servers: the first three begin as primaries, and a failover changes who is one."""
 
-    def __init__(self, folder: Path) -> None:
-        self.members = [Member(folder / f"member{number}") for number in range(2 * SHARDS)]
+    def __init__(self, folder: Path, node_timeout_ms: int = NODE_TIMEOUT_MS) -> None:
+        self.members = [Member(folder / f"member{number}", node_timeout_ms) for number in range(2 * SHARDS)]
 
     @property
     def primaries(self) -> list[Member]:

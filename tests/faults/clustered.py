@@ -18,6 +18,8 @@ from tests.valkey_cluster import Member, ValkeyCluster
 
 # The first address that members go out from; the next ones follow it.
 FIRST_HOST = 11
+# Members hear of each other by proxies of this process: a busy machine must not make them miss each other.
+NODE_TIMEOUT_MS = 5_000
 
 
 class ClusteredWorld(World):
@@ -27,7 +29,7 @@ class ClusteredWorld(World):
         super().__init__(seed, gateways=gateways, keepers=keepers, **settings)
         folder = self.folder / "cluster"
         folder.mkdir()
-        self.cluster = ValkeyCluster(folder)
+        self.cluster = ValkeyCluster(folder, NODE_TIMEOUT_MS)
         # By member, in their order: where clients and replicas find it, and where the bus does.
         self.doors = [Proxy(one.port) for one in self.cluster.members]
         self.buses = [Proxy(one.bus) for one in self.cluster.members]
