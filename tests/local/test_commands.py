@@ -24,6 +24,11 @@ from tests.deploy.processes import Process
 from tests.run.supervisor.conftest import ROOT, STEP_MAX_S
 from tests.waiting import wait_until
 
+# One that serves no program of today.
+NEWER_SCHEMA = """
+UPDATE alembic_version SET version_num = '9999';
+COMMENT ON TABLE alembic_version IS 'runs from 9999'"""
+
 
 def environment(**settings: str) -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("TOLLKEEPER_")}
@@ -134,7 +139,7 @@ def test_a_keeper_who_may_not_write_says_so_on_one_line_and_does_not_start(
 def test_a_schema_of_a_newer_version_is_told_in_one_line(tmp_path: Path, database: str) -> None:
     assert run("migrate", cwd=tmp_path, DATABASE_URL=database).returncode == 0
     with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.execute(NEWER_SCHEMA)
     done = run("migrate", cwd=tmp_path, DATABASE_URL=database)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
     assert "9999" in done.stderr
@@ -298,7 +303,7 @@ def test_a_keeper_waits_for_both_databases_and_gives_up(tmp_path: Path, valkey: 
             f"PostgreSQL has no schema, {NEEDED} is needed: run tollkeeper migrate",
         ),
         (
-            "UPDATE alembic_version SET version_num = '9999'",
+            NEWER_SCHEMA,
             f"PostgreSQL has schema version 9999, this program knows {NEEDED} at most: run a newer one",
         ),
     ],
