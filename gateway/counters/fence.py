@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from hashlib import sha1
 from secrets import token_hex
 from typing import cast
@@ -32,7 +31,6 @@ from gateway.counters.redis.greeting import Ask, Server
 from gateway.counters.redis.wire import Wire, encode, script_parts
 from gateway.errors import CountersRefused, CountersUnavailable
 
-LOOK_S = 0.5
 TRIES_MAX = 5
 LEFT_MAX = 64
 # Of a process that is silent for so long nothing is looked for any more.
@@ -88,13 +86,6 @@ class Fence:
     @property
     def _pulses(self) -> bytes:
         return keys.pulses(self._anchor).encode()
-
-    async def keep_looking(self) -> None:
-        """Look twice a second until cancelled."""
-        while True:
-            with suppress(CountersUnavailable):
-                await self.check_history()
-            await asyncio.sleep(LOOK_S)
 
     async def check_history(self, *commands: bytes) -> None:
         """Make sure that all that was read on this connection until now is of the history `run_id` names.

@@ -15,6 +15,7 @@ import redis
 from gateway.core.integrity.strays import Strays
 from gateway.core.layout import LAYOUT
 from gateway.counters.fence import NOBODY, Fence, _watched, generation, history
+from gateway.counters.fences import keep_looking
 from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.strays import StrayReader
 from gateway.counters.layouts import packing
@@ -279,7 +280,7 @@ async def test_nothing_else_is_taken_for_an_exchange(data: Data, event: Callable
         before = wire.run_id
         happening = event(data)
         assert asyncio.iscoroutine(happening)
-        looking = asyncio.create_task(fence.keep_looking())
+        looking = asyncio.create_task(keep_looking(wire, fence))
         await happening
         for _ in range(6):
             await looked(fence)

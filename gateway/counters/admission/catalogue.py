@@ -1,7 +1,8 @@
 """What is served, and what it costs, as the keeper wrote it for everybody: catalogue, weights and prices.
 
-Both are read twice a second and whenever others are told of. What is older than what is known counts only
-once it stands in a Redis that was verified: a server that was replaced may lack the latest for a while.
+All are read whenever others are told of, and seldom besides; twice a second where nothing is told, or while
+not all is verified. What is older than what is known counts only once it stands in a Redis that was verified:
+a server that was replaced may lack the latest for a while.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from gateway.counters.redis.wire import encode
 from gateway.counters.redis.wires import Wires
 from gateway.errors import CountersUnavailable
 
-CATALOGUE_S = 0.5
+CATALOGUE_S, TOLD_CATALOGUE_S = 0.5, 20.0
 FIRST_CATALOGUE_S = 0.02
 _NAME = keys.CATALOGUE.encode()
 
@@ -75,21 +76,27 @@ class Catalogue:
         return self.version > 0
 
     async def keep_fresh(self) -> None:
-        """Read catalogue and prices twice a second and whenever others are told of; else they stay."""
+        """Read catalogue and prices whenever others are told of, and now and then; else they stay."""
         while True:
-            await self._read_catalogue()
-            await self._changes.others(CATALOGUE_S)
+            is_read = await self._read_catalogue()
+            told = is_read and self.verified and self._changes.hears
+            await self._changes.others(TOLD_CATALOGUE_S if told else CATALOGUE_S)
 
-    async def _read_catalogue(self) -> None:
-        words = [(wire, ask_word(wire)) for wire in self._wires.wires]
+    async def _read_catalogue(self) -> bool:
+        """Whether there was one, and prices could be asked for."""
+        words, is_read = [(wire, ask_word(wire)) for wire in self._wires.wires], False
         with suppress(CountersUnavailable):
-            raw = await in_task(self._wires.of_key(_NAME).send(encode(b"GET", _NAME)))
+            raw = await in_task(self._wires.of_key(_NAME).send(encode(b"GET", _NAME), upkeep=True))
             if isinstance(raw, bytes) and (not self._is_older(raw) or await self._may_be_older()):
                 self._load(raw)
+                is_read = True
         verified = [wire for wire, word in words if await says_verified(wire, word)]
         self.unverified = len(set(range(PARTITIONS)).difference(*(one.partitions for one in verified)))
-        with suppress(CountersUnavailable):
+        try:
             await self.prices.refresh()
+        except CountersUnavailable:
+            return False
+        return is_read
 
     def _is_older(self, raw: bytes) -> bool:
         return raw != self._raw and version_of(raw) < self.version

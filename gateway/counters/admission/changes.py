@@ -3,7 +3,8 @@
 What was read holds until a change of its key is told. One that is told between question and use counts as
 well, whichever of the two came first. Without a connection that tells changes, nothing holds.
 
-The catalogue and the prices are of everybody: they are read again as soon as others are told of.
+The catalogue, the prices, and which servers are verified are of everybody: they are read again as soon as
+others are told of.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from gateway.counters.redis.wires import Wires
 
 NEVER = 0
 # What is of everybody, and all that a wire should hear of.
-LISTS = keys.CATALOGUE.encode(), keys.PRICES.encode()
-HEARD = keys.IDENTITIES, keys.TERMS, *LISTS
+LISTS = keys.CATALOGUE.encode(), keys.PRICES.encode(), keys.VERIFIED
+HEARD = keys.IDENTITIES, keys.TERMS, *LISTS, keys.HISTORIES, keys.COOLING.encode()
 
 
 class Changes:
@@ -74,6 +75,11 @@ class Changes:
             return 0.0
         return wire.heard_at + within_s
 
+    @property
+    def hears(self) -> bool:
+        """Whether every server tells what changes."""
+        return all(wire.hearing.since for wire in self._wires.wires)
+
     async def others(self, within_s: float) -> None:
         """Wait until another catalogue or other prices are told of, so many seconds at most."""
         with suppress(TimeoutError):
@@ -81,8 +87,10 @@ class Changes:
         self._others.clear()
 
     def _told(self, name: bytes) -> None:
-        if name.startswith(LISTS):
+        if not name or name.startswith(LISTS):
             self._others.set()
+            return
+        if not name.startswith((keys.IDENTITIES, keys.TERMS)):
             return
         under_way = self._reading.get(name)
         if under_way is not None:

@@ -1,6 +1,7 @@
 """Which upstreams are left alone, told among the workers of all gateways: one small key, read by each.
 
-A worker reads the key ten times a second and takes over what it did not know. What it knows itself and the
+A worker reads the key as soon as Redis tells that it changed, ten times a second where nothing is told, and
+takes over what it did not know. What it knows itself and the
 key does not have, it adds, at once where it just heard it. Of two that write at once one may lose an entry:
 who misses its own adds it again. While Redis is away each worker has what it heard itself. The times in the
 key are Redis' own, so workers need no common clock.
@@ -24,6 +25,8 @@ from gateway.errors import CountersUnavailable
 
 # Between two looks: a pause, however much is heard, and then a wait for news of its own.
 PAUSE_S, NEWS_S = 0.05, 0.05
+# How long it waits for news where Redis tells them.
+TOLD_S = 20.0
 # Entries that end within this of each other are one.
 SAME_S = 0.5
 STORED_BYTES_MAX = 512 * 1024
@@ -57,18 +60,25 @@ class SharedCooling:
         self.table = Cooling(begun=self._news.set)
         self._raw: object = None
         self._stored: list[_Stored] = []
+        wires.hear(self._told)
 
     async def keep_sharing(self, pause_s: float = PAUSE_S, news_s: float = NEWS_S) -> None:
         """Share what is known, again and again, until cancelled."""
         while True:
             self._news.clear()
+            shared = False
             with suppress(CountersUnavailable):
                 await self.share()
+                shared = self._wires.of_key(_NAME).hearing.since > 0
             self.table.sweep(self._clock())
             await asyncio.sleep(pause_s)
             with suppress(TimeoutError):
-                async with asyncio.timeout(news_s):
+                async with asyncio.timeout(max(news_s, TOLD_S) if shared else news_s):
                     await self._news.wait()
+
+    def _told(self, name: bytes) -> None:
+        if not name or name == _NAME:
+            self._news.set()
 
     async def share(self) -> None:
         """Take over what others know and add what they do not; CountersUnavailable without Redis."""

@@ -57,7 +57,7 @@ class Prices:
             self._book, self.version, self._told = PriceBook(stored.prices), stored.version, ""
 
     async def _newer(self) -> StoredPrices | None:
-        head = await in_task(self._wires.of_key(_HEAD).send(encode(b"GET", _HEAD)))
+        head = await in_task(self._wires.of_key(_HEAD).send(encode(b"GET", _HEAD), upkeep=True))
         if not isinstance(head, bytes) or head == self._looked_at:
             return None
         wire = self._wires.of_key(_PRICES)

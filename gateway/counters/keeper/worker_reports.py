@@ -27,7 +27,9 @@ class WorkerReports:
         """Say that it lives, and before which epoch of each partition everything was sent again."""
         self._beat += 1
         await _some(
-            wire.send(encode(b"HSET", _name(wire), self._worker_slot, self._packed(wire, epochs)))
+            wire.send(
+                encode(b"HSET", _name(wire), self._worker_slot, self._packed(wire, epochs)), upkeep=True
+            )
             for wire in self._wires.wires
         )
 

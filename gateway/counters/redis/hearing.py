@@ -12,20 +12,23 @@ from itertools import count
 from gateway.counters.redis.greeting import Ask
 from gateway.errors import CountersRefused
 
+# The name that is told where anything may have changed.
+ANYTHING = b""
 # Of all wires of a process: no time of one has the number of another's.
 _times = count(1)
 
 
 class Hearing:
-    """Of one wire: `changed` is told the name of each key that changed and begins like one of `prefixes`.
+    """Of one wire: `listeners` are told the name of each key that changed and begins like one of `prefixes`,
+    and ANYTHING where nobody knows what changed.
 
-    `since` numbers the time from which it was told all of them; 0 while it is not.
+    `since` numbers the time from which they were told all of them; 0 while they are not.
     """
 
-    __slots__ = ("changed", "prefixes", "since")
+    __slots__ = ("listeners", "prefixes", "since")
 
     def __init__(self, prefixes: Sequence[bytes]) -> None:
-        self.changed: Callable[[bytes], None] | None = None
+        self.listeners: list[Callable[[bytes], None]] = []
         self.prefixes = prefixes
         self.since = 0
 
@@ -40,11 +43,13 @@ class Hearing:
         except CountersRefused:
             return
         self.since = next(_times)
+        self._tell(ANYTHING)
 
     def again(self) -> None:
         """What was heard until now says nothing of the data that is there."""
         if self.since:
             self.since = next(_times)
+            self._tell(ANYTHING)
 
     def end(self) -> None:
         """The connection is lost."""
@@ -56,6 +61,10 @@ class Hearing:
             return
         if not isinstance(push[1], list):
             self.again()
-        elif self.changed is not None:
+        else:
             for name in push[1]:
-                self.changed(name)
+                self._tell(name)
+
+    def _tell(self, name: bytes) -> None:
+        for changed in self.listeners:
+            changed(name)

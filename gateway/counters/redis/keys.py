@@ -23,6 +23,8 @@ PRICES_HEAD = "tk:prices:head"
 REFUSED = "tk:refused"
 # What the names of all identities begin with, and those of all terms: their changes are told.
 IDENTITIES, TERMS = b"tk:id:", b"tk:org:"
+# The same of what is said of servers' data: its name, and that all of it was verified.
+HISTORIES, VERIFIED = b"tk:history:", b"tk:verified:"
 
 
 def partition_of(organization_id: int) -> int:

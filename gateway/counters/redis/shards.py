@@ -77,7 +77,7 @@ class Shards:
         self._taken_up = taken_up
         self._look_s, self._hand_over_s_max = look_s, hand_over_s_max
         self._asked, self._fault = 0, ""
-        self._changed: Callable[[bytes], None] | None = None
+        self._listeners: list[Callable[[bytes], None]] = []
         self._soon, self._found = asyncio.Event(), asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
         self._handing: asyncio.Task[None] | None = None
@@ -154,9 +154,7 @@ class Shards:
 
     def hear(self, changed: Callable[[bytes], None]) -> None:
         """Have the name of each key told that changed, whichever wire hears of it."""
-        self._changed = changed
-        for wire in self._wires.values():
-            wire.hearing.changed = changed
+        self._listeners.append(changed)
 
     def refuse_eviction(self) -> None:
         """StartError where one of them would throw counters away when its memory is full."""
@@ -277,7 +275,7 @@ class Shards:
             wire = self._make(replace(self._address, host=place[0], port=place[1]))
             self._wires[place], self._places[wire] = wire, place
             wire.part = _part(self.map.partitions_of(place))
-            wire.redirected, wire.hearing.changed = self._redirects.take, self._changed
+            wire.redirected, wire.hearing.listeners = self._redirects.take, self._listeners
             self._begun(wire)
             wire.start()
             self._loop.call_later(LINGER_S, self._leave, place)

@@ -13,7 +13,7 @@ from gateway.errors import CountersUnavailable
 
 def ask_word(wire: Wire) -> Wait[Reply]:
     """Ask for the history under which all of it was verified."""
-    return wire.send(encode(b"GET", keys.verified(wire.part.anchor).encode()))
+    return wire.send(encode(b"GET", keys.verified(wire.part.anchor).encode()), upkeep=True)
 
 
 async def says_verified(wire: Wire, word: Wait[Reply]) -> bool:

@@ -75,6 +75,7 @@ class Wire(asyncio.Protocol):
     `batch` is the number of the write that the next command leaves in, like that of no other wire's.
     `asked_at` is when the first command of the last write was asked for, `answered_at` of the last answers;
     what changed before `heard_at` was told, for a command that was asked for then is answered.
+    `used` counts what was asked for but for `upkeep`, by which nobody is served.
     `hearing` is told of changes of the keys whose names begin like one of `hears`.
     `closed`: for good. `part` is what its server has of all partitions: all of them, where it is no cluster.
     In one, `redirected` is asked whether it takes what was answered with an error, and how long that waited.
@@ -97,6 +98,7 @@ class Wire(asyncio.Protocol):
         self.identify: Callable[[Server, Ask], Awaitable[bytes]] | None = None
         self.batch = 1 + randbits(BATCH_BITS)
         self.asked_at = self.answered_at = self.heard_at = clock()
+        self.used = 0
         self.connected = self.available = False
         self.evicts, self._refuses_eviction = "", refuses_eviction
         self.certificate_end: float | None = None
@@ -158,9 +160,11 @@ class Wire(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
-    def send(self, command: bytes, *, at_once: bool = False) -> Wait[Reply]:
+    def send(self, command: bytes, *, at_once: bool = False, upkeep: bool = False) -> Wait[Reply]:
         """Queue a command for this tick's write; `at_once`, with the breaker open too. Fails, never hangs."""
         wait: Wait[Reply] = Wait()
+        if not upkeep:
+            self.used += 1
         if self._takes(at_once):
             self._queue(wait, command)
         else:
@@ -172,6 +176,7 @@ class Wire(asyncio.Protocol):
     ) -> Wait[Reply]:
         """The same of a call, which may leave a moment later with others; settlements before reservations."""
         wait: Wait[Reply] = Wait()
+        self.used += 1
         if self._takes(at_once):
             if not self._begun:
                 self._begin()
@@ -221,13 +226,18 @@ class Wire(asyncio.Protocol):
         return self.part.partitions
 
     @property
+    def is_one(self) -> bool:
+        """Whether its server says that it is no cluster, so that one command may have keys of any slots."""
+        return self._spreads
+
+    @property
     def away(self) -> int:
         """Of how many partitions calls fail at once."""
         return 0 if self.available else len(self.partitions)
 
     def hear(self, changed: Callable[[bytes], None]) -> None:
-        """Have the name of each key told that changed."""
-        self.hearing.changed = changed
+        """Have the name of each key told that changed, beside those who hear it already."""
+        self.hearing.listeners.append(changed)
 
     # --- asyncio.Protocol ---------------------------------------------------------------
 

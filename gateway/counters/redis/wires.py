@@ -49,7 +49,7 @@ class Wires(Protocol):
         ...
 
     def hear(self, changed: Callable[[bytes], None]) -> None:
-        """Have the name of each key told that changed, whichever wire hears of it."""
+        """Have the name of each key told that changed, whichever wire hears of it, beside other listeners."""
         ...
 
     def start(self) -> None:

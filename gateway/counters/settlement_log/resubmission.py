@@ -31,7 +31,7 @@ from gateway.counters.settlement_log.segment import ACKNOWLEDGED, Record, Segmen
 from gateway.counters.settlement_log.settlement_record import partition_of, unpack
 from gateway.errors import CountersUnavailable
 
-LOOK_S = 1.0
+LOOK_S = 1.6
 ADOPT_S = 10.0
 # A partition whose stream is broken has all of its records fail: not every second.
 RECOVER_AGAIN_S = 10.0
@@ -75,21 +75,31 @@ class Resubmitter:
         self._reported = [0] * PARTITIONS
         self._recover_at = 0.0
         self._adopted_at = clock() - ADOPT_S
+        wires.hear(self._told)
 
     async def run(self) -> None:
-        """Look until cancelled: once a second, at once when something was spooled, and five times a second
-        while not all is verified, sent again and reported.
+        """Look until cancelled: every other second, at once when something was spooled or Redis tells that it
+        is verified or another, and five times a second while not all is verified, sent again and reported.
         """
         while True:
+            self._log.woken.clear()
             try:
                 await self.resubmit()
             except CountersUnavailable:
                 self._seen = []
-            self._log.woken.clear()
-            if not self._log.waiting and all(self._seen) and self._seen == self._reported:
+            if not self._log.waiting and self._is_calm:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._log.woken.wait(), LOOK_S)
             await asyncio.sleep(self._bounds.retry_s)
+
+    @property
+    def _is_calm(self) -> bool:
+        """Whether all is verified, sent again and reported."""
+        return bool(self._seen) and all(self._seen) and self._seen == self._reported
+
+    def _told(self, name: bytes) -> None:
+        if not name or name.startswith((keys.HISTORIES, keys.VERIFIED)):
+            self._log.woken.set()
 
     async def resubmit(self) -> None:
         """Adopt, send what waits and what may be forgotten, report; drop what nobody needs any more.
@@ -168,16 +178,21 @@ class Resubmitter:
 
     async def _verified_epochs(self) -> list[int]:
         """The epoch of each partition; 0 where it is not verified on this connection, or there is none."""
-        asked = [
-            (wire, wire.send(encode(b"GET", keys.marker(one).encode())))
-            for one, wire in enumerate(map(self._wires.of, range(PARTITIONS)))
-        ]
-        epochs = [0] * PARTITIONS
-        for partition, (wire, wait) in enumerate(asked):
+        upkeep, epochs = self._is_calm, [0] * PARTITIONS
+        by_wire: dict[Wire, list[int]] = {}
+        for partition in range(PARTITIONS):
+            by_wire.setdefault(self._wires.of(partition), []).append(partition)
+        asked = []
+        for wire, partitions in by_wire.items():  # one question, where one may have keys of all slots
+            for part in [partitions] if wire.is_one else [[one] for one in partitions]:
+                names = [keys.marker(one).encode() for one in part]
+                asked.append((wire, part, wire.send(encode(b"MGET", *names), upkeep=upkeep)))
+        for wire, part, wait in asked:
             with suppress(CountersUnavailable):
-                marker = await in_task(wait)
-                run_id, epoch, _ = packing.read_marker(marker)
-                epochs[partition] = epoch if run_id == wire.run_id else 0
+                markers = await in_task(wait)
+                for partition, marker in zip(part, cast("list[Reply]", markers), strict=True):
+                    run_id, epoch, _ = packing.read_marker(marker)
+                    epochs[partition] = epoch if run_id == wire.run_id else 0
         if not any(epochs):
             raise CountersUnavailable
         return epochs

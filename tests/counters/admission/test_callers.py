@@ -79,7 +79,7 @@ async def test_nobody_holds_for_longer_than_a_minute_whatever_is_told(told: Desk
 
 async def test_who_is_read_again_and_is_gone_is_nobody(told: Desk) -> None:
     await told.identify()
-    told.wire.hearing.changed = None  # a server that forgets to tell
+    told.wire.hearing.listeners = []  # a server that forgets to tell
     told.client.delete(keys.identity(DIGEST))
     await later(told, AGAIN_S + 1)
     assert told.directory.cached(DIGEST) == CALLER
