@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
-"""The rules as the Prometheus operator's own resource: `python deploy/monitoring/to_kubernetes.py`.
+"""The rules for the chart, which makes a PrometheusRule of them: `python deploy/monitoring/to_kubernetes.py`.
 
-Writes deploy/kubernetes/monitoring/rules.yaml, and the groups alone for the chart in deploy/helm; tests tell
-when one is behind.
+Writes deploy/helm/tollkeeper/files/rules.yaml; a test tells when it is behind.
 """
 
 from __future__ import annotations
@@ -10,25 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-TARGET = HERE.parent / "kubernetes" / "monitoring" / "rules.yaml"
-OF_CHART = HERE.parent / "helm" / "tollkeeper" / "files" / "rules.yaml"
-HEAD = """\
-# Made of deploy/monitoring/rules by deploy/monitoring/to_kubernetes.py; change those.
-apiVersion: monitoring.coreos.com/v1
-kind: PrometheusRule
-metadata:
-  name: tollkeeper
-  labels:
-    app.kubernetes.io/name: tollkeeper
-    app.kubernetes.io/component: monitoring
-spec:
-  groups:
-"""
-
-
-def rules() -> str:
-    """The resource as text."""
-    return HEAD + groups()
+TARGET = HERE.parent / "helm" / "tollkeeper" / "files" / "rules.yaml"
 
 
 def groups() -> str:
@@ -41,5 +22,4 @@ def groups() -> str:
 
 
 if __name__ == "__main__":
-    TARGET.write_text(rules())
-    OF_CHART.write_text(groups())
+    TARGET.write_text(groups())

@@ -16,6 +16,7 @@ from tests.deploy.manifests import Resource, containers, pod, seconds_of_pre_sto
 
 VERSIONS = ("1.29", kubernetes_validate.latest_version())
 OPERATOR = "monitoring.coreos.com/v1"
+MONITORING = helm.CHART.parents[1] / "monitoring"
 FULL: dict[str, Any] = {
     "image": {"digest": "sha256:" + "a" * 64, "pullSecrets": [{"name": "registry"}]},
     "secrets": {
@@ -272,6 +273,21 @@ def test_a_changed_setting_rolls_the_pods_and_nothing_else_does(
         assert sums("default", deployment) == sums("small", deployment)
 
 
+def test_gateways_scale_and_none_goes_before_another_has_come(
+    charts: dict[str, list[Resource] | str],
+) -> None:
+    objects = of(charts, "default")
+    autoscaler = one(objects, "HorizontalPodAutoscaler", "prod-gateway")["spec"]
+    deployment = one(objects, "Deployment", "prod-gateway")
+    assert autoscaler["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    assert "replicas" not in deployment["spec"]
+    assert autoscaler["minReplicas"] >= 3
+    assert deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    assert pod(deployment)["topologySpreadConstraints"]
+    assert one(objects, "Deployment", "prod-keeper")["spec"]["replicas"] == 2
+    assert one(of(charts, "small"), "Deployment", "prod-gateway")["spec"]["replicas"] == 3
+
+
 def test_images_go_by_digest_and_gateways_may_follow_later(charts: dict[str, list[Resource] | str]) -> None:
     def image(name: str, deployment: str) -> str:
         return str(containers(pod(one(of(charts, name), "Deployment", deployment)))[0]["image"])
@@ -300,7 +316,10 @@ def test_monitors_name_the_jobs_and_rules_are_those_of_prometheus(
         "run python deploy/monitoring/to_kubernetes.py"
     )
     rule = one(objects, "PrometheusRule", "prod-rules")
-    assert rule["spec"] == yaml.safe_load(to_kubernetes.rules())["spec"]
+    files = [MONITORING / "rules" / name for name in ("recording.yml", "alerts.yml")]
+    assert rule["spec"]["groups"] == [
+        group for file in files for group in yaml.safe_load(file.read_text())["groups"]
+    ]
     for kind, name, job in (
         ("PodMonitor", "prod-gateway", "tollkeeper-gateway"),
         ("ServiceMonitor", "prod-keeper", "tollkeeper-keeper"),

@@ -50,6 +50,14 @@ def stages() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
 def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory in which the build's steps were done, in their order, interpreted instead of compiled."""
     root = tmp_path_factory.mktemp("image")
+    yield made(root)
+    for folder in [root, *root.rglob("*/")]:  # a test takes the right to write away
+        folder.chmod(0o755)
+    shutil.rmtree(root)
+
+
+def made(root: Path) -> Path:
+    """Do the build's steps there; where its environment is then."""
     done = 0
     for name, rest in stages()[0]:
         if name == "copy":
@@ -59,15 +67,17 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         elif name == "run" and "apt-get" not in rest:
             command = rest.replace("/opt/", f"{root}/opt/").replace("/build", f"{root}/build")
             environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-            environ |= {"COMPILED": "no", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
+            environ |= {
+                "COMPILED": "no",
+                "PYTHONHASHSEED": "0",
+                "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+                "PIP_NO_INPUT": "1",
+            }
             environ["PATH"] = f"{Path(sys.executable).parent}:{environ['PATH']}"
             subprocess.run(["sh", "-euc", command], cwd=root / "src", env=environ, check=True, timeout=300)
             done += 1
     assert done == 3
-    yield root / "opt" / "tollkeeper"
-    for folder in [root, *root.rglob("*/")]:  # a test takes the right to write away
-        folder.chmod(0o755)
-    shutil.rmtree(root)
+    return root / "opt" / "tollkeeper"
 
 
 def copied(source: Path, target: Path, *, many: bool) -> None:

@@ -10,7 +10,6 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from deploy.monitoring import to_kubernetes
 from gateway.run.serving import SETTLING_S_MAX
 from gateway.settings import settings
 from tests.deploy.manifests import (
@@ -25,10 +24,10 @@ from tests.deploy.manifests import (
     pods,
     seconds_of_pre_stop,
 )
+from tests.tree import ROOT
 
 # Native sidecars came with 1.29; the newest is whatever the schemas know.
 VERSIONS = ("1.29", kubernetes_validate.latest_version())
-OPERATOR = "monitoring.coreos.com/v1"
 PODS = dict(pods())
 
 
@@ -50,14 +49,12 @@ def ports(resource: Resource) -> set[str]:
 def test_each_overlay_builds_objects_kubernetes_accepts(overlay: str) -> None:
     assert built(overlay)
     for resource in built(overlay):
-        if resource["apiVersion"] == OPERATOR:
-            continue
         for version in VERSIONS:
             kubernetes_validate.validate(resource, version, strict=True)
 
 
 def test_the_validator_would_tell_of_an_unknown_field() -> None:
-    wrong = dict(one("gateway", "Service"))
+    wrong = dict(one("keeper", "Service"))
     wrong["spec"] = wrong["spec"] | {"prots": []}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(wrong, VERSIONS[-1], strict=True)
@@ -122,9 +119,8 @@ def test_each_configuration_is_valid(path: Path) -> None:
     assert read.routes
 
 
-@pytest.mark.parametrize("overlay", ["gateway", "sidecar"])
-def test_a_gateway_has_the_time_it_needs_to_end(overlay: str) -> None:
-    spec = pod(one(overlay, "Deployment"))
+def test_a_sidecar_has_the_time_it_needs_to_end() -> None:
+    spec = pod(one("sidecar", "Deployment"))
     gateway = next(each for each in containers(spec) if each["args"][0] == "serve")
     own = {each["name"]: each.get("value") for each in gateway["env"]}
     shared = one("base", "ConfigMap")["data"]
@@ -132,7 +128,7 @@ def test_a_gateway_has_the_time_it_needs_to_end(overlay: str) -> None:
     assert spec["terminationGracePeriodSeconds"] > seconds_of_pre_stop(gateway) + grace_s + SETTLING_S_MAX
 
 
-def test_policies_let_clients_the_collector_and_pgbouncer_through() -> None:
+def test_policies_let_clients_and_pgbouncer_through() -> None:
     def policy(overlay: str) -> Resource:
         found: Resource = one(overlay, "NetworkPolicy")["spec"]
         return found
@@ -140,8 +136,10 @@ def test_policies_let_clients_the_collector_and_pgbouncer_through() -> None:
     def out(overlay: str) -> set[int]:
         return {port["port"] for rule in policy(overlay)["egress"] for port in rule["ports"]}
 
-    assert policy("gateway")["ingress"][0]["from"] == [{"namespaceSelector": {}}]
-    assert out("gateway") == {53, 6379, 443, 4317, 4318}
+    clients, monitoring = policy("sidecar")["ingress"]
+    assert clients == {"from": [{"podSelector": {}}], "ports": [{"protocol": "TCP", "port": "http"}]}
+    assert monitoring["ports"] == [{"protocol": "TCP", "port": "ops"}]
+    assert policy("sidecar")["policyTypes"] == ["Ingress"]  # what the service reaches is its own affair
     assert out("keeper") == {53, 6379, 5432, 6432, 443, 465, 587}
     assert out("migrate") == {53, 5432, 6432}
 
@@ -173,7 +171,7 @@ def selectors() -> Iterator[tuple[str, Resource, Resource]]:
         name = f"{each['kind']} {each['metadata']['name']}"
         if each["kind"] == "Service":
             yield name, each, spec["selector"]
-        elif each["kind"] in {"PodDisruptionBudget", "PodMonitor", "ServiceMonitor"}:
+        elif each["kind"] == "PodDisruptionBudget":
             yield name, each, spec["selector"]["matchLabels"]
         elif each["kind"] == "NetworkPolicy":
             yield name, each, spec["podSelector"]["matchLabels"]
@@ -184,43 +182,24 @@ def test_labels_lead_to_pods_and_names_to_their_ports() -> None:
     for name, each, labels in selectors():
         kinds.add(each["kind"])
         found = selected(labels)
-        assert len(found) == 1 or each["kind"] == "PodMonitor", name
+        assert len(found) == 1, name
         spec = each["spec"]
         wanted = {port["targetPort"] for port in spec.get("ports", ())}
-        wanted |= {one["port"] for one in spec.get("podMetricsEndpoints", ())}
         wanted |= {port["port"] for rule in spec.get("ingress", ()) for port in rule["ports"]}
         assert all(wanted <= ports(deployment) for deployment in found), name
-        if each["kind"] == "ServiceMonitor":
-            (service,) = (
-                one
-                for one in built("keeper")
-                if one["kind"] == "Service" and labels.items() <= one["metadata"]["labels"].items()
-            )
-            names = {one["name"] for one in service["spec"]["ports"]}
-            assert {one["port"] for one in spec["endpoints"]} <= names
-    assert kinds == {"Service", "PodDisruptionBudget", "PodMonitor", "ServiceMonitor", "NetworkPolicy"}
+    assert kinds == {"Service", "PodDisruptionBudget", "NetworkPolicy"}
 
 
-def test_monitors_name_the_jobs_the_rules_go_by() -> None:
-    jobs = {
-        relabeling["replacement"]
-        for each in built("monitoring")
-        for end in [*each["spec"].get("endpoints", ()), *each["spec"].get("podMetricsEndpoints", ())]
-        for relabeling in end["relabelings"]
-        if relabeling["targetLabel"] == "job"
-    }
-    assert jobs == {"tollkeeper-gateway", "tollkeeper-keeper"}
-
-
-def test_the_autoscaler_scales_the_gateways_and_keeps_three() -> None:
-    autoscaler = one("gateway", "HorizontalPodAutoscaler")["spec"]
-    deployment = one("gateway", "Deployment")
-    assert autoscaler["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
-    assert "replicas" not in deployment["spec"]
-    assert autoscaler["minReplicas"] >= 3
-    assert deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
-    assert pod(deployment)["topologySpreadConstraints"]
-    assert one("keeper", "Deployment")["spec"]["replicas"] == 2
+def test_each_version_has_a_migration_of_its_own() -> None:
+    """A Job cannot be changed once it is there: another version's has another name, and goes by itself."""
+    version = yaml.safe_load((ROOT / "deploy" / "helm" / "tollkeeper" / "Chart.yaml").read_text())[
+        "appVersion"
+    ]
+    job = one("migrate", "Job")
+    assert job["metadata"]["name"] == f"tollkeeper-migrate-{version.replace('.', '-')}"
+    assert job["spec"]["ttlSecondsAfterFinished"] > 0
+    images = {each["image"] for spec in PODS.values() for each in containers(spec)}
+    assert {image for image in images if "tollkeeper" in image} == {f"registry.example/tollkeeper:{version}"}
 
 
 def test_only_keepers_and_the_migration_know_the_database() -> None:
@@ -229,32 +208,4 @@ def test_only_keepers_and_the_migration_know_the_database() -> None:
         serving = "serve" in {each["args"][0] for each in containers(spec)}
         assert ("TOLLKEEPER_DATABASE_URL" in known) is not serving, name
         assert not (serving and "TOLLKEEPER_ADMIN_TOKEN" in known), name
-        assert ("TOLLKEEPER_DATABASE_OWNER_URL" in known) is name.endswith("-migrate"), name
-
-
-def test_the_operators_rules_are_those_of_prometheus() -> None:
-    written = (KUBERNETES / "monitoring" / "rules.yaml").read_text()
-    assert written == to_kubernetes.rules(), "run python deploy/monitoring/to_kubernetes.py"
-    groups = one("monitoring", "PrometheusRule")["spec"]["groups"]
-    folder = KUBERNETES.parent / "monitoring" / "rules"
-    files = [yaml.safe_load((folder / name).read_text()) for name in ("recording.yml", "alerts.yml")]
-    assert groups == [group for file in files for group in file["groups"]]
-
-
-def test_production_is_everything_under_one_image_and_namespace() -> None:
-    names = {(each["kind"], each["metadata"]["name"]) for each in built("production")}
-    parts = {
-        (each["kind"], each["metadata"]["name"])
-        for overlay in ("base", "gateway", "keeper", "migrate", "monitoring")
-        for each in built(overlay)
-    }
-    assert parts <= names
-    for each in built("production"):
-        assert each["kind"] == "Namespace" or each["metadata"]["namespace"] == "tollkeeper"
-    images = {
-        container["image"]
-        for name, spec in PODS.items() if name.startswith("production/")
-        for container in containers(spec)
-    }  # fmt: skip
-    assert len(images) == 1
-    assert not images.pop().endswith((":latest", "tollkeeper"))
+        assert ("TOLLKEEPER_DATABASE_OWNER_URL" in known) is ("-migrate" in name), name

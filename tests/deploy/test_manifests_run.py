@@ -15,7 +15,6 @@ import psycopg
 import pytest
 
 from gateway.settings.settings import Settings
-from tests import plain_http
 from tests.conftest import ValkeyServer, free_port
 from tests.deploy.manifests import KUBERNETES, one, pod, started
 from tests.deploy.processes import READY_S_MAX, Admin, Process, answers, get
@@ -137,20 +136,7 @@ def test_a_call_through_the_sidecar_becomes_a_row(place: Pod) -> None:
     scraped = get(place.ports["admin"], "/metrics")[1]
     assert "tollkeeper_build_info" in scraped
     assert place.processes["llm"].stop() == 0
-    alone(place, key)
     assert keeping.stop() == 0, keeping.said
-
-
-def alone(place: Pod, key: str) -> None:
-    """A gateway of its own, with the providers as upstreams, where the sidecar was."""
-    (gateway,) = pod(one("gateway", "Deployment"))["containers"]
-    serving = place.start("gateway", gateway)
-    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-        wait_until(lambda probe=probe: answers(gateway, probe, place.ports), READY_S_MAX)
-    url = f"http://127.0.0.1:{place.ports['http']}/.tollkeeper/usage"
-    answer = plain_http.get(url, headers={"authorization": f"Bearer {key}"}, timeout=30)
-    assert answer.json()["tokens_used"] >= 42
-    assert serving.stop() == 0, serving.said
 
 
 def memory_mib(pid: int) -> float:
