@@ -186,7 +186,12 @@ class Operations:
             # What is final already is refused, or answered again, without waiting for anything.
             if row["status"] == "draft":
                 await self._ports.account_closing.close(int(str(row["organization_id"])))
-        return await self._do(self._command(asked, action.name, row_id, values, answers), answers, 200)
+        once: Row = {}
+        if action.mints and self.resource.secret is not None:
+            kept, once = mint(self._ports, self.resource.secret, values)
+            values = {**values, **kept}
+        command = self._command(asked, action.name, row_id, values, answers)
+        return await self._do(command, answers, 200, once)
 
     def _command(
         self,

@@ -16,7 +16,7 @@ from persistence.tables.people import admin_token
 PLAIN = (int, float, str, bool, type(None))
 STAFF = "staff"
 ROWS_WRITTEN_MAX = 1_000
-MADE_OR_CHANGED = frozenset({"create", "change"})
+MADE_OR_CHANGED = frozenset({"create", "change", "rotate"})
 
 
 def record(change: Change, row: Row) -> None:

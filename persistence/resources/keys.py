@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 
-from sqlalchemy import func, select
+from sqlalchemy import func, insert, select, update
 
-from gateway.core.accounts.administration import Row
+from gateway.core.accounts.administration import OVERLAP_S, Row
 from gateway.core.accounts.roles import MEMBER
 from gateway.errors import Conflict
 from persistence import crud, together
 from persistence.claimed import check_claim
 from persistence.resources.budgets import forget_key
-from persistence.subject import THIS, Change, Subject, add, live, lock, require
+from persistence.subject import THIS, Change, Subject, add, alter, live, lock, require
 from persistence.tables.budgets import budget
 from persistence.tables.operations import control_write
 from persistence.tables.people import api_key, tenant
@@ -20,17 +21,16 @@ from persistence.together import OneByOne
 
 # Keys of one tenant that are not revoked, where a member makes another; each is loaded into Redis.
 MEMBERS_KEYS_MAX = 1_000
+# What a key has that stands in the place of another.
+TAKEN_OVER = ("tenant_id", "name", "user", "user_header", "limits", "models")
 
 
 def create(change: Change) -> Row:
     """Keep a new key and have it loaded."""
-    if change.command.actor.role == MEMBER:
-        # One at a time, so that they count each other's; and before others hold the row to share it.
-        mine = tenant.c.id == change.command.values["tenant_id"]
-        change.connection.execute(select(tenant.c.id).where(mine).with_for_update(key_share=True))
+    tenant_id = int(str(change.command.values["tenant_id"]))
+    hold_of_members(change, tenant_id)
     require(change)
-    if change.command.actor.role == MEMBER:
-        refuse_many(change)
+    refuse_many(change, tenant_id)
     check_claim(change, api_key, "key")
     row = change.fetch(add(change, name=change.command.values.get("name") or "API key"))
     define(change, row)
@@ -49,13 +49,66 @@ def create_all(changes: Sequence[Change]) -> Sequence[Row]:
     return together.defined(changes, together.fetch(changes, together.add(changes)))
 
 
-def refuse_many(change: Change) -> None:
-    """Raise `Conflict` where a tenant has as many keys as members may make."""
-    here = (api_key.c.tenant_id == change.command.values["tenant_id"]) & api_key.c.revoked_at.is_(None)
+def hold_of_members(change: Change, tenant_id: int) -> None:
+    """Let members make keys of a tenant one at a time, so that they count each other's.
+
+    Before others hold the row to share it.
+    """
+    if change.command.actor.role == MEMBER:
+        mine = select(tenant.c.id).where(tenant.c.id == tenant_id)
+        change.connection.execute(mine.with_for_update(key_share=True))
+
+
+def refuse_many(change: Change, tenant_id: int) -> None:
+    """Raise `Conflict` for a member where a tenant has as many keys as members may make."""
+    if change.command.actor.role != MEMBER:
+        return
+    here = (api_key.c.tenant_id == tenant_id) & api_key.c.revoked_at.is_(None)
     there = select(func.count()).select_from(api_key).where(here)
     if change.connection.execute(there).scalar_one() >= MEMBERS_KEYS_MAX:
         said = f"The tenant has {MEMBERS_KEYS_MAX} keys that are not revoked"
         raise Conflict(f"{said}, and a member makes no more: revoke some first.")
+
+
+def rotate(change: Change) -> Row:
+    """Keep a new key in the place of another, which ends after an overlap; answers with the new one."""
+    tenant_id = int(str(change.fetch()["tenant_id"]))
+    hold_of_members(change, tenant_id)
+    refuse_many(change, tenant_id)
+    old, values = lock(change), change.command.values
+    _refuse_rotation(change, old)
+    taken_over = {name: old[name] for name in TAKEN_OVER}
+    made = {name: values[name] for name in ("digest", "prefix", "pepper")}
+    ends = values.get("expires_at", old["expires_at"])
+    kept = insert(api_key).values({**taken_over, **made, "expires_at": ends}).returning(api_key.c.id)
+    new_id = int(change.connection.execute(kept).scalar_one())
+    overlap_s = int(str(values.get("overlap_s", OVERLAP_S)))
+    until = change.now + timedelta(seconds=overlap_s)
+    last = func.least(func.coalesce(api_key.c.expires_at, until), until)
+    ends_now = {"expires_at": last} if overlap_s else {"revoked_at": func.now()}
+    alter(change, {"replaced_by_id": new_id, **ends_now})
+    row = change.fetch(new_id)
+    define(change, old)
+    define(change, row)
+    return row
+
+
+def _refuse_rotation(change: Change, old: Row) -> None:
+    """Raise `Conflict` where nothing can stand in a key's place, or another does."""
+    if old["issuer"] is not None:
+        raise Conflict("Signed tokens stand for it: there is no key to change.")
+    if old["replaced_by_id"] is not None:
+        raise Conflict(f"Key {old['replaced_by_id']} stands in its place already.")
+    if old["revoked_at"] is not None:
+        raise Conflict("The key is revoked: make another.")
+    ends = old["expires_at"]
+    if isinstance(ends, datetime) and ends <= change.now:
+        raise Conflict("The key has expired: make another.")
+    of_it = live(budget).where(budget.c.api_key_id == old["id"]).limit(1)
+    if change.connection.execute(of_it).first() is not None:
+        raise Conflict(
+            "A budget is of this key, and would not be of the new one. Make another key and a budget of it."
+        )
 
 
 def delete(change: Change) -> Row:
@@ -67,6 +120,8 @@ def delete(change: Change) -> Row:
     if row["revoked_at"] is None or change.connection.execute(waiting.limit(1)).first() is not None:
         raise Conflict("The key's revocation has not reached the counters yet.")
     forget_key(change, change.row_id)
+    replaced = update(api_key).where(api_key.c.replaced_by_id == change.row_id)
+    change.connection.execute(replaced.values(replaced_by_id=None))
     return crud.forget(change)
 
 
@@ -83,7 +138,13 @@ SUBJECT = Subject(
         # How the key begins: as much of it as is known.
         "prefix": lambda wanted: api_key.c.prefix.startswith(wanted, autoescape=True),
     },
-    verbs={"create": create, "change": crud.change_row, "revoke": crud.revoke, "delete": delete},
+    verbs={
+        "create": create,
+        "change": crud.change_row,
+        "rotate": rotate,
+        "revoke": crud.revoke,
+        "delete": delete,
+    },
     refers={"tenant_id": tenant},
     referenced={
         "A budget is of this key; delete it first.": live(budget).where(budget.c.api_key_id == THIS),

@@ -115,6 +115,8 @@ api_key = table(
     texts("issuer?", "subject?"),
     # As of a token of staff.
     texts("pepper?"),
+    # The key that stands in its place, until when both are good.
+    refers("replaced_by_id?", "api_key"),
     UniqueConstraint("digest"),
 )
 

@@ -25,6 +25,7 @@ BODIES: Mapping[str, Json] = {
     "UserPatch": {"name": "Ada King"},
     "ApiKeyCreate": {"tenant_id": 1, "name": "ci", "models": ["gpt-4o*"]},
     "ApiKeyPatch": {"models": ["gpt-4o*", "claude-sonnet-4-5"]},
+    "Rotate": {"overlap_s": 86_400},
     "AdminTokenCreate": {"name": "finance export", "role": "readonly"},
     "AdminTokenPatch": {"name": "finance export, monthly"},
     "TokenPlanCreate": {

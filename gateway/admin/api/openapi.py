@@ -182,6 +182,7 @@ def _paths(resource: Resource, resources: Mapping[str, Resource]) -> Json:
         paths[f"{root}/{question.name}"] = {"get": _ask(resource, question)}
     for action in resource.actions:
         title = resources["tenant-quotas"].title if action.quota else resource.title
+        title = f"{title}Created" if action.mints else title
         act = _operation(resource, action.name, action.summary, action.body, title=title, later=True)
         act["parameters"] = [KEY_PARAMETER]
         paths[f"{root}/{{id}}/{action.name}"] = {"parameters": [row], "post": act}

@@ -38,6 +38,8 @@ DANGEROUS = frozenset(
     ("revoke", "void", "block", "cancel", "reset", "uncollectible", "reverse", "end", "drop", DELETE)
 )
 
+# A key with one of these has none made in its place.
+KEPT = ("revoked_at", "replaced_by_id", "issuer")
 # What is ticked before an action that nothing takes back.
 CONFIRMED = {
     ("invoices", "finalize"): "It gets its number, and nothing changes it any more.",
@@ -112,14 +114,17 @@ class Records:
         except (Unprocessable, Conflict) as error:
             return await self._form_page(request, signed, forms.came_back(form, posted, error), error.status)
         if secret is not None and secret.is_made(sent):
-            owner = done.content.get("tenant_id")
-            back = f"/{screen.name}" if owner is None else f"/tenants/{owner}"
-            shown_once = str(done.content.get(secret.field, ""))
-            return self._desk.answer(
-                request, signed, "secret.html", 201, screen=screen, row=done.content, secret=shown_once,
-                back=back,
-            )  # fmt: skip
+            return self._shown_once(request, signed, secret.field, done)
         return _said(f"/{screen.name}/{done.content['id']}", "made", done)
+
+    def _shown_once(self, request: web.Request, signed: Signed, field: str, done: Done) -> web.Response:
+        """The page that shows a secret, the one time that it is known."""
+        screen, owner = self._screen, done.content.get("tenant_id")
+        back = f"/{screen.name}" if owner is None else f"/tenants/{owner}"
+        return self._desk.answer(
+            request, signed, "secret.html", 201, screen=screen, row=done.content, back=back,
+            secret=str(done.content.get(field, "")),
+        )  # fmt: skip
 
     async def change(self, request: web.Request, signed: Signed, posted: Posted) -> web.Response:
         """`POST /<resource>/{id}/change`: only what was typed over is sent."""
@@ -152,6 +157,8 @@ class Records:
         done = await self._done(request, signed, posted, form, doing)
         if not isinstance(done, Done):
             return done
+        if action.mints and self._screen.resource.secret is not None:
+            return self._shown_once(request, signed, self._screen.resource.secret.field, done)
         answered = acted if action.quota else done.content.get("id", acted)
         return _said(self._address(answered), action.name, done)
 
@@ -274,6 +281,7 @@ def _is_offered(screen: Screen, action: Action, row: Row) -> bool:
         ("usage-feeds", "begin", lambda: row["ended_at"] is not None),
         ("usage-events", "retry", lambda: row["state"] in {FAILED, CANCELED}),
         ("usage-events", "cancel", lambda: row["state"] == FAILED),
+        ("api-keys", "rotate", lambda: not any(row.get(name) for name in KEPT)),
         ("payments", "reverse", lambda: Decimal(str(row["amount_left"])) > 0),
     )
     if action.name == "revoke":

@@ -11,6 +11,7 @@ from gateway.admin.resources.models import answer_of, patch_of
 from gateway.admin.resources.resource import Action, Declared, Filter, Resource, Secret
 from gateway.admin.resources.said import ExternalId, ModelText, printable
 from gateway.admin.resources.values import MODELS_MAX, Id, In, Instant, LimitsIn, Text
+from gateway.core.accounts.administration import OVERLAP_S, OVERLAP_S_MAX, Row
 from gateway.core.accounts.roles import MEMBER, OPERATOR, READONLY, ROLES, access
 from gateway.core.issuers.claims import SUBJECT_CHARACTERS_MAX
 
@@ -18,6 +19,7 @@ from gateway.core.issuers.claims import SUBJECT_CHARACTERS_MAX
 TOKENS = ("issuer", "subject")
 Issuer = Annotated[str, Field(strict=True, pattern=r"^[\x21-\x7e]{1,512}$")]
 Subject = Annotated[Text, Field(max_length=SUBJECT_CHARACTERS_MAX), AfterValidator(printable)]
+Overlap = Annotated[int, Field(strict=True, ge=0, le=OVERLAP_S_MAX)]
 Models = Annotated[list[ModelText], Field(min_length=1, max_length=MODELS_MAX)]
 
 
@@ -56,12 +58,24 @@ class ApiKeyCreate(_OfTokens):
     )
 
 
+class Rotate(In):
+    """A key in the place of another, with the same user, limits and models."""
+
+    overlap_s: Overlap = Field(
+        default=OVERLAP_S, description="Seconds for which both are good; 0 revokes the earlier one at once."
+    )
+    expires_at: Instant | None = Field(
+        default=None, description="When the new one ends; if it is not said, when the earlier one would have."
+    )
+
+
 ApiKey = answer_of(
     ApiKeyCreate,
-    "A credential for the data plane; `key` itself is in the create answer only.",
+    "A credential for the data plane; `key` itself is in the answer alone that made it.",
     name=str,
     prefix=(str, Field(description="How the key begins, to recognize it by.")),
     revoked_at=Instant | None,
+    replaced_by_id=(Id | None, Field(description="The key that was made in its place.")),
 )
 
 
@@ -93,6 +107,11 @@ AdminToken = answer_of(
 )
 
 
+def _is_gone(row: Row) -> bool:
+    """Whether another key has its name, or none needs it: it is revoked, or ends after an overlap."""
+    return row["revoked_at"] is not None or row["replaced_by_id"] is not None
+
+
 RESOURCES = (
     Resource(
         name="api-keys",
@@ -112,11 +131,13 @@ RESOURCES = (
             "issuer": Filter("text"),
             "subject": Filter("text"),
         },
-        actions=(Action("revoke", "Refuse the key from now on, for ever"),),
-        secret=Secret("key", credentials.API_KEY, instead=TOKENS),
-        declared=Declared(
-            by=("tenant_id", "name"), needs=("name",), is_gone=lambda row: row["revoked_at"] is not None
+        actions=(
+            Action("rotate", "Make a key in its place; this one ends after an overlap", Rotate, mints=True),
+            Action("revoke", "Refuse the key from now on, for ever"),
         ),
+        refers={"replaced_by_id": "api-keys"},
+        secret=Secret("key", credentials.API_KEY, instead=TOKENS),
+        declared=Declared(by=("tenant_id", "name"), needs=("name",), is_gone=_is_gone),
     ),
     Resource(
         name="admin-tokens",

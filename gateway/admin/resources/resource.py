@@ -59,7 +59,8 @@ class Whole:
 class Action:
     """`POST …/{id}/<name>`: answers with the resource, or with the tenant's quota where `quota`.
 
-    Where `settles`, the organization's accounts are closed first: all that happened is stored.
+    Where `settles`, the organization's accounts are closed first: all that happened is stored. One that
+    `mints` makes a row with the resource's secret, and answers with it.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Action:
     body: type[In] | None = None
     quota: bool = False
     settles: bool = False
+    mints: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,11 @@ class Secret:
     prefix: str
     kept: bool = False
     instead: tuple[str, ...] = ()
+
+    @property
+    def note(self) -> str:
+        """What to know of an answer that has it."""
+        return f"The {self.field} is not shown again: keep it now."
 
     def is_made(self, values: Row) -> bool:
         """Whether a row of these values has one."""

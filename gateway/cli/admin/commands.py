@@ -94,8 +94,7 @@ class Command:
         if self.does == "create":
             secret = self.resource.secret
             body = values.with_amounts(self.fields, body, dict)
-            once = secret is not None and secret.is_made(body)
-            note = f"The {secret.field} is not shown again: keep it now." if once and secret else None
+            note = secret.note if secret is not None and secret.is_made(body) else None
             output.row(api.post(name, body), as_json=as_json, note=note)
             return
         row_id = api.id_of(name, typed["row"])
@@ -124,7 +123,9 @@ class Command:
             output.rows(rows, part.columns, as_json=as_json)
         else:
             body = values.with_amounts(self.fields, body, lambda: api.get(where))
-            output.row(api.post(f"{where}/{self.does}", body), as_json=as_json)
+            mints = any(each.mints for each in self.resource.actions if each.name == self.does)
+            note = self.resource.secret.note if self.resource.secret and mints else None
+            output.row(api.post(f"{where}/{self.does}", body), as_json=as_json, note=note)
 
     @property
     def _asks(self) -> bool:

@@ -18,6 +18,11 @@ Place = tuple[int | str, ...]
 # Longer than any request of the Admin API lives that does not say otherwise.
 REQUEST_S_MAX = 35.0
 
+# How long two keys are good where one was made in the place of the other: most deploys take less than a day,
+# what is changed by hand may take a month.
+OVERLAP_S = 86_400
+OVERLAP_S_MAX = 30 * 86_400
+
 # What a row names its organization by.
 OWNER = "organization_id"
 

@@ -69,6 +69,22 @@ async def test_a_key_is_shown_once(api: Api, admin: Person) -> None:
     assert "revoked" in (await admin.open(f"/tenants/{made['id']}")).text
 
 
+async def test_a_rotated_key_shows_the_new_one_once_and_names_it_on_the_old(api: Api, admin: Person) -> None:
+    made = await tenant_of(api)
+    old = await api.make("api-keys", tenant_id=made["id"], name="k")
+    where = f"/api-keys/{old['id']}"
+    fields = [*(await admin.open(where)).fields(f"{where}/rotate"), ("overlap_s", "60")]
+    first = await admin.post(f"{where}/rotate", fields)
+    assert first.status == 201
+    [(digest, prefix, new_id)] = api.rows("select digest, prefix, id from api_key where id <> %s", old["id"])
+    assert (prefix in first.text, digest in first.text) == (True, False)
+    again = await admin.post(f"{where}/rotate", fields)
+    assert ("shown then" in again.text, "tk_" in again.text) == (True, False)
+    page = await admin.open(where)
+    assert f'href="/api-keys/{new_id}"' in page.text
+    assert f'action="{where}/rotate"' not in page.text
+
+
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
