@@ -73,21 +73,18 @@ def _news(line: str) -> None:
 
 
 def _for_a_person(facts: dict[str, Any]) -> str:
+    key = facts["api_key"]
     lines = [
         "",
-        f"  Gateway      {facts['gateway_url']}",
-        f"  Admin API    {facts['admin_url']}/admin/docs",
+        f"  Console      {facts['admin_url']}",
         f"  Admin token  {facts['admin_token']}",
+        f"  Gateway      {facts['gateway_url']}",
+        *([f"  API key      {key}"] if key else []),
+        f"  Admin API    {facts['admin_url']}/admin/docs",
     ]
-    if facts["api_key"]:
-        lines += [
-            f"  API key      {facts['api_key']}",
-            "",
-            "  Try it:",
-            "",
-            curl_line(facts["gateway_url"], facts["api_key"]),
-            usage_line(Path(facts["data_dir"]), Path(sys.executable).with_name("tollkeeper"), Path.cwd()),
-        ]
+    if key:
+        usage = usage_line(Path(facts["data_dir"]), Path(sys.executable).with_name("tollkeeper"), Path.cwd())
+        lines += ["", "  Try it:", "", curl_line(facts["gateway_url"], key), usage]
     return "\n".join([*lines, "", "  Ctrl-C stops everything in order; the next start keeps every row.", ""])
 
 

@@ -18,6 +18,7 @@ import msgspec
 
 from gateway.core.visible import visible_json
 
+OURS = "tollkeeper"  # begins the name of each logger of ours
 HIDDEN = "[hidden]"
 TEXT_CHARACTERS_MAX = 2_000
 TRACE_CHARACTERS_MAX = 8_000
@@ -47,12 +48,17 @@ STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"
 
 
 def configure(level: str = "info", stream: TextIO | None = None) -> None:
-    """Send every log record of the process to `stream` (standard error) as JSON lines."""
+    """Send every log record of the process to `stream` (standard error) as JSON lines.
+
+    Of libraries these are warnings and worse: what they do inside is shown at `debug` alone.
+    """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    ours = logging.getLevelNamesMapping()[level.upper()]
+    root.setLevel(ours if ours <= logging.DEBUG else max(ours, logging.WARNING))
+    logging.getLogger(OURS).setLevel(ours)
 
 
 def logger(name: str) -> Callable[..., None]:

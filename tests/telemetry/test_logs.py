@@ -23,6 +23,7 @@ def stream() -> Iterator[io.StringIO]:
     yield stream
     root.handlers[:] = before
     root.setLevel(level)
+    logging.getLogger(logs.OURS).setLevel(logging.NOTSET)
 
 
 def lines(stream: io.StringIO) -> list[dict[str, Any]]:
@@ -30,7 +31,7 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
 
 
 def test_facts_become_fields(stream: io.StringIO) -> None:
-    logs.logger("test")("it happened", request_id="r-1", status=200, route=None)
+    logs.logger("tollkeeper.test")("it happened", request_id="r-1", status=200, route=None)
     (line,) = lines(stream)
     assert line["event"] == "it happened"
     assert line["request_id"] == "r-1"
@@ -41,7 +42,7 @@ def test_facts_become_fields(stream: io.StringIO) -> None:
 
 
 def test_levels_are_kept_and_below_the_bar_nothing_is_written(stream: io.StringIO) -> None:
-    log = logs.logger("test")
+    log = logs.logger("tollkeeper.test")
     log("quiet", level="debug")
     log("loud", level="error")
     assert [(line["event"], line["level"]) for line in lines(stream)] == [("loud", "error")]
@@ -63,14 +64,14 @@ def test_levels_are_kept_and_below_the_bar_nothing_is_written(stream: io.StringI
     ],
 )
 def test_facts_named_like_secrets_are_hidden(stream: io.StringIO, name: str) -> None:
-    logs.logger("test")("x", **{name: "hush"})
-    logs.logger("test")("x", headers={name: "hush"})
+    logs.logger("tollkeeper.test")("x", **{name: "hush"})
+    logs.logger("tollkeeper.test")("x", headers={name: "hush"})
     assert "hush" not in stream.getvalue()
 
 
 @pytest.mark.parametrize("name", ["tokens", "tokens_used", "keys", "completions", "status"])
 def test_counts_are_not_secrets(stream: io.StringIO, name: str) -> None:
-    logs.logger("test")("x", **{name: 7})
+    logs.logger("tollkeeper.test")("x", **{name: 7})
     assert lines(stream)[0][name] == 7
 
 
@@ -90,7 +91,7 @@ def test_counts_are_not_secrets(stream: io.StringIO, name: str) -> None:
     ],
 )
 def test_credentials_inside_texts_are_cut_out(stream: io.StringIO, text: str) -> None:
-    log = logs.logger("test")
+    log = logs.logger("tollkeeper.test")
     log(text)
     log("x", error=text, many=[text], deep={"a": {"b": text}})
     assert "hush" not in stream.getvalue().lower()
@@ -108,16 +109,30 @@ def test_exceptions_are_one_line_too_and_redacted(stream: io.StringIO) -> None:
 
 
 def test_new_lines_and_odd_values_cannot_forge_a_line(stream: io.StringIO) -> None:
-    logs.logger("test")("a\nb", fact="c\n{}", odd=object(), raw=b"\xff")
+    logs.logger("tollkeeper.test")("a\nb", fact="c\n{}", odd=object(), raw=b"\xff")
     assert len(lines(stream)) == 1
 
 
 def test_what_nobody_sees_is_escaped(stream: io.StringIO) -> None:
-    logs.logger("test")("x", path="/a\u202eb\x9b2J\u200b")
+    logs.logger("tollkeeper.test")("x", path="/a\u202eb\x9b2J\u200b")
     assert hidden_in(stream.getvalue()) == ""
     assert lines(stream)[0]["path"] == "/a\u202eb\x9b2J\u200b"
 
 
 def test_long_texts_are_cut(stream: io.StringIO) -> None:
-    logs.logger("test")("x", fact="y " * 10_000)
+    logs.logger("tollkeeper.test")("x", fact="y " * 10_000)
     assert len(stream.getvalue()) < 3_000
+
+
+@pytest.mark.parametrize(
+    ("level", "shown"),
+    [("info", ["ours", "broken"]), ("warning", ["broken"]), ("debug", ["inside", "ours", "broken"])],
+)
+def test_what_libraries_do_inside_is_shown_at_debug_alone(
+    stream: io.StringIO, level: str, shown: list[str]
+) -> None:
+    logs.configure(level, stream)
+    logging.getLogger("alembic.runtime.migration").info("inside")
+    logs.logger("tollkeeper.keeper")("ours")
+    logging.getLogger("alembic.runtime.migration").warning("broken")
+    assert [line["event"] for line in lines(stream)] == shown
