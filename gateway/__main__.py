@@ -75,7 +75,7 @@ def _worker(role: str) -> int:
     logs.configure(settings.log_level)
     from gateway.app import run_gateway, run_keeper  # noqa: PLC0415
 
-    work = run_gateway(settings, parent_pipe) if role == "serve" else run_keeper(settings)
+    work = run_gateway(settings, parent_pipe) if role == "serve" else run_keeper(settings, parent_pipe)
     uvloop.run(_to_its_end(work))
     return 0
 

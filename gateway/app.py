@@ -214,11 +214,11 @@ def _settlement_log(settings: Settings, log: Log) -> SettlementLog:
     )
 
 
-async def run_keeper(settings: Settings) -> None:
-    """Run the keeper until SIGTERM or SIGINT, then flush what is there."""
+async def run_keeper(settings: Settings, source: ParentPipe | Callable[[], Settings] | None = None) -> None:
+    """Run the keeper until SIGTERM or SIGINT, then flush what is there; `source` has later settings."""
     from gateway.run.keeper import Keeper  # noqa: PLC0415  # gateway workers never load PostgreSQL's libraries
 
-    stop, keeper = stop_signal(), Keeper(settings)
+    stop, keeper = stop_signal(), Keeper(settings, source)
     try:
         if await keeper.start(stop):
             await stop.wait()

@@ -7,6 +7,7 @@ no server's libraries.
 from __future__ import annotations
 
 import os
+from functools import partial
 from json import dumps
 from pathlib import Path
 from typing import Annotated
@@ -129,10 +130,11 @@ def keeper(
     from gateway.run.serving import resolved  # noqa: PLC0415
     from gateway.telemetry import logs  # noqa: PLC0415
 
-    settings = resolved(config, admin_port=admin_port, redis_url=redis_url, database_url=database_url)
+    read = partial(resolved, config, admin_port=admin_port, redis_url=redis_url, database_url=database_url)
+    settings = read()
     settings.require("redis_url", "database_url", "admin_token", "key_pepper")
     logs.configure(settings.log_level)
-    uvloop.run(run_keeper(settings))
+    uvloop.run(run_keeper(settings, read))
 
 
 @app.command()

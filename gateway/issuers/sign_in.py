@@ -66,15 +66,29 @@ class SignIns:
         answered_s_max: float = ANSWERED_S_MAX,
     ) -> None:
         self.console_url = sign_in.console_url
-        self.labels: Mapping[str, str] = {one.name: one.label for one in sign_in.providers}
-        self._providers = {one.name: one for one in sign_in.providers}
-        self._keys = {one.name: IssuerKeys(one.issuer, clock, log, read) for one in sign_in.providers}
-        self._wall, self._log = wall, log
+        self.labels: dict[str, str] = {}
+        self._providers: dict[str, Provider] = {}
+        self._keys: dict[str, IssuerKeys] = {}
+        self._clock, self._wall, self._log, self._read = clock, wall, log, read
         self._ask, self._answered_s_max = ask, answered_s_max
         # Threads that ask, by provider and grant.
         self._asking: Counter[tuple[str, str]] = Counter()
         # Those that redeem a code, by provider and by the site that it came from.
         self._redeeming: Counter[tuple[str, str]] = Counter()
+        self.renew_providers(sign_in)
+
+    def renew_providers(self, sign_in: SignIn) -> None:
+        """Go by these providers from the next question on; what is known of one that is as before stays."""
+        before, providers = self._providers, {one.name: one for one in sign_in.providers}
+        self._keys = {
+            name: self._keys[name]
+            if name in before and before[name].issuer == one.issuer
+            else IssuerKeys(one.issuer, self._clock, self._log, self._read)
+            for name, one in providers.items()
+        }
+        self._providers = providers
+        self.labels.clear()  # it is what pages have
+        self.labels.update((one.name, one.label) for one in sign_in.providers)
 
     async def address(self, name: str, *, state: str, nonce: str, challenge: str) -> str:
         """Where a person signs in at a provider; `challenge` is PKCE's, by S256 (RFC 7636)."""
@@ -154,7 +168,7 @@ class SignIns:
             token = read_token(written.encode(errors="replace") if isinstance(written, str) else b"")
             if token.issuer != provider.issuer.issuer:
                 raise refused(UNKNOWN_ISSUER, "The token is of another provider.")
-            await self._keys[provider.name].verify(token)
+            await self._keys_of(provider.name).verify(token)
             return read_person(provider, token.claims, nonce, self._wall())
         except InvalidApiKey as error:
             self._say(provider, error.message)
@@ -211,11 +225,19 @@ class SignIns:
 
     async def _endpoints(self, name: str) -> Endpoints:
         try:
-            endpoints = (await self._keys[name].at_hand()).endpoints
+            endpoints = (await self._keys_of(name).at_hand()).endpoints
+        except NotFound:
+            raise
         except TollkeeperError as error:
             raise IssuerUnavailable(_AWAY, retry_after_s=AGAIN_S) from error
         assert endpoints is not None
         return endpoints
+
+    def _keys_of(self, name: str) -> IssuerKeys:
+        keys = self._keys.get(name)
+        if keys is None:  # it was one when this was begun
+            raise NotFound
+        return keys
 
     def _of(self, name: str) -> Provider:
         provider = self._providers.get(name)

@@ -58,13 +58,13 @@ from gateway.run.away import tell_of_redis
 from gateway.run.billing_loops import billing_loops, invoicing_loops
 from gateway.run.collecting import Collecting
 from gateway.run.invoice_letterhead import invoice_renderer
+from gateway.run.keeper_settings import KeeperSettings, Source
 from gateway.run.kept_servers import KeptServers, Shared
 from gateway.run.looping import keep_going
 from gateway.run.readiness import Probe, all_answer, one_answers
-from gateway.run.sign_ins import sign_ins
 from gateway.run.starting import reached, redis_reached
 from gateway.run.stopping import cancel
-from gateway.run.supervisor.ops import EVERY_PARTITION
+from gateway.run.supervisor.ops import CONFIGURATION, EVERY_PARTITION
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs, metrics
 from gateway.telemetry import snapshot_files as tallies
@@ -105,8 +105,9 @@ ACCOUNTS_SAID_MAX = 20
 class Keeper:
     """Everything the clock and people do."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, source: Source = None) -> None:
         self._settings, self._log = settings, logs.logger("tollkeeper.keeper")
+        self._later = KeeperSettings(settings, source, self._log)
         self._invoice_renderer, self._collecting = invoice_renderer(settings), Collecting(settings)
         self._pools = engines.Pools.create(settings.database_url, batches=settings.invoices_at_once)
         self._engine, self._fences = self._pools.loops, Fences(str(uuid4()), time.time, self._log)
@@ -205,6 +206,7 @@ class Keeper:
             "prices": self._price_list.run,
             "admin port": self._admin_port.run,
             "certificates": self._admin_port.keep_certificate,
+            "settings": self._later.keep,
         }
         self._loops = keep_going(loops, log, isolation)
         with suppress(TimeoutError):
@@ -247,7 +249,7 @@ class Keeper:
             failures=self._failures,
             built_in=self._admin_port.built_in,
             read_collected=self._collecting.read,
-            sign_ins=sign_ins(settings, self._log),
+            sign_ins=self._later.sign_ins.now,
             look_up_returned=self._collecting.look_up,
             version=version("tollkeeper"),
         )
@@ -324,7 +326,11 @@ class Keeper:
         probes, verified = (self._database, self._redis, self._every_redis), self._servers.verified
         database, redis, every = await asyncio.gather(*(one.answers() for one in probes))
         parts = {"postgresql": database, "redis": redis, "counters_verified": verified > 0}
-        return all(parts.values()), {**parts, EVERY_PARTITION: every and verified == PARTITIONS}
+        beside = {
+            EVERY_PARTITION: every and verified == PARTITIONS,
+            CONFIGURATION: await self._later.is_last(),
+        }
+        return all(parts.values()), parts | beside
 
     async def _metrics(self, accept: str) -> tuple[bytes, str]:
         return metrics.render(accept, await self._snapshot())
@@ -342,7 +348,7 @@ class Keeper:
         if (quarantined := self._servers.quarantined) is not None:
             snapshot["quarantined_accounts"] = quarantined
         snapshot = tallies.merge(snapshot, self._gauges.latest)
-        snapshot = tallies.merge(snapshot, self._admin_port.snapshot())
+        snapshot = tallies.merge(snapshot, {**self._admin_port.snapshot(), **self._later.snapshot()})
         snapshot |= {**pool.figures(self._engine), "webhook_attempts": self._webhook_deliveries.figures()}
         snapshot = tallies.merge(snapshot, {"counters_exchanged": self._fences.noticed})
         return {**snapshot, **await self._servers.waiting()}

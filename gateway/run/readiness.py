@@ -11,7 +11,7 @@ from gateway.core.wait import in_task
 from gateway.counters.redis.wire import Wire, encode
 from gateway.errors import CountersUnavailable
 from gateway.local import ports
-from gateway.run.supervisor.ops import EVERY_PARTITION
+from gateway.run.supervisor.ops import CONFIGURATION, EVERY_PARTITION
 from gateway.run.vitals import full_disk
 from gateway.settings.settings import Settings
 from gateway.telemetry import snapshot_files as tallies
@@ -68,7 +68,8 @@ async def _pinged(wire: Wire) -> bool:
 async def of_gateway(settings: Settings, port: int) -> dict[str, bool]:
     """What a lone gateway needs, and whether it is there: Redis by what the workers found themselves.
 
-    Of a cluster one primary that serves is enough: `every_partition` says whether all of them do.
+    Of a cluster one primary that serves is enough: `every_partition` says whether all of them do. A
+    configuration file that is wrong is not used: `configuration` says whether the last one is.
     """
     found = tallies.collect(settings.metrics_dir)
     every = PARTITIONS * found.get("workers", 0)
@@ -78,5 +79,6 @@ async def of_gateway(settings: Settings, port: int) -> dict[str, bool]:
         "redis": away < every,
         "counters_verified": unverified < every,
         EVERY_PARTITION: every > away + unverified == 0,
+        CONFIGURATION: not found.get("configuration_stale", 0),
         "disk": not full_disk(settings),
     }

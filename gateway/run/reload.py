@@ -1,18 +1,21 @@
-"""Settings read again while gateways run: what may change does, all of it or nothing.
+"""Settings read again while processes run: what may change does, all of it or nothing.
 
-Asked to, everything. By itself, where a file of a secret changes, credentials of upstreams and keys of
-workloads alone: nobody has said that the rest of the configuration is ready.
+Everything, where the configuration file is another or somebody asks for it. Where a file of a secret changes,
+credentials of upstreams and keys of workloads alone: nobody has said that the rest is ready.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
 
 from gateway.core.http_limits import SETTABLE
 from gateway.errors import TollkeeperError
 from gateway.run.watching import LOOK_S, watch
-from gateway.settings.secret_files import OF_KEEPERS
+from gateway.settings.secret_files import OF_KEEPERS, Signature, signature
 from gateway.settings.settings import PREFIX, SECRETS, Settings
 
 OF_GATEWAYS = tuple(sorted(SECRETS.difference(OF_KEEPERS)))
@@ -22,28 +25,52 @@ RENEWABLE = frozenset({
     "routes", "upstreams", "services", "workloads", "issuers", "log_level", "usage_tokens_max",
     "secret_files", "cors_origins", *SETTABLE,
 })  # fmt: skip
+# What a keeper asks again.
+KEEPERS_RENEWABLE = frozenset({"sign_in", "log_level", "secret_files"})
+
+# How often the configuration file is looked at. It is read once two looks find the same: not half written.
+CONFIG_LOOK_S = 1.0
+# What is wrong may be right later without another file: a name of a variable's file, or prices in Redis.
+AGAIN_S = 5.0
 
 
 class Renewal:
-    """What runs, and how it is read again. `read` raises `SettingError` where anything is wrong."""
+    """What runs, and how it is read again. `read` raises `SettingError` where anything is wrong.
 
-    def __init__(self, running: Settings, read: Callable[[], Settings]) -> None:
+    `takes` are the settings that may change. `wrong` says why what is written is not in force, if it is not.
+    """
+
+    def __init__(
+        self, running: Settings, read: Callable[[], Settings], takes: Collection[str] = RENEWABLE
+    ) -> None:
         self.running = running
+        self.wrong = ""
+        # One reads at a time: what was read first is not taken over last.
+        self.turn = asyncio.Lock()
         self._read = read
+        self._takes = takes
+
+    async def reread(self) -> Settings:
+        """What is written now, all of it right; it may take a while, and raises `TollkeeperError`."""
+        return await asyncio.to_thread(self._read)
 
     def renew(self) -> str:
-        """Take over what may change and say in words what was done; nothing has changed where it raises."""
-        before, written = self.running.values(), self._read().values()
-        differ = {name: value for name, value in written.items() if value != before[name]}
-        taken = {name: value for name, value in differ.items() if name in RENEWABLE}
-        self.running = self.running.with_values(**taken)
-        left = ", ".join(PREFIX + name.upper() for name in differ if name not in RENEWABLE)
-        said = f"{', '.join(taken)} changed" if taken else "nothing changed"
-        return said + (f"; a restart is needed for {left}" if left else "")
+        """Read, and take over what may change; nothing has changed where it raises."""
+        return self.take(self._read())[1]
 
-    def renew_credentials(self) -> str:
+    def take(self, written: Settings) -> tuple[Collection[str], str]:
+        """Take over what may change: the names of what did, and in words what was done."""
+        before, after = self.running.values(), written.values()
+        differ = {name: value for name, value in after.items() if value != before[name]}
+        taken = {name: value for name, value in differ.items() if name in self._takes}
+        self.running = self.running.with_values(**taken)
+        others = {*self._takes, *RENEWABLE, *KEEPERS_RENEWABLE}  # theirs who serve by them
+        left = ", ".join(PREFIX + name.upper() for name in differ if name not in others)
+        said = f"{', '.join(taken)} changed" if taken else "nothing changed"
+        return taken.keys(), said + (f"; a restart is needed for {left}" if left else "")
+
+    def take_credentials(self, written: Settings) -> str:
         """Take over what upstreams are sent as credentials, and say whose changed; empty where none did."""
-        written = self._read()
         before, self.running = self.running, with_credentials(self.running, written)
         pairs = zip(before.upstreams, self.running.upstreams, strict=True)
         changed = ", ".join(now.name for then, now in pairs if then != now)
@@ -52,6 +79,10 @@ class Renewal:
         kept = [name for name in OF_GATEWAYS if getattr(written, name) != getattr(before, name)]
         left = ", ".join(PREFIX + name.upper() for name in kept)
         return "; ".join([*said, f"a restart is needed for {left}"] if left else said)
+
+    def snapshot(self) -> Mapping[str, Any]:
+        """What metrics say of it."""
+        return {"configuration_stale": int(bool(self.wrong))}
 
 
 def with_credentials(settings: Settings, written: Settings) -> Settings:
@@ -63,29 +94,76 @@ def with_credentials(settings: Settings, written: Settings) -> Settings:
     return settings.with_values(upstreams=tuple(upstreams), workloads=tuple(workloads))
 
 
-async def watch_credentials(
-    now: Renewal,
-    taken: Callable[[], Awaitable[None]],
-    say: Callable[[str], None],
-    warn: Callable[[str], None],
-    *,
-    look_s: float = LOOK_S,
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Who hears of settings that were read again: `taken` hands `running` on."""
+
+    taken: Callable[[], Awaitable[None]]
+    say: Callable[[str], None]
+    warn: Callable[[str], None]
+
+
+async def keep_renewing(
+    now: Renewal, asked: asyncio.Event, told: Told, *, look_s: float = CONFIG_LOOK_S, again_s: float = AGAIN_S
 ) -> None:
-    """Have credentials in force once their files change, until cancelled; `taken` hands `now.running` on."""
+    """Have what is written in force once its file is another, or somebody asks, until cancelled."""
+    loop, path = asyncio.get_running_loop(), now.running.config_path
+    # What the file was when it was last taken over, when it was last tried, and at the last look.
+    taken: Signature = None
+    tried: Signature = None
+    before: Signature = None
+    again = 0.0
+    while True:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(look_s):
+                await asked.wait()
+        is_asked = asked.is_set()
+        asked.clear()
+        found = await asyncio.to_thread(signature, path) if path else None
+        is_still, before = found == before, found
+        is_new = found not in {taken, tried} or (bool(now.wrong) and loop.time() >= again)
+        if is_asked or (path and is_still and is_new):
+            if await _renewed(now, told, is_asked=is_asked):
+                taken = found
+            tried, again = found, loop.time() + again_s
+
+
+async def _renewed(now: Renewal, told: Told, *, is_asked: bool) -> bool:
+    """Take over what is written, all of it or nothing; whether it is right. Nobody hears twice why not."""
+    was_wrong = now.wrong
+    try:
+        async with now.turn:
+            changed, said = now.take(await now.reread())
+    except TollkeeperError as error:
+        now.wrong = error.message
+        if is_asked or error.message != was_wrong:
+            told.warn(f"settings are kept as they were: {error.message}")
+        return False
+    now.wrong = ""
+    if changed:
+        await told.taken()
+    if is_asked or changed or was_wrong:
+        told.say(f"settings read again: {said}")
+    return True
+
+
+async def watch_credentials(now: Renewal, told: Told, *, look_s: float = LOOK_S) -> None:
+    """Have credentials in force once their files change, until cancelled."""
 
     async def read() -> str:
         try:
-            said = now.renew_credentials()
+            async with now.turn:
+                said = now.take_credentials(await now.reread())
         except TollkeeperError as error:
             return error.message
         if said:
-            await taken()
-            say(f"files of secrets read again: {said}")
+            await told.taken()
+            told.say(f"files of secrets read again: {said}")
         return ""
 
     await watch(
         lambda: [path for _, path in now.running.secret_files],
         read,
-        lambda why: warn(f"secrets are kept as they were: {why}"),
+        lambda why: told.warn(f"secrets are kept as they were: {why}"),
         look_s=look_s,
     )

@@ -16,12 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from gateway.errors import SettingError, StartError, TollkeeperError
+from gateway.errors import SettingError, StartError
 from gateway.local import ports
 from gateway.local.announce import JsonVoice, Voice
 from gateway.local.child import DIED, HUNG, Child, Program
 from gateway.run.readiness import of_gateway
-from gateway.run.reload import Renewal, watch_credentials
+from gateway.run.reload import Renewal, Told, keep_renewing, watch_credentials
 from gateway.run.stopping import forever, stop_signal, until_stopped
 from gateway.run.supervisor.ops import Ops, listen
 from gateway.run.tls_port import TlsPort, check_files
@@ -97,13 +97,14 @@ async def _serve(now: Renewal, voice: Voice) -> None:
             for number in range(settings.workers)
         ]
         children = [Child(program, voice.say, lambda: None) for program in programs]
-        taken = partial(_hand_on, now, children, port)
-        renewing = [
-            asyncio.create_task(_renewing(now, renew, taken, voice)),
-            asyncio.create_task(watch_credentials(now, taken, voice.say, voice.warn)),
-            asyncio.create_task(forever("certificates", tls.run, log)),
-            asyncio.create_task(forever("restarts", partial(tell_restarts, settings, lambda: children), log)),
-        ]
+        told = Told(partial(_hand_on, now, children, port), voice.say, voice.warn)
+        loops: dict[str, Callable[[], Awaitable[None]]] = {
+            "settings": partial(keep_renewing, now, renew, told),
+            "secrets": partial(watch_credentials, now, told),
+            "certificates": tls.run,
+            "restarts": partial(tell_restarts, now, lambda: children),
+        }
+        renewing = [asyncio.create_task(forever(name, run, log)) for name, run in loops.items()]
 
         async def start() -> None:
             await asyncio.gather(*(child.start() for child in children))
@@ -127,22 +128,6 @@ async def _operations(settings: Settings, port: int, tls: TlsPort) -> asyncio.Se
     except OSError as error:
         where = f"{settings.ops_host}:{settings.ops_port} (--ops-port)"
         raise StartError(f"cannot listen on {where}: {error.strerror}") from error
-
-
-async def _renewing(
-    now: Renewal, renew: asyncio.Event, taken: Callable[[], Awaitable[None]], voice: Voice
-) -> None:
-    """Hand settings that were read again to the workers; with anything wrong in them the old ones stay."""
-    while True:
-        await renew.wait()
-        renew.clear()
-        try:
-            done = now.renew()
-        except TollkeeperError as error:
-            voice.warn(f"settings are kept as they were: {error.message}")
-            continue
-        await taken()
-        voice.say(f"settings read again: {done}")
 
 
 async def _hand_on(now: Renewal, children: list[Child], port: int) -> None:
@@ -174,9 +159,11 @@ def restarts_of(children: Iterable[Child]) -> tallies.Snapshot:
     return {"worker_restarts": [(why, sum(each[why] for each in counts)) for why in (DIED, HUNG)]}
 
 
-async def tell_restarts(settings: Settings, children: Callable[[], Iterable[Child]]) -> None:
-    """Leave what metrics say of workers that were started again, until cancelled."""
-    await tallies.publish(settings.metrics_dir, lambda: restarts_of(children()), beside=True)
+async def tell_restarts(now: Renewal, children: Callable[[], Iterable[Child]]) -> None:
+    """Leave what metrics say of restarts of workers and of the configuration, until cancelled."""
+    await tallies.publish(
+        now.running.metrics_dir, lambda: {**restarts_of(children()), **now.snapshot()}, beside=True
+    )
 
 
 def find_home() -> None:

@@ -1,4 +1,4 @@
-"""The providers of identities by which people sign in to the console.
+"""The providers of identities by which people sign in to the console, as the settings of a keeper have them.
 
 Part of the composition root.
 """
@@ -12,8 +12,17 @@ from gateway.issuers.sign_in import SignIns
 from gateway.settings.settings import Settings
 
 
-def sign_ins(settings: Settings, log: Callable[..., None]) -> SignIns | None:
-    """Those of the settings; None where there are none."""
-    if not settings.sign_in.providers:
-        return None
-    return SignIns(settings.sign_in, time.monotonic, time.time, log)
+class KeptSignIns:
+    """Those of the settings: `now` is None where there were none when the keeper was started."""
+
+    def __init__(self, settings: Settings, log: Callable[..., None]) -> None:
+        wanted, self._log = settings.sign_in, log
+        self.now = SignIns(wanted, time.monotonic, time.time, log) if wanted.providers else None
+
+    def renew(self, settings: Settings) -> None:
+        """Go by other providers; the address of the console stays, since browsers were told it."""
+        wanted, now = settings.sign_in, self.now
+        if now is not None:
+            now.renew_providers(wanted)
+        if wanted.providers and (now is None or now.console_url != wanted.console_url):
+            self._log("a restart is needed", setting="sign_in", level="warning")

@@ -77,7 +77,7 @@ class Watched:
 
     def changed(self, paths: Iterable[str]) -> bool:
         """Whether any of these files is another than when this was asked last; so is what is new here."""
-        before, self._seen = self._seen, {path: _signature(path) for path in paths}
+        before, self._seen = self._seen, {path: signature(path) for path in paths}
         return before != self._seen
 
     def forget(self) -> None:
@@ -85,7 +85,8 @@ class Watched:
         self._seen = {}
 
 
-def _signature(path: str) -> Signature:
+def signature(path: str) -> Signature:
+    """When a file was written and how large it is, behind all links to it; None where there is none."""
     try:
         found = Path(path).stat()
     except (OSError, ValueError):

@@ -143,6 +143,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tracing: Tracing | None = None
     # Files that secrets were read from, each with its setting; without one it holds a variable's.
     secret_files: tuple[tuple[str, str], ...] = ()
+    # The configuration file that some of it was read from.
+    config_path: str = ""
 
     def require(self, *names: str) -> None:
         """`SettingError` for the first of these that has no value."""
@@ -218,7 +220,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # What the file's routes and the standard OTEL_* variables say has no name of ours.
-_ELSEWHERE = {*RouteTable._fields, "tracing", "http", "secret_files"}
+_ELSEWHERE = {*RouteTable._fields, "tracing", "http", "secret_files", "config_path"}
 NAMES = (*(name for name in Settings.__struct_fields__ if name not in _ELSEWHERE), *SETTABLE)
 
 
@@ -246,7 +248,8 @@ def load(environ: Mapping[str, str], config: Path | None = None) -> Settings:
     settings = Settings(tracing=read_tracing(environment)).with_values(**values)
     settings = settings.with_table(table_of(written, environment) if written else default_table(environment))
     named = {path: name for name, path in files.items()}
-    return settings.with_values(secret_files=tuple((named.get(path, ""), path) for path in environment.files))
+    read = tuple((named.get(path, ""), path) for path in environment.files)
+    return settings.with_values(secret_files=read, config_path=str(config or ""))
 
 
 def _read(

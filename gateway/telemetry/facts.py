@@ -133,6 +133,7 @@ FACTS = (
     Fact("redis_memory_used_bytes", "gauge", "Memory Redis uses."),
     Fact("redis_memory_max_bytes", "gauge", "Memory Redis may use; 0 is no limit."),
     Fact("certificate_expiry_timestamp_seconds", "gauge", "Until when a certificate is valid.", ("peer",)),
+    Fact("configuration_stale", "gauge", "Processes that use an older configuration: the file is wrong."),
     Fact("tls_certificate_stale", "gauge", "Processes whose certificate files cannot be used.", ("port",)),
     Fact("tls_handshake_failures", "counter", "Connections whose TLS did not begin.", ("port", "reason")),
     Fact("admin_requests", "counter", "Answers of the admin port.", ("part", "status")),

@@ -45,10 +45,12 @@ class Deployment:
         self.started.append(made)
         return made
 
-    def serve(self, port: int, ops_port: int) -> Process:
+    def serve(self, port: int, ops_port: int, **environ: str) -> Process:
         """A gateway, once it is ready."""
         where = ("--gateway-port", str(port), "--ops-port", str(ops_port))
-        made = self.start("serve", "--config", str(self.config), *where, TOLLKEEPER_OPS_HOST="127.0.0.1")
+        made = self.start(
+            "serve", "--config", str(self.config), *where, TOLLKEEPER_OPS_HOST="127.0.0.1", **environ
+        )
         wait_until(lambda: answers(ops_port), READY_S_MAX)
         return made
 

@@ -48,6 +48,10 @@ SMALL: dict[str, Any] = {
     "networkPolicy": {"enabled": False},
 }  # fmt: skip
 KEEPERS: dict[str, Any] = {"gateway": {"enabled": False}, "monitoring": {"enabled": True}}
+REROUTED: dict[str, Any] = {
+    **FULL,
+    "config": {**FULL["config"], "include_default_routes": True, "routes": []},
+}
 CHANGED: dict[str, Any] = {"settings": {"LOG_LEVEL": "debug"}}
 WRONG: tuple[tuple[dict[str, Any], str], ...] = (
     ({"gatway": {}}, "gatway"),
@@ -84,8 +88,8 @@ NAMES = ("default", "full", "small", "keepers")
 @pytest.fixture(scope="module")
 def charts() -> dict[str, list[Resource] | str]:
     """What Helm makes of each of the values, and says of the wrong ones."""
-    values = [{}, FULL, SMALL, KEEPERS, CHANGED, *(wrong for wrong, _ in WRONG)]
-    names = [*NAMES, "changed", *(named for _, named in WRONG)]
+    values = [{}, FULL, SMALL, KEEPERS, CHANGED, REROUTED, *(wrong for wrong, _ in WRONG)]
+    names = [*NAMES, "changed", "rerouted", *(named for _, named in WRONG)]
     return dict(zip(names, helm.rendered(*values, extra=SIDECAR), strict=True))
 
 
@@ -271,6 +275,12 @@ def test_a_changed_setting_rolls_the_pods_and_nothing_else_does(
     for deployment in ("prod-gateway", "prod-keeper"):
         assert sums("default", deployment) != sums("changed", deployment)
         assert sums("default", deployment) == sums("small", deployment)
+    # Routes are in force without a roll-out; what the file says in `settings` may need one.
+    before, after = (
+        one(of(charts, name), "ConfigMap", "prod-routes")["data"] for name in ("full", "rerouted")
+    )
+    assert before != after
+    assert sums("full", "prod-gateway") == sums("rerouted", "prod-gateway")
 
 
 def test_gateways_scale_and_none_goes_before_another_has_come(

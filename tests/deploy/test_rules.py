@@ -73,6 +73,7 @@ WELL = {
     "tollkeeper_redis_memory_max_bytes": "1000x100",
     "tollkeeper_certificate_expiry_timestamp_seconds{peer='redis'}": f"{90 * DAY}x100",
     "tollkeeper_tls_certificate_stale{port='gateway'}": "0x100",
+    "tollkeeper_configuration_stale": "0x100",
     "tollkeeper_issuers_unread{issuer='https://issuer.example'}": "0x100",
     "tollkeeper_left_alone{what='hold'}": "0x100",
     # one bad minute of PostgreSQL is no item that fails for ever
@@ -183,6 +184,7 @@ FAULTS = {
         2, {"tollkeeper_certificate_expiry_timestamp_seconds{peer='redis'}": f"{1 * DAY}x100"}
     ),
     "IssuerUnread": Fault(15, {"tollkeeper_issuers_unread{issuer='https://issuer.example'}": "0 1x99"}),
+    "ConfigurationWrong": Fault(5, {"tollkeeper_configuration_stale": "0 1x99"}),
     "CertificateUnusable": Fault(5, {"tollkeeper_tls_certificate_stale{port='gateway'}": "0 1x99"}),
     "CredentialExpiring": Fault(
         2, {"tollkeeper_credential_expiry_timestamp_seconds{kind='admin_token'}": f"{6 * DAY}x100"}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.core.issuers.sign_in import SignIn
-from gateway.errors import IssuerUnavailable, SignInRefused
+from gateway.errors import IssuerUnavailable, NotFound, SignInRefused
 from gateway.issuers.sign_in import ASKED_AT_ONCE_MAX, ASKED_BY_SITE_MAX, SignIns
 from tests.admin.console.elsewhere import Held, configured
 from tests.identity_provider import IdentityProvider, identity_provider
@@ -127,3 +127,18 @@ async def test_what_cannot_be_asked_with_is_not_kept(
     one.renewals["first"], one.also = True, {"id_token": "\ud800.a.b"}
     with pytest.raises(SignInRefused, match="malformed"):
         await sign_ins.renew(one.url, sign_ins.seal("first", COOKIE), COOKIE)
+
+
+async def test_other_providers_are_gone_by_at_once_and_what_is_known_of_the_same_stays(
+    one: IdentityProvider, other: IdentityProvider
+) -> None:
+    sign_ins = sign_ins_of(one, other)
+    labels, known = sign_ins.labels, sign_ins._keys["other"]
+    answer: dict[str, Any] = {"state": "s", "nonce": "n", "challenge": "c"}
+    assert (await sign_ins.address("one", **answer)).startswith(one.url)
+    sign_ins.renew_providers(SignIn("https://console.example", (configured("other", other),)))
+    assert list(labels) == ["other"]
+    assert sign_ins._keys["other"] is known
+    with pytest.raises(NotFound):
+        await sign_ins.address("one", **answer)
+    assert (await sign_ins.address("other", **answer)).startswith(other.url)

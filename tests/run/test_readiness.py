@@ -96,6 +96,6 @@ async def test_a_gateway_is_ready_while_it_serves_any_partition(
     finally:
         telling.cancel()
         listening.close()
-    assert (said.pop("every_partition"), said.pop("disk")) == (every, True)
+    assert (said.pop("every_partition"), said.pop("disk"), said.pop("configuration")) == (every, True, True)
     assert all(said.values()) is ready
     assert said.keys() == {"gateway", "redis", "counters_verified"}

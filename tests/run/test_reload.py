@@ -1,4 +1,4 @@
-"""Credentials of upstreams are in force once their files change; the rest of a configuration stays."""
+"""A configuration is in force once its file changes, all or nothing; of files of secrets, those alone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import os
 from functools import partial
 from pathlib import Path
 
-from gateway.run.reload import Renewal, watch_credentials
-from gateway.settings.settings import load
+from gateway.core.issuers.sign_in import SignIn
+from gateway.run.reload import KEEPERS_RENEWABLE, Renewal, Told, keep_renewing, watch_credentials
+from gateway.settings.settings import Settings, load
 from tests.waiting import eventually
 
 CONFIG = """
@@ -48,13 +49,18 @@ class Watching:
         self.sent: list[str] = []
         self.said: list[str] = []
         self.warned: list[str] = []
+        self.asked = asyncio.Event()
+        self.told = Told(self.taken, self.said.append, self.warned.append)
 
     async def taken(self) -> None:
         (one,) = (dict(each.headers) for each in self.now.running.upstreams if each.name == "s")
         self.sent.append(one["x-key"])
 
     async def watch(self) -> None:
-        await watch_credentials(self.now, self.taken, self.said.append, self.warned.append, look_s=0.01)
+        await watch_credentials(self.now, self.told, look_s=0.01)
+
+    async def renew(self) -> None:
+        await keep_renewing(self.now, self.asked, self.told, look_s=0.01, again_s=0.02)
 
 
 async def test_a_new_credential_is_handed_on_and_nothing_else_is(tmp_path: Path) -> None:
@@ -80,3 +86,95 @@ async def test_a_new_credential_is_handed_on_and_nothing_else_is(tmp_path: Path)
     assert one.said[-1].endswith("a restart is needed for TOLLKEEPER_KEY_PEPPER")
     assert one.now.running.key_pepper == "p" * 16
     watching.cancel()
+
+
+def swapped(folder: Path, number: int, text: str) -> None:
+    """Have `folder/c.yaml` be another file, as Kubernetes does it: by a link to another directory."""
+    data = folder / f"..{number}"
+    data.mkdir()
+    (data / "c.yaml").write_text(text)
+    (folder / "..new").symlink_to(data.name)
+    (folder / "..new").replace(folder / "..data")
+    if not (folder / "c.yaml").is_symlink():
+        (folder / "c.yaml").unlink()
+        (folder / "c.yaml").symlink_to("..data/c.yaml")
+
+
+async def test_a_changed_file_is_in_force_as_a_whole_and_a_wrong_one_is_not(tmp_path: Path) -> None:
+    one = Watching(tmp_path)
+
+    def body() -> int:
+        return one.now.running.http.body_bytes_max
+
+    watching = asyncio.create_task(one.renew())
+    try:
+        swapped(tmp_path, 1, CONFIG % 4096)
+        await eventually(lambda: body() == 4096)
+        assert one.said == ["settings read again: body_bytes_max changed"]
+        assert one.sent == ["one"]
+
+        swapped(tmp_path, 2, (CONFIG % 8192).replace("https", "gopher"))
+        await eventually(lambda: one.now.wrong)
+        assert one.now.snapshot() == {"configuration_stale": 1}
+        one.asked.set()
+        await eventually(lambda: len(one.warned) == 2)
+        why = "upstreams.s.base_url: not a base URL such as https://api.example.com"
+        assert one.warned == [f"settings are kept as they were: {why}"] * 2, "once by itself, and when asked"
+        assert (body(), one.sent) == (4096, ["one"])
+
+        (tmp_path / "..data").unlink()
+        await eventually(lambda: len(one.warned) == 3)
+        assert one.warned[-1].endswith("cannot be read (No such file or directory)")
+        swapped(tmp_path, 3, CONFIG % 8192)
+        await eventually(lambda: body() == 8192)
+        assert (one.now.snapshot(), one.now.wrong) == ({"configuration_stale": 0}, "")
+        assert len(one.said) == 2
+    finally:
+        watching.cancel()
+
+
+async def test_what_was_wrong_elsewhere_is_tried_again_without_another_file(tmp_path: Path) -> None:
+    one = Watching(tmp_path)
+    one.key.unlink()
+    one.config.write_text(CONFIG % 4096)
+    watching = asyncio.create_task(one.renew())
+    try:
+        await eventually(lambda: one.now.wrong)
+        one.key.write_text("two")
+        await eventually(lambda: not one.now.wrong)
+        assert one.sent == ["two"]
+        assert one.said == ["settings read again: upstreams, body_bytes_max changed"]
+    finally:
+        watching.cancel()
+
+
+async def test_a_file_that_says_the_same_is_no_news_unless_somebody_asks(tmp_path: Path) -> None:
+    one = Watching(tmp_path)
+    read = 0
+
+    def counted() -> Settings:
+        nonlocal read
+        read += 1
+        return load({"KEY_FILE": str(one.key), PEPPER: str(one.pepper)}, one.config)
+
+    one.now = Renewal(one.now.running, counted)
+    watching = asyncio.create_task(one.renew())
+    try:
+        await eventually(lambda: read == 1)  # it may have changed before it was looked at
+        replaced(one.config, (CONFIG % 2048).encode())
+        await eventually(lambda: read == 2)
+        assert (one.said, one.sent) == ([], [])
+        one.asked.set()
+        await eventually(lambda: one.said == ["settings read again: nothing changed"])
+        assert one.sent == []
+    finally:
+        watching.cancel()
+
+
+def test_each_process_takes_over_what_it_serves_by_and_says_nothing_of_the_others() -> None:
+    running, provider = Settings(), SignIn("https://console.example")
+    written = running.with_values(sign_in=provider, cors_origins="*", log_level="debug")
+    of_gateway, of_keeper = Renewal(running, Settings), Renewal(running, Settings, KEEPERS_RENEWABLE)
+    assert of_gateway.take(written)[1] == "log_level, cors_origins changed"
+    assert of_keeper.take(written)[1] == "log_level, sign_in changed"
+    assert (of_gateway.running.sign_in, of_keeper.running.cors_origins) == (SignIn(), "")

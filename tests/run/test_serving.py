@@ -57,13 +57,15 @@ async def test_restarts_that_cannot_be_told_end_nothing_and_are_told_once_they_c
     settings.metrics_dir.parent.mkdir(parents=True, exist_ok=True)
     settings.metrics_dir.write_text("in the way")
     supervisor = Supervisor(DataDirectory(tmp_path), Voice())
-    watching = asyncio.ensure_future(up._watching(supervisor, Renewal(settings, lambda: settings), settings))
+    watching = asyncio.ensure_future(up._watching(supervisor, Renewal(settings, lambda: settings)))
     try:
         for _ in range(5):  # a first try, at once
             await asyncio.sleep(0)
         settings.metrics_dir.unlink()
         await eventually(lambda: tallies.collect(settings.metrics_dir))
-        assert tallies.collect(settings.metrics_dir) == {"worker_restarts": [[DIED, 0], [HUNG, 0]]}
+        assert tallies.collect(settings.metrics_dir) == {
+            "worker_restarts": [[DIED, 0], [HUNG, 0]], "configuration_stale": 0,
+        }  # fmt: skip
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)

@@ -17,8 +17,10 @@ ANSWERS_MAX = 32  # being written at once, /livez apart
 BACKLOG = 1_024
 # Whether each partition is there and verified: of a cluster the others are served without one.
 EVERY_PARTITION = "every_partition"
+# Whether what runs goes by the configuration file as it is now.
+CONFIGURATION = "configuration"
 # What is told and keeps nobody from being served: calls go on without it, and an alert fires.
-TOLD_ALONE = frozenset({"disk", EVERY_PARTITION})
+TOLD_ALONE = frozenset({"disk", EVERY_PARTITION, CONFIGURATION})
 ProtocolFactory = Callable[[], asyncio.Protocol]
 REASONS = {200: "OK", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from functools import partial
 from importlib import import_module
@@ -23,7 +23,7 @@ from gateway.local.announce import JsonVoice, Voice
 from gateway.local.child import Program
 from gateway.local.data_directory import opened
 from gateway.local.demo import seed as demo
-from gateway.run.reload import Renewal, watch_credentials, with_credentials
+from gateway.run.reload import KEEPERS_RENEWABLE, RENEWABLE, Renewal, Told, keep_renewing, watch_credentials
 from gateway.run.serving import find_home, gateway_worker, resolved, tell_restarts
 from gateway.run.stopping import forever, until_stopped
 from gateway.run.supervisor.options import Options
@@ -114,18 +114,11 @@ async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> 
     await warming
     voice.step("bringing the schema up to date")
     keeper_url = await _migrate(options, database_url, secrets["writer_password"])
-    if upstream_url:
-        settings = settings.with_upstream(upstream_url)
-    settings = settings.with_values(
-        redis_url=near_url,
-        database_url=keeper_url,
-        database_owner_url="",
-        admin_token=settings.admin_token or secrets["admin_token"],
-        key_pepper=settings.key_pepper or secrets["key_pepper"],
-        gateway_port=gateway_port,
-        admin_port=admin_port,
-        data_dir=str(data.path),
-    )
+    here = partial(
+        _placed, secrets=secrets, upstream_url=upstream_url or options.upstream, redis_url=near_url,
+        database_url=keeper_url, gateway_port=gateway_port, admin_port=admin_port, data_dir=str(data.path),
+    )  # fmt: skip
+    settings = here(settings)
     await _start_ours(supervisor, options, settings)
     gateway_url, admin_url = gateway_url_of(settings), admin_url_of(settings)
     key = ""
@@ -156,26 +149,49 @@ async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> 
     data.write("up.json", noted | ca_file_of(settings))
     voice.ready(facts)
     if options.read is not None:
-        await _watching(supervisor, Renewal(options.settings, options.read), settings)
+        read = partial(_read_here, options.read, here)
+        await _watching(supervisor, Renewal(settings, read, RENEWABLE | KEEPERS_RENEWABLE))
 
 
-async def _watching(supervisor: Supervisor, now: Renewal, settings: Settings) -> None:
-    """Have gateways send credentials that changed, and count their restarts, until cancelled.
+def _placed(
+    written: Settings, *, secrets: dict[str, str], upstream_url: str, **values: str | int
+) -> Settings:
+    """Settings as they are written, with what is so on this machine."""
+    settings = written.with_upstream(upstream_url) if upstream_url else written
+    return settings.with_values(
+        **values,
+        database_owner_url="",
+        admin_token=settings.admin_token or secrets["admin_token"],
+        key_pepper=settings.key_pepper or secrets["key_pepper"],
+    )
+
+
+def _read_here(read: Callable[[], Settings], here: Callable[[Settings], Settings]) -> Settings:
+    """The same, read again; `SettingError` where they could not be served by."""
+    settings = here(read())
+    settings.table.check_services({})
+    return settings
+
+
+async def _watching(supervisor: Supervisor, now: Renewal) -> None:
+    """Have a changed configuration and changed credentials in force, and count restarts, until cancelled.
 
     Tokens are the keeper's affair.
     """
-    voice = supervisor.voice
 
     async def taken() -> None:
-        changed = with_credentials(settings, now.running)
-        await supervisor.tell("gateway", to_json(changed.of_gateways))
+        await supervisor.tell("gateway", to_json(now.running.of_gateways))
+        await supervisor.tell("keeper", to_json(now.running))
 
-    log = logs.logger("tollkeeper.up")
-    telling = partial(tell_restarts, settings, partial(supervisor.children, "gateway"))
-    watching = partial(watch_credentials, now, taken, voice.say, voice.warn)
+    log, told = logs.logger("tollkeeper.up"), Told(taken, supervisor.voice.say, supervisor.voice.warn)
+    loops: dict[str, Callable[[], Awaitable[None]]] = {
+        "settings": partial(keep_renewing, now, asyncio.Event(), told),
+        "secrets": partial(watch_credentials, now, told),
+        "restarts": partial(tell_restarts, now, partial(supervisor.children, "gateway")),
+    }
     async with asyncio.TaskGroup() as group:
-        group.create_task(forever("secrets", watching, log))
-        group.create_task(forever("restarts", telling, log))
+        for name, run in loops.items():
+            group.create_task(forever(name, run, log))
 
 
 async def _migrate(options: Options, database_url: str, password: str) -> str:

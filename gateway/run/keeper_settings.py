@@ -1,0 +1,63 @@
+"""Settings of a keeper, read again while it runs: its supervisor tells them, or it reads them itself.
+
+Part of the composition root.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from gateway.run.parent_pipe import ParentPipe
+from gateway.run.reload import KEEPERS_RENEWABLE, Renewal, Told, keep_renewing
+from gateway.run.sign_ins import KeptSignIns
+from gateway.settings.settings import Settings, from_json
+from gateway.telemetry import logs
+from gateway.telemetry import snapshot_files as tallies
+
+# Where later settings come from, if any do.
+Source = ParentPipe | Callable[[], Settings] | None
+
+
+class KeeperSettings:
+    """What a keeper goes by that may change while it runs: who signs in, and what is logged."""
+
+    def __init__(self, settings: Settings, source: Source, log: Callable[..., None]) -> None:
+        self.sign_ins = KeptSignIns(settings, log)
+        self._settings, self._source, self._log = settings, source, log
+        read = source if callable(source) else lambda: settings
+        self._now = Renewal(settings, read, KEEPERS_RENEWABLE)
+
+    async def keep(self) -> None:
+        """Take over what comes until cancelled; SIGHUP asks a keeper that reads it itself."""
+        loop, asked = asyncio.get_running_loop(), asyncio.Event()
+        if isinstance(self._source, ParentPipe):
+            self._source.listen(lambda line: loop.call_soon_threadsafe(self._renew, from_json(line)))
+        if not callable(self._source):
+            await asked.wait()
+            return
+        if not sys.stdin.isatty():  # else it means that the terminal is gone
+            loop.add_signal_handler(signal.SIGHUP, asked.set)
+        await keep_renewing(
+            self._now, asked, Told(self._taken, self._log, partial(self._log, level="warning"))
+        )
+
+    async def is_last(self) -> bool:
+        """Whether what runs here goes by the configuration file as it is now."""
+        told = await asyncio.to_thread(tallies.collect, self._settings.metrics_dir)
+        return not (self._now.wrong or told.get("configuration_stale", 0))
+
+    def snapshot(self) -> Mapping[str, Any]:
+        """What metrics say of it."""
+        return self._now.snapshot()
+
+    async def _taken(self) -> None:
+        self._renew(self._now.running)
+
+    def _renew(self, settings: Settings) -> None:
+        self.sign_ins.renew(settings)
+        logs.configure(settings.log_level)

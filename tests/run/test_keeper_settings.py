@@ -1,0 +1,81 @@
+"""A keeper goes by other providers of identities once its configuration file is another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from gateway.run.keeper_settings import KeeperSettings
+from gateway.run.parent_pipe import ParentPipe
+from gateway.settings.settings import Settings, load, to_json
+from tests.waiting import eventually
+
+CONFIG = """
+sign_in:
+  console_url: %s
+  providers:
+    - {name: %s, label: %s, issuer: "https://%s.example", client_id: us}
+"""
+CONSOLE = "https://console.example"
+Said = list[tuple[str, dict[str, object]]]
+
+
+def written(file: Path, name: str, url: str = CONSOLE) -> None:
+    """Put another file there."""
+    file.with_name("new").write_text(CONFIG % (url, name, name.upper(), name))
+    file.with_name("new").replace(file)
+
+
+async def test_providers_are_taken_over_from_a_file_and_a_wrong_one_is_said(tmp_path: Path) -> None:
+    file, said = tmp_path / "c.yaml", Said()
+    written(file, "one")
+    read = partial(load, {"TOLLKEEPER_DATA_DIR": str(tmp_path / "data")}, file)
+    kept = KeeperSettings(read(), read, lambda event, **more: said.append((event, more)))
+    keeping = asyncio.create_task(kept.keep())
+    try:
+        assert kept.sign_ins.now is not None
+        labels = kept.sign_ins.now.labels
+        assert labels == {"one": "ONE"}
+        written(file, "two")
+        await eventually(lambda: labels == {"two": "TWO"})
+        assert await kept.is_last()
+        written(file, "two", "ftp://console.example")
+        await eventually(lambda: kept.snapshot() == {"configuration_stale": 1})
+        assert not await kept.is_last()
+        assert labels == {"two": "TWO"}
+        written(file, "two", "https://elsewhere.example")
+        await eventually(lambda: ("a restart is needed", {"setting": "sign_in", "level": "warning"}) in said)
+        assert kept.sign_ins.now.console_url == CONSOLE, "browsers were told it"
+    finally:
+        keeping.cancel()
+
+
+class Pipe(ParentPipe):
+    """A supervisor that says what a test does."""
+
+    def __init__(self) -> None:
+        self.told: Callable[[bytes], object] | None = None
+
+    def listen(self, told: Callable[[bytes], object]) -> None:
+        self.told = told
+
+
+async def test_providers_are_taken_over_from_a_supervisor(tmp_path: Path) -> None:
+    def settings(name: str) -> Settings:
+        written(tmp_path / "c.yaml", name)
+        return load({}, tmp_path / "c.yaml")
+
+    pipe = Pipe()
+    kept = KeeperSettings(settings("one"), pipe, lambda *_, **__: None)
+    keeping = asyncio.create_task(kept.keep())
+    try:
+        await eventually(lambda: pipe.told)
+        assert pipe.told is not None
+        await asyncio.to_thread(pipe.told, to_json(settings("two")))
+        assert kept.sign_ins.now is not None
+        labels = kept.sign_ins.now.labels
+        await eventually(lambda: labels == {"two": "TWO"})
+    finally:
+        keeping.cancel()
