@@ -141,8 +141,7 @@ class Keeper:
             letterhead=head, replica=Replica.of(settings.database_read_url, self._engine),
             glyphs=Glyphs(missing_glyphs),
         )  # fmt: skip
-        self._store = store_over(self._pools.people)
-        self._billing_store = store_over(self._pools.billing)
+        self._store, self._billing_store = map(store_over, (self._pools.people, self._pools.billing))
         self._outgoing, now = Outgoing(private=private), partial(datetime.now, UTC)
         self._news_watch, waiting = NewsWatch(Notices(self._engine), now), Deliveries(self._engine)
         self._webhook_deliveries = WebhookDeliveries(
@@ -326,11 +325,8 @@ class Keeper:
         probes, verified = (self._database, self._redis, self._every_redis), self._servers.verified
         database, redis, every = await asyncio.gather(*(one.answers() for one in probes))
         parts = {"postgresql": database, "redis": redis, "counters_verified": verified > 0}
-        beside = {
-            EVERY_PARTITION: every and verified == PARTITIONS,
-            CONFIGURATION: await self._later.is_last(),
-        }
-        return all(parts.values()), parts | beside
+        beside = {EVERY_PARTITION: every and verified == PARTITIONS}
+        return all(parts.values()), {**parts, **beside, CONFIGURATION: await self._later.is_last()}
 
     async def _metrics(self, accept: str) -> tuple[bytes, str]:
         return metrics.render(accept, await self._snapshot())
