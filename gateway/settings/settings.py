@@ -143,8 +143,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tracing: Tracing | None = None
     # Files that secrets were read from, each with its setting; without one it holds a variable's.
     secret_files: tuple[tuple[str, str], ...] = ()
-    # The configuration file that some of it was read from.
-    config_path: str = ""
+    config_path: str = ""  # the file that some of it was read from
 
     def require(self, *names: str) -> None:
         """`SettingError` for the first of these that has no value."""

@@ -1,10 +1,11 @@
-"""SIGHUP to `serve`: another configuration is in force for the next call, or all of the old one stays."""
+"""Another configuration file: it is in force for the next call, or all of the old one stays."""
 
 from __future__ import annotations
 
 import json
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -16,8 +17,10 @@ from gateway.run.reload import Renewal
 from gateway.settings.settings import Settings
 from tests.conftest import ValkeyServer, free_port
 from tests.deploy.deployment import Deployment
-from tests.deploy.processes import get
+from tests.deploy.processes import Process, get
 from tests.waiting import wait_until
+
+BODY = {"model": "demo-small", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
 
 
 @pytest.fixture
@@ -41,52 +44,78 @@ def swapped(deployment: Deployment, text: str) -> None:
         deployment.config.symlink_to("..data/config.yaml")
 
 
-def test_a_changed_configuration_is_taken_over_and_a_wrong_one_is_not(deployment: Deployment) -> None:
-    port, ops = free_port(), free_port()
-    good = deployment.config.read_text()
-    swapped(deployment, good)
-    serve = deployment.serve(port, ops, TOLLKEEPER_WORKERS="2")
-    _, key = deployment.admin.customer()
-    body = {"model": "demo-small", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
-    headers = {"authorization": f"Bearer {key}"}
+@dataclass(frozen=True)
+class Served:
+    """A gateway with two workers, and a customer of it."""
 
-    def statuses(path: str) -> set[int]:
+    process: Process
+    port: int
+    ops: int
+    headers: dict[str, str]
+
+    def statuses(self, path: str) -> set[int]:
         """Of so many connections that each worker has some."""
         found = set()
         for _ in range(24):
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=30) as client:
-                asked = client.get(path) if path == "/v1/models" else client.post(path, json=body)
+            with self.client() as client:
+                asked = client.get(path) if path == "/v1/models" else client.post(path, json=BODY)
                 found.add(asked.status_code)
         return found
 
-    def said(*words: str) -> None:
-        wait_until(lambda: any(all(word in line for word in words) for line in serve.said.splitlines()), 30)
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=f"http://127.0.0.1:{self.port}", headers=self.headers, timeout=60)
 
-    def facts() -> dict[str, bool]:
-        return dict(json.loads(get(ops, "/readyz")[1])["dependencies"])
+    def said(self, *words: str) -> None:
+        """Wait until one line has all of these."""
 
-    assert statuses("/v1/chat/completions") == {200}
-    assert statuses("/v1/models") == {404}
-    with (
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60) as client,
-        client.stream(
-            "POST", "/v1/chat/completions", json={**body, "stream": True}, headers={"x-demo-pause-s": "1.5"}
-        ) as under_way,
-    ):
+        def is_said() -> bool:
+            return any(all(word in line for word in words) for line in self.process.said.splitlines())
+
+        wait_until(is_said, 30)
+
+    def facts(self) -> dict[str, bool]:
+        return dict(json.loads(get(self.ops, "/readyz")[1])["dependencies"])
+
+
+@pytest.fixture
+def served(deployment: Deployment) -> Served:
+    swapped(deployment, deployment.config.read_text())
+    port, ops = free_port(), free_port()
+    process = deployment.serve(port, ops, TOLLKEEPER_WORKERS="2")
+    _, key = deployment.admin.customer()
+    return Served(process, port, ops, {"authorization": f"Bearer {key}"})
+
+
+def test_a_changed_configuration_is_in_force_for_the_next_call(
+    deployment: Deployment, served: Served
+) -> None:
+    assert served.statuses("/v1/chat/completions") == {200}
+    assert served.statuses("/v1/models") == {404}
+    good, asked = deployment.config.read_text(), {**BODY, "stream": True}
+    pause, chat = {"x-demo-pause-s": "1.5"}, "/v1/chat/completions"
+    with served.client() as client, client.stream("POST", chat, json=asked, headers=pause) as under_way:
         events = under_way.iter_lines()
         assert next(events).startswith("data:")
         models = "  - {path: /v1/models, methods: [GET], upstream: llm, family: openai}\n"
-        chat = "service: chat, family: openai, meter: openai_chat"
-        assert chat in good
-        gone = good.replace("/v1/chat/completions", "/v2/chat/completions")
+        gone = good.replace(chat, "/v2/chat/completions")
         swapped(deployment, gone + models + "settings: {body_bytes_max: 1024, hold_ttl_s: 31}\n")
-        said(
-            "settings read again", "routes", "body_bytes_max", "a restart is needed for TOLLKEEPER_HOLD_TTL_S"
-        )
-        wait_until(lambda: statuses("/v1/models") == {200})
-        assert statuses("/v1/chat/completions") == {404}
+        left = "a restart is needed for TOLLKEEPER_HOLD_TTL_S"
+        served.said("settings read again", "routes", "body_bytes_max", left)
+        wait_until(lambda: served.statuses("/v1/models") == {200})
+        assert served.statuses(chat) == {404}
         assert [line for line in events if line][-1] == "data: [DONE]", "it ends by the route it began with"
+    before = len(served.process.said)
+    swapped(deployment, good)
+    served.process.popen.send_signal(signal.SIGHUP)
+    wait_until(lambda: "settings read again" in served.process.said[before:], 30)
+    wait_until(lambda: served.statuses("/v1/models") == {404})
+    assert served.statuses(chat) == {200}
 
+
+def test_a_wrong_configuration_leaves_the_old_one_in_force_and_is_said(
+    deployment: Deployment, served: Served
+) -> None:
+    good = deployment.config.read_text()
     for wrong, named in (
         (good.replace("upstream: llm,", "upstream: llama,"), "upstream 'llama' is not one of"),
         (good + "settings: {bodybytes: 12}\n", "settings.bodybytes='12' is not a setting"),
@@ -94,21 +123,14 @@ def test_a_changed_configuration_is_taken_over_and_a_wrong_one_is_not(deployment
         (good.replace('"}', '", ca_file: /dev/null}'), "llm.ca_file: '/dev/null' cannot be used"),
     ):
         swapped(deployment, wrong)
-        said("settings are kept as they were", named)
-        assert statuses("/v1/models") == {200}
-    wait_until(lambda: not facts()["configuration"])
-    assert get(ops, "/readyz")[0] == 200, "what is in force serves"
-    assert "tollkeeper_configuration_stale 1.0" in get(ops, "/metrics")[1]
-    assert serve.running
-
+        served.said("settings are kept as they were", named)
+        assert served.statuses("/v1/chat/completions") == {200}
+    wait_until(lambda: not served.facts()["configuration"])
+    assert get(served.ops, "/readyz")[0] == 200, "what is in force serves"
+    assert "tollkeeper_configuration_stale 1.0" in get(served.ops, "/metrics")[1]
     swapped(deployment, good)
-    before = len(serve.said)
-    serve.popen.send_signal(signal.SIGHUP)
-    wait_until(lambda: "settings read again" in serve.said[before:], 30)
-    wait_until(lambda: statuses("/v1/models") == {404})
-    wait_until(lambda: facts()["configuration"])
-    assert statuses("/v1/chat/completions") == {200}
-    assert serve.stop() == 0
+    wait_until(lambda: served.facts()["configuration"])
+    assert served.process.stop() == 0
 
 
 def test_only_what_may_change_is_taken_over() -> None:
