@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from gateway.core.certificate import TlsFiles
+from gateway.counters.redis.secured import Secured
 from gateway.errors import CountersUnavailable, SettingError
 
 DEFAULT_PORT, SENTINEL_PORT = 6379, 26379
@@ -28,7 +29,7 @@ class Address:
     database: int = 0
     username: str = ""
     password: str = field(default="", repr=False)
-    tls: ssl.SSLContext | None = None
+    tls: Secured | None = None
     sentinels: tuple[tuple[str, int], ...] = ()
     primary_name: str = ""
     sentinel_username: str = ""
@@ -46,9 +47,9 @@ def parse_url(url: str, files: TlsFiles = TlsFiles()) -> Address:  # noqa: B008 
     """
     parts = urlsplit(url)
     if parts.scheme in ("redis+cluster", "rediss+cluster"):
-        return _by_members(parts, _context(files) if parts.scheme.startswith("rediss") else None)
+        return _by_members(parts, Secured(files) if parts.scheme.startswith("rediss") else None)
     if parts.scheme in ("redis+sentinel", "rediss+sentinel"):
-        return _by_sentinels(parts, _context(files) if parts.scheme.startswith("rediss") else None)
+        return _by_sentinels(parts, Secured(files) if parts.scheme.startswith("rediss") else None)
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     if parts.scheme == "unix":
         query = dict(pair.split("=", 1) for pair in parts.query.split("&") if "=" in pair)
@@ -61,11 +62,11 @@ def parse_url(url: str, files: TlsFiles = TlsFiles()) -> Address:  # noqa: B008 
     database = parts.path.strip("/") or "0"
     if not database.isdigit():
         raise SettingError(f"{_PREFIX}URL must end in a database number or nothing")
-    tls = _context(files) if parts.scheme == "rediss" else None
+    tls = Secured(files) if parts.scheme == "rediss" else None
     return Address(parts.hostname, parts.port or DEFAULT_PORT, "", int(database), user, password, tls)
 
 
-def _by_members(parts: SplitResult, tls: ssl.SSLContext | None) -> Address:
+def _by_members(parts: SplitResult, tls: Secured | None) -> Address:
     username, password, members = _places(parts, DEFAULT_PORT, f"1 to {PLACES_MAX} members of a cluster")
     if parts.path.strip("/") not in ("", "0") or parts.query:
         raise SettingError(f"{_PREFIX}URL must end behind the members: a cluster has one database alone")
@@ -86,7 +87,7 @@ def _places(parts: SplitResult, port: int, wanted: str) -> tuple[str, str, tuple
     return unquote(username), unquote(password), places
 
 
-def _by_sentinels(parts: SplitResult, tls: ssl.SSLContext | None) -> Address:
+def _by_sentinels(parts: SplitResult, tls: Secured | None) -> Address:
     username, password, sentinels = _places(parts, SENTINEL_PORT, f"1 to {PLACES_MAX} sentinels")
     name, _, database = parts.path.strip("/").partition("/")
     if not name or not (database or "0").isdigit():
@@ -96,25 +97,6 @@ def _by_sentinels(parts: SplitResult, tls: ssl.SSLContext | None) -> Address:
         "", 0, "", int(database or "0"), username, password, tls,
         sentinels, unquote(name), theirs.get("username", ""), theirs.get("password", ""),
     )  # fmt: skip
-
-
-def _context(files: TlsFiles) -> ssl.SSLContext:
-    """Certificate and name are always verified; who may sign them can be said."""
-    try:
-        context = ssl.create_default_context(cafile=files.authority or None)
-    except (OSError, ssl.SSLError) as error:
-        raise SettingError(f"{_PREFIX}CA_FILE={files.authority!r} cannot be used: {_why(error)}") from error
-    if files.certificate:
-        try:
-            context.load_cert_chain(files.certificate, files.key or None, password="")
-        except (OSError, ssl.SSLError) as error:
-            shown = f"{_PREFIX}CERT_FILE={files.certificate!r} and {_PREFIX}KEY_FILE={files.key!r}"
-            raise SettingError(f"{shown} cannot be used: {_why(error)}") from error
-    return context
-
-
-def _why(error: OSError) -> str:
-    return "not PEM, or not a pair" if isinstance(error, ssl.SSLError) else str(error.strerror)
 
 
 def why_not(error: Exception) -> str:

@@ -39,8 +39,8 @@ async def ask_apart(
 
 async def _answers(address: Address, place: tuple[str, int], asked: Sequence[Sequence[str]]) -> list[object]:
     host, port = place
-    name = address.tls and host
-    reader, writer = await asyncio.open_connection(host, port, ssl=address.tls, server_hostname=name or None)
+    tls, name = (address.tls.context(), host) if address.tls else (None, None)
+    reader, writer = await asyncio.open_connection(host, port, ssl=tls, server_hostname=name)
     parser, answers = hiredis.Reader(), list[object]()
     try:
         # Its type is written as that of a single word.

@@ -19,8 +19,8 @@ async def reach(
         await loop.create_unix_connection(protocol, address.path)
         return
     host, port = await primary(address) if address.sentinels else (address.host, address.port)
-    name = host if address.tls else None
-    await loop.create_connection(protocol, host, port, ssl=address.tls, server_hostname=name)
+    tls, name = (address.tls.context(), host) if address.tls else (None, None)
+    await loop.create_connection(protocol, host, port, ssl=tls, server_hostname=name)
 
 
 async def primary(address: Address) -> tuple[str, int]:

@@ -392,7 +392,7 @@ async def test_tls_to_a_server_with_a_certificate_we_trust(
     assert address.tls is not None
     with pytest.raises(CountersUnavailable, match="cannot be verified: unable to get local issuer"):
         await connect(address)
-    authority.configure_trust(address.tls)
+    authority.configure_trust(address.tls.context())
     with pytest.raises(CountersUnavailable, match="cannot be verified: IP address mismatch"):
         await connect(replace(address, host="127.0.0.1"))
     wire = await connect(address)
