@@ -336,8 +336,7 @@ class Keeper:
         snapshot.setdefault("bounds", list(SECONDS))
         snapshot["flush_rows"] = [[table, rows] for table, rows in sorted(self._flush_rows.items())]
         snapshot["flush_seconds"] = self._flush_seconds.snapshot()
-        snapshot |= self._reconciler.figures()
-        snapshot["reclaimed_holds"] = self._servers.reclaimed
+        snapshot |= {**self._reconciler.figures(), "reclaimed_holds": self._servers.reclaimed}
         snapshot = tallies.merge(snapshot, {"auth_failures": self._failures.rows("admin")})
         snapshot |= {"lost_events": self._losses.lost, "partitions_flushed": self._servers.share.size}
         snapshot |= {**self._isolation.figures(), **self._counters.left_alone.figures()}
