@@ -5,7 +5,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Each has servers of its own; tests of one file run in one of them, in the order of tests/conftest.py.
 # One more than two cores: half of what tests do is to wait.
 TEST_PROCESSES ?= 3
-.PHONY: run test check compile run-compiled bench bench-scale docs lock clean
+.PHONY: run test versions check compile run-compiled bench bench-scale docs lock clean
 
 run: ## Start everything on this machine
 	@.ci/environment requirements.lock
@@ -13,6 +13,10 @@ run: ## Start everything on this machine
 
 test: check ## Every check and the whole test suite
 	.venv/bin/python -m tests.suite -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+versions: ## What tests say of each version of PostgreSQL; fetches those that are not here
+	@.ci/environment requirements-dev.lock
+	.venv/bin/python -m pytest -q -m versions tests/ops/test_versions.py
 
 check: ## Style, types, layers and Lua
 	@.ci/environment requirements-dev.lock

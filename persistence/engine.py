@@ -6,6 +6,7 @@ connection of a pool asks it for no other one: what is held while others are ask
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -29,8 +30,16 @@ BILLING_CONNECTIONS_MAX = 6
 SHARE_CONNECTIONS_MAX = 1
 CONNECT_TIMEOUT_S = 5
 POOL_WAIT_S = 10
-_CONNECT: dict[str, Any] = {"prepare_threshold": None, "connect_timeout": CONNECT_TIMEOUT_S}
+# No prepared statements: the next transaction may be in another session. Who is silent is asked whether it is
+# there: a server that vanished with its host is noticed in half a minute, and not after hours.
+CONNECT: dict[str, Any] = {
+    "prepare_threshold": None, "connect_timeout": CONNECT_TIMEOUT_S,
+    "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000,
+}  # fmt: skip
 
+
+# One of several hosts of an address.
+_PLACE = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*)(?::(?P<port>[0-9]*))?")
 
 # For who hands one on and asks it nothing.
 Engine = AsyncEngine
@@ -48,7 +57,7 @@ def create(
         pool_timeout=wait_s,
         pool_pre_ping=True,
         hide_parameters=True,  # values must not reach a log through an error's text
-        connect_args=_CONNECT,
+        connect_args=CONNECT,
     )
     quiet(engine)
     count_failures(engine)
@@ -83,7 +92,7 @@ class Pools:
 @asynccontextmanager
 async def apart(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """A transaction over a connection of its own, for what lasts as long as somebody else takes."""
-    own = create_async_engine(engine.url, poolclass=NullPool, hide_parameters=True, connect_args=_CONNECT)
+    own = create_async_engine(engine.url, poolclass=NullPool, hide_parameters=True, connect_args=CONNECT)
     quiet(own)
     async with own.begin() as connection:
         yield connection
@@ -107,20 +116,33 @@ async def trouble(engine: AsyncEngine) -> str:
 async def alive(engine: AsyncEngine) -> bool:
     """Whether PostgreSQL takes a new connection and answers on it, whatever the pool waits for."""
     url = plain_url(engine.url.render_as_string(hide_password=False))
-    async with await psycopg.AsyncConnection.connect(url, connect_timeout=CONNECT_TIMEOUT_S) as connection:
+    async with await psycopg.AsyncConnection.connect(url, **CONNECT) as connection:
         await connection.execute("SELECT 1")
     return True
 
 
 def dialect_url(url: str) -> str:
     """The same address in SQLAlchemy's spelling, naming psycopg 3."""
-    scheme, _, rest = url.partition("://")
-    if scheme.split("+")[0] not in ("postgresql", "postgres"):
-        raise ValueError(f"not a PostgreSQL address: {scheme}://…")
-    return f"postgresql+psycopg://{rest}"
+    return f"postgresql+psycopg://{_spelt(url)}"
 
 
 def plain_url(url: str) -> str:
     """The same address as psycopg and libpq read it."""
     # SQLAlchemy writes a blank of a password as it is, which libpq does not take.
-    return "postgresql://" + dialect_url(url).partition("://")[2].replace(" ", "%20")
+    return "postgresql://" + _spelt(url).replace(" ", "%20")
+
+
+def _spelt(url: str) -> str:
+    """An address behind its scheme; several hosts are parameters, as both read them."""
+    scheme, _, rest = url.partition("://")
+    if scheme.split("+")[0] not in ("postgresql", "postgres"):
+        raise ValueError(f"not a PostgreSQL address: {scheme}://…")
+    authority, _, tail = rest.partition("/")
+    user, at, hosts = authority.rpartition("@")
+    if "," not in hosts:
+        return rest
+    places = [_PLACE.fullmatch(one) for one in hosts.split(",")]
+    names = ",".join(one["host"].strip("[]") for one in places if one)
+    ports = ",".join(one["port"] or "5432" for one in places if one)
+    path, _, query = tail.partition("?")
+    return f"{user}{at}/{path}?host={names}&port={ports}" + (f"&{query}" if query else "")

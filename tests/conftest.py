@@ -58,8 +58,12 @@ def pytest_configure(config: pytest.Config) -> None:
         settings.load_profile("drawn")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, the others as they were."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The longest files first, the others as they were; what fetches servers is run by its marker."""
+    if not config.getoption("-m"):
+        apart = [one for one in items if one.get_closest_marker("versions")]
+        items[:] = [one for one in items if one not in apart]
+        config.hook.pytest_deselected(items=apart)
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 

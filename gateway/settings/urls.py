@@ -39,6 +39,8 @@ _SHOWN = (
     "|host|hostaddr|port|dbname|db"
 )
 
+# What stands behind a host that is none of IPv6, or behind the brackets of one.
+_PORT = re.compile(r"(?:^[^:]*|\]):(.*)$")
 # Behind a name and a colon, where no host follows: a password whose `@` was forgotten.
 _NO_PORT = re.compile(r"(?<=://)([^/@:?#\[\]]*):(?![^@]*@)(?!(?<!//:)[0-9]{1,5}(?:[/?#,]|\Z)).*", re.DOTALL)
 
@@ -61,6 +63,8 @@ def fault(name: str, url: str) -> str:
         return ""
     shape = _SHAPES.get(name, "postgresql://user:password@host:port/database")
     escaped = "with @ : / ? # % of a user or password written as %40 %3A %2F %3F %23 %25"
+    if scheme in _OF_POSTGRES:
+        url = _with_one_host(url)
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -76,6 +80,19 @@ def fault(name: str, url: str) -> str:
     if name != "redis_url" and "@" in database:
         return f"{shape}, {escaped}"
     return ""
+
+
+def _with_one_host(url: str) -> str:
+    """The same URL where it names one host; of several the first whose port is none, else the first."""
+    scheme, _, rest = url.partition("://")
+    authority, slash, tail = rest.partition("/")
+    user, at, hosts = authority.rpartition("@")
+    wrong = (one for one in hosts.split(",") if (port := _PORT.search(one)) and not _is_port(port[1]))
+    return f"{scheme}://{user}{at}{next(wrong, hosts.partition(',')[0])}{slash}{tail}"
+
+
+def _is_port(text: str) -> bool:
+    return text.isdecimal() and 0 < int(text) <= PORT_MAX
 
 
 def without_password(url: str) -> str:

@@ -15,6 +15,7 @@ from sqlalchemy import Table
 from gateway.errors import ArchiveFailed
 from persistence.complaint import complaint
 from persistence.engine import CONNECT_TIMEOUT_S, plain_url
+from persistence.pooler import ASK_OWNER, shares_sessions
 from persistence.schema import version as schema
 from persistence.tables import ledgers as tables
 
@@ -69,6 +70,8 @@ _THERE = "SELECT relname FROM pg_class WHERE oid = to_regclass(%s) AND relispart
 def connected(url: str) -> Iterator[Connection]:
     """A connection of the owner, who archives, one at a time; `ArchiveFailed` where it is another's."""
     try:
+        if shares_sessions(url):
+            raise ArchiveFailed(ASK_OWNER)
         with psycopg.connect(
             plain_url(url), connect_timeout=CONNECT_TIMEOUT_S, autocommit=True
         ) as connection:

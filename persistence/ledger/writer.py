@@ -22,7 +22,7 @@ from gateway.core.accounts.outbox import Batch, FlushReport, History, Judged, co
 from gateway.core.model import PARTITIONS
 from gateway.errors import LedgerUnavailable
 from persistence.complaint import complaint
-from persistence.engine import CONNECT_TIMEOUT_S, plain_url
+from persistence.engine import CONNECT, plain_url
 from persistence.ledger import accounts, locks, rows, statements, stops
 from persistence.ledger.attribution import NEW_USERS_A_DAY_MAX, Name, Users
 from persistence.ledger.blame import Refused
@@ -190,9 +190,7 @@ class Writer:
 
     def _connected(self) -> Connection[Any]:
         if self._connection is None or self._connection.closed:
-            self._connection = psycopg.connect(
-                self._url, autocommit=True, prepare_threshold=None, connect_timeout=CONNECT_TIMEOUT_S
-            )
+            self._connection = psycopg.connect(self._url, autocommit=True, **CONNECT)
         return self._connection
 
 

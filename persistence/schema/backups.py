@@ -14,6 +14,7 @@ from gateway.errors import BackupFailed
 from persistence.complaint import complaint
 from persistence.engine import CONNECT_TIMEOUT_S, create, plain_url
 from persistence.ledger import invariants
+from persistence.pooler import ASK_OWNER, shares_sessions
 from persistence.tables import metadata
 
 TABLES = tuple(table.name for table in metadata.sorted_tables)
@@ -25,6 +26,7 @@ NUMBERED = tuple(
 # Environment names of libpq, so that no password stands in a command line.
 LIBPQ = {
     "host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE",
+    "target_session_attrs": "PGTARGETSESSIONATTRS",
     "sslmode": "PGSSLMODE", "sslrootcert": "PGSSLROOTCERT", "sslcert": "PGSSLCERT", "sslkey": "PGSSLKEY",
 }  # fmt: skip
 
@@ -50,6 +52,7 @@ class Moment:
 @contextmanager
 def moment(url: str) -> Iterator[Moment]:
     """Hold one moment of a database for as long as it is dumped."""
+    _refuse_pooler(url)
     with _connected(url) as connection:
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         found = connection.execute("SELECT to_regclass('alembic_version') IS NOT NULL").fetchone()
@@ -71,6 +74,7 @@ def environment(url: str) -> dict[str, str]:
 
 def refuse_unless_empty(url: str) -> str:
     """`BackupFailed` where anything is in a database: nothing is overwritten. Else its server's version."""
+    _refuse_pooler(url)
     with _connected(url) as connection:
         found = connection.execute(_OTHERS).fetchone()
         if found is not None:
@@ -119,6 +123,16 @@ def _one(connection: psycopg.Connection[tuple[object, ...]], statement: str) -> 
     row = connection.execute(statement.encode()).fetchone()
     assert row is not None
     return row
+
+
+def _refuse_pooler(url: str) -> None:
+    """`BackupFailed` where pg_dump and pg_restore would have no session of their own."""
+    try:
+        shared = shares_sessions(url)
+    except psycopg.Error as error:
+        raise BackupFailed(f"PostgreSQL: {complaint(error)}") from error
+    if shared:
+        raise BackupFailed(ASK_OWNER)
 
 
 @contextmanager

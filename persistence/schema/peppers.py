@@ -8,7 +8,7 @@ import psycopg
 
 from gateway.errors import SchemaUnavailable
 from persistence.complaint import complaint
-from persistence.engine import CONNECT_TIMEOUT_S, plain_url
+from persistence.engine import CONNECT, plain_url
 
 _IN_USE = """
 SELECT pepper, count(*) FILTER (WHERE is_key), count(*) FILTER (WHERE NOT is_key) FROM (
@@ -37,7 +37,7 @@ class Peppered:
 def in_use(url: str) -> list[Peppered]:
     """Ask a database of the newest schema; `SchemaUnavailable`."""
     try:
-        with psycopg.connect(plain_url(url), connect_timeout=CONNECT_TIMEOUT_S) as connection:
+        with psycopg.connect(plain_url(url), **CONNECT) as connection:
             return [Peppered(*row) for row in connection.execute(_IN_USE).fetchall()]
     except psycopg.Error as error:
         raise SchemaUnavailable(complaint(error)) from error

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.errors import SchemaUnavailable, StartError
 from persistence.complaint import complaint
-from persistence.engine import CONNECT_TIMEOUT_S, plain_url
+from persistence.engine import CONNECT, plain_url
 from persistence.schema.grants import APPEND, FUNCTIONS, WRITER, WRITES, roles_of, wanted
 from persistence.schema.version import refuse_other, standing
 
@@ -67,7 +67,7 @@ def privileges(url: str) -> Privileges:
     """Ask a database of the newest schema what the user of this URL may do in it; `SchemaUnavailable`."""
     tables = [grant for grant in sorted(wanted()) if (grant.role, grant.kind) == (WRITER, "TABLE")]
     try:
-        with psycopg.connect(plain_url(url), connect_timeout=CONNECT_TIMEOUT_S) as connection:
+        with psycopg.connect(plain_url(url), **CONNECT) as connection:
             writer = _writer_of(connection)
             kept = [table for table, verbs in WRITES.items() if verbs == APPEND]
             who = {"tables": list(WRITES), "kept": kept, "outside": list(OUTSIDE), "writer": writer}
@@ -103,7 +103,7 @@ async def refuse_unfit(engine: AsyncEngine) -> None:
 
 def admit_writer(url: str, password: str) -> str:
     """Let the writer of the database at `url`, its owner's, log in with this password; the URL for it."""
-    with psycopg.connect(plain_url(url), connect_timeout=CONNECT_TIMEOUT_S) as connection:
+    with psycopg.connect(plain_url(url), **CONNECT) as connection:
         user = _writer_of(connection)
         # Hashed here: what the server is told, and might log, is not the password.
         digest = connection.pgconn.encrypt_password(password.encode(), user.encode(), b"scram-sha-256")

@@ -4,7 +4,7 @@ A real Valkey, the embedded PostgreSQL as `up` configures it, and keepers' flush
 A round trip to PostgreSQL takes `--delay-ms` longer. A round fills the streams of all partitions, then has
 the keepers begin. Prints a line of JSON for each number of keepers: medians over rounds, the ratio to the
 first number in each round, and how many entries were read for each that was there.
-Usage: python -m tests.bench.keepers [--keepers 1 2 4] [--entries 48000] [--delay-ms 40] [--rounds 3]
+Usage: python -m tests.bench.keepers [--keepers 1 2 4] [--entries 98304] [--delay-ms 40] [--rounds 3]
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> int:
     """Each number of keepers in turn, as often as there are rounds; 1 if an entry is no row."""
     parser = argparse.ArgumentParser(prog="keepers")
     parser.add_argument("--keepers", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--entries", type=int, default=48_000)
+    parser.add_argument("--entries", type=int, default=98_304)
     parser.add_argument("--delay-ms", type=float, default=40.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--be-one", nargs=2, metavar=("VALKEY", "DATABASE"), help=argparse.SUPPRESS)

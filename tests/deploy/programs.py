@@ -34,7 +34,7 @@ def program(name: str, *packages: str, places: str | None = None) -> str:
     folder = UNPACKED / "+".join(packages)
     if not folder.exists() and (trouble := _unpack(packages, folder)):
         _skip(f"{name} is not installed, and Debian's {packages[0]} cannot be fetched: {trouble}")
-    found = shutil.which(name, path=":".join(str(path) for path in folder.glob("usr/**/bin")))
+    found = shutil.which(name, path=":".join(str(path) for path in folder.glob("usr/**/*bin")))
     assert found is not None, f"Debian's {packages[0]} has no {name}"
     libraries = ":".join(str(path) for path in folder.glob("usr/lib/*-linux-*"))
     start = folder / f"start-{name}"
