@@ -4,6 +4,7 @@ from alembic import op
 
 revision = "0071"
 down_revision = "0070"
+runs_from = "0069"
 branch_labels = None
 depends_on = None
 
