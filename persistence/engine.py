@@ -137,12 +137,19 @@ def _spelt(url: str) -> str:
     scheme, _, rest = url.partition("://")
     if scheme.split("+")[0] not in ("postgresql", "postgres"):
         raise ValueError(f"not a PostgreSQL address: {scheme}://…")
-    authority, _, tail = rest.partition("/")
+    before, _, query = rest.partition("?")
+    authority, _, path = before.partition("/")
     user, at, hosts = authority.rpartition("@")
     if "," not in hosts:
         return rest
-    places = [_PLACE.fullmatch(one) for one in hosts.split(",")]
-    names = ",".join(one["host"].strip("[]") for one in places if one)
-    ports = ",".join(one["port"] or "5432" for one in places if one)
-    path, _, query = tail.partition("?")
+    places = [_place(one) for one in hosts.split(",")]
+    names = ",".join(one["host"].strip("[]") for one in places)
+    ports = ",".join(one["port"] or "5432" for one in places)
     return f"{user}{at}/{path}?host={names}&port={ports}" + (f"&{query}" if query else "")
+
+
+def _place(host: str) -> re.Match[str]:
+    found = _PLACE.fullmatch(host)
+    if found is None or not found["host"]:
+        raise ValueError(f"not a host of PostgreSQL, HOST or HOST:PORT: {host!r}")
+    return found

@@ -54,10 +54,6 @@ class Renewal:
         """What is written now, all of it right; it may take a while, and raises `TollkeeperError`."""
         return await asyncio.to_thread(self._read)
 
-    def renew(self) -> str:
-        """Read, and take over what may change; nothing has changed where it raises."""
-        return self.take(self._read())[1]
-
     def take(self, written: Settings) -> tuple[Collection[str], str]:
         """Take over what may change: the names of what did, and in words what was done."""
         before, after = self.running.values(), written.values()

@@ -17,6 +17,7 @@ class KeptSignIns:
 
     def __init__(self, settings: Settings, log: Callable[..., None]) -> None:
         wanted, self._log = settings.sign_in, log
+        self._heard = wanted
         self.now = SignIns(wanted, time.monotonic, time.time, log) if wanted.providers else None
 
     def renew(self, settings: Settings) -> None:
@@ -24,5 +25,6 @@ class KeptSignIns:
         wanted, now = settings.sign_in, self.now
         if now is not None:
             now.renew_providers(wanted)
-        if wanted.providers and (now is None or now.console_url != wanted.console_url):
+        is_new, self._heard = wanted != self._heard, wanted
+        if is_new and wanted.providers and (now is None or now.console_url != wanted.console_url):
             self._log("a restart is needed", setting="sign_in", level="warning")

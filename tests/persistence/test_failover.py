@@ -100,3 +100,10 @@ def test_an_address_may_have_several_hosts() -> None:
     assert engines.plain_url("postgresql://u@h:1/d") == "postgresql://u@h:1/d"
     found = psycopg.conninfo.conninfo_to_dict(engines.plain_url(several))
     assert (found["host"], found["port"], found["dbname"]) == ("a,::1,c", "1,2,5432", "d")
+    assert engines.plain_url("postgresql://u@a,b?x=y") == "postgresql://u@/?host=a,b&port=5432,5432&x=y"
+
+
+@pytest.mark.parametrize("host", ["", ":5432", "a:five", "[::1", "::1"])
+def test_a_host_of_several_that_is_none_is_refused(host: str) -> None:
+    with pytest.raises(ValueError, match="not a host of PostgreSQL"):
+        engines.plain_url(f"postgresql://u:p@one,{host}/d")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gateway.run.keeper_settings import KeeperSettings
 from gateway.run.parent_pipe import ParentPipe
+from gateway.run.sign_ins import KeptSignIns
 from gateway.settings.settings import Settings, load, to_json
 from tests.waiting import eventually
 
@@ -79,3 +80,18 @@ async def test_providers_are_taken_over_from_a_supervisor(tmp_path: Path) -> Non
         await eventually(lambda: labels == {"two": "TWO"})
     finally:
         keeping.cancel()
+
+
+def test_that_a_restart_is_needed_is_said_once(tmp_path: Path) -> None:
+    file, said = tmp_path / "c.yaml", list[str]()
+    written(file, "one")
+    environ = {"TOLLKEEPER_DATA_DIR": str(tmp_path / "data")}
+    kept = KeptSignIns(load(environ, None), lambda event, **_: said.append(event))
+    for _ in range(2):
+        kept.renew(load(environ, file))
+    assert said == ["a restart is needed"]
+    written(file, "two")
+    kept.renew(load(environ, file))
+    assert said == ["a restart is needed"] * 2
+    kept.renew(load(environ, None))
+    assert len(said) == 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
@@ -130,7 +130,7 @@ class Turns:
     def __init__(self, most: int, waiting_max: int) -> None:
         self.under_way = 0
         self._most, self._waiting_max = most, waiting_max
-        self._waiting: deque[Turn] = deque()
+        self._waiting: OrderedDict[Turn, None] = OrderedDict()
 
     def take(self) -> Turn:
         """Ask for a turn, whose `wait` ends with it; it is to be given back whatever happens."""
@@ -142,15 +142,15 @@ class Turns:
         elif len(self._waiting) >= self._waiting_max:
             raise Overloaded("Too many unknown credentials are being looked up. Try again in a moment.")
         else:
-            self._waiting.append(turn)
+            self._waiting[turn] = None
         return turn
 
     def give_back(self, turn: Turn) -> None:
         """It is over, or not wanted any more. The next one goes on in a moment, not here."""
         if not turn.granted:
-            self._waiting.remove(turn)
+            del self._waiting[turn]
         elif self._waiting:
-            following = self._waiting.popleft()
+            following, _ = self._waiting.popitem(last=False)
             following.granted = True
             asyncio.get_running_loop().call_soon(following.wait.set, None)
         else:

@@ -48,7 +48,7 @@ class Proof:
     broken: list[str] = field(default_factory=list)
 
 
-def prove(url: str, place: Place, said: Callable[[str], object] = lambda _: None) -> Proof:
+def prove(url: str, place: Place) -> Proof:
     """Prove an archive and the database of which it is."""
     proof = Proof()
     with months.connected(url) as connection, told(place.url):
@@ -59,7 +59,6 @@ def prove(url: str, place: Place, said: Callable[[str], object] = lambda _: None
             raise ArchiveFailed(f"nothing of this database was archived to {place.url}")
         database = months.identity(connection)
         for one in here:
-            said(one.file)
             if reason := _differs(place, one, database):
                 proof.broken.append(f"{one.file} {reason}")
                 continue
