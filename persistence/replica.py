@@ -44,7 +44,7 @@ SELECT (SELECT system_identifier::text FROM pg_control_system()) AS cluster, pg_
        extract(epoch FROM now() - pg_last_xact_replay_timestamp())::float8 AS age_s"""
 
 
-class Standing(NamedTuple):
+class ServerState(NamedTuple):
     """Where a server is in the log of a cluster; of a replica how old its last transaction is."""
 
     cluster: str
@@ -97,7 +97,7 @@ class Replica:
         try:
             if not self._cluster or self._noted < self._writes:
                 await self._note()
-            here = await within(standing(self.engine), self._says_s_max)
+            here = await within(server_state(self.engine), self._says_s_max)
         except _SILENT:
             self._leave()
             return False
@@ -125,8 +125,8 @@ class Replica:
         """By how many seconds it is behind the primary; None where that is unknown: it is not read then."""
         found = None
         try:
-            primary = await within(standing(self._primary), self._says_s_max)
-            found = behind(primary, await within(standing(self.engine), self._says_s_max))
+            primary = await within(server_state(self._primary), self._says_s_max)
+            found = behind(primary, await within(server_state(self.engine), self._says_s_max))
         except _SILENT:
             self._leave()
         self._lag_s = found
@@ -135,7 +135,7 @@ class Replica:
     async def _note(self) -> None:
         """Know where all is that was written here by now."""
         writes = self._writes
-        primary = await within(standing(self._primary), self._says_s_max)
+        primary = await within(server_state(self._primary), self._says_s_max)
         self._cluster = self._cluster or primary.cluster
         self._noted, self._place = max(self._noted, writes), max(self._place, primary.place)
 
@@ -147,14 +147,14 @@ class Replica:
         self._away_until = self._clock() + AWAY_S
 
 
-async def standing(engine: AsyncEngine) -> Standing:
+async def server_state(engine: AsyncEngine) -> ServerState:
     """Where a server is."""
     async with engine.connect() as connection:
         row: Any = (await connection.execute(text(_PLACE))).one()
-    return Standing(row.cluster, row.follows, row.place or 0, row.age_s)
+    return ServerState(row.cluster, row.follows, row.place or 0, row.age_s)
 
 
-def behind(primary: Standing, replica: Standing) -> float | None:
+def behind(primary: ServerState, replica: ServerState) -> float | None:
     """By how many seconds a replica is behind what the primary had just before.
 
     None where it has replayed no transaction by which it is known.
@@ -168,7 +168,7 @@ async def examine(primary_url: str, replica_url: str, lag_s_max: float = LAG_S_M
     """Whether a server is a replica of another that can be read, and how far it is, in words."""
     primary, replica = engines.create(primary_url), engines.create(replica_url)
     try:
-        first, second = await standing(primary), await standing(replica)
+        first, second = await server_state(primary), await server_state(replica)
     except (SQLAlchemyError, OSError) as error:
         return False, complaint(error)
     finally:

@@ -173,13 +173,13 @@ def _day(moment: float) -> str:
 async def _postgresql(settings: Settings) -> AsyncIterator[Finding]:
     """The database as the keeper's user sees it, and its owner where that is another."""
     from persistence.keeper.watch import certificate_end  # noqa: PLC0415  # heavy to load
-    from persistence.schema.migrate import schema_standing  # noqa: PLC0415  # heavy to load
+    from persistence.schema.migrate import schema_status  # noqa: PLC0415  # heavy to load
     from persistence.schema.version import NEEDED, refuse_other  # noqa: PLC0415  # heavy to load
 
     url = settings.database_url
     shown = without_password(url)
     try:
-        found = await _answered(schema_standing, url)
+        found = await _answered(schema_status, url)
         refuse_other(found)
         end = await _answered(certificate_end, url)
     except StartError as error:

@@ -26,7 +26,7 @@ from persistence.complaint import complaint, quiet
 from persistence.engine import CONNECT_TIMEOUT_S, dialect_url
 from persistence.keeper.watch import certificate_end
 from persistence.schema import grants, partitions
-from persistence.schema.version import STANDING, THERE, Standing, refuse_other
+from persistence.schema.version import STATUS, THERE, SchemaStatus, refuse_other
 
 # Advisory lock classes of the project: 7800 the flusher's partitions, 7801 the schema,
 # 7802 allocation, 7803 invoices, 7804 the count of losses, 7805 prices,
@@ -48,7 +48,7 @@ def upgrade(url: str, told: Callable[[str], object] = lambda _: None) -> str:
             text("SELECT pg_advisory_xact_lock(:class, :key)"),
             {"class": SCHEMA_LOCK[0], "key": SCHEMA_LOCK[1]},
         )
-        at = _standing(connection)
+        at = _status(connection)
         if at.version is not None and at.is_newer():
             refuse_other(at)
             told(f"the schema is a newer one, on which programs from {at.runs_from} on run: nothing is to do")
@@ -64,10 +64,10 @@ def upgrade(url: str, told: Callable[[str], object] = lambda _: None) -> str:
         return _version(connection) or ""
 
 
-def schema_standing(url: str) -> Standing:
+def schema_status(url: str) -> SchemaStatus:
     """Where the database at `url` stands."""
     with _connected(url) as connection:
-        return _standing(connection)
+        return _status(connection)
 
 
 def runs_from(scripts: ScriptDirectory) -> str:
@@ -80,15 +80,15 @@ def runs_from(scripts: ScriptDirectory) -> str:
 
 def _say_runs_from(connection: Connection, scripts: ScriptDirectory) -> None:
     since = runs_from(scripts)
-    if _standing(connection).runs_from != since:
+    if _status(connection).runs_from != since:
         connection.execute(text(f"COMMENT ON TABLE alembic_version IS 'runs from {since}'"))
 
 
-def _standing(connection: Connection) -> Standing:
+def _status(connection: Connection) -> SchemaStatus:
     if not connection.scalar(text(THERE)):
-        return Standing(None)
-    found = connection.execute(text(STANDING)).one_or_none()
-    return Standing(None) if found is None else Standing(*found)
+        return SchemaStatus(None)
+    found = connection.execute(text(STATUS)).one_or_none()
+    return SchemaStatus(None) if found is None else SchemaStatus(*found)
 
 
 def _version(connection: Connection) -> str | None:

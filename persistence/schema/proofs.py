@@ -69,9 +69,9 @@ def refuse_unless_provable(url: str) -> None:
     """`BackupFailed` where no backup of this database could be proven: nothing needs to be written then."""
     with _connected(url) as connection:
         if connection.execute("SELECT to_regclass('alembic_version')").fetchone() != (None,):
-            version, runs_from = connection.execute(schema.STANDING).fetchone() or (None, "")
+            version, runs_from = connection.execute(schema.STATUS).fetchone() or (None, "")
             try:
-                schema.refuse_other(schema.Standing(str(version) if version else None, str(runs_from)))
+                schema.refuse_other(schema.SchemaStatus(str(version) if version else None, str(runs_from)))
             except StartError as error:
                 raise BackupFailed(f"no backup of it can be proven: {error}") from error
         if connection.execute(_MAY_CREATE).fetchone() != (True,):

@@ -15,7 +15,7 @@ from gateway.errors import SchemaUnavailable, StartError
 from persistence.complaint import complaint
 from persistence.engine import CONNECT, plain_url
 from persistence.schema.grants import APPEND, FUNCTIONS, WRITER, WRITES, roles_of, wanted
-from persistence.schema.version import refuse_other, standing
+from persistence.schema.version import refuse_other, status
 
 _WHO = """
 SELECT current_user, r.rolsuper,
@@ -93,7 +93,7 @@ def privileges(url: str) -> Privileges:
 async def refuse_unfit(engine: AsyncEngine) -> None:
     """StartError where the schema is another program's, or the user may not do what a keeper does."""
     try:
-        refuse_other(await standing(engine))
+        refuse_other(await status(engine))
         found = await asyncio.to_thread(privileges, engine.url.render_as_string(hide_password=False))
     except (DBAPIError, SchemaUnavailable) as error:
         raise StartError(f"PostgreSQL: {complaint(error)} (tollkeeper doctor says what to do)") from error

@@ -23,13 +23,13 @@ NEEDED = KNOWN[-1]
 
 # The comment says since which version programs run on it: it is there in backups too, and anybody reads it.
 THERE = "SELECT to_regclass('alembic_version') IS NOT NULL"
-STANDING = """
+STATUS = """
 SELECT version_num,
        coalesce(substring(obj_description('alembic_version'::regclass) FROM '^runs from ([0-9]{4})$'), '')
   FROM alembic_version"""
 
 
-class Standing(NamedTuple):
+class SchemaStatus(NamedTuple):
     """The version a database has, None where nothing was migrated; and since which one programs run on it.
 
     `runs_from` is empty where the schema does not say it.
@@ -43,16 +43,16 @@ class Standing(NamedTuple):
         return self.version is not None and self.version not in known
 
 
-async def standing(engine: AsyncEngine) -> Standing:
+async def status(engine: AsyncEngine) -> SchemaStatus:
     """Where a database stands."""
     async with engine.connect() as connection:
         if not await connection.scalar(text(THERE)):
-            return Standing(None)
-        found = (await connection.execute(text(STANDING))).one_or_none()
-        return Standing(None) if found is None else Standing(*found)
+            return SchemaStatus(None)
+        found = (await connection.execute(text(STATUS))).one_or_none()
+        return SchemaStatus(None) if found is None else SchemaStatus(*found)
 
 
-def refuse_other(at: Standing, known: Sequence[str] = KNOWN) -> None:
+def refuse_other(at: SchemaStatus, known: Sequence[str] = KNOWN) -> None:
     """StartError where this program, which knows these, cannot run on a schema that stands there."""
     found, needed = at.version, known[-1]
     if found == needed or (at.is_newer(known) and "" < at.runs_from <= needed):

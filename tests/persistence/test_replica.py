@@ -22,7 +22,7 @@ from gateway.local.embedded.unprivileged import borrow
 from gateway.ops import doctor_replica
 from persistence import engine as engines
 from persistence.keeper import watch
-from persistence.replica import AWAY_S, Replica, Standing, behind, examine
+from persistence.replica import AWAY_S, Replica, ServerState, behind, examine
 from persistence.store import Store
 from tests.conftest import free_port, postgres_bin
 from tests.faults.proxy import Proxy
@@ -183,10 +183,10 @@ async def test_one_that_is_too_far_behind_is_not_read(reader: Reader) -> None:
 
 
 def test_one_that_is_behind_and_does_not_say_since_when_is_of_unknown_lag() -> None:
-    primary = Standing("c", follows=False, place=100, age_s=None)
-    assert behind(primary, Standing("c", follows=True, place=100, age_s=None)) == 0
-    assert behind(primary, Standing("c", follows=True, place=99, age_s=None)) is None
-    assert behind(primary, Standing("c", follows=True, place=99, age_s=7.5)) == 7.5
+    primary = ServerState("c", follows=False, place=100, age_s=None)
+    assert behind(primary, ServerState("c", follows=True, place=100, age_s=None)) == 0
+    assert behind(primary, ServerState("c", follows=True, place=99, age_s=None)) is None
+    assert behind(primary, ServerState("c", follows=True, place=99, age_s=7.5)) == 7.5
 
 
 async def test_what_is_known_of_its_lag_stands_until_it_is_known_anew(reader: Reader) -> None:

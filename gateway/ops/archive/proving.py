@@ -17,8 +17,8 @@ from gateway.ops.archive import manifest
 from gateway.ops.archive.place import Place, told
 from persistence.archive import months
 from persistence.archive.cut import Stored
+from persistence.archive.kept import KeptRun, archived, contradictions, kept
 from persistence.archive.months import LEDGERS, Connection, Ledger
-from persistence.archive.standing import Standing, archived, contradictions, standing
 
 NAMED_MAX = 100
 BATCH_ROWS = 65_536
@@ -99,13 +99,13 @@ def _movements(connection: Connection, place: Place, ledger: Ledger, one: Stored
     """Compare each movement of a file with what stands for it, as long as not too much is wrong."""
     with connection.transaction(), place.open(one.file) as source:
         rows = _counted(_read(source, ledger), proof)
-        for reason in compare(rows, standing(connection, ledger, one.month)):
+        for reason in compare(rows, kept(connection, ledger, one.month)):
             proof.broken.append(f"{ledger.kind}:{reason} ({one.file})")
             if len(proof.broken) > NAMED_MAX:
                 return
 
 
-def _read(source: Any, ledger: Ledger) -> Iterator[Standing]:
+def _read(source: Any, ledger: Ledger) -> Iterator[KeptRun]:
     """The movements of a file in its order, which is by account and number."""
     parquet: Any = importlib.import_module("pyarrow.parquet")
     columns, amount, balance = MOVED[ledger.kind]
@@ -113,16 +113,16 @@ def _read(source: Any, ledger: Ledger) -> Iterator[Standing]:
     for batch in parquet.ParquetFile(source).iter_batches(BATCH_ROWS, columns=wanted):
         for row in batch.to_pylist():
             seq = int(row["seq"])
-            yield Standing(int(row[ledger.owner]), seq, seq, int(row["epoch"]), amount(row), row[balance])
+            yield KeptRun(int(row[ledger.owner]), seq, seq, int(row["epoch"]), amount(row), row[balance])
 
 
-def _counted(rows: Iterable[Standing], proof: Proof) -> Iterator[Standing]:
+def _counted(rows: Iterable[KeptRun], proof: Proof) -> Iterator[KeptRun]:
     for row in rows:
         proof.movements += 1
         yield row
 
 
-def compare(rows: Iterator[Standing], stands: Iterable[Standing]) -> Iterator[str]:
+def compare(rows: Iterator[KeptRun], stands: Iterable[KeptRun]) -> Iterator[str]:
     """What is not so: each row is of one that stands for it, and each of these has all its rows."""
     row = next(rows, None)
     for one in stands:

@@ -26,12 +26,12 @@ TOKEN_ROW = (
 
 
 def test_migrating_twice_changes_nothing(database: str) -> None:
-    assert migrate.schema_standing(database).version is None
+    assert migrate.schema_status(database).version is None
     assert migrate.upgrade(database) == NEEDED
     before = rows_of(database, "SELECT count(*) FROM pg_class")
     assert migrate.upgrade(database) == NEEDED
     assert rows_of(database, "SELECT count(*) FROM pg_class") == before
-    assert migrate.schema_standing(database).version == NEEDED
+    assert migrate.schema_status(database).version == NEEDED
 
 
 def test_migrating_from_three_places_at_once(database: str) -> None:

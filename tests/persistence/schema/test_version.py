@@ -24,11 +24,11 @@ def test_the_versions_known_are_those_of_the_migrations() -> None:
 
 async def test_the_version_is_read(database: str) -> None:
     pool = engine.create(database)
-    assert await schema.standing(pool) == (None, "")
+    assert await schema.status(pool) == (None, "")
     migrate.upgrade(database)
     scripts = ScriptDirectory(str(migrate.MIGRATIONS))
-    found = await schema.standing(pool)
-    assert found == (schema.NEEDED, migrate.runs_from(scripts)) == migrate.schema_standing(database)
+    found = await schema.status(pool)
+    assert found == (schema.NEEDED, migrate.runs_from(scripts)) == migrate.schema_status(database)
     await pool.dispose()
 
 
@@ -48,7 +48,7 @@ async def test_a_keeper_starts_on_a_newer_schema_that_says_it_may_and_its_migrat
     said: list[str] = []
     assert migrate.upgrade(cloned, said.append) == "9999"
     assert "newer one, on which programs" in said[0]
-    assert await schema.standing(pool) == ("9999", schema.NEEDED)
+    assert await schema.status(pool) == ("9999", schema.NEEDED)
     await pool.dispose()
 
 
@@ -80,15 +80,15 @@ def test_the_last_migration_that_serves_no_older_program_says_who_runs() -> None
 
 def test_only_the_newest_version_known_is_accepted() -> None:
     known = ("0001", "0002")
-    schema.refuse_other(schema.Standing("0002"), known)
-    schema.refuse_other(schema.Standing("0003", "0002"), known)
-    schema.refuse_other(schema.Standing("0004", "0001"), known)
+    schema.refuse_other(schema.SchemaStatus("0002"), known)
+    schema.refuse_other(schema.SchemaStatus("0003", "0002"), known)
+    schema.refuse_other(schema.SchemaStatus("0004", "0001"), known)
     for found, said in (
         (None, "has no schema, 0002 is needed: run tollkeeper migrate"),
         ("0001", "has schema version 0001, 0002 is needed: run tollkeeper migrate"),
         ("0003", "has schema version 0003, this program knows 0002 at most"),
     ):
         with pytest.raises(StartError, match=said):
-            schema.refuse_other(schema.Standing(found), known)
+            schema.refuse_other(schema.SchemaStatus(found), known)
     with pytest.raises(StartError, match="0004, this program knows 0002 at most"):
-        schema.refuse_other(schema.Standing("0004", "0003"), known)
+        schema.refuse_other(schema.SchemaStatus("0004", "0003"), known)

@@ -14,18 +14,18 @@ from persistence.ledger.invariants import INVARIANTS, VIOLATIONS_MAX
 FETCHED_AT_ONCE = 10_000
 
 _ARCHIVED = "SELECT ledger, month, url, file, rows, bytes, sha256 FROM archived_month ORDER BY month, ledger"
-_STANDING = """
+_KEPT = """
 SELECT owner, first_seq, last_seq, epoch, amount, balance FROM (
     SELECT {owner} AS owner, seq AS first_seq, seq AS last_seq, epoch, {delta} AS amount, {balance} AS balance
       FROM {partition}
     UNION ALL
     SELECT split_part(account, ':', 2)::bigint, first_seq, last_seq, epoch, amount, balance
-      FROM archived_run WHERE month = %(month)s AND account LIKE %(accounts)s) AS standing
+      FROM archived_run WHERE month = %(month)s AND account LIKE %(accounts)s) AS kept
  ORDER BY owner, first_seq"""
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class KeptRun:
     """Movements of an account that follow each other, as PostgreSQL has them: one row, or a run."""
 
     owner: int
@@ -45,17 +45,17 @@ def archived(connection: Connection) -> list[Stored]:
     ]
 
 
-def standing(connection: Connection, ledger: Ledger, month: date) -> Iterator[Standing]:
+def kept(connection: Connection, ledger: Ledger, month: date) -> Iterator[KeptRun]:
     """What stands for a month of a ledger, by account and number; to be read in a transaction."""
     delta, balance = MOVES[ledger.kind]
-    statement = _STANDING.format(
+    statement = _KEPT.format(
         owner=ledger.owner, partition=ledger.partition(month), delta=delta, balance=balance
     )
-    with connection.cursor("standing") as cursor:
+    with connection.cursor("kept") as cursor:
         cursor.itersize = FETCHED_AT_ONCE
         cursor.execute(statement.encode(), {"month": month, "accounts": f"{ledger.kind}:%"})
         for owner, first, last, epoch, amount, left in cursor:
-            yield Standing(owner, first, last, epoch, int(amount), None if left is None else int(left))
+            yield KeptRun(owner, first, last, epoch, int(amount), None if left is None else int(left))
 
 
 def contradictions(connection: Connection) -> list[str]:
