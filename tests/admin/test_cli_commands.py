@@ -40,6 +40,8 @@ BESIDE = {
     "invoices.xml": ("invoice", "show"),
     "invoices.csv": ("invoice", "show"),
     "invoices.usage.csv": ("invoice", "show"),
+    "letters.show": ("letters",),
+    "letters.decide": ("letters",),
     "usage.show": ("usage",),
     "usage.csv": ("usage",),
     "usage.parquet": ("usage",),
