@@ -6,7 +6,7 @@ What concerns everybody (a database that is away) is no item's fault: that ends 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
 from gateway.errors import CountersRefused, TollkeeperError
@@ -24,12 +24,6 @@ def is_power_of_two(number: int) -> bool:
     return number & (number - 1) == 0
 
 
-def _name(item: object) -> str:
-    """How people find an item; what else it has is nobody's business."""
-    plain = isinstance(item, int | str | tuple | list)
-    return str(item)[:NAME_CHARS_MAX] if plain else f"{type(item).__name__} {getattr(item, 'id', '')}".strip()
-
-
 def _unavailable(error: Exception) -> bool:
     if isinstance(error, TollkeeperError):
         return error.status == UNAVAILABLE and not isinstance(error, CountersRefused)
@@ -37,7 +31,10 @@ def _unavailable(error: Exception) -> bool:
 
 
 class Isolation:
-    """Counts by loop what failed, and says some of it. `is_away` knows more errors that are everybody's."""
+    """Counts by loop what failed, and says some of it. `is_away` knows more errors that are everybody's.
+
+    `name` says how people find an item in the log. It has nothing that callers made up, and no secret.
+    """
 
     def __init__(
         self,
@@ -57,30 +54,65 @@ class Isolation:
         """Count a pass that failed; whoever runs the loop says it."""
         self._failed[loop, PASS] += 1
 
-    def item_failed(self, loop: str, item: object, error: Exception) -> None:
+    def item_failed(self, loop: str, name: str, error: Exception) -> None:
         """Count an item that was left, and say so now and then: what lasts fills no disk."""
         self._failed[loop, ITEM] += 1
         failures = self._failed[loop, ITEM]
         if is_power_of_two(failures):
-            told = {"loop": loop, "item": _name(item), "error": repr(error), "failures": failures}
+            told = {"loop": loop, "item": name[:NAME_CHARS_MAX], "error": repr(error), "failures": failures}
             self._log("item left", **told, level="error")
 
-    async def each(self, loop: str, items: Iterable[T], act: Callable[[T], Awaitable[object]]) -> int:
+    async def each(
+        self,
+        loop: str,
+        items: Iterable[T],
+        act: Callable[[T], Awaitable[object]],
+        *,
+        name: Callable[[T], str],
+    ) -> int:
         """Do this with each item in turn; answers with how many it was done."""
         done = 0
         for item in items:
-            if await self.tried(loop, item, act):
+            if await self.tried(loop, item, act, name=name):
                 done += 1
         return done
 
-    async def tried(self, loop: str, item: T, act: Callable[[T], Awaitable[object]]) -> bool:
+    async def together(
+        self,
+        loop: str,
+        items: Sequence[T],
+        act: Callable[[Sequence[T]], Awaitable[object]],
+        *,
+        name: Callable[[T], str],
+    ) -> int:
+        """Do this with all items at once, else with each alone; answers with how many it was done.
+
+        An item that succeeds alone was never left, and is not counted.
+        """
+        if len(items) > 1:
+            try:
+                await act(items)
+            except Exception as error:
+                if self.is_everybodys(error):
+                    raise
+            else:
+                return len(items)
+
+        async def alone(item: T) -> None:
+            await act([item])
+
+        return await self.each(loop, items, alone, name=name)
+
+    async def tried(
+        self, loop: str, item: T, act: Callable[[T], Awaitable[object]], *, name: Callable[[T], str]
+    ) -> bool:
         """Do this with one item; False where it was left. What concerns everybody is raised."""
         try:
             await act(item)
         except Exception as error:
             if self.is_everybodys(error):
                 raise
-            self.item_failed(loop, item, error)
+            self.item_failed(loop, name(item), error)
             return False
         return True
 

@@ -19,6 +19,7 @@ from gateway.core.accounts.usage import SUMS
 from gateway.core.billing.vector import KINDS
 from gateway.core.moments import DAY_MS, moment_of
 from gateway.errors import LedgerUnavailable
+from persistence.away import refuses_values
 from persistence.complaint import complaint
 from persistence.ledger import rows, statements, usage_rollup, usage_spans
 from persistence.ledger.attribution import Name, columns_of, storable
@@ -46,11 +47,16 @@ class RefusedJournal:
         self._named = Named(named_a_day_max)
 
     async def store(self, batches: Sequence[RefusedBatch]) -> int:
-        """Store those that are not stored; how many calls were counted. `LedgerUnavailable` if it cannot."""
+        """Store those that are not stored; how many calls were counted.
+
+        `LedgerUnavailable` if it cannot now; an error of PostgreSQL's own says that it will not have these.
+        """
         try:
             async with self._engine.begin() as connection:
                 return await self._store(connection, batches)
         except SQLAlchemyError as error:
+            if refuses_values(error):
+                raise
             raise LedgerUnavailable(f"PostgreSQL: {complaint(error)}") from error
 
     async def _store(self, connection: AsyncConnection, batches: Sequence[RefusedBatch]) -> int:

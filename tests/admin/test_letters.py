@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
+from gateway.cli.admin.client import TIMEOUT_S, AdminClient, CommandFailed
+from gateway.cli.admin.letters import decided
+from gateway.core.accounts.administration import REQUEST_S_MAX
 from gateway.core.accounts.outbox import Batch
 from persistence.ledger.writer import Writer
 from tests.admin.conftest import READONLY, Api
@@ -14,6 +20,7 @@ from tests.persistence.scenario import Account, batch_of, broken, settle_in
 
 __all__ = ["run"]
 
+OTHERS_S = 0.2
 WHY = {"reason": "an older keeper could not read them"}
 LETTERS = {"what": "dead_letters", **WHY}
 ACCOUNTS = {"what": "quarantine", **WHY}
@@ -140,3 +147,39 @@ async def test_commands_go_through_all_of_it(run: Run, api: Api) -> None:
     assert (done["done"], done["items"]) == (3, [])
     assert (await from_json(run, "letters", "release", "--reason", "they are back"))["done"] == 1
     assert await from_json(run, "letters", "show") == {"dead_letters": 0, "quarantine": 0}
+
+
+class Busy(BaseHTTPRequestHandler):
+    """An Admin API that has much to decide: it answers after any other client has given up."""
+
+    asked, gave_up = threading.Event(), threading.Event()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.asked.set()
+        assert self.gave_up.wait(60)
+        body = b'{"done": [1, 2], "refused": [], "next_after_id": null}'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_a_command_waits_as_long_as_a_call_may_decide() -> None:
+    assert TIMEOUT_S > REQUEST_S_MAX  # this call may take RUN_S_MAX more
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server, ThreadPoolExecutor(2) as pool:
+        pool.submit(server.serve_forever)
+        api = AdminClient(f"http://127.0.0.1:{server.server_port}", "t", timeout_s=OTHERS_S)
+        try:
+            deciding = pool.submit(decided, api, LETTERS)
+            assert Busy.asked.wait(60)
+            with pytest.raises(CommandFailed):
+                api.post("letters", LETTERS)
+            Busy.gave_up.set()
+            assert deciding.result() == (2, [])
+        finally:
+            Busy.gave_up.set()
+            server.shutdown()

@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
-from unittest.mock import AsyncMock
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 
+from gateway.background.flushing.refused import RefusedDrain
 from gateway.background.isolation import Isolation
 from gateway.background.timed.calendar import Calendar
 from gateway.background.timed.checkpoints import MonthEnds
 from gateway.background.timed.clock_changes import ClockChanges
 from gateway.background.timed.dunning import Dunning
 from gateway.background.timed.expirer import Expirer
+from gateway.background.timed.handovers import Handovers
 from gateway.background.timed.pusher import Pusher
 from gateway.background.timed.rating import Rating
 from gateway.background.timed.top_ups import TopUps
+from gateway.background.timed.webhooks import WebhookDeliveries
+from gateway.background.verifying.verifier import Verifier
+from gateway.core.accounts.definitions import (
+    CatalogueDefinition,
+    KeyDefinition,
+    OrganizationDefinition,
+    PricesDefinition,
+    TenantDefinition,
+    UserDefinition,
+)
+from gateway.core.accounts.plan_terms import PlanTerms
+from gateway.core.accounts.refusals import RefusedBatch, RefusedCall, RefusedCount
+from gateway.core.alerts.webhook import Delivery
+from gateway.core.billing.allocation import ExpiredGrant
+from gateway.core.billing.handover import Handover
+from gateway.core.integrity.recovery import Markers
+from gateway.core.integrity.verified import Truth
+from gateway.core.model import Limits
 from gateway.errors import CountersRefused, CountersUnavailable, StoreUnavailable
 
 POISON = 2
@@ -42,7 +63,7 @@ async def test_each_item_has_its_turn_and_those_that_fail_are_counted_and_said_e
             raise ValueError("no")
         done.append(item)
 
-    assert [await isolation.each("loop", [1, POISON, 3], act) for _ in range(5)] == [2] * 5
+    assert [await isolation.each("loop", [1, POISON, 3], act, name=str) for _ in range(5)] == [2] * 5
     assert done == [1, 3] * 5
     assert isolation.figures() == {"loop_failures": [["loop", "item", 5], ["loop", "pass", 0]]}
     assert [(one["item"], one["failures"]) for one in said.lines] == [("2", 1), ("2", 2), ("2", 4)]
@@ -54,25 +75,41 @@ async def test_each_item_has_its_turn_and_those_that_fail_are_counted_and_said_e
 async def test_what_concerns_everybody_ends_the_pass(away: Exception) -> None:
     act = AsyncMock(side_effect=away)
     with pytest.raises(type(away)):
-        await Isolation().each("loop", [1, 2], act)
+        await Isolation().each("loop", [1, 2], act, name=str)
     assert act.await_count == 1
 
 
 async def test_what_the_counters_refuse_of_one_is_of_that_one() -> None:
     act = AsyncMock(side_effect=[CountersRefused("WRONGTYPE"), None])
-    assert await Isolation().each("loop", [1, 2], act) == 1
+    assert await Isolation().each("loop", [1, 2], act, name=str) == 1
 
 
-async def test_a_secret_of_an_item_is_not_said() -> None:
-    class Delivery:
-        id, secret = 7, "hush"
+async def test_of_items_together_those_that_fail_alone_as_well_are_counted() -> None:
+    said, done = Said(), list[list[int]]()
+    isolation = Isolation(said)
 
-        def __repr__(self) -> str:
-            return self.secret
+    async def act(items: Sequence[int]) -> None:
+        if POISON in items or len(items) > 2:  # too many at once, which is nobody's fault
+            raise ValueError
+        done.append(list(items))
 
-    said = Said()
-    await Isolation(said).each("loop", [Delivery()], AsyncMock(side_effect=ValueError))
-    assert said.lines[0]["item"] == "Delivery 7"
+    async def together(*items: int) -> int:
+        return await isolation.together("loop", items, act, name=str)
+
+    assert (await together(4, 5, 6), await together(7, 8)) == (3, 2)
+    assert isolation.figures() == {"loop_failures": []}
+    assert (await together(1, POISON, 3), await together(POISON), await together()) == (2, 0, 0)
+    assert done == [[4], [5], [6], [7, 8], [1], [3]]
+    assert isolation.figures() == {"loop_failures": [["loop", "item", 2]]}
+    assert [one["item"] for one in said.lines] == ["2", "2"]
+
+
+@pytest.mark.parametrize("items", [[1, 2], [1]])
+async def test_what_concerns_everybody_ends_what_is_done_together(items: list[int]) -> None:
+    act = AsyncMock(side_effect=CountersUnavailable())
+    with pytest.raises(CountersUnavailable):
+        await Isolation().together("loop", items, act, name=str)
+    assert act.await_count == 1
 
 
 # --- loops --------------------------------------------------------------------------------------
@@ -142,9 +179,11 @@ async def test_months_end_for_all_others_and_are_looked_at_again() -> None:
             closed.append(some)
             return len(some)
 
-    ends = MonthEnds(Checkpoints(), now)
+    isolation = Isolation()
+    ends = MonthEnds(Checkpoints(), now, isolation=isolation)
     assert [await ends.turn() for _ in range(2)] == [2, 2]
     assert closed == [[1], [3]] * 2
+    assert isolation.figures() == {"loop_failures": [["checkpoints", "item", 2]]}
 
 
 async def test_a_zone_nobody_knows_keeps_no_other_from_its_clocks() -> None:
@@ -169,3 +208,78 @@ async def test_accounts_are_pushed_behind_one_that_fails() -> None:
     pusher = Pusher(source, AsyncMock())
     pusher.push = items.act  # type: ignore[method-assign]  # by itself it needs a database
     assert (await pusher.push_all(), items.done) == (1, ["1", "3"])
+
+
+# --- what the log says of an item -----------------------------------------------------------------
+
+HUSH = "hush-hush"
+
+
+def failing(**found: object) -> Any:
+    """A port that finds these, and fails at whatever is done with one of them."""
+    port = AsyncMock()
+    for name in ("store", "define_account", "hand_over", "send", "account_heads"):
+        setattr(port, name, AsyncMock(side_effect=ValueError))
+    port.waiting = Mock(side_effect=ValueError)
+    for name, items in found.items():
+        setattr(port, name, AsyncMock(return_value=items))
+    return port
+
+
+async def refused_batches(isolation: Isolation) -> None:
+    call = RefusedCall("r", 0, 1, 2, 3, 4, HUSH, "", HUSH, HUSH, HUSH, False, 429, HUSH, 1)
+    batches = [RefusedBatch("w", n, [RefusedCount(1, 0, 2, 3, 4, HUSH, 0, HUSH, 1)], [call]) for n in (8, 9)]
+    stream = failing(read=[(b"1", one) for one in batches])
+    assert await RefusedDrain(stream, failing(), isolation=isolation).drain() == len(batches)
+
+
+async def definitions(isolation: Isolation) -> None:
+    limits, terms = Limits(), PlanTerms()
+    found = [
+        OrganizationDefinition(5, limits), TenantDefinition(6, 5, limits, limits, terms),
+        KeyDefinition(7, 6, 5, HUSH, limits, user=HUSH), UserDefinition(6, 5, HUSH, limits),
+    ]  # fmt: skip
+    truth = Truth({}, {}, found, [], {}, CatalogueDefinition(()), PricesDefinition(()), 1)
+    target = failing(markers=Markers(b"run", [], {}, {}), said_verified=False)
+    target.run_id = b"run"
+    await Verifier(failing(truth=truth, noted={}), target, isolation=isolation).verify()
+
+
+async def deliveries(isolation: Isolation) -> None:
+    delivery = Delivery(11, f"https://{HUSH}.example", HUSH, "ping", {HUSH: HUSH}, now(), 1)
+    await WebhookDeliveries(failing(), failing(), now, isolation=isolation).attempt(delivery)
+
+
+async def handovers(isolation: Isolation) -> None:
+    handover = Handover(12, HUSH, 1, 1, "customer", HUSH, now(), paper=HUSH)  # type: ignore[arg-type]  # only its id is read
+    await Handovers(failing(), failing(), lambda *_, **__: None, isolation=isolation).attempt(handover)
+
+
+async def accounts_of_users(isolation: Isolation) -> None:
+    source = failing(accounts=[f"user:6:{HUSH}:7", "credits:5"])
+    await Pusher(source, failing(), isolation=isolation).push_all()
+
+
+async def expired(isolation: Isolation) -> None:
+    ledger = failing(expired=[ExpiredGrant(13, 5)])
+    await Expirer(ledger, failing(now_ms=0), lambda _: 0, isolation=isolation).expire()
+
+
+@pytest.mark.parametrize(
+    ("goes_through", "named"),
+    [
+        (refused_batches, ["batch 8 of worker w", "batch 9 of worker w"]),
+        (definitions, ["organization 5", "tenant 6", "a user of tenant 6"]),  # the first, second and fourth
+        (deliveries, ["delivery 11"]),
+        (handovers, ["handover 12"]),
+        (accounts_of_users, ["user:6", "credits:5"]),
+        (expired, ["addition 13"]),
+    ],
+)
+async def test_the_log_names_an_item_and_has_no_word_of_a_caller(
+    goes_through: Callable[[Isolation], Awaitable[None]], named: list[str]
+) -> None:
+    said = Said()
+    await goes_through(Isolation(said))
+    assert [one["item"] for one in said.lines] == named
+    assert HUSH not in str(said.lines)

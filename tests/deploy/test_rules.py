@@ -320,6 +320,16 @@ def test_a_message_of_stripe_that_leaves_something_is_told(tmp_path: Path) -> No
     tried(tmp_path, ("HandoversLeft", left, 10, 1))
 
 
+def test_an_item_that_a_loop_leaves_every_hour_is_told(tmp_path: Path) -> None:
+    failures = "tollkeeper_loop_failures_total{loop='checkpoints',of='item'}"
+    hourly, twice_once = {failures: "0x5 1x60 2x60 3x60 4x60"}, {failures: "0x5 2x240"}
+    tried(
+        tmp_path,
+        *(("LoopFailing", WELL | hourly, minutes, 1) for minutes in (110, 130, 150, 190)),
+        *(("LoopFailing", WELL | twice_once, minutes, 0) for minutes in (30, 80, 130, 190)),
+    )
+
+
 def test_no_limit_of_memory_is_no_alert(tmp_path: Path) -> None:
     endless = WELL | {"tollkeeper_redis_memory_max_bytes": "0x100"}
     tried(tmp_path, *((name, endless, 30, 0) for name in ("RedisMemoryHigh", "RedisMemoryFull")))

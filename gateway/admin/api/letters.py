@@ -19,14 +19,12 @@ from gateway.admin.http.idempotency import checked, claim_of
 from gateway.admin.operations import Asked, Operations, finish
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources import REPORTS, RESOURCES
-from gateway.admin.resources.letters import DEAD_LETTERS, DECIDED_USUALLY, LettersDecide
+from gateway.admin.resources.letters import DEAD_LETTERS, DECIDED_USUALLY, RUN_S_MAX, LettersDecide
 from gateway.core.accounts.administration import REQUEST_S_MAX, Claim, Command, Query, Replay, Row
 from gateway.errors import Conflict, NotFound, Unprocessable
 
 REPORT = REPORTS["letters"]
 DECIDE = "decide"
-# A call takes no new row after so long: the next call goes on.
-RUN_S_MAX = 60.0
 COUNTED_MAX, COUNT_MS = 100_000, 2_000
 
 

@@ -13,6 +13,8 @@ from gateway.core.accounts.roles import OPERATOR, Reach, access
 from gateway.core.model import PARTITIONS
 
 DECIDED_MAX, DECIDED_USUALLY = 500, 100
+# A call takes no new row after so long: the next call goes on.
+RUN_S_MAX = 60.0
 DEAD_LETTERS = "dead_letters"
 # What filters, or says how, for one of the two alone.
 _OF_ONE = {"partition": DEAD_LETTERS, "kind": "quarantine", "account": "quarantine", "accept": "quarantine"}

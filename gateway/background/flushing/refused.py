@@ -33,7 +33,10 @@ class Journal(Protocol):
     """PostgreSQL."""
 
     async def store(self, batches: Sequence[RefusedBatch]) -> int:
-        """Store those that are not stored, in one transaction; how many calls were counted."""
+        """Store those that are not stored, in one transaction; how many calls were counted.
+
+        `LedgerUnavailable` where that cannot be now; any other error is of these batches.
+        """
 
 
 class RefusedDrain:
@@ -47,16 +50,18 @@ class RefusedDrain:
         found = await self._stream.read(BATCHES_MAX)
         if found:
             batches = [batch for _, batch in found if batch is not None]
-            if not await self._isolation.tried("refused", batches, self._journal.store):
-                await self._isolation.each("refused", [[one] for one in batches], self._journal.store)
+            await self._isolation.together("refused", batches, self._journal.store, name=_name)
             await self._stream.forget([entry_id for entry_id, _ in found])
         return len(found)
 
     async def run(self) -> None:
-        """Drain twice a second, at once again where there was anything, until cancelled."""
+        """Drain twice a second, at once again where there was anything, until cancelled.
+
+        A ledger that cannot store ends it: whoever runs it says so, and runs it again.
+        """
         while True:
             drained = 0
-            with suppress(CountersUnavailable, LedgerUnavailable):
+            with suppress(CountersUnavailable):
                 drained = await self.drain()
             await asyncio.sleep(0 if drained else INTERVAL_S)
 
@@ -65,3 +70,8 @@ class RefusedDrain:
         with suppress(CountersUnavailable, LedgerUnavailable):
             while await self.drain():
                 pass
+
+
+def _name(batch: RefusedBatch) -> str:
+    """Which batch it is, without what callers said in it."""
+    return f"batch {batch.number} of worker {batch.worker}"

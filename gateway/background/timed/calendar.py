@@ -40,7 +40,8 @@ class Calendar:
     async def turn(self) -> int:
         """Carry out what is due; answers how many. One that fails keeps no other from it."""
         due = await self._subscriptions.subscriptions_due(self._clock().date(), SUBSCRIPTIONS_MAX)
-        return await self._isolation.each("calendar", due, self._subscriptions.advance_subscription)
+        advance = self._subscriptions.advance_subscription
+        return await self._isolation.each("calendar", due, advance, name=str)
 
     async def run(self) -> None:
         """Look every second, until cancelled."""

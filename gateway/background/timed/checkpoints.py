@@ -60,9 +60,7 @@ class MonthEnds:
             made += await self._checkpoints.close_months(some, open_month)
 
         while page := await self._checkpoints.after(after, self._organizations_a_page):
-            if not await self._isolation.tried("checkpoints", page, close):
-                alone = [[one] for one in page]
-                left += len(alone) - await self._isolation.each("checkpoints", alone, close)
+            left += len(page) - await self._isolation.together("checkpoints", page, close, name=str)
             after = page[-1]
         self._closed_before = None if left else open_month
         return made

@@ -44,7 +44,7 @@ class ClockChanges:
             nonlocal told
             told += await self._plans.tell(zone, clock_of(zone, at_ms), TENANTS_MAX)
 
-        await self._isolation.each("clock changes", await self._plans.zones(), tell)
+        await self._isolation.each("clock changes", await self._plans.zones(), tell, name=str)
         return told
 
     async def run(self) -> None:

@@ -57,7 +57,7 @@ class Dunning:
                 await self._receivables.advance_dunning(organization_id, self._schedule)
 
         while page := await self._receivables.dunning_due(self._schedule, after, ORGANIZATIONS_A_PAGE):
-            await self._isolation.each("dunning", page, advance)
+            await self._isolation.each("dunning", page, advance, name=str)
             after = page[-1]
         return fallen
 

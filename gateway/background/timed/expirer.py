@@ -71,7 +71,8 @@ class Expirer:
             while not await self._ledger.allocate(organization_id):
                 pass
 
-        await self._isolation.each("expirer", await self._ledger.behind(ORGANIZATIONS_MAX), allocate)
+        behind = await self._ledger.behind(ORGANIZATIONS_MAX)
+        await self._isolation.each("expirer", behind, allocate, name=lambda one: f"organization {one}")
 
     async def expire(self) -> int:
         """Take the rest of what has expired, where it is known; answers how many additions."""
@@ -88,7 +89,8 @@ class Expirer:
             if (head := heads.get(f"credits:{organization_id}")) is not None:
                 taken += await self._ledger.expire(expired, self._partition_of(organization_id), head.seq)
 
-        await self._isolation.each("expirer", await self._ledger.expired(now_ms, EXPIRED_MAX), expire)
+        expired_now = await self._ledger.expired(now_ms, EXPIRED_MAX)
+        await self._isolation.each("expirer", expired_now, expire, name=lambda one: f"addition {one.id}")
         return taken
 
     async def run(self) -> None:

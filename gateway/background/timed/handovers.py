@@ -82,7 +82,9 @@ class Handovers:
     async def attempt(self, handover: Handover) -> None:
         """Make one attempt, and keep what came of it; one of which nothing can be kept is due again later."""
         try:
-            await self._isolation.tried("handovers", handover, self._attempt)
+            await self._isolation.tried(
+                "handovers", handover, self._attempt, name=lambda one: f"handover {one.id}"
+            )
         finally:
             self._under_way -= 1
             self._ended.set()

@@ -91,7 +91,7 @@ class Pusher:
 
         partitions = self._partitions() if self._partitions is not None else None
         accounts = await self._source.accounts(ACCOUNTS_MAX, partitions)
-        await self._isolation.each("pusher", accounts, push)
+        await self._isolation.each("pusher", accounts, push, name=_name)
         return len(accounts) - pushed
 
     async def run(self) -> None:
@@ -99,3 +99,8 @@ class Pusher:
         while True:
             await self.push_all()
             await asyncio.sleep(INTERVAL_S)
+
+
+def _name(account: str) -> str:
+    """Which account it is, without what follows its number: that is a name callers gave."""
+    return ":".join(account.split(":")[:2])

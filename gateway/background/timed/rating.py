@@ -31,7 +31,7 @@ class Rating:
     async def turn(self) -> int:
         """Rate a piece of each price; answers with how many that went well."""
         left = await self._prices.prices_left(PRICES_A_TURN)
-        return await self._isolation.each("rating", left, self._prices.rate)
+        return await self._isolation.each("rating", left, self._prices.rate, name=str)
 
     async def run(self) -> None:
         """Look every few seconds, at once again where there was something, until cancelled."""

@@ -54,7 +54,7 @@ class TopUps:
                 billed += 1
 
         while page := await self._sales.top_ups_due(after, self._additions_a_page):
-            await self._isolation.each("top-ups", page, bill)
+            await self._isolation.each("top-ups", page, bill, name=lambda one: f"addition {one[0]}")
             after, _ = page[-1]
         return billed
 
@@ -65,7 +65,7 @@ class TopUps:
 
         after = 0
         while page := await self._sales.top_ups_ordered(after, self._additions_a_page):
-            await self._isolation.each("top-ups", page, make)
+            await self._isolation.each("top-ups", page, make, name=lambda one: f"order {one}")
             after = page[-1]
 
     async def run(self) -> None:

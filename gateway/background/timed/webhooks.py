@@ -98,7 +98,9 @@ class WebhookDeliveries:
     async def attempt(self, delivery: Delivery) -> None:
         """Make one attempt, and keep what came of it; one of which nothing can be kept is due again later."""
         try:
-            await self._isolation.tried("webhooks", delivery, self._attempt)
+            await self._isolation.tried(
+                "webhooks", delivery, self._attempt, name=lambda one: f"delivery {one.id}"
+            )
         finally:
             self._under_way[delivery.webhook_id] -= 1
             self._ended.set()

@@ -21,6 +21,13 @@ from gateway.background.verifying.admission_gate import AdmissionGate
 from gateway.background.verifying.budgets import BudgetRebuild
 from gateway.background.verifying.ports import Source, Target
 from gateway.background.verifying.rewinds import Rewinds
+from gateway.core.accounts.definitions import (
+    AccountDefinition,
+    KeyDefinition,
+    OrganizationDefinition,
+    TenantDefinition,
+    UserDefinition,
+)
 from gateway.core.integrity.recovery import Markers
 from gateway.core.integrity.strays import Strays
 from gateway.core.integrity.verified import Truth, Verified
@@ -138,7 +145,7 @@ class Verifier:
     async def _define(self, truth: Truth) -> None:
         """Write definitions and identities again; a definition that is refused keeps no other from it."""
         define = partial(self._target.define_account, version=truth.version)
-        await self._isolation.each("verifier", truth.definitions, define)
+        await self._isolation.each("verifier", truth.definitions, define, name=_name)
         for key in truth.identities:
             await self._target.identity(key)
 
@@ -152,7 +159,7 @@ class Verifier:
                 done.append(one)
             elif isinstance(one, Exception) and not self._isolation.is_everybodys(one):
                 self._left += 1
-                self._isolation.item_failed("verifier", partition, one)
+                self._isolation.item_failed("verifier", str(partition), one)
             elif one is not None:
                 raise one
         return done
@@ -227,3 +234,16 @@ class Verifier:
         if not await self._target.mark(run_id, partition, marker, epoch, catalogue):
             return None
         return Verified(partition, epoch, rebuilt + budgets, len(lost), len(ghosts))
+
+
+def _name(definition: AccountDefinition) -> str:
+    """Which definition it is; a user's own name is nobody's business."""
+    match definition:
+        case OrganizationDefinition():
+            return f"organization {definition.organization_id}"
+        case TenantDefinition():
+            return f"tenant {definition.tenant_id}"
+        case KeyDefinition():
+            return f"key {definition.key_id}"
+        case UserDefinition():
+            return f"a user of tenant {definition.tenant_id}"

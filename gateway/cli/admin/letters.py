@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
+from gateway.admin.resources.letters import RUN_S_MAX
 from gateway.cli.admin.client import AdminClient, Json
 from gateway.cli.admin.options import AsJson
 from gateway.cli.admin.output import admin, report, waiting
@@ -51,17 +53,25 @@ def _decide(sent: dict[str, Any], org: str | None, tenant: str | None, *, as_jso
         ):  # fmt: skip
             sent |= {name: api.id_of(resource, given)} if given is not None else {}
         sent = {name: value for name, value in sent.items() if value is not None}
-        done: list[int] = []
-        refused: list[Json] = []
         with waiting("Deciding"):
-            for _ in range(PASSES_MAX):
-                found, refused = _pass(api, sent)
-                done += found
-                if not (found and refused):
-                    break
-        report({"done": len(done), "items": refused}, "Left as they are", as_json=as_json)
+            done, refused = decided(api, sent)
+        report({"done": done, "items": refused}, "Left as they are", as_json=as_json)
         if refused:
             raise typer.Exit(1)
+
+
+def decided(api: AdminClient, sent: Json) -> tuple[int, list[Json]]:
+    """Go through all until nothing more fits; how many were decided, and what is left."""
+    # A call of this goes on for so long, and as long as any other behind that.
+    api = replace(api, timeout_s=RUN_S_MAX + api.timeout_s)
+    done = 0
+    refused: list[Json] = []
+    for _ in range(PASSES_MAX):
+        found, refused = _pass(api, sent)
+        done += len(found)
+        if not (found and refused):
+            break
+    return done, refused
 
 
 def _pass(api: AdminClient, sent: Json) -> tuple[list[int], list[Json]]:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import psycopg
 import pytest
 
 from gateway.background.flushing.refused import RefusedDrain
+from gateway.background.isolation import Isolation
 from gateway.core.accounts.refusals import Refusals, RefusedCall
 from gateway.counters.admission.refused import RefusedCalls
 from gateway.counters.keeper.refused import RefusedStream
 from gateway.counters.redis import keys
+from gateway.errors import LedgerUnavailable
 from persistence.ledger.refused import NAMED_A_DAY_MAX, RefusedJournal
 from tests.background.backend import Backend, backend_at
 from tests.builders import World, new_id
@@ -168,6 +171,47 @@ async def test_what_is_no_batch_holds_nothing_up(valkey: str, migrated: str) -> 
         line.refuse(world)
         await line.told()
         assert (line.counted(), world.client.xlen(keys.REFUSED)) == ([("m", 1)], 0)
+
+
+@pytest.fixture
+def no_teapots(migrated: str) -> Iterator[None]:
+    """A table that refuses one of all statuses."""
+    with psycopg.connect(migrated, autocommit=True) as connection:
+        connection.execute("ALTER TABLE call ADD CONSTRAINT no_teapots CHECK (status <> 418)")
+        yield
+        connection.execute("ALTER TABLE call DROP CONSTRAINT no_teapots")
+
+
+@pytest.mark.usefixtures("no_teapots")
+async def test_a_batch_that_postgresql_refuses_is_dropped_and_said_and_others_are_stored(
+    valkey: str, migrated: str
+) -> None:
+    async with lined(valkey, migrated) as (line, world):
+        isolation = Isolation()
+        line.drain = RefusedDrain(line.stream, RefusedJournal(line.backend.engine), isolation=isolation)
+        for status in (429, 418, 429):
+            line.refuse(world, status=status)
+            await line.worker.send()
+        await line.drain.finish()
+        assert (world.client.xlen(keys.REFUSED), line.counted()) == (0, [("m", 2)])
+        assert [row["status"] for row in line.rows()] == [429, 429]
+        assert isolation.figures() == {"loop_failures": [["refused", "item", 1]]}
+
+
+async def test_what_cannot_be_stored_now_waits_in_the_stream_and_the_drain_says_so(
+    valkey: str, migrated: str
+) -> None:
+    async with lined(valkey, migrated) as (line, world):
+        line.refuse(world)
+        await line.worker.send()
+        with psycopg.connect(migrated, autocommit=True) as connection:
+            connection.execute("ALTER TABLE refused_batch RENAME TO not_there")
+            with pytest.raises(LedgerUnavailable):
+                await line.drain.run()
+            assert world.client.xlen(keys.REFUSED) == 1
+            connection.execute("ALTER TABLE not_there RENAME TO refused_batch")
+        await line.drain.finish()
+        assert (world.client.xlen(keys.REFUSED), line.counted()) == (0, [("m", 1)])
 
 
 @pytest.mark.parametrize("text", ["\0", "\ud800", "é" * 300])
