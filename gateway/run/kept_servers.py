@@ -91,7 +91,9 @@ class KeptServer:
             return wire.part.partitions
 
         def flushed() -> frozenset[int]:
-            return shared.share.partitions().intersection(wire.part.partitions)
+            mine = shared.share.partitions().intersection(wire.part.partitions)
+            self.outbox.keep_to(mine)
+            return mine
 
         self.counters, self._writer = counters, Writer(settings.database_url)
         self.outbox = Outbox(counters, shared.log, check_history=fence.check_history)
@@ -142,6 +144,7 @@ class KeptServer:
         self._flusher.stop()
         if self._flushing is not None:
             await self._flushing
+        self.outbox.keep_to(())
         self._writer.close()
 
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from gateway.background.timed.reclaimer import HOLDS_MAX
 from gateway.core.accounts.ledger import VERSION, is_newer
 from gateway.core.layout import LAYOUT
 from gateway.core.model import Verdict
+from gateway.counters.late.keeping import LOOK_MAX
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from tests.background.backend import Backend, backend_at
@@ -137,6 +139,47 @@ async def test_holds_behind_a_whole_page_of_unreadable_ones_are_found(backend: B
     found = await backend.keeping.expired(2)
     assert [one.release.request_id for one in found] == [last.id]
     assert left(backend) == {"hold": 4}
+
+
+async def test_deadlines_of_no_hold_shift_no_page(backend: Backend) -> None:
+    """Those that are gone are removed on the way: what is behind them is looked at in the same look."""
+    world = await backend.settle_in(100)
+    name, newer = keys.deadlines(world.p), NEWER + bytes(20)
+    order = "".join(f"{at:02d}" for at in range(12))
+    for at in range(12):  # an unreadable one and a gone one by turns, some of one deadline
+        world.client.zadd(name, {f"{at:02d}": 1 + at // 3})
+        if at % 2 == 0:
+            world.client.set(keys.hold(world.p, f"{at:02d}"), newer)
+    last = dead(world, 9)
+    found = await backend.keeping.expired(2)
+    assert [one.release.request_id for one in found] == [last.id]
+    assert left(backend) == {"hold": 6}
+    assert "".join(list(world.deadlines())[:6]) == "".join(order[at : at + 2] for at in range(0, 24, 4))
+
+
+@pytest.mark.parametrize("deadline", [0, 5], ids=["one by one", "of one deadline"])
+async def test_behind_more_unreadable_holds_than_one_look_goes_through_a_hold_is_taken_back(
+    backend: Backend, deadline: int
+) -> None:
+    world = await backend.settle_in(100)
+    names = [f"{at:05d}" for at in range(2 * LOOK_MAX + 10)]
+    world.client.mset({keys.hold(world.p, one): NEWER + bytes(20) for one in names})
+    world.client.zadd(keys.deadlines(world.p), {one: deadline or at + 1 for at, one in enumerate(names)})
+    call = dead(world, 9)
+    asked = backend.counters.send
+    looked: list[bytes] = []
+
+    def send(*parts: bytes) -> Any:
+        looked.extend(parts[:1])
+        return asked(*parts)
+
+    backend.counters.send = send  # type: ignore[method-assign]  # counted on its way
+    for _ in range(8):
+        looked.clear()
+        if await backend.reclaimer.sweep():
+            break
+        assert looked.count(b"GET") <= LOOK_MAX + HOLDS_MAX
+    assert (world.tenant.held, call.id in world.deadlines()) == (0, False)
 
 
 async def test_a_state_of_another_version_is_rebuilt_by_nobody_and_the_rest_is_verified(

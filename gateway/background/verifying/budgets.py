@@ -61,8 +61,8 @@ class Target(Protocol):
     async def somebodys_budgets(self, partition: int, name: str) -> list[str]:
         """The accounts for each that are like one."""
 
-    async def live_budgets(self, partition: int, names: Sequence[str]) -> Live:
-        """Accounts as they are, by name and budget."""
+    async def live_budgets(self, partition: int, names: Sequence[str]) -> tuple[Live, frozenset[str]]:
+        """Accounts as they are, by name and budget; and the names of those of another version."""
 
     async def look(
         self, partition: int, mark: bytes, names: Sequence[str]
@@ -112,8 +112,9 @@ class BudgetRebuild:
             accounts = list(
                 as_they_should_be(one.organization_id, one.terms.budgets, stored.used, waiting, now_ms, names)
             )
-            live = await self._target.live_budgets(partition, [account.name for account in accounts])
-            wrong += differing(accounts, live, less_only=less_only)
+            live, others = await self._target.live_budgets(partition, [one.name for one in accounts])
+            ours = [one for one in accounts if one.name not in others]
+            wrong += differing(ours, live, less_only=less_only)
         if wrong and not await self._target.restore_budgets(partition, marker, wrong, now_ms):
             return None
         return len(wrong)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from gateway.background.isolation import Isolation
-from gateway.background.verifying.admission_gate import AdmissionGate
+from gateway.background.verifying.admission_gate import AWAY_S, AdmissionGate
 from gateway.background.verifying.budgets import BudgetRebuild
 from gateway.background.verifying.ports import Source, Target
 from gateway.background.verifying.rewinds import Rewinds
@@ -39,6 +39,7 @@ TOGETHER_MAX = 16
 WATCH_S = 1.0
 # How soon it is tried again where a partition was left: all that is known is read for that.
 LEFT_S = 5.0
+assert WATCH_S < AWAY_S, "who watches is there"
 
 
 class Verifier:
@@ -65,7 +66,7 @@ class Verifier:
         self._source = source
         self._target = target
         self._observe = observe
-        self._vouched = b""
+        self._vouched, self._watches = b"", False
         self._admission_gate = admission_gate
         self._rewinds = rewinds
         self._partitions = partitions
@@ -76,8 +77,16 @@ class Verifier:
         """Whether everything is verified under the run id of the present connection."""
         return bool(self._vouched) and self._vouched == self._target.run_id
 
+    @property
+    def pause_s(self) -> float:
+        """How long until the next look. Where all but another version's is verified it only watches, and does
+        so as often as ever: the admission gate goes by it.
+        """
+        return WATCH_S if self.ready or self._watches else LEFT_S if self._left else INTERVAL_S
+
     async def verify(self) -> list[Verified]:
         """Verify what is not; CountersUnavailable where Redis goes away meanwhile."""
+        self._watches = False
         await self._notice_rewind()
         reports = await self._target.reports() if self._admission_gate else {}
         markers = await self._target.markers()
@@ -94,6 +103,7 @@ class Verifier:
             if self._admission_gate:
                 await self._admission_gate.watch(reports)
             await self._catch_up(markers)
+            self._watches = True
             return []
         self._vouched = b""
         known = await self._catch_up(markers)
@@ -136,7 +146,7 @@ class Verifier:
                     self._observe(done)
             except CountersUnavailable:
                 self._vouched = b""
-            await asyncio.sleep(LEFT_S if self._left else WATCH_S if self.ready else INTERVAL_S)
+            await asyncio.sleep(self.pause_s)
 
     async def _publish(self, truth: Truth) -> None:
         await self._target.publish(truth.prices, truth.version)

@@ -31,8 +31,8 @@ Held = Mapping[tuple[str, int], Sequence[int]]
 class BudgetAccounts(Control):
     """Looks at accounts of budgets and what waits for them, and writes them."""
 
-    async def live_budgets(self, partition: int, names: Sequence[str]) -> Live:
-        """Accounts as they are stored, by name and budget, without those of another version."""
+    async def live_budgets(self, partition: int, names: Sequence[str]) -> tuple[Live, frozenset[str]]:
+        """Accounts as they are stored, by name and budget; and the names of those of another version."""
         keys_of = [keys.budget_account(partition, name) for name in names]
         return self._live(partition, names, await self.states(keys_of))
 
@@ -78,9 +78,8 @@ class BudgetAccounts(Control):
         entries, again = entries_in(first), entries_in(last)
         states_ = [one if isinstance(one, bytes) else None for one in raw] if isinstance(raw, list) else []
         whole = len(entries) < READ_ENTRIES and [one for one, _ in entries] == [one for one, _ in again]
-        live = self._live(partition, names, states_)
-        whole = whole and not any(self._is_others(partition, name) for name in names)
-        return (live, [packed for _, packed in entries]) if whole else None
+        live, others = self._live(partition, names, states_)
+        return (live, [packed for _, packed in entries]) if whole and not others else None
 
     async def restore_budgets(
         self, partition: int, marker: bytes, accounts: Iterable[BudgetAccountUse], now_ms: int
@@ -90,8 +89,6 @@ class BudgetAccounts(Control):
         """
         held, calls = await self._held_of_budgets(partition)
         for account in accounts:
-            if self._is_others(partition, account.name):
-                continue
             defined = DEFINED_WINDOW.struct.iter_unpack(account.defined)
             windows = [
                 replace(WindowState(*map(int, fields)), used=used, held=_held(held, account.name, fields))
@@ -109,17 +106,16 @@ class BudgetAccounts(Control):
                 )
         return True
 
-    def _live(self, partition: int, names: Sequence[str], raw: Sequence[bytes | None]) -> Live:
-        found = {}
+    def _live(
+        self, partition: int, names: Sequence[str], raw: Sequence[bytes | None]
+    ) -> tuple[Live, frozenset[str]]:
+        found, others = {}, set(names)
         for name, packed in zip(names, raw, strict=True):
             with self.left_alone.reading("account", keys.budget_account(partition, name)):
                 if packed:
                     found[name] = live_windows(packed)
-        return found
-
-    def _is_others(self, partition: int, name: str) -> bool:
-        """Whether another version has stored an account."""
-        return self.left_alone.has("account", keys.budget_account(partition, name))
+                others.discard(name)
+        return found, frozenset(others)
 
     async def _held_of_budgets(self, partition: int) -> tuple[Held, Counter[str]]:
         answer = await self.ask(b"ZRANGE", keys.deadlines(partition).encode(), b"0", b"-1")

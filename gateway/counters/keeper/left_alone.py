@@ -1,6 +1,7 @@
 """What nobody here can read, since another version has stored it: left where it is, counted, and told.
 
 It is never made a dead letter, never dropped, never written over: whoever knows its layout deals with it.
+This only counts, up to a bound: what may be written goes by what was read, never by what is counted here.
 """
 
 from __future__ import annotations
@@ -40,10 +41,6 @@ class LeftAlone:
             self._say("left alone, another version's", what=kind, name=name, why=why, level="error")
         if len(names) < NAMES_MAX:
             names.add(name)
-
-    def has(self, kind: Kind, name: str) -> bool:
-        """Whether this is one that could not be read when it was looked at last."""
-        return name in self._found[kind]
 
     def forget(self, kind: Kind, names: Iterable[str]) -> None:
         """These can be read, or are gone."""

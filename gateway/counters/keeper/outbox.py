@@ -5,7 +5,7 @@ What waits behind accounts in quarantine is set aside (`parked.py`), and is read
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from gateway.core.accounts.ledger import VERSION, MalformedEvent, Place, decode, is_newer, places_before
@@ -45,6 +45,7 @@ class Outbox:
         self._client, self._parked = client, Parked(client)
         self._say, self._look_entries_max, self._check_history = say, look_entries_max, check_history
         self.read_under, self._replaced = b"", False
+        self._others: set[_Stream] = set()
 
     async def read(self, after: Mapping[int, bytes], count: int) -> dict[int, list[tuple[bytes, bytes]]]:
         """Up to `count` entries (id, packed event) of each partition after an id; b"" is the start.
@@ -67,7 +68,15 @@ class Outbox:
 
     async def parked(self, partitions: Iterable[int]) -> dict[Owner, int]:
         """How many entries are set aside, by owner. Asked after a `read` it counts all moved before that."""
-        return await self._parked.counts(partitions)
+        asked = frozenset(partitions)
+        counts = await self._parked.counts(asked)
+        there = {keys.parked_entries(*owner) for owner in counts} | {keys.outbox(one) for one in asked}
+        self._forget_others({(p, stream) for p, stream in self._others if p in asked and stream not in there})
+        return counts
+
+    def keep_to(self, partitions: Collection[int]) -> None:
+        """These alone are read from now on: what the streams of others have is for whoever reads them."""
+        self._forget_others({(p, stream) for p, stream in self._others if p not in partitions})
 
     async def _read(
         self, after: Mapping[_Stream, bytes], count: int
@@ -104,17 +113,25 @@ class Outbox:
     ) -> list[tuple[bytes, bytes]] | CountersRefused:
         """Entries up to the first that a newer version has written: what comes behind it may follow it.
 
-        What is set aside is read whole or not at all.
+        What is set aside is read whole or not at all. One of each stream is counted: that which comes first.
         """
-        left, of = self._client.left_alone, f"{partition} "
         at = next((at for at, (_, packed) in enumerate(entries) if is_newer(packed)), None)
         if at is None:
-            left.keep("entry", (), of)
+            self._forget_others({(partition, stream)} & self._others)
             return entries
         entry_id, packed = entries[at]
         why = f"entry of layout {packed[0]}: this version knows up to {VERSION}"
-        left.note("entry", of + entry_id.decode(), why)
+        name = f"{stream} {entry_id.decode()}"
+        self._client.left_alone.note("entry", name, why)
+        self._client.left_alone.keep("entry", [name], f"{stream} ")
+        self._others.add((partition, stream))
         return entries[:at] if stream == keys.outbox(partition) else CountersRefused(why)
+
+    def _forget_others(self, streams: Collection[_Stream]) -> None:
+        """Nothing of a newer version comes next there, or it is not read here."""
+        for _, stream in streams:
+            self._client.left_alone.keep("entry", (), f"{stream} ")
+        self._others.difference_update(streams)
 
     def _tell(self, partition: int, read: list[tuple[bytes, bytes]] | CountersRefused) -> None:
         """Say whose stream is broken, as where its key is of another type, and whose is whole again."""

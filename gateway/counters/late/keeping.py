@@ -11,7 +11,7 @@ from gateway.core.accounts.holds import Charged, Ending, ExpiredHold, LateSettle
 from gateway.core.billing.tiers import are_money
 from gateway.core.model import Caller
 from gateway.core.wait import Wait, in_task
-from gateway.counters.keeper.client import APPLIED, UNVERIFIED, Client, says_newer
+from gateway.counters.keeper.client import APPLIED, UNVERIFIED, Client, each, says_newer
 from gateway.counters.late.budget_windows import windows
 from gateway.counters.late.late_lane import LateLane
 from gateway.counters.layouts import packing, states
@@ -28,8 +28,9 @@ CORRECTED = "settled after its hold was reclaimed"
 # where its plan weighs them.
 RECLAIMED = b'{"estimated":true,"reclaimed":true,"units":%d}'
 RECLAIMED_WEIGHED = b'{"estimated":true,"reclaimed":true,"units":%d,"tokens":%d}'
-# Holds of a partition that are looked through for those that can be read.
-LOOK_MAX = 100_000
+# Holds of a partition that one look goes through, and less than a page more, for those that can be read.
+LOOK_MAX = 2_000
+_FIRST = b"-inf"
 
 
 class Keeping:
@@ -39,39 +40,77 @@ class Keeping:
         self._client = client
         self._lane = LateLane(client)
         self._looked_under = b""
+        self._begun: dict[int, tuple[bytes, bool]] = {}
 
     async def expired(self, count: int) -> Sequence[ExpiredHold]:
         """Up to `count` holds past their deadline by Redis' own clock of each partition.
 
         One that cannot be read is left where it is, and the others behind it are found all the same.
         """
-        now_ms = await self._client.now_ms()
-        due = await self._client.ask_all(b"ZRANGE", keys.deadlines, *_due(now_ms, 0, count))
+        until = b"%d" % await self._client.now_ms()
+        asked = list(self._client.partitions)
+        begin = {one: self._begun.get(one, (_FIRST, False))[0] for one in asked}
+        due = await self._client.ask_each(_due(one, begin[one], until, count) for one in asked)
         found: list[ExpiredHold] = []
-        for partition, first in due.items():
-            page, looked, left = first, 0, set[str]()
-            while isinstance(page, list):
-                names = [cast("bytes", one).decode() for one in page]
-                read, unread = await self._read(partition, names)
-                found, left, looked = found + read, left | unread, looked + len(names)
-                if not unread or len(names) < count or looked >= LOOK_MAX:
-                    break
-                next_page = b"ZRANGE", keys.deadlines(partition).encode(), *_due(now_ms, looked, count)
-                page = await self._client.ask(*next_page)
+        for partition, first in zip(asked, due, strict=True):
+            found += await self._look_through(partition, first, until, count)
+        return found
+
+    async def _look_through(
+        self, partition: int, first: Reply, until: bytes, count: int
+    ) -> list[ExpiredHold]:
+        """What can be read of one partition, by pages. Each begins with the deadline that ended the last one,
+        without what that one had of it: what others remove meanwhile shifts nothing.
+        """
+        found, left, ties = list[ExpiredHold](), set[str](), frozenset[str]()
+        page, asked, looked, behind = _deadlines(first), count, 0, _FIRST
+        while page:
+            names = [name for name, _ in page if name not in ties]
+            read, unread = await self._read(partition, names)
+            found, left, looked = found + read, left | unread, looked + len(names)
+            if len(page) < asked or len(found) >= count:
+                break
+            last = page[-1][1]
+            if looked >= LOOK_MAX:
+                behind = last
+                break
+            ties = frozenset(name for name, deadline in page if deadline == last)
+            asked = count + len(ties)
+            page = _deadlines(await self._client.ask(*_due(partition, last, until, asked)))
+        if self._is_whole(partition, behind):
             self._client.left_alone.keep("hold", left, f"{partition} ")
         return found
 
+    def _is_whole(self, partition: int, behind: bytes) -> bool:
+        """Whether that look began at the first; notes where the next one begins, if more is `behind`.
+
+        Two looks in a row go through the same, since a hold is taken back that two found.
+        """
+        since, again = self._begun.pop(partition, (_FIRST, False))
+        if since == behind == _FIRST:
+            return True
+        if not again:
+            self._begun[partition] = since, True
+        elif behind != _FIRST:  # more of one deadline than a look goes through is passed by
+            self._begun[partition] = behind if behind != since else b"(" + behind, False
+        return False
+
     async def _read(self, partition: int, names: Sequence[str]) -> tuple[list[ExpiredHold], set[str]]:
-        """Holds that are there, and the names of those that cannot be read."""
-        found: list[ExpiredHold] = []
-        unread = set[str]()
-        for name in names:
-            told, read = f"{partition} {name}", False
+        """Holds that are there, and the names of those that cannot be read. Deadlines of none are removed."""
+        found, unread, gone = list[ExpiredHold](), set[str](), list[bytes]()
+        stored = await each([self._client.send(b"GET", keys.hold(partition, one).encode()) for one in names])
+        for name, packed in zip(names, stored, strict=True):
+            if isinstance(packed, CountersRefused):
+                raise packed
+            if not isinstance(packed, bytes):
+                gone.append(name.encode())
+                continue
+            unread.add(told := f"{partition} {name}")
             with self._client.left_alone.reading("hold", told):
-                hold = await self._hold(partition, name)
-                found += [hold] if hold is not None else []
-                read = True
-            unread |= set() if read else {told}
+                found.append(_expired(name, packed))
+                unread.discard(told)
+        if gone:
+            await self._client.ask(b"ZREM", keys.deadlines(partition).encode(), *gone)
         return found, unread
 
     async def reclaim(self, hold: ExpiredHold, charge: Charged) -> bool:
@@ -175,28 +214,33 @@ class Keeping:
         self._client.moved += acknowledged(caller, answer)
         return code == APPLIED
 
-    async def _hold(self, partition: int, request_id: str) -> ExpiredHold | None:
-        packed = await self._client.ask(b"GET", keys.hold(partition, request_id).encode())
-        if not isinstance(packed, bytes):
-            await self._client.ask(b"ZREM", keys.deadlines(partition).encode(), request_id.encode())
-            return None
-        state, _, tiers = states.unpack_hold(packed)
-        # What tokens set the price of costs what was seen; any other price is known beforehand.
-        uses, held, units = state.flags & states.HOLD_USES, state.credits, state.units
-        if uses:
-            held, credits_, units = 0, 0, units if state.seen < 0 else state.seen
-        else:
-            credits_ = held if state.seen < 0 else state.seen
-        lease = bool(state.flags & states.HOLD_LEASE)
-        release = release_of(request_id, packed)
-        return ExpiredHold(
-            release, state.observed, credits_, units, state.tokens, lease, held,
-            state.weighed if state.weighed >= 0 else None,
-            max(state.key_tpm, state.user_tpm, state.tenant_tpm, state.organization_tpm), state.units,
-            state.money, state.raw_tokens, state.money_seen, 1 if are_money(tiers) else state.units,
-        )  # fmt: skip
+
+def _expired(request_id: str, packed: bytes) -> ExpiredHold:
+    """A hold as it is stored."""
+    state, _, tiers = states.unpack_hold(packed)
+    # What tokens set the price of costs what was seen; any other price is known beforehand.
+    uses, held, units = state.flags & states.HOLD_USES, state.credits, state.units
+    if uses:
+        held, credits_, units = 0, 0, units if state.seen < 0 else state.seen
+    else:
+        credits_ = held if state.seen < 0 else state.seen
+    lease = bool(state.flags & states.HOLD_LEASE)
+    release = release_of(request_id, packed)
+    return ExpiredHold(
+        release, state.observed, credits_, units, state.tokens, lease, held,
+        state.weighed if state.weighed >= 0 else None,
+        max(state.key_tpm, state.user_tpm, state.tenant_tpm, state.organization_tpm), state.units,
+        state.money, state.raw_tokens, state.money_seen, 1 if are_money(tiers) else state.units,
+    )  # fmt: skip
 
 
-def _due(now_ms: int, start: int, count: int) -> tuple[bytes, ...]:
-    """What ZRANGE is asked with for deadlines that are over, so many from a place on."""
-    return b"-inf", b"%d" % now_ms, b"BYSCORE", b"LIMIT", b"%d" % start, b"%d" % count
+def _due(partition: int, since: bytes, until: bytes, count: int) -> tuple[bytes, ...]:
+    """The command for so many deadlines that are over, in their order, from one on."""
+    limits = b"BYSCORE", b"LIMIT", b"0", b"%d" % count, b"WITHSCORES"
+    return b"ZRANGE", keys.deadlines(partition).encode(), since, until, *limits
+
+
+def _deadlines(answer: Reply) -> list[tuple[str, bytes]]:
+    """Names with their deadlines, as they are answered."""
+    flat = cast("list[bytes]", answer) if isinstance(answer, list) else []
+    return [(name.decode(), deadline) for name, deadline in zip(flat[::2], flat[1::2], strict=True)]

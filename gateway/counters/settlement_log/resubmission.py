@@ -29,7 +29,7 @@ from gateway.counters.settlement_log.log import SettlementLog
 from gateway.counters.settlement_log.positions import Positions
 from gateway.counters.settlement_log.segment import ACKNOWLEDGED, Record, Segment, records_in
 from gateway.counters.settlement_log.settlement_record import partition_of, unpack
-from gateway.errors import CountersUnavailable
+from gateway.errors import CountersRefused, CountersUnavailable
 
 LOOK_S = 1.6
 ADOPT_S = 10.0
@@ -177,7 +177,7 @@ class Resubmitter:
                 self._uncompared.remove(segment)
 
     async def _verified_epochs(self) -> list[int]:
-        """The epoch of each partition; 0 where it is not verified on this connection, or there is none."""
+        """The epoch of each partition; 0 where it is not verified on this connection or a newer version's."""
         upkeep, epochs = self._is_calm, [0] * PARTITIONS
         by_wire: dict[Wire, list[int]] = {}
         for partition in range(PARTITIONS):
@@ -191,8 +191,9 @@ class Resubmitter:
             with suppress(CountersUnavailable):
                 markers = await in_task(wait)
                 for partition, marker in zip(part, cast("list[Reply]", markers), strict=True):
-                    run_id, epoch, _ = packing.read_marker(marker)
-                    epochs[partition] = epoch if run_id == wire.run_id else 0
+                    with suppress(CountersRefused):  # a newer version's, which keeps no other from it
+                        run_id, epoch, _ = packing.read_marker(marker)
+                        epochs[partition] = epoch if run_id == wire.run_id else 0
         if not any(epochs):
             raise CountersUnavailable
         return epochs

@@ -18,6 +18,7 @@ from gateway.background.verifying import admission_gate as module
 from gateway.background.verifying.admission_gate import AdmissionGate
 from gateway.background.verifying.verifier import Verified, Verifier
 from gateway.core.integrity.recovery import RETURN_S_MAX, SILENT_S_MAX
+from gateway.core.layout import LAYOUT
 from gateway.core.model import PARTITIONS, Verdict
 from gateway.counters.keeper import worker_reports
 from gateway.counters.layouts import packing
@@ -250,6 +251,29 @@ async def test_who_does_not_come_back_is_not_waited_for_when_losses_are_counted(
         # What it said last is true until nobody waits for it, and again once it had its time to come back.
         assert (at_rest[0], at_rest[-1]) == (True, True)
         assert at_rest.count(False) >= int(RETURN_S_MAX / (SILENT_S_MAX / 4))
+
+
+async def test_while_another_version_has_a_partition_nobody_waits_for_the_dead(
+    kept: ValkeyServer, migrated: str, tmp_path: Path
+) -> None:
+    """Looks are as far apart as this keeper says, and what each of them takes."""
+    async with scene_at(kept, migrated) as scene:
+        theirs = (scene.world.p + 1) % PARTITIONS
+        async with worker_at(kept.url, tmp_path / "gone", worker_slot="gone") as gone:
+            await scene.looked(gone)
+        async with worker_at(kept.url, tmp_path / "here", worker_slot="here") as here:
+            marker = scene.world.get(keys.marker(theirs))
+            assert marker is not None
+            scene.world.client.set(keys.marker(theirs), bytes([LAYOUT + 1]) + marker[1:])
+            scene.clock.stop()
+            waited = 0.0
+            while waited <= 2 * SILENT_S_MAX + RETURN_S_MAX:
+                await here.look()
+                assert await scene.verifier.verify() == []
+                passed = scene.verifier.pause_s + 0.5
+                scene.clock.ahead, waited = scene.clock.ahead + passed, waited + passed
+            assert "gone" not in await scene.backend.counters.reports()
+            assert await scene.gate.at_rest() == frozenset(range(PARTITIONS)) - {theirs}
 
 
 async def test_whoever_takes_a_dead_workers_slot_and_log_reports_for_it(

@@ -18,7 +18,9 @@ from gateway.background.verifying import budgets as verifying
 from gateway.background.verifying.reconciler import Reconciler
 from gateway.core.accounts.budgets import Budget, account_of, accounts_of, bounds, defined
 from gateway.core.accounts.ledger import Budgeted, EventKind
+from gateway.core.layout import LAYOUT
 from gateway.core.model import INTEGER_MAX, PARTITIONS, BudgetAccount, Settled, Verdict
+from gateway.counters.keeper.left_alone import NAMES_MAX
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.windows import WindowState, pack_windows, unpack_windows
@@ -271,6 +273,26 @@ async def test_where_too_much_waits_nothing_is_taken_away(kept: Kept) -> None:
     kept.put(total, 1)
     assert await kept.rebuilt(unread=True) == 1
     assert kept.used()[1] == 7
+
+
+async def test_what_a_newer_version_has_stored_is_never_written_over(kept: Kept) -> None:
+    """However much of it there is: more than is counted, here."""
+    kept.use(5)
+    await kept.backend.flush()
+    await kept.verify_again()
+    day, _, each = kept.budgets
+    for number in range(NAMES_MAX):
+        kept.backend.counters.left_alone.note("account", str(number), "a test")
+    name = keys.budget_account(kept.world.p, kept.name(day))
+    newer = bytes([LAYOUT + 1]) + (kept.world.get(name) or b"")[1:] + bytes(24)
+    kept.world.client.set(name, newer)
+    kept.put(each, 0, ADA)
+    assert await kept.rebuilt() == 1
+    adas = kept.live(each, ADA)
+    assert adas is not None
+    assert (kept.world.get(name), adas.used) == (newer, 1)
+    look = await kept.backend.counters.look(kept.world.p, b"", [kept.name(day)])
+    assert look is None  # nothing can be said of it
 
 
 async def test_a_call_in_flight_holds_again_what_it_held(kept: Kept) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import islice, repeat
+from typing import Any
 
 import pytest
 
+from gateway.core.accounts.ledger import VERSION
 from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.layouts import packing
@@ -62,6 +64,39 @@ async def test_a_partition_of_another_history_is_left_alone(world: World, outbox
     assert await outbox.read({world.p: b""}, 10) == {}
     world.client.set(keys.marker(world.p), marker or b"")
     assert world.p in await outbox.read({world.p: b""}, 10)
+
+
+async def test_one_entry_of_a_newer_version_is_counted_of_each_stream(world: World, connect: Connect) -> None:
+    world.plan(100)
+    client = Client(await connect(world.url))
+    outbox, streams = Outbox(client), (keys.outbox(world.p), keys.parked_entries(world.p, 1))
+
+    def figure() -> int:
+        rows: Any = client.left_alone.figures()["left_alone"]
+        return int(dict(rows)["entry"])
+
+    async def counted() -> int:
+        await outbox.parked([world.p])
+        await outbox.read({world.p: b""}, 10)
+        await outbox.read_parked({(world.p, 1): b""}, 10)
+        return figure()
+
+    ((_, fields),) = world.entries(streams[0])
+    newer = bytes([VERSION + 1]) + fields[b"e"][1:] + bytes(24)
+    world.client.delete(streams[0])
+    heads = [world.client.xadd(streams[0], {"e": newer}) for _ in range(3)]
+    assert await counted() == 1
+    world.client.xdel(streams[0], heads[0])  # whoever can read it stores them one by one
+    assert await counted() == 1
+    world.client.xadd(streams[1], {"e": newer})
+    assert [await counted(), await counted()] == [2, 2]
+    world.client.delete(streams[1])
+    await outbox.parked([world.p])
+    assert figure() == 1
+    outbox.keep_to([world.p])
+    assert await counted() == 1
+    outbox.keep_to([])
+    assert figure() == 0
 
 
 async def test_what_was_read_of_data_that_was_exchanged_is_not_given_out(

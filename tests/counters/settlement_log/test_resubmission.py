@@ -107,6 +107,24 @@ async def test_what_a_killed_worker_spooled_is_settled_by_the_next(
         assert len(worker.log.segments) == 1
 
 
+async def test_a_partition_of_a_newer_version_keeps_no_other_from_being_sent_again(
+    world: World, tmp_path: Path
+) -> None:
+    organization = next(one for one in range(1, 10_000) if keys.partition_of(one) == PARTITIONS - 1)
+    other = World(world.url, organization_id=organization, tenant_id=8, key_id=4)
+    other.plan(100)
+    async with worker_at(world.url, tmp_path) as worker:
+        call = other.reserve(need=10)
+        unverify(other)
+        assert await worker.settle(call, 7) is Settled.SPOOLED
+        verify(world)
+        newer = packing.marker(world.run_id, 1, 1)
+        world.client.set(keys.marker(0), bytes([newer[0] + 1]) + newer[1:])
+        await worker.look()
+        assert (worker.log.waiting, charged(other)) == (0, [(call.id, 7)])
+        assert worker.resubmitter._reported == [0] + [1] * (PARTITIONS - 1)
+
+
 async def test_a_worker_that_dies_between_settling_and_noting_it_settles_again_through_the_late_lane(
     world: World, tmp_path: Path
 ) -> None:
