@@ -50,38 +50,20 @@ async def _served_again(scene: Scene, load: Load, moments: list[float]) -> None:
     await load.more(30)
 
 
-@row("A primary of a cluster is killed, and its replica takes over", clustered=True, only_long=True)
-async def shard_killed(scene: Scene) -> Figures:
-    """What it acknowledged a moment before may not have come to the replica."""
-    rounds = 5 if scene.long else 1
-    async with lossy(scene) as (load, moments):
-        for number in range(rounds):
-            primary, replica = await _struck(scene)
-            await lost_second(scene, load)
-            moments.append(time.monotonic())
-            await asyncio.to_thread(primary.stop, signal.SIGKILL)
-            await _promoted(scene, replica)
-            moments.append(time.monotonic())
-            wake(scene)
-            await _served_again(scene, load, moments)
-            await asyncio.to_thread(_cluster(scene).cluster.mend)
-            scene.say(f"{number + 1} of {rounds}")
-    return await told(scene, moments)
-
-
-@row("A stale replica of a cluster is promoted", clustered=True)
-async def shard_stale_replica(scene: Scene) -> Figures:
-    """It hears nothing of its primary any more, which goes on for a while and dies."""
+async def _taken_over(scene: Scene, *, is_stale: bool) -> Figures:
+    """A primary is killed and its replica takes over, which heard nothing of it any more if it `is_stale`."""
     rounds = 5 if scene.long else 1
     world = _cluster(scene)
     async with lossy(scene) as (load, moments):
         for number in range(rounds):
             primary, replica = await _struck(scene)
-            world.part_replica(primary, replica)
+            if is_stale:
+                world.part_replica(primary, replica)
             await lost_second(scene, load)
             moments.append(time.monotonic())
             await asyncio.to_thread(primary.stop, signal.SIGKILL)
-            world.heal()
+            if is_stale:
+                world.heal()
             await _promoted(scene, replica)
             moments.append(time.monotonic())
             wake(scene)
@@ -89,6 +71,18 @@ async def shard_stale_replica(scene: Scene) -> Figures:
             await asyncio.to_thread(world.cluster.mend)
             scene.say(f"{number + 1} of {rounds} promotions")
     return await told(scene, moments)
+
+
+@row("A primary of a cluster is killed, and its replica takes over", clustered=True, only_long=True)
+async def shard_killed(scene: Scene) -> Figures:
+    """What it acknowledged a moment before may not have come to the replica."""
+    return await _taken_over(scene, is_stale=False)
+
+
+@row("A stale replica of a cluster is promoted", clustered=True)
+async def shard_stale_replica(scene: Scene) -> Figures:
+    """It hears nothing of its primary any more, which goes on for a while and dies."""
+    return await _taken_over(scene, is_stale=True)
 
 
 @row("The network parts one primary of a cluster from all others", clustered=True)
