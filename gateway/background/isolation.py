@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
+from gateway.core.retries import is_said
 from gateway.errors import CountersRefused, TollkeeperError
 
 UNAVAILABLE = 503
@@ -17,11 +18,6 @@ NAME_CHARS_MAX = 200
 PASS, ITEM = "pass", "item"
 
 T = TypeVar("T")
-
-
-def is_power_of_two(number: int) -> bool:
-    """Which of many failures are said: the first, the second, the fourth and so on."""
-    return number & (number - 1) == 0
 
 
 def _unavailable(error: Exception) -> bool:
@@ -58,7 +54,7 @@ class Isolation:
         """Count an item that was left, and say so now and then: what lasts fills no disk."""
         self._failed[loop, ITEM] += 1
         failures = self._failed[loop, ITEM]
-        if is_power_of_two(failures):
+        if is_said(failures):
             told = {"loop": loop, "item": name[:NAME_CHARS_MAX], "error": repr(error), "failures": failures}
             self._log("item left", **told, level="error")
 

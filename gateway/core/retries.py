@@ -1,4 +1,4 @@
-"""How often something is tried again, and after how long: each pause is longer than the one before."""
+"""How often something is tried again, after how long, and which of its failures are said."""
 
 from __future__ import annotations
 
@@ -19,3 +19,8 @@ class Retries:
         if attempts >= self.attempts_max:
             return None
         return min(self.longest_s, self.first_s * self.factor ** (attempts - 1))
+
+
+def is_said(failures: int) -> bool:
+    """Which of many failures are said: the first, the second, the fourth … What lasts fills no disk."""
+    return failures & (failures - 1) == 0

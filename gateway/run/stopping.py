@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from gateway.core.retries import is_said
 from gateway.errors import CountersUnavailable
 
 RESTART_S = 1.0
@@ -70,8 +71,7 @@ async def forever(
 ) -> None:
     """Run a loop again after an error nobody foresaw, until cancelled.
 
-    Each failure is counted (`failed`). The first is said, the second, the fourth, the eighth …: what lasts
-    fills no disk.
+    Each failure is counted (`failed`); some are said (`is_said`).
     """
     clock = asyncio.get_running_loop().time
     failures = 0
@@ -82,7 +82,7 @@ async def forever(
         except Exception as error:  # noqa: BLE001  # one bad pass must not end a loop the product stands on
             failed(name)
             failures = 1 if clock() - began > WELL_AGAIN_S else failures + 1
-            if failures & (failures - 1) == 0:
+            if is_said(failures):
                 log("loop failed", loop=name, error=repr(error), failures=failures, level="error")
         await asyncio.sleep(restart_s)
 

@@ -17,6 +17,7 @@ from itertools import zip_longest
 from typing import Any
 
 from gateway.core.http_limits import HttpLimits
+from gateway.core.retries import is_said
 from gateway.http.clock import Clock
 
 # Of one answer; and of those that were seen, which connections may still go to.
@@ -119,7 +120,7 @@ class Names:
             self._failing = True
             self._failures += 1
             self._failed()
-            if self._failures & (self._failures - 1) == 0:  # the first, the second, the fourth …
+            if is_said(self._failures):
                 why = str(found) if isinstance(found, Exception) else "no address"
                 kept = list(self._known)
                 self._told("upstream_lookup_failed", host=self._host, why=why, kept=kept, level="warning")
