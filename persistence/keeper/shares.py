@@ -1,8 +1,9 @@
 """Which keepers are there, and which of them flushes a partition, in PostgreSQL.
 
 Each says by itself what it has, in one statement: no lock, no session, and nobody who decides for others. A
-partition is due to one of those who are there and reach its counters, by the order of their ids, so all come
-to the same. Where two look at different moments, it stays whose it is.
+partition is due to one of those who are there and reach its counters, by the order of their places, so all
+come to the same, and who begins in the place of another has its part. Where two look at different moments,
+it stays whose it is.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ WITH here AS (
     DELETE FROM keeper WHERE id <> :id AND (until <= clock_timestamp() OR :first AND place = :place)
     RETURNING id
 ), other AS MATERIALIZED (
-    SELECT id, reached FROM keeper
+    SELECT id, place, reached FROM keeper
      WHERE id <> :id AND until > clock_timestamp() AND NOT (:first AND place = :place)
 ), due AS MATERIALIZED (
-    SELECT partition, (array_agg(id ORDER BY id))[1 + partition % count(*)::integer] AS keeper_id
-      FROM (SELECT cast(:id AS uuid) AS id, unnest(cast(:reached AS smallint[])) AS partition
-             UNION ALL SELECT id, unnest(reached) FROM other) AS there
+    SELECT partition, (array_agg(id ORDER BY place, id))[1 + partition % count(*)::integer] AS keeper_id
+      FROM (SELECT cast(:id AS uuid) AS id, cast(:place AS text) AS place,
+                   unnest(cast(:reached AS smallint[])) AS partition
+             UNION ALL SELECT id, place, unnest(reached) FROM other) AS there
      GROUP BY partition
 ), given AS (
     DELETE FROM keeper_partition AS k USING due AS d

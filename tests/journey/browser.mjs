@@ -1,5 +1,5 @@
 // A person with a browser: everything is done by keyboard, then looked at on a phone and in the dark.
-// Usage: node browser.mjs '{"browser", "profile", "url", "token", "name", "tenant", "invoice", "budget"}'; answers one line of JSON.
+// Usage: node browser.mjs '{"browser", "profile", "url", "token", "name", "tenant", "invoice", "budget", "organization"}'; answers one line of JSON.
 import { chromium } from "playwright-core";
 
 const asked = JSON.parse(process.argv[2]);
@@ -72,7 +72,7 @@ await page.waitForSelector("#actions details[open] .error");
 found.refused = (await page.textContent("#actions details[open] .wrong .error")).trim();
 
 // A budget, raised until a time: in the list it is a bar.
-await page.goto(`${asked.url}/budgets`);
+await page.goto(`${asked.url}/budgets?organization_id=${asked.organization}`);
 await page.click("#list tbody a:text-is('Browser budget')");
 await page.waitForURL(`**/budgets/${asked.budget}`);
 found.left = await page.textContent("#remaining");

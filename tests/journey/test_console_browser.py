@@ -46,7 +46,7 @@ def test_a_person_at_the_console(stack: Stack, browser: str, script: Path) -> No
     invoice = stack.make("invoices", organization_id=whose, **billed)
     budget = stack.make(
         "budgets",
-        organization_id=tenant["organization_id"],
+        organization_id=whose,
         name="Browser budget",
         unit="money",
         amount="12.50",
@@ -57,7 +57,7 @@ def test_a_person_at_the_console(stack: Stack, browser: str, script: Path) -> No
     asked = {
         "browser": browser, "profile": str(script.parent / "profile"), "url": stack.admin_url,
         "token": stack.admin_token, "name": "quok", "tenant": tenant["id"], "invoice": invoice["id"],
-        "budget": budget["id"],
+        "budget": budget["id"], "organization": whose,
     }  # fmt: skip
     ran = subprocess.run(
         ["node", script.name, json.dumps(asked)],

@@ -25,7 +25,7 @@ from persistence.schema import migrate
 from tests.conftest import postgres_bin, postgres_of
 from tests.journey.node import install
 from tests.ops.test_backup import NOW
-from tests.persistence.april import OWN_SERVICES, at, opened
+from tests.persistence.april import at, opened
 from tests.persistence.scenario import broken, rows_of
 from tests.persistence.test_worked_example import test_the_worked_example as worked_example
 from tests.tree import ROOT
@@ -96,7 +96,6 @@ async def test_what_is_flushed_is_invoiced_backed_up_and_restored(
             connection.execute(f"CREATE DATABASE {name}".encode())
     old, new = (postgres.rpartition("/")[0] + f"/{name}" for name in ("old", "new"))
     migrate.upgrade(old)
-    rows_of(old, "DELETE FROM service WHERE key = ANY(%s) RETURNING id", [list(OWN_SERVICES)])
     async with opened(old, at(3, 25)) as april:
         await worked_example(april)
     assert await broken(old) == []

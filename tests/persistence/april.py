@@ -27,7 +27,6 @@ from persistence.store import Store
 from tests.letterhead import LETTERHEAD
 from tests.persistence.scenario import Account, batch_of, document, rows_of
 
-OWN_SERVICES = ("image-gen", "tuning-setup", "rerank")
 ACTOR = Actor("builtin:admin", "admin")
 TIERS = (Tier(10_000, Decimal("0.0010")), Tier(None, Decimal("0.0008")))
 _INVARIANTS = str(invariants.ALL.compile(dialect=PGDialect_psycopg(), compile_kwargs={"literal_binds": True}))
@@ -117,7 +116,6 @@ AnyApril = TypeVar("AnyApril", bound=April)
 
 @pytest.fixture
 async def april(migrated: str) -> AsyncIterator[April]:
-    rows_of(migrated, "DELETE FROM service WHERE key = ANY(%s) RETURNING id", [list(OWN_SERVICES)])
     async with opened(migrated, at(3, 25)) as made:
         yield made
 

@@ -30,7 +30,6 @@ from tests.persistence.billing.test_postpaid import Books
 from tests.persistence.billing.test_whole_histories import WholeHistory, Wholly, told_of
 
 MARKUP, MODEL = Fraction("1.25"), "dated"
-OWN_SERVICES = ("at-cost", "image-gen")
 
 
 @dataclass
@@ -92,8 +91,6 @@ class Called(WholeHistory):
 
     async def begin(self) -> None:
         await super().begin()
-        for key in OWN_SERVICES:
-            self.april.rows("DELETE FROM service WHERE key = %s RETURNING id", [key])
         at_cost = {"at_cost": {"markup": str(Decimal("1.25"))}}
         self.ids["at-cost"] = await service(self.april, "at-cost", "Pay-Per-Use", pricing=at_cost)
         self.ids["image"] = await service(self.april, "image-gen", "Consumption", credits=1)

@@ -96,8 +96,6 @@ class Books:
 async def begin(april: April, billing: str | None) -> tuple[Books, int]:
     """An organization with a plan of 30.10 a month, 7 % tax, tiers; its term begins on 11 April."""
     empty(april.url)
-    with psycopg.connect(april.url, autocommit=True) as connection:
-        connection.execute("DELETE FROM service WHERE key = 'rerank'")
     await april.on(moment(date(2026, 4, 1), 1))
     offered = await plan(april, "Plan", "30.10", 1_000_000)
     tiers = [{"up_to": tier.up_to, "unit_price": str(tier.unit_price)} for tier in TIERS]

@@ -22,7 +22,7 @@ from tests.persistence.billing.drawn import over_years, some
 from tests.persistence.billing.owed import DAY, NANO, PLANS, Owed, Term
 from tests.persistence.credits import give
 from tests.persistence.migrated import empty
-from tests.persistence.scenario import document, rows_of
+from tests.persistence.scenario import document
 
 __all__ = ["DAY", "FIRST", "NANO", "STEPS", "History", "live"]
 
@@ -445,7 +445,6 @@ def test_what_is_charged_is_what_is_owed(migrated: str, steps: list[tuple[str, A
 
 async def live(of: type[History], url: str, steps: list[tuple[str, Any]]) -> None:
     empty(url)
-    rows_of(url, "DELETE FROM service WHERE key = 'rerank' RETURNING id")
     async with opened(url, datetime.combine(BEGINS, time(12), UTC)) as made:
         history = of(made)
         await history.begin()

@@ -16,7 +16,7 @@ from persistence import engine
 from persistence.schema import migrate, partitions
 from persistence.schema.version import NEEDED
 from persistence.tables import metadata
-from tests.persistence.migrated import BY_MONTH, LEDGERS, PARTITIONED
+from tests.persistence.migrated import BY_MONTH, KEYS_ALWAYS_THERE, LEDGERS, PARTITIONED
 from tests.persistence.scenario import one, rows_of, settle_in
 
 TOKEN_ROW = (
@@ -66,8 +66,7 @@ def test_business_models_and_services_are_always_there(cloned: str) -> None:
         "SELECT s.key, s.credits, m.name, s.counts_tokens FROM service AS s"
         " JOIN business_model AS m ON m.id = s.business_model_id ORDER BY s.id",
     )
-    keys = ("chat", "completions", "responses", "embeddings", "messages", "gemini")
-    assert services == [(key, 0, "Subscription", True) for key in keys]
+    assert services == [(key, 0, "Subscription", True) for key in KEYS_ALWAYS_THERE]
 
 
 async def test_partitions_are_made_ahead_and_only_once(cloned: str) -> None:
