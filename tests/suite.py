@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-UNSTEADY_MAX = 3
+UNSTEADY_MAX = 5
 TRIES = 2
 
 
