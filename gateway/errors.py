@@ -243,6 +243,10 @@ class CountersRefused(CountersUnavailable):
     """The counters are there and answered this one question with an error."""
 
 
+class NewerLayout(CountersRefused):
+    """A newer version has stored what this one was asked about."""
+
+
 class Overloaded(Refusal):
     """This gateway is at its own limit."""
 

@@ -42,7 +42,7 @@ local function today(raw, name)
   local number = byte(raw)
   if number == TODAY then return raw end
   if number > TODAY then
-    error({err = 'ERR ' .. name .. ' is of layout ' .. number .. ', this version knows up to ' .. TODAY})
+    error({err = 'NEWERLAYOUT ' .. name .. ' is of layout ' .. number .. ', this version knows up to ' .. TODAY})
   end
   local kind = string.match(name, ':(%a):')
   if kind == 'k' then return KEY.today(raw, number) end

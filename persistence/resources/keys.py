@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, insert, select
 
 from gateway.core.accounts.administration import OVERLAP_S, Row
 from gateway.core.accounts.roles import MEMBER
@@ -120,8 +120,6 @@ def delete(change: Change) -> Row:
     if row["revoked_at"] is None or change.connection.execute(waiting.limit(1)).first() is not None:
         raise Conflict("The key's revocation has not reached the counters yet.")
     forget_key(change, change.row_id)
-    replaced = update(api_key).where(api_key.c.replaced_by_id == change.row_id)
-    change.connection.execute(replaced.values(replaced_by_id=None))
     return crud.forget(change)
 
 

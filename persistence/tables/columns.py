@@ -49,9 +49,10 @@ def identity() -> Column[int]:
     return Column("id", BigInteger, Identity(), primary_key=True)
 
 
-def refers(name: str, target: str) -> Column[int]:
+def refers(name: str, target: str, ondelete: str | None = None) -> Column[int]:
     """A foreign key to another table's id."""
-    return Column(name.rstrip("?"), BigInteger, ForeignKey(f"{target}.id"), nullable=name.endswith("?"))
+    to = ForeignKey(f"{target}.id", ondelete=ondelete)
+    return Column(name.rstrip("?"), BigInteger, to, nullable=name.endswith("?"))
 
 
 def _shape(type_: TypeEngine[Any]) -> Callable[..., Columns]:

@@ -116,7 +116,7 @@ api_key = table(
     # As of a token of staff.
     texts("pepper?"),
     # The key that stands in its place, until when both are good.
-    refers("replaced_by_id?", "api_key"),
+    refers("replaced_by_id?", "api_key", "SET NULL"),
     UniqueConstraint("digest"),
 )
 

@@ -109,6 +109,17 @@ async def test_what_cannot_be_rotated_is_refused_and_stays(api: Api) -> None:
     assert (await api.get(f"api-keys/{rotated}")).json["replaced_by_id"] is None
 
 
+async def test_a_program_that_does_not_know_of_it_deletes_the_new_key_as_any_other(api: Api) -> None:
+    """As an older keeper does, beside this one on the same schema: by the row's id alone."""
+    tenant = await api.make("tenants", name="web")
+    old = (await api.make("api-keys", tenant_id=tenant["id"], user="ann"))["id"]
+    new = await api.post(f"api-keys/{old}/rotate")
+    api.rows("delete from api_key where id = %s returning id", new.json["id"])
+    found = (await api.get(f"api-keys/{old}")).json
+    assert (found["replaced_by_id"], found["user"]) == (None, "ann")
+    assert (await api.post(f"api-keys/{old}/rotate")).status == 200
+
+
 async def test_the_same_request_again_makes_no_second_key_and_shows_none(api: Api) -> None:
     tenant = await api.make("tenants", name="web")
     old = await api.make("api-keys", tenant_id=tenant["id"], name="k")

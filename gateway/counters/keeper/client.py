@@ -21,15 +21,15 @@ from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.greeting import said
 from gateway.counters.redis.wire import Wire, encode, encode_script
 from gateway.counters.redis.wires import Wires
-from gateway.errors import CountersRefused, CountersUnavailable
+from gateway.errors import CountersRefused, CountersUnavailable, NewerLayout
 
 BATCH_MAX = 256
 # Where a command's key is, of those where it is not the first that is said.
 KEY_AT = {b"XINFO": 2}
 MOVED_MAX = 40_000
-# Codes of the scripts' answers.
-NEWER_SAID = "this version knows up to"  # as lua/lib/state.lua says it
+# What stands for a state that a newer version has stored, where a script does not answer it.
 NEWER = bytes([LAYOUT + 1])
+# Codes of the scripts' answers.
 APPLIED, APPLIED_BEFORE, UNVERIFIED, UNKNOWN_ACCOUNT, OUT_OF_RANGE = 1, 2, 0, -2, -3
 
 S = TypeVar("S", bound=states.State)
@@ -153,9 +153,7 @@ class Client:
         call = (keys.marker(partition), *names), (self.run_id_of(partition), b"%d" % number)
         try:
             answer = await in_task(self.send_script("peek", call))
-        except CountersRefused as error:
-            if not says_newer(error):
-                raise
+        except NewerLayout:
             if len(names) == 1:
                 return [NEWER]
             return [one for name in names for one in await self._peek(partition, number, [name])]
@@ -233,8 +231,3 @@ def _by_partition(pairs: Iterable[tuple[int, int]]) -> Mapping[int, list[int]]:
     for partition, id_ in pairs:
         found.setdefault(partition, []).append(id_)
     return found
-
-
-def says_newer(error: CountersRefused) -> bool:
-    """Whether a script met what a newer version has stored."""
-    return NEWER_SAID in error.message

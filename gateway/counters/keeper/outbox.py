@@ -16,7 +16,7 @@ from gateway.counters.keeper.parked import Parked
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
-from gateway.errors import CountersRefused, CountersUnavailable
+from gateway.errors import CountersRefused, CountersUnavailable, NewerLayout
 
 LOOK_ENTRIES = 1_000
 LOOK_ENTRIES_MAX = 100_000
@@ -104,7 +104,7 @@ class Outbox:
             return True
         try:
             return packing.read_marker(marker)[0] == self.read_under
-        except CountersRefused as error:
+        except NewerLayout as error:
             self._client.left_alone.note("partition", str(partition), error.message)
             return False
 

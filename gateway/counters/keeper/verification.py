@@ -20,7 +20,7 @@ from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
 from gateway.counters.settlement_log.settlement_record import release_of
-from gateway.errors import CountersRefused
+from gateway.errors import NewerLayout
 
 # A service, and whether its units are money: those are counted apart.
 Counted = tuple[int, bool]
@@ -37,7 +37,7 @@ class KeeperCounters(BudgetAccounts, AccountHeads):
             marker = raw if isinstance(raw, bytes) else b""
             try:
                 run_id, epoch, catalogue = packing.read_marker(raw)
-            except CountersRefused as error:
+            except NewerLayout as error:
                 self.left_alone.note("partition", str(partition), error.message)
                 found.others.append(partition)
                 continue

@@ -11,7 +11,7 @@ from gateway.core.accounts.holds import Charged, Ending, ExpiredHold, LateSettle
 from gateway.core.billing.tiers import are_money
 from gateway.core.model import Caller
 from gateway.core.wait import Wait, in_task
-from gateway.counters.keeper.client import APPLIED, UNVERIFIED, Client, each, says_newer
+from gateway.counters.keeper.client import APPLIED, UNVERIFIED, Client, each
 from gateway.counters.late.budget_windows import windows
 from gateway.counters.late.late_lane import LateLane
 from gateway.counters.layouts import packing, states
@@ -21,7 +21,7 @@ from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
 from gateway.counters.settlement_log.acknowledged import acknowledged
 from gateway.counters.settlement_log.settlement_record import release_of
-from gateway.errors import CountersRefused, CountersUnavailable
+from gateway.errors import CountersRefused, CountersUnavailable, NewerLayout
 
 CORRECTED = "settled after its hold was reclaimed"
 # What a ledger's row does not tell of a call that is taken back: its units, and how many tokens there were
@@ -133,9 +133,7 @@ class Keeping:
         )
         try:
             code = packing.code_of(await self._client.run("settle", call))
-        except CountersRefused as error:
-            if not says_newer(error):
-                raise
+        except NewerLayout as error:
             name = f"{hold.release.caller.partition} {hold.release.request_id}"
             self._client.left_alone.note("hold", name, error.message)
             return False

@@ -35,7 +35,7 @@ from gateway.counters.layouts import budgets, table
 from gateway.counters.layouts.accounts import accounts_of, tiers_of
 from gateway.counters.layouts.flags import FLAG_RAISES, service_flags
 from gateway.counters.redis import keys
-from gateway.errors import CountersRefused
+from gateway.errors import NewerLayout
 
 # A catalogue version no gateway has: `reserve` refuses, everything else runs.
 CLOSED = INTEGER_MAX
@@ -287,12 +287,12 @@ def marker(run_id: bytes, epoch: int, catalogue: int) -> bytes:
 def read_marker(raw: object) -> tuple[bytes, int, int]:
     """Run id, epoch and catalogue version of a marker as it is answered; nothing and zeros of what is none.
 
-    CountersRefused where a newer version has written it: the partition is that one's.
+    NewerLayout where a newer version has written it: the partition is that one's.
     """
     try:
         today = table.MARKER.today(raw) if isinstance(raw, bytes) else b""
     except UnknownLayout as error:
-        raise CountersRefused(f"the partition is another version's: {error}") from error
+        raise NewerLayout(f"the partition is another version's: {error}") from error
     if len(today) != table.MARKER.size:
         return b"", 0, 0
     _, run_id, epoch, catalogue = table.MARKER.struct.unpack(today)

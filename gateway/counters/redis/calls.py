@@ -15,7 +15,7 @@ import hiredis
 
 from gateway.core.wait import Wait
 from gateway.counters.redis.scripts import library
-from gateway.errors import CountersRefused, CountersUnavailable
+from gateway.errors import CountersRefused, CountersUnavailable, NewerLayout
 
 # What is one call: so many calls, bytes of arguments, and accounts, whose places are bytes. Of more accounts
 # each costs Redis more: 64 calls of as many organizations take a tenth less as two calls than as one.
@@ -23,6 +23,8 @@ CALLS_MAX: Final = 64
 ARGUMENT_BYTES_MAX: Final = 262_144
 ACCOUNTS_MAX: Final = 128
 FIRST_PLACE: Final = 2
+# What scripts answer of what a newer version has stored: see lua/lib/state.lua.
+NEWER_CODE: Final = "NEWERLAYOUT "
 
 # A map is what a server says of itself where it is asked for RESP 3.
 Reply = bytes | int | float | None | list["Reply"] | dict[bytes, "Reply"]
@@ -143,8 +145,9 @@ Waiting = Wait[Reply] | Each | Hop
 
 
 def refused(message: str) -> CountersRefused:
-    """What a call is told that Redis answered with an error."""
-    return CountersRefused(f"Redis refused: {message[:200]}")
+    """What a call is told that Redis answered with an error: by its code, the word it begins with."""
+    kind = NewerLayout if message.startswith(NEWER_CODE) else CountersRefused
+    return kind(f"Redis refused: {message[:200]}")
 
 
 # Who waits for a command, it, and how many calls it is.

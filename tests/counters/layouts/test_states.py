@@ -26,6 +26,7 @@ from gateway.counters.late.late_entry import late_settlement, read_entry
 from gateway.counters.layouts import packing, states
 from gateway.counters.leases import lease
 from gateway.counters.redis import keys
+from gateway.counters.redis.calls import NEWER_CODE
 from gateway.counters.settlement_log.segment import BLOCK_BYTES, HEADER_BYTES, RECORD_BYTES
 from gateway.counters.settlement_log.settlement_record import partition_of, unpack
 from tests.builders import BY_TOKEN, CHAT, ONE_TIME, TTL_MS, Call, World
@@ -238,9 +239,9 @@ def test_what_a_newer_version_has_stored_is_left_where_it_is(world: World, which
     newer = bytes([LAYOUT + 1]) + world.get(name)[1:] + bytes(8)
     world.client.set(name, newer)
     everything = world.everything()
-    with pytest.raises(redis.ResponseError, match=f"of layout {LAYOUT + 1}"):
+    with pytest.raises(redis.ResponseError, match=f"^{NEWER_CODE}.* of layout {LAYOUT + 1}"):
         admitted.settle(tokens=5)
-    with pytest.raises(redis.ResponseError, match=f"of layout {LAYOUT + 1}"):
+    with pytest.raises(redis.ResponseError, match=f"^{NEWER_CODE}.* of layout {LAYOUT + 1}"):
         admitted.raised(7) if which == "hold" else world.reserve(need=1, user="ann", ttl_ms=TTL_MS)
     with pytest.raises(UnknownLayout):
         UNPACK[kind_of(name)](newer)

@@ -16,6 +16,7 @@ from gateway.counters.redis import keys
 from gateway.counters.redis.calls import (
     ACCOUNTS_MAX,
     CALLS_MAX,
+    NEWER_CODE,
     Call,
     Each,
     Form,
@@ -23,9 +24,10 @@ from gateway.counters.redis.calls import (
     Reply,
     bulks,
     commands,
+    refused,
 )
 from gateway.counters.redis.wire import Wire, encode
-from gateway.errors import CountersRefused, CountersUnavailable
+from gateway.errors import CountersRefused, CountersUnavailable, NewerLayout
 from tests.builders import CHAT, World, driven, new_id, together
 from tests.conftest import ValkeyServer
 from tests.counters.conftest import Connect
@@ -368,3 +370,17 @@ async def _both_are_served(counters: Counters, world: World, other: World, *, ca
 def calls_of(client: redis.Redis) -> int:
     stats = client.info("commandstats")
     return int(stats.get("cmdstat_fcall", {}).get("calls", 0))
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        (f"{NEWER_CODE}tk:{{p01}}:t:7 is of layout 250", NewerLayout),
+        (f"ERR of a key called {NEWER_CODE}", CountersRefused),
+        ("ERR tk:{p01}:t:7 is of layout 250, this version knows up to 249", CountersRefused),
+        (NEWER_CODE.strip() + "S are many", CountersRefused),
+    ],
+)
+def test_what_a_newer_version_has_stored_is_known_by_its_code(said: str, kind: type[CountersRefused]) -> None:
+    """Words of a message, which may have names of others in them, decide nothing."""
+    assert (type(refused(said)), refused(said).message) == (kind, f"Redis refused: {said}")
