@@ -6,6 +6,7 @@ from enum import StrEnum
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -59,9 +60,12 @@ def doctor(
 
 def _known(settings: Settings) -> Settings:
     """The same settings with what a running `up` left in its data directory."""
+    from gateway.cli.admin.client import is_local  # noqa: PLC0415
+    from gateway.core.upstreams.proxies import DIRECT  # noqa: PLC0415
     from gateway.local.data_directory import known_values  # noqa: PLC0415
 
     known = known_values(Path(settings.data_dir), settings.named())
     if upstream := known.pop("upstream_url", ""):
-        settings = settings.with_upstream(upstream)
+        ours = is_local(urlsplit(upstream).hostname or "")  # that of its demo, which is before no proxy
+        settings = settings.with_upstream(upstream, DIRECT if ours else None)
     return settings.with_values(**known)

@@ -116,7 +116,8 @@ async def _billing_services(settings: Settings) -> AsyncIterator[Finding]:
     if settings.stripe_api_key:
         yield _stripe()
     if settings.usage_feed != "off":
-        feed = UpstreamTarget("", settings.usage_feed_url)
+        url = settings.usage_feed_url
+        feed = UpstreamTarget("", url, via=settings.proxies.to(url))
         yield await _upstream(feed, f"usage feed {settings.usage_feed}")
 
 
@@ -163,7 +164,8 @@ async def _upstream(target: UpstreamTarget, named: str = "") -> Finding:
         said = f"{target.base_url} does not accept connections ({why})"
         return Finding(False, subject, f"{said}; {hints.upstream(why)}")
     until = f", its certificate is valid until {_day(end)}" if end else ""
-    return Finding(True, subject, f"{target.base_url} accepts connections{until}")
+    through = f" through the proxy {target.via}" if target.via is not None else ""
+    return Finding(True, subject, f"{target.base_url} accepts connections{through}{until}")
 
 
 def _day(moment: float) -> str:

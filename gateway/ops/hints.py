@@ -65,6 +65,10 @@ _POSTGRESQL = (
     ("", f"look at {DATABASE_URL}, and at the server"),
 )
 _UPSTREAM = (
+    ("wants other credentials", "put the right user and password into HTTPS_PROXY or HTTP_PROXY"),
+    ("does not allow that", "let the proxy allow CONNECT to that host and port, or name it in NO_PROXY"),
+    ("it cannot reach the upstream", "correct base_url, or name the upstream in NO_PROXY"),
+    ("the proxy ", "look at the proxy of HTTPS_PROXY or HTTP_PROXY, or name the upstream in NO_PROXY"),
     ("has expired", "the upstream's owner must renew it"),
     ("mismatch", "base_url must have one of the certificate's names"),
     ("certificate", "name the authority that signed it as ca_file of the upstream"),

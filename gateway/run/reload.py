@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gateway.core.calls.route import UpstreamTarget
 from gateway.core.http_limits import SETTABLE
 from gateway.errors import TollkeeperError
 from gateway.run.watching import LOOK_S, watch
@@ -23,7 +24,7 @@ OF_GATEWAYS = tuple(sorted(SECRETS.difference(OF_KEEPERS)))
 # Routes and upstreams, and what the data plane asks again for each connection or call.
 RENEWABLE = frozenset({
     "routes", "upstreams", "services", "workloads", "issuers", "log_level", "usage_tokens_max",
-    "secret_files", "cors_origins", *SETTABLE,
+    "proxies", "secret_files", "cors_origins", *SETTABLE,
 })  # fmt: skip
 # What a keeper asks again.
 KEEPERS_RENEWABLE = frozenset({"sign_in", "log_level", "secret_files"})
@@ -82,12 +83,24 @@ class Renewal:
 
 
 def with_credentials(settings: Settings, written: Settings) -> Settings:
-    """The same settings, each upstream with its headers, each workload with its key, as others have them."""
-    headers = {target.name: target.headers for target in written.upstreams}
-    upstreams = (replace(each, headers=headers.get(each.name, each.headers)) for each in settings.upstreams)
+    """The same settings, each upstream with its headers and proxy, each workload with its key, as others have
+    them. One whose address or own proxy is another by now keeps the proxy that it has.
+    """
+    theirs = {target.name: target for target in written.upstreams}
+    upstreams = (_with_credentials(each, theirs.get(each.name, each)) for each in settings.upstreams)
     keys = dict(written.workloads)
     workloads = ((uri, keys.get(uri, key)) for uri, key in settings.workloads)
-    return settings.with_values(upstreams=tuple(upstreams), workloads=tuple(workloads))
+    issuers = (replace(issuer, proxies=written.proxies) for issuer in settings.issuers)
+    return settings.with_values(
+        upstreams=tuple(upstreams), workloads=tuple(workloads), issuers=tuple(issuers),
+        proxies=written.proxies,
+    )  # fmt: skip
+
+
+def _with_credentials(running: UpstreamTarget, written: UpstreamTarget) -> UpstreamTarget:
+    same = (running.base_url, running.proxies is None) == (written.base_url, written.proxies is None)
+    via, proxies = (written.via, written.proxies) if same else (running.via, running.proxies)
+    return replace(running, headers=written.headers, via=via, proxies=proxies)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,10 @@ from gateway.core.families.registry import ALL, FAMILIES, SHAPES
 from gateway.core.issuers.issuer import Issuer
 from gateway.core.issuers.sign_in import SignIn
 from gateway.core.model import GENERIC, Family, Service
+from gateway.core.upstreams.proxies import Proxies
 from gateway.errors import SettingError
 from gateway.settings.issuers import ISSUERS_MAX, WrittenIssuer, issuers_of
+from gateway.settings.proxies import own_proxies
 from gateway.settings.sign_in import WrittenSignIn, sign_in_of
 
 ANY_METHODS = ("ANY",)
@@ -75,14 +77,32 @@ class RouteTable(NamedTuple):
                 "give each `paths` of its own, such as [/v1/sms/*]"
             )
 
-    def redirected(self, base_url: str) -> RouteTable:
-        """The same table with every upstream, and the services', at one base URL."""
-        upstreams = {target.name: replace(target, base_url=base_url) for target in self.upstreams}
-        upstreams.setdefault("services", UpstreamTarget("services", base_url))
+    def redirected(self, base_url: str, proxies: Proxies | None = None) -> RouteTable:
+        """The same table with every upstream, and the services', at one base URL, through these proxies."""
+        upstreams = {
+            target.name: replace(target, base_url=base_url, proxies=proxies or target.proxies)
+            for target in self.upstreams
+        }
+        upstreams.setdefault("services", UpstreamTarget("services", base_url, proxies=proxies))
         services = replace(self.services, shared="services")
         return self._replace(
             routes=_with_services(self.routes), upstreams=tuple(upstreams.values()), services=services
         )
+
+    def through(self, proxies: Proxies) -> RouteTable:
+        """The same table, everybody in it reached through these proxies, unless it has its own."""
+        upstreams = tuple(_through(proxies, target) for target in self.upstreams)
+        issuers = tuple(replace(issuer, proxies=proxies) for issuer in self.issuers)
+        providers = (
+            replace(one, issuer=replace(one.issuer, proxies=proxies)) for one in self.sign_in.providers
+        )
+        sign_in = replace(self.sign_in, providers=tuple(providers))
+        return self._replace(upstreams=upstreams, issuers=issuers, sign_in=sign_in)
+
+
+def _through(proxies: Proxies, target: UpstreamTarget) -> UpstreamTarget:
+    own = proxies if target.proxies is None else target.proxies.with_authority(proxies.ca_file)
+    return replace(target, via=own.to(target.base_url))
 
 
 # Its upstream is the service's.
@@ -105,6 +125,7 @@ class _Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cert_file: str | None = None
     key_file: str | None = None
     limits: Literal["account", "caller"] = "account"
+    proxy: str = ""
 
 
 class _Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -231,6 +252,7 @@ def _target(name: str, written: _Upstream) -> UpstreamTarget:
         written.limits,
         written.cert_file,
         written.key_file,
+        own_proxies(written.proxy, f"upstreams.{name}.proxy"),
     )
 
 

@@ -10,6 +10,7 @@ from gateway.core.peppers import EARLIER_MAX
 from gateway.settings.checking import IS_SECRET
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Reclaim = Annotated[str, msgspec.Meta(pattern="^(charge_observed|release|charge_hold)$")]
 Collection = Annotated[str, msgspec.Meta(pattern="^(charge_automatically|send_invoice)$")]
 # What is declared a secret may be said by a file instead: `<NAME>_FILE`.
 Secret = Annotated[str, IS_SECRET]

@@ -24,6 +24,7 @@ from gateway.core.http_limits import SETTABLE, Count, HttpLimits, Seconds
 from gateway.core.issuers.issuer import Issuer
 from gateway.core.issuers.sign_in import SignIn
 from gateway.core.otel import Tracing, read_tracing
+from gateway.core.upstreams.proxies import DIRECT, Proxies, authority
 from gateway.errors import SettingError
 from gateway.settings.checking import (
     check_together,
@@ -36,7 +37,8 @@ from gateway.settings.checking import (
     wanted_of,
 )
 from gateway.settings.config_file import RouteTable, base_url_of, default_table, read_config, table_of
-from gateway.settings.kinds import Collection, EarlierPeppers, Port, Secret, Token
+from gateway.settings.kinds import Collection, EarlierPeppers, Port, Reclaim, Secret, Token
+from gateway.settings.proxies import read_proxies
 from gateway.settings.secret_files import OF_KEEPERS, SUFFIX, Environment, both_set, read_secret
 from gateway.settings.tls_files import check_pairs, check_workloads, files_of
 
@@ -82,9 +84,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     access_log: bool = False
 
     hold_ttl_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 30.0
-    reclaim: Annotated[str, msgspec.Meta(pattern="^(charge_observed|release|charge_hold)$")] = (
-        "charge_observed"
-    )
+    reclaim: Reclaim = "charge_observed"
     unpriced_models: Annotated[str, msgspec.Meta(pattern="^(free|refuse)$")] = "free"
     price_as: str = ""
     cors_origins: str = ""
@@ -128,6 +128,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     webhook_private_addresses: bool = False
     smtp_url: Secret = ""
     smtp_ca_file: str = ""
+    proxy_ca_file: str = ""
     smtp_from: str = ""
     http: HttpLimits = HttpLimits()
     object_ttl_s: Annotated[float, msgspec.Meta(ge=60, le=366 * 86_400)] = 30 * 86_400.0
@@ -140,6 +141,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     issuers: tuple[Issuer, ...] = ()
     sign_in: SignIn = SignIn()
 
+    proxies: Proxies = DIRECT
     tracing: Tracing | None = None
     # Files that secrets were read from, each with its setting; without one it holds a variable's.
     secret_files: tuple[tuple[str, str], ...] = ()
@@ -148,8 +150,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def require(self, *names: str) -> None:
         """`SettingError` for the first of these that has no value."""
         for name in (one for one in names if not getattr(self, one)):
-            said = f"{PREFIX}{name.upper()} is not set: expected "
-            raise SettingError(said + wanted_of(name, _TYPES[name]))
+            raise SettingError(f"{PREFIX}{name.upper()} is not set: expected {wanted_of(name, _TYPES[name])}")
 
     @property
     def owner_url(self) -> str:
@@ -182,8 +183,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def url_of(self, port: str, host: str, number: int) -> str:
         """The base URL of a port of ours, reached at a host."""
-        scheme = "https" if self.tls_files(port) else "http"
-        return f"{scheme}://[{host}]:{number}" if ":" in host else f"{scheme}://{host}:{number}"
+        return f"{'https' if self.tls_files(port) else 'http'}://{authority(host, number)}"
 
     @property
     def of_gateways(self) -> Settings:
@@ -205,12 +205,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return RouteTable(*(getattr(self, name) for name in RouteTable._fields))
 
     def with_table(self, table: RouteTable) -> Settings:
-        """The same settings with these routes and upstreams."""
-        return msgspec.structs.replace(self, **table._asdict())
+        """The same settings with these routes and upstreams, reached through our proxies."""
+        return msgspec.structs.replace(self, **table.through(self.proxies)._asdict())
 
-    def with_upstream(self, base_url: str) -> Settings:
-        """The same settings with every upstream replaced by one base URL."""
-        return self.with_table(self.table.redirected(base_url_of(base_url, "--upstream")))
+    def with_upstream(self, base_url: str, proxies: Proxies | None = None) -> Settings:
+        """The same settings with every upstream replaced by one base URL, reached through these proxies."""
+        return self.with_table(self.table.redirected(base_url_of(base_url, "--upstream"), proxies))
 
     def with_values(self, **values: Any) -> Settings:
         """The same settings with these values, by name, unchecked: they come from a parsed option."""
@@ -218,8 +218,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, **values, http=replace(self.http, **http))
 
 
-# What the file's routes and the standard OTEL_* variables say has no name of ours.
-_ELSEWHERE = {*RouteTable._fields, "tracing", "http", "secret_files", "config_path"}
+# What the file's routes and standard variables say has no name of ours.
+_ELSEWHERE = {*RouteTable._fields, "tracing", "proxies", "http", "secret_files", "config_path"}
 NAMES = (*(name for name in Settings.__struct_fields__ if name not in _ELSEWHERE), *SETTABLE)
 
 
@@ -244,11 +244,11 @@ def load(environ: Mapping[str, str], config: Path | None = None) -> Settings:
     check_together(values, PREFIX)
     check_pairs(values, PREFIX)
     check_workloads(written.workloads if written else (), values, PREFIX)
-    settings = Settings(tracing=read_tracing(environment)).with_values(**values)
+    settings = Settings(tracing=read_tracing(environment), proxies=read_proxies(environment, values))
     settings = settings.with_table(table_of(written, environment) if written else default_table(environment))
     named = {path: name for name, path in files.items()}
     read = tuple((named.get(path, ""), path) for path in environment.files)
-    return settings.with_values(secret_files=read, config_path=str(config or ""))
+    return settings.with_values(**values, secret_files=read, config_path=str(config or ""))
 
 
 def _read(

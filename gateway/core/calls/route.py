@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gateway.core.model import GENERIC, Family
+from gateway.core.upstreams.proxies import Proxies, Proxy
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,8 @@ class UpstreamTarget:
     """Where a route is forwarded to. `headers` carry the upstream's own credential.
 
     `cert_file` and `key_file` are the certificate that it is shown. `limits` says whom it refuses by limits
-    of its own: its whole `account`, or the `caller` alone.
+    of its own: its whole `account`, or the `caller` alone. `proxies` are its own where it names any;
+    `via` is the one that connections go through, None where they go straight there.
     """
 
     name: str
@@ -65,3 +67,5 @@ class UpstreamTarget:
     limits: str = "account"
     cert_file: str | None = None
     key_file: str | None = None
+    proxies: Proxies | None = None
+    via: Proxy | None = None

@@ -7,6 +7,8 @@ from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlsplit
 
+from gateway.core.upstreams.proxies import DIRECT, Proxies
+
 # A token may be signed by these alone: a secret that both sides know signs nothing here, and none is none.
 FAMILY_OF: Final = {
     "RS256": "RSA", "RS384": "RSA", "RS512": "RSA", "PS256": "RSA", "PS384": "RSA", "PS512": "RSA",
@@ -25,7 +27,7 @@ class Issuer:
     Its keys are in a file, at `jwks_uri`, or where its discovery document says; `token_file` holds what it is
     asked with. `subject` is the claim that API keys of tokens are found by, `subjects` what its values are
     called there; without any they are called as they are. `user` is the claim whose value is the user, empty
-    for none. `require` are claims of which a token must have one of these values.
+    for none. `require` are claims of which a token must have one of these values. `proxies` are before it.
     """
 
     issuer: str
@@ -40,6 +42,7 @@ class Issuer:
     subjects: tuple[tuple[str, str], ...] = ()
     user: str = ""
     require: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    proxies: Proxies = DIRECT
 
 
 def known_as(issuer: str, subject: str) -> str:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 REFUSED, UNRESOLVED, TLS, UNROUTABLE, RESET = "refused", "unresolved", "tls", "unroutable", "reset"
 TIMEOUT, CONNECT_TIMEOUT, BROKEN, OTHER = "timeout", "connect_timeout", "broken", "other"
-CAUSES = (REFUSED, UNRESOLVED, TLS, UNROUTABLE, RESET, CONNECT_TIMEOUT, TIMEOUT, BROKEN, OTHER)
+PROXY = "proxy"  # on the way to the upstream: it cannot be reached, refuses, or speaks no HTTP
+CAUSES = (REFUSED, UNRESOLVED, TLS, UNROUTABLE, RESET, CONNECT_TIMEOUT, TIMEOUT, BROKEN, PROXY, OTHER)
 # One line of each upstream and cause within so many seconds; it says how many there were.
 TELL_EACH_S = 10.0
 

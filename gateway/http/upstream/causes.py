@@ -7,7 +7,16 @@ import socket
 import ssl
 from errno import ECONNREFUSED, ECONNRESET, EHOSTUNREACH, ENETUNREACH, ETIMEDOUT, errorcode
 
-from gateway.core.upstreams.failing import CONNECT_TIMEOUT, OTHER, REFUSED, RESET, TLS, UNRESOLVED, UNROUTABLE
+from gateway.core.upstreams.failing import (
+    CONNECT_TIMEOUT,
+    OTHER,
+    PROXY,
+    REFUSED,
+    RESET,
+    TLS,
+    UNRESOLVED,
+    UNROUTABLE,
+)
 
 _NUMBERS = {
     ECONNREFUSED: REFUSED, ECONNRESET: RESET, EHOSTUNREACH: UNROUTABLE, ENETUNREACH: UNROUTABLE,
@@ -15,6 +24,10 @@ _NUMBERS = {
 }  # fmt: skip
 # What was tried at several addresses has the numbers in its text alone.
 _SAID = re.compile(r"\[Errno (\d+)\]")
+
+
+class ProxyFailed(OSError):
+    """A proxy that lets nobody through; the message says which, and why."""
 
 
 def cause_of(error: Exception) -> tuple[str, str]:
@@ -25,6 +38,8 @@ def cause_of(error: Exception) -> tuple[str, str]:
         return TLS, getattr(error, "reason", None) or str(error)
     if isinstance(error, socket.gaierror | UnicodeError):
         return UNRESOLVED, f"the name cannot be resolved: {getattr(error, 'strerror', None) or error}"
+    if isinstance(error, ProxyFailed):
+        return PROXY, str(error)
     number = getattr(error, "errno", None)
     if number is None and (said := _SAID.search(str(error))):
         number = int(said[1])

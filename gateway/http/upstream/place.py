@@ -1,4 +1,4 @@
-"""Where connections to a target go, and with which TLS: read again when a file of it changes.
+"""Where connections to a target go, through which proxy, and with which TLS: read again when a file changes.
 
 Connections that are open stay as they are; the next new one is made with what the files have by then. What
 cannot be used changes nothing, and is told once.
@@ -13,6 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gateway.core.calls.route import UpstreamTarget
+from gateway.core.upstreams.proxies import Proxy
+from gateway.http.upstream.tunnel import Tunnel
 
 # How often files are looked at, at most.
 LOOK_S = 5.0
@@ -21,17 +23,22 @@ _Seen = tuple[tuple[int, int, int] | None, ...]
 
 
 class Place:
-    """One target's place. `told` takes an event and its facts."""
+    """One target's place; `host` and `port` are dialled, its proxy's where it has one.
+
+    `told` takes an event and its facts.
+    """
 
     def __init__(self, target: UpstreamTarget, told: Callable[..., None]) -> None:
         self._target, self._told = target, told
-        files = (target.ca_file, target.cert_file, target.key_file)
-        self._files = tuple(file for file in files if file is not None)
+        via = target.via
+        files = (target.ca_file, target.cert_file, target.key_file, via.ca_file if via is not None else None)
+        self._files = tuple(file for file in files if file)
         self._seen = _seen(self._files)
-        self._made = place_of(target)
+        self._made, self._of_proxy = place_of(target), _of_proxy(via)
         self._look_at = 0.0
         self._why = ""
-        self.host = str(self._made["host"])
+        self.host = via.host if via is not None else str(self._made["host"])
+        self.port = via.port if via is not None else int(self._made["port"])
         self.secured = self._made["ssl"] is not None
 
     def at(self, now: float) -> dict[str, Any]:
@@ -43,9 +50,14 @@ class Place:
                 self._renew(found)
         return self._made
 
+    def tunnel(self) -> Tunnel | None:
+        """What one connection goes through; None where it goes straight there."""
+        via, made = self._target.via, self._made
+        return None if via is None else Tunnel(via, self._of_proxy, made["host"], made["port"])
+
     def _renew(self, found: _Seen) -> None:
         try:
-            self._made = place_of(self._target)
+            self._made, self._of_proxy = place_of(self._target), _of_proxy(self._target.via)
         except OSError as error:  # `ssl.SSLError` is one: a file that is no PEM, or no pair
             why = "not PEM, or not a pair" if isinstance(error, ssl.SSLError) else str(error.strerror)
             if why != self._why:
@@ -68,6 +80,16 @@ def place_of(target: UpstreamTarget) -> dict[str, Any]:
         context.load_cert_chain(target.cert_file, target.key_file, password=lambda: b"")
     context.set_alpn_protocols(["http/1.1"])
     return {"host": host, "port": parts.port or 443, "ssl": context, "server_hostname": host}
+
+
+def _of_proxy(proxy: Proxy | None) -> ssl.SSLContext | None:
+    """What TLS with a proxy is spoken by; None where none is."""
+    if proxy is None or not proxy.secured:
+        return None
+    context = ssl.create_default_context(cafile=proxy.ca_file or None)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
 def _seen(files: tuple[str, ...]) -> _Seen:

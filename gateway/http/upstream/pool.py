@@ -19,18 +19,19 @@ from functools import partial
 from gateway.core.calls.route import UpstreamTarget
 from gateway.core.certificate import end_of
 from gateway.core.http_limits import HttpLimits
-from gateway.core.upstreams.failing import CONNECT_TIMEOUT
+from gateway.core.upstreams.failing import CONNECT_TIMEOUT, PROXY
 from gateway.core.wait import Wait, Within
 from gateway.errors import Overloaded, UpstreamTimeout, UpstreamUnreachable
 from gateway.http.clock import Clock
 from gateway.http.shares import Shares
 from gateway.http.tally import Tally
 from gateway.http.turns import Turns
-from gateway.http.upstream.causes import cause_of
+from gateway.http.upstream.causes import ProxyFailed, cause_of
 from gateway.http.upstream.connection import Link
 from gateway.http.upstream.dialing import dial
 from gateway.http.upstream.names import LookUp, Names, by_system
-from gateway.http.upstream.place import Place, place_of
+from gateway.http.upstream.place import Place
+from gateway.http.upstream.tunnel import Tunnel
 
 FRESH_S = 0.25
 
@@ -110,17 +111,15 @@ class Upstream:
             raise
 
     async def _open(self, wait: Wait[Link]) -> None:
-        link = Link(self._clock, self._turns, self._limits, self._gone)
+        link, tunnel = Link(self._clock, self._turns, self._limits, self._gone), self._place.tunnel()
         try:
             async with Within(self._limits.upstream_connect_s):
-                await self._dialed(link)
+                await self._dialed(link, tunnel)
         except TimeoutError:
-            late = UpstreamTimeout(f"The upstream {self.name} did not accept a connection in time.")
-            late.cause = CONNECT_TIMEOUT
-            wait.fail(late)
+            wait.fail(_late(self.name, tunnel))
             return
         except (OSError, UnicodeError) as error:
-            wait.fail(_failed(self.name, error))
+            wait.fail(_failed(self.name, error if tunnel is None else tunnel.blamed(error)))
             return
         self._tally.upstream_connections += 1
         if self._place.secured:
@@ -132,11 +131,14 @@ class Upstream:
                 self._idle.append(link)
         wait.set(link)
 
-    async def _dialed(self, link: Link) -> None:
+    async def _dialed(self, link: Link, tunnel: Tunnel | None) -> None:
         """Connect to the first of its addresses that answers; TLS asks for the name, whatever the address."""
         place = self._place.at(self._clock.now)
         addresses = await self._names.addresses()
-        made, link.address = await dial(addresses, place["port"], self._limits.upstream_attempt_s)
+        made, link.address = await dial(addresses, self._place.port, self._limits.upstream_attempt_s)
+        if tunnel is not None:
+            await tunnel.through(link, place["ssl"], place.get("server_hostname"), sock=made)
+            return
         context = {name: place[name] for name in ("ssl", "server_hostname") if place.get(name)}
         await asyncio.get_running_loop().create_connection(lambda: link, sock=made, **context)
 
@@ -191,11 +193,26 @@ async def reach(target: UpstreamTarget, within_s: float) -> float | None:
 
     Raises OSError or TimeoutError where a call would fail; a certificate that is not trusted is an OSError.
     """
-    async with asyncio.timeout(within_s):
-        _, writer = await asyncio.open_connection(**place_of(target))
-        end = end_of(writer.transport)
-        writer.close()
+    place = Place(target, _untold)
+    how, tunnel, made = place.at(0.0), place.tunnel(), asyncio.Protocol()
+    try:
+        async with asyncio.timeout(within_s):
+            if tunnel is None:
+                transport, _ = await asyncio.get_running_loop().create_connection(lambda: made, **how)
+            else:
+                there = {"host": place.host, "port": place.port}
+                transport, _ = await tunnel.through(made, how["ssl"], how.get("server_hostname"), **there)
+    except TimeoutError as error:
+        raise TimeoutError(tunnel.late if tunnel is not None else "") from error
+    except OSError as error:
+        raise (error if tunnel is None else tunnel.blamed(error)) from None
+    end = end_of(transport)
+    transport.close()
     return end
+
+
+def _untold(event: str, **facts: object) -> None:
+    """Nobody listens."""
 
 
 def _account(target: UpstreamTarget, pepper: bytes) -> str:
@@ -219,9 +236,18 @@ def _failed(name: str, error: Exception) -> UpstreamUnreachable:
     return failure
 
 
+def _late(name: str, tunnel: Tunnel | None) -> UpstreamTimeout:
+    late = UpstreamTimeout(f"The upstream {name} did not accept a connection in time.")
+    late.detail = tunnel.late if tunnel is not None else ""
+    late.cause = PROXY if late.detail else CONNECT_TIMEOUT
+    return late
+
+
 def _told(name: str, error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"The certificate of the upstream {name} cannot be verified."
     if isinstance(error, socket.gaierror):
         return f"The name of the upstream {name} cannot be looked up."
+    if isinstance(error, ProxyFailed):
+        return f"The proxy before the upstream {name} lets nobody through."
     return f"The upstream {name} cannot be reached."

@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from gateway.core.upstreams.proxies import DIRECT, Proxies
 from gateway.errors import StartError, TollkeeperError
 from gateway.local import leftovers, ports
 from gateway.local.announce import JsonVoice, Voice
@@ -54,7 +55,7 @@ def up(
     find_home()
     read = partial(resolved, config, **settings_given)
     settings = read()
-    configured = settings.table != default_table(os.environ)
+    configured = settings.table != default_table(os.environ).through(settings.proxies)
     if upstream:
         settings = settings.with_upstream(upstream)
     settings.table.check_services({})
@@ -115,7 +116,8 @@ async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> 
     voice.step("bringing the schema up to date")
     keeper_url = await _migrate(options, database_url, secrets["writer_password"])
     here = partial(
-        _placed, secrets=secrets, upstream_url=upstream_url or options.upstream, redis_url=near_url,
+        _placed, secrets=secrets, upstream_url=upstream_url or options.upstream,
+        proxies=None if options.upstream else DIRECT, redis_url=near_url,
         database_url=keeper_url, gateway_port=gateway_port, admin_port=admin_port, data_dir=str(data.path),
     )  # fmt: skip
     settings = here(settings)
@@ -154,10 +156,15 @@ async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> 
 
 
 def _placed(
-    written: Settings, *, secrets: dict[str, str], upstream_url: str, **values: str | int
+    written: Settings,
+    *,
+    secrets: dict[str, str],
+    upstream_url: str,
+    proxies: Proxies | None,
+    **values: str | int,
 ) -> Settings:
-    """Settings as they are written, with what is so on this machine."""
-    settings = written.with_upstream(upstream_url) if upstream_url else written
+    """Settings as they are written, with what is so on this machine; no proxy is before our own upstream."""
+    settings = written.with_upstream(upstream_url, proxies) if upstream_url else written
     return settings.with_values(
         **values,
         database_owner_url="",

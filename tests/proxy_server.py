@@ -1,0 +1,98 @@
+"""A small proxy that lets through by CONNECT: it looks names up by itself, and may be hostile."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Self
+
+LET_THROUGH = b"HTTP/1.1 200 Connection established\r\n\r\n"
+HERE = "127.0.0.1"
+
+
+class ProxyServer:
+    """One proxy. `names` are those that it knows; `wants` is the Proxy-Authorization it asks for, if any.
+
+    `says` is what it answers instead, `silent` nothing at all; `closes` behind that. `asked` are the heads of
+    what came.
+    """
+
+    def __init__(self, names: Mapping[str, str] | None = None, wants: str = "") -> None:
+        self.names, self.wants = dict(names or {}), wants
+        self.says: bytes | None = None
+        self.endless: bytes = b""
+        self.silent = self.closes = False
+        self.asked: list[bytes] = []
+        self.open = self.port = 0
+        self._server: asyncio.Server | None = None
+
+    async def start(self, tls: ssl.SSLContext | None = None) -> Self:
+        """Listen; over TLS where there is a context."""
+        self._server = await asyncio.start_server(self._serve, HERE, 0, ssl=tls)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aenter__(self) -> Self:
+        """A proxy that listens already is left as it is."""
+        return self if self._server is not None else await self.start()
+
+    async def __aexit__(self, *_: object) -> None:
+        """Listen no more."""
+        assert self._server is not None
+        self._server.close()
+
+    @property
+    def targets(self) -> list[str]:
+        """Where it was asked to lead to."""
+        return [head.split(b" ")[1].decode() for head in self.asked]
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.open += 1
+        try:
+            await self._answer(reader, writer)
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            self.open -= 1
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        self.asked.append(head)
+        if self.silent:
+            await reader.read()
+        if self.says is not None:
+            writer.write(self.says)
+            while self.endless:
+                writer.write(self.endless)
+                await writer.drain()
+            if not self.closes:
+                await reader.read()
+            return
+        if self.closes:
+            return
+        if self.wants and f"uthorization: {self.wants}\r\n".encode() not in head:
+            writer.write(b'HTTP/1.1 407 No\r\nproxy-authenticate: Basic realm="x"\r\n\r\n')
+            return
+        host, _, port = head.split(b" ")[1].decode().rpartition(":")
+        there = self.names.get(host, host.strip("[]"))
+        try:
+            theirs, to = await asyncio.open_connection(there, int(port))
+        except OSError:
+            writer.write(b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\n\r\n")
+            return
+        writer.write(LET_THROUGH)
+        async with asyncio.TaskGroup() as both:
+            both.create_task(_pour(reader, to))
+            both.create_task(_pour(theirs, writer))
+
+
+async def _pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Pass on whatever comes, to its end, and that end."""
+    with suppress(OSError):
+        while data := await reader.read(65_536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()

@@ -1,0 +1,139 @@
+"""Proxies of the environment and of an upstream: read once, checked, never shown."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from pathlib import Path
+
+import pytest
+
+from gateway.core.upstreams.proxies import Proxy
+from gateway.errors import SettingError
+from gateway.run.reload import RENEWABLE, Renewal, with_credentials
+from gateway.settings.settings import Settings, from_json, load, to_json
+
+PROXY = "http://us%40er:p%3Ass@proxy.test:3128"
+KNOWN = "Basic " + b64encode(b"us@er:p:ss").decode()
+READ = Proxy("proxy.test", 3128, False, KNOWN)
+
+
+def ways(settings: Settings) -> dict[str, Proxy | None]:
+    return {target.name: target.via for target in settings.upstreams}
+
+
+def config(folder: Path, text: str) -> Path:
+    (folder / "config.yaml").write_text(text)
+    return folder / "config.yaml"
+
+
+@pytest.mark.parametrize(
+    ("url", "read"),
+    [
+        ("proxy.test:3128", Proxy("proxy.test", 3128)),
+        ("http://proxy.test", Proxy("proxy.test", 80)),
+        ("https://proxy.test/", Proxy("proxy.test", 443, secured=True)),
+        ("http://[2001:db8::1]:3128", Proxy("2001:db8::1", 3128)),
+        ("http://user@proxy.test", Proxy("proxy.test", 80, False, "Basic dXNlcjo=")),
+        (PROXY, READ),
+    ],
+)
+def test_a_proxy_is_read_from_its_url(url: str, read: Proxy) -> None:
+    found = load({"HTTPS_PROXY": url})
+    assert set(ways(found).values()) == {read}
+    assert {one.authorization for one in ways(found).values() if one is not None} == {read.authorization}
+    assert from_json(to_json(found)) == found
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "socks5://us:er@proxy.test", "ftp://us:er@proxy.test", "http://us:er@proxy.test/path", "http://us:er@",
+        "http://us:er@proxy.test:0", "http://us:er@proxy.test:99999", "http://us:er@proxy.test?x=er",
+        "http://us:er@pro xy.test", "http://us:er%0d%0a@proxy.test", "http://u%3As:er@proxy.test",
+        "http://us:er@pröxy.test", "http://us:er@proxy.test" + "x" * 2_000,
+    ],
+)  # fmt: skip
+def test_what_is_no_proxy_is_named_and_not_shown(url: str) -> None:
+    with pytest.raises(SettingError) as refused:
+        load({"HTTPS_PROXY": url})
+    assert refused.value.message.startswith("HTTPS_PROXY is not valid")
+    assert "us:er" not in refused.value.message
+
+
+def test_small_letters_count_before_capitals_and_nothing_before_something() -> None:
+    assert ways(load({"https_proxy": "one.test", "HTTPS_PROXY": "two.test"}))["openai"] == Proxy(
+        "one.test", 80
+    )
+    assert ways(load({"https_proxy": "", "HTTPS_PROXY": "two.test"}))["openai"] is None
+
+
+def test_no_proxy_is_of_no_account_without_a_proxy() -> None:
+    assert load({"NO_PROXY": "10.*"}) == load({})
+    with pytest.raises(SettingError, match=r"NO_PROXY is not valid: '10\.\*'"):
+        load({"HTTP_PROXY": "proxy.test", "NO_PROXY": "10.*"})
+    found = ways(load({"HTTPS_PROXY": PROXY, "no_proxy": "api.openai.com"}))
+    assert (found["openai"], found["anthropic"]) == (None, READ)
+
+
+def test_a_file_says_it_as_well(tmp_path: Path) -> None:
+    (tmp_path / "proxy").write_text(PROXY + "\n")
+    found = load({"HTTPS_PROXY_FILE": str(tmp_path / "proxy")})
+    assert ways(found)["openai"] == READ
+    assert ("", str(tmp_path / "proxy")) in found.secret_files
+    with pytest.raises(SettingError, match="HTTPS_PROXY and HTTPS_PROXY_FILE are both set"):
+        load({"HTTPS_PROXY_FILE": str(tmp_path / "proxy"), "HTTPS_PROXY": PROXY})
+
+
+def test_an_upstream_may_have_its_own_or_none(tmp_path: Path) -> None:
+    path = config(
+        tmp_path,
+        "upstreams:\n  own: {base_url: 'http://own.test', proxy: 'https://us:${WORD}@own-proxy.test:8443'}\n"
+        "  near: {base_url: 'https://near.test', proxy: none}\n"
+        "  far: {base_url: 'https://far.test'}\n  plain: {base_url: 'http://plain.test'}\n",
+    )
+    found = load({"HTTPS_PROXY": PROXY, "WORD": "er", "NO_PROXY": "own.test"}, path)
+    own = Proxy("own-proxy.test", 8443, True, "Basic dXM6ZXI=")
+    assert ways(found) == ways(load({"HTTPS_PROXY": PROXY})) | {
+        "own": own, "near": None, "far": READ, "plain": None
+    }  # fmt: skip
+    assert "dXM6ZXI=" not in repr(found)
+    with pytest.raises(SettingError, match=r"^upstreams\.own\.proxy is not valid: SOCKS"):
+        load({}, config(tmp_path, "upstreams: {own: {base_url: 'http://o.test', proxy: 'socks5://p'}}"))
+
+
+def test_another_upstream_for_all_is_reached_as_its_own_url_is(tmp_path: Path) -> None:
+    settings = load({"HTTPS_PROXY": PROXY, "NO_PROXY": "near.test"})
+    assert set(ways(settings.with_upstream("https://near.test")).values()) == {None}
+    assert set(ways(settings.with_upstream("https://far.test")).values()) == {READ}
+
+
+def test_the_authority_of_a_proxy_is_a_file_that_can_be_used(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="TOLLKEEPER_PROXY_CA_FILE="):
+        load({"TOLLKEEPER_PROXY_CA_FILE": str(tmp_path / "none.pem")})
+
+
+def test_issuers_are_asked_through_it_too(tmp_path: Path) -> None:
+    path = config(
+        tmp_path,
+        "issuers: [{issuer: 'https://id.test', audiences: [us]}]\nsign_in:\n  console_url: https://console.test\n"
+        "  providers: [{name: id, issuer: 'https://people.test', client_id: us}]\n",
+    )
+    found = load({"HTTPS_PROXY": PROXY, "NO_PROXY": "id.test"}, path)
+    assert found.issuers[0].proxies.to("https://id.test") is None
+    assert found.issuers[0].proxies.to("https://keys.test") == READ
+    assert found.sign_in.providers[0].issuer.proxies.to("https://people.test") == READ
+
+
+def test_a_new_credential_is_taken_over_and_another_address_waits(tmp_path: Path) -> None:
+    """As for other secrets in files: the rest of the configuration may not be ready."""
+    text = "upstreams: {own: {base_url: 'https://%s.test'}}"
+    before = load({"HTTPS_PROXY": PROXY}, config(tmp_path, text % "own"))
+    after = load({"HTTPS_PROXY": "http://new.test"}, config(tmp_path, text % "other"))
+    taken = with_credentials(before, after)
+    new = Proxy("new.test", 80)
+    assert ways(taken) == {"openai": new, "anthropic": new, "gemini": new, "own": READ}
+    assert taken.proxies == after.proxies
+    same = load({"HTTPS_PROXY": "http://new.test"}, config(tmp_path, text % "own"))
+    names, said = Renewal(before, lambda: same).take(same)
+    assert (set(names) & {"upstreams", "proxies"}, "restart" in said) == ({"upstreams", "proxies"}, False)
+    assert {"upstreams", "proxies"} <= RENEWABLE
