@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, case, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.core.accounts.administration import Row
+from gateway.core.accounts.administration import Actor, Row
 from gateway.core.failures import Told
 from persistence.subject import Change, Subject
 from persistence.tables.operations import audit_log
@@ -16,6 +16,9 @@ from persistence.tables.people import admin_token
 PLAIN = (int, float, str, bool, type(None))
 STAFF = "staff"
 ROWS_WRITTEN_MAX = 1_000
+# What says which person it was.
+_BY_PEOPLE = ("issuer", "identity", "person")
+_here = audit_log.c
 MADE_OR_CHANGED = frozenset({"create", "change", "rotate"})
 
 
@@ -29,9 +32,7 @@ def entry_of(change: Change, row: Row) -> dict[str, object]:
     command = change.command
     after = _plain(command.render(row) if command.verb in MADE_OR_CHANGED else command.values)
     return {
-        "actor": command.actor.scope,
-        "role": command.actor.role,
-        "person": command.actor.person,
+        **_by(command.actor),
         "organization_id": _whose(change, row),
         "admin_token_id": command.actor.token_id,
         "action": command.verb,
@@ -54,7 +55,7 @@ def record_all(change: Change, done: Sequence[tuple[int, int, Row]]) -> None:
     command = change.command
     rows = [
         {
-            "actor": command.actor.scope, "role": command.actor.role, "person": command.actor.person,
+            **_by(command.actor),
             "organization_id": organization_id, "action": command.verb, "resource": command.resource,
             "resource_id": str(row_id),
             "after": _plain(asked), "request_id": command.request_id,
@@ -63,6 +64,18 @@ def record_all(change: Change, done: Sequence[tuple[int, int, Row]]) -> None:
     ]  # fmt: skip
     if rows:
         change.connection.execute(insert(audit_log), rows)
+
+
+def _by(actor: Actor) -> dict[str, object]:
+    """Who it was: never a person's name without whose word that is."""
+    who = actor.person
+    return {
+        "actor": actor.scope,
+        "role": actor.role,
+        "issuer": who.issuer if who is not None else None,
+        "identity": who.identity if who is not None else None,
+        "person": who.name if who is not None else None,
+    }
 
 
 def _whose(change: Change, row: Row) -> object:
@@ -106,15 +119,21 @@ def told(row: Row, within: int) -> Row:
     """An entry as an organization's own callers see it: who else changed something of theirs is staff."""
     if row["token_organization_id"] == within:
         return row
-    return {**row, "actor": STAFF, "person": None, "admin_token_id": None, "token": None}
+    return {**row, "actor": STAFF, **dict.fromkeys((*_BY_PEOPLE, "admin_token_id", "token"))}
 
 
 _token = admin_token.c
+# Entries of before people were kept with their issuer: the token that stood for a person names it.
+_issuer = func.coalesce(_here.issuer, case((_here.person.is_not(None), _token.issuer)))
 SUBJECT = Subject(
     audit_log,
     source=select(
-        audit_log, _token.name.label("token"), _token.organization_id.label("token_organization_id")
-    ).outerjoin(admin_token, _token.id == audit_log.c.admin_token_id),
+        *(column for column in _here if column.name != "issuer"),
+        _issuer.label("issuer"),
+        _token.name.label("token"),
+        _token.organization_id.label("token_organization_id"),
+    ).outerjoin(admin_token, _token.id == _here.admin_token_id),
+    conditions={"issuer": lambda value: _issuer == value},
     told=told,
-    veiled=dict.fromkeys(("actor", "person", "admin_token_id"), _token.organization_id),
+    veiled=dict.fromkeys(("actor", "admin_token_id", *_BY_PEOPLE), _token.organization_id),
 )

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, delete, func, select, update
 
-from gateway.core.accounts.administration import ConsoleSession, Row
+from gateway.core.accounts.administration import ConsoleSession, KnownPerson, Row
 from gateway.core.issuers.sign_in import LIFE_MAX, VOUCHED
 from persistence.subject import Change, Subject, add
 from persistence.tables.operations import console_session
@@ -28,11 +28,14 @@ def find(connection: Connection, digest: str) -> ConsoleSession | None:
     """Find a session that is not over."""
     row = connection.execute(
         select(
-            _here.id, _here.token_digest, _here.person, _here.issuer, _here.identity, _here.renewal,
+            _here.id, _here.token_digest, _here.issuer, _here.identity, _here.person, _here.renewal,
             _IS_DUE.label("is_due"),
         ).where(_here.digest == digest, _here.expires_at > func.now())
     ).first()  # fmt: skip
-    return ConsoleSession(*row) if row is not None else None
+    if row is None:
+        return None
+    person = KnownPerson(row.issuer, row.identity, row.person) if row.person is not None else None
+    return ConsoleSession(row.id, row.token_digest, person, row.renewal, is_due=row.is_due)
 
 
 def ask(connection: Connection, session_id: int) -> bool:
@@ -52,15 +55,20 @@ def create(change: Change) -> Row:
     """Begin a session; those that are over go, and the oldest where there are too many: first of its own."""
     row = change.fetch(add(change))
     latest = select(_here.id).order_by(_here.id.desc())
-    own = latest.where(
-        _here.token_digest == row["token_digest"], _here.identity.is_not_distinct_from(row["identity"])
-    )
+    own = latest.where(_of_same(row))
     for gone in (
         (_here.expires_at <= func.now()) | _here.id.in_(own.offset(SESSIONS_EACH_MAX)),
         _here.id.in_(latest.offset(SESSIONS_MAX)),
     ):
         change.connection.execute(delete(console_session).where(gone))
     return row
+
+
+def _of_same(row: Row) -> ColumnElement[bool]:
+    """Sessions of the same person, by whichever token; else of those who hold the same token."""
+    if row["identity"] is None:
+        return _here.identity.is_(None) & (_here.token_digest == row["token_digest"])
+    return (_here.issuer == row["issuer"]) & (_here.identity == row["identity"])
 
 
 def end(change: Change) -> Row:

@@ -63,8 +63,8 @@ audit_log = table(
     # What the token might do, and the organization whose row it was.
     texts("role?"),
     integers("organization_id?"),
-    # Who it was, where a provider of identities has said so.
-    texts("person?"),
+    # Who it was, where a provider of identities has said so: which, who that is there, and the name.
+    texts("issuer?", "identity?", "person?"),
 )
 
 # Rows that files of configuration said: the fields they said, and whether applying them made the row. By the

@@ -139,7 +139,7 @@ class Desk:
         claim = None
         if sent is not None and isinstance(once, str) and once.isalnum() and len(once) == 32:
             key, digest = f"console:{once}", body.digest(sent)
-            claim = Claim(signed.actor.scope, key, request.method, request.path, digest)
+            claim = Claim(signed.actor.claims_as, key, request.method, request.path, digest)
         return Asked(request[REQUEST_ID], claim)
 
     async def names(self, wanted: Mapping[str, set[int]]) -> dict[tuple[str, int], str]:

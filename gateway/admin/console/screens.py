@@ -268,11 +268,12 @@ SCREENS = {
         ),
         Screen(
             "Administration", "audit-log", "Audit log", "change",
-            ("created_at", "actor", "person", "token", "role", "action", "resource", "resource_id", "after"),
+            ("created_at", "actor", "person", "issuer", "token", "role", "action", "resource", "resource_id",
+             "after"),
             empty="Nothing was changed yet.",
             filters=(
-                "actor", "person", "resource", "resource_id", "action", "admin_token_id", "organization_id",
-                "role",
+                "actor", "person", "issuer", "identity", "resource", "resource_id", "action",
+                "admin_token_id", "organization_id", "role",
             ),
             has_page=False, spans_time=True,
         ),

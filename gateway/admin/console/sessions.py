@@ -75,15 +75,16 @@ class Sessions:
         assert sign_ins is not None
         found = await auth.known_person(self._ports, person)
         if found is None:
-            nobody = SignInRefused(_NOBODYS.format(person.name))
+            nobody = SignInRefused(_NOBODYS.format(person.who.name))
             nobody.failure = SUBJECT
             raise nobody
         actor, digest = found
+        who = person.who
         values = {
             "token_digest": digest,
-            "issuer": person.issuer,
-            "identity": person.identity,
-            "person": person.name,
+            "issuer": who.issuer,
+            "identity": who.identity,
+            "person": who.name,
         }
         name = secrets.token_urlsafe(SESSION_BYTES)
         if arrival.renewal:
@@ -112,8 +113,7 @@ class Sessions:
             raise Unauthorized
         actor = await auth.actor_of_digest(self._ports, session.token_digest)
         request[IDENTIFIED] = True
-        if session.person is not None:
-            actor = replace(actor, person=session.person)
+        actor = replace(actor, person=session.person)
         if session.is_due:
             await self._ask_again(request, session, actor, name)
         return Signed(actor, session.id, hmac.digest(name.encode(), b"form", "sha256").hex())
@@ -158,9 +158,9 @@ class Sessions:
     async def _asked(self, session: ConsoleSession, name: str) -> Arrival:
         """What the provider says of who is signed in; `SignInRefused` where that is not for them."""
         sign_ins = self._ports.sign_ins
-        if sign_ins is None or session.issuer is None or session.renewal is None:
+        if sign_ins is None or session.person is None or session.renewal is None:
             raise SignInRefused
-        arrival = await sign_ins.renew(session.issuer, session.renewal, name)
+        arrival = await sign_ins.renew(session.person.issuer, session.renewal, name)
         if arrival.person is not None and not self._is_same(session, arrival.person):
             raise SignInRefused
         return arrival
@@ -168,7 +168,7 @@ class Sessions:
     def _is_same(self, session: ConsoleSession, person: Person) -> bool:
         """Whether it is who signed in, and who still has what they came in by."""
         digests = (one for known_as in person.known_as for one in self._ports.peppers.digests(known_as))
-        return person.identity == session.identity and session.token_digest in digests
+        return person.who.is_who(session.person) and session.token_digest in digests
 
     def _digest(self, name: str) -> str:
         return self._ports.peppers.digest(f"session {name}")

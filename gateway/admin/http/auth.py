@@ -78,7 +78,7 @@ async def known_person(ports: AdminPorts, person: Person) -> tuple[Actor, str] |
     for digest in (one for known_as in person.known_as for one in ports.peppers.digests(known_as)):
         actor = await ports.store.staff_token(digest)
         if actor is not None:
-            return replace(actor, person=person.name), digest
+            return replace(actor, person=person.who), digest
     return None
 
 

@@ -38,7 +38,7 @@ def claim_of(request: web.Request, actor: Actor, sent: body.Body) -> Claim | Non
         raise AdminRefusal(
             f"Idempotency-Key must be sent once, as 1 to {KEY_CHARS_MAX} printable ASCII characters."
         )
-    return Claim(actor.scope, key, request.method, request.path, body.digest(sent))
+    return Claim(actor.claims_as, key, request.method, request.path, body.digest(sent))
 
 
 async def checked(

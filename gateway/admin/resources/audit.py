@@ -19,6 +19,8 @@ class AuditEntry(Out):
     admin_token_id: Id | None
     token: str | None = Field(description="The name of that token.")
     person: str | None = Field(description="Who it was, where a provider of identities has said so.")
+    issuer: str | None = Field(description="Which provider: two of them may name two people alike.")
+    identity: str | None = Field(description="Who that is at this provider for good: the claim `sub`.")
     role: str | None = Field(description="What its token might do.")
     organization_id: Id | None = Field(description="Whose row it was; null where it is nobody's.")
     action: str
@@ -39,6 +41,8 @@ RESOURCES = (
         filters={
             "actor": Filter("text"),
             "person": Filter("text"),
+            "issuer": Filter("text"),
+            "identity": Filter("text"),
             "action": Filter("text"),
             "resource": Filter("text"),
             "resource_id": Filter("text"),

@@ -28,11 +28,29 @@ OWNER = "organization_id"
 
 
 @dataclass(frozen=True, slots=True)
+class KnownPerson:
+    """Whom a provider of identities has named: `identity` is who that is there for good, `name` what people
+    call them.
+
+    Two providers may name two people alike, and so may one of them: neither word is anybody without the
+    `issuer`.
+    """
+
+    issuer: str
+    identity: str
+    name: str
+
+    def is_who(self, other: KnownPerson | None) -> bool:
+        """Whether it is the same person, whatever they are called meanwhile."""
+        return other is not None and (self.issuer, self.identity) == (other.issuer, other.identity)
+
+
+@dataclass(frozen=True, slots=True)
 class Actor:
-    """Who asks: `scope` is unique to the caller ("builtin:admin", "token:7").
+    """Who asks: `scope` is unique to the token ("builtin:admin", "token:7").
 
     Of one organization alone it sees and changes nothing of any other; None is of all. Who came by a
-    provider of identities is a `person` with a name, whoever else the same token stands for.
+    provider of identities is a `person`, whoever else the same token stands for.
     """
 
     scope: str
@@ -40,7 +58,14 @@ class Actor:
     token_id: int | None = None
     user_id: int | None = None
     organization_id: int | None = None
-    person: str | None = None
+    person: KnownPerson | None = None
+
+    @property
+    def claims_as(self) -> str:
+        """Whose an `Idempotency-Key` is: the token's, or that of one of the people it stands for."""
+        if self.person is None:
+            return self.scope
+        return f"{self.scope}\t{self.person.issuer}\t{self.person.identity}"  # neither has a tab
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +158,6 @@ class ConsoleSession:
 
     id: int
     token_digest: str
-    person: str | None = None
-    issuer: str | None = None
-    identity: str | None = None
+    person: KnownPerson | None = None
     renewal: str | None = field(default=None, repr=False)
     is_due: bool = False

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
 
+from gateway.core.accounts.administration import KnownPerson
 from gateway.core.issuers.claims import read_claims
 from gateway.core.issuers.issuer import Issuer
 from gateway.core.issuers.signed_token import AUDIENCE, CLAIMS, refused
@@ -49,14 +50,9 @@ class SignIn:
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Whom a provider named: by `identity` for good, by `name` as people know them.
+    """Whom a provider named; an admin token of one of `known_as` stands for them, the first that there is."""
 
-    An admin token of one of `known_as` stands for them, the first that there is.
-    """
-
-    issuer: str
-    identity: str
-    name: str
+    who: KnownPerson
     known_as: tuple[str, ...]
 
 
@@ -91,7 +87,8 @@ def read_person(provider: Provider, claims: Mapping[str, Any], nonce: str | None
         raise refused(CLAIMS, "The token does not say whom it is of.")
     if _EMAIL in _believed(provider.issuer) and not _is_verified(claims):
         raise refused(CLAIMS, "The provider does not say that this address of e-mail is verified.")
-    return Person(provider.issuer.issuer, identity, meaning.user or identity, meaning.known_as)
+    who = KnownPerson(provider.issuer.issuer, identity, meaning.user or identity)
+    return Person(who, meaning.known_as)
 
 
 def _believed(issuer: Issuer) -> set[str]:

@@ -50,7 +50,7 @@ class World:
 
     async def let_in(self, subject: str = "staff", **more: Any) -> Any:
         fields = {"name": f"people of {subject}", "role": "admin", "subject": subject} | more
-        return await self.api.make("admin-tokens", issuer=self.provider.url, **fields)
+        return await self.api.make("admin-tokens", **{"issuer": self.provider.url} | fields)
 
 
 @asynccontextmanager

@@ -130,6 +130,88 @@ async def test_one_person_ends_no_sessions_of_others_by_beginning_many(world: Wo
     assert [(await one.person.open("/")).status for one in (other, first, last)] == [200, 303, 200]
 
 
+async def both(world: World) -> tuple[Browser, Browser]:
+    """Two people whom two providers call alike to the letter, signed in."""
+    await world.let_in()
+    await world.let_in(name="people of the other", issuer=world.other.url)
+    mine, theirs = Browser.at(world), Browser.at(world)
+    await mine.sign_in()
+    await theirs.sign_in("/sign-in/other")
+    return mine, theirs
+
+
+async def test_two_providers_may_name_two_people_alike(world: World) -> None:
+    for number, browser in enumerate(await both(world)):
+        made = await browser.person.fill("/tenants/new", "/tenants", name=f"of-{number}")
+        assert made.status == 303
+    found = (await world.api.get("audit-log?resource=tenants&action=create&person=Kim")).json["items"]
+    assert {(one["after"]["name"], one["issuer"], one["identity"], one["person"]) for one in found} == {
+        ("of-0", world.provider.url, "u-1", "Kim"), ("of-1", world.other.url, "u-1", "Kim"),
+    }  # fmt: skip
+    for number, issuer in enumerate((world.provider.url, world.other.url)):
+        for by in (f"issuer={issuer}", f"identity=u-1&issuer={issuer}", f"person=Kim&issuer={issuer}"):
+            [own] = (await world.api.get(f"audit-log?resource=tenants&action=create&{by}")).json["items"]
+            assert own["after"]["name"] == f"of-{number}"
+    page = await browser.person.open("/audit-log?resource=tenants")
+    assert all(f">{one.url}<" in page.text for one in (world.provider, world.other))
+
+
+async def test_who_is_called_alike_elsewhere_is_not_ended_or_answered_with(world: World) -> None:
+    mine, theirs = await both(world)
+    copied = "digest, token_digest, expires_at, issuer, identity, person"
+    world.api.rows(
+        f"insert into console_session ({copied}) select 'd' || n, token_digest, expires_at, issuer, identity,"
+        f" person from console_session, generate_series(1, 50) as n where issuer = '{world.other.url}'"
+    )
+    await Browser.at(world).sign_in("/sign-in/other")
+    by_issuer = "select issuer, count(*) from console_session group by issuer"
+    assert dict(world.api.rows(by_issuer)) == {world.provider.url: 1, world.other.url: SESSIONS_EACH_MAX}
+    assert [(await one.person.open("/")).status for one in (mine, theirs)] == [200, 303]
+
+
+async def test_a_person_has_so_many_sessions_by_whichever_group_they_came_in(world: World) -> None:
+    await world.let_in()
+    browser = Browser.at(world)
+    await browser.sign_in()
+    copied = "digest, token_digest, expires_at, issuer, identity, person"
+    world.api.rows(
+        f"insert into console_session ({copied}) select 'd' || n, 'another', expires_at, issuer, identity,"
+        " person from console_session, generate_series(1, 50) as n"
+    )
+    await Browser.at(world).sign_in()
+    assert world.api.rows("select count(*) from console_session") == [(SESSIONS_EACH_MAX,)]
+
+
+async def test_a_form_is_done_once_for_each_of_the_people_a_token_stands_for(world: World) -> None:
+    await world.let_in()
+    once = "0" * 32
+    for number in (1, 2):
+        world.provider.person |= {"sub": f"u-{number}"}
+        browser = Browser.at(world)
+        await browser.sign_in()
+        sent = {"form_token": (await browser.person.open("/")).form_token, "once": once, "name": "twice"}
+        for _ in range(2):
+            assert (await browser.person.post("/tenants", sent)).status == 303
+    entries = (await world.api.get("audit-log?resource=tenants&action=create")).json["items"]
+    assert sorted(entry["identity"] for entry in entries) == ["u-1", "u-2"]
+
+
+async def test_entries_of_before_say_whose_word_it_was_by_their_token(world: World) -> None:
+    made = await world.let_in()
+    before = "actor, action, resource, admin_token_id, person"
+    world.api.rows(
+        f"insert into audit_log ({before}) values"
+        f" ('token:{made['id']}', 'create', 'plans-of-old', {made['id']}, 'Kim'),"
+        f" ('token:{made['id']}', 'change', 'plans-of-old', {made['id']}, null)"
+    )
+    entries = (await world.api.get("audit-log?resource=plans-of-old")).json["items"]
+    named = {entry["action"]: (entry["person"], entry["issuer"], entry["identity"]) for entry in entries}
+    assert named == {"create": ("Kim", world.provider.url, None), "change": (None, None, None)}
+    for issuer, count in ((world.provider.url, 1), (world.other.url, 0)):
+        found = (await world.api.get(f"audit-log?resource=plans-of-old&issuer={issuer}")).json["items"]
+        assert len(found) == count
+
+
 async def test_while_the_provider_is_away_a_session_runs_out_by_itself(world: World) -> None:
     browser = await renewed(world)
     ends = "select expires_at > now() + interval '59 minutes', expires_at > now() + interval '61 minutes'"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gateway.core.accounts.administration import KnownPerson
 from gateway.core.issuers.issuer import Issuer, known_as
 from gateway.core.issuers.sign_in import Person, Provider, read_person
 from gateway.errors import InvalidApiKey
@@ -24,11 +25,11 @@ def said(**more: object) -> dict[str, Any]:
 def test_a_person_is_known_for_good_by_their_id_and_to_people_by_their_name() -> None:
     now = time.time()
     assert read_person(provider(), said(), "n", now) == Person(
-        ISSUER, "u-1", "u-1", (known_as(ISSUER, "u-1"),)
+        KnownPerson(ISSUER, "u-1", "u-1"), (known_as(ISSUER, "u-1"),)
     )
     named = said(name="Kim", groups=["b", "a", "b"])
     found = read_person(provider(subject="/groups", user="/name"), named, "n", now)
-    assert found == Person(ISSUER, "u-1", "Kim", (known_as(ISSUER, "b"), known_as(ISSUER, "a")))
+    assert found == Person(KnownPerson(ISSUER, "u-1", "Kim"), (known_as(ISSUER, "b"), known_as(ISSUER, "a")))
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,7 @@ def test_a_person_is_known_for_good_by_their_id_and_to_people_by_their_name() ->
     ],
 )
 def test_a_token_for_this_client_is_taken(more: dict[str, object]) -> None:
-    assert read_person(provider(), said(**more), "n", time.time()).identity == "u-1"
+    assert read_person(provider(), said(**more), "n", time.time()).who.identity == "u-1"
 
 
 @pytest.mark.parametrize("rule", ["subject", "user", "require"])
@@ -50,7 +51,7 @@ def test_an_address_that_the_provider_has_not_verified_is_nobodys(rule: str) -> 
     by_mail, now = provider(**{rule: wanted}), time.time()
     for verified in (True, "true"):
         mailed = said(email="kim@example.com", email_verified=verified)
-        assert read_person(by_mail, mailed, "n", now).identity == "u-1"
+        assert read_person(by_mail, mailed, "n", now).who.identity == "u-1"
     for verified in (None, False, "false", 1, "yes"):
         with pytest.raises(InvalidApiKey, match="is verified"):
             read_person(by_mail, said(email="kim@example.com", email_verified=verified), "n", now)
