@@ -96,8 +96,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     snapshots: list[Callable[[], tallies.Snapshot]] = [
         lambda: _snapshot(tally, scripts, plane.certificate_ends, wires.away > 0),
         lambda: _log_snapshot(settlements, resubmitter),
-        lambda: {"counters_unverified": int(not directory.verified), "counters_exchanged": fences.noticed},
-        lambda: {"partitions_away": wires.away, "partitions_unverified": directory.unverified},
+        lambda: {**_partitions(wires, directory, resubmitter.newer), "counters_exchanged": fences.noticed},
         lambda: {"auth_failures": failures.rows("gateway"), "budgets_shared": counters.crowded.calls},
         refusals.snapshot,
         port.snapshot,
@@ -257,6 +256,14 @@ def _snapshot(
         "counters_breaker_open": int(breaker_open),
         "script_seconds": {verb: histogram.snapshot() for verb, histogram in scripts.items()},
         "certificate_expiry_timestamp_seconds": certificate_ends,
+    }
+
+
+def _partitions(wires: Wires, directory: Directory, newer: frozenset[int]) -> tallies.Snapshot:
+    return {
+        "counters_unverified": int(not directory.verified),
+        "partitions_away": wires.away,
+        "partitions_unverified": len(directory.unverified | newer),
     }
 
 

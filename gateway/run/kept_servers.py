@@ -210,8 +210,9 @@ class KeptServers:
                 await self.share.leave()
 
     def _reached(self) -> list[int]:
-        """The partitions whose server answers."""
-        return [one for wire in self._wires.wires if wire.connected for one in wire.part.partitions]
+        """The partitions whose server answers, but for those that a newer version has: its keepers flush."""
+        there = [(wire.part.partitions, kept) for wire, kept in self._kept.items() if wire.connected]
+        return [one for partitions, kept in there for one in partitions if one not in kept.counters.newer]
 
     def _in_hand(self) -> frozenset[int]:
         return frozenset[int]().union(*(one.in_hand for one in self._kept.values()))

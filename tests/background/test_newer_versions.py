@@ -105,8 +105,10 @@ async def test_a_partition_of_a_newer_version_is_left_to_its_keepers(backend: Ba
     assert ours.client.get(keys.organization_terms(theirs.caller.organization_id)) == terms
     assert theirs.get(keys.marker(theirs.p)) == NEWER + marker[1:]
     assert (wrong(backend), left(backend)) == ([0, 0], {"partition": 1})
+    assert backend.counters.newer == {theirs.p}
     theirs.client.set(keys.marker(theirs.p), marker)
     await backend.verify()
+    assert backend.counters.newer == frozenset()
     await backend.flush()
     assert await backend.push() == 0
     assert backend.ledger(theirs.caller.tenant_id)[-1][1:3] == ("consume", -5)

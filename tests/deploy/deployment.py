@@ -20,7 +20,7 @@ routes:
 class Deployment:
     """Redis and PostgreSQL are given; everything else is started here."""
 
-    def __init__(self, folder: Path, redis_url: str, database_url: str) -> None:
+    def __init__(self, folder: Path, redis_url: str, database_url: str, **environ: str) -> None:
         self.folder = folder
         self.config = folder / "config.yaml"
         self.upstream_port = free_port()
@@ -28,11 +28,11 @@ class Deployment:
         self.environ = {
             "TOLLKEEPER_REDIS_URL": redis_url, "TOLLKEEPER_DATABASE_URL": database_url,
             "TOLLKEEPER_ADMIN_TOKEN": ADMIN_TOKEN, "TOLLKEEPER_KEY_PEPPER": "a-pepper-of-tests-only",
-        }  # fmt: skip
+        } | environ  # fmt: skip
         self.started: list[Process] = []
         assert self.start("migrate").ended() == 0
         admin_port = free_port()
-        self.start("keeper", "--admin-port", str(admin_port))
+        self.keeper = self.start("keeper", "--admin-port", str(admin_port))
         self.start("demo-upstream", "--port", str(self.upstream_port))
         wait_until(lambda: answers(admin_port), READY_S_MAX)
         self.admin = Admin(admin_port, ADMIN_TOKEN)

@@ -126,14 +126,14 @@ class Client:
 
 
 async def streaming(gateways: Gateways, key: str, load: Load, outcome: Outcome) -> None:
-    """One long stream behind the other, each on a connection of its own, until cancelled."""
+    """One long stream behind the other, each on a connection of its own, until it is over."""
     body = json.dumps(BODY | {"stream": True}).encode()
     request = (
         b"POST /v1/chat/completions HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer %b\r\n"
-        b"content-type: application/json\r\nx-demo-words: %d\r\nx-demo-pause-s: %g\r\n"
+        b"content-type: application/json\r\nx-demo-usage: 30,12\r\nx-demo-words: %d\r\nx-demo-pause-s: %g\r\n"
         b"content-length: %d\r\n\r\n%b" % (key.encode(), load.pieces, load.pause_s, len(body), body)
     )
-    while True:
+    while not outcome.over:
         reader, writer = await asyncio.open_connection(HOST, gateways.balancer.port)
         try:
             writer.write(request)

@@ -38,7 +38,7 @@ class Catalogue:
         self.prices = Prices(wires, log)
         self.weighing = Weighing()
         # The partitions whose very Redis no keeper has compared with PostgreSQL, as of the last look.
-        self.unverified = PARTITIONS
+        self.unverified = frozenset(range(PARTITIONS))
         self._wires, self._changes, self._clock = wires, changes, clock
         self._raw = b""
         self._services: dict[str, Service] = {}
@@ -91,7 +91,7 @@ class Catalogue:
                 self._load(raw)
                 is_read = True
         verified = [wire for wire, word in words if await says_verified(wire, word)]
-        self.unverified = len(set(range(PARTITIONS)).difference(*(one.partitions for one in verified)))
+        self.unverified = frozenset(range(PARTITIONS)).difference(*(one.partitions for one in verified))
         try:
             await self.prices.refresh()
         except CountersUnavailable:

@@ -61,6 +61,8 @@ class Client:
         self.moved: deque[Movement] = deque(maxlen=MOVED_MAX) if moved is None else moved
         self._wires, self._everybodys = wires, wires if everybodys is None else everybodys
         self._batch_max = batch_max
+        # The partitions that a newer version has, as of the last look at all markers.
+        self.newer = frozenset[int]()
 
     @property
     def wire(self) -> Wire:

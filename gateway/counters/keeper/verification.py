@@ -50,6 +50,7 @@ class KeeperCounters(BudgetAccounts, AccountHeads):
             found.verified[partition] = epoch
             if catalogue == packing.CLOSED:
                 found.closed[partition] = epoch
+        self.newer = frozenset(found.others)
         return found
 
     async def reports(self) -> dict[str, Report]:

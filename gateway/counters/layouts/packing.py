@@ -292,7 +292,7 @@ def read_marker(raw: object) -> tuple[bytes, int, int]:
     try:
         today = table.MARKER.today(raw) if isinstance(raw, bytes) else b""
     except UnknownLayout as error:
-        raise NewerLayout(f"the partition is another version's: {error}") from error
+        raise NewerLayout(f"the partition is a newer version's: {error}: run that one") from error
     if len(today) != table.MARKER.size:
         return b"", 0, 0
     _, run_id, epoch, catalogue = table.MARKER.struct.unpack(today)

@@ -21,7 +21,7 @@ from gateway.counters.layouts import packing
 from gateway.counters.layouts.frame import TOMBSTONE_MS
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
-from gateway.counters.redis.wire import Wire, encode, encode_script
+from gateway.counters.redis.wire import Wire, encode_script
 from gateway.counters.redis.wires import Wires
 from gateway.counters.settlement_log.acknowledged import argument, epoch_of, noted, recovered
 from gateway.counters.settlement_log.bounds import BOUNDS, Bounds
@@ -29,7 +29,8 @@ from gateway.counters.settlement_log.log import SettlementLog
 from gateway.counters.settlement_log.positions import Positions
 from gateway.counters.settlement_log.segment import ACKNOWLEDGED, Record, Segment, records_in
 from gateway.counters.settlement_log.settlement_record import partition_of, unpack
-from gateway.errors import CountersRefused, CountersUnavailable
+from gateway.counters.settlement_log.verified_epochs import VerifiedEpochs
+from gateway.errors import CountersUnavailable
 
 LOOK_S = 1.6
 ADOPT_S = 10.0
@@ -64,6 +65,7 @@ class Resubmitter:
     ) -> None:
         self.resubmitted = 0
         self.recovered = 0
+        self._verified = VerifiedEpochs(wires, say)
         self._wires, self._log, self._clock, self._say = wires, log, clock, say
         self._report, self._in_flight, self._announce, self._bounds = report, in_flight, announce, bounds
         self._uncompared: list[Segment] = []
@@ -76,6 +78,11 @@ class Resubmitter:
         self._recover_at = 0.0
         self._adopted_at = clock() - ADOPT_S
         wires.hear(self._told)
+
+    @property
+    def newer(self) -> frozenset[int]:
+        """The partitions that a newer version has, as of the last look: nobody is served of them here."""
+        return self._verified.newer
 
     async def run(self) -> None:
         """Look until cancelled: every other second, at once when something was spooled or Redis tells that it
@@ -109,7 +116,7 @@ class Resubmitter:
         log = self._log
         if self._clock() - self._adopted_at >= ADOPT_S:
             await self._adopt()
-        epochs = await self._verified_epochs()
+        epochs = await self._verified.read(upkeep=self._is_calm)
         await self._compare(epochs)
         if epochs != self._seen:
             self._differs_at = (
@@ -175,28 +182,6 @@ class Resubmitter:
                     raise CountersUnavailable
             if whole:
                 self._uncompared.remove(segment)
-
-    async def _verified_epochs(self) -> list[int]:
-        """The epoch of each partition; 0 where it is not verified on this connection or a newer version's."""
-        upkeep, epochs = self._is_calm, [0] * PARTITIONS
-        by_wire: dict[Wire, list[int]] = {}
-        for partition in range(PARTITIONS):
-            by_wire.setdefault(self._wires.of(partition), []).append(partition)
-        asked = []
-        for wire, partitions in by_wire.items():  # one question, where one may have keys of all slots
-            for part in [partitions] if wire.is_one else [[one] for one in partitions]:
-                names = [keys.marker(one).encode() for one in part]
-                asked.append((wire, part, wire.send(encode(b"MGET", *names), upkeep=upkeep)))
-        for wire, part, wait in asked:
-            with suppress(CountersUnavailable):
-                markers = await in_task(wait)
-                for partition, marker in zip(part, cast("list[Reply]", markers), strict=True):
-                    with suppress(CountersRefused):  # a newer version's, which keeps no other from it
-                        run_id, epoch, _ = packing.read_marker(marker)
-                        epochs[partition] = epoch if run_id == wire.run_id else 0
-        if not any(epochs):
-            raise CountersUnavailable
-        return epochs
 
     async def _send_spooled(self, segment: Segment, epochs: list[int]) -> set[int]:
         """Settle what waits in one file; what fails waits on. The partitions where something does."""
