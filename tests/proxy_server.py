@@ -27,6 +27,7 @@ class ProxyServer:
         self.asked: list[bytes] = []
         self.open = self.port = 0
         self._server: asyncio.Server | None = None
+        self._serving: set[asyncio.Task[None]] = set()
 
     async def start(self, tls: ssl.SSLContext | None = None) -> Self:
         """Listen; over TLS where there is a context."""
@@ -39,9 +40,16 @@ class ProxyServer:
         return self if self._server is not None else await self.start()
 
     async def __aexit__(self, *_: object) -> None:
-        """Listen no more."""
+        """Stop."""
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Listen no more, and let go of everybody."""
         assert self._server is not None
         self._server.close()
+        for serving in list(self._serving):
+            serving.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
 
     @property
     def targets(self) -> list[str]:
@@ -50,6 +58,10 @@ class ProxyServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.open += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
         try:
             await self._answer(reader, writer)
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):

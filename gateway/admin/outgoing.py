@@ -1,7 +1,8 @@
 """Calls the product makes on somebody's behalf: to public addresses only, once, bounded.
 
 A name is resolved here and the connection made to the very address that was checked, so that a
-name which changes its mind between the two reaches nothing private. Redirects are not followed.
+name which changes its mind between the two reaches nothing private; a proxy is asked for that address
+too. Redirects are not followed.
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ from __future__ import annotations
 import socket
 from ipaddress import ip_address
 
-from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
+from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, DummyCookieJar
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 
+from gateway.admin.tunnelling import Through, Tunnelling
 from gateway.core.addresses import is_public, refusal
 from gateway.core.alerts.webhook import Answer, Outcome
+from gateway.core.upstreams.proxies import DIRECT, Proxies
 
 TIMEOUT_S = 10.0
-CONNECTIONS_MAX = 32
 # Of what is answered, where somebody reads it.
 ANSWER_BYTES_MAX = 256 * 1024
 ERROR_CHARS_MAX = 200
@@ -43,10 +45,13 @@ class PublicResolver(AbstractResolver):
 
 
 class Outgoing:
-    """Posts to other people's servers; `private` allows private addresses and plain HTTP."""
+    """Posts to other people's servers; `private` allows private addresses and plain HTTP.
 
-    def __init__(self, *, private: bool) -> None:
-        self._private = private
+    Those that `proxies` are before are reached by `through`, which has a protocol speak through a proxy.
+    """
+
+    def __init__(self, through: Through, *, private: bool, proxies: Proxies = DIRECT) -> None:
+        self._private, self._proxies, self._through = private, proxies, through
         self._session: ClientSession | None = None
 
     async def send(self, url: str, headers: dict[str, str], body: bytes) -> Outcome:
@@ -80,11 +85,8 @@ class Outgoing:
     def _opened(self) -> ClientSession:
         if self._session is None:
             self._session = ClientSession(
-                connector=TCPConnector(
-                    limit=CONNECTIONS_MAX,
-                    use_dns_cache=False,
-                    force_close=True,
-                    resolver=None if self._private else PublicResolver(),
+                connector=Tunnelling(
+                    self._proxies, self._through, None if self._private else PublicResolver()
                 ),
                 timeout=ClientTimeout(total=TIMEOUT_S),
                 cookie_jar=DummyCookieJar(),

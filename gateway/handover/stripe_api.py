@@ -30,10 +30,10 @@ class Unfinished(Exception):
 
 
 class StripeApi:
-    """The account that money is collected for."""
+    """The account that money is collected for; `connector` makes connections where they are no plain ones."""
 
-    def __init__(self, api_key: str, base_url: str = "") -> None:
-        self._http = stripe.AIOHTTPClient(timeout=REQUEST_S_MAX)
+    def __init__(self, api_key: str, base_url: str = "", connector: object | None = None) -> None:
+        self._http = stripe.AIOHTTPClient(timeout=REQUEST_S_MAX, connector=connector)
         stripe.set_app_info("Tollkeeper", version=version("tollkeeper"))
         self._client = stripe.StripeClient(
             api_key,

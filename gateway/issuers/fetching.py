@@ -19,6 +19,7 @@ from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
 from gateway.core.issuers.issuer import Issuer, may_lead_to
+from gateway.issuers import through
 from gateway.issuers.key_set import FETCH_S_MAX, Endpoints, KeySet, UnreadableKeys
 from gateway.issuers.signatures import read_key_set
 
@@ -113,17 +114,31 @@ def _asked(
     issuer: Issuer, url: str, deadline: float, fields: Mapping[str, str], form: bytes | None = None
 ) -> tuple[int, bytes]:
     parts = urlsplit(url)
-    connection = _connection(issuer, parts)
+    connection, proxy = _connection(issuer, parts), issuer.proxies.to(url)
     sent = {"accept": "application/json", "user-agent": "tollkeeper", "connection": "close", **fields}
+    sock = _connected(connection) if proxy is None else through.dialled(proxy, STEP_S_MAX)
     try:
-        connection.connect()
-        with _over_at(deadline, connection.sock, url):
+        with _over_at(deadline, sock, url):
+            if proxy is not None:
+                context = _context(issuer) if parts.scheme == "https" else None
+                through.let_through(proxy, sock, connection.host, connection.port)
+                connection.sock = through.inside(sock, context, connection.host)
             where = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
             connection.request("GET" if form is None else "POST", where, form, sent)
             answer = connection.getresponse()
             return answer.status, _body(answer, url)
     finally:
         connection.close()
+        sock.close()
+
+
+def _connected(connection: http.client.HTTPConnection) -> socket.socket:
+    try:
+        connection.connect()
+    except BaseException:
+        connection.close()
+        raise
+    return connection.sock
 
 
 @contextmanager
@@ -158,8 +173,11 @@ def _connection(issuer: Issuer, parts: SplitResult) -> http.client.HTTPConnectio
     host = parts.hostname or ""
     if parts.scheme != "https":
         return http.client.HTTPConnection(host, parts.port, timeout=STEP_S_MAX)
-    context = ssl.create_default_context(cafile=issuer.ca_file or None)
-    return http.client.HTTPSConnection(host, parts.port, timeout=STEP_S_MAX, context=context)
+    return http.client.HTTPSConnection(host, parts.port, timeout=STEP_S_MAX, context=_context(issuer))
+
+
+def _context(issuer: Issuer) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=issuer.ca_file or None)
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

@@ -80,6 +80,7 @@ _UPSTREAM = (
 
 
 _ISSUER = (
+    ("the proxy ", "look at the proxy of HTTPS_PROXY or HTTP_PROXY, or name the issuer in NO_PROXY"),
     ("certificate", "name the authority that signed it as ca_file of the issuer"),
     ("No such file", "correct jwks_file or token_file of the issuer"),
     ("answers 40", "say with token_file what it is asked with, or correct jwks_uri"),

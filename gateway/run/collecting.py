@@ -15,6 +15,7 @@ from gateway.background.timed.handovers import Handovers, Queue
 from gateway.core.billing.handover import Collected, Returned
 from gateway.errors import StartError
 from gateway.run.billing_loops import Loops
+from gateway.run.calling_out import connector
 from gateway.run.usage_feed import UsageFeed
 from gateway.settings.settings import Settings
 from persistence.keeper.usage_feed import FeedQueue
@@ -50,7 +51,7 @@ class Collecting:
                 "pip install 'tollkeeper[stripe]'"
             ) from error
         if settings.stripe_api_key:
-            self._api = StripeApi(settings.stripe_api_key, settings.stripe_api_url)
+            self._api = StripeApi(settings.stripe_api_key, settings.stripe_api_url, connector(settings))
             self.look_up = StripeReturns(self._api).look_up
         if settings.stripe_webhook_secret:
             self.read = StripeEvents(settings.stripe_webhook_secret).read

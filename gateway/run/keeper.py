@@ -17,7 +17,6 @@ from typing import Any
 from uuid import uuid4
 
 from gateway.admin.invoices.missing_glyphs import missing_glyphs
-from gateway.admin.outgoing import Outgoing
 from gateway.admin.ports import AdminPorts
 from gateway.admin.smtp import Mailer
 from gateway.background.flushing.flusher import Failed, Flushed
@@ -56,6 +55,7 @@ from gateway.counters.redis.wire import Wire
 from gateway.run.admin_port import AdminPort
 from gateway.run.away import tell_of_redis
 from gateway.run.billing_loops import billing_loops, invoicing_loops
+from gateway.run.calling_out import outgoing
 from gateway.run.collecting import Collecting
 from gateway.run.invoice_letterhead import invoice_renderer
 from gateway.run.keeper_settings import KeeperSettings, Source
@@ -142,7 +142,7 @@ class Keeper:
             glyphs=Glyphs(missing_glyphs),
         )  # fmt: skip
         self._store, self._billing_store = map(store_over, (self._pools.people, self._pools.billing))
-        self._outgoing, now = Outgoing(private=private), partial(datetime.now, UTC)
+        self._outgoing, now = outgoing(settings, private=private), partial(datetime.now, UTC)
         self._news_watch, waiting = NewsWatch(Notices(self._engine), now), Deliveries(self._engine)
         self._webhook_deliveries = WebhookDeliveries(
             waiting, self._outgoing, now, mailer=mailer, isolation=isolation

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gateway.admin.outgoing import Outgoing
 from gateway.background.timed.usage_feed import UsageFeedSender
 from gateway.core.billing.usage_feed import Terms
 from gateway.errors import StartError
@@ -15,6 +14,7 @@ from gateway.handover.lago import Lago
 from gateway.handover.openmeter import OpenMeter
 from gateway.handover.usage_events import Shape, UsageEvents
 from gateway.run.billing_loops import Loops
+from gateway.run.calling_out import outgoing
 from gateway.settings.settings import Settings
 from persistence.keeper.usage_feed import FeedQueue
 
@@ -26,7 +26,7 @@ class UsageFeed:
         self._settings = settings
         self._queue: FeedQueue | None = None
         # An operator names the address: it may be one of the operator's own network.
-        self._outgoing = Outgoing(private=True)
+        self._outgoing = outgoing(settings, private=True)
         if settings.usage_feed == "lago" and not settings.usage_feed_token:
             raise StartError("TOLLKEEPER_USAGE_FEED_TOKEN is not set: Lago wants an API key")
 

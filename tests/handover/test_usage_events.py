@@ -15,6 +15,7 @@ from gateway.core.billing.usage_feed import UsageEvent
 from gateway.handover.lago import Lago
 from gateway.handover.openmeter import OpenMeter
 from gateway.handover.usage_events import Shape, UsageEvents
+from gateway.http.upstream.tunnel import tunnelled
 from tests.usage_servers import CODE, TOKEN, Billing, Failure, billing_server
 
 AT = datetime(2026, 4, 1, 12, 0, 0, 123_000, tzinfo=UTC)
@@ -33,7 +34,7 @@ class Way:
 @pytest.fixture(params=[True, False], ids=["lago", "openmeter"])
 async def way(request: pytest.FixtureRequest) -> AsyncIterator[Way]:
     async with billing_server(lago=request.param) as billing:
-        outgoing = Outgoing(private=True)
+        outgoing = Outgoing(tunnelled, private=True)
         yield Way(billing, outgoing)
         await outgoing.aclose()
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,11 +16,14 @@ import pytest
 import trustme
 
 from gateway.core.issuers.issuer import Issuer
+from gateway.core.upstreams.proxies import Proxies, Proxy
 from gateway.issuers.fetching import DOCUMENT_BYTES_MAX, read_keys
 from gateway.issuers.key_set import UnreadableKeys
+from tests.proxy_server import ProxyServer
 from tests.signing import issuer, jwks
 
 AUTHORITY = trustme.CA()
+KNOWN = "Basic dXM6ZXI="
 DISCOVERY = "/.well-known/openid-configuration"
 
 
@@ -166,3 +171,53 @@ def test_who_sends_a_byte_now_and_then_is_left_at_the_deadline(
     with pytest.raises(UnreadableKeys, match="was not read in time"):
         read_keys(replace(trusting, jwks_uri=f"{site.url}/keys"), within_s=2.0)
     assert site.left.wait(30)  # amid the answer, not behind it
+
+
+@contextmanager
+def running(proxy: ProxyServer, tls: ssl.SSLContext | None = None) -> Iterator[ProxyServer]:
+    """A proxy in a loop of its own, since whoever asks waits."""
+    loop = asyncio.new_event_loop()
+    serving = threading.Thread(target=loop.run_forever)
+    serving.start()
+    try:
+        yield asyncio.run_coroutine_threadsafe(proxy.start(tls), loop).result(60)
+    finally:
+        asyncio.run_coroutine_threadsafe(proxy.stop(), loop).result(60)
+        loop.call_soon_threadsafe(loop.stop)
+        serving.join()
+        loop.close()
+
+
+@pytest.mark.parametrize("secured", [False, True])
+def test_keys_are_asked_for_through_a_proxy(site: Site, trusting: Issuer, secured: bool) -> None:
+    """By discovery too, each of whose addresses may be another host; the issuer's certificate is verified."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    AUTHORITY.issue_cert("127.0.0.1").configure_cert(context)
+    with running(ProxyServer(wants=KNOWN), context if secured else None) as proxy:
+        there = Proxy("127.0.0.1", proxy.port, secured, KNOWN)
+        behind = replace(trusting, issuer=site.url, proxies=Proxies(https=there, ca_file=trusting.ca_file))
+        site.discovery()
+        assert [one.key_id for one in read_keys(behind).keys] == ["one"]
+        assert proxy.targets == [site.url.removeprefix("https://")] * 2
+        site.pages["/keys"] = 200, jwks() + b" " * 200_000
+        assert read_keys(behind).keys
+        assert "certificate cannot be verified" in why(replace(behind, ca_file=""))
+        refused = why(replace(behind, proxies=Proxies(https=replace(there, authorization="Basic eA=="))))
+        assert ("407 to CONNECT" in refused) is not secured  # of whom nobody said that it can be trusted
+        assert f"the proxy 127.0.0.1:{proxy.port}: " in refused
+        before = len(proxy.asked)
+        assert read_keys(replace(behind, proxies=Proxies(https=there, exempt=("localhost",)))).keys
+        assert len(proxy.asked) == before
+
+
+@pytest.mark.parametrize("how", ["silent", "endless", "closes"])
+def test_a_proxy_keeps_nobody_waiting_for_long(trusting: Issuer, how: str) -> None:
+    hostile = ProxyServer()
+    hostile.silent, hostile.closes = how == "silent", how == "closes"
+    if how == "endless":
+        hostile.says, hostile.endless = b"HTTP/1.1 200 OK\r\n", b"x: y\r\n"
+    with running(hostile) as proxy:
+        place = replace(trusting, jwks_uri="https://id.test/keys")
+        place = replace(place, proxies=Proxies(https=Proxy("127.0.0.1", proxy.port)))
+        with pytest.raises(UnreadableKeys):
+            read_keys(place, within_s=1.0)

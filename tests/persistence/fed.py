@@ -15,6 +15,7 @@ from gateway.core.billing.usage_feed import AMOUNTS, FAILED_MAX, Terms
 from gateway.handover.lago import Lago
 from gateway.handover.openmeter import OpenMeter
 from gateway.handover.usage_events import Shape, UsageEvents
+from gateway.http.upstream.tunnel import tunnelled
 from persistence import engine
 from persistence.keeper.usage_feed import FeedQueue
 from tests.persistence.scenario import rows_of
@@ -101,7 +102,7 @@ async def fed(
     since_long: bool = True,
 ) -> AsyncIterator[Fed]:
     """A feed that is open, since long or from now on, of an installation whose database is there."""
-    pool, outgoing = engine.create(url), Outgoing(private=True)
+    pool, outgoing = engine.create(url), Outgoing(tunnelled, private=True)
     async with billing_server(lago=lago) as billing:
         terms = Terms("lago" if lago else "openmeter", waiting_max)
         made = Fed(url, billing, pool, outgoing, terms, FeedQueue(pool, failed_max=failed_max))

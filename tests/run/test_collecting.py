@@ -6,12 +6,15 @@ import sys
 from typing import Any
 
 import pytest
+from stripe import InvalidRequestError
 
 from gateway.background.isolation import Isolation
 from gateway.background.timed.handovers import Handovers
 from gateway.errors import StartError, Unauthorized
 from gateway.run.collecting import Collecting
 from gateway.settings.settings import load
+from tests.proxy_server import HERE, ProxyServer
+from tests.stripe_server import stripe_server
 
 KEY, SECRET = "sk_test_of_the_tests_only", "whsec_of_the_tests_only"
 
@@ -42,6 +45,19 @@ async def test_with_a_key_it_hands_over_and_with_a_secret_it_reads() -> None:
         hearing.read(b"{}", "t=1,v1=00")
     for each in (handing, hearing):
         await each.aclose()
+
+
+async def test_stripe_is_reached_through_a_proxy() -> None:
+    async with stripe_server() as stripe, ProxyServer({"stripe.test": HERE}) as proxy:
+        where = stripe.url.replace("127.0.0.1", "stripe.test")
+        variables = {"TOLLKEEPER_STRIPE_API_KEY": KEY, "TOLLKEEPER_STRIPE_API_URL": where}
+        collecting = Collecting(load({**variables, "HTTP_PROXY": f"http://{HERE}:{proxy.port}"}))
+        api = collecting._api
+        assert api is not None
+        with pytest.raises(InvalidRequestError):
+            await api.v1.invoices.retrieve_async("in_none")
+        assert proxy.targets == [where.removeprefix("http://")]
+        await collecting.aclose()
 
 
 def test_where_the_library_is_missing_the_start_says_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import socket
 import ssl
 from errno import ECONNREFUSED, ECONNRESET, EHOSTUNREACH, ENETUNREACH, ETIMEDOUT, errorcode
 
+from gateway.core.upstreams.connect import ProxyFailed
 from gateway.core.upstreams.failing import (
     CONNECT_TIMEOUT,
     OTHER,
@@ -24,10 +25,6 @@ _NUMBERS = {
 }  # fmt: skip
 # What was tried at several addresses has the numbers in its text alone.
 _SAID = re.compile(r"\[Errno (\d+)\]")
-
-
-class ProxyFailed(OSError):
-    """A proxy that lets nobody through; the message says which, and why."""
 
 
 def cause_of(error: Exception) -> tuple[str, str]:

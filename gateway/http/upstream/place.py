@@ -13,8 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gateway.core.calls.route import UpstreamTarget
-from gateway.core.upstreams.proxies import Proxy
-from gateway.http.upstream.tunnel import Tunnel
+from gateway.http.upstream.tunnel import Tunnel, tls_with
 
 # How often files are looked at, at most.
 LOOK_S = 5.0
@@ -34,7 +33,7 @@ class Place:
         files = (target.ca_file, target.cert_file, target.key_file, via.ca_file if via is not None else None)
         self._files = tuple(file for file in files if file)
         self._seen = _seen(self._files)
-        self._made, self._of_proxy = place_of(target), _of_proxy(via)
+        self._made, self._of_proxy = place_of(target), tls_with(via)
         self._look_at = 0.0
         self._why = ""
         self.host = via.host if via is not None else str(self._made["host"])
@@ -57,7 +56,7 @@ class Place:
 
     def _renew(self, found: _Seen) -> None:
         try:
-            self._made, self._of_proxy = place_of(self._target), _of_proxy(self._target.via)
+            self._made, self._of_proxy = place_of(self._target), tls_with(self._target.via)
         except OSError as error:  # `ssl.SSLError` is one: a file that is no PEM, or no pair
             why = "not PEM, or not a pair" if isinstance(error, ssl.SSLError) else str(error.strerror)
             if why != self._why:
@@ -80,16 +79,6 @@ def place_of(target: UpstreamTarget) -> dict[str, Any]:
         context.load_cert_chain(target.cert_file, target.key_file, password=lambda: b"")
     context.set_alpn_protocols(["http/1.1"])
     return {"host": host, "port": parts.port or 443, "ssl": context, "server_hostname": host}
-
-
-def _of_proxy(proxy: Proxy | None) -> ssl.SSLContext | None:
-    """What TLS with a proxy is spoken by; None where none is."""
-    if proxy is None or not proxy.secured:
-        return None
-    context = ssl.create_default_context(cafile=proxy.ca_file or None)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    return context
 
 
 def _seen(files: tuple[str, ...]) -> _Seen:

@@ -19,6 +19,7 @@ from functools import partial
 from gateway.core.calls.route import UpstreamTarget
 from gateway.core.certificate import end_of
 from gateway.core.http_limits import HttpLimits
+from gateway.core.upstreams.connect import ProxyFailed
 from gateway.core.upstreams.failing import CONNECT_TIMEOUT, PROXY
 from gateway.core.wait import Wait, Within
 from gateway.errors import Overloaded, UpstreamTimeout, UpstreamUnreachable
@@ -26,7 +27,7 @@ from gateway.http.clock import Clock
 from gateway.http.shares import Shares
 from gateway.http.tally import Tally
 from gateway.http.turns import Turns
-from gateway.http.upstream.causes import ProxyFailed, cause_of
+from gateway.http.upstream.causes import cause_of
 from gateway.http.upstream.connection import Link
 from gateway.http.upstream.dialing import dial
 from gateway.http.upstream.names import LookUp, Names, by_system

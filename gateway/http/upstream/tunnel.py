@@ -2,8 +2,7 @@
 
 The proxy learns the upstream's host and port, and looks its name up; the upstream's certificate and name are
 verified as without it. Once the proxy has let us through it is nobody: what it sends is the upstream's. Until
-then all that fails is its failure. It may be hostile: what it answers is bounded, read in one way only, and
-shown nowhere but for the number of its status.
+then all that fails is its failure.
 """
 
 from __future__ import annotations
@@ -12,19 +11,9 @@ import asyncio
 import ssl
 from typing import Any, TypeVar
 
-from gateway.core.upstreams.proxies import Proxy, authority
-from gateway.http.protocol.answer import read_answer_head
-from gateway.http.protocol.framing import HEAD_END, Malformed, has_bare_newline
-from gateway.http.upstream.causes import ProxyFailed, cause_of
-
-HEAD_BYTES_MAX = 16 * 1024
-_ANSWERS = {
-    403: "it does not allow that",
-    407: "it wants other credentials",
-    502: "it cannot reach the upstream",
-    503: "it cannot reach the upstream",
-    504: "the upstream does not answer it in time",
-}
+from gateway.core.upstreams.connect import ProxyFailed, failed, is_let_through, request
+from gateway.core.upstreams.proxies import Proxy
+from gateway.http.upstream.causes import cause_of
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 
@@ -37,10 +26,10 @@ class Tunnel(asyncio.Protocol):
 
     def __init__(self, proxy: Proxy, context: ssl.SSLContext | None, host: str, port: int) -> None:
         self.is_open = False
-        self._proxy, self._context, self._to = proxy, context, authority(host, port)
+        self._proxy, self._context, self._request = proxy, context, request(proxy, host, port)
         self._read = b""
         self._transport: Any = None
-        self._answered: asyncio.Future[str] | None = None
+        self._answered: asyncio.Future[ProxyFailed | None] | None = None
 
     async def through(
         self, protocol: P, context: ssl.SSLContext | None, name: str | None, **where: Any
@@ -65,9 +54,9 @@ class Tunnel(asyncio.Protocol):
         """Wait until the proxy lets us through; ProxyFailed where it does not."""
         self._answered = loop.create_future()
         await loop.create_connection(lambda: self, **where)
-        why = await self._answered
-        if why:
-            raise ProxyFailed(f"the proxy {self._proxy}: {why}")
+        failure = await self._answered
+        if failure is not None:
+            raise failure
         self.is_open = True
 
     async def _handed_over(
@@ -90,7 +79,7 @@ class Tunnel(asyncio.Protocol):
         """The error, as one of the proxy's where it is."""
         if self.is_open or isinstance(error, ProxyFailed):
             return error
-        return ProxyFailed(f"the proxy {self._proxy}: {cause_of(error)[1]}")
+        return failed(self._proxy, cause_of(error)[1])
 
     @property
     def late(self) -> str:
@@ -102,37 +91,49 @@ class Tunnel(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         """Ask."""
         self._transport = transport
-        shown = self._proxy.authorization
-        fields = f"proxy-authorization: {shown}\r\n" if shown else ""
-        transport.write(f"CONNECT {self._to} HTTP/1.1\r\nhost: {self._to}\r\n{fields}\r\n".encode("ascii"))
+        transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        """Read the head of the answer, and nothing behind it: in a tunnel nobody speaks before us."""
+        """Read the answer; nothing more is read once it is known."""
         self._read += data
-        at = self._read.find(HEAD_END)
-        if at < 0 and len(self._read) <= HEAD_BYTES_MAX and not has_bare_newline(self._read):
-            return
-        self._transport.pause_reading()
-        if at < 0 or at + len(HEAD_END) > HEAD_BYTES_MAX:
-            self._end(f"no head of an answer within {HEAD_BYTES_MAX} bytes")
-            return
+        failure: ProxyFailed | None = None
         try:
-            status = read_answer_head(self._read[: at + len(HEAD_END)]).status
-        except Malformed as error:
-            self._end(f"its answer is not HTTP: {error}")
-            return
-        if not 200 <= status < 300:
-            why = f": {_ANSWERS[status]}" if status in _ANSWERS else ""
-            self._end(f"it answers {status} to CONNECT{why}")
-        elif len(self._read) > at + len(HEAD_END):
-            self._end("it sends more than the head of an answer")
-        else:
-            self._end("")
+            if not is_let_through(self._proxy, self._read):
+                return
+        except ProxyFailed as error:
+            failure = error
+        self._transport.pause_reading()
+        self._end(failure)
 
     def connection_lost(self, error: Exception | None) -> None:
         """The proxy has gone."""
-        self._end("it closed the connection without an answer")
+        self._end(failed(self._proxy, "it closed the connection without an answer"))
 
-    def _end(self, why: str) -> None:
+    def _end(self, failure: ProxyFailed | None) -> None:
         if self._answered is not None and not self._answered.done():
-            self._answered.set_result(why)
+            self._answered.set_result(failure)
+
+
+async def tunnelled(
+    proxy: Proxy, place: tuple[str, int], protocol: P, context: ssl.SSLContext | None, name: str | None
+) -> P:
+    """Have a protocol speak with a place through a proxy, over TLS with this name where there is a context.
+
+    OSError where it cannot: one of the proxy's says so.
+    """
+    tunnel = Tunnel(proxy, tls_with(proxy), *place)
+    try:
+        await tunnel.through(protocol, context, name, host=proxy.host, port=proxy.port)
+    except OSError as error:
+        raise tunnel.blamed(error) from error
+    return protocol
+
+
+def tls_with(proxy: Proxy | None) -> ssl.SSLContext | None:
+    """What TLS with a proxy is spoken by; None where none is."""
+    if proxy is None or not proxy.secured:
+        return None
+    context = ssl.create_default_context(cafile=proxy.ca_file or None)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    return context

@@ -15,10 +15,10 @@ import trustme
 import uvloop
 
 from gateway.core.calls.route import UpstreamTarget
+from gateway.core.upstreams.connect import HEAD_BYTES_MAX
 from gateway.core.upstreams.failing import CAUSES
 from gateway.core.upstreams.proxies import Proxy
 from gateway.http.upstream.pool import reach
-from gateway.http.upstream.tunnel import HEAD_BYTES_MAX
 from gateway.tls.certificates import load
 from tests.certificates import issued
 from tests.http.fakes import ANSWER, CHAT, ROUTES, post
@@ -191,7 +191,7 @@ async def test_an_upstream_that_is_silent_inside_is_no_failure_of_the_proxy(tmp_
 async def test_a_proxy_that_is_not_there_is_named(tmp_path: Path) -> None:
     proxy = ProxyServer()
     async with behind(proxy, tmp_path) as stage:
-        await proxy.__aexit__()
+        await proxy.stop()
         got = await stage.ask(post(CHAT))
         assert (got.status, got.reason) == (502, "upstream_unreachable")
         [told] = stage.events("upstream_failed")
