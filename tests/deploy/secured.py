@@ -99,14 +99,15 @@ class SecuredRedis:
 
 
 class SecuredPostgres:
-    """PostgreSQL that takes password users over TLS alone."""
+    """PostgreSQL that takes password users over TLS alone, with `clients` those with a certificate."""
 
-    def __init__(self, folder: Path, authority: Authority) -> None:
+    def __init__(self, folder: Path, authority: Authority, *, clients: bool = False) -> None:
         folder.mkdir(exist_ok=True)
         self.port = free_port()
         self._folder = folder
         self._authority = authority
         self._data = folder / "data"
+        self._clients = clients
         installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
         where = ":".join(str(path) for path in installed)
         self._tools = {
@@ -129,7 +130,8 @@ class SecuredPostgres:
         if not self._data.exists():
             making = [self._tools["initdb"], "-D", str(self._data), "-U", "postgres", "-A", "scram-sha-256"]
             run(*command([*making, "-E", "UTF8", "--no-sync", "--pwfile", str(secret)]), cwd=self._folder)
-            (self._data / "pg_hba.conf").write_text("hostssl all all 127.0.0.1/32 scram-sha-256\n")
+            shown = " clientcert=verify-ca" if self._clients else ""
+            (self._data / "pg_hba.conf").write_text(f"hostssl all all 127.0.0.1/32 scram-sha-256{shown}\n")
         certificate, key = self._authority.issue("postgres", days=days)
         for path in (certificate, key):
             shutil.copy(path, self._folder)
@@ -141,6 +143,8 @@ class SecuredPostgres:
             "ssl": "on", "ssl_cert_file": certificate, "ssl_key_file": key, "fsync": "off",
             "log_min_messages": "fatal",
         }  # fmt: skip
+        if self._clients:
+            settings["ssl_ca_file"] = self._folder / shutil.copy(self._authority.file, self._folder)
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         self.process = subprocess.Popen(
             command([self._tools["postgres"], "-D", str(self._data), *options]),
