@@ -30,6 +30,7 @@ from gateway.core.accounts.administration import (
 from gateway.core.accounts.usage import UsageQuery
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead, UnseenLetters
 from gateway.core.billing.finance import Asked, LegPlace
+from gateway.core.issuers.sign_out import SignedOut
 from gateway.errors import NotFound
 from persistence import confinement, listing, subject
 from persistence import engine as engines
@@ -203,6 +204,14 @@ class Store(TimedStore):
         await self._run(
             lambda connection: console_sessions.keep_renewal(connection, session_id, renewal, vouched=vouched)
         )
+
+    async def end_told_sessions(self, told: SignedOut, actor: str, request_id: str) -> bool:
+        """End the sessions of whom a provider has signed out; False where it has said so before."""
+        done = await self._run(
+            lambda connection: console_sessions.end_told(connection, told, actor, request_id)
+        )
+        await self._wrote()
+        return done
 
     def _write(self, connection: Connection, command: Command) -> Committed | Replay:
         if command.claim is not None:

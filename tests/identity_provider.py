@@ -1,7 +1,8 @@
 """A provider of identities on a socket of its own: it knows one client and signs in whoever is there.
 
 It checks what a client sends as strictly as providers do: the client's secret, the address people are sent
-back to, PKCE, and that a code is used once. `bent` makes it say wrong things.
+back to, PKCE, and that a code is used once. `bent` makes it say wrong things. Where
+it has an `out`, people sign out there and are sent on to it.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ class IdentityProvider:
 
     url: str
     back: str = ""
+    out: str = ""
     person: Json = field(default_factory=lambda: {"sub": "u-1", "name": "Kim", "groups": ["staff"]})
     sends_post: bool = False
     names_itself: bool = True
+    published: Json = field(default_factory=dict)
     is_away: bool = False
     has_pages: bool = False
     renews: bool = False
@@ -44,6 +47,8 @@ class IdentityProvider:
     codes: dict[str, dict[str, str]] = field(default_factory=dict)
     renewals: dict[str, bool] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    given: list[str] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
 
     def discovery(self) -> Json:
         """Its discovery document."""
@@ -57,6 +62,8 @@ class IdentityProvider:
                 "client_secret_post" if self.sends_post else "client_secret_basic"
             ],
             "authorization_response_iss_parameter_supported": self.names_itself,
+            **({"end_session_endpoint": f"{self.url}/end?tenant=1"} if self.out else {}),
+            **self.published,
         }
 
     def page(self, address: str) -> tuple[int, Any, str]:
@@ -65,6 +72,8 @@ class IdentityProvider:
         self.asked.append(parts.path)
         if self.is_away:
             return 503, {}, ""
+        if parts.path == "/end":
+            return 302, {}, self.end(_single(parts.query))
         if parts.path != "/authorize":
             there = {DISCOVERY: self.discovery(), "/keys": json.loads(jwks())}.get(parts.path)
             return (404, {}, "") if there is None else (200, there, "")
@@ -84,6 +93,28 @@ class IdentityProvider:
         self.codes[code] = query
         said = {"code": code, "state": query["state"]} | ({"iss": self.url} if self.names_itself else {})
         return f"{self.back}?{urlencode(said)}"
+
+    def end(self, query: dict[str, str]) -> str:
+        """Where a browser is sent back to once a session is over; nobody is asked, since it is said whose."""
+        assert (query["tenant"], query["client_id"]) == ("1", CLIENT)
+        assert query["post_logout_redirect_uri"] == self.out
+        assert query["id_token_hint"] in self.given
+        self.ended.append(query["id_token_hint"])
+        return f"{self.out}?{urlencode({'state': query['state']})}"
+
+    def logout_token(self, *, key: Any = None, typ: str = "logout+jwt", **more: object) -> str:
+        """What it says of somebody whom it has signed out; what is None is left out."""
+        now = int(time.time())
+        said: Json = {
+            "iss": self.url,
+            "aud": CLIENT,
+            "iat": now,
+            "exp": now + 120,
+            "jti": secrets.token_hex(16),
+        }
+        said |= {"events": {"http://schemas.openid.net/event/backchannel-logout": {}}} | more
+        told = {name: value for name, value in said.items() if value is not None}
+        return token(told, key=key or rsa_key(), typ=typ).decode()
 
     def redeem(self, form: dict[str, str], authorization: str | None) -> tuple[int, Json]:
         """The answer of the token endpoint (RFC 6749, 5)."""
@@ -108,7 +139,10 @@ class IdentityProvider:
         if self.renews:
             answer["refresh_token"] = secrets.token_urlsafe(16)
             self.renewals[answer["refresh_token"]] = True
-        return (answer if said is None else answer | {"id_token": self.signs(said).decode()}) | self.also
+        if said is not None:
+            answer["id_token"] = self.signs(said).decode()
+            self.given.append(answer["id_token"])
+        return answer | self.also
 
     def _client(self, form: dict[str, str], authorization: str | None) -> tuple[str, str]:
         if self.sends_post:

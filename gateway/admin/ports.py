@@ -8,13 +8,12 @@ from datetime import date, datetime
 from typing import Any, Protocol, TypeVar
 
 from gateway.admin.http.answers import Answers
-from gateway.admin.sign_ins import SignIns
+from gateway.admin.sign_ins import KeptSessions, SignIns
 from gateway.core.accounts.administration import (
     Actor,
     Claim,
     Command,
     Committed,
-    ConsoleSession,
     Intent,
     Page,
     Query,
@@ -82,7 +81,7 @@ class Applying(Protocol):
         """The control writes that the steps have left behind."""
 
 
-class Store(Protocol):
+class Store(KeptSessions, Protocol):
     """PostgreSQL, as the Admin API sees it. Every method may raise `AdminRefusal`."""
 
     async def applying(self, work: Callable[[Applying], Awaitable[T]], *, keep: bool) -> T:
@@ -141,15 +140,6 @@ class Store(Protocol):
 
     async def staff_token(self, digest: str) -> Actor | None:
         """Find a named admin token that is neither expired nor revoked."""
-
-    async def console_session(self, digest: str) -> ConsoleSession | None:
-        """Find a session of the console that is not over."""
-
-    async def ask_of_session(self, session_id: int) -> bool:
-        """Take it upon the caller to ask whether its person still may come in; False where another does."""
-
-    async def keep_renewal(self, session_id: int, renewal: str, *, vouched: bool) -> None:
-        """Keep what is asked with next; the session goes on where its person was `vouched` for."""
 
 
 class Pusher(Protocol):

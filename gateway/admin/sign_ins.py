@@ -1,11 +1,13 @@
-"""What the console asks of providers of identities."""
+"""What the console asks of providers of identities, and of the store about who is signed in."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Protocol
 
+from gateway.core.accounts.administration import ConsoleSession
 from gateway.core.issuers.sign_in import Arrival
+from gateway.core.issuers.sign_out import SignedOut
 
 
 class SignIns(Protocol):
@@ -30,5 +32,33 @@ class SignIns(Protocol):
     async def renew(self, issuer: str, sealed: str, cookie: str) -> Arrival:
         """Ask whether a person still may come in; `SignInRefused` where they may not."""
 
+    def name_of(self, issuer: str) -> str:
+        """What the provider that is this issuer is called here; empty where none of ours is."""
+
+    async def sign_out_address(self, name: str, sealed: str, cookie: str, *, state: str) -> str:
+        """Where who is signed out here signs out at a provider too; empty where nowhere, or it is away."""
+
+    async def signed_out(self, name: str, written: str) -> SignedOut:
+        """Whom a provider says that it has signed out; `InvalidApiKey` where it did not say so."""
+
     def seal(self, renewal: str, cookie: str) -> str:
         """What may be stored of a renewal: the session's cookie alone opens it."""
+
+    def seal_id_token(self, id_token: str, cookie: str) -> str:
+        """The same of an ID token."""
+
+
+class KeptSessions(Protocol):
+    """Sessions of the console, as PostgreSQL has them."""
+
+    async def console_session(self, digest: str) -> ConsoleSession | None:
+        """Find a session of the console that is not over."""
+
+    async def ask_of_session(self, session_id: int) -> bool:
+        """Take it upon the caller to ask whether its person still may come in; False where another does."""
+
+    async def keep_renewal(self, session_id: int, renewal: str, *, vouched: bool) -> None:
+        """Keep what is asked with next; the session goes on where its person was `vouched` for."""
+
+    async def end_told_sessions(self, told: SignedOut, actor: str, request_id: str) -> bool:
+        """End the sessions of whom a provider has signed out; False where it has said so before."""

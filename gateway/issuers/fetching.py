@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import ssl
 import threading
@@ -25,6 +26,7 @@ from gateway.issuers.signatures import read_key_set
 
 DOCUMENT_BYTES_MAX: Final = 256 * 1024
 STEP_S_MAX: Final = 3.0
+_PLAIN: Final = re.compile(r"[!-~]{1,2048}", re.ASCII)
 DISCOVERY: Final = "/.well-known/openid-configuration"
 
 
@@ -52,6 +54,7 @@ def read_provider(issuer: Issuer, within_s: float = FETCH_S_MAX) -> KeySet:
             _address(issuer, said, "token_endpoint"),
             isinstance(methods, list) and "client_secret_basic" not in methods,
             said.get("authorization_response_iss_parameter_supported") is True,
+            _end_session(issuer, said),
         )
         keys = read_key_set(_fetched(issuer, _address(issuer, said, "jwks_uri"), deadline, with_token=False))
         return KeySet(keys.keys, endpoints)
@@ -97,6 +100,13 @@ def _address(issuer: Issuer, said: Mapping[str, Any], name: str) -> str:
         url = issuer.issuer.rstrip("/") + DISCOVERY
         raise UnreadableKeys(f"{url} names no {name} that begins with https://, or one on this machine")
     return place
+
+
+def _end_session(issuer: Issuer, said: Mapping[str, Any]) -> str:
+    """Where people sign out; a wrong address is none, since it must keep nobody from signing in."""
+    place = said.get("end_session_endpoint")
+    well = isinstance(place, str) and _PLAIN.fullmatch(place) and may_lead_to(issuer.issuer, place)
+    return str(place) if well else ""
 
 
 def _fetched(issuer: Issuer, url: str, deadline: float, *, with_token: bool) -> bytes:

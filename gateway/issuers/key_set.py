@@ -48,13 +48,15 @@ class Endpoints:
     """Where people sign in at an issuer, and where what came of it is redeemed; what is said of both.
 
     `sends_post`: the client's secret goes into the form, since the issuer does not take it otherwise.
-    `names_itself`: it says in each answer who it is (RFC 9207).
+    `names_itself`: it says in each answer who it is (RFC 9207). `end_session` is where they sign out, empty
+    where it does not say.
     """
 
     authorization: str
     token: str
     sends_post: bool = False
     names_itself: bool = False
+    end_session: str = ""
 
 
 class KeySet:

@@ -12,16 +12,17 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
-from urllib.parse import urlencode, urlsplit
 
 from gateway.core.failures import site_of
 from gateway.core.issuers.issuer import Issuer
 from gateway.core.issuers.sign_in import Arrival, Person, Provider, SignIn, read_person
-from gateway.core.issuers.signed_token import UNKNOWN_ISSUER, read_token, refused
+from gateway.core.issuers.sign_out import SignedOut, read_signed_out
+from gateway.core.issuers.signed_token import SIGN_OUT_TYPES, UNKNOWN_ISSUER, read_token, refused
 from gateway.errors import InvalidApiKey, IssuerUnavailable, NotFound, SignInRefused, TollkeeperError
 from gateway.issuers.key_set import Endpoints, KeySet, UnreadableKeys
 from gateway.issuers.keys import IssuerKeys, Log, Read, in_thread
-from gateway.issuers.sealing import opened, seal
+from gateway.issuers.leaving import HINT_BYTES_MAX, to_sign_in, to_sign_out
+from gateway.issuers.sealing import ID_TOKEN, opened, seal
 
 # Of one provider, for each grant: who floods it with codes keeps nobody from going on, or from another one.
 ASKED_AT_ONCE_MAX: Final = 16
@@ -30,6 +31,8 @@ ASKED_BY_SITE_MAX: Final = 4
 # Less than what lies between two renewals of a session: what is asked with may be good once.
 ANSWERED_S_MAX: Final = 20.0
 AGAIN_S: Final = 5
+# Who signs out is out here already: a provider that does not say where goes unasked.
+SIGN_OUT_S_MAX: Final = 5.0
 _RENEWAL: Final = re.compile(r"[\x20-\x7e]{1,8192}")  # RFC 6749, A.17
 # Why a provider gives nothing although the person may come in (RFC 6749, 5.2 and 4.1.2.1).
 _NOT_ABOUT_PEOPLE: Final = frozenset({"invalid_client", "server_error", "temporarily_unavailable"})
@@ -93,18 +96,36 @@ class SignIns:
     async def address(self, name: str, *, state: str, nonce: str, challenge: str) -> str:
         """Where a person signs in at a provider; `challenge` is PKCE's, by S256 (RFC 7636)."""
         provider, endpoints = self._of(name), await self._endpoints(name)
-        query = {
-            "response_type": "code",
-            "client_id": provider.client_id,
-            "redirect_uri": self._comes_back(name),
-            "scope": " ".join(provider.scopes),
-            "state": state,
-            "nonce": nonce,
-            "code_challenge": challenge,
-            "code_challenge_method": "S256",
-        }
-        join = "&" if urlsplit(endpoints.authorization).query else "?"
-        return f"{endpoints.authorization}{join}{urlencode(query)}"
+        back = self._comes_back(name)
+        return to_sign_in(provider, endpoints, back, state=state, nonce=nonce, challenge=challenge)
+
+    def name_of(self, issuer: str) -> str:
+        """What the provider that is this issuer is called here; empty where none of ours is."""
+        return next((one.name for one in self._providers.values() if one.issuer.issuer == issuer), "")
+
+    async def sign_out_address(self, name: str, sealed: str, cookie: str, *, state: str) -> str:
+        """Where who is signed out here signs out at a provider too; empty where nowhere, or it is away.
+
+        `sealed` is the ID token of their session, or empty.
+        """
+        try:
+            id_token = opened(sealed, cookie, ID_TOKEN) if sealed else ""
+            async with asyncio.timeout(SIGN_OUT_S_MAX):
+                endpoints = await self._endpoints(name)
+            back = f"{self.console_url}/sign-out/{name}/back"
+            return to_sign_out(self._of(name), endpoints, back, state=state, id_token=id_token)
+        except (TollkeeperError, TimeoutError, ValueError):
+            return ""
+
+    async def signed_out(self, name: str, written: str) -> SignedOut:
+        """Whom a provider says that it has signed out; `InvalidApiKey` where it did not say so."""
+        provider = self._of(name)
+        token = read_token(written.encode(errors="replace"), SIGN_OUT_TYPES)
+        if token.issuer != provider.issuer.issuer:
+            raise refused(UNKNOWN_ISSUER, "The token is of another provider.")
+        async with self._in_time():
+            await self._keys_of(name).verify(token)
+        return read_signed_out(provider, token.claims, self._wall())
 
     async def redeem(
         self, name: str, *, code: str, issuer: str | None, verifier: str, nonce: str, address: str
@@ -139,11 +160,13 @@ class SignIns:
             "code_verifier": verifier,
         }
         said = await self._tokens(provider, endpoints, form, place)
-        return Arrival(await self._person(provider, said, nonce), _renewal(said))
+        person, id_token = await self._person(provider, said, nonce), str(said["id_token"])
+        is_told = provider.end_session and endpoints.end_session and len(id_token) <= HINT_BYTES_MAX
+        return Arrival(person, _renewal(said), id_token if is_told else "")
 
     async def renew(self, issuer: str, sealed: str, cookie: str) -> Arrival:
         """Ask whether a person still may come in; `SignInRefused` where they may not."""
-        provider = next((one for one in self._providers.values() if one.issuer.issuer == issuer), None)
+        provider = self._providers.get(self.name_of(issuer))
         if provider is None:
             raise SignInRefused("The provider is none of ours any more.")
         try:
@@ -160,6 +183,10 @@ class SignIns:
     def seal(self, renewal: str, cookie: str) -> str:
         """What may be stored of a renewal: the session's cookie alone opens it."""
         return seal(renewal, cookie)
+
+    def seal_id_token(self, id_token: str, cookie: str) -> str:
+        """The same of an ID token."""
+        return seal(id_token, cookie, ID_TOKEN)
 
     async def _person(self, provider: Provider, said: Mapping[str, Any], nonce: str | None) -> Person:
         """Whom the ID token of an answer names."""

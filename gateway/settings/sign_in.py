@@ -38,6 +38,7 @@ class WrittenProvider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     subjects: Subjects = {}
     person: Claim | Literal[""] = ""
     require: Required = {}
+    end_session: bool = True
 
 
 class WrittenSignIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -78,7 +79,7 @@ def _provider(one: WrittenProvider) -> Provider:
     )
     label = one.label or urlsplit(one.issuer).hostname or one.name
     secret = (one.client_secret, one.client_secret_file)
-    return Provider(one.name, label, rules, one.client_id, *secret, one.scopes)
+    return Provider(one.name, label, rules, one.client_id, *secret, one.scopes, one.end_session)
 
 
 def _check_url(url: str) -> None:

@@ -91,7 +91,17 @@ console_session = table(
     # What the provider is asked with whether they still may come in, sealed; and when it was asked last.
     texts("renewal?"),
     moments("asked_at"),
+    # What the provider calls their session there, and what it is told when they sign out, sealed.
+    texts("provider_session?", "id_token?"),
     UniqueConstraint("digest"),
+)
+
+# What providers of identities have said of people whom they signed out: each word counts once.
+told_sign_out = table(
+    "told_sign_out",
+    texts("issuer", "token_id"),
+    moments("created_at"),
+    PrimaryKeyConstraint("issuer", "token_id"),
 )
 
 # Events the writer could not turn into rows, raw bytes kept: listed gaps of the accounts they name.

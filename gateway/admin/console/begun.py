@@ -2,7 +2,7 @@
 
 The cookie alone has what a sign-in is made of, so that any keeper ends it. It is signed under the pepper,
 over in minutes, and made anew for each. Its `state` and `nonce` are shown to others, its
-`verifier` to who asked.
+`verifier` to who asked. A sign-out that goes on there has one of its own, of which `farewell` is shown.
 """
 
 from __future__ import annotations
@@ -39,6 +39,11 @@ class Begun:
     def state(self) -> str:
         """What comes back with the answer to this sign-in alone."""
         return self._made("state")
+
+    @property
+    def farewell(self) -> str:
+        """What comes back from this sign-out alone: no sign-in takes it for a state."""
+        return self._made("farewell")
 
     @property
     def nonce(self) -> str:

@@ -32,6 +32,7 @@ from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.console.sessions import OVER_TLS, Sessions, Signed
 from gateway.admin.console.signing import Signing
 from gateway.admin.console.signing_elsewhere import SigningElsewhere
+from gateway.admin.console.signing_out import SigningOut, SigningOutElsewhere
 from gateway.admin.invoices import documents
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources import Action
@@ -62,15 +63,9 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     signing = Signing(desk, ports.failures)
     router.add_get("/sign-in", signing.show)
     router.add_post("/sign-in", signing.sign_in)
-    router.add_post("/sign-out", signing.sign_out)
+    router.add_post("/sign-out", SigningOut(desk).sign_out)
 
-    if ports.sign_ins is not None:
-        app[OVER_TLS] = ports.sign_ins.console_url.startswith("https:")
-        elsewhere = SigningElsewhere(desk, ports.sign_ins, ports.failures, signing.door)
-        one = "/sign-in/{provider:[a-z0-9-]+}"
-        router.add_get(one, elsewhere.leave, allow_head=False)
-        router.add_get(f"{one}/back", elsewhere.come_back, allow_head=False)
-
+    _mount_sign_ins(app, desk, signing)
     live = Live(ports.snapshot, time.time)
     overview = Overview(ports, live, time.monotonic)
     router.add_get("/", desk.reading(overview.show))
@@ -107,6 +102,21 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
         _mount_screen(app, desk, screen)
         router.add_get(f"/{screen.name}.csv", desk.reading(partial(files.file, screen=screen)))
     app.middlewares.append(_not_found_as_page(desk))
+
+
+def _mount_sign_ins(app: web.Application, desk: Desk, signing: Signing) -> None:
+    """Let people in by providers of identities, where there are any."""
+    ports, router = desk.ports, app.router
+    if ports.sign_ins is None:
+        return
+    app[OVER_TLS] = ports.sign_ins.console_url.startswith("https:")
+    elsewhere = SigningElsewhere(desk, ports.sign_ins, ports.failures, signing.door)
+    one, out = (f"/{way}/{{provider:[a-z0-9-]+}}" for way in ("sign-in", "sign-out"))
+    router.add_get(one, elsewhere.leave, allow_head=False)
+    router.add_get(f"{one}/back", elsewhere.come_back, allow_head=False)
+    leaving = SigningOutElsewhere(desk, ports.sign_ins, ports.failures)
+    router.add_post(out, leaving.hear)
+    router.add_get(f"{out}/back", leaving.come_back, allow_head=False)
 
 
 def _mount_screen(app: web.Application, desk: Desk, screen: Screen) -> None:

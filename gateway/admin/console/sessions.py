@@ -40,11 +40,15 @@ _SESSION = re.compile(r"[\w-]{43}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """Who is signed in; `form_token` is what the forms of this session carry."""
+    """Who is signed in; `form_token` is what the forms of this session carry.
+
+    `id_token` is what a provider is told when they sign out, sealed; empty for who came by none.
+    """
 
     actor: Actor
     session_id: int
     form_token: str = field(repr=False)
+    id_token: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,11 @@ class Sessions:
             "identity": who.identity,
             "person": who.name,
         }
+        if person.session:
+            values["provider_session"] = person.session
         name = secrets.token_urlsafe(SESSION_BYTES)
+        if arrival.id_token:
+            values["id_token"] = sign_ins.seal_id_token(arrival.id_token, name)
         if arrival.renewal:
             values["renewal"] = sign_ins.seal(arrival.renewal, name)
         begun = await self._begin(request, actor, SESSION_ELSEWHERE_S, values, name)
@@ -116,7 +124,8 @@ class Sessions:
         actor = replace(actor, person=session.person)
         if session.is_due:
             await self._ask_again(request, session, actor, name)
-        return Signed(actor, session.id, hmac.digest(name.encode(), b"form", "sha256").hex())
+        form_token = hmac.digest(name.encode(), b"form", "sha256").hex()
+        return Signed(actor, session.id, form_token, session.id_token or "")
 
     async def end(self, request: web.Request, signed: Signed) -> None:
         """End a session."""

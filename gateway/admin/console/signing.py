@@ -1,4 +1,4 @@
-"""Signing in and out."""
+"""Signing in with a token, and the door at which it begins."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import quote
 from aiohttp import web
 
 from gateway.admin.console.desk import Desk, Posted, read_form, see
-from gateway.admin.console.sessions import drop_cookie, require_form_token, set_cookie
+from gateway.admin.console.sessions import set_cookie
 from gateway.admin.http.auth import slow_down
 from gateway.core.failures import Failures
 from gateway.errors import TollkeeperError, Unauthorized
@@ -48,20 +48,6 @@ class Signing:
             return self._desk.refused(request, None, error)
         response = see(wanted_of(request))
         set_cookie(request, response, session)
-        return response
-
-    async def sign_out(self, request: web.Request) -> web.StreamResponse:
-        """`POST /sign-out`."""
-        response = see("/sign-in?done=signed-out")
-        drop_cookie(request, response)
-        try:
-            signed = await self._desk.sessions.signed_in(request)
-            require_form_token(signed, await read_form(request))
-            await self._desk.sessions.end(request, signed)
-        except Unauthorized:
-            return response
-        except TollkeeperError as error:
-            return self._desk.refused(request, None, error)
         return response
 
     def door(self, request: web.Request, status: int = 200, message: str = "") -> web.Response:

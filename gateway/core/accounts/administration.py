@@ -153,11 +153,12 @@ class ConsoleSession:
     for the person whom a provider named.
 
     `renewal` is what the provider is asked with whether they still may come in, sealed; `is_due` whether it
-    is time to.
+    is time to. `id_token` is what it is told when they sign out, sealed too.
     """
 
     id: int
     token_digest: str
     person: KnownPerson | None = None
     renewal: str | None = field(default=None, repr=False)
+    id_token: str | None = field(default=None, repr=False)
     is_due: bool = False

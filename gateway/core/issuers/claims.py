@@ -34,19 +34,24 @@ class Meaning:
 def read_claims(issuer: Issuer, claims: Mapping[str, Any], now: float) -> Meaning:
     """What a token of this issuer means at a moment; `InvalidApiKey` where it means nothing."""
     ends = _end(issuer, claims, now)
-    audience = claims.get("aud")
-    audiences = audience if isinstance(audience, list) else [audience]
-    if not any(isinstance(one, str) and one in issuer.audiences for one in audiences):
-        raise refused(AUDIENCE, "The token is not meant for this gateway.")
+    require_audience(issuer, claims)
     for pointer, wanted in issuer.require:
         if not any(one in wanted for one in _texts(claims, pointer)):
             raise refused(CLAIMS, f"The token's claim {pointer} has none of the values that are accepted.")
     return Meaning(_subjects(issuer, claims), _user(issuer, claims), ends)
 
 
+def require_audience(issuer: Issuer, claims: Mapping[str, Any]) -> None:
+    """Refuse a token that was made for none of the issuer's audiences (RFC 7519, 4.1.3)."""
+    audience = claims.get("aud")
+    audiences = audience if isinstance(audience, list) else [audience]
+    if not any(isinstance(one, str) and one in issuer.audiences for one in audiences):
+        raise refused(AUDIENCE, "The token is not meant for this gateway.")
+
+
 def _end(issuer: Issuer, claims: Mapping[str, Any], now: float) -> float:
     """When the token ends, leeway included (RFC 7519, 4.1.4 and 4.1.5)."""
-    ends, begins = _moment(claims, "exp"), _moment(claims, "nbf")
+    ends, begins = moment(claims, "exp"), moment(claims, "nbf")
     if ends is None:
         raise refused(EXPIRED, "The token does not say when it expires.")
     if ends + issuer.leeway_s <= now:
@@ -56,13 +61,14 @@ def _end(issuer: Issuer, claims: Mapping[str, Any], now: float) -> float:
     return ends + issuer.leeway_s
 
 
-def _moment(claims: Mapping[str, Any], name: str) -> float | None:
-    moment = claims.get(name)
-    if moment is None:
+def moment(claims: Mapping[str, Any], name: str) -> float | None:
+    """A time that a token says, in seconds since the epoch; None where it says none."""
+    said = claims.get(name)
+    if said is None:
         return None
-    if isinstance(moment, bool) or not isinstance(moment, int | float) or not 0 <= moment < _NEVER:
+    if isinstance(said, bool) or not isinstance(said, int | float) or not 0 <= said < _NEVER:
         raise refused(CLAIMS, f"The token's {name} is no time.")
-    return float(moment)
+    return float(said)
 
 
 def _subjects(issuer: Issuer, claims: Mapping[str, Any]) -> tuple[str, ...]:

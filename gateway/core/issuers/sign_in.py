@@ -29,6 +29,7 @@ class Provider:
 
     `issuer` has the rules of its ID tokens: the client's id is their audience, `subject` is the claim that
     admin tokens are found by, `user` the one that says who it is. The secret is the client's, or in a file.
+    Who signs out here does so there as well where it is to `end_session`.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Provider:
     client_secret: str = field(default="", repr=False)
     client_secret_file: str = ""
     scopes: tuple[str, ...] = USUAL_SCOPES
+    end_session: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +52,27 @@ class SignIn:
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Whom a provider named; an admin token of one of `known_as` stands for them, the first that there is."""
+    """Whom a provider named; an admin token of one of `known_as` stands for them, the first that there is.
+
+    `session` is what the provider calls their session there, empty where it does not say.
+    """
 
     who: KnownPerson
     known_as: tuple[str, ...]
+    session: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
     """Who came, None where it was not said again; and what the provider is asked with whether they still may.
 
-    `renewal` is empty where the provider gives nothing for that.
+    `renewal` is empty where the provider gives nothing for that. `id_token` is what it knows its own session
+    by when they sign out; empty where it is not to be told, or is too long to.
     """
 
     person: Person | None
     renewal: str = field(repr=False)
+    id_token: str = field(default="", repr=False)
 
 
 def read_person(provider: Provider, claims: Mapping[str, Any], nonce: str | None, now: float) -> Person:
@@ -80,15 +88,20 @@ def read_person(provider: Provider, claims: Mapping[str, Any], nonce: str | None
     said = claims.get("nonce")
     if nonce is not None and not (isinstance(said, str) and hmac.compare_digest(_bytes(said), _bytes(nonce))):
         raise refused(CLAIMS, "The token is of another sign-in.")
-    identity = claims.get("sub")
-    if not isinstance(identity, str) or not identity.isprintable():
-        identity = ""
-    if not 0 < len(identity) <= IDENTITY_CHARACTERS_MAX:
+    identity = name_in(claims, "sub")
+    if not identity:
         raise refused(CLAIMS, "The token does not say whom it is of.")
     if _EMAIL in _believed(provider.issuer) and not _is_verified(claims):
         raise refused(CLAIMS, "The provider does not say that this address of e-mail is verified.")
     who = KnownPerson(provider.issuer.issuer, identity, meaning.user or identity)
-    return Person(who, meaning.known_as)
+    return Person(who, meaning.known_as, name_in(claims, "sid"))
+
+
+def name_in(claims: Mapping[str, Any], claim: str) -> str:
+    """What somebody, or a session, is called for good; empty where the claim is no such name."""
+    said = claims.get(claim)
+    is_name = isinstance(said, str) and said.isprintable() and len(said) <= IDENTITY_CHARACTERS_MAX
+    return str(said) if is_name else ""
 
 
 def _believed(issuer: Issuer) -> set[str]:

@@ -47,6 +47,7 @@ class World:
     other: IdentityProvider
     said: list[dict[str, Any]]
     held: Held
+    sign_ins: SignIns
 
     async def let_in(self, subject: str = "staff", **more: Any) -> Any:
         fields = {"name": f"people of {subject}", "role": "admin", "subject": subject} | more
@@ -66,7 +67,7 @@ async def console_of_people(admin_database: str, keeper_database: str) -> AsyncI
         )  # fmt: skip
         one.back, other.back = f"{CONSOLE}/sign-in/example/back", f"{CONSOLE}/sign-in/other/back"
         async with api_of(admin_database, keeper_database, sign_ins=sign_ins) as api:
-            yield World(api, one, other, said, held)
+            yield World(api, one, other, said, held, sign_ins)
 
 
 def configured(name: str, provider: IdentityProvider, **more: Any) -> Provider:
