@@ -16,7 +16,7 @@ test: check ## Every check and the whole test suite
 
 versions: ## What tests say of each version of PostgreSQL; fetches those that are not here
 	@.ci/environment requirements-dev.lock
-	.venv/bin/python -m pytest -q -m versions tests/ops/test_versions.py
+	.venv/bin/python -m pytest -q -m versions tests/ops/backup/test_versions.py
 
 check: ## Style, types, layers and Lua
 	@.ci/environment requirements-dev.lock

@@ -385,6 +385,12 @@ class BackupFailed(TollkeeperError):
     reason = "backup_failed"
 
 
+class PlaceFailed(TollkeeperError):
+    """A directory or a bucket does not do what is asked of it; the message says why, on one line."""
+
+    reason = "place_failed"
+
+
 class ArchiveFailed(TollkeeperError):
     """Months cannot be archived, or an archive cannot be read; the message says why, on one line."""
 

@@ -43,7 +43,7 @@ def archive(
 ) -> None:
     """Write closed months of the ledgers and of the journal to Parquet, and take them out of PostgreSQL."""
     from gateway.ops.archive import archiving, proving  # noqa: PLC0415  # each command loads what it needs
-    from gateway.ops.archive.place import Place  # noqa: PLC0415
+    from gateway.ops.place import Place  # noqa: PLC0415
 
     url = owner_url(config, database_url, data_dir)
     if prove:

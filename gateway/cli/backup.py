@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import unquote
 
 import typer
 
@@ -15,10 +16,12 @@ from gateway.cli.admin.output import print_json, waiting
 from gateway.errors import StartError
 
 if TYPE_CHECKING:
-    from gateway.ops.backup import Manifest
+    from gateway.ops.backup.manifest import Manifest
+    from gateway.ops.backup.ports import Backup, Backups
     from gateway.settings.settings import Settings
 
 IDS_AHEAD = 1_000_000
+FILE = "file://"
 
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
 Database = Annotated[str | None, typer.Option("--database-url", help="The PostgreSQL in question.")]
@@ -26,7 +29,9 @@ Database = Annotated[str | None, typer.Option("--database-url", help="The Postgr
 
 def backup(
     *,
-    to: Annotated[Path, typer.Option(help="The file to write, or a directory to put it in.")],
+    to: Annotated[
+        str, typer.Option(help="The file to write, a directory to put it in, or s3://bucket/folder.")
+    ],
     config: Config = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Of a running `up`, where no database is named.")
@@ -36,60 +41,67 @@ def backup(
         bool, typer.Option("--prove", help="Restore it beside the database, check it, drop that again.")
     ] = False,
     keep: Annotated[
-        int | None, typer.Option(min=1, max=10_000, help="Keep so many in the directory; older ones go.")
+        int | None, typer.Option(min=1, max=10_000, help="Keep so many in the directory or bucket; older go.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write what PostgreSQL holds to one file, as of one moment; everything goes on meanwhile."""
     from gateway.run.stopping import left_by_signal  # noqa: PLC0415  # each command loads what it needs
 
-    if keep is not None and not to.is_dir():
-        raise StartError(f"--keep is of a directory of backups: {to} is none")
+    there = _backups(to, several=keep is not None)
     url = owner_url(config, database_url, data_dir)
     with left_by_signal():
-        target, manifest, dropped = _taken(url, to, prove, keep)
+        taken, manifest, dropped = _taken(url, there, prove, keep)
     rows = sum(manifest.rows.values())
     if as_json:
-        done = {"bytes": manifest.bytes, "proved": prove, "dropped": [str(path) for path in dropped]}
-        print_json({"file": str(target), **_facts(manifest), **done})
+        done = {"bytes": manifest.bytes, "proved": prove, "dropped": dropped}
+        print_json({"file": taken.address, **_facts(manifest), **done})
         return
-    typer.echo(f"{target}: {rows:,} rows, schema version {manifest.schema_version}, {manifest.bytes:,} bytes")
+    typer.echo(
+        f"{taken.address}: {rows:,} rows, schema version {manifest.schema_version}, {manifest.bytes:,} bytes"
+    )
     if prove:
         typer.echo("It was restored into a database of its own, and its rows agree with each other.")
-    for path in dropped:
-        typer.echo(f"{path} is gone: {keep} are kept.")
+    for address in dropped:
+        typer.echo(f"{address} is gone: {keep} are kept.")
     typer.echo("API keys and tokens are digests in it: keep TOLLKEEPER_KEY_PEPPER as well, elsewhere.")
 
 
-def _taken(url: str, to: Path, prove: bool, keep: int | None) -> tuple[Path, Manifest, list[Path]]:
-    """Write a backup, prove it, and keep as many as are wanted: where it is, what it holds, what is gone."""
-    from gateway.ops import proving  # noqa: PLC0415  # each command loads what it needs
-    from gateway.ops.backup import back_up  # noqa: PLC0415
+def _taken(url: str, there: Backups, prove: bool, keep: int | None) -> tuple[Backup, Manifest, list[str]]:
+    """Write a backup, prove it, and keep as many as are wanted: which it is, what it holds, what is gone."""
+    from gateway.ops.backup import proving  # noqa: PLC0415  # each command loads what it needs
+    from gateway.ops.backup.taking import back_up  # noqa: PLC0415
 
     if prove:
         proving.refuse_unless_provable(url)
     with waiting("Writing what PostgreSQL holds"):
-        target, manifest = back_up(url, to, datetime.now(UTC))
-        number = proving.note(url, target, manifest)
-    dropped: list[Path] = []
+        taken, manifest = back_up(url, there, datetime.now(UTC))
+        number = proving.note(url, taken, manifest)
+    dropped: list[str] = []
+    if keep is not None:  # whether it is proven or not, no more stay than are kept, and the last proven one
+        spared = (taken.name, *proving.last_proven(url, there))
+        dropped += proving.drop_older(there, keep, spared)
     if prove:
-        if keep is not None:  # however the proof ends, no more stay than are kept
-            dropped += proving.drop_older(to, keep, (target.name, proving.last_proven(url, to)))
         with waiting("Restoring it beside, and checking it"):
-            proving.prove(url, target, number)
-    if keep is not None:
-        dropped += proving.drop_older(to, keep)
-    return target, manifest, dropped
+            proving.prove(url, there, taken, number)
+        dropped += proving.drop_older(there, keep) if keep is not None else []
+    return taken, manifest, dropped
 
 
 def restore(
     *,
-    source: Annotated[Path, typer.Option("--from", help="A file that `tollkeeper backup` wrote.")],
+    source: Annotated[
+        str,
+        typer.Option("--from", help="What `tollkeeper backup` wrote: a file, or s3://bucket/folder/NAME."),
+    ],
     config: Config = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Of an `up` to be, where no database is named (.tollkeeper).")
     ] = None,
     database_url: Database = None,
+    list_: Annotated[
+        bool, typer.Option("--list", help="Restore nothing: which backups a directory or a bucket has.")
+    ] = False,
     ids_ahead: Annotated[
         int,
         typer.Option(
@@ -103,19 +115,23 @@ def restore(
     """Bring a backup into an empty PostgreSQL and check it; the keeper rebuilds the counters from it."""
     import asyncio  # noqa: PLC0415  # each command loads what it needs
 
-    from gateway.ops import backup  # noqa: PLC0415
+    from gateway.ops.backup.taking import restore as bring_back  # noqa: PLC0415
     from gateway.run.supervisor.alone import postgres_alone  # noqa: PLC0415
     from gateway.settings.urls import without_password  # noqa: PLC0415
 
+    if list_:
+        _tell_all(_backups(source, several=True), as_json=as_json)
+        return
     settings = _settings(config, database_url, data_dir)
-    backup.read_manifest(source)
+    one = _backup(source)
+    one.manifest()
 
-    async def go() -> tuple[str, backup.Manifest, list[str]]:
+    async def go() -> tuple[str, Manifest, list[str]]:
         async with AsyncExitStack() as stack:
             url = settings.owner_url or await stack.enter_async_context(
                 postgres_alone(Path(settings.data_dir))
             )
-            done = await asyncio.to_thread(backup.restore, url, source, ids_ahead=ids_ahead)
+            done = await asyncio.to_thread(bring_back, url, one, ids_ahead=ids_ahead)
             return without_password(url), *done
 
     with waiting("Bringing the backup in, and checking it"):
@@ -125,8 +141,8 @@ def restore(
         print_json({"database_url": url, **_facts(manifest), "wrong": wrong})
         raise typer.Exit(1 if wrong else 0)
     typer.echo(f"{url}: {rows:,} rows of {manifest.taken_at}, schema version {manifest.schema_version}")
-    for one in wrong:
-        typer.echo(f"WRONG {one}")
+    for what in wrong:
+        typer.echo(f"WRONG {what}")
     if wrong:
         raise typer.Exit(1)
     typer.echo(
@@ -147,6 +163,51 @@ def owner_url(config: Path | None, database_url: str | None, data_dir: Path | No
             f"I do not know which database: set {PREFIX}DATABASE_URL, or name the data directory of an `up`"
         )
     return url
+
+
+def _tell_all(there: Backups, *, as_json: bool) -> None:
+    """Which backups a place has, the newest first; and which of them were proven, if it says so."""
+    names, proven = there.names()[::-1], there.proven()
+    if as_json:
+        said = [{} if proven is None else {"proven": name in proven} for name in names]
+        found = [{"file": there.address(name), **more} for name, more in zip(names, said, strict=True)]
+        print_json({"backups": found})
+        return
+    for name in names:
+        typer.echo(there.address(name) + (" (proven)" if name in (proven or ()) else ""))
+
+
+def _backups(to: str, *, several: bool) -> Backups:
+    """Where backups are to be; a bucket is loaded with what talks to it only if it is one."""
+    if _is_bucket(to):
+        from gateway.ops.backup.bucket import Bucket  # noqa: PLC0415  # each command loads what it needs
+
+        return Bucket(to)
+    from gateway.ops.backup.folder import Folder  # noqa: PLC0415
+
+    folder = _path(to)
+    if several and not folder.is_dir():
+        raise StartError(f"this is of a directory of backups, or of a bucket: {to} is neither")
+    return Folder(folder)
+
+
+def _backup(source: str) -> Backup:
+    """The backup that a file is, or that an address in a bucket names."""
+    if _is_bucket(source):
+        from gateway.ops.backup.bucket import named  # noqa: PLC0415  # each command loads what it needs
+
+        return named(source)
+    from gateway.ops.backup.folder import TarBackup  # noqa: PLC0415
+
+    return TarBackup(_path(source))
+
+
+def _is_bucket(address: str) -> bool:
+    return "://" in address and not address.startswith(FILE)
+
+
+def _path(address: str) -> Path:
+    return Path(unquote(address.removeprefix(FILE)) if address.startswith(FILE) else address)
 
 
 def _facts(manifest: Manifest) -> Json:

@@ -45,7 +45,7 @@ class Taken:
 def note(url: str, taken: Taken) -> int:
     """Note a backup; the number of the note, 0 in a database whose schema has no place for it yet."""
     with _connected(url) as connection:
-        if connection.execute("SELECT to_regclass('backup_run')").fetchone() == (None,):
+        if not _notes(connection):
             return 0
         row = connection.execute(_NOTE, astuple(taken)).fetchone()
         assert row is not None
@@ -61,6 +61,8 @@ def note_proof(url: str, number: int) -> None:
 def last_proven(url: str, files: list[str]) -> str:
     """Of some backups the latest that was proven, by its name; empty for none."""
     with _connected(url) as connection:
+        if not _notes(connection):
+            return ""
         row = connection.execute(_PROVEN, (files,)).fetchone()
     return str(row[0]) if row is not None else ""
 
@@ -103,6 +105,11 @@ def database_beside(url: str) -> Iterator[str]:
             # The other connection did nothing for as long as it took: something between may have cut it.
             with _connected(url, autocommit=True) as fresh:
                 fresh.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def _notes(connection: psycopg.Connection[tuple[object, ...]]) -> bool:
+    """Whether a database's schema has a place for notes."""
+    return connection.execute("SELECT to_regclass('backup_run')").fetchone() != (None,)
 
 
 def _drop_left(connection: psycopg.Connection[tuple[object, ...]], prefix: str) -> None:

@@ -43,6 +43,12 @@ FULL: dict[str, Any] = {
     "monitoring": {"enabled": True, "labels": {"release": "prometheus"}},
     "backup": {"enabled": True, "image": "registry.example/backup", "claim": "backups", "keep": 30},
 }  # fmt: skip
+BUCKET: dict[str, Any] = {
+    "backup": {
+        "enabled": True, "image": "registry.example/backup", "to": "s3://backups/toll?region=eu-central-1",
+        "credentials": "backups", "serviceAccount": "backups", "prove": False,
+    },
+}  # fmt: skip
 SMALL: dict[str, Any] = {
     "gateway": {"autoscaling": {"enabled": False}, "tag": "0.0.9"}, "migrate": {"enabled": False},
     "networkPolicy": {"enabled": False},
@@ -61,7 +67,10 @@ WRONG: tuple[tuple[dict[str, Any], str], ...] = (
     ({"image": {"digest": "latest"}}, "digest"),
     ({"networkPolicy": {"clients": []}}, "clients"),
     ({"secrets": {"gateway": ""}}, "gateway"),
-    ({"backup": {"enabled": True, "image": "x"}}, "claim"),
+    ({"backup": {"enabled": True, "image": "x"}}, "/backup/claim"),
+    ({"backup": {"enabled": True, "image": "x", "to": "s3://b", "claim": "c"}}, "maxLength: got 1, want 0"),
+    ({"backup": {"enabled": True, "image": "x", "to": "s3://id:key@b"}}, "/backup/to"),
+    ({"backup": {"enabled": True, "image": "x", "claim": "c", "credentials": "k"}}, "/backup/credentials"),
 )
 SIDECAR = """
 apiVersion: apps/v1
@@ -82,13 +91,13 @@ spec:
       volumes:
         {{- include "tollkeeper.sidecar.volumes" (dict "root" . "config" "llm-routes") | nindent 8 }}
 """
-NAMES = ("default", "full", "small", "keepers")
+NAMES = ("default", "full", "small", "keepers", "bucket")
 
 
 @pytest.fixture(scope="module")
 def charts() -> dict[str, list[Resource] | str]:
     """What Helm makes of each of the values, and says of the wrong ones."""
-    values = [{}, FULL, SMALL, KEEPERS, CHANGED, REROUTED, *(wrong for wrong, _ in WRONG)]
+    values = [{}, FULL, SMALL, KEEPERS, BUCKET, CHANGED, REROUTED, *(wrong for wrong, _ in WRONG)]
     names = [*NAMES, "changed", "rerouted", *(named for _, named in WRONG)]
     return dict(zip(names, helm.rendered(*values, extra=SIDECAR), strict=True))
 
@@ -245,6 +254,20 @@ def test_backups_are_proven_by_whoever_owns_the_database(charts: dict[str, list[
     rules = one(of(charts, "full"), "NetworkPolicy", "prod-backup")["spec"]["egress"]
     assert {port["port"] for rule in rules for port in rule["ports"]} == {53, 5432, 6432}
     assert not any(each["kind"] == "CronJob" for each in of(charts, "default"))
+
+
+def test_backups_go_to_a_bucket_and_to_no_volume(charts: dict[str, list[Resource] | str]) -> None:
+    job = one(of(charts, "bucket"), "CronJob", "prod-backup")
+    assert pod(job)["serviceAccountName"] == "backups"
+    assert {each["name"] for each in pod(job)["volumes"]} == {"secrets", "tmp"}
+    (container,) = pod(job)["containers"]
+    assert container["args"] == ["backup", "--to", BUCKET["backup"]["to"], "--keep", "14"]
+    (file,) = (each["value"] for each in container["env"] if each["name"] == "AWS_SHARED_CREDENTIALS_FILE")
+    (secrets,) = (each for each in pod(job)["volumes"] if each["name"] == "secrets")
+    keys = {item["path"] for each in secrets["projected"]["sources"] for item in each["secret"]["items"]}
+    assert file.rpartition("/")[2] in keys
+    rules = one(of(charts, "bucket"), "NetworkPolicy", "prod-backup")["spec"]["egress"]
+    assert {port["port"] for rule in rules for port in rule["ports"]} == {53, 5432, 6432, 443}
 
 
 def test_policies_let_clients_the_collector_and_pgbouncer_through(

@@ -22,6 +22,7 @@ import yaml
 from gateway.cli import main as cli
 from gateway.cli.admin import program as cli_admin
 from gateway.settings.config_file import read_config, table_of
+from tests import object_store
 from tests.journey.at_hand import write_client
 from tests.journey.stack import ROOT, Stack
 from tests.waiting import wait_until
@@ -30,6 +31,7 @@ DOCS = ROOT / "docs"
 PAGES = [DOCS / "index.md", DOCS / "business-models.md", *sorted((DOCS / "howto").glob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 RUN_S_MAX = 120
+BUCKET = "s3://backups/tollkeeper"
 
 
 def fences(page: Path, *languages: str) -> list[str]:
@@ -84,10 +86,22 @@ def place(stack: Stack, at_hand: Path, tmp_path: Path) -> tuple[Path, dict[str, 
     }
 
 
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The address of the folder that pages keep backups in."""
+    with object_store.serving() as server:
+        yield object_store.folder(server, *BUCKET.removeprefix("s3://").split("/"))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_commands_of_a_page_work(page: Path, stack: Stack, place: tuple[Path, dict[str, str]]) -> None:
+def test_commands_of_a_page_work(
+    page: Path, stack: Stack, place: tuple[Path, dict[str, str]], request: pytest.FixtureRequest
+) -> None:
     directory, environ = place
     script = "\n".join(fences(page, "sh"))
+    if BUCKET in script:
+        script = script.replace(BUCKET, request.getfixturevalue("bucket"))
+        environ |= object_store.KEYS | {"TOLLKEEPER_DATABASE_OWNER_URL": stack.database_url}
     environ |= {"TOLLKEEPER_ADMIN_TOKEN": stack.admin_token, "TOLLKEEPER_ADMIN_URL": stack.admin_url}
     if "pg_dump" in script:
         environ["TOLLKEEPER_DATABASE_URL"] = stack.database_url

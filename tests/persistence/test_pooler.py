@@ -19,7 +19,9 @@ from sqlalchemy import text
 from gateway.core.model import PARTITIONS
 from gateway.errors import ArchiveFailed, BackupFailed
 from gateway.local.embedded.unprivileged import borrow
-from gateway.ops import backup, doctor_pooler
+from gateway.ops import doctor_pooler
+from gateway.ops.backup.folder import Folder
+from gateway.ops.backup.taking import back_up
 from persistence import engine as engines
 from persistence.archive import months
 from persistence.pooler import shares_sessions
@@ -104,7 +106,7 @@ def test_who_needs_a_session_says_so_and_doctor_too(
     url = pooled(migrated)
     asked = "let TOLLKEEPER_DATABASE_OWNER_URL name the server itself"
     with pytest.raises(BackupFailed, match=asked):
-        backup.back_up(url, tmp_path, datetime.now(UTC))
+        back_up(url, Folder(tmp_path), datetime.now(UTC))
     with pytest.raises(ArchiveFailed, match=asked), months.connected(url):
         pass
     assert list(tmp_path.iterdir()) == []

@@ -29,7 +29,7 @@ ARCHIVE = (
 def rows(resource: Resource, fields: Sequence[Field], typed: dict[str, Any]) -> list[Json]:
     """The rows of an archive that a list's options ask for, as the Admin API shows them."""
     from gateway.ops.archive import reading  # noqa: PLC0415  # its library is heavy to load
-    from gateway.ops.archive.place import Place  # noqa: PLC0415
+    from gateway.ops.place import Place  # noqa: PLC0415
 
     given = {field: typed[field.control] for field in fields if typed[field.control] not in (None, [])}
     filters = {field.name: _read(field.name, said, _reader(resource, field)) for field, said in given.items()}

@@ -14,7 +14,7 @@ from uuid import UUID
 from gateway.errors import ArchiveFailed
 from gateway.ops.archive import manifest, parquet
 from gateway.ops.archive.manifest import Manifest
-from gateway.ops.archive.place import Place, told
+from gateway.ops.place import Place, told
 from persistence.archive import closed, cut, months, rows
 from persistence.archive.cut import Stored
 from persistence.archive.months import LEDGERS, Connection, Ledger

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from gateway.errors import ArchiveFailed
-from gateway.ops.archive.place import Place
+from gateway.ops.place import Place
 from persistence.archive.cut import Stored
 from persistence.schema import version as schema
 

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from gateway.errors import ArchiveFailed
 from gateway.ops.archive import manifest
-from gateway.ops.archive.place import Place, told
+from gateway.ops.place import Place, told
 from persistence.archive import months
 from persistence.archive.cut import Stored
 from persistence.archive.kept import KeptRun, archived, contradictions, kept
@@ -88,11 +88,9 @@ def _differs(place: Place, one: Stored, database: UUID) -> str:
         one.sha256,
     ):
         return "is another one by its manifest than by the database"
-    try:
-        digest = place.digest(one.file)
-    except FileNotFoundError:
+    if not place.has(one.file):
         return "is not there"
-    return "" if digest == (one.bytes, one.sha256) else "is not what was archived"
+    return "" if place.digest(one.file) == (one.bytes, one.sha256) else "is not what was archived"
 
 
 def _movements(connection: Connection, place: Place, ledger: Ledger, one: Stored, proof: Proof) -> None:

@@ -21,7 +21,7 @@ from gateway.core.billing.pricing import ONE_NANO
 from gateway.core.billing.vector import KINDS
 from gateway.errors import ArchiveFailed
 from gateway.ops.archive import manifest
-from gateway.ops.archive.place import Place, told
+from gateway.ops.place import Place, told
 from persistence.archive.cut import Stored
 from persistence.archive.months import CALLS, CREDITS, SPENDS, TOKENS, Ledger, end_of
 

@@ -16,7 +16,8 @@ from gateway.background.flushing.rollbacks import Rollbacks
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
-from gateway.ops import backup
+from gateway.ops.backup.folder import Folder
+from gateway.ops.backup.taking import back_up, restore
 from persistence.keeper.reconciliations import Accounts
 from persistence.resources.quarantine import Quarantines
 from tests.background.backend import Backend, backend_at
@@ -47,12 +48,12 @@ def older_copy(url: str) -> Iterator[str]:
 async def brought_back(url: str, folder: Path) -> AsyncIterator[Callable[[], Awaitable[str]]]:
     """A real backup of the database as it is now, and what brings it back later, into another one."""
     base, name = url.rpartition("/")[0], f"brought_back_{os.getpid()}"
-    file, _ = await asyncio.to_thread(backup.back_up, url, folder, datetime.now(UTC))
+    file, _ = await asyncio.to_thread(back_up, url, Folder(folder), datetime.now(UTC))
     with psycopg.connect(f"{base}/postgres", autocommit=True) as admin:
         admin.execute(f"create database {name}")
 
         async def back() -> str:
-            await asyncio.to_thread(backup.restore, f"{base}/{name}", file, ids_ahead=0)
+            await asyncio.to_thread(restore, f"{base}/{name}", file, ids_ahead=0)
             return f"{base}/{name}"
 
         yield back

@@ -20,7 +20,7 @@ from gateway.core.accounts.administration import Actor, Command, Committed
 from gateway.counters.redis.keys import partition_of
 from gateway.ops.archive import manifest
 from gateway.ops.archive.archiving import Archived, archive
-from gateway.ops.archive.place import Place
+from gateway.ops.place import Place
 from persistence.billing.allocations import Allocations
 from persistence.store import Store
 from tests.letterhead import LETTERHEAD

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.core.integrity.reconciliation import Owner
 from gateway.ops.archive.archiving import archive
-from gateway.ops.archive.place import Place
+from gateway.ops.place import Place
 from persistence import engine
 from persistence.keeper.reconciliations import Accounts
 from persistence.ledger.checkpoints import Checkpoints

@@ -20,8 +20,8 @@ from gateway.counters.redis.keys import partition_of
 from gateway.errors import ArchiveFailed, Unprocessable
 from gateway.ops.archive import manifest
 from gateway.ops.archive.archiving import archive
-from gateway.ops.archive.place import Place
 from gateway.ops.archive.proving import prove
+from gateway.ops.place import Place
 from persistence.archive import closed
 from persistence.store import Store
 from tests.ops.archive.aging import LEDGERS, Aging, Clones, clones, held, months_made, old

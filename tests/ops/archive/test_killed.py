@@ -12,13 +12,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-import boto3
 import psycopg
-import pytest
-from moto.server import ThreadedMotoServer
 
-from gateway.ops.archive.place import Place
 from gateway.ops.archive.reading import Asked, rows
+from gateway.ops.place import Place
 from tests.ops.archive.aging import Aging, clones, held, old
 from tests.persistence.migrated import template
 from tests.persistence.scenario import broken, rows_of
@@ -97,26 +94,6 @@ async def test_a_process_that_is_killed_anywhere_leaves_nothing_twice_and_nothin
     assert held(old.url, Place(to)) == old.all_of_it()
     assert await broken(old.url) == []
     await old.compare()
-
-
-@pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of an archive in a store that speaks S3."""
-    keys = {
-        "AWS_ACCESS_KEY_ID": "an-id",
-        "AWS_SECRET_ACCESS_KEY": "a-key",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    for name, value in keys.items():
-        monkeypatch.setenv(name, value)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(
-        Bucket="ledgers"
-    )
-    yield f"s3://ledgers/all?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-    server.stop()
 
 
 async def test_a_store_that_speaks_s3_has_the_same(old: Aging, store: str) -> None:

@@ -17,8 +17,8 @@ import pytest
 
 from gateway.cli.main import run
 from gateway.errors import ArchiveFailed
-from gateway.ops.archive.place import Place
 from gateway.ops.archive.proving import Proof, compare, prove
+from gateway.ops.place import Place
 from persistence.archive.kept import KeptRun
 from tests.ops.archive.aging import LEDGERS, Aging, clones, old
 from tests.persistence.migrated import template

@@ -19,12 +19,13 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from gateway.ops import backup
-from gateway.ops.programs import PLACES
+from gateway.ops.backup.folder import Folder
+from gateway.ops.backup.programs import PLACES
+from gateway.ops.backup.taking import back_up, restore
 from persistence.schema import migrate
 from tests.conftest import postgres_bin, postgres_of
 from tests.journey.node import install
-from tests.ops.test_backup import NOW
+from tests.ops.backup.test_taking import NOW
 from tests.persistence.april import at, opened
 from tests.persistence.scenario import broken, rows_of
 from tests.persistence.test_worked_example import test_the_worked_example as worked_example
@@ -102,9 +103,9 @@ async def test_what_is_flushed_is_invoiced_backed_up_and_restored(
     if not (tools / "pg_dump").exists():
         pytest.skip(f"all is right but for the backup: pg_dump {major} cannot be had")
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
-    file, manifest = await asyncio.to_thread(backup.back_up, old, tmp_path, NOW)
+    file, manifest = await asyncio.to_thread(back_up, old, Folder(tmp_path), NOW)
     assert manifest.server_version.startswith(f"{major}.")
-    assert await asyncio.to_thread(backup.restore, new, file, ids_ahead=0) == (manifest, [])
+    assert await asyncio.to_thread(restore, new, file, ids_ahead=0) == (manifest, [])
     assert await broken(new) == []
     invoice = "SELECT number, total_amount FROM invoice"
     assert rows_of(new, invoice) == rows_of(old, invoice)

@@ -9,11 +9,12 @@ import pytest
 
 from gateway.errors import BackupFailed
 from gateway.local.embedded import postgres
-from gateway.ops import backup
-from gateway.ops.programs import PLACES, major_of, program
+from gateway.ops.backup.folder import Folder
+from gateway.ops.backup.programs import PLACES, major_of, program
+from gateway.ops.backup.taking import back_up, restore
 from persistence.schema import migrate
 from tests.conftest import postgres_of
-from tests.ops.test_backup import NOW
+from tests.ops.backup.test_taking import NOW
 from tests.persistence.scenario import rows_of
 
 OLDEST = 15
@@ -71,7 +72,7 @@ def test_the_oldest_server_is_backed_up_and_restored_by_its_own_programs(tmp_pat
         migrate.upgrade(old)
         with psycopg.connect(old, autocommit=True) as connection:
             connection.execute("INSERT INTO organization (name) VALUES ('kept')")
-        file, manifest = backup.back_up(old, tmp_path, NOW)
+        file, manifest = back_up(old, Folder(tmp_path), NOW)
         assert manifest.server_version.startswith(f"{OLDEST}.")
-        assert backup.restore(new, file, ids_ahead=0) == (manifest, [])
+        assert restore(new, file, ids_ahead=0) == (manifest, [])
         assert rows_of(new, "SELECT name FROM organization") == [("kept",)]

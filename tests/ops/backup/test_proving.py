@@ -17,12 +17,14 @@ from psycopg.conninfo import conninfo_to_dict
 
 from gateway.cli.backup import backup as command
 from gateway.errors import BackupFailed
-from gateway.ops import backup, proving
+from gateway.ops.backup import proving
+from gateway.ops.backup.folder import Folder
+from gateway.ops.backup.taking import back_up
 from persistence import engine as engines
 from persistence.keeper import watch
 from persistence.schema import migrate, proofs
 from persistence.schema import version as schema
-from tests.ops.test_backup import NOW
+from tests.ops.backup.test_taking import NOW
 from tests.persistence.scenario import rows_of
 from tests.tree import ROOT
 from tests.waiting import wait_until
@@ -54,10 +56,10 @@ async def test_ages_are_told_once_there_is_something_to_tell(filled: str, tmp_pa
     engine = engines.create(filled)
     try:
         assert await watch.backed_up(engine) == {}
-        file, manifest = backup.back_up(filled, tmp_path, NOW)
+        file, manifest = back_up(filled, Folder(tmp_path), NOW)
         number = proving.note(filled, file, manifest)
         assert await watch.backed_up(engine) == {"backup_timestamp_seconds": NOW.timestamp()}
-        await asyncio.to_thread(proving.prove, filled, file, number)
+        await asyncio.to_thread(proving.prove, filled, Folder(tmp_path), file, number)
         told = await watch.backed_up(engine)
         assert told.keys() == {"backup_timestamp_seconds", "backup_proof_timestamp_seconds"}
     finally:
@@ -69,19 +71,20 @@ async def test_ages_are_told_once_there_is_something_to_tell(filled: str, tmp_pa
 def test_a_backup_that_cannot_be_restored_proves_nothing_and_leaves_nothing(
     filled: str, tmp_path: Path
 ) -> None:
-    file, manifest = backup.back_up(filled, tmp_path, NOW)
+    file, manifest = back_up(filled, Folder(tmp_path), NOW)
     number = proving.note(filled, file, manifest)
-    whole = file.read_bytes()
-    file.write_bytes(whole[:3000] + bytes([whole[3000] ^ 1]) + whole[3001:])
+    path = Path(file.address)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:3000] + bytes([whole[3000] ^ 1]) + whole[3001:])
     with pytest.raises(BackupFailed, match="is damaged"):
-        proving.prove(filled, file, number)
+        proving.prove(filled, Folder(tmp_path), file, number)
     assert rows_of(filled, _NOTES) == [(file.name, False)]
     assert rows_of(filled, _PROOFS) == [(0,)]
 
 
 def test_an_owner_who_may_make_no_database_is_told_what_to_grant(filled: str, tmp_path: Path) -> None:
     role = f"owner_{os.getpid()}"
-    file, manifest = backup.back_up(filled, tmp_path, NOW)
+    file, manifest = back_up(filled, Folder(tmp_path), NOW)
     number = proving.note(filled, file, manifest)
     with psycopg.connect(filled, autocommit=True) as connection:
         connection.execute(f"CREATE ROLE {role} LOGIN".encode())
@@ -89,7 +92,7 @@ def test_an_owner_who_may_make_no_database_is_told_what_to_grant(filled: str, tm
         try:
             url = filled.replace("postgres@", f"{role}@")
             with pytest.raises(BackupFailed, match="CREATEDB"):
-                proving.prove(url, file, number)
+                proving.prove(url, Folder(tmp_path), file, number)
             connection.execute(f"GRANT SELECT ON alembic_version TO {role}".encode())
             with pytest.raises(BackupFailed, match="CREATEDB"):
                 proving.refuse_unless_provable(url)
@@ -107,9 +110,9 @@ def test_what_could_not_be_proven_is_not_begun(
     with pytest.raises(
         BackupFailed, match=f"{schema.KNOWN[-2]}, {schema.NEEDED} is needed: run tollkeeper mig"
     ):
-        command(to=tmp_path, database_url=filled, prove=True)
+        command(to=str(tmp_path), database_url=filled, prove=True)
     assert list(tmp_path.glob("*.tar")) == []
-    command(to=tmp_path, database_url=filled)
+    command(to=str(tmp_path), database_url=filled)
     assert len(list(tmp_path.glob("*.tar"))) == 1
 
 
@@ -126,12 +129,12 @@ def test_failing_proofs_fill_no_volume_and_spare_the_last_that_was_proven(
         connection.execute(noted, (proven, NOW, "0" * 64))
         # So no proof can begin.
         with proofs.database_beside(filled), pytest.raises(BackupFailed, match="is being proven"):
-            command(to=tmp_path, database_url=filled, prove=True, keep=keep)
+            command(to=str(tmp_path), database_url=filled, prove=True, keep=keep)
     stay = {path.name for path in tmp_path.glob("*.tar")}
     assert proven in stay
     assert len(stay - {proven, *later}) == 1
     assert len(stay) == 2  # the new one is not sure yet, and nothing else is there where one alone is kept
-    command(to=tmp_path / "own.tar", database_url=filled, prove=True)  # the next one can
+    command(to=str(tmp_path / "own.tar"), database_url=filled, prove=True)  # the next one can
 
 
 def test_a_database_that_was_left_goes_and_one_of_others_stays(filled: str) -> None:
@@ -191,9 +194,10 @@ def test_the_oldest_go_and_nothing_that_is_no_backup(tmp_path: Path) -> None:
     names = [f"tollkeeper-{NOW + timedelta(days=day):%Y%m%dT%H%M%SZ}.tar" for day in range(4)]
     for name in (*names, "tollkeeper-mine.tar", "notes.txt"):
         (tmp_path / name).touch()
-    assert [path.name for path in proving.drop_older(tmp_path, 2)] == names[:2]
+    gone = [str(tmp_path / name) for name in names[:2]]
+    assert proving.drop_older(Folder(tmp_path), 2) == gone
     assert {path.name for path in tmp_path.iterdir()} == {*names[2:], "tollkeeper-mine.tar", "notes.txt"}
-    assert proving.drop_older(tmp_path, 2) == []
+    assert proving.drop_older(Folder(tmp_path), 2) == []
 
 
 def test_the_command_takes_proves_and_keeps(filled: str, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ import psycopg
 import pytest
 
 from gateway.errors import BackupFailed
-from gateway.ops import backup
+from gateway.ops.backup.folder import Folder, TarBackup
+from gateway.ops.backup.taking import back_up, restore
 from persistence.ledger.writer import Writer
 from persistence.schema import migrate
 from persistence.schema import version as schema
@@ -60,16 +61,16 @@ def test_a_backup_under_load_is_one_moment_that_can_be_gone_on_from(
     loading = threading.Thread(target=load)
     loading.start()
     try:
-        target, manifest = backup.back_up(database, tmp_path, NOW)
+        target, manifest = back_up(database, Folder(tmp_path), NOW)
     finally:
         stop.set()
         loading.join()
-    assert target == tmp_path / "tollkeeper-20260416T120000Z.tar"
+    assert target == TarBackup(tmp_path / "tollkeeper-20260416T120000Z.tar")
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
-    assert backup.read_manifest(target) == manifest
+    assert target.manifest() == manifest
     assert manifest.schema_version == schema.NEEDED
 
-    restored, wrong = backup.restore(empty, target, ids_ahead=1_000)
+    restored, wrong = restore(empty, target, ids_ahead=1_000)
     assert (restored, wrong) == (manifest, [])
     assert rows_of(empty, "SELECT count(*) FROM token_ledger") == [(manifest.rows["token_ledger"],)]
     # Whoever goes on from it gives out no id again, and its ledgers take the next row.
@@ -97,8 +98,8 @@ async def test_what_is_restored_is_whole(
     filled: tuple[str, Account, Writer], empty: str, tmp_path: Path
 ) -> None:
     database, _, _ = filled
-    target, _ = backup.back_up(database, tmp_path / "a.tar", NOW)
-    await asyncio.to_thread(backup.restore, empty, target, ids_ahead=0)
+    target, _ = back_up(database, Folder(tmp_path / "a.tar"), NOW)
+    await asyncio.to_thread(restore, empty, target, ids_ahead=0)
     assert await broken(empty) == []
     shape = "SELECT relname, relkind FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1, 2"
     assert rows_of(empty, shape) == rows_of(database, shape)
@@ -110,8 +111,8 @@ def test_who_may_do_what_in_a_restored_database_is_said_by_migrate(
     filled: tuple[str, Account, Writer], empty: str, tmp_path: Path
 ) -> None:
     database, _, _ = filled
-    file, _ = backup.back_up(database, tmp_path, NOW)
-    backup.restore(empty, file, ids_ahead=0)
+    file, _ = back_up(database, Folder(tmp_path), NOW)
+    restore(empty, file, ids_ahead=0)
     rights = (
         "SELECT has_table_privilege(current_database() || '_writer', 'token_ledger', 'INSERT'),"
         " has_table_privilege(current_database() || '_writer', 'token_ledger', 'UPDATE'),"
@@ -123,12 +124,12 @@ def test_who_may_do_what_in_a_restored_database_is_said_by_migrate(
 
 def test_nothing_that_is_there_is_overwritten(filled: tuple[str, Account, Writer], tmp_path: Path) -> None:
     database, _, _ = filled
-    target, _ = backup.back_up(database, tmp_path / "a.tar", NOW)
+    target, _ = back_up(database, Folder(tmp_path / "a.tar"), NOW)
     with pytest.raises(BackupFailed, match="is there already"):
-        backup.back_up(database, target, NOW)
+        back_up(database, Folder(tmp_path / "a.tar"), NOW)
     before = rows_of(database, "SELECT count(*) FROM token_ledger")
     with pytest.raises(BackupFailed, match="not empty"):
-        backup.restore(database, target, ids_ahead=0)
+        restore(database, target, ids_ahead=0)
     assert rows_of(database, "SELECT count(*) FROM token_ledger") == before
 
 
@@ -136,25 +137,25 @@ def test_a_damaged_or_foreign_file_is_refused_before_anything_is_written(
     filled: tuple[str, Account, Writer], empty: str, tmp_path: Path
 ) -> None:
     database, _, _ = filled
-    target, manifest = backup.back_up(database, tmp_path / "a.tar", NOW)
-    whole = target.read_bytes()
+    _, manifest = back_up(database, Folder(tmp_path / "a.tar"), NOW)
+    whole = (tmp_path / "a.tar").read_bytes()
     damaged = tmp_path / "b.tar"
     damaged.write_bytes(whole[:3000] + bytes([whole[3000] ^ 1]) + whole[3001:])
     with pytest.raises(BackupFailed, match="is damaged"):
-        backup.restore(empty, damaged, ids_ahead=0)
+        restore(empty, TarBackup(damaged), ids_ahead=0)
     for content in (whole[: len(whole) // 2], b"", b"not a backup"):
         damaged.write_bytes(content)
         with pytest.raises(BackupFailed, match="not a backup"):
-            backup.restore(empty, damaged, ids_ahead=0)
+            restore(empty, TarBackup(damaged), ids_ahead=0)
     damaged.write_bytes(re.sub(rb'("schema_version": )"\d{4}"', rb'\1"9999"', whole))
     with pytest.raises(BackupFailed, match="schema version 9999"):
-        backup.restore(empty, damaged, ids_ahead=0)
+        restore(empty, TarBackup(damaged), ids_ahead=0)
     with pytest.raises(BackupFailed, match="cannot be read"):
-        backup.restore(empty, tmp_path / "none.tar", ids_ahead=0)
+        restore(empty, TarBackup(tmp_path / "none.tar"), ids_ahead=0)
     assert rows_of(empty, "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace") == [
         (0,)
     ]
-    with tarfile.open(target) as tar:
+    with tarfile.open(tmp_path / "a.tar") as tar:
         assert tar.getnames() == ["tollkeeper.dump", "manifest.json"]
     assert manifest.rows["token_ledger"] == 6
 
@@ -169,15 +170,15 @@ def test_what_a_killed_one_left_goes_and_what_is_written_stays(
         path.touch()
     with growing.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        target, _ = backup.back_up(database, tmp_path, NOW)
+        target, _ = back_up(database, Folder(tmp_path), NOW)
     assert {path.name for path in tmp_path.iterdir()} == {growing.name, target.name, *others}
 
 
 def test_what_cannot_be_backed_up_leaves_nothing_behind(database: str, tmp_path: Path) -> None:
     with pytest.raises(BackupFailed, match="no schema"):
-        backup.back_up(database, tmp_path / "a.tar", NOW)
+        back_up(database, Folder(tmp_path / "a.tar"), NOW)
     with pytest.raises(BackupFailed, match="PostgreSQL: "):
-        backup.back_up("postgresql://u@127.0.0.1:1/d", tmp_path / "a.tar", NOW)
+        back_up("postgresql://u@127.0.0.1:1/d", Folder(tmp_path / "a.tar"), NOW)
     with pytest.raises(BackupFailed, match="cannot be written to"):
-        backup.back_up(database, tmp_path / "none" / "a.tar", NOW)
+        back_up(database, Folder(tmp_path / "none" / "a.tar"), NOW)
     assert list(tmp_path.iterdir()) == []

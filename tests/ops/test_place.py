@@ -1,0 +1,40 @@
+"""Where an archive may be."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.errors import PlaceFailed
+from gateway.ops.place import Place
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["s3://AKIA:Geheim1@ledgers/all", "s3://AKIA:Geheim1/2@ledgers", "s3://AKIA@ledgers", "S3://a:Geheim1@b"],
+)
+def test_no_password_stands_in_an_address_which_is_kept_and_shown(url: str) -> None:
+    with pytest.raises(PlaceFailed, match="AWS_ACCESS_KEY_ID") as refused:
+        Place(url)
+    assert "Geheim1" not in refused.value.message
+    assert "AKIA" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://ledgers/all?secret_key=Geheim1",
+        "s3://ledgers?region=eu&AWS_SECRET_ACCESS_KEY=Geheim1",
+        "s3://ledgers?endpoint_override=AKIA:Geheim1@minio:9000",
+    ],
+)
+def test_what_an_address_says_beside_its_store_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(PlaceFailed, match="AWS_SECRET_ACCESS_KEY, or AWS_SHARED_CREDENTIALS_FILE") as refused:
+        Place(url)
+    assert "Geheim1" not in refused.value.message
+
+
+def test_an_address_is_parted_and_put_together_again() -> None:
+    folder, name = Place.parted("s3://ledgers/all/one?region=eu-central-1&scheme=http")
+    assert (folder, name) == ("s3://ledgers/all?region=eu-central-1&scheme=http", "one")
+    assert Place(folder).address(name) == "s3://ledgers/all/one?region=eu-central-1&scheme=http"
+    assert Place.parted("s3://ledgers") == ("s3://ledgers", "")
