@@ -42,6 +42,7 @@ bench: ## The long measurements, printed as tables and written into docs/interna
 	@.venv/bin/python -m tests.bench.streams --page $(PAGE)
 	@.venv/bin/python -m tests.bench.invoicing --page $(PAGE)
 	@.venv/bin/python -m tests.bench.scheduled --page $(PAGE)
+	@.venv/bin/python -m tests.bench.recovery --page $(PAGE)
 	@exec .venv/bin/python -m tests.bench.rolling --page $(PAGE)
 
 bench-scale: ## How cost, memory and times grow with tenants, keys, users and servers; ARGS="--most 10000"

@@ -1,22 +1,23 @@
-"""What PostgreSQL knows of the counters' partitions: the truth a rebuild starts from."""
+"""What PostgreSQL knows of the counters' partitions: the truth a rebuild starts from.
+
+It is read some partitions at a time: whose organizations those are follows from their ids alone.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.definitions import AccountDefinition, KeyDefinition
-from gateway.core.integrity.verified import Truth
+from gateway.core.integrity.verified import Everybodys, Places, Truth
+from gateway.core.model import PARTITIONS
 from persistence.keeper import definitions, request_rows
 from persistence.keeper.budget_uses import BudgetUses
 from persistence.keeper.request_rows import SINCE
 from persistence.ledger.rows import is_uuid
-
-T = TypeVar("T")
 
 _APPLIED = text(
     "SELECT id, partition FROM control_write WHERE state = 'applied' AND partition = ANY(:partitions)"
@@ -38,6 +39,11 @@ _CAME = text(
     " ON CONFLICT DO NOTHING"
 )
 _GONE = text("DELETE FROM gateway_worker WHERE worker_slot = ANY(:worker_slots)")
+_ORGANIZATIONS = text("SELECT id FROM organization")
+_CREDENTIALS = text(
+    "SELECT k.id, k.digest, t.organization_id FROM api_key AS k JOIN tenant AS t ON t.id = k.tenant_id"
+)
+_LIMITED = "u.organization_id = ANY(:ids) AND u.deleted_at IS NULL AND u.limits <> '{}'"
 _VERSION = text("SELECT coalesce(max(position), 1) FROM control_write")
 # The flusher's locks: whoever has them all knows that every flush begun before has ended.
 _BARRIER = text("""
@@ -60,44 +66,69 @@ class Truths(BudgetUses):
         partition_of: Callable[[int], int],
         partition_of_digest: Callable[[str], int] | None = None,
     ) -> None:
-        """`partition_of_digest` places credentials; without it each is beside its organization."""
+        """`partition_of_digest` places credentials; without it all are beside their organizations."""
         super().__init__(engine)
         self._partition_of, self._partition_of_digest = partition_of, partition_of_digest
 
-    async def truth(self, partitions: Sequence[int]) -> Truth:
-        """All there is of these partitions, as of one moment."""
+    async def everybodys(self) -> Everybodys:
+        """Catalogue and prices."""
+        async with self._at_one_moment() as (connection, version):
+            return Everybodys(
+                await definitions.catalogue(connection), await definitions.prices(connection), version
+            )
+
+    async def places(self, partitions: Collection[int]) -> Places:
+        """Who is to be looked at in these partitions."""
+        found: dict[int, list[int]] = {}
+        async with self._engine.connect() as connection:
+            for (organization_id,) in await connection.execute(_ORGANIZATIONS):
+                partition = self._partition_of(organization_id)
+                if partition in partitions:
+                    found.setdefault(partition, []).append(organization_id)
+            credentials = []
+            if len(partitions) < PARTITIONS and self._partition_of_digest is not None:
+                credentials = [
+                    row.id
+                    for row in await connection.execute(_CREDENTIALS)
+                    if self._partition_of_digest(row.digest) in partitions
+                    and self._partition_of(row.organization_id) not in partitions
+                ]
+        return Places(found, credentials)
+
+    async def truth(self, organizations: Mapping[int, Sequence[int]]) -> dict[int, Truth]:
+        """All there is of some partitions, whose organizations these are; as of one moment."""
+        ids = {"ids": [one for its in organizations.values() for one in its]}
+        async with self._at_one_moment() as (connection, version):
+            applied = await connection.execute(_APPLIED, {"partitions": list(organizations)})
+            found = {one: Truth([], [], [], [], [], version) for one in organizations}
+            for row in applied:
+                found[row.partition].applied.append(str(row.id))
+            if not ids["ids"]:
+                return found
+            for organization in await definitions.organizations(connection, "id = ANY(:ids)", ids):
+                self._its(found, organization.definition).organizations.append(organization)
+            for tenant in await definitions.tenants(connection, "t.organization_id = ANY(:ids)", ids):
+                self._its(found, tenant.definition).tenants.append(tenant)
+            for key in await definitions.keys(connection, "t.organization_id = ANY(:ids)", ids):
+                self._its(found, key).keys.append(key)
+            for user in await definitions.users(connection, _LIMITED, ids):
+                self._its(found, user).users.append(user)
+        return found
+
+    def _its(self, found: Mapping[int, Truth], definition: AccountDefinition) -> Truth:
+        return found[self._partition_of(definition.organization_id)]
+
+    async def credentials(self, keys: Sequence[int]) -> list[KeyDefinition]:
+        """These keys."""
+        async with self._engine.connect() as connection:
+            return await definitions.keys(connection, "k.id = ANY(:ids)", {"ids": list(keys)})
+
+    @asynccontextmanager
+    async def _at_one_moment(self) -> AsyncIterator[tuple[AsyncConnection, int]]:
+        """A connection that sees nothing of what comes later, and the version of what it sees."""
         async with self._engine.connect() as connection:
             await connection.execution_options(isolation_level="REPEATABLE READ")
-            version = int((await connection.execute(_VERSION)).scalar_one())
-            catalogue = await definitions.catalogue(connection)
-            prices = await definitions.prices(connection)
-            organizations = await definitions.organizations(connection, "true", {})
-            tenants = await definitions.tenants(connection, "true", {})
-            credentials = await definitions.keys(connection, "true", {})
-            defined: list[AccountDefinition] = [
-                *(one.definition for one in organizations),
-                *(one.definition for one in tenants),
-                *credentials,
-                *await definitions.users(connection, "u.deleted_at IS NULL AND u.limits <> '{}'", {}),
-            ]
-            applied = await connection.execute(_APPLIED, {"partitions": list(partitions)})
-        place = self._partition_of
-        return Truth(
-            _by_partition((place(one.definition.organization_id), one) for one in organizations),
-            _by_partition((place(one.definition.organization_id), one) for one in tenants),
-            [one for one in defined if place(one.organization_id) in partitions],
-            [one for one in credentials if self._place_of(one) in partitions],
-            _by_partition((row.partition, str(row.id)) for row in applied),
-            catalogue,
-            prices,
-            version,
-        )
-
-    def _place_of(self, one: KeyDefinition) -> int:
-        """The partition beside which a credential stands."""
-        if self._partition_of_digest is None:
-            return self._partition_of(one.organization_id)
-        return self._partition_of_digest(one.digest)
+            yield connection, int((await connection.execute(_VERSION)).scalar_one())
 
     async def settled(self, held: Mapping[str, int]) -> list[str]:
         """Which of these requests have a row, by the deadlines of their holds in ms; or may have had one.
@@ -144,10 +175,3 @@ class Truths(BudgetUses):
         async with self._engine.begin() as connection:
             await connection.execute(_BARRIER, {"partitions": sorted(epochs)})
             await connection.execute(_NOTE, values)
-
-
-def _by_partition(placed: Iterable[tuple[int, T]]) -> dict[int, list[T]]:
-    found: dict[int, list[T]] = defaultdict(list)
-    for partition, one in placed:
-        found[partition].append(one)
-    return found

@@ -21,12 +21,10 @@ from gateway.background.timed.pusher import Pusher
 from gateway.background.timed.rating import Rating
 from gateway.background.timed.top_ups import TopUps
 from gateway.background.timed.webhooks import WebhookDeliveries
-from gateway.background.verifying.verifier import Verifier
+from gateway.background.verifying.partitions import Partitions
 from gateway.core.accounts.definitions import (
-    CatalogueDefinition,
     KeyDefinition,
     OrganizationDefinition,
-    PricesDefinition,
     TenantDefinition,
     UserDefinition,
 )
@@ -35,7 +33,6 @@ from gateway.core.accounts.refusals import RefusedBatch, RefusedCall, RefusedCou
 from gateway.core.alerts.webhook import Delivery
 from gateway.core.billing.allocation import ExpiredGrant
 from gateway.core.billing.handover import Handover
-from gateway.core.integrity.recovery import Markers
 from gateway.core.integrity.verified import Truth
 from gateway.core.model import Limits
 from gateway.errors import CountersRefused, CountersUnavailable, StoreUnavailable
@@ -218,7 +215,7 @@ HUSH = "hush-hush"
 def failing(**found: object) -> Any:
     """A port that finds these, and fails at whatever is done with one of them."""
     port = AsyncMock()
-    for name in ("store", "define_account", "hand_over", "send", "account_heads"):
+    for name in ("store", "hand_over", "send", "account_heads"):
         setattr(port, name, AsyncMock(side_effect=ValueError))
     port.waiting = Mock(side_effect=ValueError)
     for name, items in found.items():
@@ -239,10 +236,8 @@ async def definitions(isolation: Isolation) -> None:
         OrganizationDefinition(5, limits), TenantDefinition(6, 5, limits, limits, terms),
         KeyDefinition(7, 6, 5, HUSH, limits, user=HUSH), UserDefinition(6, 5, HUSH, limits),
     ]  # fmt: skip
-    truth = Truth({}, {}, found, [], {}, CatalogueDefinition(()), PricesDefinition(()), 1)
-    target = failing(markers=Markers(b"run", [], {}, {}), said_verified=False)
-    target.run_id = b"run"
-    await Verifier(failing(truth=truth, noted={}), target, isolation=isolation).verify()
+    target = failing(define_all=[(one, ValueError()) for one in found])
+    await Partitions(failing(), target, None, isolation).define(Truth([], [], [], [], [], 1))
 
 
 async def deliveries(isolation: Isolation) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.core.integrity.recovery import Markers, Report, Roster
@@ -20,6 +21,14 @@ AWAY_S = 5.0
 RECOVERY_S_MAX = 7.0
 # How long workers nobody knows of have to show up: each reports twice a second at least meanwhile.
 STRANGERS_S = 2.0
+
+
+@dataclass(slots=True)
+class Defined:
+    """Partitions whose definitions this keeper has written since they were verified; whether that is all."""
+
+    partitions: set[int] = field(default_factory=set)
+    is_all: bool = False
 
 
 class Source(Protocol):
@@ -87,22 +96,33 @@ class AdmissionGate:
             self._kept = worker_slots
 
     async def open(
-        self, run_id: bytes, reports: Mapping[str, Report], catalogue: int, *, strangers: bool
+        self,
+        run_id: bytes,
+        reports: Mapping[str, Report],
+        catalogue: int,
+        defined: Defined,
+        *,
+        strangers: bool,
     ) -> None:
-        """Open what is closed, as long as this run id is the present one; `reports` are those of before.
+        """Open what is closed and `defined`, as long as this run id is the present one, until that is all;
+        `reports` are those of before.
 
         A keeper that did not watch goes by what was kept and by the reports it found; where both may
-        be lost (`strangers`), it also waits for whoever shows up.
+        be lost (`strangers`), it also waits for whoever shows up. Each partition waits by itself, since
+        nobody reports before it is verified.
         """
-        began = self._clock()
         if self._kept is None:
-            self._roster.expect([*await self._source.workers(), *reports], began)
-        while (markers := await self._target.markers()).closed and markers.run_id == run_id:
+            self._roster.expect([*await self._source.workers(), *reports], self._clock())
+        since: dict[int, float] = {}
+        while (markers := await self._target.markers()).run_id == run_id:
+            ours = {one: epoch for one, epoch in markers.closed.items() if one in defined.partitions}
+            if defined.is_all and not ours:
+                break
             # In this order: what a worker sent again before it reported is in the lanes, or charged.
             reports = await self._target.reports()
             late = await self._target.late_waiting()
-            waited = self._clock() - began
-            for partition, epoch in markers.closed.items():
+            for partition, epoch in ours.items():
+                waited = self._clock() - since.setdefault(partition, self._clock())
                 done = partition not in late and not self._roster.missing(reports, run_id, partition, epoch)
                 if waited >= self._recovery_s_max or (done and not (strangers and waited < STRANGERS_S)):
                     await self._target.admit(run_id, partition, epoch, catalogue)

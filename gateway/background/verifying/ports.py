@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from gateway.background.verifying.budgets import Source as BudgetSource
@@ -12,24 +12,34 @@ from gateway.core.accounts.definitions import (
     CatalogueDefinition,
     KeyDefinition,
     OrganizationAccount,
+    OrganizationDefinition,
     PricesDefinition,
     TenantAccount,
 )
 from gateway.core.integrity.recovery import Markers, Report
-from gateway.core.integrity.verified import Truth
+from gateway.core.integrity.verified import Everybodys, Places, Truth
 
 
 class Source(BudgetSource, Protocol):
     """PostgreSQL."""
-
-    async def truth(self, partitions: Sequence[int]) -> Truth:
-        """What is known of these partitions."""
 
     async def settled(self, held: Mapping[str, int]) -> list[str]:
         """Which of these requests have a row, or may have had one, by the deadlines of their holds in ms."""
 
     async def push_again(self, ids: Sequence[str]) -> None:
         """Have these applied control writes wait again."""
+
+    async def everybodys(self) -> Everybodys:
+        """What is of no partition."""
+
+    async def places(self, partitions: Collection[int]) -> Places:
+        """Who is to be looked at in these partitions."""
+
+    async def truth(self, organizations: Mapping[int, Sequence[int]]) -> Mapping[int, Truth]:
+        """What is known of partitions, by which they are, whose organizations these are."""
+
+    async def credentials(self, keys: Sequence[int]) -> Sequence[KeyDefinition]:
+        """These keys."""
 
     async def note(self, run_id: bytes, epochs: Mapping[int, int]) -> None:
         """Keep what partitions are verified as: no later epoch is ever one of these.
@@ -44,29 +54,16 @@ class Source(BudgetSource, Protocol):
 class Target(BudgetTarget, Protocol):
     """The counters."""
 
-    @property
-    def run_id(self) -> bytes:
-        """The server's run id on this connection; empty while there is none."""
-
-    async def markers(self) -> Markers:
-        """The partitions as their markers stand."""
-
-    async def reports(self) -> Mapping[str, Report]:
-        """What workers reported last, by worker number."""
-
     async def behind(
         self, partition: int, organizations: Sequence[OrganizationAccount], tenants: Sequence[TenantAccount]
     ) -> tuple[list[OrganizationAccount], list[TenantAccount]]:
         """Accounts whose state is missing or whose seq lags."""
 
-    async def restore(
-        self,
-        partition: int,
-        marker: bytes,
-        organizations: Sequence[OrganizationAccount],
-        tenants: Sequence[TenantAccount],
-    ) -> bool:
-        """Write these accounts as PostgreSQL has them, holds apart; False where the marker moved on."""
+    async def unknown(self, partition: int, known: Sequence[KeyDefinition]) -> list[KeyDefinition]:
+        """Keys that have no state."""
+
+    async def restore(self, partition: int, marker: bytes, lost: Truth) -> bool:
+        """Write these accounts and keys as PostgreSQL has them; False where the marker moved on."""
 
     async def held(self, partition: int) -> Mapping[str, int]:
         """The deadlines of all holds of a partition by request id, in ms of the counters' clock."""
@@ -82,11 +79,28 @@ class Target(BudgetTarget, Protocol):
     ) -> bool:
         """Vouch for a partition, without a catalogue admitting nobody; False where the marker moved on."""
 
-    async def define_account(self, definition: AccountDefinition, version: int) -> bool:
-        """Bring one definition into the counters, but for whom a credential stands for."""
+    async def define_all(
+        self, definitions: Sequence[AccountDefinition], version: int
+    ) -> list[tuple[AccountDefinition, Exception]]:
+        """Bring definitions of one partition into the counters, but for terms and identities; which of them
+        are refused, and why.
+        """
 
-    async def identity(self, definition: KeyDefinition) -> None:
-        """Write whom a credential stands for."""
+    async def write_terms(self, organizations: Sequence[OrganizationDefinition], version: int) -> None:
+        """Write the terms of organizations of one partition."""
+
+    async def identities(self, definitions: Sequence[KeyDefinition]) -> None:
+        """Write whom credentials stand for."""
+
+    @property
+    def run_id(self) -> bytes:
+        """The server's run id on this connection; empty while there is none."""
+
+    async def markers(self) -> Markers:
+        """The partitions as their markers stand."""
+
+    async def reports(self) -> Mapping[str, Report]:
+        """What workers reported last, by worker number."""
 
     async def publish(self, everybodys: CatalogueDefinition | PricesDefinition, version: int) -> None:
         """Write the catalogue, or the prices."""

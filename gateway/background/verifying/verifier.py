@@ -6,38 +6,45 @@ Under another one, each account's seq is compared with PostgreSQL; what is missi
 older data went on with is dropped; holds of calls that are in the ledger already are let go; control writes
 that vanished wait again; then the marker is set, under the next epoch, by which gateways see that something
 may have been forgotten; it stays closed to admission until they have sent that again (`admission_gate.py`).
-The marker is compared before each write, so of several keepers one does it. Definitions and identities are
-written again behind the markers, and only then is it said that whatever is not there does not exist.
+Each partition is read, compared, defined and opened by itself, some at a time: none waits for the last one.
+Once all are done it is said that whatever is not there does not exist.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections import deque
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager
+from itertools import islice
 
 from gateway.background.isolation import Isolation
-from gateway.background.verifying.admission_gate import AWAY_S, AdmissionGate
-from gateway.background.verifying.budgets import BudgetRebuild
+from gateway.background.verifying.admission_gate import AWAY_S, AdmissionGate, Defined
+from gateway.background.verifying.partitions import Found, Partitions
 from gateway.background.verifying.ports import Source, Target
 from gateway.background.verifying.rewinds import Rewinds
-from gateway.core.accounts.definitions import (
-    AccountDefinition,
-    KeyDefinition,
-    OrganizationDefinition,
-    TenantDefinition,
-    UserDefinition,
-)
-from gateway.core.integrity.recovery import Markers
-from gateway.core.integrity.strays import Strays
-from gateway.core.integrity.verified import Truth, Verified
+from gateway.core.integrity.recovery import Markers, Report
+from gateway.core.integrity.verified import Everybodys, Truth, Verified
 from gateway.core.model import PARTITIONS
 from gateway.errors import CountersUnavailable
 
 INTERVAL_S = 0.2
-TOGETHER_MAX = 16
+# How many organizations are read at once: so many partitions as have no more, or one that has.
+ORGANIZATIONS_MAX = 2_000
+# Of these as many are read and written at once: some are packed while others are asked for.
+TOGETHER_MAX = 3
+CREDENTIALS_MAX = 1_000
 WATCH_S = 1.0
-# How soon it is tried again where a partition was left: all that is known is read for that.
+# How soon it is tried again where a partition was left: all that is known of it is read for that.
 LEFT_S = 5.0
 assert WATCH_S < AWAY_S, "who watches is there"
 
@@ -61,6 +68,7 @@ class Verifier:
         rewinds: Rewinds | None = None,
         partitions: Callable[[], Sequence[int]] = lambda: range(PARTITIONS),
         isolation: Isolation | None = None,
+        organizations_max: int = ORGANIZATIONS_MAX,
     ) -> None:
         self._isolation, self._left = isolation or Isolation(), 0
         self._source = source
@@ -69,8 +77,8 @@ class Verifier:
         self._vouched, self._watches = b"", False
         self._admission_gate = admission_gate
         self._rewinds = rewinds
-        self._partitions = partitions
-        self._budgets = BudgetRebuild(source, target)
+        self._partitions, self._organizations_max = partitions, organizations_max
+        self._each = Partitions(source, target, rewinds, self._isolation)
 
     @property
     def ready(self) -> bool:
@@ -109,32 +117,28 @@ class Verifier:
         known = await self._catch_up(markers)
         epochs = {one: max(epoch, known.get(one, 0)) + 1 for one, _, epoch in markers.unverified}
         await self._source.note(run_id, epochs)
-        # Nobody said so yet: a keeper may have died between a marker and the keys written after it.
-        wanted = [*epochs, *markers.closed] if said else self._partitions()
-        truth = await self._source.truth(wanted)
+        everybodys = await self._source.everybodys()
         if not markers.others:  # else a newer version says them, and more
-            await self._publish(truth)
+            await self._publish(everybodys)
         strays = await self._rewinds.strays(list(epochs)) if self._rewinds else {}
-        done = []
-        for start in range(0, len(markers.unverified), TOGETHER_MAX):
-            together = markers.unverified[start : start + TOGETHER_MAX]
-            verifying = [
-                self._partition(
-                    truth, one, marker, epochs[one], strays.get(one),
-                    run_id=run_id, closes=bool(self._admission_gate and known.get(one, 0)),
-                )
-                for one, marker, _ in together
-            ]  # fmt: skip
-            found = await asyncio.gather(*verifying, return_exceptions=True)
-            done += self._verified([one for one, _, _ in together], found)
-        await self._define(truth)
-        if self._admission_gate:
-            strangers = self._may_be_strange(markers, known)
-            await self._admission_gate.open(run_id, reports, truth.version, strangers=strangers)
+        found = {
+            one: Found(
+                one, marker, epochs[one], closes=bool(self._admission_gate and known.get(one, 0)),
+                strays=strays.get(one),
+            )
+            for one, marker, _ in markers.unverified
+        }  # fmt: skip
+        # Nobody said so yet: a keeper may have died between a marker and the keys written after it.
+        ours = set(self._partitions()) - set(markers.others)
+        wanted = [*epochs, *markers.closed] if said else sorted(ours)
+        strangers = bool(self._admission_gate) and self._may_be_strange(markers, known)
+        async with self._opened(run_id, reports, everybodys.version, strangers=strangers) as defined:
+            done = await self._all(run_id, wanted, found, everybodys.version, defined)
         await self._notice_rewind()  # what was exchanged meanwhile is verified again
-        whole = len(done) == len(markers.unverified) and not markers.others
+        whole = len(done) == len(markers.unverified) and not self._left
         if whole and self._target.run_id == run_id:
-            await self._target.all_verified(run_id)
+            if not said or markers.unverified:
+                await self._target.all_verified(run_id)
             self._vouched = run_id
         return done
 
@@ -148,31 +152,9 @@ class Verifier:
                 self._vouched = b""
             await asyncio.sleep(self.pause_s)
 
-    async def _publish(self, truth: Truth) -> None:
-        await self._target.publish(truth.prices, truth.version)
-        await self._target.publish(truth.catalogue, truth.version)
-
-    async def _define(self, truth: Truth) -> None:
-        """Write definitions and identities again; a definition that is refused keeps no other from it."""
-        define = partial(self._target.define_account, version=truth.version)
-        await self._isolation.each("verifier", truth.definitions, define, name=_name)
-        for key in truth.identities:
-            await self._target.identity(key)
-
-    def _verified(
-        self, partitions: Sequence[int], found: Sequence[Verified | BaseException | None]
-    ) -> list[Verified]:
-        """Those that were; one that failed by itself is left, and said."""
-        done = []
-        for partition, one in zip(partitions, found, strict=True):
-            if isinstance(one, Verified):
-                done.append(one)
-            elif isinstance(one, Exception) and not self._isolation.is_everybodys(one):
-                self._left += 1
-                self._isolation.item_failed("verifier", str(partition), one)
-            elif one is not None:
-                raise one
-        return done
+    async def _publish(self, everybodys: Everybodys) -> None:
+        await self._target.publish(everybodys.prices, everybodys.version)
+        await self._target.publish(everybodys.catalogue, everybodys.version)
 
     async def _notice_rewind(self) -> None:
         """Whether the data is what it was, by the fence and by what PostgreSQL has stored of it."""
@@ -200,60 +182,100 @@ class Verifier:
         emptied = any(not marker and known.get(one, 0) for one, marker, _ in markers.unverified)
         return not self._admission_gate.watched and (emptied or bool(markers.closed))
 
-    async def _partition(
+    @asynccontextmanager
+    async def _opened(
+        self, run_id: bytes, reports: Mapping[str, Report], catalogue: int, *, strangers: bool
+    ) -> AsyncIterator[Defined]:
+        """Partitions that are defined meanwhile admit as soon as they may; all of them when it is over."""
+        defined = Defined()
+        if self._admission_gate is None:
+            yield defined
+            return
+        opening = asyncio.create_task(
+            self._admission_gate.open(run_id, reports, catalogue, defined, strangers=strangers)
+        )
+        try:
+            yield defined
+            defined.is_all = True
+            await opening
+        finally:
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+
+    async def _all(
         self,
-        truth: Truth,
-        partition: int,
-        marker: bytes,
-        epoch: int,
-        strays: Strays | None,
-        *,
         run_id: bytes,
-        closes: bool,
-    ) -> Verified | None:
-        """Verify one as of this epoch; None where another keeper was faster."""
-        organizations = truth.organizations.get(partition, [])
-        tenants = truth.tenants.get(partition, [])
-        old_organizations, old_tenants = await self._target.behind(partition, organizations, tenants)
-        if strays is not None:
-            old_organizations = [
-                one for one in organizations
-                if one in old_organizations or one.definition.organization_id in strays.organizations
-            ]  # fmt: skip
-            old_tenants = [
-                one for one in tenants if one in old_tenants or one.definition.tenant_id in strays.tenants
-            ]
-        rebuilt = len(old_organizations) + len(old_tenants)
-        if rebuilt and not await self._target.restore(partition, marker, old_organizations, old_tenants):
-            return None
-        if strays is not None and self._rewinds:
-            await self._rewinds.drop(partition, strays)
-        # A Redis that was rolled back holds again what was settled since: charged once is enough.
-        if ghosts := await self._source.settled(await self._target.held(partition)):
-            moved = await self._target.let_go(partition, marker, epoch, ghosts)
-            if moved is None:
-                return None
-            marker = moved
-        went_on = strays is not None
-        budgets = await self._budgets.rebuild(partition, marker, organizations, went_on=went_on)
-        if budgets is None:
-            return None
-        if lost := await self._target.forgotten(partition, truth.applied.get(partition, [])):
-            await self._source.push_again(lost)
-        catalogue = None if closes else truth.version
-        if not await self._target.mark(run_id, partition, marker, epoch, catalogue):
-            return None
-        return Verified(partition, epoch, rebuilt + budgets, len(lost), len(ghosts))
+        wanted: Collection[int],
+        found: Mapping[int, Found],
+        catalogue: int,
+        defined: Defined,
+    ) -> list[Verified]:
+        """Verify those that are unverified, and define all; what another keeper did is left out, and what
+        fails by itself, which is said.
+        """
+        if not wanted:
+            return []
+        places, done = await self._source.places(wanted), list[Verified]()
+        left = deque(_together(wanted, places.organizations, self._organizations_max))
+
+        async def one(partition: int, truth: Truth) -> None:
+            try:
+                await compared(partition, truth)
+            except Exception as error:
+                if self._isolation.is_everybodys(error):
+                    raise
+                self._left += 1
+                self._isolation.item_failed("verifier", str(partition), error)
+
+        async def compared(partition: int, truth: Truth) -> None:
+            if partition not in found:
+                await self._each.define(truth)
+            elif verified := await self._each.verify(run_id, found[partition], truth, catalogue):
+                done.append(verified)
+            else:
+                return
+            defined.partitions.add(partition)
+
+        async def work() -> None:
+            while left:
+                some = left.popleft()
+                try:
+                    its = {partition: places.organizations.get(partition, ()) for partition in some}
+                    truths = await self._source.truth(its)
+                    await _all_of(one(partition, truth) for partition, truth in truths.items())
+                except BaseException:
+                    left.clear()
+                    raise
+
+        await _all_of(work() for _ in range(TOGETHER_MAX))
+        for some in _batches(places.credentials):
+            await self._target.identities(await self._source.credentials(some))
+        return sorted(done, key=lambda one: one.partition)
 
 
-def _name(definition: AccountDefinition) -> str:
-    """Which definition it is; a user's own name is nobody's business."""
-    match definition:
-        case OrganizationDefinition():
-            return f"organization {definition.organization_id}"
-        case TenantDefinition():
-            return f"tenant {definition.tenant_id}"
-        case KeyDefinition():
-            return f"key {definition.key_id}"
-        case UserDefinition():
-            return f"a user of tenant {definition.tenant_id}"
+def _together(
+    wanted: Iterable[int], organizations: Mapping[int, Sequence[int]], most: int
+) -> Iterator[list[int]]:
+    """Partitions that are read at once: as many as have so many organizations at most, or one."""
+    some, count = list[int](), 0
+    for partition in wanted:
+        its = len(organizations.get(partition, ()))
+        if some and count + its > most:
+            yield some
+            some, count = [], 0
+        some.append(partition)
+        count += its
+    if some:
+        yield some
+
+
+async def _all_of(doing: Iterable[Coroutine[None, None, None]]) -> None:
+    """Have all of it end, then raise what failed first."""
+    for failed in await asyncio.gather(*doing, return_exceptions=True):
+        if isinstance(failed, BaseException):
+            raise failed
+
+
+def _batches(ids: Iterable[int]) -> Iterable[list[int]]:
+    left = iter(ids)
+    return iter(lambda: list(islice(left, CREDENTIALS_MAX)), [])

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway.core.accounts.definitions import (
-    AccountDefinition,
     CatalogueDefinition,
     KeyDefinition,
     OrganizationAccount,
     PricesDefinition,
     TenantAccount,
+    UserDefinition,
 )
 
 
@@ -24,20 +24,35 @@ class AccountHead:
 
 
 @dataclass(frozen=True, slots=True)
-class Truth:
-    """What PostgreSQL knows: the accounts and open control writes by partition, the definitions.
+class Everybodys:
+    """What is of no partition, as of a version of what is defined."""
 
-    `applied` are the ids of control writes the counters had and no row shows yet. `identities` are the keys
-    whose credentials stand in these partitions, whoever's they are.
-    """
-
-    organizations: Mapping[int, Sequence[OrganizationAccount]]
-    tenants: Mapping[int, Sequence[TenantAccount]]
-    definitions: Sequence[AccountDefinition]
-    identities: Sequence[KeyDefinition]
-    applied: Mapping[int, Sequence[str]]
     catalogue: CatalogueDefinition
     prices: PricesDefinition
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """What PostgreSQL has of some partitions, by ids alone: their organizations, and the keys of others whose
+    credentials stand there.
+    """
+
+    organizations: Mapping[int, Sequence[int]]
+    credentials: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What PostgreSQL knows of one partition, as of a version: its accounts, its definitions besides those of
+    its accounts, and the ids of control writes that the counters had and no row shows yet.
+    """
+
+    organizations: list[OrganizationAccount]
+    tenants: list[TenantAccount]
+    keys: list[KeyDefinition]
+    users: list[UserDefinition]
+    applied: list[str]
     version: int
 
 

@@ -8,7 +8,8 @@ Every method may raise CountersUnavailable.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TypeVar, cast
 
 from gateway.core.accounts.losses import Movement
@@ -24,6 +25,8 @@ from gateway.counters.redis.wires import Wires
 from gateway.errors import CountersRefused, CountersUnavailable, NewerLayout
 
 BATCH_MAX = 256
+# Commands that are sent before the first of them is answered.
+TOGETHER_MAX = 1_000
 # Where a command's key is, of those where it is not the first that is said.
 KEY_AT = {b"XINFO": 2}
 MOVED_MAX = 40_000
@@ -32,6 +35,7 @@ NEWER = bytes([LAYOUT + 1])
 # Codes of the scripts' answers.
 APPLIED, APPLIED_BEFORE, UNVERIFIED, UNKNOWN_ACCOUNT, OUT_OF_RANGE = 1, 2, 0, -2, -3
 
+T = TypeVar("T")
 S = TypeVar("S", bound=states.State)
 _KINDS: dict[type[object], tuple[int, Callable[[int, int], str]]] = {
     states.TenantState: (packing.KIND_TENANT, keys.tenant_state),
@@ -116,6 +120,33 @@ class Client:
         answers = await each([self.send(*command) for command in commands])
         return [None if isinstance(one, CountersRefused) else one for one in answers]
 
+    async def run_all(self, verb: str, calls: Iterable[packing.Call]) -> list[bytes]:
+        """Run one script again and again, some at once; its packed answers in order."""
+        found: list[bytes] = []
+        for some in batched(calls, TOGETHER_MAX):
+            waits = [self.send_script(verb, call) for call in some]
+            found += [cast("bytes", await in_task(wait)) for wait in waits]
+        return found
+
+    async def run_each(self, verb: str, calls: Iterable[packing.Call]) -> list[bytes | CountersRefused]:
+        """The same, with why one is refused in its place."""
+        found: list[bytes | CountersRefused] = []
+        for some in batched(calls, TOGETHER_MAX):
+            found += cast(
+                "list[bytes | CountersRefused]", await each([self.send_script(verb, call) for call in some])
+            )
+        return found
+
+    async def ask_together(
+        self, commands: Iterable[Sequence[bytes]], *, everybodys: bool = False
+    ) -> list[Reply]:
+        """Send plain commands, some at once; their answers in order. Of keys of `everybodys`, or of ours."""
+        wires, found = self._everybodys if everybodys else self._wires, list[Reply]()
+        for some in batched(commands, TOGETHER_MAX):
+            waits = [wires.of_key(command[1]).send(encode(*command)) for command in some]
+            found += [await in_task(wait) for wait in waits]
+        return found
+
     async def marker(self, partition: int) -> bytes:
         """The partition's marker as it stands; empty where there is none."""
         raw = await self.ask(b"GET", keys.marker(partition).encode())
@@ -192,6 +223,13 @@ class Client:
             answer = await in_task(wire.send(encode(b"INFO", b"memory")))
             found.append((int(said(answer, b"used_memory") or 0), int(said(answer, b"maxmemory") or 0)))
         return max(found, key=lambda one: (one[0] / one[1] if one[1] else 0.0, one[0]), default=(0, 0))
+
+
+def batched(items: Iterable[T], count: int) -> Iterator[list[T]]:
+    """So many of them at a time; what makes them is asked for no more than that ahead."""
+    left = iter(items)
+    while some := list(islice(left, count)):
+        yield some
 
 
 async def each(waits: Iterable[Wait[Reply]]) -> list[Reply | CountersRefused]:

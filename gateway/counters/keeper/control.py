@@ -153,7 +153,7 @@ class Control(Client):
         if isinstance(definition, OrganizationDefinition):  # before anything of it can be served
             await self._refuse_newer(definition.organization_id)
             name = keys.organization_terms(definition.organization_id)
-            await self._newest(name, encode_terms(version, definition.terms), version)
+            await self.newest(name, encode_terms(version, definition.terms), version)
         create = not getattr(definition, "has_ledger", False)
         run_id = self.run_id_of(keys.partition_of(definition.organization_id))
         call = packing.define(run_id, version, definition, create=create)
@@ -163,11 +163,14 @@ class Control(Client):
         return code != UNKNOWN_ACCOUNT
 
     async def identity(self, definition: KeyDefinition) -> None:
-        """Write whom a credential stands for; a revoked one stands for nobody."""
+        """Write whom a credential stands for."""
+        await self.ask_everybodys(*self.identity_written(definition))
+
+    def identity_written(self, definition: KeyDefinition) -> tuple[bytes, ...]:
+        """The command that writes whom a credential stands for; a revoked one stands for nobody."""
         name = keys.identity(definition.digest).encode()
         if definition.revoked:
-            await self.ask_everybodys(b"DEL", name)
-            return
+            return b"DEL", name
         caller = Caller(
             definition.organization_id,
             definition.tenant_id,
@@ -178,7 +181,7 @@ class Control(Client):
             definition.user_header,
         )
         until = [b"PXAT", b"%d" % definition.expires_ms] if definition.expires_ms else []
-        await self.ask_everybodys(b"SET", name, encode_identity(caller, definition.expires_ms), *until)
+        return b"SET", name, encode_identity(caller, definition.expires_ms), *until
 
     async def publish(self, everybodys: CatalogueDefinition | PricesDefinition, version: int) -> None:
         """Write the catalogue, or the prices.
@@ -188,13 +191,13 @@ class Control(Client):
         """
         if isinstance(everybodys, PricesDefinition):
             raw = encode_prices(version, everybodys.prices)
-            await self._newest(keys.PRICES, raw, version)
-            await self._newest(keys.PRICES_HEAD, encode_head(version, raw), version)
+            await self.newest(keys.PRICES, raw, version)
+            await self.newest(keys.PRICES_HEAD, encode_head(version, raw), version)
         else:
             raw = encode_catalogue(version, everybodys.services, everybodys.weights)
-            await self._newest(keys.CATALOGUE, raw, version)
+            await self.newest(keys.CATALOGUE, raw, version)
 
-    async def _newest(self, key: str, raw: bytes, version: int) -> None:
+    async def newest(self, key: str, raw: bytes, version: int) -> None:
         """Write what carries its version; an older one is ignored.
 
         Whoever displaces a newer one, written since it looked, puts it back: an older catalogue
@@ -202,7 +205,7 @@ class Control(Client):
         """
         name = key.encode()
         before = await self.ask_everybodys(b"GET", name)
-        while not isinstance(before, bytes) or version_of(before) <= version:
+        while before != raw and (not isinstance(before, bytes) or version_of(before) <= version):
             displaced = await self.ask_everybodys(b"SET", name, raw, b"GET")
             if not isinstance(displaced, bytes) or version_of(displaced) <= version:
                 break

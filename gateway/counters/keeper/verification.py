@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Sequence
 from typing import cast
 
-from gateway.core.accounts.definitions import OrganizationAccount, ServiceUse, TenantAccount
-from gateway.core.billing.pricing import folded, spend_micro
-from gateway.core.billing.tiers import are_money, read_tiers
+from gateway.core.accounts.definitions import KeyDefinition, OrganizationAccount, TenantAccount
 from gateway.core.integrity.recovery import Markers, Report
+from gateway.core.integrity.verified import Truth
 from gateway.core.layout import LAYOUT
-from gateway.core.model import INTEGER_MAX
-from gateway.counters.keeper import worker_reports
+from gateway.counters.keeper import rebuilt, worker_reports
 from gateway.counters.keeper.budgets import BudgetAccounts
-from gateway.counters.keeper.client import fields_of
+from gateway.counters.keeper.client import APPLIED, fields_of
+from gateway.counters.keeper.filling import Filling
 from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
 from gateway.counters.settlement_log.settlement_record import release_of
 from gateway.errors import NewerLayout
 
-# A service, and whether its units are money: those are counted apart.
-Counted = tuple[int, bool]
 
-
-class KeeperCounters(BudgetAccounts, AccountHeads):
+class KeeperCounters(Filling, BudgetAccounts, AccountHeads):
     """The counters as the keeper's loops and people see them, whole; what verification asks is here."""
 
     async def markers(self) -> Markers:
@@ -97,38 +92,24 @@ class KeeperCounters(BudgetAccounts, AccountHeads):
             if (id_ := one.definition.tenant_id) in known and _tenant_behind(one, known[id_])
         ]
 
-    async def restore(
-        self,
-        partition: int,
-        marker: bytes,
-        organizations: Sequence[OrganizationAccount],
-        tenants: Sequence[TenantAccount],
-    ) -> bool:
-        """Write these accounts as PostgreSQL has them, with what the holds that are there hold of them.
+    async def unknown(self, partition: int, known: Sequence[KeyDefinition]) -> list[KeyDefinition]:
+        """Keys that have no state."""
+        raw = await self.states([keys.key_state(partition, one.key_id) for one in known])
+        return [one for one, packed in zip(known, raw, strict=True) if packed is None]
+
+    async def restore(self, partition: int, marker: bytes, lost: Truth) -> bool:
+        """Write these accounts and keys as PostgreSQL has them, with what the holds that are there hold.
 
         False where the marker moved on.
         """
-        found = (await self._holds(partition, list(await self.held(partition)))).values()
-        holds = [hold for hold, _, _ in found]
-        tiers = {(hold.service_id, are_money(tiers)): tiers for hold, _, tiers in found}
-        parts: dict[str, bytes] = {}
-        for organization in organizations:
-            id_ = organization.definition.organization_id
-            mine = [hold for hold in holds if hold.organization_id == id_]
-            money = [are_money(packed) for hold, _, packed in found if hold.organization_id == id_]
-            uses = _with_holds_of_services(organization, mine, money, tiers)
-            state = _with_holds_of_organization(organization_state(organization), mine, uses)
-            parts[keys.organization_state(partition, id_)] = states.pack(state)
-            for (service_id, in_money), use in uses.items():
-                name = keys.activation(partition, id_, service_id, in_money=in_money)
-                parts[name] = states.pack(use)
-        for tenant in tenants:
-            name = keys.tenant_state(partition, tenant.definition.tenant_id)
-            parts[name] = states.pack(_with_holds_of_tenant(tenant_state(tenant), holds))
-        for name, packed in parts.items():
-            if not await self.rebuild(partition, name, packed, marker):
-                return False
-        return True
+        found = await self._holds(partition, list(await self.held(partition)))
+        parts = rebuilt.states_of(partition, lost, list(found.values()))
+        calls = (
+            packing.rebuild(self.run_id_of(partition), partition, name, packed, marker)
+            for name, packed in parts
+        )
+        answers = await self.run_all("load", calls)
+        return all(packing.code_of(one) == APPLIED for one in answers)
 
     async def held(self, partition: int) -> dict[str, int]:
         """The deadlines of all holds of a partition by request id, in ms of Redis' clock."""
@@ -193,102 +174,6 @@ class KeeperCounters(BudgetAccounts, AccountHeads):
         if said and unverified:
             await self.ask(b"DEL", name)
         return said
-
-
-def tenant_state(account: TenantAccount) -> states.TenantState:
-    """A tenant's whole state from its account; nothing held, full buckets."""
-    definition, terms = account.definition, account.definition.terms
-    started = account.seq > 0
-    total = -1 if account.total is None else account.total
-    has_plan = terms.plan_id > 0 and started
-    return states.TenantState(
-        **packing.limits(definition.limits),
-        **packing.limits(definition.user_limits, "user_"),
-        flags=(states.MANUAL_BLOCK if account.manual_block else 0)
-        | (states.HAS_PLAN if has_plan else 0)
-        | (states.FORGIVES if account.forgives else 0),
-        total=total if started else -1,
-        limit=account.granted if account.remaining is None else account.remaining + account.used,
-        used=account.used,
-        cycle=account.cycle,
-        next_reset=account.next_reset_ms,
-        last_reset=account.last_reset_ms,
-        seq=account.seq,
-        ledger_at=account.last_reset_ms,
-        tenant_id=definition.tenant_id,
-        organization_id=definition.organization_id,
-        **packing.plan(terms if has_plan else replace(terms, plan_id=0, reset_interval="none")),
-    )
-
-
-def _with_holds_of_tenant(state: states.TenantState, holds: Sequence[states.HoldState]) -> states.TenantState:
-    mine = [hold for hold in holds if hold.tenant_id == state.tenant_id]
-    return replace(state, inflight=_slots(mine), held=sum(hold.tokens for hold in mine))
-
-
-def _with_holds_of_services(
-    account: OrganizationAccount,
-    holds: Sequence[states.HoldState],
-    money: Sequence[bool],
-    tiers: Mapping[Counted, bytes],
-) -> dict[Counted, states.ActivationState]:
-    """What is kept of each service, its units in flight included, and what they would cost together.
-
-    `money` says of each hold whether its units are.
-    """
-    uses = {(use.service_id, use.in_money): activation_state(use) for use in account.uses}
-    for hold, in_money in zip(holds, money, strict=True):
-        if hold.flags & states.HOLD_USES and not hold.credits:
-            use = uses.setdefault((hold.service_id, in_money), states.ActivationState())
-            use.held = min(use.held + hold.units, INTEGER_MAX)
-    for counted, use in uses.items():
-        if use.held and account.definition.cap is not None:
-            use.held_price = spend_micro(read_tiers(tiers[counted]), use.quantity, use.held)
-    return uses
-
-
-def _with_holds_of_organization(
-    state: states.OrganizationState,
-    mine: Sequence[states.HoldState],
-    uses: Mapping[Counted, states.ActivationState],
-) -> states.OrganizationState:
-    paying = [hold for hold in mine if not hold.flags & states.HOLD_ONE_TIME]
-    alone = sum(hold.credits for hold in paying if hold.flags & states.HOLD_USES)
-    return replace(
-        state,
-        inflight=_slots(mine),
-        credits_held=sum(hold.credits for hold in paying if not hold.flags & states.HOLD_USES),
-        spend_held=alone + sum(use.held_price for use in uses.values()),
-    )
-
-
-def _slots(holds: Sequence[states.HoldState]) -> int:
-    return sum(not hold.flags & states.HOLD_LEASE for hold in holds)
-
-
-def activation_state(use: ServiceUse) -> states.ActivationState:
-    """What is kept of a service: nothing is paid twice, no tier begins again."""
-    quantity = folded(use.quantity) if use.in_money else min(use.quantity, INTEGER_MAX)
-    return states.ActivationState(
-        flags=states.ACTIVE if use.activated else 0, month=use.month, quantity=quantity
-    )
-
-
-def organization_state(account: OrganizationAccount) -> states.OrganizationState:
-    """An organization's whole state from its accounts."""
-    definition = account.definition
-    return states.OrganizationState(
-        **packing.limits(definition.limits),
-        credits_used=-account.balance,
-        credit_limit=definition.credit_limit,
-        credit_seq=account.credit_seq,
-        ahead=account.ahead,
-        cap=-1 if definition.cap is None else definition.cap,
-        spent=account.spent,
-        month=account.month,
-        spend_seq=account.spend_seq,
-        organization_id=definition.organization_id,
-    )
 
 
 def _organization_behind(account: OrganizationAccount, state: states.OrganizationState | None) -> bool:

@@ -7,7 +7,9 @@ that comes with a new number says so: `field(default=0, metadata={"since": 130})
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import TypeVar, cast
 
 from gateway.core.layout import KINDS, LAYOUT, NUMBER, Field, Layout
@@ -218,9 +220,11 @@ def _layout(kind: type[Account | HoldState | ActivationState]) -> Layout:
 
 
 ACCOUNT = _layout(Account)
-_LAYOUTS: dict[type[object], Layout] = {
-    kind: _layout(kind)
-    for kind in (KeyState, UserState, TenantState, OrganizationState, HoldState, ActivationState)
+_KINDS = KeyState, UserState, TenantState, OrganizationState, HoldState, ActivationState
+_LAYOUTS: dict[type[object], Layout] = {kind: _layout(kind) for kind in _KINDS}
+# All numbers of a state, in their order.
+_NUMBERS: dict[type[object], Callable[[object], tuple[float, ...]]] = {
+    kind: attrgetter(*(one.name for one in fields(kind))) for kind in _KINDS
 }
 # At the end of a hold: an account, and the ids of the budgets that it holds in.
 HELD, BUDGET_ID = Layout("HELD", "text8 name ids"), Layout("BUDGET_ID", "f64 budget_id")
@@ -269,4 +273,5 @@ def held_budgets(packed: bytes) -> list[tuple[str, tuple[int, ...]]]:
 
 def pack(state: State) -> bytes:
     """The state as the scripts read it."""
-    return _LAYOUTS[type(state)].pack(LAYOUT, *astuple(state))
+    kind = type(state)
+    return _LAYOUTS[kind].pack(LAYOUT, *_NUMBERS[kind](state))

@@ -72,7 +72,9 @@ class Resubmitter:
         self._compared_under: list[int] = []
         self._epochs: list[int] = []
         self._seen: list[int] = []
-        self._seen_at = self._differs_at = clock()
+        self._differs_at = clock()
+        # Of each partition, since when it is seen under its epoch.
+        self._seen_at = [self._differs_at] * PARTITIONS
         self._sent_again = [0] * PARTITIONS
         self._reported = [0] * PARTITIONS
         self._recover_at = 0.0
@@ -122,11 +124,15 @@ class Resubmitter:
             self._differs_at = (
                 self._differs_at if self._seen and self._seen != self._epochs else self._clock()
             )
-            self._seen, self._seen_at = epochs, self._clock()
+            now, seen = self._clock(), self._seen or [-1] * PARTITIONS
+            self._seen_at = [
+                at if epoch == before else now
+                for at, epoch, before in zip(self._seen_at, epochs, seen, strict=True)
+            ]
+            self._seen = epochs
             self._recover_at = 0.0  # what failed under others may not fail now
         # In this order: what calls in flight spool before they end is found below.
-        since_s = self._clock() - self._seen_at
-        calls_ended = since_s >= self._bounds.calls_s_max or not self._in_flight(self._seen_at)
+        calls_ended = {at for at in set(self._seen_at) if self._have_ended(at)}
         waiting = set[int]()
         for segment in list(log.segments):
             waiting |= await self._send_spooled(segment, epochs)
@@ -134,12 +140,16 @@ class Resubmitter:
         is_time = all(epochs) or self._clock() - self._differs_at >= self._bounds.together_s_max
         if epochs != self._epochs and self._clock() >= self._recover_at and is_time:
             await self._recover_all(epochs)
-        if calls_ended:
-            for partition in set(range(PARTITIONS)) - waiting:
+        for partition in set(range(PARTITIONS)) - waiting:
+            if self._seen_at[partition] in calls_ended:
                 self._reported[partition] = self._sent_again[partition]
         await self._report(self._reported)
         if epochs == self._epochs and all(epochs):
             log.expire(self._bounds.at_risk_s)
+
+    def _have_ended(self, moment: float) -> bool:
+        """Whether no call of before a moment goes on; for a while only that is waited for."""
+        return self._clock() - moment >= self._bounds.calls_s_max or not self._in_flight(moment)
 
     async def _adopt(self) -> None:
         """Take over what dead workers left; meanwhile nobody may go by what was reported before.

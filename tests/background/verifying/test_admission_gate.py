@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from gateway.background.verifying import admission_gate as module
 from gateway.background.verifying.admission_gate import AdmissionGate
 from gateway.background.verifying.verifier import Verified, Verifier
 from gateway.core.integrity.recovery import RETURN_S_MAX, SILENT_S_MAX
+from gateway.core.integrity.verified import Truth
 from gateway.core.layout import LAYOUT
 from gateway.core.model import PARTITIONS, Verdict
 from gateway.counters.keeper import worker_reports
@@ -72,7 +73,7 @@ class Scene:
         """A keeper's verifier that has seen nothing yet."""
         truths, counters = Truths(backend.engine, partition_of), backend.counters
         self.gate = AdmissionGate(truths, counters, self.clock, recovery_s_max=WAITS_S)
-        return Verifier(truths, counters, admission_gate=self.gate)
+        return Verifier(truths, counters, admission_gate=self.gate, organizations_max=1)
 
     async def use(self, worker: Worker, tokens: int) -> None:
         await worker.settle(self.world.reserve(need=tokens), tokens)
@@ -177,6 +178,53 @@ async def test_where_all_have_reported_it_is_opened_at_once(
             await worker.look()
             await verifying
         assert scene.world.reserve(need=1).verdict is Verdict.ADMITTED
+
+
+async def test_a_partition_is_opened_before_others_are_compared(
+    kept: ValkeyServer, migrated: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not before its own workers have sent again what was forgotten of it."""
+    async with scene_at(kept, migrated) as scene, worker_at(kept.url, tmp_path) as worker:
+        other = scene.world.p
+        while other == scene.world.p:
+            other = (await scene.backend.settle_in(TOTAL)).p
+        await scene.looked(worker)
+        await scene.use(worker, TOTAL - 1)
+        await scene.forget(worker, empty=True)
+        source, looks_on = scene.verifier._source, asyncio.Event()
+        original = source.truth
+
+        async def slow(organizations: Mapping[int, Sequence[int]]) -> Mapping[int, Truth]:
+            if other in organizations:
+                await looks_on.wait()
+            return await original(organizations)
+
+        async def opened() -> bool:
+            await worker.look()
+            return other not in (await scene.backend.counters.markers()).verified and admits()
+
+        def admits() -> bool:
+            return scene.world.reserve(need=1).verdict is not Verdict.STALE
+
+        monkeypatch.setattr(source, "truth", slow)
+        posting, verifying = asyncio.create_task(scene._post()), asyncio.create_task(scene.verifier.verify())
+        try:
+            await eventually(lambda: scene.world.reserve(need=1).verdict is Verdict.STALE)
+            assert await scene.closed()
+            await eventually(opened)
+            assert scene.world.tenant.remaining == 1
+            assert not verifying.done()
+            looks_on.set()
+            await eventually(lambda: _looked_until(worker, verifying))
+        finally:
+            posting.cancel()
+            verifying.cancel()
+        assert scene.verifier.ready
+
+
+async def _looked_until(worker: Worker, task: asyncio.Task[list[Verified]]) -> bool:
+    await worker.look()
+    return task.done()
 
 
 async def test_a_dead_worker_holds_the_door_no_longer_than_a_bound(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -15,7 +15,6 @@ import pytest
 
 from gateway.core.model import PARTITIONS, Service, Settled
 from gateway.core.wait import in_task
-from gateway.counters.keeper import worker_reports
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.wire import Wire
@@ -44,9 +43,9 @@ def unverify(world: World) -> None:
     world.client.set(keys.marker(world.p), packing.marker(b"0" * 40, 1, 1))
 
 
-def verify(world: World, epoch: int = 1) -> None:
-    """Every partition, as the keeper does."""
-    for partition in range(PARTITIONS):
+def verify(world: World, epoch: int = 1, partitions: Iterable[int] = range(PARTITIONS)) -> None:
+    """Every partition, or some, as the keeper does."""
+    for partition in partitions:
         world.client.set(keys.marker(partition), packing.marker(world.run_id, epoch, 1))
 
 
@@ -397,51 +396,6 @@ async def test_the_memory_of_a_killed_worker_is_kept_while_redis_may_forget_it(
 
 
 # --- reported ---------------------------------------------------------------------------
-
-
-def reported(world: World) -> set[int]:
-    """The epochs before which the worker says it has sent everything again."""
-    (raw,) = world.client.hvals(keys.workers(0))
-    report = worker_reports.unpack(raw)
-    assert report is not None
-    assert report.run_id == world.run_id
-    return set(report.epochs)
-
-
-async def test_a_worker_reports_when_all_of_its_log_was_sent_again(world: World, tmp_path: Path) -> None:
-    async with worker_at(world.url, tmp_path) as worker:
-        world.plan(100)
-        verify(world)
-        await worker.look()
-        assert reported(world) == {1}
-        await worker.settle(world.reserve(need=5), 7)
-        verify(world, epoch=2)
-        late = keys.late(world.p)
-        world.client.set(late, "no stream")
-        await worker.look()
-        assert reported(world) == {1, 2}
-        world.client.delete(late)
-        verify(world, epoch=3)  # at once, however lately it failed
-        await worker.look()
-        assert (reported(world), len(world.late())) == ({3}, 1)
-
-
-async def test_a_call_in_flight_is_waited_for_but_not_for_ever(world: World, tmp_path: Path) -> None:
-    async with worker_at(world.url, tmp_path) as worker:
-        verify(world)
-        await worker.look()
-        worker.resubmitter._in_flight = lambda _: True
-        verify(world, epoch=2)
-        await worker.look()
-        assert reported(world) in ({0}, {1})
-        worker.resubmitter._in_flight = lambda _: False
-        await worker.look()
-        assert reported(world) == {2}
-        worker.resubmitter._in_flight = lambda _: True
-        verify(world, epoch=3)
-        worker.resubmitter._bounds = replace(QUICK, calls_s_max=0.0)
-        await worker.look()
-        assert reported(world) == {3}
 
 
 def listener() -> tuple[list[str], Callable[[Wire, str], Awaitable[None]]]:

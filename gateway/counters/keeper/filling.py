@@ -1,0 +1,66 @@
+"""All definitions of a partition brought into the counters: together, and none of them twice.
+
+What is asked together is bounded, so that a keeper that fills the counters does not hold up its other loops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gateway.core.accounts.definitions import AccountDefinition, KeyDefinition, OrganizationDefinition
+from gateway.counters.admission.stored import encode_terms, version_of
+from gateway.counters.keeper.client import UNVERIFIED
+from gateway.counters.keeper.control import Control
+from gateway.counters.layouts import packing
+from gateway.counters.redis import keys
+from gateway.errors import CountersUnavailable
+
+
+class Filling(Control):
+    """Writes many definitions."""
+
+    async def define_all(
+        self, definitions: Sequence[AccountDefinition], version: int
+    ) -> list[tuple[AccountDefinition, Exception]]:
+        """Bring definitions of one partition into its accounts; newer ones stay. Which are refused, and why.
+
+        CountersUnavailable where the partition is not verified.
+        """
+        calls = (
+            packing.define(
+                self.run_id_of(keys.partition_of(one.organization_id)), version, one,
+                create=not getattr(one, "has_ledger", False),
+            )
+            for one in definitions
+        )  # fmt: skip
+        answers = await self.run_each("load", calls)
+        if any(isinstance(one, bytes) and packing.code_of(one) == UNVERIFIED for one in answers):
+            raise CountersUnavailable
+        pairs = zip(definitions, answers, strict=True)
+        return [(definition, error) for definition, error in pairs if isinstance(error, Exception)]
+
+    async def write_terms(self, organizations: Sequence[OrganizationDefinition], version: int) -> None:
+        """Write the terms of organizations of one partition where others stand there; newer ones stay."""
+        names = [keys.organization_terms(one.organization_id) for one in organizations]
+        written = [encode_terms(version, one.terms) for one in organizations]
+        before = await self.states(names)
+        wanted = {
+            name: raw
+            for name, raw, old in zip(names, written, before, strict=True)
+            if old is None or (version_of(old) <= version and not _same_terms(old, raw))
+        }
+        sets = ((b"SET", name.encode(), raw, b"GET") for name, raw in wanted.items())
+        for name, displaced in zip(wanted, await self.ask_together(sets), strict=True):
+            if isinstance(displaced, bytes) and (newer := version_of(displaced)) > version:
+                await self.newest(name, displaced, newer)
+
+    async def identities(self, definitions: Sequence[KeyDefinition]) -> None:
+        """Write whom credentials stand for, as far as those stand in our partitions."""
+        ours = set(self.partitions)
+        here = (one for one in definitions if keys.partition_of_digest(one.digest) in ours)
+        await self.ask_together(map(self.identity_written, here), everybodys=True)
+
+
+def _same_terms(one: bytes, other: bytes) -> bool:
+    """Whether they differ in the version alone, which is said first."""
+    return one.partition(b",")[2] == other.partition(b",")[2]

@@ -1,0 +1,157 @@
+"""States as they are written again from what PostgreSQL has, and the holds that are still there. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from gateway.core.accounts.definitions import KeyDefinition, OrganizationAccount, ServiceUse, TenantAccount
+from gateway.core.billing.pricing import folded, spend_micro
+from gateway.core.billing.tiers import are_money, read_tiers
+from gateway.core.integrity.verified import Truth
+from gateway.core.model import INTEGER_MAX
+from gateway.counters.layouts import packing, states
+from gateway.counters.redis import keys
+
+# A service, and whether its units are money: those are counted apart.
+Counted = tuple[int, bool]
+# A hold, the caller's own user, the tiers.
+Found = tuple[states.HoldState, str, bytes]
+
+
+def states_of(partition: int, lost: Truth, found: Sequence[Found]) -> Iterator[tuple[str, bytes]]:
+    """The names and states of all accounts and keys of these, one after another."""
+    of_tenants: dict[int, list[states.HoldState]] = defaultdict(list)
+    of_organizations: dict[int, list[tuple[states.HoldState, bool]]] = defaultdict(list)
+    for hold, _, packed in found:
+        of_tenants[hold.tenant_id].append(hold)
+        of_organizations[hold.organization_id].append((hold, are_money(packed)))
+    tiers = {(hold.service_id, are_money(packed)): packed for hold, _, packed in found}
+    for organization in lost.organizations:
+        id_ = organization.definition.organization_id
+        mine = of_organizations.get(id_, [])
+        holds = [hold for hold, _ in mine]
+        uses = _with_holds_of_services(organization, holds, [in_money for _, in_money in mine], tiers)
+        state = _with_holds_of_organization(organization_state(organization, lost.version), holds, uses)
+        yield keys.organization_state(partition, id_), states.pack(state)
+        for (service_id, in_money), use in uses.items():
+            yield keys.activation(partition, id_, service_id, in_money=in_money), states.pack(use)
+    for tenant in lost.tenants:
+        id_ = tenant.definition.tenant_id
+        whole = _with_holds_of_tenant(tenant_state(tenant, lost.version), of_tenants.get(id_, []))
+        yield keys.tenant_state(partition, id_), states.pack(whole)
+    for key in lost.keys:
+        yield keys.key_state(partition, key.key_id), states.pack(key_state(key, lost.version))
+
+
+def key_state(key: KeyDefinition, version: int) -> states.KeyState:
+    """A key's whole state; nothing in flight, full buckets."""
+    return states.KeyState(
+        **packing.limits(key.limits),
+        flags=int(key.revoked),
+        version=version,
+        expires=key.expires_ms,
+        key_id=key.key_id,
+    )
+
+
+def tenant_state(account: TenantAccount, version: int = 0) -> states.TenantState:
+    """A tenant's whole state from its account, defined as of a version; nothing held, full buckets."""
+    definition, terms = account.definition, account.definition.terms
+    started = account.seq > 0
+    total = -1 if account.total is None else account.total
+    has_plan = terms.plan_id > 0 and started
+    return states.TenantState(
+        **packing.limits(definition.limits),
+        **packing.limits(definition.user_limits, "user_"),
+        version=version,
+        flags=(states.MANUAL_BLOCK if account.manual_block else 0)
+        | (states.HAS_PLAN if has_plan else 0)
+        | (states.FORGIVES if account.forgives else 0),
+        total=total if started else -1,
+        limit=account.granted if account.remaining is None else account.remaining + account.used,
+        used=account.used,
+        cycle=account.cycle,
+        next_reset=account.next_reset_ms,
+        last_reset=account.last_reset_ms,
+        seq=account.seq,
+        ledger_at=account.last_reset_ms,
+        tenant_id=definition.tenant_id,
+        organization_id=definition.organization_id,
+        **packing.plan(terms if has_plan else replace(terms, plan_id=0, reset_interval="none")),
+    )
+
+
+def _with_holds_of_tenant(state: states.TenantState, mine: Sequence[states.HoldState]) -> states.TenantState:
+    if not mine:
+        return state
+    return replace(state, inflight=_slots(mine), held=sum(hold.tokens for hold in mine))
+
+
+def _with_holds_of_services(
+    account: OrganizationAccount,
+    holds: Sequence[states.HoldState],
+    money: Sequence[bool],
+    tiers: Mapping[Counted, bytes],
+) -> dict[Counted, states.ActivationState]:
+    """What is kept of each service, its units in flight included, and what they would cost together.
+
+    `money` says of each hold whether its units are.
+    """
+    uses = {(use.service_id, use.in_money): activation_state(use) for use in account.uses}
+    for hold, in_money in zip(holds, money, strict=True):
+        if hold.flags & states.HOLD_USES and not hold.credits:
+            use = uses.setdefault((hold.service_id, in_money), states.ActivationState())
+            use.held = min(use.held + hold.units, INTEGER_MAX)
+    for counted, use in uses.items():
+        if use.held and account.definition.cap is not None:
+            use.held_price = spend_micro(read_tiers(tiers[counted]), use.quantity, use.held)
+    return uses
+
+
+def _with_holds_of_organization(
+    state: states.OrganizationState,
+    mine: Sequence[states.HoldState],
+    uses: Mapping[Counted, states.ActivationState],
+) -> states.OrganizationState:
+    if not mine:
+        return state
+    paying = [hold for hold in mine if not hold.flags & states.HOLD_ONE_TIME]
+    alone = sum(hold.credits for hold in paying if hold.flags & states.HOLD_USES)
+    return replace(
+        state,
+        inflight=_slots(mine),
+        credits_held=sum(hold.credits for hold in paying if not hold.flags & states.HOLD_USES),
+        spend_held=alone + sum(use.held_price for use in uses.values()),
+    )
+
+
+def _slots(holds: Sequence[states.HoldState]) -> int:
+    return sum(not hold.flags & states.HOLD_LEASE for hold in holds)
+
+
+def activation_state(use: ServiceUse) -> states.ActivationState:
+    """What is kept of a service: nothing is paid twice, no tier begins again."""
+    quantity = folded(use.quantity) if use.in_money else min(use.quantity, INTEGER_MAX)
+    return states.ActivationState(
+        flags=states.ACTIVE if use.activated else 0, month=use.month, quantity=quantity
+    )
+
+
+def organization_state(account: OrganizationAccount, version: int = 0) -> states.OrganizationState:
+    """An organization's whole state from its accounts, defined as of a version."""
+    definition = account.definition
+    return states.OrganizationState(
+        **packing.limits(definition.limits),
+        version=version,
+        credits_used=-account.balance,
+        credit_limit=definition.credit_limit,
+        credit_seq=account.credit_seq,
+        ahead=account.ahead,
+        cap=-1 if definition.cap is None else definition.cap,
+        spent=account.spent,
+        month=account.month,
+        spend_seq=account.spend_seq,
+        organization_id=definition.organization_id,
+    )

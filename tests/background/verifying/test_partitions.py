@@ -1,0 +1,165 @@
+"""Each partition is read, compared and opened by itself, and only what is missing or behind is written."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+
+from gateway.background.verifying.verifier import Verifier
+from gateway.core.integrity.verified import Truth
+from gateway.core.model import PARTITIONS, Verdict
+from gateway.counters.admission.directory import Directory
+from gateway.counters.keeper.verification import KeeperCounters
+from gateway.counters.layouts import states
+from gateway.counters.redis import keys
+from gateway.errors import CountersUnavailable, InvalidApiKey
+from persistence.keeper.verification import Truths
+from tests.background.backend import Backend, backend_at
+from tests.builders import World, driven
+from tests.waiting import eventually
+
+WRITES = {"set", "del", "fcall", "mset", "hset", "zadd", "xadd"}
+
+
+def empty(backend: Backend) -> None:
+    """Lose everything but the library and who knows what was verified."""
+    with backend.client() as client:
+        client.flushdb()
+    backend.verifier._vouched = b""
+
+
+async def test_a_partition_is_served_before_others_are_compared(
+    valkey: str, migrated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(100)
+        other = world
+        while other.p == world.p:
+            other = await backend.settle_in(100)
+        await backend.flush()
+        empty(backend)
+        source, looks_on = Truths(backend.engine, keys.partition_of), asyncio.Event()
+        original = source.truth
+
+        async def slow(organizations: Mapping[int, Sequence[int]]) -> dict[int, Truth]:
+            if other.p in organizations:
+                await looks_on.wait()
+            return await original(organizations)
+
+        monkeypatch.setattr(source, "truth", slow)
+        verifier = Verifier(source, backend.counters, organizations_max=1)
+        verifying = asyncio.create_task(verifier.verify())
+        await eventually(lambda: world.reserve(need=1).verdict is Verdict.ADMITTED)
+        # Whoever is not found may still come.
+        directory = Directory(backend.wire, asyncio.get_running_loop().time)
+        with pytest.raises(CountersUnavailable):
+            await driven(directory.identify("unknown"))
+        assert other.reserve(need=1).verdict is Verdict.UNVERIFIED
+        assert not verifier.ready
+        looks_on.set()
+        assert [one.partition for one in await verifying] == list(range(PARTITIONS))
+        assert verifier.ready
+        assert other.reserve(need=1).verdict is Verdict.ADMITTED
+        with pytest.raises(InvalidApiKey):
+            await driven(directory.identify("unknown"))
+
+
+async def test_what_fails_in_one_partition_fails_the_verification(
+    valkey: str, migrated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(100)
+        await backend.flush()
+        empty(backend)
+        original = backend.counters.held
+
+        async def held(partition: int) -> dict[str, int]:
+            if partition == world.p:
+                raise CountersUnavailable
+            return await original(partition)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(backend.counters, "held", held)
+            with pytest.raises(CountersUnavailable):
+                await backend.verify()
+        assert not backend.verifier.ready
+        assert world.reserve(need=1).verdict is Verdict.UNVERIFIED
+        await backend.verify()
+        assert backend.verifier.ready
+        assert world.reserve(need=1).verdict is Verdict.ADMITTED
+
+
+LIMITS = {"requests_per_minute": 50, "tokens_per_minute": 9_000, "concurrency": 4}
+
+
+async def limited(backend: Backend) -> World:
+    """Somebody with limits everywhere, and a key that ends."""
+    world = await backend.settle_in(1_000, reset_interval="monthly", overage_policy="carry")
+    caller = world.caller
+    await backend.write("tenants", "change", caller.tenant_id, limits=LIMITS, user_limits={"concurrency": 2})
+    await backend.write("organizations", "change", caller.organization_id, limits=LIMITS, credit_limit=7)
+    await backend.write("api-keys", "change", caller.key_id, limits=LIMITS)
+    await backend.push()
+    return world
+
+
+def stored(world: World) -> list[object]:
+    """What is defined of its accounts, as it stands: all of them but moments and versions."""
+    kinds = (
+        (states.TenantState, world.tenant_key),
+        (states.OrganizationState, world.organization_key),
+        (states.KeyState, world.api_key),
+    )
+    return [replace(states.unpack(kind, world.get(name)), at=0, version=0) for kind, name in kinds]
+
+
+async def test_what_is_written_whole_is_what_was_defined(valkey: str, migrated: str) -> None:
+    async with backend_at(valkey, migrated) as backend:
+        world = await limited(backend)
+        await backend.flush()
+        before, terms = stored(world), world.get(keys.organization_terms(world.caller.organization_id))
+        empty(backend)
+        await backend.verify()
+        assert stored(world) == before
+        after = world.get(keys.organization_terms(world.caller.organization_id))
+        assert terms.partition(b",")[2] == after.partition(b",")[2]
+        # A later definition is in force, and an earlier one that still waited is not.
+        await backend.write("api-keys", "change", world.caller.key_id, limits={"concurrency": 9})
+        await backend.push()
+        key = states.unpack(states.KeyState, world.get(world.api_key))
+        assert (key.concurrency, key.rpm) == (9, 0)
+
+
+async def test_a_keeper_that_starts_beside_data_that_is_verified_reads_no_account_and_writes_nothing(
+    valkey: str, migrated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(100)
+        assert await backend.verify() == []
+        truths = Truths(backend.engine, keys.partition_of)
+        for name in ("truth", "places"):
+            monkeypatch.delattr(type(truths), name)
+        another = Verifier(truths, KeeperCounters(backend.wire))
+        world.client.config_resetstat()
+        assert await another.verify() == []
+        assert another.ready
+        asked = {name.removeprefix("cmdstat_") for name in world.client.info("commandstats")}
+        assert asked
+        assert not asked & WRITES
+
+
+async def test_of_a_partition_only_what_is_not_there_is_written(valkey: str, migrated: str) -> None:
+    async with backend_at(valkey, migrated) as backend:
+        worlds = [await backend.settle_in(100) for _ in range(2)]
+        one = worlds[0]
+        await backend.flush()
+        one.client.delete(one.tenant_key, one.api_key)
+        for world in worlds:
+            world.client.delete(keys.marker(world.p))
+        backend.verifier._vouched = b""
+        done = {each.partition: each for each in await backend.verify()}
+        assert sum(each.rebuilt for each in done.values()) == 1
+        assert all(world.reserve(need=1).verdict is Verdict.ADMITTED for world in worlds)

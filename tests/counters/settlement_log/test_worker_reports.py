@@ -1,0 +1,76 @@
+"""A worker reports of each partition how far its log was sent again: by that the keeper opens it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from gateway.counters.keeper import worker_reports
+from gateway.counters.redis import keys
+from tests.builders import World
+from tests.counters.settlement_log.test_resubmission import QUICK, verify, worker_at
+
+
+def reported(world: World) -> set[int]:
+    """The epochs before which the worker says it has sent everything again."""
+    (raw,) = world.client.hvals(keys.workers(0))
+    report = worker_reports.unpack(raw)
+    assert report is not None
+    assert report.run_id == world.run_id
+    return set(report.epochs)
+
+
+async def test_a_worker_reports_when_all_of_its_log_was_sent_again(world: World, tmp_path: Path) -> None:
+    async with worker_at(world.url, tmp_path) as worker:
+        world.plan(100)
+        verify(world)
+        await worker.look()
+        assert reported(world) == {1}
+        await worker.settle(world.reserve(need=5), 7)
+        verify(world, epoch=2)
+        late = keys.late(world.p)
+        world.client.set(late, "no stream")
+        await worker.look()
+        assert reported(world) == {1, 2}
+        world.client.delete(late)
+        verify(world, epoch=3)  # at once, however lately it failed
+        await worker.look()
+        assert (reported(world), len(world.late())) == ({3}, 1)
+
+
+async def test_a_call_in_flight_is_waited_for_but_not_for_ever(world: World, tmp_path: Path) -> None:
+    async with worker_at(world.url, tmp_path) as worker:
+        verify(world)
+        await worker.look()
+        worker.resubmitter._in_flight = lambda _: True
+        verify(world, epoch=2)
+        await worker.look()
+        assert reported(world) in ({0}, {1})
+        worker.resubmitter._in_flight = lambda _: False
+        await worker.look()
+        assert reported(world) == {2}
+        worker.resubmitter._in_flight = lambda _: True
+        verify(world, epoch=3)
+        worker.resubmitter._bounds = replace(QUICK, calls_s_max=0.0)
+        await worker.look()
+        assert reported(world) == {3}
+
+
+async def test_a_call_that_began_later_keeps_only_partitions_waiting_that_were_verified_later(
+    world: World, tmp_path: Path
+) -> None:
+    """The keeper verifies one after another: whoever is done is not held up by those to come."""
+    async with worker_at(world.url, tmp_path) as worker:
+        verify(world)
+        await worker.look()
+        resubmitter = worker.resubmitter
+        verify(world, epoch=2, partitions=[3])
+        await worker.look()
+        began = resubmitter._clock()
+        resubmitter._in_flight = lambda moment: moment >= began
+        verify(world, epoch=2, partitions=[4])
+        await worker.look()
+        (raw,) = world.client.hvals(keys.workers(0))
+        report = worker_reports.unpack(raw)
+        assert report is not None
+        assert [one for one, epoch in enumerate(report.epochs) if epoch == 2] == [3]
