@@ -290,7 +290,7 @@ class Keeper:
 
     async def _keep_partitions(self) -> None:
         while True:
-            await partitions.ensure(self._engine)
+            await partitions.ensure(self._engine, by=self._settings.partitions_by)
             for drop, days in (
                 (partitions.drop_calls, self._settings.calls_keep_days),
                 (partitions.drop_hours, self._settings.usage_hours_keep_days),

@@ -71,7 +71,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     readonly_token: Token = ""
     key_pepper: Token = ""
     earlier_key_peppers: EarlierPeppers = ""
-
     gateway_host: str = "127.0.0.1"
     gateway_port: Port = 8080
     admin_host: str = "127.0.0.1"
@@ -97,6 +96,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     flush_interval_s: Seconds = 0.25
     waiting_entries_max: Count = 50_000
     calls_keep_days: Annotated[int, msgspec.Meta(ge=0, le=36_500)] = 0
+    partitions_by: Annotated[str, msgspec.Meta(pattern="^(month|day)$")] = "month"
     usage_hours_keep_days: Annotated[int, msgspec.Meta(ge=0, le=36_500)] = 0
     settlement_log_dir: str = ""
     settlement_log_s: Seconds = 60.0

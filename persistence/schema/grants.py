@@ -60,7 +60,8 @@ VIEWS = (
 # What stands there as it was given out: sessions, first answers, the secrets webhooks are signed with.
 CREDENTIALS = frozenset({"console_session", "idempotency_key", "webhook"})
 FUNCTIONS = (
-    "ensure_partitions(timestamp with time zone,integer)", "drop_months(text,timestamp with time zone)",
+    "ensure_partitions(timestamp with time zone,integer)",
+    "ensure_partitions(timestamp with time zone,integer,text)", "drop_months(text,timestamp with time zone)",
 )  # fmt: skip
 
 

@@ -58,7 +58,7 @@ def upgrade(url: str, told: Callable[[str], object] = lambda _: None) -> str:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         _say_runs_from(connection, ScriptDirectory.from_config(config))
-        connection.execute(partitions.ENSURE, {"months_ahead": partitions.MONTHS_AHEAD})
+        connection.execute(partitions.ENSURE, {"months_ahead": partitions.MONTHS_AHEAD, "by": ""})
         if missing := grants.apply(connection):
             told(missing)
         return _version(connection) or ""

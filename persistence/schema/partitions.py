@@ -1,5 +1,8 @@
 """Monthly partitions: made before their month begins; of the journal and of hours of usage dropped in time.
 
+A month is one partition, or has one a day. That is its own matter: who reads, archives or drops a month does
+the same.
+
 What arrives outside of them lands in the default partition: nothing is ever refused.
 """
 
@@ -9,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 MONTHS_AHEAD = 3
-ENSURE = text("SELECT ensure_partitions(now(), :months_ahead)")
+ENSURE = text("SELECT ensure_partitions(now(), :months_ahead, :by)")
 DROP = text("SELECT drop_months(:ledger, now() - make_interval(days => :days))")
 # The roll-ups of single hours: of everything that is told apart, and of teams.
 HOURS = ("usage_rollup_hour", "usage_rollup_team_hour")
@@ -20,11 +23,19 @@ FORGET_NAMES = text(
 )
 
 
-async def ensure(engine: AsyncEngine, *, months_ahead: int = MONTHS_AHEAD) -> list[str]:
-    """Make the partitions up to `months_ahead` months from now; answers the new ones' names."""
-    async with engine.begin() as connection:
-        made = await connection.execute(ENSURE, {"months_ahead": months_ahead})
-        return [str(name) for name in made.scalars()]
+async def ensure(engine: AsyncEngine, *, by: str, months_ahead: int = MONTHS_AHEAD) -> list[str]:
+    """Make the partitions up to `months_ahead` months from now, by "month" or "day"; answers their names.
+
+    A month of days is made in a transaction of its own, so that none is long.
+    """
+    made: list[str] = []
+    while True:
+        async with engine.begin() as connection:
+            values = {"months_ahead": months_ahead, "by": by}
+            new = [str(name) for name in (await connection.execute(ENSURE, values)).scalars()]
+        made += new
+        if not new or by != "day":
+            return made
 
 
 async def drop_calls(engine: AsyncEngine, days: int) -> list[str]:

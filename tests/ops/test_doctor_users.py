@@ -209,9 +209,9 @@ def test_what_a_keeper_lacks_is_wrong_and_says_what_to_grant(database: str) -> N
     assert re.search(r"may not do what a keeper does \(DELETE on \w+ and \d+ more\)", said)
     assert f'GRANT "{name}_writer" TO "{name}_stranger"' in said
     execute(database, f"GRANT {name}_writer TO {name}_stranger")
-    execute(database, f"REVOKE EXECUTE ON FUNCTION ensure_partitions FROM {name}_writer")
+    execute(database, f"REVOKE EXECUTE ON FUNCTION drop_months FROM {name}_writer")
     [(well, _, said)] = doctor_users.of_postgresql(stranger, stranger)
     assert not well
-    assert "(EXECUTE on ensure_partitions): run tollkeeper migrate as the owner" in said
+    assert "(EXECUTE on drop_months): run tollkeeper migrate as the owner" in said
     migrate.upgrade(database)
     assert doctor_users.of_postgresql(stranger, stranger)[0][0]

@@ -30,7 +30,7 @@ BEYOND_ROWS = (
     "DROP TRIGGER append_only ON audit_log",
     "DROP FUNCTION refuse_change() CASCADE",
     "CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN END'",
-    "ALTER FUNCTION ensure_partitions SECURITY INVOKER",
+    "ALTER FUNCTION ensure_partitions(timestamptz, integer) SECURITY INVOKER",
     "ALTER TABLE tenant OWNER TO CURRENT_USER",
     "ALTER VIEW invariant_chain RENAME TO another",
     "UPDATE alembic_version SET version_num = '0001'",
@@ -238,7 +238,7 @@ def test_a_repeated_migrate_gives_nothing_again_and_takes_back_what_was_given_be
     with psycopg.connect(roles.owner) as connection:
         connection.execute(f"GRANT UPDATE ON token_ledger TO {writer}")
         connection.execute(f"REVOKE INSERT ON tenant FROM {writer}")
-        connection.execute("GRANT EXECUTE ON FUNCTION ensure_partitions TO PUBLIC")
+        connection.execute("GRANT EXECUTE ON FUNCTION ensure_partitions(timestamptz, integer) TO PUBLIC")
     migrate.upgrade(roles.owner, pytest.fail)
     refused(roles.writer, "UPDATE token_ledger SET id = 7")
     refused(roles.reader, "SELECT ensure_partitions(now(), 1)")

@@ -71,9 +71,9 @@ def test_business_models_and_services_are_always_there(cloned: str) -> None:
 
 async def test_partitions_are_made_ahead_and_only_once(cloned: str) -> None:
     pool = engine.create(cloned)
-    made = await partitions.ensure(pool, months_ahead=partitions.MONTHS_AHEAD + 2)
+    made = await partitions.ensure(pool, by="month", months_ahead=partitions.MONTHS_AHEAD + 2)
     assert len(made) == 2 * len(BY_MONTH)
-    assert await partitions.ensure(pool, months_ahead=partitions.MONTHS_AHEAD + 2) == []
+    assert await partitions.ensure(pool, by="month", months_ahead=partitions.MONTHS_AHEAD + 2) == []
     await pool.dispose()
 
 
