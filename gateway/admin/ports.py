@@ -145,8 +145,8 @@ class Store(KeptSessions, Protocol):
 class Pusher(Protocol):
     """Brings control writes into the counters."""
 
-    async def push(self, account: str) -> bool:
-        """Apply what waits for the account, in order; False where that has to happen later."""
+    async def push(self, accounts: Sequence[str]) -> Sequence[str]:
+        """Apply what waits for accounts, each one's in order; answers with those that are left."""
 
 
 class Counters(Protocol):

@@ -12,7 +12,7 @@ from gateway.errors import Conflict, StoreUnavailable
 
 _log = logging.getLogger("tollkeeper.admin")
 # Pushes under way; the loop itself holds tasks only weakly.
-_pushing: set[asyncio.Task[bool]] = set()
+_pushing: set[asyncio.Task[Sequence[str]]] = set()
 
 
 async def push(ports: AdminPorts, intents: Sequence[Intent]) -> bool:
@@ -22,7 +22,7 @@ async def push(ports: AdminPorts, intents: Sequence[Intent]) -> bool:
     the counters refused.
     """
     accounts = list(dict.fromkeys(intent.account for intent in intents))
-    pushing = asyncio.create_task(_push_each(ports, accounts[:INLINE_PUSHES_MAX]))
+    pushing = asyncio.create_task(_push(ports, accounts[:INLINE_PUSHES_MAX]))
     _pushing.add(pushing)
     pushing.add_done_callback(_pushed)
     done, _ = await asyncio.wait({pushing}, timeout=ports.push_timeout_s)
@@ -38,17 +38,14 @@ async def push(ports: AdminPorts, intents: Sequence[Intent]) -> bool:
             return False
         if refusal is not None:
             raise Conflict(refusal)
-    return pushing.result() and len(accounts) <= INLINE_PUSHES_MAX
+    return not pushing.result() and len(accounts) <= INLINE_PUSHES_MAX
 
 
-async def _push_each(ports: AdminPorts, accounts: Sequence[str]) -> bool:
-    applied = True
-    for account in accounts:
-        applied = await ports.pusher.push(account) and applied
-    return applied
+async def _push(ports: AdminPorts, accounts: Sequence[str]) -> Sequence[str]:
+    return await ports.pusher.push(accounts)
 
 
-def _pushed(pushing: asyncio.Task[bool]) -> None:
+def _pushed(pushing: asyncio.Task[Sequence[str]]) -> None:
     _pushing.discard(pushing)
     if not pushing.cancelled():
         pushing.exception()  # said where it was waited for, else by the pusher's own next round

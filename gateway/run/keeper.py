@@ -122,7 +122,7 @@ class Keeper:
         self._counters = KeeperCounters(self._wires, left_alone=LeftAlone(self._log))
         self._moves, accounts = Moves(self._wires), Accounts(self._engine)
         self._quarantines = Quarantines(self._engine)
-        self._pusher = Pusher(Pushes(self._pools.people), self._counters)
+        self._pusher = Pusher(Pushes(self._pools.people), self._counters, isolation=isolation)
         told, moved = ToldClocks(self._engine, partition_of), self._counters.moved
         shared = Shared(
             settings, self._engine, self._wires, self._fences, self._counters, moved, self._log,

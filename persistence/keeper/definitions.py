@@ -17,10 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.core.accounts.budget_terms import read_budget
 from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.definitions import (
-    CATALOGUE_ACCOUNT,
-    PRICES_ACCOUNT,
     CatalogueDefinition,
-    Definition,
     KeyDefinition,
     Negotiated,
     OrganizationAccount,
@@ -111,27 +108,6 @@ SELECT id, weights FROM token_plan WHERE weights <> '{}' AND deleted_at IS NULL 
 
 _BUDGETS = """
 SELECT * FROM budget WHERE organization_id = ANY(:ids) AND deleted_at IS NULL ORDER BY organization_id, id"""
-
-
-async def of_account(connection: AsyncConnection, account: str) -> tuple[Definition, ...]:
-    """The definition an account name stands for; empty where there is none any more."""
-    kind, _, name = account.partition(":")
-    if account == CATALOGUE_ACCOUNT:
-        return (await catalogue(connection),)
-    if account == PRICES_ACCOUNT:
-        return (await prices(connection),)
-    if kind == "organization":
-        found = await organizations(connection, "id = :id", {"id": int(name)})
-        return tuple(each.definition for each in found)
-    if kind == "tenant":
-        tenant_rows = await tenants(connection, "t.id = :id", {"id": int(name)})
-        return tuple(each.definition for each in tenant_rows)
-    if kind == "key":
-        return tuple(await keys(connection, "k.id = :id", {"id": int(name)}))
-    assert kind == "user", account
-    tenant_id, _, external = name.partition(":")
-    where = "t.id = :tenant AND u.external_id = :external"
-    return tuple(await users(connection, where, {"tenant": int(tenant_id), "external": external}))
 
 
 async def organizations(

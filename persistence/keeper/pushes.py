@@ -1,7 +1,7 @@
-"""Control writes as the pusher takes them: in order, one account at a time, with what they define.
+"""Control writes as the pusher takes them: in order, many accounts at a time, with what they define.
 
 An account's writes are handed out under a transaction-level advisory lock, so two keepers never
-push one account at once. Whoever waits for it has no connection meanwhile, and so many at most are held by
+push one account at once. Whoever waits for one has no connection meanwhile, and so many at most are held by
 pushes: the counters they wait for may hang. A definition is read here, at the moment it is pushed: the
 tables are the truth, and an older definition that waited is never brought over a newer one.
 """
@@ -9,20 +9,20 @@ tables are the truth, and an older definition that waited is never brought over 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
-from weakref import WeakValueDictionary
 
 from sqlalchemy import RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.definitions import ControlWrite, Definition
 from gateway.core.accounts.plan_terms import PlanTerms, read_terms
-from persistence.keeper import definitions
+from persistence.keeper import definitions, named_accounts
 
-WRITES_MAX = 500
-# Accounts that are pushed at once, each with a connection.
+# Writes that are taken at once, of all accounts that are pushed together.
+WRITES_MAX = 1_000
+# Accounts are pushed some together, so many times at once, each time with a connection.
 PUSHES_AT_ONCE_MAX = 4
 # How soon an account is asked for again that another keeper pushes.
 BUSY_S = 0.05
@@ -33,37 +33,48 @@ SELECT account FROM control_write
  WHERE state = 'pending' AND (cast(:partitions AS smallint[]) IS NULL OR partition IS NULL
                               OR partition = ANY(cast(:partitions AS smallint[])))
  GROUP BY account ORDER BY min(position) LIMIT :n""")
-_LOCK = text("SELECT pg_try_advisory_xact_lock(hashtextextended('control:' || :account, 0))")
+_LOCK = text("""
+SELECT account FROM unnest(cast(:accounts AS text[])) AS account
+ WHERE pg_try_advisory_xact_lock(hashtextextended('control:' || account, 0))""")
 _TAKE = text("""
 SELECT id, position, account, verb, payload FROM control_write
- WHERE account = :account AND state = 'pending' ORDER BY position LIMIT :n""")
+ WHERE account = ANY(cast(:accounts AS text[])) AND state = 'pending' ORDER BY position LIMIT :n""")
 _APPLIED = text("""
 UPDATE control_write SET applied_at = coalesce(applied_at, now()),
        state = CASE WHEN verb = 'define' THEN 'done' ELSE 'applied' END,
        done_at = CASE WHEN verb = 'define' THEN now() END
- WHERE id = :id AND state = 'pending'""")
+ WHERE id = ANY(cast(:ids AS uuid[])) AND state = 'pending'""")
 _REFUSED = text("""
-UPDATE control_write SET state = 'refused', result = jsonb_build_object('reason', cast(:reason AS text))
- WHERE id = :id AND state = 'pending'""")
+UPDATE control_write AS w SET state = 'refused', result = jsonb_build_object('reason', r.reason)
+  FROM unnest(cast(:ids AS uuid[]), cast(:reasons AS text[])) AS r (id, reason)
+ WHERE w.id = r.id AND w.state = 'pending'""")
+_TENANT = "tenant:"
 # How a version before this one named terms: its writes may still wait, or be pushed again.
 _BEFORE = {"total": "total_amount", "interval": "reset_interval", "policy": "overage_policy"}
-_TENANT = text("SELECT organization_id FROM tenant WHERE id = :id")
+_OWNERS = text("SELECT id, organization_id FROM tenant WHERE id = ANY(:ids)")
 
 
 class Waiting:
-    """The writes one account waits for, oldest first; marked as they are applied."""
+    """The writes that accounts wait for, each one's oldest first; an account that waits for none has none.
 
-    def __init__(self, connection: AsyncConnection, writes: Sequence[ControlWrite]) -> None:
-        self.writes = writes
+    `is_cut` where more waits than was taken.
+    """
+
+    def __init__(
+        self, connection: AsyncConnection, by_account: Mapping[str, Sequence[ControlWrite]], *, is_cut: bool
+    ) -> None:
+        self.by_account, self.is_cut = by_account, is_cut
         self._connection = connection
 
-    async def applied(self, write: ControlWrite) -> None:
-        """Note that the counters have it; a definition is done with that."""
-        await self._connection.execute(_APPLIED, {"id": write.id})
-
-    async def refused(self, write: ControlWrite, reason: str) -> None:
-        """Note that the counters will never take it."""
-        await self._connection.execute(_REFUSED, {"id": write.id, "reason": reason})
+    async def note(
+        self, applied: Collection[ControlWrite], refused: Collection[tuple[ControlWrite, str]]
+    ) -> None:
+        """Note what the counters have, and what they never take, and why. A definition is done with that."""
+        if applied:
+            await self._connection.execute(_APPLIED, {"ids": [write.id for write in applied]})
+        if refused:
+            ids, reasons = [write.id for write, _ in refused], [reason for _, reason in refused]
+            await self._connection.execute(_REFUSED, {"ids": ids, "reasons": reasons})
 
 
 class Pushes:
@@ -72,8 +83,9 @@ class Pushes:
     def __init__(self, engine: AsyncEngine, *, at_once_max: int = PUSHES_AT_ONCE_MAX) -> None:
         self._engine = engine
         self._free = asyncio.Semaphore(at_once_max)
-        # Of accounts that somebody here pushes, or waits for.
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        # Accounts that somebody here pushes; whoever waits for one looks again when some are let go.
+        self._taken: set[str] = set()
+        self._let_go = asyncio.Event()
 
     async def accounts(self, count: int, partitions: Sequence[int] | None = None) -> list[str]:
         """Accounts with writes that wait, the oldest first; of all, or of some partitions and of none."""
@@ -83,35 +95,65 @@ class Pushes:
             return [str(row.account) for row in rows]
 
     @asynccontextmanager
-    async def waiting(self, account: str) -> AsyncIterator[Waiting]:
-        """An account's waiting writes, held until the block ends."""
-        turn = self._turns.setdefault(account, asyncio.Lock())
-        async with turn:
-            while True:
+    async def waiting(self, accounts: Sequence[str]) -> AsyncIterator[Waiting]:
+        """What those of these accounts wait for that nobody else pushes, one at least, held until the end."""
+        while True:
+            mine = await self._take(accounts)
+            try:
                 async with self._free, self._engine.begin() as connection:
-                    if await connection.scalar(_LOCK, {"account": account}):
-                        rows = await connection.execute(_TAKE, {"account": account, "n": WRITES_MAX})
-                        yield Waiting(
-                            connection, [await _write(connection, row) for row in rows.mappings().all()]
-                        )
+                    locked = (await connection.execute(_LOCK, {"accounts": mine})).scalars().all()
+                    if locked:
+                        yield await _waiting(connection, locked)
                         return
-                await asyncio.sleep(BUSY_S)
+            finally:
+                self._taken.difference_update(mine)
+                self._let_go.set()
+            await asyncio.sleep(BUSY_S)
+
+    async def _take(self, accounts: Sequence[str]) -> list[str]:
+        """Wait until there is one of these that nobody here pushes, and have all that are so."""
+        while self._taken.issuperset(accounts):
+            self._let_go.clear()
+            await self._let_go.wait()
+        mine = [account for account in accounts if account not in self._taken]
+        self._taken.update(mine)
+        return mine
 
 
-async def _write(connection: AsyncConnection, row: RowMapping) -> ControlWrite:
+async def _waiting(connection: AsyncConnection, accounts: Sequence[str]) -> Waiting:
+    """The writes of accounts, with what they define."""
+    asked = {"accounts": accounts, "n": WRITES_MAX + 1}
+    found = (await connection.execute(_TAKE, asked)).mappings().all()
+    rows = found[:WRITES_MAX]
+    defined = {str(row["account"]) for row in rows if row["verb"] == "define"}
+    definitions_of = await named_accounts.of_accounts(connection, sorted(defined))
+    tenant_ids = {_number(row) for row in rows if str(row["account"]).startswith(_TENANT)}
+    owners = {
+        row.id: row.organization_id for row in await connection.execute(_OWNERS, {"ids": list(tenant_ids)})
+    }
+    by_account: dict[str, list[ControlWrite]] = {account: [] for account in accounts}
+    for row in rows:
+        by_account[str(row["account"])].append(_write(row, definitions_of, owners))
+    return Waiting(connection, by_account, is_cut=len(found) > len(rows))
+
+
+def _write(
+    row: RowMapping, definitions_of: Mapping[str, tuple[Definition, ...]], owners: Mapping[int, int]
+) -> ControlWrite:
     verb, account = str(row["verb"]), str(row["account"])
     payload: dict[str, Any] = dict(row["payload"] or {})
     tenant_id = organization_id = 0
     found: tuple[Definition, ...] = ()
     terms: PlanTerms | None = None
     if verb == "define":
-        found = await definitions.of_account(connection, account)
-    elif account.startswith("tenant:"):
-        tenant_id = int(account.partition(":")[2])
-        organization_id = int((await connection.execute(_TENANT, {"id": tenant_id})).scalar_one())
+        found = definitions_of.get(account, ())
+        organization_id = next((getattr(each, "organization_id", 0) for each in found), 0)
+    elif account.startswith(_TENANT):
+        tenant_id = _number(row)
+        organization_id = owners[tenant_id]
     else:
         assert account.startswith("organization:"), account
-        organization_id = int(account.partition(":")[2])
+        organization_id = _number(row)
     if verb == "plan":
         stated = {_BEFORE.get(name, name): value for name, value in payload.items()}
         terms = read_terms(stated, definitions.now_ms())
@@ -126,3 +168,7 @@ async def _write(connection: AsyncConnection, row: RowMapping) -> ControlWrite:
         definitions=found,
         terms=terms,
     )
+
+
+def _number(row: RowMapping) -> int:
+    return int(str(row["account"]).split(":")[1])

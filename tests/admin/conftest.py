@@ -71,9 +71,14 @@ class MemoryCounters:
         self.pushed: list[str] = []
         self.peeked: list[tuple[int, int]] = []
 
-    async def push(self, account: str) -> bool:
+    async def push(self, accounts: Sequence[str]) -> Sequence[str]:
         if self.away:
-            return False
+            return accounts
+        for account in accounts:
+            self._push(account)
+        return []
+
+    def _push(self, account: str) -> None:
         self.pushed.append(account)
         with psycopg.connect(self.url, autocommit=True) as connection:
             waiting = connection.execute(
@@ -98,7 +103,6 @@ class MemoryCounters:
                     "update control_write set state = %s, applied_at = now() where id = %s",
                     ("done" if verb == "define" else "applied", row_id),
                 )
-        return True
 
     async def peek_tenants(self, tenants: Sequence[tuple[int, int]]) -> Mapping[int, LiveQuota | None]:
         if self.away:

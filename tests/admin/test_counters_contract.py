@@ -40,8 +40,7 @@ class Door:
         command = Command(resource, verb, ACTOR, "r", lambda _: {}, row_id, values)
         written = await self.store.write(command)
         assert isinstance(written, Committed)
-        for account in dict.fromkeys(intent.account for intent in written.intents):
-            assert await self.pusher.push(account)
+        assert not await self.pusher.push([intent.account for intent in written.intents])
         return written.row
 
     async def quota(self, tenant: Row) -> LiveQuota:

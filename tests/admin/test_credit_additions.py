@@ -95,7 +95,7 @@ async def test_credits_wait_while_the_counters_are_away(api: Api) -> None:
     ).status == 202
     assert await balance(api, owner) == 0
     api.counters.away = False
-    await api.counters.push(f"organization:{owner}")
+    await api.counters.push([f"organization:{owner}"])
     assert await balance(api, owner) == 100
 
 

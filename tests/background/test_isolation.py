@@ -198,15 +198,6 @@ async def test_grants_expire_and_are_allocated_for_all_others() -> None:
     assert items.done == [1, 3]
 
 
-async def test_accounts_are_pushed_behind_one_that_fails() -> None:
-    items = Items()
-    source = AsyncMock()
-    source.accounts.return_value = ["1", "2", "3"]
-    pusher = Pusher(source, AsyncMock())
-    pusher.push = items.act  # type: ignore[method-assign]  # by itself it needs a database
-    assert (await pusher.push_all(), items.done) == (1, ["1", "3"])
-
-
 # --- what the log says of an item -----------------------------------------------------------------
 
 HUSH = "hush-hush"

@@ -26,19 +26,19 @@ class Office:
     """An account, people who write, and the counters that follow."""
 
     backend: Backend
-    push: Callable[[str], Awaitable[bool]]
+    push: Callable[[Sequence[str]], Awaitable[Sequence[str]]]
     counters: Quotas
     tenant_id: int
     partition: int
 
     async def act(self, verb: str, **values: Any) -> None:
         await self.backend.write("tenants", verb, self.tenant_id, **values)
-        assert await self.push(f"tenant:{self.tenant_id}") is True
+        assert not await self.push([f"tenant:{self.tenant_id}"])
 
     async def plan(self, total: int | None) -> None:
         plan_id = await self.backend.made("token-plans", name=f"of {total}", total_amount=total)
         await self.backend.write("tenant-quotas", "change", self.tenant_id, plan_id=plan_id)
-        assert await self.push(f"tenant:{self.tenant_id}") is True
+        assert not await self.push([f"tenant:{self.tenant_id}"])
 
     async def quota(self) -> LiveQuota:
         found = await self.counters.peek_tenants([(self.partition, self.tenant_id)])
@@ -55,12 +55,11 @@ async def office(request: pytest.FixtureRequest, valkey: str, migrated: str) -> 
         tenant = (await backend.write("tenants", "create", name="t", plan_id=plan_id)).row
         tenant_id, organization_id = int(str(tenant["id"])), int(str(tenant["organization_id"]))
         memory = MemoryCounters(migrated)
-        push: Callable[[str], Awaitable[bool]] = memory.push
+        push: Callable[[Sequence[str]], Awaitable[Sequence[str]]] = memory.push
         counters: Quotas = memory
         if request.param == "redis":
             push, counters = backend.pusher.push, backend.counters
-        for account in (f"organization:{organization_id}", f"tenant:{tenant_id}"):
-            assert await push(account) is True
+        assert not await push([f"organization:{organization_id}", f"tenant:{tenant_id}"])
         yield Office(backend, push, counters, tenant_id, partition_of(organization_id))
 
 

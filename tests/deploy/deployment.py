@@ -31,7 +31,7 @@ class Deployment:
         } | environ  # fmt: skip
         self.started: list[Process] = []
         assert self.start("migrate").ended() == 0
-        admin_port = free_port()
+        admin_port = self.admin_port = free_port()
         self.keeper = self.start("keeper", "--admin-port", str(admin_port))
         self.start("demo-upstream", "--port", str(self.upstream_port))
         wait_until(lambda: answers(admin_port), READY_S_MAX)

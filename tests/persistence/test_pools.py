@@ -61,7 +61,7 @@ async def test_who_waits_for_another_keepers_push_has_no_connection(
 
     async def push(of: Pushes) -> None:
         nonlocal taken
-        async with of.waiting(ACCOUNT):
+        async with of.waiting([ACCOUNT]):
             taken += 1
 
     with psycopg.connect(migrated) as other:
@@ -84,7 +84,7 @@ async def test_counters_that_hang_have_so_many_connections_at_most(
 
     async def push(account: str) -> None:
         nonlocal begun
-        async with pushes.waiting(account):
+        async with pushes.waiting([account]):
             begun += 1
             await answered.wait()
 

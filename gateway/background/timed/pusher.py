@@ -1,14 +1,16 @@
-"""Brings control writes into the counters, account by account, first come first.
+"""Brings control writes into the counters, some accounts at a time, those of each first come first.
 
 An intent is committed before anything is tried. A write is `applied` once the counters have it,
 and `done` only by its row in the ledger: an acknowledged write can still vanish with the last
-second of Redis, and then it is pushed again.
+second of Redis, and then it is pushed again. Accounts of one organization have their turns in order, an
+organization before its keys; others go on beside them, and no account waits for one that fails.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -18,20 +20,26 @@ from gateway.errors import CountersUnavailable, OutOfRange
 
 INTERVAL_S = 0.25
 ACCOUNTS_MAX = 1_000
+# So many are taken and noted together.
+ACCOUNTS_AT_ONCE_MAX = 100
+LOOP = "pusher"
 
 
 class Waiting(Protocol):
-    """One account's writes that wait."""
+    """The writes that accounts wait for."""
 
     @property
-    def writes(self) -> Sequence[ControlWrite]:
-        """Oldest first."""
+    def by_account(self) -> Mapping[str, Sequence[ControlWrite]]:
+        """Each account's own, oldest first."""
 
-    async def applied(self, write: ControlWrite) -> None:
-        """Note that the counters have it."""
+    @property
+    def is_cut(self) -> bool:
+        """Whether more waits than this."""
 
-    async def refused(self, write: ControlWrite, reason: str) -> None:
-        """Note that the counters will never take it."""
+    async def note(
+        self, applied: Collection[ControlWrite], refused: Collection[tuple[ControlWrite, str]]
+    ) -> None:
+        """Note what the counters have, and what they never take, and why."""
 
 
 class Source(Protocol):
@@ -40,8 +48,8 @@ class Source(Protocol):
     async def accounts(self, count: int, partitions: Sequence[int] | None = None) -> list[str]:
         """Accounts with writes that wait, of these partitions and of none, or of all."""
 
-    def waiting(self, account: str) -> AbstractAsyncContextManager[Waiting]:
-        """One account's writes, held by this keeper alone."""
+    def waiting(self, accounts: Sequence[str]) -> AbstractAsyncContextManager[Waiting]:
+        """The writes of one of these accounts or more, those that nobody else pushes, held by this keeper."""
 
 
 class Target(Protocol):
@@ -66,39 +74,95 @@ class Pusher:
         self._source, self._partitions = source, partitions
         self._target = target
 
-    async def push(self, account: str) -> bool:
-        """Apply what waits for the account, in order; False where the rest has to happen later."""
-        async with self._source.waiting(account) as waiting:
-            for write in waiting.writes:
-                try:
-                    if not await self._target.apply(write):
-                        return False
-                except CountersUnavailable:
-                    return False
-                except OutOfRange as refusal:
-                    await waiting.refused(write, refusal.message)
+    async def push(self, accounts: Sequence[str]) -> Sequence[str]:
+        """Apply what waits for accounts, each one's in order; answers with those that are left."""
+        left: list[str] = []
+        queue = list(dict.fromkeys(accounts))
+        while queue:
+            some = queue[:ACCOUNTS_AT_ONCE_MAX]
+            try:
+                over, stuck = await self._push_some(some)
+            except Exception as error:  # something of one of them cannot be read, or noted
+                if self._isolation.is_everybodys(error):
+                    raise
+                if len(some) > 1:
+                    half = len(some) // 2
+                    stuck = [*await self.push(some[:half]), *await self.push(some[half:])]
                 else:
-                    await waiting.applied(write)
-        return True
+                    self._isolation.item_failed(LOOP, _name(some[0]), error)
+                    stuck = some
+                over = some
+            left += stuck
+            gone = {*over}
+            queue = [account for account in queue if account not in gone]
+        return left
+
+    async def _push_some(self, accounts: Sequence[str]) -> tuple[Collection[str], Sequence[str]]:
+        """Those of these accounts whose turn is over, and of them those that are left with writes."""
+        async with self._source.waiting(accounts) as waiting:
+            turn = _Turn(waiting.by_account)
+            pushes = (self._push_each(turn, some) for some in turn.by_owner.values())
+            for fault in await asyncio.gather(*pushes, return_exceptions=True):
+                if fault is not None:
+                    raise fault
+            await waiting.note(turn.applied, turn.refused)
+            if waiting.is_cut and (turn.applied or turn.refused):  # there is more of some of them
+                return turn.left, turn.left
+            return waiting.by_account.keys(), turn.left
+
+    async def _push_each(self, turn: _Turn, accounts: Sequence[str]) -> None:
+        async def push(account: str) -> None:
+            await self._push_one(turn, account)
+
+        for account in accounts:
+            try:
+                if not await self._isolation.tried(LOOP, account, push, name=_name):
+                    turn.left.append(account)
+            except CountersUnavailable:  # or a newer version looks after it
+                turn.left.append(account)
+
+    async def _push_one(self, turn: _Turn, account: str) -> None:
+        for write in turn.by_account[account]:
+            try:
+                if not await self._target.apply(write):
+                    turn.left.append(account)
+                    return
+            except OutOfRange as refusal:
+                turn.refused.append((write, refusal.message))
+            else:
+                turn.applied.append(write)
 
     async def push_all(self) -> int:
         """Push every account that waits; answers how many are left with writes."""
-        pushed = 0
+        return len((await self._pass())[1])
 
-        async def push(account: str) -> None:
-            nonlocal pushed
-            pushed += await self.push(account)
-
+    async def _pass(self) -> tuple[int, Sequence[str]]:
+        """How many accounts were found, and those that are left."""
         partitions = self._partitions() if self._partitions is not None else None
         accounts = await self._source.accounts(ACCOUNTS_MAX, partitions)
-        await self._isolation.each("pusher", accounts, push, name=_name)
-        return len(accounts) - pushed
+        return len(accounts), await self.push(accounts)
 
     async def run(self) -> None:
         """Push what the Admin API could not, until cancelled."""
         while True:
-            await self.push_all()
-            await asyncio.sleep(INTERVAL_S)
+            found, left = await self._pass()
+            if found < ACCOUNTS_MAX or left:
+                await asyncio.sleep(INTERVAL_S)
+
+
+class _Turn:
+    """What became of writes that are pushed together."""
+
+    def __init__(self, by_account: Mapping[str, Sequence[ControlWrite]]) -> None:
+        self.by_account = by_account
+        self.applied: list[ControlWrite] = []
+        self.refused: list[tuple[ControlWrite, str]] = []
+        self.left: list[str] = []
+        # Accounts of one organization follow each other as their first writes did.
+        self.by_owner: dict[int, list[str]] = defaultdict(list)
+        waiting = [(writes[0], account) for account, writes in by_account.items() if writes]
+        for first, account in sorted(waiting, key=lambda one: one[0].position):
+            self.by_owner[first.organization_id].append(account)
 
 
 def _name(account: str) -> str:

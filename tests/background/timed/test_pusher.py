@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
 
-from gateway.background.timed.pusher import Pusher
+from gateway.background.isolation import Isolation
+from gateway.background.timed.pusher import ACCOUNTS_AT_ONCE_MAX, Pusher
 from gateway.core.accounts.definitions import ControlWrite
 from gateway.core.model import INTEGER_MAX, Verdict
 from gateway.counters.admission.stored import decode_identity
 from gateway.counters.redis import keys
-from gateway.errors import CountersUnavailable, OutOfRange
+from gateway.errors import CountersRefused, CountersUnavailable, OutOfRange
 from tests.background.backend import backend_at
 
 # --- alone ------------------------------------------------------------------------------
@@ -22,35 +23,49 @@ from tests.background.backend import backend_at
 
 @dataclass
 class Waiting:
-    """Writes of one account and what became of them."""
+    """Writes of accounts that are held, and what became of all there were."""
 
-    writes: list[ControlWrite]
+    by_account: dict[str, list[ControlWrite]]
+    source: Source
+    is_cut: bool = False
+
+    async def note(
+        self, applied: Collection[ControlWrite], refused: Collection[tuple[ControlWrite, str]]
+    ) -> None:
+        self.source.done += [write.id for write in applied]
+        self.source.never += [(write.id, reason) for write, reason in refused]
+
+
+@dataclass
+class Source:
+    """Accounts in memory: of the first letter's organization. `busy` ones are pushed by others for a turn."""
+
+    ids: dict[str, list[str]]
+    most: int = 100
+    busy: set[str] = field(default_factory=set)
+    unread: str = ""
+    asked: list[list[str]] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
     never: list[tuple[str, str]] = field(default_factory=list)
 
-    async def applied(self, write: ControlWrite) -> None:
-        self.done.append(write.id)
-
-    async def refused(self, write: ControlWrite, reason: str) -> None:
-        self.never.append((write.id, reason))
-
-
-class Source:
-    """Accounts in memory."""
-
-    def __init__(self, **accounts: list[str]) -> None:
-        self.by_account = {
-            name: Waiting([ControlWrite(one, at, name, "recharge") for at, one in enumerate(ids)])
-            for name, ids in accounts.items()
-        }
-
     async def accounts(self, count: int, partitions: Sequence[int] | None = None) -> list[str]:
         assert partitions is None
-        return list(self.by_account)[:count]
+        return list(self.ids)[:count]
 
     @asynccontextmanager
-    async def waiting(self, account: str) -> AsyncIterator[Waiting]:
-        yield self.by_account[account]
+    async def waiting(self, accounts: Sequence[str]) -> AsyncIterator[Waiting]:
+        self.asked.append(list(accounts))
+        if self.unread in accounts:
+            raise ValueError(self.unread)
+        held = [account for account in accounts if account not in self.busy]
+        self.busy = set()
+        gone = {*self.done, *(one for one, _ in self.never)}
+        left = [(account, one) for account in held for one in self.ids[account] if one not in gone]
+        found: dict[str, list[ControlWrite]] = {account: [] for account in held}
+        for account, one in left[: self.most]:
+            write = ControlWrite(one, int(one), account, "recharge", organization_id=ord(account[0]))
+            found[account].append(write)
+        yield Waiting(found, self, is_cut=len(left) > self.most)
 
 
 class Target:
@@ -69,25 +84,78 @@ class Target:
 
 
 async def test_an_accounts_writes_are_applied_in_their_order() -> None:
-    source, target = Source(a=["1", "2", "3"]), Target()
-    assert await Pusher(source, target).push("a") is True
-    assert target.asked == source.by_account["a"].done == ["1", "2", "3"]
+    source, target = Source({"a": ["1", "2", "3"]}), Target()
+    assert await Pusher(source, target).push(["a"]) == []
+    assert target.asked == source.done == ["1", "2", "3"]
 
 
-@pytest.mark.parametrize("answer", [False, CountersUnavailable()])
+@pytest.mark.parametrize("answer", [False, CountersUnavailable(), CountersRefused()])
 async def test_a_write_that_must_wait_keeps_those_behind_it_waiting(answer: bool | Exception) -> None:
-    source, target = Source(a=["1", "2", "3"], b=["4"]), Target(**{"2": answer})
+    source, target = Source({"a": ["1", "2", "3"], "b": ["4"]}), Target(**{"2": answer})
     assert await Pusher(source, target).push_all() == 1
-    assert target.asked == ["1", "2", "4"]
-    assert (source.by_account["a"].done, source.by_account["b"].done) == (["1"], ["4"])
+    assert sorted(target.asked) == ["1", "2", "4"]
+    assert sorted(source.done) == ["1", "4"]
 
 
 async def test_a_write_that_can_never_be_applied_is_refused_and_the_next_one_goes_on() -> None:
-    source, target = Source(a=["1", "2"]), Target(**{"1": OutOfRange()})
-    assert await Pusher(source, target).push("a") is True
-    waiting = source.by_account["a"]
-    assert ([one for one, _ in waiting.never], waiting.done) == (["1"], ["2"])
-    assert "9007199254740991" in waiting.never[0][1]
+    source, target = Source({"a": ["1", "2"]}), Target(**{"1": OutOfRange()})
+    assert await Pusher(source, target).push(["a"]) == []
+    assert ([one for one, _ in source.never], source.done) == (["1"], ["2"])
+    assert "9007199254740991" in source.never[0][1]
+
+
+async def test_one_account_that_fails_is_left_and_told_of_and_all_others_are_in_force() -> None:
+    source, isolation = Source({f"{letter}:1": [str(n)] for n, letter in enumerate("abcd")}), Isolation()
+    target = Target(**{"2": ValueError("odd")})
+    assert await Pusher(source, target, isolation=isolation).push([*source.ids]) == ["c:1"]
+    assert sorted(source.done) == ["0", "1", "3"]
+    assert isolation.figures() == {"loop_failures": [["pusher", "item", 1]]}
+
+
+async def test_one_account_that_cannot_be_read_is_found_among_all_and_left() -> None:
+    source, isolation = Source({f"{letter}:1": [str(n)] for n, letter in enumerate("abcdefgh")}), Isolation()
+    source.unread = "f:1"
+    assert await Pusher(source, Target(), isolation=isolation).push([*source.ids]) == ["f:1"]
+    assert sorted(source.done) == ["0", "1", "2", "3", "4", "6", "7"]
+    assert isolation.figures() == {"loop_failures": [["pusher", "item", 1]]}
+    assert len(source.asked) == 1 + 2 * 3, "halves of halves, not one by one"
+
+
+async def test_who_cannot_be_asked_at_all_ends_a_pass() -> None:
+    source = Source({"a": ["1"], "b": ["2"]})
+    source.unread = "b"
+    isolation = Isolation(is_away=lambda error: isinstance(error, ValueError))
+    with pytest.raises(ValueError, match="b"):
+        await Pusher(source, Target(), isolation=isolation).push_all()
+    assert isolation.figures() == {"loop_failures": []}
+
+
+async def test_accounts_of_one_organization_are_applied_in_the_order_of_their_first_writes() -> None:
+    source, target = (
+        Source({"a:key": ["9"], "b:x": ["5", "7"], "a:organization": ["3"], "a:it": ["4"]}),
+        Target(),
+    )
+    assert await Pusher(source, target).push([*source.ids]) == []
+    assert [one for one in target.asked if one in {"9", "3", "4"}] == ["3", "4", "9"]
+
+
+async def test_what_others_push_is_waited_for_behind_all_that_is_free() -> None:
+    source, target = Source({"a": ["1"], "b": ["2"], "c": ["3"]}, busy={"a", "b"}), Target()
+    assert await Pusher(source, target).push([*source.ids]) == []
+    assert source.asked == [["a", "b", "c"], ["a", "b"]]
+    assert target.asked == ["3", "1", "2"]
+
+
+async def test_more_writes_than_are_taken_at_once_are_pushed_in_turns() -> None:
+    source, target = Source({"a": ["1", "2", "3"], "b": ["4", "5"]}, most=2), Target(**{"5": False})
+    assert await Pusher(source, target).push([*source.ids]) == ["b"]
+    assert target.asked == ["1", "2", "3", "4", "5"]
+
+
+async def test_a_thousand_accounts_are_pushed_by_the_hundred() -> None:
+    source = Source({f"{chr(97 + n % 26)}:{n}": [str(n)] for n in range(1_000)})
+    assert await Pusher(source, Target()).push_all() == 0
+    assert [len(some) for some in source.asked] == [ACCOUNTS_AT_ONCE_MAX] * 10
 
 
 # --- with the counters and the database -------------------------------------------------

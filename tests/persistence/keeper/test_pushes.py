@@ -25,8 +25,9 @@ async def test_a_plan_that_a_version_before_committed_is_pushed_as_it_was_meant(
             (f"tenant:{account.tenant_id}", json.dumps(committed)),
         )
     engine = engines.create(migrated)
-    async with Pushes(engine).waiting(f"tenant:{account.tenant_id}") as waiting:
-        (write,) = waiting.writes
+    name = f"tenant:{account.tenant_id}"
+    async with Pushes(engine).waiting([name]) as waiting:
+        (write,) = waiting.by_account[name]
     await engine.dispose()
     assert write.terms == PlanTerms(
         plan_id=4, total_amount=9, reset_interval="weekly", overage_policy="carry", rollover_max=2,
