@@ -213,8 +213,8 @@ def report(count: int, steps: Mapping[str, Step]) -> str:
     ]
     cores = os.cpu_count()
     return (
-        f"{count:,} objects in one file; a command, a keeper, a gateway, PostgreSQL and a Valkey that writes\n"
-        f"to disk share {cores} cores with others:\n\n"
+        f"{count:,} objects in one file; a command, a keeper, a gateway, PostgreSQL and a Valkey that\n"
+        f"writes to disk share {cores} cores with others:\n\n"
         "| | changes | the command | until in force | CPU: command | keeper | PostgreSQL | load |\n"
         "|---|---:|---:|---:|---:|---:|---:|---:|\n"
     ) + "".join(rows)
