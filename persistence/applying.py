@@ -34,7 +34,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.core.accounts.administration import Claim, Command, Intent, Replay, Row
 from gateway.core.accounts.declaration import Mark, New, Ran, Step, settled
-from gateway.core.accounts.roles import CREATE
 from gateway.errors import AdminRefusal, Conflict, StepRefused
 from persistence import confinement
 from persistence.refusals import TRY_AGAIN, sqlstate, translated
@@ -48,8 +47,9 @@ from persistence.together import OneByOne
 _LOCK = text("SELECT pg_advisory_xact_lock(7809, 0)")
 ROWS_WRITTEN_MAX = 1_000
 
-# So many rows are made at once; where one of them is refused, these are made one by one to tell which.
+# So many steps are done at once; where one of them is refused, by halves, and so few one by one.
 TOGETHER_MAX = 500
+ONE_BY_ONE_MAX = 8
 
 Done = tuple[Change, Row]
 Begins = Callable[[Connection, Command, Batch], Change]
@@ -143,9 +143,7 @@ class Applying:
         entries: list[dict[str, object]] = []
         change: Change | None = None
         for some in _alike(steps):
-            made = self._together(connection, some, batch) if len(some) > 1 else None
-            for place, step in enumerate(some):
-                done = self._one(connection, step, batch) if made is None else made[place]
+            for step, done in zip(some, self._some(connection, some, batch), strict=True):
                 if isinstance(done, str):
                     ran[step.number] = Ran(step.command.id or 0, done)
                     continue
@@ -161,13 +159,26 @@ class Applying:
             self.intents = tuple(change.intents)
         return ran
 
+    def _some(self, connection: Connection, steps: Sequence[Step], batch: Batch) -> Sequence[Done | str]:
+        """Do steps that are alike at once, else by halves: what came of each, or why it stays."""
+        if len(steps) > 1:
+            done = self._together(connection, steps, batch)
+            if done is not None:
+                return done
+        if len(steps) <= ONE_BY_ONE_MAX:
+            return [self._one(connection, step, batch) for step in steps]
+        half = len(steps) // 2
+        return [each for some in (steps[:half], steps[half:]) for each in self._some(connection, some, batch)]
+
     def _together(self, connection: Connection, steps: Sequence[Step], batch: Batch) -> Sequence[Done] | None:
-        """Make the rows of these steps at once; None, with nothing done, where not all are right together."""
+        """Do these steps at once; None, with nothing done, where not all are right together."""
         mine = Batch(held=set(batch.held))
         changes = [self._begins(connection, self._settled(step), mine) for step in steps]
         try:
             with connection.begin_nested():
-                rows = confinement.done_together(changes, TOGETHER[changes[0].command.resource])
+                rows = confinement.done_together(changes, TOGETHER[_kind(steps[0])])
+                for change, step in zip(changes, steps, strict=True):
+                    _refuse_changed(change, step)
         except (OneByOne, AdminRefusal):
             return None
         except SQLAlchemyError as error:
@@ -215,17 +226,15 @@ class Applying:
 
 
 def _alike(steps: Sequence[Step]) -> Iterator[Sequence[Step]]:
-    """The steps in their order: those that make rows of one kind some at once, others each by itself."""
-    for resource, some in groupby(steps, _made_together):
+    """The steps in their order: those of one kind and verb some at once where there is a way, else alone."""
+    for kind, some in groupby(steps, _kind):
         these = list(some)
-        most = 1 if resource is None else TOGETHER_MAX
+        most = TOGETHER_MAX if kind in TOGETHER else 1
         yield from (these[at : at + most] for at in range(0, len(these), most))
 
 
-def _made_together(step: Step) -> str | None:
-    """The kind of the row that a step makes, where many of it can be made at once."""
-    command = step.command
-    return command.resource if command.verb == CREATE and command.resource in TOGETHER else None
+def _kind(step: Step) -> tuple[str, str]:
+    return step.command.resource, step.command.verb
 
 
 def _is_fault(error: SQLAlchemyError) -> bool:

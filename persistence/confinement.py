@@ -14,7 +14,7 @@ from gateway.core.accounts.roles import CREATE
 from gateway.errors import NotFound, Unprocessable
 from persistence.subject import Change, require
 from persistence.tables.people import organization
-from persistence.together import Makes
+from persistence.together import Does
 
 
 def done(change: Change) -> Row:
@@ -25,11 +25,11 @@ def done(change: Change) -> Row:
     return row
 
 
-def done_together(changes: Sequence[Change], makes: Makes) -> Sequence[Row]:
+def done_together(changes: Sequence[Change], does: Does) -> Sequence[Row]:
     """Do many writes of one kind within their bounds, all of them or, by an error, none."""
     for change in changes:
         enter(change)
-    rows = makes(changes)
+    rows = does(changes)
     for change, row in zip(changes, rows, strict=True):
         leave(change, row)
     return rows

@@ -85,13 +85,25 @@ SUBJECTS: dict[str, Subject] = {
     "reconciliation": reconciliation_results.SUBJECT,
 }
 
-# Kinds of which many rows are made at once, where configuration says many.
-TOGETHER: Mapping[str, together.Makes] = {
-    "organizations": together.create,
-    "organization-services": offers.negotiate_all,
-    "users": app_users.create_all,
-    "tenants": tenants.create_all,
-    "api-keys": keys.create_all,
-    "prices": reratings.create_all,
-    "budgets": budgets.create_all,
+# What is done to many rows of a kind at once, where configuration says many.
+TOGETHER: Mapping[tuple[str, str], together.Does] = {
+    ("organizations", "create"): together.create,
+    ("organizations", "change"): organizations.change_all,
+    ("organizations", "delete"): organizations.delete_all,
+    ("organization-services", "create"): offers.negotiate_all,
+    ("organization-services", "change"): together.change,
+    ("organization-services", "delete"): together.delete,
+    ("users", "create"): app_users.create_all,
+    ("users", "change"): app_users.change_all,
+    ("users", "delete"): app_users.delete_all,
+    ("tenants", "create"): tenants.create_all,
+    ("tenants", "change"): tenants.change_all,
+    ("tenants", "delete"): together.delete,
+    ("api-keys", "create"): keys.create_all,
+    ("api-keys", "change"): together.change,
+    ("api-keys", "revoke"): together.revoke,
+    ("prices", "create"): reratings.create_all,
+    ("budgets", "create"): budgets.create_all,
+    ("budgets", "change"): budgets.change_all,
+    ("budgets", "delete"): together.delete,
 }

@@ -106,6 +106,25 @@ def delete(change: Change) -> Row:
     return crud.delete(change)
 
 
+def change_all(changes: Sequence[Change]) -> Sequence[Row]:
+    """Change many."""
+    together.lock(changes)
+    together.require(changes)
+    together.alter(changes, [change.command.values for change in changes])
+    rows = together.fetch(changes)
+    _define_all([each for each in zip(changes, rows, strict=True) if "limits" in each[0].command.values])
+    return rows
+
+
+def delete_all(changes: Sequence[Change]) -> Sequence[Row]:
+    """Delete many of organizations."""
+    rows = together.forget(changes)
+    if any(row["organization_id"] is None for row in rows):
+        raise OneByOne
+    _define_all([*zip(changes, rows, strict=True)])
+    return rows
+
+
 SUBJECT = Subject(
     app_user,
     verbs={"create": create, "change": crud.change_row, "delete": delete},

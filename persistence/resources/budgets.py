@@ -57,15 +57,31 @@ def create_all(changes: Sequence[Change]) -> Sequence[Row]:
 
 def change_budget(change: Change) -> Row:
     """Change what is not the window's: its name, its amount, what becomes of calls, what is told."""
-    row, values = lock(change), dict(change.command.values)
-    if "amount" in values:
-        errors = tuple(wrong_amount(str(row["unit"]), values["amount"], "amount"))
-        if errors:
-            raise Unprocessable(errors=errors)
-        if row["raised_to"] is not None and row["raised_to"] <= values["amount"]:  # type: ignore[operator]  # numbers
-            values |= _NOT_RAISED
-    alter(change, values)
+    alter(change, _changed(lock(change), change.command.values))
     return _defined(change)
+
+
+def change_all(changes: Sequence[Change]) -> Sequence[Row]:
+    """The same of many."""
+    before = together.lock(changes)
+    values = (_changed(row, change.command.values) for row, change in zip(before, changes, strict=True))
+    together.alter(changes, list(values))
+    rows = together.fetch(changes)
+    for change, row in zip(changes, rows, strict=True):
+        organizations.define(change, row)
+    return rows
+
+
+def _changed(row: Row, said: Row) -> Row:
+    """What a budget gets; `Unprocessable` for an amount that its unit has not."""
+    if "amount" not in said:
+        return said
+    errors = tuple(wrong_amount(str(row["unit"]), said["amount"], "amount"))
+    if errors:
+        raise Unprocessable(errors=errors)
+    if row["raised_to"] is not None and row["raised_to"] <= said["amount"]:  # type: ignore[operator]  # numbers
+        return {**said, **_NOT_RAISED}
+    return said
 
 
 def raise_amount(change: Change) -> Row:

@@ -77,6 +77,21 @@ def change_tenant(change: Change) -> Row:
     return change.fetch()
 
 
+def change_all(changes: Sequence[Change]) -> Sequence[Row]:
+    """Change names and limits of many together, the plans of those that get another one by one."""
+    before = together.lock(changes)
+    together.require(changes)
+    said = [dict(change.command.values) for change in changes]
+    plans = [values.pop("plan_id", row["plan_id"]) for values, row in zip(said, before, strict=True)]
+    together.alter(changes, said)
+    for change, row, values, plan_id in zip(changes, before, said, plans, strict=True):
+        if values.keys() & {"limits", "user_limits"}:
+            define(change, row)
+        if plan_id != row["plan_id"]:
+            quotas.set_plan(change, change.row_id, id_in(row, "organization_id"), plan_id)
+    return together.fetch(changes)
+
+
 def define(change: Change, row: Row) -> None:
     """Have the tenant loaded again."""
     change.define(f"tenant:{row['id']}", row["organization_id"])

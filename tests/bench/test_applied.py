@@ -1,14 +1,23 @@
-"""The bench of large configurations, on a small one."""
+"""The bench of large configurations, on a small one: a command, a keeper and a gateway that admits by it."""
 
 from __future__ import annotations
 
-from persistence.schema import migrate
-from tests.bench.applied import measure, objects_of
+from pathlib import Path
+
+from tests.bench.applied import STEPS, Stage, measure, objects_of, report
 
 
-async def test_a_configuration_is_applied_and_nothing_of_it_is_changed_again(database: str) -> None:
-    migrate.upgrade(database)
+def test_what_is_applied_is_what_gateways_admit_by_again_nothing_and_pruned_no_more(
+    tmp_path: Path, valkey: str, database: str
+) -> None:
     assert sum(map(len, objects_of(10_000).values())) == 10_000
-    found = await measure(database, 200)
-    assert (found["applied"], found["unchanged"]) == (200, 200)
-    assert {"read_s", "plan_s", "apply_s", "again_s"} <= found.keys()
+    stage = Stage(tmp_path, valkey, database)
+    try:
+        steps = measure(stage, 200)
+    finally:
+        stage.stop()
+    assert {name: (each.changes, each.unchanged) for name, each in steps.items()} == {
+        "first": (200, 0), "again": (0, 200), "changes": (2, 198), "prune": (16, 184),
+    }  # fmt: skip
+    told = report(200, steps)
+    assert all(f"| {said} |" in told for said in STEPS.values())
