@@ -58,7 +58,7 @@ class Collecting:
 
     def loops(self, queue: Queue, feed: FeedQueue, log: Callable[..., None], isolation: Isolation) -> Loops:
         """What hands over, where there is a key, and what tells of use."""
-        telling = self._feed.loops(feed, log)
+        telling = self._feed.loops(feed, log, isolation)
         if self._api is None:
             return telling
         from gateway.handover.stripe_invoices import StripeInvoices  # noqa: PLC0415

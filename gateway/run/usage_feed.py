@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from gateway.background.isolation import Isolation
 from gateway.background.timed.usage_feed import UsageFeedSender
 from gateway.core.billing.usage_feed import Terms
 from gateway.errors import StartError
@@ -30,7 +31,7 @@ class UsageFeed:
         if settings.usage_feed == "lago" and not settings.usage_feed_token:
             raise StartError("TOLLKEEPER_USAGE_FEED_TOKEN is not set: Lago wants an API key")
 
-    def loops(self, queue: FeedQueue, log: Callable[..., None]) -> Loops:
+    def loops(self, queue: FeedQueue, log: Callable[..., None], isolation: Isolation) -> Loops:
         """What tells the service, where there is one."""
         settings = self._settings
         if settings.usage_feed == "off":
@@ -40,7 +41,7 @@ class UsageFeed:
         shape: Shape = Lago(code) if lago else OpenMeter(code)
         events = UsageEvents(self._outgoing.ask, shape, settings.usage_feed_url, settings.usage_feed_token)
         terms = Terms("lago" if lago else "openmeter", settings.usage_feed_waiting_max)
-        return {"usage feed": UsageFeedSender(queue, events, terms, log).run}
+        return {"usage feed": UsageFeedSender(queue, events, terms, log, isolation=isolation).run}
 
     async def aclose(self) -> None:
         """Let another keeper go on, and let go of all connections."""

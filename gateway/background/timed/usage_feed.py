@@ -1,6 +1,7 @@
 """Tells a billing service what was used: the oldest events first, some batches at once, by one keeper.
 
 Everything that waits is in PostgreSQL. What was sent and not noted is sent again, and counts once there.
+An event that cannot be sent at all is set aside, as one that is refused: those behind it do not wait.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
+from gateway.background.isolation import Isolation
 from gateway.core.billing import usage_feed
 from gateway.core.billing.usage_feed import BATCH_EVENTS_MAX, BATCHES_AT_ONCE, Pause, Sent, Terms, UsageEvent
 from gateway.errors import Conflict
 
 INTERVAL_S = 1.0
+LOOP = "usage feed"
 
 Log = Callable[..., None]
 
@@ -49,8 +52,9 @@ class UsageFeedSender:
 
     def __init__(
         self, queue: Queue, service: Service, terms: Terms, log: Log, *, batch: int = BATCH_EVENTS_MAX,
-        at_once: int = BATCHES_AT_ONCE,
+        at_once: int = BATCHES_AT_ONCE, isolation: Isolation | None = None,
     ) -> None:  # fmt: skip
+        self._isolation = isolation or Isolation()
         self._queue, self._service, self._terms, self._log = queue, service, terms, log
         self._batch, self._at_once = batch, at_once
 
@@ -78,18 +82,39 @@ class UsageFeedSender:
         """Send some batches, and keep what came of them; whether more may be sent at once."""
         events = await self._queue.claim(self._terms.service, self._batch * self._at_once)
         batches = [events[at : at + self._batch] for at in range(0, len(events), self._batch)]
-        async with asyncio.TaskGroup() as attempts:
-            sending = [attempts.create_task(self._tell(batch)) for batch in batches]
-        pauses = [pause for each in sending if (pause := each.result().pause) is not None]
+        told = await asyncio.gather(*(self._tell(batch) for batch in batches), return_exceptions=True)
+        pauses = list[Pause]()
+        for each in told:  # of all batches, what came of it is kept by now
+            if isinstance(each, BaseException):
+                raise each
+            pauses += each
         if pauses:
             pause = max(pauses, key=lambda one: one.seconds)
             await self._queue.pause(pause)
             self._log("usage feed pauses", error=pause.reason, level="warning")
         return bool(batches) and not pauses
 
-    async def _tell(self, batch: Sequence[UsageEvent]) -> Sent:
+    async def _tell(self, batch: Sequence[UsageEvent]) -> Sequence[Pause]:
+        """Send a batch, by halves where that fails; the pauses that the other side wants."""
+        try:
+            return await self._send(batch)
+        except Exception as error:
+            if self._isolation.is_everybodys(error):
+                raise
+            if len(batch) == 1:
+                await self._set_aside(batch[0], error)
+                return []
+        half = len(batch) // 2
+        return await self._tell(batch[:half]) or await self._tell(batch[half:])
+
+    async def _send(self, batch: Sequence[UsageEvent]) -> Sequence[Pause]:
         sent = await self._service.send(batch)
         await self._queue.keep(sent.taken, sent.refused)
         for id_, why in sent.refused.items():
             self._log("usage event refused", event=id_, error=why, level="warning")
-        return sent
+        return [] if sent.pause is None else [sent.pause]
+
+    async def _set_aside(self, event: UsageEvent, error: Exception) -> None:
+        """Count an event that cannot be sent, and keep it for a person."""
+        self._isolation.item_failed(LOOP, str(event.id), error)
+        await self._queue.keep((), {event.id: f"it cannot be sent: {type(error).__name__}"})
