@@ -108,7 +108,6 @@ class Stage:
     def __init__(self, folder: Path, redis_url: str, database: str) -> None:
         self._folder, self._database = folder, database
         self._deployment = Deployment(folder, redis_url, database)
-        self._keeper = next(one for one in self._deployment.started if "keeper-" in one.log.name)
         self._gateway_port, ops_port = free_port(), free_port()
         self._deployment.serve(self._gateway_port, ops_port)
         self._admin_url = f"http://127.0.0.1:{self._deployment.admin_port}"
@@ -175,7 +174,7 @@ class Stage:
         children = getrusage(RUSAGE_CHILDREN)
         return {
             "command": children.ru_utime + children.ru_stime,
-            "keeper": cpu_s([self._keeper.popen.pid]),
+            "keeper": cpu_s([self._deployment.keeper.popen.pid]),
             "PostgreSQL": postgres_cpu_s(self._postgres),
         }
 
