@@ -23,5 +23,9 @@ class Minted:
 
 def mint(kind: str) -> Minted:
     """Make a secret of a kind (its prefix) with 190 random bits."""
-    random = "".join(secrets.choice(ALPHABET) for _ in range(RANDOM_CHARS))
+    left, letters = secrets.randbelow(len(ALPHABET) ** RANDOM_CHARS), []
+    for _ in range(RANDOM_CHARS):
+        left, letter = divmod(left, len(ALPHABET))
+        letters.append(ALPHABET[letter])
+    random = "".join(letters)
     return Minted(kind + random, kind + random[:SHOWN_CHARS])

@@ -143,7 +143,6 @@ class Stage:
             with urlopen(Request(url, data=asked, headers=headers), timeout=60) as answer:
                 return int(answer.status)
         except HTTPError as error:
-            print(error.code, error.read()[:300], file=sys.stderr)
             return error.code
 
     def _secret(self, name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -10,14 +11,16 @@ import typer
 
 from gateway.admin.resources.values import show_instant
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
+from gateway.cli.admin.configuration.commands import TIMEOUT_S, WHERE
 from gateway.cli.admin.options import AsJson
-from gateway.cli.admin.output import admin, print_json, rows, say, steps, waiting
+from gateway.cli.admin.output import admin, print_json, rows, say, waiting
 from gateway.core.billing.price_book import BUNDLED, folded
 from gateway.core.billing.price_changes import SAID, Change, changes
 
 COLUMNS = ("change", "provider", "model", "match", "effective_from", "says")
 PRICES_READ_MAX = 1_000_000
 NAMING = ("provider", "model", "match", "currency")
+APPLIED_AS = "bundled-price-list"
 
 
 def section() -> typer.Typer:
@@ -66,14 +69,23 @@ def diff(
 
 
 def _take_over(api: AdminClient, found: Sequence[Change]) -> None:
-    with steps(len(found), "Taking over") as step:
-        for change in found:
-            said = {name: change.row[name] for name in SAID if change.row.get(name) is not None}
-            names = {name: change.row[name] for name in NAMING}
-            api.post(
-                "prices", {**said, **names, "source": BUNDLED, "effective_from": show_instant(change.at)}
-            )
-            step(f"{change.row['provider']} {change.row['model']}")
+    """Make all prices in one transaction, so that gateways read the book once."""
+    prices = [
+        {
+            **{name: change.row[name] for name in SAID if change.row.get(name) is not None},
+            **{name: change.row[name] for name in NAMING},
+            "source": BUNDLED, "effective_from": show_instant(change.at),
+        }
+        for change in found
+    ]  # fmt: skip
+    if prices:
+        asked = {"objects": {"prices": prices}, "name": APPLIED_AS}
+        patient = replace(api, timeout_s=TIMEOUT_S)
+        with waiting("Taking over"):
+            plan = patient.post(WHERE, asked)
+            done = patient.post(WHERE, {**asked, "digest": plan["digest"]})
+        if done["pending"]:
+            say("They are stored, and in force as soon as Redis is back.")
     say(f"{len(found)} prices were taken over.")
 
 

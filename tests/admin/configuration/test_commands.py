@@ -169,6 +169,26 @@ async def test_of_secrets_that_cannot_be_written_each_is_named_and_all_others_ar
     assert not list(safe.glob(".*")), "nothing waits any more"
 
 
+def test_each_of_many_secrets_is_in_its_own_file_and_told_in_the_order_they_came(tmp_path: Path) -> None:
+    keeping = Keeping(tmp_path, Form.FILE)
+    secrets = [
+        {"resource": "api-keys", "name": f"k{n}", "field": "key", "value": f"v{n}"} for n in range(150)
+    ]
+    for each in secrets:
+        keeping.prepare(each)
+    keeping.path_of(secrets[70]).mkdir()  # in the way of one
+    paths, lost = keeping.keep_all(secrets)
+    assert [secret["name"] for secret, _ in paths] == [
+        each["name"] for each in secrets if each["name"] != "k70"
+    ]
+    assert all(path.read_text() == f"{secret['value']}\n" for secret, path in paths)
+    assert len({path for _, path in paths}) == 149
+    [why] = lost
+    assert why.startswith("The secret of api-keys k70 could not be written")
+    keeping.tidy()
+    assert len([*tmp_path.iterdir()]) == 150
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

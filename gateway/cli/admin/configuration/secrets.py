@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from hashlib import sha256
@@ -17,6 +18,8 @@ from gateway.cli.admin.client import CommandFailed, Json
 from gateway.cli.admin.configuration.documents import written
 
 NAME_CHARS_MAX = 48
+# Files that are written at once: most of the time of each is the disk's.
+WRITTEN_AT_ONCE = 32
 
 
 class Form(StrEnum):
@@ -60,16 +63,20 @@ class Keeping:
 
     def keep_all(self, secrets: Sequence[Json]) -> tuple[list[tuple[Json, Path]], list[str]]:
         """Write each that can be written: those with their paths, and of each other one that it is lost."""
-        paths, lost = [], []
-        for secret in secrets:
-            try:
-                paths.append((secret, self._keep(secret)))
-            except OSError as error:
-                lost.append(
-                    f"The secret of {secret['resource']} {secret['name']} could not be written"
-                    f" ({error.strerror}) and is lost: revoke or delete it, and apply again."
-                )
-        return paths, lost
+        with ThreadPoolExecutor(WRITTEN_AT_ONCE) as writers:
+            kept = list(zip(secrets, writers.map(self._kept, secrets), strict=True))
+        paths = [(secret, path) for secret, path in kept if isinstance(path, Path)]
+        return paths, [why for _, why in kept if isinstance(why, str)]
+
+    def _kept(self, secret: Json) -> Path | str:
+        """Write one: where it is, or that it is lost."""
+        try:
+            return self._keep(secret)
+        except OSError as error:
+            return (
+                f"The secret of {secret['resource']} {secret['name']} could not be written"
+                f" ({error.strerror}) and is lost: revoke or delete it, and apply again."
+            )
 
     def _make(self, path: Path) -> Path:
         """An empty file that only its owner can read, to be renamed to `path`."""
