@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Mapping
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Self
 
 LET_THROUGH = b"HTTP/1.1 200 Connection established\r\n\r\n"
@@ -13,14 +14,15 @@ HERE = "127.0.0.1"
 
 
 class ProxyServer:
-    """One proxy. `names` are those that it knows; `wants` is the Proxy-Authorization it asks for, if any.
+    """One proxy. `names` are those that it knows, `leads_to` is where all lead.
 
-    `says` is what it answers instead, `silent` nothing at all; `closes` behind that. `asked` are the heads of
-    what came.
+    `wants` is the Proxy-Authorization it asks for, if any. `says` is what it answers instead, and `endless`
+    goes on behind that; `silent` nothing at all; `closes` then. `asked` are the heads of what came.
     """
 
     def __init__(self, names: Mapping[str, str] | None = None, wants: str = "") -> None:
         self.names, self.wants = dict(names or {}), wants
+        self.leads_to: tuple[str, int] | None = None
         self.says: bytes | None = None
         self.endless: bytes = b""
         self.silent = self.closes = False
@@ -56,6 +58,20 @@ class ProxyServer:
         """Where it was asked to lead to."""
         return [head.split(b" ")[1].decode() for head in self.asked]
 
+    @contextmanager
+    def running(self, tls: ssl.SSLContext | None = None) -> Iterator[Self]:
+        """Serve in a loop of its own, for tests that wait."""
+        loop = asyncio.new_event_loop()
+        serving = threading.Thread(target=loop.run_forever)
+        serving.start()
+        try:
+            yield asyncio.run_coroutine_threadsafe(self.start(tls), loop).result(60)
+        finally:
+            asyncio.run_coroutine_threadsafe(self.stop(), loop).result(60)
+            loop.call_soon_threadsafe(loop.stop)
+            serving.join()
+            loop.close()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.open += 1
         task = asyncio.current_task()
@@ -89,9 +105,9 @@ class ProxyServer:
             writer.write(b'HTTP/1.1 407 No\r\nproxy-authenticate: Basic realm="x"\r\n\r\n')
             return
         host, _, port = head.split(b" ")[1].decode().rpartition(":")
-        there = self.names.get(host, host.strip("[]"))
+        there = self.leads_to or (self.names.get(host, host.strip("[]")), int(port))
         try:
-            theirs, to = await asyncio.open_connection(there, int(port))
+            theirs, to = await asyncio.open_connection(*there)
         except OSError:
             writer.write(b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\n\r\n")
             return

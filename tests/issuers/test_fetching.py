@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -173,27 +171,12 @@ def test_who_sends_a_byte_now_and_then_is_left_at_the_deadline(
     assert site.left.wait(30)  # amid the answer, not behind it
 
 
-@contextmanager
-def running(proxy: ProxyServer, tls: ssl.SSLContext | None = None) -> Iterator[ProxyServer]:
-    """A proxy in a loop of its own, since whoever asks waits."""
-    loop = asyncio.new_event_loop()
-    serving = threading.Thread(target=loop.run_forever)
-    serving.start()
-    try:
-        yield asyncio.run_coroutine_threadsafe(proxy.start(tls), loop).result(60)
-    finally:
-        asyncio.run_coroutine_threadsafe(proxy.stop(), loop).result(60)
-        loop.call_soon_threadsafe(loop.stop)
-        serving.join()
-        loop.close()
-
-
 @pytest.mark.parametrize("secured", [False, True])
 def test_keys_are_asked_for_through_a_proxy(site: Site, trusting: Issuer, secured: bool) -> None:
     """By discovery too, each of whose addresses may be another host; the issuer's certificate is verified."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     AUTHORITY.issue_cert("127.0.0.1").configure_cert(context)
-    with running(ProxyServer(wants=KNOWN), context if secured else None) as proxy:
+    with ProxyServer(wants=KNOWN).running(context if secured else None) as proxy:
         there = Proxy("127.0.0.1", proxy.port, secured, KNOWN)
         behind = replace(trusting, issuer=site.url, proxies=Proxies(https=there, ca_file=trusting.ca_file))
         site.discovery()
@@ -216,7 +199,7 @@ def test_a_proxy_keeps_nobody_waiting_for_long(trusting: Issuer, how: str) -> No
     hostile.silent, hostile.closes = how == "silent", how == "closes"
     if how == "endless":
         hostile.says, hostile.endless = b"HTTP/1.1 200 OK\r\n", b"x: y\r\n"
-    with running(hostile) as proxy:
+    with hostile.running() as proxy:
         place = replace(trusting, jwks_uri="https://id.test/keys")
         place = replace(place, proxies=Proxies(https=Proxy("127.0.0.1", proxy.port)))
         with pytest.raises(UnreadableKeys):
