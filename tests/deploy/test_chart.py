@@ -23,6 +23,7 @@ FULL: dict[str, Any] = {
         "upstreams": "tollkeeper-upstreams", "migrate": "tollkeeper-migrate", "earlierPeppers": True,
     },
     "upstreamKeys": ["OPENAI_API_KEY"],
+    "proxy": {"secret": "tollkeeper-proxy", "exempt": ".svc,10.0.0.0/8"},
     "settings": {"LOG_LEVEL": "debug", "WORKERS": 2, "WEBHOOK_PRIVATE_ADDRESSES": False},
     "config": {
         "upstreams": {
@@ -241,6 +242,19 @@ def test_an_earlier_pepper_is_with_whoever_has_the_pepper(charts: dict[str, list
                 named = {each["name"] for each in container.get("env", ())}
                 has = "TOLLKEEPER_KEY_PEPPER_FILE" in named
                 assert ("TOLLKEEPER_EARLIER_KEY_PEPPERS_FILE" in named) is (taken and has)
+
+
+def test_who_calls_others_has_the_proxy_and_those_it_is_not_for(
+    charts: dict[str, list[Resource] | str],
+) -> None:
+    """Gateways, the sidecar and keepers; no job calls anybody."""
+    for name, wanted in (("full", True), ("default", False)):
+        for spec in pods(of(charts, name)):
+            for container in containers(spec):
+                environ = {one["name"]: one["value"] for one in container.get("env", ())}
+                calls = wanted and "TOLLKEEPER_REDIS_URL_FILE" in environ
+                assert ("HTTPS_PROXY_FILE" in environ) is calls
+                assert environ.get("NO_PROXY") == (FULL["proxy"]["exempt"] if calls else None)
 
 
 def test_backups_are_proven_by_whoever_owns_the_database(charts: dict[str, list[Resource] | str]) -> None:

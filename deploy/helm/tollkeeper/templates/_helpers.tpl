@@ -71,6 +71,12 @@ securityContext:
       {{- end }}
 {{- end }}
 
+{{/* The proxy that others are reached through: its variables, and where its URL is. */}}
+{{- define "tollkeeper.proxyEnv" -}}
+{{ include "tollkeeper.fromFile" (dict "name" "HTTPS_PROXY" "key" "https-proxy") }}
+- { name: NO_PROXY, value: {{ .Values.proxy.exempt | quote }} }
+{{- end }}
+
 {{- define "tollkeeper.gatewayEnv" -}}
 - { name: TOLLKEEPER_GATEWAY_HOST, value: 0.0.0.0 }
 - { name: TOLLKEEPER_DATA_DIR, value: /var/lib/tollkeeper }
@@ -80,6 +86,9 @@ securityContext:
 {{ include "tollkeeper.fromFile" (dict "name" "TOLLKEEPER_KEY_PEPPER" "key" "key-pepper") }}
 {{- if .root.Values.secrets.earlierPeppers }}
 {{ include "tollkeeper.fromFile" (dict "name" "TOLLKEEPER_EARLIER_KEY_PEPPERS" "key" "earlier-key-peppers") }}
+{{- end }}
+{{- if .root.Values.proxy.secret }}
+{{ include "tollkeeper.proxyEnv" .root }}
 {{- end }}
 {{- if .root.Values.secrets.upstreams }}
 {{- range .root.Values.upstreamKeys }}
@@ -94,6 +103,9 @@ securityContext:
 {{- $sources := list (dict "name" $values.secrets.gateway "keys" $keys) -}}
 {{- if and $values.secrets.upstreams $values.upstreamKeys -}}
 {{- $sources = append $sources (dict "name" $values.secrets.upstreams "keys" $values.upstreamKeys) -}}
+{{- end -}}
+{{- if $values.proxy.secret -}}
+{{- $sources = append $sources (dict "name" $values.proxy.secret "keys" (list "https-proxy")) -}}
 {{- end -}}
 {{ include "tollkeeper.secretsVolume" $sources }}
 - name: data
