@@ -31,6 +31,7 @@ from gateway.counters.admission.usage import Usages
 from gateway.counters.fences import Fences
 from gateway.counters.keeper.activity import Activity
 from gateway.counters.keeper.moves import taken_up
+from gateway.counters.keeper.programs import Programs
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.connecting import wires_to
 from gateway.counters.redis.wire import Wire
@@ -46,6 +47,7 @@ from gateway.run.away import tell_of_redis
 from gateway.run.door import Door, make_door
 from gateway.run.gateway_port import GatewayPort
 from gateway.run.parent_pipe import ParentPipe
+from gateway.run.program import this_program
 from gateway.run.starting import redis_reached
 from gateway.run.stopping import all_within, cancel, ended, forever, stop_signal
 from gateway.settings.origins import origins_of
@@ -86,7 +88,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     tally, failures, refusals = Tally(), Failures(time.monotonic), Refusals(time.time)
     ports = _ports(settings, wires, door, (tally, failures, refusals), log)
     refused_calls, activity = RefusedCalls(wires, refusals, str(uuid4())), Activity(wires, time.time)
-    plane, exporter = _plane(settings, ports)
+    programs, (plane, exporter) = Programs(wires, this_program("gateway")), _plane(settings, ports)
     port = GatewayPort(settings, plane, door.tokens, log)
     resubmitter = Resubmitter(
         wires, settlements, time.monotonic, log,
@@ -113,6 +115,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
         asyncio.create_task(forever("lease", leaser.keep, log)),
         asyncio.create_task(forever("activity", lambda: activity.keep_publishing(tally.take_busy), log)),
         asyncio.create_task(forever("refused", refused_calls.keep_sending, log)),
+        asyncio.create_task(forever("programs", programs.keep_saying, log)),
         asyncio.create_task(forever("failures", FailureTeller("gateway", failures, log).run, log)),
         asyncio.create_task(forever("resubmission", resubmitter.run, log)),
         asyncio.create_task(forever("port", port.keep, log)),
@@ -125,7 +128,8 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     await plane.drain(settings.shutdown_grace_s)
     await cancel(background)
     spans = [asyncio.to_thread(exporter.stop, LEAVING_S_MAX)] if exporter is not None else []
-    await all_within(LEAVING_S_MAX, [refused_calls.leave(), door.leaser.give_back(), *spans], log)
+    leaving = [refused_calls.leave(), programs.leave(), door.leaser.give_back(), *spans]
+    await all_within(LEAVING_S_MAX, leaving, log)
     await _end(door, settlements, wires, log)
 
 

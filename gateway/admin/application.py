@@ -17,6 +17,7 @@ from gateway.admin.api import (
     events,
     finance,
     letters,
+    programs,
     quotes,
     reconciliation,
     usage,
@@ -50,6 +51,7 @@ def build(ports: AdminPorts) -> web.Application:
     quotes.mount_quotes(app, ports, ROOT)
     events.mount_events(app, ports, ROOT)
     activity.mount_activity(app, ports, ROOT)
+    programs.mount_programs(app, ports, ROOT)
     usage.mount_usage(app, ports, ROOT)
     usage_files.mount_files(app, ports, ROOT)
     finance.mount_finance(app, ports, ROOT)

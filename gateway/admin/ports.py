@@ -247,9 +247,9 @@ class AdminPorts:
     `peppers` are what credentials are digested under. `live` and `ready`
     answer (well?, dependencies by name); `metrics` takes an Accept header and answers bytes
     and their content type, `snapshot` the same numbers as plain data. `failures`
-    counts wrong credentials. A token that is None does not exist. `read_collected` reads what Stripe
-    sends, and how it is signed; None where nobody hands over. `look_up_returned` finds what money that
-    went back is about; None where Stripe is never asked.
+    counts wrong credentials. `programs` says who runs. A token that is None does not exist. `read_collected`
+    reads what Stripe sends, and how it is signed; None where nobody hands over. `look_up_returned` finds what
+    money that went back is about; None where Stripe is never asked.
 
     What a request is answered with is read and written through `of` its caller alone.
     """
@@ -261,6 +261,7 @@ class AdminPorts:
     invoice_renderer: InvoiceRenderer
     reconciler: Reconciler
     activity: Activity
+    programs: Callable[[], Awaitable[Row]]
     peppers: Peppers
     live: Health
     ready: Health

@@ -52,6 +52,7 @@ from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.connecting import wires_to
 from gateway.counters.redis.keys import partition_of
 from gateway.counters.redis.wire import Wire
+from gateway.run import servers
 from gateway.run.admin_port import AdminPort
 from gateway.run.away import tell_of_redis
 from gateway.run.billing_loops import billing_loops, invoicing_loops
@@ -62,6 +63,7 @@ from gateway.run.keeper_settings import KeeperSettings, Source
 from gateway.run.kept_servers import KeptServers, Shared
 from gateway.run.looping import keep_going
 from gateway.run.readiness import Probe, all_answer, one_answers
+from gateway.run.running import Running
 from gateway.run.starting import reached, redis_reached
 from gateway.run.stopping import cancel
 from gateway.run.supervisor.ops import CONFIGURATION, EVERY_PARTITION
@@ -156,13 +158,13 @@ class Keeper:
         self._losses = LossCounter(Losses(self._engine), (moved,), self._log, at_rest=self._servers.at_rest)
         self._teller = FailureTeller("admin", self._failures, self._log, note)
         self._price_list = PriceList(PriceTable(self._engine), self._read_price_list, self._priced)
-        self._gauges = Gauges((self._memory, self._stored_gauges, self._certificates, self._losses.count))
+        self._programs = Running(self._wires, self._counters, self._engine)
+        self._gauges = self._looked_up()
         self._database = Probe(lambda: engines.answers(self._engine))
         self._redis = Probe(lambda: one_answers(self._wires.wires))
         self._every_redis = Probe(lambda: all_answer(self._wires.wires))
         self._flush_rows: dict[str, int] = {}
         self._admin_port, self._flush_seconds = AdminPort(settings, self._log), Histogram()
-        self._presence = Presence(self._wires, version("tollkeeper"), peppers_of(settings).ids)
         self._loops: list[asyncio.Task[None]] = []
 
     async def start(self, stop: asyncio.Event) -> bool:
@@ -186,7 +188,8 @@ class Keeper:
             "redis": partial(tell_of_redis, self._wires, log),
             "moves": self._moves.keep_taking_up,
             "servers": self._servers.run,
-            "presence": self._presence.keep_saying,
+            "presence": Presence(self._wires, version("tollkeeper"), peppers_of(settings).ids).keep_saying,
+            "programs": self._programs.keep_saying,
             "sweeper": self._sweeper.run,
             "refused": self._refused.run,
             "expirer": self._expirer.run,
@@ -223,6 +226,7 @@ class Keeper:
         await self._servers.stop()
         await self._outgoing.aclose()
         await self._collecting.aclose()
+        await self._programs.leave()
         await self._wires.close()
         await self._store.dispose()
         await self._pools.dispose()
@@ -239,6 +243,7 @@ class Keeper:
             reconciler=self._reconciler,
             invoice_renderer=self._invoice_renderer,
             activity=Activity(self._wires, time.time),
+            programs=self._programs.report,
             peppers=peppers_of(settings),
             live=self._live,
             ready=self._ready,
@@ -252,6 +257,14 @@ class Keeper:
             look_up_returned=self._collecting.look_up,
             version=version("tollkeeper"),
         )
+
+    def _looked_up(self) -> Gauges:
+        settings, replica = self._settings, self._store.replica
+        return Gauges((
+            partial(servers.memory, self._counters), partial(servers.certificates, settings, self._wires),
+            partial(watch.gauges, self._engine, replica, settings.invoice_schedule),
+            self._losses.count, self._programs.gauges,
+        ))  # fmt: skip
 
     def _flushed(self, outcome: Flushed | Failed) -> None:
         if isinstance(outcome, Failed):
@@ -301,22 +314,6 @@ class Keeper:
             await usage_feed.forget(self._engine)
             await handovers.forget(self._engine, self._settings.stripe_events_keep_days)
             await asyncio.sleep(PARTITIONS_AHEAD_S)
-
-    async def _memory(self) -> Mapping[str, object]:
-        used, most = await self._counters.memory()
-        return {"redis_memory_used_bytes": used, "redis_memory_max_bytes": most}
-
-    async def _stored_gauges(self) -> Mapping[str, object]:
-        return await watch.gauges(self._engine, self._store.replica, self._settings.invoice_schedule)
-
-    async def _certificates(self) -> Mapping[str, object]:
-        ends = {
-            "redis": min(
-                (one.certificate_end for one in self._wires.wires if one.certificate_end), default=None
-            ),
-            "postgresql": await asyncio.to_thread(watch.certificate_end, self._settings.database_url),
-        }
-        return {"certificate_expiry_timestamp_seconds": [row for row in ends.items() if row[1] is not None]}
 
     async def _live(self) -> tuple[bool, Mapping[str, object]]:
         return True, {}

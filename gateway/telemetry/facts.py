@@ -109,6 +109,8 @@ FACTS = (
     Fact("drift_credits", "gauge", "Sum of absolute differences in credits at the last reconciliation."),
     Fact("quarantined_accounts", "gauge", "Accounts in quarantine until a person releases them."),
     Fact("dead_letters", "gauge", "Entries of the outbox that could not be read or stored."),
+    Fact("programs", "gauge", "Gateway workers and keepers that run.", ("role", "version")),
+    Fact("programs_refused", "gauge", "Programs that are too old for what is stored: they serve nothing."),
     Fact("left_alone", "gauge", "What a newer version has stored: it is left where it is.", ("what",)),
     Fact(
         "loop_failures",

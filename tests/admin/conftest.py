@@ -26,12 +26,14 @@ from gateway.core.accounts.budget_figures import LiveWindow
 from gateway.core.accounts.quota import LiveQuota
 from gateway.core.billing.document import Letterhead
 from gateway.core.failures import Failures
+from gateway.core.layout import LAYOUT
 from gateway.core.peppers import Peppers
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import Conflict, CountersUnavailable
 from persistence import engine as engines
 from persistence.resources.figures import Figures
 from persistence.schema import migrate, roles
+from persistence.schema.version import NEEDED
 from persistence.store import Store
 from tests.letterhead import LETTERHEAD
 from tests.waiting import eventually
@@ -68,6 +70,7 @@ class MemoryCounters:
         self.reconciled: Mapping[str, object] | None = None
         self.closed: list[int] = []
         self.busy: list[tuple[tuple[int, str], int]] = []
+        self.running: list[dict[str, object]] = []
         self.pushed: list[str] = []
         self.peeked: list[tuple[int, int]] = []
 
@@ -103,6 +106,11 @@ class MemoryCounters:
                     "update control_write set state = %s, applied_at = now() where id = %s",
                     ("done" if verb == "define" else "applied", row_id),
                 )
+
+    async def programs(self) -> dict[str, object]:
+        if self.away:
+            raise CountersUnavailable
+        return {"layout": LAYOUT, "schema_version": NEEDED, "runs_from": "0069", "items": self.running}
 
     async def peek_tenants(self, tenants: Sequence[tuple[int, int]]) -> Mapping[int, LiveQuota | None]:
         if self.away:
@@ -334,6 +342,7 @@ def ports_over(
         account_closing=counters,
         reconciler=counters,
         activity=counters,
+        programs=counters.programs,
         invoice_renderer=InvoiceRenderer(letterhead),
         peppers=PEPPERS,
         live=well,

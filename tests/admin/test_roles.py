@@ -24,7 +24,7 @@ WRITERS = {
     "configuration": "bor",
     "events": "b", "amendments": "b", "reratings": "", "credit-transactions": "", "feature-usage": "",
     "calls": "", "webhooks": "", "webhook-deliveries": "", "quarantine": "o", "dead-letters": "o",
-    "letters": "o",
+    "letters": "o", "programs": "",
     "audit-log": "", "reconciliation": "o", "usage": "", "activity": "", "reports/receivables": "",
     "reports/deferred-revenue": "", "reports/revenue": "", "reports/taxes": "", "reports/ledger": "",
 }  # fmt: skip

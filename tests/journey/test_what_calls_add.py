@@ -226,6 +226,9 @@ def check(stack: Stack, found: dict[str, dict[str, int]], users: int) -> None:
                 assert len(keys) <= 1
                 assert all(0 < life <= 60_000 for life in lives.values())
                 assert max(keys.values(), default=0) <= 500
+            elif family == "programs":
+                assert sum(int(client.zcard(name)) for name in keys) <= 10
+                assert max(keys.values(), default=0) <= 10 * 500
             elif family == "a:":  # nothing here is billed by the unit
                 assert keys == {}
             else:

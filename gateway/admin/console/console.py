@@ -18,6 +18,7 @@ from gateway.admin.console import (
     explorer,
     invoices,
     lists,
+    programs,
     receivables,
     reconciling,
     search,
@@ -78,6 +79,7 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     router.add_get("/search", desk.reading(search.show))
     router.add_post("/search", desk.asking(search.ask))
     router.add_get("/receivables", desk.reading(receivables.show))
+    router.add_get("/programs", desk.reading(programs.show))
     router.add_get("/reconciliation", desk.reading(reconciling.show))
     for address, repair in (("/reconciliation", False), ("/reconciliation/repair", True)):
         run = desk.writing(partial(reconciling.run, repair=repair), reconciliation.REPORT, reconciliation.RUN)

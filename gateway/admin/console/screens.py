@@ -284,8 +284,9 @@ SCREENS = {
 def menu(actor: Actor) -> dict[str, list[tuple[str, str, str]]]:
     """What a person finds in the menu: under each heading (name, title, address)."""
     found = {"": [("overview", "Overview", "/"), ("usage", "Usage and cost", "/usage")]}
-    if _is_read(actor, REPORTS["reconciliation"]):
-        found["Operation"] = [("reconciliation", "Reconciliation", "/reconciliation")]
+    for name, title in (("reconciliation", "Reconciliation"), ("programs", "Programs")):
+        if _is_read(actor, REPORTS[name]):
+            found.setdefault("Operation", []).append((name, title, f"/{name}"))
     if _is_read(actor, REPORTS["reports/receivables"]):
         found["Billing"] = [("receivables", "Receivables", "/receivables")]
     for screen in SCREENS.values():

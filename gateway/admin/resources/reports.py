@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from gateway.admin.resources import configuration, finance, letters
+from gateway.admin.resources import configuration, finance, letters, programs
 from gateway.admin.resources.paging import Paged
 from gateway.admin.resources.resource import Action, Document, Report, Whole
 from gateway.admin.resources.values import (
@@ -175,6 +175,7 @@ REPORTS = {
         *finance.REPORTS,
         *configuration.REPORTS,
         letters.REPORT,
+        programs.REPORT,
         Report(
             name="reconciliation",
             access=access(OPERATOR, reach=Reach.WHOLE),

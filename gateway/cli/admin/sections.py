@@ -22,6 +22,7 @@ SECTIONS: Mapping[str, str] = {
     "credit-additions": "credits",
     "dead-letters": "deadletter",
     "webhook-deliveries": "webhook-delivery",
+    "programs": "programs",
 }
 # The field a row is named by, besides its id, where it is not that of the resource.
 NAMED_BY: Mapping[str, str] = {"services": "key", "organization-subscriptions": "organization_id"}

@@ -17,6 +17,8 @@ from gateway.core.model import PARTITIONS
 CATALOGUE = "tk:catalogue"
 # What the keeper that spoke last is.
 KEEPERS = "tk:keepers"
+# Which gateway workers and keepers run.
+PROGRAMS = "tk:programs"
 COOLING = "tk:cooling"
 PRICES = "tk:prices"
 PRICES_HEAD = "tk:prices:head"

@@ -17,7 +17,7 @@ from tests.admin.console.conftest import Page, Person
 
 HOSTILE = """<script>alert("x")</script>'"><img src=x onerror=alert(1)>{{ 7777*7777 }}{% raw %}&amp;"""
 VOID = frozenset({"meta", "link", "img", "input", "br", "hr", "rect", "circle", "path"})
-ADDRESSES = ["/", "/reconciliation", *(f"/{name}" for name in SCREENS)]
+ADDRESSES = ["/", "/reconciliation", "/programs", *(f"/{name}" for name in SCREENS)]
 NEW = [f"/{name}/new" for name, screen in SCREENS.items() if screen.resource.create is not None]
 
 

@@ -1,0 +1,64 @@
+"""The list of programs as a keeper tells it, to people and to metrics: who runs, and who is too old.
+
+Part of the composition root.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from gateway.core.accounts.administration import Row
+from gateway.core.layout import FIRST
+from gateway.core.programs import Seen, Stored, counted
+from gateway.counters.keeper.client import Client
+from gateway.counters.keeper.programs import Programs
+from gateway.counters.redis import keys
+from gateway.counters.redis.wires import Wires
+from gateway.run.program import this_program
+from persistence.engine import Engine
+from persistence.schema.version import NEEDED, status
+
+
+class Running(Programs):
+    """All programs, of which this keeper is one."""
+
+    def __init__(self, wires: Wires, counters: Client, engine: Engine) -> None:
+        super().__init__(wires, this_program("keeper", NEEDED))
+        self._counters, self._engine = counters, engine
+
+    async def report(self) -> Row:
+        """What `GET /programs` answers; CountersUnavailable where Redis does not answer."""
+        seen, stored = await self.read(), await self._stored()
+        return {
+            "layout": stored.layout,
+            "schema_version": stored.schema or None,
+            "runs_from": stored.runs_from or None,
+            "items": [_row(one, stored) for one in seen],
+        }
+
+    async def gauges(self) -> Mapping[str, object]:
+        """How many there are, for metrics."""
+        seen, stored = await self.read(), await self._stored()
+        refused = sum(bool(stored.refused(one.program)) for one in seen)
+        return {"programs": counted(seen), "programs_refused": refused}
+
+    async def _stored(self) -> Stored:
+        """What has to be known; a newer version's marker says its number where all others do."""
+        markers = await self._counters.ask_all(b"GET", keys.marker)
+        numbers = (raw[0] for raw in markers.values() if isinstance(raw, bytes) and raw)
+        layout = max((one for one in numbers if one >= FIRST), default=0)
+        at = await status(self._engine)
+        return Stored(layout, at.version or "", at.runs_from)
+
+
+def _row(one: Seen, stored: Stored) -> Row:
+    said = asdict(one.program)
+    return {
+        **said,
+        "schema_version": said.pop("schema") or None,
+        "started_at": datetime.fromtimestamp(one.program.started_at, UTC),
+        "said_at": datetime.fromtimestamp(one.said_at, UTC),
+        "refused": stored.refused(one.program) or None,
+    }

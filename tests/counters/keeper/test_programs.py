@@ -1,0 +1,83 @@
+"""Who says that it is there is in the list, until it leaves or is silent; what others wrote there is not."""
+
+from __future__ import annotations
+
+import asyncio
+
+from gateway.core.layout import LAYOUT
+from gateway.counters.keeper.programs import Programs
+from gateway.counters.redis import keys
+from gateway.counters.redis.wire import Wire
+from gateway.run.program import this_program
+from tests.builders import World
+from tests.counters.conftest import Connect
+from tests.waiting import eventually
+
+
+def gateway(wire: Wire, **bounds: float) -> Programs:
+    return Programs(wire, this_program("gateway"), **bounds)  # type: ignore[arg-type]  # a count is one too
+
+
+async def test_who_said_so_is_there_until_it_leaves(world: World, connect: Connect) -> None:
+    wire = await connect(world.url)
+    first, keeper = gateway(wire), Programs(wire, this_program("keeper", "0073"))
+    await first.say()
+    await keeper.say()
+    await first.say()
+    found = await keeper.read()
+    assert {one.program.id: one.program for one in found} == {
+        first.said.id: first.said, keeper.said.id: keeper.said,
+    }  # fmt: skip
+    assert (first.said.layout, keeper.said.schema) == (LAYOUT, "0073")
+    seconds, _ = world.client.time()
+    assert all(abs(one.said_at - seconds) < 60 for one in found)
+    await first.leave()
+    assert [one.program for one in await keeper.read()] == [keeper.said]
+
+
+async def test_who_is_silent_goes_by_itself(world: World, connect: Connect) -> None:
+    wire = await connect(world.url)
+    silent, other = gateway(wire), gateway(wire, silent_s=60)
+    await silent.say()
+    await other.say()
+    world.client.zincrby(keys.PROGRAMS, -61, next(iter(_members(world, silent))))
+    assert [one.program for one in await other.read()] == [other.said]
+    assert world.client.zcard(keys.PROGRAMS) == 1
+
+
+async def test_those_that_spoke_last_are_kept(world: World, connect: Connect) -> None:
+    wire = await connect(world.url)
+    several = [gateway(wire, programs_max=3) for _ in range(5)]
+    for one in several:
+        await one.say()
+        world.client.zincrby(keys.PROGRAMS, -10 + several.index(one), next(iter(_members(world, one))))
+    assert {one.program.id for one in await several[0].read()} == {one.said.id for one in several[2:]}
+
+
+async def test_what_others_wrote_there_is_passed_by(world: World, connect: Connect) -> None:
+    ours = gateway(await connect(world.url))
+    await ours.say()
+    seconds, _ = world.client.time()
+    for member in (b"", b"\xff", b"{}", b"[1]", b'{"id":"x","role":"admin","version":"1"}'):
+        world.client.zadd(keys.PROGRAMS, {member: seconds})
+    later = b'{"id":"y","role":"keeper","version":"9","layout":200,"host":"h","started_at":1.5,"more":true}'
+    world.client.zadd(keys.PROGRAMS, {later: seconds})
+    assert [one.program.version for one in await ours.read()] == [ours.said.version, "9"]
+
+
+async def test_it_is_said_again_and_again_and_a_key_of_another_type_ends_nothing(
+    world: World, connect: Connect
+) -> None:
+    world.client.set(keys.PROGRAMS, "no set")
+    ours = gateway(await connect(world.url), each_s=0.01)
+    saying = asyncio.create_task(ours.keep_saying())
+    try:
+        await eventually(lambda: world.client.info("errorstats").get("errorstat_WRONGTYPE"))
+        world.client.delete(keys.PROGRAMS)
+        await eventually(lambda: world.client.zcard(keys.PROGRAMS) == 1)
+    finally:
+        saying.cancel()
+
+
+def _members(world: World, of: Programs) -> list[bytes]:
+    return [one for one in world.client.zrange(keys.PROGRAMS, 0, -1) if of.said.id.encode() in one]
