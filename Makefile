@@ -5,7 +5,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Each has servers of its own; tests of one file run in one of them, in the order of tests/conftest.py.
 # One more than two cores: half of what tests do is to wait.
 TEST_PROCESSES ?= 3
-.PHONY: run test versions check compile run-compiled bench bench-scale docs lock clean
+.PHONY: run test versions check compile wheels run-compiled bench bench-scale docs lock clean
 
 run: ## Start everything on this machine
 	@.ci/environment requirements.lock
@@ -28,6 +28,10 @@ check: ## Style, types, layers and Lua
 compile: ## The hot path as extension modules in build/compiled; needs a C compiler and Python.h
 	@.ci/environment requirements-dev.lock
 	@.venv/bin/python deploy/compile.py build/compiled
+
+wheels: ## What `pip install` takes, in build/wheels: a pure wheel, and a compiled one where that can be built
+	@.ci/environment requirements-dev.lock
+	@.venv/bin/python deploy/wheels.py build/wheels
 
 run-compiled: compile ## `make run` with the compiled hot path
 	@PYTHONPATH="$(CURDIR)/build/compiled" exec .venv/bin/python -P -m gateway up $(ARGS)

@@ -1,15 +1,15 @@
 #!/bin/sh
-# Make the image of a release, look at it, publish and sign it: sh deploy/release.sh REPOSITORY VERSION
+# Make the image of a release, look at it, publish and sign it: sh deploy/release.sh REPOSITORY
 #
-#   sh deploy/release.sh registry.example/tollkeeper 0.1.0
+#   sh deploy/release.sh registry.example/tollkeeper
 #
+# Its version is that of pyproject.toml, as everything else that says one.
 # Needs docker with buildx, grype and cosign, and a login to the registry. Nothing is published unless two builds are the
 # same to the byte and have no known weakness of severity HIGH or worse that a newer package mends. Nothing is signed
 # unless what the registry has is what was looked at. PLATFORM, FAIL_ON, COSIGN_KEY (else: keyless, by OIDC) and SNAPSHOT (the
 # moment of Debian's packages, else that of the commit) may be set.
 set -eu
 repository=${1:?the repository of the image, such as registry.example/tollkeeper}
-version=${2:?the version, such as 0.1.0}
 platform=${PLATFORM:-linux/amd64} fail_on=${FAIL_ON:-high}
 cd -- "$(dirname -- "$0")/.."
 out=build/release
@@ -17,6 +17,8 @@ out=build/release
 say() { echo "release: $*" >&2; }
 give_up() { say "$*"; exit 1; }
 
+version=$(sed -n 's/^version = "\([0-9a-z.]*\)"$/\1/p' pyproject.toml)
+[ -n "$version" ] || give_up "pyproject.toml says no version"
 [ -z "$(git status --porcelain)" ] || give_up "the tree has changes that are in no commit"
 revision=$(git rev-parse HEAD)
 moment=$(git log -1 --format=%ct)

@@ -12,6 +12,8 @@ from pathlib import Path
 import grimp
 import pytest
 
+from tests.deploy import installed
+
 ROOT = Path(__file__).resolve().parents[2]
 RUN_S_MAX = 900
 # It derives a class of its own, which only another compiled one may do.
@@ -27,13 +29,14 @@ def compiler() -> object:
     return module
 
 
-@pytest.mark.skipif(
-    bool(compiler().lacking()),  # type: ignore[attr-defined]  # a script, loaded by its path
-    reason="this machine has no C compiler or no Python.h",
-)
-def test_compiled_hot_path_passes_the_data_planes_tests(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packages with the hot path compiled."""
+    if compiler().lacking():  # type: ignore[attr-defined]  # a script, loaded by its path
+        pytest.skip("this machine has no C compiler or no Python.h")
+    made = tmp_path_factory.mktemp("compiled")
     build = subprocess.run(
-        [sys.executable, str(ROOT / "deploy" / "compile.py"), str(tmp_path)],
+        [sys.executable, str(ROOT / "deploy" / "compile.py"), str(made)],
         # What mypyc makes of the modules is held to the tests, not what a C compiler makes of that: quick.
         env=os.environ | {"MYPYC_OPT_LEVEL": "0"},
         capture_output=True,
@@ -42,16 +45,33 @@ def test_compiled_hot_path_passes_the_data_planes_tests(tmp_path: Path) -> None:
         check=False,
     )
     assert build.returncode == 0, build.stderr[-2000:]
-    assert list((tmp_path / "gateway" / "http").glob("proxy.*.so"))
-    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    assert list((made / "gateway" / "http").glob("proxy.*.so"))
+    return made
+
+
+def test_a_wheel_of_it_is_installed_and_runs(tree: Path, tmp_path: Path) -> None:
+    said = installed.said_by(
+        sys.executable, ROOT / "deploy" / "wheels.py", tmp_path / "wheels", "--tree", tree, cwd=tmp_path
+    )
+    wheel = Path(said.splitlines()[-1])
+    assert "-cp3" in wheel.name
+    programs = installed.install(wheel, tmp_path)
+    proxy = installed.place_of(programs, "gateway.http.proxy", tmp_path)
+    assert (proxy.suffix, proxy.is_relative_to(tmp_path / "venv")) == (".so", True)
+    found = installed.up(programs, tmp_path)
+    assert (bool(found["answer"]["choices"]), found["status"]) == (True, 0)
+
+
+def test_compiled_hot_path_passes_the_data_planes_tests(tree: Path) -> None:
+    (tree / "tests").symlink_to(ROOT / "tests")
     run = subprocess.run(
         [
             *(sys.executable, "-P", "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"),
             *("tests/http", "tests/counters", "tests/settings", *of_the_core()),
             f"--ignore={LEFT_OUT}",
         ],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        cwd=tree,
+        env=os.environ | {"PYTHONPATH": str(tree)},
         capture_output=True,
         text=True,
         timeout=RUN_S_MAX,

@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from tests.tree import ROOT
 
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 BASE, IMAGE, INDEX = ("sha256:" + letter * 64 for letter in "abc")
 # What each build makes is named by the tests; whatever is inspected is the base, or what was pushed.
 DOCKER = f"""#!/bin/sh
@@ -47,6 +49,7 @@ class Release:
         (self.tree / "deploy").mkdir(parents=True)
         for name in ("release.sh", "Dockerfile"):
             shutil.copy(ROOT / "deploy" / name, self.tree / "deploy")
+        shutil.copy(ROOT / "pyproject.toml", self.tree)
         (self.tree / ".gitignore").write_text("build/\n")
         tools = folder / "bin"
         tools.mkdir()
@@ -64,7 +67,7 @@ class Release:
     def run(self, **environ: str) -> tuple[int, str]:
         """Its status, and what it said."""
         done = subprocess.run(
-            ["sh", "deploy/release.sh", "registry.example/tollkeeper", "0.1.0"],
+            ["sh", "deploy/release.sh", "registry.example/tollkeeper"],
             cwd=self.tree, env=self.environ | environ, capture_output=True, text=True, check=False,
         )  # fmt: skip
         return done.returncode, done.stderr
@@ -91,6 +94,7 @@ def test_a_release_is_built_twice_looked_at_published_and_signed(release: Releas
     for build in (first, second, published):
         assert f"--build-arg PYTHON=3.11-slim-bookworm@{BASE} " in build
         assert f"--build-arg REVISION={revision} " in build
+        assert f"--build-arg VERSION={VERSION} " in build
         assert "rewrite-timestamp=true" in build
     assert "--no-cache" in first
     assert "--no-cache" in second
