@@ -26,8 +26,8 @@ class ProxyFailed(OSError):
 
 
 def request(proxy: Proxy, host: str, port: int) -> bytes:
-    """What it is asked with, all of it."""
-    to = authority(host, port)
+    """What it is asked with, all of it; UnicodeError for a name that cannot be written in ASCII."""
+    to = authority(host if host.isascii() else host.encode("idna").decode(), port)
     fields = f"proxy-authorization: {proxy.authorization}\r\n" if proxy.authorization else ""
     return f"CONNECT {to} HTTP/1.1\r\nhost: {to}\r\n{fields}\r\n".encode("ascii")
 

@@ -112,8 +112,9 @@ class Upstream:
             raise
 
     async def _open(self, wait: Wait[Link]) -> None:
-        link, tunnel = Link(self._clock, self._turns, self._limits, self._gone), self._place.tunnel()
+        link, tunnel = Link(self._clock, self._turns, self._limits, self._gone), None
         try:
+            tunnel = self._place.tunnel()
             async with Within(self._limits.upstream_connect_s):
                 await self._dialed(link, tunnel)
         except TimeoutError:

@@ -188,6 +188,18 @@ async def test_an_upstream_that_is_silent_inside_is_no_failure_of_the_proxy(tmp_
         await eventually(lambda: proxy.open == 0)
 
 
+async def test_a_name_in_another_alphabet_is_asked_for_as_it_is_looked_up(tmp_path: Path) -> None:
+    proxy = ProxyServer({"xn--bcher-kva.test": HERE})
+    async with behind(proxy, tmp_path) as stage:
+        port, target = stage.upstream.port, stage.plane._upstreams["up"].target
+        for host, status in (("bücher.test", 200), (f"{'ü' * 70}.test", 502)):
+            named = replace(target, base_url=f"http://{host}:{port}")
+            stage.plane.renew(ROUTES, [named], stage.plane.limits)
+            assert (await stage.ask(post(CHAT))).status == status
+        assert proxy.targets == [f"xn--bcher-kva.test:{port}"]
+        assert stage.events("upstream_failed")[0]["cause"] == "unresolved"
+
+
 async def test_a_proxy_that_is_not_there_is_named(tmp_path: Path) -> None:
     proxy = ProxyServer()
     async with behind(proxy, tmp_path) as stage:
