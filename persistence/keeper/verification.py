@@ -5,14 +5,15 @@ It is read some partitions at a time: whose organizations those are follows from
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Container, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.definitions import AccountDefinition, KeyDefinition
-from gateway.core.integrity.verified import Everybodys, Places, Truth
+from gateway.core.integrity.verified import Compared, Everybodys, Places, Truth
 from gateway.core.model import PARTITIONS
 from persistence.keeper import definitions, request_rows
 from persistence.keeper.budget_uses import BudgetUses
@@ -41,10 +42,34 @@ _CAME = text(
 _GONE = text("DELETE FROM gateway_worker WHERE worker_slot = ANY(:worker_slots)")
 _ORGANIZATIONS = text("SELECT id FROM organization")
 _CREDENTIALS = text(
-    "SELECT k.id, k.digest, t.organization_id FROM api_key AS k JOIN tenant AS t ON t.id = k.tenant_id"
+    "SELECT k.id AS key_id, k.digest, t.organization_id"
+    " FROM api_key AS k JOIN tenant AS t ON t.id = k.tenant_id"
 )
+# Who has an account that a control write behind a position was of, and which keys such writes were of.
+_CHANGED = text("""
+WITH w AS (SELECT DISTINCT split_part(account, ':', 1) AS kind, split_part(account, ':', 2)::bigint AS id
+             FROM control_write
+            WHERE position > :position AND account ~ '^(organization|tenant|key|user):[0-9]{1,18}(:|$)')
+SELECT id AS organization_id, NULL::bigint AS key_id, NULL AS digest FROM w WHERE kind = 'organization'
+UNION ALL SELECT t.organization_id, NULL, NULL FROM w JOIN tenant AS t ON t.id = w.id
+           WHERE kind IN ('tenant', 'user')
+UNION ALL SELECT t.organization_id, k.id, k.digest
+            FROM w JOIN api_key AS k ON k.id = w.id JOIN tenant AS t ON t.id = k.tenant_id
+           WHERE kind = 'key'""")
 _LIMITED = "u.organization_id = ANY(:ids) AND u.deleted_at IS NULL AND u.limits <> '{}'"
 _VERSION = text("SELECT coalesce(max(position), 1) FROM control_write")
+# A transaction that was under way while another one wrote may have a lower position: none is for so long.
+_POSITION = text("""
+SELECT coalesce((SELECT position FROM control_write WHERE created_at < now() - interval '10 minutes'
+                  ORDER BY position DESC LIMIT 1), 0)""")
+_COMPARED = text("""
+SELECT partition, compared_run_id, compared_epoch, compared_position FROM partition_state
+ WHERE compared_position IS NOT NULL AND NOT older""")
+_NOTE_COMPARED = text("""
+UPDATE partition_state AS s
+   SET compared_run_id = :run_id, compared_epoch = n.epoch, compared_position = :position, updated_at = now()
+  FROM unnest(cast(:partitions AS smallint[]), cast(:epochs AS bigint[])) AS n (partition, epoch)
+ WHERE s.partition = n.partition AND s.run_id = :run_id AND s.epoch = n.epoch""")
 # The flusher's locks: whoever has them all knows that every flush begun before has ended.
 _BARRIER = text("""
 SELECT pg_advisory_xact_lock(7800, p) FROM unnest(cast(:partitions AS integer[])) AS p ORDER BY p""")
@@ -73,27 +98,64 @@ class Truths(BudgetUses):
     async def everybodys(self) -> Everybodys:
         """Catalogue and prices."""
         async with self._at_one_moment() as (connection, version):
-            return Everybodys(
-                await definitions.catalogue(connection), await definitions.prices(connection), version
-            )
+            catalogue, prices = await definitions.catalogue(connection), await definitions.prices(connection)
+            position = int((await connection.execute(_POSITION)).scalar_one())
+        return Everybodys(catalogue, prices, version, position)
 
-    async def places(self, partitions: Collection[int]) -> Places:
-        """Who is to be looked at in these partitions."""
-        found: dict[int, list[int]] = {}
+    async def places(self, partitions: Collection[int], known: Mapping[int, int]) -> Places:
+        """Who is to be looked at in these partitions: of those `known` up to a position, who changed."""
+        whole, found = frozenset(partitions) - known.keys(), dict[int, set[int]]()
+        credentials = set[int]()
         async with self._engine.connect() as connection:
-            for (organization_id,) in await connection.execute(_ORGANIZATIONS):
-                partition = self._partition_of(organization_id)
-                if partition in partitions:
-                    found.setdefault(partition, []).append(organization_id)
-            credentials = []
-            if len(partitions) < PARTITIONS and self._partition_of_digest is not None:
-                credentials = [
-                    row.id
-                    for row in await connection.execute(_CREDENTIALS)
-                    if self._partition_of_digest(row.digest) in partitions
-                    and self._partition_of(row.organization_id) not in partitions
-                ]
-        return Places(found, credentials)
+            if whole:
+                for (organization_id,) in await connection.execute(_ORGANIZATIONS):
+                    if (partition := self._partition_of(organization_id)) in whole:
+                        found.setdefault(partition, set()).add(organization_id)
+            if 0 < len(whole) < PARTITIONS:
+                rows = await connection.execute(_CREDENTIALS)
+                credentials |= self._standing(rows.all(), whole, but_of=whole)
+            if known:
+                rows = await connection.execute(_CHANGED, {"position": min(known.values())})
+                changed = rows.all()
+                for row in changed:
+                    if (partition := self._partition_of(row.organization_id)) in known:
+                        found.setdefault(partition, set()).add(row.organization_id)
+                written = [row for row in changed if row.key_id is not None]
+                credentials |= self._standing(written, known, but_of=partitions)
+        return Places({one: sorted(its) for one, its in found.items()}, sorted(credentials))
+
+    def _standing(
+        self, keys: Sequence[Row[Any]], there: Container[int], *, but_of: Container[int]
+    ) -> set[int]:
+        """The keys whose credentials stand in some partitions, but for those of organizations of others."""
+        if self._partition_of_digest is None:
+            return set()
+        return {
+            row.key_id
+            for row in keys
+            if self._partition_of_digest(row.digest) in there
+            and self._partition_of(row.organization_id) not in but_of
+        }
+
+    async def compared(self) -> dict[int, Compared]:
+        """What partitions were compared as last, but for those that rows were lost of."""
+        async with self._engine.connect() as connection:
+            rows = await connection.execute(_COMPARED)
+            return {
+                one.partition: Compared(
+                    one.compared_run_id.encode(), one.compared_epoch, one.compared_position
+                )
+                for one in rows
+            }
+
+    async def note_compared(self, run_id: bytes, epochs: Mapping[int, int], position: int) -> None:
+        """Keep that partitions' data has all that is defined up to a position, as they are verified now."""
+        values = {
+            "run_id": run_id.decode(), "partitions": list(epochs), "epochs": list(epochs.values()),
+            "position": position,
+        }  # fmt: skip
+        async with self._engine.begin() as connection:
+            await connection.execute(_NOTE_COMPARED, values)
 
     async def truth(self, organizations: Mapping[int, Sequence[int]]) -> dict[int, Truth]:
         """All there is of some partitions, whose organizations these are; as of one moment."""

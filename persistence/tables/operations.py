@@ -141,6 +141,9 @@ partition_state = table(
     # Rows of it are gone, and its accounts are not compared yet.
     flags("older"),
     moments("verified_at?", "updated_at"),
+    # As what it was compared last: its data had all that was defined up to a position.
+    texts("compared_run_id?"),
+    integers("compared_epoch?", "compared_position?"),
 )
 
 # Keepers that are there, and the partitions whose counters each of them reaches; who flushes which.

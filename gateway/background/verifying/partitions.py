@@ -6,6 +6,7 @@ is as it is defined, and not defined again.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gateway.background.isolation import Isolation
@@ -27,7 +28,8 @@ from gateway.core.integrity.verified import Truth, Verified
 class Found:
     """An unverified partition as it stands, and under which epoch it is to be verified.
 
-    Where it `closes`, nobody is admitted yet; `strays` are what went on in older data.
+    Where it `closes`, nobody is admitted yet; `strays` are what went on in older data. With `since`, nothing
+    may be missing but what was changed behind that position.
     """
 
     partition: int
@@ -35,6 +37,7 @@ class Found:
     epoch: int
     closes: bool
     strays: Strays | None
+    since: int | None
 
 
 class Partitions:
@@ -72,8 +75,8 @@ class Partitions:
         as_of = None if found.closes else catalogue
         if not await self._target.mark(run_id, partition, marker, found.epoch, as_of):
             return None
-        await self._define(truth, lost)
-        return Verified(partition, found.epoch, rebuilt + budgets, len(pushed), len(ghosts))
+        refused = await self._define(truth, lost)
+        return Verified(partition, found.epoch, rebuilt + budgets, len(pushed), len(ghosts), refused)
 
     async def _lost(self, partition: int, truth: Truth, strays: Strays | None) -> Truth:
         """What of it has to be written whole: what is missing, or behind, or went on in older data."""
@@ -89,9 +92,9 @@ class Partitions:
         keys = await self._target.unknown(partition, truth.keys)
         return replace(truth, organizations=organizations, tenants=tenants, keys=keys)
 
-    async def _define(self, truth: Truth, written: Truth) -> None:
+    async def _define(self, truth: Truth, written: Truth) -> int:
         """Bring its definitions in, but into states that were written from them. One that is refused keeps no
-        other from it.
+        other from it; answers how many are.
 
         Terms come before whoever is served by them, and credentials last.
         """
@@ -110,9 +113,27 @@ class Partitions:
             *(one for one in truth.keys if one.key_id not in keys),
             *truth.users,
         ]
-        for definition, error in await self._target.define_all(left, version):
+        refused = await self._target.define_all(left, version)
+        for definition, error in refused:
             self._isolation.item_failed("verifier", _name(definition), error)
         await self._target.identities(truth.keys)
+        return len(refused)
+
+
+def together(
+    wanted: Iterable[int], organizations: Mapping[int, Sequence[int]], most: int
+) -> Iterator[list[int]]:
+    """Partitions that are read at once: as many as have so many organizations at most, or one."""
+    some, count = list[int](), 0
+    for partition in wanted:
+        its = len(organizations.get(partition, ()))
+        if some and count + its > most:
+            yield some
+            some, count = [], 0
+        some.append(partition)
+        count += its
+    if some:
+        yield some
 
 
 def _name(definition: AccountDefinition) -> str:

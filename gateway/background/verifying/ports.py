@@ -17,7 +17,7 @@ from gateway.core.accounts.definitions import (
     TenantAccount,
 )
 from gateway.core.integrity.recovery import Markers, Report
-from gateway.core.integrity.verified import Everybodys, Places, Truth
+from gateway.core.integrity.verified import Compared, Everybodys, Places, Truth
 
 
 class Source(BudgetSource, Protocol):
@@ -32,8 +32,14 @@ class Source(BudgetSource, Protocol):
     async def everybodys(self) -> Everybodys:
         """What is of no partition."""
 
-    async def places(self, partitions: Collection[int]) -> Places:
-        """Who is to be looked at in these partitions."""
+    async def places(self, partitions: Collection[int], known: Mapping[int, int]) -> Places:
+        """Who is to be looked at in these partitions: of those `known` up to a position, who changed."""
+
+    async def compared(self) -> Mapping[int, Compared]:
+        """What partitions were compared as last, but for those that rows were lost of."""
+
+    async def note_compared(self, run_id: bytes, epochs: Mapping[int, int], position: int) -> None:
+        """Keep that partitions' data has all that is defined up to a position, as they are verified now."""
 
     async def truth(self, organizations: Mapping[int, Sequence[int]]) -> Mapping[int, Truth]:
         """What is known of partitions, by which they are, whose organizations these are."""
@@ -98,6 +104,9 @@ class Target(BudgetTarget, Protocol):
 
     async def markers(self) -> Markers:
         """The partitions as their markers stand."""
+
+    async def last_verified(self) -> bytes:
+        """Under which run id it was last said that whatever is not here does not exist."""
 
     async def reports(self) -> Mapping[str, Report]:
         """What workers reported last, by worker number."""

@@ -7,6 +7,7 @@ older data went on with is dropped; holds of calls that are in the ledger alread
 that vanished wait again; then the marker is set, under the next epoch, by which gateways see that something
 may have been forgotten; it stays closed to admission until they have sent that again (`admission_gate.py`).
 Each partition is read, compared, defined and opened by itself, some at a time: none waits for the last one.
+Of one whose data goes on where it was compared last, only what was changed since is read.
 Once all are done it is said that whatever is not there does not exist.
 """
 
@@ -20,7 +21,6 @@ from collections.abc import (
     Collection,
     Coroutine,
     Iterable,
-    Iterator,
     Mapping,
     Sequence,
 )
@@ -29,7 +29,7 @@ from itertools import islice
 
 from gateway.background.isolation import Isolation
 from gateway.background.verifying.admission_gate import AWAY_S, AdmissionGate, Defined
-from gateway.background.verifying.partitions import Found, Partitions
+from gateway.background.verifying.partitions import Found, Partitions, together
 from gateway.background.verifying.ports import Source, Target
 from gateway.background.verifying.rewinds import Rewinds
 from gateway.core.integrity.recovery import Markers, Report
@@ -121,10 +121,11 @@ class Verifier:
         if not markers.others:  # else a newer version says them, and more
             await self._publish(everybodys)
         strays = await self._rewinds.strays(list(epochs)) if self._rewinds else {}
+        since = await self._compared(markers, strays)
         found = {
             one: Found(
                 one, marker, epochs[one], closes=bool(self._admission_gate and known.get(one, 0)),
-                strays=strays.get(one),
+                strays=strays.get(one), since=since.get(one),
             )
             for one, marker, _ in markers.unverified
         }  # fmt: skip
@@ -134,6 +135,8 @@ class Verifier:
         strangers = bool(self._admission_gate) and self._may_be_strange(markers, known)
         async with self._opened(run_id, reports, everybodys.version, strangers=strangers) as defined:
             done = await self._all(run_id, wanted, found, everybodys.version, defined)
+        if whole_of := {one.partition: one.epoch for one in done if not one.refused}:
+            await self._source.note_compared(run_id, whole_of, everybodys.position)
         await self._notice_rewind()  # what was exchanged meanwhile is verified again
         whole = len(done) == len(markers.unverified) and not self._left
         if whole and self._target.run_id == run_id:
@@ -176,6 +179,20 @@ class Verifier:
             await self._source.note(markers.run_id, wrong)
         return {one: epoch for one, (_, epoch) in noted.items()}
 
+    async def _compared(self, markers: Markers, strays: Collection[int]) -> dict[int, int]:
+        """Up to which position all that is defined is there, of partitions whose data goes on where it was
+        compared last: it has what is stored of them, and that it is whole was said of it.
+        """
+        if self._rewinds is None:
+            return {}
+        said, last = await self._target.last_verified(), await self._source.compared()
+        return {
+            one: last[one].position
+            for one, _, epoch in markers.unverified
+            if one in last and one not in strays
+            and (last[one].run_id, last[one].epoch) == (said, epoch) == (markers.before[one], epoch)
+        }  # fmt: skip
+
     def _may_be_strange(self, markers: Markers, known: Mapping[int, int]) -> bool:
         """Whether there may be workers of which nothing is stored: nobody watched, and Redis is empty."""
         assert self._admission_gate is not None
@@ -215,8 +232,9 @@ class Verifier:
         """
         if not wanted:
             return []
-        places, done = await self._source.places(wanted), list[Verified]()
-        left = deque(_together(wanted, places.organizations, self._organizations_max))
+        since = {one.partition: one.since for one in found.values() if one.since is not None}
+        places, done = await self._source.places(wanted, since), list[Verified]()
+        left = deque(together(wanted, places.organizations, self._organizations_max))
 
         async def one(partition: int, truth: Truth) -> None:
             try:
@@ -251,22 +269,6 @@ class Verifier:
         for some in _batches(places.credentials):
             await self._target.identities(await self._source.credentials(some))
         return sorted(done, key=lambda one: one.partition)
-
-
-def _together(
-    wanted: Iterable[int], organizations: Mapping[int, Sequence[int]], most: int
-) -> Iterator[list[int]]:
-    """Partitions that are read at once: as many as have so many organizations at most, or one."""
-    some, count = list[int](), 0
-    for partition in wanted:
-        its = len(organizations.get(partition, ()))
-        if some and count + its > most:
-            yield some
-            some, count = [], 0
-        some.append(partition)
-        count += its
-    if some:
-        yield some
 
 
 async def _all_of(doing: Iterable[Coroutine[None, None, None]]) -> None:

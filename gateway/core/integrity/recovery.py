@@ -29,7 +29,7 @@ class Report:
 class Markers:
     """The partitions as their markers stand: (partition, marker, epoch) of those not verified under this
     run id, and the epochs of those that are; the `closed` ones of these admit nobody yet. `others` are
-    another version's, whose keepers look after them.
+    another version's, whose keepers look after them. `before` are the run ids that the unverified ones name.
     """
 
     run_id: bytes
@@ -37,6 +37,7 @@ class Markers:
     verified: dict[int, int]
     closed: dict[int, int]
     others: list[int] = field(default_factory=list)
+    before: dict[int, bytes] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -25,11 +25,24 @@ class AccountHead:
 
 @dataclass(frozen=True, slots=True)
 class Everybodys:
-    """What is of no partition, as of a version of what is defined."""
+    """What is of no partition, as of a version of what is defined.
+
+    No change that was under way then has a lower `position`.
+    """
 
     catalogue: CatalogueDefinition
     prices: PricesDefinition
     version: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """As what a partition was compared last: then its data had all that was defined up to a position."""
+
+    run_id: bytes
+    epoch: int
+    position: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +78,7 @@ class Verified:
     rebuilt: int
     repushed: int
     let_go: int = 0
+    refused: int = 0
 
 
 def summary(done: Sequence[Verified]) -> dict[str, int]:

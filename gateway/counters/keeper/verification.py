@@ -39,6 +39,7 @@ class KeeperCounters(Filling, BudgetAccounts, AccountHeads):
             self.left_alone.forget("partition", [str(partition)])
             if run_id != found.run_id:
                 found.unverified.append((partition, marker, epoch))
+                found.before[partition] = run_id
                 continue
             if marker[0] != LAYOUT:  # of a version before: its scripts must not write here any more
                 await self.mark(run_id, partition, marker, epoch, catalogue)
@@ -162,6 +163,11 @@ class KeeperCounters(Filling, BudgetAccounts, AccountHeads):
     async def all_verified(self, run_id: bytes) -> None:
         """Say that whatever is not here does not exist."""
         await self.ask(b"SET", keys.verified(self.wire.part.anchor).encode(), run_id)
+
+    async def last_verified(self) -> bytes:
+        """Under which run id that was said last; empty where it was not."""
+        said = await self.ask(b"GET", keys.verified(self.wire.part.anchor).encode())
+        return said if isinstance(said, bytes) else b""
 
     async def said_verified(self, run_id: bytes, unverified: Sequence[object] = ()) -> bool:
         """Whether a keeper has said so under this run id.

@@ -28,14 +28,14 @@ async def test_credentials_are_of_the_partitions_that_they_stand_beside(valkey: 
         for _ in range(3):
             await backend.settle_in()
         truths = Truths(backend.engine, keys.partition_of, keys.partition_of_digest)
-        whole = await truths.places(range(PARTITIONS))
+        whole = await truths.places(range(PARTITIONS), {})
         assert not whole.credentials
         found = [one for truth in (await truths.truth(whole.organizations)).values() for one in truth.keys]
         assert len(found) == 3
         for one in found:
             there, home = keys.partition_of_digest(one.digest), keys.partition_of(one.organization_id)
-            assert (one.key_id in (await truths.places({there})).credentials) is (there != home)
-            assert one.key_id not in (await truths.places({there, home})).credentials
+            assert (one.key_id in (await truths.places({there}, {})).credentials) is (there != home)
+            assert one.key_id not in (await truths.places({there, home}, {})).credentials
             others = set(range(PARTITIONS)) - {there}
-            assert one.key_id not in (await truths.places(others)).credentials
+            assert one.key_id not in (await truths.places(others, {})).credentials
             assert await truths.credentials([one.key_id]) == [one]
