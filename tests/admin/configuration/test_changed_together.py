@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -26,7 +28,7 @@ from tests.admin.conftest import Api
 
 __all__ = ["counted"]
 
-SOME = 12  # more than are done one by one where together they are refused
+SOME = 4
 CHANGED = [kind for kind in KINDS if kind != "prices"]
 
 
@@ -111,6 +113,95 @@ async def test_what_is_changed_and_pruned_together_is_what_is_one_by_one(api: Ap
 def ended_alike(entries: list[Any]) -> list[str]:
     """Entries in an order that does not say which came first."""
     return sorted(str(plain(each, "MARK")) for each in entries)
+
+
+def catalogue_of(mark: str, count: int, *, again: bool = False) -> Objects:
+    """So much of what organizations are offered and told by; `again` with something of each another."""
+    names = [f"{mark}-{n}" for n in range(count)]
+    return {
+        "token-plans": [
+            {"name": name, "total_amount": 5 + again, "weights": {"cache_read": "0.5"} if n == 3 else {}}
+            for n, name in enumerate(names)
+        ],
+        "services": [
+            {
+                "name": name, "key": f"s-{name}", "credits": 1 + again, "service_type": "Pay-As-You-Go",
+                "business_model": "Consumption", "paths": [f"/{name}/*"], "upstream": "u",
+            }
+            for name in names
+        ],
+        "subscription-plans": [
+            {
+                "name": name, "monthly_cost": "20", "annual_cost": "200", "token_plan": name,
+                "feature_access": [f"s-{name}"] if again else [],
+            }
+            for name in names
+        ],
+        "webhooks": [
+            {"url": f"https://{name}.example.com/", "events": ["budget.threshold"], "enabled": not again}
+            for name in names
+        ],
+    }  # fmt: skip
+
+
+async def test_what_is_offered_is_made_changed_and_pruned_together_as_one_by_one(api: Api) -> None:
+    api.counters.away = True
+    edge, found = 0, []
+    for mark, alone in (("together", False), ("alone", True)):
+        told: list[Any] = []
+        for step in (made, changed_then, pruned):
+            for objects, prune in step(mark, alone=alone):
+                await apply(api, objects, name=mark, prune=prune)
+            [(last,)] = api.rows("select max(id) from audit_log")
+            entries = [each for each in audited(api, mark, edge + 1, last) if OTHER not in str(each)]
+            assert len(entries) == 4 * SOME, "one entry a change"
+            told += [ended_alike(entries), stored(api, mark)]
+            edge = last
+        found.append(told)
+    assert found[0] == found[1]
+
+
+OTHER = "Another"
+OFFERED = ("webhooks", "subscription-plans", "services", "token-plans")
+Steps = Iterator[tuple[Objects, bool]]
+
+
+def made(mark: str, *, alone: bool, again: bool = False) -> Steps:
+    """Everything at once, or each by itself."""
+    objects = catalogue_of(mark, SOME, again=again)
+    if not alone:
+        yield objects, False
+    for kind in reversed(OFFERED) if alone else ():
+        yield from (({kind: [one]}, False) for one in objects[kind])
+
+
+def changed_then(mark: str, *, alone: bool) -> Steps:
+    """The same with something of each another."""
+    return made(mark, alone=alone, again=True)
+
+
+def pruned(mark: str, *, alone: bool) -> Steps:
+    """All of it gone, but for one that is none of it."""
+    left = catalogue_of(mark, SOME, again=True)
+    left["token-plans"].append({"name": OTHER})
+    for kind in OFFERED:
+        while len(left[kind]) > (kind == "token-plans"):
+            del left[kind][0]
+            if alone:
+                yield copy.deepcopy(left), True
+    if not alone:
+        yield left, True
+
+
+def stored(api: Api, mark: str) -> list[list[str]]:
+    """The rows there are of it, deleted ones too."""
+    return [
+        sorted(
+            re.sub(r"~\d+", "~", str(plain(row, mark)))
+            for (row,) in api.rows(f"select to_jsonb(r) from {table} as r where name like %s", f"{mark}-%")
+        )
+        for table in ("token_plan", "service", "subscription_plan")
+    ]
 
 
 async def test_the_ones_that_must_stay_are_found_among_those_that_go(api: Api) -> None:
