@@ -227,6 +227,8 @@ async def run_keeper(settings: Settings, source: ParentPipe | Callable[[], Setti
             await stop.wait()
     finally:
         await ended(keeper.stop, settings.shutdown_grace_s + ENDING_S_MAX, logs.logger("tollkeeper.keeper"))
+    if keeper.programs.outgrown:
+        raise StartError(keeper.programs.outgrown)
 
 
 def _plane(settings: Settings, ports: Ports) -> tuple[DataPlane, Exporter | None]:

@@ -158,7 +158,7 @@ class Keeper:
         self._losses = LossCounter(Losses(self._engine), (moved,), self._log, at_rest=self._servers.at_rest)
         self._teller = FailureTeller("admin", self._failures, self._log, note)
         self._price_list = PriceList(PriceTable(self._engine), self._read_price_list, self._priced)
-        self._programs = Running(self._wires, self._counters, self._engine)
+        self.programs = Running(self._wires, self._counters, self._engine)
         self._gauges = self._looked_up()
         self._database = Probe(lambda: engines.answers(self._engine))
         self._redis = Probe(lambda: one_answers(self._wires.wires))
@@ -189,7 +189,8 @@ class Keeper:
             "moves": self._moves.keep_taking_up,
             "servers": self._servers.run,
             "presence": Presence(self._wires, version("tollkeeper"), peppers_of(settings).ids).keep_saying,
-            "programs": self._programs.keep_saying,
+            "programs": self.programs.keep_saying,
+            "schema": partial(self.programs.keep_to_schema, stop),
             "sweeper": self._sweeper.run,
             "refused": self._refused.run,
             "expirer": self._expirer.run,
@@ -221,12 +222,13 @@ class Keeper:
         """Stop people first, then the loops; what waits in the outbox is flushed last."""
         await self._admin_port.close()
         await cancel(self._loops)
-        if self._loops:
+        may_write = not self.programs.outgrown
+        if self._loops and may_write:
             await self._refused.finish()
-        await self._servers.stop()
+        await self._servers.stop(flushes=may_write)
         await self._outgoing.aclose()
         await self._collecting.aclose()
-        await self._programs.leave()
+        await self.programs.leave()
         await self._wires.close()
         await self._store.dispose()
         await self._pools.dispose()
@@ -243,7 +245,7 @@ class Keeper:
             reconciler=self._reconciler,
             invoice_renderer=self._invoice_renderer,
             activity=Activity(self._wires, time.time),
-            programs=self._programs.report,
+            programs=self.programs.report,
             peppers=peppers_of(settings),
             live=self._live,
             ready=self._ready,
@@ -263,7 +265,7 @@ class Keeper:
         return Gauges((
             partial(servers.memory, self._counters), partial(servers.certificates, settings, self._wires),
             partial(watch.gauges, self._engine, replica, settings.invoice_schedule),
-            self._losses.count, self._programs.gauges,
+            self._losses.count, self.programs.gauges,
         ))  # fmt: skip
 
     def _flushed(self, outcome: Flushed | Failed) -> None:

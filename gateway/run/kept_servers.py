@@ -201,11 +201,20 @@ class KeptServers:
                 self._kept[wire] = KeptServer(wire, self._shared)
                 self._kept[wire].start()
 
-    async def stop(self) -> None:
-        """End with all of them; others flush from then on what was flushed here."""
+    async def stop(self, *, flushes: bool = True) -> None:
+        """End with all of them; others flush from then on what was flushed here.
+
+        What waits is flushed last, unless nothing may be stored any more.
+        """
+        if not flushes:
+            await self._leave()
         await asyncio.gather(*(one.stop() for one in self._kept.values()), *self._ending)
+        await self._leave()
+
+    async def _leave(self) -> None:
         if self._sharing:
             await cancel(self._sharing)
+            self._sharing = []
             with suppress(LedgerUnavailable):
                 await self.share.leave()
 

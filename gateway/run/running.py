@@ -5,6 +5,7 @@ Part of the composition root.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -18,7 +19,10 @@ from gateway.counters.redis import keys
 from gateway.counters.redis.wires import Wires
 from gateway.run.program import this_program
 from persistence.engine import Engine
-from persistence.schema.version import NEEDED, status
+from persistence.schema.version import NEEDED, outgrown, status
+
+# A keeper that was there before such a migration goes on for so long.
+SCHEMA_LOOK_S = 5.0
 
 
 class Running(Programs):
@@ -26,7 +30,16 @@ class Running(Programs):
 
     def __init__(self, wires: Wires, counters: Client, engine: Engine) -> None:
         super().__init__(wires, this_program("keeper", NEEDED))
+        self.outgrown = ""
         self._counters, self._engine = counters, engine
+
+    async def keep_to_schema(self, stop: asyncio.Event, look_s: float = SCHEMA_LOOK_S) -> None:
+        """Have this keeper `stop` once the schema is one that does not serve it: `outgrown` says why."""
+        while not self.outgrown:
+            await asyncio.sleep(look_s)
+            self.outgrown = await outgrown(self._engine)
+        stop.set()
+        await asyncio.Event().wait()  # until it is cancelled
 
     async def report(self) -> Row:
         """What `GET /programs` answers; CountersUnavailable where Redis does not answer."""

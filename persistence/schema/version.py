@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.errors import StartError
@@ -50,6 +51,23 @@ async def status(engine: AsyncEngine) -> SchemaStatus:
             return SchemaStatus(None)
         found = (await connection.execute(text(STATUS))).one_or_none()
         return SchemaStatus(None) if found is None else SchemaStatus(*found)
+
+
+async def outgrown(engine: AsyncEngine) -> str:
+    """Why a program that has begun may not go on: a newer schema that does not serve it, on one line.
+
+    Empty where it may, or where nobody answers.
+    """
+    try:
+        at = await status(engine)
+    except (SQLAlchemyError, OSError):
+        return ""
+    if at.is_newer():
+        try:
+            refuse_other(at)
+        except StartError as error:
+            return error.message
+    return ""
 
 
 def refuse_other(at: SchemaStatus, known: Sequence[str] = KNOWN) -> None:

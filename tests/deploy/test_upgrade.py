@@ -85,6 +85,7 @@ async def test_an_upgrade_and_the_way_back_fail_no_call_and_charge_each_once(
         assert (outcome.failures, outcome.cut) == ({}, {})
         assert outcome.statuses.keys() == {200}
         calls, streams = outcome.statuses[200], outcome.streams
+        wait_until(lambda: who_runs(rollout.admin) == ["gateway", "gateway", "keeper"])
         for process in rollout.gateways.processes:
             assert process.stop() == 0
         for of, count in ((tenant, calls), (streaming_tenant, streams)):
@@ -92,6 +93,12 @@ async def test_an_upgrade_and_the_way_back_fail_no_call_and_charge_each_once(
             wait_until(lambda of=of, count=count: Charged.of(database, of).rows >= count)
             assert Charged.of(database, of) == Charged(rows=count, calls=count, tokens=count * USED)
         assert put_aside(database) == [0, 0, 0]
+        outgrow(database)
+        assert rollout.keeper.ended() == 1
+        assert (
+            f"schema version 9999, this program knows {NEEDED} at most: run a newer one"
+            in rollout.keeper.said
+        )
     finally:
         rollout.deployment.stop()
 
@@ -131,6 +138,18 @@ def deleted(admin: Admin, path: str) -> bool:
         assert "has not reached the counters yet" in said, said
         return False
     return True
+
+
+def who_runs(admin: Admin) -> list[str]:
+    """Programs that say that they are there, and serve."""
+    return sorted(one["role"] for one in admin.ask("GET", "/programs")["items"] if not one["refused"])
+
+
+def outgrow(database: str) -> None:
+    """What a migration leaves that serves no older program."""
+    with psycopg.connect(database) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.execute("COMMENT ON TABLE alembic_version IS 'runs from 9999'")
 
 
 def schema_of(database: str) -> str:

@@ -63,6 +63,25 @@ async def test_nobody_starts_on_a_newer_schema_that_does_not_say_so(cloned: str,
     await pool.dispose()
 
 
+@pytest.mark.parametrize(
+    ("comment", "goes_on"), [(f"runs from {schema.NEEDED}", True), ("runs from 9999", False)]
+)
+async def test_a_keeper_goes_on_while_the_schema_serves_it(cloned: str, comment: str, goes_on: bool) -> None:
+    pool = engine.create(cloned)
+    assert await schema.outgrown(pool) == ""
+    in_future(cloned, comment)
+    said = await schema.outgrown(pool)
+    assert ("" if goes_on else f"9999, this program knows {schema.NEEDED} at most") in said
+    assert (said == "") is goes_on
+    await pool.dispose()
+
+
+async def test_who_does_not_answer_has_outgrown_nobody() -> None:
+    pool = engine.create("postgresql://nobody@127.0.0.1:9/nothing")
+    assert await schema.outgrown(pool) == ""
+    await pool.dispose()
+
+
 def test_the_last_migration_that_serves_no_older_program_says_who_runs() -> None:
     """A schema serves whoever all of its migrations serve."""
 
