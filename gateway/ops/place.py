@@ -14,7 +14,8 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from gateway.errors import PlaceFailed
 
-CHUNK_BYTES = 1 << 20
+# What is read at once: of a bucket, that is a request.
+CHUNK_BYTES = 8 << 20
 DOCUMENT_BYTES_MAX = 1 << 22
 SCHEMES = ("", "file", "s3")
 LOCAL = "local"

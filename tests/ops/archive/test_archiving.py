@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gateway.cli.main import run
 from gateway.core.billing.finance import Asked
 from gateway.counters.redis.keys import partition_of
-from gateway.errors import ArchiveFailed, Unprocessable
+from gateway.errors import ArchiveFailed, PlaceFailed, Unprocessable
 from gateway.ops.archive import manifest
 from gateway.ops.archive.archiving import archive
 from gateway.ops.archive.proving import prove
@@ -106,7 +106,7 @@ async def test_whenever_it_stops_nothing_is_lost_and_nothing_is_there_twice(old:
     while True:
         try:
             done = await old.archive(Failing(str(old.root), 5 * failed), drop=False)
-        except ArchiveFailed as error:
+        except PlaceFailed as error:
             assert "No space left" in str(error)  # noqa: PT017  # the last one does not fail
             failed += 1
             assert held(old.url, Place(str(old.root))) == old.all_of_it()

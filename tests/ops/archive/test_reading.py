@@ -18,7 +18,7 @@ from gateway.admin.resources import RESOURCES
 from gateway.cli.main import run
 from gateway.core.accounts.administration import Query
 from gateway.counters.redis.keys import partition_of
-from gateway.errors import ArchiveFailed
+from gateway.errors import ArchiveFailed, PlaceFailed
 from gateway.ops.archive.reading import LEDGERS, Asked, rows
 from gateway.ops.place import Place
 from persistence.store import Store
@@ -151,7 +151,7 @@ def test_a_file_that_is_another_one_is_not_read(kept: Kept, tmp_path: Path) -> N
     with pytest.raises(ArchiveFailed, match="is not what was archived"):
         torn.read("token-ledger")
     files[-1].unlink()
-    with pytest.raises(ArchiveFailed, match=files[-1].name):
+    with pytest.raises(PlaceFailed, match=files[-1].name):
         torn.read("token-ledger")
 
 
