@@ -74,9 +74,10 @@ def _worker(role: str) -> int:
     faulthandler.register(signal.SIGUSR2)  # asked where it hangs, it says so: places alone, no values
     logs.configure(settings.log_level)
     from gateway.app import run_gateway, run_keeper  # noqa: PLC0415
+    from gateway.run.stopping import run_to_end  # noqa: PLC0415
 
     work = run_gateway(settings, parent_pipe) if role == "serve" else run_keeper(settings, parent_pipe)
-    uvloop.run(_to_its_end(work))
+    run_to_end(uvloop.run, _to_its_end(work))
     return 0
 
 

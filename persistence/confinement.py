@@ -12,6 +12,7 @@ from dataclasses import replace
 from gateway.core.accounts.administration import OWNER, Row
 from gateway.core.accounts.roles import CREATE
 from gateway.errors import NotFound, Unprocessable
+from persistence.most_of_own import refuse_more
 from persistence.subject import Change, require
 from persistence.tables.people import organization
 from persistence.together import Does
@@ -20,6 +21,7 @@ from persistence.together import Does
 def done(change: Change) -> Row:
     """Do a write within its bounds."""
     enter(change)
+    refuse_more(change)
     row = change.subject.verbs[change.command.verb](change)
     leave(change, row)
     return row
@@ -29,6 +31,7 @@ def done_together(changes: Sequence[Change], does: Does) -> Sequence[Row]:
     """Do many writes of one kind within their bounds, all of them or, by an error, none."""
     for change in changes:
         enter(change)
+    refuse_more(changes[0], len(changes))
     rows = does(changes)
     for change, row in zip(changes, rows, strict=True):
         leave(change, row)

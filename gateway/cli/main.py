@@ -128,13 +128,14 @@ def keeper(
 
     from gateway.app import run_keeper  # noqa: PLC0415
     from gateway.run.serving import resolved  # noqa: PLC0415
+    from gateway.run.stopping import run_to_end  # noqa: PLC0415
     from gateway.telemetry import logs  # noqa: PLC0415
 
     read = partial(resolved, config, admin_port=admin_port, redis_url=redis_url, database_url=database_url)
     settings = read()
     settings.require("redis_url", "database_url", "admin_token", "key_pepper")
     logs.configure(settings.log_level)
-    uvloop.run(run_keeper(settings, read))
+    run_to_end(uvloop.run, run_keeper(settings, read))
 
 
 @app.command()

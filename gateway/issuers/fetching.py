@@ -15,11 +15,11 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
 from gateway.core.issuers.issuer import Issuer, may_lead_to
+from gateway.files import read_regular, require_regular
 from gateway.issuers import through
 from gateway.issuers.key_set import FETCH_S_MAX, Endpoints, KeySet, UnreadableKeys
 from gateway.issuers.signatures import read_key_set
@@ -80,8 +80,7 @@ def _told() -> Iterator[None]:
 
 def read_file(path: str) -> bytes:
     """What a small file holds."""
-    with Path(path).open("rb") as file:
-        return file.read(DOCUMENT_BYTES_MAX + 1)
+    return read_regular(path, DOCUMENT_BYTES_MAX)
 
 
 def _discovered(issuer: Issuer, deadline: float) -> dict[str, Any]:
@@ -187,6 +186,7 @@ def _connection(issuer: Issuer, parts: SplitResult) -> http.client.HTTPConnectio
 
 
 def _context(issuer: Issuer) -> ssl.SSLContext:
+    require_regular(issuer.ca_file)
     return ssl.create_default_context(cafile=issuer.ca_file or None)
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from gateway.core.upstreams.connect import failed, is_let_through, request
 from gateway.core.upstreams.proxies import Proxy
+from gateway.files import require_regular
 
 T = TypeVar("T")
 _CHUNK_BYTES = 65_536
@@ -26,6 +27,7 @@ def dialled(proxy: Proxy, within_s: float) -> socket.socket:
         plain = socket.create_connection((proxy.host, proxy.port), within_s)
         if not proxy.secured:
             return plain
+        require_regular(proxy.ca_file)
         context = ssl.create_default_context(cafile=proxy.ca_file or None)
         return context.wrap_socket(plain, server_hostname=proxy.host)
     except OSError as error:

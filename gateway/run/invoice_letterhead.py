@@ -14,6 +14,7 @@ from gateway.admin.invoices.renderer import LOGO_KINDS, InvoiceRenderer
 from gateway.admin.resources.addresses import COUNTRIES
 from gateway.core.billing.document import Letterhead, Party
 from gateway.errors import SettingError
+from gateway.files import read_regular
 from gateway.settings.settings import PREFIX, Settings
 
 FILE_BYTES_MAX = 4 * 1024 * 1024
@@ -93,7 +94,7 @@ def _addresses(place: str) -> Mapping[str, Sequence[str]]:
 
 def _readable(name: str, path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        content = read_regular(path, FILE_BYTES_MAX)
     except OSError as error:
         raise _wrong(name, str(path), "a file that can be read") from error
     if len(content) > FILE_BYTES_MAX:

@@ -22,7 +22,7 @@ from gateway.local.announce import JsonVoice, Voice
 from gateway.local.child import DIED, HUNG, Child, Program
 from gateway.run.readiness import of_gateway
 from gateway.run.reload import Renewal, Told, keep_renewing, watch_credentials
-from gateway.run.stopping import forever, stop_signal, until_stopped
+from gateway.run.stopping import forever, run_to_end, stop_signal, until_stopped
 from gateway.run.supervisor.ops import Ops, listen
 from gateway.run.tls_port import TlsPort, check_files
 from gateway.run.vitals import disks
@@ -62,7 +62,7 @@ def serve(config: Path | None, **options: str | int | None) -> None:
     settings.require("redis_url", "key_pepper")
     logs.configure(settings.log_level)
     voice = Voice() if sys.stderr.isatty() else JsonVoice(logs.logger("tollkeeper.serve"))
-    asyncio.run(_serve(Renewal(settings, read), voice))
+    run_to_end(asyncio.run, _serve(Renewal(settings, read), voice))
 
 
 def _of_a_gateway(config: Path | None, **options: str | int | None) -> Settings:

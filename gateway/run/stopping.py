@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 from gateway.core.retries import is_said
 from gateway.errors import CountersUnavailable
@@ -15,6 +18,8 @@ from gateway.errors import CountersUnavailable
 RESTART_S = 1.0
 # A loop that ran so long before it failed was well.
 WELL_AGAIN_S = 60.0
+# How long threads may take to end once all else has.
+THREADS_S_MAX = 10.0
 
 
 def stop_signal() -> asyncio.Event:
@@ -24,6 +29,34 @@ def stop_signal() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     return stop
+
+
+def run_to_end(
+    run: Callable[[Coroutine[Any, Any, None]], None], main: Coroutine[Any, Any, None],
+    threads_s_max: float = THREADS_S_MAX,
+) -> None:  # fmt: skip
+    """Run all that a process does. A thread that does not end then, such as a read, ends with it."""
+    status = 1
+
+    def leave() -> None:
+        logging.getLogger("tollkeeper").warning("forced to exit: a thread does not end")
+        os._exit(status)
+
+    late = threading.Timer(threads_s_max, leave)
+    late.daemon = True
+
+    async def whole() -> None:
+        nonlocal status
+        try:
+            await main
+            status = 0
+        finally:
+            late.start()
+
+    try:
+        run(whole())
+    finally:
+        late.cancel()
 
 
 @contextmanager

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
+from itertools import islice
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
-import yaml
 
 from gateway.errors import SettingError
+from gateway.settings.yaml_reader import UnreadableYaml, documents
 
 _FAULT = re.compile(r"(?P<said>.*?)(?: - at (?P<key>`key` in )?`\$(?P<place>.*)`)?", re.DOTALL)
 _STEP = re.compile(r"\.(?P<name>[^.\[]+)|\[(?P<index>\d+)\]|\[\.\.\.\]")
@@ -27,29 +28,17 @@ _NOUNS = {
 }  # fmt: skip
 
 
-class _Strict(yaml.SafeLoader):
-    """Plain values only, and no key twice: the second would silently win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen and key.value != "<<":
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value} stands here a second time", key.start_mark
-                )
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
-        return super().construct_mapping(node, deep)
-
-
 def parsed(text: bytes, place: str) -> Any:
     """The document; SettingError names `place` and the line of what is no YAML."""
     try:
-        return yaml.load(text, _Strict)  # noqa: S506  # a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not text"
-        raise SettingError(f"{place}{line}: not valid YAML ({problem})") from error
+        found = [*islice(documents(text.decode("utf-8-sig"), place), 2)]
+    except UnreadableYaml as error:
+        raise SettingError(f"{place} line {error.line}: not valid YAML ({error.said})") from error
+    except UnicodeDecodeError as error:
+        raise SettingError(f"{place}: not valid YAML (not text)") from error
+    if len(found) > 1:
+        raise SettingError(f"{place}: not valid YAML (more than one document)")
+    return found[0].value if found else None
 
 
 def substituted(value: Any, environ: Mapping[str, str], place: str) -> Any:

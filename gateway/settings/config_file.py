@@ -28,6 +28,7 @@ from gateway.core.issuers.sign_in import SignIn
 from gateway.core.model import GENERIC, Family, Service
 from gateway.core.upstreams.proxies import Proxies
 from gateway.errors import SettingError
+from gateway.files import read_regular, require_regular
 from gateway.settings.issuers import ISSUERS_MAX, WrittenIssuer, issuers_of
 from gateway.settings.proxies import own_proxies
 from gateway.settings.sign_in import WrittenSignIn, sign_in_of
@@ -167,8 +168,7 @@ def read_config(path: Path, environ: Mapping[str, str]) -> ConfigFile:
     from gateway.settings.config_errors import explained, parsed, substituted  # noqa: PLC0415  # spares workers, which never read it, memory
 
     try:
-        with path.open("rb") as file:
-            text = file.read(CONFIG_BYTES_MAX + 1)
+        text = read_regular(path, CONFIG_BYTES_MAX)
     except OSError as error:
         raise SettingError(f"{path}: cannot be read ({error.strerror})") from error
     if len(text) > CONFIG_BYTES_MAX:
@@ -265,11 +265,13 @@ def _check_files(place: str, written: _Upstream) -> None:
     if written.ca_file is None and certificate is None:
         return
     try:
+        require_regular(written.ca_file)
         context = ssl.create_default_context(cafile=written.ca_file)
     except OSError as error:  # `ssl.SSLError` is one: then it is no PEM file
         raise SettingError(f"{place}.ca_file: {written.ca_file!r} cannot be used") from error
     if certificate is not None:
         try:
+            require_regular(certificate, key)
             context.load_cert_chain(certificate, key, password=lambda: b"")  # nobody is asked for one
         except OSError as error:
             said = f"{place}.cert_file: {certificate!r} with key_file {key!r}"

@@ -10,6 +10,7 @@ import msgspec
 
 from gateway.core.issuers.issuer import LEEWAY_S, SUBJECT, USUAL_ALGORITHMS, Issuer, may_be_asked
 from gateway.errors import SettingError
+from gateway.files import require_regular
 
 ISSUERS_MAX = 32
 
@@ -76,6 +77,7 @@ def check_authority(ca_file: str, place: str) -> None:
     if not ca_file:
         return
     try:
+        require_regular(ca_file)
         ssl.create_default_context(cafile=ca_file)
     except OSError as error:  # `ssl.SSLError` is one: then it is no PEM file
         raise SettingError(f"{place}.ca_file: {ca_file!r} cannot be used") from error

@@ -15,6 +15,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from gateway.core.upstreams.proxies import DIRECT, Proxies, Proxy, read_exempt
 from gateway.errors import SettingError
+from gateway.files import require_regular
 
 # What an upstream says that is reached directly, whatever the variables say.
 NONE = "none"
@@ -45,6 +46,7 @@ def read_proxies(environ: Mapping[str, str], settings: Mapping[str, Any]) -> Pro
 
 def _check_authority(ca_file: str) -> None:
     try:
+        require_regular(ca_file)
         ssl.create_default_context(cafile=ca_file)
     except OSError as error:  # `ssl.SSLError` is one: then it is no PEM file
         said = f"TOLLKEEPER_PROXY_CA_FILE={ca_file!r} cannot be used"

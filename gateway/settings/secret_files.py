@@ -5,12 +5,11 @@ What such a file holds stands in no message: its path does.
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from gateway.errors import SettingError
+from gateway.files import read_regular
 
 SUFFIX = "_FILE"
 # What only keepers, and who looks after them, need: credentials that a gateway is not given.
@@ -59,7 +58,7 @@ def both_set(variable: str, file: str) -> SettingError:
 def read_secret(place: str, path: str) -> str:
     """The one line of a file, without its end; `SettingError` names `place` and the file."""
     try:
-        data = _content(path)
+        data = read_regular(path, SECRET_BYTES_MAX)
     except (OSError, ValueError) as error:  # a path with NUL is a ValueError
         why = error.strerror if isinstance(error, OSError) else "no path"
         raise SettingError(f"{place}={path!r} cannot be read: {why}") from error
@@ -92,17 +91,6 @@ def signature(path: str) -> Signature:
     except (OSError, ValueError):
         return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _content(path: str) -> bytes:
-    with open(path, "rb", opener=_opened) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(0, "no regular file")
-        return file.read(SECRET_BYTES_MAX + 1)
-
-
-def _opened(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would be waited for
 
 
 def _fault(data: bytes) -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 import ssl
 from dataclasses import dataclass
-from pathlib import Path
 
 from gateway.core.certificate import TlsFiles, UnreadableCertificate, not_after
 from gateway.errors import SettingError
+from gateway.files import read_regular, require_regular
 
 PEM_BYTES_MAX = 1 << 20
 ALPN = "http/1.1"
@@ -42,6 +42,7 @@ def load(files: TlsFiles, prefix: str) -> Loaded:
     context.set_alpn_protocols([ALPN])
     pair = f"{prefix}CERT_FILE={files.certificate!r} and {prefix}KEY_FILE={files.key!r}"
     try:
+        require_regular(files.certificate, files.key)
         context.load_cert_chain(files.certificate, files.key, password=lambda: b"")  # nobody is asked for one
         found = _FIRST.search(_read(files.certificate))
         content = found[0] if found else b""
@@ -50,6 +51,7 @@ def load(files: TlsFiles, prefix: str) -> Loaded:
     if files.authority:
         place = f"{prefix}CLIENT_CA_FILE={files.authority!r}"
         try:
+            require_regular(files.authority)
             context.load_verify_locations(files.authority)
         except (OSError, ValueError) as error:
             why = "no PEM file of certificates" if isinstance(error, ssl.SSLError) else _strerror(error)
@@ -105,8 +107,7 @@ class Certificates:
 
 
 def _read(path: str) -> bytes:
-    with Path(path).open("rb") as file:
-        return file.read(PEM_BYTES_MAX)
+    return read_regular(path, PEM_BYTES_MAX)
 
 
 def _why_no_pair(error: Exception) -> str:

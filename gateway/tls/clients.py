@@ -6,6 +6,7 @@ import ssl
 
 from gateway.core.certificate import TlsFiles
 from gateway.errors import SettingError
+from gateway.files import require_regular
 
 
 def trusting(files: TlsFiles, prefix: str, trusted: str = "") -> ssl.SSLContext:
@@ -16,6 +17,7 @@ def trusting(files: TlsFiles, prefix: str, trusted: str = "") -> ssl.SSLContext:
     the authority where it has another name.
     """
     try:
+        require_regular(files.authority)
         context = ssl.create_default_context(cafile=files.authority or None)
     except (OSError, ValueError) as error:
         raise _unusable(f"{trusted or f'{prefix}CA_FILE'}={files.authority!r}", error) from error
@@ -24,6 +26,7 @@ def trusting(files: TlsFiles, prefix: str, trusted: str = "") -> ssl.SSLContext:
     if files.certificate or files.key:
         pair = f"{prefix}CERT_FILE={files.certificate!r} and {prefix}KEY_FILE={files.key!r}"
         try:
+            require_regular(files.certificate, files.key)
             context.load_cert_chain(files.certificate, files.key or None, password=lambda: b"")
         except (OSError, ValueError) as error:
             raise _unusable(pair, error) from error

@@ -133,6 +133,22 @@ async def test_a_changed_file_is_in_force_as_a_whole_and_a_wrong_one_is_not(tmp_
         watching.cancel()
 
 
+async def test_a_pipe_in_its_place_is_told_and_what_comes_after_it_is_read(tmp_path: Path) -> None:
+    one = Watching(tmp_path)
+    watching = asyncio.create_task(one.renew())
+    try:
+        one.config.unlink()
+        os.mkfifo(one.config)
+        await eventually(lambda: one.now.wrong)
+        assert one.now.wrong.endswith("cannot be read (no regular file)")
+        assert one.now.snapshot() == {"configuration_stale": 1}
+        replaced(one.config, (CONFIG % 4096).encode())
+        await eventually(lambda: one.now.running.http.body_bytes_max == 4096)
+        assert not one.now.wrong
+    finally:
+        watching.cancel()
+
+
 async def test_what_was_wrong_elsewhere_is_tried_again_without_another_file(tmp_path: Path) -> None:
     one = Watching(tmp_path)
     one.key.unlink()

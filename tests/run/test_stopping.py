@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 from gateway.errors import CountersUnavailable
 from gateway.run import stopping
@@ -49,3 +54,33 @@ async def test_what_is_not_done_in_time_is_left_and_what_fails_is_said() -> None
     await stopping.all_within(0.05, works, lambda event, **facts: said.append((event, facts["error"])))
     assert did == ["done", "left"]
     assert said == [("not done before the end", "OSError('gone')")]
+
+
+def test_a_process_ends_though_a_thread_does_not(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    program = f"""
+import asyncio
+from gateway.run.stopping import run_to_end
+async def main():
+    asyncio.create_task(asyncio.to_thread(open, {str(pipe)!r}))
+    await asyncio.sleep(0.1)
+    print("stopped", flush=True)
+run_to_end(asyncio.run, main(), 0.2)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout) == (0, b"stopped\n"), ended.stderr
+    assert b"a thread does not end" in ended.stderr
+
+
+def test_a_process_whose_threads_end_is_left_to_end_by_itself() -> None:
+    done = []
+
+    async def main() -> None:
+        done.append(await asyncio.to_thread(lambda: "read"))
+
+    stopping.run_to_end(asyncio.run, main())
+    assert done == ["read"]
+    for timer in [each for each in threading.enumerate() if isinstance(each, threading.Timer)]:
+        timer.join(5)
+        assert not timer.is_alive(), "what would end the process has ended"

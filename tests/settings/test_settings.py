@@ -403,6 +403,10 @@ def test_variables_are_replaced_in_strings_only_where_written(tmp_path: Path) ->
         ("- 1", "the whole file: expected a mapping, got a list"),
         ("[" * 3000, "not valid YAML"),
         ("a: !!python/object/apply:os.system [exit]", "line 1: not valid YAML"),
+        ("a: &a [x]\nb: [*a]", "line 1: not valid YAML (anchors and aliases (& and *) are not taken"),
+        ("\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)), "not taken"),
+        ("a: {<<: {b: c}}", "line 1: not valid YAML"),
+        ("a: 1\n---\nb: 2", "not valid YAML (more than one document)"),
     ],
 )
 def test_a_wrong_file_is_refused_with_the_place(tmp_path: Path, text: str, said: str) -> None:

@@ -5,7 +5,6 @@ A plan is tried by doing it and undoing it. The counters are told once it is sto
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -14,6 +13,7 @@ from gateway.admin.configuration.matching import ROWS_MAX
 from gateway.admin.configuration.naming import Planned
 from gateway.admin.configuration.objects import Objects, read
 from gateway.admin.configuration.planning import Plan, Planner
+from gateway.admin.configuration.threads import in_thread
 from gateway.admin.configuration.words import KINDS
 from gateway.admin.http.auth import require_read, require_write
 from gateway.admin.operations import Done, finish, mint
@@ -68,7 +68,7 @@ class Configurator:
 
     async def do(self, wish: Wish) -> Done:
         """Plan, try or apply; `Conflict` where the plan is another by now."""
-        objects = await asyncio.to_thread(read, wish.objects, self._ports.actor.organization_id)
+        objects = await in_thread(read, wish.objects, self._ports.actor.organization_id)
         for kind in objects.by_kind:
             require_read(self._ports.actor, KINDS[kind])
         if wish.prune and not objects.count:
@@ -79,7 +79,7 @@ class Configurator:
         work = await self._ports.store.applying(lambda session: self._work(session, wish, objects), keep=keep)
         if isinstance(work, Replay):
             return Done(work.status or 200, work.body, replayed=True)
-        content = _told(work)
+        content = await in_thread(_told, work)
         if not keep:
             return Done(200, content)
         content |= await self._push(work)
@@ -113,13 +113,14 @@ class Configurator:
         work = _Work(plan)
         if wish.digest is None and not wish.trial:
             return work
-        for planned in plan.changes:
-            self._require(planned)
+        await in_thread(self._require_all, plan)
         if wish.digest is not None and wish.digest != plan.digest:
             raise Conflict("What is there has changed since this was planned: plan again.")
         if wish.digest is None and len(plan.changes) > TRIED_MAX:
             return work
-        steps = [step for planned in plan.changes for step in self._steps(planned, work.secrets)]
+        steps = await in_thread(
+            lambda: [step for planned in plan.changes for step in self._steps(planned, work.secrets)]
+        )
         try:
             ran = await session.run(steps)
         except StepRefused as refused:
@@ -129,8 +130,12 @@ class Configurator:
         await session.note(self._owner, wish.name, plan.marks, [*plan.forgotten, *_ended(plan, ran)])
         work.is_applied = wish.digest is not None
         if self._claim is not None:
-            await session.keep(self._claim, _told(work))
+            await session.keep(self._claim, await in_thread(_told, work))
         return work
+
+    def _require_all(self, plan: Plan) -> None:
+        for planned in plan.changes:
+            self._require(planned)
 
     def _require(self, planned: Planned) -> None:
         """Refuse what the caller's role may not do, naming the object."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
+from gateway.admin.configuration.matching import Which, meant
 from gateway.admin.configuration.sameness import same
+from gateway.admin.configuration.threads import in_thread
 from gateway.admin.configuration.words import KINDS, declared, model, references, word
 from gateway.admin.http.auth import require_read
 from gateway.admin.ports import AdminPorts, Applying
 from gateway.admin.resources import Resource
+from gateway.admin.resources.configuration import DEFAULT_NAME
 from gateway.admin.resources.values import In
 from gateway.core.accounts.administration import Row
+from gateway.core.accounts.declaration import Mark
 from gateway.errors import Unprocessable
 
 ROWS_MAX = 100_000
@@ -22,13 +26,17 @@ async def export(ports: AdminPorts) -> Row:
     """Write down all that is configuration, by its kind."""
     for resource in KINDS.values():
         require_read(ports.actor, resource)
-    return await ports.store.applying(lambda session: _Export().read(session), keep=False)
+    owner = ports.actor.organization_id or 0
+    return await ports.store.applying(lambda session: _Export(owner).read(session), keep=False)
 
 
 class _Export:
     """What was read so far: of each kind the rows by id, and how often each name is there."""
 
-    def __init__(self) -> None:
+    def __init__(self, owner: int) -> None:
+        self._owner = owner
+        # Which of several rows of one name files mean, where they say none of their own name.
+        self._marks: dict[Which, Mark] = {}
         self._rows: dict[str, Mapping[object, Row]] = {}
         self._names: dict[str, Counter[object]] = {}
         self._left_out: list[str] = []
@@ -36,12 +44,14 @@ class _Export:
     async def read(self, session: Applying) -> Row:
         """All kinds, each behind what it refers to."""
         objects: dict[str, list[Row]] = {}
+        marks = await session.marks(self._owner, DEFAULT_NAME, ROWS_MAX)
+        self._marks = {(mark.resource, mark.row_id): mark for mark in marks}
         for resource in KINDS.values():
             rows = await session.every(resource.name, ROWS_MAX)
             if len(rows) > ROWS_MAX:
                 message = f"has more than {ROWS_MAX} rows, the most that are written down at once"
                 raise Unprocessable(errors=((resource.name, message),))
-            found = self._objects(resource, rows)
+            found = await in_thread(self._objects, resource, rows)
             if found:
                 objects[resource.name] = found
         more = len(self._left_out) - LEFT_OUT_MAX
@@ -53,13 +63,15 @@ class _Export:
         there = [row for row in rows if not how.is_gone(row)]
         if how.repeats:
             there = list({_identity(resource, row): row for row in there}.values())
-        same_name = Counter(_identity(resource, row) for row in there)
+        same_name: dict[tuple[object, ...], list[Row]] = defaultdict(list)
+        for row in there:
+            same_name[_identity(resource, row)].append(row)
         there = [row for row in there if how.is_kept(row)]
         self._names[resource.name] = Counter(row[how.by[-1]] for row in there)
         kept: dict[object, Row] = {}
         objects = []
         for row in there:
-            if same_name[_identity(resource, row)] > 1:
+            if [row] != [*meant(resource.name, same_name[_identity(resource, row)], self._marks)]:
                 self._leave(resource, row, "others have the same name: rename all but one")
                 continue
             said = self._object(resource, row)

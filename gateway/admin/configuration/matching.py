@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
 from gateway.admin.configuration.objects import ERRORS_MAX, Errors, Objects, Reference, Wanted
+from gateway.admin.configuration.threads import in_thread
 from gateway.admin.configuration.words import declared, references, word
 from gateway.admin.ports import Applying
 from gateway.admin.resources import Resource
 from gateway.core.accounts.administration import OWNER, Row
-from gateway.core.accounts.declaration import New
+from gateway.core.accounts.declaration import Mark, New
 from gateway.core.billing.price_book import folded
 from gateway.errors import Unprocessable
 
@@ -23,19 +23,26 @@ NAMES_SUGGESTED_MAX = 1_000
 ROWS_MAX = 100_000
 
 Identity = tuple[object, ...]
-# An object, and the rows that have its name, oldest first.
+# An object, and the rows that have its name, oldest first: one where it is known which is meant.
 Pair = tuple[Wanted, Sequence[Row]]
+Which = tuple[str, object]
 
 
 class Matching:
     """Finds rows kind by kind, in the order in which they can be made.
 
-    `own` is the organization the caller is of: what says none of its own is of that one.
+    `own` is the organization the caller is of: what says none of its own is of that one. `marks` say which
+    rows were meant before: those stay the ones meant, whatever others name theirs.
     """
 
     def __init__(
-        self, session: Applying, objects: Objects, own: int | None, errors: Errors, rows_max: int = ROWS_MAX
-    ) -> None:
+        self, session: Applying, objects: Objects, own: int | None, errors: Errors,
+        marks: Mapping[Which, Mark], *, rows_max: int = ROWS_MAX,
+    ) -> None:  # fmt: skip
+        # Rows that were named by less than their whole name: another may have that name tomorrow.
+        self.referred: dict[Which, None] = {}
+        self._marks = marks
+        self._said: dict[str, set[object]] = defaultdict(set)
         self._session = session
         self._objects = objects
         self._own = own
@@ -54,22 +61,27 @@ class Matching:
         if not objects and resource.name not in self._asked:
             return []
         refused = len(self._errors)
-        whole = await asyncio.to_thread(lambda: [wanted for wanted in objects if self._resolve(wanted)])
+        whole = await in_thread(lambda: [wanted for wanted in objects if self._resolve(wanted)])
         rows = await self._rows(resource, whole)
-        found = await asyncio.to_thread(self._paired, resource, whole, rows)
+        found = await in_thread(self._paired, resource, whole, rows)
         return found if len(self._errors) == refused else []
 
     def _paired(self, resource: Resource, whole: Sequence[Wanted], rows: Sequence[Row]) -> list[Pair]:
         """The objects with the rows of their names, all of which may be referred to from now on."""
         by_name: dict[Identity, list[Row]] = defaultdict(list)
         for row in rows:
-            by_name[_identity(resource, row)].append(row)
+            by_name[identity_of(resource, row)].append(row)
             self._know(resource, row, row["id"])
-        found: list[Pair] = [(each, by_name.get(_identity(resource, values_of(each)), ())) for each in whole]
+        found: list[Pair] = []
         self._refuse_twice(resource, whole)
-        for wanted, there in found:
+        for wanted in whole:
+            there: Sequence[Row] = by_name.get(identity_of(resource, values_of(wanted)), ())
+            if not declared(resource).since:
+                there = meant(resource.name, there, self._marks)
             if not there:
                 self._know(resource, values_of(wanted), New(wanted.number))
+            self._said[resource.name].update([row["id"] for row in there] or [New(wanted.number)])
+            found.append((wanted, there))
         return found
 
     def _ask(self, names: Iterable[object]) -> None:
@@ -145,7 +157,10 @@ class Matching:
         if wanted.keys() >= {*how.by}:
             found = self._whole[target.name].get(tuple(wanted[name] for name in how.by), ())
         one = target.name.removesuffix("s")
+        found = self._decided(target.name, found)
         if len(found) == 1:
+            if len(how.by) > len(wanted) and not isinstance(found[0], New):
+                self.referred[target.name, found[0]] = None
             return found[0]
         if found:
             fields = ", ".join(word(target, name) for name in how.by)
@@ -158,15 +173,36 @@ class Matching:
         suggestion = f"did you mean {meant[0]!r}?" if meant else "no object here makes one"
         raise LookupError(f"there is no {one} named {reference.name!r}; {suggestion}")
 
+    def _decided(self, kind: str, found: Sequence[object]) -> Sequence[object]:
+        """Of rows of one name the one that these objects are about, else the one that was meant before."""
+        if len(found) < 2:
+            return found
+        mine = [each for each in found if each in self._said[kind]]
+        if mine:
+            return mine
+        return [row["id"] for row in meant(kind, [{"id": each} for each in found], self._marks)]
+
     def _refuse_twice(self, resource: Resource, objects: Sequence[Wanted]) -> None:
         how = declared(resource)
         first: dict[Identity, Wanted] = {}
         for wanted in objects:
             at = wanted.values.get(how.since) if how.since else None
-            other = first.setdefault((*_identity(resource, values_of(wanted)), at), wanted)
+            other = first.setdefault((*identity_of(resource, values_of(wanted)), at), wanted)
             if other is not wanted:
                 name = word(resource, how.by[-1])
                 self._errors.append((f"{wanted.at}.{name}", f"names the same as {other.at}"))
+
+
+def meant(kind: str, rows: Sequence[Row], marks: Mapping[Which, Mark]) -> Sequence[Row]:
+    """Of rows of one name the one that applying made, or took for its own: all of them where none is."""
+    if len(rows) < 2:
+        return rows
+    noted = [(row, marks[kind, row["id"]]) for row in rows if (kind, row["id"]) in marks]
+    made = [row for row, mark in noted if mark.made]
+    for known in (made, [row for row, _ in noted]):
+        if len(known) == 1:
+            return known
+    return rows
 
 
 def _there(values: Iterable[object]) -> set[object]:
@@ -183,7 +219,8 @@ def values_of(wanted: Wanted) -> Row:
     return {**defaults, **wanted.values, **wanted.ids}
 
 
-def _identity(resource: Resource, values: Row) -> Identity:
+def identity_of(resource: Resource, values: Row) -> Identity:
+    """All that a row is named by."""
     how = declared(resource)
     found = (values[name] for name in how.by)
     return tuple(folded(str(each or "")) for each in found) if how.folded else tuple(found)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from gateway.admin.configuration.threads import in_thread
 from gateway.admin.configuration.words import KINDS, declared, references
 from gateway.admin.ports import Applying
 from gateway.admin.resources import Resource
@@ -49,7 +49,7 @@ class Planned:
 
 async def name_all(session: Applying, changes: Sequence[Planned]) -> None:
     """Give each change the whole name of its row, and the names of what its fields named before."""
-    await asyncio.to_thread(_name_all, changes, await _rows(session, changes))
+    await in_thread(_name_all, changes, await _rows(session, changes))
 
 
 def _name_all(changes: Sequence[Planned], rows: Mapping[Which, Row]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 
 from pydantic import ValidationError
 
@@ -20,6 +21,12 @@ from gateway.errors import Unprocessable
 
 OBJECTS_MAX = 20_000
 ERRORS_MAX = 50
+# So many unknown kinds are named; where there are more nothing else is looked at.
+UNKNOWN_KINDS_MAX = 5
+# What one object holds, however deep.
+OBJECT_VALUES_MAX = 5_000
+# So much of a name that is not known is said again.
+NAME_SHOWN_CHARS_MAX = 100
 REFERENCE_DEPTH_MAX = 3
 # Stands for an id, and for a moment, that nobody knows yet.
 _SOME_ID = 1
@@ -95,7 +102,10 @@ def read(sent: Mapping[str, object], own: int | None = None) -> Objects:
 
     Of a caller of one organization, `own`, whatever says none is of that one.
     """
-    errors: Errors = [(kind, f"unknown kind; {near(kind, KINDS)}") for kind in sent if kind not in KINDS]
+    unknown = [*islice((kind for kind in sent if kind not in KINDS), UNKNOWN_KINDS_MAX)]
+    errors: Errors = [(_shown(kind), f"unknown kind; {near(_shown(kind), KINDS)}") for kind in unknown]
+    if len(unknown) == UNKNOWN_KINDS_MAX:
+        refuse(errors)
     found: dict[str, list[Wanted]] = {}
     count = number = 0
     for kind, resource in KINDS.items():
@@ -111,8 +121,8 @@ def read(sent: Mapping[str, object], own: int | None = None) -> Objects:
             wanted = _object((resource, index, number), one, own, errors)
             if wanted is not None:
                 found.setdefault(kind, []).append(wanted)
-        if len(errors) >= ERRORS_MAX:
-            break
+            if len(errors) >= ERRORS_MAX:
+                refuse(errors)
     refuse(errors)
     return Objects(found)
 
@@ -129,6 +139,9 @@ def _object(place: _Place, one: object, own: int | None, errors: Errors) -> Want
     if not isinstance(one, dict):
         errors.append((at, "must be an object: fields and their values"))
         return None
+    if _is_larger(one, OBJECT_VALUES_MAX):
+        errors.append((at, f"holds more than {OBJECT_VALUES_MAX} values"))
+        return None
     here: Errors = []
     ids, known = references(resource), words(resource)
     names: dict[str, Reference | None] = {}
@@ -136,7 +149,9 @@ def _object(place: _Place, one: object, own: int | None, errors: Errors) -> Want
     for said, value in one.items():
         name = known.get(said)
         if name is None:
-            here.append((said, _unknown(resource, said)))
+            here.append((_shown(said), _unknown(resource, _shown(said))))
+            if len(here) >= ERRORS_MAX:
+                break
         elif name not in ids:
             values[name] = value
         elif value is None:
@@ -173,6 +188,23 @@ def _unknown(resource: Resource, said: str) -> str:
     return f"unknown field; {near(said, words(resource))}"
 
 
+def _shown(name: str) -> str:
+    return name if len(name) <= NAME_SHOWN_CHARS_MAX else f"{name[:NAME_SHOWN_CHARS_MAX]}…"
+
+
+def _is_larger(value: object, most: int) -> bool:
+    """Whether a value holds more than so many others; no more of them are looked at."""
+    waiting, count = [value], 0
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict | list):
+            count += len(one)
+            if count > most:
+                return True
+            waiting += one.values() if isinstance(one, dict) else one
+    return False
+
+
 def _said(resource: Resource, path: str) -> str:
     first, dot, rest = path.partition(".")
     return f"{word(resource, first)}{dot}{rest}"
@@ -188,7 +220,7 @@ def _reference(target: Resource, value: object, depth: int = 1) -> Reference:
     right = f"its {last}" if len(fields) == 1 else f"its {last}, or {{{', '.join(fields)}}}"
     if not isinstance(value, dict) or depth > REFERENCE_DEPTH_MAX:
         raise ValueError(f"must be {right}")  # told as any other wrong value
-    wrong = [said for said in value if said not in fields]
+    wrong = [_shown(said) for said in value if said not in fields][:UNKNOWN_KINDS_MAX]
     if wrong or last not in value:
         raise ValueError(f"must be {right}, not {', '.join(wrong) or 'without ' + last}")
     return Reference(target, dict(_parts(target, value, depth)))

@@ -5,17 +5,18 @@ Equal plans have equal digests: what was shown is what is done, or it is refused
 
 from __future__ import annotations
 
-import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
-from gateway.admin.configuration.matching import ROWS_MAX, Matching, Pair, values_of
+from gateway.admin.configuration.matching import ROWS_MAX, Identity, Matching, Pair, identity_of, values_of
 from gateway.admin.configuration.naming import Planned, name_all
 from gateway.admin.configuration.objects import Errors, Objects, Wanted, refuse
 from gateway.admin.configuration.sameness import same
+from gateway.admin.configuration.threads import in_thread
 from gateway.admin.configuration.words import KINDS, declared, model, references, word
 from gateway.admin.http.body import canonical
 from gateway.admin.ports import Applying
@@ -35,12 +36,8 @@ class Plan:
     unchanged: int
     marks: Sequence[Mark]
     forgotten: Sequence[Mark]
-
-    @property
-    def digest(self) -> str:
-        """Names the plan by its content."""
-        noted = [[mark.resource, str(mark.row_id), *mark.fields] for mark in (*self.marks, *self.forgotten)]
-        return sha256(canonical([[each.told() for each in self.changes], noted])).hexdigest()
+    # Names the plan by its content.
+    digest: str
 
 
 class Planner:
@@ -53,8 +50,10 @@ class Planner:
         self._session = session
         self._objects = objects
         self._errors: Errors = []
-        self._matching = Matching(session, objects, actor.organization_id, self._errors, rows_max)
-        self._marks = {(mark.resource, mark.row_id): mark for mark in marks}
+        self._rows_max = rows_max
+        self._marks: dict[tuple[str, object], Mark] = {(mark.resource, mark.row_id): mark for mark in marks}
+        own = actor.organization_id
+        self._matching = Matching(session, objects, own, self._errors, self._marks, rows_max=rows_max)
         self._now = now
         self._changes: list[Planned] = []
         self._new_marks: list[Mark] = []
@@ -65,13 +64,15 @@ class Planner:
         """Compare everything; `Unprocessable` names what cannot be, field by field."""
         for resource in KINDS.values():
             pairs = await self._matching.match(resource)
-            await asyncio.to_thread(self._compare_all, pairs)
+            await in_thread(self._compare_all, pairs)
         refuse(self._errors)
+        self._note_referred()
         forgotten: list[Mark] = []
         if prune:
             await self._prune(forgotten)
         await name_all(self._session, self._changes)
-        return Plan(self._changes, self._unchanged, self._new_marks, forgotten)
+        digest = await in_thread(_digest, self._changes, [*self._new_marks, *forgotten])
+        return Plan(self._changes, self._unchanged, self._new_marks, forgotten, digest)
 
     def _compare_all(self, pairs: Sequence[Pair]) -> None:
         for pair in pairs:
@@ -106,6 +107,12 @@ class Planner:
         mark = Mark(*key, wanted.fields, made=isinstance(row_id, New) or (before is not None and before.made))
         if mark != before:
             self._new_marks.append(mark)
+
+    def _note_referred(self) -> None:
+        """Remember whom part of a name stood for, so that it stands for the same later."""
+        for kind, row_id in self._matching.referred:
+            if (kind, row_id) not in self._met and (kind, row_id) not in self._marks:
+                self._new_marks.append(Mark(kind, int(str(row_id)), (), made=False))
 
     def _make(self, wanted: Wanted) -> None:
         how, values = declared(wanted.resource), dict(wanted.values)
@@ -188,17 +195,31 @@ class Planner:
             }
             rows = await self._session.find(resource.name, {"id": list(mine)}, len(mine)) if mine else ()
             there = [row for row in rows if not declared(resource).is_gone(row)]
-            gone = {row["id"] for row in there}
+            gone, several = {row["id"] for row in there}, await self._several(resource, there)
             forgotten += [mark for row_id, mark in mine.items() if row_id not in gone]
             for row in there:
                 row_id, number = int(str(row["id"])), -1 - len(self._changes)
                 by = {name: row[name] for name in declared(resource).by}
                 planned = Planned(DELETE, resource, "", number, by, row_id)
-                if resource.settle_first or resource.deletable:
+                if identity_of(resource, row) in several:
+                    planned.stays = "others have its name: rename all but one, or delete it by its id"
+                elif resource.settle_first or resource.deletable:
                     planned.writes = [(resource.settle_first or DELETE, {})]
                 else:
                     planned.stays = f"{resource.name} cannot be deleted"
                 self._changes.append(planned)
+
+    async def _several(self, resource: Resource, rows: Sequence[Row]) -> set[Identity]:
+        """Which names of these rows others have as well: none of those is deleted unseen."""
+        if not rows:
+            return set()
+        how = declared(resource)
+        names = {name: {row[name] for row in rows} for name in how.by}
+        found = await self._session.find(resource.name, names, self._rows_max, folded=how.folded)
+        there = Counter(identity_of(resource, row) for row in found if not how.is_gone(row))
+        if len(found) > self._rows_max:
+            return {identity_of(resource, row) for row in rows}
+        return {identity for identity, count in there.items() if count > 1}
 
     def _planned(self, verb: str, wanted: Wanted, row_id: int | None = None) -> Planned:
         values = values_of(wanted)
@@ -207,6 +228,11 @@ class Planner:
 
     def _refuse(self, wanted: Wanted, name: str, message: str) -> None:
         self._errors.append((f"{wanted.at}.{word(wanted.resource, name)}", message))
+
+
+def _digest(changes: Sequence[Planned], marks: Sequence[Mark]) -> str:
+    noted = [[mark.resource, str(mark.row_id), *mark.fields] for mark in marks]
+    return sha256(canonical([[each.told() for each in changes], noted])).hexdigest()
 
 
 def _stored(resource: Resource, row: Row, name: str) -> object:

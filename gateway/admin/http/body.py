@@ -13,6 +13,8 @@ from pydantic import BaseModel, ValidationError
 from gateway.errors import AdminRefusal, Unprocessable, UnsupportedEncoding
 
 ERRORS_MAX = 50
+# What a body may hold, however deep: each takes many times the memory that it takes as JSON.
+VALUES_MAX = 50_000
 # What pydantic adds where a name itself is wrong, not what it names.
 _OF_A_NAME = "[key]"
 
@@ -30,21 +32,26 @@ async def read_body(request: web.Request, *, needed: bool = False) -> Body:
     return parse(raw)
 
 
-def parse(raw: bytes) -> Body:
+def parse(raw: bytes, values_max: int = VALUES_MAX) -> Body:
     """Read a JSON object; `AdminRefusal` for anything that is not exactly one.
 
     Nothing at all counts as `{}`: an action without arguments needs no body.
     """
     if not raw.strip():
         return {}
-    value = parse_any(raw)
+    value = parse_any(raw, values_max)
     if not isinstance(value, dict):
         raise AdminRefusal("The body must be a JSON object.")
     return value
 
 
-def parse_any(raw: bytes) -> object:
-    """Read a JSON value; `AdminRefusal` where it is ambiguous, or none."""
+def parse_any(raw: bytes, values_max: int = VALUES_MAX) -> object:
+    """Read a JSON value; `AdminRefusal` where it is ambiguous, or none.
+
+    What may hold more than `values_max` values is not read at all. Commas of texts count as well.
+    """
+    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > values_max:
+        raise Unprocessable(errors=(("", f"holds more than {values_max} values: send less at once"),))
     try:
         value: object = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_constant)
         canonical(value)

@@ -12,6 +12,7 @@ import ssl
 
 from gateway.core.certificate import TlsFiles
 from gateway.errors import SettingError
+from gateway.files import require_regular
 
 _PREFIX = "TOLLKEEPER_REDIS_"
 _log = logging.getLogger("tollkeeper.redis")
@@ -49,11 +50,13 @@ class Secured:
 def _made(files: TlsFiles) -> ssl.SSLContext:
     """Certificate and name are always verified; who may sign them can be said."""
     try:
+        require_regular(files.authority)
         context = ssl.create_default_context(cafile=files.authority or None)
     except (OSError, ssl.SSLError) as error:
         raise SettingError(f"{_PREFIX}CA_FILE={files.authority!r} cannot be used: {_why(error)}") from error
     if files.certificate:
         try:
+            require_regular(files.certificate, files.key)
             context.load_cert_chain(files.certificate, files.key or None, password="")
         except (OSError, ssl.SSLError) as error:
             shown = f"{_PREFIX}CERT_FILE={files.certificate!r} and {_PREFIX}KEY_FILE={files.key!r}"

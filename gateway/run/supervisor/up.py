@@ -26,7 +26,7 @@ from gateway.local.data_directory import opened
 from gateway.local.demo import seed as demo
 from gateway.run.reload import KEEPERS_RENEWABLE, RENEWABLE, Renewal, Told, keep_renewing, watch_credentials
 from gateway.run.serving import find_home, gateway_worker, resolved, tell_restarts
-from gateway.run.stopping import forever, until_stopped
+from gateway.run.stopping import forever, run_to_end, until_stopped
 from gateway.run.supervisor.options import Options
 from gateway.run.supervisor.own_ports import admin_url_of, ca_file_of, check, gateway_url_of, opener_of
 from gateway.run.supervisor.servers import start_servers
@@ -68,7 +68,7 @@ def up(
 def run_up(options: Options, voice: Voice) -> None:
     """Run everything until SIGINT or SIGTERM; `StartError`, on one line, if it cannot start."""
     try:
-        asyncio.run(_up(options, voice))
+        run_to_end(asyncio.run, _up(options, voice))
     except BaseExceptionGroup as group:
         found = group.subgroup(StartError)
         if found is None:

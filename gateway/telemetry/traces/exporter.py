@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from gateway.core.otel import Tracing
 from gateway.errors import StartError
+from gateway.files import require_regular
 from gateway.telemetry.traces.otlp import encoded_request, encoded_resource
 
 SCOPE = "tollkeeper"
@@ -181,6 +182,7 @@ class Exporter:
 
 def _context(tracing: Tracing) -> ssl.SSLContext:
     try:
+        require_regular(tracing.ca_file, tracing.client_certificate, tracing.client_key)
         context = ssl.create_default_context(cafile=tracing.ca_file or None)
         if tracing.client_certificate:
             context.load_cert_chain(tracing.client_certificate, tracing.client_key or None)

@@ -1,0 +1,104 @@
+"""Who may work with a whole configuration at a time: everybody has a share of their own, and it is bounded.
+
+What one organization's people send never takes the turns of others, least of all those of staff. Whoever
+hangs up has their work ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from aiohttp import web
+
+from gateway.admin.http.body import VALUES_MAX
+from gateway.core.accounts.administration import Actor
+from gateway.errors import Overloaded, UnsupportedEncoding
+
+T = TypeVar("T")
+
+# How often it is looked whether whoever asked is there still.
+LOOK_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How many at once, and how much each may send: bytes, and values in them."""
+
+    at_once_max: int
+    bytes_max: int
+    values_max: int
+
+
+STAFF = Share(2, 16 * 1024 * 1024, 12 * VALUES_MAX)
+ORGANIZATION = Share(1, 4 * 1024 * 1024, 3 * VALUES_MAX)
+# Of all organizations together.
+ORGANIZATIONS_AT_ONCE_MAX = 4
+
+
+def share_of(actor: Actor) -> Share:
+    """What a caller has."""
+    return STAFF if actor.organization_id is None else ORGANIZATION
+
+
+class Turns:
+    """Turns that are taken, by organization; None is staff's."""
+
+    def __init__(self) -> None:
+        self._taken: Counter[int | None] = Counter()
+
+    @asynccontextmanager
+    async def taken(self, actor: Actor) -> AsyncIterator[Share]:
+        """Have one; `Overloaded` where all of the caller's are taken."""
+        mine, share = actor.organization_id, share_of(actor)
+        if self._taken[mine] >= share.at_once_max:
+            whose = "" if mine is None else " for this organization"
+            number = "1 of these is" if share.at_once_max == 1 else f"{share.at_once_max} of these are"
+            raise Overloaded(f"{number} under way already{whose}: try again in a while.")
+        others = self._taken.total() - self._taken[None]
+        if mine is not None and others >= ORGANIZATIONS_AT_ONCE_MAX:
+            raise Overloaded(
+                f"{others} of these are under way already for other organizations: try again in a while."
+            )
+        self._taken[mine] += 1
+        try:
+            yield share
+        finally:
+            self._taken[mine] -= 1
+            if not self._taken[mine]:
+                del self._taken[mine]
+
+
+async def read_within(request: web.Request, share: Share) -> bytes:
+    """What was sent, as it came: more than other requests may send, within the caller's share."""
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise UnsupportedEncoding
+    if (request.content_length or 0) > share.bytes_max:
+        raise web.HTTPRequestEntityTooLarge(share.bytes_max, request.content_length or 0)
+    read = bytearray()
+    async for piece in request.content.iter_any():
+        read += piece
+        if len(read) > share.bytes_max:
+            raise web.HTTPRequestEntityTooLarge(share.bytes_max, len(read))
+    return bytes(read)
+
+
+async def while_asked(request: web.Request, work: Coroutine[Any, Any, T]) -> T:
+    """Do something that changes nothing, until it is done or whoever asked is gone."""
+    doing = asyncio.ensure_future(work)
+    try:
+        while not doing.done():
+            await asyncio.wait({doing}, timeout=LOOK_S)
+            if request.transport is None or request.transport.is_closing():
+                break
+    finally:
+        if not doing.done():
+            doing.cancel()
+            await asyncio.wait({doing})
+    if doing.cancelled():
+        raise ConnectionResetError
+    return doing.result()

@@ -1,0 +1,33 @@
+"""Files that people name: read without waiting for anybody, and only where they are regular ones.
+
+A pipe would be waited for until somebody writes, in a thread that nothing ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+
+def read_regular(path: str | os.PathLike[str], bytes_max: int) -> bytes:
+    """What a file holds, one byte more than `bytes_max` at most; `OSError` where it is no regular file."""
+    with open(path, "rb", opener=_opened) as file:
+        _require_regular(os.fstat(file.fileno()), path)
+        return file.read(bytes_max + 1)
+
+
+def require_regular(*paths: str | os.PathLike[str] | None) -> None:
+    """`OSError` where a file that others will open is no regular one; none is asked of what is empty."""
+    for path in paths:
+        if path:
+            _require_regular(os.stat(path), path)
+
+
+def _require_regular(found: os.stat_result, path: str | os.PathLike[str]) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "no regular file", os.fspath(path))
+
+
+def _opened(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)

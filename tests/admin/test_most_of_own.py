@@ -1,0 +1,93 @@
+"""What an organization's own people make has an end; staff may make more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from gateway.admin.resources import RESOURCES
+from gateway.core.accounts.administration import Actor
+from gateway.core.accounts.roles import CREATE, ROLES, refused_write
+from persistence.most_of_own import MOST, UNBOUNDED
+from tests.admin.configuration.world import plan
+from tests.admin.conftest import Api
+
+
+def test_every_kind_that_an_organizations_role_makes_has_a_maximum_or_is_of_money() -> None:
+    actors = [Actor("somebody", role, organization_id=1) for role in ROLES]
+    made = {
+        name
+        for name, resource in RESOURCES.items()
+        if resource.create is not None
+        and any(refused_write(actor, name, resource.access, CREATE) is None for actor in actors)
+    }
+    assert made == MOST.keys() | UNBOUNDED
+    assert not MOST.keys() & UNBOUNDED
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How rows of a kind are made: many in its table, and one by the Admin API. `owner` is whose they are."""
+
+    table: str
+    rows: str
+    one: str
+    more: dict[str, Any] = field(default_factory=dict)
+    owner: str = "organization_id"
+    gone: str = "deleted_at"
+
+
+KINDS = {
+    "webhooks": Kind("webhook (organization_id, url, secret)", "'https://x.example/' || n, 's'", "url"),
+    "tenants": Kind("tenant (organization_id, name)", "'k' || n", "name"),
+    "users": Kind("app_user (organization_id, external_id)", "'k' || n", "external_id"),
+    "api-keys": Kind(
+        "api_key (tenant_id, name, digest, prefix)", "'k' || n, lpad(to_hex(n), 64, '0'), 'tk_'", "name",
+        owner="tenant_id", gone="revoked_at",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_one_more_is_refused_until_another_is_gone_and_staff_may_make_it(api: Api, kind: str) -> None:
+    how = KINDS[kind]
+    acme = (await api.make("organizations", name="Acme"))["id"]
+    globex = (await api.make("organizations", name="Globex"))["id"]
+    await api.make("tenants", organization_id=globex, name="Others count for nothing")
+    web = (await api.make("tenants", organization_id=acme, name="Web"))["id"]
+    token = await api.make("admin-tokens", name="t", role="admin", organization_id=acme)
+    theirs = api.acting_as(token["token"])
+    owner = web if how.owner == "tenant_id" else acme
+    numbers = "generate_series(1, %s) as n returning id"
+    rows = api.rows(
+        f"insert into {how.table} select %s, {how.rows} from {numbers}",
+        owner,
+        MOST[kind] - (kind == "tenants"),
+    )
+
+    def one(name: str) -> dict[str, Any]:
+        return {how.owner: owner, how.one: f"https://hooks.example.com/{name}" if how.one == "url" else name}
+
+    refused = await theirs.post(kind, one("one"))
+    assert refused.status == 409
+    assert f"at most {MOST[kind]} {kind.replace('-', ' ')}" in refused.json["detail"]
+    table = how.table.split()[0]
+    api.rows(f"update {table} set {how.gone} = now() where id = %s", rows[0][0])
+    await theirs.make(kind, **one("one"))
+    assert (await theirs.post(kind, one("two"))).status == 409
+    await api.make(kind, **one("two"))
+
+
+async def test_configuration_that_would_make_too_many_is_refused_as_a_whole(api: Api) -> None:
+    acme = (await api.make("organizations", name="Acme"))["id"]
+    token = await api.make("admin-tokens", name="t", role="admin", organization_id=acme)
+    theirs = api.acting_as(token["token"])
+    hooks = [{"url": f"https://hooks.example.com/{number}"} for number in range(MOST["webhooks"] + 1)]
+    tenants = [{"name": f"t{number}"} for number in range(MOST["tenants"] + 1)]
+    for kind, some in (("webhooks", hooks), ("tenants", tenants)):
+        digest = (await plan(theirs, {kind: some}))["digest"]
+        refused = await theirs.post("configuration", {"objects": {kind: some}, "digest": digest})
+        assert refused.status == 409
+        assert (await theirs.get(kind)).json["items"] == []

@@ -1,0 +1,73 @@
+"""Files that are read again while we run: what is no regular file is refused at once, never waited for."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.core.calls.route import UpstreamTarget
+from gateway.core.certificate import TlsFiles
+from gateway.core.issuers.issuer import Issuer
+from gateway.counters.redis import secured
+from gateway.files import read_regular, require_regular
+from gateway.http.upstream.place import place_of
+from gateway.issuers import fetching
+from gateway.settings.config_file import read_config
+from gateway.settings.secret_files import read_secret
+from gateway.tls import certificates, clients
+
+PIPE_S_MAX = 20.0
+UPSTREAM = UpstreamTarget("s", "https://s.example")
+
+READERS: dict[str, Callable[[str], object]] = {
+    "a file": lambda path: read_regular(path, 10),
+    "one that others open": require_regular,
+    "the configuration": lambda path: read_config(Path(path), {}),
+    "a secret": lambda path: read_secret("TOLLKEEPER_ADMIN_TOKEN_FILE", path),
+    "keys of an issuer": lambda path: fetching.read_keys(Issuer("https://i.example", ("a",), jwks_file=path)),
+    "a token for an issuer": fetching.read_file,
+    "a certificate of ours": lambda path: certificates.load(TlsFiles(certificate=path, key=path), "X_"),
+    "what we trust": lambda path: clients.trusting(TlsFiles(authority=path), "X_"),
+    "an authority of Redis": lambda path: secured._made(TlsFiles(authority=path)),
+    "a certificate for Redis": lambda path: secured._made(TlsFiles(certificate=path, key=path)),
+    "an authority of an upstream": lambda path: place_of(replace(UPSTREAM, ca_file=path)),
+    "a certificate for an upstream": lambda path: place_of(replace(UPSTREAM, cert_file=path, key_file=path)),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, reader: str) -> None:
+    pipe = str(tmp_path / "pipe")
+    os.mkfifo(pipe)
+    found: list[Any] = []
+
+    def read() -> None:
+        try:
+            found.append(READERS[reader](pipe))
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is looked at below
+            found.append(error)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    thread.join(PIPE_S_MAX)
+    [error] = found
+    assert isinstance(error, Exception), error
+    said = getattr(error, "message", str(error))
+    assert "no regular file" in said
+
+
+def test_a_regular_file_behind_a_link_is_read_so_far_and_no_further(tmp_path: Path) -> None:
+    (tmp_path / "there").write_bytes(b"0123456789")
+    (tmp_path / "link").symlink_to("there")
+    assert read_regular(tmp_path / "link", 4) == b"01234"
+    require_regular(tmp_path / "link", "", None)
+    with pytest.raises(OSError, match="no regular file"):
+        require_regular(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        require_regular(tmp_path / "none")
