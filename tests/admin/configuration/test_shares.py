@@ -42,11 +42,8 @@ async def test_no_organization_takes_the_turns_of_another_nor_all_of_them_those_
         assert share is ORGANIZATION
 
 
-async def test_the_administrator_plans_while_an_organization_does_until_it_hangs_up(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_administrator_plans_while_an_organization_does_until_it_hangs_up(api: Api) -> None:
     """Theirs waits for its body here, so that it is under way for as long as the test likes."""
-    monkeypatch.setattr(turns, "LOOK_S", 0.01)
     acme = await api.make("organizations", name="Acme")
     token = await api.make("admin-tokens", name="t", role="readonly", organization_id=acme["id"])
     theirs = api.acting_as(token["token"])
