@@ -25,6 +25,12 @@ def archive(
         datetime | None,
         typer.Option(formats=["%Y-%m-%d"], help="Months that ended by this day (31 days ago at the latest)."),
     ] = None,
+    audit_before: Annotated[
+        datetime | None,
+        typer.Option(
+            "--audit-before", formats=["%Y-%m-%d"], help="The audit log's months that ended by this day, too."
+        ),
+    ] = None,
     drop: Annotated[
         bool, typer.Option("--drop", help="Drop the tables of months that this archive has, once read back.")
     ] = False,
@@ -47,7 +53,7 @@ def archive(
 
     url = owner_url(config, database_url, data_dir)
     if prove:
-        if drop or before:
+        if drop or before or audit_before:
             raise typer.BadParameter("--prove archives and drops nothing: leave --before and --drop out")
         with waiting("Proving the archive and the database"):
             proof = proving.prove(url, Place(to))
@@ -55,8 +61,9 @@ def archive(
         raise typer.Exit(1 if proof.broken else 0)
     with waiting("Archiving what is closed"):
         done = archiving.archive(
-            url, Place(to), datetime.now(UTC).date(), before.date() if before else None, drop=drop
-        )
+            url, Place(to), datetime.now(UTC).date(), before.date() if before else None,
+            audit_before=audit_before.date() if audit_before else None, drop=drop,
+        )  # fmt: skip
     if as_json:
         print_json(_facts(done))
     else:

@@ -15,7 +15,7 @@ import psycopg
 
 from gateway.errors import ArchiveFailed
 from persistence.archive.closed import MOVES, what_waits
-from persistence.archive.months import CALLS, LEDGERS, Connection, Ledger, end_of, one
+from persistence.archive.months import AUDIT, BY_NAME, LEDGERS, Connection, Ledger, end_of, one
 from persistence.archive.rows import Figure, figures
 
 ARCHIVED = "_archived"
@@ -106,7 +106,8 @@ def cut(connection: Connection, month: date, stored: Sequence[Stored]) -> bool:
     `ArchiveFailed` where it is not closed any more, or where somebody reads for so long that no lock is had.
     """
     found = {one.ledger: one for one in stored}
-    some = [ledger for ledger in LEDGERS if ledger.name in found]
+    some = [ledger for name, ledger in BY_NAME.items() if name in found]
+    alone = AUDIT in some
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(7801, 2)")
         connection.execute("SELECT pg_advisory_xact_lock(7807, 1)")
@@ -116,7 +117,7 @@ def cut(connection: Connection, month: date, stored: Sequence[Stored]) -> bool:
             has, sums = figures(connection, ledger, month)
             if (has, dict(sums)) != (found[ledger.name].rows, dict(found[ledger.name].figures)):
                 return False
-        if said := what_waits(connection, month):
+        if said := [] if alone else what_waits(connection, month):
             raise ArchiveFailed(f"{month:%Y-%m} is not closed: {said[0]}")
         kept = {ledger.name: _stand_for(connection, ledger, month) for ledger in some if ledger.kind}
         # What takes long is done: all of them are had for a moment.
@@ -137,9 +138,10 @@ def cut(connection: Connection, month: date, stored: Sequence[Stored]) -> bool:
                     each.sha256,
                 ),
             )
-        for ledger in LEDGERS:
+        for ledger in some if alone else LEDGERS:
             connection.execute(_SINCE, (ledger.name, datetime.combine(end_of(month), time(), UTC)))
-        connection.execute(_FORGET_NAMES, (end_of(month),))
+        if not alone:
+            connection.execute(_FORGET_NAMES, (end_of(month),))
     return True
 
 
@@ -154,7 +156,7 @@ def droppable(connection: Connection) -> list[Stored]:
 
 def drop(connection: Connection, name: str, month: date) -> None:
     """Drop the table that an archived month of a ledger became."""
-    ledger = next(ledger for ledger in LEDGERS if ledger.name == name)
+    ledger = BY_NAME[name]
     with connection.transaction():
         connection.execute(f"DROP TABLE IF EXISTS {ledger.partition(month)}{ARCHIVED}".encode())
         connection.execute(_DROPPED, (name, month))
@@ -204,7 +206,7 @@ def _replace(connection: Connection, ledger: Ledger, month: date) -> None:
     names = _names(ledger, month)
     connection.execute(_TAKE_OUT.format(**names).encode())
     connection.execute(_SET_ASIDE.format(archived=ARCHIVED, **names).encode())
-    if ledger is not CALLS:
+    if ledger.kind:
         bounds = {"since": f"{month} 00:00:00+00", "until": f"{end_of(month)} 00:00:00+00"}
         connection.execute(_PUT_IN.format(**names, **bounds).encode())
 

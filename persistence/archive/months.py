@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -18,6 +18,7 @@ from persistence.engine import CONNECT_TIMEOUT_S, plain_url
 from persistence.pooler import ASK_OWNER, shares_sessions
 from persistence.schema import version as schema
 from persistence.tables import ledgers as tables
+from persistence.tables.operations import audit_log
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -54,14 +55,18 @@ CREDITS = Ledger(
 )
 SPENDS = Ledger(tables.feature_usage, "organization_id", '"timestamp"', "spend", "organization_id, seq")
 CALLS = Ledger(tables.call, "organization_id", "created_at", order="created_at, id")
+# A month of these goes as one.
 LEDGERS = (TOKENS, CREDITS, SPENDS, CALLS)
+# What goes by itself, later than they: nothing is owed by it.
+AUDIT = Ledger(audit_log, "organization_id", "created_at", order="id")
+BY_NAME = {ledger.name: ledger for ledger in (*LEDGERS, AUDIT)}
 
 # Months that have a partition of any of them and are in no archive.
 _OPEN = r"""
 SELECT DISTINCT make_date(left(right(c.relname, 7), 4)::integer, right(c.relname, 2)::integer, 1) AS month
   FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
- WHERE i.inhparent = ANY(%(ledgers)s::regclass[]) AND c.relname ~ '_y\d{4}m\d{2}$'
-EXCEPT SELECT month FROM archived_month
+ WHERE i.inhparent = ANY(%(ledgers)s::text[]::regclass[]) AND c.relname ~ '_y\d{4}m\d{2}$'
+EXCEPT SELECT month FROM archived_month WHERE ledger = ANY(%(ledgers)s::text[])
  ORDER BY 1"""
 _THERE = "SELECT relname FROM pg_class WHERE oid = to_regclass(%s) AND relispartition"
 
@@ -94,9 +99,9 @@ def one(connection: Connection, statement: str, values: Any = None) -> tuple[Any
     return row
 
 
-def months_before(connection: Connection, before: date) -> list[date]:
-    """The first days of months that ended by a day and are in no archive, oldest first."""
-    found = connection.execute(_OPEN.encode(), {"ledgers": [ledger.name for ledger in LEDGERS]})
+def months_before(connection: Connection, before: date, ledgers: Sequence[Ledger] = LEDGERS) -> list[date]:
+    """The first days of months of ledgers that ended by a day and are in no archive, oldest first."""
+    found = connection.execute(_OPEN.encode(), {"ledgers": [ledger.name for ledger in ledgers]})
     return [month for (month,) in found if end_of(month) <= before]
 
 

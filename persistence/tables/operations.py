@@ -6,6 +6,8 @@ from sqlalchemy import (
     ARRAY,
     BigInteger,
     Column,
+    DateTime,
+    FetchedValue,
     Identity,
     Integer,
     LargeBinary,
@@ -53,18 +55,20 @@ idempotency_key = table(
     PrimaryKeyConstraint("actor", "key"),
 )
 
+# By months, each entry by its moment.
 audit_log = table(
     "audit_log",
-    identity(),
+    Column("id", BigInteger, Identity(), nullable=False),
     texts("actor", "action", "resource", "resource_id?", "request_id?"),
     refers("admin_token_id?", "admin_token"),
     documents("before?", "after?"),
-    moments("created_at"),
+    Column("created_at", DateTime(timezone=True), server_default=FetchedValue(), nullable=False),
     # What the token might do, and the organization whose row it was.
     texts("role?"),
     integers("organization_id?"),
     # Who it was, where a provider of identities has said so: which, who that is there, and the name.
     texts("issuer?", "identity?", "person?"),
+    PrimaryKeyConstraint("id", "created_at"),
 )
 
 # Rows that files of configuration said: the fields they said, and whether applying them made the row. By the

@@ -22,9 +22,9 @@ KEYS_ALWAYS_THERE = ("chat", "completions", "responses", "embeddings", "messages
 # What is only added to, by month.
 LEDGERS = ("token_ledger", "credit_posting", "credit_transaction", "feature_usage")
 # What has partitions, and what has one a month.
-PARTITIONED = (*LEDGERS, "call", "usage_rollup")
+PARTITIONED = (*LEDGERS, "call", "usage_rollup", "audit_log")
 SPANS_BY_MONTH = ("hour", "day", "team_hour", "team_day")
-BY_MONTH = (*LEDGERS, "call", *(f"usage_rollup_{span}" for span in SPANS_BY_MONTH))
+BY_MONTH = (*LEDGERS, "call", "audit_log", *(f"usage_rollup_{span}" for span in SPANS_BY_MONTH))
 
 _numbers = itertools.count(1)
 

@@ -16,7 +16,7 @@ from gateway.cli.admin import output, values
 from gateway.cli.admin.client import Json
 
 # Lists of which archives have rows, and the option that asks one.
-LISTS = frozenset({"token-ledger", "credit-transactions", "feature-usage", "calls"})
+LISTS = frozenset({"token-ledger", "credit-transactions", "feature-usage", "calls", "audit-log"})
 ARCHIVE = (
     Annotated[
         str | None,

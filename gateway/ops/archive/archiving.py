@@ -6,7 +6,7 @@ out, and from then on the manifest and its files are there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from uuid import UUID
@@ -17,7 +17,7 @@ from gateway.ops.archive.manifest import Manifest
 from gateway.ops.place import Place, told
 from persistence.archive import closed, cut, months, rows
 from persistence.archive.cut import Stored
-from persistence.archive.months import LEDGERS, Connection, Ledger
+from persistence.archive.months import AUDIT, LEDGERS, Connection, Ledger
 
 # A month that changes while it is written is written again, so often.
 TRIES_MAX = 3
@@ -39,15 +39,20 @@ def archive(
     today: date,
     before: date | None,
     *,
+    audit_before: date | None = None,
     drop: bool = False,
     said: Callable[[str], object] = lambda _: None,
 ) -> Archived:
-    """Archive the closed months that ended by `before`, oldest first, up to one that is not closed."""
+    """Archive the closed months that ended by `before`, oldest first, up to one that is not closed.
+
+    Of the audit log those that ended by `audit_before`; none of it where that is not said.
+    """
     latest = months.latest(today)
-    if before is not None and before > latest:
-        raise ArchiveFailed(
-            f"--before is {latest} at the latest: a month's use may settle {months.GRACE_DAYS} days after it"
-        )
+    for option, day in (("--before", before), ("--audit-before", audit_before)):
+        if day is not None and day > latest:
+            raise ArchiveFailed(
+                f"{option} is {latest} at the latest: rows come up to {months.GRACE_DAYS} days late"
+            )
     done = Archived()
     with months.connected(url) as connection, told(place.url):
         database = months.identity(connection)
@@ -56,21 +61,26 @@ def archive(
                 done.month, done.open = month, reasons
                 break
             said(f"{month:%Y-%m}")
-            done.files += _month(connection, place, database, month)
+            done.files += _month(connection, place, database, month, LEDGERS)
+        for month in months.months_before(connection, audit_before, (AUDIT,)) if audit_before else ():
+            said(f"{month:%Y-%m} {AUDIT.name}")
+            done.files += _month(connection, place, database, month, (AUDIT,))
         if drop:
             done.dropped += _drop(connection, place)
     return done
 
 
-def _month(connection: Connection, place: Place, database: UUID, month: date) -> list[Stored]:
-    there = [ledger for ledger in LEDGERS if months.is_there(connection, ledger, month)]
-    found = manifest.read(place, month)
+def _month(
+    connection: Connection, place: Place, database: UUID, month: date, ledgers: Sequence[Ledger]
+) -> list[Stored]:
+    there = [ledger for ledger in ledgers if months.is_there(connection, ledger, month)]
+    found = manifest.read(place, month, there[0].name)
     if found is not None and found.database != database:
         raise ArchiveFailed(f"{place.url} has {month:%Y-%m} of another database: archive into another place")
     for _ in range(TRIES_MAX):
         if found is None or not _holds(place, found, there):
             # What a manifest says is true: it goes before its files do.
-            place.remove(manifest.name_of(month))
+            place.remove(manifest.name_of(month, there[0].name))
             found = Manifest(database, month, [_store(connection, place, ledger, month) for ledger in there])
             manifest.write(place, found)
         if cut.cut(connection, month, found.files):

@@ -12,6 +12,7 @@ from uuid import UUID
 from gateway.errors import ArchiveFailed
 from gateway.ops.place import Place
 from persistence.archive.cut import Stored
+from persistence.archive.months import AUDIT, TOKENS
 from persistence.schema import version as schema
 
 FORMAT = 1
@@ -27,9 +28,9 @@ class Manifest:
     files: Sequence[Stored]
 
 
-def name_of(month: date) -> str:
-    """Where a month's manifest is."""
-    return f"{FOLDER}/{month:%Y-%m}.json"
+def name_of(month: date, ledger: str = TOKENS.name) -> str:
+    """Where the manifest is that names a month of a ledger: one for all, but for the audit log."""
+    return f"{_folder(ledger)}/{month:%Y-%m}.json"
 
 
 def file_of(ledger: str, month: date) -> str:
@@ -40,7 +41,7 @@ def file_of(ledger: str, month: date) -> str:
 def write(place: Place, manifest: Manifest) -> None:
     """Say what the files of a month hold."""
     place.write_json(
-        name_of(manifest.month),
+        name_of(manifest.month, manifest.files[0].ledger),
         {
             "format": FORMAT,
             "program_version": version("tollkeeper"),
@@ -53,9 +54,10 @@ def write(place: Place, manifest: Manifest) -> None:
     )
 
 
-def read(place: Place, month: date) -> Manifest | None:
-    """What an archive says of a month; None where it has none of it."""
-    found = place.read_json(name_of(month))
+def read(place: Place, month: date, ledger: str = TOKENS.name) -> Manifest | None:
+    """What an archive says of a month of a ledger; None where it has none of it."""
+    name = name_of(month, ledger)
+    found = place.read_json(name)
     if found is None:
         return None
     try:
@@ -66,13 +68,18 @@ def read(place: Place, month: date) -> Manifest | None:
         files = [_stored(place, month, each) for each in found["files"]]
         return Manifest(UUID(found["database"]), month, files)
     except (KeyError, TypeError, ValueError) as error:
-        raise ArchiveFailed(f"{place.url}/{name_of(month)} is not a manifest of Tollkeeper") from error
+        raise ArchiveFailed(f"{place.url}/{name} is not a manifest of Tollkeeper") from error
 
 
-def months(place: Place) -> list[date]:
+def months(place: Place, ledger: str = TOKENS.name) -> list[date]:
     """The months that an archive has a manifest of, in order."""
-    names = [name.removesuffix(".json") for name in place.names(FOLDER) if name.endswith(".json")]
+    there = place.names(_folder(ledger))
+    names = [name.removesuffix(".json") for name in there if name.endswith(".json")]
     return [datetime.strptime(name, "%Y-%m").replace(tzinfo=UTC).date() for name in names]
+
+
+def _folder(ledger: str) -> str:
+    return f"{FOLDER}/{ledger}" if ledger == AUDIT.name else FOLDER
 
 
 def _file(stored: Stored) -> dict[str, Any]:

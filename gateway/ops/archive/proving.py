@@ -18,7 +18,7 @@ from gateway.ops.place import Place, told
 from persistence.archive import months
 from persistence.archive.cut import Stored
 from persistence.archive.kept import KeptRun, archived, contradictions, kept
-from persistence.archive.months import LEDGERS, Connection, Ledger
+from persistence.archive.months import BY_NAME, Connection, Ledger
 
 NAMED_MAX = 100
 BATCH_ROWS = 65_536
@@ -64,7 +64,7 @@ def prove(url: str, place: Place) -> Proof:
                 continue
             proof.files += 1
             proof.rows += one.rows
-            ledger = next(ledger for ledger in LEDGERS if ledger.name == one.ledger)
+            ledger = BY_NAME[one.ledger]
             if ledger.kind:
                 _movements(connection, place, ledger, one, proof)
         proof.broken += contradictions(connection)
@@ -75,7 +75,7 @@ def prove(url: str, place: Place) -> Proof:
 
 def _differs(place: Place, one: Stored, database: UUID) -> str:
     """In what a file, its manifest and the database differ; empty where they agree."""
-    found = manifest.read(place, one.month)
+    found = manifest.read(place, one.month, one.ledger)
     if found is None:
         return "has no manifest"
     if found.database != database:

@@ -23,11 +23,12 @@ from gateway.errors import ArchiveFailed
 from gateway.ops.archive import manifest
 from gateway.ops.place import Place, told
 from persistence.archive.cut import Stored
-from persistence.archive.months import CALLS, CREDITS, SPENDS, TOKENS, Ledger, end_of
+from persistence.archive.months import AUDIT, CALLS, CREDITS, SPENDS, TOKENS, Ledger, end_of
 
 # Which ledger a list of the Admin API is of.
 LEDGERS: Mapping[str, Ledger] = {
     "token-ledger": TOKENS, "credit-transactions": CREDITS, "feature-usage": SPENDS, "calls": CALLS,
+    "audit-log": AUDIT,
 }  # fmt: skip
 
 
@@ -49,7 +50,7 @@ def rows(place: Place, name: str, asked: Asked) -> list[Row]:
     if unknown:
         raise ArchiveFailed(f"an archive has no {unknown[0]} of {name}: ask by another")
     with told(place.url):
-        months = [month for month in manifest.months(place) if _touches(month, asked)]
+        months = [month for month in manifest.months(place, ledger.name) if _touches(month, asked)]
         files = [_file(place, ledger, month) for month in (reversed(months) if asked.newest else months)]
         parts = [_of_month(place, one, ledger, asked) for one in files if one is not None]
         in_order: Iterable[dict[str, Any]] = chain.from_iterable(parts)
@@ -65,7 +66,7 @@ def _touches(month: date, asked: Asked) -> bool:
 
 def _file(place: Place, ledger: Ledger, month: date) -> Stored | None:
     """The file of a month that its manifest names; None where it has none of this ledger."""
-    said = manifest.read(place, month)
+    said = manifest.read(place, month, ledger.name)
     return next((one for one in said.files if one.ledger == ledger.name), None) if said else None
 
 
@@ -98,13 +99,15 @@ def _condition(dataset: Any, ledger: Ledger, asked: Asked) -> Any:
 
 def _shown(row: dict[str, Any], ledger: Ledger) -> Row:
     """A row of a file as a ledger's list has it: documents read, amounts in their units."""
-    for name in ("metadata", "tools"):
+    for name in ("metadata", "tools", "before", "after"):
         if row.get(name) is not None:
             row[name] = json.loads(row[name])
     if ledger is CREDITS:
         row["credits_exact"] = row["credits_used"] - row["carried"] * ONE_NANO
     elif ledger is SPENDS:
         row["cost"] = row["usage_amount"] * ONE_NANO if row["in_money"] else None
+    elif ledger is AUDIT:
+        row["token"] = None
     elif ledger is CALLS:
         unknown = row["unknown_usage"]
         told_of = {} if unknown is None else {"unknown": unknown}
