@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import pytest
 
+from gateway.background.isolation import Isolation
 from gateway.errors import SettingError, StartError
 from gateway.run.usage_feed import UsageFeed
 from gateway.settings.settings import load
@@ -33,7 +34,7 @@ async def test_what_is_used_while_a_keeper_runs_is_told(migrated: str) -> None:
     account.reset()
     async with billing_server(lago=False) as billing:
         feed = of(**{"": "openmeter", "_URL": billing.url + "/", "_TOKEN": TOKEN})
-        [run] = feed.loops(FeedQueue(pool), lambda *_, **__: None).values()
+        [run] = feed.loops(FeedQueue(pool), lambda *_, **__: None, Isolation()).values()
         running = asyncio.ensure_future(run())
         await eventually(lambda: rows_of(migrated, "SELECT id FROM usage_feed WHERE ended_at IS NULL"))
         account.at_ms = int(time.time() * 1000) + 1000
@@ -57,7 +58,7 @@ async def test_what_is_used_while_a_keeper_runs_is_told(migrated: str) -> None:
 
 
 def test_without_a_service_nothing_runs() -> None:
-    assert of().loops(None, print) == {}  # type: ignore[arg-type]  # nothing is asked of it
+    assert of().loops(None, print, Isolation()) == {}  # type: ignore[arg-type]  # nothing is asked of it
 
 
 def test_lago_wants_a_key() -> None:
