@@ -72,6 +72,10 @@ class InvalidApiKey(Refusal):
     failure: str = "unknown"
 
 
+class EndedApiKey(InvalidApiKey):
+    """The API key has expired or is revoked."""
+
+
 class InsufficientCredits(Refusal):
     """The organization's credits do not cover this request."""
 

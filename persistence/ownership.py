@@ -11,13 +11,13 @@ from sqlalchemy import ColumnElement, Table, false, select, true
 from gateway.core.accounts.administration import OWNER
 from persistence.tables.billing import business_model, invoice, price, service, subscription_plan
 from persistence.tables.budgets import budget
-from persistence.tables.operations import console_session, webhook
+from persistence.tables.operations import webhook
 from persistence.tables.people import organization, tenant, token_plan
 
 # Where a row names no organization itself: what names one that does.
 THROUGH = {"tenant_id": tenant, "webhook_id": webhook, "budget_id": budget, "invoice_id": invoice}
-# What everybody uses; and sessions, which only their holders can name.
-EVERYBODYS = frozenset({token_plan, subscription_plan, service, business_model, price, console_session})
+# What everybody uses.
+EVERYBODYS = frozenset({token_plan, subscription_plan, service, business_model, price})
 
 
 def owned(table: Table, organization_id: int) -> ColumnElement[bool]:

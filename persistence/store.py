@@ -17,11 +17,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.administration import (
-    Actor,
     Claim,
     Command,
     Committed,
-    ConsoleSession,
     Page,
     Query,
     Replay,
@@ -30,7 +28,6 @@ from gateway.core.accounts.administration import (
 from gateway.core.accounts.usage import UsageQuery
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead, UnseenLetters
 from gateway.core.billing.finance import Asked, LegPlace
-from gateway.core.issuers.sign_out import SignedOut
 from gateway.errors import NotFound
 from persistence import confinement, listing, subject
 from persistence import engine as engines
@@ -41,7 +38,8 @@ from persistence.bounded import answered
 from persistence.glyphs import Glyphs
 from persistence.refusals import TRY_AGAIN, of_writes, sqlstate, translated
 from persistence.replica import Replica
-from persistence.resources import admin_tokens, audit, console_sessions, idempotency, prices, usage
+from persistence.resources import audit, idempotency, prices, usage
+from persistence.sign_in_store import SignInStore
 from persistence.subject import Batch, Change
 from persistence.subjects import SUBJECTS
 from persistence.timed_store import TimedStore
@@ -54,7 +52,7 @@ NOBODYS = 0
 _now = partial(datetime.now, UTC)
 
 
-class Store(TimedStore):
+class Store(SignInStore, TimedStore):
     """The Admin API's port to PostgreSQL; `partition_of` places an organization in the counters."""
 
     def __init__(
@@ -186,32 +184,6 @@ class Store(TimedStore):
             await self.get("invoice-heads", invoice_id)
         async for piece in InvoiceUsage(await self._reading()).csv(invoice_id, self._today()):
             yield piece
-
-    async def staff_token(self, digest: str) -> Actor | None:
-        """Find a named admin token that is neither expired nor revoked."""
-        return await self._run(lambda connection: admin_tokens.find(connection, digest))
-
-    async def console_session(self, digest: str) -> ConsoleSession | None:
-        """Find a session of the console that is not over."""
-        return await self._run(lambda connection: console_sessions.find(connection, digest))
-
-    async def ask_of_session(self, session_id: int) -> bool:
-        """Take it upon the caller to ask whether its person still may come in; False where another does."""
-        return await self._run(lambda connection: console_sessions.ask(connection, session_id))
-
-    async def keep_renewal(self, session_id: int, renewal: str, *, vouched: bool) -> None:
-        """Keep what is asked with next; the session goes on where its person was `vouched` for."""
-        await self._run(
-            lambda connection: console_sessions.keep_renewal(connection, session_id, renewal, vouched=vouched)
-        )
-
-    async def end_told_sessions(self, told: SignedOut, actor: str, request_id: str) -> bool:
-        """End the sessions of whom a provider has signed out; False where it has said so before."""
-        done = await self._run(
-            lambda connection: console_sessions.end_told(connection, told, actor, request_id)
-        )
-        await self._wrote()
-        return done
 
     def _write(self, connection: Connection, command: Command) -> Committed | Replay:
         if command.claim is not None:

@@ -141,6 +141,9 @@ class Store(KeptSessions, Protocol):
     async def staff_token(self, digest: str) -> Actor | None:
         """Find a named admin token that is neither expired nor revoked."""
 
+    async def has_ended_token(self, digest: str) -> bool:
+        """Whether there is a named admin token that is expired or revoked."""
+
 
 class Pusher(Protocol):
     """Brings control writes into the counters."""

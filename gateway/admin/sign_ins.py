@@ -51,6 +51,9 @@ class SignIns(Protocol):
 class KeptSessions(Protocol):
     """Sessions of the console, as PostgreSQL has them."""
 
+    async def use_sign_in(self, state: str) -> bool:
+        """Note that somebody came back from a sign-in, by its state; False where somebody did before."""
+
     async def console_session(self, digest: str) -> ConsoleSession | None:
         """Find a session of the console that is not over."""
 

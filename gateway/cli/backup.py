@@ -135,9 +135,9 @@ def _brought_back(source: str, settings: Settings, ids_ahead: int) -> tuple[str,
     """Bring a backup in: where it is now, what it holds, and what its rows say against each other."""
     import asyncio  # noqa: PLC0415  # each command loads what it needs
 
+    from gateway.core.shown_urls import without_password  # noqa: PLC0415
     from gateway.ops.backup.taking import restore as bring_back  # noqa: PLC0415
     from gateway.run.supervisor.alone import postgres_alone  # noqa: PLC0415
-    from gateway.settings.urls import without_password  # noqa: PLC0415
 
     one = _backup(source)
     one.manifest()

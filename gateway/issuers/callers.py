@@ -17,7 +17,7 @@ from gateway.core.issuers.claims import Meaning, read_claims
 from gateway.core.issuers.issuer import Issuer
 from gateway.core.issuers.signed_token import SUBJECT, UNKNOWN_ISSUER, read_token, refused
 from gateway.core.model import Caller
-from gateway.errors import InvalidApiKey
+from gateway.errors import EndedApiKey, InvalidApiKey
 from gateway.issuers.key_set import VerifyingKey
 from gateway.issuers.keys import AllKeys, IssuerKeys
 
@@ -34,7 +34,9 @@ class Directory(Protocol):
         """The caller of a digest, if it is known and fresh."""
 
     def identify(self, digest: str) -> Awaitable[Caller]:
-        """Look a digest up. Fails with `InvalidApiKey` or `CountersUnavailable`."""
+        """Look a digest up. Fails with `InvalidApiKey`, of one that is over `EndedApiKey`, or
+        `CountersUnavailable`.
+        """
 
 
 class _Known:
@@ -118,15 +120,28 @@ class TokenCallers:
         known = self._known.get(digest)
         if known is None or not known.is_good(now):
             known = await self._verified(token)
-        for key_digest in (digest for one in known.meaning.known_as for digest in self._digests_of(one)):
-            try:
-                found = self._directory.cached(key_digest) or await self._directory.identify(key_digest)
-            except InvalidApiKey:
-                continue
-            known.digest, known.again = key_digest, min(known.meaning.ends, now + self._again_s)
-            if self._keys.of(known.issuer.issuer.issuer) is known.issuer:  # others may count by now
-                self._keep(digest, known)
-            return known.stands_for(found)
+        found, known.digest = await self._first(known.meaning.known_as)
+        known.again = min(known.meaning.ends, now + self._again_s)
+        if self._keys.of(known.issuer.issuer.issuer) is known.issuer:  # others may count by now
+            self._keep(digest, known)
+        return known.stands_for(found)
+
+    async def _first(self, subjects: Iterable[str]) -> tuple[Caller, str]:
+        """Who the first of these stands for that has a key, and the key's digest.
+
+        Has that key ended, then the token is nobody's: the next one's key would be charged for who lost it.
+        """
+        for subject in subjects:
+            has_ended = False
+            for digest in self._digests_of(subject):
+                try:
+                    return self._directory.cached(digest) or await self._directory.identify(digest), digest
+                except EndedApiKey:
+                    has_ended = True
+                except InvalidApiKey:
+                    pass
+            if has_ended:
+                raise refused(SUBJECT, "The API key that stands for this token's subject has ended.")
         raise refused(SUBJECT, "No API key stands for this token's subject.")
 
     def _keep(self, digest: str, known: _Known) -> None:

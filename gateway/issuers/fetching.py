@@ -19,6 +19,7 @@ from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
 from gateway.core.issuers.issuer import Issuer, may_lead_to
+from gateway.core.shown_urls import without_password
 from gateway.files import read_regular, require_regular
 from gateway.issuers import through
 from gateway.issuers.key_set import FETCH_S_MAX, Endpoints, KeySet, UnreadableKeys
@@ -88,7 +89,7 @@ def _discovered(issuer: Issuer, deadline: float) -> dict[str, Any]:
     url = issuer.issuer.rstrip("/") + DISCOVERY
     found = json.loads(_fetched(issuer, url, deadline, with_token=True))
     if not isinstance(found, dict) or found.get("issuer") != issuer.issuer:
-        raise UnreadableKeys(f"{url} is another issuer's")
+        raise UnreadableKeys(f"{without_password(url)} is another issuer's")
     return found
 
 
@@ -96,7 +97,7 @@ def _address(issuer: Issuer, said: Mapping[str, Any], name: str) -> str:
     """Where the discovery document says that something is."""
     place = said.get(name)
     if not isinstance(place, str) or not may_lead_to(issuer.issuer, place):
-        url = issuer.issuer.rstrip("/") + DISCOVERY
+        url = without_password(issuer.issuer.rstrip("/") + DISCOVERY)
         raise UnreadableKeys(f"{url} names no {name} that begins with https://, or one on this machine")
     return place
 
@@ -115,7 +116,7 @@ def _fetched(issuer: Issuer, url: str, deadline: float, *, with_token: bool) -> 
         fields["authorization"] = f"Bearer {token}"
     status, body = _asked(issuer, url, deadline, fields)
     if status != 200:
-        raise UnreadableKeys(f"{url} answers {status}")
+        raise UnreadableKeys(f"{without_password(url)} answers {status}")
     return body
 
 
@@ -166,7 +167,7 @@ def _over_at(deadline: float, sock: socket.socket, url: str) -> Iterator[None]:
     finally:
         ending.cancel()
         if time.monotonic() >= deadline:  # what came until then is no whole answer
-            raise UnreadableKeys(f"{url} was not read in time")
+            raise UnreadableKeys(f"{without_password(url)} was not read in time")
 
 
 def _body(answer: http.client.HTTPResponse, url: str) -> bytes:
@@ -174,7 +175,7 @@ def _body(answer: http.client.HTTPResponse, url: str) -> bytes:
     while more := answer.read1(65_536):
         body += more
         if len(body) > DOCUMENT_BYTES_MAX:
-            raise UnreadableKeys(f"{url} answers more than {DOCUMENT_BYTES_MAX} bytes")
+            raise UnreadableKeys(f"{without_password(url)} answers more than {DOCUMENT_BYTES_MAX} bytes")
     return body
 
 

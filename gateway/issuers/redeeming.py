@@ -13,6 +13,7 @@ from typing import Any, Final
 from urllib.parse import quote_plus, urlencode
 
 from gateway.core.issuers.sign_in import Provider
+from gateway.core.shown_urls import without_password
 from gateway.errors import TollkeeperError
 from gateway.issuers.fetching import post_form, read_file
 from gateway.issuers.key_set import Endpoints, UnreadableKeys
@@ -47,7 +48,7 @@ def ask_for_tokens(provider: Provider, endpoints: Endpoints, form: Mapping[str, 
     word = said.get("error") if isinstance(said, dict) else None
     if status in {400, 401, 403} and isinstance(word, str) and _ERROR.fullmatch(word):
         raise TokensRefused(word)
-    raise UnreadableKeys(f"{endpoints.token} answers {status}, and no JSON that says what")
+    raise UnreadableKeys(f"{without_password(endpoints.token)} answers {status}, and no JSON that says what")
 
 
 def _secret_of(provider: Provider) -> str:

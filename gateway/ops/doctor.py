@@ -19,6 +19,7 @@ from typing import TypeVar
 from gateway.core.calls.route import UpstreamTarget
 from gateway.core.issuers.issuer import Issuer
 from gateway.core.peppers import peppers_of
+from gateway.core.shown_urls import without_password
 from gateway.errors import SettingError, StartError
 from gateway.http.upstream.pool import reach
 from gateway.issuers.key_set import UnreadableKeys
@@ -31,7 +32,7 @@ from gateway.ops.finding import Finding
 from gateway.run.vitals import FREE_BYTES_MIN, full_disk
 from gateway.settings.settings import PREFIX, Settings
 from gateway.settings.tls_files import PREFIXES
-from gateway.settings.urls import wanted, without_password
+from gateway.settings.urls import wanted
 from gateway.tls.certificates import load
 
 T = TypeVar("T")

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 from gateway.core.calls.binding import Bindings
+from gateway.core.shown_urls import without_password
 from gateway.core.wait import in_task
 from gateway.counters.admission.stored import decode_catalogue
 from gateway.counters.fence import history
@@ -30,7 +31,6 @@ from gateway.ops import doctor_redis, doctor_users, hints
 from gateway.ops.doctor_peppers import of_keeper
 from gateway.ops.finding import Finding
 from gateway.settings.settings import Settings
-from gateway.settings.urls import without_password
 
 REDIS_VERSION_MIN = (7, 0)
 ANSWER_MAX_S = 5.0

@@ -193,6 +193,8 @@ def told(url: str) -> Iterator[None]:
 def _refuse(url: str) -> None:
     """`PlaceFailed` where an address is none, or says what must not be kept. No secret is repeated."""
     scheme, authority, _, query, _ = urlsplit(url)
+    if not url.strip():
+        raise PlaceFailed("an empty address is no place for files: a directory, file:///… or s3://bucket/…")
     if scheme not in SCHEMES:
         raise PlaceFailed(f"{scheme}:// is no place for files: a directory, file:///… or s3://bucket/…")
     said = parse_qsl(query, keep_blank_values=True) if scheme else []

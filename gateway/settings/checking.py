@@ -16,9 +16,10 @@ from gateway.core.alerts.mail import is_address
 from gateway.core.billing.stand_ins import WANTED, read_stand_ins
 from gateway.core.billing.usage_feed import CODE_CHARS_MAX, USE_CODE
 from gateway.core.peppers import EARLIER_MAX
+from gateway.core.shown_urls import without_password
 from gateway.errors import SettingError
 from gateway.settings.origins import ORIGINS_WANTED, origins_of
-from gateway.settings.urls import SCHEMES, fault, wanted, without_password
+from gateway.settings.urls import SCHEMES, fault, wanted
 
 SECRET = re.compile(r"token|secret|pepper|password|credential|_key$|^key_", re.IGNORECASE)
 # Part of the type of a setting that is a secret.

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 
 from gateway.core.issuers.issuer import LEEWAY_S, SUBJECT, USUAL_ALGORITHMS, Issuer, may_be_asked
+from gateway.core.shown_urls import without_password
 from gateway.errors import SettingError
 from gateway.files import require_regular
 
@@ -53,7 +54,7 @@ def issuers_of(written: Iterable[WrittenIssuer]) -> tuple[Issuer, ...]:
     for number, one in enumerate(written):
         place = f"issuers[{number}]"
         if one.issuer in found:
-            raise SettingError(f"{place}.issuer: {one.issuer!r} stands here a second time")
+            raise SettingError(f"{place}.issuer: {without_password(one.issuer)!r} stands here a second time")
         _check(one, place)
         values = msgspec.structs.asdict(one)
         values |= {"subjects": tuple(one.subjects.items()), "require": tuple(one.require.items())}
@@ -68,7 +69,7 @@ def _check(one: WrittenIssuer, place: str) -> None:
         raise SettingError(f"{place}.jwks_uri: keys come over https:// alone, but for this machine's own")
     if not one.jwks_uri and not one.jwks_file and not may_be_asked(one.issuer):
         said = "is no https:// address, where its discovery document would be: say jwks_uri or jwks_file"
-        raise SettingError(f"{place}.issuer: {one.issuer!r} {said}")
+        raise SettingError(f"{place}.issuer: {without_password(one.issuer)!r} {said}")
     check_authority(one.ca_file, place)
 
 

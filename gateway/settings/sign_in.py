@@ -9,6 +9,7 @@ import msgspec
 
 from gateway.core.issuers.issuer import LEEWAY_S, SUBJECT, USUAL_ALGORITHMS, Issuer, may_be_asked
 from gateway.core.issuers.sign_in import USUAL_SCOPES, Provider, SignIn
+from gateway.core.shown_urls import without_password
 from gateway.errors import SettingError
 from gateway.settings.issuers import Algorithms, Claim, Leeway, Required, Subjects, Text, check_authority
 
@@ -87,13 +88,13 @@ def _check_url(url: str) -> None:
         raise SettingError(f"sign_in.console_url is missing: {_AT_CONSOLE}")
     parts = urlsplit(url)
     if not may_be_asked(url) or parts.path not in {"", "/"} or parts.query:
-        raise SettingError(f"sign_in.console_url: {url!r} is not valid: {_AT_CONSOLE}")
+        raise SettingError(f"sign_in.console_url: {without_password(url)!r} is not valid: {_AT_CONSOLE}")
 
 
 def _check(one: WrittenProvider, place: str) -> None:
     if not may_be_asked(one.issuer):
         said = "is no https:// address, where its discovery document would be"
-        raise SettingError(f"{place}.issuer: {one.issuer!r} {said}")
+        raise SettingError(f"{place}.issuer: {without_password(one.issuer)!r} {said}")
     if one.client_secret and one.client_secret_file:
         raise SettingError(
             f"{place}: client_secret and client_secret_file are both set: expected one of them"

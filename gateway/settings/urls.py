@@ -1,7 +1,4 @@
-"""URLs of databases and of a mail server: which can be used, what is wrong with one, and how it is shown.
-
-Whatever might be a password is cut out, also of a URL that is written wrongly.
-"""
+"""URLs of databases and of a mail server: which can be used, and what is wrong with one."""
 
 from __future__ import annotations
 
@@ -33,16 +30,8 @@ _SHAPES = {
     "usage_feed_url": "https://host:port",
 }
 PORT_MAX = 65_535
-# Parameters whose values are no secrets; one nobody knows may be `password` misspelt.
-_SHOWN = (
-    "ssl(?:mode|rootcert|cert|key|crl)|application_name|connect_timeout|target_session_attrs|options|user|username"
-    "|host|hostaddr|port|dbname|db"
-)
-
 # What stands behind a host that is none of IPv6, or behind the brackets of one.
 _PORT = re.compile(r"(?:^[^:]*|\]):(.*)$")
-# Behind a name and a colon, where no host follows: a password whose `@` was forgotten.
-_NO_PORT = re.compile(r"(?<=://)([^/@:?#\[\]]*):(?![^@]*@)(?!(?<!//:)[0-9]{1,5}(?:[/?#,]|\Z)).*", re.DOTALL)
 
 
 def wanted(name: str) -> str:
@@ -93,12 +82,3 @@ def _with_one_host(url: str) -> str:
 
 def _is_port(text: str) -> bool:
     return text.isdecimal() and 0 < int(text) <= PORT_MAX
-
-
-def without_password(url: str) -> str:
-    """A URL fit for a log line: everything between the user's name and the last `@` is hidden, and every
-    parameter that is not known to be harmless.
-    """
-    shown = re.sub(r"(?<=://)([^/@:]*):.*@", r"\1:***@", url, flags=re.DOTALL)
-    shown = _NO_PORT.sub(r"\1:***", shown)
-    return re.sub(rf"(?<=[?&])(?!(?:{_SHOWN})=)([^=&#]+)=[^&#]*", r"\1=***", shown)

@@ -35,6 +35,7 @@ from gateway.core.billing.price_book import read_price
 from gateway.core.billing.pricing import read_pricing
 from gateway.core.model import Limits, Service
 from gateway.core.moments import ms_of
+from persistence.claimed import GIVEN_UP
 from persistence.resources.prices import in_force
 
 MICRO = Decimal(1_000_000)
@@ -91,7 +92,7 @@ SELECT t.id, t.organization_id, t.limits, t.user_limits, p.id AS plan_id, p.{ter
 )
 _KEYS = """
 SELECT k.id, k.tenant_id, t.organization_id, k.digest, k.limits, k.user, k.models, k.revoked_at, k.expires_at,
-       k.user_header
+       k.user_header, k.issuer IS NOT NULL AND NOT starts_with(k.digest, :given_up) AS of_tokens
   FROM api_key AS k JOIN tenant AS t ON t.id = k.tenant_id WHERE {where} ORDER BY k.id"""
 _USERS = """
 SELECT t.id AS tenant_id, t.organization_id, u.external_id,
@@ -184,8 +185,9 @@ async def keys(connection: AsyncConnection, where: str, values: Mapping[str, Any
             revoked=row["revoked_at"] is not None,
             expires_ms=ms_of(row["expires_at"]),
             user_header=row["user_header"],
+            of_tokens=row["of_tokens"],
         )
-        for row in await _rows(connection, _KEYS, where, values)
+        for row in await _rows(connection, _KEYS, where, {**values, "given_up": GIVEN_UP})
     ]
 
 

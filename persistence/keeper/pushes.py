@@ -16,8 +16,9 @@ from typing import Any
 from sqlalchemy import RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from gateway.core.accounts.definitions import ControlWrite, Definition
+from gateway.core.accounts.definitions import ControlWrite, Definition, KeyDefinition
 from gateway.core.accounts.plan_terms import PlanTerms, read_terms
+from gateway.core.model import Limits
 from persistence.keeper import definitions, named_accounts
 
 # Writes that are taken at once, of all accounts that are pushed together.
@@ -146,7 +147,7 @@ def _write(
     found: tuple[Definition, ...] = ()
     terms: PlanTerms | None = None
     if verb == "define":
-        found = definitions_of.get(account, ())
+        found = definitions_of.get(account) or _gone(account, payload)
         organization_id = next((getattr(each, "organization_id", 0) for each in found), 0)
     elif account.startswith(_TENANT):
         tenant_id = _number(row)
@@ -172,3 +173,12 @@ def _write(
 
 def _number(row: RowMapping) -> int:
     return int(str(row["account"]).split(":")[1])
+
+
+def _gone(account: str, payload: dict[str, Any]) -> tuple[Definition, ...]:
+    """What is left to say of a key that was deleted: its subject is nobody's again."""
+    kind, _, name = account.partition(":")
+    if kind != "key" or "digest" not in payload:
+        return ()
+    owner, digest = int(payload["organization_id"]), str(payload["digest"])
+    return (KeyDefinition(int(name), 0, owner, digest, Limits(), revoked=True, of_tokens=True, gone=True),)

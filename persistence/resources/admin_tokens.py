@@ -10,7 +10,7 @@ from gateway.core.accounts.administration import OWNER, Actor, Row
 from gateway.core.accounts.roles import MEMBER
 from gateway.errors import Unprocessable
 from persistence import crud
-from persistence.claimed import check_claim
+from persistence.claimed import claim
 from persistence.subject import Change, Subject, alter, lock
 from persistence.tables.people import admin_token, app_user, organization
 
@@ -47,6 +47,12 @@ def find(connection: Connection, digest: str) -> Actor | None:
     return Actor(f"token:{row.id}", row.role, row.id, row.user_id, row.organization_id)
 
 
+def has_ended(connection: Connection, digest: str) -> bool:
+    """Whether there is a token that `find` does not find any more."""
+    there = connection.execute(select(_here.id).where(_here.digest == digest)).first()
+    return there is not None and find(connection, digest) is None
+
+
 def check_user(change: Change, row: Row) -> None:
     """`Unprocessable` where a token of an organization would act as somebody of another."""
     if row["organization_id"] is None or row["user_id"] is None:
@@ -61,7 +67,7 @@ def create(change: Change) -> Row:
     values = change.command.values
     if values["role"] == MEMBER and values.get(OWNER) is None:
         raise Unprocessable(errors=((OWNER, "is required: a member is of one organization"),))
-    check_claim(change, admin_token, "token", _IS_THERE)
+    claim(change, admin_token, "token", _IS_THERE)
     return crud.create(change)
 
 

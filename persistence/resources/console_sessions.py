@@ -6,6 +6,7 @@ Beginning and end of a session are writes like any other, so both are in the aud
 from __future__ import annotations
 
 from datetime import timedelta
+from hashlib import sha256
 
 from sqlalchemy import ColumnElement, Connection, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -15,19 +16,25 @@ from gateway.core.issuers.sign_in import LIFE_MAX, VOUCHED
 from gateway.core.issuers.sign_out import SignedOut
 from persistence.resources import audit
 from persistence.subject import Change, Subject, add
-from persistence.tables.operations import console_session, told_sign_out
+from persistence.tables.operations import console_session, told_sign_out, used_sign_in
 from persistence.tables.people import admin_token
 
-SESSIONS_MAX = 1_000
-# Of one person, or of those who hold one token: nobody ends the sessions of others by beginning many.
+# Those of all organizations together, of one organization, and of staff: nobody ends the sessions of others
+# by beginning many.
+SESSIONS_MAX = 10_000
+SESSIONS_OF_ORGANIZATION_MAX = 200
+SESSIONS_OF_STAFF_MAX = 1_000
+# Of one person, or of those who hold one token.
 SESSIONS_EACH_MAX = 20
 # How often a provider is asked whether a person still may come in.
 ASKED_EACH = timedelta(seconds=30)
 
-# Longer than such a word of a provider is believed.
+# Longer than such a word of a provider is believed, or than a sign-in may take.
 TOLD_KEPT = timedelta(minutes=15)
+# Sign-ins that are remembered; beyond these the oldest is forgotten, which its provider knows still.
+USED_MAX = 10_000
 
-_here, _told = console_session.c, told_sign_out.c
+_here, _told, _used = console_session.c, told_sign_out.c, used_sign_in.c
 _PERSON = (_here.issuer, _here.identity, _here.person)
 _IS_DUE = _here.renewal.is_not(None) & (_here.asked_at < func.now() - ASKED_EACH)
 
@@ -61,16 +68,47 @@ def keep_renewal(connection: Connection, session_id: int, renewal: str, *, vouch
 
 
 def create(change: Change) -> Row:
-    """Begin a session; those that are over go, and the oldest where there are too many: first of its own."""
+    """Begin a session; those that are over go, and the oldest of the same people where there are too many."""
     row = change.fetch(add(change))
+    owner = row["organization_id"]
     latest = select(_here.id).order_by(_here.id.desc())
-    own = latest.where(_of_same(row))
+    own, share = latest.where(_of_same(row)), latest.where(_here.organization_id.is_not_distinct_from(owner))
+    share_max = SESSIONS_OF_STAFF_MAX if owner is None else SESSIONS_OF_ORGANIZATION_MAX
     for gone in (
         (_here.expires_at <= func.now()) | _here.id.in_(own.offset(SESSIONS_EACH_MAX)),
-        _here.id.in_(latest.offset(SESSIONS_MAX)),
+        _here.id.in_(share.offset(share_max)),
     ):
         change.connection.execute(delete(console_session).where(gone))
+    if owner is not None:
+        _make_room(change.connection)
     return row
+
+
+def _make_room(connection: Connection) -> None:
+    """End what organizations have beyond their maximum: the oldest of the one that has most."""
+    of_organization, many = _here.organization_id, func.count()
+    there = select(many).where(of_organization.is_not(None))
+    beyond = connection.execute(there).scalar_one() - SESSIONS_MAX
+    if beyond <= 0:
+        return
+    greatest = (
+        select(of_organization)
+        .where(of_organization.is_not(None))
+        .group_by(of_organization)
+        .order_by(many.desc(), of_organization)
+        .limit(1)
+    )
+    oldest = select(_here.id).where(of_organization == greatest.scalar_subquery()).order_by(_here.id)
+    connection.execute(delete(console_session).where(_here.id.in_(oldest.limit(beyond))))
+
+
+def use_sign_in(connection: Connection, state: str) -> bool:
+    """Note that somebody came back from a sign-in; False where somebody did before."""
+    latest = select(_used.state).order_by(_used.created_at.desc(), _used.state)
+    over = (_used.created_at < func.now() - TOLD_KEPT) | _used.state.in_(latest.offset(USED_MAX))
+    connection.execute(delete(used_sign_in).where(over))
+    once = insert(used_sign_in).values(state=sha256(state.encode()).hexdigest()).on_conflict_do_nothing()
+    return connection.execute(once.returning(_used.state)).first() is not None
 
 
 def end_told(connection: Connection, told: SignedOut, actor: str, request_id: str) -> bool:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import func, insert, select
 
 from gateway.core.accounts.administration import OVERLAP_S, Row
 from gateway.core.accounts.roles import MEMBER
-from gateway.errors import Conflict
+from gateway.errors import Conflict, Unprocessable
 from persistence import crud, together
-from persistence.claimed import check_claim
+from persistence.claimed import GIVEN_UP, claim
 from persistence.resources.budgets import forget_key
 from persistence.subject import THIS, Change, Subject, add, alter, live, lock, require
 from persistence.tables.budgets import budget
@@ -31,7 +31,7 @@ def create(change: Change) -> Row:
     hold_of_members(change, tenant_id)
     require(change)
     refuse_many(change, tenant_id)
-    check_claim(change, api_key, "key")
+    claim(change, api_key, "key")
     row = change.fetch(add(change, name=change.command.values.get("name") or "API key"))
     define(change, row)
     return row
@@ -45,7 +45,7 @@ def create_all(changes: Sequence[Change]) -> Sequence[Row]:
         raise OneByOne
     together.require(changes)
     for change in changes:
-        check_claim(change, api_key, "key")
+        claim(change, api_key, "key")
     return together.defined(changes, together.fetch(changes, together.add(changes)))
 
 
@@ -77,6 +77,9 @@ def rotate(change: Change) -> Row:
     refuse_many(change, tenant_id)
     old, values = lock(change), change.command.values
     _refuse_rotation(change, old)
+    said = values.get("expires_at")
+    if isinstance(said, datetime) and said <= change.now:
+        raise Unprocessable(errors=(("expires_at", "must be later than now: the new key would have ended"),))
     taken_over = {name: old[name] for name in TAKEN_OVER}
     made = {name: values[name] for name in ("digest", "prefix", "pepper")}
     ends = values.get("expires_at", old["expires_at"])
@@ -111,6 +114,17 @@ def _refuse_rotation(change: Change, old: Row) -> None:
         )
 
 
+def change_key(change: Change) -> Row:
+    """Change a key; one that another stands in the place of ends when it does, or earlier."""
+    old, values = lock(change), change.command.values
+    if old["replaced_by_id"] is not None and "expires_at" in values:
+        ends, wanted = old["expires_at"], values["expires_at"]
+        if isinstance(ends, datetime) and not (isinstance(wanted, datetime) and wanted <= ends):
+            said = f"Key {old['replaced_by_id']} stands in its place, and this one ends"
+            raise Conflict(f"{said} at {ends.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}: no later end can be set.")
+    return crud.change_row(change)
+
+
 def delete(change: Change) -> Row:
     """Delete a key whose revocation has reached the counters: until then its digest is needed."""
     row = lock(change)
@@ -120,6 +134,11 @@ def delete(change: Change) -> Row:
     if row["revoked_at"] is None or change.connection.execute(waiting.limit(1)).first() is not None:
         raise Conflict("The key's revocation has not reached the counters yet.")
     forget_key(change, change.row_id)
+    if row["issuer"] is not None and not str(row["digest"]).startswith(GIVEN_UP):
+        # Its end is kept in the counters, and nothing else would say that it need not be any more.
+        owner = int(str(row["organization_id"]))
+        known = {"digest": row["digest"], "organization_id": owner}
+        change.intend([f"key:{change.row_id}"], "define", known, organization_id=owner)
     return crud.forget(change)
 
 
@@ -138,7 +157,7 @@ SUBJECT = Subject(
     },
     verbs={
         "create": create,
-        "change": crud.change_row,
+        "change": change_key,
         "rotate": rotate,
         "revoke": crud.revoke,
         "delete": delete,

@@ -34,7 +34,7 @@ WRITES: dict[str, tuple[str, ...]] = {
     "price": APPEND, "use_event": APPEND, "amendment": APPEND, "rerating": APPEND,
     "invoice_document": APPEND, "payment": APPEND, "tax_rate": APPEND, "credit_price": APPEND,
     "account_checkpoint": APPEND, "dunning_step": APPEND,
-    "handover_event": FADE, "told_sign_out": FADE,
+    "handover_event": FADE, "told_sign_out": FADE, "used_sign_in": FADE,
     "admin_token": KEEP, "api_key": CLEAR, "app_user": KEEP, "control_write": KEEP,
     "charge": KEEP, "credit_addition": KEEP, "credit_debt": KEEP, "budget": KEEP, "call": KEEP,
     "dead_letter": KEEP, "handover": KEEP, "invoice_sequence": KEEP,

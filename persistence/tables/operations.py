@@ -97,7 +97,17 @@ console_session = table(
     moments("asked_at"),
     # What the provider calls their session there, and what it is told when they sign out, sealed.
     texts("provider_session?", "id_token?"),
+    # The one that the token is of; null is of all.
+    integers("organization_id?"),
     UniqueConstraint("digest"),
+)
+
+# Sign-ins that somebody came back from, by a digest of their state: each counts once.
+used_sign_in = table(
+    "used_sign_in",
+    texts("state"),
+    moments("created_at"),
+    PrimaryKeyConstraint("state"),
 )
 
 # What providers of identities have said of people whom they signed out: each word counts once.

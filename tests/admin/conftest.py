@@ -256,6 +256,7 @@ LEDGERS_AND_LISTS = (
     "usage_told", "service_activation", "invoice_sequence", "known_drift", "reconciliation", "quarantine",
     "dead_letter", "console_session", "lost_event", "call", "usage_rollup", "kept_since", "clock_ahead",
     "budget_use", "token_plan_price", "applied_row", "usage_feed", "usage_outbox", "told_sign_out",
+    "used_sign_in",
 )  # fmt: skip
 # What every migrated database holds from the start.
 SEEDED = ("business_model", "service", "app_user")

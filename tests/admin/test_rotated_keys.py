@@ -109,6 +109,30 @@ async def test_what_cannot_be_rotated_is_refused_and_stays(api: Api) -> None:
     assert (await api.get(f"api-keys/{rotated}")).json["replaced_by_id"] is None
 
 
+async def test_a_key_that_was_replaced_is_not_brought_back(api: Api) -> None:
+    tenant = await api.make("tenants", name="web")
+    old = (await api.make("api-keys", tenant_id=tenant["id"], name="k"))["id"]
+    new = (await api.post(f"api-keys/{old}/rotate", {"overlap_s": 3600})).json
+    ends = (await api.get(f"api-keys/{old}")).json["expires_at"]
+    for later in (None, "2999-01-01T00:00:00Z"):
+        refused = await api.patch(f"api-keys/{old}", {"expires_at": later})
+        assert (refused.status, f"Key {new['id']} stands" in refused.json["detail"]) == (409, True)
+    assert (await api.get(f"api-keys/{old}")).json["expires_at"] == ends
+    assert (await api.patch(f"api-keys/{old}", {"name": "former", "expires_at": ends})).status == 200
+    soon = "2020-01-01T00:00:00Z"
+    assert (await api.patch(f"api-keys/{old}", {"expires_at": soon})).json["expires_at"] == soon
+    assert (await api.patch(f"api-keys/{old}", {"expires_at": ends})).status == 409
+    assert (await api.patch(f"api-keys/{new['id']}", {"expires_at": "2999-01-01T00:00:00Z"})).status == 200
+
+
+async def test_the_new_key_has_not_ended_before_it_is_made(api: Api) -> None:
+    tenant = await api.make("tenants", name="web")
+    old = (await api.make("api-keys", tenant_id=tenant["id"], name="k"))["id"]
+    refused = await api.post(f"api-keys/{old}/rotate", {"expires_at": "2020-01-01T00:00:00Z"})
+    assert (refused.status, refused.json["errors"][0]["field"]) == (422, "expires_at")
+    assert api.rows("select count(*) from api_key") == [(1,)]
+
+
 async def test_a_program_that_does_not_know_of_it_deletes_the_new_key_as_any_other(api: Api) -> None:
     """As an older keeper does, beside this one on the same schema: by the row's id alone."""
     tenant = await api.make("tenants", name="web")

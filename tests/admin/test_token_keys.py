@@ -34,11 +34,36 @@ async def test_a_subject_has_one_key_at_a_time(api: Api) -> None:
     tenant = await api.make("tenants", name="web")
     made = await api.make("api-keys", tenant_id=tenant["id"], **PODS)
     refused = await api.post("api-keys", {"tenant_id": tenant["id"], **PODS})
-    assert (refused.status, "revoke and delete it first" in str(refused.json)) == (409, True)
+    assert (refused.status, "revoke it first" in str(refused.json)) == (409, True)
     await api.post(f"api-keys/{made['id']}/revoke")
-    assert (await api.delete(f"api-keys/{made['id']}")).status == 204
-    assert (await api.make("api-keys", tenant_id=tenant["id"], **PODS))["subject"] == "prod"
+    newer = await api.make("api-keys", tenant_id=tenant["id"], **PODS)
+    digest = key_digest(known_as(ISSUER, "prod").encode(), b"pepper")
+    assert api.rows("select id from api_key where digest = %s", digest) == [(newer["id"],)]
+    before = (await api.get(f"api-keys/{made['id']}")).json
+    assert (before["subject"], before["revoked_at"] is not None) == ("prod", True)
+    refused = await api.post("api-keys", {"tenant_id": tenant["id"], **PODS})
+    assert (refused.status, "revoke it first" in str(refused.json)) == (409, True)
     assert (await api.make("api-keys", tenant_id=tenant["id"], **PODS | {"subject": "stage"}))["id"]
+
+
+async def test_a_key_that_has_expired_is_in_the_way_since_its_end_may_be_moved(api: Api) -> None:
+    tenant = await api.make("tenants", name="web")
+    await api.make("api-keys", tenant_id=tenant["id"], **PODS, expires_at="2020-01-01T00:00:00Z")
+    assert (await api.post("api-keys", {"tenant_id": tenant["id"], **PODS})).status == 409
+
+
+async def test_what_is_deleted_says_so_to_the_counters_where_its_end_is_kept(api: Api) -> None:
+    tenant = await api.make("tenants", name="web")
+    said = []
+    for subject in ("a", "b", "b"):
+        made = await api.make("api-keys", tenant_id=tenant["id"], **PODS | {"subject": subject})
+        await api.post(f"api-keys/{made['id']}/revoke")
+        said.append((made["id"], key_digest(known_as(ISSUER, subject).encode(), b"pepper")))
+    for number, _ in said:
+        assert (await api.delete(f"api-keys/{number}")).status == 204
+    written = api.rows("select account, payload->>'digest' from control_write where payload ? 'digest'")
+    # The first of "b" had given its subject up to the second.
+    assert sorted(written) == sorted((f"key:{number}", digest) for number, digest in (said[0], said[2]))
 
 
 async def test_an_organizations_own_people_claim_no_subject(api: Api) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
 
 from gateway.core.issuers.issuer import Issuer, known_as
 from gateway.core.model import Caller
-from gateway.errors import InvalidApiKey, IssuerUnavailable
+from gateway.errors import EndedApiKey, InvalidApiKey, IssuerUnavailable
 from gateway.issuers.callers import AGAIN_S, ENTRY_BYTES, SUBJECT_BYTES, TokenCallers
 from gateway.issuers.key_set import KeySet, UnreadableKeys
 from gateway.issuers.keys import FRESH_S, AllKeys
@@ -27,6 +28,7 @@ class Directory:
 
     def __init__(self) -> None:
         self.there: dict[str, Caller] = {AGENT: CALLER}
+        self.ended: set[str] = set()
         self.asked: list[str] = []
 
     def cached(self, digest: str) -> Caller | None:
@@ -36,14 +38,19 @@ class Directory:
         self.asked.append(digest)
         found = self.there.get(digest)
         if found is None:
-            raise InvalidApiKey
+            raise EndedApiKey if digest in self.ended else InvalidApiKey
         return found
 
 
 class Scene:
     """Callers by tokens, with clocks of the test; `away` says why the issuer's keys cannot be read."""
 
-    def __init__(self, *issuers: Issuer, bytes_max: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        *issuers: Issuer,
+        bytes_max: int = 1 << 20,
+        digests_of: Callable[[str], Sequence[str]] = lambda name: (name,),
+    ) -> None:
         self.past, self.document, self.away, self.directory = 0.0, jwks(), "", Directory()
         self.read_began, self.may_be_read = threading.Event(), threading.Event()
         self.may_be_read.set()
@@ -51,7 +58,7 @@ class Scene:
         self.callers = TokenCallers(
             self.keys,
             self.directory,
-            lambda name: (name,),
+            digests_of,
             lambda: time.time() + self.past,
             bytes_max=bytes_max,
         )
@@ -110,10 +117,32 @@ async def test_the_first_group_that_has_a_key_decides_and_is_asked_for_again() -
     assert await scene.asked(good) == replace(CALLER, key_id=2)
     scene.past += AGAIN_S
     assert await scene.asked(good) == replace(CALLER, key_id=1)
-    del scene.directory.there[first]  # a group that is revoked, at once
+    del scene.directory.there[first]  # a key that is deleted, at once
     assert await scene.asked(good) == replace(CALLER, key_id=2)
     scene.directory.there.clear()
     assert await scene.asked(good) == "token_subject"
+
+
+async def test_a_first_group_whose_key_has_ended_stands_for_nobody_and_not_for_the_next() -> None:
+    scene, good = Scene(issuer(subject="/groups")), token(claims(groups=["none", "a", "b"]))
+    first, second = known_as(ISSUER, "a"), known_as(ISSUER, "b")
+    scene.directory.there = {first: replace(CALLER, key_id=1), second: replace(CALLER, key_id=2)}
+    assert await scene.asked(good) == replace(CALLER, key_id=1)
+    del scene.directory.there[first]
+    scene.directory.ended.add(first)
+    assert await scene.asked(good) == "token_subject"
+    scene.past += AGAIN_S
+    assert await scene.asked(good) == "token_subject"
+    assert second not in scene.directory.asked
+    scene.directory.ended.clear()
+    assert await scene.asked(good) == replace(CALLER, key_id=2)
+
+
+async def test_a_key_that_lives_counts_before_one_of_the_same_subject_that_has_ended() -> None:
+    """Under another pepper the same subject has another digest."""
+    scene = Scene(digests_of=lambda name: (f"new {name}", f"old {name}"))
+    scene.directory.there, scene.directory.ended = {f"old {AGENT}": CALLER}, {f"new {AGENT}"}
+    assert await scene.asked(token()) == CALLER
 
 
 async def test_a_token_that_is_known_ends_when_it_says() -> None:

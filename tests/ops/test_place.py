@@ -33,6 +33,12 @@ def test_what_an_address_says_beside_its_store_is_refused_and_not_repeated(url: 
     assert "Geheim1" not in refused.value.message
 
 
+@pytest.mark.parametrize("url", ["", " "])
+def test_an_address_is_said(url: str) -> None:
+    with pytest.raises(PlaceFailed, match="empty"):
+        Place(url)
+
+
 def test_an_address_is_parted_and_put_together_again() -> None:
     folder, name = Place.parted("s3://ledgers/all/one?region=eu-central-1&scheme=http")
     assert (folder, name) == ("s3://ledgers/all?region=eu-central-1&scheme=http", "one")

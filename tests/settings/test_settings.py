@@ -10,10 +10,10 @@ import pytest
 from gateway.core.calls.route import Route
 from gateway.core.certificate import TlsFiles
 from gateway.core.model import Family, Service
+from gateway.core.shown_urls import without_password
 from gateway.errors import SettingError
 from gateway.settings.config_file import DEFAULT_ROUTES
 from gateway.settings.settings import Settings, from_json, load, to_json
-from gateway.settings.urls import without_password
 
 ROOT = Path(__file__).resolve().parents[2]
 

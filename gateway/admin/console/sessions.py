@@ -105,7 +105,12 @@ class Sessions:
         self, request: web.Request, actor: Actor, seconds: int, values: Mapping[str, object], name: str
     ) -> Session:
         ends = datetime.now(UTC) + timedelta(seconds=seconds)
-        kept = {**values, "digest": self._digest(name), "expires_at": ends}
+        kept = {
+            **values,
+            "organization_id": actor.organization_id,
+            "digest": self._digest(name),
+            "expires_at": ends,
+        }
         await self._ports.store.write(
             Command("console-sessions", "create", actor, request[REQUEST_ID], _public, None, kept)
         )

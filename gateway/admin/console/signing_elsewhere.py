@@ -26,6 +26,7 @@ COOKIE = "tollkeeper_signing"
 _CODE = re.compile(r"[ -~]{1,4096}", re.ASCII)
 _ERROR = re.compile(r"[a-z_]{1,64}", re.ASCII)
 _AGAIN = "This sign-in was not begun in this browser, or more than ten minutes ago. Begin again at {}."
+_USED = "This sign-in was used before. Begin again at {}."
 
 Door = Callable[[web.Request, int, str], web.Response]
 
@@ -56,7 +57,7 @@ class SigningElsewhere:
     async def come_back(self, request: web.Request) -> web.StreamResponse:
         """`GET /sign-in/{provider}/back`: begin a session for who comes back."""
         try:
-            begun = self._begun(request)
+            begun = await self._begun(request)
             arrival = await self._sign_ins.redeem(
                 begun.provider, code=_code(request), issuer=_one(request, "iss"),
                 verifier=begun.verifier, nonce=begun.nonce, address=request.remote or "",
@@ -73,8 +74,11 @@ class SigningElsewhere:
         response.del_cookie(cookie_of(request), path="/", secure=is_secure(request))
         return response
 
-    def _begun(self, request: web.Request) -> Begun:
-        """The sign-in that a request is the answer to; `SignInRefused` where it is none of this browser's."""
+    async def _begun(self, request: web.Request) -> Begun:
+        """The sign-in that a request is the answer to, used up with it.
+
+        `SignInRefused` where it is none of this browser's, or somebody came back from it before.
+        """
         written = request.cookies.get(cookie_of(request), "")
         begun = read_begun(written, self._desk.ports.peppers.digests, time.time())
         state = _one(request, "state") or ""
@@ -84,6 +88,8 @@ class SigningElsewhere:
             or not hmac.compare_digest(state.encode(errors="replace"), begun.state.encode())
         ):
             raise SignInRefused(_AGAIN.format(self._sign_ins.console_url))
+        if not await self._desk.ports.store.use_sign_in(begun.state):
+            raise SignInRefused(_USED.format(self._sign_ins.console_url))
         return begun
 
 

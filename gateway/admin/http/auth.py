@@ -74,11 +74,19 @@ async def known_token(ports: AdminPorts, token: str) -> tuple[Actor, str]:
 
 
 async def known_person(ports: AdminPorts, person: Person) -> tuple[Actor, str] | None:
-    """Name whose role a person has, and by which digest; None where no admin token stands for them."""
-    for digest in (one for known_as in person.known_as for one in ports.peppers.digests(known_as)):
-        actor = await ports.store.staff_token(digest)
-        if actor is not None:
-            return replace(actor, person=person.who), digest
+    """Name whose role a person has, and by which digest; None where no admin token stands for them.
+
+    Where that of their first subject has ended, the next one's does not stand for them.
+    """
+    for known_as in person.known_as:
+        digests = ports.peppers.digests(known_as)
+        for digest in digests:
+            actor = await ports.store.staff_token(digest)
+            if actor is not None:
+                return replace(actor, person=person.who), digest
+        for digest in digests:
+            if await ports.store.has_ended_token(digest):
+                return None
     return None
 
 

@@ -19,6 +19,7 @@ from uuid import uuid4
 
 from gateway.cli.admin.sections import ID_OF, named_by
 from gateway.core.certificate import TlsFiles
+from gateway.core.shown_urls import without_password
 from gateway.errors import TollkeeperError
 from gateway.tls.clients import pinned, trusting
 
@@ -108,6 +109,11 @@ class AdminClient:
                     break
         return found
 
+    @property
+    def shown(self) -> str:
+        """Its URL, fit for a message."""
+        return without_password(self.url)
+
     def metrics(self) -> str:
         """Read the metrics beside the API, as Prometheus does."""
         return self.download("/metrics").decode()
@@ -123,7 +129,7 @@ class AdminClient:
         try:
             answer: Json = json.loads(raw) if raw else {}
         except ValueError as error:
-            raise CommandFailed(f"{self.url} does not answer as a Tollkeeper Admin API.") from error
+            raise CommandFailed(f"{self.shown} does not answer as a Tollkeeper Admin API.") from error
         return {**answer, "_later": True} if status == 202 else answer
 
     def _send(self, method: str, path: str, body: object, accept: str) -> tuple[int, bytes]:
@@ -150,11 +156,11 @@ class AdminClient:
             reason = getattr(error, "reason", error)
             if isinstance(reason, SSLCertVerificationError):
                 raise CommandFailed(
-                    f"The certificate at {self.url} is not trusted: {reason.verify_message}. "
+                    f"The certificate at {self.shown} is not trusted: {reason.verify_message}. "
                     "Set TOLLKEEPER_ADMIN_CA_FILE to the authority that signed it."
                 ) from error
             raise CommandFailed(
-                f"Nothing usable answers at {self.url} ({reason}). Is it running? Start it with "
+                f"Nothing usable answers at {self.shown} ({reason}). Is it running? Start it with "
                 "`tollkeeper up`, or set TOLLKEEPER_ADMIN_URL to where it is."
             ) from error
 
@@ -175,7 +181,10 @@ def find(environ: Mapping[str, str] = os.environ) -> AdminClient:
             "(or TOLLKEEPER_ADMIN_TOKEN_FILE)."
         )
     if urlsplit(url).scheme not in {"http", "https"}:
-        raise CommandFailed(f"TOLLKEEPER_ADMIN_URL must begin with http:// or https://, not {url!r}.")
+        shown = without_password(url)
+        raise CommandFailed(f"TOLLKEEPER_ADMIN_URL must begin with http:// or https://, not {shown!r}.")
+    if "@" in urlsplit(url).netloc:
+        raise CommandFailed("TOLLKEEPER_ADMIN_URL has a user or password: set TOLLKEEPER_ADMIN_TOKEN alone.")
     return AdminClient(url.rstrip("/"), token, tls=_tls(url, environ))
 
 

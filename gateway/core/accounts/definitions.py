@@ -71,7 +71,11 @@ class TenantDefinition:
 
 @dataclass(frozen=True, slots=True)
 class KeyDefinition:
-    """An API key and whom it stands for; `digest` is its HMAC, the name of its identity."""
+    """An API key and whom it stands for; `digest` is its HMAC, the name of its identity.
+
+    One `of_tokens` is no secret: signed tokens of a subject stand for it, also once it has ended. One that is
+    `gone` was deleted: its subject is nobody's again.
+    """
 
     key_id: int
     tenant_id: int
@@ -83,6 +87,8 @@ class KeyDefinition:
     revoked: bool = False
     expires_ms: int = 0
     user_header: str = USER_ACCEPTED
+    of_tokens: bool = False
+    gone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from base64 import urlsafe_b64decode
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import isfinite
@@ -93,7 +93,11 @@ def _malformed() -> InvalidApiKey:
 
 
 def _decoded(part: bytes) -> bytes:
-    return urlsafe_b64decode(part + b"=" * (-len(part) % 4))
+    """What is written; `ValueError` where other bits stand behind its end, as nobody writes it."""
+    decoded = urlsafe_b64decode(part + b"=" * (-len(part) % 4))
+    if urlsafe_b64encode(decoded).rstrip(b"=") != part:
+        raise ValueError("bits behind the end")
+    return decoded
 
 
 def _object(part: bytes) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.verified import ask_word
 from gateway.counters.redis.wires import Wires
-from gateway.errors import CountersUnavailable, InvalidApiKey
+from gateway.errors import CountersUnavailable, EndedApiKey, InvalidApiKey
 
 IDENTITY_S = 0.8  # with the way to Redis, a change counts within a second
 # How long what was read holds while nothing else is told, and from when on it is read again meanwhile.
@@ -62,8 +62,8 @@ class KnownCallers(Catalogue):
         self._stale_s = stale_s
         self._known: Room[str, Known] = Room(bounds.known_bytes_max)
         self._terms: Room[int, Terms] = Room(bounds.terms_bytes_max)
-        # Credentials nobody has, and until when, monotonic. They are kept apart: guesses displace no caller.
-        self._unknown: OrderedDict[str, float] = OrderedDict()
+        # Credentials nobody has: until when, monotonic, and why. They are apart: guesses displace no caller.
+        self._unknown: OrderedDict[str, tuple[float, type[InvalidApiKey]]] = OrderedDict()
         self._unknown_max = bounds.unknown_max
         self._turns = Turns(bounds.look_ups_max, bounds.look_ups_waiting_max)
         self._again: dict[str, asyncio.Task[None]] = {}
@@ -131,16 +131,14 @@ class KnownCallers(Catalogue):
 
     async def _look_up_in_turn(self, digest: str) -> Caller | None:
         """The same of who is not known here, when there is room: guesses wait for each other alone."""
-        if self._unknown.get(digest, 0.0) >= self._clock():
-            raise InvalidApiKey
+        self._refuse_unknown(digest)
         turn = self._turns.take()
         try:
             await turn.wait
             cached = self.cached(digest)  # others may have asked for it meanwhile
             if cached is not None:
                 return cached
-            if self._unknown.get(digest, 0.0) >= self._clock():
-                raise InvalidApiKey
+            self._refuse_unknown(digest)
             return await self._look_up(digest, None)
         finally:
             self._turns.give_back(turn)
@@ -161,6 +159,7 @@ class KnownCallers(Catalogue):
     async def _look_up(self, digest: str, known: Caller | None) -> Caller | None:
         """The caller of a digest as Redis has it, None where it cannot say; InvalidApiKey for none.
 
+        EndedApiKey for one whose end is kept, since what it stood for must stand for nobody else.
         What is read is as old as the question. What is told to change meanwhile is not kept.
         """
         # Who it was is looked up together with terms that may be others: one round trip, but for the first.
@@ -174,12 +173,13 @@ class KnownCallers(Catalogue):
                 wire = self._wires.of_key(name)
                 if await ask_word(wire) != wire.run_id:
                     return None
-                self._known.drop(digest)
-                if not asked.told:
-                    self._know_none(digest, asked_at + IDENTITY_S)
+                self._forget(digest, InvalidApiKey, None if asked.told else asked_at)
                 raise InvalidApiKey
             assert isinstance(raw, bytes)
             found = decode_identity(raw)
+            if found.has_ended(self._today() * 1000):
+                self._forget(digest, EndedApiKey, None if asked.told else asked_at)
+                raise EndedApiKey
             models = frozenset(found.m) if found.m is not None else None
             caller = Caller(found.o, found.t, found.k, found.p, found.u, models, found.h)
             if known is not None and known == caller:
@@ -204,9 +204,18 @@ class KnownCallers(Catalogue):
         self._allowances.seen(caller)
         return caller
 
-    def _know_none(self, digest: str, until: float) -> None:
-        """Nobody has this credential."""
-        self._unknown[digest] = until
+    def _refuse_unknown(self, digest: str) -> None:
+        """Raise what was found of a credential a moment ago that nobody has."""
+        until, wrong = self._unknown.get(digest, (0.0, InvalidApiKey))
+        if until >= self._clock():
+            raise wrong
+
+    def _forget(self, digest: str, wrong: type[InvalidApiKey], asked_at: float | None) -> None:
+        """Nobody has this credential, as was asked then; None where something was told since."""
+        self._known.drop(digest)
+        if asked_at is None:
+            return
+        self._unknown[digest] = asked_at + IDENTITY_S, wrong
         self._unknown.move_to_end(digest)
         if len(self._unknown) > self._unknown_max:
             self._unknown.popitem(last=False)

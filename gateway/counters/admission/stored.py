@@ -23,7 +23,7 @@ PRICES_LAYOUT = 1
 class Identity(msgspec.Struct):
     """Who a credential stands for: organization, tenant, key, partition and user, the models it may call
     (None: all), until when, in ms since the epoch (0: without end), and what its requests may say of
-    their user (`user_header`).
+    their user (`user_header`). Of a subject of tokens, `e` says that its key was revoked.
     """
 
     o: int
@@ -34,6 +34,11 @@ class Identity(msgspec.Struct):
     m: list[str] | None = None
     x: int = 0
     h: str = USER_ACCEPTED
+    e: bool = False
+
+    def has_ended(self, now_ms: float) -> bool:
+        """Whether the key is there, and nobody's any more."""
+        return self.e or 0 < self.x <= now_ms
 
 
 class Catalogue(msgspec.Struct):
@@ -79,9 +84,11 @@ def encode_catalogue(
     return msgspec.json.encode({"version": version, "services": by_key, **more})
 
 
-def encode_identity(caller: Caller, expires_ms: int = 0) -> bytes:
+def encode_identity(caller: Caller, expires_ms: int = 0, *, revoked: bool = False) -> bytes:
     """An identity as the keeper writes it; `expires_ms` 0 is never."""
     more: dict[str, object] = {"x": expires_ms} if expires_ms else {}
+    if revoked:
+        more["e"] = True
     if caller.user_header != USER_ACCEPTED:
         more["h"] = caller.user_header
     return msgspec.json.encode(

@@ -18,6 +18,7 @@ from gateway.core.accounts.definitions import (
 from gateway.core.accounts.plan_terms import SINCE_MS, PlanTerms
 from gateway.core.model import PARTITIONS, Caller
 from gateway.counters.admission.stored import (
+    decode_identity,
     encode_catalogue,
     encode_head,
     encode_identity,
@@ -143,6 +144,9 @@ class Control(Client):
         if isinstance(definition, PricesDefinition):
             await self.publish(definition, version)
             return True
+        if isinstance(definition, KeyDefinition) and definition.gone:
+            await self.identity(definition)
+            return True
         known = await self.define_account(definition, version)
         if known and isinstance(definition, KeyDefinition):
             await self.identity(definition)
@@ -164,12 +168,19 @@ class Control(Client):
 
     async def identity(self, definition: KeyDefinition) -> None:
         """Write whom a credential stands for."""
-        await self.ask_everybodys(*self.identity_written(definition))
+        if definition.of_tokens:
+            await self._of_subject(definition)
+        else:
+            await self.ask_everybodys(*self.identity_written(definition))
 
     def identity_written(self, definition: KeyDefinition) -> tuple[bytes, ...]:
-        """The command that writes whom a credential stands for; a revoked one stands for nobody."""
+        """The command that writes whom a credential stands for; a revoked one stands for nobody.
+
+        Of tokens' subjects it is kept who that was: a token of several is nobody's then, instead of the next
+        one's.
+        """
         name = keys.identity(definition.digest).encode()
-        if definition.revoked:
+        if definition.revoked and not definition.of_tokens:
             return b"DEL", name
         caller = Caller(
             definition.organization_id,
@@ -180,8 +191,26 @@ class Control(Client):
             definition.models,
             definition.user_header,
         )
-        until = [b"PXAT", b"%d" % definition.expires_ms] if definition.expires_ms else []
-        return b"SET", name, encode_identity(caller, definition.expires_ms), *until
+        raw = encode_identity(caller, definition.expires_ms, revoked=definition.revoked)
+        until: list[bytes] = []
+        if definition.gone:
+            until = [b"PX", b"1"]
+        elif definition.expires_ms and not definition.of_tokens:
+            until = [b"PXAT", b"%d" % definition.expires_ms]
+        return b"SET", name, raw, *until
+
+    async def _of_subject(self, definition: KeyDefinition) -> None:
+        """Write whom a subject's tokens stand for, as its newest key says; an older one's word is ignored.
+
+        Who displaces a newer one, written since it looked, puts it back: as with `newest`.
+        """
+        _, name, raw, *until = self.identity_written(definition)
+        own, before = definition.key_id, await self.ask_everybodys(b"GET", name)
+        while not isinstance(before, bytes) or decode_identity(before).k <= own:
+            displaced = await self.ask_everybodys(b"SET", name, raw, *until, b"GET")
+            if not isinstance(displaced, bytes) or decode_identity(displaced).k <= own:
+                break
+            raw, own, until = displaced, decode_identity(displaced).k, []
 
     async def publish(self, everybodys: CatalogueDefinition | PricesDefinition, version: int) -> None:
         """Write the catalogue, or the prices.

@@ -57,8 +57,12 @@ class Filling(Control):
     async def identities(self, definitions: Sequence[KeyDefinition]) -> None:
         """Write whom credentials stand for, as far as those stand in our partitions."""
         ours = set(self.partitions)
-        here = (one for one in definitions if keys.partition_of_digest(one.digest) in ours)
-        await self.ask_together(map(self.identity_written, here), everybodys=True)
+        here = [one for one in definitions if keys.partition_of_digest(one.digest) in ours]
+        plain = (self.identity_written(one) for one in here if not one.of_tokens)
+        await self.ask_together(plain, everybodys=True)
+        for one in here:  # of subjects, which are few: each looks at what is there
+            if one.of_tokens:
+                await self.identity(one)
 
 
 def _same_terms(one: bytes, other: bytes) -> bool:

@@ -103,7 +103,7 @@ def _metadata(said: Values) -> bytes:
     if len(value) > METADATA_BYTES_MAX:
         raise InvalidRequest(f"{name} must be at most {METADATA_BYTES_MAX} bytes.", param=name)
     try:
-        read = json.loads(value.decode("utf-8"), parse_constant=_refuse_constant)
+        read = json.loads(value.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_unique)
         if not isinstance(read, dict):
             raise InvalidRequest(f"{name} must be a JSON object.", param=name)
         if not _within(read, METADATA_DEPTH_MAX):
@@ -122,6 +122,13 @@ def _within(value: object, depth: int) -> bool:
     """Whether it is nested no deeper: whoever reads it later has a stack to keep to as well."""
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
     return parts is None or (depth > 0 and all(_within(part, depth - 1) for part in parts))
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise InvalidRequest("x-tollkeeper-metadata must have each name once.", param="x-tollkeeper-metadata")
+    return found
 
 
 def _refuse_constant(name: str) -> object:

@@ -9,7 +9,14 @@ from contextlib import suppress
 import pytest
 
 from gateway.issuers.sealing import opened
-from persistence.resources.console_sessions import SESSIONS_EACH_MAX
+from persistence.resources.console_sessions import (
+    SESSIONS_EACH_MAX,
+    SESSIONS_MAX,
+    SESSIONS_OF_ORGANIZATION_MAX,
+    SESSIONS_OF_STAFF_MAX,
+)
+from tests.admin.conftest import ADMIN
+from tests.admin.console.conftest import Person
 from tests.admin.console.elsewhere import Browser, World, console_of_people
 from tests.waiting import eventually
 
@@ -128,6 +135,63 @@ async def test_one_person_ends_no_sessions_of_others_by_beginning_many(world: Wo
     )
     assert (theirs, others) == (SESSIONS_EACH_MAX, 1)
     assert [(await one.person.open("/")).status for one in (other, first, last)] == [200, 303, 200]
+
+
+OF_OTHERS = (
+    "insert into console_session (digest, token_digest, expires_at, organization_id)"
+    " select 'd' || %s || '-' || n, 't' || n, now() + interval '1 hour', %s from generate_series(1, %s) as n"
+    " returning id"
+)
+
+
+async def test_an_organization_ends_sessions_of_its_own_alone(world: World) -> None:
+    """However many tokens it makes, or people its provider names."""
+    tenants = [await world.api.make("tenants", name=name) for name in ("acme", "bolt")]
+    acme, bolt = (int(one["organization_id"]) for one in tenants)
+    people, clerk = Person(world.api.client), Person(world.api.client)
+    made = await world.api.make("admin-tokens", name="bolt's", role="readonly", organization_id=bolt)
+    assert (await people.sign_in(made["token"])).status == 303
+    assert (await clerk.sign_in(ADMIN)).status == 303
+    world.api.rows(OF_OTHERS, "acme", acme, SESSIONS_OF_ORGANIZATION_MAX + 900)
+    await world.let_in("of-acme", role="member", organization_id=acme)
+    world.provider.person |= {"groups": ["of-acme"]}
+    browser = Browser.at(world)
+    assert (await browser.sign_in()).status == 200
+    by_owner = "select organization_id, count(*) from console_session group by organization_id"
+    assert dict(world.api.rows(by_owner)) == {acme: SESSIONS_OF_ORGANIZATION_MAX, bolt: 1, None: 1}
+    for one in (people, clerk, browser.person):
+        assert (await one.open("/")).status == 200
+
+
+async def test_staff_has_a_share_of_its_own(world: World) -> None:
+    tenant = await world.api.make("tenants", name="acme")
+    own = {"organization_id": int(tenant["organization_id"])}
+    made = await world.api.make("admin-tokens", name="own", role="readonly", **own)
+    theirs = Person(world.api.client)
+    assert (await theirs.sign_in(made["token"])).status == 303
+    world.api.rows(OF_OTHERS, "staff", None, SESSIONS_OF_STAFF_MAX + 10)
+    clerk = Person(world.api.client)
+    assert (await clerk.sign_in(ADMIN)).status == 303
+    counted = "select count(*) from console_session where organization_id is null"
+    assert world.api.rows(counted) == [(SESSIONS_OF_STAFF_MAX,)]
+    assert [(await one.open("/")).status for one in (theirs, clerk)] == [200, 200]
+
+
+async def test_where_all_organizations_have_too_many_the_one_with_most_makes_room(world: World) -> None:
+    tenant = await world.api.make("tenants", name="acme")
+    own = {"organization_id": int(tenant["organization_id"])}
+    made = await world.api.make("admin-tokens", name="own", role="readonly", **own)
+    for number in range(SESSIONS_MAX // 100 - 1):
+        world.api.rows(OF_OTHERS, f"o{number}", 10_000 + number, 100)
+    world.api.rows(OF_OTHERS, "most", 9_999, 150)
+    theirs = Person(world.api.client)
+    assert (await theirs.sign_in(made["token"])).status == 303
+    by_owner = "select organization_id, count(*) from console_session group by organization_id"
+    counted = dict(world.api.rows(by_owner))
+    assert sum(counted.values()) == SESSIONS_MAX
+    assert (counted.pop(9_999), counted.pop(own["organization_id"])) == (99, 1)
+    assert set(counted.values()) == {100}
+    assert (await theirs.open("/")).status == 200
 
 
 async def both(world: World) -> tuple[Browser, Browser]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from base64 import urlsafe_b64decode
@@ -16,6 +17,7 @@ from gateway.admin.console.begun import Begun, read_begun
 from gateway.core.issuers.sign_in import SignIn
 from gateway.core.peppers import Peppers
 from gateway.issuers.sign_in import SignIns
+from persistence.resources.console_sessions import USED_MAX
 from tests.admin.conftest import ADMIN, PEPPERS
 from tests.admin.console.conftest import Person
 from tests.admin.console.elsewhere import (
@@ -158,12 +160,64 @@ async def test_a_code_is_good_once(world: World) -> None:
     browser = Browser.at(world)
     back = await browser.leave()
     assert (await browser.arrive(back)).status == 200
-    # With the cookie that a browser has dropped by now: the provider refuses the code.
+    # With the cookie that a browser has dropped by now; the provider is not even asked.
     again = await browser.arrive(back)
-    assert (again.status, "invalid_grant" in again.text) == (403, True)
+    assert (again.status, "was used before" in again.text, CONSOLE in again.text) == (403, True, True)
     browser.signing = ""
     assert (await browser.arrive(back)).status == 403
     assert world.api.rows("select count(*) from console_session") == [(1,)]
+    assert world.held.times == 1
+
+
+async def test_a_sign_in_is_used_up_by_the_first_of_many_who_come_back_at_once(world: World) -> None:
+    await world.let_in()
+    browsers = [Browser.at(world) for _ in range(6)]
+    back = await browsers[0].leave()
+    for one in browsers:
+        one.signing = browsers[0].signing
+    answers = await asyncio.gather(*(one.arrive(back) for one in browsers))
+    assert sorted(one.status for one in answers) == [200] + [403] * 5
+    assert world.held.times == 1
+    # What it came to does not matter, and none of it is remembered for longer than it could be used.
+    denied = await browsers[0].leave()
+    assert (await browsers[0].arrive(changed(denied, code=None, error="access_denied"))).status == 403
+    assert "was used before" in (await browsers[0].arrive(denied)).text
+    assert world.held.times == 1
+    world.api.rows("update used_sign_in set created_at = now() - interval '1 hour' returning state")
+    await Browser.at(world).sign_in()
+    assert world.api.rows("select count(*) from used_sign_in") == [(1,)]
+
+
+async def test_only_so_many_used_sign_ins_are_remembered(world: World) -> None:
+    await world.let_in()
+    world.api.rows(
+        "insert into used_sign_in (state, created_at) select 's' || n, now() - interval '1 minute'"
+        " from generate_series(1, %s) as n returning state", USED_MAX + 50,
+    )  # fmt: skip
+    browser = Browser.at(world)
+    back = await browser.leave()
+    assert (await browser.arrive(back)).status == 200
+    assert "was used before" in (await browser.arrive(back)).text
+    [(many,)] = world.api.rows("select count(*) from used_sign_in")
+    assert many <= USED_MAX + 1
+
+
+async def test_a_first_group_whose_token_has_ended_lets_nobody_in_by_the_next(world: World) -> None:
+    first = await world.let_in("first", role="billing")
+    await world.let_in("second")
+    world.provider.person |= {"groups": ["first", "second"]}
+    assert (await Browser.at(world).sign_in()).status == 200
+    await world.api.post(f"admin-tokens/{first['id']}/revoke")
+    assert (await Browser.at(world).sign_in()).status == 403
+    again = await world.let_in("first", name="again", role="billing")
+    browser = Browser.at(world)
+    assert (await browser.sign_in()).status == 200
+    assert ">billing<" in (await browser.person.open("/invoices")).text
+    await world.api.patch(f"admin-tokens/{again['id']}", {"expires_at": "2020-01-01T00:00:00Z"})
+    assert (await Browser.at(world).sign_in()).status == 403
+    await world.api.post(f"admin-tokens/{again['id']}/revoke")
+    assert (await world.api.delete(f"admin-tokens/{again['id']}")).status == 204
+    assert (await Browser.at(world).sign_in()).status == 200
 
 
 async def test_an_answer_counts_for_the_browser_alone_that_asked(world: World) -> None:
@@ -206,9 +260,9 @@ async def test_an_answer_of_another_provider_is_refused(world: World) -> None:
     asked = len(world.provider.asked)
     moved = at_other.replace("/sign-in/other/", "/sign-in/example/")
     assert (await browser.arrive(moved)).status == 403
-    back = await browser.leave()
     known = len(world.other.asked)
     for issuer in (world.other.url, None, "", world.provider.url + "/"):
+        back = await browser.leave()
         answer = await browser.arrive(changed(back, iss=issuer))
         assert (answer.status, "of another provider" in answer.text) == (403, True)
     browser.signing = signing
@@ -297,9 +351,10 @@ async def test_what_a_provider_says_of_why_not_is_told_in_its_word_alone(world: 
     back = changed(await browser.leave(), code=None, error="access_denied", error_description="<b>call me")
     answer = await browser.arrive(back)
     assert (answer.status, "access_denied" in answer.text, "call me" in answer.text) == (403, True, False)
-    answer = await browser.arrive(changed(back, error="<b>"))
+    answer = await browser.arrive(changed(await browser.leave(), error="<b>"))
     assert "The provider has not signed you in." in answer.text
-    assert (await browser.arrive(changed(back, error=None))).status == 403
+    answer = await browser.arrive(changed(await browser.leave(), code=None))
+    assert "The provider has sent no code." in answer.text
 
 
 async def test_a_provider_that_is_away_is_503_and_tokens_of_ours_still_count(world: World) -> None:

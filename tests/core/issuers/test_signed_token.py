@@ -125,6 +125,32 @@ def test_other_text_is_no_token(text: bytes) -> None:
     assert failure(text) == "token_malformed"
 
 
+@given(st.binary(min_size=1, max_size=40), st.integers(1, 63))
+def test_a_part_is_written_in_one_way_alone(signature: bytes, more: int) -> None:
+    """The last character of two or three has bits that stand for nothing (RFC 4648, 3.5)."""
+    alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    whole = made(HEADER, b"{}", signature)
+    assert read_token(whole).signature == signature
+    other = whole[:-1] + bytes([alphabet[(alphabet.index(whole[-1:]) + more) % 64]])
+    spare = {0: 0, 1: 4, 2: 2}[len(signature) % 3]
+    if alphabet.index(other[-1:]) >> spare == alphabet.index(whole[-1:]) >> spare:
+        assert failure(other) == "token_malformed"
+    else:
+        assert alphabet.index(other[-1:]) % (1 << spare) or read_token(other).signature != signature
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_header_and_claims_are_too(at: int) -> None:
+    parts = made(HEADER, b'{"a":1}', b"x").split(b".")
+    said = b'{"alg":"RS256"} ' if at == 0 else b'{"a":1} 2'[:8]
+    assert len(said) % 3 != 0
+    parts[at] = encoded_json(said)
+    read_token(b".".join(parts))
+    last = parts[at][-1]
+    parts[at] = parts[at][:-1] + bytes([last + 1])
+    assert failure(b".".join(parts)) == "token_malformed"
+
+
 def test_the_longest_token_that_is_read_is_told_before_it_is_taken_apart() -> None:
     longest = token(claims(sub="x" * 5000))
     assert len(longest) <= TOKEN_BYTES_MAX

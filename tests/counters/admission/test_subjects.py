@@ -13,7 +13,8 @@ from gateway.core.model import Caller, Limits
 from gateway.core.peppers import Peppers
 from gateway.counters.admission.changes import HEARD
 from gateway.counters.admission.directory import Directory
-from gateway.counters.keeper.control import Control
+from gateway.counters.admission.stored import encode_identity
+from gateway.counters.keeper.filling import Filling
 from gateway.counters.redis import keys
 from gateway.errors import InvalidApiKey
 from gateway.http.routing.identity import key_digest
@@ -28,18 +29,16 @@ from tests.waiting import eventually
 PEPPER = b"a pepper of the tests"
 
 
-def key_of(number: int, subject: str, *, revoked: bool = False) -> KeyDefinition:
+def key_of(number: int, subject: str) -> KeyDefinition:
     digest = key_digest(known_as(ISSUER, subject).encode(), PEPPER)
-    return KeyDefinition(
-        number, 7, 1, digest, Limits(concurrency=2), models=frozenset({"m"}), revoked=revoked
-    )
+    return KeyDefinition(number, 7, 1, digest, Limits(concurrency=2), models=frozenset({"m"}), of_tokens=True)
 
 
 @dataclass(slots=True)
 class Desk:
     """A keeper, and a gateway that is told what changes."""
 
-    control: Control
+    control: Filling
     callers: TokenCallers
 
     async def asked(self, text: bytes) -> Caller | None:
@@ -62,27 +61,58 @@ async def desk(world: World, connect: Connect) -> Desk:
     found = all_keys.of(ISSUER)
     assert found is not None
     await found.refresh()
-    return Desk(Control(await connect(world.url)), callers)
+    return Desk(Filling(await connect(world.url)), callers)
+
+
+GOOD = token(claims(groups=["research", "everybody"], email="ada@example.com"))
+RESEARCH, EVERYBODY = key_of(11, "research"), key_of(12, "everybody")
+
+
+async def seen(desk: Desk, number: int | None) -> None:
+    """Wait until a token is by this key, or by nobody's."""
+
+    async def is_so() -> bool:
+        found = await desk.asked(GOOD)
+        expected = Caller(1, 7, number or 0, keys.partition_of(1), "ada@example.com", frozenset({"m"}))
+        return found == (expected if number is not None else None)
+
+    await eventually(is_so)
 
 
 async def test_a_group_is_let_in_by_its_key_and_out_with_it(desk: Desk) -> None:
-    good = token(claims(groups=["research", "everybody"], email="ada@example.com"))
-    assert await desk.asked(good) is None
-    for number, subject in ((11, "research"), (12, "everybody")):
-        assert await desk.control.define(key_of(number, subject), number)
+    assert await desk.asked(GOOD) is None
+    for number, one in enumerate((RESEARCH, EVERYBODY)):
+        assert await desk.control.define(one, number)
+    await seen(desk, 11)
+    await desk.control.define(replace(RESEARCH, revoked=True), 13)
+    # Told by the server, for a token that is known: the next group's key is another's, and pays for nobody.
+    await seen(desk, None)
+    await desk.control.define(replace(RESEARCH, revoked=True, gone=True), 14)
+    await seen(desk, 12)
+    await desk.control.define(replace(EVERYBODY, revoked=True), 15)
+    await seen(desk, None)
 
-    async def is_by(number: int) -> bool:
-        found = await desk.asked(good)
-        expected = Caller(1, 7, number, keys.partition_of(1), "ada@example.com", frozenset({"m"}))
-        return found == expected
 
-    await eventually(lambda: is_by(11))
-    await desk.control.define(replace(key_of(11, "research"), revoked=True), 13)
-    # Told by the server, for a token that is known: the next group is whose calls these are.
-    await eventually(lambda: is_by(12))
-    await desk.control.define(replace(key_of(12, "everybody"), revoked=True), 14)
+async def test_a_group_whose_key_has_expired_is_nobodys_until_its_end_is_moved(desk: Desk) -> None:
+    for number, one in enumerate((RESEARCH, EVERYBODY)):
+        assert await desk.control.define(one, number)
+    await seen(desk, 11)
+    now_ms = int(time.time() * 1000)
+    await desk.control.define(replace(RESEARCH, expires_ms=now_ms - 1), 13)
+    await seen(desk, None)
+    await desk.control.define(replace(RESEARCH, expires_ms=now_ms + 600_000), 14)
+    await seen(desk, 11)
 
-    async def is_nobody() -> bool:
-        return await desk.asked(good) is None
 
-    await eventually(is_nobody)
+async def test_the_newest_key_of_a_subject_has_the_word_whatever_comes_late(desk: Desk) -> None:
+    newer = replace(RESEARCH, key_id=13)
+    assert await desk.control.define(replace(RESEARCH, revoked=True), 1)
+    assert await desk.control.define(newer, 2)
+    await seen(desk, 13)
+    for late in (replace(RESEARCH, revoked=True), replace(RESEARCH, revoked=True, gone=True), RESEARCH):
+        await desk.control.identity(late)
+        await desk.control.identities([late])
+        found = await desk.control.ask_everybodys(b"GET", keys.identity(RESEARCH.digest).encode())
+        assert found == encode_identity(Caller(1, 7, 13, keys.partition_of(1), "", frozenset({"m"})))
+    await desk.control.identities([replace(newer, revoked=True), EVERYBODY])
+    await seen(desk, None)

@@ -6,7 +6,9 @@ import json
 
 import psycopg
 
+from gateway.core.accounts.definitions import KeyDefinition
 from gateway.core.accounts.plan_terms import PlanTerms
+from gateway.core.model import Limits
 from persistence import engine as engines
 from persistence.keeper.pushes import Pushes
 from tests.persistence.scenario import settle_in
@@ -48,3 +50,19 @@ async def test_what_is_of_no_partition_waits_for_whoever_looks_after_some(migrat
     found = [await pushes.accounts(9, some) for some in ([7], [], None)]
     await engine.dispose()
     assert found == [["prices", "tenant:7"], ["prices"], ["prices", "tenant:7", "tenant:8"]]
+
+
+async def test_a_key_that_was_deleted_says_that_its_subject_is_nobodys(migrated: str) -> None:
+    with psycopg.connect(migrated, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO control_write (account, verb, payload) VALUES ('key:987654', 'define', %s),"
+            " ('key:987655', 'define', '{}')",
+            (json.dumps({"digest": "d" * 64, "organization_id": 5}),),
+        )
+    engine = engines.create(migrated)
+    names = ["key:987654", "key:987655"]
+    async with Pushes(engine).waiting(names) as waiting:
+        found = [waiting.by_account[name][0].definitions for name in names]
+    await engine.dispose()
+    gone = KeyDefinition(987654, 0, 5, "d" * 64, Limits(), revoked=True, of_tokens=True, gone=True)
+    assert found == [(gone,), ()]

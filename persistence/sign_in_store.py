@@ -1,0 +1,61 @@
+"""What the Admin API and the console ask of the store about who may come in, and who is signed in."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeVar
+
+from sqlalchemy import Connection
+
+from gateway.core.accounts.administration import Actor, ConsoleSession
+from gateway.core.issuers.sign_out import SignedOut
+from persistence.resources import admin_tokens, console_sessions
+
+T = TypeVar("T")
+
+
+class SignInStore(ABC):
+    """The side of the store that knows credentials of people."""
+
+    @abstractmethod
+    async def _run(self, work: Callable[[Connection], T]) -> T:
+        """Do something in a transaction."""
+
+    @abstractmethod
+    async def _wrote(self) -> None:
+        """Note that something was written."""
+
+    async def staff_token(self, digest: str) -> Actor | None:
+        """Find a named admin token that is neither expired nor revoked."""
+        return await self._run(lambda connection: admin_tokens.find(connection, digest))
+
+    async def has_ended_token(self, digest: str) -> bool:
+        """Whether there is a named admin token that is expired or revoked."""
+        return await self._run(lambda connection: admin_tokens.has_ended(connection, digest))
+
+    async def use_sign_in(self, state: str) -> bool:
+        """Note that somebody came back from a sign-in; False where somebody did before."""
+        return await self._run(lambda connection: console_sessions.use_sign_in(connection, state))
+
+    async def console_session(self, digest: str) -> ConsoleSession | None:
+        """Find a session of the console that is not over."""
+        return await self._run(lambda connection: console_sessions.find(connection, digest))
+
+    async def ask_of_session(self, session_id: int) -> bool:
+        """Take it upon the caller to ask whether its person still may come in; False where another does."""
+        return await self._run(lambda connection: console_sessions.ask(connection, session_id))
+
+    async def keep_renewal(self, session_id: int, renewal: str, *, vouched: bool) -> None:
+        """Keep what is asked with next; the session goes on where its person was `vouched` for."""
+        await self._run(
+            lambda connection: console_sessions.keep_renewal(connection, session_id, renewal, vouched=vouched)
+        )
+
+    async def end_told_sessions(self, told: SignedOut, actor: str, request_id: str) -> bool:
+        """End the sessions of whom a provider has signed out; False where it has said so before."""
+        done = await self._run(
+            lambda connection: console_sessions.end_told(connection, told, actor, request_id)
+        )
+        await self._wrote()
+        return done
