@@ -100,7 +100,7 @@ TOGETHER: Mapping[tuple[str, str], together.Does] = {
     ("tenants", "change"): tenants.change_all,
     ("tenants", "delete"): together.delete,
     ("api-keys", "create"): keys.create_all,
-    ("api-keys", "change"): together.change,
+    ("api-keys", "change"): keys.change_all,
     ("api-keys", "revoke"): together.revoke,
     ("token-plans", "create"): together.create,
     ("token-plans", "change"): together.change,

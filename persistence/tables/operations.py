@@ -97,8 +97,7 @@ console_session = table(
     moments("asked_at"),
     # What the provider calls their session there, and what it is told when they sign out, sealed.
     texts("provider_session?", "id_token?"),
-    # The one that the token is of; null is of all.
-    integers("organization_id?"),
+    integers("organization_id?"),  # that the token is of; null is of all
     UniqueConstraint("digest"),
 )
 
