@@ -17,7 +17,7 @@ from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.selectors import BUDGETS_MAX
 from gateway.errors import Conflict, Unprocessable
 from persistence import engine as engines
-from persistence.keeper.definitions import of_account
+from persistence.keeper.named_accounts import of_accounts
 from persistence.store import Store
 
 ACTOR = Actor("builtin:admin", "admin")
@@ -61,7 +61,8 @@ class Desk:
         """The budgets that gateways are told of."""
         engine = engines.create(self.url)
         async with engine.connect() as connection:
-            [definition] = await of_account(connection, f"organization:{organization_id}")
+            account = f"organization:{organization_id}"
+            [definition] = (await of_accounts(connection, [account]))[account]
         await engine.dispose()
         return list(definition.terms.budgets)  # type: ignore[union-attr]  # an organization's
 

@@ -11,7 +11,7 @@ from sqlalchemy import create_engine, insert
 
 from gateway.errors import Conflict
 from persistence import engine as engines
-from persistence.keeper.definitions import of_account
+from persistence.keeper.named_accounts import of_accounts
 from persistence.resources.prices import PriceTable, refuse_too_many
 from persistence.tables.billing import price
 from tests.persistence.scenario import rows_of
@@ -39,7 +39,7 @@ async def put_in(url: str, *rows: dict[str, Any]) -> int:
 async def told(url: str) -> list[tuple[str, str]]:
     engine = engines.create(url)
     async with engine.connect() as connection:
-        [definition] = await of_account(connection, "prices")
+        [definition] = (await of_accounts(connection, ["prices"]))["prices"]
     await engine.dispose()
     return sorted((each.model, each.provider) for each in definition.prices)  # type: ignore[union-attr]  # prices
 
