@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "0076"
-down_revision = "0075"
+revision = "0077"
+down_revision = "0076"
 runs_from = "0069"
 branch_labels = None
 depends_on = None
