@@ -102,12 +102,7 @@ console_session = table(
 )
 
 # Sign-ins that somebody came back from, by a digest of their state: each counts once.
-used_sign_in = table(
-    "used_sign_in",
-    texts("state"),
-    moments("created_at"),
-    PrimaryKeyConstraint("state"),
-)
+used_sign_in = table("used_sign_in", texts("state"), moments("created_at"), PrimaryKeyConstraint("state"))
 
 # What providers of identities have said of people whom they signed out: each word counts once.
 told_sign_out = table(
