@@ -106,11 +106,9 @@ used_sign_in = table("used_sign_in", texts("state"), moments("created_at"), Prim
 
 # What providers of identities have said of people whom they signed out: each word counts once.
 told_sign_out = table(
-    "told_sign_out",
-    texts("issuer", "token_id"),
-    moments("created_at"),
+    "told_sign_out", texts("issuer", "token_id"), moments("created_at"),
     PrimaryKeyConstraint("issuer", "token_id"),
-)
+)  # fmt: skip
 
 # Events the writer could not turn into rows, raw bytes kept: listed gaps of the accounts they name.
 dead_letter = table(
