@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -119,6 +120,8 @@ def test_everything_works_over_tls_as_users_with_few_rights(deployment: Deployme
     wait_until(lambda: admin.used(tenant) == 2 * 42)
     assert admin.ask("POST", "/reconciliation")["drift_tokens"] == 0
     wait_until(lambda: admin.ask("GET", "/activity")["requests"] == 2)
+    chat(deployment, key, status=400, max_tokens=-1)
+    wait_until(lambda: [call["status"] for call in admin.ask("GET", "/calls")["items"]].count(400) == 1)
 
     status, found = deployment.doctor()
     assert status == 0, found
@@ -126,9 +129,11 @@ def test_everything_works_over_tls_as_users_with_few_rights(deployment: Deployme
     assert "its certificate is valid until" in found["postgresql"]
     assert found["postgresql user"] == "ok keeper may do what a keeper does, and no more\n"
     assert found["redis user"] == "ok tollkeeper-keeper may do what a keeper does\n"
-    with deployment.redis.client() as client:
-        refused = [each for each in client.acl_log() if each["username"] != "test"]
-    assert refused == []  # nothing was tried that users.acl does not allow
+    # Nothing was tried that users.acl does not allow, nor is it as they end.
+    assert not_allowed(deployment) == []
+    assert serve.stop() == 0
+    assert keeper.stop() == 0
+    assert not_allowed(deployment) == []
     gateway = {"TOLLKEEPER_REDIS_URL": deployment.redis.gateway_url}
     status, found = deployment.doctor("--for", "serve", **gateway)
     assert (status, found["redis user"]) == (0, "ok tollkeeper-gateway may do what a gateway does\n")
@@ -136,19 +141,26 @@ def test_everything_works_over_tls_as_users_with_few_rights(deployment: Deployme
         status, found = deployment.doctor(*words, **other)
         assert status == 1
         assert found["redis user"].startswith("WRONG "), found
-    assert serve.stop() == 0
-    assert keeper.stop() == 0
     for process in deployment.started:
         assert PASSWORD not in process.said
 
 
-def chat(deployment: Deployment, key: str) -> None:
+def not_allowed(deployment: Deployment) -> list[dict[str, Any]]:
+    """What Redis has refused to our users."""
+    with deployment.redis.client() as client:
+        return [each for each in client.acl_log() if each["username"] != "test"]
+
+
+def chat(deployment: Deployment, key: str, status: int = 200, max_tokens: int = 16) -> None:
     answer = plain_http.post(
         f"http://127.0.0.1:{deployment.ports['gateway']}/v1/chat/completions",
-        json={"model": "demo-small", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 16},
+        json={
+            "model": "demo-small", "max_tokens": max_tokens,
+            "messages": [{"role": "user", "content": "hello"}],
+        },
         headers={"authorization": f"Bearer {key}", "x-demo-usage": "30,12"}, timeout=30,
     )  # fmt: skip
-    assert answer.status_code == 200, answer.text
+    assert answer.status_code == status, answer.text
 
 
 def answers(port: int) -> bool:

@@ -20,14 +20,14 @@ BOTH = (
         f"{verb} {OF_A_PARTITION} {rest}".rstrip()
         for verb, rest in (
             ("FCALL f 1", ""), ("GET", ""), ("SET", "0"), ("SETRANGE", "0 0"), ("DEL", ""), ("EXPIRE", "1"),
-            ("MGET", ""), ("MSET", "0"), ("HEXISTS", "f"), ("HSET", "f 0"), ("HINCRBY", "f 1"),
-            ("XADD", "* f 0"), ("XDEL", "0-1"), ("XINFO STREAM", ""), ("XRANGE", "- +"),
+            ("MGET", ""), ("MSET", "0"), ("HEXISTS", "f"), ("HSET", "f 0"), ("HDEL", "f"), ("HINCRBY", "f 1"),
+            ("XADD", "* f 0"), ("XDEL", "0-1"), ("XINFO STREAM", ""), ("XLEN", ""), ("XRANGE", "- +"),
             ("ZADD", "0 m"), ("ZCARD", ""), ("ZCOUNT", "0 0"), ("ZMSCORE", "m"), ("ZRANGE", "0 0"),
             ("ZREM", "m"), ("ZREMRANGEBYRANK", "0 0"), ("ZREMRANGEBYSCORE", "0 0"), ("ZSCORE", "m"),
         )
     ),
     "ZREM tk:workers:{p0} m", "ZREM tk:pulses:{p0} m", "ZREM tk:history:{p0} m", "ZREM tk:busy:doctor m",
-    "SET tk:cooling 0", "ZREM tk:programs m",
+    "SET tk:cooling 0", "ZREM tk:programs m", "XLEN tk:refused",
     f"GET {IDENTITY}", "GET tk:org:{p0}:doctor", "GET tk:catalogue", "GET tk:prices", "GET tk:verified:{p0}",
     "GET tk:keepers",
 )  # fmt: skip
@@ -36,7 +36,7 @@ KEEPER = (
     *(
         f"{verb} {OF_A_PARTITION} {rest}".rstrip()
         for verb, rest in (
-            ("TYPE", ""), ("HDEL", "f"), ("HGETALL", ""), ("HMGET", "f"), ("XLEN", ""), ("XREVRANGE", "+ -"),
+            ("TYPE", ""), ("HGETALL", ""), ("HMGET", "f"), ("XREVRANGE", "+ -"),
         )
     ),
     f"ZREM {IDENTITY} m", "ZREM tk:org:{p0}:doctor m", "ZREM tk:catalogue m", "ZREM tk:prices m",
