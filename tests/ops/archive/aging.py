@@ -53,9 +53,9 @@ def clones(postgres: str, template: str) -> Clones:
     return clone
 
 
-def months_made(url: str, first: str, months: int) -> None:
-    """Partitions as a keeper would have made them ahead: the first two months by days, the others whole."""
-    while rows_of(url, "SELECT ensure_partitions(%s::timestamptz, 0, 'day')", [first]):
+def months_made(url: str, first: str, months: int, *, by: str = "month") -> None:
+    """Partitions as a keeper would have made them ahead: the first two months so, the others whole."""
+    while rows_of(url, "SELECT ensure_partitions(%s::timestamptz, 0, %s)", [first, by]):
         pass
     rows_of(url, "SELECT ensure_partitions(%s::timestamptz, %s)", [first, months])
 

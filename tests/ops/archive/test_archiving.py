@@ -35,19 +35,24 @@ __all__ = ["clones", "old", "template"]
 MOVED = st.one_of(STEPS, STEPS, STEPS, STEPS, st.tuples(st.just("archive"), st.none()))
 
 
-@some(2)
+@pytest.mark.parametrize("by", ["month", "day"])
+@some(1)
 @given(steps=st.lists(MOVED, min_size=8, max_size=24), movements_max=st.sampled_from([2, 5, 1_000]))
 def test_an_archive_and_what_is_left_are_all_there_was(
-    clones: Clones, tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, Any]], movements_max: int
+    clones: Clones,
+    tmp_path_factory: pytest.TempPathFactory,
+    by: str,
+    steps: list[tuple[str, Any]],
+    movements_max: int,
 ) -> None:
     root = tmp_path_factory.mktemp("archive")
     with clones() as url:
+        months_made(url, "2026-02-01Z", 24, by=by)
         asyncio.run(live(url, steps, movements_max, root))
 
 
 async def live(url: str, steps: list[tuple[str, Any]], movements_max: int, root: Path) -> None:
     past = Aging(url, movements_max, root)
-    months_made(url, "2026-02-01Z", 24)
     past.begin()
     try:
         for what, how in [
