@@ -82,9 +82,9 @@ def _wish(request: web.Request, actor: Actor, raw: bytes, values_max: int) -> tu
     # Objects are checked one by one later, not copied here.
     checked = body.check(ConfigurationApply, {**sent, "objects": {}} if isinstance(objects, dict) else sent)
     wish = Wish(**{**checked, "objects": objects})  # type: ignore[arg-type]  # as it is checked
+    claim = claim_of(request, actor, sent)
     if wish.digest is None:  # a plan changes nothing
         return wish, None
-    claim = claim_of(request, actor, sent)
     return wish, claim and replace(claim, running_s_max=APPLY_S_MAX + REQUEST_S_MAX)
 
 
