@@ -5,7 +5,7 @@ The clock of the store is moved. Movements are what the scripts would emit.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
@@ -94,9 +94,9 @@ async def moved(admin_database: str, keeper_database: str) -> AsyncIterator[Move
         api_of(admin_database, keeper_database, store=MovedStore) as made.api,
     ):
 
-        async def push(_: str) -> bool:
+        async def push(_: Sequence[str]) -> Sequence[str]:
             """What waits is moved by `follow`."""
-            return True
+            return []
 
         made.api.counters.push = push  # type: ignore[method-assign]  # of this one alone
         yield made

@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
+from gateway import yaml_reader
 from gateway.cli.admin.client import CommandFailed, Json
-from gateway.settings import yaml_reader
-from gateway.settings.yaml_reader import Document, UnreadableYaml
+from gateway.yaml_reader import Document, UnreadableYaml
 
 _DUMPER: Any = yaml.CSafeDumper if yaml.__with_libyaml__ else yaml.SafeDumper
 

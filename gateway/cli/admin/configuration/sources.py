@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gateway.cli.admin.client import CommandFailed, Json
 from gateway.cli.admin.configuration.documents import documents
-from gateway.settings.yaml_reader import Document
+from gateway.yaml_reader import Document
 
 FILES_MAX = 1_000
 BYTES_MAX = 12 * 1024 * 1024
