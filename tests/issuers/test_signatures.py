@@ -32,7 +32,8 @@ def test_each_algorithm_is_verified_by_its_own_key(algorithm: str) -> None:
     assert not verified(b".".join((head, other, signature)), ALL)
     flipped = (b"A" if signature[:1] != b"A" else b"B") + signature[1:]
     assert not verified(b".".join((head, said, flipped)), ALL)
-    assert not verified(b".".join((head, said, signature[:-4])), ALL)
+    shorter = signature[: len(signature) // 4 * 4 - 4]  # whole bytes: else it is no token at all
+    assert not verified(b".".join((head, said, shorter)), ALL)
 
 
 def test_a_public_key_is_no_secret_to_sign_with() -> None:
