@@ -133,10 +133,10 @@ def test_a_part_is_written_in_one_way_alone(signature: bytes, more: int) -> None
     assert read_token(whole).signature == signature
     other = whole[:-1] + bytes([alphabet[(alphabet.index(whole[-1:]) + more) % 64]])
     spare = {0: 0, 1: 4, 2: 2}[len(signature) % 3]
-    if alphabet.index(other[-1:]) >> spare == alphabet.index(whole[-1:]) >> spare:
+    if alphabet.index(other[-1:]) % (1 << spare):
         assert failure(other) == "token_malformed"
     else:
-        assert alphabet.index(other[-1:]) % (1 << spare) or read_token(other).signature != signature
+        assert read_token(other).signature != signature
 
 
 @pytest.mark.parametrize("at", [0, 1])
