@@ -14,6 +14,7 @@ from typing import Any
 
 from gateway.core.calls.route import UpstreamTarget
 from gateway.core.http_limits import SETTABLE
+from gateway.core.upstreams.proxies import Proxies, Proxy
 from gateway.errors import TollkeeperError
 from gateway.run.watching import LOOK_S, watch
 from gateway.settings.secret_files import OF_KEEPERS, Signature, signature
@@ -98,9 +99,19 @@ def with_credentials(settings: Settings, written: Settings) -> Settings:
 
 
 def _with_credentials(running: UpstreamTarget, written: UpstreamTarget) -> UpstreamTarget:
-    same = (running.base_url, running.proxies is None) == (written.base_url, written.proxies is None)
-    via, proxies = (written.via, written.proxies) if same else (running.via, running.proxies)
+    is_same = (running.base_url, _own_proxy(running)) == (written.base_url, _own_proxy(written))
+    via, proxies = (written.via, written.proxies) if is_same else (running.via, running.proxies)
     return replace(running, headers=written.headers, via=via, proxies=proxies)
+
+
+def _own_proxy(target: UpstreamTarget) -> Proxies | None:
+    """Which proxies it names, whatever they know us by."""
+    own = target.proxies
+    return own and replace(own, http=_without_credentials(own.http), https=_without_credentials(own.https))
+
+
+def _without_credentials(proxy: Proxy | None) -> Proxy | None:
+    return proxy and replace(proxy, authorization="")
 
 
 @dataclass(frozen=True, slots=True)

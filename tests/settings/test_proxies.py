@@ -137,3 +137,29 @@ def test_a_new_credential_is_taken_over_and_another_address_waits(tmp_path: Path
     names, said = Renewal(before, lambda: same).take(same)
     assert (set(names) & {"upstreams", "proxies"}, "restart" in said) == ({"upstreams", "proxies"}, False)
     assert {"upstreams", "proxies"} <= RENEWABLE
+
+
+@pytest.mark.parametrize(
+    ("running", "written", "is_taken"),
+    [
+        ("none", "http://one.test", False),
+        ("http://one.test", "none", False),
+        ("", "none", False),
+        ("http://us:er@one.test", "http://us:er@two.test", False),
+        ("http://us:er@one.test", "http://us:er@one.test:81", False),
+        ("http://us:er@one.test", "https://us:er@one.test:80", False),
+        ("http://us:er@one.test", "http://us:another@one.test", True),
+        ("http://one.test", "http://us:er@one.test", True),
+    ],
+)
+def test_an_upstreams_own_proxy_has_new_credentials_and_another_proxy_waits(
+    tmp_path: Path, running: str, written: str, is_taken: bool
+) -> None:
+    text = "upstreams: {own: {base_url: 'https://own.test', proxy: '%s'}}"
+    before, after = (load({}, config(tmp_path, text % proxy)) for proxy in (running, written))
+    assert ways(before) != ways(after) or not running
+    found = with_credentials(before, after)
+    assert found.upstreams == (after if is_taken else before).upstreams
+    assert Renewal(before, lambda: after).take_credentials(after) == (
+        "credentials of upstreams changed: own" if is_taken else ""
+    )
