@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import ssl
 import stat
 
 
@@ -22,6 +23,18 @@ def require_regular(*paths: str | os.PathLike[str] | None) -> None:
     for path in paths:
         if path:
             _require_regular(os.stat(path), path)
+
+
+def https_with(ca_file: str | None) -> ssl.SSLContext:
+    """TLS of HTTP/1.1 with others, verified by the authorities of this file; empty for the system's.
+
+    `OSError` where it cannot be used.
+    """
+    require_regular(ca_file)
+    context = ssl.create_default_context(cafile=ca_file or None)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
 def _require_regular(found: os.stat_result, path: str | os.PathLike[str]) -> None:

@@ -15,7 +15,7 @@ from gateway.core.calls.route import UpstreamTarget
 from gateway.core.certificate import TlsFiles
 from gateway.core.issuers.issuer import Issuer
 from gateway.counters.redis import secured
-from gateway.files import read_regular, require_regular
+from gateway.files import https_with, read_regular, require_regular
 from gateway.http.upstream.place import place_of
 from gateway.issuers import fetching
 from gateway.settings.config_file import read_config
@@ -36,6 +36,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "what we trust": lambda path: clients.trusting(TlsFiles(authority=path), "X_"),
     "an authority of Redis": lambda path: secured._made(TlsFiles(authority=path)),
     "a certificate for Redis": lambda path: secured._made(TlsFiles(certificate=path, key=path)),
+    "an authority of HTTPS": https_with,
     "an authority of an upstream": lambda path: place_of(replace(UPSTREAM, ca_file=path)),
     "a certificate for an upstream": lambda path: place_of(replace(UPSTREAM, cert_file=path, key_file=path)),
 }

@@ -20,7 +20,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from gateway.core.issuers.issuer import Issuer, may_lead_to
 from gateway.core.shown_urls import without_password
-from gateway.files import read_regular, require_regular
+from gateway.files import https_with, read_regular
 from gateway.issuers import through
 from gateway.issuers.key_set import FETCH_S_MAX, Endpoints, KeySet, UnreadableKeys
 from gateway.issuers.signatures import read_key_set
@@ -130,7 +130,7 @@ def _asked(
     try:
         with _over_at(deadline, sock, url):
             if proxy is not None:
-                context = _context(issuer) if parts.scheme == "https" else None
+                context = https_with(issuer.ca_file) if parts.scheme == "https" else None
                 through.let_through(proxy, sock, connection.host, connection.port)
                 connection.sock = through.inside(sock, context, connection.host)
             where = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
@@ -183,12 +183,8 @@ def _connection(issuer: Issuer, parts: SplitResult) -> http.client.HTTPConnectio
     host = parts.hostname or ""
     if parts.scheme != "https":
         return http.client.HTTPConnection(host, parts.port, timeout=STEP_S_MAX)
-    return http.client.HTTPSConnection(host, parts.port, timeout=STEP_S_MAX, context=_context(issuer))
-
-
-def _context(issuer: Issuer) -> ssl.SSLContext:
-    require_regular(issuer.ca_file)
-    return ssl.create_default_context(cafile=issuer.ca_file or None)
+    context = https_with(issuer.ca_file)
+    return http.client.HTTPSConnection(host, parts.port, timeout=STEP_S_MAX, context=context)
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

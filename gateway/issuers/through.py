@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from gateway.core.upstreams.connect import failed, is_let_through, request
 from gateway.core.upstreams.proxies import Proxy
-from gateway.files import require_regular
+from gateway.files import https_with
 
 T = TypeVar("T")
 _CHUNK_BYTES = 65_536
@@ -24,12 +24,15 @@ _CHUNK_BYTES = 65_536
 def dialled(proxy: Proxy, within_s: float) -> socket.socket:
     """A connection to the proxy, over TLS where it speaks any."""
     try:
+        context = https_with(proxy.ca_file) if proxy.secured else None
         plain = socket.create_connection((proxy.host, proxy.port), within_s)
-        if not proxy.secured:
+        if context is None:
             return plain
-        require_regular(proxy.ca_file)
-        context = ssl.create_default_context(cafile=proxy.ca_file or None)
-        return context.wrap_socket(plain, server_hostname=proxy.host)
+        try:
+            return context.wrap_socket(plain, server_hostname=proxy.host)
+        except BaseException:
+            plain.close()
+            raise
     except OSError as error:
         raise failed(proxy, str(error)) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -191,6 +192,17 @@ def test_keys_are_asked_for_through_a_proxy(site: Site, trusting: Issuer, secure
         before = len(proxy.asked)
         assert read_keys(replace(behind, proxies=Proxies(https=there, exempt=("localhost",)))).keys
         assert len(proxy.asked) == before
+
+
+def test_a_proxy_of_whom_nobody_can_say_who_it_is_is_not_asked(trusting: Issuer, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        there = Proxy("127.0.0.1", listening.getsockname()[1], secured=True)
+        lacking = Proxies(https=there, ca_file=str(tmp_path / "none.pem"))
+        refused = why(replace(trusting, jwks_uri="https://id.test/keys", proxies=lacking))
+        assert "No such file" in refused
+        with pytest.raises(BlockingIOError):
+            listening.accept()
 
 
 @pytest.mark.parametrize("how", ["silent", "endless", "closes"])

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gateway.core.calls.route import UpstreamTarget
-from gateway.files import require_regular
+from gateway.files import https_with, require_regular
 from gateway.http.upstream.tunnel import Tunnel, tls_with
 
 # How often files are looked at, at most.
@@ -74,12 +74,10 @@ def place_of(target: UpstreamTarget) -> dict[str, Any]:
     host = parts.hostname or ""
     if parts.scheme != "https":
         return {"host": host, "port": parts.port or 80, "ssl": None}
-    require_regular(target.ca_file, target.cert_file, target.key_file)
-    context = ssl.create_default_context(cafile=target.ca_file)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context = https_with(target.ca_file)
     if target.cert_file is not None:
+        require_regular(target.cert_file, target.key_file)
         context.load_cert_chain(target.cert_file, target.key_file, password=lambda: b"")
-    context.set_alpn_protocols(["http/1.1"])
     return {"host": host, "port": parts.port or 443, "ssl": context, "server_hostname": host}
 
 

@@ -15,6 +15,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from gateway.core.calls.route import UpstreamTarget
 from gateway.core.certificate import end_of
@@ -114,9 +115,10 @@ class Upstream:
     async def _open(self, wait: Wait[Link]) -> None:
         link, tunnel = Link(self._clock, self._turns, self._limits, self._gone), None
         try:
+            place = self._place.at(self._clock.now)  # first: a tunnel has what its files have by then
             tunnel = self._place.tunnel()
             async with Within(self._limits.upstream_connect_s):
-                await self._dialed(link, tunnel)
+                await self._dialed(link, place, tunnel)
         except TimeoutError:
             wait.fail(_late(self.name, tunnel))
             return
@@ -133,9 +135,8 @@ class Upstream:
                 self._idle.append(link)
         wait.set(link)
 
-    async def _dialed(self, link: Link, tunnel: Tunnel | None) -> None:
+    async def _dialed(self, link: Link, place: dict[str, Any], tunnel: Tunnel | None) -> None:
         """Connect to the first of its addresses that answers; TLS asks for the name, whatever the address."""
-        place = self._place.at(self._clock.now)
         addresses = await self._names.addresses()
         made, link.address = await dial(addresses, self._place.port, self._limits.upstream_attempt_s)
         if tunnel is not None:
@@ -196,8 +197,10 @@ async def reach(target: UpstreamTarget, within_s: float) -> float | None:
     Raises OSError or TimeoutError where a call would fail; a certificate that is not trusted is an OSError.
     """
     place = Place(target, _untold)
-    how, tunnel, made = place.at(0.0), place.tunnel(), asyncio.Protocol()
+    how, made = place.at(0.0), asyncio.Protocol()
+    tunnel: Tunnel | None = None
     try:
+        tunnel = place.tunnel()
         async with asyncio.timeout(within_s):
             if tunnel is None:
                 transport, _ = await asyncio.get_running_loop().create_connection(lambda: made, **how)
@@ -206,8 +209,9 @@ async def reach(target: UpstreamTarget, within_s: float) -> float | None:
                 transport, _ = await tunnel.through(made, how["ssl"], how.get("server_hostname"), **there)
     except TimeoutError as error:
         raise TimeoutError(tunnel.late if tunnel is not None else "") from error
-    except OSError as error:
-        raise (error if tunnel is None else tunnel.blamed(error)) from None
+    except (OSError, UnicodeError) as error:
+        failure = error if tunnel is None else tunnel.blamed(error)
+        raise (failure if isinstance(failure, OSError) else OSError(cause_of(failure)[1])) from None
     end = end_of(transport)
     transport.close()
     return end

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from gateway.core.upstreams.connect import ProxyFailed, failed, is_let_through, request
 from gateway.core.upstreams.proxies import Proxy
-from gateway.files import require_regular
+from gateway.files import https_with
 from gateway.http.upstream.causes import cause_of
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
@@ -134,8 +134,4 @@ def tls_with(proxy: Proxy | None) -> ssl.SSLContext | None:
     """What TLS with a proxy is spoken by; None where none is."""
     if proxy is None or not proxy.secured:
         return None
-    require_regular(proxy.ca_file)
-    context = ssl.create_default_context(cafile=proxy.ca_file or None)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    return context
+    return https_with(proxy.ca_file)
