@@ -35,21 +35,29 @@ def run_to_end(
     run: Callable[[Coroutine[Any, Any, None]], None], main: Coroutine[Any, Any, None],
     threads_s_max: float = THREADS_S_MAX,
 ) -> None:  # fmt: skip
-    """Run all that a process does. A thread that does not end then, such as a read, ends with it."""
+    """Run all that a process does. A thread that does not end then, such as a read, ends with it.
+
+    What failed before is told with that: nobody else hears of it.
+    """
     status = 1
+    failure: Exception | None = None
 
     def leave() -> None:
-        logging.getLogger("tollkeeper").warning("forced to exit: a thread does not end")
+        why = "forced to exit: a thread does not end"
+        logging.getLogger("tollkeeper").warning(why, exc_info=failure)
         os._exit(status)
 
     late = threading.Timer(threads_s_max, leave)
     late.daemon = True
 
     async def whole() -> None:
-        nonlocal status
+        nonlocal status, failure
         try:
             await main
             status = 0
+        except Exception as error:
+            failure = error
+            raise
         finally:
             late.start()
 

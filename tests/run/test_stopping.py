@@ -73,6 +73,24 @@ run_to_end(asyncio.run, main(), 0.2)
     assert b"a thread does not end" in ended.stderr
 
 
+def test_a_process_that_failed_says_why_though_a_thread_does_not_end(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    program = f"""
+import asyncio
+from gateway.run.stopping import run_to_end
+async def main():
+    asyncio.create_task(asyncio.to_thread(open, {str(pipe)!r}))
+    await asyncio.sleep(0.1)
+    raise OSError("the disk is gone")
+run_to_end(asyncio.run, main(), 0.2)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert b"a thread does not end" in ended.stderr
+    assert b"OSError: the disk is gone" in ended.stderr
+
+
 def test_a_process_whose_threads_end_is_left_to_end_by_itself() -> None:
     done = []
 
