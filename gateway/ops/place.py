@@ -47,8 +47,8 @@ class Place:
         self.url = url.rstrip("/") or url
         scheme = urlsplit(url)[0]
         _refuse(url)
-        fs: Any = importlib.import_module("pyarrow.fs")
         with told(url):
+            fs: Any = importlib.import_module("pyarrow.fs")
             if scheme == "":
                 self._files, self._root = fs.LocalFileSystem(), str(Path(url).absolute())
             else:
@@ -72,27 +72,30 @@ class Place:
 
     def open(self, name: str) -> Any:
         """A file to read, at any place in it."""
-        return self._files.open_input_file(self._path(name))
+        with told(self.url):
+            return self._files.open_input_file(self._path(name))
 
     def fragment(self, name: str, format_: Any) -> Any:
         """A file to read by parts, of a format of `pyarrow.dataset`."""
-        return format_.make_fragment(self._path(name), self._files)
+        with told(self.url):
+            return format_.make_fragment(self._path(name), self._files)
 
     @contextmanager
     def write(self, name: str) -> Iterator[Any]:
         """A file to write from its beginning."""
         path = self._path(name)
         folder = path.rpartition("/")[0]
-        if folder not in self._made:
-            self._files.create_dir(folder, recursive=True)
-            self._made.add(folder)
-        with self._files.open_output_stream(path) as sink:
-            yield sink
-        self._keep(path)
+        with told(self.url):
+            if folder not in self._made:
+                self._files.create_dir(folder, recursive=True)
+                self._made.add(folder)
+            with self._files.open_output_stream(path) as sink:
+                yield sink
+            self._keep(path)
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Put a file there."""
-        with told(self.url), self.write(name) as sink:
+        with self.write(name) as sink:
             sink.write(content)
 
     def digest(self, name: str) -> tuple[int, str]:
@@ -128,8 +131,9 @@ class Place:
         growing = f"{name}.part" if self._is_local else name
         self.write_bytes(growing, json.dumps(value, indent=1).encode())
         if growing != name:
-            self._files.move(self._path(growing), self._path(name))
-            self._keep(self._path(name))
+            with told(self.url):
+                self._files.move(self._path(growing), self._path(name))
+                self._keep(self._path(name))
 
     def remove(self, name: str) -> None:
         """Take a file away, if it is there."""

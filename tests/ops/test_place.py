@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from errno import ENOSPC
+from pathlib import Path
+
 import pytest
 
 from gateway.errors import PlaceFailed
@@ -44,3 +48,32 @@ def test_an_address_is_parted_and_put_together_again() -> None:
     assert (folder, name) == ("s3://ledgers/all?region=eu-central-1&scheme=http", "one")
     assert Place(folder).address(name) == "s3://ledgers/all/one?region=eu-central-1&scheme=http"
     assert Place.parted("s3://ledgers") == ("s3://ledgers", "")
+
+
+def test_what_a_directory_does_not_allow_is_told_whoever_asks(tmp_path: Path) -> None:
+    place = Place(str(tmp_path))
+    (tmp_path / "file").write_bytes(b"x")
+    (tmp_path / "full.json").mkdir()
+    (tmp_path / "full.json" / "one").write_bytes(b"x")
+
+    def write() -> None:
+        with place.write("file/below"):
+            raise AssertionError("there is no such directory")
+
+    def full() -> None:
+        with place.write("whole"):
+            raise OSError(ENOSPC, "No space left on device")
+
+    asked = (
+        lambda: place.open("none"), write, full, lambda: place.write_bytes("file/below", b"x"),
+        lambda: place.write_json("full.json", {}),
+    )  # fmt: skip
+    for one in asked:
+        with pytest.raises(PlaceFailed, match=str(tmp_path)):
+            one()
+
+
+def test_a_program_without_its_libraries_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.fs", None)
+    with pytest.raises(PlaceFailed, match=r"pyarrow\.fs"):
+        Place(str(tmp_path))

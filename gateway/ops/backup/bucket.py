@@ -24,7 +24,7 @@ PIECES_MAX = 1 << 15
 # Pieces without a document are of a backup that is being written, or by then of one that was killed.
 LEFT_AFTER = timedelta(days=2)
 NAMED_MAX = 5
-_OURS = re.compile(r"tollkeeper-(\d{8}T\d{6}Z)-[0-9a-f]{8}")
+_NAME = re.compile(r"tollkeeper-(\d{8}T\d{6}Z)-[0-9a-f]{8}")
 _TIME = "%Y%m%dT%H%M%SZ"
 _DOCUMENT, _PROVEN = ".json", ".proven"
 
@@ -96,12 +96,12 @@ class Bucket:
         except BaseException:
             # A store that does not answer keeps pieces without a document: they go another night.
             with suppress(PlaceFailed):
-                self._remove(name)
+                self.remove(name)
             raise
 
     def names(self) -> list[str]:
         """Backups that are there, the oldest first."""
-        return self._with(_DOCUMENT)
+        return _ours(self._place.names(""), _DOCUMENT)
 
     def address(self, name: str) -> str:
         """Where a backup is, as `restore` takes it."""
@@ -109,7 +109,9 @@ class Bucket:
 
     def remove(self, name: str) -> None:
         """Remove a backup: first what makes it one."""
-        self._remove(name)
+        for ending in (_DOCUMENT, _PROVEN):
+            self._place.remove(name + ending)
+        self._place.remove_folder(name)
 
     def note_proof(self, name: str) -> None:
         """Say it beside the backup: whoever restores has no database to ask."""
@@ -118,33 +120,25 @@ class Bucket:
 
     def proven(self) -> list[str]:
         """Backups that were restored and are right."""
-        return self._with(_PROVEN)
-
-    def _with(self, ending: str) -> list[str]:
-        return _with(self._place.names(""), ending)
-
-    def _remove(self, name: str) -> None:
-        for ending in (_DOCUMENT, _PROVEN):
-            self._place.remove(name + ending)
-        self._place.remove_folder(name)
+        return _ours(self._place.names(""), _PROVEN)
 
     def _drop_left(self, now: datetime) -> None:
         """Remove pieces that no document names and nobody writes any more."""
         whole = set(self.names())
         for name in self._place.folders(""):
-            found = _OURS.fullmatch(name)
+            found = _NAME.fullmatch(name)
             if found is None or name in whole:
                 continue
             begun = datetime.strptime(found[1], _TIME).replace(tzinfo=UTC)
             if begun < now - self._left_after:
-                self._remove(name)
+                self.remove(name)
 
 
 def named(url: str) -> PiecesBackup:
     """The backup that an address names; `BackupFailed` says which there are where it names none."""
     folder, name = Place.parted(url)
     name = name.removesuffix(_DOCUMENT)
-    if not _OURS.fullmatch(name):
+    if not _NAME.fullmatch(name):
         place = Place(url)
         raise BackupFailed(
             f"{shown(url)} names no backup{_instead(place if place.names('') else Place(folder))}"
@@ -197,18 +191,19 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _with(names: Sequence[str], ending: str) -> list[str]:
+def _ours(names: Sequence[str], ending: str) -> list[str]:
+    """The backups of which there is a file with this ending, in order."""
     found = (name.removesuffix(ending) for name in names if name.endswith(ending))
-    return [name for name in found if _OURS.fullmatch(name)]
+    return [name for name in found if _NAME.fullmatch(name)]
 
 
 def _instead(place: Place) -> str:
     """Which backups a place has, the newest first, and which of them were proven."""
     there = place.names("")
-    proven = set(_with(there, _PROVEN))
-    newest = _with(there, _DOCUMENT)[::-1]
+    proven = set(_ours(there, _PROVEN))
+    newest = _ours(there, _DOCUMENT)[::-1]
     if not newest:
         return f": {place.address('')} has none; name one as s3://bucket/folder/tollkeeper-<time>-<mark>"
-    shown = (f"{place.address(one)}{' (proven)' if one in proven else ''}" for one in newest[:NAMED_MAX])
+    addresses = (f"{place.address(one)}{' (proven)' if one in proven else ''}" for one in newest[:NAMED_MAX])
     more = f" and {len(newest) - NAMED_MAX} older ones" if len(newest) > NAMED_MAX else ""
-    return f"; there are {', '.join(shown)}{more}"
+    return f"; there are {', '.join(addresses)}{more}"

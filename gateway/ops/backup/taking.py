@@ -48,7 +48,8 @@ def restore(url: str, source: Backup, *, ids_ahead: int) -> tuple[Manifest, list
     """Bring a backup into an empty database; what it held, and what its rows say against each other.
 
     `BackupFailed` before anything is written where the database is not empty, and with nothing left in it
-    where the backup is damaged or cannot be restored as a whole.
+    where the backup is damaged or cannot be restored as a whole. Rows are counted, and asked whether they
+    agree, once all of them are there: where they are wrong they stay, and the next try wants a new database.
     """
     manifest = source.manifest()
     server_version = backups.refuse_unless_empty(url)
