@@ -34,9 +34,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.core.accounts.administration import Claim, Command, Intent, Replay, Row
 from gateway.core.accounts.declaration import Mark, New, Ran, Step, settled
-from gateway.errors import AdminRefusal, Conflict, StepRefused
+from gateway.errors import AdminRefusal, Conflict, Overloaded, StepRefused
 from persistence import confinement
-from persistence.refusals import TRY_AGAIN, sqlstate, translated
+from persistence.refusals import LOCK_NOT_AVAILABLE, TRY_AGAIN, sqlstate, translated
 from persistence.resources import audit, idempotency
 from persistence.subject import Batch, Change, Subject, id_in
 from persistence.subjects import SUBJECTS, TOGETHER
@@ -45,6 +45,10 @@ from persistence.together import OneByOne
 
 # Advisory lock class 7809: whoever applies configuration, one after the other.
 _LOCK = text("SELECT pg_advisory_xact_lock(7809, 0)")
+# So long one waits for the other. Nothing else of the transaction is bounded by it.
+LOCK_WAIT_S = 60
+_WAIT = text("SELECT set_config('lock_timeout', :wait, true)")
+_WAIT_AS_EVER = text("SET LOCAL lock_timeout TO DEFAULT")
 ROWS_WRITTEN_MAX = 1_000
 
 # So many steps are done at once; where one of them is refused, by halves, and so few one by one.
@@ -66,9 +70,16 @@ class Applying:
         self._made: dict[int, int] = {}
         self.intents: tuple[Intent, ...] = ()
 
-    async def hold(self) -> None:
-        """Let nobody else apply until the end of the transaction."""
-        await self._connection.execute(_LOCK)
+    async def hold(self, wait_s: int = LOCK_WAIT_S) -> None:
+        """Let nobody else apply until the transaction ends; `Overloaded` where somebody else takes long."""
+        await self._connection.execute(_WAIT, {"wait": f"{wait_s}s"})
+        try:
+            await self._connection.execute(_LOCK)
+        except SQLAlchemyError as error:
+            if sqlstate(error) != LOCK_NOT_AVAILABLE:
+                raise
+            raise Overloaded("Somebody else is applying, and takes long: try again in a while.") from error
+        await self._connection.execute(_WAIT_AS_EVER)
 
     async def claim(self, claim: Claim) -> Replay | None:
         """Take an idempotency key, or answer what was answered first."""

@@ -22,8 +22,10 @@ from persistence.complaint import complaint, quiet
 from persistence.pool import CountedPool, count_failures
 
 POOL_CONNECTIONS_MAX = 10
-# Of a keeper. Its loops have one at a time each, for a moment; requests of people have one each.
-LOOPS_CONNECTIONS_MAX = PEOPLE_CONNECTIONS_MAX = 8
+# Of a keeper. Its loops have one at a time each, for a moment; requests of people have one each. What plans,
+# applies or exports a configuration has its own for minutes, pushes have some, and some are left.
+LOOPS_CONNECTIONS_MAX = 8
+PEOPLE_CONNECTIONS_MAX = 10
 # Loops that bill, whose transactions take seconds: one each. Batches of invoices come on top.
 BILLING_CONNECTIONS_MAX = 6
 # What says that a keeper is there waits for nobody.

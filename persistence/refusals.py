@@ -18,6 +18,8 @@ from persistence.tables.operations import control_write
 TRY_AGAIN = frozenset({"40001", "40P01"})
 # It took longer than a statement may, or was left.
 QUERY_CANCELED = "57014"
+# A lock was not had within `lock_timeout`.
+LOCK_NOT_AVAILABLE = "55P03"
 
 
 def sqlstate(error: BaseException) -> str:

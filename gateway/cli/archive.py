@@ -54,7 +54,9 @@ def archive(
     url = owner_url(config, database_url, data_dir)
     if prove:
         if drop or before or audit_before:
-            raise typer.BadParameter("--prove archives and drops nothing: leave --before and --drop out")
+            raise typer.BadParameter(
+                "--prove archives and drops nothing: leave --before, --audit-before and --drop out"
+            )
         with waiting("Proving the archive and the database"):
             proof = proving.prove(url, Place(to))
         _tell_proof(proof, as_json=as_json)

@@ -4,7 +4,8 @@ Organizations have two tenants with two keys each and a budget; the rest are pri
 command `tollkeeper apply` runs as a process, against a keeper, a gateway, PostgreSQL and a Valkey that writes
 to disk. It applies all, then the same again, then with some organizations changed, then with `--prune` and
 some organizations gone, all that is theirs with them. `in force` is when no control write waits, and
-a gateway answers a call by what was last changed. Prints one line of JSON.
+a gateway answers calls by what was applied: new keys call, changed limits are told, keys that are gone are
+refused. Prints one line of JSON.
 Usage: python -m tests.bench.applied [--objects N] [--page PAGE]
 """
 
@@ -40,6 +41,8 @@ PLANS, SERVICES = 20, 30
 # An organization, its tenants, their keys, and a budget.
 EACH = 1 + 2 + 4 + 1
 PRICED = 5
+# Calls at once of an organization; one more where it is changed.
+AT_ONCE = 9
 # Of all objects, a hundredth is changed, and a tenth goes.
 CHANGED, GONE = 100, 10
 APPLIED_S_MAX = 320.0
@@ -69,7 +72,8 @@ def objects_of(count: int, *, changed: int = 0, gone: int = 0) -> Objects:
             for n in range(SERVICES)
         ],
         "organizations": [
-            {"name": name, "limits": {"concurrency": 9 + (n < changed)}} for n, name in enumerate(staying)
+            {"name": name, "limits": {"concurrency": AT_ONCE + (n < changed)}}
+            for n, name in enumerate(staying)
         ],
         "tenants": [
             {"organization": owner, "name": name, "plan": f"Plan {n % PLANS}"}
@@ -145,6 +149,15 @@ class Stage:
         except HTTPError as error:
             return error.code
 
+    def at_once(self, key: str) -> int | None:
+        """How many calls at once its organization may have, as the gateway tells a key."""
+        headers = {"authorization": f"Bearer {self._secret(key)}"}
+        url = f"http://127.0.0.1:{self._gateway_port}/.tollkeeper/usage"
+        with urlopen(Request(url, headers=headers), timeout=60) as answer:
+            limits = json.load(answer)["limits"]
+        told = {(each["scope"], each["name"]): each["limit"] for each in limits}
+        return told.get(("organization", "concurrency"))
+
     def _secret(self, name: str) -> str:
         (found,) = self._secrets.glob(f"api-keys-{name}-*")
         return found.read_text().strip()
@@ -192,7 +205,9 @@ def measure(stage: Stage, count: int) -> dict[str, Step]:
     return {
         "first": stage.apply(whole, admits),
         "again": stage.apply(whole, admits),
-        "changes": stage.apply(objects_of(count, changed=changed), admits),
+        "changes": stage.apply(
+            objects_of(count, changed=changed), lambda: admits() and stage.at_once(first) == AT_ONCE + 1
+        ),
         "prune": stage.apply(
             objects_of(count, changed=changed, gone=gone),
             lambda: stage.status(first) == 200 and stage.status(last) == 401,

@@ -41,7 +41,7 @@ def mount_configuration(app: web.Application, ports: AdminPorts, root: str) -> N
     async def show(request: web.Request) -> web.Response:
         mine = await admit(ports, request)
         require_read(mine.actor, REPORT)
-        async with turns.taken(mine.actor):
+        async with turns.taken(mine.actor), turns.working(mine.actor):
             _take_time(request)
             return await while_asked(request, _shown(mine))
 
@@ -51,12 +51,13 @@ def mount_configuration(app: web.Application, ports: AdminPorts, root: str) -> N
         require_write(mine.actor, REPORT, REPORT.run.name)
         async with turns.taken(mine.actor) as share:
             raw = await read_within(request, share)  # in the time that any body has
-            _take_time(request)
-            wish, claim = await in_thread(_wish, request, mine.actor, raw, share.values_max)
-            del raw
-            doing = _answered(Configurator(mine, request[REQUEST_ID], _now, claim), wish)
-            # A plan changes nothing. What is being applied is ended for nobody.
-            return await (while_asked(request, doing) if wish.digest is None else doing)
+            async with turns.working(mine.actor):
+                _take_time(request)
+                wish, claim = await in_thread(_wish, request, mine.actor, raw, share.values_max)
+                del raw
+                doing = _answered(Configurator(mine, request[REQUEST_ID], _now, claim), wish)
+                # A plan changes nothing. What is being applied is ended for nobody.
+                return await (while_asked(request, doing) if wish.digest is None else doing)
 
     async def schema_of(_: web.Request) -> web.Response:  # anybody may ask: it says nothing of what is there
         return web.Response(body=_schema(), content_type="application/schema+json", charset="utf-8")

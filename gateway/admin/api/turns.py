@@ -36,8 +36,10 @@ class Share:
 
 STAFF = Share(2, 16 * 1024 * 1024, 12 * VALUES_MAX)
 ORGANIZATION = Share(1, 4 * 1024 * 1024, 3 * VALUES_MAX)
-# Of all organizations together.
-ORGANIZATIONS_AT_ONCE_MAX = 4
+# Of all organizations together: who work, each with a connection of the Admin API's, and who are there,
+# those whose bodies are still coming with them.
+ORGANIZATIONS_AT_ONCE_MAX = 2
+ORGANIZATIONS_THERE_MAX = 16
 
 
 def share_of(actor: Actor) -> Share:
@@ -50,20 +52,19 @@ class Turns:
 
     def __init__(self) -> None:
         self._taken: Counter[int | None] = Counter()
+        self._working = 0
 
     @asynccontextmanager
     async def taken(self, actor: Actor) -> AsyncIterator[Share]:
-        """Have one; `Overloaded` where all of the caller's are taken."""
+        """Have one of the caller's own; `Overloaded` where all of these are taken."""
         mine, share = actor.organization_id, share_of(actor)
         if self._taken[mine] >= share.at_once_max:
             whose = "" if mine is None else " for this organization"
             number = "1 of these is" if share.at_once_max == 1 else f"{share.at_once_max} of these are"
             raise Overloaded(f"{number} under way already{whose}: try again in a while.")
         others = self._taken.total() - self._taken[None]
-        if mine is not None and others >= ORGANIZATIONS_AT_ONCE_MAX:
-            raise Overloaded(
-                f"{others} of these are under way already for other organizations: try again in a while."
-            )
+        if mine is not None and others >= ORGANIZATIONS_THERE_MAX:
+            raise _others(others)
         self._taken[mine] += 1
         try:
             yield share
@@ -71,6 +72,24 @@ class Turns:
             self._taken[mine] -= 1
             if not self._taken[mine]:
                 del self._taken[mine]
+
+    @asynccontextmanager
+    async def working(self, actor: Actor) -> AsyncIterator[None]:
+        """Have a place to work in, once all is read; `Overloaded` where other organizations have them."""
+        counts = actor.organization_id is not None
+        if counts and self._working >= ORGANIZATIONS_AT_ONCE_MAX:
+            raise _others(self._working)
+        self._working += counts
+        try:
+            yield
+        finally:
+            self._working -= counts
+
+
+def _others(number: int) -> Overloaded:
+    return Overloaded(
+        f"{number} of these are under way already for other organizations: try again in a while."
+    )
 
 
 async def read_within(request: web.Request, share: Share) -> bytes:

@@ -100,7 +100,7 @@ class Configurator:
             first = await session.claim(self._claim)
             if first is not None:
                 return first
-        if wish.trial or wish.digest is not None:
+        if wish.digest is not None:  # a trial is undone: it keeps nobody waiting who applies
             await session.hold()
         marks = await session.marks(self._owner, wish.name, self._rows_max)
         if len(marks) > self._rows_max:

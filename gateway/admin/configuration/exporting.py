@@ -66,12 +66,18 @@ class _Export:
         same_name: dict[tuple[object, ...], list[Row]] = defaultdict(list)
         for row in there:
             same_name[_identity(resource, row)].append(row)
+        # Looked for once a name: thousands of rows may have one.
+        alone = {
+            some[0]["id"]
+            for some in (meant(resource.name, each, self._marks) for each in same_name.values())
+            if len(some) == 1
+        }
         there = [row for row in there if how.is_kept(row)]
         self._names[resource.name] = Counter(row[how.by[-1]] for row in there)
         kept: dict[object, Row] = {}
         objects = []
         for row in there:
-            if [row] != [*meant(resource.name, same_name[_identity(resource, row)], self._marks)]:
+            if row["id"] not in alone:
                 self._leave(resource, row, "others have the same name: rename all but one")
                 continue
             said = self._object(resource, row)

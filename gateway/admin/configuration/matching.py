@@ -43,6 +43,8 @@ class Matching:
         self.referred: dict[Which, None] = {}
         self._marks = marks
         self._said: dict[str, set[object]] = defaultdict(set)
+        # What a name of a kind stands for: thousands of rows may have it, and thousands of objects say it.
+        self._known: dict[tuple[str, object], Sequence[object]] = {}
         self._session = session
         self._objects = objects
         self._own = own
@@ -74,13 +76,17 @@ class Matching:
             self._know(resource, row, row["id"])
         found: list[Pair] = []
         self._refuse_twice(resource, whole)
+        if not declared(resource).since:
+            by_name = {name: [*meant(resource.name, some, self._marks)] for name, some in by_name.items()}
+        said: set[Identity] = set()
         for wanted in whole:
-            there: Sequence[Row] = by_name.get(identity_of(resource, values_of(wanted)), ())
-            if not declared(resource).since:
-                there = meant(resource.name, there, self._marks)
+            name = identity_of(resource, values_of(wanted))
+            there: Sequence[Row] = by_name.get(name, ())
             if not there:
                 self._know(resource, values_of(wanted), New(wanted.number))
-            self._said[resource.name].update([row["id"] for row in there] or [New(wanted.number)])
+            if name not in said or not there:
+                self._said[resource.name].update([row["id"] for row in there] or [New(wanted.number)])
+            said.add(name)
             found.append((wanted, there))
         return found
 
@@ -153,11 +159,12 @@ class Matching:
         shared = {name: scope[name] for name in how.by[:-1] if scope.get(name) is not None}
         wanted = {**shared, **said}
         named: Sequence[object] = self._named[target.name].get(reference.name, ())
-        found = named
+        name, found = reference.name, named
         if wanted.keys() >= {*how.by}:
-            found = self._whole[target.name].get(tuple(wanted[name] for name in how.by), ())
+            name = tuple(wanted[name] for name in how.by)
+            found = self._whole[target.name].get(name, ())
         one = target.name.removesuffix("s")
-        found = self._decided(target.name, found)
+        found = self._decided(target.name, name, found)
         if len(found) == 1:
             if len(how.by) > len(wanted) and not isinstance(found[0], New):
                 self.referred[target.name, found[0]] = None
@@ -173,14 +180,16 @@ class Matching:
         suggestion = f"did you mean {meant[0]!r}?" if meant else "no object here makes one"
         raise LookupError(f"there is no {one} named {reference.name!r}; {suggestion}")
 
-    def _decided(self, kind: str, found: Sequence[object]) -> Sequence[object]:
+    def _decided(self, kind: str, name: object, found: Sequence[object]) -> Sequence[object]:
         """Of rows of one name the one that these objects are about, else the one that was meant before."""
         if len(found) < 2:
             return found
-        mine = [each for each in found if each in self._said[kind]]
-        if mine:
-            return mine
-        return [row["id"] for row in meant(kind, [{"id": each} for each in found], self._marks)]
+        known = self._known.get((kind, name))
+        if known is None:
+            known = [each for each in found if each in self._said[kind]]
+            known = known or [row["id"] for row in meant(kind, [{"id": each} for each in found], self._marks)]
+            self._known[kind, name] = known
+        return known
 
     def _refuse_twice(self, resource: Resource, objects: Sequence[Wanted]) -> None:
         how = declared(resource)

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from gateway.admin.api import turns
-from gateway.admin.api.turns import ORGANIZATION, ORGANIZATIONS_AT_ONCE_MAX, STAFF, Turns
+from gateway.admin.api.turns import (
+    ORGANIZATION,
+    ORGANIZATIONS_AT_ONCE_MAX,
+    ORGANIZATIONS_THERE_MAX,
+    STAFF,
+    Turns,
+)
 from gateway.admin.configuration import objects
 from gateway.admin.configuration.words import KINDS
 from gateway.admin.http import body
 from gateway.core.accounts.administration import Actor
 from gateway.errors import Overloaded, Unprocessable
+from persistence.engine import PEOPLE_CONNECTIONS_MAX
+from persistence.keeper.pushes import PUSHES_AT_ONCE_MAX
 from tests.admin.configuration.world import plan
 from tests.admin.conftest import Api
 from tests.waiting import eventually
@@ -28,8 +37,8 @@ def somebody(organization: int | None) -> Actor:
 
 async def test_no_organization_takes_the_turns_of_another_nor_all_of_them_those_of_staff() -> None:
     free = Turns()
-    held = [free.taken(somebody(number)) for number in range(1, 1 + ORGANIZATIONS_AT_ONCE_MAX)]
-    assert [await each.__aenter__() for each in held] == [ORGANIZATION] * ORGANIZATIONS_AT_ONCE_MAX
+    held = [free.taken(somebody(number)) for number in range(1, 1 + ORGANIZATIONS_THERE_MAX)]
+    assert [await each.__aenter__() for each in held] == [ORGANIZATION] * ORGANIZATIONS_THERE_MAX
     for organization, whose in ((1, "for this organization"), (99, "for other organizations")):
         with pytest.raises(Overloaded, match=f"{BUSY} {whose}"):
             await free.taken(somebody(organization)).__aenter__()
@@ -42,33 +51,67 @@ async def test_no_organization_takes_the_turns_of_another_nor_all_of_them_those_
         assert share is ORGANIZATION
 
 
+async def test_no_organizations_take_all_places_to_work_in_nor_any_of_staff() -> None:
+    free = Turns()
+    held = [free.working(somebody(number)) for number in range(ORGANIZATIONS_AT_ONCE_MAX)]
+    for each in held:
+        await each.__aenter__()
+    with pytest.raises(Overloaded, match=f"{BUSY} for other organizations"):
+        await free.working(somebody(99)).__aenter__()
+    async with free.working(somebody(None)):
+        await held[0].__aexit__(None, None, None)
+        async with free.working(somebody(99)):
+            pass
+
+
+def test_who_plans_or_pushes_leaves_connections_to_others() -> None:
+    at_once = STAFF.at_once_max + ORGANIZATIONS_AT_ONCE_MAX + PUSHES_AT_ONCE_MAX
+    assert at_once + 1 < PEOPLE_CONNECTIONS_MAX
+
+
+async def sending(api: Api, token: str) -> asyncio.StreamWriter:
+    """Begin a plan, and stay in the middle of its body."""
+    _, writer = await asyncio.open_connection("127.0.0.1", api.client.port)
+    head = (
+        "POST /admin/v1/configuration HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Authorization: Bearer {token}\r\nContent-Length: 100\r\n\r\n{{"
+    )
+    writer.write(head.encode())
+    await writer.drain()
+    return writer
+
+
+async def test_who_is_still_sending_takes_no_place_of_other_organizations(api: Api) -> None:
+    tokens = []
+    for number in range(ORGANIZATIONS_AT_ONCE_MAX + 1):
+        owner = await api.make("organizations", name=f"Slow {number}")
+        token = await api.make("admin-tokens", name="t", role="readonly", organization_id=owner["id"])
+        tokens.append(token["token"])
+    writers = [await sending(api, token) for token in tokens[1:]]
+    for token in tokens[1:]:
+        await eventually(_answers(api.acting_as(token), 503))
+    assert (await api.acting_as(tokens[0]).post("configuration", {"objects": {}})).status == 200
+    for writer in writers:
+        writer.close()
+
+
 async def test_the_administrator_plans_while_an_organization_does_until_it_hangs_up(api: Api) -> None:
     """Theirs waits for its body here, so that it is under way for as long as the test likes."""
     acme = await api.make("organizations", name="Acme")
     token = await api.make("admin-tokens", name="t", role="readonly", organization_id=acme["id"])
     theirs = api.acting_as(token["token"])
-    _, writer = await asyncio.open_connection("127.0.0.1", api.client.port)
-    head = (
-        "POST /admin/v1/configuration HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        f"Authorization: Bearer {token['token']}\r\nContent-Length: 100\r\n\r\n{{"
-    )
-    writer.write(head.encode())
-    await writer.drain()
-
-    async def status() -> int:
-        return (await theirs.post("configuration", {"objects": {}})).status
-
-    await _until(status, 503)
+    writer = await sending(api, token["token"])
+    await eventually(_answers(theirs, 503))
     assert (await plan(api, {"token-plans": [{"name": "Pro"}]}))["changes"]
     writer.close()
-    await _until(status, 200)
+    await eventually(_answers(theirs, 200))
 
 
-async def _until(ask: Any, wanted: int) -> None:
-    for _ in range(1_000):
-        if await ask() == wanted:
-            return
-    raise AssertionError(f"never {wanted}")
+def _answers(api: Api, wanted: int) -> Callable[[], Awaitable[bool]]:
+    async def ask() -> bool:
+        return bool((await api.post("configuration", {"objects": {}})).status == wanted)
+
+    return ask
 
 
 async def test_what_only_reads_ends_with_whoever_asked() -> None:
