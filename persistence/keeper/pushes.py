@@ -21,7 +21,7 @@ from gateway.core.accounts.plan_terms import PlanTerms, read_terms
 from gateway.core.model import Limits
 from persistence.keeper import definitions, named_accounts
 
-# Writes that are taken at once, of all accounts that are pushed together.
+# Writes that are taken at once, divided among the accounts that are pushed together.
 WRITES_MAX = 1_000
 # Accounts are pushed some together, so many times at once, each time with a connection.
 PUSHES_AT_ONCE_MAX = 4
@@ -38,8 +38,11 @@ _LOCK = text("""
 SELECT account FROM unnest(cast(:accounts AS text[])) AS account
  WHERE pg_try_advisory_xact_lock(hashtextextended('control:' || account, 0))""")
 _TAKE = text("""
-SELECT id, position, account, verb, payload FROM control_write
- WHERE account = ANY(cast(:accounts AS text[])) AND state = 'pending' ORDER BY position LIMIT :n""")
+SELECT id, position, account, verb, payload, turn FROM (
+       SELECT id, position, account, verb, payload,
+              row_number() OVER (PARTITION BY account ORDER BY position) AS turn
+         FROM control_write WHERE account = ANY(cast(:accounts AS text[])) AND state = 'pending') AS w
+ WHERE turn <= :n ORDER BY position""")
 _APPLIED = text("""
 UPDATE control_write SET applied_at = coalesce(applied_at, now()),
        state = CASE WHEN verb = 'define' THEN 'done' ELSE 'applied' END,
@@ -58,13 +61,16 @@ _OWNERS = text("SELECT id, organization_id FROM tenant WHERE id = ANY(:ids)")
 class Waiting:
     """The writes that accounts wait for, each one's oldest first; an account that waits for none has none.
 
-    `is_cut` where more waits than was taken.
+    Of those that are `cut` more waits than was taken.
     """
 
     def __init__(
-        self, connection: AsyncConnection, by_account: Mapping[str, Sequence[ControlWrite]], *, is_cut: bool
+        self,
+        connection: AsyncConnection,
+        by_account: Mapping[str, Sequence[ControlWrite]],
+        cut: Collection[str],
     ) -> None:
-        self.by_account, self.is_cut = by_account, is_cut
+        self.by_account, self.cut = by_account, cut
         self._connection = connection
 
     async def note(
@@ -122,10 +128,11 @@ class Pushes:
 
 
 async def _waiting(connection: AsyncConnection, accounts: Sequence[str]) -> Waiting:
-    """The writes of accounts, with what they define."""
-    asked = {"accounts": accounts, "n": WRITES_MAX + 1}
-    found = (await connection.execute(_TAKE, asked)).mappings().all()
-    rows = found[:WRITES_MAX]
+    """The oldest writes of each account, with what they define: who has many leaves room for all others."""
+    each = max(1, WRITES_MAX // len(accounts))
+    found = (await connection.execute(_TAKE, {"accounts": accounts, "n": each + 1})).mappings().all()
+    rows = [row for row in found if row["turn"] <= each]
+    cut = {str(row["account"]) for row in found if row["turn"] > each}
     defined = {str(row["account"]) for row in rows if row["verb"] == "define"}
     definitions_of = await named_accounts.of_accounts(connection, sorted(defined))
     tenant_ids = {_number(row) for row in rows if str(row["account"]).startswith(_TENANT)}
@@ -135,7 +142,7 @@ async def _waiting(connection: AsyncConnection, accounts: Sequence[str]) -> Wait
     by_account: dict[str, list[ControlWrite]] = {account: [] for account in accounts}
     for row in rows:
         by_account[str(row["account"])].append(_write(row, definitions_of, owners))
-    return Waiting(connection, by_account, is_cut=len(found) > len(rows))
+    return Waiting(connection, by_account, cut)
 
 
 def _write(

@@ -20,6 +20,9 @@ from persistence.keeper.budget_uses import BudgetUses
 from persistence.keeper.request_rows import SINCE
 from persistence.ledger.rows import is_uuid
 
+# Credentials that are read at once where all of them are looked through.
+CREDENTIALS_MAX = 5_000
+
 _APPLIED = text(
     "SELECT id, partition FROM control_write WHERE state = 'applied' AND partition = ANY(:partitions)"
 )
@@ -90,10 +93,13 @@ class Truths(BudgetUses):
         engine: AsyncEngine,
         partition_of: Callable[[int], int],
         partition_of_digest: Callable[[str], int] | None = None,
+        *,
+        credentials_max: int = CREDENTIALS_MAX,
     ) -> None:
         """`partition_of_digest` places credentials; without it all are beside their organizations."""
         super().__init__(engine)
         self._partition_of, self._partition_of_digest = partition_of, partition_of_digest
+        self._credentials_max = credentials_max
 
     async def everybodys(self) -> Everybodys:
         """Catalogue and prices."""
@@ -112,8 +118,10 @@ class Truths(BudgetUses):
                     if (partition := self._partition_of(organization_id)) in whole:
                         found.setdefault(partition, set()).add(organization_id)
             if 0 < len(whole) < PARTITIONS:
-                rows = await connection.execute(_CREDENTIALS)
-                credentials |= self._standing(rows.all(), whole, but_of=whole)
+                options = {"yield_per": self._credentials_max}
+                async with connection.stream(_CREDENTIALS, execution_options=options) as result:
+                    async for some in result.partitions():
+                        credentials |= self._standing(some, whole, but_of=whole)
             if known:
                 rows = await connection.execute(_CHANGED, {"position": min(known.values())})
                 changed = rows.all()

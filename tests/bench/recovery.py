@@ -33,6 +33,7 @@ import psycopg
 
 from gateway.counters.redis.keys import partition_of
 from tests.bench.flush import postgres
+from tests.bench.machine import cpu_s
 from tests.bench.page import PAGE, publish
 from tests.conftest import ValkeyServer, free_port
 from tests.deploy.deployment import Deployment, answers
@@ -177,9 +178,9 @@ def measure(installation: Installation, count: int) -> list[Told]:
     found: list[Told] = []
 
     def note(fault: str, strike: Callable[[], float], until: Callable[[float], tuple[float, float]]) -> None:
-        before = _cpu_s(installation.keeper) if installation.keeper.running else 0.0
+        before = cpu_s([installation.keeper.popen.pid]) if installation.keeper.running else 0.0
         first, last = until(strike())
-        cpu = _cpu_s(installation.keeper) - before
+        cpu = cpu_s([installation.keeper.popen.pid]) - before
         found.append(Told(count, fault, first, last, cpu, _memory_mb(installation.keeper)))
         print(found[-1], flush=True)
 
@@ -237,11 +238,6 @@ def _calls(port: int, key: str) -> int:
         )  # fmt: skip
         return connection.getresponse().status
     return 0
-
-
-def _cpu_s(process: Process) -> float:
-    fields = Path(f"/proc/{process.popen.pid}/stat").read_text().rpartition(") ")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100
 
 
 def _memory_mb(process: Process) -> float:

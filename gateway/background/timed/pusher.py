@@ -33,8 +33,8 @@ class Waiting(Protocol):
         """Each account's own, oldest first."""
 
     @property
-    def is_cut(self) -> bool:
-        """Whether more waits than this."""
+    def cut(self) -> Collection[str]:
+        """Accounts of which more waits than this; the oldest is here of each."""
 
     async def note(
         self, applied: Collection[ControlWrite], refused: Collection[tuple[ControlWrite, str]]
@@ -106,9 +106,8 @@ class Pusher:
                 if fault is not None:
                     raise fault
             await waiting.note(turn.applied, turn.refused)
-            if waiting.is_cut and (turn.applied or turn.refused):  # there is more of some of them
-                return turn.left, turn.left
-            return waiting.by_account.keys(), turn.left
+            again = {*waiting.cut}.difference(turn.left)  # there is more of them
+            return waiting.by_account.keys() - again, turn.left
 
     async def _push_each(self, turn: _Turn, accounts: Sequence[str]) -> None:
         async def push(account: str) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.core.integrity.recovery import Markers, Report, Roster
+from gateway.errors import CountersUnavailable
 
 OPEN_INTERVAL_S = 0.1
 AWAY_S = 5.0
@@ -109,25 +110,42 @@ class AdmissionGate:
 
         A keeper that did not watch goes by what was kept and by the reports it found; where both may
         be lost (`strangers`), it also waits for whoever shows up. Each partition waits by itself, since
-        nobody reports before it is verified.
+        nobody reports before it is verified. While more is being defined, a Redis that does not answer is
+        asked again: who defines notices by itself whether it is gone.
         """
         if self._kept is None:
             self._roster.expect([*await self._source.workers(), *reports], self._clock())
         since: dict[int, float] = {}
-        while (markers := await self._target.markers()).run_id == run_id:
-            ours = {one: epoch for one, epoch in markers.closed.items() if one in defined.partitions}
-            if defined.is_all and not ours:
-                break
-            # In this order: what a worker sent again before it reported is in the lanes, or charged.
-            reports = await self._target.reports()
-            late = await self._target.late_waiting()
-            for partition, epoch in ours.items():
-                waited = self._clock() - since.setdefault(partition, self._clock())
-                done = partition not in late and not self._roster.missing(reports, run_id, partition, epoch)
-                if waited >= self._recovery_s_max or (done and not (strangers and waited < STRANGERS_S)):
-                    await self._target.admit(run_id, partition, epoch, catalogue)
-            await asyncio.sleep(OPEN_INTERVAL_S)
+        more = True
+        while more:
+            try:
+                more = await self._open_some(run_id, catalogue, defined, since, strangers=strangers)
+            except CountersUnavailable:
+                if defined.is_all:
+                    raise
+            if more:
+                await asyncio.sleep(OPEN_INTERVAL_S)
         self._roster.expect(self._roster.worker_slots, self._clock())
+
+    async def _open_some(
+        self, run_id: bytes, catalogue: int, defined: Defined, since: dict[int, float], *, strangers: bool
+    ) -> bool:
+        """Open what may be opened now; False where no more follows. `since` is when each was seen closed."""
+        markers = await self._target.markers()
+        if markers.run_id != run_id:
+            return False
+        ours = {one: epoch for one, epoch in markers.closed.items() if one in defined.partitions}
+        if defined.is_all and not ours:
+            return False
+        # In this order: what a worker sent again before it reported is in the lanes, or charged.
+        reports = await self._target.reports()
+        late = await self._target.late_waiting()
+        for partition, epoch in ours.items():
+            waited = self._clock() - since.setdefault(partition, self._clock())
+            done = partition not in late and not self._roster.missing(reports, run_id, partition, epoch)
+            if waited >= self._recovery_s_max or (done and not (strangers and waited < STRANGERS_S)):
+                await self._target.admit(run_id, partition, epoch, catalogue)
+        return True
 
     async def at_rest(self) -> frozenset[int]:
         """Partitions of which all that anybody kept was sent again, and was looked at: what else Redis may

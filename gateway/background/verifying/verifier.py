@@ -42,6 +42,8 @@ INTERVAL_S = 0.2
 ORGANIZATIONS_MAX = 2_000
 # Of these as many are read and written at once: some are packed while others are asked for.
 TOGETHER_MAX = 3
+# Partitions that are compared at once: each may have a connection to PostgreSQL, and others wait for theirs.
+PARTITIONS_AT_ONCE_MAX = 16
 CREDENTIALS_MAX = 1_000
 WATCH_S = 1.0
 # How soon it is tried again where a partition was left: all that is known of it is read for that.
@@ -79,6 +81,7 @@ class Verifier:
         self._rewinds = rewinds
         self._partitions, self._organizations_max = partitions, organizations_max
         self._each = Partitions(source, target, rewinds, self._isolation)
+        self._free = asyncio.Semaphore(PARTITIONS_AT_ONCE_MAX)
 
     @property
     def ready(self) -> bool:
@@ -238,7 +241,8 @@ class Verifier:
 
         async def one(partition: int, truth: Truth) -> None:
             try:
-                await compared(partition, truth)
+                async with self._free:
+                    await compared(partition, truth)
             except Exception as error:
                 if self._isolation.is_everybodys(error):
                     raise

@@ -104,6 +104,11 @@ def encode_identity(caller: Caller, expires_ms: int = 0, *, revoked: bool = Fals
     )
 
 
+def key_of(raw: object) -> int:
+    """Which key an identity is of, as it was written; 0 where there is none."""
+    return decode_identity(raw).k if isinstance(raw, bytes) else 0
+
+
 def encode_terms(version: int, terms: OrganizationTerms) -> bytes:
     """The terms as the keeper writes them. Of budgets, which may be many, only what they say."""
     written = msgspec.to_builtins(terms)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -18,12 +18,12 @@ from gateway.core.accounts.definitions import (
 from gateway.core.accounts.plan_terms import SINCE_MS, PlanTerms
 from gateway.core.model import PARTITIONS, Caller
 from gateway.counters.admission.stored import (
-    decode_identity,
     encode_catalogue,
     encode_head,
     encode_identity,
     encode_prices,
     encode_terms,
+    key_of,
     version_of,
 )
 from gateway.counters.keeper.client import (
@@ -169,7 +169,7 @@ class Control(Client):
     async def identity(self, definition: KeyDefinition) -> None:
         """Write whom a credential stands for."""
         if definition.of_tokens:
-            await self._of_subject(definition)
+            await self.of_subjects([definition])
         else:
             await self.ask_everybodys(*self.identity_written(definition))
 
@@ -199,18 +199,27 @@ class Control(Client):
             until = [b"PXAT", b"%d" % definition.expires_ms]
         return b"SET", name, raw, *until
 
-    async def _of_subject(self, definition: KeyDefinition) -> None:
-        """Write whom a subject's tokens stand for, as its newest key says; an older one's word is ignored.
+    async def of_subjects(self, definitions: Iterable[KeyDefinition]) -> None:
+        """Write whom subjects' tokens stand for, as the newest key of each says; an older one is ignored.
 
         Who displaces a newer one, written since it looked, puts it back: as with `newest`.
         """
-        _, name, raw, *until = self.identity_written(definition)
-        own, before = definition.key_id, await self.ask_everybodys(b"GET", name)
-        while not isinstance(before, bytes) or decode_identity(before).k <= own:
-            displaced = await self.ask_everybodys(b"SET", name, raw, *until, b"GET")
-            if not isinstance(displaced, bytes) or decode_identity(displaced).k <= own:
-                break
-            raw, own, until = displaced, decode_identity(displaced).k, []
+        in_turn = sorted(definitions, key=lambda one: one.key_id)
+        newest = {keys.identity(one.digest).encode(): one for one in in_turn}
+        before = await self.ask_together(((b"GET", name) for name in newest), everybodys=True)
+        wanted = [
+            (one.key_id, self.identity_written(one))
+            for one, old in zip(newest.values(), before, strict=True)
+            if key_of(old) <= one.key_id
+        ]
+        while wanted:
+            sets = ((*command, b"GET") for _, command in wanted)
+            displaced = await self.ask_together(sets, everybodys=True)
+            wanted = [
+                (key_of(old), (b"SET", command[1], old))
+                for (own, command), old in zip(wanted, displaced, strict=True)
+                if isinstance(old, bytes) and key_of(old) > own
+            ]
 
     async def publish(self, everybodys: CatalogueDefinition | PricesDefinition, version: int) -> None:
         """Write the catalogue, or the prices.

@@ -60,9 +60,7 @@ class Filling(Control):
         here = [one for one in definitions if keys.partition_of_digest(one.digest) in ours]
         plain = (self.identity_written(one) for one in here if not one.of_tokens)
         await self.ask_together(plain, everybodys=True)
-        for one in here:  # of subjects, which are few: each looks at what is there
-            if one.of_tokens:
-                await self.identity(one)
+        await self.of_subjects([one for one in here if one.of_tokens])
 
 
 def _same_terms(one: bytes, other: bytes) -> bool:

@@ -27,7 +27,7 @@ class Waiting:
 
     by_account: dict[str, list[ControlWrite]]
     source: Source
-    is_cut: bool = False
+    cut: Collection[str] = ()
 
     async def note(
         self, applied: Collection[ControlWrite], refused: Collection[tuple[ControlWrite, str]]
@@ -38,7 +38,10 @@ class Waiting:
 
 @dataclass
 class Source:
-    """Accounts in memory: of the first letter's organization. `busy` ones are pushed by others for a turn."""
+    """Accounts in memory: of the first letter's organization. `busy` ones are pushed by others for a turn.
+
+    So many writes of each are taken at once.
+    """
 
     ids: dict[str, list[str]]
     most: int = 100
@@ -60,12 +63,15 @@ class Source:
         held = [account for account in accounts if account not in self.busy]
         self.busy = set()
         gone = {*self.done, *(one for one, _ in self.never)}
-        left = [(account, one) for account in held for one in self.ids[account] if one not in gone]
-        found: dict[str, list[ControlWrite]] = {account: [] for account in held}
-        for account, one in left[: self.most]:
-            write = ControlWrite(one, int(one), account, "recharge", organization_id=ord(account[0]))
-            found[account].append(write)
-        yield Waiting(found, self, is_cut=len(left) > self.most)
+        left = {account: [one for one in self.ids[account] if one not in gone] for account in held}
+        found = {
+            account: [
+                ControlWrite(one, int(one), account, "recharge", organization_id=ord(account[0]))
+                for one in ids[: self.most]
+            ]
+            for account, ids in left.items()
+        }
+        yield Waiting(found, self, [account for account, ids in left.items() if len(ids) > self.most])
 
 
 class Target:
@@ -149,7 +155,16 @@ async def test_what_others_push_is_waited_for_behind_all_that_is_free() -> None:
 async def test_more_writes_than_are_taken_at_once_are_pushed_in_turns() -> None:
     source, target = Source({"a": ["1", "2", "3"], "b": ["4", "5"]}, most=2), Target(**{"5": False})
     assert await Pusher(source, target).push([*source.ids]) == ["b"]
-    assert target.asked == ["1", "2", "3", "4", "5"]
+    assert target.asked == ["1", "2", "4", "5", "3"]
+    assert source.asked == [["a", "b"], ["a"]]
+
+
+async def test_who_is_stuck_with_more_than_is_taken_at_once_is_left_and_all_others_go_on() -> None:
+    ids = {"a": ["1", "2", "3"], "b": ["4", "5", "6"], "c": ["7"]}
+    source, target = Source(ids, most=1), Target(**{"1": False, "5": CountersUnavailable()})
+    assert sorted(await Pusher(source, target).push([*ids])) == ["a", "b"]
+    assert sorted(source.done) == ["4", "7"]
+    assert sorted(target.asked) == ["1", "4", "5", "7"]
 
 
 async def test_a_thousand_accounts_are_pushed_by_the_hundred() -> None:

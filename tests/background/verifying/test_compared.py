@@ -225,3 +225,24 @@ async def test_credentials_are_looked_at_where_they_stand(server: ValkeyServer, 
     both = await truths.places([there, world.p], {there: position, world.p: position})
     assert list(both.credentials) == []
     assert both.organizations == {world.p: [world.caller.organization_id]}
+
+
+async def test_all_credentials_are_looked_through_some_at_a_time(
+    server: ValkeyServer, backend: Backend
+) -> None:
+    world = await backend.settle_in(1_000)
+    for number in range(6):
+        digest = f"{number}" * 64
+        await backend.made(
+            "api-keys",
+            tenant_id=world.caller.tenant_id,
+            name=f"key {number}",
+            digest=digest,
+            prefix="tk_test",
+        )
+    rows = backend.rows("select id, digest from api_key")
+    others = [one for one in range(PARTITIONS) if one != world.p]
+    ours = [row["id"] for row in rows if keys.partition_of_digest(row["digest"]) in others]
+    truths = Truths(backend.engine, keys.partition_of, keys.partition_of_digest, credentials_max=2)
+    assert len(ours) > 2
+    assert list((await truths.places(others, {})).credentials) == sorted(ours)

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.background.verifying.verifier import Verifier
+from gateway.background.verifying.admission_gate import AdmissionGate
+from gateway.background.verifying.verifier import PARTITIONS_AT_ONCE_MAX, Verifier
 from gateway.core.integrity.verified import Truth
 from gateway.core.model import PARTITIONS, Verdict
 from gateway.counters.admission.directory import Directory
@@ -65,6 +66,68 @@ async def test_a_partition_is_served_before_others_are_compared(
         assert other.reserve(need=1).verdict is Verdict.ADMITTED
         with pytest.raises(InvalidApiKey):
             await driven(directory.identify("unknown"))
+
+
+async def test_a_partition_admits_before_others_are_compared_though_redis_was_silent_for_once(
+    valkey: str, migrated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(100)
+        other = world
+        while other.p == world.p:
+            other = await backend.settle_in(100)
+        await backend.flush()
+        empty(backend)
+        source, looks_on = Truths(backend.engine, keys.partition_of), asyncio.Event()
+        truth, late_waiting, silent = source.truth, backend.counters.late_waiting, list[bool]()
+
+        async def slow(organizations: Mapping[int, Sequence[int]]) -> dict[int, Truth]:
+            if other.p in organizations:
+                await looks_on.wait()
+            return await truth(organizations)
+
+        async def once_silent() -> frozenset[int]:
+            if not silent:
+                silent.append(True)
+                raise CountersUnavailable
+            return await late_waiting()
+
+        monkeypatch.setattr(source, "truth", slow)
+        monkeypatch.setattr(backend.counters, "late_waiting", once_silent)
+        gate = AdmissionGate(source, backend.counters, asyncio.get_running_loop().time, recovery_s_max=0.0)
+        verifier = Verifier(source, backend.counters, admission_gate=gate, organizations_max=1)
+        verifying = asyncio.create_task(verifier.verify())
+        await eventually(lambda: world.reserve(need=1).verdict is Verdict.ADMITTED)
+        assert silent
+        assert not verifying.done()
+        assert other.reserve(need=1).verdict is Verdict.UNVERIFIED
+        looks_on.set()
+        assert [one.partition for one in await verifying] == list(range(PARTITIONS))
+        assert other.reserve(need=1).verdict is Verdict.ADMITTED
+
+
+async def test_so_many_partitions_are_compared_at_once(
+    valkey: str, migrated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few organizations they have: all of them are read at once."""
+    async with backend_at(valkey, migrated) as backend:
+        original, goes_on = backend.counters.held, asyncio.Event()
+        under_way, most = set[int](), 0
+
+        async def held(partition: int) -> dict[str, int]:
+            nonlocal most
+            under_way.add(partition)
+            most = max(most, len(under_way))
+            await goes_on.wait()
+            under_way.remove(partition)
+            return await original(partition)
+
+        monkeypatch.setattr(backend.counters, "held", held)
+        verifying = asyncio.create_task(backend.verify())
+        await eventually(lambda: len(under_way) >= PARTITIONS_AT_ONCE_MAX)
+        goes_on.set()
+        assert [one.partition for one in await verifying] == list(range(PARTITIONS))
+        assert most == PARTITIONS_AT_ONCE_MAX
 
 
 async def test_what_fails_in_one_partition_fails_the_verification(

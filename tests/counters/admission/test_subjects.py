@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import pytest
@@ -13,9 +14,10 @@ from gateway.core.model import Caller, Limits
 from gateway.core.peppers import Peppers
 from gateway.counters.admission.changes import HEARD
 from gateway.counters.admission.directory import Directory
-from gateway.counters.admission.stored import encode_identity
+from gateway.counters.admission.stored import decode_identity, encode_identity
 from gateway.counters.keeper.filling import Filling
 from gateway.counters.redis import keys
+from gateway.counters.redis.calls import Reply
 from gateway.errors import InvalidApiKey
 from gateway.http.routing.identity import key_digest
 from gateway.issuers.callers import TokenCallers
@@ -116,3 +118,40 @@ async def test_the_newest_key_of_a_subject_has_the_word_whatever_comes_late(desk
         assert found == encode_identity(Caller(1, 7, 13, keys.partition_of(1), "", frozenset({"m"})))
     await desk.control.identities([replace(newer, revoked=True), EVERYBODY])
     await seen(desk, None)
+
+
+async def test_subjects_are_written_together_and_the_newest_key_of_each_has_the_word(
+    desk: Desk, world: World
+) -> None:
+    """In whatever order they come: of two keys of one list, and beside one that is there already."""
+    subjects = [key_of(20 + n, f"subject {n}") for n in range(50)]
+    there, late = replace(subjects[0], key_id=90), replace(subjects[1], key_id=91)
+    await desk.control.identities([there])
+    world.client.config_resetstat()
+    await desk.control.identities([late, *subjects])
+    asked = world.client.info("commandstats")
+    # One that is newer is there, and of two of one subject one is written.
+    assert (asked["cmdstat_get"]["calls"], asked["cmdstat_set"]["calls"]) == (50, 49)
+    found = [decode_identity(world.client.get(keys.identity(one.digest))).k for one in subjects]
+    assert found == [90, 91, *range(22, 70)]
+
+
+async def test_who_displaces_newer_keys_that_came_meanwhile_puts_them_back(
+    desk: Desk, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subjects = [key_of(20 + n, f"subject {n}") for n in range(3)]
+    newer = [replace(one, key_id=one.key_id + 70) for one in subjects[:2]]
+    original, others = desk.control.ask_together, Filling(desk.control._wires)
+
+    async def ask_together(commands: Iterable[Sequence[bytes]], *, everybodys: bool = False) -> list[Reply]:
+        found = await original(commands, everybodys=everybodys)
+        if newer:  # another keeper writes between our look and our word
+            its = [*newer]
+            newer.clear()
+            await others.identities(its)
+        return found
+
+    monkeypatch.setattr(desk.control, "ask_together", ask_together)
+    await desk.control.of_subjects(subjects)
+    found = [decode_identity(world.client.get(keys.identity(one.digest))).k for one in subjects]
+    assert (newer, found) == ([], [90, 91, 22])

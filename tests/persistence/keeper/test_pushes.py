@@ -6,11 +6,12 @@ import json
 
 import psycopg
 
-from gateway.core.accounts.definitions import KeyDefinition
+from gateway.background.timed.pusher import Pusher
+from gateway.core.accounts.definitions import ControlWrite, KeyDefinition
 from gateway.core.accounts.plan_terms import PlanTerms
 from gateway.core.model import Limits
 from persistence import engine as engines
-from persistence.keeper.pushes import Pushes
+from persistence.keeper.pushes import WRITES_MAX, Pushes
 from tests.persistence.scenario import settle_in
 
 
@@ -66,3 +67,46 @@ async def test_a_key_that_was_deleted_says_that_its_subject_is_nobodys(migrated:
     await engine.dispose()
     gone = KeyDefinition(987654, 0, 5, "d" * 64, Limits(), revoked=True, of_tokens=True, gone=True)
     assert found == [(gone,), ()]
+
+
+class Applied:
+    """Counters that never know one account, and have all else."""
+
+    def __init__(self, unknown: str) -> None:
+        self.unknown, self.had = unknown, list[ControlWrite]()
+
+    async def apply(self, write: ControlWrite) -> bool:
+        self.had += [write] if write.account != self.unknown else []
+        return write.account != self.unknown
+
+
+async def test_an_account_that_is_stuck_with_all_the_oldest_writes_keeps_no_other_waiting(
+    migrated: str,
+) -> None:
+    stuck, many, one = names = ["organization:987001", "organization:987002", "organization:987003"]
+    with psycopg.connect(migrated, autocommit=True) as connection:
+        for name, count in zip(names, (WRITES_MAX + 1, WRITES_MAX // 2, 1), strict=True):
+            connection.execute(
+                "INSERT INTO control_write (account, verb, payload)"
+                " SELECT %s, 'budget', jsonb_build_object('n', n)"
+                " FROM generate_series(1, %s) AS n ORDER BY n",
+                (name, count),
+            )
+        engine = engines.create(migrated)
+        pushes, target = Pushes(engine), Applied(stuck)
+        async with pushes.waiting(names) as waiting:
+            taken = {name: len(writes) for name, writes in waiting.by_account.items()}
+            cut = {*waiting.cut}
+        left = await Pusher(pushes, target).push(names)
+        await engine.dispose()
+        waits = connection.execute(
+            "SELECT DISTINCT account FROM control_write WHERE state = 'pending' AND account = ANY(%s)",
+            (names,),
+        ).fetchall()
+    assert taken == {stuck: WRITES_MAX // 3, many: WRITES_MAX // 3, one: 1}
+    assert cut == {stuck, many}
+    assert left == [stuck]
+    assert waits == [(stuck,)]
+    its = [write.payload["n"] for write in target.had if write.account == many]
+    assert its == list(range(1, WRITES_MAX // 2 + 1))
+    assert len(target.had) == WRITES_MAX // 2 + 1
