@@ -18,18 +18,20 @@ def reserved(host: str, port: int, what: str) -> socket.socket:
     returned socket is open nobody else is given the port. `StartError` if it is taken.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    holder = socket.socket(family, socket.SOCK_STREAM)
     try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            # Without SO_REUSEPORT this fails if anybody, even a sharer of the port, listens.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            probe.listen(1)
-            port = probe.getsockname()[1]
-        holder = socket.socket(family, socket.SOCK_STREAM)
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if port:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                # Without SO_REUSEPORT this fails if anybody, even a sharer of the port, listens.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((host, port))
+                probe.listen(1)
+            # Connections of who listened there before may still be ending; on a free port there are none.
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         holder.bind((host, port))
     except OSError as error:
+        holder.close()
         if error.errno == errno.EADDRINUSE:
             raise StartError(
                 f"port {port} on {host} is in use; choose another for the {what} (0 = any free port)"
