@@ -9,7 +9,6 @@ of an upstream is a credential.
 from __future__ import annotations
 
 import re
-import ssl
 from collections.abc import Mapping
 from dataclasses import replace
 from enum import StrEnum
@@ -32,6 +31,7 @@ from gateway.files import read_regular, require_regular
 from gateway.settings.issuers import ISSUERS_MAX, WrittenIssuer, issuers_of
 from gateway.settings.proxies import own_proxies
 from gateway.settings.sign_in import WrittenSignIn, sign_in_of
+from gateway.settings.tls_files import authority_at
 
 ANY_METHODS = ("ANY",)
 CONFIG_BYTES_MAX = 1 << 20
@@ -264,11 +264,7 @@ def _check_files(place: str, written: _Upstream) -> None:
         raise SettingError(f"{place}.{missing} is missing: a certificate goes with its key")
     if written.ca_file is None and certificate is None:
         return
-    try:
-        require_regular(written.ca_file)
-        context = ssl.create_default_context(cafile=written.ca_file)
-    except OSError as error:  # `ssl.SSLError` is one: then it is no PEM file
-        raise SettingError(f"{place}.ca_file: {written.ca_file!r} cannot be used") from error
+    context = authority_at(written.ca_file, f"{place}.ca_file: {written.ca_file!r} cannot be used")
     if certificate is not None:
         try:
             require_regular(certificate, key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Iterable
 from typing import Annotated, Literal, TypeAlias
 
@@ -11,7 +10,7 @@ import msgspec
 from gateway.core.issuers.issuer import LEEWAY_S, SUBJECT, USUAL_ALGORITHMS, Issuer, may_be_asked
 from gateway.core.shown_urls import without_password
 from gateway.errors import SettingError
-from gateway.files import require_regular
+from gateway.settings.tls_files import authority_at
 
 ISSUERS_MAX = 32
 
@@ -75,10 +74,5 @@ def _check(one: WrittenIssuer, place: str) -> None:
 
 def check_authority(ca_file: str, place: str) -> None:
     """`SettingError` where there is a file of an authority that cannot be used."""
-    if not ca_file:
-        return
-    try:
-        require_regular(ca_file)
-        ssl.create_default_context(cafile=ca_file)
-    except OSError as error:  # `ssl.SSLError` is one: then it is no PEM file
-        raise SettingError(f"{place}.ca_file: {ca_file!r} cannot be used") from error
+    if ca_file:
+        authority_at(ca_file, f"{place}.ca_file: {ca_file!r} cannot be used")

@@ -7,7 +7,6 @@ proxy is a credential: no message shows it.
 from __future__ import annotations
 
 import re
-import ssl
 from base64 import b64encode
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +14,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from gateway.core.upstreams.proxies import DIRECT, Proxies, Proxy, read_exempt
 from gateway.errors import SettingError
-from gateway.files import require_regular
+from gateway.settings.tls_files import authority_at
 
 # What an upstream says that is reached directly, whatever the variables say.
 NONE = "none"
@@ -33,7 +32,8 @@ def read_proxies(environ: Mapping[str, str], settings: Mapping[str, Any]) -> Pro
     """
     ca_file = str(settings.get("proxy_ca_file", ""))
     if ca_file:
-        _check_authority(ca_file)
+        said = f"TOLLKEEPER_PROXY_CA_FILE={ca_file!r} cannot be used"
+        authority_at(ca_file, f"{said}: expected a PEM file of the authority of a proxy")
     http, https = (_of_variable(environ, name) for name in ("HTTP_PROXY", "HTTPS_PROXY"))
     if http is None and https is None:
         return Proxies(ca_file=ca_file)
@@ -42,15 +42,6 @@ def read_proxies(environ: Mapping[str, str], settings: Mapping[str, Any]) -> Pro
         return Proxies(http, https, read_exempt(text), ca_file)
     except ValueError as error:
         raise SettingError(f"{name} is not valid: {error}") from error
-
-
-def _check_authority(ca_file: str) -> None:
-    try:
-        require_regular(ca_file)
-        ssl.create_default_context(cafile=ca_file)
-    except OSError as error:  # `ssl.SSLError` is one: then it is no PEM file
-        said = f"TOLLKEEPER_PROXY_CA_FILE={ca_file!r} cannot be used"
-        raise SettingError(f"{said}: expected a PEM file of the authority of a proxy") from error
 
 
 def own_proxies(text: str, place: str) -> Proxies | None:

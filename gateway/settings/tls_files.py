@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from gateway.core.certificate import TlsFiles
 from gateway.errors import SettingError
+from gateway.files import require_regular
 
 # What the names of each port's settings begin with.
 PREFIXES = {"gateway": "tls_", "admin": "admin_tls_", "ops": "ops_tls_"}
@@ -39,3 +41,12 @@ def check_pairs(values: Mapping[str, Any], begin: str) -> None:
         if values.get(certificate) and not values.get(key):
             said = f"{begin}{key.upper()} is not set, but {begin}{certificate.upper()} is"
             raise SettingError(f"{said}: expected a PEM file of the certificate's key")
+
+
+def authority_at(ca_file: str | None, otherwise: str) -> ssl.SSLContext:
+    """What verifies others by a file of authorities; `SettingError` says `otherwise` where that cannot be."""
+    try:
+        require_regular(ca_file)
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # `ssl.SSLError` is one: then it is no PEM file
+        raise SettingError(otherwise) from error

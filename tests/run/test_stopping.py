@@ -56,7 +56,8 @@ async def test_what_is_not_done_in_time_is_left_and_what_fails_is_said() -> None
     assert said == [("not done before the end", "OSError('gone')")]
 
 
-def test_a_process_ends_though_a_thread_does_not(tmp_path: Path) -> None:
+def hanging(tmp_path: Path, at_last: str) -> subprocess.CompletedProcess[bytes]:
+    """A process of which a thread never ends, and what its `main` does at last."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     program = f"""
@@ -65,27 +66,20 @@ from gateway.run.stopping import run_to_end
 async def main():
     asyncio.create_task(asyncio.to_thread(open, {str(pipe)!r}))
     await asyncio.sleep(0.1)
-    print("stopped", flush=True)
+    {at_last}
 run_to_end(asyncio.run, main(), 0.2)
 """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
+
+
+def test_a_process_ends_though_a_thread_does_not(tmp_path: Path) -> None:
+    ended = hanging(tmp_path, 'print("stopped", flush=True)')
     assert (ended.returncode, ended.stdout) == (0, b"stopped\n"), ended.stderr
     assert b"a thread does not end" in ended.stderr
 
 
 def test_a_process_that_failed_says_why_though_a_thread_does_not_end(tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    program = f"""
-import asyncio
-from gateway.run.stopping import run_to_end
-async def main():
-    asyncio.create_task(asyncio.to_thread(open, {str(pipe)!r}))
-    await asyncio.sleep(0.1)
-    raise OSError("the disk is gone")
-run_to_end(asyncio.run, main(), 0.2)
-"""
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
+    ended = hanging(tmp_path, 'raise OSError("the disk is gone")')
     assert ended.returncode == 1
     assert b"a thread does not end" in ended.stderr
     assert b"OSError: the disk is gone" in ended.stderr

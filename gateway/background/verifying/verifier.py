@@ -25,13 +25,13 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import asynccontextmanager
-from itertools import islice
 
 from gateway.background.isolation import Isolation
 from gateway.background.verifying.admission_gate import AWAY_S, AdmissionGate, Defined
 from gateway.background.verifying.partitions import Found, Partitions, together
 from gateway.background.verifying.ports import Source, Target
 from gateway.background.verifying.rewinds import Rewinds
+from gateway.core.batched import batched
 from gateway.core.integrity.recovery import Markers, Report
 from gateway.core.integrity.verified import Everybodys, Truth, Verified
 from gateway.core.model import PARTITIONS
@@ -270,7 +270,7 @@ class Verifier:
                     raise
 
         await _all_of(work() for _ in range(TOGETHER_MAX))
-        for some in _batches(places.credentials):
+        for some in batched(places.credentials, CREDENTIALS_MAX):
             await self._target.identities(await self._source.credentials(some))
         return sorted(done, key=lambda one: one.partition)
 
@@ -280,8 +280,3 @@ async def _all_of(doing: Iterable[Coroutine[None, None, None]]) -> None:
     for failed in await asyncio.gather(*doing, return_exceptions=True):
         if isinstance(failed, BaseException):
             raise failed
-
-
-def _batches(ids: Iterable[int]) -> Iterable[list[int]]:
-    left = iter(ids)
-    return iter(lambda: list(islice(left, CREDENTIALS_MAX)), [])

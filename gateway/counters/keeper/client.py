@@ -8,11 +8,11 @@ Every method may raise CountersUnavailable.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar, cast
 
 from gateway.core.accounts.losses import Movement
+from gateway.core.batched import batched
 from gateway.core.layout import LAYOUT
 from gateway.core.wait import Wait, in_task
 from gateway.counters.keeper.left_alone import LeftAlone
@@ -35,7 +35,6 @@ NEWER = bytes([LAYOUT + 1])
 # Codes of the scripts' answers.
 APPLIED, APPLIED_BEFORE, UNVERIFIED, UNKNOWN_ACCOUNT, OUT_OF_RANGE = 1, 2, 0, -2, -3
 
-T = TypeVar("T")
 S = TypeVar("S", bound=states.State)
 _KINDS: dict[type[object], tuple[int, Callable[[int, int], str]]] = {
     states.TenantState: (packing.KIND_TENANT, keys.tenant_state),
@@ -223,13 +222,6 @@ class Client:
             answer = await in_task(wire.send(encode(b"INFO", b"memory")))
             found.append((int(said(answer, b"used_memory") or 0), int(said(answer, b"maxmemory") or 0)))
         return max(found, key=lambda one: (one[0] / one[1] if one[1] else 0.0, one[0]), default=(0, 0))
-
-
-def batched(items: Iterable[T], count: int) -> Iterator[list[T]]:
-    """So many of them at a time; what makes them is asked for no more than that ahead."""
-    left = iter(items)
-    while some := list(islice(left, count)):
-        yield some
 
 
 async def each(waits: Iterable[Wait[Reply]]) -> list[Reply | CountersRefused]:

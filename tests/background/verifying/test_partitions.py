@@ -32,25 +32,39 @@ def empty(backend: Backend) -> None:
     backend.verifier._vouched = b""
 
 
+async def two_emptied(backend: Backend) -> tuple[World, World]:
+    """Two organizations of different partitions, of which Redis has nothing any more."""
+    world = await backend.settle_in(100)
+    other = world
+    while other.p == world.p:
+        other = await backend.settle_in(100)
+    await backend.flush()
+    empty(backend)
+    return world, other
+
+
+def held_up(
+    backend: Backend, partition: int, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Truths, asyncio.Event]:
+    """Truths that do not read a partition before the event is set."""
+    source, looks_on = Truths(backend.engine, keys.partition_of), asyncio.Event()
+    truth = source.truth
+
+    async def slow(organizations: Mapping[int, Sequence[int]]) -> dict[int, Truth]:
+        if partition in organizations:
+            await looks_on.wait()
+        return await truth(organizations)
+
+    monkeypatch.setattr(source, "truth", slow)
+    return source, looks_on
+
+
 async def test_a_partition_is_served_before_others_are_compared(
     valkey: str, migrated: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        other = world
-        while other.p == world.p:
-            other = await backend.settle_in(100)
-        await backend.flush()
-        empty(backend)
-        source, looks_on = Truths(backend.engine, keys.partition_of), asyncio.Event()
-        original = source.truth
-
-        async def slow(organizations: Mapping[int, Sequence[int]]) -> dict[int, Truth]:
-            if other.p in organizations:
-                await looks_on.wait()
-            return await original(organizations)
-
-        monkeypatch.setattr(source, "truth", slow)
+        world, other = await two_emptied(backend)
+        source, looks_on = held_up(backend, other.p, monkeypatch)
         verifier = Verifier(source, backend.counters, organizations_max=1)
         verifying = asyncio.create_task(verifier.verify())
         await eventually(lambda: world.reserve(need=1).verdict is Verdict.ADMITTED)
@@ -72,19 +86,9 @@ async def test_a_partition_admits_before_others_are_compared_though_redis_was_si
     valkey: str, migrated: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        other = world
-        while other.p == world.p:
-            other = await backend.settle_in(100)
-        await backend.flush()
-        empty(backend)
-        source, looks_on = Truths(backend.engine, keys.partition_of), asyncio.Event()
-        truth, late_waiting, silent = source.truth, backend.counters.late_waiting, list[bool]()
-
-        async def slow(organizations: Mapping[int, Sequence[int]]) -> dict[int, Truth]:
-            if other.p in organizations:
-                await looks_on.wait()
-            return await truth(organizations)
+        world, other = await two_emptied(backend)
+        source, looks_on = held_up(backend, other.p, monkeypatch)
+        late_waiting, silent = backend.counters.late_waiting, list[bool]()
 
         async def once_silent() -> frozenset[int]:
             if not silent:
@@ -92,7 +96,6 @@ async def test_a_partition_admits_before_others_are_compared_though_redis_was_si
                 raise CountersUnavailable
             return await late_waiting()
 
-        monkeypatch.setattr(source, "truth", slow)
         monkeypatch.setattr(backend.counters, "late_waiting", once_silent)
         gate = AdmissionGate(source, backend.counters, asyncio.get_running_loop().time, recovery_s_max=0.0)
         verifier = Verifier(source, backend.counters, admission_gate=gate, organizations_max=1)

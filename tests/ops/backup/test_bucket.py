@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -52,15 +50,6 @@ def filled(database: str) -> str:
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("INSERT INTO organization (name) VALUES ('kept')")
     return database
-
-
-@pytest.fixture
-def empty(postgres: str) -> Iterator[str]:
-    name = f"from_bucket_{os.getpid()}"
-    with psycopg.connect(postgres, autocommit=True) as admin:
-        admin.execute(f"create database {name}")
-        yield postgres.rsplit("/", 1)[0] + "/" + name
-        admin.execute(f"drop database {name} with (force)")
 
 
 def all_of(store: str) -> set[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import os
 import re
 import tarfile
 import threading
@@ -36,15 +35,6 @@ def filled(database: str) -> Iterator[tuple[str, Account, Writer]]:
     writer.write_now(batch_of(account))
     yield database, account, writer
     writer.close()
-
-
-@pytest.fixture
-def empty(postgres: str) -> Iterator[str]:
-    name = f"restored_{os.getpid()}"
-    with psycopg.connect(postgres, autocommit=True) as admin:
-        admin.execute(f"create database {name}")
-        yield postgres.rsplit("/", 1)[0] + "/" + name
-        admin.execute(f"drop database {name} with (force)")
 
 
 def test_a_backup_under_load_is_one_moment_that_can_be_gone_on_from(
