@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-UNSTEADY_MAX = 5
+UNSTEADY_MAX = 3
 TRIES = 2
 
 
