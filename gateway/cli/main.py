@@ -140,7 +140,14 @@ def keeper(
 
 @app.command()
 def migrate(
-    *, config: ConfigOption = None, database_url: DatabaseOption = None, json: JsonOption = False
+    *,
+    config: ConfigOption = None,
+    database_url: DatabaseOption = None,
+    end_older: Annotated[
+        bool,
+        typer.Option("--end-older-keepers", help="Go on where keepers run that the schema serves no longer."),
+    ] = False,
+    json: JsonOption = False,
 ) -> None:
     """Bring the schema up to date; safe to repeat and to run twice at once."""
     from gateway.run import schema  # noqa: PLC0415  # each command loads what it needs
@@ -149,7 +156,7 @@ def migrate(
     settings = resolved(config, database_owner_url=database_url)
     if not settings.owner_url:
         settings.require("database_url")
-    version = schema.migrate(settings.owner_url, lambda said: typer.echo(said, err=True))
+    version = schema.migrate(settings.owner_url, partial(typer.echo, err=True), end_older=end_older)
     typer.echo(dumps({"schema_version": version}) if json else f"schema version {version}")
 
 

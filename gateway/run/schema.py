@@ -8,12 +8,12 @@ from gateway.errors import SchemaUnavailable, StartError
 from gateway.ops import hints
 
 
-def migrate(url: str, told: Callable[[str], object] = lambda _: None) -> str:
-    """Bring the schema up to date; its version."""
+def migrate(url: str, told: Callable[[str], object] = lambda _: None, *, end_older: bool = False) -> str:
+    """Bring the schema up to date; its version. Keepers it serves no longer are refused, or `end_older`."""
     from persistence.schema.migrate import upgrade  # noqa: PLC0415  # heavy, and only two commands need it
 
     try:
-        return upgrade(url, told)
+        return upgrade(url, told, end_older=end_older)
     except SchemaUnavailable as error:
         raise StartError(f"{error.message}; {hints.postgresql(error.message)}") from error
 

@@ -19,11 +19,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.core.accounts.outbox import Assigned
 from gateway.errors import LedgerUnavailable
 from persistence.complaint import complaint
+from persistence.schema.version import NEEDED
 
 _KEEP = text("""
 WITH here AS (
-    INSERT INTO keeper (id, place, reached, until)
-    VALUES (:id, :place, cast(:reached AS smallint[]), clock_timestamp() + make_interval(secs => :held_s))
+    INSERT INTO keeper (id, place, reached, until, schema_version)
+    VALUES (:id, :place, cast(:reached AS smallint[]),
+            clock_timestamp() + make_interval(secs => :held_s), :known)
     ON CONFLICT (id) DO UPDATE SET reached = excluded.reached, until = excluded.until
 ), gone AS (
     DELETE FROM keeper WHERE id <> :id AND (until <= clock_timestamp() OR :first AND place = :place)
@@ -78,7 +80,7 @@ class Shares:
         """
         values = {
             "id": self.id, "place": self._place, "reached": sorted(reached), "given": sorted(left),
-            "held_s": held_s, "first": self._first,
+            "held_s": held_s, "first": self._first, "known": NEEDED,
         }  # fmt: skip
         found = await self._run(values)
         self._first = False

@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from gateway.core.certificate import UnreadableCertificate
-from gateway.errors import SchemaUnavailable
+from gateway.errors import SchemaUnavailable, StartError
 from persistence.complaint import complaint, quiet
 from persistence.engine import CONNECT_TIMEOUT_S, dialect_url
 from persistence.keeper.watch import certificate_end
@@ -36,11 +36,27 @@ SCHEMA_LOCK = (7801, 1)
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
-def upgrade(url: str, told: Callable[[str], object] = lambda _: None) -> str:
+# Keepers that are there and do not know so much; before 0079 nobody said it, before 0070 nobody was listed.
+OLDER = """
+SELECT place, known FROM (
+    SELECT place, coalesce(to_jsonb(k) ->> 'schema_version', '0078') AS known
+      FROM keeper AS k WHERE until > clock_timestamp()
+) AS there WHERE known < :since ORDER BY place"""
+PLACES_TOLD_MAX = 5
+
+
+def upgrade(
+    url: str,
+    told: Callable[[str], object] = lambda _: None,
+    *,
+    end_older: bool = False,
+    migrations: Path = MIGRATIONS,
+) -> str:
     """Migrate the database at `url` to the newest schema, its partitions and rights; answers its version.
 
     What an administrator should do besides is `told` in one line. A newer schema on which this program runs
-    is left as it is; `StartError` where it does not run on it.
+    is left as it is; `StartError` where it does not run on it, or, unless they may end (`end_older`), where
+    keepers are there that would not run on the newest one.
     `SchemaUnavailable` says in one line what PostgreSQL, or the migrations, do not allow.
     """
     with _connected(url) as connection:
@@ -54,10 +70,15 @@ def upgrade(url: str, told: Callable[[str], object] = lambda _: None) -> str:
             told(f"the schema is a newer one, on which programs from {at.runs_from} on run: nothing is to do")
             return at.version
         config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+        config.set_main_option("script_location", str(migrations).replace("%", "%%"))
         config.attributes["connection"] = connection
+        scripts = ScriptDirectory.from_config(config)
+        if older := _older_keepers(connection, runs_from(scripts)):
+            if not end_older:
+                raise StartError(f"{older}: stop them first, or say --end-older-keepers")
+            told(f"{older}: they end within seconds")
         command.upgrade(config, "head")
-        _say_runs_from(connection, ScriptDirectory.from_config(config))
+        _say_runs_from(connection, scripts)
         connection.execute(partitions.ENSURE, {"months_ahead": partitions.MONTHS_AHEAD, "by": ""})
         if missing := grants.apply(connection):
             told(missing)
@@ -76,6 +97,16 @@ def runs_from(scripts: ScriptDirectory) -> str:
     One that states none serves no program but its own and later ones.
     """
     return max(getattr(one.module, "runs_from", one.revision) for one in scripts.walk_revisions())
+
+
+def _older_keepers(connection: Connection, since: str) -> str:
+    """Which keepers are there that a schema serves no longer, on one line; empty where there are none."""
+    if not connection.scalar(text("SELECT to_regclass('keeper') IS NOT NULL")):
+        return ""
+    found = [f"{place} (knows {known})" for place, known in connection.execute(text(OLDER), {"since": since})]
+    more = len(found) - PLACES_TOLD_MAX
+    told = ", ".join(found[:PLACES_TOLD_MAX]) + (f" and {more} more" if more > 0 else "")
+    return told and f"keepers run which the schema serves no longer, it serves those who know {since}: {told}"
 
 
 def _say_runs_from(connection: Connection, scripts: ScriptDirectory) -> None:

@@ -156,7 +156,7 @@ partition_state = table(
 keeper = table(
     "keeper",
     Column("id", Uuid, primary_key=True),
-    texts("place"),
+    texts("place", "schema_version?"),
     Column("reached", ARRAY(SmallInteger), nullable=False),
     moments("until"),
 )

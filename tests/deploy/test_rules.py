@@ -27,6 +27,7 @@ WELL = {
     f"up{{{KEEPER},instance='k1'}}": "1x100",
     f"up{{{KEEPER},instance='k2'}}": "0x100",  # the spare may be away
     "tollkeeper_worker_restarts_total{instance='a',why='hung'}": "2x100",  # an old one is no new one
+    "tollkeeper_programs_refused": "0 2x8 0x91",  # an upgrade that came to its end
     "tollkeeper_outbox_oldest_seconds": "2 0 1 0 3x96",
     "tollkeeper_outbox_entries": "12 0 5 0 3x96",
     "tollkeeper_flush_seconds_count": "0+9x100",
@@ -98,6 +99,7 @@ FAULTS = {
         4, {f"up{{{GATEWAY},instance='a'}}": "1 0x99", f"up{{{GATEWAY},instance='b'}}": "1 0x99"}
     ),
     "KeeperDown": Fault(4, {f"up{{{KEEPER},instance='k1'}}": "1 0x99"}),
+    "ProgramsRefused": Fault(15, {"tollkeeper_programs_refused": "0 1x99"}),
     "OutboxOld": Fault(6, {"tollkeeper_outbox_oldest_seconds": "0+60x100"}),
     "FlushStalled": Fault(12, {"tollkeeper_flush_seconds_count": "9x100"}),
     "EventsLost": Fault(10, {"tollkeeper_lost_events_total": "3x5 4x95"}),

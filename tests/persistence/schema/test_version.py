@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +15,7 @@ from alembic.script import ScriptDirectory
 
 from gateway.errors import StartError
 from persistence import engine
+from persistence.keeper.shares import Shares
 from persistence.schema import migrate, roles
 from persistence.schema import version as schema
 
@@ -78,6 +82,75 @@ async def test_a_keeper_goes_on_while_the_schema_serves_it(cloned: str, comment:
 
 async def test_who_does_not_answer_has_outgrown_nobody() -> None:
     pool = engine.create("postgresql://nobody@127.0.0.1:9/nothing")
+    assert await schema.outgrown(pool) == ""
+    await pool.dispose()
+
+
+@pytest.fixture
+def tomorrow(tmp_path: Path) -> Path:
+    """The migrations of a version to come, the last of which serves nobody who runs today."""
+    found = tmp_path / "migrations"
+    shutil.copytree(migrate.MIGRATIONS, found)
+    (found / "versions" / "v9999_tomorrow.py").write_text(
+        f'revision, down_revision = "9999", "{schema.NEEDED}"\n\n\ndef upgrade() -> None:\n    pass\n'
+    )
+    return found
+
+
+async def test_a_schema_that_does_not_serve_who_runs_waits_until_they_are_stopped(
+    cloned: str, tomorrow: Path
+) -> None:
+    pool = engine.create(cloned)
+    keeper, other = Shares(pool, 8081), Shares(pool, 8082)
+    for one in (keeper, other):
+        await one.keep([0], [], held_s=3600)
+    said = rf":8081 \(knows {schema.NEEDED}\), .*:8082 \(knows {schema.NEEDED}\): stop them first"
+    with pytest.raises(StartError, match=said):
+        migrate.upgrade(cloned, migrations=tomorrow)
+    assert await schema.status(pool) == (schema.NEEDED, "0069")
+    await keeper.leave()
+    with pytest.raises(StartError, match=f"know 9999: [^,]*:8082 .knows {schema.NEEDED}"):
+        migrate.upgrade(cloned, migrations=tomorrow)
+    await other.keep([0], [], held_s=0)  # as one that was killed, and is silent
+    told: list[str] = []
+    assert migrate.upgrade(cloned, told.append, migrations=tomorrow) == "9999"
+    assert "keepers run" not in "".join(told)
+    await pool.dispose()
+
+
+async def test_keepers_that_the_schema_serves_no_longer_may_end_by_it(cloned: str, tomorrow: Path) -> None:
+    pool = engine.create(cloned)
+    await Shares(pool, 8081).keep([0], [], held_s=3600)
+    told: list[str] = []
+    assert migrate.upgrade(cloned, told.append, end_older=True, migrations=tomorrow) == "9999"
+    assert re.search(f"8081 .knows {schema.NEEDED}.: they end within seconds", told[0])
+    assert "9999" in await schema.outgrown(pool)
+    await pool.dispose()
+
+
+async def test_who_says_no_schema_knew_the_last_one_that_nobody_said(cloned: str, tomorrow: Path) -> None:
+    """A keeper of then writes its row without it, or did before there was a place for it."""
+    pool = engine.create(cloned)
+    await Shares(pool, 8081).keep([0], [], held_s=3600)
+    for change in (
+        "UPDATE keeper SET schema_version = NULL",
+        "ALTER TABLE keeper DROP COLUMN schema_version",
+    ):
+        with psycopg.connect(cloned) as connection:
+            connection.execute(change)
+        with pytest.raises(StartError, match=r"8081 .knows 0078"):
+            migrate.upgrade(cloned, migrations=tomorrow)
+    await pool.dispose()
+
+
+async def test_keepers_that_the_schema_serves_go_on_over_a_migration(cloned: str, tomorrow: Path) -> None:
+    last = tomorrow / "versions" / "v9999_tomorrow.py"
+    last.write_text(last.read_text() + f'\n\nruns_from = "{schema.NEEDED}"\n')
+    pool = engine.create(cloned)
+    await Shares(pool, 8081).keep([0], [], held_s=3600)
+    told: list[str] = []
+    assert migrate.upgrade(cloned, told.append, migrations=tomorrow) == "9999"
+    assert "keepers run" not in "".join(told)
     assert await schema.outgrown(pool) == ""
     await pool.dispose()
 
