@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
-from typing import Any
 
+from gateway.admin.configuration.dated import Dated
 from gateway.admin.configuration.matching import ROWS_MAX, Identity, Matching, Pair, identity_of, values_of
 from gateway.admin.configuration.naming import Planned, name_all
 from gateway.admin.configuration.objects import Errors, Objects, Wanted, refuse
@@ -58,6 +58,7 @@ class Planner:
         self._changes: list[Planned] = []
         self._new_marks: list[Mark] = []
         self._met: set[tuple[str, object]] = set()
+        self._dated: dict[tuple[str, Identity], Dated] = {}
         self._unchanged = 0
 
     async def plan(self, *, prune: bool) -> Plan:
@@ -165,14 +166,14 @@ class Planner:
     def _latest(self, wanted: Wanted, rows: Sequence[Row]) -> Row | None:
         """The row that says what is wanted, in force then; None where one has to be made."""
         resource, how = wanted.resource, declared(wanted.resource)
-        at: Any = wanted.values.get(how.since)
-        moment: Any = at
-        if at is None:
-            moment = self._now if isinstance(getattr(wanted.row, how.since), datetime) else self._now.date()
-        there: list[Any] = [row for row in rows if (row[how.since] == at if at else row[how.since] <= moment)]
-        if not there:
+        dated, at = self._by_moment(wanted, rows), wanted.values.get(how.since)
+        if at is not None:
+            found = dated.made_for(at)
+        else:
+            moment = getattr(wanted.row, how.since)
+            found = dated.in_force(self._now if isinstance(moment, datetime) else self._now.date())
+        if found is None:
             return None
-        found: Row = max(there, key=lambda row: (row[how.since], row["id"]))
         full = {**wanted.full(), **values_of(wanted)}
         others = [name for name in full if name not in {*how.by, how.since}]
         if all(same(full[name], found.get(name)) for name in others):
@@ -184,6 +185,13 @@ class Planner:
             self._refuse(wanted, how.since, message)
             return found
         return None
+
+    def _by_moment(self, wanted: Wanted, rows: Sequence[Row]) -> Dated:
+        """The rows of its name, which thousands of objects may have."""
+        name = (wanted.resource.name, identity_of(wanted.resource, values_of(wanted)))
+        if name not in self._dated:
+            self._dated[name] = Dated(rows, declared(wanted.resource).since)
+        return self._dated[name]
 
     async def _prune(self, forgotten: list[Mark]) -> None:
         """Plan the end of what applying made, and no object is about any more; referrers first."""
