@@ -29,11 +29,11 @@ SETSLOT_MS_MAX = 8_000
 class Member(ValkeyServer):
     """One server of the cluster, and a client that asks it alone."""
 
-    def __init__(self, folder: Path, node_timeout_ms: int) -> None:
+    def __init__(self, folder: Path, node_timeout_ms: int, *options: str) -> None:
         folder.mkdir()
         bus = free_port()
         super().__init__(
-            folder, "--cluster-enabled", "yes", "--cluster-port", str(bus),
+            folder, *options, "--cluster-enabled", "yes", "--cluster-port", str(bus),
             "--cluster-node-timeout", str(node_timeout_ms), "--cluster-require-full-coverage", "no",
             "--cluster-allow-replica-migration", "no", "--cluster-replica-validity-factor", "0",
             "--repl-diskless-sync-delay", "0",
@@ -67,8 +67,10 @@ class Member(ValkeyServer):
 class ValkeyCluster:
     """Six servers: the first three begin as primaries, and a failover changes who is one."""
 
-    def __init__(self, folder: Path, node_timeout_ms: int = NODE_TIMEOUT_MS) -> None:
-        self.members = [Member(folder / f"member{number}", node_timeout_ms) for number in range(2 * SHARDS)]
+    def __init__(self, folder: Path, node_timeout_ms: int = NODE_TIMEOUT_MS, *options: str) -> None:
+        self.members = [
+            Member(folder / f"member{number}", node_timeout_ms, *options) for number in range(2 * SHARDS)
+        ]
 
     @property
     def primaries(self) -> list[Member]:

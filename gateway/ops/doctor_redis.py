@@ -17,8 +17,7 @@ def kept(info: Mapping[str, str], fsync: object) -> Iterator[Found]:
     """Of what `INFO` says, and of the answer to `CONFIG GET appendfsync`, which not every user may ask."""
     yield _policy(info.get("maxmemory_policy", "unknown"))
     durable = info.get("aof_enabled") == "1"
-    off = "off: CONFIG SET appendonly yes, and in its configuration"
-    yield durable, "redis", f"append-only file is {'on' if durable else off}"
+    yield _file(durable, int(info.get("connected_slaves") or 0))
     values = list(fsync.values()) if isinstance(fsync, Mapping) else fsync
     if durable and isinstance(values, list) and values and values[-1] == b"no":
         hint = "CONFIG SET appendfsync everysec, and in its configuration"
@@ -26,10 +25,23 @@ def kept(info: Mapping[str, str], fsync: object) -> Iterator[Found]:
     yield from _memory(info)
 
 
+def _file(on: bool, replicas: int) -> Found:
+    """Whether what it was told outlives its process, in a file or in another server."""
+    if on:
+        return True, "redis", "append-only file is on"
+    if replicas:
+        said = f"append-only file is off, replicas that follow: {replicas}"
+        return True, "redis", f"{said}. Let a replica take over before it starts again, for it starts empty"
+    hint = "CONFIG SET appendonly yes, and in its configuration, or let a replica follow"
+    return False, "redis", f"append-only file is off: {hint}"
+
+
 def _policy(policy: str) -> Found:
     """Whether Redis would throw counters away where its memory is full."""
     if policy == "noeviction":
         return True, "redis", "maxmemory-policy is noeviction"
+    if policy == "unknown":
+        return True, "redis", "this server does not tell its maxmemory-policy: see that it is noeviction"
     hint = "CONFIG SET maxmemory-policy noeviction, and in its configuration"
     return False, "redis", f"maxmemory-policy is {policy}, which deletes counters: {hint}"
 

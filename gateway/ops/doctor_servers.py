@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 from gateway.core.calls.binding import Bindings
@@ -107,7 +107,6 @@ async def _asked(wire: Wire, address: Address) -> _Server:
     confirmed = await in_task(ask_word(wire))
     named = await in_task(wire.send(encode(b"GET", keys.history(wire.part.anchor).encode())))
     known = await in_task(wire.send(encode(b"FUNCTION", b"LIST", b"LIBRARYNAME", library().name.encode())))
-    there = address if not address.members else replace(wire.address, members=())
     # A user of `users.acl` may not ask, and what a server refuses stands in its log of attacks.
     asks = address.username in ("", "default")
     covers = await _if_allowed(wire, "cluster-require-full-coverage") if asks and address.members else None
@@ -115,7 +114,7 @@ async def _asked(wire: Wire, address: Address) -> _Server:
     return _Server(
         info, _text(confirmed), _text(named), isinstance(known, list) and bool(known),
         _text(covers[1]).decode() if isinstance(covers, list) and len(covers) > 1 else "", fsync,
-        wire.certificate_end, there,
+        wire.certificate_end, wire.address,
     )  # fmt: skip
 
 
@@ -158,6 +157,9 @@ def _server(settings: Settings, subject: str, shown: str, server: _Server) -> It
         hint = "CONFIG SET cluster-require-full-coverage no, or a primary that is away stops all of them"
         said = f"cluster-require-full-coverage is {server.covers}"
         yield Finding(alone, subject, said if alone else f"{said}: {hint}")
+    elif server.address.members:
+        said = "cluster-require-full-coverage is not told to this user: see that it is no"
+        yield Finding(True, subject, said)
     loaded = "are loaded" if server.loaded else "cannot be loaded"
     yield Finding(server.loaded, subject, f"{len(VERBS)} scripts {loaded}")
     here = history(info.get("run_id", "").encode(), server.named)

@@ -23,44 +23,58 @@ _GUIDE = "(deploy/README.md, PostgreSQL)"
 
 async def of_redis(address: Address, role: str, answer_max_s: float) -> Seen:
     """Whether the user of an address may do what a process of this role does, and is not the other's."""
-    user = address.username or "default"
+    user, ours = address.username or "default", "gateway" if role == "serve" else "keeper"
+    needed = rights.needed(role, clustered=bool(address.members), database=address.database)
+    # Redis notes what it refuses: only who is likely to may do anything is asked for more than is needed.
+    beyond = (rights.NOBODYS,) if user == "default" else ()
+    if role == "serve":
+        beyond = (rights.KEEPERS_ALONE, rights.NOBODYS)
     wire = Wire(address, time.monotonic, call_s=answer_max_s)
     try:
         await wire.open()
-        if role == "serve":
-            beyond: tuple[str, ...] = (rights.KEEPERS_ALONE, rights.NOBODYS)
-            return _seen(user, "gateway", *await _asked(wire, rights.BOTH, beyond))
-        # Redis notes what it refuses: only who is likely to may do anything is asked for more than is needed.
-        beyond = (rights.NOBODYS,) if user == "default" else ()
-        return _seen(user, "keeper", *await _asked(wire, rights.BOTH + rights.KEEPER, beyond))
+        lacking = await rights.refused(wire, *needed)
+        if lacking.by_rights:
+            return _lacks(user, ours, lacking.by_rights)
+        if absent := [one for one in lacking.by_server if one not in rights.WITHOUT]:
+            said = f"this server has not what a {ours} needs ({_few(absent)})"
+            return False, _REDIS, f"{user}: {said}: {hints.redis('unknown command')}"
+        return _may(user, ours, lacking.by_server, await _more(wire, beyond))
     except (TollkeeperError, OSError) as error:
         return False, _REDIS, f"{user}: {error}; {hints.redis(str(error))}"
     finally:
         await wire.close()
 
 
-async def _asked(wire: Wire, needed: tuple[str, ...], beyond: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """What is lacking, and what may be done beyond it, as far as each may be when the one before it may."""
-    lacking, more = await rights.refused(wire, *needed), []
-    for each in beyond if not lacking else ():
+async def _more(wire: Wire, beyond: tuple[str, ...]) -> list[str]:
+    """What may be done beyond what is needed, as far as each may be when the one before it may."""
+    more: list[str] = []
+    for each in beyond:
         if await rights.refused(wire, each):
             break
         more.append(each)
-    return lacking, more
+    return more
 
 
-def _seen(user: str, role: str, lacking: list[str], more: list[str]) -> Seen:
+def _few(commands: list[str]) -> str:
+    others = f" and {len(commands) - 1} more" if len(commands) > 1 else ""
+    return commands[0] + others
+
+
+def _lacks(user: str, role: str, lacking: list[str]) -> Seen:
+    said = f"{user} may not do what a {role} does ({_few(lacking)})"
+    return False, _REDIS, f"{said}: use tollkeeper-{role} of deploy/users.acl"
+
+
+def _may(user: str, role: str, without: list[str], more: list[str]) -> Seen:
     ours = f"tollkeeper-{role} of deploy/users.acl"
-    if lacking:
-        others = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-        said = f"{user} may not do what a {role} does ({lacking[0]}{others})"
-        return False, _REDIS, f"{said}: use {ours}"
+    missed = {rights.WITHOUT[one]: one.removesuffix(" OFF") for one in without}
+    lacks = "".join(f"; this server has no {one}, {so}" for so, one in missed.items())
     if rights.NOBODYS in more:
-        return True, _REDIS, f"{user} may do anything; {ours} may do what a {role} does"
+        return True, _REDIS, f"{user} may do anything; {ours} may do what a {role} does{lacks}"
     if more:
         said = f"{user} may write who has which key and what it costs, as a keeper does"
         return False, _REDIS, f"{said}: use {ours}"
-    return True, _REDIS, f"{user} may do what a {role} does"
+    return True, _REDIS, f"{user} may do what a {role} does{lacks}"
 
 
 def of_postgresql(url: str, owner_url: str) -> list[Seen]:

@@ -16,6 +16,10 @@ _REDIS = (
         "start a keeper first, it brings the scripts; its own user is tollkeeper-keeper of deploy/users.acl",
     ),
     ("NOPERM", "give the user what deploy/users.acl says"),
+    (
+        "unknown command",
+        "use a server or service that has that command (docs/howto/cluster.md, Managed services)",
+    ),
     ("DB index", f"end {REDIS_URL} in a database the server has, such as /0"),
     ("LOADING", "wait: it reads its append-only file"),
     ("has expired", "renew the server's certificate"),

@@ -1,7 +1,8 @@
 """A whole Tollkeeper whose Redis is a cluster: three primaries, each with a replica.
 
 Tenants stand on all of them. What each answer said it used is in PostgreSQL once, whatever becomes of a
-primary meanwhile, and who is on another one is served all the time.
+primary meanwhile, and who is on another one is served all the time. Its user may do nothing that one of the
+managed services refuses.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from gateway.ops.finding import Finding
 from gateway.settings.settings import load
 from tests import plain_http
 from tests.journey.stack import Stack
+from tests.managed_services import SERVICES, user_of_all
 from tests.tree import ROOT
-from tests.valkey_cluster import Member, ValkeyCluster
+from tests.valkey_cluster import NODE_TIMEOUT_MS, Member, ValkeyCluster
 from tests.waiting import wait_until
 
 USAGE, TOKENS = "3,4", 7
@@ -132,11 +134,13 @@ def went_on(tenants: list[Tenant], count: int = 10) -> Callable[[], bool]:
 
 @pytest.fixture(scope="module")
 def cast(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cast]:
-    cluster = ValkeyCluster(tmp_path_factory.mktemp("cluster"))
+    managed = "managed", *user_of_all(*SERVICES)
+    cluster = ValkeyCluster(tmp_path_factory.mktemp("cluster"), NODE_TIMEOUT_MS, "--user", *managed)
     stack: Stack | None = None
     try:
         cluster.start()
-        stack = Stack(tmp_path_factory.mktemp("stack") / "data", "--redis-url", cluster.url)
+        url = cluster.url.replace("://", "://managed:hush@")
+        stack = Stack(tmp_path_factory.mktemp("stack") / "data", "--redis-url", url)
         yield Cast(stack, cluster)
     finally:
         if stack is not None:

@@ -22,9 +22,24 @@ def test_nothing_is_wrong_with_a_server_that_keeps_everything() -> None:
 @pytest.mark.parametrize("fsync", [[b"appendfsync", b"no"], {b"appendfsync": b"no"}])
 def test_a_file_that_the_system_writes_when_it_likes_is_wrong(fsync: object) -> None:
     assert ["appendfsync is no" in said for said in wrong(fsync)] == [True]
-    assert wrong(fsync, aof_enabled="0") == [
-        "append-only file is off: CONFIG SET appendonly yes, and in its configuration"
+    hint = "CONFIG SET appendonly yes, and in its configuration, or let a replica follow"
+    assert wrong(fsync, aof_enabled="0") == [f"append-only file is off: {hint}"]
+
+
+def test_a_replica_is_as_good_as_a_file_as_long_as_it_takes_over() -> None:
+    assert wrong(aof_enabled="0", connected_slaves="1") == []
+    assert len(wrong(aof_enabled="0", connected_slaves="0")) == 1
+    ((_, _, said),) = [
+        one for one in kept(WELL | {"aof_enabled": "0", "connected_slaves": "2"}, ()) if "file" in one[2]
     ]
+    assert "replicas that follow: 2. Let a replica take over before it starts again" in said
+
+
+def test_a_policy_that_is_not_told_is_for_a_person_to_look_at() -> None:
+    info = {name: value for name, value in WELL.items() if name != "maxmemory_policy"}
+    first, *_ = kept(info, ())
+    assert first[0]
+    assert "does not tell its maxmemory-policy: see that it is noeviction" in first[2]
 
 
 def test_a_user_who_may_not_ask_for_the_configuration_is_told_nothing_of_it() -> None:

@@ -46,17 +46,15 @@ async def greet(address: Address, ask: Ask) -> Server:
         await ask(b"AUTH", *user, address.password.encode())
     if address.database:
         await ask(b"SELECT", b"%d" % address.database)
-    if address.sentinels or address.members:
-        role = await ask(b"ROLE")
-        if not isinstance(role, list) or role[0] != b"master":
-            who = "the sentinels name" if address.sentinels else "the cluster names"
-            raise CountersUnavailable(f"{who} a primary that is not one (yet)")
+    replication = await ask(b"INFO", b"replication")
+    if (address.sentinels or address.members) and not is_primary(replication):
+        who = "the sentinels name" if address.sentinels else "the cluster names"
+        raise CountersUnavailable(f"{who} a primary that is not one (yet)")
     server = await ask(b"INFO", b"server")
     run_id = said(server, b"run_id")
     if not run_id:
         raise CountersUnavailable("Redis does not say its run_id")
     policy = said(await ask(b"INFO", b"memory"), b"maxmemory_policy")
-    replication = await ask(b"INFO", b"replication")
     behind, offset = (said(replication, name) for name in (b"master_replid2", b"second_repl_offset"))
     promoted = b"" if offset in (b"", b"-1") else behind + b":" + offset
     # A full server refuses to load, but has what was loaded before.
@@ -64,6 +62,11 @@ async def greet(address: Address, ask: Ask) -> Server:
         await ask(b"FUNCTION", b"LOAD", b"REPLACE", library().text.encode())
     mode = said(server, b"redis_mode") or said(server, b"server_mode")
     return Server(run_id, promoted, policy.decode(), mode == b"standalone")
+
+
+def is_primary(replication: object) -> bool:
+    """Whether a server is one by its `INFO replication`; ROLE says the same, and some services refuse it."""
+    return said(replication, b"role") == b"master"
 
 
 def said(info: object, name: bytes) -> bytes:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from gateway.core.model import PARTITIONS
 from gateway.core.wait import Wait, in_task
 from gateway.counters.redis.address import Address
+from gateway.counters.redis.greeting import is_primary
 from gateway.counters.redis.members import view_apart, view_of
 from gateway.counters.redis.redirects import Redirects
 from gateway.counters.redis.slots import (
@@ -204,11 +205,10 @@ class Shards:
 
     async def _gave_away(self, wire: Wire) -> bool:
         """Whether the server of a wire is a primary with slots, now that it says that one is another's."""
-        role = wire.send(encode(b"ROLE"))
+        replication = wire.send(encode(b"INFO", b"replication"))
         found = await view_of(wire, self._places[wire])
         self._soon.set()
-        answer = await in_task(role)
-        if found is None or not isinstance(answer, list) or answer[:1] != [b"master"]:
+        if not is_primary(await in_task(replication)) or found is None:
             return False
         self._apply(found)
         return any(one.place == self._places[wire] for one in found.owned)
