@@ -109,6 +109,9 @@ def postgres_bin() -> Path:
     return Path(spec.origin).parent / "pginstall" / "bin"
 
 
+ANSWER_S_MAX = 10.0
+
+
 class ValkeyServer:
     """A Valkey of the tests' own, on a free port, with its data in a folder of its own."""
 
@@ -123,8 +126,8 @@ class ValkeyServer:
     def start(self) -> None:
         self.process = subprocess.Popen(
             [
-                str(valkey_binary()),
-                *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)),
+                *self.program(),
+                *("--bind", "127.0.0.1", "--dir", str(self.folder)),
                 *("--maxmemory-policy", "noeviction", "--save", "", "--loglevel", "warning"),
                 *self.options,
             ],
@@ -133,9 +136,17 @@ class ValkeyServer:
         )
         wait_until(self._answers)
 
+    def program(self) -> tuple[str, ...]:
+        """What is run, and by which port it is reached."""
+        return str(valkey_binary()), "--port", str(self.port)
+
+    def connect(self) -> redis.Redis:
+        """A client of it, which connects when it is first asked."""
+        return redis.Redis(port=self.port, socket_timeout=ANSWER_S_MAX)
+
     def _answers(self) -> bool:
         try:
-            with redis.Redis(port=self.port) as client:
+            with self.connect() as client:
                 return bool(client.ping())
         except redis.RedisError:
             return False

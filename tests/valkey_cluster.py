@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import redis
 from redis.crc import key_slot
 
 from gateway.core.model import PARTITIONS
@@ -40,7 +39,7 @@ class Member(ValkeyServer):
         )  # fmt: skip
         self.bus = bus
         self.announced, self.announced_bus = self.port, bus
-        self.client = redis.Redis(port=self.port, socket_timeout=10)
+        self.client = self.connect()
         self.id = ""
 
     def announce(self, port: int, bus: int, source: str) -> None:
@@ -67,10 +66,15 @@ class Member(ValkeyServer):
 class ValkeyCluster:
     """Six servers: the first three begin as primaries, and a failover changes who is one."""
 
+    scheme, host = "redis+cluster", "127.0.0.1"
+
     def __init__(self, folder: Path, node_timeout_ms: int = NODE_TIMEOUT_MS, *options: str) -> None:
-        self.members = [
-            Member(folder / f"member{number}", node_timeout_ms, *options) for number in range(2 * SHARDS)
-        ]
+        folders = [folder / f"member{number}" for number in range(2 * SHARDS)]
+        self.members = [self.member(one, node_timeout_ms, *options) for one in folders]
+
+    def member(self, folder: Path, node_timeout_ms: int, *options: str) -> Member:
+        """One of its servers; not started."""
+        return Member(folder, node_timeout_ms, *options)
 
     @property
     def primaries(self) -> list[Member]:
@@ -80,7 +84,7 @@ class ValkeyCluster:
     @property
     def url(self) -> str:
         """The address of all, as a setting has it."""
-        return "redis+cluster://" + ",".join(f"127.0.0.1:{one.announced}" for one in self.members)
+        return f"{self.scheme}://" + ",".join(f"{self.host}:{one.announced}" for one in self.members)
 
     def start(self) -> None:
         for one in self.members:

@@ -24,6 +24,10 @@ _REDIS = (
     ("LOADING", "wait: it reads its append-only file"),
     ("has expired", "renew the server's certificate"),
     ("mismatch", f"the host in {REDIS_URL} must be one of the certificate's names"),
+    (
+        "certificate required",
+        "name ours and its key in TOLLKEEPER_REDIS_CERT_FILE and TOLLKEEPER_REDIS_KEY_FILE",
+    ),
     ("certificate", "name the authority that signed it in TOLLKEEPER_REDIS_CA_FILE"),
     ("CERT_FILE", "name a PEM file with the certificate and one with its key"),
     ("CA_FILE", "name a PEM file with the authority's certificate"),

@@ -12,6 +12,8 @@ from gateway.errors import CountersUnavailable, SettingError
 
 DEFAULT_PORT, SENTINEL_PORT = 6379, 26379
 PLACES_MAX = 16
+# Why there is no connection where it ended before anything was said.
+NO_REDIS = "what answers there is no Redis, or closed the connection"
 _PREFIX = "TOLLKEEPER_REDIS_"
 
 
@@ -105,6 +107,8 @@ def why_not(error: Exception) -> str:
         return f"its certificate cannot be verified: {error.verify_message}"
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if isinstance(error, ConnectionResetError | BrokenPipeError):
+        return NO_REDIS
     if isinstance(error, CountersUnavailable) and error.message == CountersUnavailable().message:
-        return "what answers there is no Redis, or closed the connection"
+        return NO_REDIS
     return str(error) or type(error).__name__

@@ -9,7 +9,7 @@ from typing import cast
 import hiredis
 
 from gateway.core.wait import Within
-from gateway.counters.redis.address import Address
+from gateway.counters.redis.address import NO_REDIS, Address, why_not
 from gateway.counters.redis.calls import Reply
 from gateway.errors import CountersUnavailable
 
@@ -30,7 +30,7 @@ async def ask_apart(
         async with Within(ANSWER_S_MAX):
             answers = await _answers(address, place, asked)
     except (OSError, TimeoutError, hiredis.ProtocolError) as error:
-        raise CountersUnavailable(f"{place[0]}:{place[1]} does not answer") from error
+        raise CountersUnavailable(f"{place[0]}:{place[1]} does not answer: {why_not(error)}") from error
     for one in answers:
         if isinstance(one, hiredis.ReplyError):
             raise CountersUnavailable(f"{place[0]}:{place[1]} refused: {str(one)[:200]}")
@@ -48,7 +48,7 @@ async def _answers(address: Address, place: tuple[str, int], asked: Sequence[Seq
         while len(answers) < len(asked):
             data = await reader.read(READ_BYTES)
             if not data:
-                raise ConnectionError("closed")
+                raise ConnectionError(NO_REDIS)
             parser.feed(data)
             while (answer := parser.gets()) is not False:
                 answers.append(answer)

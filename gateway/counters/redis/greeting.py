@@ -46,14 +46,14 @@ async def greet(address: Address, ask: Ask) -> Server:
         await ask(b"AUTH", *user, address.password.encode())
     if address.database:
         await ask(b"SELECT", b"%d" % address.database)
-    replication = await ask(b"INFO", b"replication")
-    if (address.sentinels or address.members) and not is_primary(replication):
-        who = "the sentinels name" if address.sentinels else "the cluster names"
-        raise CountersUnavailable(f"{who} a primary that is not one (yet)")
     server = await ask(b"INFO", b"server")
     run_id = said(server, b"run_id")
     if not run_id:
         raise CountersUnavailable("Redis does not say its run_id")
+    replication = await ask(b"INFO", b"replication")
+    if (address.sentinels or address.members) and not is_primary(replication):
+        who = "the sentinels name" if address.sentinels else "the cluster names"
+        raise CountersUnavailable(f"{who} a primary that is not one (yet)")
     policy = said(await ask(b"INFO", b"memory"), b"maxmemory_policy")
     behind, offset = (said(replication, name) for name in (b"master_replid2", b"second_repl_offset"))
     promoted = b"" if offset in (b"", b"-1") else behind + b":" + offset

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 
 from gateway.counters.redis.address import Address
 from gateway.counters.redis.asking import ask_apart
@@ -28,11 +27,13 @@ async def primary(address: Address) -> tuple[str, int]:
 
     CountersUnavailable where none of them answers in time or knows the name.
     """
-    login = address.sentinel_username, address.sentinel_password
+    login, fault = (address.sentinel_username, address.sentinel_password), ""
     for sentinel in address.sentinels:
-        with suppress(CountersUnavailable):
+        try:
             question = "SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.primary_name
             match await ask_apart(address, sentinel, login, question):
                 case [[bytes() as where, bytes() as number]]:
                     return where.decode(), int(number)
-    raise CountersUnavailable(f"no sentinel knows a primary named {address.primary_name}")
+        except CountersUnavailable as error:
+            fault = f": {error}"
+    raise CountersUnavailable(f"no sentinel knows a primary named {address.primary_name}{fault}")

@@ -1,0 +1,125 @@
+"""Tenants who call while servers of Redis are taken apart, and what each of them was charged."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import httpx2 as httpx
+
+from gateway.counters.redis import keys
+from tests.journey.stack import Stack
+from tests.valkey_cluster import Member, ValkeyCluster
+from tests.waiting import wait_until
+
+USAGE, TOKENS = "3,4", 7
+CALLERS = 2  # of each tenant, at once
+RECOVERED_S_MAX = 120.0  # on a machine that does much else
+
+
+@dataclass
+class Tenant:
+    """One tenant of an organization of its own, and what became of its calls."""
+
+    id: int
+    key: str
+    partition: int
+    served: list[str] = field(default_factory=list)
+    refused: Counter[int] = field(default_factory=Counter)
+
+
+class Cast:
+    """A stack and its tenants."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+
+    def tenant(self, total: int | None = None) -> Tenant:
+        """A new tenant, with an organization of its own."""
+        stack, name = self.stack, f"cluster {time.monotonic_ns()}"
+        plan = stack.make("token-plans", name=name, total_amount=total)
+        organization = stack.make("organizations", name=name)["id"]
+        tenant = stack.make("tenants", name=name, organization_id=organization, plan_id=plan["id"])["id"]
+        key = stack.make("api-keys", tenant_id=tenant)["key"]
+        return Tenant(tenant, key, keys.partition_of(organization))
+
+    def call(self, tenant: Tenant) -> int:
+        """One call; its status."""
+        try:
+            answer = self.stack.chat(tenant.key, USAGE)
+        except httpx.HTTPError:
+            tenant.refused[0] += 1
+            return 0
+        if answer.status_code == 200:
+            tenant.served.append(answer.headers["x-request-id"])
+        else:
+            tenant.refused[answer.status_code] += 1
+        return answer.status_code
+
+    @contextmanager
+    def calling(self, tenants: list[Tenant]) -> Iterator[None]:
+        """Have all of them call again and again; their last calls are over when the block is."""
+        ends = threading.Event()
+
+        def call_on(tenant: Tenant) -> None:
+            while not ends.is_set():
+                self.call(tenant)
+
+        with ThreadPoolExecutor(CALLERS * len(tenants)) as pool:
+            for tenant in tenants * CALLERS:
+                pool.submit(call_on, tenant)
+            try:
+                yield
+            finally:
+                ends.set()
+
+    def charged(self, tenant: Tenant) -> list[tuple[str, int]]:
+        """Each call's id and amount as PostgreSQL has them."""
+        query = (
+            "SELECT request_id::text, amount FROM token_ledger"
+            f" WHERE tenant_id = {tenant.id} AND transaction_type = 'consume'"
+        )
+        return [(name, int(amount)) for name, amount in self.stack.rows(query)]
+
+    def is_exact(self, tenant: Tenant) -> None:
+        """Each answer that was given is one row of what it said, and there is no other."""
+        expected = sorted((name, TOKENS) for name in tenant.served)
+        wait_until(lambda: len(self.charged(tenant)) >= len(expected), RECOVERED_S_MAX)
+        assert sorted(self.charged(tenant)) == expected
+
+        def agrees() -> bool:
+            status, quota = self.stack.admin("GET", f"/tenant-quotas/{tenant.id}")
+            return status == 200 and (quota["tokens_used"], quota["tokens_held"]) == (
+                TOKENS * len(expected),
+                0,
+            )
+
+        wait_until(agrees, RECOVERED_S_MAX)
+
+
+class ClusterCast(Cast):
+    """The same, whose Redis is a cluster."""
+
+    def __init__(self, stack: Stack, cluster: ValkeyCluster) -> None:
+        super().__init__(stack)
+        self.cluster = cluster
+
+    def tenants_of(self, member: Member, count: int, total: int | None = None) -> list[Tenant]:
+        """So many whose organizations a primary has."""
+        found: list[Tenant] = []
+        while len(found) < count:
+            made = self.tenant(total)
+            if self.cluster.owner(made.partition) is member:
+                found.append(made)
+        return found
+
+
+def went_on(tenants: list[Tenant], count: int = 10) -> Callable[[], bool]:
+    """Whether each of them was served so many times more."""
+    before = [len(one.served) for one in tenants]
+    return lambda: all(len(one.served) - old >= count for one, old in zip(tenants, before, strict=True))
