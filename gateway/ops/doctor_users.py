@@ -26,7 +26,7 @@ async def of_redis(address: Address, role: str, answer_max_s: float) -> Seen:
     user, ours = address.username or "default", "gateway" if role == "serve" else "keeper"
     needed = rights.needed(role, clustered=bool(address.members), database=address.database)
     # Redis notes what it refuses: only who is likely to may do anything is asked for more than is needed.
-    beyond = (rights.NOBODYS,) if user == "default" else ()
+    beyond: tuple[str, ...] = (rights.NOBODYS,) if user == "default" else ()
     if role == "serve":
         beyond = (rights.KEEPERS_ALONE, rights.NOBODYS)
     wire = Wire(address, time.monotonic, call_s=answer_max_s)

@@ -208,7 +208,8 @@ class Shards:
         replication = wire.send(encode(b"INFO", b"replication"))
         found = await view_of(wire, self._places[wire])
         self._soon.set()
-        if not is_primary(await in_task(replication)) or found is None:
+        said = await in_task(replication)
+        if found is None or not is_primary(said):
             return False
         self._apply(found)
         return any(one.place == self._places[wire] for one in found.owned)
