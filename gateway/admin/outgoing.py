@@ -14,10 +14,9 @@ from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, D
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 
-from gateway.admin.tunnelling import Through, Tunnelling
+from gateway.admin.tunnelling import ProxiesNow, Through, Tunnelling, no_proxies
 from gateway.core.addresses import is_public, refusal
 from gateway.core.alerts.webhook import Answer, Outcome
-from gateway.core.upstreams.proxies import DIRECT, Proxies
 
 TIMEOUT_S = 10.0
 # Of what is answered, where somebody reads it.
@@ -50,7 +49,7 @@ class Outgoing:
     Those that `proxies` are before are reached by `through`, which has a protocol speak through a proxy.
     """
 
-    def __init__(self, through: Through, *, private: bool, proxies: Proxies = DIRECT) -> None:
+    def __init__(self, through: Through, *, private: bool, proxies: ProxiesNow = no_proxies) -> None:
         self._private, self._proxies, self._through = private, proxies, through
         self._session: ClientSession | None = None
 

@@ -17,19 +17,26 @@ from aiohttp.abc import AbstractResolver
 from aiohttp.client_proto import ResponseHandler
 
 from gateway.core.addresses import literal
-from gateway.core.upstreams.proxies import Proxies, Proxy
+from gateway.core.upstreams.proxies import DIRECT, Proxies, Proxy
 
 CONNECTIONS_MAX = 32
 # Has a protocol speak with a host and port through a proxy: over TLS with a name, where there is a context.
 Through = Callable[
     [Proxy, tuple[str, int], ResponseHandler, ssl.SSLContext | None, str | None], Awaitable[ResponseHandler]
 ]
+# The proxies of now: whoever connects asks each time, so that another file of theirs needs no restart.
+ProxiesNow = Callable[[], Proxies]
+
+
+def no_proxies() -> Proxies:
+    """Everybody is reached directly."""
+    return DIRECT
 
 
 class Tunnelling(TCPConnector):
     """What goes through `proxies`, and what does not. Where there are `checks`, they look names up."""
 
-    def __init__(self, proxies: Proxies, through: Through, checks: AbstractResolver | None) -> None:
+    def __init__(self, proxies: ProxiesNow, through: Through, checks: AbstractResolver | None) -> None:
         super().__init__(limit=CONNECTIONS_MAX, use_dns_cache=False, force_close=True, resolver=checks)
         self._proxies, self._through, self._checks = proxies, through, checks
         self._tls: ssl.SSLContext | None = None
@@ -41,7 +48,7 @@ class Tunnelling(TCPConnector):
         timeout: ClientTimeout,  # noqa: ASYNC109  # its name there
     ) -> ResponseHandler:
         """As aiohttp's connectors have it."""
-        proxy = self._proxies.to(str(req.url))
+        proxy = self._proxies().to(str(req.url))
         if proxy is None:
             return await super()._create_connection(req, traces, timeout)
         host, port = req.url.host or "", req.url.port or 0

@@ -1,4 +1,4 @@
-"""How a keeper calls others: webhooks, and services that it bills by; through the proxies of its settings.
+"""How a keeper calls others: webhooks, and services that it bills by; through the proxies of now.
 
 Part of the composition root.
 """
@@ -6,17 +6,19 @@ Part of the composition root.
 from __future__ import annotations
 
 from gateway.admin.outgoing import Outgoing
-from gateway.admin.tunnelling import Tunnelling
+from gateway.admin.tunnelling import ProxiesNow, Tunnelling
 from gateway.core.upstreams.proxies import DIRECT
 from gateway.http.upstream.tunnel import tunnelled
-from gateway.settings.settings import Settings
 
 
-def outgoing(settings: Settings, *, private: bool) -> Outgoing:
+def outgoing(proxies: ProxiesNow, *, private: bool) -> Outgoing:
     """What posts to others, to those at private addresses only where that is allowed."""
-    return Outgoing(tunnelled, private=private, proxies=settings.proxies)
+    return Outgoing(tunnelled, private=private, proxies=proxies)
 
 
-def connector(settings: Settings) -> Tunnelling | None:
-    """How a library of somebody's connects to them; None where nobody is before any of them."""
-    return None if settings.proxies == DIRECT else Tunnelling(settings.proxies, tunnelled, None)
+def connector(proxies: ProxiesNow) -> Tunnelling | None:
+    """How a library of somebody's connects to them; None where nobody is before any of them.
+
+    Nobody ever is then: variables do not change while a process runs, and files of proxies are never empty.
+    """
+    return None if proxies() == DIRECT else Tunnelling(proxies, tunnelled, None)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Literal, cast
 
+from gateway.admin.tunnelling import ProxiesNow
 from gateway.background.isolation import Isolation
 from gateway.background.timed.handovers import Handovers, Queue
 from gateway.core.billing.handover import Collected, Returned
@@ -33,12 +34,12 @@ class Collecting:
     Beside them those of the service that is told what was used.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, proxies: ProxiesNow) -> None:
         self._settings = settings
         self._api: StripeApi | None = None
         self.read: Reader | None = None
         self.look_up: LookUp | None = None
-        self._feed = UsageFeed(settings)
+        self._feed = UsageFeed(settings, proxies)
         if not (settings.stripe_api_key or settings.stripe_webhook_secret):
             return
         try:
@@ -51,7 +52,7 @@ class Collecting:
                 "pip install 'tollkeeper[stripe]'"
             ) from error
         if settings.stripe_api_key:
-            self._api = StripeApi(settings.stripe_api_key, settings.stripe_api_url, connector(settings))
+            self._api = StripeApi(settings.stripe_api_key, settings.stripe_api_url, connector(proxies))
             self.look_up = StripeReturns(self._api).look_up
         if settings.stripe_webhook_secret:
             self.read = StripeEvents(settings.stripe_webhook_secret).read

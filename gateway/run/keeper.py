@@ -109,8 +109,9 @@ class Keeper:
 
     def __init__(self, settings: Settings, source: Source = None) -> None:
         self._settings, self._log = settings, logs.logger("tollkeeper.keeper")
-        self._later = KeeperSettings(settings, source, self._log)
-        self._invoice_renderer, self._collecting = invoice_renderer(settings), Collecting(settings)
+        later = self._later = KeeperSettings(settings, source, self._log)
+        self._invoice_renderer = invoice_renderer(settings)
+        self._collecting = Collecting(settings, later.proxies)
         self._pools = engines.Pools.create(settings.database_url, batches=settings.invoices_at_once)
         self._engine, self._fences = self._pools.loops, Fences(str(uuid4()), time.time, self._log)
         self._wires = wires_to(
@@ -144,7 +145,7 @@ class Keeper:
             glyphs=Glyphs(missing_glyphs),
         )  # fmt: skip
         self._store, self._billing_store = map(store_over, (self._pools.people, self._pools.billing))
-        self._outgoing, now = outgoing(settings, private=private), partial(datetime.now, UTC)
+        self._outgoing, now = outgoing(later.proxies, private=private), partial(datetime.now, UTC)
         self._news_watch, waiting = NewsWatch(Notices(self._engine), now), Deliveries(self._engine)
         self._webhook_deliveries = WebhookDeliveries(
             waiting, self._outgoing, now, mailer=mailer, isolation=isolation

@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from gateway.core.upstreams.proxies import Proxies
 from gateway.run.parent_pipe import ParentPipe
-from gateway.run.reload import KEEPERS_RENEWABLE, Renewal, Told, keep_renewing
+from gateway.run.reload import KEEPERS_RENEWABLE, Renewal, Told, keep_renewing, watch_credentials
 from gateway.run.sign_ins import KeptSignIns
+from gateway.run.watching import LOOK_S
 from gateway.settings.settings import Settings, from_json
 from gateway.telemetry import logs
 from gateway.telemetry import snapshot_files as tallies
@@ -24,10 +26,15 @@ Source = ParentPipe | Callable[[], Settings] | None
 
 
 class KeeperSettings:
-    """What a keeper goes by that may change while it runs: who signs in, and what is logged."""
+    """What a keeper goes by that may change while it runs: who signs in, through whom it calls others, and
+    what is logged.
+    """
 
-    def __init__(self, settings: Settings, source: Source, log: Callable[..., None]) -> None:
+    def __init__(
+        self, settings: Settings, source: Source, log: Callable[..., None], *, look_s: float = LOOK_S
+    ) -> None:
         self.sign_ins = KeptSignIns(settings, log)
+        self._proxies, self._look_s = settings.proxies, look_s
         self._settings, self._source, self._log = settings, source, log
         read = source if callable(source) else lambda: settings
         self._now = Renewal(settings, read, KEEPERS_RENEWABLE)
@@ -42,9 +49,14 @@ class KeeperSettings:
             return
         if not sys.stdin.isatty():  # else it means that the terminal is gone
             loop.add_signal_handler(signal.SIGHUP, asked.set)
-        await keep_renewing(
-            self._now, asked, Told(self._taken, self._log, partial(self._log, level="warning"))
-        )
+        told = Told(self._taken, self._log, partial(self._log, level="warning"))
+        async with asyncio.TaskGroup() as both:
+            both.create_task(keep_renewing(self._now, asked, told))
+            both.create_task(watch_credentials(self._now, told, look_s=self._look_s))
+
+    def proxies(self) -> Proxies:
+        """Through whom others are called now."""
+        return self._proxies
 
     async def is_last(self) -> bool:
         """Whether what runs here goes by the configuration file as it is now."""
@@ -59,5 +71,6 @@ class KeeperSettings:
         self._renew(self._now.running)
 
     def _renew(self, settings: Settings) -> None:
+        self._proxies = settings.proxies
         self.sign_ins.renew(settings)
         logs.configure(settings.log_level)

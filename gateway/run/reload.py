@@ -1,7 +1,8 @@
 """Settings read again while processes run: what may change does, all of it or nothing.
 
 Everything, where the configuration file is another or somebody asks for it. Where a file of a secret changes,
-credentials of upstreams and keys of workloads alone: nobody has said that the rest is ready.
+credentials of upstreams, of providers of sign-in and of proxies, and keys of workloads alone: nobody has said
+that the rest is ready.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from gateway.core.calls.route import UpstreamTarget
 from gateway.core.http_limits import SETTABLE
+from gateway.core.issuers.sign_in import Provider
 from gateway.core.upstreams.proxies import Proxies, Proxy
 from gateway.errors import TollkeeperError
 from gateway.run.watching import LOOK_S, watch
@@ -21,6 +23,10 @@ from gateway.settings.secret_files import OF_KEEPERS, Signature, signature
 from gateway.settings.settings import PREFIX, SECRETS, Settings
 
 OF_GATEWAYS = tuple(sorted(SECRETS.difference(OF_KEEPERS)))
+# Of what a keeper has, all but the tokens of its own port, which that takes over by itself.
+KEPT_BY_KEEPERS = tuple(sorted(SECRETS.difference({"admin_token", "readonly_token"})))
+# What credentials stand in.
+_WITH_CREDENTIALS = ("upstreams", "workloads", "issuers", "proxies", "sign_in")
 
 # Routes and upstreams, and what the data plane asks again for each connection or call.
 RENEWABLE = frozenset({
@@ -28,7 +34,7 @@ RENEWABLE = frozenset({
     "proxies", "secret_files", "cors_origins", *SETTABLE,
 })  # fmt: skip
 # What a keeper asks again.
-KEEPERS_RENEWABLE = frozenset({"sign_in", "log_level", "secret_files"})
+KEEPERS_RENEWABLE = frozenset({"sign_in", "proxies", "log_level", "secret_files"})
 
 # How often the configuration file is looked at. It is read once two looks find the same: not half written.
 CONFIG_LOOK_S = 1.0
@@ -68,13 +74,13 @@ class Renewal:
         return taken.keys(), said + (f"; a restart is needed for {left}" if left else "")
 
     def take_credentials(self, written: Settings) -> str:
-        """Take over what upstreams are sent as credentials, and say whose changed; empty where none did."""
-        before, self.running = self.running, with_credentials(self.running, written)
-        pairs = zip(before.upstreams, self.running.upstreams, strict=True)
-        changed = ", ".join(now.name for then, now in pairs if then != now)
-        said = [f"credentials of upstreams changed: {changed}"] if changed else []
-        said += ["keys of workloads changed"] if before.workloads != self.running.workloads else []
-        kept = [name for name in OF_GATEWAYS if getattr(written, name) != getattr(before, name)]
+        """Take over what others are sent as credentials, and say whose changed; empty where none did."""
+        before, after = self.running, with_credentials(self.running, written)
+        theirs = {name: getattr(after, name) for name in _WITH_CREDENTIALS if name in self._takes}
+        self.running = before.with_values(**theirs)
+        said = _said_of(before, self.running)
+        of_ours = KEPT_BY_KEEPERS if self._takes == KEEPERS_RENEWABLE else OF_GATEWAYS
+        kept = [name for name in of_ours if getattr(written, name) != getattr(before, name)]
         left = ", ".join(PREFIX + name.upper() for name in kept)
         return "; ".join([*said, f"a restart is needed for {left}"] if left else said)
 
@@ -83,19 +89,41 @@ class Renewal:
         return {"configuration_stale": int(bool(self.wrong))}
 
 
+def _said_of(before: Settings, after: Settings) -> list[str]:
+    """Whose credentials are others now, in words."""
+    pairs = zip(before.upstreams, after.upstreams, strict=True)
+    upstreams = ", ".join(now.name for then, now in pairs if then != now)
+    people = zip(before.sign_in.providers, after.sign_in.providers, strict=True)
+    providers = ", ".join(now.name for then, now in people if then.client_secret != now.client_secret)
+    said = [f"credentials of upstreams changed: {upstreams}"] if upstreams else []
+    said += [f"credentials of providers of sign-in changed: {providers}"] if providers else []
+    said += ["proxies changed"] if before.proxies != after.proxies and not upstreams else []
+    return [*said, "keys of workloads changed"] if before.workloads != after.workloads else said
+
+
 def with_credentials(settings: Settings, written: Settings) -> Settings:
-    """The same settings, each upstream with its headers and proxy, each workload with its key, as others have
-    them. One whose address or own proxy is another by now keeps the proxy that it has.
+    """The same settings, each upstream with its headers and proxy, each workload with its key, each provider
+    with its secret, as others have them. An upstream whose address or own proxy is another by now keeps the
+    proxy that it has.
     """
     theirs = {target.name: target for target in written.upstreams}
     upstreams = (_with_credentials(each, theirs.get(each.name, each)) for each in settings.upstreams)
     keys = dict(written.workloads)
     workloads = ((uri, keys.get(uri, key)) for uri, key in settings.workloads)
     issuers = (replace(issuer, proxies=written.proxies) for issuer in settings.issuers)
+    people = {one.name: one for one in written.sign_in.providers}
+    providers = (_with_secret(one, people.get(one.name, one)) for one in settings.sign_in.providers)
+    providers = (replace(one, issuer=replace(one.issuer, proxies=written.proxies)) for one in providers)
     return settings.with_values(
         upstreams=tuple(upstreams), workloads=tuple(workloads), issuers=tuple(issuers),
-        proxies=written.proxies,
+        proxies=written.proxies, sign_in=replace(settings.sign_in, providers=tuple(providers)),
     )  # fmt: skip
+
+
+def _with_secret(running: Provider, written: Provider) -> Provider:
+    """A provider that is another one by now, or knows us as another, keeps the secret that it knows."""
+    is_same = (running.issuer.issuer, running.client_id) == (written.issuer.issuer, written.client_id)
+    return replace(running, client_secret=written.client_secret) if is_same else running
 
 
 def _with_credentials(running: UpstreamTarget, written: UpstreamTarget) -> UpstreamTarget:

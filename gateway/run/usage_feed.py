@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from gateway.admin.tunnelling import ProxiesNow
 from gateway.background.isolation import Isolation
 from gateway.background.timed.usage_feed import UsageFeedSender
 from gateway.core.billing.usage_feed import Terms
@@ -23,11 +24,11 @@ from persistence.keeper.usage_feed import FeedQueue
 class UsageFeed:
     """A keeper's ends of the feed; none where no service is named."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, proxies: ProxiesNow) -> None:
         self._settings = settings
         self._queue: FeedQueue | None = None
         # An operator names the address: it may be one of the operator's own network.
-        self._outgoing = outgoing(settings, private=True)
+        self._outgoing = outgoing(proxies, private=True)
         if settings.usage_feed == "lago" and not settings.usage_feed_token:
             raise StartError("TOLLKEEPER_USAGE_FEED_TOKEN is not set: Lago wants an API key")
 

@@ -115,7 +115,7 @@ async def test_private_addresses_are_never_reached(
 async def test_a_message_goes_through_a_proxy_which_knows_the_name(server: web.Application) -> None:
     async with TestServer(server) as there, ProxyServer({"hooks.test": HERE}, wants=KNOWN) as proxy:
         proxies = Proxies(http=Proxy(HERE, proxy.port, authorization=KNOWN), exempt=(HERE,))
-        async with aclosing(Outgoing(tunnelled, private=True, proxies=proxies)) as outgoing:
+        async with aclosing(Outgoing(tunnelled, private=True, proxies=lambda: proxies)) as outgoing:
             url = f"http://hooks.test:{there.port}/take"
             assert (await outgoing.send(url, {"webhook-id": "msg_1"}, b"{}")).delivered
             [(_, fields, _)] = server[SEEN]
@@ -128,6 +128,25 @@ async def test_a_message_goes_through_a_proxy_which_knows_the_name(server: web.A
         assert (refused.status, refused.delivered) == (None, False)
         assert "407 to CONNECT: it wants other credentials" in (refused.error or "")
         assert KNOWN.split()[1] not in (refused.error or "")
+
+
+async def test_another_proxy_is_gone_by_from_the_next_message_on(server: web.Application) -> None:
+    async with (
+        TestServer(server) as there,
+        ProxyServer({"hooks.test": HERE}) as first,
+        ProxyServer({"hooks.test": HERE}, wants=KNOWN) as second,
+    ):
+        now = Proxies(http=Proxy(HERE, first.port))
+        async with aclosing(Outgoing(tunnelled, private=True, proxies=lambda: now)) as outgoing:
+            url = f"http://hooks.test:{there.port}/take"
+            assert (await outgoing.send(url, {}, b"{}")).delivered
+            now = Proxies(http=Proxy(HERE, second.port))
+            assert "407 to CONNECT" in ((await outgoing.send(url, {}, b"{}")).error or "")
+            now = Proxies(http=Proxy(HERE, second.port, authorization=KNOWN))
+            assert (await outgoing.send(url, {}, b"{}")).delivered
+            now = Proxies()
+            assert (await outgoing.send(str(there.make_url("/take")), {}, b"{}")).delivered
+        assert (len(first.targets), len(server[SEEN])) == (1, 3)
 
 
 @asynccontextmanager
@@ -163,7 +182,7 @@ async def test_a_proxy_is_asked_for_the_address_that_was_checked(
     names = {PUBLIC: HERE} | dict.fromkeys(found, HERE)
     async with ProxyServer(names) as proxy, over_tls(server, context) as there:
         proxies = Proxies(https=Proxy(HERE, proxy.port))
-        async with aclosing(Outgoing(tunnelled, private=False, proxies=proxies)) as outgoing:
+        async with aclosing(Outgoing(tunnelled, private=False, proxies=lambda: proxies)) as outgoing:
             answer = await outgoing.send(f"https://hooks.example:{there.port}/take", {}, b"{}")
             assert (answer.status, answer.error) == (204, None)
             assert proxy.targets == [f"{PUBLIC}:{there.port}"]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from stripe import InvalidRequestError
 
+from gateway.admin.tunnelling import no_proxies
 from gateway.background.isolation import Isolation
 from gateway.background.timed.handovers import Handovers
 from gateway.errors import StartError, Unauthorized
@@ -20,7 +21,7 @@ KEY, SECRET = "sk_test_of_the_tests_only", "whsec_of_the_tests_only"
 
 
 def of(**said: str) -> Collecting:
-    return Collecting(load({f"TOLLKEEPER_STRIPE_{name}": value for name, value in said.items()}))
+    return Collecting(load({f"TOLLKEEPER_STRIPE_{name}": value for name, value in said.items()}), no_proxies)
 
 
 def loops(collecting: Collecting) -> dict[str, Any]:
@@ -51,7 +52,8 @@ async def test_stripe_is_reached_through_a_proxy() -> None:
     async with stripe_server() as stripe, ProxyServer({"stripe.test": HERE}) as proxy:
         where = stripe.url.replace("127.0.0.1", "stripe.test")
         variables = {"TOLLKEEPER_STRIPE_API_KEY": KEY, "TOLLKEEPER_STRIPE_API_URL": where}
-        collecting = Collecting(load({**variables, "HTTP_PROXY": f"http://{HERE}:{proxy.port}"}))
+        settings = load({**variables, "HTTP_PROXY": f"http://{HERE}:{proxy.port}"})
+        collecting = Collecting(settings, lambda: settings.proxies)
         api = collecting._api
         assert api is not None
         with pytest.raises(InvalidRequestError):

@@ -1,4 +1,4 @@
-"""A keeper goes by other providers of identities once its configuration file is another."""
+"""A keeper goes by other providers of identities and other proxies once their files are others."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from gateway.core.upstreams.proxies import Proxy
 from gateway.run.keeper_settings import KeeperSettings
 from gateway.run.parent_pipe import ParentPipe
 from gateway.run.sign_ins import KeptSignIns
@@ -51,6 +52,43 @@ async def test_providers_are_taken_over_from_a_file_and_a_wrong_one_is_said(tmp_
         assert kept.sign_ins.now.console_url == CONSOLE, "browsers were told it"
     finally:
         keeping.cancel()
+
+
+async def test_a_proxy_and_a_providers_secret_are_taken_over_once_their_files_change(tmp_path: Path) -> None:
+    """And nothing else is: whoever wrote the rest has not said that it is ready."""
+    file, proxy, secret, said = tmp_path / "c.yaml", tmp_path / "proxy", tmp_path / "secret", Said()
+    written(file, "one")
+    file.write_text(file.read_text().rstrip().removesuffix("}") + ', client_secret: "${WORD}"}\n')
+    proxy.write_text("http://one.test:3128")
+    secret.write_text("word-of-the-client-1")
+    environ = {
+        "HTTPS_PROXY_FILE": str(proxy), "WORD_FILE": str(secret), "TOLLKEEPER_KEY_PEPPER": "p" * 16,
+        "TOLLKEEPER_DATA_DIR": str(tmp_path / "data"),
+    }  # fmt: skip
+    read = partial(load, environ, file)
+    kept = KeeperSettings(read(), read, lambda event, **more: said.append((event, more)), look_s=0.01)
+    assert kept.proxies().to("https://hooks.test") == Proxy("one.test", 3128)
+    keeping = asyncio.create_task(kept.keep())
+    try:
+        replaced(proxy, "http://us:er@two.test:81")
+        await eventually(lambda: str(kept.proxies().to("https://hooks.test")) == "two.test:81")
+        replaced(secret, "word-of-the-client-2")
+        changed = "files of secrets read again: credentials of providers of sign-in changed: one"
+        await eventually(lambda: [event for event, _ in said if event == changed])
+        [provider] = kept._now.running.sign_in.providers
+        assert provider.client_secret == "word-of-the-client-2"
+        assert str(provider.issuer.proxies.to("https://one.example")) == "two.test:81"
+        replaced(proxy, "socks5://us:er@two.test")
+        await eventually(lambda: [more for _, more in said if more.get("level") == "warning"])
+        assert str(kept.proxies().to("https://hooks.test")) == "two.test:81"
+        assert "us:er" not in str(said)
+    finally:
+        keeping.cancel()
+
+
+def replaced(path: Path, content: str) -> None:
+    path.with_name("other").write_text(content)
+    path.with_name("other").replace(path)
 
 
 class Pipe(ParentPipe):

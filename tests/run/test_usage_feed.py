@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import pytest
 
+from gateway.admin.tunnelling import no_proxies
 from gateway.background.isolation import Isolation
 from gateway.errors import SettingError, StartError
 from gateway.run.usage_feed import UsageFeed
@@ -25,7 +26,8 @@ __all__ = ["migrated", "shared"]
 
 
 def of(**said: str) -> UsageFeed:
-    return UsageFeed(load({f"TOLLKEEPER_USAGE_FEED{name}": value for name, value in said.items()}))
+    settings = load({f"TOLLKEEPER_USAGE_FEED{name}": value for name, value in said.items()})
+    return UsageFeed(settings, no_proxies)
 
 
 async def test_what_is_used_while_a_keeper_runs_is_told(migrated: str) -> None:
