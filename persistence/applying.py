@@ -25,7 +25,6 @@ from sqlalchemy import (
     func,
     or_,
     select,
-    text,
     true,
 )
 from sqlalchemy.dialects.postgresql import insert
@@ -34,21 +33,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.core.accounts.administration import Claim, Command, Intent, Replay, Row
 from gateway.core.accounts.declaration import Mark, New, Ran, Step, settled
-from gateway.errors import AdminRefusal, Conflict, Overloaded, StepRefused
-from persistence import confinement
-from persistence.refusals import LOCK_NOT_AVAILABLE, TRY_AGAIN, sqlstate, translated
+from gateway.errors import AdminRefusal, Conflict, StepRefused
+from persistence import confinement, turns_to_apply
+from persistence.refusals import TRY_AGAIN, sqlstate, translated
 from persistence.resources import audit, idempotency
 from persistence.subject import Batch, Change, Subject, id_in
 from persistence.subjects import SUBJECTS, TOGETHER
 from persistence.tables.operations import applied_row
 from persistence.together import OneByOne
+from persistence.turns_to_apply import LOCK_WAIT_S, Touched
 
-# Advisory lock class 7809: whoever applies configuration, one after the other.
-_LOCK = text("SELECT pg_advisory_xact_lock(7809, 0)")
-# So long one waits for the other. Nothing else of the transaction is bounded by it.
-LOCK_WAIT_S = 60
-_WAIT = text("SELECT set_config('lock_timeout', :wait, true)")
-_WAIT_AS_EVER = text("SET LOCAL lock_timeout TO DEFAULT")
 ROWS_WRITTEN_MAX = 1_000
 
 # So many steps are done at once; where one of them is refused, by halves, and so few one by one.
@@ -71,15 +65,18 @@ class Applying:
         self.intents: tuple[Intent, ...] = ()
 
     async def hold(self, wait_s: int = LOCK_WAIT_S) -> None:
-        """Let nobody else apply until the transaction ends; `Overloaded` where somebody else takes long."""
-        await self._connection.execute(_WAIT, {"wait": f"{wait_s}s"})
-        try:
-            await self._connection.execute(_LOCK)
-        except SQLAlchemyError as error:
-            if sqlstate(error) != LOCK_NOT_AVAILABLE:
-                raise
-            raise Overloaded("Somebody else is applying, and takes long: try again in a while.") from error
-        await self._connection.execute(_WAIT_AS_EVER)
+        """Let nobody else of the caller's organization, or of staff, apply until the transaction ends.
+
+        `Overloaded` where somebody else takes long.
+        """
+        await turns_to_apply.take(self._connection, [turns_to_apply.of(self._within)], wait_s)
+
+    async def hold_touched(self, touched: Sequence[Touched], wait_s: int = LOCK_WAIT_S) -> bool:
+        """Let nobody of the organizations that staff's writes touch apply either; whether that had to wait.
+
+        `Overloaded` where somebody there takes long.
+        """
+        return self._within is None and await turns_to_apply.take_touched(self._connection, touched, wait_s)
 
     async def claim(self, claim: Claim) -> Replay | None:
         """Take an idempotency key, or answer what was answered first."""

@@ -6,7 +6,7 @@ another's row is not there, whether it is asked for by its id, named in a body o
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Table, false, select, true
+from sqlalchemy import ColumnElement, Select, Table, false, select, true
 
 from gateway.core.accounts.administration import OWNER
 from persistence.tables.billing import business_model, invoice, price, service, subscription_plan
@@ -30,3 +30,13 @@ def owned(table: Table, organization_id: int) -> ColumnElement[bool]:
         if name in table.c:
             return table.c[name].in_(select(owner.c.id).where(owned(owner, organization_id)))
     return true() if table in EVERYBODYS else false()
+
+
+def owners(table: Table, which: ColumnElement[bool]) -> Select[tuple[int | None]] | None:
+    """Whose these rows of a table are; None of a table that leads to no organization."""
+    if table is organization or OWNER in table.c:
+        return select(organization.c.id if table is organization else table.c[OWNER]).where(which)
+    for name, owner in THROUGH.items():
+        if name in table.c:
+            return owners(owner, owner.c.id.in_(select(table.c[name]).where(which)))
+    return None

@@ -48,7 +48,13 @@ class Applying(Protocol):
     """One transaction, in which configuration is compared with what is there and written."""
 
     async def hold(self) -> None:
-        """Let nobody else apply until the end of the transaction."""
+        """Let nobody else of the caller's organization, or of staff, apply until the transaction ends."""
+
+    async def hold_touched(self, touched: Sequence[tuple[str, int | None, Row]]) -> bool:
+        """Let nobody of the organizations that staff's writes touch apply either; whether that had to wait.
+
+        A write is the kind of its row, its id where there is one, and ids of others by the names of fields.
+        """
 
     async def claim(self, claim: Claim) -> Replay | None:
         """Take an idempotency key, or answer what was answered first."""

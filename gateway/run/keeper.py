@@ -109,9 +109,8 @@ class Keeper:
 
     def __init__(self, settings: Settings, source: Source = None) -> None:
         self._settings, self._log = settings, logs.logger("tollkeeper.keeper")
-        later = self._later = KeeperSettings(settings, source, self._log)
-        self._invoice_renderer = invoice_renderer(settings)
-        self._collecting = Collecting(settings, later.proxies)
+        self._invoice_renderer, later = invoice_renderer(settings), KeeperSettings(settings, source, self._log)
+        self._later, self._collecting = later, Collecting(settings, later.proxies)
         self._pools = engines.Pools.create(settings.database_url, batches=settings.invoices_at_once)
         self._engine, self._fences = self._pools.loops, Fences(str(uuid4()), time.time, self._log)
         self._wires = wires_to(

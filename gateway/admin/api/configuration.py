@@ -10,7 +10,7 @@ from functools import cache
 
 from aiohttp import web
 
-from gateway.admin.api.turns import STAFF, Turns, read_within, while_asked
+from gateway.admin.api.turns import STAFF, Share, Turns, read_within, while_asked
 from gateway.admin.api.views import answer
 from gateway.admin.configuration.applying import Configurator, Wish
 from gateway.admin.configuration.exporting import export
@@ -25,7 +25,6 @@ from gateway.admin.resources import REPORTS
 from gateway.admin.resources.configuration import SCHEMA, ConfigurationApply
 from gateway.core.accounts.administration import REQUEST_S_MAX, Actor, Claim
 
-APPLY_S_MAX = 300.0
 CONFIGURATION_BYTES_MAX = STAFF.bytes_max
 REPORT = REPORTS["configuration"]
 
@@ -41,8 +40,8 @@ def mount_configuration(app: web.Application, ports: AdminPorts, root: str) -> N
     async def show(request: web.Request) -> web.Response:
         mine = await admit(ports, request)
         require_read(mine.actor, REPORT)
-        async with turns.taken(mine.actor), turns.working(mine.actor):
-            _take_time(request)
+        async with turns.taken(mine.actor) as share, turns.working(mine.actor):
+            _take_time(request, share)
             return await while_asked(request, _shown(mine))
 
     async def apply(request: web.Request) -> web.Response:
@@ -52,8 +51,8 @@ def mount_configuration(app: web.Application, ports: AdminPorts, root: str) -> N
         async with turns.taken(mine.actor) as share:
             raw = await read_within(request, share)  # in the time that any body has
             async with turns.working(mine.actor):
-                _take_time(request)
-                wish, claim = await in_thread(_wish, request, mine.actor, raw, share.values_max)
+                _take_time(request, share)
+                wish, claim = await in_thread(_wish, request, mine.actor, raw, share)
                 del raw
                 doing = _answered(Configurator(mine, request[REQUEST_ID], _now, claim), wish)
                 # A plan changes nothing. What is being applied is ended for nobody.
@@ -72,13 +71,13 @@ def _schema() -> bytes:
     return json.dumps(schema(), ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _take_time(request: web.Request) -> None:
-    request[DEADLINE].reschedule(asyncio.get_running_loop().time() + APPLY_S_MAX)
+def _take_time(request: web.Request, share: Share) -> None:
+    request[DEADLINE].reschedule(asyncio.get_running_loop().time() + share.work_s_max)
 
 
-def _wish(request: web.Request, actor: Actor, raw: bytes, values_max: int) -> tuple[Wish, Claim | None]:
+def _wish(request: web.Request, actor: Actor, raw: bytes, share: Share) -> tuple[Wish, Claim | None]:
     """What is asked, and the claim that it is done under."""
-    sent = body.parse(raw, values_max)
+    sent = body.parse(raw, share.values_max)
     objects = sent.get("objects")
     # Objects are checked one by one later, not copied here.
     checked = body.check(ConfigurationApply, {**sent, "objects": {}} if isinstance(objects, dict) else sent)
@@ -86,7 +85,7 @@ def _wish(request: web.Request, actor: Actor, raw: bytes, values_max: int) -> tu
     claim = claim_of(request, actor, sent)
     if wish.digest is None:  # a plan changes nothing
         return wish, None
-    return wish, claim and replace(claim, running_s_max=APPLY_S_MAX + REQUEST_S_MAX)
+    return wish, claim and replace(claim, running_s_max=share.work_s_max + REQUEST_S_MAX)
 
 
 async def _answered(configurator: Configurator, wish: Wish) -> web.Response:

@@ -27,15 +27,17 @@ LOOK_S = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """How many at once, and how much each may send: bytes, and values in them."""
+    """How many at once, how much each may send (bytes, and values in them), and how long it may take."""
 
     at_once_max: int
     bytes_max: int
     values_max: int
+    work_s_max: float
 
 
-STAFF = Share(2, 16 * 1024 * 1024, 12 * VALUES_MAX)
-ORGANIZATION = Share(1, 4 * 1024 * 1024, 3 * VALUES_MAX)
+STAFF = Share(2, 16 * 1024 * 1024, 12 * VALUES_MAX, 300.0)
+# Less than staff wait who touch something of the same organization.
+ORGANIZATION = Share(1, 4 * 1024 * 1024, 3 * VALUES_MAX, 45.0)
 # Of all organizations together: who work, each with a connection of the Admin API's, and who are there,
 # those whose bodies are still coming with them.
 ORGANIZATIONS_AT_ONCE_MAX = 2

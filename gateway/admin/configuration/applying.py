@@ -100,16 +100,8 @@ class Configurator:
             first = await session.claim(self._claim)
             if first is not None:
                 return first
-        if wish.digest is not None:  # a trial is undone: it keeps nobody waiting who applies
-            await session.hold()
-        marks = await session.marks(self._owner, wish.name, self._rows_max)
-        if len(marks) > self._rows_max:
-            message = (
-                f"stands for more than {self._rows_max} rows: apply some of the files under another name"
-            )
-            raise Unprocessable(errors=(("name", message),))
-        planner = Planner(session, objects, self._ports.actor, marks, self._clock(), rows_max=self._rows_max)
-        plan = await planner.plan(prune=wish.prune)
+        planning = self._plan if wish.digest is None else self._held
+        plan = await planning(session, wish, objects)
         work = _Work(plan)
         if wish.digest is None and not wish.trial:
             return work
@@ -132,6 +124,25 @@ class Configurator:
         if self._claim is not None:
             await session.keep(self._claim, await in_thread(_told, work))
         return work
+
+    async def _held(self, session: Applying, wish: Wish, objects: Objects) -> Plan:
+        """Compare while nobody else applies to any of it. Trials are undone: they keep nobody waiting."""
+        await session.hold()
+        plan = await self._plan(session, wish, objects)
+        if await session.hold_touched(await in_thread(_touched, plan)):
+            plan = await self._plan(session, wish, objects)  # somebody has applied meanwhile
+        return plan
+
+    async def _plan(self, session: Applying, wish: Wish, objects: Objects) -> Plan:
+        """Compare what is wanted with what is there."""
+        marks = await session.marks(self._owner, wish.name, self._rows_max)
+        if len(marks) > self._rows_max:
+            message = (
+                f"stands for more than {self._rows_max} rows: apply some of the files under another name"
+            )
+            raise Unprocessable(errors=(("name", message),))
+        planner = Planner(session, objects, self._ports.actor, marks, self._clock(), rows_max=self._rows_max)
+        return await planner.plan(prune=wish.prune)
 
     def _require_all(self, plan: Plan) -> None:
         for planned in plan.changes:
@@ -168,6 +179,15 @@ class Configurator:
         if len(steps) > 1:  # a second one finds the row as the first has left it
             steps[1:] = [replace(step, before={}) for step in steps[1:]]
         return steps
+
+
+def _touched(plan: Plan) -> list[tuple[str, int | None, Row]]:
+    """What is written: its kind, its id, and the ids of others that name it or that it names."""
+    return [
+        (planned.resource.name, planned.row_id, {**planned.by, **values})
+        for planned in plan.changes
+        for _, values in planned.writes
+    ]
 
 
 def _told(work: _Work) -> dict[str, object]:

@@ -1,25 +1,31 @@
-"""Nobody keeps others waiting who apply: not for ever, not by trials, and not by many rows of one name."""
+"""Nobody keeps others waiting who apply: not for ever, not by trials, not by many rows of one name, and not
+by applying for another organization.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 
 import psycopg
 import pytest
 from sqlalchemy import text
 
+from gateway.admin.api import turns
 from gateway.admin.configuration import exporting, matching
 from gateway.admin.configuration.matching import Which
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.declaration import Mark
+from gateway.core.accounts.declaration import Mark, New
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import Overloaded
 from persistence import engine as engines
+from persistence import turns_to_apply
 from persistence.applying import Applying
 from persistence.engine import plain_url
 from persistence.store import Store
-from tests.admin.configuration.world import Objects, apply, exported, plan
+from tests.admin.configuration.world import WORLD, Objects, apply, exported, plan
 from tests.admin.conftest import Api
+from tests.waiting import eventually
 
 PRO: Objects = {"token-plans": [{"name": "Pro"}]}
 SOME = 300
@@ -43,6 +49,111 @@ async def test_while_one_applies_a_trial_is_answered_and_another_one_ends_in_tim
     assert await store.applying(waits_as_ever, keep=True) == "0"
     await pool.dispose()
     assert (await apply(api, PRO))["applied"]
+
+
+async def operator_of(api: Api, name: str) -> tuple[int, Api]:
+    """An organization, and who applies for it alone."""
+    made = await api.make("organizations", name=name)
+    token = await api.make("admin-tokens", name="t", role="operator", organization_id=made["id"])
+    return made["id"], api.acting_as(token["token"])
+
+
+async def test_staff_wait_for_no_organization_that_they_touch_nothing_of(
+    api: Api, admin_database: str
+) -> None:
+    """One whose people apply takes as long as the test likes here: their turn is somebody's."""
+    busy, theirs = await operator_of(api, "Busy")
+    _, others = await operator_of(api, "Quiet")
+    with psycopg.connect(plain_url(admin_database)) as other:
+        other.execute("SELECT pg_advisory_xact_lock(7809, %s)", (turns_to_apply.of(busy),))
+        slow = asyncio.create_task(apply(theirs, {"tenants": [{"name": "Theirs"}]}))
+        await eventually(lambda: waiting_for_a_turn(other) == 1)
+        assert (await apply(api, {**PRO, "organizations": [{"name": "New"}]}))["applied"]
+        assert (await apply(api, {"tenants": [{"organization": "Quiet", "name": "Web"}]}))["applied"]
+        assert (await apply(others, {"tenants": [{"name": "Ours"}]}, name="ours"))["applied"]
+        assert not slow.done()
+        other.rollback()
+    assert (await slow)["applied"]
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+async def test_staff_who_touch_something_of_an_organization_wait_their_turn_and_plan_again(
+    api: Api, admin_database: str, is_changed: bool
+) -> None:
+    organization_id, _ = await operator_of(api, "Acme")
+    await apply(api, {"tenants": [{"organization": "Acme", "name": "Web"}]})
+    wanted: Objects = {"api-keys": [{"tenant": {"organization": "Acme", "name": "Web"}, "name": "CI"}]}
+    planned = await plan(api, wanted)
+    with psycopg.connect(plain_url(admin_database)) as other:
+        other.execute("SELECT pg_advisory_xact_lock(7809, %s)", (turns_to_apply.of(organization_id),))
+        done = {"objects": wanted, "digest": planned["digest"]}
+        asked = asyncio.create_task(api.post("configuration", done))
+        await eventually(lambda: waiting_for_a_turn(other) == 1)
+        if is_changed:
+            other.execute("UPDATE tenant SET name = 'Another' WHERE organization_id = %s", (organization_id,))
+        other.commit()
+    answer = await asked
+    assert answer.status == (422 if is_changed else 200), answer.json
+    if is_changed:
+        assert "there is no tenant named 'Web'" in str(answer.json)
+
+
+async def test_one_turn_of_an_organization_is_as_long_as_staff_wait(api: Api, admin_database: str) -> None:
+    organization_id, _ = await operator_of(api, "Acme")
+    assert turns.ORGANIZATION.work_s_max < turns_to_apply.LOCK_WAIT_S
+    pool = engines.create(admin_database, connections_max=1)
+    staff, touched = Store(pool, partition_of), [("organizations", organization_id, {})]
+    with psycopg.connect(plain_url(admin_database)) as other:
+        other.execute("SELECT pg_advisory_xact_lock(7809, %s)", (turns_to_apply.of(organization_id),))
+        with pytest.raises(Overloaded, match="Somebody else is applying"):
+            await staff.applying(lambda session: session.hold_touched(touched, wait_s=1), keep=True)
+        within = staff.within(organization_id + 1)
+        assert not await within.applying(lambda session: session.hold_touched(touched), keep=True)
+        many = [("organizations", number, {}) for number in range(1, turns_to_apply.ORGANIZATIONS_MAX + 2)]
+        assert not await staff.applying(lambda session: session.hold_touched(many), keep=True)
+    assert not await staff.applying(lambda session: session.hold_touched(touched), keep=True)
+    await pool.dispose()
+
+
+async def test_whose_what_is_written_is_is_known_by_its_row_and_by_what_it_names(
+    api: Api, admin_database: str
+) -> None:
+    await apply(api, WORLD)
+    pool = engines.create(admin_database, connections_max=1)
+
+    def row(statement: str) -> int:
+        with psycopg.connect(plain_url(admin_database)) as other:
+            return int(other.execute(statement).fetchone()[0])  # type: ignore[index]  # there is one
+
+    owner = "(SELECT id FROM organization WHERE name = 'Acme')"
+    acme = row("SELECT id FROM organization WHERE name = 'Acme'")
+    tenant = row(f"SELECT id FROM tenant WHERE organization_id = {owner} LIMIT 1")
+    key = row(
+        f"SELECT k.id FROM api_key k JOIN tenant t ON t.id = k.tenant_id WHERE t.organization_id = {owner}"
+    )
+    plan_id = row("SELECT id FROM token_plan LIMIT 1")
+    hook = row("SELECT id FROM webhook WHERE organization_id IS NULL")
+    for touched, found in (
+        (("tenants", tenant, {}), {acme}),
+        (("tenants", None, {"organization_id": acme, "token_plan_id": plan_id}), {acme}),
+        (("tenants", None, {"organization_id": New(1)}), set()),
+        (("api-keys", key, {}), {acme}),
+        (("api-keys", None, {"tenant_id": tenant, "name": "x"}), {acme}),
+        (("token-plans", plan_id, {}), set()),
+        (("webhooks", hook, {}), set()),
+    ):
+        async with pool.connect() as connection:
+            assert await turns_to_apply._owners(connection, [touched]) == found, touched
+    await pool.dispose()
+
+
+def waiting_for_a_turn(connection: psycopg.Connection[object]) -> int:
+    """How many of this database wait for somebody's turn to apply."""
+    [count] = connection.execute(  # type: ignore[misc]  # one row
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 7809 AND NOT granted"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    ).fetchone()
+    return int(count)
 
 
 @pytest.fixture
