@@ -108,9 +108,10 @@ class Keeper:
     """Everything the clock and people do."""
 
     def __init__(self, settings: Settings, source: Source = None) -> None:
-        self._settings, self._log = settings, logs.logger("tollkeeper.keeper")
-        self._invoice_renderer, later = invoice_renderer(settings), KeeperSettings(settings, source, self._log)
-        self._later, self._collecting = later, Collecting(settings, later.proxies)
+        self._settings, self._invoice_renderer = settings, invoice_renderer(settings)
+        log = self._log = logs.logger("tollkeeper.keeper")
+        later = self._later = KeeperSettings(settings, source, log)
+        self._collecting = Collecting(settings, later.proxies)
         self._pools = engines.Pools.create(settings.database_url, batches=settings.invoices_at_once)
         self._engine, self._fences = self._pools.loops, Fences(str(uuid4()), time.time, self._log)
         self._wires = wires_to(
@@ -123,7 +124,7 @@ class Keeper:
         isolation = self._isolation = Isolation(self._log, is_away)
         self._counters = KeeperCounters(self._wires, left_alone=LeftAlone(self._log))
         self._moves, accounts = Moves(self._wires), Accounts(self._engine)
-        self._quarantines = Quarantines(self._engine)
+        self._quarantines, sweeps = Quarantines(self._engine), Sweeps(self._engine)
         self._pusher = Pusher(Pushes(self._pools.people), self._counters, isolation=isolation)
         told, moved = ToldClocks(self._engine, partition_of), self._counters.moved
         shared = Shared(
@@ -133,9 +134,8 @@ class Keeper:
             share=Share(Shares(self._pools.share, settings.admin_port)),
         )  # fmt: skip
         self._servers = KeptServers(self._wires, shared)
-        self._sweeper = Sweeper(Sweeps(self._engine), self._counters)
-        refused, journal = RefusedStream(self._counters), RefusedJournal(self._engine)
-        self._refused = RefusedDrain(refused, journal, isolation=isolation)
+        self._sweeper, journal = Sweeper(sweeps, self._counters), RefusedJournal(self._engine)
+        self._refused = RefusedDrain(RefusedStream(self._counters), journal, isolation=isolation)
         private, head = settings.webhook_private_addresses, self._invoice_renderer.letterhead
         mailer = Mailer.of(settings.smtp_url, settings.smtp_from, settings.smtp_ca_file)
         store_over = partial(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -21,6 +24,20 @@ FULL: dict[str, Any] = {
     "image": {"digest": "sha256:" + "a" * 64, "pullSecrets": [{"name": "registry"}]},
     "secrets": {
         "upstreams": "tollkeeper-upstreams", "migrate": "tollkeeper-migrate", "earlierPeppers": True,
+        "files": "tollkeeper-files",
+    },
+    "tls": {"gateway": "llm-tls", "gatewayClients": True, "ops": "ops-tls", "admin": "admin-tls"},
+    "keeper": {
+        "keys": ["READONLY_TOKEN", "STRIPE_API_KEY"],
+        "config": {
+            "sign_in": {
+                "console_url": "https://console.example",
+                "providers": [{
+                    "name": "staff", "issuer": "https://id.example", "client_id": "console",
+                    "client_secret_file": "/run/files/staff",
+                }],
+            },
+        },
     },
     "upstreamKeys": ["OPENAI_API_KEY"],
     "proxy": {"secret": "tollkeeper-proxy", "exempt": ".svc,10.0.0.0/8"},
@@ -41,9 +58,13 @@ FULL: dict[str, Any] = {
         "enabled": True, "className": "nginx", "hosts": ["llm.example"], "annotations": {"e": "f"},
         "tls": [{"secretName": "llm-tls", "hosts": ["llm.example"]}],
     },
-    "monitoring": {"enabled": True, "labels": {"release": "prometheus"}},
+    "monitoring": {
+        "enabled": True, "labels": {"release": "prometheus"},
+        "tlsConfig": {"ca": {"secret": {"name": "ops-tls", "key": "ca.crt"}}, "serverName": "tollkeeper"},
+    },
     "backup": {"enabled": True, "image": "registry.example/backup", "claim": "backups", "keep": 30},
 }  # fmt: skip
+MONITORS = (("PodMonitor", "prod-gateway"), ("ServiceMonitor", "prod-keeper"))
 BUCKET: dict[str, Any] = {
     "backup": {
         "enabled": True, "image": "registry.example/backup", "to": "s3://backups/toll?region=eu-central-1",
@@ -64,6 +85,8 @@ WRONG: tuple[tuple[dict[str, Any], str], ...] = (
     ({"gatway": {}}, "gatway"),
     ({"gateway": {"graceSeconds": 0}}, "graceSeconds"),
     ({"settings": {"REDIS_URL": "redis://x"}}, "REDIS_URL"),
+    ({"tls": {"gatewayClients": True}}, "/tls/gateway"),
+    ({"keeper": {"keys": ["KEY_PEPPER"]}}, "/keeper/keys"),
     ({"settings": {"TOLLKEEPER_LOG_LEVEL": "info"}}, "TOLLKEEPER_LOG_LEVEL"),
     ({"image": {"digest": "latest"}}, "digest"),
     ({"networkPolicy": {"clients": []}}, "clients"),
@@ -166,7 +189,11 @@ def test_what_a_pod_refers_to_is_there(objects: list[Resource]) -> None:
         for container in (each for each in containers(spec) if each["image"] != "llm"):
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes.keys()
             named = {each["name"]: each["value"] for each in container["env"]}
-            assert {path for name, path in named.items() if name.endswith("_FILE")} <= paths
+            of_secrets = {path for path in named.values() if path.startswith("/run/secrets/")}
+            assert of_secrets <= paths
+            files = {path for name, path in named.items() if name.endswith("_FILE")} - of_secrets
+            mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+            assert {path.rpartition("/")[0] for path in files} <= mounts
             assert all(each["configMapRef"]["name"] in maps for each in container.get("envFrom", ()))
             ports = {port["name"] for port in container.get("ports", ())}
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
@@ -176,6 +203,72 @@ def test_what_a_pod_refers_to_is_there(objects: list[Resource]) -> None:
         if name.endswith("-settings"):
             known = {setting.removeprefix("TOLLKEEPER_").lower() for setting in data}
             assert known <= set(settings.NAMES)
+
+
+def test_each_port_speaks_tls_by_its_own_secret_and_is_probed_so(
+    charts: dict[str, list[Resource] | str],
+) -> None:
+    """A port without a certificate is asked in plain HTTP; all pods have what is named by path."""
+    names = {"gateway": "TLS", "ops": "OPS_TLS", "admin": "ADMIN_TLS"}
+    for name, has in (("full", True), ("default", False)):
+        for spec in pods(of(charts, name)):
+            secrets = {
+                each["name"]: each["secret"]["secretName"] for each in spec["volumes"] if "secret" in each
+            }
+            for container in (each for each in containers(spec) if each["image"] != "llm"):
+                command = container["args"][0]
+                ports = {"serve": ("gateway", "ops"), "keeper": ("admin",)}.get(command, ())
+                mounts = {one["mountPath"]: secrets.get(one["name"]) for one in container["volumeMounts"]}
+                environ = {one["name"]: one["value"] for one in container["env"]}
+                assert mounts.get("/run/files") == ("tollkeeper-files" if has else None)
+                of_tls = {f"/run/tls/{port}": FULL["tls"][port] for port in ports if has}
+                assert {path: of for path, of in mounts.items() if "/tls/" in path} == of_tls
+                pairs = {
+                    f"TOLLKEEPER_{names[port]}_{part}_FILE" for port in ports for part in ("CERT", "KEY")
+                }
+                clients = {"TOLLKEEPER_TLS_CLIENT_CA_FILE"} if command == "serve" else set()
+                found = {each for each in environ if "_TLS_" in each}
+                assert found == (pairs | clients if has else set())
+                for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+                    asked = container.get(probe, {}).get("httpGet")
+                    assert not asked or asked.get("scheme") == ("HTTPS" if has else None)
+    for monitor in (one(of(charts, "full"), *each) for each in MONITORS):
+        ends = monitor["spec"].get("endpoints") or monitor["spec"]["podMetricsEndpoints"]
+        assert (ends[0]["scheme"], ends[0]["tlsConfig"]) == ("https", FULL["monitoring"]["tlsConfig"])
+    for monitor in (each for each in of(charts, "keepers") if each["kind"] == "ServiceMonitor"):
+        assert "scheme" not in monitor["spec"]["endpoints"][0]
+
+
+def test_a_keeper_has_the_secrets_that_are_named_and_its_own_configuration(
+    charts: dict[str, list[Resource] | str], tmp_path: Path
+) -> None:
+    keeper = pod(one(of(charts, "full"), "Deployment", "prod-keeper"))
+    (container,) = keeper["containers"]
+    assert container["args"] == ["keeper", "--config", "/etc/tollkeeper/config.yaml"]
+    environ = {one["name"]: one["value"] for one in container["env"]}
+    for setting, key in (("READONLY_TOKEN", "readonly-token"), ("STRIPE_API_KEY", "stripe-api-key")):
+        assert environ[f"TOLLKEEPER_{setting}_FILE"] == f"/run/secrets/tollkeeper/{key}"
+    (configuration,) = (each for each in keeper["volumes"] if each["name"] == "configuration")
+    data = one(of(charts, "full"), "ConfigMap", configuration["configMap"]["name"])["data"]
+    (tmp_path / "config.yaml").write_text(data["config.yaml"])
+    assert settings.load({}, tmp_path / "config.yaml").sign_in.providers[0].name == "staff"
+    (plain,) = pod(one(of(charts, "default"), "Deployment", "prod-keeper"))["containers"]
+    assert plain["args"] == ["keeper"]
+
+
+def test_each_secret_has_a_file_and_no_secret_is_a_plain_value() -> None:
+    """Of a Secret of the gateways, of the keepers, of the migration, or one of `keeper.keys`."""
+    schema = json.loads((helm.CHART / "values.schema.json").read_text())["properties"]
+    refused = schema["settings"]["propertyNames"]["not"]["anyOf"]
+    plain = {
+        name for name in settings.NAMES
+        if not any(re.search(each["pattern"], name.upper()) for each in refused)
+    }  # fmt: skip
+    assert set(settings.NAMES) - plain == settings.SECRETS
+    named = "".join(path.read_text() for path in (helm.CHART / "templates").iterdir())
+    given = set(re.findall(r'"TOLLKEEPER_([A-Z_]+)" "key"', named))
+    given |= set(schema["keeper"]["properties"]["keys"]["items"]["enum"])
+    assert {each.upper() for each in settings.SECRETS} == given
 
 
 def test_labels_lead_to_pods(objects: list[Resource]) -> None:

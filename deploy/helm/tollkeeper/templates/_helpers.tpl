@@ -77,6 +77,42 @@ securityContext:
 - { name: NO_PROXY, value: {{ .Values.proxy.exempt | quote }} }
 {{- end }}
 
+{{/* What a port speaks TLS with: its name in settings, and the Secret mounted for it. */}}
+{{- define "tollkeeper.tlsEnv" -}}
+- { name: TOLLKEEPER_{{ .name }}_CERT_FILE, value: /run/tls/{{ .port }}/tls.crt }
+- { name: TOLLKEEPER_{{ .name }}_KEY_FILE, value: /run/tls/{{ .port }}/tls.key }
+{{- if .clients }}
+- { name: TOLLKEEPER_{{ .name }}_CLIENT_CA_FILE, value: /run/tls/{{ .port }}/ca.crt }
+{{- end }}
+{{- end }}
+
+{{/* Mounts and volumes of such files, for the ports that have a certificate, and of files that are named by path. */}}
+{{- define "tollkeeper.fileMounts" -}}
+{{- $root := .root -}}
+{{- range .ports }}
+{{- if index $root.Values.tls . }}
+- { name: tls-{{ . }}, mountPath: /run/tls/{{ . }}, readOnly: true }
+{{- end }}
+{{- end }}
+{{- if $root.Values.secrets.files }}
+- { name: files, mountPath: /run/files, readOnly: true }
+{{- end }}
+{{- end }}
+
+{{- define "tollkeeper.fileVolumes" -}}
+{{- $root := .root -}}
+{{- range $port := .ports }}
+{{- with index $root.Values.tls $port }}
+- name: tls-{{ $port }}
+  secret: { secretName: {{ . }}, defaultMode: 0440 }
+{{- end }}
+{{- end }}
+{{- with $root.Values.secrets.files }}
+- name: files
+  secret: { secretName: {{ . }}, defaultMode: 0440 }
+{{- end }}
+{{- end }}
+
 {{- define "tollkeeper.gatewayEnv" -}}
 - { name: TOLLKEEPER_GATEWAY_HOST, value: 0.0.0.0 }
 - { name: TOLLKEEPER_DATA_DIR, value: /var/lib/tollkeeper }
@@ -89,6 +125,12 @@ securityContext:
 {{- end }}
 {{- if .root.Values.proxy.secret }}
 {{ include "tollkeeper.proxyEnv" .root }}
+{{- end }}
+{{- if .root.Values.tls.gateway }}
+{{ include "tollkeeper.tlsEnv" (dict "name" "TLS" "port" "gateway" "clients" .root.Values.tls.gatewayClients) }}
+{{- end }}
+{{- if .root.Values.tls.ops }}
+{{ include "tollkeeper.tlsEnv" (dict "name" "OPS_TLS" "port" "ops") }}
 {{- end }}
 {{- if .root.Values.secrets.upstreams }}
 {{- range .root.Values.upstreamKeys }}
@@ -110,11 +152,18 @@ securityContext:
 {{ include "tollkeeper.secretsVolume" $sources }}
 - name: data
   emptyDir: { sizeLimit: {{ $values.gateway.dataSize }} }
+{{- include "tollkeeper.fileVolumes" (dict "root" .root "ports" (list "gateway" "ops")) }}
 {{- end }}
 
 {{- define "tollkeeper.gatewayMounts" -}}
 - { name: secrets, mountPath: /run/secrets/tollkeeper, readOnly: true }
 - { name: data, mountPath: /var/lib/tollkeeper }
+{{- include "tollkeeper.fileMounts" (dict "root" .root "ports" (list "gateway" "ops")) }}
+{{- end }}
+
+{{/* How a probe asks a port: over TLS where it has a certificate. */}}
+{{- define "tollkeeper.asks" -}}
+httpGet: { path: {{ .path }}, port: {{ .port }}{{ if index .root.Values.tls .port }}, scheme: HTTPS{{ end }} }
 {{- end }}
 
 {{- define "tollkeeper.settings" -}}

@@ -23,7 +23,7 @@ listens on 127.0.0.1 alone; the Service leads to the port `http`.
     {{- include "tollkeeper.gatewayEnv" (dict "root" .root "of" .root.Values.sidecar) | nindent 4 }}
   # Never by Redis: while that is away your container starts, and calls are answered 503.
   startupProbe:
-    httpGet: { path: /livez, port: ops }
+    {{- include "tollkeeper.asks" (dict "root" .root "path" "/livez" "port" "ops") | nindent 4 }}
     periodSeconds: 1
     failureThreshold: 60
   readinessProbe:
@@ -31,7 +31,7 @@ listens on 127.0.0.1 alone; the Service leads to the port `http`.
     periodSeconds: 2
     failureThreshold: 1
   livenessProbe:
-    httpGet: { path: /livez, port: ops }
+    {{- include "tollkeeper.asks" (dict "root" .root "path" "/livez" "port" "ops") | nindent 4 }}
     periodSeconds: 10
     timeoutSeconds: 5
     failureThreshold: 3
