@@ -11,11 +11,12 @@ import typer
 
 from gateway.cli.admin.options import AsJson
 from gateway.cli.admin.output import print_json, waiting
-from gateway.cli.backup import Config, Database, owner_url
+from gateway.cli.backup import Config, Database, owner_url, settings_of
 
 if TYPE_CHECKING:
     from gateway.ops.archive.archiving import Archived
     from gateway.ops.archive.proving import Proof
+    from gateway.ops.place import Place
 
 
 def archive(
@@ -23,12 +24,15 @@ def archive(
     to: Annotated[str, typer.Option(help="A directory, file:///… or s3://bucket/….")],
     before: Annotated[
         datetime | None,
-        typer.Option(formats=["%Y-%m-%d"], help="Months that ended by this day (31 days ago at the latest)."),
+        typer.Option(
+            formats=["%Y-%m-%d"],
+            help="Months of the ledgers and calls that ended by this day, whatever settings say.",
+        ),
     ] = None,
     audit_before: Annotated[
         datetime | None,
         typer.Option(
-            "--audit-before", formats=["%Y-%m-%d"], help="The audit log's months that ended by this day, too."
+            "--audit-before", formats=["%Y-%m-%d"], help="Months of the audit log that ended by this day."
         ),
     ] = None,
     drop: Annotated[
@@ -47,8 +51,12 @@ def archive(
     database_url: Database = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write closed months of the ledgers and of the journal to Parquet, and take them out of PostgreSQL."""
-    from gateway.ops.archive import archiving, proving  # noqa: PLC0415  # each command loads what it needs
+    """Write closed months that are not kept any more to Parquet, and take them out of PostgreSQL.
+
+    Settings say how long each ledger, calls and the audit log are kept.
+    """
+    from gateway.ops.archive.archiving import archive as take_out  # noqa: PLC0415  # each command loads what it needs
+    from gateway.ops.archive.retention import Retention  # noqa: PLC0415
     from gateway.ops.place import Place  # noqa: PLC0415
 
     url = owner_url(config, database_url, data_dir)
@@ -57,20 +65,27 @@ def archive(
             raise typer.BadParameter(
                 "--prove archives and drops nothing: leave --before, --audit-before and --drop out"
             )
-        with waiting("Proving the archive and the database"):
-            proof = proving.prove(url, Place(to))
-        _tell_proof(proof, as_json=as_json)
-        raise typer.Exit(1 if proof.broken else 0)
+        raise typer.Exit(_prove(url, Place(to), as_json=as_json))
+    retention = Retention.of(settings_of(config, database_url, data_dir))
     with waiting("Archiving what is closed"):
-        done = archiving.archive(
+        done = take_out(
             url, Place(to), datetime.now(UTC).date(), before.date() if before else None,
-            audit_before=audit_before.date() if audit_before else None, drop=drop,
+            audit_before=audit_before.date() if audit_before else None, retention=retention, drop=drop,
         )  # fmt: skip
     if as_json:
         print_json(_facts(done))
     else:
         _tell(done)
     raise typer.Exit(1 if done.open else 0)
+
+
+def _prove(url: str, place: Place, *, as_json: bool) -> int:
+    from gateway.ops.archive.proving import prove  # noqa: PLC0415  # each command loads what it needs
+
+    with waiting("Proving the archive and the database"):
+        proof = prove(url, place)
+    _tell_proof(proof, as_json=as_json)
+    return 1 if proof.broken else 0
 
 
 def _facts(done: Archived) -> dict[str, object]:
@@ -83,8 +98,12 @@ def _facts(done: Archived) -> dict[str, object]:
             for one in done.files
         ],
         "dropped": done.dropped,
-        "open_month": f"{done.month:%Y-%m}" if done.month else None,
-        "open": done.open,
+        "open_month": f"{done.open[0].month:%Y-%m}" if done.open else None,
+        "open": list(dict.fromkeys(reason for one in done.open for reason in one.reasons)),
+        "open_months": [
+            {"month": f"{one.month:%Y-%m}", "ledgers": one.ledgers, "reasons": one.reasons}
+            for one in done.open
+        ],
     }  # fmt: skip
 
 
@@ -93,11 +112,11 @@ def _tell(done: Archived) -> None:
         typer.echo(f"{one.url}/{one.file}: {one.rows:,} rows, {one.bytes:,} bytes")
     for name in done.dropped:
         typer.echo(f"dropped {name}")
-    if done.month:
-        typer.echo(f"{done.month:%Y-%m} is not closed:")
-        for reason in done.open:
+    for stopped in done.open:
+        typer.echo(f"{stopped.month:%Y-%m} is not closed ({', '.join(stopped.ledgers)}):")
+        for reason in stopped.reasons:
             typer.echo(f"  {reason}")
-    elif not done.files and not done.dropped:
+    if not done.open and not done.files and not done.dropped:
         typer.echo("No month is left that could be archived.")
 
 

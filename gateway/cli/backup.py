@@ -116,7 +116,7 @@ def restore(
     if list_:
         _tell_all(_backups(source, several=True), as_json=as_json)
         return
-    url, manifest, wrong = _brought_back(source, _settings(config, database_url, data_dir), ids_ahead)
+    url, manifest, wrong = _brought_back(source, settings_of(config, database_url, data_dir), ids_ahead)
     rows = sum(manifest.rows.values())
     if as_json:
         print_json({"database_url": url, **_facts(manifest), "wrong": wrong})
@@ -159,7 +159,7 @@ def owner_url(config: Path | None, database_url: str | None, data_dir: Path | No
     from gateway.local.data_directory import known_values  # noqa: PLC0415  # each command loads what it needs
     from gateway.settings.settings import PREFIX  # noqa: PLC0415
 
-    settings = _settings(config, database_url, data_dir)
+    settings = settings_of(config, database_url, data_dir)
     known = known_values(Path(settings.data_dir), settings.named())
     url = settings.owner_url or known.get("database_owner_url", "")
     if not url:
@@ -222,7 +222,8 @@ def _facts(manifest: Manifest) -> Json:
     }
 
 
-def _settings(config: Path | None, database_url: str | None, data_dir: Path | None) -> Settings:
+def settings_of(config: Path | None, database_url: str | None, data_dir: Path | None) -> Settings:
+    """The settings of a command on a database."""
     from gateway.run.serving import find_home, resolved  # noqa: PLC0415  # each command loads what it needs
 
     find_home()

@@ -62,6 +62,7 @@ from gateway.run.invoice_letterhead import invoice_renderer
 from gateway.run.keeper_settings import KeeperSettings, Source
 from gateway.run.kept_servers import KeptServers, Shared
 from gateway.run.looping import keep_going
+from gateway.run.old_months import drop_old_months
 from gateway.run.readiness import Probe, all_answer, one_answers
 from gateway.run.running import Running
 from gateway.run.starting import reached, redis_reached
@@ -306,12 +307,7 @@ class Keeper:
     async def _keep_partitions(self) -> None:
         while True:
             await partitions.ensure(self._engine, by=self._settings.partitions_by)
-            for drop, days in (
-                (partitions.drop_calls, self._settings.calls_keep_days),
-                (partitions.drop_hours, self._settings.usage_hours_keep_days),
-            ):
-                for month in await drop(self._engine, days) if days else ():
-                    self._log("month dropped", partition=month)
+            await drop_old_months(self._engine, self._settings, self._log)
             await budget_uses.forget(self._engine)
             await usage_feed.forget(self._engine)
             await handovers.forget(self._engine, self._settings.stripe_events_keep_days)

@@ -10,6 +10,9 @@ from gateway.core.peppers import EARLIER_MAX
 from gateway.settings.checking import IS_SECRET
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+# How long something is kept: 0 is for ever.
+Days = Annotated[int, msgspec.Meta(ge=0, le=36_500)]
+Months = Annotated[int, msgspec.Meta(ge=0, le=1_200)]
 Reclaim = Annotated[str, msgspec.Meta(pattern="^(charge_observed|release|charge_hold)$")]
 Collection = Annotated[str, msgspec.Meta(pattern="^(charge_automatically|send_invoice)$")]
 # What is declared a secret may be said by a file instead: `<NAME>_FILE`.

@@ -37,9 +37,10 @@ from gateway.settings.checking import (
     wanted_of,
 )
 from gateway.settings.config_file import RouteTable, base_url_of, default_table, read_config, table_of
-from gateway.settings.kinds import Collection, EarlierPeppers, Port, Reclaim, Secret, Token
+from gateway.settings.kinds import Collection, Days, EarlierPeppers, Months, Port, Reclaim, Secret, Token
 from gateway.settings.proxies import read_proxies
 from gateway.settings.secret_files import OF_KEEPERS, SUFFIX, Environment, both_set, read_secret
+from gateway.settings.servers import Servers
 from gateway.settings.tls_files import check_pairs, check_workloads, files_of
 
 PREFIX = "TOLLKEEPER_"
@@ -48,25 +49,9 @@ CONFIG_NAME = f"{PREFIX}CONFIG"
 CLIENT_NAMES = frozenset({"admin_url", "admin_ca_file", "admin_cert_file", "admin_key_file", "config"})
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
+class Settings(Servers, frozen=True, kw_only=True):
     """What one Tollkeeper process runs with."""
 
-    redis_url: Secret = ""
-    redis_ca_file: str = ""
-    redis_cert_file: str = ""
-    redis_key_file: str = ""
-    tls_cert_file: str = ""
-    tls_key_file: str = ""
-    tls_client_ca_file: str = ""
-    admin_tls_cert_file: str = ""
-    admin_tls_key_file: str = ""
-    admin_tls_client_ca_file: str = ""
-    ops_tls_cert_file: str = ""
-    ops_tls_key_file: str = ""
-    ops_tls_client_ca_file: str = ""
-    database_url: Secret = ""
-    database_owner_url: Secret = ""
-    database_read_url: Secret = ""
     admin_token: Token = ""
     readonly_token: Token = ""
     key_pepper: Token = ""
@@ -95,9 +80,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     worker_silent_s_max: Annotated[float, msgspec.Meta(ge=2, le=3600)] = 15.0
     flush_interval_s: Seconds = 0.25
     waiting_entries_max: Count = 50_000
-    calls_keep_days: Annotated[int, msgspec.Meta(ge=0, le=36_500)] = 0
+    calls_keep_days: Days = 0
     partitions_by: Annotated[str, msgspec.Meta(pattern="^(month|day)$")] = "month"
-    usage_hours_keep_days: Annotated[int, msgspec.Meta(ge=0, le=36_500)] = 0
+    usage_hours_keep_days: Days = 0
+    archive_token_ledger_after_months: Months = 1
+    archive_credit_transactions_after_months: Months = 1
+    archive_feature_usage_after_months: Months = 1
+    archive_calls_after_months: Months = 1
+    archive_audit_log_after_months: Months = 0
     settlement_log_dir: str = ""
     settlement_log_s: Seconds = 60.0
     settlement_log_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 34)] = 512 * 1024 * 1024

@@ -1,17 +1,20 @@
-"""Whether a month is closed: nothing of it is still to be stored, billed or explained. Says what is."""
+"""Whether a month of a ledger is closed: nothing of it is still to be stored, billed or explained."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
+from typing import Any
 
-from persistence.archive.months import GRACE_DAYS, LEDGERS, Connection, Ledger, end_of, is_there
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from persistence.archive.months import AUDIT, GRACE_DAYS, Connection, Ledger, end_of
 
 # So many of each kind are named; the rest is counted.
 NAMED_MAX = 5
 
 # Each answers whose it is and what it is, of a month that ends at {end}. What began later cannot be of it.
-_REASONS = {
+_UNSETTLED = {
     "is in quarantine": """
 SELECT account, reason FROM quarantine WHERE released_at IS NULL AND created_at < %(late)s""",
     "is a dead letter that nobody resolved": """
@@ -22,6 +25,9 @@ SELECT account, verb FROM control_write WHERE state IN ('pending', 'applied') AN
 SELECT i->>'account', i->>'kind' FROM (SELECT items FROM reconciliation WHERE finished_at IS NOT NULL
                                         ORDER BY id DESC LIMIT 1) AS r, jsonb_array_elements(r.items) AS i
  WHERE i->>'kind' <> 'lag'""",
+}
+# The same of what calls are looked at for: until then they may be rated again, or amended.
+_UNBILLED = {
     "has use that no invoice has": """
 SELECT 'organization ' || organization_id, currency || ' ' || trim_scale(sum(amount)) FROM charge
  WHERE invoice_id IS NULL AND period_start < %(end)s
@@ -38,14 +44,18 @@ SELECT 'organization ' || organization_id, 'credits of ' || min(day) FROM credit
 UNION ALL
 SELECT 'organization ' || organization_id, 'the end of a plan' FROM plan_end
  WHERE quantity IS NULL AND supplied_from < %(end)s""",
+    "is a draft of an invoice": """
+SELECT 'invoice ' || id, 'from ' || period_start::text FROM invoice
+ WHERE status = 'draft' AND period_start < %(end)s""",
+}
+_REASONS = {
+    **_UNSETTLED,
+    **_UNBILLED,
     "has days of a subscription that are not charged": """
 SELECT 'organization ' || organization_id, 'from ' || coalesce(charged_until, start_date)
   FROM subscription_segment
  WHERE start_date < least(end_date, %(end)s)
    AND (charged_until IS NULL OR charged_until < least(end_date, %(end)s))""",
-    "is a draft of an invoice": """
-SELECT 'invoice ' || id, 'from ' || period_start::text FROM invoice
- WHERE status = 'draft' AND period_start < %(end)s""",
 }
 _UNALLOCATED = """
 SELECT 'organization ' || o.id, 'credits up to movement ' || m.seq FROM organization AS o
@@ -71,21 +81,29 @@ MOVES = {
 }
 
 
-def why_open(connection: Connection, month: date) -> list[str]:
-    """Why a month is not closed, in words; empty where it is."""
-    said = what_waits(connection, month)
-    for ledger in LEDGERS:
-        if ledger.kind and is_there(connection, ledger, month):
-            said += _of_ledger(connection, ledger, ledger.partition(month))
-    return said
+def why_open(connection: Connection, ledger: Ledger, month: date) -> list[str]:
+    """Why a month of a ledger is not closed, in words; empty where it is, whatever other ledgers lack."""
+    said = what_waits(connection, ledger, month)
+    return said + _of_ledger(connection, ledger, ledger.partition(month)) if ledger.kind else said
 
 
-def what_waits(connection: Connection, month: date) -> list[str]:
-    """The same of what is beside its rows."""
+def what_waits(connection: Connection, ledger: Ledger, month: date) -> list[str]:
+    """The same of what is beside its rows. Nothing is owed by the audit log: what is over is closed."""
+    if ledger is AUDIT:
+        return []
     values = {"end": end_of(month), "late": end_of(month) + timedelta(days=GRACE_DAYS)}
     said = []
     for what, statement in _REASONS.items():
         said += _said(connection, what, statement, values)
+    return said
+
+
+async def why_unbilled(connection: AsyncConnection, end: date) -> list[str]:
+    """What was used before a day and is in no invoice yet, in words."""
+    said = []
+    for what, statement in _UNBILLED.items():
+        found = await connection.exec_driver_sql(statement, {"end": end})
+        said += _named(what, [tuple(row) for row in found])
     return said
 
 
@@ -106,7 +124,10 @@ def _of_ledger(connection: Connection, ledger: Ledger, partition: str) -> list[s
 def _said(
     connection: Connection, what: str, statement: str, values: Mapping[str, date] | None = None
 ) -> list[str]:
-    found = connection.execute(statement.encode(), values).fetchall()
+    return _named(what, connection.execute(statement.encode(), values).fetchall())
+
+
+def _named(what: str, found: Sequence[tuple[Any, ...]]) -> list[str]:
     rest = len(found) - NAMED_MAX
     said = [f"{whose} {what}: {why}" for whose, why in sorted(found)[:NAMED_MAX]]
     return [*said, f"and {rest} more like it"] if rest > 0 else said

@@ -1,4 +1,4 @@
-"""Takes a month of all ledgers out of them, in one transaction; what is asked of old rows stays.
+"""Takes a month of a ledger out of it, in one transaction; what is asked of old rows stays.
 
 The partition becomes a table by itself, and another takes its place with the rows that stay: of each account
 the last one of the month, of tokens what is no use of a call, the row before it, and what was told of a plan
@@ -7,7 +7,7 @@ that has ended. `archived_run` stands for the rest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 
@@ -15,7 +15,7 @@ import psycopg
 
 from gateway.errors import ArchiveFailed
 from persistence.archive.closed import MOVES, what_waits
-from persistence.archive.months import AUDIT, BY_NAME, LEDGERS, Connection, Ledger, end_of, one
+from persistence.archive.months import BY_NAME, CALLS, Connection, Ledger, end_of, one
 from persistence.archive.rows import Figure, figures
 
 ARCHIVED = "_archived"
@@ -100,49 +100,36 @@ class Stored:
     figures: Mapping[str, Figure]
 
 
-def cut(connection: Connection, month: date, stored: Sequence[Stored]) -> bool:
-    """Take a month out of its ledgers: False where it has other rows by now than those stored.
+def cut(connection: Connection, stored: Stored) -> bool:
+    """Take a month out of its ledger: False where it has other rows by now than those stored.
 
     `ArchiveFailed` where it is not closed any more, or where somebody reads for so long that no lock is had.
     """
-    found = {one.ledger: one for one in stored}
-    some = [ledger for name, ledger in BY_NAME.items() if name in found]
-    alone = AUDIT in some
+    ledger, month = BY_NAME[stored.ledger], stored.month
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(7801, 2)")
         connection.execute("SELECT pg_advisory_xact_lock(7807, 1)")
         # Nothing of the month changes from here on; readers, and writers of other months, go on.
-        _lock(connection, [ledger.partition(month) for ledger in some], "SHARE ROW EXCLUSIVE")
-        for ledger in some:
-            has, sums = figures(connection, ledger, month)
-            if (has, dict(sums)) != (found[ledger.name].rows, dict(found[ledger.name].figures)):
-                return False
-        if said := [] if alone else what_waits(connection, month):
+        _lock(connection, ledger.partition(month), "SHARE ROW EXCLUSIVE")
+        has, sums = figures(connection, ledger, month)
+        if (has, dict(sums)) != (stored.rows, dict(stored.figures)):
+            return False
+        if said := what_waits(connection, ledger, month):
             raise ArchiveFailed(f"{month:%Y-%m} is not closed: {said[0]}")
-        kept = {ledger.name: _stand_for(connection, ledger, month) for ledger in some if ledger.kind}
-        # What takes long is done: all of them are had for a moment.
-        _lock(connection, [ledger.name for ledger in some], "ACCESS EXCLUSIVE")
-        for ledger in some:
-            _replace(connection, ledger, month)
-            each = found[ledger.name]
-            connection.execute(
-                _NOTE,
-                (
-                    each.ledger,
-                    month,
-                    each.url,
-                    each.file,
-                    each.rows,
-                    kept.get(each.ledger, 0),
-                    each.bytes,
-                    each.sha256,
-                ),
-            )
-        for ledger in some if alone else LEDGERS:
-            connection.execute(_SINCE, (ledger.name, datetime.combine(end_of(month), time(), UTC)))
-        if not alone:
+        kept = _stand_for(connection, ledger, month) if ledger.kind else 0
+        # What takes long is done: the ledger is had for a moment.
+        _lock(connection, ledger.name, "ACCESS EXCLUSIVE")
+        _replace(connection, ledger, month)
+        _note(connection, stored, kept)
+        connection.execute(_SINCE, (ledger.name, datetime.combine(end_of(month), time(), UTC)))
+        if ledger is CALLS:
             connection.execute(_FORGET_NAMES, (end_of(month),))
     return True
+
+
+def _note(connection: Connection, stored: Stored, kept: int) -> None:
+    each = (stored.url, stored.file, stored.rows, kept, stored.bytes, stored.sha256)
+    connection.execute(_NOTE, (stored.ledger, stored.month, *each))
 
 
 def droppable(connection: Connection) -> list[Stored]:
@@ -189,17 +176,17 @@ def _stand_for(connection: Connection, ledger: Ledger, month: date) -> int:
     return kept
 
 
-def _lock(connection: Connection, tables: Sequence[str], mode: str) -> None:
-    """Have all of these tables; whoever has one of them and waits for another is let go on first."""
+def _lock(connection: Connection, table: str, mode: str) -> None:
+    """Have a table, and what is of it; whoever has a part of it and waits for another is let go on first."""
     connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}".encode())
     for left in reversed(range(TRIES_MAX)):
         try:
             with connection.transaction():
-                connection.execute(f"LOCK TABLE {', '.join(tables)} IN {mode} MODE".encode())
+                connection.execute(f"LOCK TABLE {table} IN {mode} MODE".encode())
                 return
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
             if not left:
-                raise ArchiveFailed("a report reads the ledgers for too long: try again") from error
+                raise ArchiveFailed(f"a report reads {table} for too long: try again") from error
 
 
 def _replace(connection: Connection, ledger: Ledger, month: date) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -55,20 +55,19 @@ CREDITS = Ledger(
 )
 SPENDS = Ledger(tables.feature_usage, "organization_id", '"timestamp"', "spend", "organization_id, seq")
 CALLS = Ledger(tables.call, "organization_id", "created_at", order="created_at, id")
-# A month of these goes as one.
+# What a month of these has is billed. Each goes by itself, as long as it is kept.
 LEDGERS = (TOKENS, CREDITS, SPENDS, CALLS)
-# What goes by itself, later than they: nothing is owed by it.
+# By this nothing is owed.
 AUDIT = Ledger(audit_log, "organization_id", "created_at", order="id")
 BY_NAME = {ledger.name: ledger for ledger in (*LEDGERS, AUDIT)}
 
-# Months that have a partition of any of them and are in no archive.
+# Months of a ledger that have a partition and are in no archive.
 _OPEN = r"""
-SELECT DISTINCT make_date(left(right(c.relname, 7), 4)::integer, right(c.relname, 2)::integer, 1) AS month
+SELECT make_date(left(right(c.relname, 7), 4)::integer, right(c.relname, 2)::integer, 1) AS month
   FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
- WHERE i.inhparent = ANY(%(ledgers)s::text[]::regclass[]) AND c.relname ~ '_y\d{4}m\d{2}$'
-EXCEPT SELECT month FROM archived_month WHERE ledger = ANY(%(ledgers)s::text[])
+ WHERE i.inhparent = %(ledger)s::text::regclass AND c.relname ~ '_y\d{4}m\d{2}$'
+EXCEPT SELECT month FROM archived_month WHERE ledger = %(ledger)s
  ORDER BY 1"""
-_THERE = "SELECT relname FROM pg_class WHERE oid = to_regclass(%s) AND relispartition"
 
 
 @contextmanager
@@ -99,15 +98,10 @@ def one(connection: Connection, statement: str, values: Any = None) -> tuple[Any
     return row
 
 
-def months_before(connection: Connection, before: date, ledgers: Sequence[Ledger] = LEDGERS) -> list[date]:
-    """The first days of months of ledgers that ended by a day and are in no archive, oldest first."""
-    found = connection.execute(_OPEN.encode(), {"ledgers": [ledger.name for ledger in ledgers]})
+def months_before(connection: Connection, before: date, ledger: Ledger) -> list[date]:
+    """The first days of months of a ledger that ended by a day and are in no archive, oldest first."""
+    found = connection.execute(_OPEN.encode(), {"ledger": ledger.name})
     return [month for (month,) in found if end_of(month) <= before]
-
-
-def is_there(connection: Connection, ledger: Ledger, month: date) -> bool:
-    """Whether a month of a ledger has a partition: calls of one may be dropped."""
-    return connection.execute(_THERE, (ledger.partition(month),)).fetchone() is not None
 
 
 def latest(today: date) -> date:

@@ -32,6 +32,10 @@ SELECT coalesce(sum(usage_amount), 0)::bigint AS units, coalesce(sum(spend), 0):
        coalesce(bool_or(in_money), false) AS in_money, min("timestamp") AS at,
        jsonb_agg(unit_prices ORDER BY "timestamp") -> 0 AS prices
   FROM feature_usage WHERE request_id = :request""")
+# Since when all ledgers have their rows: what moved before may be in an archive.
+_SINCE = text("""
+SELECT max(since) FROM kept_since
+ WHERE ledger IN ('token_ledger', 'credit_transaction', 'feature_usage')""")
 _DONE = select(amendment.c.id)
 _KEY = text("SELECT key FROM service WHERE id = :service")
 
@@ -79,4 +83,8 @@ def amended_call(change: Change) -> Amended:
     key = connection.execute(_KEY, {"service": call.service_id}).scalar()
     service = None if key is None else service_of(connection, call.organization_id, key)
     tokens, units = connection.execute(_TOKENS, request).one(), connection.execute(_UNITS, request).one()
+    # Last, because a month may be archived while it is read.
+    since = connection.execute(_SINCE).scalar()
+    if since is not None and (tokens.at or units.at or call.created_at) < since:
+        raise Unprocessable(errors=(("request_id", "is of a month that is archived: it cannot be amended"),))
     return Amended(call, tokens, units, service, -1 if values.get("direction") == "OUT" else 1)

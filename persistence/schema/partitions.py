@@ -8,12 +8,20 @@ What arrives outside of them lands in the default partition: nothing is ever ref
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import date
+
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from persistence.archive.closed import why_unbilled
+from persistence.archive.months import end_of
 
 MONTHS_AHEAD = 3
 ENSURE = text("SELECT ensure_partitions(now(), :months_ahead, :by)")
-DROP = text("SELECT drop_months(:ledger, now() - make_interval(days => :days))")
+DROP = text("""
+SELECT drop_months(:ledger, least(now() - make_interval(days => :days),
+                                  cast(:until AS date)::timestamp AT TIME ZONE 'UTC'))""")
 # The roll-ups of single hours: of everything that is told apart, and of teams.
 HOURS = ("usage_rollup_hour", "usage_rollup_team_hour")
 # Whoever corrects a call finds its row first: nobody needs the names of a day whose calls are gone.
@@ -21,6 +29,19 @@ FORGET_NAMES = text(
     "DELETE FROM usage_name"
     " WHERE day < (SELECT (since AT TIME ZONE 'UTC')::date FROM kept_since WHERE ledger = 'call')"
 )
+
+
+# Months of calls that ended so many days ago, and 31 at least; and whether any were archived.
+_OLD_CALLS = text(r"""
+SELECT month FROM (
+    SELECT make_date(left(right(c.relname, 7), 4)::integer, right(c.relname, 2)::integer, 1) AS month
+      FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
+     WHERE i.inhparent = 'call'::regclass AND c.relname ~ '_y\d{4}m\d{2}$') AS months
+ WHERE month < date_trunc('month', now() - make_interval(days => greatest(:days, 31)), 'UTC')
+               AT TIME ZONE 'UTC'
+ ORDER BY month""")
+_ARCHIVED = text("SELECT EXISTS (SELECT FROM archived_month WHERE ledger = 'call')")
+_NO_ARCHIVE = "it is in no archive, and earlier ones are"
 
 
 async def ensure(engine: AsyncEngine, *, by: str, months_ahead: int = MONTHS_AHEAD) -> list[str]:
@@ -38,9 +59,23 @@ async def ensure(engine: AsyncEngine, *, by: str, months_ahead: int = MONTHS_AHE
             return made
 
 
-async def drop_calls(engine: AsyncEngine, days: int) -> list[str]:
-    """Drop the months of the journal that ended so many days ago; answers their partitions' names."""
-    dropped = await _drop(engine, "call", days)
+async def drop_calls(
+    engine: AsyncEngine,
+    days: int,
+    *,
+    are_archived: bool = False,
+    stays: Callable[[date, str], object] = lambda *_: None,
+) -> list[str]:
+    """Drop the months of the journal that ended so many days ago; answers their partitions' names.
+
+    A month that is not billed stays, and those behind it. Where calls are archived, none is dropped that no
+    archive has: archiving takes them out. `stays` is told of the first one, and why.
+    """
+    async with engine.connect() as connection:
+        stayed = await _first_that_stays(connection, days, are_archived=are_archived)
+    if stayed is not None:
+        stays(*stayed)
+    dropped = await _drop(engine, "call", days, stayed and stayed[0])
     if dropped:
         async with engine.begin() as connection:
             await connection.execute(FORGET_NAMES)
@@ -52,7 +87,19 @@ async def drop_hours(engine: AsyncEngine, days: int) -> list[str]:
     return [name for span in HOURS for name in await _drop(engine, span, days)]
 
 
-async def _drop(engine: AsyncEngine, ledger: str, days: int) -> list[str]:
+async def _first_that_stays(
+    connection: AsyncConnection, days: int, *, are_archived: bool
+) -> tuple[date, str] | None:
+    months = list((await connection.execute(_OLD_CALLS, {"days": days})).scalars())
+    if months and are_archived and (await connection.execute(_ARCHIVED)).scalar_one():
+        return months[0], _NO_ARCHIVE
+    for month in months:
+        if said := await why_unbilled(connection, end_of(month)):
+            return month, said[0]
+    return None
+
+
+async def _drop(engine: AsyncEngine, ledger: str, days: int, until: date | None = None) -> list[str]:
     async with engine.begin() as connection:
-        dropped = await connection.execute(DROP, {"ledger": ledger, "days": days})
-        return [str(name) for name in dropped.scalars()]
+        values = {"ledger": ledger, "days": days, "until": until}
+        return [str(name) for name in (await connection.execute(DROP, values)).scalars()]

@@ -1,12 +1,12 @@
 """`tollkeeper archive`: closed months to Parquet, read back, noted in a manifest, and only then taken out.
 
-Killed at any moment and run again, it goes on: a month is in its ledgers until the transaction that takes it
-out, and from then on the manifest and its files are there.
+Each ledger goes by itself. Killed at any moment and run again, it goes on: a month is in its ledger until the
+transaction that takes it out, and from then on the manifest and its file are there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 from uuid import UUID
@@ -14,13 +14,23 @@ from uuid import UUID
 from gateway.errors import ArchiveFailed
 from gateway.ops.archive import manifest, parquet
 from gateway.ops.archive.manifest import Manifest
+from gateway.ops.archive.retention import Retention
 from gateway.ops.place import Place, told
 from persistence.archive import closed, cut, months, rows
 from persistence.archive.cut import Stored
-from persistence.archive.months import AUDIT, LEDGERS, Connection, Ledger
+from persistence.archive.months import AUDIT, BY_NAME, Connection, Ledger
 
 # A month that changes while it is written is written again, so often.
 TRIES_MAX = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A month that is not closed for some ledgers, and why."""
+
+    month: date
+    ledgers: tuple[str, ...]
+    reasons: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -29,8 +39,7 @@ class Archived:
 
     files: list[Stored] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
-    month: date | None = None
-    open: list[str] = field(default_factory=list)
+    open: list[Open] = field(default_factory=list)
 
 
 def archive(
@@ -40,12 +49,13 @@ def archive(
     before: date | None,
     *,
     audit_before: date | None = None,
+    retention: Retention | None = None,
     drop: bool = False,
     said: Callable[[str], object] = lambda _: None,
 ) -> Archived:
-    """Archive the closed months that ended by `before`, oldest first, up to one that is not closed.
+    """Archive what is not kept any more, each ledger oldest month first, up to one that is not closed.
 
-    Of the audit log those that ended by `audit_before`; none of it where that is not said.
+    Which months these are `before` says, of the audit log `audit_before`; else how long each is kept.
     """
     latest = months.latest(today)
     for option, day in (("--before", before), ("--audit-before", audit_before)):
@@ -53,38 +63,69 @@ def archive(
             raise ArchiveFailed(
                 f"{option} is {latest} at the latest: rows come up to {months.GRACE_DAYS} days late"
             )
-    done = Archived()
+    kept, done, stopped = retention or Retention(), Archived(), dict[str, Open]()
+    until = {
+        ledger: (audit_before if ledger is AUDIT else before) or kept.before(ledger, today)
+        for ledger in BY_NAME.values()
+    }
     with months.connected(url) as connection, told(place.url):
         database = months.identity(connection)
-        for month in months.months_before(connection, before or latest):
-            if reasons := closed.why_open(connection, month):
-                done.month, done.open = month, reasons
-                break
-            said(f"{month:%Y-%m}")
-            done.files += _month(connection, place, database, month, LEDGERS)
-        for month in months.months_before(connection, audit_before, (AUDIT,)) if audit_before else ():
-            said(f"{month:%Y-%m} {AUDIT.name}")
-            done.files += _month(connection, place, database, month, (AUDIT,))
+        due = _due(connection, until)
+        if due:
+            _refuse_others(place, database)
+        for month, ledger in due:
+            if ledger.name in stopped:
+                continue
+            if reasons := closed.why_open(connection, ledger, month):
+                stopped[ledger.name] = Open(month, (ledger.name,), tuple(reasons))
+                continue
+            said(f"{month:%Y-%m} {ledger.name}")
+            done.files.append(_month(connection, place, database, month, ledger))
         if drop:
             done.dropped += _drop(connection, place)
+    done.open = _together(stopped)
     return done
 
 
-def _month(
-    connection: Connection, place: Place, database: UUID, month: date, ledgers: Sequence[Ledger]
-) -> list[Stored]:
-    there = [ledger for ledger in ledgers if months.is_there(connection, ledger, month)]
-    found = manifest.read(place, month, there[0].name)
-    if found is not None and found.database != database:
-        raise ArchiveFailed(f"{place.url} has {month:%Y-%m} of another database: archive into another place")
+def _due(connection: Connection, until: dict[Ledger, date | None]) -> list[tuple[date, Ledger]]:
+    """Months that may go, the oldest of all ledgers first."""
+    found = [
+        (month, ledger)
+        for ledger, before in until.items()
+        if before is not None
+        for month in months.months_before(connection, before, ledger)
+    ]
+    return sorted(found, key=lambda one: one[0])
+
+
+def _together(stopped: dict[str, Open]) -> list[Open]:
+    """What keeps several ledgers for the same reasons is said once; the oldest month first."""
+    alike: dict[tuple[date, tuple[str, ...]], list[str]] = {}
+    for ledger, one in stopped.items():
+        alike.setdefault((one.month, one.reasons), []).append(ledger)
+    found = [Open(month, tuple(ledgers), reasons) for (month, reasons), ledgers in alike.items()]
+    return sorted(found, key=lambda one: one.month)
+
+
+def _refuse_others(place: Place, database: UUID) -> None:
+    for month, whose in manifest.databases(place):
+        if whose != database:
+            raise ArchiveFailed(
+                f"{place.url} has {month:%Y-%m} of another database: archive into another place"
+            )
+
+
+def _month(connection: Connection, place: Place, database: UUID, month: date, ledger: Ledger) -> Stored:
+    manifest.divide(place, month)
+    found = manifest.read(place, month, ledger.name)
     for _ in range(TRIES_MAX):
-        if found is None or not _holds(place, found, there):
-            # What a manifest says is true: it goes before its files do.
-            place.remove(manifest.name_of(month, there[0].name))
-            found = Manifest(database, month, [_store(connection, place, ledger, month) for ledger in there])
+        if found is None or not _holds(place, found.file):
+            # What a manifest says is true: it goes before its file does.
+            place.remove(manifest.name_of(month, ledger.name))
+            found = Manifest(database, month, _store(connection, place, ledger, month))
             manifest.write(place, found)
-        if cut.cut(connection, month, found.files):
-            return list(found.files)
+        if cut.cut(connection, found.file):
+            return found.file
         found = None
     raise ArchiveFailed(f"{month:%Y-%m} changes while it is written: try again")
 
@@ -100,11 +141,9 @@ def _store(connection: Connection, place: Place, ledger: Ledger, month: date) ->
     return Stored(ledger.name, month, place.url, name, count, size, digest, sums)
 
 
-def _holds(place: Place, found: Manifest, there: list[Ledger]) -> bool:
-    """Whether an archive has what its manifest says, of these ledgers."""
-    if [each.ledger for each in found.files] != [ledger.name for ledger in there]:
-        return False
-    return all(place.digest(each.file) == (each.bytes, each.sha256) for each in found.files)
+def _holds(place: Place, file: Stored) -> bool:
+    """Whether a file is what its manifest says."""
+    return place.has(file.file) and place.digest(file.file) == (file.bytes, file.sha256)
 
 
 def _drop(connection: Connection, place: Place) -> list[str]:

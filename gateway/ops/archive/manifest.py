@@ -1,8 +1,11 @@
-"""What an archive says it holds, a document a month: written last, so what it names was read back."""
+"""What an archive holds, a document a month of a ledger: written last, so what it names was read back.
+
+Programs of before wrote one a month for all ledgers but the audit log. It is read as it stands.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from importlib.metadata import version
@@ -12,7 +15,7 @@ from uuid import UUID
 from gateway.errors import ArchiveFailed
 from gateway.ops.place import Place
 from persistence.archive.cut import Stored
-from persistence.archive.months import AUDIT, TOKENS
+from persistence.archive.months import BY_NAME
 from persistence.schema import version as schema
 
 FORMAT = 1
@@ -21,16 +24,16 @@ FOLDER = "manifests"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A month's files, one of each ledger, and of whose database they are."""
+    """The file of a month of a ledger, and of whose database it is."""
 
     database: UUID
     month: date
-    files: Sequence[Stored]
+    file: Stored
 
 
-def name_of(month: date, ledger: str = TOKENS.name) -> str:
-    """Where the manifest is that names a month of a ledger: one for all, but for the audit log."""
-    return f"{_folder(ledger)}/{month:%Y-%m}.json"
+def name_of(month: date, ledger: str) -> str:
+    """Where the manifest of a month of a ledger is."""
+    return f"{FOLDER}/{ledger}/{month:%Y-%m}.json"
 
 
 def file_of(ledger: str, month: date) -> str:
@@ -39,9 +42,9 @@ def file_of(ledger: str, month: date) -> str:
 
 
 def write(place: Place, manifest: Manifest) -> None:
-    """Say what the files of a month hold."""
+    """Say what the file of a month holds."""
     place.write_json(
-        name_of(manifest.month, manifest.files[0].ledger),
+        name_of(manifest.month, manifest.file.ledger),
         {
             "format": FORMAT,
             "program_version": version("tollkeeper"),
@@ -49,37 +52,66 @@ def write(place: Place, manifest: Manifest) -> None:
             "database": str(manifest.database),
             "month": f"{manifest.month:%Y-%m}",
             "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "files": [_file(each) for each in manifest.files],
+            "files": [_file(manifest.file)],
         },
     )
 
 
-def read(place: Place, month: date, ledger: str = TOKENS.name) -> Manifest | None:
+def read(place: Place, month: date, ledger: str) -> Manifest | None:
     """What an archive says of a month of a ledger; None where it has none of it."""
-    name = name_of(month, ledger)
+    for name in (name_of(month, ledger), _of_all(month)):
+        for each in _read(place, name, month):
+            if each.file.ledger == ledger:
+                return each
+    return None
+
+
+def divide(place: Place, month: date) -> None:
+    """Have a manifest of each ledger in place of one of all of them, if there is such."""
+    found = _read(place, _of_all(month), month)
+    for each in found:
+        if not place.has(name_of(month, each.file.ledger)):
+            write(place, each)
+    if found:
+        place.remove(_of_all(month))
+
+
+def months(place: Place, ledger: str) -> list[date]:
+    """The months that an archive may have a ledger of, in order: a manifest for all may leave one out."""
+    return sorted({*_months(place, f"{FOLDER}/{ledger}"), *_months(place, FOLDER)})
+
+
+def databases(place: Place) -> Iterator[tuple[date, UUID]]:
+    """Whose months an archive has: the first one of each ledger says it."""
+    for ledger in BY_NAME:
+        for month in months(place, ledger)[:1]:
+            if (found := read(place, month, ledger)) is not None:
+                yield month, found.database
+
+
+def _of_all(month: date) -> str:
+    return f"{FOLDER}/{month:%Y-%m}.json"
+
+
+def _months(place: Place, folder: str) -> Iterator[date]:
+    for name in place.names(folder):
+        if name.endswith(".json"):
+            yield datetime.strptime(name.removesuffix(".json"), "%Y-%m").replace(tzinfo=UTC).date()
+
+
+def _read(place: Place, name: str, month: date) -> list[Manifest]:
     found = place.read_json(name)
     if found is None:
-        return None
+        return []
     try:
         if found["format"] != FORMAT:
             raise ArchiveFailed(
                 f"{place.url} was written by Tollkeeper {found['program_version']}: use that, or a newer one"
             )
-        files = [_stored(place, month, each) for each in found["files"]]
-        return Manifest(UUID(found["database"]), month, files)
+        database = UUID(found["database"])
+        return [Manifest(database, month, _stored(place, month, each)) for each in found["files"]]
     except (KeyError, TypeError, ValueError) as error:
         raise ArchiveFailed(f"{place.url}/{name} is not a manifest of Tollkeeper") from error
-
-
-def months(place: Place, ledger: str = TOKENS.name) -> list[date]:
-    """The months that an archive has a manifest of, in order."""
-    there = place.names(_folder(ledger))
-    names = [name.removesuffix(".json") for name in there if name.endswith(".json")]
-    return [datetime.strptime(name, "%Y-%m").replace(tzinfo=UTC).date() for name in names]
-
-
-def _folder(ledger: str) -> str:
-    return f"{FOLDER}/{ledger}" if ledger == AUDIT.name else FOLDER
 
 
 def _file(stored: Stored) -> dict[str, Any]:

@@ -80,8 +80,8 @@ def _differs(place: Place, one: Stored, database: UUID) -> str:
         return "has no manifest"
     if found.database != database:
         return "is of another database, by its manifest"
-    named = next((each for each in found.files if each.ledger == one.ledger), None)
-    if named is None or (named.file, named.rows, named.bytes, named.sha256) != (
+    named = found.file
+    if (named.file, named.rows, named.bytes, named.sha256) != (
         one.file,
         one.rows,
         one.bytes,

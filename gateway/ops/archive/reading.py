@@ -67,7 +67,7 @@ def _touches(month: date, asked: Asked) -> bool:
 def _file(place: Place, ledger: Ledger, month: date) -> Stored | None:
     """The file of a month that its manifest names; None where it has none of this ledger."""
     said = manifest.read(place, month, ledger.name)
-    return next((one for one in said.files if one.ledger == ledger.name), None) if said else None
+    return None if said is None else said.file
 
 
 def _of_month(place: Place, file: Stored, ledger: Ledger, asked: Asked) -> Iterator[dict[str, Any]]:

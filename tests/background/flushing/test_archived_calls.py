@@ -178,6 +178,20 @@ async def test_what_may_be_charged_in_an_archive_is_for_a_person_who_looks_there
             await decide(backend, "redrive", letter["id"])
 
 
+@pytest.mark.parametrize("ledger", LEDGERS)
+async def test_one_ledger_that_is_archived_leaves_it_to_a_person(
+    valkey: str, migrated: str, ledger: str
+) -> None:
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(100)
+        cut(migrated, datetime.now(UTC) - timedelta(days=40), [ledger])
+        old = settled_late(world, id_at(now_ms() - 60 * DAY_MS), tokens=40)
+        await drained(backend)
+        [letter] = letters(backend)
+        assert f"request {old.id} settles late" in letter["reason"]
+        assert backend.rows("select amount from token_ledger where request_id is not null") == []
+
+
 async def test_two_letters_of_one_request_are_one_charge(valkey: str, migrated: str) -> None:
     async with backend_at(valkey, migrated) as backend:
         world = await backend.settle_in(100)

@@ -20,6 +20,7 @@ from gateway.core.accounts.administration import Actor, Command, Committed
 from gateway.counters.redis.keys import partition_of
 from gateway.ops.archive import manifest
 from gateway.ops.archive.archiving import Archived, archive
+from gateway.ops.archive.retention import Retention
 from gateway.ops.place import Place
 from persistence.billing.allocations import Allocations
 from persistence.store import Store
@@ -64,16 +65,17 @@ def held(url: str, place: Place) -> Counter[tuple[str, object, object]]:
     """Every movement by ledger, owner and seq: those in files of archived months, and others here."""
     found = Counter[tuple[str, object, object]]()
     gone = {(ledger, month) for ledger, month in rows_of(url, "SELECT ledger, month FROM archived_month")}
-    for month in manifest.months(place):
-        said = manifest.read(place, month)
-        assert said is not None
-        for one in said.files:
+    for ledger, owner in LEDGERS.items():
+        for month in manifest.months(place, ledger):
+            said = manifest.read(place, month, ledger)
+            assert said is not None
+            one = said.file
             table = pq.read_table(place.open(one.file))
             assert table.num_rows == one.rows
             assert (one.bytes, one.sha256) == place.digest(one.file)
-            if (one.ledger, month) in gone and one.ledger in LEDGERS:
-                owners, seqs = table[LEDGERS[one.ledger]].to_pylist(), table["seq"].to_pylist()
-                found.update((one.ledger, *key) for key in zip(owners, seqs, strict=True))
+            if (ledger, month) in gone:
+                owners, seqs = table[owner].to_pylist(), table["seq"].to_pylist()
+                found.update((ledger, *key) for key in zip(owners, seqs, strict=True))
     for ledger, owner in LEDGERS.items():
         at = "created_at" if ledger == "token_ledger" else '"timestamp"'
         here = rows_of(url, f"SELECT {owner}, seq, date_trunc('month', {at}, 'UTC')::date FROM {ledger}")
@@ -109,10 +111,14 @@ class Aging(Past):
         await _do(store, "finalize" if made["lines"] else "delete", made["id"])
         self.billed_until = until
 
-    async def archive(self, place: Place | None = None, *, drop: bool = True) -> Archived:
+    async def archive(
+        self, place: Place | None = None, *, drop: bool = True, retention: Retention | None = None
+    ) -> Archived:
         await self.settle()
         to = place or Place(str(self.root))
-        return await asyncio.to_thread(archive, self.url, to, self.today, None, drop=drop)
+        return await asyncio.to_thread(
+            archive, self.url, to, self.today, None, drop=drop, retention=retention
+        )
 
     def all_of_it(self) -> Counter[tuple[str, object, object]]:
         """Every movement that there ever was."""

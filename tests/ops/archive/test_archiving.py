@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import UTC, datetime, time
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from gateway.ops.archive.archiving import archive
 from gateway.ops.archive.proving import prove
 from gateway.ops.place import Place
 from persistence.archive import closed
+from persistence.archive.months import BY_NAME, Connection
 from persistence.store import Store
 from tests.ops.archive.aging import LEDGERS, Aging, Clones, clones, held, months_made, old
 from tests.persistence.billing.drawn import some
@@ -66,7 +67,7 @@ async def live(url: str, steps: list[tuple[str, Any]], movements_max: int, root:
         ]:
             if what == "archive":
                 done = await past.archive()
-                assert (done.month, done.open) == (None, [])
+                assert done.open == []
                 assert await broken(url) == []
                 await past.compare()
                 past.store()
@@ -118,7 +119,7 @@ async def test_whenever_it_stops_nothing_is_lost_and_nothing_is_there_twice(old:
         else:
             break
     assert failed > 5
-    assert (done.month, done.open) == (None, [])
+    assert done.open == []
     assert held(old.url, Place(str(old.root))) == old.all_of_it()
     assert await broken(old.url) == []
     await old.compare()
@@ -216,23 +217,31 @@ SELECT o.id, made.id, '2026-01-30', '2026-02-02', 1, '2026-01-30', 'monthly' FRO
 }
 
 
+def why_open(connection: Connection, month: date) -> list[str]:
+    """Of all ledgers."""
+    return [one for ledger in BY_NAME.values() for one in closed.why_open(connection, ledger, month)]
+
+
 async def test_a_month_that_is_not_closed_says_why(old: Aging) -> None:
     january = BEGINS.date().replace(day=1)
     with psycopg.connect(old.url, autocommit=True) as connection:
-        assert closed.why_open(connection, january) == []
+        assert why_open(connection, january) == []
         for why, statement in OPENS.items():
             with connection.transaction(force_rollback=True):
                 connection.execute("SET LOCAL session_replication_role = replica")
                 connection.execute(statement.encode())
-                said = closed.why_open(connection, january)
+                said = why_open(connection, january)
                 assert any(why in reason for reason in said), (why, said)
-        assert closed.why_open(connection, january) == []
+        assert why_open(connection, january) == []
 
 
 async def test_no_month_is_archived_behind_one_that_is_not_closed(old: Aging) -> None:
     rows_of(old.url, OPENS["dead letter that nobody resolved: a test"] + " RETURNING 1")
     done = await old.archive()
-    assert (done.month, done.files) == (BEGINS.date().replace(day=1), [])
+    assert [(one.month, one.ledgers) for one in done.open] == [
+        (BEGINS.date().replace(day=1), (*LEDGERS, "call"))
+    ]
+    assert done.files == []
     assert rows_of(old.url, "SELECT count(*) FROM archived_month") == [(0,)]
 
 
@@ -271,6 +280,9 @@ async def test_the_command_tells_what_it_did_and_what_it_could_not(
     told = json.loads(capsys.readouterr().out)
     assert (told["open_month"], told["files"]) == ("2026-01", [])
     assert told["open"] == ["letter 1 is a dead letter that nobody resolved: a test"]
+    assert told["open_months"] == [
+        {"month": "2026-01", "ledgers": [*LEDGERS, "call"], "reasons": told["open"]}
+    ]
     rows_of(old.url, "UPDATE dead_letter SET resolved_at = now(), resolution = 'resolved' RETURNING 1")
     assert await command(arguments) == 0
     told = json.loads(capsys.readouterr().out)

@@ -61,7 +61,7 @@ def test_months_go_only_when_that_is_said_and_the_rest_stays(old: str, tmp_path:
     ]  # fmt: skip
     assert rows_of(old, ALL) == before[4:]
     assert archived(old, tmp_path, date(2026, 5, 1)).files == []
-    assert manifest.months(Place(str(tmp_path))) == []  # no month of the ledgers
+    assert manifest.months(Place(str(tmp_path)), "token_ledger") == []  # no month of the ledgers
     # What comes later has its place, and an id that nobody had.
     ((number,),) = rows_of(old, ENTRY, ["9", None, None, None, datetime.now(UTC)])
     assert number not in {row[0] for row in before}

@@ -77,18 +77,26 @@ def at_once(met: Met) -> Callable[[], AbstractContextManager[Met]]:
 
 
 async def test_a_process_that_is_killed_anywhere_leaves_nothing_twice_and_nothing_out(old: Aging) -> None:
-    to = str(old.root)
+    to, gone = str(old.root), list[set[str]]()
     moments: list[Callable[[], AbstractContextManager[Met]]] = [
         # Its files are written and read back: it waits to look at the rows again, for somebody who writes.
         lambda: locked(old.url, FIRST, "ROW EXCLUSIVE"),
         # All rows that stay are copied: it waits to change the partitions, for somebody who reads.
+        lambda: locked(old.url, "token_ledger", "ACCESS SHARE"),
+        # One ledger is out, and the next is where that one was.
+        lambda: locked(old.url, "credit_transaction_y2026m01", "ROW EXCLUSIVE"),
         lambda: locked(old.url, "call", "ACCESS SHARE"),
-        at_once(lambda: rows_of(old.url, MONTHS) != [(0,)]),
+        at_once(lambda: rows_of(old.url, MONTHS) == [(2,)]),
     ]
     for moment in moments:
         with moment() as met:
             killed(old, to, met)
         assert held(old.url, Place(to)) == old.all_of_it()
+        assert await broken(old.url) == []
+        gone.append({name for (name,) in rows_of(old.url, "SELECT DISTINCT ledger FROM archived_month")})
+    tokens = {"token_ledger"}
+    three = {*tokens, "credit_transaction", "feature_usage"}
+    assert gone[:4] == [set(), set(), tokens, three]
     await ended(old, to)
     assert rows_of(old.url, MONTHS) == [(2,)]
     assert held(old.url, Place(to)) == old.all_of_it()

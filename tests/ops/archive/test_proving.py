@@ -119,7 +119,7 @@ async def test_what_is_changed_on_either_side_is_named(old: Aging) -> None:
             assert any(said in one for one in (await proved(old)).broken), (change, said)
     assert (await proved(old)).broken == []
     tokens = next(one for one in done.files if one.ledger == "token_ledger")
-    file, manifest = old.root / tokens.file, old.root / f"manifests/{tokens.month:%Y-%m}.json"
+    file, manifest = old.root / tokens.file, old.root / f"manifests/token_ledger/{tokens.month:%Y-%m}.json"
     whole, says = file.read_bytes(), manifest.read_text()
     file.write_bytes(whole[:-1] + b"x")
     assert (await proved(old)).broken == [f"{tokens.file} is not what was archived"]

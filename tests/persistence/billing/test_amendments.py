@@ -58,6 +58,19 @@ async def test_what_was_billed_of_a_cycle_is_given_back_by_the_next_invoice(apri
     assert await broken(april.url) == []
 
 
+@pytest.mark.parametrize("ledger", ["token_ledger", "credit_transaction", "feature_usage"])
+async def test_a_call_of_a_ledgers_archived_month_is_not_amended(april: April, ledger: str) -> None:
+    """Its row is here: what it moved may not be."""
+    _, request_id = await billed(april)
+    rows_of(april.url, "INSERT INTO kept_since VALUES (%s, %s) RETURNING 1", [ledger, at(4, 2)])
+    with pytest.raises(Unprocessable) as caught:
+        await amend(april, request_id, tokens=300_000)
+    [(field, why)] = caught.value.errors
+    assert (field, why) == ("request_id", "is of a month that is archived: it cannot be amended")
+    rows_of(april.url, "UPDATE kept_since SET since = %s RETURNING 1", [at(4, 1)])
+    assert (await amend(april, request_id, tokens=300_000))["late_tokens"] == 300_000
+
+
 async def test_what_a_cycle_that_is_over_owes_besides_is_billed_by_the_next_invoice(april: April) -> None:
     ids, request_id = await billed(april)
     made = await amend(april, request_id, direction="OUT", tokens=500_000)

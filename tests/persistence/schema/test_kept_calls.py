@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import psycopg
 import pytest
@@ -13,7 +13,7 @@ from gateway.core.accounts.facts import CallFacts, write_facts
 from persistence import engine as engines
 from persistence.ledger.writer import Writer
 from persistence.schema import partitions
-from tests.persistence.scenario import batch_of, broken, settle_in
+from tests.persistence.scenario import batch_of, broken, rows_of, settle_in
 
 NOW = datetime.now(UTC)
 DAY_MS = 86_400_000
@@ -58,6 +58,53 @@ async def test_months_that_ended_are_dropped_and_all_else_stays(migrated: str, w
         connection.execute("DELETE FROM call WHERE created_at > now() - interval '12 hours'")
     assert {one.invariant for one in await broken(migrated)} == {"usage_adds_up"}
     await engine.dispose()
+
+
+DRAFT = """
+INSERT INTO invoice (organization_id, period_start, period_end, currency, status)
+SELECT id, %(from)s, %(from)s::date + 1, 'USD', 'draft' FROM organization ORDER BY id LIMIT 1 RETURNING id"""
+IN_ARCHIVE = """
+INSERT INTO archived_month (ledger, month, url, file, rows, kept, bytes, sha256)
+VALUES ('call', %s, 'x', 'y', 0, 0, 0, 'z') RETURNING 1"""
+
+
+async def test_a_month_that_is_not_billed_stays_and_so_does_what_no_archive_has(
+    migrated: str, writer: Writer
+) -> None:
+    engine, told = engines.create(migrated), list[tuple[date, str]]()
+    [account] = settle_in(migrated, 10**6)
+    account.reset()
+    ends = [first_of_month(NOW - timedelta(days=days)) - timedelta(days=1) for days in (400, 300, 200)]
+    for at in ends:
+        rows_of(migrated, "SELECT ensure_partitions(%s, 0)", [at])
+        account.at_ms = int(at.timestamp() * 1000)
+        account.consume(1, metadata=write_facts(CallFacts(total=1, units=1)))
+    await writer.write(batch_of(account))
+    [(draft,)] = rows_of(migrated, DRAFT, {"from": ends[1].date()})
+
+    async def dropped(*, are_archived: bool) -> list[str]:
+        told.clear()
+        return await partitions.drop_calls(
+            engine, 100, are_archived=are_archived, stays=lambda *said: told.append(said)
+        )
+
+    assert f"call_y{ends[0]:%Ym%m}" in await dropped(are_archived=True)
+    why = f"invoice {draft} is a draft of an invoice: from {ends[1].date()}"
+    assert told == [(ends[1].date().replace(day=1), why)]
+    assert (calls(migrated), await dropped(are_archived=False)) == (2, [])
+    rows_of(migrated, "DELETE FROM invoice WHERE id = %s RETURNING 1", [draft])
+    # Once a month of calls was archived, the others wait for the archive as long as settings have it so.
+    rows_of(migrated, IN_ARCHIVE, [ends[0].date().replace(day=1)])
+    assert await dropped(are_archived=True) == []
+    assert [why for _, why in told] == ["it is in no archive, and earlier ones are"]
+    assert calls(migrated) == 2
+    assert {f"call_y{at:%Ym%m}" for at in ends[1:]} <= set(await dropped(are_archived=False))
+    assert (calls(migrated), told, await broken(migrated)) == (0, [], [])
+    await engine.dispose()
+
+
+def first_of_month(at: datetime) -> datetime:
+    return at.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
 
 
 async def test_what_lies_outside_of_the_months_is_dropped_too(migrated: str, writer: Writer) -> None:

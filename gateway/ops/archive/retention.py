@@ -1,0 +1,63 @@
+"""How long each ledger stays in PostgreSQL before its months go to an archive, by settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+from gateway.settings.settings import Settings
+from persistence.archive.months import AUDIT, CALLS, CREDITS, SPENDS, TOKENS, Ledger, latest
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """Whole months that each ledger is kept behind the one that runs; 0 is for ever.
+
+    `calls_days` are days that calls are kept at most, where anything says so: what would be dropped then is
+    archived by then.
+    """
+
+    tokens: int = 1
+    credits: int = 1
+    usage: int = 1
+    calls: int = 1
+    audit: int = 0
+    calls_days: int = 0
+
+    @classmethod
+    def of(cls, settings: Settings) -> Retention:
+        """What settings say."""
+        return cls(
+            tokens=settings.archive_token_ledger_after_months,
+            credits=settings.archive_credit_transactions_after_months,
+            usage=settings.archive_feature_usage_after_months,
+            calls=settings.archive_calls_after_months,
+            audit=settings.archive_audit_log_after_months,
+            calls_days=settings.calls_keep_days,
+        )
+
+    def before(self, ledger: Ledger, today: date) -> date | None:
+        """The day by which months of a ledger ended that are not kept any more; None where all are kept."""
+        months = {
+            TOKENS.name: self.tokens,
+            CREDITS.name: self.credits,
+            SPENDS.name: self.usage,
+            CALLS.name: self.calls,
+            AUDIT.name: self.audit,
+        }[ledger.name]
+        if not months:
+            return None
+        day = _months_before(today, months)
+        if ledger is CALLS and self.calls_days:
+            day = max(day, _days_before(today, self.calls_days))
+        return min(day, latest(today))
+
+
+def _months_before(today: date, months: int) -> date:
+    """The first day of the month so many months before this one, or the first day there is."""
+    count = max(12, today.year * 12 + today.month - 1 - months)
+    return date(count // 12, count % 12 + 1, 1)
+
+
+def _days_before(today: date, days: int) -> date:
+    return (today - timedelta(days=min(days, today.toordinal() - 1))).replace(day=1)

@@ -1,0 +1,26 @@
+"""What a keeper drops of old months, as its settings say, and what it tells of that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import date
+
+from gateway.settings.settings import Settings
+from persistence.engine import Engine
+from persistence.schema import partitions
+
+
+async def drop_old_months(engine: Engine, settings: Settings, log: Callable[..., None]) -> None:
+    """Drop calls and hours that are not kept any more; a month of calls that has to stay is told."""
+
+    def stays(month: date, why: str) -> None:
+        log("month of calls stays", month=f"{month:%Y-%m}", why=why, level="warning")
+
+    dropped: list[str] = []
+    if days := settings.calls_keep_days:
+        archived = settings.archive_calls_after_months > 0
+        dropped += await partitions.drop_calls(engine, days, are_archived=archived, stays=stays)
+    if days := settings.usage_hours_keep_days:
+        dropped += await partitions.drop_hours(engine, days)
+    for month in dropped:
+        log("month dropped", partition=month)
