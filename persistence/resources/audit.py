@@ -17,7 +17,7 @@ PLAIN = (int, float, str, bool, type(None))
 STAFF = "staff"
 ROWS_WRITTEN_MAX = 1_000
 # What says which person it was.
-_BY_PEOPLE = ("issuer", "identity", "person")
+BY_PEOPLE = ("issuer", "identity", "person")
 _here = audit_log.c
 MADE_OR_CHANGED = frozenset({"create", "change", "rotate"})
 
@@ -67,11 +67,13 @@ def record_all(change: Change, done: Sequence[tuple[int, int, Row]]) -> None:
 
 
 def _by(actor: Actor) -> dict[str, object]:
-    """Who it was: never a person's name without whose word that is."""
+    return {"actor": actor.scope, "role": actor.role, **person_of(actor)}
+
+
+def person_of(actor: Actor) -> dict[str, object]:
+    """Which person it was: never a name without whose word that is."""
     who = actor.person
     return {
-        "actor": actor.scope,
-        "role": actor.role,
         "issuer": who.issuer if who is not None else None,
         "identity": who.identity if who is not None else None,
         "person": who.name if who is not None else None,
@@ -119,7 +121,7 @@ def told(row: Row, within: int) -> Row:
     """An entry as an organization's own callers see it: who else changed something of theirs is staff."""
     if row["token_organization_id"] == within:
         return row
-    return {**row, "actor": STAFF, **dict.fromkeys((*_BY_PEOPLE, "admin_token_id", "token"))}
+    return {**row, "actor": STAFF, **dict.fromkeys((*BY_PEOPLE, "admin_token_id", "token"))}
 
 
 _token = admin_token.c
@@ -135,5 +137,5 @@ SUBJECT = Subject(
     ).outerjoin(admin_token, _token.id == _here.admin_token_id),
     conditions={"issuer": lambda value: _issuer == value},
     told=told,
-    veiled=dict.fromkeys(("actor", "admin_token_id", *_BY_PEOPLE), _token.organization_id),
+    veiled=dict.fromkeys(("actor", "admin_token_id", *BY_PEOPLE), _token.organization_id),
 )

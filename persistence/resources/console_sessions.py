@@ -16,8 +16,8 @@ from gateway.core.issuers.sign_in import LIFE_MAX, VOUCHED
 from gateway.core.issuers.sign_out import SignedOut
 from persistence.resources import audit
 from persistence.subject import Change, Subject, add
-from persistence.tables.operations import console_session, told_sign_out, used_sign_in
 from persistence.tables.people import admin_token
+from persistence.tables.sign_ins import console_session, told_sign_out, used_sign_in
 
 # Those of all organizations together, of one organization, and of staff: nobody ends the sessions of others
 # by beginning many.

@@ -15,6 +15,7 @@ from gateway.core.accounts.administration import Row
 from gateway.core.accounts.holds import read_letter
 from gateway.errors import Conflict, Unprocessable
 from persistence.ledger.redrive import corrected, finish_control_write, redrive, refuse_charged
+from persistence.resources.decided import decided, source, told
 from persistence.subject import Change, Subject, alter, lock, write_of
 from persistence.tables.operations import dead_letter
 
@@ -77,7 +78,7 @@ def _close(change: Change, resolution: str, reason: object) -> Row:
         {
             "resolved_at": func.now(),
             "resolution": resolution,
-            "resolved_by": change.command.actor.scope,
+            **decided(change.command.actor, "resolved"),
             "resolved_reason": reason,
         },
     )
@@ -88,6 +89,8 @@ _resolved = dead_letter.c.resolved_at.is_not(None)
 
 SUBJECT = Subject(
     dead_letter,
+    source=source(dead_letter, "resolved"),
+    told=told("resolved"),
     conditions={"resolved": lambda wanted: _resolved if wanted else ~_resolved},
     verbs={"redrive": drive_again, "resolve": resolve},
 )

@@ -19,6 +19,7 @@ from gateway.core.accounts.administration import Row
 from gateway.core.integrity.reconciliation import Rollback
 from gateway.errors import Conflict
 from persistence.ledger import statements
+from persistence.resources.decided import decided, source, told
 from persistence.subject import Change, Subject, lock
 from persistence.tables.ledgers import credit_posting, feature_usage, token_ledger, usage_daily
 from persistence.tables.operations import lost_event, partition_state, quarantine
@@ -131,15 +132,15 @@ def release(change: Change) -> Row:
     whose = and_(_OPEN, or_(_c.account == account, _c.behind == account))
     for partition in sorted(connection.scalars(select(_c.partition).where(whose).distinct())):
         change.hold_flushes(partition)
-    reason, by = str(values["reason"]), change.command.actor.scope
+    reason, by = str(values["reason"]), decided(change.command.actor, "released")
     if accept and row["kind"] == "gap":
         _accept_gap(connection, dict(row), reason, by)
     connection.execute(
         update(quarantine)
         .where(whose)
         .values(
-            released_at=func.now(), released_by=by, released_reason=reason,
-            resolution="accepted" if accept else "judged",
+            released_at=func.now(), released_reason=reason,
+            resolution="accepted" if accept else "judged", **by,
         )
     )  # fmt: skip
     return change.fetch()
@@ -160,7 +161,7 @@ def _stop(rollback: Rollback) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _accept_gap(connection: Connection, row: dict[str, Any], reason: str, by: str) -> None:
+def _accept_gap(connection: Connection, row: dict[str, Any], reason: str, by: Row) -> None:
     """List the missing movements as lost, and store what they changed in the last one's place."""
     kind, _, number = str(row["account"]).partition(":")
     owner, last = int(number), row["found_seq"] - 1
@@ -175,7 +176,10 @@ def _accept_gap(connection: Connection, row: dict[str, Any], reason: str, by: st
         at = datetime.fromtimestamp(stood["at_ms"] / 1000, UTC)
     difference = (after or 0) - (before or 0)
     first, epoch = stored + 1, max(epoch, row["epoch"])
-    detail = {"quarantine": row["id"], "difference": difference, "reason": reason, "by": by}
+    detail = {
+        "quarantine": row["id"], "difference": difference, "reason": reason,
+        "by": by["released_by"], "person": by["released_person"],
+    }  # fmt: skip
     connection.execute(
         insert(lost_event).values(
             account=row["account"], partition=row["partition"], epoch=epoch, first_seq=first,
@@ -220,6 +224,8 @@ def _spend_row(connection: Connection, owner: int, at: datetime, here: dict[str,
 
 SUBJECT = Subject(
     quarantine,
+    source=source(quarantine, "released"),
+    told=told("released"),
     conditions={"released": lambda wanted: _c.released_at.is_not(None) if wanted else _OPEN},
     verbs={"release": release},
 )

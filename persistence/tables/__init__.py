@@ -9,11 +9,12 @@ from persistence.tables import (
     ledgers,
     operations,
     people,
+    sign_ins,
     usage_feed,
 )
 from persistence.tables.columns import metadata
 
 __all__ = [
     "billing", "budgets", "corrections", "dunning", "handovers", "ledgers", "metadata", "operations",
-    "people", "usage_feed",
+    "people", "sign_ins", "usage_feed",
 ]  # fmt: skip

@@ -33,6 +33,12 @@ from persistence.tables.columns import (
     uuids,
 )
 
+
+def by_whom(word: str) -> list[str]:
+    """Who decided: the token, and the person where a provider of identities has said who that was."""
+    return [f"{word}_{name}?" for name in ("by", "issuer", "identity", "person")]
+
+
 # Every change that must reach the counters, as an intent. Null partition: concerns all of them.
 control_write = table(
     "control_write",
@@ -84,32 +90,6 @@ applied_row = table(
     PrimaryKeyConstraint("owner", "name", "resource", "row_id"),
 )
 
-# Who is signed in to the console: digests of the cookie and of the token it was had for, and whom a provider
-# of identities has named.
-console_session = table(
-    "console_session",
-    identity(),
-    texts("digest", "token_digest"),
-    moments("created_at", "expires_at"),
-    texts("issuer?", "identity?", "person?"),
-    # What the provider is asked with whether they still may come in, sealed; and when it was asked last.
-    texts("renewal?"),
-    moments("asked_at"),
-    # What the provider calls their session there, and what it is told when they sign out, sealed.
-    texts("provider_session?", "id_token?"),
-    integers("organization_id?"),  # that the token is of; null is of all
-    UniqueConstraint("digest"),
-)
-
-# Sign-ins that somebody came back from, by a digest of their state: each counts once.
-used_sign_in = table("used_sign_in", texts("state"), moments("created_at"), PrimaryKeyConstraint("state"))
-
-# What providers of identities have said of people whom they signed out: each word counts once.
-told_sign_out = table(
-    "told_sign_out", texts("issuer", "token_id"), moments("created_at"),
-    PrimaryKeyConstraint("issuer", "token_id"),
-)  # fmt: skip
-
 # Events the writer could not turn into rows, raw bytes kept: listed gaps of the accounts they name.
 dead_letter = table(
     "dead_letter",
@@ -119,7 +99,7 @@ dead_letter = table(
     Column("raw", LargeBinary, nullable=False),
     integers("organization_id?", "tenant_id?", "epoch?", "token_seq?", "credit_seq?", "spend_seq?"),
     moments("created_at", "resolved_at?"),
-    texts("resolution?", "resolved_by?", "resolved_reason?"),
+    texts("resolution?", *by_whom("resolved"), "resolved_reason?"),
     UniqueConstraint("partition", "entry_id"),
 )
 
@@ -135,7 +115,7 @@ quarantine = table(
     # Where the account stood just before `found_seq`: balance, cycle, at_ms.
     documents("stood?"),
     moments("created_at", "released_at?"),
-    texts("released_by?", "released_reason?", "resolution?"),
+    texts(*by_whom("released"), "released_reason?", "resolution?"),
 )
 
 # What each partition of the counters was last verified as.

@@ -45,7 +45,10 @@ async def test_a_stopped_account_is_shown_and_released_with_those_behind_it(api:
     assert (done.json["released_reason"], done.json["released_by"]) == ("the disk is gone", "builtin:admin")
     assert (await api.post(f"{path}/release", {"reason": "again"})).status == 409
     assert (await api.get("quarantine?released=false")).json["items"] == []
-    detail = {"quarantine": row["id"], "difference": 100, "reason": "the disk is gone", "by": "builtin:admin"}
+    detail = {
+        "quarantine": row["id"], "difference": 100, "reason": "the disk is gone", "by": "builtin:admin",
+        "person": None,
+    }  # fmt: skip
     assert api.rows("select first_seq, last_seq, detail from lost_event") == [(1, 1, detail)]
     assert api.rows("select kind, amount, balance_after from credit_posting") == [("correction", 100, 100)]
     assert await broken(api.url) == []

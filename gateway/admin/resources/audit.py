@@ -10,6 +10,9 @@ from gateway.admin.resources.resource import Filter, Resource
 from gateway.admin.resources.values import Id, Instant, Out
 from gateway.core.accounts.roles import ROLES, access
 
+ISSUER = "Which provider: two of them may name two people alike."
+IDENTITY = "Who that is at this provider for good: the claim `sub`."
+
 
 class AuditEntry(Out):
     """One change, written in its own transaction."""
@@ -19,8 +22,8 @@ class AuditEntry(Out):
     admin_token_id: Id | None
     token: str | None = Field(description="The name of that token.")
     person: str | None = Field(description="Who it was, where a provider of identities has said so.")
-    issuer: str | None = Field(description="Which provider: two of them may name two people alike.")
-    identity: str | None = Field(description="Who that is at this provider for good: the claim `sub`.")
+    issuer: str | None = Field(description=ISSUER)
+    identity: str | None = Field(description=IDENTITY)
     role: str | None = Field(description="What its token might do.")
     organization_id: Id | None = Field(description="Whose row it was; null where it is nobody's.")
     action: str

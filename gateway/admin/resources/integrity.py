@@ -13,6 +13,7 @@ from msgspec.structs import asdict
 from pydantic import Field, model_validator
 from pydantic_core import to_json
 
+from gateway.admin.resources.audit import IDENTITY, ISSUER
 from gateway.admin.resources.resource import Action, Filter, Resource
 from gateway.admin.resources.values import Amount, Flag, Id, In, Instant, Out, SignedOrZero, Text
 from gateway.core.accounts.ledger import PRICED, MalformedEvent, decode
@@ -29,6 +30,7 @@ UNREADABLE = "unreadable"
 # Not numbers and texts: shown as what they say.
 _READ = frozenset({"metadata", "facts", "priced"})
 BY = "Who did it, as the audit log has its `actor`: such as token:7, or builtin:admin."
+PERSON = "Which person that was, where a provider of identities has said so."
 
 
 class DeadLetter(Out):
@@ -50,6 +52,9 @@ class DeadLetter(Out):
     resolved_at: Instant | None
     resolution: str | None = Field(description="redriven or resolved.")
     resolved_by: str | None = Field(description=BY)
+    resolved_person: str | None = Field(description=PERSON)
+    resolved_issuer: str | None = Field(description=ISSUER)
+    resolved_identity: str | None = Field(description=IDENTITY)
     resolved_reason: str | None
 
     @model_validator(mode="before")
@@ -135,6 +140,9 @@ class Quarantined(Out):
     released_at: Instant | None
     resolution: str | None = Field(description="judged (its entries were checked again) or accepted.")
     released_by: str | None = Field(description=BY)
+    released_person: str | None = Field(description=PERSON)
+    released_issuer: str | None = Field(description=ISSUER)
+    released_identity: str | None = Field(description=IDENTITY)
     released_reason: str | None
 
 

@@ -22,7 +22,7 @@ FIELDS = [field for field in ENTRY.fields if not field.is_text and field.name !=
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 NOBODY = (
     "organization_id", "tenant_id", "epoch", "token_seq", "credit_seq", "spend_seq", "resolved_at",
-    "resolution", "resolved_by", "resolved_reason",
+    "resolution", "resolved_by", "resolved_issuer", "resolved_identity", "resolved_person", "resolved_reason",
 )  # fmt: skip
 ROW = dict.fromkeys(NOBODY) | {"id": 1, "partition": 0, "entry_id": "1-1", "reason": "why", "created_at": AT}
 
