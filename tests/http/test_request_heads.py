@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.http.fakes import AUTH, CHAT, answer, get, post
@@ -104,6 +106,8 @@ async def test_refusals_with_a_status_of_their_own(head: bytes, status: int) -> 
         b"/v1/models;x=1", b"/v1/models/a;b", b"/v1/models/%00", b"/v1/models/%zz", b"/v1/models/%4",
         b"/v1/models/a\\b", b"/v1/models#a", b"/v1/models/a\xc3\xa9", b'/v1/models/"', b"/v1/models?a#b",
         b"/v1/models?a\x80", b"/v1/models/%0d%0ahost:x", b"/services/search/../chat", b"/services/search//x",
+        b"/v1/chat%2Fcompletions", b"/v1/models/..%2Fx", b"/v1/models/%2Fx", b"/v1/models/x%2f",
+        b"/services/search%2Fx", b"/services/search/a%2Fb", b"/v1/models/a%2Fb",
     ],
 )  # fmt: skip
 async def test_paths_that_could_be_read_in_two_ways_are_refused(path: bytes) -> None:
@@ -304,3 +308,17 @@ async def test_another_action_on_a_model_of_googles_is_no_route(method: str, mod
 async def test_a_model_of_openais_may_have_colons() -> None:
     async with staged() as stage:
         assert (await stage.ask(get(b"/v1/models/ft:m:x::1"), "GET")).status == 200
+
+
+@pytest.mark.parametrize(
+    ("model", "googles"),
+    [
+        (b"ft:gpt-4o:x", False), (b"llama3:latest", False), (b"g:generateContent", True),
+        (b"g:batchEmbedContents", True), (b"g:predictLongRunning", True),
+    ],
+)  # fmt: skip
+async def test_a_name_with_colons_is_refused_in_openais_shape(model: bytes, *, googles: bool) -> None:
+    async with staged() as stage:
+        head = b"DELETE /v1/models/%b HTTP/1.1\r\nhost: x\r\n%b\r\n" % (model, AUTH)
+        error = json.loads((await stage.ask(head, "DELETE")).body)["error"]
+        assert ("status" in error, "param" in error) == (googles, not googles)

@@ -32,6 +32,7 @@ _ABSOLUTE = re.compile(rb"(?i:https?)://[^/?#@]+(/?.*)", re.DOTALL)
 _PATH = re.compile(rb"(?:/(?:[A-Za-z0-9\-._~!$&'()*+,=:@]|%[0-9A-Fa-f]{2})*)+")
 _QUERY = re.compile(rb"[\x21\x24-\x7e]*")
 _BAD_PATH = re.compile(rb"//|/\.{1,2}(?:/|\Z)|%(?:2[eEfF]|5[cC]|[01][0-9A-Fa-f]|7[fF])")
+_ENCODED_SLASH = re.compile(rb"%2[fF]")
 _LENGTH_SPELLINGS = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
 _CONNECTION_OPTIONS = frozenset({b"", b"close", b"keep-alive", b"upgrade"})
 
@@ -176,11 +177,16 @@ def _target(target: bytes) -> tuple[bytes, bytes]:
             raise MalformedRequest("The request target is not a path.")
         target = match[1] if match[1][:1] == b"/" else b"/" + match[1]
     path, mark, query = target.partition(b"?")
-    if _PATH.fullmatch(path) is None or _BAD_PATH.search(path) is not None:
+    if _PATH.fullmatch(path) is None or (_BAD_PATH.search(path) is not None and not _has_slashes_alone(path)):
         raise MalformedRequest("The path holds characters or segments that could be read in two ways.")
     if _QUERY.fullmatch(query) is None:
         raise MalformedRequest("The query holds characters that must be percent-encoded.")
     return path, mark + query
+
+
+def _has_slashes_alone(path: bytes) -> bool:
+    """Whether all that could be read in two ways is an encoded slash: which routes it leads to says more."""
+    return _BAD_PATH.search(_ENCODED_SLASH.sub(b"/", path)) is None
 
 
 def role_of(line: bytes) -> int:

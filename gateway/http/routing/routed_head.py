@@ -18,7 +18,7 @@ from gateway.core.families.registry import ALL, FAMILIES
 from gateway.core.http_limits import HttpLimits
 from gateway.core.in_use import Kept
 from gateway.core.model import GENERIC, Family
-from gateway.errors import CountersUnavailable, MethodNotAllowed, Refusal, UnknownRoute
+from gateway.errors import CountersUnavailable, InvalidRequest, MethodNotAllowed, Refusal, UnknownRoute
 from gateway.http.protocol.fields import PASSES, field_kind
 from gateway.http.protocol.request import RequestHead, read_request_head
 from gateway.http.routing.attribution import read_units
@@ -26,7 +26,7 @@ from gateway.http.routing.bindings import Bindings
 from gateway.http.routing.family_rules import JSON_TYPE, check_content_type, check_query, withheld
 from gateway.http.routing.identity import check_query_names
 from gateway.http.routing.objects import Owned, owned_by
-from gateway.http.routing.routes import MODELS, Match, RouteTable, family_of
+from gateway.http.routing.routes import MODELS, Match, RouteTable, family_of, slashes_decoded
 from gateway.http.server.request_driver import bare
 
 # Of a path nobody serves, in what is said of it.
@@ -128,7 +128,7 @@ class HeadRouter:
         )
         match = self._table.match(head.method.decode("ascii"), path)
         if match is None:
-            routed.refusal = UnknownRoute(_no_route(path, self._table.nearest(path)))
+            routed.refusal = _unknown(path, self._table.nearest(path))
         elif match.route is None:
             routed.refusal, routed.allow, routed.label = MethodNotAllowed(), match.allow, match.template
         else:
@@ -241,8 +241,10 @@ def family_of_head(head: bytes) -> Family:
     return family_of(parts[1].decode("latin-1"), None) if len(parts) > 1 else GENERIC
 
 
-def _no_route(path: str, nearest: str) -> str:
-    """Say which path is unknown, and which one was probably meant."""
+def _unknown(path: str, nearest: str) -> Refusal:
+    """Say which path is unknown, and which one was probably meant; or that it leads to two."""
+    if slashes_decoded(path) != path:
+        return InvalidRequest("The path holds an encoded slash that could be read in two ways.")
     shown = path if len(path) <= PATH_CHARS_SHOWN else f"{path[:PATH_CHARS_SHOWN]}…"
     meant = f" Did you mean {nearest}?" if nearest else ""
-    return f"No route is configured for {shown}.{meant}"
+    return UnknownRoute(f"No route is configured for {shown}.{meant}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from urllib.parse import unquote
 
@@ -17,6 +17,7 @@ _USAGE_ROUTE = Route(("GET",), USAGE_PATH, "")
 # Several families have this path and those below it: the fields of a request tell whose it is.
 MODELS = "/v1/models"
 _ANY = frozenset({"ANY", "*"})
+_ENCODED_SLASH = re.compile("%2[fF]")
 _SLASHES = re.compile("/{2,}")
 # More than what all paths of one family begin with.
 ALIKE_CHARS_MIN = len("/v1beta/")
@@ -78,10 +79,19 @@ class RouteTable:
         return self._lower[alike] if _alike(alike, asked) > ALIKE_CHARS_MIN else ""
 
     def match(self, method: str, path: str) -> Match | None:
-        """Find the route of a request; None for a path that is not on the list."""
+        """Find the route of a request; None for a path that is not on the list.
+
+        With an encoded slash it is on the list where whoever decodes it finds the same call.
+        """
         exact = self._exact.get(path)
         if exact is not None:
             return _match(exact, method, {}, None)
+        plain = slashes_decoded(path) if "%" in path else path
+        if plain != path:
+            return _same(self._with_parameters(method, path), self.match(method, plain))
+        return self._with_parameters(method, path)
+
+    def _with_parameters(self, method: str, path: str) -> Match | None:
         for pattern, routes in self._entries:
             found = pattern.fullmatch(path)
             if found is None:
@@ -92,6 +102,20 @@ class RouteTable:
             match = _match(routes, method, params, rest)
             return None if match.params.get("service_key") in self._reserved else match
         return None
+
+
+def slashes_decoded(path: str) -> str:
+    """A path as one reads it for whom an encoded slash is a slash."""
+    return _ENCODED_SLASH.sub("/", path)
+
+
+def _same(written: Match | None, decoded: Match | None) -> Match | None:
+    """What both readings of a path are: one call with the same names in it, or nothing that is served."""
+    if written is None or decoded is None or decoded.rest is not None or written.params != decoded.params:
+        return None
+    if written.route is None or decoded.route is None:
+        return decoded if written.route is decoded.route else None
+    return decoded if replace(written.route, path=decoded.route.path) == decoded.route else None
 
 
 def _alike(one: str, other: str) -> int:

@@ -80,7 +80,8 @@ FAMILY = ApiFamily(
     routes=tuple(_routes()),
     target=target(NAME, "https://generativelanguage.googleapis.com", "GEMINI_API_KEY", "x-goog-api-key"),
     prefixes=("/v1beta/",),
-    own_paths=re.compile(r"/v1/models/[^/]+:"),
+    # What it does with a model: others have colons in names (`ft:…`, `llama3:latest`).
+    own_paths=re.compile(r"/v1/models/[^/:]+:(?:\w+(?:Contents?|Tokens)|predict\w*)\Z"),
     spoken_by=b"x-goog-api-client",
     # A colon ends a name and begins what is done with it (AIP-136): another action is another path.
     segment="(?:(?!%3[Aa])[^/:])+",
