@@ -56,6 +56,11 @@ def test_chat_streams_of_text_choices_and_tools(stack: Stack) -> None:
     assert said(rows[1], "streamed", "cached", "reasoning", "estimated") == (True, 1, 2, False)
 
 
+def test_a_model_is_asked_for_by_a_name_with_slashes(stack: Stack) -> None:
+    found: Any = account(stack).openai().models.retrieve("meta-llama/Llama-3.1-8B")
+    assert found.target == "/v1/models/meta-llama%2FLlama-3.1-8B"  # as the SDK sends it
+
+
 def test_legacy_completions(stack: Stack) -> None:
     a = account(stack)
     completions = a.openai(usage="3,4").completions

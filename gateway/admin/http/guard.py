@@ -13,6 +13,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from gateway.admin.http.answers import Answers
 from gateway.admin.http.auth import slow_down
+from gateway.admin.http.nearest import nearest
 from gateway.admin.http.problem import problem, refusal
 from gateway.core.failures import Failures
 from gateway.errors import TollkeeperError, Unauthorized
@@ -95,7 +96,9 @@ async def _answer(
     except (web.RequestPayloadError, ConnectionResetError):
         return problem(400, "invalid_request", "The body did not arrive in one piece.", instance=path)
     except web.HTTPNotFound:
-        return problem(404, "not_found", "There is nothing at this address.", instance=path)
+        meant = nearest(request.app, path)
+        said = "There is nothing at this address." + (f" Did you mean {meant}?" if meant else "")
+        return problem(404, "not_found", said, instance=path)
     except web.HTTPException as error:
         if error.status < 400:
             return error
