@@ -16,7 +16,7 @@ from gateway.admin.http.server import Listening, listen
 from gateway.admin.ports import AdminPorts, BuiltIn
 from gateway.errors import SettingError
 from gateway.run.tls_port import TlsPort
-from gateway.run.vitals import LoopLag, disks
+from gateway.run.vitals import DiskWatch, LoopLag, disks
 from gateway.run.watching import LOOK_S, watch
 from gateway.settings.settings import Settings, reread
 
@@ -34,6 +34,7 @@ class AdminPort:
         self._tls = TlsPort(settings, "admin", log, look_s=look_s)
         self._listening: Listening | None = None
         self._answers, self._lag = Answers(), LoopLag("keeper")
+        self.disk = DiskWatch(settings, log)
 
     @property
     def is_open(self) -> bool:
@@ -66,11 +67,12 @@ class AdminPort:
         await self._tls.run()
 
     async def run(self) -> None:
-        """Look after the files of the tokens, and how late the loop is, until cancelled."""
+        """Look after the files of the tokens, how late the loop is, and the disk, until cancelled."""
         tokens = watch(self._files.values, self._read_tokens, self._kept, look_s=self._look_s)
         async with asyncio.TaskGroup() as group:
             group.create_task(tokens)
             group.create_task(self._lag.keep_looking())
+            group.create_task(self.disk.keep_looking())
 
     def _kept(self, why: str) -> None:
         self._log("tokens are kept as they were", why=why, level="warning")

@@ -67,7 +67,7 @@ from gateway.run.readiness import Probe, all_answer, one_answers
 from gateway.run.running import Running
 from gateway.run.starting import reached, redis_reached
 from gateway.run.stopping import cancel
-from gateway.run.supervisor.ops import CONFIGURATION, EVERY_PARTITION
+from gateway.run.supervisor.ops import CONFIGURATION, DISK, EVERY_PARTITION
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs, metrics
 from gateway.telemetry import snapshot_files as tallies
@@ -320,7 +320,7 @@ class Keeper:
         probes, verified = (self._database, self._redis, self._every_redis), self._servers.verified
         database, redis, every = await asyncio.gather(*(one.answers() for one in probes))
         parts = {"postgresql": database, "redis": redis, "counters_verified": verified > 0}
-        beside = {EVERY_PARTITION: every and verified == PARTITIONS}
+        beside = {EVERY_PARTITION: every and verified == PARTITIONS, DISK: not self._admin_port.disk.full}
         return all(parts.values()), {**parts, **beside, CONFIGURATION: await self._later.is_last()}
 
     async def _metrics(self, accept: str) -> tuple[bytes, str]:

@@ -11,7 +11,7 @@ from gateway.core.wait import in_task
 from gateway.counters.redis.wire import Wire, encode
 from gateway.errors import CountersUnavailable
 from gateway.local import ports
-from gateway.run.supervisor.ops import CONFIGURATION, EVERY_PARTITION
+from gateway.run.supervisor.ops import CONFIGURATION, DISK, EVERY_PARTITION
 from gateway.run.vitals import full_disk
 from gateway.settings.settings import Settings
 from gateway.telemetry import snapshot_files as tallies
@@ -80,5 +80,5 @@ async def of_gateway(settings: Settings, port: int) -> dict[str, bool]:
         "counters_verified": unverified < every,
         EVERY_PARTITION: every > away + unverified == 0,
         CONFIGURATION: not found.get("configuration_stale", 0),
-        "disk": not full_disk(settings),
+        DISK: not full_disk(settings),
     }

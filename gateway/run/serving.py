@@ -25,7 +25,7 @@ from gateway.run.reload import Renewal, Told, keep_renewing, watch_credentials
 from gateway.run.stopping import forever, run_to_end, stop_signal, until_stopped
 from gateway.run.supervisor.ops import Ops, listen
 from gateway.run.tls_port import TlsPort, check_files
-from gateway.run.vitals import disks
+from gateway.run.vitals import DiskWatch, disks
 from gateway.settings.secret_files import SUFFIX
 from gateway.settings.settings import PREFIX, Settings, load, to_json
 from gateway.telemetry import logs
@@ -102,6 +102,7 @@ async def _serve(now: Renewal, voice: Voice) -> None:
             "settings": partial(keep_renewing, now, renew, told),
             "secrets": partial(watch_credentials, now, told),
             "certificates": tls.run,
+            "disk": DiskWatch(settings, log).keep_looking,
             "restarts": partial(tell_restarts, now, lambda: children),
         }
         renewing = [asyncio.create_task(forever(name, run, log)) for name, run in loops.items()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from gateway.core.histogram import Histogram
 from gateway.settings.settings import Settings
 
 LOOK_S = 0.25
+DISK_LOOK_S = 5.0
 # Below this nothing more can be kept: a settlement log needs room for what it is told while Redis is away.
 FREE_BYTES_MIN = 16 * 1024 * 1024
 
@@ -33,6 +35,27 @@ class LoopLag:
     def snapshot(self) -> dict[str, object]:
         """What metrics say of it."""
         return {"loop_lag_seconds": {self.process: self.seconds.snapshot()}}
+
+
+class DiskWatch:
+    """Whether a disk of ours is full, as was seen last: who asks waits for none. Each change is told once."""
+
+    def __init__(self, settings: Settings, log: Callable[..., None]) -> None:
+        self._settings, self._log = settings, log
+        # The directory whose disk has hardly any room; empty where there is room.
+        self.full = ""
+
+    async def keep_looking(
+        self, *, look_s: float = DISK_LOOK_S, free_bytes_min: int = FREE_BYTES_MIN
+    ) -> None:
+        """Look until cancelled."""
+        while True:
+            before, self.full = self.full, await asyncio.to_thread(full_disk, self._settings, free_bytes_min)
+            if self.full and self.full != before:
+                self._log("disk is full", place=self.full, free_bytes_min=free_bytes_min, level="error")
+            elif before and not self.full:
+                self._log("disk has room again", place=before)
+            await asyncio.sleep(look_s)
 
 
 def disks(settings: Settings) -> dict[str, object]:

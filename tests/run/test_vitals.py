@@ -7,7 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
-from gateway.run.vitals import FREE_BYTES_MIN, LOOK_S, LoopLag, disks, full_disk
+from gateway.run.vitals import FREE_BYTES_MIN, LOOK_S, DiskWatch, LoopLag, disks, full_disk
 from gateway.settings.settings import Settings
 from tests.waiting import eventually
 
@@ -32,6 +32,24 @@ def test_disks_are_told_by_what_they_are_for_also_before_their_directory_is_made
     assert found["disk_size_bytes"] == [("data", size), ("settlements", size)]
     assert isinstance(found["disk_free_bytes"], list)
     assert [name for name, free in found["disk_free_bytes"] if 0 <= free <= size] == ["data", "settlements"]
+
+
+async def test_a_disk_that_fills_up_and_is_cleared_is_told_once_each(tmp_path: Path) -> None:
+    said: list[tuple[str, object]] = []
+    watch = DiskWatch(
+        Settings(data_dir=str(tmp_path)), lambda event, **more: said.append((event, more["place"]))
+    )
+    full, room = shutil.disk_usage(tmp_path).total + 1, 0
+
+    async def looked(free_bytes_min: int) -> None:
+        looking = asyncio.create_task(watch.keep_looking(look_s=0, free_bytes_min=free_bytes_min))
+        await eventually(lambda: bool(watch.full) == bool(free_bytes_min))
+        looking.cancel()
+
+    for wanted in (room, full, full, room, full):
+        await looked(wanted)
+    place = str(tmp_path)
+    assert said == [("disk is full", place), ("disk has room again", place), ("disk is full", place)]
 
 
 def test_a_disk_with_less_room_than_is_wanted_is_full(tmp_path: Path) -> None:

@@ -19,8 +19,10 @@ BACKLOG = 1_024
 EVERY_PARTITION = "every_partition"
 # Whether what runs goes by the configuration file as it is now.
 CONFIGURATION = "configuration"
+# Whether there is room on the disks of its directories.
+DISK = "disk"
 # What is told and keeps nobody from being served: calls go on without it, and an alert fires.
-TOLD_ALONE = frozenset({"disk", EVERY_PARTITION, CONFIGURATION})
+TOLD_ALONE = frozenset({DISK, EVERY_PARTITION, CONFIGURATION})
 ProtocolFactory = Callable[[], asyncio.Protocol]
 REASONS = {200: "OK", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
 
