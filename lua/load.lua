@@ -2,22 +2,28 @@
 -- needs: state window batch bucket event calendar cycle load
 -- allows: oom
 -- KEYS[1] m  KEYS[2] the state (or m itself for verb 3)  KEYS[3] x outbox (due reset of a tenant)
+--   then, of a rebuild, more states; accounts of budgets come alone
 -- ARGV[1] packed: run id (40), verb (1 define, 2 rebuild, 3 verify), kind (1 k, 2 u, 3 t, 4 o), version, create (0 or 1)
 -- ARGV[2] define: packed limits rpm, tpm, conc, then by kind
 --           k: revoked, expires, key id
 --           t: user rpm, tpm, conc, tenant, organization, then the plan as in grant
 --           o: credit limit, cap, organization
 --         rebuild: the whole packed state, of an account of budgets until it says that it is forgotten; verify: the new marker
--- ARGV[3] rebuild and verify: the marker as the keeper read it (empty: none)
+-- ARGV[3] rebuild and verify: the marker as the keeper read it (empty: none); then a packed state for each key behind the third
 -- Returns packed: 1 done, 2 already at this version or later, 0 unverified, -2 unknown account, -4 marker moved on
 -- Example: define limits of tenant 7 at version 3 over version 2 -> levels, use and holds stay, limits change
-if #KEYS ~= 3 or #ARGV ~= 3 then return redis.error_reply('ERR load takes 3 keys and 3 arguments') end
+if #KEYS < 3 or #ARGV ~= #KEYS then return redis.error_reply('ERR load takes 3 keys and 3 arguments, and 1 and 1 a further state') end
 local run_id, verb, kind, version, create = LOAD.read(ARGV[1])
 local raw = call('MGET', KEYS[1], KEYS[2])
 if verb == REBUILD or verb == VERIFY then
   if (raw[1] or '') ~= ARGV[3] then return CODE.pack{code = -4} end
   local expires = verb == REBUILD and string.match(KEYS[2], ':(%a):') == 'b' and BUDGET.field(ARGV[2], 'expires') or 0
   if expires > 0 then call('SET', KEYS[2], ARGV[2], 'PXAT', expires) else call('SET', KEYS[2], ARGV[2]) end
+  if #KEYS > 3 then
+    local more = {}
+    for i = 4, #KEYS do more[2 * i - 7], more[2 * i - 6] = KEYS[i], ARGV[i] end
+    call('MSET', values(more))
+  end
   return CODE.pack{code = 1}
 end
 local epoch = verified(raw[1], run_id)

@@ -1,6 +1,7 @@
 """What is defined of accounts, read from the tables in the words of the core.
 
-One query a kind, for one account or for all of a partition's organizations (a rebuild).
+One query a kind, for one account or for all of a partition's organizations (a rebuild). What many accounts
+share is made once: limits, plans, terms without prices or budgets of their own.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
+import msgspec
 from sqlalchemy import RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -29,7 +32,7 @@ from gateway.core.accounts.definitions import (
     TenantDefinition,
     UserDefinition,
 )
-from gateway.core.accounts.plan_terms import TERMS, read_terms
+from gateway.core.accounts.plan_terms import TERMS, PlanTerms, read_terms
 from gateway.core.accounts.weights import millionths
 from gateway.core.billing.price_book import read_price
 from gateway.core.billing.pricing import read_pricing
@@ -39,10 +42,14 @@ from persistence.claimed import GIVEN_UP
 from persistence.resources.prices import in_force
 
 MICRO = Decimal(1_000_000)
+# How many limits are remembered, as they are written.
+LIMITS_KEPT = 4_096
+# The columns that say which plan a tenant follows.
+_STATED = ("plan_id", "anchor", *(one.name for one in TERMS))
 
 _ORGANIZATIONS = """
-SELECT id, limits, currency, credit_limit, spend_cap, credit_balance, credit_ahead, credit_epoch,
-       credit_last_seq, spend_epoch, spend_last_seq, spent, spend_month,
+SELECT id, CAST(limits AS text) AS limits, currency, credit_limit, spend_cap, credit_balance, credit_ahead,
+       credit_epoch, credit_last_seq, spend_epoch, spend_last_seq, spent, spend_month,
        (SELECT jsonb_agg(jsonb_build_array(n.service_id, n.negotiated_credits, b.meter, n.pricing)
                          ORDER BY n.service_id)
           FROM organization_service AS n LEFT JOIN business_model AS b ON b.id = n.business_model_id
@@ -69,7 +76,8 @@ SELECT id, limits, currency, credit_limit, spend_cap, credit_balance, credit_ahe
             AS integer) AS this_month
   FROM organization WHERE {where} ORDER BY id"""
 _TENANTS = """
-SELECT t.id, t.organization_id, t.limits, t.user_limits, p.id AS plan_id, p.{terms},
+SELECT t.id, t.organization_id, CAST(t.limits AS text) AS limits,
+       CAST(t.user_limits AS text) AS user_limits, p.id AS plan_id, p.{terms},
        coalesce(q.anchor, 1) AS anchor, coalesce(q.last_seq, 0) AS last_seq, q.total, q.tokens_used,
        q.tokens_remaining, q.tokens_granted, q.manual_block,
        q.last_reset, q.next_reset_at, q.cycle, coalesce(q.epoch, 0) AS epoch,
@@ -91,12 +99,13 @@ SELECT t.id, t.organization_id, t.limits, t.user_limits, p.id AS plan_id, p.{ter
     "{terms}", ", p.".join(one.name for one in TERMS)
 )
 _KEYS = """
-SELECT k.id, k.tenant_id, t.organization_id, k.digest, k.limits, k.user, k.models, k.revoked_at, k.expires_at,
-       k.user_header, k.issuer IS NOT NULL AND NOT starts_with(k.digest, :given_up) AS of_tokens
+SELECT k.id, k.tenant_id, t.organization_id, k.digest, CAST(k.limits AS text) AS limits, k.user, k.models,
+       k.revoked_at, k.expires_at, k.user_header,
+       k.issuer IS NOT NULL AND NOT starts_with(k.digest, :given_up) AS of_tokens
   FROM api_key AS k JOIN tenant AS t ON t.id = k.tenant_id WHERE {where} ORDER BY k.id"""
 _USERS = """
 SELECT t.id AS tenant_id, t.organization_id, u.external_id,
-       CASE WHEN u.deleted_at IS NULL THEN u.limits ELSE '{{}}' END AS limits
+       CASE WHEN u.deleted_at IS NULL THEN CAST(u.limits AS text) ELSE '{{}}' END AS limits
   FROM app_user AS u JOIN tenant AS t ON t.organization_id = u.organization_id
  WHERE {where} ORDER BY u.id, t.id"""
 _SERVICES = """
@@ -144,7 +153,14 @@ async def organizations(
 
 async def tenants(connection: AsyncConnection, where: str, values: Mapping[str, Any]) -> list[TenantAccount]:
     """Tenants with their token accounts."""
-    at_ms = now_ms()
+    at_ms, plans = now_ms(), dict[tuple[object, ...], PlanTerms]()
+
+    def terms(row: RowMapping) -> PlanTerms:
+        stated = tuple(row[name] for name in _STATED)
+        if stated not in plans:
+            plans[stated] = read_terms(dict(zip(_STATED, stated, strict=True)), at_ms)
+        return plans[stated]
+
     return [
         TenantAccount(
             definition=TenantDefinition(
@@ -152,7 +168,7 @@ async def tenants(connection: AsyncConnection, where: str, values: Mapping[str, 
                 organization_id=row["organization_id"],
                 limits=_limits(row["limits"]),
                 user_limits=_limits(row["user_limits"]),
-                terms=read_terms(dict(row), at_ms),
+                terms=terms(row),
                 has_ledger=row["last_seq"] > 0,
             ),
             remaining=row["tokens_remaining"],
@@ -245,11 +261,19 @@ async def _rows(
     return (await connection.execute(text(query.format(where=where)), values)).mappings().all()
 
 
-def _limits(document: Mapping[str, int] | None) -> Limits:
-    return Limits(**(document or {}))
+@lru_cache(LIMITS_KEPT)
+def _limits(document: str | None) -> Limits:
+    return Limits(**(msgspec.json.decode(document) if document else {}))
+
+
+@lru_cache
+def _plain_terms(currency: str, *, subscribed: bool) -> OrganizationTerms:
+    return OrganizationTerms(currency=currency, subscribed=subscribed)
 
 
 def _organization_terms(row: RowMapping, budgets: tuple[Budget, ...]) -> OrganizationTerms:
+    if not (row["negotiated"] or row["subscription"] or budgets):
+        return _plain_terms(row["currency"], subscribed=row["subscribed"])
     subscription = row["subscription"] or {"features": (), "since": 0, "until": 0}
     return OrganizationTerms(
         negotiated=tuple(

@@ -165,6 +165,24 @@ def test_rebuild_and_verify_are_compare_and_set_on_the_marker(world: World) -> N
     assert world.rebuild(world.tenant_key, state, marker) == MOVED_ON
 
 
+def test_many_states_are_rebuilt_in_one_call_or_none_of_them(world: World) -> None:
+    marker, before = world.get(keys.marker(world.p)), world.everything()
+    written = {
+        keys.key_state(world.p, number): states.pack(states.KeyState(key_id=number)) for number in range(50)
+    }
+    written[world.tenant_key] = states.pack(replace(world.tenant, seq=99))
+
+    def rebuilt(over: bytes) -> int:
+        call = packing.rebuild_all(world.run_id, world.p, list(written.items()), over)
+        return packing.code_of(world.run("load", call))
+
+    assert rebuilt(packing.marker(world.run_id, 2, 1)) == MOVED_ON
+    assert world.everything() == before
+    assert rebuilt(marker) == DONE
+    assert {name: world.get(name) for name in written} == written
+    assert world.get(keys.marker(world.p)) == marker
+
+
 def test_the_epoch_of_the_marker_is_the_epoch_of_entries(world: World) -> None:
     world.plan(100)
     world.mark(epoch=5)

@@ -135,8 +135,8 @@ class AdmissionGate:
         if markers.run_id != run_id:
             return False
         ours = {one: epoch for one, epoch in markers.closed.items() if one in defined.partitions}
-        if defined.is_all and not ours:
-            return False
+        if not ours:
+            return not defined.is_all
         # In this order: what a worker sent again before it reported is in the lanes, or charged.
         reports = await self._target.reports()
         late = await self._target.late_waiting()

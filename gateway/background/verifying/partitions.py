@@ -6,7 +6,6 @@ is as it is defined, and not defined again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gateway.background.isolation import Isolation
@@ -82,13 +81,10 @@ class Partitions:
         """What of it has to be written whole: what is missing, or behind, or went on in older data."""
         organizations, tenants = await self._target.behind(partition, truth.organizations, truth.tenants)
         if strays is not None:
-            organizations = [
-                one for one in truth.organizations
-                if one in organizations or one.definition.organization_id in strays.organizations
-            ]  # fmt: skip
-            tenants = [
-                one for one in truth.tenants if one in tenants or one.definition.tenant_id in strays.tenants
-            ]
+            wrong = {one.definition.organization_id for one in organizations} | strays.organizations
+            organizations = [one for one in truth.organizations if one.definition.organization_id in wrong]
+            wrong = {one.definition.tenant_id for one in tenants} | strays.tenants
+            tenants = [one for one in truth.tenants if one.definition.tenant_id in wrong]
         keys = await self._target.unknown(partition, truth.keys)
         return replace(truth, organizations=organizations, tenants=tenants, keys=keys)
 
@@ -118,22 +114,6 @@ class Partitions:
             self._isolation.item_failed("verifier", _name(definition), error)
         await self._target.identities(truth.keys)
         return len(refused)
-
-
-def together(
-    wanted: Iterable[int], organizations: Mapping[int, Sequence[int]], most: int
-) -> Iterator[list[int]]:
-    """Partitions that are read at once: as many as have so many organizations at most, or one."""
-    some, count = list[int](), 0
-    for partition in wanted:
-        its = len(organizations.get(partition, ()))
-        if some and count + its > most:
-            yield some
-            some, count = [], 0
-        some.append(partition)
-        count += its
-    if some:
-        yield some
 
 
 def _name(definition: AccountDefinition) -> str:

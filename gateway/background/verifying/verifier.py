@@ -14,13 +14,10 @@ Once all are done it is said that whatever is not there does not exist.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import (
     AsyncIterator,
     Callable,
     Collection,
-    Coroutine,
-    Iterable,
     Mapping,
     Sequence,
 )
@@ -28,7 +25,8 @@ from contextlib import asynccontextmanager
 
 from gateway.background.isolation import Isolation
 from gateway.background.verifying.admission_gate import AWAY_S, AdmissionGate, Defined
-from gateway.background.verifying.partitions import Found, Partitions, together
+from gateway.background.verifying.groups import ORGANIZATIONS_MAX, all_of, in_turns, together
+from gateway.background.verifying.partitions import Found, Partitions
 from gateway.background.verifying.ports import Source, Target
 from gateway.background.verifying.rewinds import Rewinds
 from gateway.core.batched import batched
@@ -38,10 +36,6 @@ from gateway.core.model import PARTITIONS
 from gateway.errors import CountersUnavailable
 
 INTERVAL_S = 0.2
-# How many organizations are read at once: so many partitions as have no more, or one that has.
-ORGANIZATIONS_MAX = 2_000
-# Of these as many are read and written at once: some are packed while others are asked for.
-TOGETHER_MAX = 3
 # Partitions that are compared at once: each may have a connection to PostgreSQL, and others wait for theirs.
 PARTITIONS_AT_ONCE_MAX = 16
 CREDENTIALS_MAX = 1_000
@@ -156,7 +150,10 @@ class Verifier:
                     self._observe(done)
             except CountersUnavailable:
                 self._vouched = b""
-            await asyncio.sleep(self.pause_s)
+            slept_s = 0.0
+            while slept_s < self.pause_s:  # which is less as soon as the connection is another one
+                await asyncio.sleep(INTERVAL_S)
+                slept_s += INTERVAL_S
 
     async def _publish(self, everybodys: Everybodys) -> None:
         await self._target.publish(everybodys.prices, everybodys.version)
@@ -237,7 +234,6 @@ class Verifier:
             return []
         since = {one.partition: one.since for one in found.values() if one.since is not None}
         places, done = await self._source.places(wanted, since), list[Verified]()
-        left = deque(together(wanted, places.organizations, self._organizations_max))
 
         async def one(partition: int, truth: Truth) -> None:
             try:
@@ -258,25 +254,12 @@ class Verifier:
                 return
             defined.partitions.add(partition)
 
-        async def work() -> None:
-            while left:
-                some = left.popleft()
-                try:
-                    its = {partition: places.organizations.get(partition, ()) for partition in some}
-                    truths = await self._source.truth(its)
-                    await _all_of(one(partition, truth) for partition, truth in truths.items())
-                except BaseException:
-                    left.clear()
-                    raise
+        async def read(some: list[int]) -> None:
+            its = {partition: places.organizations.get(partition, ()) for partition in some}
+            truths = await self._source.truth(its)
+            await all_of(one(partition, truth) for partition, truth in truths.items())
 
-        await _all_of(work() for _ in range(TOGETHER_MAX))
+        await in_turns(together(wanted, places.organizations, self._organizations_max), read)
         for some in batched(places.credentials, CREDENTIALS_MAX):
             await self._target.identities(await self._source.credentials(some))
         return sorted(done, key=lambda one: one.partition)
-
-
-async def _all_of(doing: Iterable[Coroutine[None, None, None]]) -> None:
-    """Have all of it end, then raise what failed first."""
-    for failed in await asyncio.gather(*doing, return_exceptions=True):
-        if isinstance(failed, BaseException):
-            raise failed

@@ -119,10 +119,10 @@ class Client:
         answers = await each([self.send(*command) for command in commands])
         return [None if isinstance(one, CountersRefused) else one for one in answers]
 
-    async def run_all(self, verb: str, calls: Iterable[packing.Call]) -> list[bytes]:
-        """Run one script again and again, some at once; its packed answers in order."""
+    async def run_all(self, verb: str, calls: Iterable[packing.Call], together: int) -> list[bytes]:
+        """Run one script again and again, some `together`; its packed answers in order."""
         found: list[bytes] = []
-        for some in batched(calls, TOGETHER_MAX):
+        for some in batched(calls, together):
             waits = [self.send_script(verb, call) for call in some]
             found += [cast("bytes", await in_task(wait)) for wait in waits]
         return found

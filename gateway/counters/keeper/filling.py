@@ -5,11 +5,13 @@ What is asked together is bounded, so that a keeper that fills the counters does
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 
 from gateway.core.accounts.definitions import AccountDefinition, KeyDefinition, OrganizationDefinition
+from gateway.core.batched import batched
 from gateway.counters.admission.stored import encode_terms, version_of
-from gateway.counters.keeper.client import UNVERIFIED
+from gateway.counters.keeper.client import TOGETHER_MAX, UNVERIFIED
 from gateway.counters.keeper.control import Control
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
@@ -57,10 +59,25 @@ class Filling(Control):
     async def identities(self, definitions: Sequence[KeyDefinition]) -> None:
         """Write whom credentials stand for, as far as those stand in our partitions."""
         ours = set(self.partitions)
-        here = [one for one in definitions if keys.partition_of_digest(one.digest) in ours]
-        plain = (self.identity_written(one) for one in here if not one.of_tokens)
-        await self.ask_together(plain, everybodys=True)
-        await self.of_subjects([one for one in here if one.of_tokens])
+        here = (one for one in definitions if keys.partition_of_digest(one.digest) in ours)
+        for some in batched(here, TOGETHER_MAX):
+            await self.ask_together(
+                _by_slot(self.identity_written(one) for one in some if not one.of_tokens), everybodys=True
+            )
+            await self.of_subjects([one for one in some if one.of_tokens])
+
+
+def _by_slot(commands: Iterable[tuple[bytes, ...]]) -> Iterator[tuple[bytes, ...]]:
+    """The same commands; those that write what stays, one for each slot."""
+    staying = defaultdict[bytes, list[bytes]](list)
+    for command in commands:
+        verb, name, *rest = command
+        if verb == b"SET" and len(rest) == 1:
+            staying[name[: name.index(b"}")]] += command[1:]
+        else:
+            yield command
+    for written in staying.values():
+        yield b"MSET", *written
 
 
 def _same_terms(one: bytes, other: bytes) -> bool:

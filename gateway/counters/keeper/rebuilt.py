@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from gateway.core.accounts.definitions import KeyDefinition, OrganizationAccount, ServiceUse, TenantAccount
+from gateway.core.accounts.plan_terms import PlanTerms
 from gateway.core.billing.pricing import folded, spend_micro
 from gateway.core.billing.tiers import are_money, read_tiers
 from gateway.core.integrity.verified import Truth
-from gateway.core.model import INTEGER_MAX
+from gateway.core.model import INTEGER_MAX, Limits
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
 
@@ -18,6 +20,10 @@ from gateway.counters.redis import keys
 Counted = tuple[int, bool]
 # A hold, the caller's own user, the tiers.
 Found = tuple[states.HoldState, str, bytes]
+# What many accounts share, limits and plans, is put in numbers once: so many of each are remembered.
+SHARED_MAX = 4_096
+_KEY_ID = states.KEY.part("key_id", "key_id")
+assert states.KEY.end("key_id") == states.KEY.size, "whose it is comes last: all before it is shared"
 
 
 def states_of(partition: int, lost: Truth, found: Sequence[Found]) -> Iterator[tuple[str, bytes]]:
@@ -42,18 +48,28 @@ def states_of(partition: int, lost: Truth, found: Sequence[Found]) -> Iterator[t
         whole = _with_holds_of_tenant(tenant_state(tenant, lost.version), of_tenants.get(id_, []))
         yield keys.tenant_state(partition, id_), states.pack(whole)
     for key in lost.keys:
-        yield keys.key_state(partition, key.key_id), states.pack(key_state(key, lost.version))
+        yield keys.key_state(partition, key.key_id), packed_key(key, lost.version)
 
 
-def key_state(key: KeyDefinition, version: int) -> states.KeyState:
+def packed_key(key: KeyDefinition, version: int) -> bytes:
     """A key's whole state; nothing in flight, full buckets."""
-    return states.KeyState(
-        **packing.limits(key.limits),
-        flags=int(key.revoked),
-        version=version,
-        expires=key.expires_ms,
-        key_id=key.key_id,
-    )
+    return _key_but_id(key.limits, key.expires_ms, version, revoked=key.revoked) + _KEY_ID.pack(key.key_id)
+
+
+@lru_cache(SHARED_MAX)
+def _key_but_id(limits: Limits, expires_ms: int, version: int, *, revoked: bool) -> bytes:
+    state = states.KeyState(**_limits(limits), flags=int(revoked), version=version, expires=expires_ms)
+    return states.pack(state)[: -_KEY_ID.size]
+
+
+@lru_cache(SHARED_MAX)
+def _limits(of: Limits, prefix: str = "") -> Mapping[str, int]:
+    return packing.limits(of, prefix)
+
+
+@lru_cache(SHARED_MAX)
+def _plan(terms: PlanTerms, *, followed: bool) -> Mapping[str, int]:
+    return packing.plan(terms if followed else replace(terms, plan_id=0, reset_interval="none"))
 
 
 def tenant_state(account: TenantAccount, version: int = 0) -> states.TenantState:
@@ -63,8 +79,8 @@ def tenant_state(account: TenantAccount, version: int = 0) -> states.TenantState
     total = -1 if account.total is None else account.total
     has_plan = terms.plan_id > 0 and started
     return states.TenantState(
-        **packing.limits(definition.limits),
-        **packing.limits(definition.user_limits, "user_"),
+        **_limits(definition.limits),
+        **_limits(definition.user_limits, "user_"),
         version=version,
         flags=(states.MANUAL_BLOCK if account.manual_block else 0)
         | (states.HAS_PLAN if has_plan else 0)
@@ -79,7 +95,7 @@ def tenant_state(account: TenantAccount, version: int = 0) -> states.TenantState
         ledger_at=account.last_reset_ms,
         tenant_id=definition.tenant_id,
         organization_id=definition.organization_id,
-        **packing.plan(terms if has_plan else replace(terms, plan_id=0, reset_interval="none")),
+        **_plan(terms, followed=has_plan),
     )
 
 
@@ -143,7 +159,7 @@ def organization_state(account: OrganizationAccount, version: int = 0) -> states
     """An organization's whole state from its accounts, defined as of a version."""
     definition = account.definition
     return states.OrganizationState(
-        **packing.limits(definition.limits),
+        **_limits(definition.limits),
         version=version,
         credits_used=-account.balance,
         credit_limit=definition.credit_limit,

@@ -23,7 +23,7 @@ class Bounds:
     # A call in flight may have lost its hold: until it has settled, others could be let in on what it uses.
     # One that goes on for longer is not waited for.
     calls_s_max: float = 2.0
-    # The keeper verifies partition after partition: they are looked through together, if that ends soon.
+    # The keeper verifies partition after partition: those behind the first are gathered for so long.
     together_s_max: float = 1.0
     batch_s: float = 0.02
     piece_bytes: int = PIECE_BYTES

@@ -72,9 +72,9 @@ class Resubmitter:
         self._compared_under: list[int] = []
         self._epochs: list[int] = []
         self._seen: list[int] = []
-        self._differs_at = clock()
+        self._looked_through_at = float("-inf")
         # Of each partition, since when it is seen under its epoch.
-        self._seen_at = [self._differs_at] * PARTITIONS
+        self._seen_at = [clock()] * PARTITIONS
         self._sent_again = [0] * PARTITIONS
         self._reported = [0] * PARTITIONS
         self._recover_at = 0.0
@@ -121,9 +121,6 @@ class Resubmitter:
         epochs = await self._verified.read(upkeep=self._is_calm)
         await self._compare(epochs)
         if epochs != self._seen:
-            self._differs_at = (
-                self._differs_at if self._seen and self._seen != self._epochs else self._clock()
-            )
             now, seen = self._clock(), self._seen or [-1] * PARTITIONS
             self._seen_at = [
                 at if epoch == before else now
@@ -136,10 +133,11 @@ class Resubmitter:
         waiting = set[int]()
         for segment in list(log.segments):
             waiting |= await self._send_spooled(segment, epochs)
-        # At once, or together with partitions that are verified soon.
-        is_time = all(epochs) or self._clock() - self._differs_at >= self._bounds.together_s_max
+        # For the first that are verified at once; for others together, and at once where these are the last.
+        is_time = all(epochs) or self._clock() - self._looked_through_at >= self._bounds.together_s_max
         if epochs != self._epochs and self._clock() >= self._recover_at and is_time:
             await self._recover_all(epochs)
+            self._looked_through_at = self._clock()
         for partition in set(range(PARTITIONS)) - waiting:
             if self._seen_at[partition] in calls_ended:
                 self._reported[partition] = self._sent_again[partition]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
 
+from gateway.background.verifying import verifier as verifying
 from gateway.background.verifying.admission_gate import AdmissionGate
 from gateway.background.verifying.verifier import PARTITIONS_AT_ONCE_MAX, Verifier
 from gateway.core.integrity.verified import Truth
@@ -19,7 +20,9 @@ from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable, InvalidApiKey
 from persistence.keeper.verification import Truths
 from tests.background.backend import Backend, backend_at
+from tests.background.verifying.test_verifier import restarted
 from tests.builders import World, driven
+from tests.conftest import ValkeyServer
 from tests.waiting import eventually
 
 WRITES = {"set", "del", "fcall", "mset", "hset", "zadd", "xadd"}
@@ -131,6 +134,24 @@ async def test_so_many_partitions_are_compared_at_once(
         goes_on.set()
         assert [one.partition for one in await verifying] == list(range(PARTITIONS))
         assert most == PARTITIONS_AT_ONCE_MAX
+
+
+async def test_a_connection_that_is_lost_is_looked_after_at_once(
+    own_valkey: Callable[..., ValkeyServer], migrated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However rarely a keeper looks while all is verified."""
+    monkeypatch.setattr(verifying, "WATCH_S", 3_600.0)
+    server = own_valkey()
+    async with backend_at(server.url, migrated) as backend:
+        await backend.verify()
+        before, run_id = backend.verifier, backend.wire.run_id
+        running = asyncio.create_task(before.run())
+        await eventually(lambda: before.pause_s == verifying.WATCH_S)
+        async with restarted(server, backend):
+            pass
+        await eventually(lambda: before.ready and backend.wire.run_id != run_id)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_what_fails_in_one_partition_fails_the_verification(

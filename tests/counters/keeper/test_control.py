@@ -19,9 +19,10 @@ from gateway.core.accounts.definitions import (
     TenantDefinition,
 )
 from gateway.core.accounts.plan_terms import PlanTerms
-from gateway.core.model import INTEGER_MAX, PARTITIONS, Limits, Verdict
+from gateway.core.model import INTEGER_MAX, PARTITIONS, Caller, Limits, Verdict
 from gateway.counters.admission.stored import encode_identity, encode_terms
 from gateway.counters.keeper.control import Control
+from gateway.counters.keeper.filling import Filling
 from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.windows import WindowState, pack_windows
@@ -37,6 +38,11 @@ KEY = KeyDefinition(3, 7, 1, "d" * 64, Limits(concurrency=2), "ann", frozenset({
 @pytest.fixture
 async def control(world: World, connect: Connect) -> Control:
     return Control(await connect(world.url))
+
+
+def as_caller(key: KeyDefinition) -> Caller:
+    partition = keys.partition_of(key.organization_id)
+    return Caller(key.organization_id, key.tenant_id, key.key_id, partition, key.user, key.models)
 
 
 def write(verb: str, position: int = 1, **payload: Any) -> ControlWrite:
@@ -112,6 +118,31 @@ async def test_a_key_is_its_state_and_its_identity(world: World, control: Contro
     assert await control.define(replace(KEY, revoked=True), 12) is True
     world.plan(10)
     assert (world.client.exists(name), world.reserve().verdict) == (0, Verdict.REVOKED)
+
+
+async def test_identities_are_written_together_those_of_a_slot_in_one_command(
+    world: World, connect: Connect
+) -> None:
+    filling, expires = Filling(await connect(world.url)), world.now_ms() + 60_000
+    staying = [replace(KEY, key_id=n, digest=f"{n:064x}", user=f"user {n}") for n in range(200)]
+    ends = replace(KEY, key_id=300, digest="e" * 64, expires_ms=expires)
+    revoked = replace(KEY, key_id=301, digest="f" * 64)
+    await filling.identities([ends, revoked])
+    assert world.get(keys.identity(revoked.digest)) == encode_identity(as_caller(revoked))
+    # What had an end and has none any more stays.
+    was_ending = replace(staying[7], expires_ms=expires)
+    await filling.identity(was_ending)
+    world.client.config_resetstat()
+    await filling.identities([*staying, ends, replace(revoked, revoked=True)])
+    asked = world.client.info("commandstats")
+    slots = {keys.partition_of_digest(one.digest) for one in staying}
+    counted = {verb: asked[f"cmdstat_{verb}"]["calls"] for verb in ("mset", "set", "del")}
+    assert counted == {"mset": len(slots), "set": 1, "del": 1}
+    for one in staying:
+        name = keys.identity(one.digest)
+        assert (world.get(name), world.client.ttl(name)) == (encode_identity(as_caller(one)), -1)
+    assert world.client.pexpiretime(keys.identity(ends.digest)) == expires
+    assert not world.client.exists(keys.identity(revoked.digest))
 
 
 async def test_an_organizations_terms_are_written_and_older_ones_are_not(

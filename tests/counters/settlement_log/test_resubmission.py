@@ -192,6 +192,28 @@ async def test_a_redis_that_freezes_in_a_settlement_charges_it_once(
         assert (charged(world), world.tenant.held, worker.log.waiting) == ([(call.id, 7)], 0, 0)
 
 
+async def test_what_is_verified_first_is_reported_at_once_and_the_rest_together(
+    world: World, tmp_path: Path
+) -> None:
+    """Who waits for the first partition does not wait until others are gathered."""
+    first, second = (world.p + 1) % PARTITIONS, (world.p + 2) % PARTITIONS
+
+    def reported(worker: Worker) -> set[int]:
+        return {one for one, epoch in enumerate(worker.resubmitter._reported) if epoch}
+
+    world.client.delete(keys.marker(world.p))
+    async with worker_at(world.url, tmp_path, bounds=replace(QUICK, together_s_max=3_600.0)) as worker:
+        verify(world, 2, [first])
+        await worker.look()
+        assert reported(worker) == {first}
+        verify(world, 2, [second])
+        await worker.resubmitter.resubmit()
+        assert reported(worker) == {first}
+        verify(world, 2)
+        await worker.resubmitter.resubmit()
+        assert reported(worker) == set(range(PARTITIONS))
+
+
 async def test_it_runs_by_itself(world: World, tmp_path: Path) -> None:
     world.plan(100)
     async with worker_at(world.url, tmp_path, bounds=replace(QUICK, retry_s=0.01)) as worker:
