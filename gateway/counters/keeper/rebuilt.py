@@ -51,6 +51,15 @@ def states_of(partition: int, lost: Truth, found: Sequence[Found]) -> Iterator[t
         yield keys.key_state(partition, key.key_id), packed_key(key, lost.version)
 
 
+def call_of(
+    run_id: bytes, partition: int, written: Sequence[tuple[str, bytes]], marker: bytes
+) -> packing.Call:
+    """Keys and arguments of `load` for several states at once, none of them an account of budgets."""
+    (state, packed), *more = written
+    names, arguments = packing.rebuild(run_id, partition, state, packed, marker)
+    return (*names, *(name for name, _ in more)), (*arguments, *(other for _, other in more))
+
+
 def packed_key(key: KeyDefinition, version: int) -> bytes:
     """A key's whole state; nothing in flight, full buckets."""
     return _key_but_id(key.limits, key.expires_ms, version, revoked=key.revoked) + _KEY_ID.pack(key.key_id)

@@ -119,7 +119,7 @@ class KeeperCounters(Filling, BudgetAccounts, AccountHeads):
         found = await self._holds(partition, list(await self.held(partition)))
         parts = rebuilt.states_of(partition, lost, list(found.values()))
         calls = (
-            packing.rebuild_all(self.run_id_of(partition), partition, some, marker)
+            rebuilt.call_of(self.run_id_of(partition), partition, some, marker)
             for some in batched(parts, REBUILT_MAX)
         )
         answers = await self.run_all("load", calls, TOGETHER_MAX // REBUILT_MAX)

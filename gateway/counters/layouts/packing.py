@@ -273,13 +273,6 @@ def rebuild(run_id: bytes, partition: int, state: str, packed: bytes, marker: by
     return names, (table.LOAD.pack(run_id, verb, 0, 0, 0), packed, marker)
 
 
-def rebuild_all(run_id: bytes, partition: int, states: Sequence[tuple[str, bytes]], marker: bytes) -> Call:
-    """The same of several states at once, of which none is an account of budgets."""
-    (state, packed), *more = states
-    names, arguments = rebuild(run_id, partition, state, packed, marker)
-    return (*names, *(name for name, _ in more)), (*arguments, *(other for _, other in more))
-
-
 def limits(of: Limits, prefix: str = "") -> dict[str, int]:
     """Limits as states hold them, by the names of their fields: 0 is none."""
     numbers = {"rpm": of.requests_per_minute, "tpm": of.tokens_per_minute, "concurrency": of.concurrency}
