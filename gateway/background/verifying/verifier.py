@@ -65,6 +65,7 @@ class Verifier:
         partitions: Callable[[], Sequence[int]] = lambda: range(PARTITIONS),
         isolation: Isolation | None = None,
         organizations_max: int = ORGANIZATIONS_MAX,
+        watch_s: float = WATCH_S,
     ) -> None:
         self._isolation, self._left = isolation or Isolation(), 0
         self._source = source
@@ -74,6 +75,7 @@ class Verifier:
         self._admission_gate = admission_gate
         self._rewinds = rewinds
         self._partitions, self._organizations_max = partitions, organizations_max
+        self._watch_s = watch_s
         self._each = Partitions(source, target, rewinds, self._isolation)
         self._free = asyncio.Semaphore(PARTITIONS_AT_ONCE_MAX)
 
@@ -87,7 +89,7 @@ class Verifier:
         """How long until the next look. Where all but another version's is verified it only watches, and does
         so as often as ever: the admission gate goes by it.
         """
-        return WATCH_S if self.ready or self._watches else LEFT_S if self._left else INTERVAL_S
+        return self._watch_s if self.ready or self._watches else LEFT_S if self._left else INTERVAL_S
 
     async def verify(self) -> list[Verified]:
         """Verify what is not; CountersUnavailable where Redis goes away meanwhile."""

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.background.verifying import verifier as verifying
 from gateway.background.verifying.admission_gate import AdmissionGate
 from gateway.background.verifying.verifier import PARTITIONS_AT_ONCE_MAX, Verifier
 from gateway.core.integrity.verified import Truth
@@ -137,19 +136,18 @@ async def test_so_many_partitions_are_compared_at_once(
 
 
 async def test_a_connection_that_is_lost_is_looked_after_at_once(
-    own_valkey: Callable[..., ValkeyServer], migrated: str, monkeypatch: pytest.MonkeyPatch
+    own_valkey: Callable[..., ValkeyServer], migrated: str
 ) -> None:
     """However rarely a keeper looks while all is verified."""
-    monkeypatch.setattr(verifying, "WATCH_S", 3_600.0)
     server = own_valkey()
     async with backend_at(server.url, migrated) as backend:
-        await backend.verify()
-        before, run_id = backend.verifier, backend.wire.run_id
-        running = asyncio.create_task(before.run())
-        await eventually(lambda: before.pause_s == verifying.WATCH_S)
+        truths, rarely_s = Truths(backend.engine, keys.partition_of), 3_600.0
+        verifier = Verifier(truths, backend.counters, watch_s=rarely_s)
+        running, run_id = asyncio.create_task(verifier.run()), backend.wire.run_id
+        await eventually(lambda: verifier.pause_s == rarely_s)
         async with restarted(server, backend):
             pass
-        await eventually(lambda: before.ready and backend.wire.run_id != run_id)
+        await eventually(lambda: verifier.ready and backend.wire.run_id != run_id)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 
