@@ -11,6 +11,8 @@ import asyncio
 import ssl
 from asyncio import LimitOverrunError, StreamReader, StreamReaderProtocol, StreamWriter
 from base64 import b64encode
+from collections.abc import Callable
+from functools import partial
 from ipaddress import ip_address
 from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -20,6 +22,7 @@ from gateway.core.alerts.mail import Mail
 from gateway.core.alerts.webhook import Outcome
 from gateway.core.alerts.wording import plain
 from gateway.errors import SettingError
+from gateway.files import require_regular
 
 # Waiting for a connection included; shorter than a delivery is anybody's.
 TIMEOUT_S: Final = 30.0
@@ -63,11 +66,12 @@ def read_url(url: str) -> Where:
 
 
 class Mailer:
-    """Hands mails to one server, all of them from `sender`."""
+    """Hands mails to the server of now, all from `sender`; `context` is what TLS with it is spoken by."""
 
     def __init__(
-        self, where: Where, sender: str, context: ssl.SSLContext, *, timeout_s: float = TIMEOUT_S
-    ) -> None:
+        self, where: Callable[[], Where], sender: str, context: Callable[[], ssl.SSLContext],
+        *, timeout_s: float = TIMEOUT_S,
+    ) -> None:  # fmt: skip
         self.sender = sender
         self._where = where
         self._context = context
@@ -75,16 +79,20 @@ class Mailer:
         self._turns = asyncio.Semaphore(CONNECTIONS_MAX)
 
     @classmethod
-    def of(cls, url: str, sender: str, ca_file: str) -> Mailer | None:
-        """The one that settings name, if any; `SettingError` where the authorities cannot be read."""
-        if not url:
+    def of(cls, url: Callable[[], str], sender: str, ca_file: str) -> Mailer | None:
+        """The one that settings name, if any; `SettingError` where the authorities cannot be read.
+
+        The file of them is read for each mail: another one is gone by at once.
+        """
+        if not url():
             return None
         try:
-            return cls(read_url(url), sender, ssl.create_default_context(cafile=ca_file or None))
+            _verified_by(ca_file)
         except OSError as error:
             raise SettingError(
                 f"TOLLKEEPER_SMTP_CA_FILE={ca_file!r} is not valid: expected a PEM file of authorities"
             ) from error
+        return cls(lambda: read_url(url()), sender, partial(_verified_by, ca_file))
 
     async def send(self, mail: Mail) -> Outcome:
         """Hand over once; a mail that some of its recipients get is delivered."""
@@ -97,23 +105,32 @@ class Mailer:
             return Outcome(None, plain(error) or type(error).__name__)
 
     async def _hand_over(self, mail: Mail) -> Outcome:
-        where = self._where
-        session = await _Session.open(where.host, where.port, self._context if where.tls == "first" else None)
+        where = self._where()
+        context = None if where.tls == "none" else await asyncio.to_thread(self._context)
+        session = await _Session.open(where.host, where.port, context if where.tls == "first" else None)
         try:
             offered = await session.greeted()
-            if where.tls == "starttls":
-                offered = await self._upgraded(session, offered)
+            if context is not None and where.tls == "starttls":
+                offered = await self._upgraded(session, offered, context, where.host)
             if where.user:
                 await session.authenticate(where.user, where.password, offered.get("AUTH", ""))
             return await session.deliver(mail)
         finally:
             session.close()
 
-    async def _upgraded(self, session: _Session, offered: dict[str, str]) -> dict[str, str]:
+    async def _upgraded(
+        self, session: _Session, offered: dict[str, str], context: ssl.SSLContext, host: str
+    ) -> dict[str, str]:
         if "STARTTLS" not in offered:
             raise ConnectionError("the mail server offers no STARTTLS, and no mail goes there without")
-        await session.start_tls(self._context, self._where.host)
+        await session.start_tls(context, host)
         return await session.hello()
+
+
+def _verified_by(ca_file: str) -> ssl.SSLContext:
+    """TLS, verified by these authorities or the system's; `OSError` where they cannot be read."""
+    require_regular(ca_file)
+    return ssl.create_default_context(cafile=ca_file or None)
 
 
 class _Session:

@@ -30,21 +30,36 @@ class Unfinished(Exception):
 
 
 class StripeApi:
-    """The account that money is collected for; `connector` makes connections where they are no plain ones."""
+    """The account that money is collected for, by the key of now.
 
-    def __init__(self, api_key: str, base_url: str = "", connector: object | None = None) -> None:
+    `connector` makes connections where they are no plain ones.
+    """
+
+    def __init__(
+        self, api_key: Callable[[], str], base_url: str = "", connector: object | None = None
+    ) -> None:
         self._http = stripe.AIOHTTPClient(timeout=REQUEST_S_MAX, connector=connector)
         stripe.set_app_info("Tollkeeper", version=version("tollkeeper"))
-        self._client = stripe.StripeClient(
+        self._now, self._base_url, self._api_key = api_key, base_url.rstrip("/"), api_key()
+        self._client = self._with(self._api_key)
+        # An answer that broke off: the library passes on what its own client raises.
+        self.broken_off = (self._http.aiohttp.ClientError, TimeoutError, OSError)
+
+    @property
+    def v1(self) -> Any:
+        """What Stripe is asked by."""
+        if (api_key := self._now()) != self._api_key:
+            self._api_key, self._client = api_key, self._with(api_key)
+        return self._client.v1
+
+    def _with(self, api_key: str) -> stripe.StripeClient:
+        return stripe.StripeClient(
             api_key,
-            base_addresses={"api": base_url.rstrip("/")} if base_url else None,
+            base_addresses={"api": self._base_url} if self._base_url else None,
             http_client=self._http,
             # Attempts are counted, and repeated, where hand-overs are kept.
             max_network_retries=0,
         )
-        self.v1 = self._client.v1
-        # An answer that broke off: the library passes on what its own client raises.
-        self.broken_off = (self._http.aiohttp.ClientError, TimeoutError, OSError)
 
     async def settled(self, attempt: Awaitable[Outcome]) -> Outcome:
         """What comes of an attempt; what it fails by is told, not raised."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -23,9 +23,9 @@ _RETURNED = ("charge.refund", "refund.", "charge.dispute.")
 
 
 class StripeEvents:
-    """Reads what comes to the endpoint that Stripe was given."""
+    """Reads what comes to the endpoint that Stripe was given, signed with the secret of now."""
 
-    def __init__(self, secret: str, *, tolerance_s: int = TOLERANCE_S) -> None:
+    def __init__(self, secret: Callable[[], str], *, tolerance_s: int = TOLERANCE_S) -> None:
         self._secret = secret
         self._tolerance_s = tolerance_s
 
@@ -35,7 +35,7 @@ class StripeEvents:
         `Unauthorized` where it is not Stripe's, or older than the tolerance.
         """
         try:
-            stripe.WebhookSignature.verify_header(body, signature, self._secret, self._tolerance_s)
+            stripe.WebhookSignature.verify_header(body, signature, self._secret(), self._tolerance_s)
         except (stripe.SignatureVerificationError, UnicodeDecodeError) as error:
             raise Unauthorized("The signature is not Stripe's, or it is too old.") from error
         try:

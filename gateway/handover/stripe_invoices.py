@@ -57,7 +57,7 @@ class StripeInvoices:
         *,
         lines_at_once: int = LINES_AT_ONCE,
     ) -> None:
-        self._api, self._v1 = api, api.v1
+        self._api = api
         self._collection = collection
         self._now = now
         self._lines_at_once = lines_at_once
@@ -89,12 +89,12 @@ class StripeInvoices:
         there = await self._known(handover)
         if paper.status == "void" and (there is None or there["status"] == "draft"):
             if there is not None:
-                await self._v1.invoices.delete_async(there["id"])
+                await self._api.v1.invoices.delete_async(there["id"])
             return Outcome(CANCELED, "made void before it was handed over")
         is_new = there is None
         if there is None:
             asked = self._draft(handover)
-            there = (await self._v1.invoices.create_async(asked, once(handover, "create"))).to_dict()
+            there = (await self._api.v1.invoices.create_async(asked, once(handover, "create"))).to_dict()
         await note(there["id"])
         if there["status"] == "draft":
             there = await self._filled(handover, there, set() if is_new else await self._positions(there))
@@ -103,20 +103,20 @@ class StripeInvoices:
             raise Unfinished(f"somebody made {there['id']} void at Stripe")
         if there["status"] == "draft":
             advance = {"auto_advance": True}
-            final = self._v1.invoices.finalize_invoice_async
+            final = self._api.v1.invoices.finalize_invoice_async
             there = (await final(there["id"], advance, once(handover, "finalize"))).to_dict()
         return Outcome(DONE, remote_id=there["id"], url=there.get("hosted_invoice_url"))
 
     async def _known(self, handover: Handover) -> Object | None:
         """What this hand-over made before, as it stands now."""
         if handover.remote_id is not None:
-            there = await existing(self._v1.invoices.retrieve_async(handover.remote_id))
+            there = await existing(self._api.v1.invoices.retrieve_async(handover.remote_id))
             if there is not None:
                 return there
             # Somebody deleted the draft: it is looked for, and made again.
         since = int((handover.created_at - SINCE).timestamp())
         of = {"customer": handover.customer, "created": {"gte": since}}
-        return await made(handover, lambda page: self._v1.invoices.list_async(of | page))
+        return await made(handover, lambda page: self._api.v1.invoices.list_async(of | page))
 
     def _draft(self, handover: Handover) -> Params:
         paper = handover.paper
@@ -150,7 +150,7 @@ class StripeInvoices:
 
     async def _positions(self, there: Object) -> set[str]:
         """The lines of ours that a draft has already."""
-        lines = partial(self._v1.invoices.line_items.list_async, there["id"])
+        lines = partial(self._api.v1.invoices.line_items.list_async, there["id"])
         return {(one.get("metadata") or {}).get(POSITION, "") async for one in every(lines)}
 
     async def _filled(self, handover: Handover, there: Object, has: set[str]) -> Object:
@@ -160,7 +160,9 @@ class StripeInvoices:
         for at in range(0, len(lines), self._lines_at_once):
             some = [_line(line, currency) for line in lines[at : at + self._lines_at_once]]
             step = once(handover, f"lines-{some[0]['metadata'][POSITION]}")
-            there = (await self._v1.invoices.add_lines_async(there["id"], {"lines": some}, step)).to_dict()
+            there = (
+                await self._api.v1.invoices.add_lines_async(there["id"], {"lines": some}, step)
+            ).to_dict()
         return there
 
     async def _credit_note(self, handover: Handover) -> Outcome:
@@ -168,14 +170,14 @@ class StripeInvoices:
         if handover.about is None:
             return await self._to_balance(handover, -to_stripe(amount, currency))
         there = await made(
-            handover, lambda page: self._v1.credit_notes.list_async({"invoice": handover.about} | page)
+            handover, lambda page: self._api.v1.credit_notes.list_async({"invoice": handover.about} | page)
         )
         if there is None:
             if handover.paper.status == "void":
                 return Outcome(CANCELED, "made void before it was handed over")
-            invoice = (await self._v1.invoices.retrieve_async(handover.about)).to_dict()
+            invoice = (await self._api.v1.invoices.retrieve_async(handover.about)).to_dict()
             asked = _note(handover, to_stripe(amount, currency), int(invoice["amount_remaining"]))
-            there = (await self._v1.credit_notes.create_async(asked, once(handover, "create"))).to_dict()
+            there = (await self._api.v1.credit_notes.create_async(asked, once(handover, "create"))).to_dict()
         credited = from_stripe(int(there.get("post_payment_amount") or 0), currency)
         return Outcome(DONE, remote_id=there["id"], url=there.get("pdf"), credited=credited)
 
@@ -183,7 +185,7 @@ class StripeInvoices:
         """What gives back days of several invoices is no note of one: the customer's next invoice is less."""
         if handover.paper.status == "void" and handover.kind == "credit_note":
             return Outcome(CANCELED, "made void before it was handed over")
-        moves = self._v1.customers.balance_transactions
+        moves = self._api.v1.customers.balance_transactions
         there = await made(handover, partial(moves.list_async, handover.customer))
         if there is None:
             asked = {
@@ -197,15 +199,15 @@ class StripeInvoices:
     async def _void_note(self, handover: Handover, about: str) -> Outcome:
         if about.startswith("cbtxn_"):
             return await self._to_balance(handover, to_stripe(-handover.paper.total, handover.paper.currency))
-        there = (await self._v1.credit_notes.retrieve_async(about)).to_dict()
+        there = (await self._api.v1.credit_notes.retrieve_async(about)).to_dict()
         if there["status"] != "void":
-            await self._v1.credit_notes.void_credit_note_async(about, {}, once(handover, "void"))
+            await self._api.v1.credit_notes.void_credit_note_async(about, {}, once(handover, "void"))
         return Outcome(DONE, remote_id=about)
 
     async def _ended(self, handover: Handover, about: str) -> Outcome:
         """Bring an invoice to the end it has here: void, paid to somebody else, or given up."""
-        there = (await self._v1.invoices.retrieve_async(about)).to_dict()
-        invoices, key = self._v1.invoices, once(handover, handover.kind)
+        there = (await self._api.v1.invoices.retrieve_async(about)).to_dict()
+        invoices, key = self._api.v1.invoices, once(handover, handover.kind)
         stands = "deleted" if there.get("deleted") else there["status"]
         if handover.kind == "void" and stands == "draft":
             await invoices.delete_async(about)

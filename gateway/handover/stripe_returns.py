@@ -25,7 +25,7 @@ class StripeReturns:
     """Looks up what became of payments."""
 
     def __init__(self, api: StripeApi) -> None:
-        self._api, self._v1 = api, api.v1
+        self._api = api
 
     async def look_up(self, told: Returned) -> Sequence[Collected]:
         """What each invoice of a payment stands at; `CollectorUnavailable` where Stripe does not say."""
@@ -37,7 +37,7 @@ class StripeReturns:
             raise CollectorUnavailable(f"Stripe does not say which invoice it is about: {why}") from error
 
     async def _stands(self, told: Returned, invoice_id: str) -> Collected:
-        invoice = (await self._v1.invoices.retrieve_async(invoice_id)).to_dict()
+        invoice = (await self._api.v1.invoices.retrieve_async(invoice_id)).to_dict()
         currency = str(invoice["currency"]).upper()
         back = 0
         async for each in self._paid({"invoice": invoice_id, "status": "paid"}):
@@ -62,8 +62,8 @@ class StripeReturns:
 
     async def _given_back(self, payment: str) -> int:
         of = {"payment_intent": payment}
-        refunds = self._v1.refunds.list_async
-        disputes = self._v1.disputes.list_async
+        refunds = self._api.v1.refunds.list_async
+        disputes = self._api.v1.disputes.list_async
         given = [
             int(each["amount"])
             async for each in every(lambda page: refunds(of | page))
@@ -77,7 +77,7 @@ class StripeReturns:
         return sum(given)
 
     def _paid(self, of: Params) -> AsyncIterator[Object]:
-        listed = self._v1.invoice_payments.list_async
+        listed = self._api.v1.invoice_payments.list_async
         return every(lambda page: listed(of | page))
 
 

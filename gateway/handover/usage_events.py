@@ -48,29 +48,30 @@ class Shape(Protocol):
 
 
 class UsageEvents:
-    """The way of events to a billing service."""
+    """The way of events to a billing service, which knows us by the token of now; empty for none."""
 
     def __init__(
         self,
         post: Post,
         shape: Shape,
         url: str,
-        token: str,
+        token: Callable[[], str],
         *,
         clock: Callable[[], float] = time.monotonic,
         sending_s_max: float = SENDING_S_MAX,
     ) -> None:
         self._post, self._shape = post, shape
         self._url = url.rstrip("/") + shape.path
-        # A compressed answer would be read as it is.
-        self._headers = {
-            "Content-Type": shape.content_type, "User-Agent": "tollkeeper", "Accept-Encoding": "identity",
-        }  # fmt: skip
-        if token:
-            self._headers["Authorization"] = f"Bearer {token}"
-        self._token = token
+        self._token, self._sent = token, ""
         self._clock = clock
         self._sending_s_max = sending_s_max
+
+    def _headers(self) -> dict[str, str]:
+        # A compressed answer would be read as it is.
+        said = {"User-Agent": "tollkeeper", "Accept-Encoding": "identity"}
+        said["Content-Type"] = self._shape.content_type
+        self._sent = self._token()
+        return said | ({"Authorization": f"Bearer {self._sent}"} if self._sent else {})
 
     async def send(self, events: Sequence[UsageEvent]) -> Sent:
         """Have a batch taken; whatever the other side does is told, not raised.
@@ -82,7 +83,7 @@ class UsageEvents:
         pieces = [events]
         while pieces and sent.pause is None and self._clock() < end:
             piece = pieces.pop()
-            answer = await self._post(self._url, self._headers, self._shape.body(piece))
+            answer = await self._post(self._url, self._headers(), self._shape.body(piece))
             if answer.status is not None and 200 <= answer.status < 300:
                 sent.taken.update(event.id for event in piece)
             elif answer.status in ABOUT_EVENTS:
@@ -114,6 +115,6 @@ class UsageEvents:
         return self._shown(f"it answers {answer.status}: {body or answer.error or 'nothing'}")
 
     def _shown(self, text: str) -> str:
-        if self._token:
-            text = text.replace(self._token, "(hidden)")
+        if self._sent:
+            text = text.replace(self._sent, "(hidden)")
         return " ".join(text.replace("\0", "").split())[:ERROR_CHARS_MAX]

@@ -10,13 +10,12 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Literal, cast
 
-from gateway.admin.tunnelling import ProxiesNow
 from gateway.background.isolation import Isolation
 from gateway.background.timed.handovers import Handovers, Queue
 from gateway.core.billing.handover import Collected, Returned
 from gateway.errors import StartError
 from gateway.run.billing_loops import Loops
-from gateway.run.calling_out import connector
+from gateway.run.calling_out import Later, connector
 from gateway.run.usage_feed import UsageFeed
 from gateway.settings.settings import Settings
 from persistence.keeper.usage_feed import FeedQueue
@@ -34,12 +33,12 @@ class Collecting:
     Beside them those of the service that is told what was used.
     """
 
-    def __init__(self, settings: Settings, proxies: ProxiesNow) -> None:
+    def __init__(self, settings: Settings, later: Later) -> None:
         self._settings = settings
         self._api: StripeApi | None = None
         self.read: Reader | None = None
         self.look_up: LookUp | None = None
-        self._feed = UsageFeed(settings, proxies)
+        self._feed = UsageFeed(settings, later)
         if not (settings.stripe_api_key or settings.stripe_webhook_secret):
             return
         try:
@@ -52,10 +51,11 @@ class Collecting:
                 "pip install 'tollkeeper[stripe]'"
             ) from error
         if settings.stripe_api_key:
-            self._api = StripeApi(settings.stripe_api_key, settings.stripe_api_url, connector(proxies))
+            connects = connector(later.proxies)
+            self._api = StripeApi(later.saying("stripe_api_key"), settings.stripe_api_url, connects)
             self.look_up = StripeReturns(self._api).look_up
         if settings.stripe_webhook_secret:
-            self.read = StripeEvents(settings.stripe_webhook_secret).read
+            self.read = StripeEvents(later.saying("stripe_webhook_secret")).read
 
     def loops(self, queue: Queue, feed: FeedQueue, log: Callable[..., None], isolation: Isolation) -> Loops:
         """What hands over, where there is a key, and what tells of use."""

@@ -112,7 +112,7 @@ class Keeper:
         self._settings, self._invoice_renderer = settings, invoice_renderer(settings)
         log = self._log = logs.logger("tollkeeper.keeper")
         later = self._later = KeeperSettings(settings, source, log)
-        self._collecting = Collecting(settings, later.proxies)
+        self._collecting = Collecting(settings, later)
         self._pools = engines.Pools.create(settings.database_url, batches=settings.invoices_at_once)
         self._engine, self._fences = self._pools.loops, Fences(str(uuid4()), time.time, self._log)
         self._wires = wires_to(
@@ -138,7 +138,7 @@ class Keeper:
         self._sweeper, journal = Sweeper(sweeps, self._counters), RefusedJournal(self._engine)
         self._refused = RefusedDrain(RefusedStream(self._counters), journal, isolation=isolation)
         private, head = settings.webhook_private_addresses, self._invoice_renderer.letterhead
-        mailer = Mailer.of(settings.smtp_url, settings.smtp_from, settings.smtp_ca_file)
+        mailer = Mailer.of(later.saying("smtp_url"), settings.smtp_from, settings.smtp_ca_file)
         store_over = partial(
             Store, partition_of=partition_of, private_addresses=private, mail_allowed=bool(mailer),
             letterhead=head, replica=Replica.of(settings.database_read_url, self._engine),

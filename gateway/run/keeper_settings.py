@@ -26,15 +26,15 @@ Source = ParentPipe | Callable[[], Settings] | None
 
 
 class KeeperSettings:
-    """What a keeper goes by that may change while it runs: who signs in, through whom it calls others, and
-    what is logged.
+    """What a keeper goes by that may change while it runs: who signs in, through whom it calls others and
+    by which secrets, and what is logged.
     """
 
     def __init__(
         self, settings: Settings, source: Source, log: Callable[..., None], *, look_s: float = LOOK_S
     ) -> None:
         self.sign_ins = KeptSignIns(settings, log)
-        self._proxies, self._look_s = settings.proxies, look_s
+        self._running, self._look_s = settings, look_s
         self._settings, self._source, self._log = settings, source, log
         read = source if callable(source) else lambda: settings
         self._now = Renewal(settings, read, KEEPERS_RENEWABLE)
@@ -56,7 +56,11 @@ class KeeperSettings:
 
     def proxies(self) -> Proxies:
         """Through whom others are called now."""
-        return self._proxies
+        return self._running.proxies
+
+    def saying(self, name: str) -> Callable[[], str]:
+        """What tells the secret of a setting, as it is when it is asked."""
+        return lambda: str(getattr(self._running, name))
 
     async def is_last(self) -> bool:
         """Whether what runs here goes by the configuration file as it is now."""
@@ -71,6 +75,6 @@ class KeeperSettings:
         self._renew(self._now.running)
 
     def _renew(self, settings: Settings) -> None:
-        self._proxies = settings.proxies
+        self._running = settings
         self.sign_ins.renew(settings)
         logs.configure(settings.log_level)

@@ -25,8 +25,10 @@ from gateway.settings.settings import PREFIX, SECRETS, Settings
 OF_GATEWAYS = tuple(sorted(SECRETS.difference(OF_KEEPERS)))
 # Of what a keeper has, all but the tokens of its own port, which that takes over by itself.
 KEPT_BY_KEEPERS = tuple(sorted(SECRETS.difference({"admin_token", "readonly_token"})))
+# Of a keeper: by which secrets others know it. Where there was none, what goes by it was not started.
+KEEPERS_SECRETS = ("smtp_url", "stripe_api_key", "stripe_webhook_secret", "usage_feed_token")
 # What credentials stand in.
-_WITH_CREDENTIALS = ("upstreams", "workloads", "issuers", "proxies", "sign_in")
+_WITH_CREDENTIALS = ("upstreams", "workloads", "issuers", "proxies", "sign_in", *KEEPERS_SECRETS)
 
 # Routes and upstreams, and what the data plane asks again for each connection or call.
 RENEWABLE = frozenset({
@@ -34,7 +36,7 @@ RENEWABLE = frozenset({
     "proxies", "secret_files", "cors_origins", *SETTABLE,
 })  # fmt: skip
 # What a keeper asks again.
-KEEPERS_RENEWABLE = frozenset({"sign_in", "proxies", "log_level", "secret_files"})
+KEEPERS_RENEWABLE = frozenset({"sign_in", "proxies", "log_level", "secret_files", *KEEPERS_SECRETS})
 
 # How often the configuration file is looked at. It is read once two looks find the same: not half written.
 CONFIG_LOOK_S = 1.0
@@ -49,7 +51,7 @@ class Renewal:
     """
 
     def __init__(
-        self, running: Settings, read: Callable[[], Settings], takes: Collection[str] = RENEWABLE
+        self, running: Settings, read: Callable[[], Settings], takes: frozenset[str] = RENEWABLE
     ) -> None:
         self.running = running
         self.wrong = ""
@@ -66,9 +68,10 @@ class Renewal:
         """Take over what may change: the names of what did, and in words what was done."""
         before, after = self.running.values(), written.values()
         differ = {name: value for name, value in after.items() if value != before[name]}
-        taken = {name: value for name, value in differ.items() if name in self._takes}
+        begun = {name for name in KEEPERS_SECRETS if not (before[name] and after[name])}
+        taken = {name: value for name, value in differ.items() if name in self._takes - begun}
         self.running = self.running.with_values(**taken)
-        others = {*self._takes, *RENEWABLE, *KEEPERS_RENEWABLE}  # theirs who serve by them
+        others = {*self._takes, *RENEWABLE, *KEEPERS_RENEWABLE} - begun  # theirs who serve by them
         left = ", ".join(PREFIX + name.upper() for name in differ if name not in others)
         said = f"{', '.join(taken)} changed" if taken else "nothing changed"
         return taken.keys(), said + (f"; a restart is needed for {left}" if left else "")
@@ -80,7 +83,7 @@ class Renewal:
         self.running = before.with_values(**theirs)
         said = _said_of(before, self.running)
         of_ours = KEPT_BY_KEEPERS if self._takes == KEEPERS_RENEWABLE else OF_GATEWAYS
-        kept = [name for name in of_ours if getattr(written, name) != getattr(before, name)]
+        kept = [name for name in of_ours if getattr(written, name) != getattr(self.running, name)]
         left = ", ".join(PREFIX + name.upper() for name in kept)
         return "; ".join([*said, f"a restart is needed for {left}"] if left else said)
 
@@ -97,6 +100,10 @@ def _said_of(before: Settings, after: Settings) -> list[str]:
     providers = ", ".join(now.name for then, now in people if then.client_secret != now.client_secret)
     said = [f"credentials of upstreams changed: {upstreams}"] if upstreams else []
     said += [f"credentials of providers of sign-in changed: {providers}"] if providers else []
+    ours = [
+        PREFIX + name.upper() for name in KEEPERS_SECRETS if getattr(before, name) != getattr(after, name)
+    ]
+    said += [f"{', '.join(ours)} changed"] if ours else []
     said += ["proxies changed"] if before.proxies != after.proxies and not upstreams else []
     return [*said, "keys of workloads changed"] if before.workloads != after.workloads else said
 
@@ -114,7 +121,9 @@ def with_credentials(settings: Settings, written: Settings) -> Settings:
     people = {one.name: one for one in written.sign_in.providers}
     providers = (_with_secret(one, people.get(one.name, one)) for one in settings.sign_in.providers)
     providers = (replace(one, issuer=replace(one.issuer, proxies=written.proxies)) for one in providers)
+    ours = {name: getattr(written, name) for name in KEEPERS_SECRETS if getattr(settings, name)}
     return settings.with_values(
+        **{name: secret for name, secret in ours.items() if secret},
         upstreams=tuple(upstreams), workloads=tuple(workloads), issuers=tuple(issuers),
         proxies=written.proxies, sign_in=replace(settings.sign_in, providers=tuple(providers)),
     )  # fmt: skip

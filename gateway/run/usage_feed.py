@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gateway.admin.tunnelling import ProxiesNow
 from gateway.background.isolation import Isolation
 from gateway.background.timed.usage_feed import UsageFeedSender
 from gateway.core.billing.usage_feed import Terms
@@ -16,7 +15,7 @@ from gateway.handover.lago import Lago
 from gateway.handover.openmeter import OpenMeter
 from gateway.handover.usage_events import Shape, UsageEvents
 from gateway.run.billing_loops import Loops
-from gateway.run.calling_out import outgoing
+from gateway.run.calling_out import Later, outgoing
 from gateway.settings.settings import Settings
 from persistence.keeper.usage_feed import FeedQueue
 
@@ -24,11 +23,11 @@ from persistence.keeper.usage_feed import FeedQueue
 class UsageFeed:
     """A keeper's ends of the feed; none where no service is named."""
 
-    def __init__(self, settings: Settings, proxies: ProxiesNow) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, later: Later) -> None:
+        self._settings, self._token = settings, later.saying("usage_feed_token")
         self._queue: FeedQueue | None = None
         # An operator names the address: it may be one of the operator's own network.
-        self._outgoing = outgoing(proxies, private=True)
+        self._outgoing = outgoing(later.proxies, private=True)
         if settings.usage_feed == "lago" and not settings.usage_feed_token:
             raise StartError("TOLLKEEPER_USAGE_FEED_TOKEN is not set: Lago wants an API key")
 
@@ -40,7 +39,7 @@ class UsageFeed:
         self._queue = queue
         lago, code = settings.usage_feed == "lago", settings.usage_feed_code
         shape: Shape = Lago(code) if lago else OpenMeter(code)
-        events = UsageEvents(self._outgoing.ask, shape, settings.usage_feed_url, settings.usage_feed_token)
+        events = UsageEvents(self._outgoing.ask, shape, settings.usage_feed_url, self._token)
         terms = Terms("lago" if lago else "openmeter", settings.usage_feed_waiting_max)
         return {"usage feed": UsageFeedSender(queue, events, terms, log, isolation=isolation).run}
 

@@ -42,7 +42,7 @@ async def told_by(
 ) -> AsyncIterator[Api]:
     """The Admin API of a keeper that Stripe tells something."""
     engine, counters = engines.create(keeper_database), MemoryCounters(admin_database)
-    read = StripeEvents(SECRET).read
+    read = StripeEvents(lambda: SECRET).read
     ports = replace(ports_over(engine, counters), read_collected=read, look_up_returned=look_up)
     async with TestClient(TestServer(build(ports)), cookie_jar=DummyCookieJar()) as client:
         yield Api(client, counters, admin_database, failures=ports.failures)

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import email
 import ssl
+from base64 import b64decode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -43,7 +44,8 @@ class Place:
     def mail_server(self, server: MailServer, tls: str = "starttls", **how: Any) -> Mailer:
         context = ssl.create_default_context(cafile=self.ca_file)
         credentials = () if tls == "none" else ("user", "p@ss")
-        return Mailer(Where(HOST, server.port, tls, *credentials), FROM, context, **how)
+        where = Where(HOST, server.port, tls, *credentials)
+        return Mailer(lambda: where, FROM, lambda: context, **how)
 
 
 @pytest.fixture
@@ -125,6 +127,24 @@ async def test_another_servers_certificate_is_refused(place: Place) -> None:
     assert "CERTIFICATE_VERIFY_FAILED" in (outcome.error or "")
 
 
+async def test_another_authority_and_another_password_are_gone_by_from_the_next_mail_on(
+    place: Place, tmp_path: Path
+) -> None:
+    async with place.open(tls=True) as server:
+        now = f"smtps://user:one@{HOST}:{server.port}"
+        authorities = tmp_path / "authorities.pem"
+        trustme.CA().cert_pem.write_to_path(str(authorities))
+        mailer = Mailer.of(lambda: now, FROM, str(authorities))
+        assert mailer is not None
+        assert "CERTIFICATE_VERIFY_FAILED" in ((await mailer.send(mail())).error or "")
+        authorities.write_bytes(Path(place.ca_file).read_bytes())
+        assert (await mailer.send(mail())).delivered
+        now = now.replace(":one@", ":two@")
+        assert (await mailer.send(mail())).delivered
+    known = [line.split()[-1] for line in server.said if line.startswith("AUTH PLAIN")]
+    assert [b64decode(each).split(b"\0")[-1] for each in known] == [b"one", b"two"]
+
+
 async def test_what_comes_before_tls_counts_for_nothing(place: Place) -> None:
     """An answer slipped in behind that to STARTTLS is not taken for the answer to what is asked under TLS."""
     async with place.open(injected=b"250-evil\r\n250 AUTH LOGIN\r\n") as server:
@@ -195,8 +215,8 @@ async def test_lines_of_a_mail_do_not_end_it(place: Place) -> None:
 
 
 def test_a_file_of_authorities_that_cannot_be_used_stops_the_start(tmp_path: Path) -> None:
-    assert Mailer.of("", "", "") is None
+    assert Mailer.of(lambda: "", "", "") is None
     (tmp_path / "ca.pem").write_text("nothing")
     for name in ("ca.pem", "none.pem"):
         with pytest.raises(SettingError, match="TOLLKEEPER_SMTP_CA_FILE"):
-            Mailer.of("smtp://h", FROM, str(tmp_path / name))
+            Mailer.of(lambda: "smtp://h", FROM, str(tmp_path / name))

@@ -28,7 +28,7 @@ class Way:
 
     def to(self, url: str = "", token: str = TOKEN) -> UsageEvents:
         shape: Shape = Lago(CODE) if self.billing.lago else OpenMeter(CODE)
-        return UsageEvents(self.outgoing.ask, shape, url or self.billing.url, token)
+        return UsageEvents(self.outgoing.ask, shape, url or self.billing.url, lambda: token)
 
 
 @pytest.fixture(params=[True, False], ids=["lago", "openmeter"])
@@ -135,7 +135,7 @@ async def test_halving_ends_when_its_time_is_over_and_something_was_found(way: W
     way.billing.lago = False
     way.billing.poison = {"e"}
     ticks = itertools.count()
-    way_there = (way.outgoing.ask, OpenMeter(CODE), way.billing.url, TOKEN)
+    way_there = (way.outgoing.ask, OpenMeter(CODE), way.billing.url, lambda: TOKEN)
     halving = UsageEvents(*way_there, clock=lambda: next(ticks), sending_s_max=8.5)
     sent = await halving.send(events(100))
     assert way.billing.requests == 8

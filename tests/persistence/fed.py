@@ -44,7 +44,7 @@ class Fed:
     @property
     def service(self) -> UsageEvents:
         shape: Shape = Lago(CODE) if self.billing.lago else OpenMeter(CODE)
-        return UsageEvents(self.outgoing.ask, shape, self.billing.url, TOKEN)
+        return UsageEvents(self.outgoing.ask, shape, self.billing.url, lambda: TOKEN)
 
     def loop(self, batch: int = 100) -> UsageFeedSender:
         def log(what: str, **more: Any) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import sys
+import time
 from typing import Any
 
 import pytest
-from stripe import InvalidRequestError
+from stripe import APIError, InvalidRequestError
 
-from gateway.admin.tunnelling import no_proxies
 from gateway.background.isolation import Isolation
 from gateway.background.timed.handovers import Handovers
 from gateway.errors import StartError, Unauthorized
 from gateway.run.collecting import Collecting
-from gateway.settings.settings import load
+from gateway.run.keeper_settings import KeeperSettings
+from gateway.settings.settings import Settings, load
 from tests.proxy_server import HERE, ProxyServer
 from tests.stripe_server import stripe_server
 
@@ -21,7 +24,11 @@ KEY, SECRET = "sk_test_of_the_tests_only", "whsec_of_the_tests_only"
 
 
 def of(**said: str) -> Collecting:
-    return Collecting(load({f"TOLLKEEPER_STRIPE_{name}": value for name, value in said.items()}), no_proxies)
+    return over(load({f"TOLLKEEPER_STRIPE_{name}": value for name, value in said.items()}))
+
+
+def over(settings: Settings) -> Collecting:
+    return Collecting(settings, KeeperSettings(settings, None, print))
 
 
 def loops(collecting: Collecting) -> dict[str, Any]:
@@ -53,13 +60,45 @@ async def test_stripe_is_reached_through_a_proxy() -> None:
         where = stripe.url.replace("127.0.0.1", "stripe.test")
         variables = {"TOLLKEEPER_STRIPE_API_KEY": KEY, "TOLLKEEPER_STRIPE_API_URL": where}
         settings = load({**variables, "HTTP_PROXY": f"http://{HERE}:{proxy.port}"})
-        collecting = Collecting(settings, lambda: settings.proxies)
+        collecting = over(settings)
         api = collecting._api
         assert api is not None
         with pytest.raises(InvalidRequestError):
             await api.v1.invoices.retrieve_async("in_none")
         assert proxy.targets == [where.removeprefix("http://")]
         await collecting.aclose()
+
+
+async def test_stripe_is_asked_and_believed_by_the_secrets_of_now() -> None:
+    """Another key from the next request on; what was signed with the secret before is Stripe's no more."""
+    async with stripe_server() as stripe:
+        said = {"TOLLKEEPER_STRIPE_API_URL": stripe.url, "TOLLKEEPER_STRIPE_WEBHOOK_SECRET": SECRET}
+        settings = load({**said, "TOLLKEEPER_STRIPE_API_KEY": KEY})
+        later = KeeperSettings(settings, None, print)
+        collecting = Collecting(settings, later)
+        api, read = collecting._api, collecting.read
+        assert api is not None
+        assert read is not None
+        with pytest.raises(InvalidRequestError):
+            await api.v1.invoices.retrieve_async("in_none")
+        body = b'{"data": {"object": {"object": "customer"}}}'
+        assert read(body, signed(body, SECRET)) is None
+        later._renew(
+            settings.with_values(stripe_api_key="sk_test_another_key", stripe_webhook_secret="w" * 16)
+        )
+        with pytest.raises(APIError):
+            await api.v1.invoices.retrieve_async("in_none")
+        assert read(body, signed(body, "w" * 16)) is None
+        with pytest.raises(Unauthorized):
+            read(body, signed(body, SECRET))
+        await collecting.aclose()
+
+
+def signed(body: bytes, secret: str) -> str:
+    """Stripe's signature, by its own page of them."""
+    at = int(time.time())
+    digest = hmac.new(secret.encode(), f"{at}.{body.decode()}".encode(), hashlib.sha256).hexdigest()
+    return f"t={at},v1={digest}"
 
 
 def test_where_the_library_is_missing_the_start_says_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from gateway.core.upstreams.proxies import Proxy
 from gateway.run.keeper_settings import KeeperSettings
 from gateway.run.parent_pipe import ParentPipe
+from gateway.run.reload import KEEPERS_RENEWABLE, Renewal
 from gateway.run.sign_ins import KeptSignIns
 from gateway.settings.settings import Settings, load, to_json
 from tests.waiting import eventually
@@ -54,16 +55,21 @@ async def test_providers_are_taken_over_from_a_file_and_a_wrong_one_is_said(tmp_
         keeping.cancel()
 
 
-async def test_a_proxy_and_a_providers_secret_are_taken_over_once_their_files_change(tmp_path: Path) -> None:
+async def test_secrets_by_which_others_know_a_keeper_are_taken_over_once_their_files_change(
+    tmp_path: Path,
+) -> None:
     """And nothing else is: whoever wrote the rest has not said that it is ready."""
-    file, proxy, secret, said = tmp_path / "c.yaml", tmp_path / "proxy", tmp_path / "secret", Said()
+    file, proxy, secret, token, pepper = (tmp_path / name for name in ("c.yaml", "p", "s", "t", "k"))
+    said = Said()
     written(file, "one")
     file.write_text(file.read_text().rstrip().removesuffix("}") + ', client_secret: "${WORD}"}\n')
     proxy.write_text("http://one.test:3128")
     secret.write_text("word-of-the-client-1")
+    token.write_text("token-of-the-feed-1")
+    pepper.write_text("p" * 16)
     environ = {
-        "HTTPS_PROXY_FILE": str(proxy), "WORD_FILE": str(secret), "TOLLKEEPER_KEY_PEPPER": "p" * 16,
-        "TOLLKEEPER_DATA_DIR": str(tmp_path / "data"),
+        "HTTPS_PROXY_FILE": str(proxy), "WORD_FILE": str(secret), "TOLLKEEPER_KEY_PEPPER_FILE": str(pepper),
+        "TOLLKEEPER_USAGE_FEED_TOKEN_FILE": str(token), "TOLLKEEPER_DATA_DIR": str(tmp_path / "data"),
     }  # fmt: skip
     read = partial(load, environ, file)
     kept = KeeperSettings(read(), read, lambda event, **more: said.append((event, more)), look_s=0.01)
@@ -78,6 +84,16 @@ async def test_a_proxy_and_a_providers_secret_are_taken_over_once_their_files_ch
         [provider] = kept._now.running.sign_in.providers
         assert provider.client_secret == "word-of-the-client-2"
         assert str(provider.issuer.proxies.to("https://one.example")) == "two.test:81"
+        replaced(token, "token-of-the-feed-2")
+        await eventually(lambda: kept.saying("usage_feed_token")() == "token-of-the-feed-2")
+        assert "files of secrets read again: TOLLKEEPER_USAGE_FEED_TOKEN changed" in [
+            event for event, _ in said
+        ]
+        replaced(pepper, "q" * 16)
+        restart = "files of secrets read again: a restart is needed for TOLLKEEPER_KEY_PEPPER"
+        await eventually(lambda: restart in [event for event, _ in said])
+        assert kept._now.running.key_pepper == "p" * 16
+        replaced(pepper, "p" * 16)
         replaced(proxy, "socks5://us:er@two.test")
         await eventually(lambda: [more for _, more in said if more.get("level") == "warning"])
         assert str(kept.proxies().to("https://hooks.test")) == "two.test:81"
@@ -118,6 +134,17 @@ async def test_providers_are_taken_over_from_a_supervisor(tmp_path: Path) -> Non
         await eventually(lambda: labels == {"two": "TWO"})
     finally:
         keeping.cancel()
+
+
+def test_what_was_not_started_for_want_of_a_secret_needs_a_restart_and_a_changed_one_does_not() -> None:
+    one, two = load({"TOLLKEEPER_STRIPE_API_KEY": "k" * 16}), load({"TOLLKEEPER_STRIPE_API_KEY": "l" * 16})
+    needed = "nothing changed; a restart is needed for TOLLKEEPER_STRIPE_API_KEY"
+    for before, after, said in (
+        (one, two, "stripe_api_key changed"), (load({}), two, needed), (one, load({}), needed)
+    ):  # fmt: skip
+        now = Renewal(before, Settings, KEEPERS_RENEWABLE)
+        assert now.take(after)[1] == said
+        assert now.running.stripe_api_key == (after if said.endswith("changed") else before).stripe_api_key
 
 
 def test_that_a_restart_is_needed_is_said_once(tmp_path: Path) -> None:

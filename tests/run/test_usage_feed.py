@@ -8,9 +8,9 @@ from contextlib import suppress
 
 import pytest
 
-from gateway.admin.tunnelling import no_proxies
 from gateway.background.isolation import Isolation
 from gateway.errors import SettingError, StartError
+from gateway.run.keeper_settings import KeeperSettings
 from gateway.run.usage_feed import UsageFeed
 from gateway.settings.settings import load
 from persistence import engine
@@ -27,7 +27,7 @@ __all__ = ["migrated", "shared"]
 
 def of(**said: str) -> UsageFeed:
     settings = load({f"TOLLKEEPER_USAGE_FEED{name}": value for name, value in said.items()})
-    return UsageFeed(settings, no_proxies)
+    return UsageFeed(settings, KeeperSettings(settings, None, print))
 
 
 async def test_what_is_used_while_a_keeper_runs_is_told(migrated: str) -> None:

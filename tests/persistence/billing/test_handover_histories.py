@@ -115,7 +115,7 @@ async def _play(url: str, steps: list[tuple[str, int]]) -> None:
 async def _desk(url: str) -> AsyncIterator[Desk]:
     empty(url)
     async with opened(url, at(3, 25)) as made, stripe_server() as stripe:
-        api, queue = StripeApi(KEY, stripe.url), HandoverQueue(made.pool, made.store)
+        api, queue = StripeApi(lambda: KEY, stripe.url), HandoverQueue(made.pool, made.store)
         collector = StripeInvoices(api, "charge_automatically", lambda: datetime.now(UTC))
         loop = Handovers(queue, collector, lambda *_, **__: None)
         yield Desk(made, stripe, queue, collector, loop, [])

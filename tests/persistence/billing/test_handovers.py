@@ -74,7 +74,7 @@ class Desk:
 @pytest.fixture
 async def desk(april: April) -> AsyncIterator[Desk]:
     async with stripe_server() as stripe:
-        api, pool = StripeApi(KEY, stripe.url), engine.create(april.url)
+        api, pool = StripeApi(lambda: KEY, stripe.url), engine.create(april.url)
         said: list[dict[str, object]] = []
         collector = StripeInvoices(api, "charge_automatically", lambda: april.now)
         queue = HandoverQueue(pool, april.store)

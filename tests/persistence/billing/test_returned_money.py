@@ -30,7 +30,7 @@ async def paid(desk: Desk) -> tuple[dict[str, Any], str]:
 
 async def look_up(desk: Desk, told: Returned) -> Sequence[Collected]:
     """What Stripe says of it, as a keeper asks."""
-    api = StripeApi(KEY, desk.stripe.url)
+    api = StripeApi(lambda: KEY, desk.stripe.url)
     try:
         return await StripeReturns(api).look_up(told)
     finally:
