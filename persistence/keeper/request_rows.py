@@ -5,14 +5,18 @@ What has its place before the first month that is still here may be in the archi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import text
+from sqlalchemy import ColumnElement, DateTime, func, literal, select, text, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.core.moments import ms_of
 from gateway.core.request_time import AHEAD_MAX, AHEAD_MAX_MS, began, is_of_gateway
+from persistence.tables.ledgers import clock_ahead
+
+# Requests of so many months, the newest, are looked for month by month; those of all others together.
+MONTHS_ALONE_MAX = 3
 
 # Which days' ids were given by a clock that was ahead by more, and since when rows of them are.
 _AHEAD = text("SELECT day, since FROM clock_ahead WHERE day = ANY(cast(:days AS date[]))")
@@ -42,6 +46,35 @@ def earliest(found: Mapping[str, Since]) -> Since:
     """Since when rows of any of them can be."""
     known = [since for since in found.values() if since is not None]
     return min(known) if known and len(known) == len(found) else None
+
+
+def by_month(found: Mapping[str, Since]) -> Iterator[tuple[list[str], Since]]:
+    """Requests that are looked for together, and since when: one of long ago is for itself.
+
+    So is one of no known time. The others are not looked for in all months for its sake.
+    """
+    months: dict[tuple[int, int], dict[str, Since]] = {}
+    for one, since in found.items():
+        months.setdefault((0, 0) if since is None else (since.year, since.month), {})[one] = since
+    newest = sorted(months, reverse=True)
+    rest: dict[str, Since] = {}
+    for place, month in enumerate(newest):
+        if place < MONTHS_ALONE_MAX:
+            yield list(months[month]), earliest(months[month])
+        else:
+            rest |= months[month]
+    if rest:
+        yield list(rest), earliest(rest)
+
+
+def not_before(at: ColumnElement[datetime], request_id: str) -> ColumnElement[bool]:
+    """That rows are of a time when a request can have any: PostgreSQL looks into no month before."""
+    moment = began(request_id)
+    if moment is None:
+        return true()
+    ahead = select(clock_ahead.c.since).where(clock_ahead.c.day == moment.date()).scalar_subquery()
+    since: ColumnElement[datetime] = func.least(literal(moment - AHEAD_MAX, DateTime(timezone=True)), ahead)
+    return at >= since
 
 
 async def maybe_gone(connection: AsyncConnection, found: Mapping[str, Since]) -> list[str]:

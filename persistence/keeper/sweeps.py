@@ -81,11 +81,13 @@ class Sweeps:
     async def charged(self, late: Sequence[LateSettlement]) -> dict[str, Charged]:
         """What is charged for each of these request ids, corrections included; absent: nothing."""
         ids = list({one.settlement.request_id for one in late})
-        values: dict[str, Any] = {"ids": ids, "refunds": [refund_id(one) for one in ids]}
+        found: dict[str, Charged] = {}
         async with self._engine.connect() as connection:
-            values["since"] = request_rows.earliest(await request_rows.places(connection, ids))
-            rows = await connection.execute(_CHARGED, values)
-            return {row.request: _charged(row) for row in rows}
+            for some, since in request_rows.by_month(await request_rows.places(connection, ids)):
+                refunds = [refund_id(one) for one in some]
+                rows = await connection.execute(_CHARGED, {"ids": some, "refunds": refunds, "since": since})
+                found |= {row.request: _charged(row) for row in rows}
+        return found
 
     async def maybe_gone(self, late: Sequence[LateSettlement]) -> set[str]:
         """The request ids of these that may have been charged in months that are not here any more."""

@@ -210,8 +210,9 @@ class Truths(BudgetUses):
         if not ids:
             return []
         async with self._engine.connect() as connection:
-            since = request_rows.earliest(await request_rows.places(connection, ids))
-            here = await connection.scalars(_SETTLED, {"ids": ids, "since": since})
+            here: set[str] = set()
+            for some, since in request_rows.by_month(await request_rows.places(connection, ids)):
+                here.update(await connection.scalars(_SETTLED, {"ids": some, "since": since}))
             return sorted({*here, *await request_rows.ended_before(connection, held)})
 
     async def push_again(self, ids: Sequence[str]) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from itertools import chain
 
-from sqlalchemy import ColumnElement, and_, case, func, literal, select, text
+from sqlalchemy import ColumnElement, Table, and_, case, func, literal, select, text
 
 from gateway.core.billing.vector import KINDS
+from persistence.keeper.request_rows import not_before
 from persistence.subject import Condition, Subject
 from persistence.tables.ledgers import call, credit_transaction, feature_usage, money, token_ledger
 from persistence.tables.people import tenant
@@ -27,6 +28,11 @@ def _where(column: ColumnElement[str], among_turns: frozenset[str]) -> Condition
     return condition
 
 
+def _of_request(table: Table, at: str) -> Condition:
+    """Filter by a request, looking into no month that is over before it began."""
+    return lambda value: and_(table.c.request_id == value, not_before(table.c[at], str(value).lower()))
+
+
 TOKEN_LEDGER = Subject(
     token_ledger,
     order=("tenant_id", "seq"),
@@ -38,6 +44,7 @@ TOKEN_LEDGER = Subject(
             token_ledger.c.transaction_type, frozenset({"recharge", "reset", "adjust"})
         ),
         "direction": _where(token_ledger.c.direction, frozenset({"IN"})),
+        "request_id": _of_request(token_ledger, "created_at"),
     },
 )
 CREDIT_TRANSACTIONS = Subject(
@@ -46,6 +53,7 @@ CREDIT_TRANSACTIONS = Subject(
         credit_transaction,
         (credit_transaction.c.credits_used - money(credit_transaction.c.carried)).label("credits_exact"),
     ),
+    conditions={"request_id": _of_request(credit_transaction, "timestamp")},
     time="timestamp",
     order=("organization_id", "seq"),
 )
@@ -55,6 +63,7 @@ FEATURE_USAGE = Subject(
         *(column for column in feature_usage.c if column.name != "unit_prices"),
         case((feature_usage.c.in_money, money(feature_usage.c.usage_amount))).label("cost"),
     ),
+    conditions={"request_id": _of_request(feature_usage, "timestamp")},
     time="timestamp",
     order=("organization_id", "seq"),
 )
@@ -73,4 +82,5 @@ CALLS = Subject(
         _USAGE.label("usage"),
         money(call.c.cost).label("cost"),
     ),
+    conditions={"request_id": _of_request(call, "created_at")},
 )

@@ -9,6 +9,8 @@ import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import TextClause, text
 
 from gateway.core.accounts.facts import CallFacts, corrected, write_facts
@@ -19,9 +21,11 @@ from gateway.core.request_time import AHEAD_MAX, began
 from gateway.counters.redis.keys import partition_of
 from gateway.http.protocol.request_ids import RequestIds
 from persistence import engine as engines
+from persistence.keeper.request_rows import MONTHS_ALONE_MAX, by_month
 from persistence.keeper.sweeps import _CHARGED, Sweeps
 from persistence.keeper.verification import _SETTLED, Truths
 from persistence.ledger.writer import Writer
+from persistence.subjects import SUBJECTS
 from tests.builders import CHAT
 from tests.persistence.ledger.test_budget_uses import budget_of, moves, opened
 from tests.persistence.scenario import Account, batch_of, rows_of
@@ -89,6 +93,44 @@ async def test_months_before_a_request_began_are_not_looked_at(cloned: str, stat
     every = looked_at.pop(next(other for other in looked_at if other != new))
     assert old in every
     assert f"token_ledger_y{now:%Ym%m}" in looked_at[new] < every - {old}
+
+
+LISTS = ("token-ledger", "credit-transactions", "feature-usage", "calls")
+
+
+@pytest.mark.parametrize("name", LISTS)
+async def test_a_list_of_one_request_looks_into_no_month_before_it(cloned: str, name: str) -> None:
+    """Behind the plan that PostgreSQL made: what it never executed is a month that it did not open."""
+    now = datetime.now(UTC)
+    rows_of(cloned, "SELECT ensure_partitions(%s, 1)", [now - timedelta(days=400)])
+    subject, pool = SUBJECTS[name], engines.create(cloned)
+    opened_months = {}
+    for request in (RequestIds(os.urandom, time.time).next_id(0.0), str(uuid.uuid4())):
+        asked = subject.rows.where(subject.condition("request_id", uuid.UUID(request)))
+        async with pool.connect() as connection:
+            sql = asked.compile(connection.engine, compile_kwargs={"literal_binds": True})
+            plan = await connection.scalars(text(f"EXPLAIN ANALYZE {str(sql).replace(':', chr(92) + ':')}"))
+            lines = [line for line in plan if "never executed" not in line]
+        months = re.findall(rf"{subject.table.name}_y(\d{{4}}m\d{{2}})\b", "\n".join(lines))
+        opened_months[began(request) is not None] = set(months)
+    await pool.dispose()
+    old = f"{now - timedelta(days=400):%Ym%m}"
+    assert {old, f"{now:%Ym%m}"} <= opened_months[False]
+    assert f"{now:%Ym%m}" in opened_months[True] < opened_months[False] - {old}
+
+
+@given(st.dictionaries(st.uuids().map(str), st.none() | st.datetimes(timezones=st.just(UTC)), max_size=40))
+def test_requests_are_looked_for_once_each_and_late_enough(found: dict[str, datetime | None]) -> None:
+    groups = list(by_month(found))
+    assert sorted(one for some, _ in groups for one in some) == sorted(found)
+    assert len(groups) <= MONTHS_ALONE_MAX + 1
+    for some, since in groups:
+        moments = [found[one] for one in some]
+        assert since == (None if None in moments else min(moment for moment in moments if moment))
+    known = sorted({(at.year, at.month) for at in found.values() if at is not None}, reverse=True)
+    for month, (some, _) in zip(known[:MONTHS_ALONE_MAX], groups, strict=False):
+        mine = {one for one, at in found.items() if at is not None and (at.year, at.month) == month}
+        assert set(some) == mine
 
 
 async def test_a_gateway_whose_clock_is_ahead_hides_no_row(migrated: str, writer: Writer) -> None:
