@@ -35,8 +35,8 @@ from persistence.resources.figures import Figures
 from persistence.schema import migrate, roles
 from persistence.schema.version import NEEDED
 from persistence.store import Store
-from persistence.tables import metadata
 from tests.letterhead import LETTERHEAD
+from tests.persistence.emptying import clear
 from tests.waiting import eventually
 
 
@@ -251,13 +251,6 @@ class Api:
             return found.fetchall() if found.description else []
 
 
-# Tables that refer to no other.
-# Their ids begin at 1 again.
-NUMBERED = (
-    "organization", "tenant", "app_user", "admin_token", "api_key", "token_plan", "tenant_quota",
-    "subscription_plan", "organization_service", "webhook", "control_write", "idempotency_key", "audit_log",
-    "business_model", "service",
-)  # fmt: skip
 # What every migrated database holds from the start.
 SEEDED = ("business_model", "service", "app_user")
 
@@ -299,18 +292,20 @@ def admin_database(migrated: str) -> str:
 
 
 def empty(migrated: str) -> None:
-    """Have a migrated database hold what it held at first."""
-    with psycopg.connect(migrated) as connection:
-        # Ledgers refuse deletes and the audit truncation: the triggers rest meanwhile.
-        connection.execute("set session_replication_role = replica")
-        connection.execute(f"truncate {', '.join(NUMBERED)} restart identity cascade")
-        for table in {each.name for each in metadata.sorted_tables}.difference(NUMBERED):
-            connection.execute(f"delete from {table}")
-        for table in SEEDED:
-            connection.execute(f"insert into {table} overriding system value table seed.{table}")
-            connection.execute(
-                f"select setval(pg_get_serial_sequence('{table}', 'id'), (select max(id) from {table}))"
-            )
+    """Have a migrated database hold what it held at first; ids begin at 1 again."""
+    clear(migrated, (), _seed)
+
+
+def _seed(connection: psycopg.Connection) -> None:
+    connection.execute(
+        "select setval(seqrelid::regclass, seqstart, false) from pg_sequence"
+        " where pg_sequence_last_value(seqrelid) is not null"
+    )
+    for table in SEEDED:
+        connection.execute(f"insert into {table} overriding system value table seed.{table}")
+        connection.execute(
+            f"select setval(pg_get_serial_sequence('{table}', 'id'), (select max(id) from {table}))"
+        )
 
 
 def ports_over(

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from persistence.schema import migrate
-from persistence.tables import metadata
+from tests.persistence.emptying import clear
 
 ALWAYS_THERE = ("business_model",)
 # Services that a migration made; more are of a test.
@@ -56,14 +56,12 @@ def cloned(postgres: str, template: str) -> Iterator[str]:
 
 
 def empty(url: str) -> None:
-    """Delete every row but those always there; a superuser may pass the append-only triggers by."""
-    with psycopg.connect(url) as connection:
-        connection.execute("SET LOCAL session_replication_role = replica")
-        for table in metadata.sorted_tables:
-            if table.name == "service":
-                connection.execute("DELETE FROM service WHERE key <> ALL (%s)", [list(KEYS_ALWAYS_THERE)])
-            elif table.name not in ALWAYS_THERE:
-                connection.execute(f"DELETE FROM {table.name}")
+    """Delete every row but those always there."""
+    clear(url, {*ALWAYS_THERE, "service"}, _services)
+
+
+def _services(connection: psycopg.Connection) -> None:
+    connection.execute("DELETE FROM service WHERE key <> ALL (%s)", [list(KEYS_ALWAYS_THERE)])
 
 
 # Two folders of tests use these fixtures; the databases are made once a process all the same.

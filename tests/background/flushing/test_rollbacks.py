@@ -23,6 +23,7 @@ from persistence.resources.quarantine import Quarantines
 from tests.background.backend import Backend, backend_at
 from tests.background.verifying.test_reconciler import busy, reconciler_of
 from tests.builders import CREDITS, UNITS, World
+from tests.persistence.emptying import leave
 from tests.persistence.scenario import broken, release, stop
 
 
@@ -38,6 +39,7 @@ def older_copy(url: str) -> Iterator[str]:
     """The database as it is now, under another name: what a backup would bring back later."""
     base, _, name = url.rpartition("/")
     copy = f"older_{os.getpid()}"
+    leave(url)
     with psycopg.connect(f"{base}/postgres", autocommit=True) as admin:
         admin.execute(f"create database {copy} template {name}")
         yield f"{base}/{copy}"
