@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import itertools
 import os
 import random
 import shutil
@@ -18,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from tests.faults.audit import Expected, Figures
+from tests.faults.cast import USERS
 from tests.faults.scene import Scene, row
 from tests.faults.truth import PIECES
 from tests.faults.workload import Asked, Call, Caller, Kind, Load
@@ -148,9 +150,21 @@ class Clock:
 
 
 def _all_called(scene: Scene, load: Load, since: float) -> bool:
-    """Whether each tenant had a call that was made and answered since a moment."""
-    answered = {one.asked.key for one in load.calls if one.complete and one.began > since}
-    return answered >= {one.key for one in scene.cast.tenants}
+    """Whether each tenant and each organization's users had a call that was made and answered since a moment.
+
+    Tenants count on from there when the clock goes back; who is met later would begin with the day before.
+    """
+    answered = [one.asked for one in load.calls if one.complete and one.began > since]
+    of = {one.key: one.organization_id for one in scene.cast.tenants}
+    users = {
+        (of[one.key], user)
+        for one in answered
+        if one.kind in (Kind.CHAT, Kind.STREAM)
+        for name, user in one.fields
+        if name == "x-tollkeeper-user"
+    }
+    wanted = itertools.product(scene.cast.organizations, filter(None, USERS))
+    return {one.key for one in answered} >= of.keys() and users.issuperset(wanted)
 
 
 def _until_night_s(before_s: float) -> float:

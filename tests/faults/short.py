@@ -1,18 +1,24 @@
-"""The matrix in its short, seeded form: each row on real processes, one deployment shared by most."""
+"""The matrix in its short, seeded form: each row on real processes, one deployment a file shared by most.
+
+`test_rows_*.py` play a part each, so that processes of tests have a part each; no row is in two of them.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 
-from tests.faults import matrix
-from tests.faults.matrix import ROWS
+from tests.faults import matrix, rows_history, rows_processes, rows_redis
+from tests.faults.matrix import PARTS, ROWS
 from tests.faults.scene import Row
 from tests.faults.world import MissingError, World
 
 SEED = 7
+PROCESSES: tuple[ModuleType, ...] = (rows_processes,)
+REDIS: tuple[ModuleType, ...] = (rows_redis, rows_history)
+OTHERS = tuple(part for part in PARTS if part not in (*PROCESSES, *REDIS))
 
 
 class Shared:
@@ -35,15 +41,14 @@ class Shared:
         self.world = None
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Shared]:
-    one = Shared()
-    yield one
-    one.drop()
+def names(parts: tuple[ModuleType, ...]) -> list[str]:
+    """The rows of some parts that have a short form."""
+    told = {part.__name__ for part in parts}
+    return [name for name, one in ROWS.items() if one.play.__module__ in told and not one.only_long]
 
 
-@pytest.mark.parametrize("name", [name for name, one in ROWS.items() if not one.only_long])
-def test_row(name: str, shared: Shared) -> None:
+def play(name: str, shared: Shared) -> None:
+    """Play a row on the world that is shared, or on one of its own; what is broken fails the test."""
     row = ROWS[name]
     world = matrix.world_of(row, SEED).open() if row.alone else shared.get(row)
     try:
