@@ -3,15 +3,17 @@ MAKEFLAGS += --no-print-directory
 # Hundreds of processes are started by the tests: none compiles again what another has compiled.
 unexport PYTHONDONTWRITEBYTECODE
 # Each has servers of its own; tests of one file run in one of them, in the order of tests/conftest.py.
-# One more than two cores: half of what tests do is to wait.
-TEST_PROCESSES ?= 3
-.PHONY: run test versions check compile wheels run-compiled bench bench-scale docs lock clean
+# Two for each of two cores: half of what tests do is to wait.
+TEST_PROCESSES ?= 4
+.PHONY: run test versions check bytecode compile wheels run-compiled bench bench-scale docs lock clean
 
 run: ## Start everything on this machine
 	@.ci/environment requirements.lock
 	@exec .venv/bin/tollkeeper up $(ARGS)
 
-test: check ## Every check and the whole test suite
+test: ## Every check and the whole test suite
+	@.ci/environment requirements-dev.lock
+	@$(MAKE) --jobs 2 --output-sync=target check bytecode
 	.venv/bin/python -m tests.suite -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 versions: ## What tests say of each version of PostgreSQL; fetches those that are not here
@@ -24,6 +26,9 @@ check: ## Style, types, layers and Lua
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/python -m tests.lua.lint
+
+bytecode: # of the tests, once for all processes; what cannot be collected is told by the run itself
+	@.venv/bin/python -m pytest --collect-only -qq -p no:cacheprovider >/dev/null 2>&1 || true
 
 compile: ## The hot path as extension modules in build/compiled; needs a C compiler and Python.h
 	@.ci/environment requirements-dev.lock

@@ -47,8 +47,12 @@ for _name in ("no_proxy", "NO_PROXY"):
     os.environ[_name] = ",".join(filter(None, [os.environ.get(_name, ""), "127.0.0.1,localhost"]))
 
 
-# Minutes in one file of few tests: these begin first, so that no process is left alone with one of them.
-LONGEST = ("tests/contract/test_compiled.py", "tests/deploy/test_image.py")
+# Minutes in one file: these begin first, the longest at the head, so that none is left for the end.
+LONGEST = (
+    "tests/contract/test_compiled.py", "tests/faults/test_rows_others.py", "tests/deploy/test_image.py",
+    "tests/faults/test_rows_processes.py", "tests/faults/test_rows_redis.py", "tests/deploy/test_upgrade.py",
+    "tests/journey/test_client_pages.py",
+)  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -64,7 +68,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         apart = [one for one in items if one.get_closest_marker("versions")]
         items[:] = [one for one in items if one not in apart]
         config.hook.pytest_deselected(items=apart)
-    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+    place = {file: number for number, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(LONGEST)))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

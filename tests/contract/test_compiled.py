@@ -67,6 +67,7 @@ def test_compiled_hot_path_passes_the_data_planes_tests(tree: Path) -> None:
     run = subprocess.run(
         [
             *(sys.executable, "-P", "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"),
+            *("-n", "2", "--dist", "loadfile"),  # much of what they do is to wait
             *("tests/http", "tests/counters", "tests/settings", *of_the_core()),
             f"--ignore={LEFT_OUT}",
         ],
