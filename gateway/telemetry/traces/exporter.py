@@ -154,6 +154,7 @@ class Exporter:
         """The connection that is kept, or a new one."""
         if self._connection is None:
             host, port = self._place
+            self._renew_context()
             self._connection = (
                 http.client.HTTPConnection(host, port)
                 if self._context is None
@@ -163,6 +164,12 @@ class Exporter:
         if self._connection.sock is not None:
             self._connection.sock.settimeout(timeout_s)
         return self._connection
+
+    def _renew_context(self) -> None:
+        """Go by what the files of TLS hold now; what cannot be used changes nothing."""
+        if self._context is not None:
+            with contextlib.suppress(StartError):
+                self._context = _context(self._tracing)
 
     def _disconnect(self) -> None:
         if self._connection is not None:

@@ -159,6 +159,29 @@ def test_a_collector_over_tls_is_verified(tmp_path: Path) -> None:
         assert len(collector.spans()) == 1
 
 
+def test_another_authority_is_believed_by_the_next_connection(tmp_path: Path) -> None:
+    """A file that is no authority keeps the one before."""
+    authority, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    ca_file = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(str(ca_file))
+    with collecting(tls) as collector:
+        url = f"https://127.0.0.1:{collector.port}/v1/traces"
+        with exporting(url, ca_file=str(ca_file), timeout_s=0.05) as (exporter, told):
+            exporter.offer([SPAN])
+            wait_until(lambda: exporter.dropped == 1)
+            authority.cert_pem.write_to_path(str(ca_file))
+            exporter._tracing = msgspec.structs.replace(exporter._tracing, timeout_s=10.0)
+            exporter.offer([SPAN])
+            collector.until(1)
+            wait_until(lambda: exporter.sent == 1)
+            ca_file.write_text("nothing")
+            exporter._disconnect()
+            exporter.offer([SPAN])
+            wait_until(lambda: exporter.sent == 2)
+        assert told.events == ["traces are not collected", "traces are collected again"]
+
+
 def test_certificates_that_cannot_be_used_stop_the_start(tmp_path: Path) -> None:
     tracing = Tracing(endpoint="https://127.0.0.1/v1/traces", ca_file=str(tmp_path / "none.pem"))
     with pytest.raises(StartError, match="certificates for sending traces"):
