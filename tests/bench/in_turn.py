@@ -1,11 +1,12 @@
 """What many keys in turn cost beside one key, and what a worker asks of Redis that has nothing to do.
 
-One deployment, as the bench starts it, whose keeper stands still. Windows in which one key calls, a few do,
-as many as there are connections, and all of them in turn follow each other, so what else the machine does
-meets all. Calls of one key that leave together share its accounts in Redis, those of a few share nothing:
-what it takes to know many is what all cost beside a few. Prints a line of JSON: microseconds of CPU a call
-of gateway and Redis, medians, and the medians of ratios within a round; then what an idle worker asks.
-Usage: python -m tests.bench.in_turn [--keys 10000] [--rounds 7] [--seconds 5]
+One deployment, as the bench starts it, whose keeper stands still. Windows in which one key calls, as many as
+there are connections, and more of them in turn follow each other, so what else the machine does meets all.
+Each key is of an organization of its own. Calls of one key that leave together share its accounts in Redis,
+those of a few share nothing, but their states are near at hand: what it takes to *know* many is what all cost
+beside a few. Prints a line of JSON: microseconds of CPU a call of gateway and Redis, medians, and the medians
+of ratios within a round; then what an idle worker asks.
+Usage: python -m tests.bench.in_turn [--keys 1,32,100,3000,10000] [--rounds 7] [--seconds 5]
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import redis
 
 from tests.bench.contenders import Contender, Stage, upstream
-from tests.bench.load import Traffic, saturate
+from tests.bench.crowd import crowd
+from tests.bench.load import Loaded, Traffic, saturate
 from tests.bench.machine import BenchError, Placement, cpu_s, family, install_tools, prefer
-from tests.bench.tollkeeper import tollkeeper
 
 CONNECTIONS, IDLE_S, SETTLED_S = 32, 20.0, 3.0
 # Gateway and Redis, microseconds of CPU a call.
@@ -34,7 +36,7 @@ Cost = tuple[float, float]
 def main() -> int:
     """Measure, and print what was found."""
     parser = argparse.ArgumentParser(prog="in_turn", description=__doc__)
-    parser.add_argument("--keys", type=int, default=10_000, help="each of an organization of its own")
+    parser.add_argument("--keys", default="1,32,100,3000,10000", help="how many call in turn")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each window")
     parser.add_argument("--compiled", type=Path, help="a copy whose hot path is compiled (`make compile`)")
@@ -43,19 +45,19 @@ def main() -> int:
     install_tools(print)
     placement = Placement.of_this_machine()
     os.sched_setaffinity(0, {placement.client})
+    sizes = [int(one) for one in options.keys.split(",")]
     with tempfile.TemporaryDirectory(prefix="tollkeeper-in-turn-") as name:
         folder = Path(name)
         folder.chmod(0o755)
         stage = Stage(folder, Path("build/bench").resolve(), placement, print)
-        stage.callers = stage.organizations = options.keys
         stage.compiled = None if options.compiled is None else options.compiled.resolve()
         try:
             upstream(stage)
-            (one,) = tollkeeper(stage, ["tollkeeper"])
-            if options.nice:
-                everyone = [pid for program in stage.programs for pid in family(program.pid)]
-                prefer([os.getpid(), *everyone], options.nice)
-            print(json.dumps(_measure(stage, one, options.rounds, options.seconds)))
+            with crowd(stage, max(sizes)) as one:
+                if options.nice:
+                    everyone = [pid for program in stage.programs for pid in family(program.pid)]
+                    prefer([os.getpid(), *everyone], options.nice)
+                print(json.dumps(_measure(stage, one, sizes, options.rounds, options.seconds)))
         except BenchError as error:
             print(f"in_turn: {error}", file=sys.stderr)
             return 1
@@ -64,22 +66,38 @@ def main() -> int:
     return 0
 
 
-def _measure(stage: Stage, one: Contender, rounds: int, seconds: float) -> dict[str, object]:
-    every = one.traffic
-    lone, few = (Traffic(every.keys[:count], every.users, every.traced) for count in (1, CONNECTIONS))
-    _cost(stage, one, lone, seconds)
-    _cost(stage, one, every, 3 * seconds)  # each has called
-    found = [[_cost(stage, one, who, seconds) for who in (lone, few, every)] for _ in range(rounds)]
+def _measure(
+    stage: Stage, one: Contender, sizes: Sequence[int], rounds: int, seconds: float
+) -> dict[str, object]:
+    everyone = one.traffic
+    called = _called(stage, one)
+    groups = {size: Traffic(everyone.keys[:size], everyone.users, everyone.traced) for size in sizes}
+    found: dict[int, list[Cost]] = {size: [] for size in sizes}
+    for _ in range(rounds):
+        for size, who in groups.items():
+            found[size].append(_cost(stage, one, who, seconds))
+    beside, few = found[sizes[0]], found.get(CONNECTIONS)
     return {
-        "keys": len(every.keys),
         "load": os.getloadavg()[0],
-        "one_key_us": _medians([costs[0] for costs in found]),
-        "few_us": _medians([costs[1] for costs in found]),
-        "in_turn_us": _medians([costs[2] for costs in found]),
-        "in_turn_beside_one_key": _medians([_ratio(costs[2], costs[0]) for costs in found]),
-        "in_turn_beside_few": _medians([_ratio(costs[2], costs[1]) for costs in found]),
+        "each_called": called,
+        "us": {size: _medians(costs) for size, costs in found.items()},
+        "least_us": {size: _least(costs) for size, costs in found.items()},
+        "beside_the_first": {size: _beside(costs, beside) for size, costs in found.items()},
+        "beside_a_few": few and {size: _beside(costs, few) for size, costs in found.items()},
         "idle_commands_s": _idle(one),
     }
+
+
+def _called(stage: Stage, one: Contender) -> float:
+    """Have each key call twice, so that none is new any more; how many calls that took for each."""
+    made, wanted = 0, 2 * len(one.traffic.keys)
+    while made < wanted:
+        made += _load(stage, one, one.traffic, SETTLED_S).requests
+    return made / len(one.traffic.keys)
+
+
+def _beside(costs: list[Cost], others: list[Cost]) -> list[float]:
+    return _medians([_ratio(one, other) for one, other in zip(costs, others, strict=True)])
 
 
 def _ratio(cost: Cost, other: Cost) -> Cost:
@@ -90,18 +108,27 @@ def _medians(costs: list[Cost]) -> list[float]:
     return [round(statistics.median(part), 3) for part in zip(*costs, strict=True)]
 
 
+def _least(costs: list[Cost]) -> list[float]:
+    return [round(min(part), 1) for part in zip(*costs, strict=True)]
+
+
 def _cost(stage: Stage, one: Contender, traffic: Traffic, seconds: float) -> Cost:
-    one.before()
     before = cpu_s(one.gateway), cpu_s(one.redis_pids)
+    found = _load(stage, one, traffic, seconds)
+    gateway, counters = cpu_s(one.gateway) - before[0], cpu_s(one.redis_pids) - before[1]
+    return 1e6 * gateway / found.requests, 1e6 * counters / found.requests
+
+
+def _load(stage: Stage, one: Contender, traffic: Traffic, seconds: float) -> Loaded:
+    one.before()
     found = saturate(
         one.port, traffic, core=stage.placement.client, connections=CONNECTIONS, seconds=seconds,
         folder=stage.folder,
     )  # fmt: skip
-    gateway, counters = cpu_s(one.gateway) - before[0], cpu_s(one.redis_pids) - before[1]
     one.after()
     if found.errors or not found.requests:
         raise BenchError(f"{found.errors} of {found.requests} calls failed")
-    return 1e6 * gateway / found.requests, 1e6 * counters / found.requests
+    return found
 
 
 def _idle(one: Contender) -> dict[str, float]:

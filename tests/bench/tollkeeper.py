@@ -75,7 +75,7 @@ class Deployment:
     def background(self) -> list[int]:
         """Processes that turn the outbox into rows: the keeper and PostgreSQL."""
         pids = self.facts["pids"]
-        return [*family(pids["keeper"]), *family(pids["postgres"])]
+        return [one for name in ("keeper", "postgres") if pids.get(name) for one in family(pids[name])]
 
     def gateway(self) -> list[int]:
         """Processes of the gateway."""
@@ -147,11 +147,11 @@ def _python_path(compiled: Path | None) -> str:
     return os.pathsep.join([*([there] if there else []), str(compiled or Path.cwd()), packages])
 
 
-def up(stage: Stage, folder: str, compiled: Path | None) -> Deployment:
-    """Start `tollkeeper up` and read its one line."""
+def up(stage: Stage, folder: str, compiled: Path | None, *more: str) -> Deployment:
+    """Start `tollkeeper up`, with `more` arguments, and read its one line."""
     command = [stage.python, "-P", "-m", "gateway", "up", "--json",
                "--gateway-port", "0", "--admin-port", "0", "--workers", "1", "--upstream", f"http://127.0.0.1:{stage.upstream_port}",
-               "--data-dir", str(stage.folder / folder)]  # fmt: skip
+               "--data-dir", str(stage.folder / folder), *more]  # fmt: skip
     log = stage.folder / f"{folder}.err"
     began = time.monotonic()
     with log.open("wb") as errors:

@@ -3,26 +3,25 @@
 An identity and its organization's terms live here for less than a second, and as long again and again while
 Redis tells what changes, without being read. So a revoked or new credential counts within a second, a new
 price or subscription too, and many callers in turn cost little more than one. They are read again in the
-background after half a minute all the same, and hold for a minute at most. What is kept is bounded in bytes:
-who was looked up or renewed longest ago makes room for a newcomer. No guess makes anybody go, and guesses
-are looked up a few at a time.
+background after half a minute all the same (`rereading.py`), and hold for a minute at most. What is kept is
+bounded in bytes: who was looked up or renewed longest ago makes room for a newcomer. No guess makes anybody
+go, and guesses are looked up a few at a time.
 That a credential is unknown may be said only by a verified Redis: otherwise nobody knows. While it
 cannot say anything, callers it knew before are still known where their tenant has a lease.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 
 from gateway.core.model import Caller
-from gateway.core.wait import run_in_task
 from gateway.counters.admission.catalogue import Catalogue
 from gateway.counters.admission.changes import NEVER, Changes, Reading
 from gateway.counters.admission.known import BOUNDS, Bounds, Known, Room, Turns
 from gateway.counters.admission.prices import unheard
+from gateway.counters.admission.rereading import AGAIN_S, Rereading
 from gateway.counters.admission.stored import decode_identity
 from gateway.counters.admission.terms import Terms
 from gateway.counters.leases.allowance import Allowances
@@ -33,9 +32,7 @@ from gateway.counters.redis.wires import Wires
 from gateway.errors import CountersUnavailable, EndedApiKey, InvalidApiKey
 
 IDENTITY_S = 0.8  # with the way to Redis, a change counts within a second
-# How long what was read holds while nothing else is told, and from when on it is read again meanwhile.
-KNOWN_S_MAX, AGAIN_S = 60.0, 30.0
-AGAIN_MAX = 64  # at once
+KNOWN_S_MAX = 60.0  # nothing holds for longer, whatever is told
 
 
 class KnownCallers(Catalogue):
@@ -66,7 +63,7 @@ class KnownCallers(Catalogue):
         self._unknown: OrderedDict[str, tuple[float, type[InvalidApiKey]]] = OrderedDict()
         self._unknown_max = bounds.unknown_max
         self._turns = Turns(bounds.look_ups_max, bounds.look_ups_waiting_max)
-        self._again: dict[str, asyncio.Task[None]] = {}
+        self._rereading = Rereading(self._changes, self._changed, self._known, self._terms, clock)
 
     def cached(self, digest: str) -> Caller | None:
         """The caller of a digest looked up a moment ago, or not changed since, or None."""
@@ -115,19 +112,9 @@ class KnownCallers(Catalogue):
         self._known.use(digest)
         self._terms.use(organization_id)
         self._allowances.seen(known.caller)
-        if read_at + AGAIN_S < now and digest not in self._again and len(self._again) < AGAIN_MAX:
-            task = asyncio.get_running_loop().create_task(run_in_task(self._look_up_again(digest, known)))
-            self._again[digest] = task
+        if read_at + AGAIN_S < now:
+            self._rereading.note(digest)
         return True
-
-    async def _look_up_again(self, digest: str, known: Known) -> None:
-        """Read who is known once more, while it is known still."""
-        try:
-            await self._look_up(digest, known.caller)
-        except (CountersUnavailable, InvalidApiKey):
-            pass  # whoever calls next is told
-        finally:
-            del self._again[digest]
 
     async def _look_up_in_turn(self, digest: str) -> Caller | None:
         """The same of who is not known here, when there is room: guesses wait for each other alone."""

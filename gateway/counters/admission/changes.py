@@ -10,8 +10,9 @@ others are told of.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Final
 
 from gateway.core.wait import Wait
 from gateway.counters.redis import keys
@@ -20,6 +21,8 @@ from gateway.counters.redis.wire import Wire, encode
 from gateway.counters.redis.wires import Wires
 
 NEVER = 0
+# Of a key that was asked for by itself: its place among others.
+ALONE: Final = -1
 # What is of everybody, and all that a wire should hear of.
 LISTS = keys.CATALOGUE.encode(), keys.PRICES.encode(), keys.VERIFIED
 HEARD = keys.IDENTITIES, keys.TERMS, *LISTS, keys.HISTORIES, keys.COOLING.encode()
@@ -45,17 +48,30 @@ class Changes:
 
     def read(self, name: bytes) -> Reading:
         """Ask for a key; its answer is to be waited for."""
+        wire = self._wires.of_key(name)
+        return self._asked(name, wire, wire.send(encode(b"GET", name)))
+
+    def read_together(self, names: Sequence[bytes]) -> list[Reading]:
+        """Ask for many: in one command, where one server has them all."""
+        if not names:
+            return []
+        wire = self._wires.of_key(names[0])
+        if not wire.is_one:
+            return [self.read(name) for name in names]
+        wait = wire.send(encode(b"MGET", *names))
+        return [self._asked(name, wire, wait, at) for at, name in enumerate(names)]
+
+    def _asked(self, name: bytes, wire: Wire, wait: Wait[Reply], at: int = ALONE) -> Reading:
         self._turn += 1
         under_way = self._reading.get(name)
         if under_way is None:
             under_way = self._reading[name] = _UnderWay()
         under_way.readers += 1
-        wire = self._wires.of_key(name)
         since = wire.hearing.since
         if since not in self._heard:
             self._heard = {number: one for number, one in self._heard.items() if one.hearing.since == number}
             self._heard[since] = wire
-        return Reading(self, name, self._turn, since, wire.send(encode(b"GET", name)))
+        return Reading(self, name, self._turn, since, wait, at)
 
     def ends(self, name: bytes, turn: int) -> bool:
         """A reading is over; whether no change was told since it began."""
@@ -113,10 +129,13 @@ class Reading:
     is good for whoever asked, and not to be kept.
     """
 
-    __slots__ = ("_changes", "_ended", "_name", "_since", "_turn", "_wait", "told")
+    __slots__ = ("_at", "_changes", "_ended", "_name", "_since", "_turn", "_wait", "told")
 
-    def __init__(self, changes: Changes, name: bytes, turn: int, since: int, wait: Wait[Reply]) -> None:
-        self._changes, self._name, self._turn, self._since, self._wait = changes, name, turn, since, wait
+    def __init__(  # noqa: PLR0917  # what it is, and where its answer comes
+        self, changes: Changes, name: bytes, turn: int, since: int, wait: Wait[Reply], at: int
+    ) -> None:
+        self._changes, self._name, self._turn, self._since = changes, name, turn, since
+        self._wait, self._at = wait, at
         self.told = self._ended = False
 
     async def answer(self) -> tuple[Reply, int]:
@@ -125,6 +144,9 @@ class Reading:
             reply = await self._wait
         finally:
             self.leave()
+        if self._at != ALONE:
+            assert isinstance(reply, list)
+            reply = reply[self._at]
         return reply, NEVER if self.told else self._since
 
     def leave(self) -> None:

@@ -46,20 +46,30 @@ K = TypeVar("K", bound="str | int")
 V = TypeVar("V", bound=Sized)
 
 
-class Known(Sized):
-    """A caller who was looked up at `read_at`, and is `fresh` until then; both are monotonic.
+class Heard(Sized):
+    """What was read as `raw`, empty where there was nothing, and asked for at `read_at`, monotonic.
 
-    Its key expires at `expires_ms` (0: never). `since` is when the wire has told of no change, its number.
+    `since` is when the wire has told of no change of it (`changes.py`).
     """
 
-    __slots__ = ("caller", "expires_ms", "fresh", "read_at", "since")
+    __slots__ = ("raw", "read_at", "since")
+
+    raw: bytes
+    read_at: float
+    since: int
+
+
+class Known(Heard):
+    """A caller who is `fresh` until then, monotonic. Its key expires at `expires_ms` (0: never)."""
+
+    __slots__ = ("caller", "expires_ms", "fresh")
 
     def __init__(
         self, caller: Caller, raw: bytes, *, read_at: float, fresh: float, expires_ms: int, since: int
     ) -> None:
         self.size = known_bytes(raw)
-        self.caller, self.read_at, self.fresh = caller, read_at, fresh
-        self.expires_ms, self.since = expires_ms, since
+        self.raw, self.read_at, self.since = raw, read_at, since
+        self.caller, self.fresh, self.expires_ms = caller, fresh, expires_ms
 
     def expired(self, now_ms: float) -> bool:
         """Whether its key's time is over."""

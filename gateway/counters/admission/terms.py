@@ -18,7 +18,7 @@ from gateway.core.accounts.definitions import Negotiated, OrganizationTerms
 from gateway.core.calls.tariff import SUBSCRIPTION, as_negotiated, other_currency
 from gateway.core.model import Service
 from gateway.counters.admission.changes import NEVER
-from gateway.counters.admission.known import Sized
+from gateway.counters.admission.known import Heard
 from gateway.counters.admission.stored import decode_terms
 from gateway.errors import ServiceNotIncluded
 
@@ -30,12 +30,8 @@ TERMS_BYTES: Final = 1024
 TERMS_COPIES: Final = 5
 
 
-class Terms(Sized):
-    """One organization's terms; `raw` is what they were read from, empty where nothing is written.
-
-    `budgets` are those of its calls, None where it has none. `since` says since when all this holds
-    (`changes.py`), `read_at` when it was asked for, monotonic.
-    """
+class Terms(Heard):
+    """One organization's terms; `budgets` are those of its calls, None where it has none."""
 
     def __init__(self, raw: bytes, organization_id: int = 0) -> None:
         self.raw, self.since, self.read_at = raw, NEVER, 0.0

@@ -24,7 +24,8 @@ from gateway.http.routing.identity import credential_of, key_digest, key_digests
 from gateway.http.routing.routed_head import HeadRouter, RoutedHead
 from gateway.http.server.request_driver import bare
 
-BYTES_MAX = 10 * 1024 * 1024
+# Room for the credentials of 15,000 callers; where more of them call in turn, none is found again.
+BYTES_MAX = 24 * 1024 * 1024
 HEAD_BYTES_MAX = 4096
 # The lines of a credential, where that is the longest token that is read.
 PROOF_BYTES_MAX = TOKEN_BYTES_MAX + 256
@@ -61,11 +62,11 @@ class HeadReader:
         tenth = bytes_max // 10
         # An entry has parts of its key again, as text up to four times as long. A head keeps what its
         # lines mean as well, also when that is forgotten by itself.
-        self._heads: KeptInUse[bytes, CallHead] = KeptInUse(3 * tenth, HEAD_BYTES_MAX, 7, 2560)
+        self._heads: KeptInUse[bytes, CallHead] = KeptInUse(2 * tenth, HEAD_BYTES_MAX, 7, 2560)
         self._lines: KeptInUse[bytes, Line] = KeptInUse(2 * tenth, HEAD_BYTES_MAX, 1, 256)
         self._routed: KeptInUse[bytes, RoutedHead] = KeptInUse(tenth, HEAD_BYTES_MAX, 3, 1536)
         self._proofs: KeptInUse[bytes, Proof] = KeptInUse(
-            2 * tenth, PROOF_BYTES_MAX, 2, 384 + OTHER_DIGEST_BYTES * len(earlier)
+            3 * tenth, PROOF_BYTES_MAX, 2, 384 + OTHER_DIGEST_BYTES * len(earlier)
         )
         self._said: KeptInUse[bytes, Said] = KeptInUse(2 * tenth, HEAD_BYTES_MAX, 5, 512)
         self.known = self._heads.known

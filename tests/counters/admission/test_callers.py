@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from gateway.core.accounts.definitions import Negotiated, OrganizationTerms
 from gateway.core.model import Caller
 from gateway.core.wait import in_task
-from gateway.counters.admission.callers import AGAIN_S, IDENTITY_S, KNOWN_S_MAX
+from gateway.counters.admission.callers import IDENTITY_S, KNOWN_S_MAX
 from gateway.counters.admission.changes import HEARD
 from gateway.counters.admission.directory import Directory
 from gateway.counters.admission.known import KNOWN_BYTES, Bounds, Known, Room, Turns, known_bytes
+from gateway.counters.admission.rereading import AGAIN_S
 from gateway.counters.admission.stored import encode_catalogue, encode_identity, encode_terms
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
@@ -48,33 +49,40 @@ async def told(valkey: str) -> AsyncIterator[Desk]:
     await wire.close()
 
 
+async def read_again(desk: Desk) -> None:
+    """Wait until those who are due were read once more."""
+    task = desk.directory._rereading.task
+    assert task is not None
+    await asyncio.wait_for(task, 30)
+
+
 # --- how long ---------------------------------------------------------------------------
 
 
 async def test_who_calls_all_the_time_is_read_again_in_the_background(told: Desk) -> None:
     known = await told.identify()
-    before = reads(told)
+    before, again = reads(told), reads(told, "mget")
     for _ in range(int(AGAIN_S / IDENTITY_S) + 2):
         await later(told)
         assert told.directory.cached(DIGEST) is known
-    await eventually(lambda: reads(told) == before + 2 and not told.directory._again)  # its terms as well
+    await read_again(told)
+    assert (reads(told), reads(told, "mget")) == (before, again + 1)  # its terms as well
     for _ in range(int(AGAIN_S / IDENTITY_S) - 2):
         await later(told)
         assert told.directory.cached(DIGEST) is known
-    assert reads(told) == before + 2
+    assert (reads(told), reads(told, "mget")) == (before, again + 1)
 
 
 async def test_nobody_holds_for_longer_than_a_minute_whatever_is_told(told: Desk) -> None:
     await told.identify()
     await later(told, KNOWN_S_MAX - 0.1)
-    told.directory._again[DIGEST] = asyncio.create_task(asyncio.Event().wait())  # type: ignore[assignment,arg-type]  # one that ends never
+    told.directory._rereading.due[DIGEST] = None  # it waits for its turn for ever
     assert told.directory.cached(DIGEST) == CALLER
     await later(told, IDENTITY_S)
     assert told.directory.cached(DIGEST) is None
     before = reads(told)
     assert await told.identify() == CALLER
     assert reads(told) == before + 2
-    told.directory._again[DIGEST].cancel()
 
 
 async def test_who_is_read_again_and_is_gone_is_nobody(told: Desk) -> None:
@@ -83,9 +91,51 @@ async def test_who_is_read_again_and_is_gone_is_nobody(told: Desk) -> None:
     told.client.delete(keys.identity(DIGEST))
     await later(told, AGAIN_S + 1)
     assert told.directory.cached(DIGEST) == CALLER
-    await eventually(lambda: not told.directory._again)
+    await read_again(told)
     with pytest.raises(InvalidApiKey):
         await told.identify()
+
+
+async def test_those_who_are_read_again_together_are_each_found_as_they_are_now(told: Desk) -> None:
+    """Some are as they were, one is another, one is gone; one's terms are others. None of it was told."""
+    callers = [replace(CALLER, key_id=100 + n, organization_id=20 + n % 3) for n in range(9)]
+    digests = [f"{n:064x}" for n in range(9)]
+    for digest, caller in zip(digests, callers, strict=True):
+        told.client.set(keys.identity(digest), encode_identity(caller))
+    await later(told)
+    for digest, caller in zip(digests, callers, strict=True):
+        assert await told.identify(digest) == caller
+    told.wire.hearing.listeners = []  # a server that forgets to tell
+    told.client.set(keys.identity(digests[1]), encode_identity(replace(callers[1], key_id=77)))
+    told.client.delete(keys.identity(digests[2]))
+    terms = OrganizationTerms(negotiated=(Negotiated(CREDITS.id, credits=9),))
+    told.client.set(keys.organization_terms(20), encode_terms(20, terms))
+    await later(told, AGAIN_S + 1)
+    before, again = reads(told), reads(told, "mget")
+    assert [told.directory.cached(digest) for digest in digests] == callers
+    await read_again(told)
+    assert (reads(told), reads(told, "mget")) == (before, again + 1)
+    await later(told)
+    assert [told.directory.cached(digest) is not None for digest in digests] == [
+        False, False, False, False, True, True, False, True, True,
+    ]  # fmt: skip
+    assert reads(told) == before
+    assert (await told.identify(digests[1])).key_id == 77
+    with pytest.raises(InvalidApiKey):
+        await told.identify(digests[2])
+    assert await told.identify(digests[0]) == callers[0]
+    assert told.directory.cached(digests[3]) == callers[3]
+
+
+async def test_who_is_read_again_while_redis_is_away_holds_no_longer_than_before(told: Desk) -> None:
+    await told.identify()
+    await later(told, AGAIN_S + 1)
+    assert told.directory.cached(DIGEST) == CALLER
+    await told.wire.close()
+    await read_again(told)
+    assert not told.directory._changes._reading
+    told.clock.now += IDENTITY_S + 0.1
+    assert told.directory.cached(DIGEST) is None
 
 
 async def test_what_is_told_to_change_while_it_is_read_is_not_kept(valkey: str) -> None:

@@ -44,8 +44,8 @@ async def later(desk: Desk, seconds: float = IDENTITY_S + 0.001) -> None:
     await in_task(desk.wire.send(encode(b"ECHO", b"here")))
 
 
-def reads(desk: Desk) -> int:
-    found: int = desk.client.info("commandstats").get("cmdstat_get", {"calls": 0})["calls"]
+def reads(desk: Desk, verb: str = "get") -> int:
+    found: int = desk.client.info("commandstats").get(f"cmdstat_{verb}", {"calls": 0})["calls"]
     return found
 
 

@@ -266,9 +266,18 @@ def test_what_is_refused_or_not_known_to_be_good_is_not_remembered() -> None:
     assert not any(kept(memory).values())
 
 
+def test_ten_thousand_callers_in_turn_are_all_known_the_next_time() -> None:
+    memory = reader()
+    heads = [get(b"/v1/models", b"authorization: Bearer tk_%032d\r\n" % number) for number in range(10_000)]
+    for one in heads:
+        memory.remember(memory.read(one))
+    for one in heads:
+        assert memory.read(one[:-2] + trace(1) + b"\r\n").news is None
+
+
 @pytest.mark.parametrize("length", [1, 100, 3000])
 def test_made_up_lines_stay_within_their_bytes_and_displace_nobody_in_use(length: int) -> None:
-    maxima = {"heads": 300_000, "lines": 200_000, "routed": 100_000, "proofs": 200_000, "said": 200_000}
+    maxima = {"heads": 200_000, "lines": 200_000, "routed": 100_000, "proofs": 300_000, "said": 200_000}
     memory = HeadReader(router(), PEPPER, LIMITS, bytes_max=1_000_000)
     usual, traced = head(b"x-tollkeeper-user: ann\r\nx-long: y\r\n"), head(b"x-tollkeeper-user: bob\r\n")
     known, alike = learned(memory, usual), learned(memory, traced)
