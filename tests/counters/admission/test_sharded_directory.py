@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ from gateway.core.wait import in_task
 from gateway.counters.admission.callers import IDENTITY_S
 from gateway.counters.admission.changes import HEARD
 from gateway.counters.admission.directory import Directory
+from gateway.counters.admission.rereading import AGAIN_S
 from gateway.counters.admission.stored import encode_catalogue, encode_identity
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import Address
@@ -113,6 +115,29 @@ async def test_an_identity_and_its_terms_may_stand_on_two_servers(desk: Desk) ->
         return False
 
     await eventually(is_gone)
+
+
+async def test_those_of_several_servers_are_read_again_together(desk: Desk) -> None:
+    digests = [desk.digest_at(one) for one in desk.cluster.primaries]
+    for digest in digests:
+        desk.introduce(digest)
+    await desk.hear()
+    for digest in digests:
+        assert await driven(desk.directory.identify(digest)) == desk.caller
+    for wire in desk.shards.wires:
+        wire.hearing.listeners = []  # servers that forget to tell
+    gone = desk.cluster.owner(keys.partition_of_digest(digests[0]))
+    gone.client.delete(keys.identity(digests[0]))
+    desk.vouch()
+    desk.clock.ahead += AGAIN_S + 1
+    await desk.hear()
+    assert [desk.directory.cached(digest) for digest in digests] == [desk.caller] * len(digests)
+    task = desk.directory._rereading.task
+    assert task is not None
+    await asyncio.wait_for(task, 30)
+    await desk.hear()
+    found = [desk.directory.cached(digest) for digest in digests]
+    assert found == [None, *[desk.caller] * (len(digests) - 1)]
 
 
 async def test_who_was_known_stays_known_while_another_server_than_its_own_is_away(desk: Desk) -> None:
