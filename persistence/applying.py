@@ -103,10 +103,13 @@ class Applying:
 
     async def marks(self, owner: int, name: str, rows_max: int) -> Sequence[Mark]:
         """Read what was noted of rows by those who applied under a name, one more than `rows_max` at most."""
-        noted = select(_here.resource, _here.row_id, _here.fields, _here.made)
+        noted = select(_here.resource, _here.row_id, _here.fields, _here.made, _here.said)
         mine = noted.where(_here.owner == owner, _here.name == name)
         rows = await self._connection.execute(mine.limit(rows_max + 1))
-        return [Mark(row.resource, row.row_id, tuple(row.fields), made=row.made) for row in rows]
+        return [
+            Mark(row.resource, row.row_id, tuple(row.fields), row.made, row.said and tuple(row.said))
+            for row in rows
+        ]
 
     async def run(self, steps: Sequence[Step]) -> Mapping[int, Ran]:
         """Do them, in order; `StepRefused` tells which one the store refuses."""
@@ -118,12 +121,14 @@ class Applying:
         rows = [
             {
                 **mine, "resource": mark.resource, "row_id": self._id(mark), "fields": list(mark.fields),
-                "made": mark.made,
+                "made": mark.made, "said": self._said(mark),
             }
             for mark in marks
         ]  # fmt: skip
         kept = insert(applied_row)
-        again = {"fields": kept.excluded.fields, "made": kept.excluded.made, "applied_at": func.now()}
+        again = {name: kept.excluded[name] for name in ("fields", "made", "said")} | {
+            "applied_at": func.now()
+        }
         kept = kept.on_conflict_do_update(index_elements=[*applied_row.primary_key], set_=again)
         for at in range(0, len(rows), ROWS_WRITTEN_MAX):
             await self._connection.execute(kept, rows[at : at + ROWS_WRITTEN_MAX])
@@ -228,6 +233,11 @@ class Applying:
 
     def _settled(self, step: Step) -> Command:
         return replace(step.command, values=settled(step.command.values, self._made))
+
+    def _said(self, mark: Mark) -> list[object] | None:
+        if mark.said is None:
+            return None
+        return [self._made[each.number] if isinstance(each, New) else each for each in mark.said]
 
     def _id(self, mark: Mark) -> int:
         return self._made[mark.row_id.number] if isinstance(mark.row_id, New) else mark.row_id

@@ -84,7 +84,8 @@ applied_row = table(
     integers("owner"),
     texts("name", "resource"),
     integers("row_id"),
-    documents("fields"),
+    # `said` is what files called it.
+    documents("fields", "said?"),
     flags("made"),
     moments("applied_at"),
     PrimaryKeyConstraint("owner", "name", "resource", "row_id"),

@@ -14,8 +14,8 @@ from gateway.admin.configuration.naming import Planned
 from gateway.admin.configuration.objects import Objects, read
 from gateway.admin.configuration.planning import Plan, Planner
 from gateway.admin.configuration.threads import in_thread
-from gateway.admin.configuration.words import KINDS
-from gateway.admin.http.auth import require_read, require_write
+from gateway.admin.configuration.words import KINDS, declared
+from gateway.admin.http.auth import may_write, require_read, require_write
 from gateway.admin.operations import Done, finish, mint
 from gateway.admin.ports import AdminPorts, Applying
 from gateway.admin.pushing import push
@@ -27,6 +27,8 @@ from gateway.errors import AdminRefusal, Conflict, StepRefused, Unprocessable
 
 # A longer plan is not tried before it is done.
 TRIED_MAX = 2_000
+# So many rows are named that no file was about before.
+TAKEN_SHOWN_MAX = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class Configurator:
 
     async def do(self, wish: Wish) -> Done:
         """Plan, try or apply; `Conflict` where the plan is another by now."""
+        self._require_some(wish)
         objects = await in_thread(read, wish.objects, self._ports.actor.organization_id)
         for kind in objects.by_kind:
             require_read(self._ports.actor, KINDS[kind])
@@ -142,7 +145,19 @@ class Configurator:
             )
             raise Unprocessable(errors=(("name", message),))
         planner = Planner(session, objects, self._ports.actor, marks, self._clock(), rows_max=self._rows_max)
-        return await planner.plan(prune=wish.prune)
+        return await planner.plan(prune=wish.prune, suggests=wish.digest is None)
+
+    def _require_some(self, wish: Wish) -> None:
+        """Refuse who may write none of what an apply is about, before anything is looked at."""
+        kinds = [KINDS[kind] for kind in wish.objects if kind in KINDS]
+        if wish.digest is None or not kinds:
+            return
+        for resource in KINDS.values() if wish.prune else kinds:
+            how = declared(resource)
+            verbs = {CREATE, resource.patch_verb, *how.actions.values(), resource.settle_first or DELETE}
+            if any(may_write(self._ports.actor, resource, verb) for verb in verbs):
+                return
+        require_write(self._ports.actor, kinds[0], CREATE)
 
     def _require_all(self, plan: Plan) -> None:
         for planned in plan.changes:
@@ -202,6 +217,11 @@ def _told(work: _Work) -> dict[str, object]:
         "unchanged": plan.unchanged,
         "noted": sum(isinstance(mark.row_id, int) for mark in plan.marks),
         "forgotten": len(plan.forgotten),
+        "taken": [
+            {"resource": one.resource.name, "name": one.name, "at": one.at, "id": row_id}
+            for one, row_id in plan.taken[:TAKEN_SHOWN_MAX]
+        ],
+        "taken_count": len(plan.taken),
         "tried": work.is_done and not work.is_applied,
         "applied": work.is_applied,
         "pending": False,

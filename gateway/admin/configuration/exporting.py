@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from gateway.admin.configuration.matching import Which, meant
+from gateway.admin.configuration.identity import Which
+from gateway.admin.configuration.referring import meant
 from gateway.admin.configuration.sameness import same
 from gateway.admin.configuration.threads import in_thread
 from gateway.admin.configuration.words import KINDS, declared, model, references, word

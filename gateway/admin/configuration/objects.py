@@ -76,6 +76,14 @@ class Wanted:
         """The fields it says."""
         return tuple(sorted({*self.values, *self.names}))
 
+    @property
+    def name(self) -> str:
+        """What people know it by, as it is said."""
+        said = self.said.get(word(self.resource, declared(self.resource).by[-1]))
+        if isinstance(said, dict):
+            said = " / ".join(str(each) for each in said.values() if isinstance(each, str))
+        return shown(str(said or ""))
+
     def full(self) -> Row:
         """All values, with what is meant where nothing is said."""
         return self.row.model_dump()
@@ -103,7 +111,7 @@ def read(sent: Mapping[str, object], own: int | None = None) -> Objects:
     Of a caller of one organization, `own`, whatever says none is of that one.
     """
     unknown = [*islice((kind for kind in sent if kind not in KINDS), UNKNOWN_KINDS_MAX)]
-    errors: Errors = [(_shown(kind), f"unknown kind; {near(_shown(kind), KINDS)}") for kind in unknown]
+    errors: Errors = [(shown(kind), f"unknown kind; {near(shown(kind), KINDS)}") for kind in unknown]
     if len(unknown) == UNKNOWN_KINDS_MAX:
         refuse(errors)
     found: dict[str, list[Wanted]] = {}
@@ -149,7 +157,7 @@ def _object(place: _Place, one: object, own: int | None, errors: Errors) -> Want
     for said, value in one.items():
         name = known.get(said)
         if name is None:
-            here.append((_shown(said), _unknown(resource, _shown(said))))
+            here.append((shown(said), _unknown(resource, shown(said))))
             if len(here) >= ERRORS_MAX:
                 break
         elif name not in ids:
@@ -188,7 +196,8 @@ def _unknown(resource: Resource, said: str) -> str:
     return f"unknown field; {near(said, words(resource))}"
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
+    """A name, or how it begins."""
     return name if len(name) <= NAME_SHOWN_CHARS_MAX else f"{name[:NAME_SHOWN_CHARS_MAX]}…"
 
 
@@ -220,7 +229,7 @@ def _reference(target: Resource, value: object, depth: int = 1) -> Reference:
     right = f"its {last}" if len(fields) == 1 else f"its {last}, or {{{', '.join(fields)}}}"
     if not isinstance(value, dict) or depth > REFERENCE_DEPTH_MAX:
         raise ValueError(f"must be {right}")  # told as any other wrong value
-    wrong = [_shown(said) for said in value if said not in fields][:UNKNOWN_KINDS_MAX]
+    wrong = [shown(said) for said in value if said not in fields][:UNKNOWN_KINDS_MAX]
     if wrong or last not in value:
         raise ValueError(f"must be {right}, not {', '.join(wrong) or 'without ' + last}")
     return Reference(target, dict(_parts(target, value, depth)))

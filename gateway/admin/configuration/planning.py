@@ -12,7 +12,8 @@ from datetime import datetime
 from hashlib import sha256
 
 from gateway.admin.configuration.dated import Dated
-from gateway.admin.configuration.matching import ROWS_MAX, Identity, Matching, Pair, identity_of, values_of
+from gateway.admin.configuration.identity import Identity, identity_of, stored, values_of
+from gateway.admin.configuration.matching import ROWS_MAX, Matching, Pair
 from gateway.admin.configuration.naming import Planned, name_all
 from gateway.admin.configuration.objects import Errors, Objects, Wanted, refuse
 from gateway.admin.configuration.sameness import same
@@ -28,14 +29,22 @@ from gateway.core.accounts.roles import CREATE, DELETE
 NOW = "now"
 
 
+# A row: the object that is about it now, and its id.
+Taken = tuple[Wanted, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All that is to be done, in order; `marks` are what is to be noted besides, or forgotten."""
+    """All that is to be done, in order; `marks` are what is to be noted besides, or forgotten.
+
+    `taken` are rows that no file was about before, and objects are now.
+    """
 
     changes: Sequence[Planned]
     unchanged: int
     marks: Sequence[Mark]
     forgotten: Sequence[Mark]
+    taken: Sequence[Taken]
     # Names the plan by its content.
     digest: str
 
@@ -57,29 +66,39 @@ class Planner:
         self._now = now
         self._changes: list[Planned] = []
         self._new_marks: list[Mark] = []
+        self._forgotten: list[Mark] = []
+        self._taken: list[Taken] = []
         self._met: set[tuple[str, object]] = set()
         self._dated: dict[tuple[str, Identity], Dated] = {}
         self._unchanged = 0
 
-    async def plan(self, *, prune: bool) -> Plan:
-        """Compare everything; `Unprocessable` names what cannot be, field by field."""
+    async def plan(self, *, prune: bool, suggests: bool = True) -> Plan:
+        """Compare everything; `Unprocessable` names what cannot be, field by field.
+
+        What may have been meant is said where it `suggests`: not while others wait.
+        """
         for resource in KINDS.values():
             pairs = await self._matching.match(resource)
             await in_thread(self._compare_all, pairs)
+        if suggests and self._errors:
+            await in_thread(self._matching.names.suggest)
         refuse(self._errors)
         self._note_referred()
-        forgotten: list[Mark] = []
+        self._leave()
         if prune:
-            await self._prune(forgotten)
+            await self._prune()
         await name_all(self._session, self._changes)
-        digest = await in_thread(_digest, self._changes, [*self._new_marks, *forgotten])
-        return Plan(self._changes, self._unchanged, self._new_marks, forgotten, digest)
+        digest = await in_thread(_digest, self._changes, [*self._new_marks, *self._forgotten])
+        return Plan(
+            self._changes, self._unchanged, self._new_marks, self._forgotten, self._taken, digest
+        )  # fmt: skip
 
     def _compare_all(self, pairs: Sequence[Pair]) -> None:
         for pair in pairs:
-            self._compare(*pair)
+            self._compare(pair)
 
-    def _compare(self, wanted: Wanted, rows: Sequence[Row]) -> None:
+    def _compare(self, pair: Pair) -> None:
+        wanted, rows = pair.wanted, pair.rows
         how, found = declared(wanted.resource), None
         if how.since:
             found = self._latest(wanted, rows)
@@ -89,7 +108,7 @@ class Planner:
             return
         elif rows:
             found = rows[0]
-            self._change(wanted, found)
+            self._change(wanted, found, pair.mark)
         row_id: int | New = New(wanted.number)
         if found is None:
             self._make(wanted)
@@ -98,22 +117,39 @@ class Planner:
         if found is not None:
             row_id = int(str(found["id"]))
         if not how.since:
-            self._note(wanted, row_id)
+            self._note(pair, row_id)
 
-    def _note(self, wanted: Wanted, row_id: int | New) -> None:
-        """Mark the row as said by a file, where it is not marked so already."""
-        key = (wanted.resource.name, row_id)
-        self._met.add(key)
-        before = self._marks.get(key)
-        mark = Mark(*key, wanted.fields, made=isinstance(row_id, New) or (before is not None and before.made))
-        if mark != before:
+    def _note(self, pair: Pair, row_id: int | New) -> None:
+        """Remember what an object is about, and what it was called; what stood there before is forgotten."""
+        wanted, kind, before = pair.wanted, pair.wanted.resource.name, pair.mark
+        self._met |= {(kind, row_id), *((kind, each) for each in pair.passed)}
+        said = None
+        if declared(wanted.resource).known_by_id:
+            said = identity_of(wanted.resource, values_of(wanted))
+        made = isinstance(row_id, New) or (before is not None and before.made)
+        mark = Mark(kind, row_id, wanted.fields, made, said)
+        if mark != self._marks.get((kind, row_id)):
             self._new_marks.append(mark)
+        if before is None and not isinstance(row_id, New):
+            self._taken.append((wanted, row_id))
+        passed = [self._marks.get((kind, each)) for each in pair.passed]
+        self._forgotten += [mark for mark in passed if mark is not None]
 
     def _note_referred(self) -> None:
-        """Remember whom part of a name stood for, so that it stands for the same later."""
-        for kind, row_id in self._matching.referred:
-            if (kind, row_id) not in self._met and (kind, row_id) not in self._marks:
-                self._new_marks.append(Mark(kind, int(str(row_id)), (), made=False))
+        """Remember whom a name stood for, so that it stands for the same later."""
+        for (kind, row_id), said in self._matching.names.referred.items():
+            before = self._marks.get((kind, row_id))
+            if (kind, row_id) in self._met or (before is not None and (before.said or said is None)):
+                continue
+            fields, made = ((), False) if before is None else (before.fields, before.made)
+            self._new_marks.append(Mark(kind, int(str(row_id)), fields, made, said))
+
+    def _leave(self) -> None:
+        """Tell of objects that wait; nothing of their kind is pruned."""
+        for wanted, why in self._matching.names.left:
+            planned = self._planned(CREATE, wanted)
+            planned.stays = why
+            self._changes.append(planned)
 
     def _make(self, wanted: Wanted) -> None:
         how, values = declared(wanted.resource), dict(wanted.values)
@@ -131,20 +167,27 @@ class Planner:
         planned.fields = fields
         self._changes.append(planned)
 
-    def _change(self, wanted: Wanted, row: Row) -> None:
+    def _change(self, wanted: Wanted, row: Row, mark: Mark | None) -> None:
         resource, how = wanted.resource, declared(wanted.resource)
-        said = {name: each for name, each in values_of(wanted).items() if name not in how.by}
-        mark = self._marks.get((resource.name, int(str(row["id"]))))
+        said = {**values_of(wanted)}
         left_out = [name for name in (mark.fields if mark else ()) if name not in wanted.fields]
         if left_out:
             meant = wanted.full()
             said |= {name: meant[name] for name in left_out if name in model(resource).model_fields}
-        differ = {name: each for name, each in said.items() if not same(each, _stored(resource, row, name))}
+        differ = {name: each for name, each in said.items() if not same(each, stored(resource, row, name))}
         patch = resource.patch.model_fields if resource.patch is not None else {}
+        stays = ""
         for name in [name for name in differ if name not in patch and name not in how.actions]:
             value = differ.pop(name)
-            if name not in how.begins and name in wanted.fields:
+            if (references(resource).get(name, ""), row[name]) in self._matching.replaced:
+                stays = f"its {word(resource, name)} is another by now, and it stays with the earlier one"
+            elif name not in how.begins and name in wanted.fields:
                 self._refuse(wanted, name, _stays(resource, row, name, value))
+        if stays:
+            differ.clear()
+            self._changes.append(self._planned(resource.patch_verb, wanted, int(str(row["id"]))))
+            self._changes[-1].stays = stays
+            return
         if not differ:
             self._unchanged += 1
             return
@@ -158,7 +201,7 @@ class Planner:
             told = word(resource, name)
             if name in references(resource):
                 planned.fields[told] = (None, wanted.said.get(told))
-                planned.others[told] = (references(resource)[name], _stored(resource, row, name))
+                planned.others[told] = (references(resource)[name], stored(resource, row, name))
             else:
                 planned.fields[told] = (before[name], after[name])
         self._changes.append(planned)
@@ -193,9 +236,10 @@ class Planner:
             self._dated[name] = Dated(rows, declared(wanted.resource).since)
         return self._dated[name]
 
-    async def _prune(self, forgotten: list[Mark]) -> None:
+    async def _prune(self) -> None:
         """Plan the end of what applying made, and no object is about any more; referrers first."""
-        for resource in reversed(list(KINDS.values())):
+        waiting = {wanted.resource.name for wanted, _ in self._matching.names.left}
+        for resource in reversed([each for name, each in KINDS.items() if name not in waiting]):
             mine = {
                 mark.row_id: mark
                 for key, mark in self._marks.items()
@@ -204,7 +248,7 @@ class Planner:
             rows = await self._session.find(resource.name, {"id": list(mine)}, len(mine)) if mine else ()
             there = [row for row in rows if not declared(resource).is_gone(row)]
             gone, several = {row["id"] for row in there}, await self._several(resource, there)
-            forgotten += [mark for row_id, mark in mine.items() if row_id not in gone]
+            self._forgotten += [mark for row_id, mark in mine.items() if row_id not in gone]
             for row in there:
                 row_id, number = int(str(row["id"])), -1 - len(self._changes)
                 by = {name: row[name] for name in declared(resource).by}
@@ -239,14 +283,8 @@ class Planner:
 
 
 def _digest(changes: Sequence[Planned], marks: Sequence[Mark]) -> str:
-    noted = [[mark.resource, str(mark.row_id), *mark.fields] for mark in marks]
+    noted = [[mark.resource, str(mark.row_id), str(mark.said), *mark.fields] for mark in marks]
     return sha256(canonical([[each.told() for each in changes], noted])).hexdigest()
-
-
-def _stored(resource: Resource, row: Row, name: str) -> object:
-    """What a row has, or will have."""
-    becomes = declared(resource).becomes.get(name)
-    return row[name] if becomes is None or row[becomes] is None else row[becomes]
 
 
 def _stays(resource: Resource, row: Row, name: str, value: object) -> str:

@@ -112,6 +112,11 @@ def require_write(actor: Actor, answered: Answered, verb: str, sent: Collection[
         raise ReadOnly(refused) if actor.role == READONLY else Forbidden(refused)
 
 
+def may_write(actor: Actor, answered: Answered, verb: str) -> bool:
+    """Whether a caller may do something with some fields."""
+    return refused_write(actor, answered.name, answered.access, verb) is None
+
+
 def _built_in(ports: AdminPorts, digest: str) -> Actor | None:
     # Digests have one length and hide the tokens': comparing them leaks neither.
     found = None

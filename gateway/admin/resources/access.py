@@ -137,7 +137,13 @@ RESOURCES = (
         ),
         refers={"replaced_by_id": "api-keys"},
         secret=Secret("key", credentials.API_KEY, instead=TOKENS),
-        declared=Declared(by=("tenant_id", "name"), needs=("name",), is_gone=_is_gone),
+        declared=Declared(
+            by=("tenant_id", "name"),
+            needs=("name",),
+            is_gone=_is_gone,
+            known_by_id=True,
+            followed_by="replaced_by_id",
+        ),
     ),
     Resource(
         name="admin-tokens",

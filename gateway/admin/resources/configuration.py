@@ -62,6 +62,15 @@ class NewSecret(Out):
     value: str
 
 
+class TakenRow(Out):
+    """A row that was made by hand, and that an object is about by its name."""
+
+    resource: str
+    name: str
+    at: str
+    id: int
+
+
 class ConfigurationPlan(Out):
     """What would be done, or was."""
 
@@ -70,6 +79,10 @@ class ConfigurationPlan(Out):
     unchanged: int
     noted: int = Field(description="Objects that are as they should be, and not known to be of files yet.")
     forgotten: int = Field(description="Rows that apply made and others deleted: pruning forgets them.")
+    taken: list[TakenRow] = Field(
+        description="The first 100 rows that no file was about before, and that objects are about now."
+    )
+    taken_count: int = Field(description="How many these are.")
     tried: bool = Field(description="Whether it was done and undone.")
     applied: bool
     pending: bool = Field(description="Stored; not all of it is in force yet.")

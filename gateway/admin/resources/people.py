@@ -150,6 +150,8 @@ RESOURCES = (
                 OPERATOR: ("name", "limits"),
             },
             of_all=("create",),
+            # Files and staff know it by its name.
+            fields_of_all=("name",),
         ),
         description="Who is billed: the owner of credits, of a spend cap and of tenants.",
         out=Organization,
@@ -186,7 +188,7 @@ RESOURCES = (
             Action("block", "Refuse the tenant's requests until unblocked", quota=True),
             Action("unblock", "Take a block by hand away", quota=True),
         ),
-        declared=Declared(by=("organization_id", "name"), needs=("organization_id",)),
+        declared=Declared(by=("organization_id", "name"), needs=("organization_id",), known_by_id=True),
     ),
     Resource(
         name="users",

@@ -153,6 +153,10 @@ class Declared:
     new one takes its place. Of two of one moment the later row does where `repeats`, else there is one.
     `begins` are fields of a new row alone. A field in `actions` is changed by that action; where another one
     says what it will be, `becomes` names it.
+
+    Where `known_by_id` several may have one name, which an organization's own people give: what files made is
+    known by its id, and what others named so is left to them. `followed_by` names the row that stands in its
+    place.
     """
 
     by: tuple[str, ...] = ("name",)
@@ -166,6 +170,8 @@ class Declared:
     begins: tuple[str, ...] = ()
     actions: Mapping[str, str] = field(default_factory=dict)
     becomes: Mapping[str, str] = field(default_factory=dict)
+    known_by_id: bool = False
+    followed_by: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -84,7 +84,7 @@ RESOURCES = (
         filters={"organization_id": Filter()},
         actions=(Action("test", "Send a message now, to try it"),),
         secret=Secret("secret", SECRET_PREFIX, kept=True),
-        declared=Declared(by=("organization_id", "url")),
+        declared=Declared(by=("organization_id", "url"), known_by_id=True),
     ),
     Resource(
         name="webhook-deliveries",

@@ -26,6 +26,8 @@ class Mark:
     row_id: int | New
     fields: tuple[str, ...]
     made: bool
+    # What files called it, part by part, with the ids of others; None where that was not noted.
+    said: tuple[object, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

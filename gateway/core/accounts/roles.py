@@ -36,7 +36,8 @@ class Access:
     """Who may do what with a resource. What a role is not named for is refused.
 
     `verbs` are writes that other roles than `write` may do. Of `fields` a role with an entry sets those
-    alone. `of_all` are verbs that take a token of all organizations although rows are `OWNED`.
+    alone. `of_all` are verbs that take a token of all organizations although rows are `OWNED`, and
+    `fields_of_all` fields that do.
     """
 
     read: frozenset[str]
@@ -45,6 +46,7 @@ class Access:
     verbs: Mapping[str, frozenset[str]] = field(default_factory=dict)
     fields: Mapping[str, frozenset[str]] = field(default_factory=dict)
     of_all: frozenset[str] = frozenset()
+    fields_of_all: frozenset[str] = frozenset()
 
     def writers(self, verb: str) -> frozenset[str]:
         """The roles that may do a verb."""
@@ -58,6 +60,7 @@ def access(
     verbs: Mapping[str, Collection[str]] | None = None,
     fields: Mapping[str, Collection[str]] | None = None,
     of_all: Collection[str] = (),
+    fields_of_all: Collection[str] = (),
 ) -> Access:
     """State who may write besides an admin, who always may; everybody reads, unless it is said otherwise."""
     return Access(
@@ -67,6 +70,7 @@ def access(
         {verb: frozenset({ADMIN, *roles}) for verb, roles in (verbs or {}).items()},
         {role: frozenset(names) for role, names in (fields or {}).items()},
         frozenset(of_all),
+        frozenset(fields_of_all),
     )
 
 
@@ -93,14 +97,19 @@ def refused_write(actor: Actor, name: str, to: Access, verb: str, sent: Collecti
 
 def settable(actor: Actor, to: Access, verb: str, names: Collection[str]) -> list[str]:
     """Which of these fields a caller may set."""
-    if verb not in {CREATE, CHANGE} or actor.role not in to.fields:
+    if verb not in {CREATE, CHANGE}:
         return list(names)
-    return [name for name in names if name in to.fields[actor.role]]
+    may, never = to.fields.get(actor.role), _fields_of_others(actor, to)
+    return [name for name in names if name not in never and (may is None or name in may)]
 
 
 def _refused_field(
     actor: Actor, name: str, to: Access, writers: Collection[str], sent: Collection[str]
 ) -> str | None:
+    theirs = next((each for each in sent if each in _fields_of_others(actor, to)), None)
+    if theirs is not None:
+        why = "that takes a token of all organizations"
+        return f"{_alone(actor)}: it may not set {theirs} of {name}, {why}."
     may = to.fields.get(actor.role)
     if may is None or may.issuperset(sent):
         return None
@@ -109,6 +118,10 @@ def _refused_field(
     return (
         f"The role of this token, {actor.role}, may not set {wrong} of {name}: that takes {_any_of(others)}."
     )
+
+
+def _fields_of_others(actor: Actor, to: Access) -> frozenset[str]:
+    return frozenset() if actor.organization_id is None else to.fields_of_all
 
 
 def _alone(actor: Actor) -> str:

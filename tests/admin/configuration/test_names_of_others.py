@@ -52,10 +52,9 @@ async def test_what_was_taken_for_the_files_own_stays_the_one_that_is_meant(api:
     limited = {**ACME, "api-keys": [{**ACME["api-keys"][0], "limits": {"concurrency": 2}}]}
     [change] = (await plan(api, limited))["changes"]
     assert change["id"] == there["id"]
-    # Under a name that nothing was applied under, nothing says which is meant: of that object alone.
-    errors = await refused(api, ACME, name="other")
-    assert errors.keys() == {"api-keys.0.name"}
-    assert "is the name of 2" in errors["api-keys.0.name"]
+    # Under a name that nothing was applied under, nothing says which is meant: neither is taken.
+    planned = await plan(api, ACME, name="other")
+    assert [(each["change"], each["resource"]) for each in planned["changes"]] == [("create", "api-keys")]
 
 
 async def test_what_is_exported_and_pruned_deletes_no_key_that_shares_its_name(api: Api) -> None:

@@ -67,6 +67,8 @@ def apply(
         printing.done(done, as_json=as_json)
         if done["refused"]:
             lost.append(f"It is stored, but not in force. {done['refused']}")
+        if left := sum(bool(each["stays"] and each["at"]) for each in plan["changes"]):
+            lost.append(f"{left:,} of the objects stay undone: see why above. All else was applied.")
         if lost:
             raise CommandFailed("\n".join(lost))
 
@@ -78,7 +80,7 @@ def diff(*, file: Files, prune: Prune = False, name: Name = DEFAULT_NAME, as_jso
         with waiting("Comparing"):
             plan = api.post(WHERE, asked)
         printing.plan(plan, wanted, as_json=as_json)
-    if any(not each["stays"] for each in plan["changes"]):
+    if any(each["at"] or not each["stays"] for each in plan["changes"]):
         raise typer.Exit(DIFFERENT)
 
 

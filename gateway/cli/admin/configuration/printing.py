@@ -27,6 +27,12 @@ def plan(found: Json, wanted: Sources, *, as_json: bool) -> None:
     more = len(found["changes"]) - SHOWN_MAX
     if more > 0:
         out.print(f"and {more:,} more", highlight=False)
+    for each in found["taken"]:
+        line = f"{escape(each['resource'])} {escape(each['name'])}: {each['id']}, which no file made"
+        out.print(f"[yellow]=[/] takes {line}", highlight=False, soft_wrap=True)
+    more = found["taken_count"] - len(found["taken"])
+    if more > 0:
+        out.print(f"and takes {more:,} more", highlight=False)
     out.print(_summary(found), highlight=False)
     if found["changes"] and not found["tried"] and not found["applied"]:
         say("It was compared, not tried: what PostgreSQL or its rules refuse shows when it is applied.")
@@ -62,7 +68,11 @@ def _value(value: object) -> str:
 
 def _summary(found: Json) -> str:
     counts = Counter(
-        "stays" if each["stays"] else each["change"] if each["change"] in MARKS else "change"
+        ("waits" if each["at"] else "stays")
+        if each["stays"]
+        else each["change"]
+        if each["change"] in MARKS
+        else "change"
         for each in found["changes"]
     )
     gone = f", {found['forgotten']:,} that apply made are gone already" if found["forgotten"] else ""
@@ -70,4 +80,5 @@ def _summary(found: Json) -> str:
         return f"Nothing to change: {found['unchanged']:,} are as they should be{gone}."
     told = f"{counts['create']:,} to make, {counts['change']:,} to change, {counts['delete']:,} to delete"
     stays = f", {counts['stays']:,} stay although no file says them" if counts["stays"] else ""
+    stays += f", {counts['waits']:,} cannot be" if counts["waits"] else ""
     return f"{told}{stays}; {found['unchanged']:,} are as they should be{gone}."
