@@ -61,6 +61,11 @@ class _Export:
 
     def _objects(self, resource: Resource, rows: Sequence[Row]) -> list[Row]:
         how = declared(resource)
+        if how.followed_by:
+            for row in rows:  # a row that stands in another's place has a greater id
+                mark = self._marks.get((resource.name, row["id"]))
+                if mark is not None and row[how.followed_by] is not None:
+                    self._marks[resource.name, row[how.followed_by]] = mark
         there = [row for row in rows if not how.is_gone(row)]
         if how.repeats:
             there = list({_identity(resource, row): row for row in there}.values())

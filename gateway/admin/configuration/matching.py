@@ -104,7 +104,10 @@ class Matching:
                 by_name[name] = [*meant(kind, some, self._marks)]
         found: list[Pair] = []
         said: set[Identity] = set()
+        holders = {identity_of(resource, row): row for row in rows} if how.unique else {}
         for wanted, name in zip(whole, names, strict=True):
+            if self._waits(wanted, holders.get(name), before.rows.get(name)):
+                continue
             pair = self._pair(wanted, name, by_name.get(name, ()), before)
             if not pair.rows:
                 self.names.know(resource, values_of(wanted), New(wanted.number))
@@ -114,6 +117,19 @@ class Matching:
             found.append(pair)
         return found
 
+    def _waits(self, wanted: Wanted, holder: Row | None, own: Row | None) -> bool:
+        """Leave an object whose name another row has: there cannot be two of it."""
+        kind = wanted.resource.name
+        if holder is None or (own is not None and own["id"] == holder["id"]):
+            return False
+        never = never_becomes(wanted, holder)
+        if own is None and (not never or (kind, holder["id"]) in self._marks):
+            return False
+        what = f", whose {word(wanted.resource, never[0])} never changes" if never else ""
+        why = f"{kind} {holder['id']} has its name{what}: rename or delete that one"
+        self.names.left.append((wanted, why))
+        return True
+
     def _pair(self, wanted: Wanted, name: Identity, there: Sequence[Row], before: Remembered) -> Pair:
         """The row that is an object's own; else those of its name, but for what others named so."""
         kind = wanted.resource.name
@@ -122,8 +138,9 @@ class Matching:
         if name in before.rows:
             return Pair(wanted, [before.rows[name]], before.marks[name], passed)
         known = self._marks.get((kind, there[0]["id"])) if len(there) == 1 else None
-        if declared(wanted.resource).known_by_id and known is None:
-            is_others = name in before.lost or len(there) > 1
+        how = declared(wanted.resource)
+        if how.known_by_id and known is None:
+            is_others = (name in before.lost and not how.unique) or len(there) > 1
             if is_others or any(never_becomes(wanted, row) for row in there):
                 return Pair(wanted, ())
         return Pair(wanted, there, known)

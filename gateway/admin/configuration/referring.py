@@ -15,7 +15,11 @@ from gateway.core.accounts.declaration import Mark, New
 
 
 class _Unknown(LookupError):
-    """A name that nothing has."""
+    """A name that nothing has: of which kind, and which."""
+
+    def __init__(self, kind: str, name: object) -> None:
+        super().__init__(f"{_there_is_no(kind, name)}; no object here makes one")
+        self.which = (kind, name)
 
 
 class Names:
@@ -91,7 +95,7 @@ class Names:
             self.lost[wanted.resource.name].add(values_of(wanted)[declared(wanted.resource).by[-1]])
             return
         if isinstance(error, _Unknown):
-            self._unknown.append((len(self._errors), kind, reference.name))
+            self._unknown.append((len(self._errors), *error.which))
         self._errors.append((f"{wanted.at}.{said}", str(error.args[0])))
 
     def _find(self, reference: Reference, scope: Mapping[str, object]) -> object:
@@ -121,7 +125,7 @@ class Names:
             raise LookupError(f"there are {len(found)} {target.name} named {reference.name!r}: {more}")
         if named:
             raise LookupError(f"there is {one} {reference.name!r}, but of another {word(target, how.by[0])}")
-        raise _Unknown(f"{_there_is_no(target.name, reference.name)}; no object here makes one")
+        raise _Unknown(target.name, reference.name)
 
     def _decided(self, kind: str, name: object, found: Sequence[object]) -> Sequence[object]:
         """Of rows of one name the one that these objects are about, else the one that was meant before."""
@@ -129,11 +133,17 @@ class Names:
             return found
         known = self._known.get((kind, name))
         if known is None:
-            known = [each for each in found if each in self.said[kind]]
-            known = known or [each for each in found if (kind, name, each) in self._called]
-            known = known or [row["id"] for row in meant(kind, [{"id": each} for each in found], self._marks)]
-            self._known[kind, name] = known
+            known = self._known[kind, name] = self._among(kind, name, found)
         return known
+
+    def _among(self, kind: str, name: object, found: Sequence[object]) -> Sequence[object]:
+        for chosen in (
+            [each for each in found if each in self.said[kind]],
+            [each for each in found if (kind, name, each) in self._called],
+        ):
+            if chosen:
+                return chosen
+        return [row["id"] for row in meant(kind, [{"id": each} for each in found], self._marks)]
 
 
 def meant(kind: str, rows: Sequence[Row], marks: Mapping[Which, Mark]) -> Sequence[Row]:

@@ -214,6 +214,6 @@ RESOURCES = (
             Action("reset", "Begin this interval's use at 0 again, of all accounts"),
         ),
         parts=(ACCOUNTS,),
-        declared=Declared(by=("organization_id", "name"), known_by_id=True),
+        declared=Declared(by=("organization_id", "name"), known_by_id=True, unique=True),
     ),
 )

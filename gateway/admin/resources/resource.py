@@ -156,7 +156,7 @@ class Declared:
 
     Where `known_by_id` several may have one name, which an organization's own people give: what files made is
     known by its id, and what others named so is left to them. `followed_by` names the row that stands in its
-    place.
+    place. Where names are `unique` nonetheless, what others gave one to keeps it until they rename it.
     """
 
     by: tuple[str, ...] = ("name",)
@@ -172,6 +172,7 @@ class Declared:
     becomes: Mapping[str, str] = field(default_factory=dict)
     known_by_id: bool = False
     followed_by: str = ""
+    unique: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

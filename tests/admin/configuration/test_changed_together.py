@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gateway.admin.resources.configuration import DEFAULT_NAME
 from persistence import together
 from persistence.subjects import SUBJECTS, TOGETHER
 from tests.admin.configuration.test_many import (
@@ -65,7 +66,7 @@ async def test_as_many_statements_change_a_hundred_rows_as_change_two_hundred(
         new = changed(objects)
         for one, before in zip(new["tenants"], objects["tenants"], strict=True):
             one["plan"] = before.get("plan")  # who gets another plan is looked at alone
-        asked.append(await asked_for(api, statements, new))
+        asked.append(await asked_for(api, statements, new, DEFAULT_NAME))
     fewer, more = asked
     assert fewer <= more <= fewer + len(CHANGED), Counter(statements)
     assert more <= ONCE_MAX + (STATEMENTS_A_KIND_MAX + 3) * len(CHANGED), Counter(statements)

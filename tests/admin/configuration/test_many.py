@@ -81,11 +81,11 @@ async def counted(admin_database: str, keeper_database: str) -> AsyncIterator[tu
         yield api, statements
 
 
-async def asked_for(api: Api, statements: list[str], objects: Objects) -> int:
+async def asked_for(api: Api, statements: list[str], objects: Objects, name: str) -> int:
     """How many statements it takes to apply them."""
-    planned = await plan(api, objects)
+    planned = await plan(api, objects, name=name)
     statements.clear()
-    answer = await api.post("configuration", {"objects": objects, "digest": planned["digest"]})
+    answer = await api.post("configuration", {"objects": objects, "digest": planned["digest"], "name": name})
     assert answer.json["applied"], answer.raw
     return len(statements)
 
@@ -96,11 +96,11 @@ async def test_as_many_statements_make_a_hundred_objects_as_make_two_hundred(
     api, statements = counted
     fewer, more = objects_of("fewer", 15), objects_of("more", 30)
     assert sum(map(len, fewer.values())) > 100
-    first = await asked_for(api, statements, fewer)
-    second = await asked_for(api, statements, more)
+    first = await asked_for(api, statements, fewer, "fewer")
+    second = await asked_for(api, statements, more, "more")
     assert first == second <= ONCE_MAX + STATEMENTS_A_KIND_MAX * len(KINDS), Counter(statements)
     statements.clear()
-    assert (await plan(api, more))["changes"] == []
+    assert (await plan(api, more, name="more"))["changes"] == []
     assert len(statements) <= ONCE_MAX, "what is there already is compared, and not asked for one by one"
 
 

@@ -12,8 +12,9 @@ import pytest
 from sqlalchemy import text
 
 from gateway.admin.api import turns
-from gateway.admin.configuration import exporting, matching
-from gateway.admin.configuration.matching import Which
+from gateway.admin.configuration import exporting
+from gateway.admin.configuration.identity import Which
+from gateway.admin.configuration.referring import Names
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.declaration import Mark, New
 from gateway.counters.redis.keys import partition_of
@@ -93,9 +94,9 @@ async def test_staff_who_touch_something_of_an_organization_wait_their_turn_and_
             other.execute("UPDATE tenant SET name = 'Another' WHERE organization_id = %s", (organization_id,))
         other.commit()
     answer = await asked
-    assert answer.status == (422 if is_changed else 200), answer.json
+    assert answer.status == (409 if is_changed else 200), answer.json
     if is_changed:
-        assert "there is no tenant named 'Web'" in str(answer.json)
+        assert "plan again" in str(answer.json)
 
 
 async def test_one_turn_of_an_organization_is_as_long_as_staff_wait(api: Api, admin_database: str) -> None:
@@ -160,15 +161,19 @@ def waiting_for_a_turn(connection: psycopg.Connection[object]) -> int:
 def looked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Of which kinds, and among how many rows of one name, the one that is meant was looked for."""
     found: list[tuple[str, int]] = []
-    meant = matching.meant
+    meant, among = exporting.meant, Names._among
 
     def counted(kind: str, rows: Sequence[Row], marks: Mapping[Which, Mark]) -> Sequence[Row]:
         if len(rows) > 1:
             found.append((kind, len(rows)))
         return meant(kind, rows, marks)
 
-    for module in (matching, exporting):
-        monkeypatch.setattr(module, "meant", counted)
+    def counted_too(names: Names, kind: str, name: object, rows: Sequence[object]) -> Sequence[object]:
+        found.append((kind, len(rows)))
+        return among(names, kind, name, rows)
+
+    monkeypatch.setattr(exporting, "meant", counted)
+    monkeypatch.setattr(Names, "_among", counted_too)
     return found
 
 

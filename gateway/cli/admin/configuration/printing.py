@@ -62,19 +62,18 @@ def _line(each: Json) -> str:
     return "\n".join(lines)
 
 
+def _kind_of(each: Json) -> str:
+    if each["stays"]:
+        return "waits" if each["at"] else "stays"
+    return each["change"] if each["change"] in MARKS else "change"
+
+
 def _value(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _summary(found: Json) -> str:
-    counts = Counter(
-        ("waits" if each["at"] else "stays")
-        if each["stays"]
-        else each["change"]
-        if each["change"] in MARKS
-        else "change"
-        for each in found["changes"]
-    )
+    counts = Counter(map(_kind_of, found["changes"]))
     gone = f", {found['forgotten']:,} that apply made are gone already" if found["forgotten"] else ""
     if not counts:
         return f"Nothing to change: {found['unchanged']:,} are as they should be{gone}."

@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "0081"
-down_revision = "0079"
+revision = "0082"
+down_revision = "0081"
 runs_from = "0069"
 branch_labels = None
 depends_on = None
