@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, Select, func, select, text
 
 from gateway.core.accounts.roles import CREATE
 from gateway.errors import Conflict
 from persistence.ownership import owned
 from persistence.subject import Change, live
 
-# Of rows that are neither deleted nor revoked. Two who make the last one at once both may.
+# Advisory lock class 7812: one at a time makes rows of an organization, so that nobody counts beside another.
+_LOCK = text("SELECT pg_advisory_xact_lock(7812, hashint8(:organization))")
+# What ended stays as a row: made and ended in turns, a kind grows by so many times its maximum in a day.
+TIMES_A_DAY = 2
+# Of rows that are neither deleted nor revoked.
 MOST: Mapping[str, int] = {
     "admin-tokens": 200,
     "api-keys": 10_000,
@@ -36,15 +40,28 @@ def refuse_more(change: Change, count: int = 1) -> None:
     most = MOST.get(change.command.resource)
     if change.within is None or most is None or change.command.verb != CREATE:
         return
-    table = change.subject.table
-    there = live(table, table.c.id).where(owned(table, change.within))
+    change.connection.execute(_LOCK, {"organization": change.within})
+    table, kind = change.subject.table, change.command.resource.replace("-", " ")
+    mine = owned(table, change.within)
+    if "first_sight" in table.c:  # met by requests: nobody has made those
+        mine &= table.c.first_sight.is_(False)
+    there = live(table, table.c.id).where(mine)
     if "revoked_at" in table.c:
         there = there.where(table.c.revoked_at.is_(None))
-    if "first_sight" in table.c:  # met by requests: nobody has made those
-        there = there.where(table.c.first_sight.is_(False))
-    some = there.limit(most).subquery()
-    if change.connection.execute(select(func.count()).select_from(some)).scalar_one() + count > most:
-        kind = change.command.resource.replace("-", " ")
+    if _number(change, there, most) + count > most:
         raise Conflict(
             f"An organization's own people make at most {most} {kind}: end some first, or ask the provider."
         )
+    a_day = TIMES_A_DAY * most
+    today: ColumnElement[bool] = table.c.created_at > func.now() - text("interval '1 day'")
+    if _number(change, select(table.c.id).where(mine, today), a_day) + count > a_day:
+        raise Conflict(
+            f"An organization's own people make at most {a_day} {kind} within 24 hours, ended ones too: "
+            "go on tomorrow, or ask the provider."
+        )
+
+
+def _number(change: Change, rows: Select[tuple[int]], most: int) -> int:
+    """How many rows there are; `most` where there are more."""
+    counted = select(func.count()).select_from(rows.limit(most).subquery())
+    return int(change.connection.execute(counted).scalar_one())

@@ -211,7 +211,12 @@ def _is_bucket(address: str) -> bool:
 
 
 def _path(address: str) -> Path:
-    return Path(unquote(address.removeprefix(FILE)) if address.startswith(FILE) else address)
+    if not address.startswith(FILE):
+        return Path(address)
+    path = address.removeprefix(FILE)
+    if not path.startswith("/"):
+        raise StartError(f"{address}: a file address names no host: a directory, or file:///…")
+    return Path(unquote(path))
 
 
 def _facts(manifest: Manifest) -> Json:

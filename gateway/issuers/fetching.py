@@ -26,7 +26,8 @@ from gateway.issuers.key_set import FETCH_S_MAX, Endpoints, KeySet, UnreadableKe
 from gateway.issuers.signatures import read_key_set
 
 DOCUMENT_BYTES_MAX: Final = 256 * 1024
-STEP_S_MAX: Final = 3.0
+# Until there is a connection, its TLS with it; an answer then has until its deadline.
+CONNECT_S_MAX: Final = 3.0
 _PLAIN: Final = re.compile(r"[!-~]{1,2048}", re.ASCII)
 DISCOVERY: Final = "/.well-known/openid-configuration"
 
@@ -126,13 +127,14 @@ def _asked(
     parts = urlsplit(url)
     connection, proxy = _connection(issuer, parts), issuer.proxies.to(url)
     sent = {"accept": "application/json", "user-agent": "tollkeeper", "connection": "close", **fields}
-    sock = _connected(connection) if proxy is None else through.dialled(proxy, STEP_S_MAX)
+    sock = _connected(connection) if proxy is None else through.dialled(proxy, CONNECT_S_MAX)
     try:
         with _over_at(deadline, sock, url):
             if proxy is not None:
                 context = https_with(issuer.ca_file) if parts.scheme == "https" else None
                 through.let_through(proxy, sock, connection.host, connection.port)
                 connection.sock = through.inside(sock, context, connection.host)
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
             where = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
             connection.request("GET" if form is None else "POST", where, form, sent)
             answer = connection.getresponse()
@@ -153,7 +155,7 @@ def _connected(connection: http.client.HTTPConnection) -> socket.socket:
 
 @contextmanager
 def _over_at(deadline: float, sock: socket.socket, url: str) -> Iterator[None]:
-    """Break a connection off at the deadline: each byte that comes begins a step's own bound anew."""
+    """Break a connection off at the deadline: each byte that comes begins a socket's own bound anew."""
 
     def end() -> None:
         with suppress(OSError):
@@ -182,9 +184,9 @@ def _body(answer: http.client.HTTPResponse, url: str) -> bytes:
 def _connection(issuer: Issuer, parts: SplitResult) -> http.client.HTTPConnection:
     host = parts.hostname or ""
     if parts.scheme != "https":
-        return http.client.HTTPConnection(host, parts.port, timeout=STEP_S_MAX)
+        return http.client.HTTPConnection(host, parts.port, timeout=CONNECT_S_MAX)
     context = https_with(issuer.ca_file)
-    return http.client.HTTPSConnection(host, parts.port, timeout=STEP_S_MAX, context=context)
+    return http.client.HTTPSConnection(host, parts.port, timeout=CONNECT_S_MAX, context=context)
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
+from gateway.core.json_reader import read_json
 from gateway.errors import PlaceFailed
 
 # What is read at once: of a bucket, that is a request.
@@ -122,7 +123,7 @@ class Place:
         if not self.has(name):
             return None
         try:
-            return json.loads(self.read(name, DOCUMENT_BYTES_MAX))
+            return read_json(self.read(name, DOCUMENT_BYTES_MAX))
         except ValueError as error:
             raise PlaceFailed(f"{self.address(name)} is not a document of Tollkeeper") from error
 

@@ -21,6 +21,7 @@ import msgspec
 from gateway.core.calls.binding import SERVICES_PREFIX, UNREAD_METERS, conflicting, reach_of
 from gateway.core.calls.paths import PATHS_MAX, read_pattern
 from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
+from gateway.core.calls.templates import expression_of
 from gateway.core.families.registry import ALL, FAMILIES, SHAPES
 from gateway.core.issuers.issuer import Issuer
 from gateway.core.issuers.sign_in import SignIn
@@ -282,8 +283,12 @@ def _route(written: _Route) -> Route:
         raise SettingError(f"routes {written.path}: units_pointer belongs to meter: generic")
     if (written.queries or written.usage) and written.meter in UNREAD_METERS:
         raise SettingError(f"routes {written.path}: queries and usage belong to the meters of a family")
-    path = written.path.replace("{path...}", "{path…}")
+    path, family = written.path.replace("{path...}", "{path…}"), Family(str(written.family))
+    try:
+        expression_of(path, FAMILIES[family].segment)
+    except ValueError as error:
+        raise SettingError(f"routes {written.path}: path {error}") from error
     fields = msgspec.structs.asdict(written) | {
-        "methods": methods, "path": path, "family": Family(str(written.family)), "meter": str(written.meter),
+        "methods": methods, "path": path, "family": family, "meter": str(written.meter),
     }  # fmt: skip
     return Route(**fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import gather
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from gateway.admin.resources import RESOURCES
 from gateway.core.accounts.administration import Actor
 from gateway.core.accounts.roles import CREATE, ROLES, refused_write
-from persistence.most_of_own import MOST, UNBOUNDED
+from persistence.most_of_own import MOST, TIMES_A_DAY, UNBOUNDED
 from tests.admin.configuration.world import plan
 from tests.admin.conftest import Api
 
@@ -78,6 +79,48 @@ async def test_one_more_is_refused_until_another_is_gone_and_staff_may_make_it(a
     await theirs.make(kind, **one("one"))
     assert (await theirs.post(kind, one("two"))).status == 409
     await api.make(kind, **one("two"))
+
+
+async def test_who_makes_the_last_ones_at_once_makes_no_more_than_there_may_be(api: Api) -> None:
+    acme = (await api.make("organizations", name="Acme"))["id"]
+    token = await api.make("admin-tokens", name="t", role="admin", organization_id=acme)
+    theirs = api.acting_as(token["token"])
+    api.rows(
+        "insert into webhook (organization_id, url, secret) select %s, 'https://x.example/' || n, 's'"
+        " from generate_series(1, %s) as n returning id", acme, MOST["webhooks"] - 2,
+    )  # fmt: skip
+    answers = await gather(
+        *(theirs.post("webhooks", {"url": f"https://hooks.example.com/{number}"}) for number in range(6))
+    )
+    assert sorted(answer.status for answer in answers) == [201, 201, 409, 409, 409, 409]
+
+
+async def test_what_is_made_and_ended_in_turns_has_an_end_within_a_day(api: Api) -> None:
+    acme = (await api.make("organizations", name="Acme"))["id"]
+    web = (await api.make("tenants", organization_id=acme, name="Web"))["id"]
+    token = await api.make("admin-tokens", name="t", role="member", organization_id=acme)
+    theirs = api.acting_as(token["token"])
+    most = TIMES_A_DAY * MOST["api-keys"]
+    api.rows(
+        "insert into api_key (tenant_id, name, digest, prefix, revoked_at)"
+        " select %s, 'k', lpad(to_hex(n), 64, '0'), 'tk_', now() from generate_series(1, %s) as n"
+        " returning id",
+        web, most,
+    )  # fmt: skip
+    refused = await theirs.post("api-keys", {"tenant_id": web, "name": "one"})
+    assert refused.status == 409
+    assert f"at most {most} api keys within 24 hours" in refused.json["detail"]
+    await api.make("api-keys", tenant_id=web, name="of staff")
+    api.rows(
+        "update api_key set created_at = created_at - interval '25 hours' where id ="
+        " (select min(id) from api_key where tenant_id = %s) returning id", web,
+    )  # fmt: skip
+    assert (await theirs.post("api-keys", {"tenant_id": web, "name": "two"})).status == 409
+    api.rows(
+        "update api_key set created_at = created_at - interval '25 hours' where id in"
+        " (select id from api_key where tenant_id = %s and name = 'k' limit 2) returning id", web,
+    )  # fmt: skip
+    await theirs.make("api-keys", tenant_id=web, name="three")
 
 
 async def test_configuration_that_would_make_too_many_is_refused_as_a_whole(api: Api) -> None:

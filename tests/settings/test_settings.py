@@ -372,6 +372,10 @@ def test_variables_are_replaced_in_strings_only_where_written(tmp_path: Path) ->
         ),
         ("routes: [{path: x, upstream: openai}]", "routes[0].path: expected text matching"),
         (
+            "routes: [{path: '/x/{a}/{a}', upstream: openai}]",
+            "routes /x/{a}/{a}: path must name each parameter",
+        ),
+        (
             "routes: [{path: /x, upstream: openai, meter: guess}]",
             "routes[0].meter: 'guess' is not one of none",
         ),

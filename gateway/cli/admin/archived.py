@@ -13,7 +13,7 @@ from gateway.admin.resources import Resource
 from gateway.admin.resources.fields import Field
 from gateway.admin.resources.values import read_instant
 from gateway.cli.admin import output, values
-from gateway.cli.admin.client import Json
+from gateway.cli.admin.client import ID_DIGITS_MAX, Json
 
 # Lists of which archives have rows, and the option that asks one.
 LISTS = frozenset({"token-ledger", "credit-transactions", "feature-usage", "calls", "audit-log"})
@@ -49,7 +49,7 @@ def _reader(resource: Resource, field: Field) -> Callable[[str], str | int]:
 
 
 def _number(said: str) -> int:
-    if not said.isascii() or not said.isdigit():
+    if not said.isascii() or not said.isdigit() or len(said) > ID_DIGITS_MAX:
         raise ValueError("must be a number: an archive has ids, and no names")
     return int(said)
 

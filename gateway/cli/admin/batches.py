@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from gateway.admin.resources.resource import Batch, Resource
 from gateway.cli.admin import output
 from gateway.cli.admin.client import CommandFailed, Json
 from gateway.cli.admin.options import AsJson
+from gateway.core.json_reader import read_json
 
 File = Annotated[
     str,
@@ -41,10 +41,10 @@ def _read(name: str) -> Json | list[Json]:
     except (OSError, UnicodeError) as error:
         raise CommandFailed(f"{name} cannot be read: {error}.") from error
     try:
-        found: Json | list[Json] = json.loads(text)
+        found: Json | list[Json] = read_json(text)
     except ValueError:
         try:
-            found = [json.loads(line) for line in text.splitlines() if line.strip()]
+            found = [read_json(line) for line in text.splitlines() if line.strip()]
         except ValueError as error:
             raise CommandFailed(f"{name} is no JSON: {error}.") from error
     return found

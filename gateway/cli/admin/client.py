@@ -19,6 +19,7 @@ from uuid import uuid4
 
 from gateway.cli.admin.sections import ID_OF, named_by
 from gateway.core.certificate import TlsFiles
+from gateway.core.json_reader import read_json
 from gateway.core.shown_urls import without_password
 from gateway.errors import TollkeeperError
 from gateway.tls.clients import pinned, trusting
@@ -27,6 +28,8 @@ TIMEOUT_S = 40.0
 PAGE_ROWS_MAX = 1_000
 NAMES_READ_MAX = 5_000
 DATA_DIR = ".tollkeeper"
+# Ids are below 2^63.
+ID_DIGITS_MAX = 19
 
 Json = dict[str, Any]  # JSON as the API answers it
 
@@ -83,7 +86,7 @@ class AdminClient:
     def id_of(self, resource: str, text: str) -> int:
         """Find the id of a row given as an id or as its name."""
         resource = ID_OF.get(resource, resource)
-        if text.isascii() and text.isdigit():
+        if text.isascii() and text.isdigit() and len(text) <= ID_DIGITS_MAX:
             return int(text)
         by = named_by(resource)
         value = self.id_of("organizations", text) if by == "organization_id" else text
@@ -127,7 +130,7 @@ class AdminClient:
     def _call(self, method: str, path: str, body: object) -> Json:
         status, raw = self._send(method, path, body, "application/json")
         try:
-            answer: Json = json.loads(raw) if raw else {}
+            answer: Json = read_json(raw) if raw else {}
         except ValueError as error:
             raise CommandFailed(f"{self.shown} does not answer as a Tollkeeper Admin API.") from error
         return {**answer, "_later": True} if status == 202 else answer
@@ -213,7 +216,7 @@ def _noted_beside(environ: Mapping[str, str]) -> dict[str, str]:
 
 def _noted(path: Path) -> dict[str, str]:
     try:
-        noted = json.loads(path.read_text())
+        noted = read_json(path.read_text())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
@@ -233,7 +236,7 @@ _HELP = {
 def _refusal(error: HTTPError, path: str, called: Mapping[str, str]) -> str:
     """Say what the API answered, field by field, and what to do about it."""
     try:
-        problem = json.loads(error.read())
+        problem = read_json(error.read())
         fields = [
             f"  {_called(item['field'], called)}: {item['message']}" for item in problem.get("errors", ())
         ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from gateway.admin.resources import Resource, typed
 from gateway.admin.resources.fields import Field
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
+from gateway.core.json_reader import read_json
 
 NOTHING = ("none", "unlimited")
 
@@ -92,14 +92,14 @@ def _one(api: AdminClient, field: Field, said: str) -> object:
 
 
 def _item(said: str) -> object:
-    return json.loads(said) if said.startswith("{") else said
+    return read_json(said) if said.startswith("{") else said
 
 
 def _document(said: Sequence[str], field: Field) -> object:
     """One JSON document, or NAME=VALUE as often as there are facts."""
     if len(said) == 1 and said[0].lstrip().startswith(("{", "[")):
         try:
-            return json.loads(said[0])
+            return read_json(said[0])
         except ValueError as error:
             raise ValueError(f"is not JSON: {error}") from error
     facts = dict(each.partition("=")[::2] for each in said if "=" in each)
@@ -110,5 +110,5 @@ def _document(said: Sequence[str], field: Field) -> object:
 
 def _fact(text: str) -> object:
     with suppress(ValueError):
-        return json.loads(text)
+        return read_json(text)
     return text

@@ -33,6 +33,9 @@ class Meaning:
 
 def read_claims(issuer: Issuer, claims: Mapping[str, Any], now: float) -> Meaning:
     """What a token of this issuer means at a moment; `InvalidApiKey` where it means nothing."""
+    if "events" in claims:
+        # RFC 8417, 2.2: it says that something happened, such as that somebody signed out.
+        raise refused(CLAIMS, "The token tells of events, so it is nobody's credential.")
     ends = _end(issuer, claims, now)
     require_audience(issuer, claims)
     for pointer, wanted in issuer.require:
@@ -50,14 +53,16 @@ def require_audience(issuer: Issuer, claims: Mapping[str, Any]) -> None:
 
 
 def _end(issuer: Issuer, claims: Mapping[str, Any], now: float) -> float:
-    """When the token ends, leeway included (RFC 7519, 4.1.4 and 4.1.5)."""
-    ends, begins = moment(claims, "exp"), moment(claims, "nbf")
+    """When the token ends, leeway included (RFC 7519, 4.1.4 to 4.1.6)."""
+    ends, begins, issued = (moment(claims, name) for name in ("exp", "nbf", "iat"))
     if ends is None:
         raise refused(EXPIRED, "The token does not say when it expires.")
     if ends + issuer.leeway_s <= now:
         raise refused(EXPIRED, "The token has expired.")
     if begins is not None and begins - issuer.leeway_s > now:
         raise refused(EXPIRED, "The token is not valid yet.")
+    if issued is not None and issued - issuer.leeway_s > now:
+        raise refused(EXPIRED, "The token says that it was issued later than now.")
     return ends + issuer.leeway_s
 
 
@@ -87,7 +92,8 @@ def _subjects(issuer: Issuer, claims: Mapping[str, Any]) -> tuple[str, ...]:
 def _user(issuer: Issuer, claims: Mapping[str, Any]) -> str:
     if not issuer.user:
         return ""
-    said = _texts(claims, issuer.user)
+    found = _found(claims, issuer.user)
+    said = [] if isinstance(found, list) else _texts(claims, issuer.user)
     if len(said) != 1 or len(said[0]) > USER_CHARACTERS_MAX:
         right = f"one printable text of at most {USER_CHARACTERS_MAX} characters"
         raise refused(CLAIMS, f"The token's claim {issuer.user} must be {right}.")
@@ -96,10 +102,16 @@ def _user(issuer: Issuer, claims: Mapping[str, Any]) -> str:
 
 def _texts(claims: Mapping[str, Any], pointer: str) -> list[str]:
     """The printable texts that a pointer finds: one, those of a list, or none; a whole number is one too."""
+    found = _found(claims, pointer)
+    said = found if isinstance(found, list) else [found]
+    texts = [str(one) if type(one) is int else one for one in said]
+    return [one for one in texts if isinstance(one, str) and one and one.isprintable()]
+
+
+def _found(claims: Mapping[str, Any], pointer: str) -> Any:
+    """What a JSON pointer (RFC 6901) finds; None where it finds nothing."""
     found: Any = claims
     for step in pointer.split("/")[1:]:
         name = step.replace("~1", "/").replace("~0", "~")
         found = found.get(name) if isinstance(found, dict) else None
-    said = found if isinstance(found, list) else [found]
-    texts = [str(one) if type(one) is int else one for one in said]
-    return [one for one in texts if isinstance(one, str) and one and one.isprintable()]
+    return found

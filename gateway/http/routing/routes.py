@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 from gateway.core.calls.binding import UNREAD_METERS
 from gateway.core.calls.route import Route
+from gateway.core.calls.templates import REST, expression_of
 from gateway.core.families.registry import ALL, FAMILIES
 from gateway.core.model import GENERIC, Family
 
@@ -21,7 +22,6 @@ _ENCODED_SLASH = re.compile("%2[fF]")
 _SLASHES = re.compile("/{2,}")
 # More than what all paths of one family begin with.
 ALIKE_CHARS_MIN = len("/v1beta/")
-_PARAMETER = re.compile(r"\{(\+?)([A-Za-z_]+)(…|\.\.\.)?\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class RouteTable:
         self._exact: dict[str, list[Route]] = {}
         by_pattern: dict[str, list[Route]] = {}
         for route in routes:
-            pattern = _pattern(route.path, FAMILIES[route.family].segment)
+            pattern = expression_of(route.path, FAMILIES[route.family].segment)
             if pattern not in by_pattern:
                 by_pattern[pattern] = []
                 if "{" in route.path:
@@ -97,7 +97,7 @@ class RouteTable:
             if found is None:
                 continue
             groups = found.groupdict()
-            rest = groups.pop("rest_of_path", None)
+            rest = groups.pop(REST, None)
             params = {name: unquote(value) for name, value in groups.items()}
             match = _match(routes, method, params, rest)
             return None if match.params.get("service_key") in self._reserved else match
@@ -152,16 +152,3 @@ def _allow(routes: list[Route]) -> tuple[str, ...]:
     if "GET" in methods:
         methods.setdefault("HEAD")
     return tuple(methods)
-
-
-def _pattern(template: str, segment: str) -> str:
-    """A regular expression of a path template; `{+name}` takes slashes too, `{name…}` at the end the rest."""
-    parts: list[str] = []
-    at = 0
-    for match in _PARAMETER.finditer(template):
-        parts.append(re.escape(template[at : match.start()]))
-        several, name, rest = match.groups()
-        taken = f"{segment}(?:/{segment})*" if several else segment
-        parts.append("(?P<rest_of_path>.*)" if rest else f"(?P<{name}>{taken})")
-        at = match.end()
-    return "".join(parts) + re.escape(template[at:])

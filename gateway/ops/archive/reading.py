@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 import importlib
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
@@ -19,6 +18,7 @@ from typing import Any
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.pricing import ONE_NANO
 from gateway.core.billing.vector import KINDS
+from gateway.core.json_reader import read_json
 from gateway.errors import ArchiveFailed
 from gateway.ops.archive import manifest
 from gateway.ops.place import Place, told
@@ -101,7 +101,7 @@ def _shown(row: dict[str, Any], ledger: Ledger) -> Row:
     """A row of a file as a ledger's list has it: documents read, amounts in their units."""
     for name in ("metadata", "tools", "before", "after"):
         if row.get(name) is not None:
-            row[name] = json.loads(row[name])
+            row[name] = read_json(row[name])
     if ledger is CREDITS:
         row["credits_exact"] = row["credits_used"] - row["carried"] * ONE_NANO
     elif ledger is SPENDS:

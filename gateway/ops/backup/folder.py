@@ -19,6 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
+from gateway.core.json_reader import read_json
 from gateway.errors import BackupFailed
 from gateway.ops.backup import manifest as manifests
 from gateway.ops.backup.manifest import Manifest
@@ -52,7 +53,7 @@ class TarBackup:
             with tarfile.open(self.path, "r:") as tar:
                 member = tar.extractfile(MANIFEST)
                 assert member is not None
-                found: Any = json.loads(member.read(MANIFEST_BYTES_MAX))
+                found: Any = read_json(member.read(MANIFEST_BYTES_MAX))
         except OSError as error:
             raise BackupFailed(f"{self.path} cannot be read: {error.strerror}") from error
         except (tarfile.TarError, KeyError, ValueError, TypeError) as error:

@@ -73,6 +73,17 @@ def test_a_token_is_good_from_its_beginning_to_its_end_with_the_leeway(
 def test_a_time_is_a_number(ends: object) -> None:
     assert failure(issuer(), PLAIN | {"exp": ends}) == "token_claims"
     assert failure(issuer(), PLAIN | {"nbf": ends}) == "token_claims"
+    assert failure(issuer(), PLAIN | {"iat": ends}) == "token_claims"
+
+
+def test_nobody_has_a_token_from_the_future() -> None:
+    assert read_claims(issuer(leeway_s=30.0), PLAIN | {"iat": NOW + 30}, NOW).known_as
+    assert failure(issuer(leeway_s=30.0), PLAIN | {"iat": NOW + 31}) == "token_expired"
+
+
+@pytest.mark.parametrize("events", [{"http://schemas.openid.net/event/backchannel-logout": {}}, {}, None, []])
+def test_what_tells_of_events_is_no_credential(events: object) -> None:
+    assert failure(issuer(), PLAIN | {"events": events}) == "token_claims"
 
 
 def test_a_token_without_an_end_is_refused() -> None:
@@ -108,7 +119,7 @@ def test_claims_that_are_required_have_one_of_their_values() -> None:
 def test_the_user_is_one_text_of_the_token() -> None:
     of = issuer(user="/email")
     assert read_claims(of, PLAIN | {"email": "ada@example.com"}, NOW).user == "ada@example.com"
-    for wrong in (None, "", ["a", "b"], "x" * 129, "a\tb"):
+    for wrong in (None, "", ["a"], ["a", "b"], "x" * 129, "a\tb"):
         assert failure(of, PLAIN | {"email": wrong}) == "token_claims"
 
 
