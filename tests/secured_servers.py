@@ -6,21 +6,18 @@ by that name that members are announced. Files are replaced where they are, as s
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import redis
 import trustme
 
 from tests.certificates import write
-from tests.conftest import ANSWER_S_MAX, STOP_S_MAX, ValkeyServer, free_port
+from tests.conftest import ANSWER_S_MAX, ValkeyServer
 from tests.deploy.programs import program
+from tests.sentinel_pair import SentinelPair
 from tests.valkey_cluster import Member, ValkeyCluster
-from tests.waiting import wait_until
 
 NAME = "localhost"
-PRIMARY = "main"
-DOWN_AFTER_MS = 1000
 
 
 def redis_server() -> str:
@@ -115,52 +112,29 @@ class SecuredCluster(ValkeyCluster):
             one.read_again()
 
 
-class SecuredPair:
+class SecuredPair(SentinelPair):
     """A primary, its replica, and the sentinel that watches them."""
 
+    scheme, host = "rediss+sentinel", NAME
+
     def __init__(self, folder: Path, files: Files) -> None:
-        kind = type("ServerOfThese", (Secured,), {"files": files})
-        folders = [folder / name for name in ("primary", "replica", "sentinel")]
-        for one in folders:
-            one.mkdir(parents=True)
-        kept = "--appendonly", "yes", "--replica-announce-ip", NAME, "--repl-diskless-sync-delay", "0"
-        self.primary: ValkeyServer = kind(folders[0], *kept)
-        self.replica: ValkeyServer = kind(folders[1], *kept, "--replicaof", f"{NAME} {self.primary.port}")
-        self.port, self._folder, self._files = free_port(), folders[2], files
-        self._sentinel: subprocess.Popen[bytes] | None = None
+        self._files = files
+        self._kind = type("ServerOfThese", (Secured,), {"files": files})
+        super().__init__(folder)
 
-    @property
-    def url(self) -> str:
-        return f"rediss+sentinel://{NAME}:{self.port}/{PRIMARY}"
+    def server(self, folder: Path, *options: str) -> ValkeyServer:
+        return self._kind(folder, *options)
 
-    def start(self) -> None:
-        self.primary.start()
-        self.replica.start()
-        options = [word.removeprefix("--") for word in self._files.options]
-        lines = [
-            "port 0", f"tls-port {self.port}", "bind 127.0.0.1", f"dir {self._folder}", "tls-replication yes",
-            "tls-auth-clients yes", *(f"{a} {b}" for a, b in zip(options[::2], options[1::2], strict=True)),
+    def program(self) -> str:
+        return redis_server()
+
+    def lines(self) -> list[str]:
+        named = [word.removeprefix("--") for word in self._files.options]
+        return [
+            "port 0", f"tls-port {self.port}", "tls-replication yes", "tls-auth-clients yes",
+            *(f"{name} {value}" for name, value in zip(named[::2], named[1::2], strict=True)),
             "sentinel resolve-hostnames yes", "sentinel announce-hostnames yes",
-            f"sentinel monitor {PRIMARY} {NAME} {self.primary.port} 1",
-            f"sentinel down-after-milliseconds {PRIMARY} {DOWN_AFTER_MS}",
         ]  # fmt: skip
-        config = self._folder / "sentinel.conf"
-        config.write_text("\n".join(lines) + "\n")
-        command = [redis_server(), str(config), "--sentinel"]
-        self._sentinel = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        wait_until(self._sees_the_replica)
 
-    def _sees_the_replica(self) -> bool:
-        try:
-            with client_of(self.port, self._files) as client:
-                found = client.sentinel_slaves(PRIMARY)
-        except redis.RedisError:
-            return False
-        return [(one["port"], one["master-link-status"]) for one in found] == [(self.replica.port, "ok")]
-
-    def stop(self) -> None:
-        if self._sentinel is not None:
-            self._sentinel.terminate()
-            self._sentinel.wait(STOP_S_MAX)
-        for one in (self.primary, self.replica):
-            one.stop()
+    def connect(self) -> redis.Redis:
+        return client_of(self.port, self._files)

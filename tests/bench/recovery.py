@@ -23,7 +23,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -75,14 +75,11 @@ class Told:
 
 
 class Installation:
-    """All of it, and who calls."""
+    """Tollkeeper over a PostgreSQL and a Redis, and who calls."""
 
-    def __init__(self, folder: Path, url: str) -> None:
+    def __init__(self, folder: Path, url: str, redis_url: str) -> None:
         self.url = url
-        self.valkey = ValkeyServer(folder / "valkey", "--appendonly", "yes", "--appendfsync", "everysec")
-        self.valkey.folder.mkdir()
-        self.valkey.start()
-        self.deployment = Deployment(folder, self.valkey.url, url)
+        self.deployment = Deployment(folder, redis_url, url)
         self.keeper = self.deployment.started[1]
         tenant, _ = self.deployment.admin.customer(None)
         with psycopg.connect(url) as connection:
@@ -126,9 +123,9 @@ class Installation:
         self.keeper = self.deployment.start("keeper", "--admin-port", str(port))
         return port
 
-    def served(self, since: float) -> tuple[float, float]:
-        """When the first of all callers was served and when the last, in seconds since a moment."""
-        waiting, moments = dict(self.callers), []
+    def served(self, since: float, callers: Mapping[int, str] | None = None) -> tuple[float, float]:
+        """When the first of these callers, or of all, was served and when the last: seconds since then."""
+        waiting, moments = dict(callers or self.callers), []
         while waiting:
             for partition, key in list(waiting.items()):
                 if _calls(self.port, key) == 200:
@@ -138,6 +135,20 @@ class Installation:
                 raise TimeoutError(f"{len(waiting)} partitions serve nobody")
             time.sleep(LOOK_S)
         return moments[0], moments[-1]
+
+    def stop(self) -> None:
+        """End what is ours."""
+        self.deployment.stop()
+
+
+class OneValkey(Installation):
+    """The same over one Valkey with its file, which can be lost."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self.valkey = ValkeyServer(folder / "valkey", "--appendonly", "yes", "--appendfsync", "everysec")
+        self.valkey.folder.mkdir()
+        self.valkey.start()
+        super().__init__(folder, url, self.valkey.url)
 
     def lose(self, *, emptied: bool) -> float:
         """Kill Valkey and start it again, without its file or with it; when it answered."""
@@ -149,7 +160,7 @@ class Installation:
 
     def stop(self) -> None:
         """End all of it."""
-        self.deployment.stop()
+        super().stop()
         self.valkey.stop()
 
 
@@ -161,7 +172,7 @@ def main() -> int:
     options = parser.parse_args()
     told: list[Told] = []
     with tempfile.TemporaryDirectory(prefix="tollkeeper-recovery-") as folder, postgres() as url:
-        installation = Installation(Path(folder), url)
+        installation = OneValkey(Path(folder), url)
         try:
             for count in options.tenants:
                 told += measure(installation, count)
@@ -173,7 +184,7 @@ def main() -> int:
     return 0
 
 
-def measure(installation: Installation, count: int) -> list[Told]:
+def measure(installation: OneValkey, count: int) -> list[Told]:
     """Each fault once, with so many tenants."""
     found: list[Told] = []
 

@@ -95,14 +95,14 @@ async def shards_parted(scene: Scene) -> Figures:
             primary, replica = await _struck(scene)
             for keeper in world.keepers if number % 2 else ():
                 keeper.program.send(signal.SIGSTOP)
-            moments.append(time.monotonic())
             world.part(primary)
             await _promoted(scene, replica)
+            # It serves as the primary it is until it knows that it is alone, which takes servers a while.
+            moments.extend([time.monotonic()] * 2)
             wake(scene)
             if scene.long:
                 await asyncio.sleep(PARTED_S)
             world.heal()
-            moments.append(time.monotonic())
             await _served_again(scene, load, moments)
             await asyncio.to_thread(world.cluster.wait_until_whole)
             scene.say(f"{number + 1} of {rounds}")

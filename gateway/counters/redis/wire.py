@@ -38,6 +38,8 @@ CALL_S = 1.0
 STALL_S = 3.0
 PENDING_MAX = 20_000
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.05, 1.0
+# Where sentinels say whom to connect to: they name another primary long before who was it comes back.
+NAMED_BACKOFF_S_MAX = 0.25
 SWEEP_S = 0.05
 CONNECT_S_MAX = 2.0
 # Who waits for an answer, the command, how many calls it is, and how long it has waited.
@@ -396,7 +398,7 @@ class Wire(asyncio.Protocol):
             self._connecting = self._loop.create_task(self._keep_connecting())
 
     async def _keep_connecting(self) -> None:
-        pause = BACKOFF_S_MIN
+        pause, most = BACKOFF_S_MIN, NAMED_BACKOFF_S_MAX if self.address.sentinels else BACKOFF_S_MAX
         while not self.closed and not self.connected:
             try:
                 await self._connect()
@@ -404,7 +406,7 @@ class Wire(asyncio.Protocol):
             except (OSError, CountersUnavailable) as error:
                 self.trouble = why_not(error)
             await asyncio.sleep(pause)
-            pause = min(pause * 2, BACKOFF_S_MAX)
+            pause = min(pause * 2, most)
 
     async def _connect(self) -> None:
         async with Within(CONNECT_S_MAX):

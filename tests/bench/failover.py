@@ -1,0 +1,175 @@
+"""How long nobody is served behind a failover, beyond what its servers take, by the number of tenants.
+
+A keeper, a gateway worker, an upstream, the embedded PostgreSQL. Redis is a cluster of three primaries with
+a replica each, or a primary and a replica that a sentinel watches. The primary is killed. Each caller of a
+partition that it had, one of each, calls again and again.
+
+- *servers*: from the kill until they name another primary.
+- *first*, *last*: from that moment until the first of these callers was served, and the last.
+
+Prints a line a round and the medians. Usage: python -m tests.bench.failover [--tenants 20 4000] [--rounds 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from tests.bench.flush import postgres
+from tests.bench.page import PAGE, publish
+from tests.bench.recovery import Installation
+from tests.deploy.deployment import answers
+from tests.sentinel_pair import SentinelPair
+from tests.valkey_cluster import ValkeyCluster
+from tests.waiting import wait_until
+
+SIZES = (20, 4_000)
+ROUNDS = 5
+WITHIN_S = 120.0
+LOOK_S = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One failover, in seconds: what the servers took, and what came behind that."""
+
+    redis: str
+    tenants: int
+    servers_s: float
+    first_s: float
+    last_s: float
+
+
+class Cluster:
+    """Three primaries and a replica of each; the primary that is struck is that of the first caller."""
+
+    name = "cluster"
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.servers = ValkeyCluster(folder)
+        self.url = self.servers.url
+        self.start, self.stop, self.empty = self.servers.start, self.servers.stop, self.servers.empty
+        self.mend = self.servers.mend
+
+    def strike(self, callers: dict[int, str]) -> tuple[float, dict[int, str], Callable[[], bool]]:
+        """Kill one; when that was, whose primary it was, and what says that there is another one."""
+        victim = self.servers.owner(next(iter(callers)))
+        had = self.servers.partitions_of(victim)
+        (follower,) = (
+            one
+            for one in self.servers.members
+            if one.lives and int(one.client.info("replication").get("master_port", 0)) == victim.port
+        )
+        began = time.monotonic()
+        victim.stop(signal.SIGKILL)
+        struck = {one: key for one, key in callers.items() if one in had}
+        return began, struck, lambda: follower.info()["role"] == "master"
+
+
+class Sentinel:
+    """A primary, a replica, and who watches them."""
+
+    name = "sentinel"
+
+    def __init__(self, folder: Path) -> None:
+        self.pair = SentinelPair(folder)
+        self.url = self.pair.url
+        self.start, self.stop, self.mend = self.pair.start, self.pair.stop, self.pair.mend
+
+    def empty(self) -> None:
+        """Remove every key."""
+        with self.pair.primary.connect() as client:
+            client.flushall()
+            client.function_flush()
+
+    def strike(self, callers: dict[int, str]) -> tuple[float, dict[int, str], Callable[[], bool]]:
+        """Kill the primary; see above."""
+        next_one = self.pair.replica.port
+        began = time.monotonic()
+        self.pair.primary.stop(signal.SIGKILL)
+        return began, callers, lambda: self.pair.named() == next_one
+
+
+KINDS = (Cluster, Sentinel)
+
+
+def main() -> int:
+    """Strike, print."""
+    parser = argparse.ArgumentParser(prog="failover")
+    parser.add_argument("--tenants", type=int, nargs="+", default=list(SIZES))
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--page", nargs="?", const=PAGE, type=Path)
+    options = parser.parse_args()
+    told: list[Told] = []
+    for kind in KINDS:
+        for count in options.tenants:
+            told += measure(kind, count, options.rounds)
+    print(table(told))
+    if options.page is not None:
+        publish(options.page, "failover", table(told))
+    return 0
+
+
+def measure(kind: type[Cluster | Sentinel], count: int, rounds: int) -> list[Told]:
+    """So many failovers, one after the other, with so many tenants."""
+    found: list[Told] = []
+    with tempfile.TemporaryDirectory(prefix="tollkeeper-failover-") as folder, postgres() as url:
+        servers = kind(Path(folder) / "redis")
+        servers.start()
+        installation = Installation(Path(folder), url, servers.url)
+        try:
+            installation.keeper.stop()
+            installation.grow(count)
+            servers.empty()
+            began = time.monotonic()
+            port = installation.start_keeper()
+            installation.served(began)
+            for _ in range(rounds):
+                wait_until(lambda: answers(port), WITHIN_S)
+                installation.served(time.monotonic())
+                found.append(strike(servers, installation, count))
+                print(found[-1], f"load {os.getloadavg()[0]:.0f}", flush=True)
+                servers.mend()
+        finally:
+            installation.stop()
+            servers.stop()
+    return found
+
+
+def strike(servers: Cluster | Sentinel, installation: Installation, count: int) -> Told:
+    """One failover, and who is served again when."""
+    began, struck, over = servers.strike(installation.callers)
+    while not over():
+        if time.monotonic() - began > WITHIN_S:
+            raise TimeoutError("nobody took over")
+        time.sleep(LOOK_S)
+    named = time.monotonic()
+    return Told(servers.name, count, named - began, *installation.served(named, struck))
+
+
+def table(told: Sequence[Told]) -> str:
+    """The median of each figure, and the worst of the last, as a page has them."""
+    lines = [
+        "| Redis | Tenants | Rounds | Servers, s | First served behind that, s | Last, s | At worst, s |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    groups: dict[tuple[str, int], list[Told]] = {}
+    for one in told:
+        groups.setdefault((one.redis, one.tenants), []).append(one)
+    for (redis, tenants), each in groups.items():
+        middle = [median(getattr(one, name) for one in each) for name in ("servers_s", "first_s", "last_s")]
+        said = " | ".join(f"{one:.2f}" for one in (*middle, max(one.last_s for one in each)))
+        lines.append(f"| {redis} | {tenants:,} | {len(each)} | {said} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
