@@ -271,7 +271,9 @@ class Keeper:
 
     def _flushed(self, outcome: Flushed | Failed) -> None:
         if isinstance(outcome, Failed):
-            self._log("flush failed", error=str(outcome.error), failures=outcome.failures, level="warning")
+            said = {"error": str(outcome.error), "failures": outcome.failures}
+            if outcome.is_news:
+                self._log("flush failed", level="warning", **said)
             return
         self._flush_seconds.observe(outcome.seconds)
         report = outcome.report

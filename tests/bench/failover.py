@@ -6,6 +6,7 @@ partition that it had, one of each, calls again and again.
 
 - *servers*: from the kill until they name another primary.
 - *first*, *last*: from that moment until the first of these callers was served, and the last.
+- *CPU*: of the keeper from the kill until then, which a busy machine tells no lies about.
 
 Prints a line a round and the medians. Usage: python -m tests.bench.failover [--tenants 20 4000] [--rounds 5]
 """
@@ -23,6 +24,7 @@ from pathlib import Path
 from statistics import median
 
 from tests.bench.flush import postgres
+from tests.bench.machine import cpu_s
 from tests.bench.page import PAGE, publish
 from tests.bench.recovery import Installation
 from tests.deploy.deployment import answers
@@ -45,6 +47,7 @@ class Told:
     servers_s: float
     first_s: float
     last_s: float
+    keeper_cpu_s: float
 
 
 class Cluster:
@@ -132,11 +135,12 @@ def measure(kind: type[Cluster | Sentinel], count: int, rounds: int) -> list[Tol
             began = time.monotonic()
             port = installation.start_keeper()
             installation.served(began)
-            for _ in range(rounds):
+            for number in range(1 + rounds):  # a keeper that has just started has more to do
                 wait_until(lambda: answers(port), WITHIN_S)
                 installation.served(time.monotonic())
-                found.append(strike(servers, installation, count))
-                print(found[-1], f"load {os.getloadavg()[0]:.0f}", flush=True)
+                told = strike(servers, installation, count)
+                print(told, f"load {os.getloadavg()[0]:.0f}", flush=True)
+                found += [told] if number else []
                 servers.mend()
         finally:
             installation.stop()
@@ -146,27 +150,31 @@ def measure(kind: type[Cluster | Sentinel], count: int, rounds: int) -> list[Tol
 
 def strike(servers: Cluster | Sentinel, installation: Installation, count: int) -> Told:
     """One failover, and who is served again when."""
+    keeper = [installation.keeper.popen.pid]
+    before = cpu_s(keeper)
     began, struck, over = servers.strike(installation.callers)
     while not over():
         if time.monotonic() - began > WITHIN_S:
             raise TimeoutError("nobody took over")
         time.sleep(LOOK_S)
     named = time.monotonic()
-    return Told(servers.name, count, named - began, *installation.served(named, struck))
+    first, last = installation.served(named, struck)
+    return Told(servers.name, count, named - began, first, last, cpu_s(keeper) - before)
 
 
 def table(told: Sequence[Told]) -> str:
     """The median of each figure, and the worst of the last, as a page has them."""
     lines = [
-        "| Redis | Tenants | Rounds | Servers, s | First served behind that, s | Last, s | At worst, s |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| Redis | Tenants | Rounds | Servers, s | First served, s | Last, s | At worst, s | Keeper CPU, s |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     groups: dict[tuple[str, int], list[Told]] = {}
     for one in told:
         groups.setdefault((one.redis, one.tenants), []).append(one)
     for (redis, tenants), each in groups.items():
         middle = [median(getattr(one, name) for one in each) for name in ("servers_s", "first_s", "last_s")]
-        said = " | ".join(f"{one:.2f}" for one in (*middle, max(one.last_s for one in each)))
+        middle += [max(one.last_s for one in each), median(one.keeper_cpu_s for one in each)]
+        said = " | ".join(f"{one:.2f}" for one in middle)
         lines.append(f"| {redis} | {tenants:,} | {len(each)} | {said} |")
     return "\n".join(lines)
 

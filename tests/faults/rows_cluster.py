@@ -97,12 +97,13 @@ async def shards_parted(scene: Scene) -> Figures:
                 keeper.program.send(signal.SIGSTOP)
             world.part(primary)
             await _promoted(scene, replica)
-            # It serves as the primary it is until it knows that it is alone, which takes servers a while.
-            moments.extend([time.monotonic()] * 2)
+            # Until then it served as the primary that it was, and by the word of most of them.
+            moments.append(time.monotonic())
             wake(scene)
             if scene.long:
                 await asyncio.sleep(PARTED_S)
             world.heal()
+            moments.append(time.monotonic())
             await _served_again(scene, load, moments)
             await asyncio.to_thread(world.cluster.wait_until_whole)
             scene.say(f"{number + 1} of {rounds}")

@@ -19,6 +19,7 @@ from gateway.background.flushing.ports import Outbox, Writer
 from gateway.background.flushing.waiting import WaitingEntries, too_many
 from gateway.core.accounts.outbox import Batch, FlushReport, History, fan_out
 from gateway.core.model import PARTITIONS
+from gateway.errors import CountersRefused, CountersUnavailable
 
 # The transaction's fixed cost is lost in a few thousand entries; memory and latency stay small.
 BATCH_ENTRIES_MAX = 8_192
@@ -28,6 +29,8 @@ PASS_BATCHES_MAX = 16
 FLUSH_INTERVAL_S = 0.1
 BACK_OFF_MIN_S = 0.1
 BACK_OFF_MAX_S = 5.0
+# While the counters are away asking costs nothing, and once they are back callers wait for what is flushed.
+AWAY_BACK_OFF_MAX_S = 0.4
 DRAIN_TIMEOUT_S = 10.0
 # Of one organization; calls of its tenants that would add to more are refused.
 WAITING_ENTRIES_MAX = 50_000
@@ -50,10 +53,17 @@ class Failed:
     error: Exception
     failures: int
 
+    @property
+    def is_news(self) -> bool:
+        """Whether it is to be told again: less and less often in one row of failures."""
+        return self.failures.bit_count() == 1 or back_off_s(self.failures, self.error) == BACK_OFF_MAX_S
 
-def back_off_s(failures: int) -> float:
+
+def back_off_s(failures: int, error: Exception) -> float:
     """How long to wait after so many failures in a row: twice as long each time, up to a bound."""
-    return min(BACK_OFF_MAX_S, BACK_OFF_MIN_S * 2.0 ** min(failures - 1, 16))
+    are_away = isinstance(error, CountersUnavailable) and not isinstance(error, CountersRefused)
+    most_s = AWAY_BACK_OFF_MAX_S if are_away else BACK_OFF_MAX_S
+    return min(most_s, BACK_OFF_MIN_S * 2.0 ** min(failures - 1, 16))
 
 
 def calm_collector() -> None:
@@ -122,7 +132,7 @@ class Flusher:
             except Exception as error:  # noqa: BLE001  # whatever a batch meets, the next try may not
                 failures += 1
                 before_storing = self._before_storing
-                delay_s = back_off_s(failures)
+                delay_s = back_off_s(failures, error)
                 self._observe(Failed(error, failures))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay_s)

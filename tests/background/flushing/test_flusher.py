@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import pytest
 
 from gateway.background.flushing.flusher import (
+    AWAY_BACK_OFF_MAX_S,
     BACK_OFF_MAX_S,
     BACK_OFF_MIN_S,
     BATCH_ENTRIES_MAX,
@@ -19,7 +20,7 @@ from gateway.background.flushing.flusher import (
     back_off_s,
 )
 from gateway.core.accounts.outbox import Batch, FlushReport, History, Judged, Owner
-from gateway.errors import CountersUnavailable, LedgerUnavailable
+from gateway.errors import CountersRefused, CountersUnavailable, LedgerUnavailable
 from tests.waiting import eventually
 
 
@@ -445,10 +446,19 @@ async def test_a_ledger_that_was_away_is_looked_at_before_anything_is_stored_aga
 
 
 def test_the_wait_between_failures_doubles_up_to_a_bound() -> None:
-    waits = [back_off_s(failures) for failures in range(1, 1_000)]
-    assert waits[:3] == [BACK_OFF_MIN_S, 2 * BACK_OFF_MIN_S, 4 * BACK_OFF_MIN_S]
-    assert waits == sorted(waits)
-    assert waits[-1] == BACK_OFF_MAX_S
+    for error in (LedgerUnavailable(), CountersRefused("a script that is wrong")):
+        waits = [back_off_s(failures, error) for failures in range(1, 1_000)]
+        assert waits[:3] == [BACK_OFF_MIN_S, 2 * BACK_OFF_MIN_S, 4 * BACK_OFF_MIN_S]
+        assert waits == sorted(waits)
+        assert waits[-1] == BACK_OFF_MAX_S
+
+
+def test_counters_that_are_away_are_asked_often_and_that_is_told_ever_more_seldom() -> None:
+    away = [Failed(CountersUnavailable(), failures) for failures in range(1, 1_000)]
+    assert max(back_off_s(one.failures, one.error) for one in away) == AWAY_BACK_OFF_MAX_S
+    assert [one.failures for one in away if one.is_news] == [2**n for n in range(10)]
+    told = [Failed(LedgerUnavailable(), failures).is_news for failures in range(1, 20)]
+    assert told == [True, True, False, True, False, False, *[True] * 13]
 
 
 async def test_stopping_drains_what_is_there() -> None:
