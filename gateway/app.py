@@ -135,7 +135,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
 
 def _wires(settings: Settings, fences: Fences) -> Wires:
     """The way to Redis, or to each primary of a cluster, each with its fence; not connected yet."""
-    address, call_s = parse_url(settings.redis_url, settings.redis_files), settings.redis_wait_s
+    address, call_s = parse_url(settings.url_file("redis_url"), settings.redis_files), settings.redis_wait_s
     return wires_to(
         address, lambda where: Wire(where, time.monotonic, call_s=call_s, hears=HEARD, refuses_eviction=True),
         begun=fences.guard, taken_up=taken_up, call_s=call_s,

@@ -9,6 +9,10 @@ import errno
 import os
 import ssl
 import stat
+from contextlib import suppress
+from urllib.parse import parse_qsl, urlsplit
+
+URL_BYTES_MAX = 64 * 1024
 
 
 def read_regular(path: str | os.PathLike[str], bytes_max: int) -> bytes:
@@ -35,6 +39,40 @@ def https_with(ca_file: str | None) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     return context
+
+
+class UrlFile:
+    """The URL of a server, and the file that says it if one does: read again for each connection.
+
+    Who we are there may change, not where it is: what names another place, or cannot be read, changes
+    nothing. Whoever watches the file says so.
+    """
+
+    def __init__(self, url: str, path: str = "") -> None:
+        self._url, self._path = url, path
+
+    def __bool__(self) -> bool:
+        """Whether there is a server at all."""
+        return bool(self._url)
+
+    def url(self) -> str:
+        """For a connection that is made now."""
+        with suppress(OSError, ValueError):
+            said = read_regular(self._path, URL_BYTES_MAX).decode().strip() if self._path else ""
+            if is_same_place(said, self._url):
+                self._url = said
+        return self._url
+
+
+def is_same_place(one: str, other: str) -> bool:
+    """Whether two URLs lead to the same server, whoever asks there; `ValueError` where one is none."""
+    return _place(one) == _place(other)
+
+
+def _place(url: str) -> tuple[object, ...]:
+    parts = urlsplit(url)
+    said = [pair for pair in parse_qsl(parts.query, True) if pair[0] not in ("username", "user", "password")]
+    return parts.scheme, parts.netloc.rpartition("@")[2], parts.path, said
 
 
 def _require_regular(found: os.stat_result, path: str | os.PathLike[str]) -> None:

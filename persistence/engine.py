@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from sqlalchemy import text
+from sqlalchemy import event, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from gateway.files import UrlFile
 from persistence.complaint import complaint, quiet
 from persistence.pool import CountedPool, count_failures
 
@@ -43,16 +44,20 @@ CONNECT: dict[str, Any] = {
 # One of several hosts of an address.
 _PLACE = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*)(?::(?P<port>[0-9]*))?")
 
+# Under which an engine has what its address is read from.
+_FILE = "tollkeeper_url"
 # For who hands one on and asks it nothing.
 Engine = AsyncEngine
 
 
 def create(
-    url: str, *, connections_max: int = POOL_CONNECTIONS_MAX, wait_s: float = POOL_WAIT_S
+    url: str | UrlFile, *, connections_max: int = POOL_CONNECTIONS_MAX, wait_s: float = POOL_WAIT_S
 ) -> AsyncEngine:
     """An engine for `postgresql://…`; nothing is connected until it is used."""
+    url = url_file(url)
     engine = create_async_engine(
-        dialect_url(url),
+        dialect_url(url.url()),
+        execution_options={_FILE: url},
         poolclass=CountedPool,
         pool_size=connections_max,
         max_overflow=0,
@@ -61,6 +66,7 @@ def create(
         hide_parameters=True,  # values must not reach a log through an error's text
         connect_args=CONNECT,
     )
+    _log_in(engine, url)
     quiet(engine)
     count_failures(engine)
     return engine
@@ -76,7 +82,7 @@ class Pools:
     share: AsyncEngine
 
     @classmethod
-    def create(cls, url: str, *, batches: int) -> Pools:
+    def create(cls, url: str | UrlFile, batches: int) -> Pools:
         """All of them; so many `batches` of invoices are made at once."""
         return cls(
             create(url, connections_max=LOOPS_CONNECTIONS_MAX),
@@ -95,6 +101,7 @@ class Pools:
 async def apart(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """A transaction over a connection of its own, for what lasts as long as somebody else takes."""
     own = create_async_engine(engine.url, poolclass=NullPool, hide_parameters=True, connect_args=CONNECT)
+    _log_in(own, engine.get_execution_options()[_FILE])
     quiet(own)
     async with own.begin() as connection:
         yield connection
@@ -117,10 +124,25 @@ async def trouble(engine: AsyncEngine) -> str:
 
 async def alive(engine: AsyncEngine) -> bool:
     """Whether PostgreSQL takes a new connection and answers on it, whatever the pool waits for."""
-    url = plain_url(engine.url.render_as_string(hide_password=False))
+    url = plain_url(engine.get_execution_options()[_FILE].url())
     async with await psycopg.AsyncConnection.connect(url, **CONNECT) as connection:
         await connection.execute("SELECT 1")
     return True
+
+
+def url_file(url: str | UrlFile) -> UrlFile:
+    """An address that no file says is one too."""
+    return url if isinstance(url, UrlFile) else UrlFile(url)
+
+
+def _log_in(engine: AsyncEngine, url: UrlFile) -> None:
+    """Have each new connection made as whom the address names by then."""
+
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def login(_: object, __: object, ___: object, parameters: dict[str, Any]) -> None:
+        now = make_url(dialect_url(url.url()))
+        said = {"user": now.username, "password": now.password}
+        parameters.update({name: value for name, value in said.items() if value is not None})
 
 
 def dialect_url(url: str) -> str:

@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.errors import StoreUnavailable
+from gateway.files import UrlFile
 from persistence import engine as engines
 from persistence.bounded import answered, within
 from persistence.complaint import complaint
@@ -77,7 +78,7 @@ class Replica:
         self._lag_s: float | None = None
 
     @classmethod
-    def of(cls, url: str, primary: AsyncEngine) -> Replica | None:
+    def of(cls, url: UrlFile, primary: AsyncEngine) -> Replica | None:
         """The replica at this address; None where there is no address."""
         return cls(engines.create(url), primary) if url else None
 

@@ -15,7 +15,7 @@ from gateway.core.calls.route import UpstreamTarget
 from gateway.core.certificate import TlsFiles
 from gateway.core.issuers.issuer import Issuer
 from gateway.counters.redis import secured
-from gateway.files import https_with, read_regular, require_regular
+from gateway.files import UrlFile, https_with, is_same_place, read_regular, require_regular
 from gateway.http.upstream.place import place_of
 from gateway.issuers import fetching
 from gateway.settings.config_file import read_config
@@ -72,3 +72,37 @@ def test_a_regular_file_behind_a_link_is_read_so_far_and_no_further(tmp_path: Pa
         require_regular(tmp_path)
     with pytest.raises(FileNotFoundError):
         require_regular(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("redis://a:b@h:1/0", "redis://c@h:1/0", True),
+        ("redis://a:b@h:1/0", "redis://a:b@h:1/1", False),
+        ("redis://a:b@h:1", "rediss://a:b@h:1", False),
+        ("redis+sentinel://:p@h:1,i:2/m?password=x", "redis+sentinel://:q@h:1,i:2/m?password=y", True),
+        ("postgresql://a:b@h/d?sslmode=require", "postgresql://a:%40@h/d?sslmode=require", True),
+        ("postgresql://a:b@h/d?sslmode=require", "postgresql://a:b@h/d?sslmode=disable", False),
+    ],
+)
+def test_a_place_is_the_same_whoever_asks_there(one: str, other: str, same: bool) -> None:
+    assert is_same_place(one, other) is same
+
+
+def test_a_url_is_read_from_its_file_each_time_while_that_names_the_same_place(tmp_path: Path) -> None:
+    path = tmp_path / "url"
+    asked = UrlFile("redis://:one@h:1", str(path))
+    assert asked
+    assert not UrlFile("")
+    for content, expected in (
+        (None, "one"),
+        ("redis://:two@h:1\n", "two"),
+        ("redis://:three@i:1", "two"),
+        ("\udcff[", "two"),
+        ("", "two"),
+        ("redis://[", "two"),
+        ("redis://:four@h:1", "four"),
+    ):
+        if content is not None:
+            path.write_bytes(content.encode("utf-8", "surrogateescape"))
+        assert asked.url() == f"redis://:{expected}@h:1"

@@ -113,10 +113,10 @@ class Keeper:
         log = self._log = logs.logger("tollkeeper.keeper")
         later = self._later = KeeperSettings(settings, source, log)
         self._collecting = Collecting(settings, later)
-        self._pools = engines.Pools.create(settings.database_url, batches=settings.invoices_at_once)
+        self._pools = engines.Pools.create(settings.url_file("database_url"), settings.invoices_at_once)
         self._engine, self._fences = self._pools.loops, Fences(str(uuid4()), time.time, self._log)
         self._wires = wires_to(
-            parse_url(settings.redis_url, settings.redis_files),
+            parse_url(settings.url_file("redis_url"), settings.redis_files),
             lambda where: Wire(
                 where, time.monotonic, call_s=REDIS_CALL_S, stall_s=REDIS_CALL_S, refuses_eviction=True
             ),
@@ -141,7 +141,7 @@ class Keeper:
         mailer = Mailer.of(later.saying("smtp_url"), settings.smtp_from, settings.smtp_ca_file)
         store_over = partial(
             Store, partition_of=partition_of, private_addresses=private, mail_allowed=bool(mailer),
-            letterhead=head, replica=Replica.of(settings.database_read_url, self._engine),
+            letterhead=head, replica=Replica.of(settings.url_file("database_read_url"), self._engine),
             glyphs=Glyphs(missing_glyphs),
         )  # fmt: skip
         self._store, self._billing_store = map(store_over, (self._pools.people, self._pools.billing))

@@ -95,7 +95,7 @@ class KeptServer:
             self.outbox.keep_to(mine)
             return mine
 
-        self.counters, self._writer = counters, Writer(settings.database_url)
+        self.counters, self._writer = counters, Writer(settings.url_file("database_url"))
         self.outbox = Outbox(counters, shared.log, check_history=fence.check_history)
         streams = StrayReader(counters, fence.check_history)
         rewinds = Rewinds(fence, counters, streams, quarantines, first=shared.first)

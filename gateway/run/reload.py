@@ -18,6 +18,7 @@ from gateway.core.http_limits import SETTABLE
 from gateway.core.issuers.sign_in import Provider
 from gateway.core.upstreams.proxies import Proxies, Proxy
 from gateway.errors import TollkeeperError
+from gateway.files import is_same_place
 from gateway.run.watching import LOOK_S, watch
 from gateway.settings.secret_files import OF_KEEPERS, Signature, signature
 from gateway.settings.settings import PREFIX, SECRETS, Settings
@@ -27,6 +28,8 @@ OF_GATEWAYS = tuple(sorted(SECRETS.difference(OF_KEEPERS)))
 KEPT_BY_KEEPERS = tuple(sorted(SECRETS.difference({"admin_token", "readonly_token"})))
 # Of a keeper: by which secrets others know it. Where there was none, what goes by it was not started.
 KEEPERS_SECRETS = ("smtp_url", "stripe_api_key", "stripe_webhook_secret", "usage_feed_token")
+# Whose files are read again for each new connection.
+OF_SERVERS = ("redis_url", "database_url", "database_read_url")
 # What credentials stand in.
 _WITH_CREDENTIALS = ("upstreams", "workloads", "issuers", "proxies", "sign_in", *KEEPERS_SECRETS)
 
@@ -72,7 +75,8 @@ class Renewal:
         taken = {name: value for name, value in differ.items() if name in self._takes - begun}
         self.running = self.running.with_values(**taken)
         others = {*self._takes, *RENEWABLE, *KEEPERS_RENEWABLE} - begun  # theirs who serve by them
-        left = ", ".join(PREFIX + name.upper() for name in differ if name not in others)
+        names = [name for name in differ if name not in others and not _asks_again(name, before, after)]
+        left = ", ".join(PREFIX + name.upper() for name in names)
         said = f"{', '.join(taken)} changed" if taken else "nothing changed"
         return taken.keys(), said + (f"; a restart is needed for {left}" if left else "")
 
@@ -83,13 +87,21 @@ class Renewal:
         self.running = before.with_values(**theirs)
         said = _said_of(before, self.running)
         of_ours = KEPT_BY_KEEPERS if self._takes == KEEPERS_RENEWABLE else OF_GATEWAYS
-        kept = [name for name in of_ours if getattr(written, name) != getattr(self.running, name)]
+        then, now = self.running.values(), written.values()
+        kept = [name for name in of_ours if now[name] != then[name] and not _asks_again(name, then, now)]
         left = ", ".join(PREFIX + name.upper() for name in kept)
         return "; ".join([*said, f"a restart is needed for {left}"] if left else said)
 
     def snapshot(self) -> Mapping[str, Any]:
         """What metrics say of it."""
         return {"configuration_stale": int(bool(self.wrong))}
+
+
+def _asks_again(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether nothing but who we are at a server is another, which each new connection reads by itself."""
+    files = [[path for named, path in each["secret_files"] if named == name] for each in (before, after)]
+    is_read = name in OF_SERVERS and files[0] == files[1] != []
+    return is_read and is_same_place(before[name], after[name])
 
 
 def _said_of(before: Settings, after: Settings) -> list[str]:

@@ -75,7 +75,7 @@ async def redis_reached(wires: Wires, wait_s: float, stop: asyncio.Event, log: C
 
 async def catalogue_of(settings: Settings) -> Mapping[str, Service]:
     """The services as Redis has them; empty where it does not say."""
-    address, name = parse_url(settings.redis_url, settings.redis_files), keys.CATALOGUE.encode()
+    address, name = parse_url(settings.url_file("redis_url"), settings.redis_files), keys.CATALOGUE.encode()
     wires = wires_to(address, lambda where: Wire(where, time.monotonic, call_s=ASK_S_MAX))
     try:
         async with asyncio.timeout(ASK_S_MAX):

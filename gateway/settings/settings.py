@@ -26,6 +26,7 @@ from gateway.core.issuers.sign_in import SignIn
 from gateway.core.otel import Tracing, read_tracing
 from gateway.core.upstreams.proxies import DIRECT, Proxies, authority
 from gateway.errors import SettingError
+from gateway.files import UrlFile
 from gateway.settings.checking import (
     check_together,
     checked,
@@ -178,7 +179,13 @@ class Settings(Servers, frozen=True, kw_only=True):
     @property
     def of_gateways(self) -> Settings:
         """The same settings for a gateway: what it does not know, nobody gets from it."""
-        return self.with_values(**dict.fromkeys(OF_KEEPERS, ""), secret_files=(), sign_in=SignIn())
+        files = tuple(pair for pair in self.secret_files if pair[0] == "redis_url")
+        return self.with_values(**dict.fromkeys(OF_KEEPERS, ""), secret_files=files, sign_in=SignIn())
+
+    def url_file(self, name: str) -> UrlFile:
+        """The URL of a server, with the file that says it."""
+        paths = (path for named, path in self.secret_files if named == name)
+        return UrlFile(getattr(self, name), next(paths, ""))
 
     def values(self) -> dict[str, Any]:
         """Everything by its name, routes and upstreams too."""

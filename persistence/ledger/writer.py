@@ -21,8 +21,9 @@ from gateway.core.accounts.ledger import MalformedEvent, decode
 from gateway.core.accounts.outbox import Batch, FlushReport, History, Judged, control_id
 from gateway.core.model import PARTITIONS
 from gateway.errors import LedgerUnavailable
+from gateway.files import UrlFile
 from persistence.complaint import complaint
-from persistence.engine import CONNECT, plain_url
+from persistence.engine import CONNECT, plain_url, url_file
 from persistence.ledger import accounts, locks, rows, statements, stops
 from persistence.ledger.attribution import NEW_USERS_A_DAY_MAX, Name, Users
 from persistence.ledger.blame import Refused
@@ -42,8 +43,8 @@ T = TypeVar("T")
 class Writer:
     """Writes batches over one connection of its own, one at a time."""
 
-    def __init__(self, url: str, *, new_users_a_day_max: int = NEW_USERS_A_DAY_MAX) -> None:
-        self._url = plain_url(url)
+    def __init__(self, url: str | UrlFile, *, new_users_a_day_max: int = NEW_USERS_A_DAY_MAX) -> None:
+        self._url = url_file(url)
         self._users = Users(new_a_day_max=new_users_a_day_max)
         self._connection: Connection[Any] | None = None
         self._copies = Copies(())
@@ -190,7 +191,7 @@ class Writer:
 
     def _connected(self) -> Connection[Any]:
         if self._connection is None or self._connection.closed:
-            self._connection = psycopg.connect(self._url, autocommit=True, **CONNECT)
+            self._connection = psycopg.connect(plain_url(self._url.url()), autocommit=True, **CONNECT)
         return self._connection
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import date
+from pathlib import Path
+from uuid import uuid4
 
 import psycopg
 import pytest
+from psycopg import sql
+from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.admin.http.files import FILES_MAX
@@ -19,6 +23,7 @@ from gateway.background.timed.rating import Rating
 from gateway.background.timed.top_ups import TopUps
 from gateway.core.billing.dunning import DunningSchedule
 from gateway.counters.redis.keys import partition_of
+from gateway.files import UrlFile
 from persistence import engine as engines
 from persistence.keeper.pushes import PUSHES_AT_ONCE_MAX, Pushes
 from persistence.schedule import Schedule
@@ -32,6 +37,7 @@ from tests.waiting import eventually
 __all__ = ["april"]
 
 ACCOUNT = "organization:1"
+WHO = text("SELECT current_user")
 LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('control:' || %s, 0))"
 INVOICE = """
 WITH made AS (INSERT INTO organization (name) VALUES ('Pools') RETURNING id, currency)
@@ -152,3 +158,30 @@ async def test_a_keeper_has_no_more_connections_than_are_said(migrated: str) -> 
     assert PUSHES_AT_ONCE_MAX < engines.PEOPLE_CONNECTIONS_MAX
     # Files of two kinds; the flusher, the schedule's claims, and whether it answers.
     assert sum(sizes) + 2 * FILES_MAX + 3 <= 40
+
+
+async def test_who_we_are_is_read_again_from_the_file_of_the_url(migrated: str, tmp_path: Path) -> None:
+    """A connection that is open stays; whatever is made later, of a pool or apart, is of another user."""
+    names = [f"app_{uuid4().hex[:12]}" for _ in range(2)]
+    path = tmp_path / "url"
+
+    def become(name: str) -> str:
+        url = make_url(migrated).set(username=name, password="p").render_as_string(hide_password=False)
+        path.write_text(url)
+        return url
+
+    with psycopg.connect(migrated, autocommit=True) as admin:
+        for name in names:
+            admin.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'p'").format(sql.Identifier(name)))
+        try:
+            engine = engines.create(UrlFile(become(names[0]), str(path)), connections_max=2)
+            async with engine.connect() as first:
+                assert await first.scalar(WHO) == names[0]
+                become(names[1])
+                async with engine.connect() as second, engines.apart(engine) as third:
+                    assert [await each.scalar(WHO) for each in (first, second, third)] == [*names, names[1]]
+                    assert await engines.alive(engine)
+            await engine.dispose()
+        finally:
+            for name in names:
+                admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))

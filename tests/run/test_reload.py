@@ -187,6 +187,24 @@ async def test_a_file_that_says_the_same_is_no_news_unless_somebody_asks(tmp_pat
         watching.cancel()
 
 
+async def test_who_we_are_at_a_server_is_asked_of_its_file_and_needs_no_restart(tmp_path: Path) -> None:
+    url, said = tmp_path / "redis", "redis://app:%s@redis.test:6379/%d"
+    url.write_text(said % ("one", 0))
+    environ = {"TOLLKEEPER_REDIS_URL_FILE": str(url)}
+    now = Renewal(load(environ), lambda: load(environ))
+    asked = now.running.of_gateways.url_file("redis_url")
+    url.write_text(said % ("two", 0))
+    assert asked.url() == said % ("two", 0)
+    assert now.take_credentials(load(environ)) == ""
+    assert now.take(load(environ)) == (set(), "nothing changed")
+    url.write_text(said % ("three", 1))
+    assert asked.url() == said % ("two", 0)
+    assert now.take_credentials(load(environ)) == "a restart is needed for TOLLKEEPER_REDIS_URL"
+    assert now.take(load(environ))[1].endswith("a restart is needed for TOLLKEEPER_REDIS_URL")
+    plain = {"TOLLKEEPER_REDIS_URL": said % ("four", 0)}
+    assert now.take_credentials(load(plain)) == "a restart is needed for TOLLKEEPER_REDIS_URL"
+
+
 def test_each_process_takes_over_what_it_serves_by_and_says_nothing_of_the_others() -> None:
     running, provider = Settings(), SignIn("https://console.example")
     written = running.with_values(sign_in=provider, cors_origins="*", log_level="debug")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from gateway.core.certificate import TlsFiles
 from gateway.counters.redis.secured import Secured
 from gateway.errors import CountersUnavailable, SettingError
+from gateway.files import UrlFile
 
 DEFAULT_PORT, SENTINEL_PORT = 6379, 26379
 PLACES_MAX = 16
@@ -37,9 +38,23 @@ class Address:
     sentinel_username: str = ""
     sentinel_password: str = field(default="", repr=False)
     members: tuple[tuple[str, int], ...] = ()
+    file: UrlFile | None = field(default=None, repr=False, compare=False)
+
+    def now(self) -> Address:
+        """The same place, and who we are there by what the URL's file says now."""
+        if self.file is None:
+            return self
+        user, password, sentinel_user, sentinel_password = _logins(urlsplit(self.file.url()))
+        return replace(
+            self, username=user, password=password,
+            sentinel_username=sentinel_user, sentinel_password=sentinel_password,
+        )  # fmt: skip
 
 
-def parse_url(url: str, files: TlsFiles = TlsFiles()) -> Address:  # noqa: B008  # it cannot change
+def parse_url(
+    url: str | UrlFile,
+    files: TlsFiles = TlsFiles(),  # noqa: B008  # it cannot change
+) -> Address:
     """The address a URL names; SettingError where it names none, or a file cannot be used.
 
     `redis://user:password@host:port/database`, `rediss://…` with TLS, `unix:///path?db=0`,
@@ -47,12 +62,14 @@ def parse_url(url: str, files: TlsFiles = TlsFiles()) -> Address:  # noqa: B008 
     the query may hold the sentinels' own `username` and `password`, or
     `redis+cluster://user:password@host:port,host:port` (`rediss+cluster://`), some members of a cluster.
     """
+    if isinstance(url, UrlFile):
+        return replace(parse_url(url.url(), files), file=url)
     parts = urlsplit(url)
     if parts.scheme in ("redis+cluster", "rediss+cluster"):
         return _by_members(parts, Secured(files) if parts.scheme.startswith("rediss") else None)
     if parts.scheme in ("redis+sentinel", "rediss+sentinel"):
         return _by_sentinels(parts, Secured(files) if parts.scheme.startswith("rediss") else None)
-    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    user, password, *_ = _logins(parts)
     if parts.scheme == "unix":
         query = dict(pair.split("=", 1) for pair in parts.query.split("&") if "=" in pair)
         return Address("", 0, parts.path, int(query.get("db", 0)), user, password)
@@ -68,17 +85,23 @@ def parse_url(url: str, files: TlsFiles = TlsFiles()) -> Address:  # noqa: B008 
     return Address(parts.hostname, parts.port or DEFAULT_PORT, "", int(database), user, password, tls)
 
 
+def _logins(parts: SplitResult) -> tuple[str, str, str, str]:
+    """User and password of the servers, and of the sentinels before them."""
+    theirs = dict(parse_qsl(parts.query)) if "sentinel" in parts.scheme else {}
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    return user, password, theirs.get("username", ""), theirs.get("password", "")
+
+
 def _by_members(parts: SplitResult, tls: Secured | None) -> Address:
-    username, password, members = _places(parts, DEFAULT_PORT, f"1 to {PLACES_MAX} members of a cluster")
+    members = _places(parts, DEFAULT_PORT, f"1 to {PLACES_MAX} members of a cluster")
     if parts.path.strip("/") not in ("", "0") or parts.query:
         raise SettingError(f"{_PREFIX}URL must end behind the members: a cluster has one database alone")
-    return Address("", 0, "", 0, username, password, tls, members=members)
+    return Address("", 0, "", 0, *_logins(parts)[:2], tls, members=members)
 
 
-def _places(parts: SplitResult, port: int, wanted: str) -> tuple[str, str, tuple[tuple[str, int], ...]]:
-    """User, password, and each host and port of a URL that names several."""
-    credentials, _, hosts = parts.netloc.rpartition("@")
-    username, _, password = credentials.partition(":")
+def _places(parts: SplitResult, port: int, wanted: str) -> tuple[tuple[str, int], ...]:
+    """Each host and port of a URL that names several."""
+    hosts = parts.netloc.rpartition("@")[2]
     try:
         found = [urlsplit(f"//{place}") for place in hosts.split(",")]
         places = tuple((place.hostname or "", place.port or port) for place in found)
@@ -86,18 +109,18 @@ def _places(parts: SplitResult, port: int, wanted: str) -> tuple[str, str, tuple
         places = ()
     if not places or not all(host for host, _ in places) or len(places) > PLACES_MAX:
         raise SettingError(f"{_PREFIX}URL must name {wanted} as host:port,host:port")
-    return unquote(username), unquote(password), places
+    return places
 
 
 def _by_sentinels(parts: SplitResult, tls: Secured | None) -> Address:
-    username, password, sentinels = _places(parts, SENTINEL_PORT, f"1 to {PLACES_MAX} sentinels")
+    sentinels = _places(parts, SENTINEL_PORT, f"1 to {PLACES_MAX} sentinels")
     name, _, database = parts.path.strip("/").partition("/")
     if not name or not (database or "0").isdigit():
         raise SettingError(f"{_PREFIX}URL must end in the primary's name, and a database number or nothing")
-    theirs = dict(parse_qsl(parts.query))
+    user, password, sentinel_user, sentinel_password = _logins(parts)
     return Address(
-        "", 0, "", int(database or "0"), username, password, tls,
-        sentinels, unquote(name), theirs.get("username", ""), theirs.get("password", ""),
+        "", 0, "", int(database or "0"), user, password, tls,
+        sentinels, unquote(name), sentinel_user, sentinel_password,
     )  # fmt: skip
 
 

@@ -41,9 +41,10 @@ def refuse_evicting(server: Server) -> None:
 
 async def greet(address: Address, ask: Ask) -> Server:
     """Authenticate, choose the database, bring the library; CountersUnavailable where it cannot be ours."""
-    if address.password:
-        user = [address.username.encode()] if address.username else []
-        await ask(b"AUTH", *user, address.password.encode())
+    login = address.now()
+    if login.password:
+        user = [login.username.encode()] if login.username else []
+        await ask(b"AUTH", *user, login.password.encode())
     if address.database:
         await ask(b"SELECT", b"%d" % address.database)
     server = await ask(b"INFO", b"server")

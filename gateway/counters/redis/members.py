@@ -29,7 +29,8 @@ async def view_of(wire: Wire, place: Place) -> SlotMap | None:
 
 async def view_apart(address: Address, places: Iterable[Place]) -> SlotMap:
     """What the first of these members says that knows; CountersUnavailable where none does."""
-    login, fault = (address.username, address.password), ""
+    who, fault = address.now(), ""
+    login = who.username, who.password
     for place in places:
         try:
             answers = await ask_apart(address, place, login, ("CLUSTER", "INFO"), ("CLUSTER", "SLOTS"))

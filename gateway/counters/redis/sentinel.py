@@ -27,7 +27,8 @@ async def primary(address: Address) -> tuple[str, int]:
 
     CountersUnavailable where none of them answers in time or knows the name.
     """
-    login, fault = (address.sentinel_username, address.sentinel_password), ""
+    who, fault = address.now(), ""
+    login = who.sentinel_username, who.sentinel_password
     for sentinel in address.sentinels:
         try:
             question = "SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.primary_name
