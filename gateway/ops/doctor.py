@@ -29,7 +29,7 @@ from gateway.ops import doctor_pooler, doctor_replica, doctor_users, hints
 from gateway.ops.doctor_peppers import of_credentials
 from gateway.ops.doctor_servers import ANSWER_MAX_S, examine_redis
 from gateway.ops.finding import Finding
-from gateway.run.vitals import FREE_BYTES_MIN, full_disk
+from gateway.run.vitals import FREE_BYTES_MIN, full_disks
 from gateway.settings.settings import PREFIX, Settings
 from gateway.settings.tls_files import PREFIXES
 from gateway.settings.urls import wanted
@@ -106,7 +106,7 @@ def _data_directory(settings: Settings, free_bytes_min: int = FREE_BYTES_MIN) ->
             said = f"{place} cannot be written by this user"
             which = "TOLLKEEPER_DATA_DIR, or TOLLKEEPER_SETTLEMENT_LOG_DIR,"
             return Finding(False, "data directory", f"{said}: {which} must name a directory that can be")
-    full = full_disk(settings, free_bytes_min)
+    full = " and ".join(full_disks(settings, free_bytes_min))
     if full:
         said = f"the disk of {full} has less than {free_bytes_min // 1024**2} MiB left"
         return Finding(False, "data directory", f"{said}: make room, or what Redis does not take is lost")

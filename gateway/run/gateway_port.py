@@ -13,10 +13,11 @@ from gateway.core.calls.call import Bounds
 from gateway.http.server.server import DataPlane
 from gateway.issuers.callers import TokenCallers
 from gateway.run.parent_pipe import ParentPipe
+from gateway.run.sent_settings import SentSettings
 from gateway.run.tls_port import TlsPort
 from gateway.run.vitals import LoopLag
 from gateway.settings.origins import origins_of
-from gateway.settings.settings import Settings, from_json
+from gateway.settings.settings import Settings
 from gateway.telemetry import logs
 
 
@@ -29,7 +30,7 @@ class GatewayPort:
         self._settings, self._plane, self._tokens, self._log = settings, plane, tokens, log
         self._tls = TlsPort(settings, "gateway", log)
         self._lag = LoopLag("gateway")
-        self.is_stale = False
+        self.sent = SentSettings(self._take, log)
 
     async def open(self, parent_pipe: ParentPipe | None) -> None:
         """Accept clients, and settings that come later."""
@@ -39,7 +40,7 @@ class GatewayPort:
         )
         self._log("gateway started", host=settings.gateway_host, port=settings.gateway_port, tls=self._tls.on)
         if parent_pipe is not None:
-            parent_pipe.listen(lambda line: loop.call_soon_threadsafe(self.renew, line))
+            parent_pipe.listen(lambda line: loop.call_soon_threadsafe(self.sent.hear, line))
 
     async def keep(self) -> None:
         """Look after the certificate, and the keys of issuers, until cancelled."""
@@ -55,30 +56,19 @@ class GatewayPort:
         """What metrics say of the port."""
         buffers = self._plane.buffers
         kept = {"buffered_bytes": buffers.used + buffers.heads, "shed": buffers.shed}
-        ours = {**self._plane.snapshot(), **self._lag.snapshot(), "configuration_stale": int(self.is_stale)}
+        stale = {"configuration_stale": int(self.sent.is_stale)}
+        ours = {**self._plane.snapshot(), **self._lag.snapshot(), **stale}
         return {**kept, **self._tls.snapshot(), **self._tokens.snapshot(), **ours}
-
-    def renew(self, line: bytes) -> None:
-        """Serve by other settings; the process that sent them has checked them.
-
-        Ones that cannot be served by are told all the same: by the log, and as a configuration that is stale.
-        """
-        self.is_stale = True
-        try:
-            self._take(from_json(line))
-        except Exception as error:  # noqa: BLE001  # else it would end in the event loop, and nobody know
-            # What it says may quote a credential.
-            self._log("settings cannot be served by, and are kept as they were", error=type(error).__name__)
-        else:
-            self.is_stale = False
 
     def _take(self, settings: Settings) -> None:
         bounds = Bounds(usage_tokens_max=settings.usage_tokens_max)
-        self._tokens.renew(settings.issuers)
+        # The plane first: it may refuse, and nothing has changed then.
         self._plane.renew(
             settings.routes, settings.upstreams, settings.http, settings.services, bounds=bounds,
             origins=origins_of(settings.cors_origins), workloads=settings.workloads,
+            accepts_tokens=bool(settings.issuers),
         )  # fmt: skip
+        self._tokens.renew(settings.issuers)
         self._tls.renew(settings)
         logs.configure(settings.log_level)
         self._log("settings renewed", routes=len(settings.routes), upstreams=len(settings.upstreams))

@@ -14,10 +14,18 @@ from typing import Any
 
 from gateway.core.upstreams.proxies import Proxies
 from gateway.run.parent_pipe import ParentPipe
-from gateway.run.reload import KEEPERS_RENEWABLE, Renewal, Told, keep_renewing, watch_credentials
+from gateway.run.reload import (
+    KEEPERS_RENEWABLE,
+    KEPT_BY_KEEPERS,
+    Renewal,
+    Told,
+    keep_renewing,
+    watch_credentials,
+)
+from gateway.run.sent_settings import SentSettings
 from gateway.run.sign_ins import KeptSignIns
 from gateway.run.watching import LOOK_S
-from gateway.settings.settings import Settings, from_json
+from gateway.settings.settings import Settings
 from gateway.telemetry import logs
 from gateway.telemetry import snapshot_files as tallies
 
@@ -37,13 +45,14 @@ class KeeperSettings:
         self._running, self._look_s = settings, look_s
         self._settings, self._source, self._log = settings, source, log
         read = source if callable(source) else lambda: settings
-        self._now = Renewal(settings, read, KEEPERS_RENEWABLE)
+        self._now = Renewal(settings, read, KEEPERS_RENEWABLE, KEPT_BY_KEEPERS)
+        self._sent = SentSettings(self._renew, log)
 
     async def keep(self) -> None:
         """Take over what comes until cancelled; SIGHUP asks a keeper that reads it itself."""
         loop, asked = asyncio.get_running_loop(), asyncio.Event()
         if isinstance(self._source, ParentPipe):
-            self._source.listen(lambda line: loop.call_soon_threadsafe(self._renew, from_json(line)))
+            self._source.listen(lambda line: loop.call_soon_threadsafe(self._sent.hear, line))
         if not callable(self._source):
             await asked.wait()
             return
@@ -65,16 +74,17 @@ class KeeperSettings:
     async def is_last(self) -> bool:
         """Whether what runs here goes by the configuration file as it is now."""
         told = await asyncio.to_thread(tallies.collect, self._settings.metrics_dir)
-        return not (self._now.wrong or told.get("configuration_stale", 0))
+        return not (self._now.wrong or self._sent.is_stale or told.get("configuration_stale", 0))
 
     def snapshot(self) -> Mapping[str, Any]:
         """What metrics say of it."""
-        return self._now.snapshot()
+        return {"configuration_stale": int(bool(self._now.wrong) or self._sent.is_stale)}
 
     async def _taken(self) -> None:
-        self._renew(self._now.running)
+        self._sent.take(self._now.running)
+        self._now.running = self._running  # those before, where these were not taken
 
     def _renew(self, settings: Settings) -> None:
-        self._running = settings
         self.sign_ins.renew(settings)
+        self._running = settings
         logs.configure(settings.log_level)

@@ -12,7 +12,7 @@ from gateway.counters.redis.wire import Wire, encode
 from gateway.errors import CountersUnavailable
 from gateway.local import ports
 from gateway.run.supervisor.ops import CONFIGURATION, DISK, EVERY_PARTITION
-from gateway.run.vitals import full_disk
+from gateway.run.vitals import DiskWatch
 from gateway.settings.settings import Settings
 from gateway.telemetry import snapshot_files as tallies
 
@@ -65,7 +65,7 @@ async def _pinged(wire: Wire) -> bool:
     return False
 
 
-async def of_gateway(settings: Settings, port: int) -> dict[str, bool]:
+async def of_gateway(settings: Settings, port: int, disk: DiskWatch) -> dict[str, bool]:
     """What a lone gateway needs, and whether it is there: Redis by what the workers found themselves.
 
     Of a cluster one primary that serves is enough: `every_partition` says whether all of them do. A
@@ -80,5 +80,5 @@ async def of_gateway(settings: Settings, port: int) -> dict[str, bool]:
         "counters_verified": unverified < every,
         EVERY_PARTITION: every > away + unverified == 0,
         CONFIGURATION: not found.get("configuration_stale", 0),
-        DISK: not full_disk(settings),
+        DISK: not disk.full,
     }

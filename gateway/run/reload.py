@@ -50,18 +50,23 @@ AGAIN_S = 5.0
 class Renewal:
     """What runs, and how it is read again. `read` raises `SettingError` where anything is wrong.
 
-    `takes` are the settings that may change. `wrong` says why what is written is not in force, if it is not.
+    `takes` are the settings that may change. `secrets` are those whose change is told as one
+    that needs a restart, where it does. `wrong` says why what is written is not in force, if it is not.
     """
 
     def __init__(
-        self, running: Settings, read: Callable[[], Settings], takes: frozenset[str] = RENEWABLE
+        self,
+        running: Settings,
+        read: Callable[[], Settings],
+        takes: frozenset[str] = RENEWABLE,
+        secrets: Collection[str] = OF_GATEWAYS,
     ) -> None:
         self.running = running
         self.wrong = ""
         # One reads at a time: what was read first is not taken over last.
         self.turn = asyncio.Lock()
         self._read = read
-        self._takes = takes
+        self._takes, self._secrets = takes, secrets
 
     async def reread(self) -> Settings:
         """What is written now, all of it right; it may take a while, and raises `TollkeeperError`."""
@@ -86,9 +91,10 @@ class Renewal:
         theirs = {name: getattr(after, name) for name in _WITH_CREDENTIALS if name in self._takes}
         self.running = before.with_values(**theirs)
         said = _said_of(before, self.running)
-        of_ours = KEPT_BY_KEEPERS if self._takes == KEEPERS_RENEWABLE else OF_GATEWAYS
         then, now = self.running.values(), written.values()
-        kept = [name for name in of_ours if now[name] != then[name] and not _asks_again(name, then, now)]
+        kept = [
+            name for name in self._secrets if now[name] != then[name] and not _asks_again(name, then, now)
+        ]
         left = ", ".join(PREFIX + name.upper() for name in kept)
         return "; ".join([*said, f"a restart is needed for {left}"] if left else said)
 

@@ -85,10 +85,10 @@ async def _serve(now: Renewal, voice: Voice) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up)
     log = logs.logger("tollkeeper.serve")
     check_files(settings, "gateway")  # that one is no use to its workers is told here
-    tls = TlsPort(settings, "ops", log)
+    tls, disk = TlsPort(settings, "ops", log), DiskWatch(settings, log)
     with ports.reserved(settings.gateway_host, settings.gateway_port, "gateway (--gateway-port)") as socket:
         port: int = socket.getsockname()[1]
-        operations = await _operations(settings, port, tls)
+        operations = await _operations(settings, port, tls, disk)
         ops_port = operations.sockets[0].getsockname()[1]
         at_work = settings.with_values(gateway_port=port)
         ready_s_max = settings.start_wait_s + LOADING_S_MAX
@@ -102,7 +102,7 @@ async def _serve(now: Renewal, voice: Voice) -> None:
             "settings": partial(keep_renewing, now, renew, told),
             "secrets": partial(watch_credentials, now, told),
             "certificates": tls.run,
-            "disk": DiskWatch(settings, log).keep_looking,
+            "disk": disk.keep_looking,
             "restarts": partial(tell_restarts, now, lambda: children),
         }
         renewing = [asyncio.create_task(forever(name, run, log)) for name, run in loops.items()]
@@ -122,8 +122,8 @@ async def _serve(now: Renewal, voice: Voice) -> None:
             operations.close()
 
 
-async def _operations(settings: Settings, port: int, tls: TlsPort) -> asyncio.Server:
-    ops = Ops(partial(of_gateway, settings, port), partial(_metrics, settings, tls))
+async def _operations(settings: Settings, port: int, tls: TlsPort, disk: DiskWatch) -> asyncio.Server:
+    ops = Ops(partial(of_gateway, settings, port, disk), partial(_metrics, settings, tls))
     try:
         return await listen(ops, settings.ops_host, settings.ops_port, wrapped=tls.wrapped)
     except OSError as error:

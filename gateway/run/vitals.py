@@ -38,23 +38,35 @@ class LoopLag:
 
 
 class DiskWatch:
-    """Whether a disk of ours is full, as was seen last: who asks waits for none. Each change is told once."""
+    """Which disks of ours are full, as was seen last: who asks waits for none. Each change is told once.
 
-    def __init__(self, settings: Settings, log: Callable[..., None]) -> None:
+    `look` is asked, with the bytes that must be free, which directories have hardly any room.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        log: Callable[..., None],
+        look: Callable[[Settings, int], tuple[str, ...]] | None = None,
+    ) -> None:
         self._settings, self._log = settings, log
-        # The directory whose disk has hardly any room; empty where there is room.
-        self.full = ""
+        self._look = look or full_disks
+        # The directories whose disks have hardly any room.
+        self.full: tuple[str, ...] = ()
 
     async def keep_looking(
         self, *, look_s: float = DISK_LOOK_S, free_bytes_min: int = FREE_BYTES_MIN
     ) -> None:
         """Look until cancelled."""
         while True:
-            before, self.full = self.full, await asyncio.to_thread(full_disk, self._settings, free_bytes_min)
-            if self.full and self.full != before:
-                self._log("disk is full", place=self.full, free_bytes_min=free_bytes_min, level="error")
-            elif before and not self.full:
-                self._log("disk has room again", place=before)
+            before, now = self.full, await asyncio.to_thread(self._look, self._settings, free_bytes_min)
+            self.full = now
+            for place in now:
+                if place not in before:
+                    self._log("disk is full", place=place, free_bytes_min=free_bytes_min, level="error")
+            for place in before:
+                if place not in now:
+                    self._log("disk has room again", place=place)
             await asyncio.sleep(look_s)
 
 
@@ -70,13 +82,15 @@ def disks(settings: Settings) -> dict[str, object]:
     return {"disk_free_bytes": free, "disk_size_bytes": size}
 
 
-def full_disk(settings: Settings, free_bytes_min: int = FREE_BYTES_MIN) -> str:
-    """The directory whose disk has hardly any room; empty where there is room."""
+def full_disks(settings: Settings, free_bytes_min: int = FREE_BYTES_MIN) -> tuple[str, ...]:
+    """The directories whose disks have hardly any room, one of each disk."""
+    found: dict[int, str] = {}
     for _, place in _places(settings):
         with suppress(OSError):
-            if shutil.disk_usage(_existing(place)).free < free_bytes_min:
-                return str(place)
-    return ""
+            there = _existing(place)
+            if shutil.disk_usage(there).free < free_bytes_min:
+                found.setdefault(there.stat().st_dev, str(place))
+    return tuple(found.values())
 
 
 def _places(settings: Settings) -> tuple[tuple[str, Path], ...]:

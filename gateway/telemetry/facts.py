@@ -110,7 +110,7 @@ FACTS = (
     Fact("quarantined_accounts", "gauge", "Accounts in quarantine until a person releases them."),
     Fact("dead_letters", "gauge", "Entries of the outbox that could not be read or stored."),
     Fact("programs", "gauge", "Gateway workers and keepers that run.", ("role", "version")),
-    Fact("programs_refused", "gauge", "Programs that are too old for what is stored: they serve nothing."),
+    Fact("programs_refused", "gauge", "Programs that are too old for what is stored: they are not ready."),
     Fact("left_alone", "gauge", "What a newer version has stored: it is left where it is.", ("what",)),
     Fact(
         "loop_failures",

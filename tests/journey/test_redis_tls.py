@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,11 +108,9 @@ def test_files_are_replaced_with_calls_in_flight_and_a_primary_dies_behind_that(
             one.trust(after)
         cluster.read_again()
         wait_until(went_on(everybody), RECOVERED_S_MAX)
-        assert [one.refused for one in everybody] == [Counter()] * len(everybody)
         cluster.owner(struck.partition).stop(signal.SIGKILL)
         wait_until(went_on(others, 30), RECOVERED_S_MAX)
         wait_until(went_on(everybody), RECOVERED_S_MAX)
-    assert [one.refused for one in others] == [Counter()] * len(others)
     cluster.mend()
     for one in everybody:
         cast.is_exact(one)

@@ -12,7 +12,7 @@ from gateway.run.keeper_settings import KeeperSettings
 from gateway.run.parent_pipe import ParentPipe
 from gateway.run.reload import KEEPERS_RENEWABLE, Renewal
 from gateway.run.sign_ins import KeptSignIns
-from gateway.settings.settings import Settings, load, to_json
+from gateway.settings.settings import Settings, from_json, load, to_json
 from tests.waiting import eventually
 
 CONFIG = """
@@ -132,6 +132,70 @@ async def test_providers_are_taken_over_from_a_supervisor(tmp_path: Path) -> Non
         assert kept.sign_ins.now is not None
         labels = kept.sign_ins.now.labels
         await eventually(lambda: labels == {"two": "TWO"})
+    finally:
+        keeping.cancel()
+
+
+class Providers(KeptSignIns):
+    """Ways to sign in that some settings cannot be used for."""
+
+    def renew(self, settings: Settings) -> None:
+        """As that, unless there is a provider called bad."""
+        if [one for one in settings.sign_in.providers if one.name == "bad"]:
+            raise LookupError("sk-secret")
+        super().renew(settings)
+
+
+async def test_what_a_keeper_cannot_go_by_is_told_and_all_that_was_before_stays(tmp_path: Path) -> None:
+    """From its supervisor."""
+    pipe, said = Pipe(), Said()
+    environ = {"TOLLKEEPER_DATA_DIR": str(tmp_path / "data")}
+
+    def line(name: str, token: str) -> bytes:
+        written(tmp_path / "c.yaml", name)
+        return to_json(load(environ | {"TOLLKEEPER_USAGE_FEED_TOKEN": token}, tmp_path / "c.yaml"))
+
+    before = from_json(line("one", "token-of-the-feed-1"))
+    kept = KeeperSettings(before, pipe, lambda event, **more: said.append((event, more)))
+    kept.sign_ins = Providers(before, lambda *_, **__: None)
+    keeping = asyncio.create_task(kept.keep())
+    try:
+        await eventually(lambda: pipe.told)
+        assert pipe.told is not None
+        for number, wrong in enumerate((b"{", line("bad", "token-of-the-feed-2")), 1):
+            await asyncio.to_thread(pipe.told, wrong)
+            await eventually(lambda n=number: len(said) == n)
+            assert kept.snapshot() == {"configuration_stale": 1}
+            assert not await kept.is_last()
+        assert {more["level"] for _, more in said} == {"error"}
+        assert "sk-secret" not in str(said)
+        assert kept.saying("usage_feed_token")() == "token-of-the-feed-1"
+        await asyncio.to_thread(pipe.told, line("two", "token-of-the-feed-2"))
+        await eventually(lambda: kept.saying("usage_feed_token")() == "token-of-the-feed-2")
+        assert kept.snapshot() == {"configuration_stale": 0}
+    finally:
+        keeping.cancel()
+
+
+async def test_a_keeper_that_reads_by_itself_goes_on_where_it_cannot_go_by_what_is_written(
+    tmp_path: Path,
+) -> None:
+    file, said = tmp_path / "c.yaml", Said()
+    written(file, "one")
+    read = partial(load, {"TOLLKEEPER_DATA_DIR": str(tmp_path / "data")}, file)
+    kept = KeeperSettings(read(), read, lambda event, **more: said.append((event, more)))
+    kept.sign_ins = Providers(read(), lambda *_, **__: None)
+    keeping = asyncio.create_task(kept.keep())
+    try:
+        assert kept.sign_ins.now is not None
+        labels = kept.sign_ins.now.labels
+        written(file, "bad")
+        await eventually(lambda: kept.snapshot() == {"configuration_stale": 1})
+        assert [one.name for one in kept._now.running.sign_in.providers] == ["one"]
+        assert labels == {"one": "ONE"}
+        written(file, "two")
+        await eventually(lambda: labels == {"two": "TWO"})
+        await eventually(lambda: kept.snapshot() == {"configuration_stale": 0})
     finally:
         keeping.cancel()
 

@@ -13,6 +13,7 @@ from gateway.core.model import PARTITIONS
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.wire import Wire
 from gateway.run.readiness import Probe, all_answer, of_gateway, one_answers
+from gateway.run.vitals import DiskWatch
 from gateway.settings.settings import Settings
 from gateway.telemetry import snapshot_files as tallies
 from tests.conftest import ValkeyServer
@@ -87,12 +88,17 @@ async def test_a_gateway_is_ready_while_it_serves_any_partition(
     settings = Settings(data_dir=str(tmp_path), gateway_host="127.0.0.1")
     listening = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     port = listening.sockets[0].getsockname()[1]
-    assert not any(said for name, said in (await of_gateway(settings, port)).items() if name in OF_WORKERS)
+    disk = DiskWatch(settings, lambda *_, **__: None)
+    assert not any(
+        said for name, said in (await of_gateway(settings, port, disk)).items() if name in OF_WORKERS
+    )
     numbers = {"partitions_away": away, "partitions_unverified": unverified}
     telling = asyncio.create_task(tallies.publish(settings.metrics_dir, lambda: numbers))
     try:
         await eventually(lambda: any(settings.metrics_dir.glob("*.json")))
-        said = await of_gateway(settings, port)
+        said = await of_gateway(settings, port, disk)
+        disk.full = (str(tmp_path),)  # as was seen last
+        assert not (await of_gateway(settings, port, disk))["disk"]
     finally:
         telling.cancel()
         listening.close()

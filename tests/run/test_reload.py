@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gateway.core.issuers.sign_in import SignIn
 from gateway.run.reload import KEEPERS_RENEWABLE, Renewal, Told, keep_renewing, watch_credentials
+from gateway.run.supervisor.up import _placed, renewal_of
 from gateway.settings.settings import Settings, load
 from tests.waiting import eventually
 
@@ -203,6 +204,33 @@ async def test_who_we_are_at_a_server_is_asked_of_its_file_and_needs_no_restart(
     assert now.take(load(environ))[1].endswith("a restart is needed for TOLLKEEPER_REDIS_URL")
     plain = {"TOLLKEEPER_REDIS_URL": said % ("four", 0)}
     assert now.take_credentials(load(plain)) == "a restart is needed for TOLLKEEPER_REDIS_URL"
+
+
+def test_who_runs_everything_says_which_secrets_of_a_keeper_need_a_restart(tmp_path: Path) -> None:
+    """A server's own URL too, but not where only who we are there is another."""
+    place, mail = tmp_path / "database", tmp_path / "mail"
+    database = "postgresql://app:%s@database.test/%s"
+    place.write_text(database % ("one", "here"))
+    environ = {"TOLLKEEPER_DATABASE_URL_FILE": str(place), "TOLLKEEPER_SMTP_FROM": "us@mail.test"}
+    near = "redis://near.test"
+
+    def read() -> Settings:
+        secrets = {"admin_token": "a" * 16, "key_pepper": "p" * 16}
+        return _placed(
+            load(environ), secrets=secrets, upstream_url="", proxies=None, redis_url=near, database_url="none"
+        )
+
+    now = renewal_of(read(), read)
+    assert (now.running.redis_url, now.running.database_url) == (near, database % ("one", "here"))
+    assert now.take_credentials(read()) == ""
+    place.write_text(database % ("two", "here"))
+    assert now.take_credentials(read()) == ""
+    place.write_text(database % ("two", "there"))
+    assert now.take_credentials(read()) == "a restart is needed for TOLLKEEPER_DATABASE_URL"
+    place.write_text(database % ("two", "here"))
+    mail.write_text("smtp://mail.test")
+    environ["TOLLKEEPER_SMTP_URL_FILE"] = str(mail)
+    assert now.take_credentials(read()) == "a restart is needed for TOLLKEEPER_SMTP_URL"
 
 
 def test_each_process_takes_over_what_it_serves_by_and_says_nothing_of_the_others() -> None:

@@ -7,7 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
-from gateway.run.vitals import FREE_BYTES_MIN, LOOK_S, DiskWatch, LoopLag, disks, full_disk
+from gateway.run.vitals import FREE_BYTES_MIN, LOOK_S, DiskWatch, LoopLag, disks, full_disks
 from gateway.settings.settings import Settings
 from tests.waiting import eventually
 
@@ -52,9 +52,27 @@ async def test_a_disk_that_fills_up_and_is_cleared_is_told_once_each(tmp_path: P
     assert said == [("disk is full", place), ("disk has room again", place), ("disk is full", place)]
 
 
+async def test_of_two_disks_each_change_is_told(tmp_path: Path) -> None:
+    said: list[tuple[str, object]] = []
+    found: tuple[str, ...] = ()
+    watch = DiskWatch(
+        Settings(data_dir=str(tmp_path)),
+        lambda event, **more: said.append((event, more["place"])),
+        lambda *_: found,
+    )
+    looking = asyncio.create_task(watch.keep_looking(look_s=0))
+    try:
+        for found in (("/data",), ("/data", "/settlements"), ("/settlements",), ()):
+            await eventually(lambda now=found: watch.full == now)
+    finally:
+        looking.cancel()
+    full, room = "disk is full", "disk has room again"
+    assert said == [(full, "/data"), (full, "/settlements"), (room, "/data"), (room, "/settlements")]
+
+
 def test_a_disk_with_less_room_than_is_wanted_is_full(tmp_path: Path) -> None:
     settings = Settings(data_dir=str(tmp_path))
     total = shutil.disk_usage(tmp_path).total
-    assert full_disk(settings, total + 1) == str(tmp_path)
+    assert full_disks(settings, total + 1) == (str(tmp_path),), "one disk is told once"
     if shutil.disk_usage(tmp_path).free > 2 * FREE_BYTES_MIN:
-        assert full_disk(settings) == ""
+        assert full_disks(settings) == ()

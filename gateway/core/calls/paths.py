@@ -22,9 +22,12 @@ VERSION = re.compile(r"v[0-9][a-z0-9]*")
 
 Plain = tuple[str, ...]
 
-_PATTERN = re.compile(r"/(?:[A-Za-z0-9\-._~!$&'()+,=:@*/]|%[0-9A-Fa-f]{2})*")
+# What a segment of a request's path is made of (RFC 3986, 3.3), without the ; that some read as its end.
+CHARACTER = r"(?:[A-Za-z0-9\-._~!$&'()*+,=:@]|%[0-9A-Fa-f]{2})"
 # Paths with these are refused before any route is looked for, so no pattern could ever let them pass.
-_NEVER_SENT = re.compile(r"//|/\.{1,2}(?:/|\Z)|%(?:2[eEfF]|5[cC]|[01][0-9A-Fa-f]|7[fF])")
+TWO_READINGS = r"//|/\.{1,2}(?:/|\Z)|%(?:2[eEfF]|5[cC]|[01][0-9A-Fa-f]|7[fF])"
+_PATTERN = re.compile(f"/(?:{CHARACTER}|/)*")
+_NEVER_SENT = re.compile(TWO_READINGS)
 _PARAMETER = re.compile(r"\{\+?[A-Za-z_]+(…|\.\.\.)?\}")
 _USUAL_PORTS = {80, 443}
 HERE = "localhost"

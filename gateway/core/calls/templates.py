@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 
+from gateway.core.calls.paths import ANY, CHARACTER, TWO_READINGS
+
 _PARAMETER = re.compile(r"\{(\+?)([A-Za-z_]+)(…|\.\.\.)?\}")
-# What a path of a request may be made of (RFC 3986, 3.3).
-_LITERAL = re.compile(r"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/]|%[0-9A-Fa-f]{2})*")
-# Paths with these are refused before any route is looked for.
-_NEVER_SENT = re.compile(r"//|/\.{1,2}(?:/|\Z)|%(?:2[eEfF]|5[cC]|[01][0-9A-Fa-f]|7[fF])")
+_LITERAL = re.compile(f"(?:{CHARACTER}|/)*")
+_NEVER_SENT = re.compile(TWO_READINGS)
 REST = "rest_of_path"
 
 
@@ -48,6 +48,8 @@ def _check_literals(literals: list[str]) -> None:
         if "{" in literal or "}" in literal:
             raise ValueError("must name parameters by letters and _: {name}, {+name} or a last {name…}")
         if _LITERAL.fullmatch(literal) is None:
-            raise ValueError("must be a path without query; other characters are written as %XX")
+            raise ValueError("must be a path without query or ;, other characters are written as %XX")
+    if ANY in "x".join(literals).split("/"):
+        raise ValueError("must not have * as a segment, which stands for itself: write {name} or {path…}")
     if _NEVER_SENT.search("x".join(literals)) is not None:
         raise ValueError("must not hold //, dots as a segment, or an encoded slash, backslash or dot")

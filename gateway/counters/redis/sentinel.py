@@ -25,9 +25,10 @@ async def reach(
 async def primary(address: Address) -> tuple[str, int]:
     """Host and port of the primary of that name, from the first sentinel that knows it.
 
-    CountersUnavailable where none of them answers in time or knows the name.
+    CountersUnavailable where none of them answers in time or knows the name. Why one does not answer is said
+    where no other has answered.
     """
-    who, fault = address.now(), ""
+    who, has_answered, fault = address.now(), False, None
     login = who.sentinel_username, who.sentinel_password
     for sentinel in address.sentinels:
         try:
@@ -35,6 +36,10 @@ async def primary(address: Address) -> tuple[str, int]:
             match await ask_apart(address, sentinel, login, question):
                 case [[bytes() as where, bytes() as number]]:
                     return where.decode(), int(number)
+            has_answered = True
         except CountersUnavailable as error:
-            fault = f": {error}"
-    raise CountersUnavailable(f"no sentinel knows a primary named {address.primary_name}{fault}")
+            fault = error
+    unknown = f"no sentinel knows a primary named {address.primary_name}"
+    if fault is None or has_answered:
+        raise CountersUnavailable(unknown)
+    raise CountersUnavailable(f"{unknown}: {fault}") from fault

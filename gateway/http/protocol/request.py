@@ -14,6 +14,7 @@ from typing import Any
 
 import httptools
 
+from gateway.core.calls.paths import CHARACTER, TWO_READINGS
 from gateway.core.http_limits import HttpLimits
 from gateway.errors import InvalidRequest, RequestTooLarge
 from gateway.http.protocol.fields import AMBIGUOUS, FieldKind, field_kind, known_fields
@@ -29,9 +30,9 @@ _METHODS = frozenset(
 _FIELD_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
 _HOST = re.compile(rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=%]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _ABSOLUTE = re.compile(rb"(?i:https?)://[^/?#@]+(/?.*)", re.DOTALL)
-_PATH = re.compile(rb"(?:/(?:[A-Za-z0-9\-._~!$&'()*+,=:@]|%[0-9A-Fa-f]{2})*)+")
+_PATH = re.compile(f"(?:/{CHARACTER}*)+".encode())
 _QUERY = re.compile(rb"[\x21\x24-\x7e]*")
-_BAD_PATH = re.compile(rb"//|/\.{1,2}(?:/|\Z)|%(?:2[eEfF]|5[cC]|[01][0-9A-Fa-f]|7[fF])")
+_BAD_PATH = re.compile(TWO_READINGS.encode())
 _ENCODED_SLASH = re.compile(rb"%2[fF]")
 _LENGTH_SPELLINGS = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
 _CONNECTION_OPTIONS = frozenset({b"", b"close", b"keep-alive", b"upgrade"})

@@ -84,10 +84,12 @@ class DataPlane:
         bounds: Bounds = DEFAULT_BOUNDS,
         origins: frozenset[bytes] = frozenset(),
         workloads: Sequence[tuple[str, str]] = (),
+        accepts_tokens: bool | None = None,
     ) -> None:
         """Serve by these from the next request on; those in progress end as they began.
 
-        Connections keep the limits they were accepted under. Nothing has changed where it raises.
+        Connections keep the limits they were accepted under. Nothing has changed where it raises. Whether
+        signed tokens are accepted is asked of their port where it is not said.
         """
         by_name = {target.name: target for target in targets}
         missing = {route.upstream for route in routes} | {name for _, name in services.upstreams}
@@ -98,10 +100,12 @@ class DataPlane:
         bindings = Bindings(tuple(routes), by_name, services, ports.directory, ports.log)
         router = HeadRouter(tuple(routes), by_name, bindings, limits)
         peppers = (self._pepper, *ports.earlier_peppers)
+        tokens = ports.tokens.accepts if accepts_tokens is None else accepts_tokens
         heads = HeadReader(
             router, self._pepper, limits, traced=ports.tracer is not None,
-            cors=Cors(origins) if origins else None, tokens=ports.tokens.accepts, earlier=peppers[1:],
+            cors=Cors(origins) if origins else None, tokens=tokens, earlier=peppers[1:],
         )  # fmt: skip
+        digests = {uri: key_digests(key.encode(), peppers) for uri, key in workloads}
         upstreams: dict[str, Upstream] = {}
         for name, target in by_name.items():
             there = self._upstreams.get(name)
@@ -119,7 +123,6 @@ class DataPlane:
         self.buffers.renew(limits)
         ports.tally.begin_with(upstreams)
         ports.cooling.bound(limits.upstream_cooling_s_max, ports.seconds())
-        digests = {uri: key_digests(key.encode(), peppers) for uri, key in workloads}
         self.limits, self.heads, self._upstreams = limits, heads, upstreams
         self._worker = Worker(ports, limits, self.clock, upstreams, bounds, heads, self.buffers, digests)
 

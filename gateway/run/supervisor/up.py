@@ -24,7 +24,15 @@ from gateway.local.announce import JsonVoice, Voice
 from gateway.local.child import Program
 from gateway.local.data_directory import opened
 from gateway.local.demo import seed as demo
-from gateway.run.reload import KEEPERS_RENEWABLE, RENEWABLE, Renewal, Told, keep_renewing, watch_credentials
+from gateway.run.reload import (
+    KEEPERS_RENEWABLE,
+    KEPT_BY_KEEPERS,
+    RENEWABLE,
+    Renewal,
+    Told,
+    keep_renewing,
+    watch_credentials,
+)
 from gateway.run.serving import find_home, gateway_worker, resolved, tell_restarts
 from gateway.run.stopping import forever, run_to_end, until_stopped
 from gateway.run.supervisor.options import Options
@@ -152,7 +160,12 @@ async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> 
     voice.ready(facts)
     if options.read is not None:
         read = partial(_read_here, options.read, here)
-        await _watching(supervisor, Renewal(settings, read, RENEWABLE | KEEPERS_RENEWABLE))
+        await _watching(supervisor, renewal_of(settings, read))
+
+
+def renewal_of(settings: Settings, read: Callable[[], Settings]) -> Renewal:
+    """What gateways and the keeper take over, and which secrets they keep until a restart."""
+    return Renewal(settings, read, RENEWABLE | KEEPERS_RENEWABLE, KEPT_BY_KEEPERS)
 
 
 def _placed(
@@ -161,12 +174,19 @@ def _placed(
     secrets: dict[str, str],
     upstream_url: str,
     proxies: Proxies | None,
+    redis_url: str,
+    database_url: str,
     **values: str | int,
 ) -> Settings:
-    """Settings as they are written, with what is so on this machine; no proxy is before our own upstream."""
+    """Settings as they are written, with what is so on this machine; no proxy is before our own upstream.
+
+    Servers that are named are those: other ones show when settings are read again.
+    """
     settings = written.with_upstream(upstream_url, proxies) if upstream_url else written
     return settings.with_values(
         **values,
+        redis_url=settings.redis_url or redis_url,
+        database_url=settings.database_url or database_url,
         database_owner_url="",
         admin_token=settings.admin_token or secrets["admin_token"],
         key_pepper=settings.key_pepper or secrets["key_pepper"],

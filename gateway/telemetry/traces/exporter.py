@@ -59,7 +59,7 @@ class Exporter:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stopping = threading.Event()
-        self._reachable = True
+        self._reachable, self._unusable = True, ""
         self.sent = self.dropped = 0
         self._thread = threading.Thread(target=self._run, name="traces", daemon=True)
 
@@ -166,10 +166,17 @@ class Exporter:
         return self._connection
 
     def _renew_context(self) -> None:
-        """Go by what the files of TLS hold now; what cannot be used changes nothing."""
-        if self._context is not None:
-            with contextlib.suppress(StartError):
-                self._context = _context(self._tracing)
+        """Go by what the files of TLS hold now; what cannot be used changes nothing, and is told once."""
+        if self._context is None:
+            return
+        why = ""
+        try:
+            self._context = _context(self._tracing)
+        except StartError as error:
+            why = error.message
+        if why and why != self._unusable:
+            self._log("certificates for traces are kept as they were", why=why, level="warning")
+        self._unusable = why
 
     def _disconnect(self) -> None:
         if self._connection is not None:

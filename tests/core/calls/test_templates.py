@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from string import ascii_lowercase, ascii_uppercase
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.calls.templates import REST, expression_of
+from gateway.core.http_limits import HttpLimits
+from gateway.http.protocol.request import read_request_head
 
 SEGMENT = "[^/]+"
 
@@ -45,6 +48,9 @@ def test_a_template_takes_what_it_says(template: str, path: str, found: dict[str
         ("/x/{a", "by letters"),
         ("/x?y=1", "without query"),
         ("/x y", "without query"),
+        ("/x;v=1/{a}", "without query or ;"),
+        ("/x/*", "stands for itself"),
+        ("/*/{a}", "stands for itself"),
         ("/x/(?P<a>", "without query"),
         ("/%2x", "without query"),
         ("/../x", "dots as a segment"),
@@ -56,6 +62,20 @@ def test_a_template_takes_what_it_says(template: str, path: str, found: dict[str
 def test_what_is_no_template_is_said(template: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         expression_of(template, SEGMENT)
+
+
+def test_each_character_that_a_template_may_have_may_stand_in_the_path_of_a_request() -> None:
+    taken = ""
+    for character in map(chr, range(1, 128)):
+        path = f"/x{character}y"
+        try:
+            expression = expression_of(path, SEGMENT)
+        except ValueError:
+            continue
+        taken += character
+        head = f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
+        assert re.fullmatch(expression, read_request_head(head, HttpLimits()).path.decode())
+    assert taken == "!$&'()*+,-./0123456789:=@" + ascii_uppercase + "_" + ascii_lowercase + "~"
 
 
 @given(st.text(alphabet="/ax.{}+…_1?*%2E()<>:", max_size=16))
