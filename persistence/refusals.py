@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from uuid import UUID
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, select, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -18,8 +18,10 @@ from persistence.tables.operations import control_write
 TRY_AGAIN = frozenset({"40001", "40P01"})
 # It took longer than a statement may, or was left.
 QUERY_CANCELED = "57014"
-# A lock was not had within `lock_timeout`.
+# A lock was not had within `lock_timeout`: what bounds one wait of a transaction, and no other of it.
 LOCK_NOT_AVAILABLE = "55P03"
+LOCK_WAIT = text("SELECT set_config('lock_timeout', :wait, true)")
+LOCK_WAIT_AS_EVER = text("SET LOCAL lock_timeout TO DEFAULT")
 
 
 def sqlstate(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.core.accounts.administration import OWNER, Row
 from gateway.errors import Overloaded
 from persistence.ownership import THROUGH, owners
-from persistence.refusals import LOCK_NOT_AVAILABLE, sqlstate
+from persistence.refusals import LOCK_NOT_AVAILABLE, LOCK_WAIT, LOCK_WAIT_AS_EVER, sqlstate
 from persistence.subject import Subject
 from persistence.subjects import SUBJECTS
 from persistence.tables.people import organization
@@ -32,8 +32,6 @@ STAFF = 0
 _KEYS_MAX = 2**31 - 1
 # So long one waits for the other. Nothing else of the transaction is bounded by it.
 LOCK_WAIT_S = 60
-_WAIT = text("SELECT set_config('lock_timeout', :wait, true)")
-_WAIT_AS_EVER = text("SET LOCAL lock_timeout TO DEFAULT")
 # Who touches more organizations waits for none of them: each lock takes room of the server's. A row that was
 # changed meanwhile is refused all the same.
 ORGANIZATIONS_MAX = 500
@@ -49,14 +47,14 @@ def of(organization_id: int | None) -> int:
 
 async def take(connection: AsyncConnection, whose: Sequence[int], wait_s: int) -> None:
     """Have turns until the transaction ends; `Overloaded` where somebody else takes long."""
-    await connection.execute(_WAIT, {"wait": f"{wait_s}s"})
+    await connection.execute(LOCK_WAIT, {"wait": f"{wait_s}s"})
     try:
         await connection.execute(_TAKE, {"whose": whose})
     except SQLAlchemyError as error:
         if sqlstate(error) != LOCK_NOT_AVAILABLE:
             raise
         raise Overloaded("Somebody else is applying, and takes long: try again in a while.") from error
-    await connection.execute(_WAIT_AS_EVER)
+    await connection.execute(LOCK_WAIT_AS_EVER)
 
 
 async def take_touched(connection: AsyncConnection, touched: Sequence[Touched], wait_s: int) -> bool:

@@ -8,12 +8,17 @@ from gateway.errors import SchemaUnavailable, StartError
 from gateway.ops import hints
 
 
-def migrate(url: str, told: Callable[[str], object] = lambda _: None, *, end_older: bool = False) -> str:
-    """Bring the schema up to date; its version. Keepers it serves no longer are refused, or `end_older`."""
+def migrate(
+    url: str, told: Callable[[str], object] = lambda _: None, *, end_older: bool = False, wait_s: float = 0.0
+) -> str:
+    """Bring the schema up to date; its version.
+
+    Keepers it serves no longer are refused if they are there after `wait_s`, or end by it (`end_older`).
+    """
     from persistence.schema.migrate import upgrade  # noqa: PLC0415  # heavy, and only two commands need it
 
     try:
-        return upgrade(url, told, end_older=end_older)
+        return upgrade(url, told, end_older=end_older, wait_s=wait_s)
     except SchemaUnavailable as error:
         raise StartError(f"{error.message}; {hints.postgresql(error.message)}") from error
 

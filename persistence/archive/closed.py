@@ -12,7 +12,10 @@ from persistence.archive.months import AUDIT, GRACE_DAYS, Connection, Ledger, en
 
 # So many of each kind are named; the rest is counted.
 NAMED_MAX = 5
-
+# What a statement answers: the first of it, and how much there is.
+_FIRST = """
+SELECT whose, why, count(*) OVER () FROM ({statement}) AS found (whose, why)
+ ORDER BY whose COLLATE "C", why COLLATE "C" LIMIT {most}"""
 # Each answers whose it is and what it is, of a month that ends at {end}. What began later cannot be of it.
 _UNSETTLED = {
     "is in quarantine": """
@@ -98,13 +101,13 @@ def what_waits(connection: Connection, ledger: Ledger, month: date) -> list[str]
     return said
 
 
-async def why_unbilled(connection: AsyncConnection, end: date) -> list[str]:
-    """What was used before a day and is in no invoice yet, in words."""
-    said = []
+async def why_unbilled(connection: AsyncConnection, end: date) -> str:
+    """What was used before a day and is in no invoice yet, the first in words; empty where nothing is."""
     for what, statement in _UNBILLED.items():
-        found = await connection.exec_driver_sql(statement, {"end": end})
-        said += _named(what, [tuple(row) for row in found])
-    return said
+        found = await connection.exec_driver_sql(_first(statement), {"end": end})
+        if said := _named(what, [tuple(row) for row in found]):
+            return said[0]
+    return ""
 
 
 def _of_ledger(connection: Connection, ledger: Ledger, partition: str) -> list[str]:
@@ -124,10 +127,14 @@ def _of_ledger(connection: Connection, ledger: Ledger, partition: str) -> list[s
 def _said(
     connection: Connection, what: str, statement: str, values: Mapping[str, date] | None = None
 ) -> list[str]:
-    return _named(what, connection.execute(statement.encode(), values).fetchall())
+    return _named(what, connection.execute(_first(statement).encode(), values).fetchall())
+
+
+def _first(statement: str) -> str:
+    return _FIRST.format(statement=statement, most=NAMED_MAX)
 
 
 def _named(what: str, found: Sequence[tuple[Any, ...]]) -> list[str]:
-    rest = len(found) - NAMED_MAX
-    said = [f"{whose} {what}: {why}" for whose, why in sorted(found)[:NAMED_MAX]]
+    rest = found[0][2] - NAMED_MAX if found else 0
+    said = [f"{whose} {what}: {why}" for whose, why, _ in found]
     return [*said, f"and {rest} more like it"] if rest > 0 else said

@@ -54,8 +54,12 @@ def by_month(found: Mapping[str, Since]) -> Iterator[tuple[list[str], Since]]:
     So is one of no known time. The others are not looked for in all months for its sake.
     """
     months: dict[tuple[int, int], dict[str, Since]] = {}
+    anywhere: list[str] = []
     for one, since in found.items():
-        months.setdefault((0, 0) if since is None else (since.year, since.month), {})[one] = since
+        if since is None:
+            anywhere.append(one)
+        else:
+            months.setdefault((since.year, since.month), {})[one] = since
     newest = sorted(months, reverse=True)
     rest: dict[str, Since] = {}
     for place, month in enumerate(newest):
@@ -65,6 +69,8 @@ def by_month(found: Mapping[str, Since]) -> Iterator[tuple[list[str], Since]]:
             rest |= months[month]
     if rest:
         yield list(rest), earliest(rest)
+    if anywhere:
+        yield anywhere, None
 
 
 def not_before(at: ColumnElement[datetime], request_id: str) -> ColumnElement[bool]:

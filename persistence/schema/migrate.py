@@ -43,6 +43,7 @@ SELECT place, known FROM (
       FROM keeper AS k WHERE until > clock_timestamp()
 ) AS there WHERE known < :since ORDER BY place"""
 PLACES_TOLD_MAX = 5
+LOOKS_AGAIN_S = 0.2
 
 
 def upgrade(
@@ -50,13 +51,15 @@ def upgrade(
     told: Callable[[str], object] = lambda _: None,
     *,
     end_older: bool = False,
+    wait_s: float = 0.0,
     migrations: Path = MIGRATIONS,
 ) -> str:
     """Migrate the database at `url` to the newest schema, its partitions and rights; answers its version.
 
     What an administrator should do besides is `told` in one line. A newer schema on which this program runs
     is left as it is; `StartError` where it does not run on it, or, unless they may end (`end_older`), where
-    keepers are there that would not run on the newest one.
+    keepers are there, and still after `wait_s`, that would not run on the newest one: one that was killed
+    is listed for a while.
     `SchemaUnavailable` says in one line what PostgreSQL, or the migrations, do not allow.
     """
     with _connected(url) as connection:
@@ -73,9 +76,9 @@ def upgrade(
         config.set_main_option("script_location", str(migrations).replace("%", "%%"))
         config.attributes["connection"] = connection
         scripts = ScriptDirectory.from_config(config)
-        if older := _older_keepers(connection, runs_from(scripts)):
+        if older := _older_keepers(connection, runs_from(scripts), 0.0 if end_older else wait_s):
             if not end_older:
-                raise StartError(f"{older}: stop them first, or say --end-older-keepers")
+                raise StartError(f"{older}: stop them first, or run tollkeeper migrate --end-older-keepers")
             told(f"{older}: they end within seconds")
         command.upgrade(config, "head")
         _say_runs_from(connection, scripts)
@@ -99,11 +102,14 @@ def runs_from(scripts: ScriptDirectory) -> str:
     return max(getattr(one.module, "runs_from", one.revision) for one in scripts.walk_revisions())
 
 
-def _older_keepers(connection: Connection, since: str) -> str:
-    """Which keepers are there that a schema serves no longer, on one line; empty where there are none."""
+def _older_keepers(connection: Connection, since: str, wait_s: float) -> str:
+    """Which keepers are there that a schema serves no longer, on one line; empty once there are none."""
     if not connection.scalar(text("SELECT to_regclass('keeper') IS NOT NULL")):
         return ""
-    found = [f"{place} (knows {known})" for place, known in connection.execute(text(OLDER), {"since": since})]
+    until = time.monotonic() + wait_s
+    while (rows := connection.execute(text(OLDER), {"since": since}).all()) and time.monotonic() < until:
+        time.sleep(LOOKS_AGAIN_S)
+    found = [f"{place} (knows {known})" for place, known in rows]
     more = len(found) - PLACES_TOLD_MAX
     told = ", ".join(found[:PLACES_TOLD_MAX]) + (f" and {more} more" if more > 0 else "")
     return told and f"keepers run which the schema serves no longer, it serves those who know {since}: {told}"

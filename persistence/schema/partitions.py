@@ -95,7 +95,7 @@ async def _first_that_stays(
         return months[0], _NO_ARCHIVE
     for month in months:
         if said := await why_unbilled(connection, end_of(month)):
-            return month, said[0]
+            return month, said
     return None
 
 

@@ -6,11 +6,13 @@ from asyncio import gather
 from dataclasses import dataclass, field
 from typing import Any
 
+import psycopg
 import pytest
 
 from gateway.admin.resources import RESOURCES
 from gateway.core.accounts.administration import Actor
 from gateway.core.accounts.roles import CREATE, ROLES, refused_write
+from persistence.engine import plain_url
 from persistence.most_of_own import MOST, TIMES_A_DAY, UNBOUNDED
 from tests.admin.configuration.world import plan
 from tests.admin.conftest import Api
@@ -93,6 +95,25 @@ async def test_who_makes_the_last_ones_at_once_makes_no_more_than_there_may_be(a
         *(theirs.post("webhooks", {"url": f"https://hooks.example.com/{number}"}) for number in range(6))
     )
     assert sorted(answer.status for answer in answers) == [201, 201, 409, 409, 409, 409]
+
+
+async def test_who_waits_long_for_another_of_the_organization_is_told_and_holds_nobody_up(
+    api: Api, admin_database: str
+) -> None:
+    acme, globex = [(await api.make("organizations", name=name))["id"] for name in ("Acme", "Globex")]
+    theirs, others = [
+        api.acting_as((await api.make("admin-tokens", name="t", role="admin", organization_id=one))["token"])
+        for one in (acme, globex)
+    ]
+    with psycopg.connect(plain_url(admin_database)) as other:
+        other.execute("SELECT pg_advisory_xact_lock(7812, hashint8(%s))", (acme,))
+        refused = await theirs.post("tenants", {"organization_id": acme, "name": "Web"})
+        assert (refused.status, refused.json["detail"]) == (
+            503, "Others of this organization make some as well, and take long: try again in a while.",
+        )  # fmt: skip
+        await others.make("tenants", organization_id=globex, name="Web")
+        await api.make("tenants", organization_id=acme, name="Of staff")
+    await theirs.make("tenants", organization_id=acme, name="Web")
 
 
 async def test_what_is_made_and_ended_in_turns_has_an_end_within_a_day(api: Api) -> None:

@@ -72,7 +72,8 @@ class Matching:
         whole = await in_thread(lambda: [wanted for wanted in objects if self.names.resolve(wanted)])
         before = await self._before(resource, whole)
         rows = await self._rows(resource, whole)
-        found = await in_thread(self._paired, resource, whole, rows, before)
+        claimed = await self._claimed(resource, whole)
+        found = await in_thread(self._paired, resource, whole, rows, before, claimed)
         return found if len(self._errors) == refused else []
 
     async def _before(self, resource: Resource, objects: Sequence[Wanted]) -> Remembered:
@@ -86,7 +87,12 @@ class Matching:
         return found
 
     def _paired(
-        self, resource: Resource, whole: Sequence[Wanted], rows: Sequence[Row], before: Remembered
+        self,
+        resource: Resource,
+        whole: Sequence[Wanted],
+        rows: Sequence[Row],
+        before: Remembered,
+        claimed: Mapping[Identity, Row],
     ) -> list[Pair]:
         """The objects with the rows they are about, all of which may be referred to from now on."""
         kind, how, by_name = resource.name, declared(resource), defaultdict[Identity, list[Row]](list)
@@ -109,6 +115,8 @@ class Matching:
             if self._waits(wanted, holders.get(name), before.rows.get(name)):
                 continue
             pair = self._pair(wanted, name, by_name.get(name, ()), before)
+            if self._waits_for_claimed(pair, claimed):
+                continue
             if not pair.rows:
                 self.names.know(resource, values_of(wanted), New(wanted.number))
             if name not in said or not pair.rows:
@@ -128,6 +136,17 @@ class Matching:
         what = f", whose {word(wanted.resource, never[0])} never changes" if never else ""
         why = f"{kind} {holder['id']} has its name{what}: rename or delete that one"
         self.names.left.append((wanted, why))
+        return True
+
+    def _waits_for_claimed(self, pair: Pair, claimed: Mapping[Identity, Row]) -> bool:
+        """Leave an object without a row, of whose claim another row has; who names it waits as well."""
+        wanted, kind, claims = pair.wanted, pair.wanted.resource.name, declared(pair.wanted.resource).claims
+        holder = claimed.get(tuple(wanted.values.get(name) for name in claims))
+        if holder is None or pair.rows:
+            return False
+        what = " and ".join(word(wanted.resource, name) for name in claims)
+        self.names.left.append((wanted, f"{kind} {holder['id']} has its {what}: revoke that one"))
+        self.names.lost[kind].add(values_of(wanted)[declared(wanted.resource).by[-1]])
         return True
 
     def _pair(self, wanted: Wanted, name: Identity, there: Sequence[Row], before: Remembered) -> Pair:
@@ -166,6 +185,14 @@ class Matching:
         said = {name: _there(each[name] for each in values) for name in (key, *parents)}
         said[key] -= asked
         return await self._read(resource, [{key: asked}, said])
+
+    async def _claimed(self, resource: Resource, objects: Sequence[Wanted]) -> dict[Identity, Row]:
+        """The rows that have what objects claim, by what it is."""
+        claims = declared(resource).claims
+        some = [each for each in objects if all(each.values.get(name) is not None for name in claims)]
+        said = {name: {each.values[name] for each in some} for name in claims}
+        rows = await self._read(resource, [said]) if claims else ()
+        return {tuple(row[name] for name in claims): row for row in rows}
 
     async def _read(self, resource: Resource, searches: Sequence[Mapping[str, set[object]]]) -> list[Row]:
         """The rows that any of the searches finds and that are not gone; `Unprocessable` for too many."""

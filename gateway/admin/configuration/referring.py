@@ -69,6 +69,7 @@ class Names:
 
     def resolve(self, wanted: Wanted) -> bool:
         """Find what an object refers to; False where something is not there, or enough is wrong already."""
+        wanted.ids.clear()  # whom they stood for in an earlier plan, others may not be by now
         if len(self._errors) >= ERRORS_MAX:
             return False
         ids = references(wanted.resource)

@@ -143,6 +143,7 @@ RESOURCES = (
             is_gone=_is_gone,
             known_by_id=True,
             followed_by="replaced_by_id",
+            claims=TOKENS,
         ),
     ),
     Resource(

@@ -156,7 +156,8 @@ class Declared:
 
     Where `known_by_id` several may have one name, which an organization's own people give: what files made is
     known by its id, and what others named so is left to them. `followed_by` names the row that stands in its
-    place. Where names are `unique` nonetheless, what others gave one to keeps it until they rename it.
+    place. Where names are `unique` nonetheless, what others gave one to keeps it until they rename it. What
+    others have of what a row `claims`, fields that no two rows have the same of, is theirs until it is gone.
     """
 
     by: tuple[str, ...] = ("name",)
@@ -173,6 +174,7 @@ class Declared:
     known_by_id: bool = False
     followed_by: str = ""
     unique: bool = False
+    claims: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

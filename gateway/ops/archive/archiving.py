@@ -109,15 +109,19 @@ def _together(stopped: dict[str, Open]) -> list[Open]:
 
 def _refuse_others(place: Place, database: UUID) -> None:
     for month, whose in manifest.databases(place):
-        if whose != database:
-            raise ArchiveFailed(
-                f"{place.url} has {month:%Y-%m} of another database: archive into another place"
-            )
+        _refuse_other(place, month, whose, database)
+
+
+def _refuse_other(place: Place, month: date, whose: UUID, database: UUID) -> None:
+    if whose != database:
+        raise ArchiveFailed(f"{place.url} has {month:%Y-%m} of another database: archive into another place")
 
 
 def _month(connection: Connection, place: Place, database: UUID, month: date, ledger: Ledger) -> Stored:
-    manifest.divide(place, month)
     found = manifest.read(place, month, ledger.name)
+    if found is not None:  # an archive of before may have later months of another
+        _refuse_other(place, month, found.database, database)
+    manifest.divide(place, month)
     for _ in range(TRIES_MAX):
         if found is None or not _holds(place, found.file):
             # What a manifest says is true: it goes before its file does.

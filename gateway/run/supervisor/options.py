@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gateway.background.flushing.share import HELD_S
 from gateway.run.schema import admit_writer, migrate
 from gateway.run.serving import command
 from gateway.settings.settings import Settings
+
+# So long a keeper is still listed that was killed; with room.
+LISTED_S = HELD_S + 1.0
+
+
+def _migrate(url: str) -> object:
+    return migrate(url, wait_s=LISTED_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +32,6 @@ class Options:
     demo: bool
     demo_upstream: bool
     command: Callable[..., tuple[str, ...]] = command
-    migrate: Callable[[str], object] = migrate
+    migrate: Callable[[str], object] = _migrate
     admit_writer: Callable[[str, str], str] = admit_writer
     read: Callable[[], Settings] | None = None

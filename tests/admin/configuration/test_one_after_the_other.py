@@ -14,7 +14,10 @@ from sqlalchemy import text
 from gateway.admin.api import turns
 from gateway.admin.configuration import exporting
 from gateway.admin.configuration.identity import Which
+from gateway.admin.configuration.objects import Reference, Wanted
 from gateway.admin.configuration.referring import Names
+from gateway.admin.resources import RESOURCES
+from gateway.admin.resources.access import ApiKeyCreate
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.declaration import Mark, New
 from gateway.counters.redis.keys import partition_of
@@ -114,6 +117,17 @@ async def test_one_turn_of_an_organization_is_as_long_as_staff_wait(api: Api, ad
         assert not await staff.applying(lambda session: session.hold_touched(many), keep=True)
     assert not await staff.applying(lambda session: session.hold_touched(touched), keep=True)
     await pool.dispose()
+
+
+def test_an_object_that_is_planned_again_keeps_nobody_of_the_first_time() -> None:
+    tenants = RESOURCES["tenants"]
+    row = ApiKeyCreate(tenant_id=1, name="CI")
+    to = {"tenant_id": Reference(tenants, {"name": "Web"})}
+    wanted = Wanted(RESOURCES["api-keys"], 0, 0, {}, row, {"name": "CI"}, to)
+    first, second = Names(None, [], {}), Names(None, [], {})
+    first.know(tenants, {"organization_id": 1, "name": "Web"}, 7)
+    assert (first.resolve(wanted), wanted.ids) == (True, {"tenant_id": 7})
+    assert (second.resolve(wanted), wanted.ids) == (False, {})
 
 
 async def test_whose_what_is_written_is_is_known_by_its_row_and_by_what_it_names(

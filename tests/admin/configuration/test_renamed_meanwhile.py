@@ -101,6 +101,26 @@ async def test_where_a_row_is_gone_a_new_one_is_made_beside_what_others_named_so
     assert change["id"] == own
 
 
+async def test_a_key_of_a_subject_that_another_key_has_waits_alone(api: Api) -> None:
+    tokens = {"issuer": "https://idp.example.com", "subject": "ci"}
+    files: Objects = {**FILES, "api-keys": [{**KEY, **tokens}]}
+    await apply(api, files)
+    made = await only(api, "api-keys")
+    await api.post(f"api-keys/{made['id']}/revoke")
+    for name in ("web", "by hand"):
+        other = await api.make("api-keys", tenant_id=made["tenant_id"], name=name, **tokens)
+        changed = {**with_limit(7), "api-keys": [*files["api-keys"], {**KEY, "name": f"not {name}"}]}
+        done = await apply(api, changed)
+        told = {each["at"]: (each["change"], each["stays"]) for each in done["changes"]}
+        why = f"api-keys {other['id']} has its issuer and subject: revoke that one"
+        assert (told["api-keys.0"], told["api-keys.1"]) == (("create", why), ("create", ""))
+        await api.post(f"api-keys/{other['id']}/revoke")
+    done = await apply(api, files)
+    [change] = [each for each in done["changes"] if each["at"] == "api-keys.0"]
+    assert (change["change"], change["stays"]) == ("create", "")
+    assert not [each for each in (await plan(api, files))["changes"] if each["at"] == "api-keys.0"]
+
+
 async def test_what_a_file_only_names_keeps_the_rest_of_it_waiting_for_nothing(api: Api) -> None:
     await apply(api, {"organizations": FILES["organizations"]})
     operator, acme = await person(api, "operator", "Acme")

@@ -7,6 +7,7 @@ import json
 from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pyarrow.parquet as pq
@@ -20,9 +21,12 @@ from gateway.counters.redis.keys import partition_of
 from gateway.errors import ArchiveFailed, PlaceFailed, Unprocessable
 from gateway.ops.archive import manifest
 from gateway.ops.archive.archiving import archive
+from gateway.ops.archive.manifest import Manifest
 from gateway.ops.archive.proving import prove
 from gateway.ops.place import Place
+from persistence import engine as engines
 from persistence.archive import closed
+from persistence.archive.cut import Stored
 from persistence.archive.months import BY_NAME, Connection
 from persistence.store import Store
 from tests.ops.archive.aging import LEDGERS, Aging, Clones, clones, held, months_made, old
@@ -176,6 +180,24 @@ async def test_two_databases_never_write_into_one_archive(old: Aging, clones: Cl
         await other.end()
 
 
+async def test_a_later_month_of_another_database_is_left_as_it_is(old: Aging) -> None:
+    """Programs of before looked at one month at a time: the first ones may be ours, and these not."""
+    place, february = Place(str(old.root)), date(2026, 2, 1)
+    january = (await asyncio.to_thread(archive, old.url, place, old.today, february)).files
+    assert {one.month for one in january} == {date(2026, 1, 1)}
+    name = manifest.file_of("token_ledger", february)
+    theirs = old.root / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"the only rows there are")
+    size, digest = place.digest(name)
+    said = Manifest(uuid4(), february, Stored("token_ledger", february, place.url, name, 1, size, digest, {}))
+    manifest.write(place, said)
+    with pytest.raises(ArchiveFailed, match="2026-02 of another database: archive into another place"):
+        await old.archive()
+    assert theirs.read_bytes() == b"the only rows there are"
+    assert manifest.read(place, february, "token_ledger") == said
+
+
 OPENS = {
     "is in quarantine: a test": """
 INSERT INTO quarantine (account, partition, organization_id, kind, entry_id, epoch, stored_seq, found_seq,
@@ -233,6 +255,27 @@ async def test_a_month_that_is_not_closed_says_why(old: Aging) -> None:
                 said = why_open(connection, january)
                 assert any(why in reason for reason in said), (why, said)
         assert why_open(connection, january) == []
+
+
+async def test_of_many_reasons_the_first_are_named_and_all_are_counted(old: Aging) -> None:
+    january, more = BEGINS.date().replace(day=1), closed.NAMED_MAX + 3
+    use = (
+        OPENS["use that no invoice has: USD"]
+        .replace("SELECT id, ", "SELECT n, ")
+        .replace("'a test'", "n")
+        .replace("FROM organization", f"FROM generate_series(11, {10 + more}) AS n")
+    )
+    pool = engines.create(old.url)
+    with psycopg.connect(old.url, autocommit=True) as connection:
+        connection.execute("SET session_replication_role = replica")
+        connection.execute(use.encode())
+        said = why_open(connection, january)
+    named = [f"organization {n} has use that no invoice has: USD 2" for n in range(11, 11 + closed.NAMED_MAX)]
+    assert said[: closed.NAMED_MAX + 1] == [*named, "and 3 more like it"]
+    async with pool.connect() as asked:
+        assert await closed.why_unbilled(asked, date(2026, 2, 1)) == named[0]
+        assert await closed.why_unbilled(asked, january) == ""
+    await pool.dispose()
 
 
 async def test_no_month_is_archived_behind_one_that_is_not_closed(old: Aging) -> None:

@@ -9,7 +9,7 @@ import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from sqlalchemy import TextClause, text
 
@@ -119,14 +119,16 @@ async def test_a_list_of_one_request_looks_into_no_month_before_it(cloned: str, 
     assert f"{now:%Ym%m}" in opened_months[True] < opened_months[False] - {old}
 
 
+@example({"anywhere": None, **{str(year): datetime(year, 1, 1, tzinfo=UTC) for year in range(2020, 2027)}})
 @given(st.dictionaries(st.uuids().map(str), st.none() | st.datetimes(timezones=st.just(UTC)), max_size=40))
 def test_requests_are_looked_for_once_each_and_late_enough(found: dict[str, datetime | None]) -> None:
     groups = list(by_month(found))
     assert sorted(one for some, _ in groups for one in some) == sorted(found)
-    assert len(groups) <= MONTHS_ALONE_MAX + 1
+    assert len(groups) <= MONTHS_ALONE_MAX + 2
     for some, since in groups:
         moments = [found[one] for one in some]
         assert since == (None if None in moments else min(moment for moment in moments if moment))
+        assert since is not None or set(moments) == {None}
     known = sorted({(at.year, at.month) for at in found.values() if at is not None}, reverse=True)
     for month, (some, _) in zip(known[:MONTHS_ALONE_MAX], groups, strict=False):
         mine = {one for one, at in found.items() if at is not None and (at.year, at.month) == month}

@@ -110,11 +110,18 @@ async def test_a_schema_that_does_not_serve_who_runs_waits_until_they_are_stoppe
     assert await schema.status(pool) == (schema.NEEDED, "0069")
     await keeper.leave()
     with pytest.raises(StartError, match=f"know 9999: [^,]*:8082 .knows {schema.NEEDED}"):
-        migrate.upgrade(cloned, migrations=tomorrow)
+        migrate.upgrade(cloned, wait_s=0.1, migrations=tomorrow)
     await other.keep([0], [], held_s=0)  # as one that was killed, and is silent
     told: list[str] = []
     assert migrate.upgrade(cloned, told.append, migrations=tomorrow) == "9999"
     assert "keepers run" not in "".join(told)
+    await pool.dispose()
+
+
+async def test_a_killed_keeper_is_waited_for_as_long_as_it_is_listed(cloned: str, tomorrow: Path) -> None:
+    pool = engine.create(cloned)
+    await Shares(pool, 8081).keep([0], [], held_s=1)
+    assert migrate.upgrade(cloned, wait_s=600, migrations=tomorrow) == "9999"
     await pool.dispose()
 
 
