@@ -26,6 +26,12 @@ CLIENT, SECRET = "console", "a+secret/of:the client"
 DISCOVERY = "/.well-known/openid-configuration"
 
 
+class _Server(ThreadingHTTPServer):
+    """One that many ask at once: what the usual queue of five has no room for waits a second and longer."""
+
+    request_queue_size = 64
+
+
 @dataclass
 class IdentityProvider:
     """What the provider knows, and what it was asked."""
@@ -182,7 +188,7 @@ def identity_provider() -> Iterator[IdentityProvider]:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # as the library calls it
             """Nothing is said."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), Handler)
     found = IdentityProvider(f"http://127.0.0.1:{server.server_address[1]}")
     serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     serving.start()
