@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sqlalchemy import ColumnElement, Connection, Select, func, select, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import ColumnElement, Select, func, select, text
 
 from gateway.core.accounts.roles import CREATE
-from gateway.errors import Conflict, Overloaded
+from gateway.errors import Conflict
 from persistence.ownership import owned
-from persistence.refusals import LOCK_NOT_AVAILABLE, LOCK_WAIT, LOCK_WAIT_AS_EVER, sqlstate
+from persistence.refusals import lock_within
 from persistence.subject import Change, live
 
 # Advisory lock class 7812: one at a time makes rows of an organization, so that nobody counts beside another.
@@ -44,7 +43,9 @@ def refuse_more(change: Change, count: int = 1) -> None:
     most = MOST.get(change.command.resource)
     if change.within is None or most is None or change.command.verb != CREATE:
         return
-    _take(change.connection, change.within)
+    whose = {"organization": change.within}
+    taken = "Others of this organization make some as well, and take long"
+    lock_within(change.connection, _LOCK, whose, LOCK_WAIT_S, taken)
     table, kind = change.subject.table, change.command.resource.replace("-", " ")
     mine = owned(table, change.within)
     if "first_sight" in table.c:  # met by requests: nobody has made those
@@ -63,20 +64,6 @@ def refuse_more(change: Change, count: int = 1) -> None:
             f"An organization's own people make at most {a_day} {kind} within 24 hours, ended ones too: "
             "go on tomorrow, or ask the provider."
         )
-
-
-def _take(connection: Connection, organization_id: int) -> None:
-    """Have the turn of an organization until the transaction ends; `Overloaded` where another has it long."""
-    connection.execute(LOCK_WAIT, {"wait": f"{LOCK_WAIT_S}s"})
-    try:
-        connection.execute(_LOCK, {"organization": organization_id})
-    except SQLAlchemyError as error:
-        if sqlstate(error) != LOCK_NOT_AVAILABLE:
-            raise
-        raise Overloaded(
-            "Others of this organization make some as well, and take long: try again in a while."
-        ) from error
-    connection.execute(LOCK_WAIT_AS_EVER)
 
 
 def _number(change: Change, rows: Select[tuple[int]], most: int) -> int:

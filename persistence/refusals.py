@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from uuid import UUID
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, TextClause, select, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.errors import Conflict, StoreUnavailable, TollkeeperError, Unprocessable
+from gateway.errors import Conflict, Overloaded, StoreUnavailable, TollkeeperError, Unprocessable
 from persistence.complaint import columns, origin
 from persistence.tables.operations import control_write
 
@@ -20,14 +20,28 @@ TRY_AGAIN = frozenset({"40001", "40P01"})
 QUERY_CANCELED = "57014"
 # A lock was not had within `lock_timeout`: what bounds one wait of a transaction, and no other of it.
 LOCK_NOT_AVAILABLE = "55P03"
-LOCK_WAIT = text("SELECT set_config('lock_timeout', :wait, true)")
-LOCK_WAIT_AS_EVER = text("SET LOCAL lock_timeout TO DEFAULT")
+_LOCK_WAIT = text("SELECT set_config('lock_timeout', :wait, true)")
+_LOCK_WAIT_AS_EVER = text("SET LOCAL lock_timeout TO DEFAULT")
 
 
 def sqlstate(error: BaseException) -> str:
     """The code PostgreSQL gave an error; empty where it gave none."""
     found = origin(error)
     return (found.sqlstate or "") if found is not None else ""
+
+
+def lock_within(
+    connection: Connection, lock: TextClause, values: Mapping[str, object], wait_s: int, taken: str
+) -> None:
+    """Have a lock until the transaction ends; `Overloaded` says `taken` where another has it for so long."""
+    connection.execute(_LOCK_WAIT, {"wait": f"{wait_s}s"})
+    try:
+        connection.execute(lock, values)
+    except SQLAlchemyError as error:
+        if sqlstate(error) != LOCK_NOT_AVAILABLE:
+            raise
+        raise Overloaded(f"{taken}: try again in a while.") from error
+    connection.execute(_LOCK_WAIT_AS_EVER)
 
 
 def translated(error: Exception) -> Exception:

@@ -11,13 +11,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from sqlalchemy import ARRAY, BigInteger, Table, any_, bindparam, text
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.core.accounts.administration import OWNER, Row
-from gateway.errors import Overloaded
 from persistence.ownership import THROUGH, owners
-from persistence.refusals import LOCK_NOT_AVAILABLE, LOCK_WAIT, LOCK_WAIT_AS_EVER, sqlstate
+from persistence.refusals import lock_within
 from persistence.subject import Subject
 from persistence.subjects import SUBJECTS
 from persistence.tables.people import organization
@@ -47,14 +45,8 @@ def of(organization_id: int | None) -> int:
 
 async def take(connection: AsyncConnection, whose: Sequence[int], wait_s: int) -> None:
     """Have turns until the transaction ends; `Overloaded` where somebody else takes long."""
-    await connection.execute(LOCK_WAIT, {"wait": f"{wait_s}s"})
-    try:
-        await connection.execute(_TAKE, {"whose": whose})
-    except SQLAlchemyError as error:
-        if sqlstate(error) != LOCK_NOT_AVAILABLE:
-            raise
-        raise Overloaded("Somebody else is applying, and takes long: try again in a while.") from error
-    await connection.execute(LOCK_WAIT_AS_EVER)
+    taken = "Somebody else is applying, and takes long"
+    await connection.run_sync(lock_within, _TAKE, {"whose": whose}, wait_s, taken)
 
 
 async def take_touched(connection: AsyncConnection, touched: Sequence[Touched], wait_s: int) -> bool:
