@@ -12,7 +12,8 @@ import stat
 from contextlib import suppress
 from urllib.parse import parse_qsl, urlsplit
 
-URL_BYTES_MAX = 64 * 1024
+# Of a file that holds a secret, such as a URL with a password.
+SECRET_BYTES_MAX = 64 * 1024
 
 
 def read_regular(path: str | os.PathLike[str], bytes_max: int) -> bytes:
@@ -58,7 +59,7 @@ class UrlFile:
     def url(self) -> str:
         """For a connection that is made now."""
         with suppress(OSError, ValueError):
-            said = read_regular(self._path, URL_BYTES_MAX).decode().strip() if self._path else ""
+            said = read_regular(self._path, SECRET_BYTES_MAX).decode().strip() if self._path else ""
             if is_same_place(said, self._url):
                 self._url = said
         return self._url

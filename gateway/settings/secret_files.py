@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from gateway.errors import SettingError
-from gateway.files import read_regular
+from gateway.files import SECRET_BYTES_MAX, read_regular
 
 SUFFIX = "_FILE"
 # What only keepers, and who looks after them, need: credentials that a gateway is not given.
@@ -17,7 +17,6 @@ OF_KEEPERS = (
     "database_url", "database_owner_url", "database_read_url", "admin_token", "readonly_token", "smtp_url",
     "stripe_api_key", "stripe_webhook_secret", "usage_feed_token",
 )  # fmt: skip
-SECRET_BYTES_MAX = 64 * 1024
 # What a file was when it was looked at: another content has another, unless somebody sets clocks back.
 Signature = tuple[int, int, int, int] | None
 

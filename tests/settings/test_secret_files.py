@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import SettingError
-from gateway.settings.secret_files import SECRET_BYTES_MAX, Watched
+from gateway.files import SECRET_BYTES_MAX
+from gateway.settings.secret_files import Watched
 from gateway.settings.settings import NAMES, PREFIX, SECRETS, load, reread
 
 HUSH = "hush-hush-hush-hush"

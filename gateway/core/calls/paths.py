@@ -28,7 +28,8 @@ CHARACTER = r"(?:[A-Za-z0-9\-._~!$&'()*+,=:@]|%[0-9A-Fa-f]{2})"
 TWO_READINGS = r"//|/\.{1,2}(?:/|\Z)|%(?:2[eEfF]|5[cC]|[01][0-9A-Fa-f]|7[fF])"
 _PATTERN = re.compile(f"/(?:{CHARACTER}|/)*")
 _NEVER_SENT = re.compile(TWO_READINGS)
-_PARAMETER = re.compile(r"\{\+?[A-Za-z_]+(…|\.\.\.)?\}")
+# Of a template: whether it takes slashes too, its name, and whether it takes the rest.
+PARAMETER = re.compile(r"\{(\+?)([A-Za-z_]+)(…|\.\.\.)?\}")
 _USUAL_PORTS = {80, 443}
 HERE = "localhost"
 
@@ -74,8 +75,7 @@ def read_pattern(text: str) -> Pattern:
         raise ValueError(f"must be at most {PATTERN_CHARACTERS_MAX} characters")
     if _PATTERN.fullmatch(text) is None:
         raise ValueError("must be a path that begins with /, such as /v1/sms/*, without query")
-    if _NEVER_SENT.search(text) is not None:
-        raise ValueError("must not hold //, dots as a segment, or an encoded slash, backslash or dot")
+    refuse_never_sent(text)
     segments = text[1:].split("/")
     if any(ANY in segment and segment != ANY for segment in segments):
         raise ValueError("must have * as a whole segment: one in the middle, the rest at the end")
@@ -84,6 +84,12 @@ def read_pattern(text: str) -> Pattern:
     written = "".join("/[^/]+" if segment == ANY else f"/{re.escape(segment)}" for segment in named)
     plainly = tuple(ANY if segment == ANY else part for segment in named for part in _plain_part(segment))
     return Pattern(written + "/.*" if rest else written, plainly, rest)
+
+
+def refuse_never_sent(path: str) -> None:
+    """ValueError where a path, or a pattern of some, has what is refused before any route is looked for."""
+    if _NEVER_SENT.search(path) is not None:
+        raise ValueError("must not hold //, dots as a segment, or an encoded slash, backslash or dot")
 
 
 def of_template(template: str) -> Pattern:
@@ -104,7 +110,7 @@ def template_expression(template: str, prefix: Plain) -> re.Pattern[str]:
     names = [each for each in template.replace("...", "…").split("/") if each]
     parts: list[str] = []
     for name in names if not any("…" in each for each in names) else ():
-        literals = _PARAMETER.split(name)[::2]
+        literals = PARAMETER.split(name)[:: 1 + PARAMETER.groups]
         parts.append("[^/]+".join(re.escape(literal.casefold()) for literal in literals))
     tail = parts[1:] if parts and VERSION.fullmatch(parts[0]) else parts
     if len(tail) > 1:

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import re
 
-from gateway.core.calls.paths import ANY, CHARACTER, TWO_READINGS
+from gateway.core.calls.paths import ANY, CHARACTER, PARAMETER, refuse_never_sent
 
-_PARAMETER = re.compile(r"\{(\+?)([A-Za-z_]+)(…|\.\.\.)?\}")
 _LITERAL = re.compile(f"(?:{CHARACTER}|/)*")
-_NEVER_SENT = re.compile(TWO_READINGS)
 REST = "rest_of_path"
 
 
@@ -24,7 +22,7 @@ def expression_of(template: str, segment: str) -> str:
     literals: list[str] = []
     names: set[str] = set()
     at = 0
-    for match in _PARAMETER.finditer(template):
+    for match in PARAMETER.finditer(template):
         if literals and match.start() == at:
             raise ValueError("must have a character between two parameters")
         literals.append(template[at : match.start()])
@@ -51,5 +49,4 @@ def _check_literals(literals: list[str]) -> None:
             raise ValueError("must be a path without query or ;, other characters are written as %XX")
     if ANY in "x".join(literals).split("/"):
         raise ValueError("must not have * as a segment, which stands for itself: write {name} or {path…}")
-    if _NEVER_SENT.search("x".join(literals)) is not None:
-        raise ValueError("must not hold //, dots as a segment, or an encoded slash, backslash or dot")
+    refuse_never_sent("x".join(literals))
