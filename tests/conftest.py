@@ -27,6 +27,7 @@ import redis
 from hypothesis import HealthCheck, settings
 
 from gateway.local.embedded.unprivileged import borrow
+from tests.databases import own_database
 from tests.waiting import wait_until
 
 STOP_S_MAX = 30.0
@@ -262,9 +263,5 @@ _numbers = itertools.count(1)
 
 @pytest.fixture
 def database(postgres: str) -> Iterator[str]:
-    name = f"t{os.getpid()}_{next(_numbers)}"
-    with psycopg.connect(postgres, autocommit=True) as admin:
-        admin.execute(f"create database {name}")
-    yield postgres.rsplit("/", 1)[0] + "/" + name
-    with psycopg.connect(postgres, autocommit=True) as admin:
-        admin.execute(f"drop database if exists {name} with (force)")
+    with own_database(postgres, f"t{os.getpid()}_{next(_numbers)}") as url:
+        yield url

@@ -35,6 +35,7 @@ from persistence.resources.figures import Figures
 from persistence.schema import migrate, roles
 from persistence.schema.version import NEEDED
 from persistence.store import Store
+from tests.databases import own_database
 from tests.letterhead import LETTERHEAD
 from tests.persistence.emptying import clear
 from tests.waiting import eventually
@@ -258,18 +259,13 @@ SEEDED = ("business_model", "service", "app_user")
 @pytest.fixture(scope="session")
 def migrated(postgres: str) -> Iterator[str]:
     """One migrated database for the session: making partitions anew for each test takes half a second."""
-    name = f"admin{os.getpid()}"
-    with psycopg.connect(postgres, autocommit=True) as admin:
-        admin.execute(f"create database {name}")
-    url = postgres.rsplit("/", 1)[0] + "/" + name
-    migrate.upgrade(url)
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("create schema seed")
-        for table in SEEDED:
-            connection.execute(f"create table seed.{table} as table {table}")
-    yield url
-    with psycopg.connect(postgres, autocommit=True) as admin:
-        admin.execute(f"drop database if exists {name} with (force)")
+    with own_database(postgres, f"admin{os.getpid()}") as url:
+        migrate.upgrade(url)
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("create schema seed")
+            for table in SEEDED:
+                connection.execute(f"create table seed.{table} as table {table}")
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from persistence.schema import migrate
+from tests.databases import own_database
 from tests.persistence.emptying import clear
 
 ALWAYS_THERE = ("business_model",)
@@ -47,12 +48,8 @@ def migrated(shared: str) -> str:
 
 @pytest.fixture
 def cloned(postgres: str, template: str) -> Iterator[str]:
-    name = f"m{os.getpid()}_{next(_numbers)}"
-    with psycopg.connect(postgres, autocommit=True) as admin:
-        admin.execute(f"create database {name} template {template}")
-    yield postgres.rsplit("/", 1)[0] + "/" + name
-    with psycopg.connect(postgres, autocommit=True) as admin:
-        admin.execute(f"drop database if exists {name} with (force)")
+    with own_database(postgres, f"m{os.getpid()}_{next(_numbers)}", template) as url:
+        yield url
 
 
 def empty(url: str) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy.dialects import postgresql
 from gateway.core.accounts.administration import Query
 from persistence import engine, listing
 from persistence.store import SUBJECTS
+from tests.databases import own_database
 from tests.persistence.migrated import _template
 
 ROWS, NAMES, SHOWN = 12_000, 400, 50
@@ -51,19 +52,14 @@ FILLS = {
 @pytest.fixture(scope="module")
 def filled(postgres: str) -> Iterator[str]:
     """Every list with rows of many, in a database of its own."""
-    name = "list_plans"
-    with psycopg.connect(postgres, autocommit=True) as admin:
-        admin.execute(f"create database {name} template {_template(postgres)}")
-    url = postgres.rsplit("/", 1)[0] + f"/{name}"
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("SELECT ensure_partitions(timestamptz '2026-04-15Z', 2)")
-        for statement in FILLS.values():
-            rows = f"{statement} FROM generate_series(1, {ROWS}) AS n"
-            connection.execute(rows.format(names=NAMES))  # type: ignore[arg-type]  # SQL of our own
-        connection.execute("ANALYZE")
-    yield url
-    with psycopg.connect(postgres, autocommit=True) as admin:
-        admin.execute(f"drop database if exists {name} with (force)")
+    with own_database(postgres, "list_plans", _template(postgres)) as url:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("SELECT ensure_partitions(timestamptz '2026-04-15Z', 2)")
+            for statement in FILLS.values():
+                rows = f"{statement} FROM generate_series(1, {ROWS}) AS n"
+                connection.execute(rows.format(names=NAMES))  # type: ignore[arg-type]  # SQL of our own
+            connection.execute("ANALYZE")
+        yield url
 
 
 @pytest.mark.parametrize("name", ["user_id", "project_id"])

@@ -6,13 +6,12 @@ import asyncio
 import itertools
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, time
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pyarrow.parquet as pq
 import pytest
 
@@ -24,6 +23,7 @@ from gateway.ops.archive.retention import Retention
 from gateway.ops.place import Place
 from persistence.billing.allocations import Allocations
 from persistence.store import Store
+from tests.databases import own_database
 from tests.letterhead import LETTERHEAD
 from tests.persistence.ledger.test_checkpoints import BEGINS, Past
 from tests.persistence.scenario import rows_of
@@ -43,15 +43,7 @@ def clones(postgres: str, template: str) -> Clones:
     """Databases of their own: archiving changes the schema."""
     numbers = itertools.count(1)
 
-    @contextmanager
-    def clone() -> Iterator[str]:
-        name = f"aging{os.getpid()}_{next(numbers)}"
-        with psycopg.connect(postgres, autocommit=True) as admin:
-            admin.execute(f"create database {name} template {template}")
-            yield postgres.rsplit("/", 1)[0] + "/" + name
-            admin.execute(f"drop database {name} with (force)")
-
-    return clone
+    return lambda: own_database(postgres, f"aging{os.getpid()}_{next(numbers)}", template)
 
 
 def months_made(url: str, first: str, months: int, *, by: str = "month") -> None:
