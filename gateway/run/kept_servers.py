@@ -108,14 +108,14 @@ class KeptServer:
             before_storing=self.rollbacks.stop_accounts, refuse=shared.refuse, partitions=flushed,
             flush_interval_s=settings.flush_interval_s, waiting_entries_max=settings.waiting_entries_max,
         )  # fmt: skip
-        self.gate = AdmissionGate(truths, counters, time.monotonic)
+        keeping = Keeping(counters)
+        self._late = LateSettlements(keeping, sweeps)
+        self.gate = AdmissionGate(truths, counters, time.monotonic, hurry=self._late.hurry)
         self.verifier = Verifier(
             truths, counters, shared.verified,
             admission_gate=self.gate, rewinds=rewinds, partitions=partitions, isolation=shared.isolation,
         )  # fmt: skip
-        keeping = Keeping(counters)
         self.reclaimer = Reclaimer(keeping, ReclaimPolicy(settings.reclaim))
-        self._late = LateSettlements(keeping, sweeps)
         self._isolation = shared.isolation
         self._pusher = Pusher(Pushes(engine), shared.counters, partitions, isolation=shared.isolation)
         self._flushing: asyncio.Task[None] | None = None

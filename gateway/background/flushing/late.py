@@ -59,9 +59,15 @@ class Ledger(Protocol):
 class LateSettlements:
     """Empties the late queue."""
 
-    def __init__(self, lane: Lane, ledger: Ledger) -> None:
+    def __init__(self, lane: Lane, ledger: Ledger, *, interval_s: float = INTERVAL_S) -> None:
         self._lane = lane
         self._ledger = ledger
+        self._interval_s = interval_s
+        self._wanted = asyncio.Event()
+
+    def hurry(self) -> None:
+        """Look at once: somebody is not served before what waits is dealt with."""
+        self._wanted.set()
 
     async def drain(self) -> int:
         """Deal with what can be dealt with now; answers how many were.
@@ -93,12 +99,14 @@ class LateSettlements:
         return set(unsure)
 
     async def run(self) -> None:
-        """Drain twice a second, at once again where there was anything to do, until cancelled."""
+        """Drain twice a second, at once where there was anything to do or one hurries, until cancelled."""
         while True:
             drained = 0
+            self._wanted.clear()
             with suppress(CountersUnavailable):
                 drained = await self.drain()
-            await asyncio.sleep(0 if drained else INTERVAL_S)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wanted.wait(), 0 if drained else self._interval_s)
 
 
 def ended(late: LateSettlement, charged: Charged | None) -> tuple[Ending, int]:

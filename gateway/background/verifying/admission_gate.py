@@ -62,7 +62,10 @@ class Target(Protocol):
 
 
 class AdmissionGate:
-    """Knows who is there while all is well, and waits for them when it is not. `clock` is monotonic."""
+    """Knows who is there while all is well, and waits for them when it is not. `clock` is monotonic.
+
+    `hurry` has the late queue looked at: whoever is let in waits for what is in it.
+    """
 
     def __init__(
         self,
@@ -71,11 +74,12 @@ class AdmissionGate:
         clock: Callable[[], float],
         *,
         recovery_s_max: float = RECOVERY_S_MAX,
+        hurry: Callable[[], None] = lambda: None,
     ) -> None:
         self._source = source
         self._target = target
         self._clock = clock
-        self._recovery_s_max = recovery_s_max
+        self._recovery_s_max, self._hurry = recovery_s_max, hurry
         self._roster = Roster()
         self._watched_at = clock()
         self._kept: frozenset[str] | None = None
@@ -140,6 +144,8 @@ class AdmissionGate:
         # In this order: what a worker sent again before it reported is in the lanes, or charged.
         reports = await self._target.reports()
         late = await self._target.late_waiting()
+        if not late.isdisjoint(ours):
+            self._hurry()
         for partition, epoch in ours.items():
             waited = self._clock() - since.setdefault(partition, self._clock())
             done = partition not in late and not self._roster.missing(reports, run_id, partition, epoch)

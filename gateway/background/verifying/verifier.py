@@ -71,7 +71,8 @@ class Verifier:
         self._source = source
         self._target = target
         self._observe = observe
-        self._vouched, self._watches = b"", False
+        # The run ids under which all is verified, and under which there was nothing left to do.
+        self._vouched, self._watched = b"", b""
         self._admission_gate = admission_gate
         self._rewinds = rewinds
         self._partitions, self._organizations_max = partitions, organizations_max
@@ -87,13 +88,15 @@ class Verifier:
     @property
     def pause_s(self) -> float:
         """How long until the next look. Where all but another version's is verified it only watches, and does
-        so as often as ever: the admission gate goes by it.
+        so as often as ever: the admission gate goes by it. Another run id is looked at soon.
         """
-        return self._watch_s if self.ready or self._watches else LEFT_S if self._left else INTERVAL_S
+        if (run_id := self._target.run_id) and run_id in (self._vouched, self._watched):
+            return self._watch_s
+        return LEFT_S if self._left else INTERVAL_S
 
     async def verify(self) -> list[Verified]:
         """Verify what is not; CountersUnavailable where Redis goes away meanwhile."""
-        self._watches = False
+        self._watched = b""
         await self._notice_rewind()
         reports = await self._target.reports() if self._admission_gate else {}
         markers = await self._target.markers()
@@ -105,12 +108,12 @@ class Verifier:
             self._vouched = b""
             return []
         said = await self._target.said_verified(run_id, markers.unverified)
-        settled = self._vouched == run_id or bool(markers.others)
-        if said and not markers.unverified and not markers.closed and settled:
+        serves_all = said and not markers.unverified and not markers.closed
+        if serves_all and (self._vouched == run_id or markers.others):
             if self._admission_gate:
                 await self._admission_gate.watch(reports)
             await self._catch_up(markers)
-            self._watches = True
+            self._watched = run_id
             return []
         self._vouched = b""
         known = await self._catch_up(markers)
@@ -142,6 +145,8 @@ class Verifier:
             if not said or markers.unverified:
                 await self._target.all_verified(run_id)
             self._vouched = run_id
+            if serves_all and self._admission_gate:  # a loss may come before the next look
+                await self._admission_gate.watch(reports)
         return done
 
     async def run(self) -> None:
