@@ -14,6 +14,9 @@ from tests.waiting import wait_until
 
 PRIMARY = "main"
 DOWN_AFTER_MS = 1000
+# Twice this long no other failover is tried once one came to nothing. A sentinel begins one where the new
+# primary is late with its first answer, and drops it when that comes. The default is three minutes.
+FAILOVER_TIMEOUT_MS = 5000
 # It finds out that who was the primary is back, and whose replica it has to be, within some ten seconds.
 FOLLOWS_S_MAX = 120.0
 
@@ -61,6 +64,7 @@ class SentinelPair:
             "bind 127.0.0.1", f"dir {self._folder}", "loglevel warning",
             f"sentinel monitor {PRIMARY} {self.host} {self.primary.port} 1",
             f"sentinel down-after-milliseconds {PRIMARY} {DOWN_AFTER_MS}",
+            f"sentinel failover-timeout {PRIMARY} {FAILOVER_TIMEOUT_MS}",
         ]  # fmt: skip
         config.write_text("\n".join([*self.lines(), *watched]) + "\n")
         command = [self.program(), str(config), "--sentinel"]

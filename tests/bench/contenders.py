@@ -29,6 +29,7 @@ from tests.bench.machine import (
     family,
     free_port,
     lua_modules,
+    prefer,
     python_package,
     quickest_python,
     signal_all,
@@ -138,6 +139,11 @@ class Stage:
         path = self.config(template, name, PORT=port, **values)
         program = [shutil.which("nginx") or "nginx", "-e", str(self.folder / f"{name}.err"), "-c", str(path)]
         return port, family(self.start(program, core, name, port).pid)
+
+    def prefer(self, nice: int) -> None:
+        """Give this process and every program a priority; 0: they keep theirs."""
+        if nice:
+            prefer([os.getpid(), *(pid for program in self.programs for pid in family(program.pid))], nice)
 
     def stop(self) -> None:
         """Stop every program, last started first."""

@@ -115,9 +115,9 @@ def main() -> int:
     for kind in KINDS:
         for count in options.tenants:
             told += measure(kind, count, options.rounds)
+            if options.page is not None:  # an end that comes too early keeps what is there
+                publish(options.page, "failover", table(told))
     print(table(told))
-    if options.page is not None:
-        publish(options.page, "failover", table(told))
     return 0
 
 

@@ -15,14 +15,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-from tests.bench import instructions
-from tests.bench.contenders import Contender, Stage, upstream
-from tests.bench.load import Loaded, saturate
-from tests.bench.machine import BenchError, Placement, cpu_s, family, install_tools, prefer
+from tests.bench import instructions, solo
+from tests.bench.contenders import Contender, Stage
+from tests.bench.machine import BenchError
 from tests.bench.tollkeeper import tollkeeper
 
 INSIDE = """
@@ -50,15 +48,13 @@ IDLE_S = 5.0
 
 def main() -> int:
     """Profile the worker and print what it found."""
-    parser = argparse.ArgumentParser(prog="hot", description=__doc__)
+    parser = solo.parser("hot", __doc__)
     modes = ("tollkeeper", "tollkeeper-full")
     parser.add_argument("--mode", choices=modes, default="tollkeeper-full")
     parser.add_argument("--seconds", type=int, default=3)
-    parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--connections", type=int, default=solo.CONNECTIONS)
     parser.add_argument("--callers", type=int, default=1, help="keys that call in turn")
     parser.add_argument("--organizations", type=int, default=1, help="whose keys these are")
-    parser.add_argument("--compiled", type=Path, help="a copy whose hot path is compiled (`make compile`)")
-    parser.add_argument("--nice", type=int, default=0, help="priority of all programs, -20 (root) to 19")
     parser.add_argument("--callees", action="store_true", help="also by function with what it calls (slow)")
     parser.add_argument("--bare", action="store_true", help="no profile, only what a request costs")
     parser.add_argument("--instructions", action="store_true", help="count instructions a call (callgrind)")
@@ -66,31 +62,18 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="where callgrind's own file is kept, for its other readers")
     parser.add_argument("--top", type=int, default=40)
     options = parser.parse_args()
-    install_tools(print)
-    placement = Placement.of_this_machine()
-    os.sched_setaffinity(0, {placement.client})
-    with tempfile.TemporaryDirectory(prefix="tollkeeper-hot-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
+
+    def measure(stage: Stage) -> None:
+        name = str(stage.folder)
         inside = instructions.inside(name) if options.instructions else INSIDE.format(folder=name)
-        (folder / "sitecustomize.py").write_text(inside, encoding="utf-8")
+        (stage.folder / "sitecustomize.py").write_text(inside, encoding="utf-8")
         os.environ["PYTHONPATH"] = name
-        stage = Stage(folder, Path("build/bench").resolve(), placement, print)
         stage.callers, stage.organizations = options.callers, options.organizations
-        stage.compiled = None if options.compiled is None else options.compiled.resolve()
-        try:
-            upstream(stage)
-            (one,) = tollkeeper(stage, [options.mode])
-            if options.nice:
-                everyone = [pid for program in stage.programs for pid in family(program.pid)]
-                prefer([os.getpid(), *everyone], options.nice)
-            _profile(stage, one, options)
-        except BenchError as error:
-            print(f"hot: {error}", file=sys.stderr)
-            return 1
-        finally:
-            stage.stop()
-    return 0
+        (one,) = tollkeeper(stage, [options.mode])
+        stage.prefer(options.nice)
+        _profile(stage, one, options)
+
+    return solo.on_stage("hot", options, measure)
 
 
 def _profile(stage: Stage, one: Contender, options: argparse.Namespace) -> None:
@@ -127,7 +110,7 @@ def _count(stage: Stage, one: Contender, options: argparse.Namespace) -> None:
     def calls(least: int) -> int:
         made = 0
         while made < least:
-            found = _saturate(stage, one, options, options.seconds)
+            found = solo.called(stage, one, options.seconds, connections=options.connections)
             if found.errors:
                 raise BenchError(f"{found.errors} calls failed")
             made += found.requests
@@ -173,22 +156,11 @@ def _perf(  # noqa: PLR0917  # what is measured, and how it is shown
         print(f"\nperf of {name} by {sort}\n" + "\n".join(found.strip().splitlines()[: options.top]))
 
 
-def _saturate(stage: Stage, one: Contender, options: argparse.Namespace, seconds: float) -> Loaded:
-    return saturate(
-        one.port, one.traffic, core=stage.placement.client, connections=options.connections,
-        seconds=seconds, folder=stage.folder,
-    )  # fmt: skip
-
-
 def _load(stage: Stage, one: Contender, options: argparse.Namespace, seconds: float) -> str:
-    one.before()
-    before = cpu_s(one.gateway), cpu_s(one.redis_pids)
-    found = _saturate(stage, one, options, seconds)
-    gateway, counters = cpu_s(one.gateway) - before[0], cpu_s(one.redis_pids) - before[1]
-    one.after()
+    found, gateway_us, redis_us = solo.cost(stage, one, seconds, connections=options.connections)
     return (
-        f"{found.requests / found.seconds:,.0f} req/s, gateway {1e6 * gateway / found.requests:.1f} µs, "
-        f"Redis {1e6 * counters / found.requests:.1f} µs a request, {found.errors} errors"
+        f"{found.requests / found.seconds:,.0f} req/s, gateway {gateway_us:.1f} µs, "
+        f"Redis {redis_us:.1f} µs a request, {found.errors} errors"
     )
 
 

@@ -11,59 +11,41 @@ Usage: python -m tests.bench.in_turn [--keys 1,32,100,3000,10000] [--rounds 7] [
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import redis
 
-from tests.bench.contenders import Contender, Stage, upstream
+from tests.bench import solo
+from tests.bench.contenders import Contender, Stage
 from tests.bench.crowd import crowd
-from tests.bench.load import Loaded, Traffic, saturate
-from tests.bench.machine import BenchError, Placement, cpu_s, family, install_tools, prefer
+from tests.bench.load import Traffic
+from tests.bench.machine import BenchError
 
-CONNECTIONS, IDLE_S, SETTLED_S = 32, 20.0, 3.0
+IDLE_S, SETTLED_S = 20.0, 3.0
 # Gateway and Redis, microseconds of CPU a call.
 Cost = tuple[float, float]
 
 
 def main() -> int:
     """Measure, and print what was found."""
-    parser = argparse.ArgumentParser(prog="in_turn", description=__doc__)
+    parser = solo.parser("in_turn", __doc__)
     parser.add_argument("--keys", default="1,32,100,3000,10000", help="how many call in turn")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each window")
-    parser.add_argument("--compiled", type=Path, help="a copy whose hot path is compiled (`make compile`)")
-    parser.add_argument("--nice", type=int, default=0, help="priority of all programs, -20 (root) to 19")
     options = parser.parse_args()
-    install_tools(print)
-    placement = Placement.of_this_machine()
-    os.sched_setaffinity(0, {placement.client})
     sizes = [int(one) for one in options.keys.split(",")]
-    with tempfile.TemporaryDirectory(prefix="tollkeeper-in-turn-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        stage = Stage(folder, Path("build/bench").resolve(), placement, print)
-        stage.compiled = None if options.compiled is None else options.compiled.resolve()
-        try:
-            upstream(stage)
-            with crowd(stage, max(sizes)) as one:
-                if options.nice:
-                    everyone = [pid for program in stage.programs for pid in family(program.pid)]
-                    prefer([os.getpid(), *everyone], options.nice)
-                print(json.dumps(_measure(stage, one, sizes, options.rounds, options.seconds)))
-        except BenchError as error:
-            print(f"in_turn: {error}", file=sys.stderr)
-            return 1
-        finally:
-            stage.stop()
-    return 0
+
+    def measure(stage: Stage) -> None:
+        with crowd(stage, max(sizes)) as one:
+            stage.prefer(options.nice)
+            print(json.dumps(_measure(stage, one, sizes, options.rounds, options.seconds)))
+
+    return solo.on_stage("in_turn", options, measure)
 
 
 def _measure(
@@ -75,8 +57,8 @@ def _measure(
     found: dict[int, list[Cost]] = {size: [] for size in sizes}
     for _ in range(rounds):
         for size, who in groups.items():
-            found[size].append(_cost(stage, one, who, seconds))
-    beside, few = found[sizes[0]], found.get(CONNECTIONS)
+            found[size].append(_cost(stage, one, seconds, who)[1:])
+    beside, few = found[sizes[0]], found.get(solo.CONNECTIONS)
     return {
         "load": os.getloadavg()[0],
         "each_called": called,
@@ -92,7 +74,7 @@ def _called(stage: Stage, one: Contender) -> float:
     """Have each key call twice, so that none is new any more; how many calls that took for each."""
     made, wanted = 0, 2 * len(one.traffic.keys)
     while made < wanted:
-        made += _load(stage, one, one.traffic, SETTLED_S).requests
+        made += _cost(stage, one, SETTLED_S).found.requests
     return made / len(one.traffic.keys)
 
 
@@ -112,23 +94,11 @@ def _least(costs: list[Cost]) -> list[float]:
     return [round(min(part), 1) for part in zip(*costs, strict=True)]
 
 
-def _cost(stage: Stage, one: Contender, traffic: Traffic, seconds: float) -> Cost:
-    before = cpu_s(one.gateway), cpu_s(one.redis_pids)
-    found = _load(stage, one, traffic, seconds)
-    gateway, counters = cpu_s(one.gateway) - before[0], cpu_s(one.redis_pids) - before[1]
-    return 1e6 * gateway / found.requests, 1e6 * counters / found.requests
-
-
-def _load(stage: Stage, one: Contender, traffic: Traffic, seconds: float) -> Loaded:
-    one.before()
-    found = saturate(
-        one.port, traffic, core=stage.placement.client, connections=CONNECTIONS, seconds=seconds,
-        folder=stage.folder,
-    )  # fmt: skip
-    one.after()
-    if found.errors or not found.requests:
-        raise BenchError(f"{found.errors} of {found.requests} calls failed")
-    return found
+def _cost(stage: Stage, one: Contender, seconds: float, traffic: Traffic | None = None) -> solo.Cost:
+    cost = solo.cost(stage, one, seconds, traffic)
+    if cost.found.errors:
+        raise BenchError(f"{cost.found.errors} of {cost.found.requests} calls failed")
+    return cost
 
 
 def _idle(one: Contender) -> dict[str, float]:

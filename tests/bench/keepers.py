@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -38,11 +38,13 @@ from persistence import engine as engines
 from persistence.keeper.shares import Shares
 from persistence.ledger.writer import Writer
 from persistence.schema import migrate
-from tests.bench.flush import METADATA, postgres
+from tests.bench.flush import METADATA, postgres, postgres_cpu_s, postmaster
+from tests.bench.machine import BenchError, cpu_s
 from tests.conftest import ValkeyServer
 from tests.persistence.scenario import Account, rows_of, settle_in
 from tests.waiting import wait_until
 
+KEEPERS, ENTRIES, ROUNDS, DELAY_MS = (1, 2, 4), 98_304, 3, 40.0
 GO, STOP = "bench:go", "bench:stop"
 POLL_S = 0.01
 CHUNK_BYTES = 65_536
@@ -52,45 +54,71 @@ ALL = range(PARTITIONS)
 def main() -> int:
     """Each number of keepers in turn, as often as there are rounds; 1 if an entry is no row."""
     parser = argparse.ArgumentParser(prog="keepers")
-    parser.add_argument("--keepers", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--entries", type=int, default=98_304)
-    parser.add_argument("--delay-ms", type=float, default=40.0)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--keepers", type=int, nargs="+", default=list(KEEPERS))
+    parser.add_argument("--entries", type=int, default=ENTRIES)
+    parser.add_argument("--delay-ms", type=float, default=DELAY_MS)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--be-one", nargs=2, metavar=("VALKEY", "DATABASE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.be_one:
         return asyncio.run(_keep(*options.be_one))
-    rounds: dict[int, list[Mapping[str, float]]] = {many: [] for many in options.keepers}
     with tempfile.TemporaryDirectory(prefix="tollkeeper-keepers-") as folder, postgres() as url:
-        server = ValkeyServer(Path(folder), "--appendonly", "yes", "--appendfsync", "everysec")
-        server.start()
-        try:
-            migrate.upgrade(url)
-            accounts = settle_in(url, *[10**12] * PARTITIONS)
-            for account in accounts:
-                account.reset()
-            with delayed(url, options.delay_ms / 2000) as far:
-                for _ in range(options.rounds):
-                    for many in options.keepers:
-                        places = Places(server.url, url, far)
-                        rounds[many].append(measure(places, accounts, options.entries, many))
-        finally:
-            server.stop()
+        migrate.upgrade(url)
+        sizes = Sizes(options.keepers, options.entries, options.rounds, options.delay_ms)
+        rounds = in_turn(Path(folder), url, sizes)
     for many, figures in rounds.items():
         print(json.dumps(_told(many, figures, rounds[options.keepers[0]])), flush=True)
     return 0
 
 
+class Sizes(NamedTuple):
+    """How many keepers there are in turn, entries of each, rounds, and what a round trip takes longer."""
+
+    keepers: Sequence[int]
+    entries: int = ENTRIES
+    rounds: int = ROUNDS
+    delay_ms: float = DELAY_MS
+
+
+def in_turn(
+    folder: Path, url: str, sizes: Sizes, say: Callable[[str], None] = str
+) -> dict[int, list[Mapping[str, float]]]:
+    """What each number of keepers did in each round, at a database that is migrated and has nobody in it."""
+    server = ValkeyServer(folder, "--appendonly", "yes", "--appendfsync", "everysec")
+    server.start()
+    try:
+        accounts = settle_in(url, *[10**12] * PARTITIONS)
+        for account in accounts:
+            account.reset()
+        found: dict[int, list[Mapping[str, float]]] = {many: [] for many in sizes.keepers}
+        with delayed(url, sizes.delay_ms / 2000) as far:
+            for number in range(sizes.rounds):
+                for many in sizes.keepers:
+                    say(f"{many} keepers, round {1 + number} of {sizes.rounds}")
+                    places = Places(server.url, url, far)
+                    found[many].append(measure(places, accounts, sizes.entries, many))
+    finally:
+        server.stop()
+    return found
+
+
+def ratios(figures: Sequence[Mapping[str, float]], first: Sequence[Mapping[str, float]]) -> list[float]:
+    """How many times the rows a second of others there were, in each round."""
+    return [one["rate"] / other["rate"] for one, other in zip(figures, first, strict=True)]
+
+
 def _told(
     many: int, figures: list[Mapping[str, float]], first: list[Mapping[str, float]]
 ) -> dict[str, object]:
-    ratios = [one["rate"] / other["rate"] for one, other in zip(figures, first, strict=True)]
+    times = ratios(figures, first)
     return {
         "keepers": many,
         "rows_per_second": round(statistics.median(one["rate"] for one in figures)),
-        "ratio": round(statistics.median(ratios), 2),
-        "ratios": [round(one, 2) for one in ratios],
+        "ratio": round(statistics.median(times), 2),
+        "ratios": [round(one, 2) for one in times],
         "read_an_entry": round(max(one["read"] for one in figures), 3),
+        "keepers_us_a_row": round(statistics.median(one["keepers_us"] for one in figures), 1),
+        "postgres_us_a_row": round(statistics.median(one["postgres_us"] for one in figures), 1),
     }
 
 
@@ -103,7 +131,7 @@ class Places(NamedTuple):
 
 
 def measure(places: Places, accounts: list[Account], entries: int, many: int) -> Mapping[str, float]:
-    """Rows a second of so many keepers, and how many entries they read for each that was there."""
+    """Rows a second of so many keepers, entries they read for each that was there, and CPU a row."""
     valkey, url, far = places
     with redis.Redis.from_url(valkey) as client:
         client.delete(GO, STOP)
@@ -112,16 +140,26 @@ def measure(places: Places, accounts: list[Account], entries: int, many: int) ->
         sql = "SELECT count(*) FROM keeper_partition GROUP BY keeper_id"
         wait_until(lambda: sorted(rows_of(url, sql)) == sorted((len(ALL[n::many]),) for n in range(many)))
         _fill(client, accounts, entries)
+        pids, server = [one.pid for one in keepers], postmaster(url)
+        before = cpu_s(pids), postgres_cpu_s(server)
         started = time.perf_counter()
         client.set(GO, 1)
         while _waiting(client):
+            if any(one.poll() is not None for one in keepers):
+                raise BenchError("a keeper has ended")
             time.sleep(POLL_S)
         seconds = time.perf_counter() - started
+        used = cpu_s(pids) - before[0], postgres_cpu_s(server) - before[1]
         client.set(STOP, 1)
         read = sum(json.loads(one.communicate()[0])["read"] for one in keepers)
     (stored,) = rows_of(url, "SELECT sum(last_seq) FROM tenant_quota")
     assert stored == (sum(account.seq for account in accounts),), "an entry is no row"
-    return {"rate": entries / seconds, "read": read / entries}
+    return {
+        "rate": entries / seconds,
+        "read": read / entries,
+        "keepers_us": 1e6 * used[0] / entries,
+        "postgres_us": 1e6 * used[1] / entries,
+    }
 
 
 def _fill(client: redis.Redis, accounts: list[Account], entries: int) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+CPU_CLOCK = 2  # of Linux' clocks of a process: what the scheduler gave it (clock_getcpuclockid)
 START_S_MAX = 180.0  # LiteLLM takes a minute where others use the machine
 PACKAGES = ("wrk", "nginx", "libnginx-mod-http-lua", "lua-nginx-redis")
 PYTHON_TRIES = 3
@@ -123,11 +124,19 @@ def family(pid: int) -> list[int]:
 
 def cpu_s(pids: Iterable[int]) -> float:
     """User and system time the processes, and children of theirs that ended, have used so far, seconds."""
-    ticks = 0
+    found = 0.0
     for pid in pids:
         with contextlib.suppress(OSError):
-            ticks += sum(map(int, _stat(pid)[11:15]))
-    return ticks * TICK_S
+            found += _own_cpu_s(pid) + sum(map(int, _stat(pid)[13:15])) * TICK_S
+    return found
+
+
+def _own_cpu_s(pid: int) -> float:
+    """The process' own clock where it can be read: ticks are a hundredth of a second."""
+    try:
+        return time.clock_gettime((~pid << 3) | CPU_CLOCK)
+    except OSError:
+        return sum(map(int, _stat(pid)[11:13])) * TICK_S
 
 
 def busy_s(core: int | None = None) -> float:

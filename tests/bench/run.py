@@ -38,7 +38,6 @@ from tests.bench.machine import (
     cpu_s,
     family,
     install_tools,
-    prefer,
     quickest_python,
     rss_mib,
 )
@@ -147,9 +146,7 @@ def _measure(stage: Stage, options: argparse.Namespace, measured: Measured) -> N
             if one.gateway:
                 measured.idle_rss[one.name] = max(map(rss_mib, one.gateway))
             measured.ready_s = one.ready_s or measured.ready_s
-        if options.nice:
-            everyone = [pid for program in stage.programs for pid in family(program.pid)]
-            prefer([os.getpid(), *everyone], options.nice)
+        stage.prefer(options.nice)
         _rounds(stage, contenders, options, measured)
         for one in contenders:
             if one.rows:

@@ -1,32 +1,45 @@
 """How cost, memory and times grow with everything there may be more of: `make bench-scale`.
 
-Of each axis one thing grows and everything else stays. Each call is of the next tenant, key or user. CPU is
-read from /proc, the least of three windows, with keepers frozen meanwhile; `slope` is the exponent by which a
-figure grows with its axis: 0.00 not at all, 1.00 in proportion. In the end each call must have its row.
-Usage: python -m tests.bench.scale [--axes NAME,…] [--most N] [--calls N] [--page PAGE]
+Of each axis one thing grows and everything else stays. A call is of the next tenant, key or user: first of
+those that nobody has called for, then of the same ones again. CPU is that of the processes' own clocks, the
+least of three windows, with keepers frozen meanwhile. `slope` is the exponent by which a figure grows with
+its axis: 0.00 not at all, 1.00 in proportion. In the end each call must have its row.
+
+An axis is printed and published once it ends, also where it was cut short after its second size; those that
+do not run keep what the page has of them. No size is begun after `--minutes`.
+Usage: python -m tests.bench.scale [--axes NAME,…] [--most N] [--calls N] [--minutes N] [--page PAGE]
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
+import signal
+import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import psycopg
+
 from persistence.schema import migrate
+from tests.bench import keepers as sharing
 from tests.bench.deployment import Counters, Deployment, Filled, Outside, until
-from tests.bench.flush import postgres, postgres_cpu_s, postmaster
+from tests.bench.flush import postgres
 from tests.bench.machine import BenchError, cpu_s
-from tests.bench.page import PAGE, publish
+from tests.bench.page import PAGE, block, publish
 
 WINDOWS = 3
+CALLS = 2_500
 CALLERS = 256  # tenants of the axes that are of servers and processes
+CALLS_A_GATEWAY = 200  # of a window, at least: what it does by itself is to be a small part of it
 IDLE_S = 5.0
+MINUTES = 40.0
 STARTED_AT_ONCE = 4  # to start costs a core for a second
 SIZES: dict[str, tuple[int, ...]] = {
     "tenants": (1, 100, 10_000, 100_000),
@@ -47,41 +60,61 @@ class Point:
     axis: str
     size: int
     figures: Figures
+    load: float = field(default_factory=lambda: os.getloadavg()[0])
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What to measure: sizes by axis, calls of a window, and how long nobody calls."""
+    """What to measure: sizes by axis, calls of a window, how long nobody calls, entries that wait."""
 
     sizes: Mapping[str, Sequence[int]]
-    calls: int
+    calls: int = CALLS
     idle_s: float = IDLE_S
+    entries: int = sharing.ENTRIES
+    minutes: float = MINUTES
 
 
 class Bench:
-    """The servers that all axes share, and how many calls a window has."""
+    """What all axes share, and what is made for one of them."""
 
-    def __init__(self, folder: Path, database: str, outside: Outside, wish: Wish, say: Say) -> None:
-        self.database, self.outside, self.calls, self.idle_s = database, outside, wish.calls, wish.idle_s
-        self.say, self.answered = say, 0
-        self._folder, self._made = folder, 0
+    def __init__(self, folder: Path, database: str, wish: Wish, say: Say) -> None:
+        self.wish, self._say, self._began = wish, say, time.monotonic()
+        self._folder, self._database, self._made, self._answered = folder, database, 0, 0
+
+    def begin(self, what: str) -> None:
+        """Say what is measured next; `BenchError` where there is no time for it."""
+        if time.monotonic() - self._began > 60 * self.wish.minutes:
+            raise BenchError(f"no time is left for {what}")
+        self._say(what)
 
     @contextmanager
-    def deployed(self, shards: int = 1) -> Iterator[Deployment]:
-        """A deployment with a database and a Redis of its own, with nobody in it."""
+    def filled(self) -> Iterator[tuple[Path, Filled]]:
+        """A folder, and a database with nobody in it, as long as they are used."""
         self._made += 1
         folder = self._folder / str(self._made)
         folder.mkdir()
-        filled = Filled(self.database, f"scale{self._made}")
+        filled = Filled(self._database, f"scale{self._made}")
         filled.make("postgres")
-        counters = Counters(folder / "counters", shards)
-        deployment = Deployment(folder, filled, counters, self.outside.port)
         try:
-            counters.start()
-            yield deployment
+            yield folder, filled
         finally:
-            deployment.stop()
-            counters.stop()
+            with suppress(psycopg.OperationalError):  # who ends us may have ended its server too
+                filled.drop()
+
+    @contextmanager
+    def deployed(self, shards: int = 1) -> Iterator[Deployment]:
+        """A deployment that nobody is in; when it is left each call must have its row."""
+        self._answered = 0
+        with self.filled() as (folder, filled), closing(Outside()) as self.outside:
+            counters = Counters(folder / "counters", shards)
+            deployment = Deployment(folder, filled, counters, self.outside.port)
+            try:
+                counters.start()
+                yield deployment
+                self._check(deployment)
+            finally:
+                deployment.stop()
+                counters.stop()
 
     def until_served(self, deployment: Deployment) -> float:
         """Wait until every gateway serves; seconds."""
@@ -90,50 +123,63 @@ class Bench:
 
     def _one(self, port: int) -> bool:
         served = self.outside.call([port], 0, 1, 1, 0) == 1
-        self.answered += served
+        self._answered += served
         return served
 
-    def window(self, deployment: Deployment, of_keys: int, users: int = 0) -> Figures:
-        """Cost of a call: the least of some windows, keepers frozen."""
-        ports = [one.port for one in deployment.gateways]
-        found: list[tuple[float, float]] = []
-        for number in range(1 + WINDOWS):  # the first one warms up
-            deployment.freeze()
-            before = deployment.cpu_s(deployment.gateways), cpu_s(deployment.counters.pids())
-            served = self.outside.call(ports, number * self.calls, self.calls, of_keys, users)
-            after = deployment.cpu_s(deployment.gateways), cpu_s(deployment.counters.pids())
-            deployment.thaw()
-            if served < self.calls:
-                raise BenchError(f"{self.calls - served} of {self.calls} calls were not served")
-            self.answered += served
-            found.append((after[0] - before[0], after[1] - before[1]))
-            deployment.drain()
-        scale = 1e6 / self.calls
+    def costs(self, deployment: Deployment, of_keys: int, users: int = 0, calls: int = 0) -> Figures:
+        """CPU of a call, and of a caller's first one where there are enough of them."""
+        callers, calls = users or of_keys, max(self.wish.calls, calls)
+        is_new = callers >= (1 + WINDOWS) * calls
+        first: list[tuple[float, float]] = []
+        again: list[tuple[float, float]] = []
+
+        def window(number: int, count: int = calls) -> tuple[float, float]:
+            return self._window(deployment, number * calls, count, of_keys, users)
+
+        window(WINDOWS, calls if is_new else max(calls, callers))  # to warm up
+        for number in range(WINDOWS):
+            first += [window(number)] if is_new else []
+            again.append(window(number))
         return {
-            "gateway µs a call": min(gateway for gateway, _ in found[1:]) * scale,
-            "Redis µs a call": min(counters for _, counters in found[1:]) * scale,
+            f"{one} µs a{what} call": min(each[place] for each in windows)
+            for what, windows in (("", again), (" first", first))
+            for place, one in enumerate(("gateway", "Redis"))
+            if windows
         }
 
-    def check(self, deployment: Deployment) -> None:
-        """`BenchError` unless each call that was answered has its row."""
+    def _window(
+        self, deployment: Deployment, begin: int, calls: int, of_keys: int, users: int
+    ) -> tuple[float, float]:
+        """Microseconds of gateways and Redis for each of these calls, with keepers frozen."""
+        deployment.freeze()
+        before = deployment.cpu_s(deployment.gateways), cpu_s(deployment.counters.pids())
+        served = self.outside.call([one.port for one in deployment.gateways], begin, calls, of_keys, users)
+        after = deployment.cpu_s(deployment.gateways), cpu_s(deployment.counters.pids())
+        deployment.thaw()
+        if served < calls:
+            raise BenchError(f"{calls - served} of {calls} calls were not served")
+        self._answered += served
+        deployment.drain()
+        return 1e6 * (after[0] - before[0]) / calls, 1e6 * (after[1] - before[1]) / calls
+
+    def _check(self, deployment: Deployment) -> None:
         deployment.drain()
         rows = deployment.filled.rows()
-        if rows != self.answered:
-            raise BenchError(f"{self.answered} calls were answered, {rows} are in the ledger")
-        self.answered = 0
+        if rows != self._answered:
+            raise BenchError(f"{self._answered} calls were answered, {rows} are in the ledger")
 
 
 def grown(bench: Bench, axis: str, sizes: Sequence[int]) -> Iterator[Point]:
     """More tenants (a key each), keys of one tenant, or users of one key."""
     with bench.deployed() as deployment:
         for size in sizes:
-            bench.say(f"{axis} {size:,}")
+            bench.begin(f"{axis} {size:,}")
             tenants, users = (size if axis == "tenants" else 1), (size if axis == "users" else 0)
             of_keys = 1 if axis == "users" else size
             deployment.filled.grow(tenants, of_keys, users)
             deployment.counters.empty()
             times = _started(bench, deployment)
-            cost = bench.window(deployment, of_keys, users)
+            cost = bench.costs(deployment, of_keys, users)
             memory = {
                 "worker MiB": deployment.memory_mib(deployment.gateways),
                 "keeper MiB": deployment.memory_mib(deployment.keepers),
@@ -141,7 +187,6 @@ def grown(bench: Bench, axis: str, sizes: Sequence[int]) -> Iterator[Point]:
             }
             deployment.remove(deployment.gateways)
             yield Point(axis, size, {**cost, **memory, **times, **_restarted(deployment)})
-        bench.check(deployment)
 
 
 def _started(bench: Bench, deployment: Deployment) -> Figures:
@@ -170,47 +215,29 @@ def _restarted(deployment: Deployment) -> Figures:
 def shards(bench: Bench, axis: str, sizes: Sequence[int]) -> Iterator[Point]:
     """One Redis, or a cluster of three primaries with a replica each."""
     for size in sizes:
-        bench.say(f"{axis} {size}")
+        bench.begin(f"{axis} {size}")
         with bench.deployed(size) as deployment:
             deployment.filled.grow(CALLERS, CALLERS, 0)
             times = _started(bench, deployment)
-            cost = bench.window(deployment, CALLERS)
-            bench.check(deployment)
+            cost = bench.costs(deployment, CALLERS)
             busiest = cost["Redis µs a call"] / size
             yield Point(axis, size, {**cost, "Redis µs a call and primary": busiest, **times})
 
 
 def keepers(bench: Bench, axis: str, sizes: Sequence[int]) -> Iterator[Point]:
-    """So many keepers that write what waits."""
-    with bench.deployed() as deployment:
-        deployment.filled.grow(CALLERS, CALLERS, 0)
-        _started(bench, deployment)
-        server = postmaster(deployment.filled.url)
-        for size in sizes:
-            bench.say(f"{axis} {size}")
-            while len(deployment.keepers) < size:
-                deployment.add_keeper()
-            for one in range(size):
-                until(lambda number=one: deployment.is_whole(number), "each keeper serves")
-            rates = [_drained(bench, deployment, server) for _ in range(WINDOWS)]
-            yield Point(axis, size, max(rates, key=lambda each: each["rows a second"]))
-        bench.check(deployment)
-
-
-def _drained(bench: Bench, deployment: Deployment, server: int) -> Figures:
-    deployment.freeze()
-    port = deployment.gateways[0].port
-    served = bench.outside.call([port], 0, 2 * bench.calls, CALLERS, 0)
-    bench.answered += served
-    before = deployment.cpu_s(deployment.keepers), postgres_cpu_s(server)
-    deployment.thaw()
-    seconds = max(deployment.drain(), 1e-3)
-    after = deployment.cpu_s(deployment.keepers), postgres_cpu_s(server)
-    return {
-        "rows a second": served / seconds,
-        "keepers µs a row": (after[0] - before[0]) * 1e6 / served,
-        "PostgreSQL µs a row": (after[1] - before[1]) * 1e6 / served,
-    }
+    """So many keepers that share what waits, with a slow way to PostgreSQL; medians of rounds in turns."""
+    with bench.filled() as (folder, filled):
+        rounds = sharing.in_turn(folder, filled.url, sharing.Sizes(sizes, bench.wish.entries), bench.begin)
+    for size in sizes:
+        middle = {name: statistics.median(one[name] for one in rounds[size]) for name in rounds[size][0]}
+        times = statistics.median(sharing.ratios(rounds[size], rounds[sizes[0]]))
+        yield Point(axis, size, {
+            "rows a second": middle["rate"],
+            f"times as many as {sizes[0]}": times,
+            "read an entry": middle["read"],
+            "keepers µs a row": middle["keepers_us"],
+            "PostgreSQL µs a row": middle["postgres_us"],
+        })  # fmt: skip
 
 
 def gateways(bench: Bench, axis: str, sizes: Sequence[int]) -> Iterator[Point]:
@@ -219,15 +246,15 @@ def gateways(bench: Bench, axis: str, sizes: Sequence[int]) -> Iterator[Point]:
         deployment.filled.grow(CALLERS, CALLERS, 0)
         deployment.add_keeper()
         deployment.until_whole()
-        nobody = _idle(deployment, bench.idle_s)
+        nobody = _idle(deployment, bench.wish.idle_s)
         for size in sizes:
-            bench.say(f"{axis} {size}")
+            bench.begin(f"{axis} {size}")
             while len(deployment.gateways) < size:
                 for _ in range(min(STARTED_AT_ONCE, size - len(deployment.gateways))):
                     deployment.add_gateway()
                 bench.until_served(deployment)
-            idle = _idle(deployment, bench.idle_s)
-            cost = bench.window(deployment, CALLERS)
+            idle = _idle(deployment, bench.wish.idle_s)
+            cost = bench.costs(deployment, CALLERS, calls=CALLS_A_GATEWAY * size)
             yield Point(axis, size, {
                 "idle: commands/s a worker": (idle["commands"] - nobody["commands"]) / size,
                 "idle: Redis core %": 100 * idle["Redis"],
@@ -235,7 +262,6 @@ def gateways(bench: Bench, axis: str, sizes: Sequence[int]) -> Iterator[Point]:
                 **cost,
                 "worker MiB": deployment.memory_mib(deployment.gateways),
             })  # fmt: skip
-        bench.check(deployment)
 
 
 def _idle(deployment: Deployment, idle_s: float) -> Figures:
@@ -257,23 +283,29 @@ def _idle(deployment: Deployment, idle_s: float) -> Figures:
     }
 
 
-AXES: dict[str, Callable[[Bench, str, Sequence[int]], Iterator[Point]]] = {
+Axis = Callable[[Bench, str, Sequence[int]], Iterator[Point]]
+Found = tuple[list[Point], BaseException | None]
+AXES: dict[str, Axis] = {
     "tenants": grown, "keys": grown, "users": grown,
     "shards": shards, "keepers": keepers, "gateways": gateways,
 }  # fmt: skip
 
 
-def measure(wish: Wish, say: Say) -> Iterator[list[Point]]:
-    """Each axis that is asked for."""
+def measure(wish: Wish, say: Say, axes: Mapping[str, Axis] = AXES) -> Iterator[Found]:
+    """Each axis: what was found, and what cut it short. Who interrupts is obeyed once that was told."""
     with tempfile.TemporaryDirectory(prefix="tollkeeper-scale-") as folder, postgres() as url:
         migrate.upgrade(url)
-        outside = Outside()
-        try:
-            bench = Bench(Path(folder), url, outside, wish, say)
-            for axis, sizes in wish.sizes.items():
-                yield list(AXES[axis](bench, axis, sizes))
-        finally:
-            outside.stop()
+        bench = Bench(Path(folder), url, wish, say)
+        for axis, sizes in wish.sizes.items():
+            points: list[Point] = []
+            why: BaseException | None = None
+            try:
+                points.extend(axes[axis](bench, axis, sizes))
+            except BaseException as error:  # noqa: BLE001  # one axis keeps no other from being measured
+                why = error
+            yield points, why
+            if why is not None and not isinstance(why, Exception):
+                raise why
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float | None:
@@ -287,20 +319,35 @@ def slope(points: Sequence[tuple[float, float]]) -> float | None:
 
 
 def table(points: Sequence[Point]) -> str:
-    """One axis as Markdown: a line a figure, a column a size, and the slope."""
+    """One axis as Markdown: a line a figure, a column a size, and the slope; last the load of the machine."""
     axis, sizes = points[0].axis, [point.size for point in points]
     lines = [f"| {axis} | " + " | ".join(f"{size:,}" for size in sizes) + " | slope |"]
     lines.append("|---|" + "---:|" * (len(sizes) + 1))
-    for name in points[0].figures:
-        values = [point.figures[name] for point in points]
-        found = slope(list(zip(map(float, sizes), values, strict=True)))
+    for name in dict.fromkeys(name for point in reversed(points) for name in point.figures):
+        values = [point.figures.get(name) for point in points]
+        found = slope([(size, value) for size, value in zip(sizes, values, strict=True) if value is not None])
         steep = "–" if found is None else f"{found:.2f}"
         lines.append(f"| {name} | " + " | ".join(map(_short, values)) + f" | {steep} |")
+    lines.append("| load of the machine | " + " | ".join(f"{point.load:.1f}" for point in points) + " | |")
     return "\n".join(lines)
 
 
-def _short(value: float) -> str:
+def merged(there: str, new: Mapping[str, str]) -> str:
+    """The tables of a page with these in the place of what it had of their axes."""
+    tables = {one.split(" | ")[0].lstrip("| "): one for one in there.strip().split("\n\n")} | dict(new)
+    return "\n\n".join(tables[axis] for axis in AXES if axis in tables)
+
+
+def _short(value: float | None) -> str:
+    if value is None:
+        return "–"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+
+
+def _end(*_: object) -> None:
+    """End all that runs in order, once."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + signal.SIGTERM)
 
 
 def main() -> int:
@@ -308,29 +355,34 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench-scale", description=__doc__)
     parser.add_argument("--axes", default=",".join(AXES), help="names, separated by commas")
     parser.add_argument("--most", type=int, default=max(map(max, SIZES.values())), help="the largest size")
-    parser.add_argument("--calls", type=int, default=5_000, help="calls of a window")
+    parser.add_argument("--calls", type=int, default=CALLS, help="calls of a window")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="after which no size is begun")
     parser.add_argument("--page", type=Path, help=f"page to publish on: {PAGE}")
     options = parser.parse_args()
     axes = options.axes.split(",")
     if unknown := [one for one in axes if one not in AXES]:
         parser.error(f"no such axis: {', '.join(unknown)}")
     sizes = {axis: [size for size in SIZES[axis] if size <= options.most] for axis in axes}
+    signal.signal(signal.SIGTERM, _end)
     began = time.monotonic()
 
     def say(what: str) -> None:
         print(f"{time.monotonic() - began:6.0f} s  {what}", file=sys.stderr, flush=True)
 
-    tables = []
-    try:
-        for points in measure(Wish(sizes, options.calls), say):
-            tables.append(table(points))
-            print(tables[-1] + "\n", flush=True)
-    except BenchError as error:
-        print(f"bench-scale: {error}", file=sys.stderr)
-        return 1
-    if options.page:
-        publish(options.page, "scale", "\n\n".join(tables))
-    return 0
+    left: list[str] = []
+    wish = Wish(sizes, options.calls, minutes=options.minutes)
+    for axis, (points, why) in zip(axes, measure(wish, say), strict=True):
+        if why is not None:
+            left.append(axis)
+            say(f"{axis} was cut short: {why!r}")
+        if len(points) > 1 or (points and why is None):
+            print(table(points) + "\n", flush=True)
+            if options.page:
+                text = options.page.read_text(encoding="utf-8")
+                found = block("scale").search(text)
+                publish(options.page, "scale", merged(found.group() if found else "", {axis: table(points)}))
+    say("all is measured" if not left else f"what is left: --axes {','.join(left)}")
+    return 1 if left else 0
 
 
 if __name__ == "__main__":
