@@ -141,6 +141,16 @@ class ValkeyCluster:
         port = max(set(said), key=said.count)
         return next(one for one in self.members if one.announced == port)
 
+    def replica_of(self, primary: Member) -> Member:
+        """The replica of a primary."""
+        living = (one for one in self.members if one.lives)
+        (found,) = (
+            one
+            for one in living
+            if int(one.client.info("replication").get("master_port", 0)) == primary.announced
+        )
+        return found
+
     def partitions_of(self, one: Member) -> list[int]:
         """The partitions that a server has as their primary, by its own word."""
         port = one.announced

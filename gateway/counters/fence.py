@@ -8,7 +8,8 @@ nobody is served before a keeper has verified again. It is noticed by what the d
   FLUSHALL, a reload or SWAPDB, breaks the watch, however alike old and new data are;
 - each process leaves a pulse, a number that only rises, and looks for it again: over a new connection, and
   behind a sleep, older data has an older one;
-- the server's replication says when it last began a history of its own behind another's;
+- the server's replication says when it last began a history of its own behind another's: data that it has
+  from another one since, and that still goes by what was verified here before, may be older;
 - who knows better from elsewhere, from its settlement log or from PostgreSQL, says so (`announce`).
 
 Of generation 0, as all data is until it is exchanged once, the history is named by the process alone.
@@ -22,22 +23,19 @@ from hashlib import sha1
 from secrets import token_hex
 from typing import cast
 
-from gateway.core.layout import LAYOUT
 from gateway.core.wait import in_task
-from gateway.counters.layouts import packing, table
+from gateway.counters.marked import are_verified, close, replace
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.greeting import Ask, Server
-from gateway.counters.redis.wire import Wire, encode, script_parts
+from gateway.counters.redis.wire import Wire, encode
 from gateway.errors import CountersRefused, CountersUnavailable
 
 TRIES_MAX = 5
 LEFT_MAX = 64
 # Of a process that is silent for so long nothing is looked for any more.
 PULSE_S_MAX = 30 * 86_400
-OLDER = "it is older than what this process left in it"
-# What stands in a marker that nobody is served under.
-NOBODY = b"." * 40
+OLDER, FOLLOWED = "it is older than what this process left in it", "its server was another's replica"
 
 
 def history(run_id: bytes, name: bytes) -> bytes:
@@ -57,7 +55,8 @@ class Fence:
     """Guards one wire: its `run_id` is the history's from the first moment of each connection.
 
     `pulse` names this process among all; `wall` tells seconds since the epoch. `noticed` counts the
-    exchanges of data that this process was the first to say.
+    exchanges of data that this process was the first to say. `promoted` is what servers said of their
+    replication last, by run id: it outlives the wire to one that is replaced, and is a primary again.
     """
 
     def __init__(
@@ -66,8 +65,10 @@ class Fence:
         pulse: str,
         wall: Callable[[], float],
         say: Callable[..., None] = lambda *_, **__: None,
+        promoted: dict[bytes, bytes] | None = None,
     ) -> None:
         self.noticed = 0
+        self._promoted = {} if promoted is None else promoted
         self._wire, self._pulse, self._wall, self._say = wire, pulse.encode(), wall, say
         self._looking = asyncio.Lock()
         self._server = Server(b"", b"", "", is_one=False)
@@ -119,7 +120,7 @@ class Fence:
         key = keys.history(anchor).encode()
         found = _text(await self._ask(b"GET", key))
         name = self._name or found or _fresh(0)
-        if found != name and not await _replace(self._ask, key, found, name):
+        if found != name and not await replace(self._ask, key, found, name):
             raise CountersUnavailable("the data in Redis is being named")
         self._name, self._anchor, self._known, self._floor = name, anchor, 0, 0
         self._wire.run_id = history(self._server.run_id, name)
@@ -179,25 +180,28 @@ class Fence:
         if server.run_id == before.run_id and not moved:
             self._trouble = self._trouble or _since(before, server, name == self._name, score >= self._known)
         else:
-            name = await self._arrive(server.run_id, name, ask)
+            name = await self._arrive(server, name, ask)
         self._server, self._floor, self._full = server, self._known, False
         self._beat = max(self._beat, score)
         if self._trouble:
             await self._another(ask, name)
+        _keep(self._promoted, server.run_id, server.promoted)  # behind it: else nobody would notice again
         return history(server.run_id, self._name)
 
-    async def _arrive(self, run_id: bytes, name: bytes, ask: Ask) -> bytes:
+    async def _arrive(self, server: Server, name: bytes, ask: Ask) -> bytes:
         """Take up another server's history; one that was left went on without what others did since."""
         if self._server.run_id:
-            self._left[self._server.run_id] = self._name
-        self._known, returns = 0, run_id in self._left
+            _keep(self._left, self._server.run_id, self._name)
+        self._known, returns = 0, server.run_id in self._left
         self._trouble = "others were served by another server since" if returns else ""
         if not name and not returns:
-            await _replace(ask, self._named, b"", _fresh(0))
+            await replace(ask, self._named, b"", _fresh(0))
             name = await _watched(ask, self._named)
-        self._name = self._left.pop(run_id, name)
-        while len(self._left) > LEFT_MAX:
-            del self._left[next(iter(self._left))]
+        self._name = self._left.pop(server.run_id, name)
+        followed = server.promoted not in (b"", self._promoted.get(server.run_id, server.promoted))
+        vouched, partitions = history(server.run_id, name), self._wire.part.partitions
+        if followed and await are_verified(ask, vouched, partitions):
+            self._trouble = self._trouble or FOLLOWED
         return name
 
     async def _another(self, ask: Ask, name: bytes) -> None:
@@ -206,7 +210,7 @@ class Fence:
             if generation(name) > generation(self._name):
                 break
             new = _fresh(max(generation(name), generation(self._name)) + 1)
-            if await _replace(ask, self._named, name, new):
+            if await replace(ask, self._named, name, new):
                 name, self.noticed = new, self.noticed + 1
                 self._say(
                     "redis data was replaced", why=self._trouble, generation=generation(new), level="error"
@@ -220,7 +224,7 @@ class Fence:
         if ask == self._ask:
             self._wire.run_id = run_id
             self._wire.hearing.again()
-        await _close(ask, run_id, self._wire.part.partitions)
+        await close(ask, run_id, self._wire.part.partitions)
         if await _watched(ask, self._named) != name:
             raise CountersUnavailable("the data in Redis was replaced once more")
 
@@ -231,7 +235,7 @@ class Fence:
 def _since(before: Server, now: Server, same_name: bool, keeps_pulse: bool) -> str:
     """What happened to the data of one process between two connections; empty: nothing."""
     if now.promoted and now.promoted != before.promoted:
-        return "its server was another's replica"
+        return FOLLOWED
     if not same_name:
         return "its name is another"
     return "" if keeps_pulse else OLDER
@@ -252,28 +256,12 @@ async def _watched(ask: Ask, key: bytes) -> bytes:
     raise CountersUnavailable("the data in Redis is named again and again")
 
 
-async def _close(ask: Ask, run_id: bytes, partitions: Sequence[int]) -> None:
-    """Have nobody served under another history, also who has not heard of this one yet."""
-    names = [keys.marker(partition).encode() for partition in partitions]
-    markers = await asyncio.gather(*(ask(b"GET", name) for name in names))
-    closing = []
-    for name, raw in zip(names, map(_text, markers), strict=True):
-        if _is_known(raw) and packing.read_marker(raw)[0] not in (run_id, NOBODY):
-            _, epoch, catalogue = packing.read_marker(raw)
-            closing.append(_replace(ask, name, raw, packing.marker(NOBODY, epoch, catalogue)))
-    await asyncio.gather(*closing)
-
-
-def _is_known(raw: bytes) -> bool:
-    """Whether this is a marker that this version can read."""
-    return raw != b"" and raw[0] <= LAYOUT and len(table.MARKER.today(raw)) == table.MARKER.size
-
-
-async def _replace(ask: Ask, key: bytes, before: bytes, after: bytes) -> bool:
-    """Write a key that is as it was read; False where it is not."""
-    arguments = table.LOAD.pack(b"", packing.REBUILD, 0, 0, 0), after, before
-    answer = await ask(*script_parts("load", (key.decode(),) * 3, arguments))
-    return packing.code_of(cast("bytes", answer)) == 1
+def _keep(last: dict[bytes, bytes], run_id: bytes, what: bytes) -> None:
+    """Note what was last known of a server; of the `LEFT_MAX` newest."""
+    last.pop(run_id, None)
+    last[run_id] = what
+    while len(last) > LEFT_MAX:
+        del last[next(iter(last))]
 
 
 def _fresh(number: int) -> bytes:

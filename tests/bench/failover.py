@@ -66,11 +66,7 @@ class Cluster:
         """Kill one; when that was, whose primary it was, and what says that there is another one."""
         victim = self.servers.owner(next(iter(callers)))
         had = self.servers.partitions_of(victim)
-        (follower,) = (
-            one
-            for one in self.servers.members
-            if one.lives and int(one.client.info("replication").get("master_port", 0)) == victim.port
-        )
+        follower = self.servers.replica_of(victim)
         began = time.monotonic()
         victim.stop(signal.SIGKILL)
         struck = {one: key for one, key in callers.items() if one in had}

@@ -14,11 +14,12 @@ import redis
 
 from gateway.core.integrity.strays import Strays
 from gateway.core.layout import LAYOUT
-from gateway.counters.fence import NOBODY, Fence, _watched, generation, history
+from gateway.counters.fence import Fence, _watched, generation, history
 from gateway.counters.fences import keep_looking
 from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.strays import StrayReader
 from gateway.counters.layouts import packing
+from gateway.counters.marked import NOBODY
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.wire import Wire, encode

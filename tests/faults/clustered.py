@@ -68,12 +68,7 @@ class ClusteredWorld(World):
 
     def replica_of(self, primary: Member) -> Member:
         """Its replica."""
-        (found,) = (
-            one
-            for one in self.cluster.members
-            if one.lives and int(one.client.info("replication").get("master_port", 0)) == primary.announced
-        )
-        return found
+        return self.cluster.replica_of(primary)
 
     # --- parting -----------------------------------------------------------------------------
 

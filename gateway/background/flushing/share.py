@@ -36,9 +36,14 @@ class Share:
     """This keeper's part."""
 
     def __init__(
-        self, ledger: Ledger, clock: Callable[[], float] = time.monotonic, *, held_s: float = HELD_S
+        self,
+        ledger: Ledger,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        held_s: float = HELD_S,
+        said_each_s: float = SAID_EACH_S,
     ) -> None:
-        self._ledger, self._clock, self._held_s = ledger, clock, held_s
+        self._ledger, self._clock, self._held_s, self._said_each_s = ledger, clock, held_s, said_each_s
         self._assigned, self._until = Assigned(), 0.0
         self._begun = False
 
@@ -75,13 +80,20 @@ class Share:
     async def run(
         self, reached: Callable[[], Collection[int]], in_hand: Callable[[], Collection[int]]
     ) -> None:
-        """Say so until cancelled; while the ledger is away, `partitions` says it."""
+        """Say so until cancelled, sooner where others are reached now: a server that is back has callers who
+        wait for what is flushed. While the ledger is away, `partitions` says it.
+        """
         while True:
+            said = frozenset(reached())
             try:
-                await self.renew(reached(), in_hand)
+                await self.renew(said, in_hand)
             except LedgerUnavailable:
                 self._begun = True
-            await asyncio.sleep(CHANGING_EACH_S if self.changing else SAID_EACH_S)
+            until = self._clock() + self._said_each_s
+            while self._clock() < until:
+                await asyncio.sleep(CHANGING_EACH_S)
+                if self.changing or said != frozenset(reached()):
+                    break
 
     async def leave(self) -> None:
         """Have others take over at once what is flushed here."""

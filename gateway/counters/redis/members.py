@@ -5,10 +5,11 @@ A member counts that says `cluster_state:ok`: one that is cut off from most of t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
-from gateway.core.wait import in_task
+from gateway.core.wait import Within, in_task
 from gateway.counters.redis.address import Address
 from gateway.counters.redis.asking import ask_apart
 from gateway.counters.redis.calls import Reply
@@ -16,6 +17,43 @@ from gateway.counters.redis.greeting import said
 from gateway.counters.redis.slots import Place, SlotMap, read_slots
 from gateway.counters.redis.wire import Wire, encode
 from gateway.errors import CountersUnavailable
+
+# Who hangs is not waited for, however long calls may take: others know better by then.
+VIEW_S_MAX = 1.0
+# Who said nothing, or is cut off, is not asked again for so long: others are, and answer at once.
+LEFT_OUT_S = 1.0
+
+
+class Views:
+    """What primaries say, and who of them does not say anything just now. `places` are those of wires."""
+
+    def __init__(self, places: Mapping[Wire, Place]) -> None:
+        self._places, self._loop = places, asyncio.get_running_loop()
+        self._silent: dict[Wire, float] = {}
+
+    def heard(self, wires: Collection[Wire]) -> list[Wire]:
+        """Those of them that there is a word to be had of."""
+        now = self._loop.time()
+        self._silent = {one: until for one, until in self._silent.items() if until > now and one in wires}
+        return [one for one in wires if one.connected and one not in self._silent]
+
+    def are_heard(self, wires: Collection[Wire]) -> bool:
+        """Whether there are any, and there is a word to be had of all of them."""
+        return 0 < len(wires) == len(self.heard(wires))
+
+    async def newest(self, asked: Sequence[Wire]) -> SlotMap | None:
+        """The newest that any of these says within `VIEW_S_MAX`; None where none does."""
+        said = await asyncio.gather(*(_in_time(one, self._places[one]) for one in asked))
+        silent = [one for one, view in zip(asked, said, strict=True) if view is None]
+        self._silent |= dict.fromkeys(silent, self._loop.time() + LEFT_OUT_S)
+        return max(filter(None, said), key=lambda one: one.epoch, default=None)
+
+
+async def _in_time(wire: Wire, place: Place) -> SlotMap | None:
+    with suppress(TimeoutError):
+        async with Within(VIEW_S_MAX):
+            return await view_of(wire, place)
+    return None
 
 
 async def view_of(wire: Wire, place: Place) -> SlotMap | None:

@@ -11,12 +11,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Container, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 
 from gateway.core.model import PARTITIONS
 from gateway.core.wait import Wait, in_task
 from gateway.counters.redis.address import Address
 from gateway.counters.redis.greeting import is_primary
-from gateway.counters.redis.members import view_apart, view_of
+from gateway.counters.redis.members import Views, view_apart, view_of
 from gateway.counters.redis.redirects import Redirects
 from gateway.counters.redis.slots import (
     NOTHING,
@@ -77,7 +78,7 @@ class Shards:
         self._awaited: dict[int, list[Wait[None]]] = {}
         self._taken_up = taken_up
         self._look_s, self._hand_over_s_max = look_s, hand_over_s_max
-        self._asked, self._fault = 0, ""
+        self._views, self._turns, self._fault = Views(self._places), count(), ""
         self._listeners: list[Callable[[bytes], None]] = []
         self._soon, self._found = asyncio.Event(), asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
@@ -177,8 +178,9 @@ class Shards:
 
     async def look(self) -> None:
         """Learn who has what; CountersUnavailable where no member knows."""
-        views = [await view_of(one, self._places[one]) for one in self._asked_now()]
-        found = max(filter(None, views), key=lambda one: one.epoch, default=None)
+        found = await self._views.newest(self._asked_now())
+        if found is None:  # whoever is asked alone may hang
+            found = await self._views.newest(self._views.heard(self.wires))
         if found is None:
             places = dict.fromkeys((*self.map.members, *self._address.members))
             found = await view_apart(self._address, places)
@@ -192,16 +194,16 @@ class Shards:
             except CountersUnavailable as error:
                 self._fault = error.message
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._soon.wait(), self._look_s if self.connected else LOOK_SOON_S)
+                calm = self._views.are_heard(self.wires)
+                await asyncio.wait_for(self._soon.wait(), self._look_s if calm else LOOK_SOON_S)
             self._soon.clear()
 
     def _asked_now(self) -> list[Wire]:
-        """Whom to ask: everybody there is, or one after another while all is well."""
-        there = [one for one in self.wires if one.connected]
-        if there and len(there) == len(self.wires) and not self._soon.is_set():
-            self._asked += 1
-            return [there[self._asked % len(there)]]
-        return there
+        """Whom to ask: everybody who answers, or one after another while all is well."""
+        heard = self._views.heard(self.wires)
+        if self._soon.is_set() or not self._views.are_heard(self.wires):
+            return heard
+        return [heard[next(self._turns) % len(heard)]]
 
     async def _gave_away(self, wire: Wire) -> bool:
         """Whether the server of a wire is a primary with slots, now that it says that one is another's."""

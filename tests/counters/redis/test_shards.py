@@ -13,6 +13,8 @@ import pytest
 from gateway.core.model import PARTITIONS
 from gateway.core.wait import in_task
 from gateway.counters.fence import Fence
+from gateway.counters.fences import Fences
+from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import Address
 from gateway.counters.redis.shards import Shards
@@ -248,6 +250,28 @@ async def test_nothing_goes_on_to_a_replica_that_took_over(cluster: ValkeyCluste
     assert await ask(shards.of(0), "GET", name(0)) == b"1"
 
 
+async def test_a_primary_that_hangs_keeps_nobody_from_learning_what_the_others_say(
+    cluster: ValkeyCluster, connect: Connect
+) -> None:
+    """However long a call may wait: whoever is asked, others are where it does not answer."""
+    shards = await connect(call_s=3_600.0)
+    hangs, source, to = cluster.primaries
+    partition = cluster.partitions_of(source)[-1]
+    assert hangs.process
+    hangs.process.send_signal(signal.SIGSTOP)
+    try:
+        for one in (to, source):
+            one.do("CLUSTER SETSLOT", SLOT_OF_PARTITION[partition], "NODE", to.id)
+        await eventually(lambda: port_of(shards, shards.of(partition)) == to.port)
+        async with asyncio.timeout(CALL_S * 6):
+            for _ in cluster.members:  # each of them is asked in its turn
+                await shards.look()
+    finally:
+        hangs.process.send_signal(signal.SIGCONT)
+    await asyncio.to_thread(cluster.mend)
+    cluster.move(partition, source)
+
+
 # --- what guards a shard's data -----------------------------------------------------------
 
 
@@ -301,3 +325,35 @@ async def test_a_history_stays_while_its_anchor_moves(
     source.client.flushall()
     await eventually(lambda: guarded.is_another(wire, histories[wire]))
     assert to.run_id == histories[to]
+
+
+@pytest.mark.parametrize("verified", [False, True], ids=["goes by its own", "goes by the other's"])
+async def test_a_primary_that_followed_another_since_is_not_what_was_verified(
+    cluster: ValkeyCluster, connect: Connect, verified: bool
+) -> None:
+    """Its process is the same. What it acknowledged may be gone, if the other one had not heard of it."""
+    fences = Fences("a worker", time.time)
+    shards = await connect(begun=fences.guard)
+    partition = 0
+    primary = cluster.owner(partition)
+    follower = cluster.replica_of(primary)
+    before = shards.of(partition)
+    assert await ask(before, "SET", keys.marker(partition), packing.marker(before.run_id, 3, 1)) == b"OK"
+    assert await ask(before, "WAIT", "1", "60000") == 1
+    await taken_over(shards, primary, follower)
+    if verified:
+        new = packing.marker(shards.of(partition).run_id, 4, 1)
+        assert await ask(shards.of(partition), "SET", keys.marker(partition), new) == b"OK"
+        assert await ask(shards.of(partition), "WAIT", "1", "60000") == 1
+    await taken_over(shards, follower, primary)
+    again, marker = shards.of(partition), primary.client.get(keys.marker(partition))
+    assert again is not before
+    assert (again.run_id == before.run_id, fences.noticed) == ((True, 0) if verified else (False, 1))
+    assert packing.read_marker(marker)[0] not in (again.run_id, before.run_id)
+
+
+async def taken_over(shards: Shards, primary: Member, follower: Member) -> None:
+    """A replica takes over, and who was the primary follows it."""
+    follower.do("CLUSTER FAILOVER", "TAKEOVER")
+    await eventually(lambda: port_of(shards, shards.of(0)) == follower.port and shards.of(0).connected)
+    await eventually(lambda: primary.client.info("replication").get("master_link_status") == "up")

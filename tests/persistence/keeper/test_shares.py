@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Collection
 
 import psycopg
@@ -16,6 +17,7 @@ from gateway.core.model import PARTITIONS
 from gateway.errors import LedgerUnavailable
 from persistence import engine as engines
 from persistence.keeper.shares import Shares
+from tests.waiting import eventually
 
 ALL = range(PARTITIONS)
 LONG_S = 3600.0
@@ -184,3 +186,14 @@ async def test_a_keeper_that_is_not_heard_reads_nothing_and_says_why() -> None:
     await share.renew(ALL, lambda: {3})
     assert share.partitions() == {1, 2}
     assert ledger.given == [frozenset(), frozenset({4})]
+
+
+async def test_what_is_reached_again_is_flushed_here_at_once(engine: AsyncEngine) -> None:
+    reached = set(range(20))
+    share = Share(Shares(engine, 0), held_s=LONG_S, said_each_s=LONG_S)
+    running = asyncio.create_task(share.run(lambda: reached, lambda: ()))
+    await eventually(lambda: share.partitions() == set(range(20)))
+    reached |= set(range(20, 40))  # their server is back
+    await eventually(lambda: share.partitions() == set(range(40)))
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
