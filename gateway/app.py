@@ -102,7 +102,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
         lambda: {"auth_failures": failures.rows("gateway"), "budgets_shared": counters.crowded.calls},
         refusals.snapshot,
         port.snapshot,
-        lambda: {"leases": door.allowances.in_force, "admitted_locally": door.allowances.admitted},
+        door.allowances.snapshot,
         *([exporter.snapshot] if exporter is not None else []),
     ]
     background = [

@@ -86,6 +86,11 @@ FACTS = (
     Fact("partitions_away", "gauge", "Partitions of which a worker cannot ask, added for each worker."),
     Fact("partitions_unverified", "gauge", "Partitions that nobody verified, added for each worker."),
     Fact("leases", "gauge", "Tenants that have a lease for while Redis is away."),
+    Fact(
+        "leases_left_out",
+        "counter",
+        "Calls of tenants without a lease, as their worker has as many as it keeps.",
+    ),
     Fact("admitted_locally", "counter", "Calls admitted on a lease while Redis was away."),
     Fact("spool_entries", "gauge", "Settlements waiting in the local log for the counters."),
     Fact("settlement_log_bytes", "gauge", "Bytes of the workers' settlement logs."),

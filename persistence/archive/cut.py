@@ -103,15 +103,21 @@ class Stored:
 def cut(connection: Connection, stored: Stored) -> bool:
     """Take a month out of its ledger: False where it has other rows by now than those stored.
 
-    `ArchiveFailed` where it is not closed any more, or where somebody reads for so long that no lock is had.
+    `ArchiveFailed` where it is not closed any more, where it has fewer rows than those (a ledger only grows,
+    so this database is older than the archive), or where somebody has what it needs for too long.
     """
     ledger, month = BY_NAME[stored.ledger], stored.month
     with connection.transaction():
-        connection.execute("SELECT pg_advisory_xact_lock(7801, 2)")
-        connection.execute("SELECT pg_advisory_xact_lock(7807, 1)")
+        _have(connection, "SELECT pg_advisory_xact_lock(7801, 2)", "the schema is changed")
+        _have(connection, "SELECT pg_advisory_xact_lock(7807, 1)", "checkpoints are made")
         # Nothing of the month changes from here on; readers, and writers of other months, go on.
         _lock(connection, ledger.partition(month), "SHARE ROW EXCLUSIVE")
         has, sums = figures(connection, ledger, month)
+        if has < stored.rows:
+            raise ArchiveFailed(
+                f"{month:%Y-%m} of {ledger.name} has {has} rows here and {stored.rows} in {stored.url}: this"
+                " database is older than its archive; archive into another place, and nothing is overwritten"
+            )
         if (has, dict(sums)) != (stored.rows, dict(stored.figures)):
             return False
         if said := what_waits(connection, ledger, month):
@@ -177,16 +183,21 @@ def _stand_for(connection: Connection, ledger: Ledger, month: date) -> int:
 
 
 def _lock(connection: Connection, table: str, mode: str) -> None:
-    """Have a table, and what is of it; whoever has a part of it and waits for another is let go on first."""
+    """Have a table, and what is of it."""
+    _have(connection, f"LOCK TABLE {table} IN {mode} MODE", f"a report reads {table}")
+
+
+def _have(connection: Connection, lock: str, taken: str) -> None:
+    """Have a lock, or `ArchiveFailed`; whoever has a part of it and waits for another is let go on first."""
     connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}".encode())
     for left in reversed(range(TRIES_MAX)):
         try:
             with connection.transaction():
-                connection.execute(f"LOCK TABLE {table} IN {mode} MODE".encode())
+                connection.execute(lock.encode())
                 return
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
             if not left:
-                raise ArchiveFailed(f"a report reads {table} for too long: try again") from error
+                raise ArchiveFailed(f"{taken} for too long: try again") from error
 
 
 def _replace(connection: Connection, ledger: Ledger, month: date) -> None:

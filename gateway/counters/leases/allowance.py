@@ -110,7 +110,8 @@ class Allowances:
 
     `worker_slot` is what the ids of its leases are made of: whoever sits there next finds them again.
     `fresh` are tenants nobody has asked a lease for yet, `hurried` those whose lease should be looked at.
-    `calls` are in flight, by request id; `admitted` counts them since the start.
+    `calls` are in flight, by request id; `admitted` counts them since the start, `left_out` those of tenants
+    that have none since there are so many already.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class Allowances:
     ) -> None:
         self.fresh: list[Allowance] = []
         self.hurried: dict[int, Allowance] = {}
-        self.admitted = 0
+        self.admitted = self.left_out = 0
         self.calls: dict[str, _Taken] = {}
         self._clock, self._tenants_max = clock, tenants_max
         self._worker_slot = worker_slot or uuid4()
@@ -130,6 +131,12 @@ class Allowances:
         """How many tenants have a lease that is in force."""
         now = self._clock()
         return sum(one.until > now for one in self._tenants.values())
+
+    def snapshot(self) -> dict[str, int]:
+        """For the metrics."""
+        return {
+            "leases": self.in_force, "leases_left_out": self.left_out, "admitted_locally": self.admitted
+        }  # fmt: skip
 
     def all(self) -> list[Allowance]:
         """Every tenant that was seen lately."""
@@ -146,6 +153,7 @@ class Allowances:
         one = self._tenants.get(caller.tenant_id)
         if one is None:
             if len(self._tenants) >= self._tenants_max:
+                self.left_out += 1
                 return
             lease_id = str(uuid5(self._worker_slot, str(caller.tenant_id)))
             one = self._tenants[caller.tenant_id] = Allowance(caller, lease_id)

@@ -137,6 +137,7 @@ def test_tenants_kept_are_bounded(allowing: World) -> None:
     for tenant in range(10):
         allowances.wanted(replace(allowing.caller, tenant_id=tenant))
     assert len(allowances.all()) == 3
+    assert allowances.snapshot()["leases_left_out"] == 7
 
 
 # --- back again -------------------------------------------------------------------------

@@ -180,6 +180,27 @@ async def test_two_databases_never_write_into_one_archive(old: Aging, clones: Cl
         await other.end()
 
 
+async def test_a_database_that_is_older_than_its_archive_overwrites_nothing(
+    old: Aging, clones: Clones
+) -> None:
+    """It was restored from before: it calls itself the same, and has less of the month."""
+    place = Place(str(old.root))
+    await asyncio.to_thread(archive, old.url, place, old.today, date(2026, 2, 1))
+    kept = {one: one.read_bytes() for one in old.root.rglob("*") if one.is_file()}
+    [(identity,)] = rows_of(old.url, "SELECT id FROM archive_identity")
+    with clones() as url:
+        rows_of(url, f"INSERT INTO archive_identity (id) VALUES ('{identity}') RETURNING id")
+        other = Aging(url, 1_000_000, old.root)
+        months_made(url, "2026-02-01Z", 6)
+        other.begin()
+        other.on(100)
+        other.use(1)
+        with pytest.raises(ArchiveFailed, match="this database is older than its archive"):
+            await other.archive()
+        await other.end()
+    assert {one: one.read_bytes() for one in old.root.rglob("*") if one.is_file()} == kept
+
+
 async def test_a_later_month_of_another_database_is_left_as_it_is(old: Aging) -> None:
     """Programs of before looked at one month at a time: the first ones may be ours, and these not."""
     place, february = Place(str(old.root)), date(2026, 2, 1)
