@@ -13,25 +13,30 @@ from gateway.core.calls.tariff import is_in_money
 from gateway.core.model import Service
 from gateway.errors import Conflict, Unprocessable
 from persistence.billing.events import service_of
+from persistence.keeper.request_rows import SINCE_BEGAN, times_of
 from persistence.subject import Change
 from persistence.tables.corrections import amendment
 
-_CALL = text("""
+_CALL = f"""
 SELECT organization_id, tenant_id, service_id, created_at, tokens, credits, content_id, project_id,
        (SELECT t.updated_at FROM tenant AS t WHERE t.id = call.tenant_id) AS tenant_changed_at
-  FROM call WHERE request_id = :request AND NOT refused FOR UPDATE""")
+  FROM call WHERE request_id = %(request)s AND created_at >= {SINCE_BEGAN} AND NOT refused
+   FOR UPDATE"""  # noqa: S608  # our own words
 # Of the quota: what it moved, when, and in which cycle; an event of one that was over moved none.
-_TOKENS = text("""
+_TOKENS = f"""
 SELECT coalesce(sum(CASE direction WHEN 'OUT' THEN amount ELSE -amount END), 0)::bigint AS moved,
        min(created_at) AS at, max(cycle) AS cycle,
-       coalesce((SELECT late_tokens FROM use_event WHERE request_id = :request), 0) AS late,
-       (SELECT used_at FROM use_event WHERE request_id = :request) AS told_of
-  FROM token_ledger WHERE request_id = :request AND transaction_type IN ('consume', 'adjust')""")
-_UNITS = text("""
+       coalesce((SELECT late_tokens FROM use_event WHERE request_id = %(request)s), 0) AS late,
+       (SELECT used_at FROM use_event WHERE request_id = %(request)s) AS told_of
+  FROM token_ledger
+ WHERE request_id = %(request)s AND created_at >= {SINCE_BEGAN}
+   AND transaction_type IN ('consume', 'adjust')"""  # noqa: S608  # our own words
+_UNITS = f"""
 SELECT coalesce(sum(usage_amount), 0)::bigint AS units, coalesce(sum(spend), 0)::bigint AS spend,
        coalesce(bool_or(in_money), false) AS in_money, min("timestamp") AS at,
        jsonb_agg(unit_prices ORDER BY "timestamp") -> 0 AS prices
-  FROM feature_usage WHERE request_id = :request""")
+  FROM feature_usage
+ WHERE request_id = %(request)s AND "timestamp" >= {SINCE_BEGAN}"""  # noqa: S608  # our own words
 # Since when all ledgers have their rows: what moved before may be in an archive.
 _SINCE = text("""
 SELECT max(since) FROM kept_since
@@ -72,17 +77,19 @@ class Amended:
 def amended_call(change: Change) -> Amended:
     """The call, held until the end of the transaction."""
     values, connection = change.command.values, change.connection
-    request = {"request": UUID(str(values["request_id"]))}
-    call = connection.execute(_CALL, request).first()
+    request_id = UUID(str(values["request_id"]))
+    request = {"request": request_id, **times_of([str(request_id)])}
+    call = connection.exec_driver_sql(_CALL, request).first()
     if call is None or values.get("organization_id") not in {None, call.organization_id}:
         whose = " of this organization" if values.get("organization_id") else ""
         raise Unprocessable(errors=(("request_id", f"is the id of no call{whose} that was charged"),))
-    before = connection.execute(_DONE.where(amendment.c.request_id == request["request"])).scalar()
+    before = connection.execute(_DONE.where(amendment.c.request_id == request_id)).scalar()
     if before is not None:
         raise Conflict(f"This call was amended already, by amendment {before}: a call is amended once.")
     key = connection.execute(_KEY, {"service": call.service_id}).scalar()
     service = None if key is None else service_of(connection, call.organization_id, key)
-    tokens, units = connection.execute(_TOKENS, request).one(), connection.execute(_UNITS, request).one()
+    tokens = connection.exec_driver_sql(_TOKENS, request).one()
+    units = connection.exec_driver_sql(_UNITS, request).one()
     # Last, because a month may be archived while it is read.
     since = connection.execute(_SINCE).scalar()
     if since is not None and (tokens.at or units.at or call.created_at) < since:

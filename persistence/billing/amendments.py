@@ -26,6 +26,7 @@ from gateway.errors import Unprocessable
 from persistence.billing import beyond, charges
 from persistence.billing.amended import Amended, amended_call
 from persistence.billing.token_cycles import carried, in_cycle
+from persistence.keeper.request_rows import times_of
 from persistence.ledger import statements, usage_feed, usage_rollup, usage_spans
 from persistence.resources.app_users import acting
 from persistence.subject import Change, Subject, write_of
@@ -229,7 +230,10 @@ def _give(change: Change, organization_id: int, amount: int) -> None:
 
 def _tell(connection: Connection, request_id: str, back: dict[str, int], amended: Amended) -> None:
     """Take it off the call's row, and off what calls add up to; a call at cost is one unit."""
-    values = {**back, "units": 0 if amended.in_money else back["units"], "request_id": request_id}
+    values = {
+        **back, "units": 0 if amended.in_money else back["units"], "request_id": request_id,
+        **times_of([request_id]),
+    }  # fmt: skip
     before = connection.exec_driver_sql(statements.CALL_SUMS, values).fetchone()
     after = connection.exec_driver_sql(statements.AMEND_CALL, values).fetchone()
     assert before is not None, "its row is held"

@@ -75,11 +75,11 @@ _DONE = text("DELETE FROM rerating_left WHERE price_id = :price")
 
 _SUMS = f"""
 SELECT {statements.SUMS_OF_CALL} FROM call
- WHERE request_id = ANY(%(ids)s::uuid[]) FOR UPDATE"""  # noqa: S608  # our own words
+ WHERE request_id = ANY(%(ids)s::uuid[]) AND created_at BETWEEN %(first)s AND %(last)s FOR UPDATE"""  # noqa: S608  # our own words
 _RERATE = f"""
 UPDATE call SET cost = n.k, price_id = %(price)s, rerated = rerated + n.k - cost
   FROM unnest(%(ids)s::uuid[], %(costs)s::bigint[]) AS n (r, k)
- WHERE request_id = n.r RETURNING {statements.SUMS_OF_CALL}"""  # noqa: S608  # our own words
+ WHERE request_id = n.r AND created_at BETWEEN %(first)s AND %(last)s RETURNING {statements.SUMS_OF_CALL}"""  # noqa: S608  # our own words
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,9 +223,10 @@ def _intended(change: Change, one: _Rated, reason: str) -> dict[str, object]:
 
 def _tell(connection: Connection, price_id: int, rated: Sequence[_Rated]) -> None:
     """Say in the calls what they cost now, and in what they add up to."""
+    times = [one.call.created_at for one in rated]
     values = {
         "ids": [one.call.request_id for one in rated], "costs": [one.cost for one in rated],
-        "price": price_id,
+        "price": price_id, "first": min(times), "last": max(times),
     }  # fmt: skip
     before = connection.exec_driver_sql(_SUMS, values).fetchall()
     after = connection.exec_driver_sql(_RERATE, values).fetchall()

@@ -5,7 +5,7 @@ What has its place before the first month that is still here may be in the archi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, DateTime, func, literal, select, text, true
@@ -25,6 +25,12 @@ SELECT max(since) FILTER (WHERE ledger <> 'call') AS movements, max(since) AS ca
  WHERE ledger IN ('token_ledger', 'credit_transaction', 'feature_usage', 'call')""")
 # A condition on a moment: that it is not before `:since`, where there is such.
 SINCE = "coalesce(cast(:since AS timestamptz), timestamptz '-infinity')"
+
+# The same moment, for a statement that psycopg runs; it is sent what `times_of` says.
+SINCE_BEGAN = """
+       coalesce(least(%(began)s::timestamptz,
+                      (SELECT min(a.since) FROM clock_ahead AS a WHERE a.day = ANY(%(began_on)s::date[]))),
+                timestamptz '-infinity')"""
 
 # The moment before which there is no row of a request; None where it may have them anywhere.
 Since = datetime | None
@@ -81,6 +87,15 @@ def not_before(at: ColumnElement[datetime], request_id: str) -> ColumnElement[bo
     ahead = select(clock_ahead.c.since).where(clock_ahead.c.day == moment.date()).scalar_subquery()
     since: ColumnElement[datetime] = func.least(literal(moment - AHEAD_MAX, DateTime(timezone=True)), ahead)
     return at >= since
+
+
+def times_of(request_ids: Iterable[str]) -> dict[str, object]:
+    """What `SINCE_BEGAN` is sent: of these requests the earliest, of each the day."""
+    moments = [began(one) for one in request_ids]
+    known = [moment for moment in moments if moment is not None]
+    if not known or len(known) < len(moments):
+        return {"began": None, "began_on": []}
+    return {"began": min(known) - AHEAD_MAX, "began_on": sorted({moment.date() for moment in known})}
 
 
 async def maybe_gone(connection: AsyncConnection, found: Mapping[str, Since]) -> list[str]:

@@ -124,7 +124,7 @@ class Sweeps:
 
 async def _told(connection: AsyncConnection, request_id: str, amount: int) -> None:
     """Take what is given back off the call's row, and off what calls add up to."""
-    values = {"request_id": request_id, "amount": amount}
+    values = {"request_id": request_id, "amount": amount, **request_rows.times_of([request_id])}
     before = (await connection.exec_driver_sql(statements.CALL_SUMS, values)).fetchone()
     if before is None:
         return

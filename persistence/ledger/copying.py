@@ -13,6 +13,7 @@ from psycopg import Connection
 
 from gateway.core.accounts.ledger import Event, EventKind, EventNote
 from gateway.core.billing.usage_feed import LATE
+from persistence.keeper.request_rows import times_of
 from persistence.ledger import (
     budget_uses,
     clock_ahead,
@@ -116,6 +117,7 @@ class Copies:
             usage_rollup.add_call(hours, event, facts_of(event), user(event))
         for event in self._corrections:
             values = correction(event)
+            values |= times_of([str(values["request_id"])])
             before = connection.execute(statements.CALL_SUMS, values).fetchone()
             if before is not None:
                 after = connection.execute(statements.CORRECT_CALL, values).fetchone()

@@ -13,6 +13,7 @@ from psycopg import Connection
 
 from gateway.core.accounts.ledger import Event, EventKind, EventNote
 from gateway.core.moments import moment_of
+from persistence.keeper.request_rows import times_of
 from persistence.ledger import rows, statements
 from persistence.ledger.guard import Placed, event_of
 
@@ -62,7 +63,8 @@ def _stored(connection: Connection[Any], events: Sequence[Event]) -> frozenset[s
 
 def _known(connection: Connection[Any], events: Iterable[Event]) -> frozenset[str]:
     """The requests of these that have a row, of whatever moment."""
-    found = connection.execute(statements.KNOWN_CALLS, (_ids(events),))
+    ids = _ids(events)
+    found = connection.execute(statements.KNOWN_CALLS, {"ids": ids, **times_of(ids)})
     return frozenset(request for (request,) in found)
 
 

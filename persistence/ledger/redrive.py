@@ -23,6 +23,7 @@ from gateway.core.accounts.outbox import control_id
 from gateway.errors import Conflict, Unprocessable
 from persistence.billing.allocations import allocate_late
 from persistence.complaint import complaint
+from persistence.keeper.request_rows import SINCE_BEGAN, times_of
 from persistence.ledger import accounts, rows, statements
 from persistence.ledger.attribution import Users
 from persistence.ledger.blocking import blocking
@@ -33,10 +34,10 @@ from persistence.ledger.refill import Movement, misfit
 from persistence.ledger.rollup import Moves, add_up
 
 # A request's call, unless nothing was charged for it; and what is to be charged for it.
-_CALLED = """
-SELECT 1 FROM call WHERE request_id = %(request)s AND NOT refused
+_CALLED = f"""
+SELECT 1 FROM call WHERE request_id = %(request)s AND created_at >= {SINCE_BEGAN} AND NOT refused
    AND (reason IS DISTINCT FROM 'reclaimed' OR tokens <> 0 OR cost > 0)
-UNION ALL SELECT 1 FROM control_write WHERE id = %(request)s"""
+UNION ALL SELECT 1 FROM control_write WHERE id = %(request)s"""  # noqa: S608  # our own words
 
 SEQS = {"tenant": "token_seq", "credits": "credit_seq", "spend": "spend_seq"}
 
@@ -82,7 +83,7 @@ def refuse_charged(connection: Connection, request_id: str) -> None:
     """`Conflict` where a request that settles late is charged already, or about to be."""
     plain = blocking(connection)
     _refuse_moved(plain, request_id)
-    if plain.execute(_CALLED, {"request": request_id}).fetchone():
+    if plain.execute(_CALLED, {"request": request_id, **times_of([request_id])}).fetchone():
         raise Conflict(f"Request {request_id} is charged already: resolve it instead.")
 
 
@@ -144,7 +145,8 @@ def _refuse_twice(connection: psycopg.Connection[Any], event: Event) -> None:
 
 
 def _refuse_moved(connection: psycopg.Connection[Any], request_id: str) -> None:
-    for account, seq in connection.execute(statements.CHARGED, {"request": request_id}):
+    values = {"request": request_id, **times_of([request_id])}
+    for account, seq in connection.execute(statements.CHARGED, values):
         raise Conflict(
             f"Request {request_id} is charged already, by movement {seq} of {account}: resolve it instead."
         )

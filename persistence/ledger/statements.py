@@ -12,6 +12,7 @@ from gateway.core.accounts.usage import NO_PROJECT
 from gateway.core.billing.vector import KINDS
 from gateway.core.model import INTEGER_MAX
 from persistence.billing.charge_facts import OVERAGES, PURCHASES, driver_level, insert_of
+from persistence.keeper.request_rows import SINCE_BEGAN
 from persistence.ledger.sums import added
 
 # For this transaction only, so that a transaction pooler may stand between.
@@ -87,15 +88,17 @@ SELECT seq, epoch, spend, spent_after, "timestamp" FROM feature_usage
 DRIFTS_AROUND = """
 SELECT seq, difference FROM known_drift WHERE account = %(account)s AND seq BETWEEN %(from)s AND %(to)s"""
 # The movements by which a request was charged, corrections apart.
-CHARGED = """
+CHARGED = f"""
 SELECT 'tenant:' || tenant_id, seq FROM token_ledger
- WHERE request_id = %(request)s AND transaction_type = 'consume'
+ WHERE request_id = %(request)s AND created_at >= {SINCE_BEGAN} AND transaction_type = 'consume'
 UNION ALL
 SELECT 'credits:' || organization_id, seq FROM credit_transaction
- WHERE request_id = %(request)s AND NOT coalesce(metadata ? 'corrects', false)
+ WHERE request_id = %(request)s AND "timestamp" >= {SINCE_BEGAN}
+   AND NOT coalesce(metadata ? 'corrects', false)
 UNION ALL
 SELECT 'spend:' || organization_id, seq FROM feature_usage
- WHERE request_id = %(request)s AND NOT coalesce(metadata ? 'corrects', false)"""
+ WHERE request_id = %(request)s AND "timestamp" >= {SINCE_BEGAN}
+   AND NOT coalesce(metadata ? 'corrects', false)"""  # noqa: S608  # our own words
 
 MOVE_QUOTAS = """
 INSERT INTO tenant_quota AS q (tenant_id, tokens_used, tokens_remaining, tokens_granted, is_blocked,
@@ -255,7 +258,11 @@ SELECT expiry_write_id::text, id, 'expiry' FROM credit_addition
 STORED_CALLS = """
 SELECT request_id::text FROM call
  WHERE request_id = ANY(%s::uuid[]) AND created_at BETWEEN %s AND %s"""
-KNOWN_CALLS = "SELECT request_id::text FROM call WHERE request_id = ANY(%s::uuid[])"
+# Where the call of a request is, and where those of several are.
+_CALL = f"request_id = %(request_id)s AND created_at >= {SINCE_BEGAN}"
+KNOWN_CALLS = f"""
+SELECT request_id::text FROM call
+ WHERE request_id = ANY(%(ids)s::uuid[]) AND created_at >= {SINCE_BEGAN}"""  # noqa: S608  # our own words
 # A call as its roll-up has it: `DIMENSIONS`, then `SUMS`; and by what it is told: its request and its time.
 SUMS_OF_CALL = f"""
        organization_id, (extract(epoch FROM date_trunc('hour', created_at, 'UTC')) * 1000)::bigint, tenant_id,
@@ -265,7 +272,7 @@ SUMS_OF_CALL = f"""
        coalesce(cost, 0), estimated::integer, (cost IS NULL AND tokens > 0)::integer,
        request_id::text, (extract(epoch FROM created_at) * 1000)::bigint"""
 # Its row is held.
-CALL_SUMS = f"SELECT {SUMS_OF_CALL} FROM call WHERE request_id = %(request_id)s FOR UPDATE"  # noqa: S608  # our own words
+CALL_SUMS = f"SELECT {SUMS_OF_CALL} FROM call WHERE {_CALL} FOR UPDATE"  # noqa: S608  # our own words
 # What was seen of a call, once it is known what it was: credits are differences, and units that are charged.
 CORRECT_CALL = f"""
 UPDATE call SET {", ".join(f"{kind} = %({kind})s" for kind in KINDS)},
@@ -277,15 +284,15 @@ UPDATE call SET {", ".join(f"{kind} = %({kind})s" for kind in KINDS)},
        tools = %(tools)s::jsonb, first_token_ms = %(first_token_ms)s, unknown_usage = %(unknown_usage)s,
        upstream_request_id = %(upstream_request_id)s,
        response_model = %(response_model)s, cost = %(cost)s, currency = %(currency)s, price_id = %(price_id)s
- WHERE request_id = %(request_id)s RETURNING {SUMS_OF_CALL}"""  # noqa: S608  # our own words
+ WHERE {_CALL} RETURNING {SUMS_OF_CALL}"""  # noqa: S608  # our own words
 REFUND_CALL = f"""
 UPDATE call SET credits = credits - %(amount)s
- WHERE request_id = %(request_id)s RETURNING {SUMS_OF_CALL}"""  # noqa: S608  # our own words
+ WHERE {_CALL} RETURNING {SUMS_OF_CALL}"""  # noqa: S608  # our own words
 
 AMEND_CALL = f"""
 UPDATE call SET tokens = tokens - %(tokens)s, amended = amended + %(tokens)s, credits = credits - %(credits)s,
        units = units - %(units)s
- WHERE request_id = %(request_id)s RETURNING {SUMS_OF_CALL}"""  # noqa: S608  # our own words
+ WHERE {_CALL} RETURNING {SUMS_OF_CALL}"""  # noqa: S608  # our own words
 
 
 def columns_of(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import date
+import os
+from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import uuid4
@@ -12,6 +13,7 @@ import pytest
 from gateway.core.billing.pricing import Tier
 from gateway.core.billing.tiers import read_tiers
 from gateway.errors import Conflict, Unprocessable
+from gateway.http.protocol.request_ids import RequestIds
 from tests.persistence.april import April, april, at, invoiced, plan, service
 from tests.persistence.billing.test_due import customer, total
 from tests.persistence.billing.test_events import send
@@ -24,13 +26,13 @@ async def amend(april: April, request_id: str, **values: Any) -> dict[str, Any]:
     return await april.do("amendments", "create", request_id=request_id, reason="a test", **values)
 
 
-async def billed(april: April) -> tuple[dict[str, int], str]:
+async def billed(april: April, given: str = "") -> tuple[dict[str, int], str]:
     """A customer whose April is billed with 1,000,000 tokens beyond, and a call of it of 400,000."""
     starter = await plan(april, "Starter", "0.00", 2_000_000)
     ids = await customer(april, starter, date(2026, 4, 1), date(2027, 4, 1))
     await april.on(at(4, 1))
     april.account.consume(2_600_000)
-    request_id = str(uuid4())
+    request_id = given or str(uuid4())
     april.account.consume(
         400_000, request_id=request_id, metadata=b'{"model":"gpt-4o","input":400000,"output":0}'
     )
@@ -69,6 +71,20 @@ async def test_a_call_of_a_ledgers_archived_month_is_not_amended(april: April, l
     assert (field, why) == ("request_id", "is of a month that is archived: it cannot be amended")
     rows_of(april.url, "UPDATE kept_since SET since = %s RETURNING 1", [at(4, 1)])
     assert (await amend(april, request_id, tokens=300_000))["late_tokens"] == 300_000
+
+
+@pytest.mark.parametrize("ahead", [timedelta(0), timedelta(days=365)])
+async def test_a_call_is_amended_though_its_gateways_clock_was_a_year_ahead(
+    april: April, ahead: timedelta
+) -> None:
+    given = RequestIds(os.urandom, (at(4, 1) + ahead).timestamp).next_id(0.0)
+    _, request_id = await billed(april, given)
+    made = await amend(april, request_id, tokens=300_000)
+    assert (made["late_tokens"], made["tokens"]) == (300_000, 300_000)
+    assert rows_of(april.url, "SELECT tokens, amended FROM call WHERE request_id = %s", [given]) == [
+        (100_000, 300_000)
+    ]
+    assert await broken(april.url) == []
 
 
 async def test_what_a_cycle_that_is_over_owes_besides_is_billed_by_the_next_invoice(april: April) -> None:

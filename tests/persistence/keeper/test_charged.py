@@ -6,8 +6,10 @@ import os
 import re
 import time
 import uuid
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
+import psycopg
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -21,16 +23,30 @@ from gateway.core.request_time import AHEAD_MAX, began
 from gateway.counters.redis.keys import partition_of
 from gateway.http.protocol.request_ids import RequestIds
 from persistence import engine as engines
-from persistence.keeper.request_rows import MONTHS_ALONE_MAX, by_month
+from persistence.billing import amended
+from persistence.keeper.request_rows import MONTHS_ALONE_MAX, by_month, times_of
 from persistence.keeper.sweeps import _CHARGED, Sweeps
 from persistence.keeper.verification import _SETTLED, Truths
+from persistence.ledger import redrive, statements
 from persistence.ledger.writer import Writer
 from persistence.subjects import SUBJECTS
 from tests.builders import CHAT
+from tests.databases import own_database
 from tests.persistence.ledger.test_budget_uses import budget_of, moves, opened
 from tests.persistence.scenario import Account, batch_of, rows_of
 
 TAKEN_BACK = {"note": int(EventNote.RECLAIMED), "metadata": b'{"estimated":true,"reclaimed":true}'}
+
+
+MOVED = {"token_ledger", "credit_transaction", "feature_usage"}
+
+
+@pytest.fixture(scope="module")
+def years(postgres: str, template: str) -> Iterator[str]:
+    """A database with the months of more than a year."""
+    with own_database(postgres, f"years_{os.getpid()}", template) as url:
+        rows_of(url, "SELECT ensure_partitions(%s, 1)", [datetime.now(UTC) - timedelta(days=400)])
+        yield url
 
 
 async def charged(url: str, account: Account, *requests: str) -> dict[str, Charged]:
@@ -93,6 +109,53 @@ async def test_months_before_a_request_began_are_not_looked_at(cloned: str, stat
     every = looked_at.pop(next(other for other in looked_at if other != new))
     assert old in every
     assert f"token_ledger_y{now:%Ym%m}" in looked_at[new] < every - {old}
+
+
+# Each statement that psycopg runs about the rows of requests, and the ledgers it reads.
+OF_REQUESTS = {
+    "charged": (statements.CHARGED, MOVED),
+    "called": (redrive._CALLED, {"call"}),
+    "known": (statements.KNOWN_CALLS, {"call"}),
+    "sums": (statements.CALL_SUMS, {"call"}),
+    "refund": (statements.REFUND_CALL, {"call"}),
+    "amend": (statements.AMEND_CALL, {"call"}),
+    "correct": (statements.CORRECT_CALL, {"call"}),
+    "amended call": (amended._CALL, {"call"}),
+    "amended tokens": (amended._TOKENS, {"token_ledger"}),
+    "amended units": (amended._UNITS, {"feature_usage"}),
+}
+
+
+@pytest.mark.parametrize("name", OF_REQUESTS)
+def test_what_asks_for_one_request_opens_no_month_before_it(years: str, name: str) -> None:
+    """By what PostgreSQL executed of its plan; where an id says no moment, it opens all months."""
+    statement, ledgers = OF_REQUESTS[name]
+    now, opened = datetime.now(UTC), {}
+    empty = dict.fromkeys(re.findall(r"%\((\w+)\)s", statement))
+    for request in (RequestIds(os.urandom, time.time).next_id(0.0), str(uuid.uuid4())):
+        asked = {"request": request, "request_id": request, "ids": [request], "more_units": False}
+        with psycopg.connect(years) as connection:
+            values = {**empty, **asked, **times_of([request])}
+            plan = connection.execute(f"EXPLAIN ANALYZE {statement}", values).fetchall()
+        scans = "\n".join(line for (line,) in plan if "Scan" in line and "never executed" not in line)
+        opened[began(request) is not None] = re.findall(r" on (\w+)_y(\d{4}m\d{2})\b", scans)
+    old, new = f"{now - timedelta(days=400):%Ym%m}", f"{now:%Ym%m}"
+    for ledger in ledgers:
+        months = {when: {at for table, at in found if table == ledger} for when, found in opened.items()}
+        assert {old, new} <= months[False]
+        assert new in months[True]
+        assert min(months[True]) >= f"{now - AHEAD_MAX:%Ym%m}"
+
+
+def test_requests_are_looked_for_since_the_earliest_of_them() -> None:
+    ids = [
+        RequestIds(os.urandom, lambda at=at: float(at)).next_id(0.0) for at in (1_790_000_000, 1_780_000_000)
+    ]
+    since = datetime.fromtimestamp(1_780_000_000, UTC)
+    days = [since.date(), datetime.fromtimestamp(1_790_000_000, UTC).date()]
+    assert times_of(ids) == {"began": since - AHEAD_MAX, "began_on": days}
+    anywhere = {"began": None, "began_on": []}
+    assert times_of([*ids, str(uuid.uuid4())]) == times_of([]) == anywhere
 
 
 LISTS = ("token-ledger", "credit-transactions", "feature-usage", "calls")
