@@ -18,6 +18,18 @@ if TYPE_CHECKING:
     from gateway.ops.archive.proving import Proof
     from gateway.ops.place import Place
 
+DAYS_MAX = 36_500
+Drop = Annotated[
+    bool, typer.Option("--drop", help="Drop the tables of months that this archive has, once read back.")
+]
+DropAfter = Annotated[
+    int | None,
+    typer.Option(
+        "--drop-after", min=0, max=DAYS_MAX, metavar="DAYS",
+        help="The same, of months that it has since so many days.",
+    ),
+]  # fmt: skip
+
 
 def archive(
     *,
@@ -35,9 +47,8 @@ def archive(
             "--audit-before", formats=["%Y-%m-%d"], help="Months of the audit log that ended by this day."
         ),
     ] = None,
-    drop: Annotated[
-        bool, typer.Option("--drop", help="Drop the tables of months that this archive has, once read back.")
-    ] = False,
+    drop: Drop = False,
+    drop_after: DropAfter = None,
     prove: Annotated[
         bool,
         typer.Option(
@@ -61,16 +72,17 @@ def archive(
 
     url = owner_url(config, database_url, data_dir)
     if prove:
-        if drop or before or audit_before:
+        if drop or drop_after is not None or before or audit_before:
             raise typer.BadParameter(
-                "--prove archives and drops nothing: leave --before, --audit-before and --drop out"
+                "--prove archives and drops nothing: leave --before, --audit-before, --drop, --drop-after out"
             )
         raise typer.Exit(_prove(url, Place(to), as_json=as_json))
     retention = Retention.of(settings_of(config, database_url, data_dir))
     with waiting("Archiving what is closed"):
         done = take_out(
             url, Place(to), datetime.now(UTC).date(), before.date() if before else None,
-            audit_before=audit_before.date() if audit_before else None, retention=retention, drop=drop,
+            audit_before=audit_before.date() if audit_before else None, retention=retention,
+            drop_after=0 if drop else drop_after,
         )  # fmt: skip
     if as_json:
         print_json(_facts(done))

@@ -62,7 +62,7 @@ from gateway.run.invoice_letterhead import invoice_renderer
 from gateway.run.keeper_settings import KeeperSettings, Source
 from gateway.run.kept_servers import KeptServers, Shared
 from gateway.run.looping import keep_going
-from gateway.run.old_months import drop_old_months
+from gateway.run.old_months import drop_old_months, wait_for_archive
 from gateway.run.readiness import Probe, all_answer, one_answers
 from gateway.run.running import Running
 from gateway.run.starting import reached, redis_reached
@@ -266,7 +266,7 @@ class Keeper:
         return Gauges((
             partial(servers.memory, self._counters), partial(servers.certificates, settings, self._wires),
             partial(watch.gauges, self._engine, replica, settings.invoice_schedule),
-            self._losses.count, self.programs.gauges,
+            self._losses.count, self.programs.gauges, partial(wait_for_archive, self._engine, settings),
         ))  # fmt: skip
 
     def _flushed(self, outcome: Flushed | Failed) -> None:

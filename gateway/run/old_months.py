@@ -1,11 +1,13 @@
-"""What a keeper drops of old months, as its settings say, and what it tells of that."""
+"""What a keeper drops of old months, as settings say, and what it tells of those that should be archived."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import date
 
+from gateway.ops.archive.retention import Retention
 from gateway.settings.settings import Settings
+from persistence.archive.behind import behind
 from persistence.engine import Engine
 from persistence.schema import partitions
 
@@ -24,3 +26,8 @@ async def drop_old_months(engine: Engine, settings: Settings, log: Callable[...,
         dropped += await partitions.drop_hours(engine, days)
     for month in dropped:
         log("month dropped", partition=month)
+
+
+async def wait_for_archive(engine: Engine, settings: Settings) -> dict[str, object]:
+    """For how long months should be in the archive and are not, by ledger, where there is one."""
+    return await behind(engine, Retention.of(settings).due)

@@ -158,6 +158,7 @@ FACTS = (
     Fact("webhook_attempts", "counter", "Attempts to deliver to webhooks, mails too.", ("outcome",)),
     Fact("backup_timestamp_seconds", "gauge", "When the last backup was taken that is noted."),
     Fact("backup_proof_timestamp_seconds", "gauge", "When a backup was last restored and found right."),
+    Fact("archive_behind_seconds", "gauge", "For how long a month should be archived.", ("ledger",)),
     Fact("credential_expiry_timestamp_seconds", "gauge", "When the next credential ends.", ("kind",)),
 )
 

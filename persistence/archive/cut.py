@@ -82,7 +82,7 @@ ON CONFLICT (ledger) DO UPDATE SET since = excluded.since WHERE k.since < exclud
 _FORGET_NAMES = "DELETE FROM usage_name WHERE day < %s"
 _DROPPABLE = """
 SELECT ledger, month, url, file, rows, bytes, sha256 FROM archived_month
- WHERE dropped_at IS NULL ORDER BY month, ledger"""
+ WHERE dropped_at IS NULL AND archived_at <= now() - make_interval(days => %s) ORDER BY month, ledger"""
 _DROPPED = "UPDATE archived_month SET dropped_at = now() WHERE ledger = %s AND month = %s"
 
 
@@ -138,9 +138,9 @@ def _note(connection: Connection, stored: Stored, kept: int) -> None:
     connection.execute(_NOTE, (stored.ledger, stored.month, *each))
 
 
-def droppable(connection: Connection) -> list[Stored]:
-    """Months that are archived and still here as tables by themselves, each with its file."""
-    found = connection.execute(_DROPPABLE.encode())
+def droppable(connection: Connection, days: int) -> list[Stored]:
+    """Months that are archived since so many days and here as tables by themselves, each with its file."""
+    found = connection.execute(_DROPPABLE, (days,))
     return [
         Stored(ledger, month, url, file, rows, size, sha256, {})
         for ledger, month, url, file, rows, size, sha256 in found

@@ -258,7 +258,6 @@ SELECT expiry_write_id::text, id, 'expiry' FROM credit_addition
 STORED_CALLS = """
 SELECT request_id::text FROM call
  WHERE request_id = ANY(%s::uuid[]) AND created_at BETWEEN %s AND %s"""
-# Where the call of a request is, and where those of several are.
 _CALL = f"request_id = %(request_id)s AND created_at >= {SINCE_BEGAN}"
 KNOWN_CALLS = f"""
 SELECT request_id::text FROM call

@@ -63,6 +63,7 @@ FULL: dict[str, Any] = {
         "tlsConfig": {"ca": {"secret": {"name": "ops-tls", "key": "ca.crt"}}, "serverName": "tollkeeper"},
     },
     "backup": {"enabled": True, "image": "registry.example/backup", "claim": "backups", "keep": 30},
+    "archive": {"enabled": True, "claim": "archive", "dropAfterDays": 7},
 }  # fmt: skip
 MONITORS = (("PodMonitor", "prod-gateway"), ("ServiceMonitor", "prod-keeper"))
 BUCKET: dict[str, Any] = {
@@ -70,6 +71,7 @@ BUCKET: dict[str, Any] = {
         "enabled": True, "image": "registry.example/backup", "to": "s3://backups/toll?region=eu-central-1",
         "credentials": "backups", "serviceAccount": "backups", "prove": False,
     },
+    "archive": {"enabled": True, "to": "s3://a/b", "credentials": "c", "serviceAccount": "d", "drop": False},
 }  # fmt: skip
 SMALL: dict[str, Any] = {
     "gateway": {"autoscaling": {"enabled": False}, "tag": "0.0.9"}, "migrate": {"enabled": False},
@@ -95,6 +97,9 @@ WRONG: tuple[tuple[dict[str, Any], str], ...] = (
     ({"backup": {"enabled": True, "image": "x", "to": "s3://b", "claim": "c"}}, "maxLength: got 1, want 0"),
     ({"backup": {"enabled": True, "image": "x", "to": "s3://id:key@b"}}, "/backup/to"),
     ({"backup": {"enabled": True, "image": "x", "claim": "c", "credentials": "k"}}, "/backup/credentials"),
+    ({"archive": {"enabled": True}}, "/archive/claim"),
+    ({"archive": {"enabled": True, "to": "s3://id:key@b"}}, "/archive/to"),
+    ({"archive": {"enabled": True, "claim": "c", "dropAfterDays": -1}}, "/archive/dropAfterDays"),
 )
 SIDECAR = """
 apiVersion: apps/v1
@@ -363,18 +368,33 @@ def test_backups_are_proven_by_whoever_owns_the_database(charts: dict[str, list[
     assert not any(each["kind"] == "CronJob" for each in of(charts, "default"))
 
 
-def test_backups_go_to_a_bucket_and_to_no_volume(charts: dict[str, list[Resource] | str]) -> None:
-    job = one(of(charts, "bucket"), "CronJob", "prod-backup")
-    assert pod(job)["serviceAccountName"] == "backups"
+@pytest.mark.parametrize(("part", "options"), [("backup", ["--keep", "14"]), ("archive", [])])
+def test_backups_and_archives_go_to_a_bucket_and_to_no_volume(
+    charts: dict[str, list[Resource] | str], part: str, options: list[str]
+) -> None:
+    job, said = one(of(charts, "bucket"), "CronJob", f"prod-{part}"), BUCKET[part]
+    assert pod(job)["serviceAccountName"] == said["serviceAccount"]
     assert {each["name"] for each in pod(job)["volumes"]} == {"secrets", "tmp"}
     (container,) = pod(job)["containers"]
-    assert container["args"] == ["backup", "--to", BUCKET["backup"]["to"], "--keep", "14"]
+    assert container["args"] == [part, "--to", said["to"], *options]
     (file,) = (each["value"] for each in container["env"] if each["name"] == "AWS_SHARED_CREDENTIALS_FILE")
     (secrets,) = (each for each in pod(job)["volumes"] if each["name"] == "secrets")
     keys = {item["path"] for each in secrets["projected"]["sources"] for item in each["secret"]["items"]}
     assert file.rpartition("/")[2] in keys
-    rules = one(of(charts, "bucket"), "NetworkPolicy", "prod-backup")["spec"]["egress"]
+    rules = one(of(charts, "bucket"), "NetworkPolicy", f"prod-{part}")["spec"]["egress"]
     assert {port["port"] for rule in rules for port in rule["ports"]} == {53, 5432, 6432, 443}
+
+
+def test_archives_are_written_by_whoever_owns_the_database(charts: dict[str, list[Resource] | str]) -> None:
+    objects = of(charts, "full")
+    (container,) = pod(one(objects, "CronJob", "prod-archive"))["containers"]
+    (keeper,) = pod(one(objects, "Deployment", "prod-keeper"))["containers"]
+    # The program and the settings are those of keepers, which say how long each ledger is kept.
+    assert (container["image"], container["envFrom"]) == (keeper["image"], keeper["envFrom"])
+    assert container["args"] == ["archive", "--to", "/archive", "--drop-after", "7"]
+    environ = {each["name"] for each in container["env"]}
+    assert environ == {"TOLLKEEPER_DATABASE_URL_FILE", "TOLLKEEPER_DATABASE_OWNER_URL_FILE"}
+    assert "/archive" in {each["mountPath"] for each in container["volumeMounts"]}
 
 
 def test_policies_let_clients_the_collector_and_pgbouncer_through(

@@ -131,13 +131,18 @@ def test_redis_of_the_compose_file_lets_in_who_it_should(tmp_path: Path) -> None
         server.wait(STOP_S_MAX)
 
 
-def test_only_migration_and_backup_of_the_compose_file_are_the_owner() -> None:
+def test_only_migration_backup_and_archive_of_the_compose_file_are_the_owner() -> None:
     known = {name: each["environment"] for name, each in own().items()}
     assert "postgresql://tollkeeper_writer:" in known["keeper"]["TOLLKEEPER_DATABASE_URL"]
-    assert [name for name in known if "TOLLKEEPER_DATABASE_OWNER_URL" in known[name]] == ["migrate", "backup"]
+    assert [name for name in known if "TOLLKEEPER_DATABASE_OWNER_URL" in known[name]] == [
+        "migrate",
+        "backup",
+        "archive",
+    ]
     assert [name for name in known if "POSTGRES_PASSWORD" in str(known[name])] == [
         "migrate",
         "backup",
+        "archive",
         "writer",
     ]
 

@@ -64,6 +64,7 @@ WELL = {
     "tollkeeper_postgresql_waiting": "0 4x5 0x94",  # soon over
     "tollkeeper_backup_timestamp_seconds": "0x100",
     "tollkeeper_backup_proof_timestamp_seconds": "0x100",
+    "tollkeeper_archive_behind_seconds{ledger='call'}": f"{13 * DAY}x50 0x50",  # archived at last
     "tollkeeper_admin_requests_total{part='api',status='503'}": "3x100",
     "tollkeeper_upstream_cooling_seconds_total{instance='a',upstream='openai'}": "0+20x100",
     "tollkeeper_overhead_seconds_bucket{le='0.01'}": "0+6000x100",
@@ -163,6 +164,9 @@ FAULTS = {
     "PostgresqlBusy": Fault(30, {"tollkeeper_postgresql_waiting": "0 0 3x98"}),
     "BackupOld": Fault(30, {"tollkeeper_backup_timestamp_seconds": f"{-2 * DAY}x100"}),
     "BackupUnproven": Fault(60, {"tollkeeper_backup_proof_timestamp_seconds": f"{-9 * DAY}x100"}),
+    "ArchiveBehind": Fault(
+        30, {"tollkeeper_archive_behind_seconds{ledger='token_ledger'}": f"{15 * DAY}x100"}
+    ),
     "NotReconciled": Fault(30, {"tollkeeper_reconciliation_timestamp_seconds": "0x100"}),
     "AdminFailing": Fault(20, {"tollkeeper_admin_requests_total{part='api',status='503'}": "0+2x100"}),
     "UpstreamLimited": Fault(

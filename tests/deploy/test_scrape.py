@@ -121,7 +121,7 @@ def prometheus(stack: Stack) -> Iterator[Prometheus]:
         try:
             wait_until(one.ready, SCRAPE_S_MAX)
             live(stack)
-            back_up(stack)
+            in_time(stack)
             wait_until(lambda: one.asked(f"rate({PREFIX}credits_total[1m]) > 0"), SCRAPE_S_MAX)
             yield one
         finally:
@@ -129,10 +129,14 @@ def prometheus(stack: Stack) -> Iterator[Prometheus]:
             one.process.wait(60)
 
 
-def back_up(stack: Stack) -> None:
-    """A backup that is restored and checked, as each night."""
+def in_time(stack: Stack) -> None:
+    """A backup that is restored and checked, as each night, and an archive, as each week."""
     folder = Path(stack.data_dir).parent
-    words = ("backup", "--to", str(folder), "--data-dir", str(stack.data_dir), "--prove")
+    for words in (("backup", "--to", str(folder), "--prove"), ("archive", "--to", str(folder / "archive"))):
+        run(folder, *words, "--data-dir", str(stack.data_dir))
+
+
+def run(folder: Path, *words: str) -> None:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("TOLLKEEPER_")}
     done = subprocess.run(
         [sys.executable, "-m", "gateway", *words], capture_output=True, text=True, check=False,

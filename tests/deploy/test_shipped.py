@@ -34,7 +34,9 @@ SAYS = re.compile(
     r"TOLLKEEPER_[A-Z]|\btollkeeper (?:serve|keeper)\b|^(?:settings|upstreams|routes):", re.MULTILINE
 )
 # Those are no examples: they make the image or the release, document, watch, or run beside the others.
-NO_EXAMPLES = re.compile(r"\.(?:md|py|sh|acl|json)$|^Dockerfile|^monitoring/|backup\.(?:service|timer)$")
+NO_EXAMPLES = re.compile(
+    r"\.(?:md|py|sh|acl|json)$|^Dockerfile|^monitoring/|(?:backup|archive)\.(?:service|timer)$"
+)
 NEEDED = {f"TOLLKEEPER_{name}" for name in ("KEY_PEPPER", "REDIS_URL", "DATABASE_URL", "ADMIN_TOKEN")}
 
 

@@ -50,12 +50,13 @@ def archive(
     *,
     audit_before: date | None = None,
     retention: Retention | None = None,
-    drop: bool = False,
+    drop_after: int | None = None,
     said: Callable[[str], object] = lambda _: None,
 ) -> Archived:
     """Archive what is not kept any more, each ledger oldest month first, up to one that is not closed.
 
-    Which months these are `before` says, of the audit log `audit_before`; else how long each is kept.
+    Which months these are `before` says, of the audit log `audit_before`; else how long each is kept. What
+    is archived since `drop_after` days is dropped, with None nothing.
     """
     latest = months.latest(today)
     for option, day in (("--before", before), ("--audit-before", audit_before)):
@@ -81,8 +82,8 @@ def archive(
                 continue
             said(f"{month:%Y-%m} {ledger.name}")
             done.files.append(_month(connection, place, database, month, ledger))
-        if drop:
-            done.dropped += _drop(connection, place)
+        if drop_after is not None:
+            done.dropped += _drop(connection, place, drop_after)
     done.open = _together(stopped)
     return done
 
@@ -150,9 +151,9 @@ def _holds(place: Place, file: Stored) -> bool:
     return place.has(file.file) and place.digest(file.file) == (file.bytes, file.sha256)
 
 
-def _drop(connection: Connection, place: Place) -> list[str]:
-    """Drop what is archived there, if each of its files is what it was."""
-    here = [each for each in cut.droppable(connection) if each.url == place.url]
+def _drop(connection: Connection, place: Place, days: int) -> list[str]:
+    """Drop what is archived there since so many days, if each of its files is what it was."""
+    here = [each for each in cut.droppable(connection, days) if each.url == place.url]
     for one in here:
         if place.digest(one.file) != (one.bytes, one.sha256):
             raise ArchiveFailed(f"{one.url}/{one.file} is not what was archived: nothing is dropped")

@@ -6,7 +6,18 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 from gateway.settings.settings import Settings
-from persistence.archive.months import AUDIT, CALLS, CREDITS, SPENDS, TOKENS, Ledger, latest
+from persistence.archive.months import (
+    AUDIT,
+    BY_NAME,
+    CALLS,
+    CREDITS,
+    GRACE_DAYS,
+    SPENDS,
+    TOKENS,
+    Ledger,
+    end_of,
+    latest,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +49,38 @@ class Retention:
 
     def before(self, ledger: Ledger, today: date) -> date | None:
         """The day by which months of a ledger ended that are not kept any more; None where all are kept."""
-        months = {
+        months = self._months(ledger)
+        if not months:
+            return None
+        day = _months_later(today, -months)
+        if ledger is CALLS and self.calls_days:
+            day = max(day, _days_before(today, self.calls_days))
+        return min(day, latest(today))
+
+    def due(self, ledger: str, month: date) -> date | None:
+        """From when on a month of a ledger is not kept any more; None where all are kept."""
+        of, end = BY_NAME[ledger], end_of(month)
+        months = self._months(of)
+        if not months:
+            return None
+        day = _months_later(end, months)
+        if of is CALLS and self.calls_days:
+            day = min(day, end + timedelta(days=self.calls_days))
+        return max(day, end + timedelta(days=GRACE_DAYS))
+
+    def _months(self, ledger: Ledger) -> int:
+        return {
             TOKENS.name: self.tokens,
             CREDITS.name: self.credits,
             SPENDS.name: self.usage,
             CALLS.name: self.calls,
             AUDIT.name: self.audit,
         }[ledger.name]
-        if not months:
-            return None
-        day = _months_before(today, months)
-        if ledger is CALLS and self.calls_days:
-            day = max(day, _days_before(today, self.calls_days))
-        return min(day, latest(today))
 
 
-def _months_before(today: date, months: int) -> date:
-    """The first day of the month so many months before this one, or the first day there is."""
-    count = max(12, today.year * 12 + today.month - 1 - months)
+def _months_later(day: date, months: int) -> date:
+    """The first day of the month so many months behind, or the first day there is, or the last such."""
+    count = min(max(12, day.year * 12 + day.month - 1 + months), date.max.year * 12 + 11)
     return date(count // 12, count % 12 + 1, 1)
 
 

@@ -109,7 +109,7 @@ class Aging(Past):
         await self.settle()
         to = place or Place(str(self.root))
         return await asyncio.to_thread(
-            archive, self.url, to, self.today, None, drop=drop, retention=retention
+            archive, self.url, to, self.today, None, drop_after=0 if drop else None, retention=retention
         )
 
     def all_of_it(self) -> Counter[tuple[str, object, object]]:

@@ -42,7 +42,7 @@ class Archiving(History):
         try:
             await Checkpoints(pool).close_months([account.organization_id], self.today.replace(day=1))
             place = Place(str(self.root))
-            done = await asyncio.to_thread(archive, self.april.url, place, self.today, None, drop=True)
+            done = await asyncio.to_thread(archive, self.april.url, place, self.today, None, drop_after=0)
             seqs = dict(
                 zip(
                     Owner(account.organization_id, (account.tenant_id,)).accounts,

@@ -20,7 +20,7 @@ from gateway.core.billing.finance import Asked
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import ArchiveFailed, PlaceFailed, Unprocessable
 from gateway.ops.archive import manifest
-from gateway.ops.archive.archiving import archive
+from gateway.ops.archive.archiving import Archived, archive
 from gateway.ops.archive.manifest import Manifest
 from gateway.ops.archive.proving import prove
 from gateway.ops.place import Place
@@ -134,9 +134,17 @@ async def test_whenever_it_stops_nothing_is_lost_and_nothing_is_there_twice(old:
     [(before,)] = rows_of(old.url, set_aside)
     assert before == 4 * len(months)
     assert (await old.archive(Place(str(old.root / "other")))).dropped == []
-    assert len((await old.archive()).dropped) == before
+    assert (await asyncio.to_thread(set_aside_for, old, 1)).dropped == []
+    rows_of(old.url, "UPDATE archived_month SET archived_at = now() - interval '31 days' RETURNING 1")
+    assert (await asyncio.to_thread(set_aside_for, old, 32)).dropped == []
+    assert len((await asyncio.to_thread(set_aside_for, old, 31)).dropped) == before
     assert rows_of(old.url, set_aside) == [(0,)]
     assert held(old.url, Place(str(old.root))) == old.all_of_it()
+
+
+def set_aside_for(old: Aging, days: int) -> Archived:
+    """Have those tables go that are set aside for so many days."""
+    return archive(old.url, Place(str(old.root)), old.today, None, drop_after=days)
 
 
 async def test_a_file_that_is_not_what_was_archived_keeps_its_rows_here(old: Aging) -> None:

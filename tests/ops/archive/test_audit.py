@@ -48,7 +48,7 @@ def old(clones: Clones) -> Iterator[str]:
 
 
 def archived(url: str, to: Path, before: date | None, *, drop: bool = False) -> Archived:
-    return archive(url, Place(str(to)), TODAY, NONE, audit_before=before, drop=drop)
+    return archive(url, Place(str(to)), TODAY, NONE, audit_before=before, drop_after=0 if drop else None)
 
 
 def test_months_go_only_when_that_is_said_and_the_rest_stays(old: str, tmp_path: Path) -> None:

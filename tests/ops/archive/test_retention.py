@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -22,6 +23,8 @@ from gateway.ops.archive.reading import Asked, rows
 from gateway.ops.archive.retention import Retention
 from gateway.ops.place import Place
 from gateway.settings.settings import Settings
+from persistence import engine as engines
+from persistence.archive.behind import behind
 from persistence.archive.months import AUDIT, BY_NAME, CALLS, CREDITS, LEDGERS, SPENDS, TOKENS
 from tests.ops.archive.aging import Aging, clones, held, old
 from tests.persistence.migrated import template
@@ -64,6 +67,47 @@ def test_calls_go_to_the_archive_before_they_would_be_dropped(today: date, month
     assert Retention(credits=months, calls_days=days).before(CREDITS, today) == Retention(
         credits=months
     ).before(CREDITS, today)
+
+
+@given(month=DAYS, months=st.integers(0, 60), days=st.integers(0, 3_000), ledger=st.sampled_from([*BY_NAME]))
+def test_a_month_is_due_on_the_first_day_that_takes_it(
+    month: date, months: int, days: int, ledger: str
+) -> None:
+    kept = Retention(months, months, months, months, months, calls_days=days)
+    first, of = month.replace(day=1), BY_NAME[ledger]
+    end = (first + timedelta(days=31)).replace(day=1)
+    due = kept.due(ledger, first)
+    if not months:
+        assert due is None
+        return
+    assert due is not None
+    before, day_before = (kept.before(of, day) for day in (due, due - timedelta(days=1)))
+    assert before is not None
+    assert day_before is not None
+    assert day_before < end <= before
+
+
+async def test_a_month_that_nobody_archives_is_told_for_as_long(old: Aging) -> None:
+    """2026-03 was due on 2 May, and 2026-04 will be on 1 June; calls are kept for a month more."""
+    engine, kept = engines.create(old.url), Retention(calls=2)
+    now = datetime(2026, 5, 24, 12, tzinfo=UTC)
+    days = dict.fromkeys(("token_ledger", "credit_transaction", "feature_usage"), 22.5) | {"call": 0.0}
+
+    async def told(at: datetime) -> dict[str, float]:
+        found: Any = (await behind(engine, kept.due, at)).get("archive_behind_seconds", ())
+        return {ledger: seconds / 86_400 for ledger, seconds in found}
+
+    assert await told(now) == {}
+    await old.archive(Place(str(old.root)), retention=NEVER)
+    [(first,)] = rows_of(old.url, "SELECT min(created_at)::date FROM token_ledger")
+    assert first < date(2026, 2, 1)
+    assert all(waits > 31 for waits in (await told(now)).values())
+    await asyncio.to_thread(archive, old.url, Place(str(old.root)), old.today, date(2026, 3, 1))
+    assert await told(now) == days
+    await asyncio.to_thread(archive, old.url, Place(str(old.root)), old.today, date(2026, 4, 1))
+    assert set((await told(now)).values()) == {0.0}
+    assert await told(datetime(2026, 7, 3, tzinfo=UTC)) == dict.fromkeys(days, 32.0) | {"call": 2.0}
+    await engine.dispose()
 
 
 def test_settings_say_how_long_each_is_kept() -> None:
