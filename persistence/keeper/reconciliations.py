@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.integrity.reconciliation import Item, LedgerAccount, Owner
 from gateway.core.integrity.verified import AccountHead
@@ -26,11 +26,12 @@ _OPEN = {"since": "c.last_seq", "until": str(INTEGER_MAX), "month": "o.spend_mon
 
 _OWNERS = """
 SELECT o.id, coalesce(array_agg(t.id ORDER BY t.id) FILTER (WHERE t.id IS NOT NULL), '{{}}') AS tenants
-  FROM organization AS o LEFT JOIN tenant AS t ON t.organization_id = o.id
- WHERE {where} GROUP BY o.id ORDER BY {order} LIMIT :n"""
-_EVERY = text(_OWNERS.format(where="o.id > :after", order="o.id"))
-_SOME = text(_OWNERS.format(where="true", order="random()"))
-_THESE = text(_OWNERS.format(where="o.id = ANY(cast(:ids AS bigint[]))", order="o.id"))
+  FROM (SELECT id FROM organization WHERE {where} ORDER BY id LIMIT :n) AS o
+  LEFT JOIN tenant AS t ON t.organization_id = o.id
+ GROUP BY o.id ORDER BY o.id"""
+_EVERY = text(_OWNERS.format(where="id > :after"))
+_THESE = text(_OWNERS.format(where="id = ANY(cast(:ids AS bigint[]))"))
+_ANYBODY = text("SELECT id FROM organization ORDER BY random() LIMIT 1")
 
 _TENANTS = text("""
 SELECT 'tenant:' || k.id AS account, q.last_seq, q.tokens_remaining AS head, found.seq IS NOT NULL AS found,
@@ -128,13 +129,30 @@ _READS = {
 class Accounts(BudgetUses):
     """Every account, read only."""
 
+    def __init__(self, engine: AsyncEngine) -> None:
+        super().__init__(engine)
+        # Behind whom the next sample begins; None before the first.
+        self._after: int | None = None
+
     async def owners(self, after: int, count: int) -> list[Owner]:
         """Organizations by id, with their tenants."""
         return await self._owners(_EVERY, {"after": after, "n": count})
 
     async def some_owners(self, count: int) -> list[Owner]:
-        """Organizations picked at random, with their tenants."""
-        return await self._owners(_SOME, {"n": count})
+        """The organizations whose turn it is, with their tenants: all come before one comes again.
+
+        The first is picked at random, so that somebody who begins again and again looks at others too.
+        """
+        if self._after is None:
+            async with translating(self._engine.connect()) as connection:
+                self._after = int(await connection.scalar(_ANYBODY) or 0)
+        found = await self.owners(self._after, count)
+        if len(found) < count:
+            begun = await self.owners(0, count - len(found))
+            found += [one for one in begun if one.organization_id <= self._after]
+        if found:
+            self._after = found[-1].organization_id
+        return found
 
     async def owners_of(self, organization_ids: Sequence[int]) -> Sequence[Owner]:
         """These organizations with their tenants."""

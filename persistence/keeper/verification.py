@@ -22,6 +22,8 @@ from persistence.ledger.rows import is_uuid
 
 # Credentials that are read at once where all of them are looked through.
 CREDENTIALS_MAX = 5_000
+# Definitions behind a position that are looked at: where more were written, everybody is.
+CHANGES_MAX = 20_000
 
 _APPLIED = text(
     "SELECT id, partition FROM control_write WHERE state = 'applied' AND partition = ANY(:partitions)"
@@ -48,17 +50,19 @@ _CREDENTIALS = text(
     "SELECT k.id AS key_id, k.digest, t.organization_id"
     " FROM api_key AS k JOIN tenant AS t ON t.id = k.tenant_id"
 )
-# Who has an account that a control write behind a position was of, and which keys such writes were of.
-_CHANGED = text("""
+# Who has an account that was defined behind a position, and which keys were. What moves an account is an
+# entry of its partition too: data that goes on has it, or it is stored nowhere, and then pushed again.
+_DEFINED = "FROM control_write WHERE verb = 'define' AND position > :position"
+_CHANGES = text(f"SELECT count(*) FROM (SELECT {_DEFINED} LIMIT :n) AS w")  # noqa: S608  # our own words
+_CHANGED = text(f"""
 WITH w AS (SELECT DISTINCT split_part(account, ':', 1) AS kind, split_part(account, ':', 2)::bigint AS id
-             FROM control_write
-            WHERE position > :position AND account ~ '^(organization|tenant|key|user):[0-9]{1,18}(:|$)')
+             {_DEFINED} AND account ~ '^(organization|tenant|key|user):[0-9]{{1,18}}(:|$)')
 SELECT id AS organization_id, NULL::bigint AS key_id, NULL AS digest FROM w WHERE kind = 'organization'
 UNION ALL SELECT t.organization_id, NULL, NULL FROM w JOIN tenant AS t ON t.id = w.id
            WHERE kind IN ('tenant', 'user')
 UNION ALL SELECT t.organization_id, k.id, k.digest
             FROM w JOIN api_key AS k ON k.id = w.id JOIN tenant AS t ON t.id = k.tenant_id
-           WHERE kind = 'key'""")
+           WHERE kind = 'key'""")  # noqa: S608  # our own words
 _LIMITED = "u.organization_id = ANY(:ids) AND u.deleted_at IS NULL AND u.limits <> '{}'"
 _VERSION = text("SELECT coalesce(max(position), 1) FROM control_write")
 # A transaction that was under way while another one wrote may have a lower position: none is for so long.
@@ -95,11 +99,12 @@ class Truths(BudgetUses):
         partition_of_digest: Callable[[str], int] | None = None,
         *,
         credentials_max: int = CREDENTIALS_MAX,
+        changes_max: int = CHANGES_MAX,
     ) -> None:
         """`partition_of_digest` places credentials; without it all are beside their organizations."""
         super().__init__(engine)
         self._partition_of, self._partition_of_digest = partition_of, partition_of_digest
-        self._credentials_max = credentials_max
+        self._credentials_max, self._changes_max = credentials_max, changes_max
 
     async def everybodys(self) -> Everybodys:
         """Catalogue and prices."""
@@ -109,10 +114,15 @@ class Truths(BudgetUses):
         return Everybodys(catalogue, prices, version, position)
 
     async def places(self, partitions: Collection[int], known: Mapping[int, int]) -> Places:
-        """Who is to be looked at in these partitions: of those `known` up to a position, who changed."""
-        whole, found = frozenset(partitions) - known.keys(), dict[int, set[int]]()
-        credentials = set[int]()
+        """Who is to be looked at in these partitions: of those `known` up to a position, who changed.
+
+        Where more was changed than is looked at, all.
+        """
+        found, credentials = dict[int, set[int]](), set[int]()
         async with self._engine.connect() as connection:
+            if known and await self._too_many(connection, min(known.values())):
+                known = {}
+            whole = frozenset(partitions) - known.keys()
             if whole:
                 for (organization_id,) in await connection.execute(_ORGANIZATIONS):
                     if (partition := self._partition_of(organization_id)) in whole:
@@ -131,6 +141,10 @@ class Truths(BudgetUses):
                 written = [row for row in changed if row.key_id is not None]
                 credentials |= self._standing(written, known, but_of=partitions)
         return Places({one: sorted(its) for one, its in found.items()}, sorted(credentials))
+
+    async def _too_many(self, connection: AsyncConnection, position: int) -> bool:
+        values = {"position": position, "n": self._changes_max + 1}
+        return int((await connection.execute(_CHANGES, values)).scalar_one()) > self._changes_max
 
     def _standing(
         self, keys: Sequence[Row[Any]], there: Container[int], *, but_of: Container[int]

@@ -11,12 +11,13 @@ what is stored outlives that, and the keeper that noticed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Protocol
 
 from gateway.core.accounts.ledger import Place
 from gateway.core.accounts.outbox import stream_place
+from gateway.core.batched import batched
 from gateway.core.integrity.reconciliation import LedgerAccount, Owner, Rollback
 from gateway.core.integrity.verified import AccountHead
 from gateway.core.model import PARTITIONS
@@ -92,8 +93,10 @@ class Rollbacks:
         observe: Callable[[list[str]], None] = lambda _: None,
         first: Callable[[], Awaitable[None]] | None = None,
         partitions: Callable[[], Sequence[int]] = lambda: range(PARTITIONS),
+        owners_a_batch: int = OWNERS_A_BATCH,
     ) -> None:
         self._first, self._partitions = first, partitions
+        self._owners_a_batch = owners_a_batch
         self._outbox = outbox
         self._counters = counters
         self._ledger = ledger
@@ -115,9 +118,11 @@ class Rollbacks:
         if noticed:
             await self._marks.fell_back(noticed)
         older = {p for p, (_, _, older) in marks.items() if older}.intersection(self._partitions())
-        for partition in sorted(older.union(noticed)):
+        partitions = older.union(noticed)
+        owners = await self._owners(partitions)
+        for partition in sorted(partitions):
             mark, epoch, _ = marks.get(partition, unknown)
-            if (found := await self._compare(partition, epoch)) is not None:
+            if (found := await self._compare(partition, epoch, owners.get(partition, ()))) is not None:
                 stopped += await self._marks.stop(found)
                 await self._marks.catch_up(partition, deleted.get(partition, mark))
         if stopped:
@@ -132,37 +137,38 @@ class Rollbacks:
                 await self.stop_accounts()
             await asyncio.sleep(INTERVAL_S)
 
-    async def _compare(self, partition: int, epoch: int) -> list[Rollback] | None:
-        """The accounts of a partition whose movements are gone; None where that cannot be told yet."""
-        found: list[Rollback] = []
+    async def _owners(self, partitions: Collection[int]) -> Mapping[int, Sequence[Owner]]:
+        """Everybody there is in these partitions, by partition; all are read once, however many those are."""
+        found: dict[int, list[Owner]] = {}
         after = 0
-        while owners := await self._ledger.owners(after, OWNERS_A_BATCH):
+        while partitions and (owners := await self._ledger.owners(after, self._owners_a_batch)):
             after = owners[-1].organization_id
-            here = [one for one in owners if self._partition_of(one.organization_id) == partition]
-            if here:
-                part = await self._compare_owners(partition, epoch, here)
-                if part is None:
-                    return None
-                found += part
+            for one in owners:
+                if (partition := self._partition_of(one.organization_id)) in partitions:
+                    found.setdefault(partition, []).append(one)
         return found
 
-    async def _compare_owners(
-        self, partition: int, epoch: int, owners: Sequence[Owner]
-    ) -> list[Rollback] | None:
-        """In this order: what was deleted before the outbox was looked at is stored when the ledger is."""
-        now_ms = await self._counters.now_ms()
-        account_heads = await self._counters.account_heads(owners)
+    async def _compare(self, partition: int, epoch: int, owners: Sequence[Owner]) -> list[Rollback] | None:
+        """The accounts of a partition whose movements are gone; None where that cannot be told yet.
+
+        In this order: what was deleted before the outbox was looked at is stored when the ledger is.
+        """
+        if not owners:
+            return []
+        now_ms, account_heads = await self._counters.now_ms(), dict[str, AccountHead | None]()
+        for some in batched(owners, self._owners_a_batch):
+            account_heads |= await self._counters.account_heads(some)
         waiting = await self._outbox.waiting(partition)
         if waiting is None:
             return None
-        seqs = {name: head.seq for name, head in account_heads.items() if head is not None}
-        ledger = await self._ledger.accounts(seqs, deep=False)
-        owner_of = {name: one for one in owners for name in one.accounts}
-        found = []
-        for name, account in ledger.items():
-            head = account_heads[name]
-            assert head is not None
-            stood = waiting.get(name) or Place(name, head.seq, head.balance, now_ms, epoch)
-            if stood.seq > account.head.seq:
-                found.append(Rollback(stood, account.head.seq, partition, owner_of[name]))
+        found: list[Rollback] = []
+        for some in batched(owners, self._owners_a_batch):
+            owner_of = {name: one for one in some for name in one.accounts}
+            heads = {name: head for name in owner_of if (head := account_heads.get(name)) is not None}
+            seqs = {name: head.seq for name, head in heads.items()}
+            for name, account in (await self._ledger.accounts(seqs, deep=False)).items():
+                head = heads[name]
+                stood = waiting.get(name) or Place(name, head.seq, head.balance, now_ms, epoch)
+                if stood.seq > account.head.seq:
+                    found.append(Rollback(stood, account.head.seq, partition, owner_of[name]))
         return found

@@ -48,7 +48,7 @@ class Ledger(BudgetSource, Protocol):
         """Organizations by id, with their tenants."""
 
     async def some_owners(self, count: int) -> Sequence[Owner]:
-        """Organizations picked at random, with their tenants."""
+        """Organizations whose turn it is to be looked at, with their tenants."""
 
     async def accounts(self, seqs: Mapping[str, int], *, deep: bool) -> Mapping[str, LedgerAccount]:
         """The accounts named, each with its balance at the seq given for it."""

@@ -145,11 +145,13 @@ class KeeperCounters(Filling, BudgetAccounts, AccountHeads):
         if not await self.rebuild(partition, keys.marker(partition), marker, before):
             return None
         stored = await self.states([keys.hold(partition, one) for one in ids])
+        releases = list[packing.Call]()
         for request_id, packed in zip(ids, stored, strict=True):
             if packed:
                 with self.left_alone.reading("hold", f"{partition} {request_id}"):
                     release = release_of(request_id, packed)
-                    await self.run("settle", packing.settle(run_id, 0, release, packing.MODE_RELEASE))
+                    releases.append(packing.settle(run_id, 0, release, packing.MODE_RELEASE))
+        await self.run_all("settle", releases, TOGETHER_MAX)
         return marker
 
     async def _holds(

@@ -13,6 +13,8 @@ import psycopg
 
 from gateway.background.flushing.flusher import Flusher
 from gateway.background.flushing.rollbacks import Rollbacks
+from gateway.core.accounts.ledger import Place
+from gateway.core.integrity.reconciliation import Owner
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
@@ -238,3 +240,50 @@ async def test_what_still_waits_beside_what_is_gone_is_kept(valkey: str, migrate
             await backend.flush()
             assert backend.ledger(world.caller.tenant_id)[-1] == (10, "consume", -10, 910)
             assert await broken(older) == []
+
+
+class Reads:
+    """A look that counts what it reads: streams, and organizations with the questions for them."""
+
+    def __init__(self, backend: Backend, owners_a_batch: int) -> None:
+        streams, owners = self.streams, self.owners = list[int](), list[list[int]]()
+
+        class CountedOutbox(Outbox):
+            async def waiting(self, partition: int) -> dict[str, Place] | None:
+                streams.append(partition)
+                return await super().waiting(partition)
+
+        class CountedAccounts(Accounts):
+            async def owners(self, after: int, count: int) -> list[Owner]:
+                found = await super().owners(after, count)
+                owners.append([one.organization_id for one in found])
+                return found
+
+        self.rollbacks = Rollbacks(
+            CountedOutbox(backend.counters), backend.counters, CountedAccounts(backend.engine),
+            Quarantines(backend.engine), partition_of=partition_of, owners_a_batch=owners_a_batch,
+        )  # fmt: skip
+
+
+async def test_everybody_is_read_once_and_each_stream_once_however_many_organizations_there_are(
+    valkey: str, migrated: str
+) -> None:
+    async with backend_at(valkey, migrated) as backend:
+        world = await busy(backend)
+        await backend.flush()
+        for _ in range(2):
+            many = "insert into organization (name) select 'one of many' from generate_series(1, 90)"
+            backend.rows(f"{many} returning id")
+            backend.rows("update partition_state set older = true returning partition")
+            there = sorted(row["id"] for row in backend.rows("select id from organization"))
+            reads = Reads(backend, owners_a_batch=7)
+            assert await reads.rollbacks.stop_accounts() == []
+            assert [one for some in reads.owners for one in some] == there
+            assert len(reads.owners) == -(-len(there) // 7) + 1
+            assert reads.streams == sorted({partition_of(one) for one in there})
+            assert world.p in reads.streams
+            assert backend.rows("select 1 from partition_state where older") == []
+        # Where nothing is older nobody is read.
+        reads = Reads(backend, owners_a_batch=7)
+        assert await reads.rollbacks.stop_accounts() == []
+        assert (reads.owners, reads.streams) == ([], [])

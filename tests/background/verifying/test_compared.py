@@ -113,6 +113,45 @@ async def test_what_was_defined_since_is_brought_in_again(
     assert identity(backend, second) is not None
 
 
+async def test_what_only_moved_is_not_read_again_and_lacks_nothing(
+    server: ValkeyServer, backend: Backend, read: Read
+) -> None:
+    """It is there, or it is stored nowhere and comes again."""
+    first, second = await two(server, backend, read)
+    await backend.write("tenants", "recharge", first.caller.tenant_id, amount=50)
+    assert await backend.push() == 0
+    await backend.flush()
+    first.client.save()
+    await backend.write("tenants", "recharge", second.caller.tenant_id, amount=70)
+    await backend.write("tenants", "block", second.caller.tenant_id)
+    assert await backend.push() == 0
+    assert (first.tenant.remaining, second.tenant.remaining) == (1_040, 1_060)
+    await come_back(server, backend, first, second)
+    assert organizations(read) == set()
+    assert (first.tenant.remaining, second.tenant.remaining) == (1_040, 990)
+    assert await backend.push() == 0
+    assert (first.tenant.remaining, second.tenant.remaining) == (1_040, 1_060)
+    assert second.tenant.manual_block
+    await backend.flush()
+    assert {state for _, _, state in backend.writes()} == {"done"}
+
+
+async def test_where_more_was_defined_than_is_looked_at_everybody_is_compared(
+    server: ValkeyServer, backend: Backend, read: Read
+) -> None:
+    first, second = await two(server, backend, read)
+    (last,) = backend.rows("select max(position) as position from control_write")
+    for number in range(3):
+        await backend.write("tenants", "change", first.caller.tenant_id, name=f"name {number}", limits=LIMITS)
+    changes = backend.rows("select 1 from control_write where position > %s", last["position"])
+    known = {one: int(last["position"]) for one in range(PARTITIONS)}
+    ids = [one.caller.organization_id for one in (first, second)]
+    for most, expected in ((len(changes), ids[:1]), (len(changes) - 1, ids)):
+        truths = Truths(backend.engine, keys.partition_of, keys.partition_of_digest, changes_max=most)
+        places = await truths.places(range(PARTITIONS), known)
+        assert sorted(one for its in places.organizations.values() for one in its) == expected
+
+
 async def test_what_lacks_stored_movements_is_compared_whole(
     server: ValkeyServer, backend: Backend, read: Read
 ) -> None:

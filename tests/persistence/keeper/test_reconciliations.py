@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import psycopg
 import pytest
+from sqlalchemy import text
 
 from gateway.core.integrity.reconciliation import Owner
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import StoreUnavailable
 from persistence import engine
+from persistence.keeper import sweeps, verification
 from persistence.keeper.reconciliations import Accounts
 from persistence.resources.reconciliation_results import Results
 
@@ -49,4 +52,45 @@ async def test_without_postgresql_there_is_no_last_result() -> None:
     pool = engine.create(NOWHERE)
     with pytest.raises(StoreUnavailable):
         await Results(pool, partition_of).last()
+    await pool.dispose()
+
+
+async def test_a_sample_is_of_everybody_before_anybody_is_looked_at_again(migrated: str) -> None:
+    pool = engine.create(migrated)
+    with psycopg.connect(migrated) as connection:
+        made = connection.execute(
+            "insert into organization (name) select 'one' from generate_series(1, 11) returning id"
+        ).fetchall()
+        gone, *_ = ids = sorted(one for (one,) in made)
+        connection.execute("delete from organization where id = %s", (gone,))
+        connection.execute("insert into tenant (organization_id, name) values (%s, 'its')", (ids[-1],))
+        connection.commit()
+        there = [one for (one,) in connection.execute("select id from organization order by id")]
+        tenants = dict[int, list[int]]()
+        for organization_id, tenant_id in connection.execute("select organization_id, id from tenant"):
+            tenants.setdefault(organization_id, []).append(tenant_id)
+    for count in (1, 3, len(there) - 1):
+        accounts = Accounts(pool)
+        looked = [one for _ in range(2 * len(there)) for one in await accounts.some_owners(count)]
+        assert all(list(one.tenant_ids) == sorted(tenants.get(one.organization_id, [])) for one in looked)
+        turn = [one.organization_id for one in looked]
+        begun = there.index(turn[0])
+        assert turn == [there[(begun + at) % len(there)] for at in range(len(turn))]
+    whole = await Accounts(pool).some_owners(2 * len(there))
+    assert sorted(one.organization_id for one in whole) == there
+    await pool.dispose()
+
+
+async def test_resets_that_are_due_and_what_was_defined_since_are_found_by_an_index(migrated: str) -> None:
+    """Whatever the planner takes for so few rows: it may take that one."""
+    asked = {
+        "tenant_quota_next_reset_at_idx": (sweeps._DUE, {"n": 10}),
+        "control_write_defined_idx": (verification._CHANGES, {"position": 7, "n": 10}),
+    }
+    pool = engine.create(migrated)
+    async with pool.connect() as connection:
+        await connection.execute(text("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off"))
+        for index, (query, values) in asked.items():
+            plan = await connection.execute(text(f"EXPLAIN {query.text}"), values)
+            assert index in "\n".join(plan.scalars())
     await pool.dispose()
