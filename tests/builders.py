@@ -76,7 +76,7 @@ T = TypeVar("T")
 TTL_MS = 30_000
 TOMBSTONE_MS = 60_000
 NO_LIMITS = Limits()
-# Of users: without any limit nothing is kept of them.
+# Of users, keys and organizations: without any limit no slot of theirs is counted.
 COUNTED = Limits(concurrency=1_000_000)
 # An event of nobody's, of nothing.
 

@@ -79,6 +79,21 @@ local function open_account(at, scope, name, now, epoch)
   return account
 end
 
+-- a key or an organization, opened. False where nothing limits it and nothing else of it is asked for (`whole`), or where
+-- there is none: calls take nothing of it then, write nothing, and their holds say so
+local NO_LIMITS = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
+local function limited_account(at, scope, name, whole)
+  local account, raw = account_of[at], raw_of[at]
+  if account or not raw or (account == false and not whole) then return account or false end
+  if byte(raw) ~= TODAY then
+    raw = today(raw, name)
+    raw_of[at] = raw
+  end
+  if whole or ACCOUNT.bytes(raw, 'rpm', 'concurrency') ~= NO_LIMITS then return open_account(at, scope, name) end
+  account_of[at] = false
+  return false
+end
+
 -- a user under the limits in force; false where there are none: then nothing is kept of it. Absent means not seen lately:
 -- the tenant's user limits, nothing used
 local function limited_user(at, name, tenant, now)

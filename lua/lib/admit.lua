@@ -43,6 +43,13 @@ local function join(activation, price, flags, raised_hold)
   return price, flags
 end
 
+-- credits that are free, of an organization as it is packed where no call opened it
+local function credits_free_of(organization)
+  if kind_of(organization) ~= 'string' then return organization.credit_limit - organization.credits_used - organization.credits_held end
+  local credits_used, credits_held, credit_limit = ORGANIZATION.read(organization)
+  return credit_limit - credits_used - credits_held
+end
+
 -- quotients are rounded up without a call: (a + -a % b) / b
 local function admitted(now, tokens, tenant, organization, credits, bounds,
   requests_scope, requests_limit, requests_used, tokens_scope, tokens_limit, tokens_used)
@@ -50,7 +57,7 @@ local function admitted(now, tokens, tenant, organization, credits, bounds,
   if tenant.total < 0 then free = -1 elseif free < 0 then free = 0 end
   return ADMITTED.pack{
     verdict = (bounds and BOUNDED or VERDICT_ADMITTED) + (tenant.on_store_failure == STORE_ALLOW and LEASES or 0), now = now, tokens = tokens, total = tenant.total, tokens_free = free,
-    next_reset = tenant.next_reset, credits_free = organization.credit_limit - organization.credits_used - organization.credits_held,
+    next_reset = tenant.next_reset, credits_free = credits_free_of(organization),
     requests_scope = requests_scope, requests_limit = requests_limit, requests_used = (requests_used + -requests_used % UNIT) / UNIT,
     requests_reset = requests_limit > 0 and (requests_used + -requests_used % requests_limit) / requests_limit or 0,
     tokens_scope = tokens_scope, tokens_limit = tokens_limit, tokens_used = (tokens_used + -tokens_used % UNIT) / UNIT,

@@ -13,8 +13,8 @@ end
 
 -- the entry of a call that was given back for nothing: it moves no account, and tells the journal of the call. Nil where
 -- there is nothing to tell
-local function unmoved(settlement, argv, tenant, organization, now, epoch, free)
-  return free and settlement.service_id ~= 0 and argv[4] ~= '' and event(tenant, organization.organization_id, {
+local function unmoved(settlement, argv, tenant, now, epoch, free)
+  return free and settlement.service_id ~= 0 and argv[4] ~= '' and event(tenant, tenant.organization_id, {
     kind = EVENT_CONSUME, flags = 0, note = settlement.mode == MODE_RECLAIM and NOTE_RECLAIMED or 0, at = now, epoch = epoch,
     key = settlement.key_id, service = settlement.service_id, source = settlement.request_id, user = argv[2],
     attribution = argv[3], metadata = argv[4],

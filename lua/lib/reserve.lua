@@ -10,7 +10,7 @@ local function raised(name, service_id, many)
   packed = packed and today(packed, name)
   local hold = packed and HOLD.opened(packed)
   if not hold or has(hold.flags, HOLD_RECLAIMED) then return nil, had_nothing end
-  return hold, {hold.key_tpm, has(hold.flags, HOLD_USER) and hold.user_tpm, hold.tenant_tpm, hold.organization_tpm},
+  return hold, {hold.key_tpm >= 0 and hold.key_tpm, has(hold.flags, HOLD_USER) and hold.user_tpm, hold.tenant_tpm, hold.organization_tpm >= 0 and hold.organization_tpm},
     hold.service_id ~= 0 and hold.service_id ~= service_id, packed
 end
 
@@ -37,25 +37,28 @@ local function reserve_one(keys, hold_key, account_count, argv, a, count, shape,
   if shape then at_tenant, at_organization, at_key, at_user = first_places(shape, first) end
   local at_activation = (one_time or uses) and base + (shape and byte(shape, first + plain - 1) or 1 + plain)
   if not (raw_of[at_tenant] and raw_of[at_organization] and raw_of[at_key]) then return CODE.pack{code = VERDICT_UNKNOWN_ACCOUNT} end
-  local api_key = account_of[at_key] or open_account(at_key, SCOPE_KEY, keys[at_key + keys_before])
+  local raises, raised_hold, had, unlike, raised_packed = has(flags, FLAG_RAISES), nil, had_nothing, false, nil
+  if raises then raised_hold, had, unlike, raised_packed = raised(hold_key, service_id, shape) end
+  local api_key = limited_account(at_key, SCOPE_KEY, keys[at_key + keys_before], had[SCOPE_KEY])
   local tenant = account_of[at_tenant] or open_account(at_tenant, SCOPE_TENANT, keys[at_tenant + keys_before], now, epoch)
-  local organization = account_of[at_organization] or open_account(at_organization, SCOPE_ORGANIZATION, keys[at_organization + keys_before])
+  local organization = limited_account(at_organization, SCOPE_ORGANIZATION, keys[at_organization + keys_before],
+    had[SCOPE_ORGANIZATION] or at_activation or credits > 0 or raised_hold and raised_hold.credits > 0)
   local user = with_user and account_of[at_user]
   if user == nil then user = limited_user(at_user, keys[at_user + keys_before], tenant, now) end
   local activation, reset = at_activation and open_activation(at_activation, keys[at_activation + keys_before]), reset_of[at_tenant]
   -- what is given back or counted before the last check is so on copies
-  if activation or has(flags, FLAG_RAISES) then tenant, organization, activation = copied(tenant), copied(organization), activation and copied(activation) end
+  if activation or raises then tenant, organization, activation = copied(tenant), organization and copied(organization), activation and copied(activation) end
   scopes[SCOPE_KEY], scopes[SCOPE_USER], scopes[SCOPE_TENANT], scopes[SCOPE_ORGANIZATION] = api_key, user, tenant, organization
 
   local accounts = account_count > plain and accounts_at(keys, shape, shape and first + plain or base + plain + 2,
-    shape and first + account_count - 1 or base + account_count + 1, argv, a + given + 1, now, has(flags, FLAG_RAISES))
+    shape and first + account_count - 1 or base + account_count + 1, argv, a + given + 1, now, raises)
   if accounts and count ~= given + 1 + #accounts then return redis.error_reply('ERR reserve takes a definition for each budget account') end
 
-  if has(api_key.flags, REVOKED) or (api_key.expires > 0 and now >= api_key.expires) then return refused(VERDICT_REVOKED, now, SCOPE_KEY) end
+  local key_flags = KEY.field(raw_of[at_key], 'flags')
+  local expires, key_id = KEY.read(raw_of[at_key])
+  if has(key_flags, REVOKED) or (expires > 0 and now >= expires) then return refused(VERDICT_REVOKED, now, SCOPE_KEY) end
   if has(tenant.flags, MANUAL_BLOCK) then return refused(VERDICT_TENANT_BLOCKED, now, SCOPE_TENANT) end
   if plan_id >= 0 and plan_id ~= tenant.plan_id then return refused(VERDICT_OTHER_PLAN, now, SCOPE_TENANT, KIND_QUOTA, 0, tenant.plan_id) end
-  local raised_hold, had, unlike, raised_packed = nil, had_nothing, false, nil
-  if has(flags, FLAG_RAISES) then raised_hold, had, unlike, raised_packed = raised(hold_key, service_id, shape) end
   if unlike then return redis.error_reply('ERR reserve raises a hold of its own service, or of none') end
   local lacking, short, requests_scope, requests_limit, requests_used, tokens_scope, tokens_limit, tokens_used =
     required(scopes, now, need, had)
@@ -79,12 +82,13 @@ local function reserve_one(keys, hold_key, account_count, argv, a, count, shape,
 
   local tail, money, raw_tokens, told = '', 0, 0, ''
   if accounts then tail, money, raw_tokens, told = hold_windows(accounts) end
-  tenant.held, organization.credits_held = tenant.held + tokens, organization.credits_held + credits
+  tenant.held = tenant.held + tokens
+  if credits > 0 then organization.credits_held = organization.credits_held + credits end
   -- the same bits, but for the one that says reclaimed, and that of a user nothing is kept of
   local kept = flags % FLAG_RAISES - (has(flags, FLAG_SUBSCRIPTION) and FLAG_SUBSCRIPTION or 0) - (with_user and not user and 1 or 0)
   local hold = HOLD.pack{flags = kept, tokens = tokens, key_tpm = takes[1], user_tpm = takes[2], tenant_tpm = takes[3],
-    organization_tpm = takes[4], credits = credits, service_id = service_id, deadline = now + ttl, key_id = api_key.key_id, units = units,
-    organization_id = organization.organization_id, tenant_id = tenant.tenant_id, created = now, weighed = min(weighed, 0),
+    organization_tpm = takes[4], credits = credits, service_id = service_id, deadline = now + ttl, key_id = key_id, units = units,
+    organization_id = tenant.organization_id, tenant_id = tenant.tenant_id, created = now, weighed = min(weighed, 0),
     money = money, raw_tokens = raw_tokens, budgets = #tail} .. user_id .. (uses and '\0' .. tiers or '') .. tail
   write_of[write_count + 1], write_of[write_count + 2], member_of[member_count + 1], member_of[member_count + 2] = hold_key, hold, now + ttl, request_id
   write_count, member_count = write_count + 2, member_count + 2
@@ -102,7 +106,7 @@ local function reserve_one(keys, hold_key, account_count, argv, a, count, shape,
   if activation then account_of[at_activation], moved_of[at_activation] = activation, true end
   if accounts then keep_accounts(accounts) end
   if shape then held_now[hold_key] = hold end
-  return admitted(now, tokens, tenant, organization, credits, bounds,
+  return admitted(now, tokens, tenant, organization or raw_of[at_organization], credits, bounds,
     requests_scope, requests_limit, requests_used, tokens_scope, tokens_limit, tokens_used) .. told
 end
 

@@ -49,11 +49,12 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, shape, f
   local slots = (hold and not reclaimed) and 1 or 0
   if slots == 0 then hold = HOLD.fresh('credits') end
   local counted = with_user and has(hold.flags, HOLD_USER)
-  local api_key, user = account_of[at_key], counted and account_of[at_user]
-  if api_key == nil then api_key = open_account(at_key, SCOPE_KEY, keys[at_key + keys_before]) end
+  local api_key = limited_account(at_key, SCOPE_KEY, keys[at_key + keys_before], slots == 1 and hold.key_tpm >= 0)
+  local user = counted and account_of[at_user]
   if user == nil then user = open_account(at_user, SCOPE_USER, keys[at_user + keys_before]) end
   local tenant = account_of[at_tenant] or open_account(at_tenant, SCOPE_TENANT, keys[at_tenant + keys_before], now, epoch)
-  local organization = account_of[at_organization] or open_account(at_organization, SCOPE_ORGANIZATION, keys[at_organization + keys_before])
+  local organization = limited_account(at_organization, SCOPE_ORGANIZATION, keys[at_organization + keys_before],
+    slots == 1 and hold.organization_tpm >= 0 or moves_organization(flags, mode, hold))
   local activation, reset = at_activation and open_activation(at_activation, keys[at_activation + keys_before]), reset_of[at_tenant]
   scopes[SCOPE_KEY], scopes[SCOPE_USER], scopes[SCOPE_TENANT], scopes[SCOPE_ORGANIZATION] = api_key, user, tenant, organization
 
@@ -76,7 +77,7 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, shape, f
   local waited = has(hold.flags, HOLD_ONE_TIME) and slots or 0
   local activates = one_time and mode ~= MODE_CORRECT and leave(activation, organization, settlement, free, waited)
   if uses then spend_back(activation, hold, packed_hold) end
-  local entry, facts = unmoved(settlement, argv, tenant, organization, now, epoch, free), no_facts
+  local entry, facts = unmoved(settlement, argv, tenant, now, epoch, free), no_facts
   if not free then
     local budgets = accounts and pay_windows(accounts, held, money, raw_tokens, requests, since) or ''
     entry, facts = charge(settlement, argv, source, tenant, organization, activation, now, epoch, activates, money, raw_tokens, requests, budgets)
@@ -100,7 +101,8 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, shape, f
   if organization_far < FAR_LEDGER and (uses or one_time or has(flags, FLAG_PAYS) or hold.credits > 0) then organization_far = FAR_LEDGER end
   for scope = SCOPE_KEY, SCOPE_ORGANIZATION do
     local account = scopes[scope]
-    if account then give(account, now, slots, hold[TAKEN_AT + scope - 1], tokens) end
+    local taken = hold[TAKEN_AT + scope - 1]
+    if account then give(account, now, taken < 0 and 0 or slots, taken < 0 and 0 or taken, tokens) end
   end
   moved_of[at_tenant], moved_of[at_organization], moved_of[at_key] = true, true, api_key
   if user then moved_of[at_user] = true end

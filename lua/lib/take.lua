@@ -11,15 +11,16 @@ end
 -- yet. Answers a refusal; or nil, the refusal where only tokens lack, which whatever else may lack comes before, and of the
 -- tightest bucket of requests and that of tokens: scope (0: none), limit, used. What it makes is left by scope: the
 -- tokens taken, the levels then and their time. Of accounts that a hold which is topped up took of (`had`: its tokens),
--- it has the request and the slot, and the tokens come in place of those
+-- it has the request and the slot, and the tokens come in place of those. Of a scope that has no account nothing is taken
 local takes, requests_of, tokens_of, times_of = {0, 0, 0, 0}, {0, 0, 0, 0}, {0, 0, 0, 0}, {0, 0, 0, 0}
 local function required(accounts, now, need, had)
   local short
   local requests_left, requests_scope, requests_limit, requests_then = HUGE, 0, 0, 0
   local tokens_left, tokens_scope, tokens_limit, tokens_then = HUGE, 0, 0, 0
   for scope = 1, #accounts do
-    local account, taken = accounts[scope], 0
+    local account, taken = accounts[scope], UNCOUNTED
     if account then
+      taken = 0
       local rpm, tpm, concurrency, inflight = account.rpm, account.tpm, account.concurrency, account.inflight
       local requests_used, tokens_used, at = account.requests_used, account.tokens_used, account.at
       if at ~= now then requests_used, tokens_used, at = drained(requests_used, tokens_used, at, rpm, tpm, now) end

@@ -6,11 +6,13 @@ import pytest
 
 from gateway.core.model import Limits
 from gateway.counters.layouts import states
-from tests.builders import World
+from tests.builders import COUNTED, World
 
 
 def test_peek_shows_every_kind_as_it_is(world: World) -> None:
     world.define_user("ann", Limits(concurrency=4))
+    world.define_organization(COUNTED)
+    world.define_key(COUNTED)
     world.plan(100)
     world.reserve(need=30, user="ann")
     assert states.unpack(states.KeyState, world.peek(1, world.api_key)[0]).inflight == 1

@@ -9,7 +9,7 @@ import redis
 
 from gateway.core.model import NO_SERVICE, LimitKind, Limits, Scope, Service, Settled, Verdict
 from gateway.counters.redis import keys
-from tests.builders import BY_TOKEN, CHAT, CREDITS, EVERYTHING, ONE_TIME, UNITS, Call, World
+from tests.builders import BY_TOKEN, CHAT, COUNTED, CREDITS, EVERYTHING, ONE_TIME, UNITS, Call, World
 
 ONE_OF_ALL = Limits(requests_per_minute=1, tokens_per_minute=1000, concurrency=1)
 
@@ -106,6 +106,7 @@ def test_a_raise_that_is_refused_changes_nothing_and_the_head_is_released(
     world: World, refused: Callable[[World], tuple[Call, Verdict]]
 ) -> None:
     world.plan(1000)
+    world.define_key(COUNTED)
     call, verdict = refused(world)
     assert call.verdict is verdict
     before = world.everything()

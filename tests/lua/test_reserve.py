@@ -11,6 +11,7 @@ from gateway.core.model import INTEGER_MAX, LimitKind, Limits, Scope, Verdict
 from tests.builders import (
     BY_TOKEN,
     CHAT,
+    COUNTED,
     CREDITS,
     EVERYTHING,
     NO_LIMITS,
@@ -23,6 +24,8 @@ from tests.builders import (
 
 
 def test_reserve_holds_tokens_and_a_slot_on_every_scope(world: World) -> None:
+    world.define_organization(COUNTED)
+    world.define_key(COUNTED)
     world.plan(1000)
     call = world.reserve(need=100, user="ann")
     assert call.verdict is Verdict.ADMITTED

@@ -14,7 +14,7 @@ from gateway.core.billing.tiers import read_tiers
 from gateway.core.model import INTEGER_MAX, Limits, Settled, Settlement, Verdict
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
-from tests.builders import CHAT, CREDITS, EVERYTHING, ONE_TIME, TOMBSTONE_MS, UNITS, Call, World
+from tests.builders import CHAT, COUNTED, CREDITS, EVERYTHING, ONE_TIME, TOMBSTONE_MS, UNITS, Call, World
 from tests.lua.uses import tell
 
 
@@ -308,6 +308,8 @@ def test_units_given_back_in_another_month_are_worth_what_the_first_ones_cost(wo
 
 
 def test_post_leaves_the_slots_and_holds_of_others_alone(world: World) -> None:
+    world.define_organization(COUNTED)
+    world.define_key(COUNTED)
     world.plan(100)
     world.reserve(need=40, user="ann")
     gone = world.reserve(need=10, user="ann")

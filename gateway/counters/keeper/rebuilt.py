@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from operator import attrgetter
 
 from gateway.core.accounts.definitions import KeyDefinition, OrganizationAccount, ServiceUse, TenantAccount
 from gateway.core.accounts.plan_terms import PlanTerms
@@ -111,7 +112,7 @@ def tenant_state(account: TenantAccount, version: int = 0) -> states.TenantState
 def _with_holds_of_tenant(state: states.TenantState, mine: Sequence[states.HoldState]) -> states.TenantState:
     if not mine:
         return state
-    return replace(state, inflight=_slots(mine), held=sum(hold.tokens for hold in mine))
+    return replace(state, inflight=_slots(mine, attrgetter("tenant_tpm")), held=sum(hold.tokens for hold in mine))
 
 
 def _with_holds_of_services(
@@ -146,14 +147,14 @@ def _with_holds_of_organization(
     alone = sum(hold.credits for hold in paying if hold.flags & states.HOLD_USES)
     return replace(
         state,
-        inflight=_slots(mine),
+        inflight=_slots(mine, attrgetter("organization_tpm")),
         credits_held=sum(hold.credits for hold in paying if not hold.flags & states.HOLD_USES),
         spend_held=alone + sum(use.held_price for use in uses.values()),
     )
 
 
-def _slots(holds: Sequence[states.HoldState]) -> int:
-    return sum(not hold.flags & states.HOLD_LEASE for hold in holds)
+def _slots(holds: Sequence[states.HoldState], taken: Callable[[states.HoldState], int]) -> int:
+    return sum(not hold.flags & states.HOLD_LEASE and taken(hold) != states.UNCOUNTED for hold in holds)
 
 
 def activation_state(use: ServiceUse) -> states.ActivationState:

@@ -23,6 +23,8 @@ PLAN_AHEAD_MS_MAX = 60_000
 HOLD_USER, HOLD_ONE_TIME, HOLD_COUNTS, HOLD_RECLAIMED, HOLD_USES, HOLD_PAYS = 1, 2, 4, 8, 16, 32
 HOLD_BY_TOKEN = 64
 HOLD_LEASE = 128
+# In place of the tokens that a hold took of a scope: it took nothing there, no slot either.
+UNCOUNTED = -1
 # Accounts for each of one kind, at a time; those beyond share one.
 EACH_ACCOUNTS_MAX = 100_000
 
@@ -153,6 +155,8 @@ class OrganizationState(Account):
 class HoldState:
     """One hold: what was taken where, and what was observed so far: tokens, and `seen` in credits
     (-1 where tokens do not set the price).
+
+    What it took of each scope is `UNCOUNTED` where that had no limits: of it nothing is given back.
 
     `tokens` are those of the quota, which its plan may weigh: then `weighed` is what was observed as they
     count there (-1: as many as `observed`).

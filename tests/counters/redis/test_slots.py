@@ -189,7 +189,7 @@ async def test_what_is_defined_of_an_organization_keeps_to_the_slots_of_its_shar
         world.run_id = one.wire.run_id
         call = world.reserve(5, service=replace(CHAT, needs_plan=False))
         assert call.decision.verdict is Verdict.ADMITTED
-        assert world.organization.inflight == 1
+        assert world.tenant.inflight == 1
         identity = decode_identity(one.get(keys.identity(one.digest)) or b"")
         assert (identity.o, identity.p) == (one.organization_id, one.mine[0])
         assert one.get(keys.organization_terms(one.organization_id))
