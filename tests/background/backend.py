@@ -23,6 +23,7 @@ from gateway.background.timed.reclaimer import Reclaimer
 from gateway.background.timed.sweeper import Sweeper
 from gateway.background.verifying.verifier import Verified, Verifier
 from gateway.core.accounts.administration import Actor, Command, Committed, Row
+from gateway.core.model import Caller
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.late.keeping import Keeping
@@ -94,6 +95,12 @@ class Backend:
 
     async def made(self, resource: str, **values: Any) -> int:
         return int(str((await self.write(resource, "create", **values)).row["id"]))
+
+    async def limit(self, caller: Caller, **limits: int) -> None:
+        """The same limits for a caller's key, tenant and organization."""
+        of = {"api-keys": caller.key_id, "tenants": caller.tenant_id, "organizations": caller.organization_id}
+        for kind, one in of.items():
+            await self.write(kind, "change", one, limits=limits)
 
     async def settle_in(self, total: int | None = 1000, **plan: Any) -> World:
         """An organization with a tenant on a plan and a key, verified and pushed."""

@@ -1,4 +1,4 @@
-"""Keys and organizations without limits: calls take nothing of them, and write nothing. Limits come and go meanwhile."""
+"""Keys and organizations without limits: calls take nothing of them. Limits come and go meanwhile."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_call_gives_its_slot_back_where_the_limit_is_gone(world: World) -> Non
 
 
 class Limited(RuleBasedStateMachine):
-    """Limits of a key and an organization come and go, and calls with them. The model notes whose call took a slot."""
+    """Limits of a key and an organization come and go, and calls too. The model notes who took a slot."""
 
     url = ""
 
@@ -123,7 +123,7 @@ class Limited(RuleBasedStateMachine):
         return [sum(counted[scope] for _, counted in self.calls) for scope in (0, 1)]
 
     @rule(pays=st.booleans(), is_head=st.booleans())
-    def reserve(self, pays: bool, is_head: bool) -> None:  # noqa: FBT001  # what is drawn
+    def reserve(self, pays: bool, is_head: bool) -> None:
         full = self.is_full([False, False])
         if is_head:
             call = self.world.reserve(service=NO_SERVICE)

@@ -112,7 +112,8 @@ def tenant_state(account: TenantAccount, version: int = 0) -> states.TenantState
 def _with_holds_of_tenant(state: states.TenantState, mine: Sequence[states.HoldState]) -> states.TenantState:
     if not mine:
         return state
-    return replace(state, inflight=_slots(mine, attrgetter("tenant_tpm")), held=sum(hold.tokens for hold in mine))
+    held = sum(hold.tokens for hold in mine)
+    return replace(state, inflight=_slots(mine, attrgetter("tenant_tpm")), held=held)
 
 
 def _with_holds_of_services(

@@ -247,9 +247,7 @@ async def test_holds_a_rolled_back_redis_takes_again_are_let_go_where_the_ledger
     """Nobody settles them a second time, and no reclaim charges them."""
     async with backend_at(valkey, migrated) as backend:
         world = await backend.settle_in(1000)
-        for kind, one in (("tenants", world.caller.tenant_id), ("organizations", world.caller.organization_id)):
-            await backend.write(kind, "change", one, limits={"concurrency": 9})
-        await backend.write("api-keys", "change", world.caller.key_id, limits={"concurrency": 9})
+        await backend.limit(world.caller, concurrency=9)
         await backend.push()
         world.grant("credits", 500)
         settled = world.reserve(need=10, service=service, user="ann", credits_=50)
