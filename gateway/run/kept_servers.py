@@ -239,7 +239,7 @@ class KeptServers:
         entries = waiting = broken = holds = 0
         oldest: list[int] = []
         answered = False
-        for one in self._kept.values():
+        for one in list(self._kept.values()):  # servers come and go meanwhile
             with suppress(CountersUnavailable):
                 count, oldest_ms = await one.outbox.depth()
                 apart = await one.outbox.parked(one.wire.part.partitions)

@@ -20,14 +20,14 @@ KEYS_AT_ONCE = 20
 PARTED_S = 5.0
 
 
-def _cluster(scene: Scene) -> ClusteredWorld:
+def cluster_of(scene: Scene) -> ClusteredWorld:
     assert isinstance(scene.world, ClusteredWorld)
     return scene.world
 
 
-async def _struck(scene: Scene) -> tuple[Member, Member]:
+async def struck(scene: Scene) -> tuple[Member, Member]:
     """The primary of the organization that is probed, and its replica."""
-    world = _cluster(scene)
+    world = cluster_of(scene)
     organization = scene.cast.tenants[0].organization_id
 
     def found() -> tuple[Member, Member]:
@@ -37,7 +37,7 @@ async def _struck(scene: Scene) -> tuple[Member, Member]:
     return await asyncio.to_thread(found)
 
 
-async def _promoted(scene: Scene, replica: Member) -> None:
+async def promoted(scene: Scene, replica: Member) -> None:
     """Wait until a replica is a primary, by its own word."""
     end = time.monotonic() + PROMOTED_S_MAX
     while (await asyncio.to_thread(replica.info))["role"] != "master":
@@ -45,7 +45,7 @@ async def _promoted(scene: Scene, replica: Member) -> None:
         await asyncio.sleep(0.02)
 
 
-async def _served_again(scene: Scene, load: Load, moments: list[float]) -> None:
+async def served_again(scene: Scene, load: Load, moments: list[float]) -> None:
     await scene.world.until(partial(scene.served_after, moments[-1]), what="serving again")
     await load.more(30)
 
@@ -53,10 +53,10 @@ async def _served_again(scene: Scene, load: Load, moments: list[float]) -> None:
 async def _taken_over(scene: Scene, *, is_stale: bool) -> Figures:
     """A primary is killed and its replica takes over, which heard nothing of it any more if it `is_stale`."""
     rounds = 5 if scene.long else 1
-    world = _cluster(scene)
+    world = cluster_of(scene)
     async with lossy(scene) as (load, moments):
         for number in range(rounds):
-            primary, replica = await _struck(scene)
+            primary, replica = await struck(scene)
             if is_stale:
                 world.part_replica(primary, replica)
             await lost_second(scene, load)
@@ -64,10 +64,10 @@ async def _taken_over(scene: Scene, *, is_stale: bool) -> Figures:
             await asyncio.to_thread(primary.stop, signal.SIGKILL)
             if is_stale:
                 world.heal()
-            await _promoted(scene, replica)
+            await promoted(scene, replica)
             moments.append(time.monotonic())
             wake(scene)
-            await _served_again(scene, load, moments)
+            await served_again(scene, load, moments)
             await asyncio.to_thread(world.cluster.mend)
             scene.say(f"{number + 1} of {rounds} promotions")
     return await told(scene, moments)
@@ -89,14 +89,14 @@ async def shard_stale_replica(scene: Scene) -> Figures:
 async def shards_parted(scene: Scene) -> Figures:
     """Callers reach it still, until it sees that it is alone; its replica takes over; then it comes back."""
     rounds = 3 if scene.long else 1
-    world = _cluster(scene)
+    world = cluster_of(scene)
     async with lossy(scene) as (load, moments):
         for number in range(rounds):
-            primary, replica = await _struck(scene)
+            primary, replica = await struck(scene)
             for keeper in world.keepers if number % 2 else ():
                 keeper.program.send(signal.SIGSTOP)
             world.part(primary)
-            await _promoted(scene, replica)
+            await promoted(scene, replica)
             # Until then it served as the primary that it was, and by the word of most of them.
             moments.append(time.monotonic())
             wake(scene)
@@ -104,7 +104,7 @@ async def shards_parted(scene: Scene) -> Figures:
                 await asyncio.sleep(PARTED_S)
             world.heal()
             moments.append(time.monotonic())
-            await _served_again(scene, load, moments)
+            await served_again(scene, load, moments)
             await asyncio.to_thread(world.cluster.wait_until_whole)
             scene.say(f"{number + 1} of {rounds}")
     return await told(scene, moments)
@@ -114,7 +114,7 @@ async def shards_parted(scene: Scene) -> Figures:
 async def slot_moved(scene: Scene) -> Figures:
     """At once, as newer servers do it, and key by key, as any does."""
     await scene.set_up()
-    cluster = _cluster(scene).cluster
+    cluster = cluster_of(scene).cluster
     partition = partition_of(scene.cast.tenants[0].organization_id)
     rounds = 5 if scene.long else 1
     async with scene.load() as load:
@@ -133,6 +133,6 @@ async def slot_moved(scene: Scene) -> Figures:
 
 def _other(scene: Scene) -> Member:
     """A primary that has not the organization that is probed."""
-    world = _cluster(scene)
+    world = cluster_of(scene)
     now = world.primary_of(scene.cast.tenants[0].organization_id)
     return next(one for one in world.cluster.primaries if one is not now)

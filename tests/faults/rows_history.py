@@ -12,7 +12,8 @@ from functools import partial
 import redis
 
 from tests.faults.audit import Expected, Figures, in_flight
-from tests.faults.rows_redis import follows, lossy, told
+from tests.faults.rows_cluster import cluster_of, promoted, served_again, struck
+from tests.faults.rows_redis import follows, lossy, lost_second, told, wake
 from tests.faults.scene import Scene, row
 from tests.faults.servers import Valkey
 from tests.faults.workload import Load
@@ -161,3 +162,37 @@ async def _killed(world: World) -> None:
     for node in nodes:
         node.program.send(signal.SIGKILL)
     await world.until(lambda: all(node.program.ended is not None for node in nodes))
+
+
+@row(
+    "A primary of a cluster takes a stale replica's data, and is a primary again",
+    clustered=True,
+    only_long=True,
+)
+async def shard_comes_back(scene: Scene) -> Figures:
+    """All of it while no keeper is there: its process and its markers are those that were verified."""
+    rounds = 3
+    world = cluster_of(scene)
+    async with lossy(scene) as (load, moments):
+        for number in range(rounds):
+            primary, replica = await struck(scene)
+            world.part_replica(primary, replica)
+            await lost_second(scene, load)
+            world.restarts = not number % 2
+            for keeper in world.keepers:  # what it knew goes with it
+                keeper.program.send(signal.SIGKILL if number % 2 else signal.SIGSTOP)
+            moments.append(time.monotonic())
+            await asyncio.to_thread(replica.do, "CLUSTER FAILOVER TAKEOVER")
+            await promoted(scene, replica)
+            world.heal()
+            await asyncio.to_thread(world.cluster.wait_until_whole)
+            await asyncio.to_thread(primary.do, "CLUSTER FAILOVER")
+            await promoted(scene, primary)
+            world.restarts = True
+            wake(scene)
+            await world.until_admin()
+            moments.append(time.monotonic())
+            await served_again(scene, load, moments)
+            await asyncio.to_thread(world.cluster.wait_until_whole)
+            scene.say(f"{number + 1} of {rounds}")
+    return await told(scene, moments)
