@@ -1,7 +1,7 @@
 -- load: definitions and rebuilt states, compare-and-set on version or marker.
 -- needs: state window batch bucket event calendar cycle load
 -- allows: oom
--- KEYS[1] m  KEYS[2] the state (or m itself for verb 3)  KEYS[3] x outbox (due reset of a tenant)
+-- KEYS[1] m  KEYS[2] the state (or m itself for verb 3)  KEYS[3] x outbox (due reset of a tenant); for verb 3 what tells that m changed
 --   then, of a rebuild, more states; accounts of budgets come alone
 -- ARGV[1] packed: run id (40), verb (1 define, 2 rebuild, 3 verify), kind (1 k, 2 u, 3 t, 4 o), version, create (0 or 1)
 -- ARGV[2] define: packed limits rpm, tpm, conc, then by kind
@@ -17,6 +17,7 @@ local run_id, verb, kind, version, create = LOAD.read(ARGV[1])
 local raw = call('MGET', KEYS[1], KEYS[2])
 if verb == REBUILD or verb == VERIFY then
   if (raw[1] or '') ~= ARGV[3] then return CODE.pack{code = -4} end
+  if verb == VERIFY then call('HINCRBY', KEYS[3], 'v', 1) end
   local expires = verb == REBUILD and string.match(KEYS[2], ':(%a):') == 'b' and BUDGET.field(ARGV[2], 'expires') or 0
   if expires > 0 then call('SET', KEYS[2], ARGV[2], 'PXAT', expires) else call('SET', KEYS[2], ARGV[2]) end
   if #KEYS > 3 then

@@ -77,7 +77,7 @@ async def worker_at(
     log = settlement_log(folder)
     took = dict.fromkeys(("reserve", "settle", "extend"), lambda _: None)
     counters = Counters(wire, Directory(wire, time.monotonic), TTL_MS, time.monotonic, took, log=log)
-    worker_reports = WorkerReports(wire, worker_slot, time.time_ns())
+    worker_reports = WorkerReports(wire, worker_slot, time.time_ns(), time.monotonic)
     resubmitter = Resubmitter(
         wire,
         log,

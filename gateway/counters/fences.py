@@ -12,7 +12,7 @@ from gateway.errors import CountersUnavailable
 
 LOOK_S = 0.5
 # While nothing is asked that anybody is served by.
-IDLE_S = 12.0
+IDLE_S = 30.0
 
 
 class Fences:
@@ -66,12 +66,14 @@ class Fences:
 async def keep_looking(wire: Wire, fence: Fence) -> None:
     """Look twice a second until cancelled; seldom while nobody is served by what is asked of this server.
 
-    What is asked is followed by a look within half a second. Who asks nothing is misled by nothing.
+    What is asked is followed by a look within half a second, and so is the word that anything may have
+    changed. Who asks nothing is misled by nothing.
     """
-    used, idle_s = 0, IDLE_S
+    seen, idle_s = (0, 0), IDLE_S
     while True:
-        if used != wire.used or idle_s >= IDLE_S:
-            used, idle_s = wire.used, IDLE_S  # it looks again soon where it is not answered
+        now = wire.used, wire.hearing.since
+        if seen != now or idle_s >= IDLE_S:
+            seen, idle_s = now, IDLE_S  # it looks again soon where it is not answered
             with suppress(CountersUnavailable):
                 await fence.check_history()
                 idle_s = 0.0

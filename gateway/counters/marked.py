@@ -24,10 +24,12 @@ async def are_verified(ask: Ask, run_id: bytes, partitions: Sequence[int]) -> bo
 async def close(ask: Ask, run_id: bytes, partitions: Sequence[int]) -> None:
     """Have nobody served under another history, also who has not heard of this one yet."""
     closing = []
-    for name, raw in (await _markers(ask, partitions)).items():
+    for partition, raw in (await _markers(ask, partitions)).items():
         named, epoch, catalogue = packing.read_marker(raw)
         if named not in (run_id, NOBODY):
-            closing.append(replace(ask, name, raw, packing.marker(NOBODY, epoch, catalogue)))
+            new = packing.marker(NOBODY, epoch, catalogue)
+            call = packing.rebuild(run_id, partition, keys.marker(partition), new, raw)
+            closing.append(ask(*script_parts("load", *call)))
     await asyncio.gather(*closing)
 
 
@@ -38,12 +40,11 @@ async def replace(ask: Ask, key: bytes, before: bytes, after: bytes) -> bool:
     return packing.code_of(cast("bytes", answer)) == 1
 
 
-async def _markers(ask: Ask, partitions: Sequence[int]) -> dict[bytes, bytes]:
-    """Those that this version can read, by their names."""
-    names = [keys.marker(partition).encode() for partition in partitions]
-    found = await asyncio.gather(*(ask(b"GET", name) for name in names))
-    there = {name: raw for name, raw in zip(names, found, strict=True) if isinstance(raw, bytes) and raw}
-    return {name: raw for name, raw in there.items() if raw[0] <= LAYOUT and _is_whole(raw)}
+async def _markers(ask: Ask, partitions: Sequence[int]) -> dict[int, bytes]:
+    """Those that this version can read, by their partitions."""
+    found = await asyncio.gather(*(ask(b"GET", keys.marker(one).encode()) for one in partitions))
+    there = {one: raw for one, raw in zip(partitions, found, strict=True) if isinstance(raw, bytes) and raw}
+    return {one: raw for one, raw in there.items() if raw[0] <= LAYOUT and _is_whole(raw)}
 
 
 def _is_whole(raw: bytes) -> bool:

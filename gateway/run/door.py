@@ -79,6 +79,6 @@ def make_door(
     else:
         (wire,) = wires.wires
         counters, objects = counters_of(wire), objects_of(wire)
-    reports = WorkerReports(wires, str(worker_slot), time.time_ns())
+    reports = WorkerReports(wires, str(worker_slot), time.time_ns(), clock)
     cooling, tokens = SharedCooling(wires, clock), token_callers(settings, directory, log)
     return Door(directory, counters, objects, allowances, leaser, reports, cooling, tokens)

@@ -65,7 +65,7 @@ def employ(connect: Connect, tmp_path: Path) -> Employ:
         )
         world.client.set(keys.CATALOGUE, encode_catalogue(1, [CHAT]))
         await driven(directory.refresh())
-        worker_reports = WorkerReports(wire, new_id(), 0)
+        worker_reports = WorkerReports(wire, new_id(), 0, clock)
         resubmitter = Resubmitter(wire, log, clock, silent, report=worker_reports.report)
         return Worker(world, wire, allowances, counters, leaser, clock, log, resubmitter)
 

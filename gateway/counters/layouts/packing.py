@@ -267,10 +267,10 @@ def define(run_id: bytes, version: int, definition: Definition, *, create: bool 
 
 
 def rebuild(run_id: bytes, partition: int, state: str, packed: bytes, marker: bytes) -> Call:
-    """Keys and arguments of `load` for a rebuilt state, or for the marker itself."""
-    verb = VERIFY if state == keys.marker(partition) else REBUILD
-    names = keys.marker(partition), state, keys.outbox(partition)
-    return names, (table.LOAD.pack(run_id, verb, 0, 0, 0), packed, marker)
+    """Keys and arguments of `load` for a rebuilt state, or for the marker itself, which is told."""
+    name = keys.marker(partition)
+    verb, third = (VERIFY, keys.marked(partition)) if state == name else (REBUILD, keys.outbox(partition))
+    return (name, state, third), (table.LOAD.pack(run_id, verb, 0, 0, 0), packed, marker)
 
 
 def limits(of: Limits, prefix: str = "") -> dict[str, int]:

@@ -85,6 +85,19 @@ tenant_state = _of_account("t")
 organization_state, parked_entries, objects = _of_account("o"), _of_account("w"), _of_account("own")
 
 
+def marked(partition: int) -> str:
+    """How often the marker of a partition was written: its name begins like one that is told of."""
+    return f"{HISTORIES.decode()}{{p{partition:02d}}}:m"
+
+
+_MARKED = {marked(partition).encode(): partition for partition in range(PARTITIONS)}
+
+
+def marked_partition(name: bytes) -> int | None:
+    """The partition whose marker was written, where that is what a name tells."""
+    return _MARKED.get(name)
+
+
 def budget_account(partition: int, name: str) -> str:
     """An account of budgets, by its name (`gateway/core/accounts/budgets.py`)."""
     return f"tk:{{p{partition:02d}}}:b:{name}"

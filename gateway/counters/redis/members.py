@@ -59,8 +59,8 @@ async def _in_time(wire: Wire, place: Place) -> SlotMap | None:
 async def view_of(wire: Wire, place: Place) -> SlotMap | None:
     """What a primary says; None where it does not, or is cut off from most of the others."""
     with suppress(CountersUnavailable, ValueError):
-        info = wire.send(encode(b"CLUSTER", b"INFO"))
-        slots = wire.send(encode(b"CLUSTER", b"SLOTS"))
+        info = wire.send(encode(b"CLUSTER", b"INFO"), upkeep=True)
+        slots = wire.send(encode(b"CLUSTER", b"SLOTS"), upkeep=True)
         return _read(await in_task(info), await in_task(slots), place)
     return None
 

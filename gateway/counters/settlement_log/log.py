@@ -155,13 +155,15 @@ class SettlementLog:
             if adopted or (one.spare and one.newest < now - self._keep_s):
                 self._drop(one)
 
+    def others(self) -> list[Path]:
+        """The files of other workers, whether these are gone or not."""
+        ours = {one.path for one in self.segments}
+        return sorted(set(self._directory.glob(f"*{SUFFIX}")) - ours - self._left_alone)
+
     async def adopt(self) -> list[Segment]:
         """Take over the files of workers that are gone."""
-        others = (
-            set(self._directory.glob(f"*{SUFFIX}")) - {one.path for one in self.segments} - self._left_alone
-        )
         found = []
-        for path in sorted(others):
+        for path in self.others():
             try:
                 adopted = await asyncio.to_thread(file.adopt, path, self._clock())
             except OSError as error:

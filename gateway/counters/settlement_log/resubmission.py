@@ -19,7 +19,6 @@ from gateway.core.model import PARTITIONS, Settled
 from gateway.core.wait import Wait, in_task
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.frame import TOMBSTONE_MS
-from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.wire import Wire, encode_script
 from gateway.counters.redis.wires import Wires
@@ -65,7 +64,7 @@ class Resubmitter:
     ) -> None:
         self.resubmitted = 0
         self.recovered = 0
-        self._verified = VerifiedEpochs(wires, say)
+        self._verified = VerifiedEpochs(wires, clock, say)
         self._wires, self._log, self._clock, self._say = wires, log, clock, say
         self._report, self._in_flight, self._announce, self._bounds = report, in_flight, announce, bounds
         self._uncompared: list[Segment] = []
@@ -87,8 +86,8 @@ class Resubmitter:
         return self._verified.newer
 
     async def run(self) -> None:
-        """Look until cancelled: every other second, at once when something was spooled or Redis tells that it
-        is verified or another, and five times a second while not all is verified, sent again and reported.
+        """Look until cancelled: every other second, at once when something was spooled or Redis tells of
+        other markers or data, and five times a second while not all is verified, sent again and reported.
         """
         while True:
             self._log.woken.clear()
@@ -96,18 +95,18 @@ class Resubmitter:
                 await self.resubmit()
             except CountersUnavailable:
                 self._seen = []
-            if not self._log.waiting and self._is_calm:
+            if not self._log.waiting and self.is_calm:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._log.woken.wait(), LOOK_S)
             await asyncio.sleep(self._bounds.retry_s)
 
     @property
-    def _is_calm(self) -> bool:
+    def is_calm(self) -> bool:
         """Whether all is verified, sent again and reported."""
         return bool(self._seen) and all(self._seen) and self._seen == self._reported
 
     def _told(self, name: bytes) -> None:
-        if not name or name.startswith((keys.HISTORIES, keys.VERIFIED)):
+        if self._verified.told(name):
             self._log.woken.set()
 
     async def resubmit(self) -> None:
@@ -118,7 +117,7 @@ class Resubmitter:
         log = self._log
         if self._clock() - self._adopted_at >= ADOPT_S:
             await self._adopt()
-        epochs = await self._verified.read(upkeep=self._is_calm)
+        epochs = await self._verified.read(upkeep=self.is_calm)
         await self._compare(epochs)
         if epochs != self._seen:
             now, seen = self._clock(), self._seen or [-1] * PARTITIONS
@@ -154,6 +153,9 @@ class Resubmitter:
 
         Their successors may look too, and report that there is nothing left of them.
         """
+        if not self._log.others():
+            self._adopted_at = self._clock()
+            return
         if any(self._reported):
             self._reported = [0] * PARTITIONS
             await self._report(self._reported)

@@ -241,13 +241,13 @@ async def test_while_a_dead_workers_log_is_taken_over_nothing_counts_as_reported
         worker_at(kept.url, tmp_path, worker_slot="a") as heir,
     ):
         await scene.backend.verify()
+        await heir.look()
+        reported = heir.resubmitter._reported
+        assert all(reported)
         async with worker_at(kept.url, tmp_path, worker_slot="b") as worker:
             await scene.use(worker, 5)
             await worker.log.written()
             worker.die()
-        await heir.look()
-        reported = heir.resubmitter._reported
-        assert all(reported)
         seen = []
         adopt = heir.log.adopt
 
@@ -259,6 +259,8 @@ async def test_while_a_dead_workers_log_is_taken_over_nothing_counts_as_reported
         await heir.look()
         assert seen == [(0,) * PARTITIONS]
         assert all((await scene.backend.counters.reports())["a"].epochs)
+        await heir.look()  # nobody's log is there any more
+        assert len(seen) == 1
 
 
 async def test_a_worker_that_starts_meanwhile_is_waited_for_too(
@@ -271,7 +273,7 @@ async def test_a_worker_that_starts_meanwhile_is_waited_for_too(
         await scene.looked(one)
         await scene.forget(one)
         async with scene.verifying() as verifying:
-            new = worker_reports.WorkerReports(scene.backend.wire, "new", 1)
+            new = worker_reports.WorkerReports(scene.backend.wire, "new", 1, time.monotonic)
             await new.report([0] * PARTITIONS)
             await one.look()
             assert await scene.closed()
@@ -337,12 +339,12 @@ async def test_who_left_or_fell_silent_is_not_waited_for(
     kept: ValkeyServer, migrated: str, tmp_path: Path
 ) -> None:
     async with scene_at(kept, migrated) as scene:
-        silent = worker_reports.WorkerReports(scene.backend.wire, "silent", 1)
+        silent = worker_reports.WorkerReports(scene.backend.wire, "silent", 1, time.monotonic)
         await silent.report([1] * PARTITIONS)
         async with worker_at(kept.url, tmp_path) as worker:
             await scene.looked(worker)
             assert worker_slots(scene) == ["1", "silent"]
-            await worker_reports.WorkerReports(worker.wire, "1", 0).leave()
+            await worker_reports.WorkerReports(worker.wire, "1", 0, time.monotonic).leave()
             await scene.looked()
             assert worker_slots(scene) == ["silent"]
             for _ in range(5):  # it was there all the time

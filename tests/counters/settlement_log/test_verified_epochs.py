@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def mark(world: World, newer: set[int]) -> None:
 
 async def test_it_is_said_once_which_layouts_there_are_and_what_to_do(world: World, connect: Connect) -> None:
     heard = Heard()
-    epochs = VerifiedEpochs(await connect(world.url), heard.say)
+    epochs = VerifiedEpochs(await connect(world.url), time.monotonic, heard.say)
     mark(world, newer={0})
     for _ in range(2):
         assert (await epochs.read(upkeep=True), epochs.newer) == (REST, {0})
@@ -51,7 +52,7 @@ async def test_it_is_said_once_which_layouts_there_are_and_what_to_do(world: Wor
 async def test_where_a_newer_version_has_everything_nothing_is_verified_here(
     world: World, connect: Connect
 ) -> None:
-    epochs = VerifiedEpochs(await connect(world.url), Heard().say)
+    epochs = VerifiedEpochs(await connect(world.url), time.monotonic, Heard().say)
     mark(world, newer=set(range(PARTITIONS)))
     with pytest.raises(CountersUnavailable):
         await epochs.read(upkeep=True)
