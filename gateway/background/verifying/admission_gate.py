@@ -20,7 +20,7 @@ OPEN_INTERVAL_S = 0.1
 AWAY_S = 5.0
 # Serving again is promised within ten seconds: noticing and comparing take some of them.
 RECOVERY_S_MAX = 7.0
-# How long workers nobody knows of have to show up: each reports twice a second at least meanwhile.
+# How long workers nobody knows of have to show up: each reports as soon as it sees other data.
 STRANGERS_S = 2.0
 
 

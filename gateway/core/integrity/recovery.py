@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-# A worker reports at least every other second.
+# A worker reports twice in it at least.
 SILENT_S_MAX = 15.0
 # How long one that fell silent may still come back with what its disk keeps.
 RETURN_S_MAX = 30.0
