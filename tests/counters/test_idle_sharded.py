@@ -67,8 +67,8 @@ async def test_what_is_asked_of_each_primary_while_nothing_happens(
     for client in clients:
         found = asked(client)
         reports = found.pop("hset")
-        # Seldom looks of the fence, at word, catalogue, prices and upstreams; one a second at slots, in turn.
-        assert sum(found.values()) <= 12 + 4 * reports, found
+        # Rare looks of the fence, at word, catalogue, prices and upstreams; one a second at slots, in turn.
+        assert sum(found.values()) <= 14 + 6 * reports, found
         assert "mget" not in found
 
 
