@@ -210,7 +210,7 @@ class Control(Client):
         wanted = [
             (one.key_id, self.identity_written(one))
             for one, old in zip(newest.values(), before, strict=True)
-            if key_of(old) <= one.key_id
+            if key_of(old) <= one.key_id and (one.gone or self.identity_written(one)[2] != old)
         ]
         while wanted:
             sets = ((*command, b"GET") for _, command in wanted)

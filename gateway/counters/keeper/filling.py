@@ -14,7 +14,9 @@ from gateway.counters.admission.stored import encode_terms, version_of
 from gateway.counters.keeper.client import TOGETHER_MAX, UNVERIFIED
 from gateway.counters.keeper.control import Control
 from gateway.counters.layouts import packing
+from gateway.counters.layouts.defined import is_as_defined
 from gateway.counters.redis import keys
+from gateway.counters.redis.calls import Reply
 from gateway.errors import CountersUnavailable
 
 
@@ -24,22 +26,38 @@ class Filling(Control):
     async def define_all(
         self, definitions: Sequence[AccountDefinition], version: int
     ) -> list[tuple[AccountDefinition, Exception]]:
-        """Bring definitions of one partition into its accounts; newer ones stay. Which are refused, and why.
+        """Bring definitions of one partition into accounts that are not as they say; newer ones stay. Which
+        are refused, and why.
 
-        CountersUnavailable where the partition is not verified.
+        CountersUnavailable where the partition is not verified, and there is something to write.
         """
-        calls = (
+        refused: list[tuple[AccountDefinition, Exception]] = []
+        for some in batched(definitions, TOGETHER_MAX):
+            wanted = await self._not_as_defined(some, version)
+            answers = await self.run_each("load", (call for _, call in wanted))
+            if any(isinstance(one, bytes) and packing.code_of(one) == UNVERIFIED for one in answers):
+                raise CountersUnavailable
+            pairs = zip(wanted, answers, strict=True)
+            refused += [(one, error) for (one, _), error in pairs if isinstance(error, Exception)]
+        return refused
+
+    async def _not_as_defined(
+        self, definitions: Sequence[AccountDefinition], version: int
+    ) -> list[tuple[AccountDefinition, packing.Call]]:
+        """Those whose state is not there, or is another one, with the call that writes it."""
+        calls = [
             packing.define(
                 self.run_id_of(keys.partition_of(one.organization_id)), version, one,
                 create=not getattr(one, "has_ledger", False),
             )
             for one in definitions
-        )  # fmt: skip
-        answers = await self.run_each("load", calls)
-        if any(isinstance(one, bytes) and packing.code_of(one) == UNVERIFIED for one in answers):
-            raise CountersUnavailable
-        pairs = zip(definitions, answers, strict=True)
-        return [(definition, error) for definition, error in pairs if isinstance(error, Exception)]
+        ]  # fmt: skip
+        before = await self.states([names[1] for names, _ in calls])
+        return [
+            (one, call)
+            for one, call, stored in zip(definitions, calls, before, strict=True)
+            if not is_as_defined(type(one), call[1][1], stored)
+        ]
 
     async def write_terms(self, organizations: Sequence[OrganizationDefinition], version: int) -> None:
         """Write the terms of organizations of one partition where others stand there; newer ones stay."""
@@ -57,14 +75,39 @@ class Filling(Control):
                 await self.newest(name, displaced, newer)
 
     async def identities(self, definitions: Sequence[KeyDefinition]) -> None:
-        """Write whom credentials stand for, as far as those stand in our partitions."""
+        """Write whom credentials stand for, as far as those stand in our partitions and are not there."""
         ours = set(self.partitions)
         here = (one for one in definitions if keys.partition_of_digest(one.digest) in ours)
         for some in batched(here, TOGETHER_MAX):
-            await self.ask_together(
-                _by_slot(self.identity_written(one) for one in some if not one.of_tokens), everybodys=True
-            )
+            commands = await self._not_there(self.identity_written(one) for one in some if not one.of_tokens)
+            await self.ask_together(_by_slot(commands), everybodys=True)
             await self.of_subjects([one for one in some if one.of_tokens])
+
+    async def _not_there(self, commands: Iterable[tuple[bytes, ...]]) -> list[tuple[bytes, ...]]:
+        """Those of commands that change anything: gateways are told of each credential that is written."""
+        by_slot = defaultdict[bytes, list[tuple[bytes, ...]]](list)
+        for command in commands:
+            by_slot[_slot(command[1])].append(command)
+        asked = ((b"MGET", *(command[1] for command in its)) for its in by_slot.values())
+        stored = [one for some in await self.ask_together(asked, everybodys=True) for one in _answered(some)]
+        all_of = [command for its in by_slot.values() for command in its]
+        return [one for one, before in zip(all_of, stored, strict=True) if _differs(one, before)]
+
+
+def _answered(several: Reply) -> list[Reply]:
+    assert isinstance(several, list)
+    return several
+
+
+def _differs(command: tuple[bytes, ...], stored: Reply) -> bool:
+    """Whether a command that writes a credential changes what is stored; when one ends is said within it."""
+    if command[0] == b"DEL":
+        return stored is not None
+    return stored != command[2] or b"PX" in command[3:]
+
+
+def _slot(name: bytes) -> bytes:
+    return name[: name.index(b"}")]
 
 
 def _by_slot(commands: Iterable[tuple[bytes, ...]]) -> Iterator[tuple[bytes, ...]]:
@@ -73,7 +116,7 @@ def _by_slot(commands: Iterable[tuple[bytes, ...]]) -> Iterator[tuple[bytes, ...
     for command in commands:
         verb, name, *rest = command
         if verb == b"SET" and len(rest) == 1:
-            staying[name[: name.index(b"}")]] += command[1:]
+            staying[_slot(name)] += command[1:]
         else:
             yield command
     for written in staying.values():

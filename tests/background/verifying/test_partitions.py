@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from gateway.background.verifying.admission_gate import AdmissionGate
 from gateway.background.verifying.verifier import PARTITIONS_AT_ONCE_MAX, Verifier
+from gateway.core.accounts.definitions import AccountDefinition, UserDefinition
 from gateway.core.integrity.verified import Truth
-from gateway.core.model import PARTITIONS, Verdict
+from gateway.core.model import PARTITIONS, Limits, Verdict
 from gateway.counters.admission.directory import Directory
 from gateway.counters.keeper.verification import KeeperCounters
-from gateway.counters.layouts import states
+from gateway.counters.layouts import states, table
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable, InvalidApiKey
 from persistence.keeper.verification import Truths
@@ -218,6 +221,49 @@ async def test_what_is_written_whole_is_what_was_defined(valkey: str, migrated: 
         assert (key.concurrency, key.rpm) == (9, 0)
 
 
+def definitions_of(truth: Truth) -> list[AccountDefinition]:
+    return [*(one.definition for one in (*truth.organizations, *truth.tenants)), *truth.keys]
+
+
+async def test_a_definition_is_written_where_any_of_it_differs_and_nowhere_else(
+    valkey: str, migrated: str
+) -> None:
+    async with backend_at(valkey, migrated) as backend:
+        world = await limited(backend)
+        caller = world.caller
+        truth = (await Truths(backend.engine, keys.partition_of).truth({world.p: [caller.organization_id]}))[
+            world.p
+        ]
+        user = UserDefinition(caller.tenant_id, caller.organization_id, "its user", Limits(concurrency=3))
+        names = [
+            world.organization_key, world.tenant_key, world.api_key,
+            keys.user_state(world.p, caller.tenant_id, "its user"),
+        ]  # fmt: skip
+        kinds = (
+            (states.OrganizationState, table.DEFINE_ORGANIZATION),
+            (states.TenantState, table.DEFINE_TENANT),
+            (states.KeyState, table.DEFINE_KEY),
+            (states.UserState, table.DEFINE_USER),
+        )
+        definitions, later = [*definitions_of(truth), user], truth.version + 1
+        assert await backend.counters.define_all([user], truth.version) == []
+        raw = {name: world.get(name) for name in names}
+        assert await backend.counters.define_all(definitions, later) == []
+        assert {name: world.get(name) for name in names} == raw
+        for definition, name, (kind, layout) in zip(definitions, names, kinds, strict=True):
+            as_it_is = states.unpack(kind, raw[name])
+            # Another plan is a grant, which comes by itself.
+            for field in (one.name for one in layout.fields if one.name != "plan_id"):
+                other = replace(as_it_is, **{field: 1 - getattr(as_it_is, field) % 2})
+                world.client.set(name, states.pack(other))
+                assert await backend.counters.define_all([definition], later) == []
+                after = states.unpack(kind, world.get(name))
+                assert (getattr(after, field), after.version) == (getattr(as_it_is, field), later), field
+            world.client.delete(name)
+            answered = await backend.counters.define_all([definition], later)
+            assert (answered, world.client.exists(name)) == ([], 1), "it is none that has a ledger"
+
+
 async def test_a_keeper_that_starts_beside_data_that_is_verified_reads_no_account_and_writes_nothing(
     valkey: str, migrated: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +280,67 @@ async def test_a_keeper_that_starts_beside_data_that_is_verified_reads_no_accoun
         asked = {name.removeprefix("cmdstat_") for name in world.client.info("commandstats")}
         assert asked
         assert not asked & WRITES
+
+
+async def written(backend: Backend, *lost: str) -> dict[str, int]:
+    """How often each command that writes ran while a partition was verified that lost these."""
+    with backend.client() as client:
+        client.delete(*lost)
+        backend.verifier._vouched = b""
+        client.config_resetstat()
+        await backend.verify()
+        ran = client.info("commandstats")
+    return {name: ran[f"cmdstat_{name}"]["calls"] for name in WRITES if f"cmdstat_{name}" in ran}
+
+
+async def test_as_little_is_written_however_many_are_there(valkey: str, migrated: str) -> None:
+    async with backend_at(valkey, migrated) as backend:
+        world = await limited(backend)
+        await backend.flush()
+        marker = keys.marker(world.p)
+        await written(backend, marker)
+        before = await written(backend, marker)
+        digests = [uuid.uuid4().hex * 2 for _ in range(12)]
+        for number, digest in enumerate(digests):
+            ends = {"expires_at": datetime.now(UTC) + timedelta(days=1)} if number % 2 else {}
+            await backend.made(
+                "api-keys", tenant_id=world.caller.tenant_id, name=f"key {number}", digest=digest,
+                prefix="tk_test", **ends,
+            )  # fmt: skip
+        await backend.push()
+        everything = {name: world.get(name) for name in map(keys.identity, digests)}
+        assert all(everything.values())
+        await written(backend, marker)  # the catalogue and the prices say how new they are
+        assert await written(backend, marker) == before
+        # Of what is lost so much is written, and no more: a credential, one that ends, another's key
+        # (which its script sets).
+        lost = [keys.identity(digest) for digest in digests[:2]]
+        (key,) = backend.rows("select id from api_key where digest = %s", digests[2])
+        after = await written(backend, marker, *lost, keys.key_state(world.p, key["id"]))
+        more = {name: after.get(name, 0) - before.get(name, 0) for name in WRITES}
+        assert {name: calls for name, calls in more.items() if calls} == {"mset": 1, "set": 2, "fcall": 1}
+        assert {name: world.get(name) for name in everything} == everything
+        assert 0 < world.client.pttl(lost[1]) <= 86_400_000
+        assert world.reserve(need=1).verdict is Verdict.ADMITTED
+
+
+async def test_a_credential_that_is_somebody_elses_is_put_right(valkey: str, migrated: str) -> None:
+    async with backend_at(valkey, migrated) as backend:
+        world = await limited(backend)
+        (key,) = backend.rows("select digest from api_key where id = %s", world.caller.key_id)
+        name, marker = keys.identity(key["digest"]), keys.marker(world.p)
+        right = world.get(name)
+        world.client.set(name, right.replace(b'"u":""', b'"u":"another"'))
+        assert world.get(name) != right
+        await written(backend, marker)
+        assert world.get(name) == right
+        # One that ended stands for nobody, whatever came back.
+        await backend.write("api-keys", "revoke", world.caller.key_id)
+        await backend.push()
+        assert world.client.get(name) is None
+        world.client.set(name, right)
+        await written(backend, marker)
+        assert world.client.get(name) is None
 
 
 async def test_of_a_partition_only_what_is_not_there_is_written(valkey: str, migrated: str) -> None:
