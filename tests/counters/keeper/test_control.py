@@ -133,7 +133,9 @@ async def test_identities_are_written_together_those_of_a_slot_in_one_command(
     was_ending = replace(staying[7], expires_ms=expires)
     await filling.identity(was_ending)
     world.client.config_resetstat()
-    await filling.identities([*staying, ends, replace(revoked, revoked=True)])
+    later = replace(ends, expires_ms=expires + 1_000)
+    all_of = [*staying, later, replace(revoked, revoked=True)]
+    await filling.identities(all_of)
     asked = world.client.info("commandstats")
     slots = {keys.partition_of_digest(one.digest) for one in staying}
     counted = {verb: asked[f"cmdstat_{verb}"]["calls"] for verb in ("mset", "set", "del")}
@@ -141,8 +143,13 @@ async def test_identities_are_written_together_those_of_a_slot_in_one_command(
     for one in staying:
         name = keys.identity(one.digest)
         assert (world.get(name), world.client.ttl(name)) == (encode_identity(as_caller(one)), -1)
-    assert world.client.pexpiretime(keys.identity(ends.digest)) == expires
+    assert world.client.pexpiretime(keys.identity(ends.digest)) == later.expires_ms
     assert not world.client.exists(keys.identity(revoked.digest))
+    # What is there is not written again, and who is gone is not deleted again.
+    world.client.config_resetstat()
+    await filling.identities(all_of)
+    asked = world.client.info("commandstats")
+    assert not asked.keys() & {f"cmdstat_{verb}" for verb in ("mset", "set", "del")}
 
 
 async def test_an_organizations_terms_are_written_and_older_ones_are_not(
