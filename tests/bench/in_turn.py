@@ -4,7 +4,9 @@ One deployment, as the bench starts it, whose keeper stands still. Windows in wh
 there are connections, and more of them in turn follow each other, so what else the machine does meets all.
 Each key is of an organization of its own. Calls of one key that leave together share its accounts in Redis,
 those of a few share nothing, but their states are near at hand: what it takes to *know* many is what all cost
-beside a few. Prints a line of JSON: microseconds of CPU a call of gateway and Redis, medians, and the medians
+beside a few. Each key of a window has called just before it: whoever was read half a minute ago is read again
+with its next call, which calls that come all the time share, and the first after another window would not.
+Prints a line of JSON: microseconds of CPU a call of gateway and Redis, medians, and the medians
 of ratios within a round; then what an idle worker asks.
 Usage: python -m tests.bench.in_turn [--keys 1,32,100,3000,10000] [--rounds 7] [--seconds 5]
 """
@@ -52,11 +54,12 @@ def _measure(
     stage: Stage, one: Contender, sizes: Sequence[int], rounds: int, seconds: float
 ) -> dict[str, object]:
     everyone = one.traffic
-    called = _called(stage, one)
+    called = _called(stage, one, everyone, 2)
     groups = {size: Traffic(everyone.keys[:size], everyone.users, everyone.traced) for size in sizes}
     found: dict[int, list[Cost]] = {size: [] for size in sizes}
     for _ in range(rounds):
         for size, who in groups.items():
+            _called(stage, one, who, 1)
             found[size].append(_cost(stage, one, seconds, who)[1:])
     beside, few = found[sizes[0]], found.get(solo.CONNECTIONS)
     return {
@@ -70,12 +73,12 @@ def _measure(
     }
 
 
-def _called(stage: Stage, one: Contender) -> float:
-    """Have each key call twice, so that none is new any more; how many calls that took for each."""
-    made, wanted = 0, 2 * len(one.traffic.keys)
+def _called(stage: Stage, one: Contender, traffic: Traffic, times: int) -> float:
+    """Have each key call so often, so that none is new any more; how many calls that took for each."""
+    made, wanted = 0, times * len(traffic.keys)
     while made < wanted:
-        made += _cost(stage, one, SETTLED_S).found.requests
-    return made / len(one.traffic.keys)
+        made += _cost(stage, one, SETTLED_S, traffic).found.requests
+    return made / len(traffic.keys)
 
 
 def _beside(costs: list[Cost], others: list[Cost]) -> list[float]:
