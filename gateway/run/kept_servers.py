@@ -155,7 +155,7 @@ class KeptServers:
         self._wires, self._shared, self.share = wires, shared, shared.share
         self._sharing: list[asyncio.Task[None]] = []
         self._kept: dict[Wire, KeptServer] = {}
-        self._ending: set[asyncio.Task[None]] = set()
+        self._ending: dict[KeptServer, asyncio.Task[None]] = {}
         self._reclaimed_before = 0
 
     @property
@@ -193,13 +193,15 @@ class KeptServers:
         for wire in [one for one in self._kept if one not in wires]:
             gone = self._kept.pop(wire)
             self._reclaimed_before += gone.reclaimer.reclaimed
-            ending = asyncio.create_task(gone.stop())
-            self._ending.add(ending)
-            ending.add_done_callback(self._ending.discard)
+            self._ending[gone] = asyncio.create_task(gone.stop())
+            self._ending[gone].add_done_callback(partial(self._ended, gone))
         for wire in wires:
             if wire not in self._kept:
                 self._kept[wire] = KeptServer(wire, self._shared)
                 self._kept[wire].start()
+
+    def _ended(self, gone: KeptServer, _: asyncio.Task[None]) -> None:
+        del self._ending[gone]
 
     async def stop(self, *, flushes: bool = True) -> None:
         """End with all of them; others flush from then on what was flushed here.
@@ -208,7 +210,7 @@ class KeptServers:
         """
         if not flushes:
             await self._leave()
-        await asyncio.gather(*(one.stop() for one in self._kept.values()), *self._ending)
+        await asyncio.gather(*(one.stop() for one in self._kept.values()), *self._ending.values())
         await self._leave()
 
     async def _leave(self) -> None:
@@ -224,7 +226,8 @@ class KeptServers:
         return [one for partitions, kept in there for one in partitions if one not in kept.counters.newer]
 
     def _in_hand(self) -> frozenset[int]:
-        return frozenset[int]().union(*(one.in_hand for one in self._kept.values()))
+        """Also of servers that went, while what was read of them is stored."""
+        return frozenset[int]().union(*(one.in_hand for one in (*self._kept.values(), *self._ending)))
 
     async def at_rest(self) -> set[int]:
         """Partitions of which nobody brings more of what Redis may have forgotten; of servers that answer."""

@@ -1,14 +1,23 @@
-"""What is told of the servers that a keeper looks after, while they come and go."""
+"""The servers of Redis that a keeper looks after, and what is told of them, while they come and go."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import cast
 
+from gateway.core.model import PARTITIONS
 from gateway.counters.redis.wire import Wire
 from gateway.counters.redis.wires import Wires
+from gateway.run.keeper import Keeper
 from gateway.run.kept_servers import KeptServer, KeptServers, Shared
+from gateway.settings.settings import Settings
+from tests.conftest import ValkeyServer
+from tests.persistence.migrated import migrated, shared, template
+from tests.waiting import eventually
+
+__all__ = ["migrated", "shared", "template"]
 
 
 class Kept:
@@ -40,3 +49,32 @@ async def test_what_waits_is_told_while_servers_come_and_go() -> None:
         "outbox_streams_broken": 3, "holds": 6,
     }  # fmt: skip
     assert await servers.waiting() == {}
+
+
+async def test_what_a_server_that_went_had_in_hand_is_in_hand_until_it_has_ended(
+    migrated: str, own_valkey: Callable[..., ValkeyServer]
+) -> None:
+    """Else another keeper is given partitions of which entries are still on their way."""
+    valkey = own_valkey()
+    keeper = Keeper(Settings(database_url=migrated, redis_url=valkey.url))
+    servers = keeper._servers
+    await keeper._wires.open()
+    servers.start()
+    try:
+        await eventually(lambda: servers.share.size == PARTITIONS)
+        (kept,) = servers._kept.values()
+        await eventually(lambda: kept._flusher._epochs is not None)  # it has been through what comes before
+        assert valkey.process
+        valkey.process.send_signal(signal.SIGSTOP)
+        try:
+            there = await eventually(servers._in_hand)
+            servers._wires = SimpleNamespace(wires=[])  # all that is asked of it here
+            servers.look()
+            assert servers._in_hand() == there
+        finally:
+            valkey.process.send_signal(signal.SIGCONT)
+        await eventually(lambda: not servers._in_hand())
+    finally:
+        await servers.stop()
+        await keeper._wires.close()
+        await keeper._engine.dispose()
