@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 
-from gateway.core.wait import in_task
+from gateway.core.wait import Within, in_task
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.wire import Wire, encode, encode_script
@@ -19,6 +19,8 @@ from gateway.counters.redis.wires import Wires
 from gateway.errors import CountersUnavailable
 
 LOOK_S = 0.1
+# In which all partitions of one server are rewritten: one that hangs holds nobody else up for longer.
+REWRITE_S_MAX = 1.0
 
 
 class Moves:
@@ -47,19 +49,19 @@ class Moves:
 
     async def _take_up(self) -> list[int]:
         known, self._seen = self._seen, {one: one.run_id for one in self._wires.wires if one.connected}
-        taken = []
+        moved = list[tuple[Wire, bytes, dict[int, bytes]]]()
         for wire, run_id in self._seen.items():
             had, partitions = self._had, wire.part.partitions
             came = [one for one in partitions if had.get(one, wire) is not wire]
             givers = {
-                one: had[one] for one in came if known.get(wire) == run_id and self._lives(had[one], known)
+                one: had[one].run_id
+                for one in came
+                if known.get(wire) == run_id and self._lives(had[one], known)
             }
             self._had = had | dict.fromkeys(partitions, wire)
-            for partition, giver in givers.items():
-                with suppress(CountersUnavailable):  # it is verified, then
-                    if await _rewrite(wire, run_id, partition, giver.run_id):
-                        taken.append(partition)
-        return taken
+            moved.append((wire, run_id, givers))
+        taken = await asyncio.gather(*(_rewrite_all(*one) for one in moved))
+        return [partition for one in taken for partition in one]
 
     def _lives(self, wire: Wire, known: Mapping[Wire, bytes]) -> bool:
         """Whether this is a primary still, and was all the time."""
@@ -70,6 +72,17 @@ async def taken_up(wire: Wire, partition: int) -> bool:
     """Whether a partition's marker names the history of the primary that has it."""
     marker = await in_task(wire.send(encode(b"GET", keys.marker(partition).encode())))
     return packing.read_marker(marker)[0] == wire.run_id
+
+
+async def _rewrite_all(wire: Wire, run_id: bytes, givers: Mapping[int, bytes]) -> list[int]:
+    """Write the markers of partitions that a server was given; answers which."""
+    taken = []
+    with suppress(CountersUnavailable, TimeoutError):  # those that are left are verified, then
+        async with Within(REWRITE_S_MAX):
+            for partition, before in givers.items():
+                if await _rewrite(wire, run_id, partition, before):
+                    taken.append(partition)
+    return taken
 
 
 async def _rewrite(wire: Wire, run_id: bytes, partition: int, before: bytes) -> bool:

@@ -3,22 +3,49 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, TypeVar, cast
 
 import hiredis
 
 from gateway.core.wait import Within
 from gateway.counters.redis.address import NO_REDIS, Address, why_not
 from gateway.counters.redis.calls import Reply
+from gateway.counters.redis.slots import Place
 from gateway.errors import CountersUnavailable
 
 ANSWER_S_MAX = 0.5
+# Who says nothing for so long is waited for together with the next one.
+NEXT_S = 0.05
 READ_BYTES = 65_536
+
+T = TypeVar("T")
+
+
+async def first_known(
+    places: Iterable[Place], ask: Callable[[Place], Coroutine[Any, Any, T | None]]
+) -> T | None:
+    """What the first of these says that knows, asked in their order; None where nobody does."""
+    left, asked = iter(places), set[asyncio.Task[T | None]]()
+    try:
+        while True:
+            place = next(left, None)
+            if place is not None:
+                asked.add(asyncio.create_task(ask(place)))
+            elif not asked:
+                return None
+            next_s = None if place is None else NEXT_S
+            done, asked = await asyncio.wait(asked, timeout=next_s, return_when=asyncio.FIRST_COMPLETED)
+            for one in done:
+                if (found := one.result()) is not None:
+                    return found
+    finally:
+        for one in asked:
+            one.cancel()
 
 
 async def ask_apart(
-    address: Address, place: tuple[str, int], login: tuple[str, str], *commands: Sequence[str]
+    address: Address, place: Place, login: tuple[str, str], *commands: Sequence[str]
 ) -> list[Reply]:
     """The answers of whoever listens there, by the TLS of `address`; `login` is a user's name and password.
 
@@ -37,7 +64,7 @@ async def ask_apart(
     return cast("list[Reply]", answers[len(asked) - len(commands) :])
 
 
-async def _answers(address: Address, place: tuple[str, int], asked: Sequence[Sequence[str]]) -> list[object]:
+async def _answers(address: Address, place: Place, asked: Sequence[Sequence[str]]) -> list[object]:
     host, port = place
     tls, name = (address.tls.context(), host) if address.tls else (None, None)
     reader, writer = await asyncio.open_connection(host, port, ssl=tls, server_hostname=name)

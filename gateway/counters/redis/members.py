@@ -6,15 +6,15 @@ A member counts that says `cluster_state:ok`: one that is cut off from most of t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from gateway.core.wait import Within, in_task
 from gateway.counters.redis.address import Address
-from gateway.counters.redis.asking import ask_apart
+from gateway.counters.redis.asking import ask_apart, first_known
 from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.greeting import said
-from gateway.counters.redis.slots import Place, SlotMap, read_slots
+from gateway.counters.redis.slots import Place, SlotMap, are_doubtful, newest, read_slots
 from gateway.counters.redis.wire import Wire, encode
 from gateway.errors import CountersUnavailable
 
@@ -41,12 +41,24 @@ class Views:
         """Whether there are any, and there is a word to be had of all of them."""
         return 0 < len(wires) == len(self.heard(wires))
 
-    async def newest(self, asked: Sequence[Wire]) -> SlotMap | None:
-        """The newest that any of these says within `VIEW_S_MAX`; None where none does."""
+    async def newest(
+        self, asked: Sequence[Wire], there: Callable[[], tuple[SlotMap, Collection[Wire]]]
+    ) -> SlotMap | None:
+        """The newest map of those asked, or of all; None where nobody says any. `there` are the map that is
+        known by now, and all its primaries.
+        """
+        views = await self._of(asked)
+        known, everybody = there()
+        if are_doubtful(views, known):  # who is asked alone may hang, or lag behind
+            views = await self._of(self.heard(everybody))
+        return newest(views, there()[0])
+
+    async def _of(self, asked: Sequence[Wire]) -> list[SlotMap]:
+        """What these say within `VIEW_S_MAX`."""
         said = await asyncio.gather(*(_in_time(one, self._places[one]) for one in asked))
         silent = [one for one, view in zip(asked, said, strict=True) if view is None]
         self._silent |= dict.fromkeys(silent, self._loop.time() + LEFT_OUT_S)
-        return max(filter(None, said), key=lambda one: one.epoch, default=None)
+        return [view for view in said if view is not None]
 
 
 async def _in_time(wire: Wire, place: Place) -> SlotMap | None:
@@ -67,16 +79,20 @@ async def view_of(wire: Wire, place: Place) -> SlotMap | None:
 
 async def view_apart(address: Address, places: Iterable[Place]) -> SlotMap:
     """What the first of these members says that knows; CountersUnavailable where none does."""
-    who, fault = address.now(), ""
+    who, faults = address.now(), [""]
     login = who.username, who.password
-    for place in places:
+
+    async def view_from(place: Place) -> SlotMap | None:
         try:
             answers = await ask_apart(address, place, login, ("CLUSTER", "INFO"), ("CLUSTER", "SLOTS"))
-            if found := _read(answers[0], answers[1], place):
-                return found
+            return _read(answers[0], answers[1], place)
         except (CountersUnavailable, ValueError) as error:
-            fault = f": {error}"
-    raise CountersUnavailable(f"no member of the cluster knows who has which slots{fault}")
+            faults.append(f": {error}")
+        return None
+
+    if found := await first_known(places, view_from):
+        return found
+    raise CountersUnavailable(f"no member of the cluster knows who has which slots{faults[-1]}")
 
 
 def _read(info: Reply, slots: Reply, asked: Place) -> SlotMap | None:

@@ -89,11 +89,13 @@ class Redirects:
     async def _find_out(self, source: Wire) -> None:
         """Have everything go on that was moved until its server answers; what comes later asks again."""
         given = False
-        with suppress(CountersUnavailable):
-            given = await self._gave_away(source)
-        del self._asking[source]
-        for go_on in self._moved.pop(source):
-            go_on(given)
+        try:
+            with suppress(CountersUnavailable):
+                given = await self._gave_away(source)
+        finally:
+            del self._asking[source]
+            for go_on in self._moved.pop(source):
+                go_on(given)
 
     def _send(self, wire: Wire, hop: Hop, command: bytes, calls: int, asking: bool) -> None:
         """Send it now, or as soon as there is a connection; nobody waits beyond its time."""

@@ -23,9 +23,9 @@ from gateway.counters.redis.slots import (
     NOTHING,
     PRIMARIES_MAX,
     SLOT_OF_PARTITION,
-    Part,
     Place,
     SlotMap,
+    part_of,
     slot_of,
 )  # fmt: skip
 from gateway.counters.redis.wire import CALL_S, Wire, encode
@@ -178,9 +178,7 @@ class Shards:
 
     async def look(self) -> None:
         """Learn who has what; CountersUnavailable where no member knows."""
-        found = await self._views.newest(self._asked_now())
-        if found is None:  # whoever is asked alone may hang
-            found = await self._views.newest(self._views.heard(self.wires))
+        found = await self._views.newest(self._asked_now(), lambda: (self.map, self.wires))
         if found is None:
             places = dict.fromkeys((*self.map.members, *self._address.members))
             found = await view_apart(self._address, places)
@@ -193,28 +191,36 @@ class Shards:
                 self._fault = ""
             except CountersUnavailable as error:
                 self._fault = error.message
+            except Exception as error:  # noqa: BLE001  # whatever fails, who moves is looked for again
+                if self._fault != repr(error):
+                    told = {"message": "nobody could look who has which slots", "exception": error}
+                    self._loop.call_exception_handler(told)
+                self._fault = repr(error)
             with suppress(TimeoutError):
                 calm = self._views.are_heard(self.wires)
                 await asyncio.wait_for(self._soon.wait(), self._look_s if calm else LOOK_SOON_S)
-            self._soon.clear()
 
     def _asked_now(self) -> list[Wire]:
         """Whom to ask: everybody who answers, or one after another while all is well."""
-        heard = self._views.heard(self.wires)
-        if self._soon.is_set() or not self._views.are_heard(self.wires):
+        heard, soon = self._views.heard(self.wires), self._soon.is_set()
+        self._soon.clear()
+        if soon or not self._views.are_heard(self.wires):
             return heard
         return [heard[next(self._turns) % len(heard)]]
 
     async def _gave_away(self, wire: Wire) -> bool:
         """Whether the server of a wire is a primary with slots, now that it says that one is another's."""
+        place = self._places.get(wire)
+        if place is None:  # it was closed meanwhile
+            return False
         replication = wire.send(encode(b"INFO", b"replication"))
-        found = await view_of(wire, self._places[wire])
+        found = await view_of(wire, place)
         self._soon.set()
         said = await in_task(replication)
         if found is None or not is_primary(said):
             return False
         self._apply(found)
-        return any(one.place == self._places[wire] for one in found.owned)
+        return any(one.place == place for one in found.owned)
 
     # --- wires --------------------------------------------------------------------------
 
@@ -231,7 +237,7 @@ class Shards:
         for place in owners:
             self._at(place)
         for place, wire in list(self._wires.items()):
-            before_here, wire.part = wire.part.partitions, _part(found.partitions_of(place))
+            before_here, wire.part = wire.part.partitions, part_of(found.partitions_of(place))
             if not set(before_here) <= set(wire.part.partitions):
                 wire.hearing.again()  # of what was moved away it may have told nothing
             if place not in owners:
@@ -277,7 +283,7 @@ class Shards:
                 return self._nobody
             wire = self._make(replace(self._address, host=place[0], port=place[1]))
             self._wires[place], self._places[wire] = wire, place
-            wire.part = _part(self.map.partitions_of(place))
+            wire.part = part_of(self.map.partitions_of(place))
             wire.redirected, wire.hearing.listeners = self._redirects.take, self._listeners
             self._begun(wire)
             wire.start()
@@ -290,8 +296,3 @@ class Shards:
             wire = self._wires.pop(place)
             closing = self._loop.create_task(wire.close())
             closing.add_done_callback(lambda _: self._places.pop(wire, None))
-
-
-def _part(partitions: tuple[int, ...]) -> Part:
-    """What a server has now. Its anchor is the lowest: so it is the same one for every process."""
-    return Part(partitions, partitions[0]) if partitions else NOTHING

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from binascii import crc_hqx
 from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -44,6 +46,11 @@ WHOLE: Final = Part(tuple(range(PARTITIONS)), 0)
 NOTHING: Final = Part((), -1)
 
 
+def part_of(partitions: tuple[int, ...]) -> Part:
+    """What a server has now. Its anchor is the lowest: so it is the same one for every process."""
+    return Part(partitions, partitions[0]) if partitions else NOTHING
+
+
 # --- who has what -----------------------------------------------------------------------
 
 Place = tuple[str, int]
@@ -77,6 +84,23 @@ class SlotMap:
     def partitions_of(self, place: Place) -> tuple[int, ...]:
         """The partitions that a primary has."""
         return tuple(one for one, slot in enumerate(SLOT_OF_PARTITION) if self.place_of(slot) == place)
+
+
+def newest(views: Sequence[SlotMap], known: SlotMap) -> SlotMap | None:
+    """The map of the latest epoch, that of most where they differ, and of as many the one that is known.
+
+    A slot may move without a new epoch. So who has not heard of it yet says an older map of the same epoch.
+    """
+    epoch = max((one.epoch for one in views), default=0)
+    latest = [one for one in views if one.epoch == epoch]
+    said = Counter(one.owned for one in latest)
+    return max(latest, key=lambda one: (said[one.owned], one.owned == known.owned), default=None)
+
+
+def are_doubtful(views: Sequence[SlotMap], known: SlotMap) -> bool:
+    """Whether others are to be asked too: nobody said anything, or one alone another map of this epoch."""
+    one = views[0] if views else known
+    return not views or (len(views) == 1 and one.epoch == known.epoch and one.owned != known.owned)
 
 
 def read_slots(epoch: int, said: object, asked: Place) -> SlotMap:

@@ -6,8 +6,8 @@ are one command then, where nothing else is asked for in between (`calls.py`): t
 where the connection's server says that it is no cluster; else each partition's. A call waits a bounded
 time, by the time its loop is awake: an answer that came while it stood still was not late. Once the oldest
 has waited that long the breaker opens: calls fail at once until answers come again. A connection that
-stalls longer is closed and opened again; while there is none, calls fail at once too. It knows RESP and
-nothing of limits or ledgers.
+stalls longer, or whose sentinels name another meanwhile, is closed and opened again; while there is none,
+calls fail at once too. It knows RESP and nothing of limits or ledgers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from gateway.counters.redis.gathering import GATHER_S_MAX, Gathering
 from gateway.counters.redis.greeting import Ask, Server, greet, refuse_evicting, why_evicts
 from gateway.counters.redis.hearing import Hearing
 from gateway.counters.redis.scripts import library
-from gateway.counters.redis.sentinel import reach
+from gateway.counters.redis.sentinel import Way
 from gateway.counters.redis.slots import WHOLE
 from gateway.errors import CountersUnavailable, StartError
 
@@ -111,6 +111,7 @@ class Wire(asyncio.Protocol):
         self._awake = Awake(self.asked_at, max(SWEEP_S, call_s / LOOKS_MIN))
         self._waits_from = self.asked_at
         self._loop = asyncio.get_running_loop()
+        self._way = Way(self._loop)
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader()
         # Who waits for each answer, the command, since when, and for how many calls.
@@ -156,6 +157,7 @@ class Wire(asyncio.Protocol):
         self.closed = True
         if self._connecting is not None:
             self._connecting.cancel()
+        self._way.close()
         self._gathering.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
@@ -366,7 +368,7 @@ class Wire(asyncio.Protocol):
         """Fail what waited too long and open the breaker; close a connection that stalls."""
         now = self._awake.advance(self._clock())
         waited = now - self._pending[0][2] if self._pending else 0.0
-        if waited > self._stall_s:
+        if waited > self._stall_s or self._way.leads_elsewhere(waited):
             self._drop()
         elif waited > self._call_s:
             self.available = False
@@ -410,7 +412,7 @@ class Wire(asyncio.Protocol):
 
     async def _connect(self) -> None:
         async with Within(CONNECT_S_MAX):
-            await reach(self.address, self._loop, lambda: self)
+            await self._way.reach(self.address, lambda: self)
             self.certificate_end = end_of(self._transport) if self._transport else None
             try:
                 server = await greet(self.address, self._ask)

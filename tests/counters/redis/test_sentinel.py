@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,8 @@ from tests.counters.conftest import Connect
 from tests.waiting import eventually, wait_until
 
 NAME = "main"
+# Each is waited for on its own for half a second, all of them for longer than a connect may take.
+SILENT = 5
 SECRET = "known to sentinels"
 
 
@@ -67,6 +71,38 @@ async def test_the_sentinels_name_the_primary_and_the_next_one(
     await eventually(lambda: wire.connected and wire.run_id != run_id)
     assert await in_task(wire.send(encode(b"GET", b"written"))) == b"1"
     assert await in_task(wire.send(encode(b"SET", b"written", b"2"))) == b"OK"
+
+
+async def test_who_hangs_is_left_as_soon_as_the_sentinels_name_another(
+    sentinel: tuple[str, ValkeyServer], connect: Connect
+) -> None:
+    """However long an answer may take: nothing closes the connection to a process that is stopped."""
+    url, primary = sentinel
+    wire = await connect(url, call_s=3_600.0, stall_s=3_600.0)
+    run_id = wire.run_id
+    assert await in_task(wire.send(encode(b"SET", b"written", b"1"))) == b"OK"
+    assert await in_task(wire.send(encode(b"WAIT", b"1", b"5000"))) == 1
+    assert primary.process
+    primary.process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(CountersUnavailable):
+            await in_task(wire.send(encode(b"GET", b"written")))
+        await eventually(lambda: wire.connected)
+        assert wire.run_id != run_id
+        assert await in_task(wire.send(encode(b"GET", b"written"))) == b"1"
+    finally:
+        primary.process.send_signal(signal.SIGCONT)
+
+
+async def test_sentinels_that_say_nothing_keep_nobody_from_the_one_that_answers(
+    sentinel: tuple[str, ValkeyServer], connect: Connect
+) -> None:
+    url, _ = sentinel
+    with ExitStack() as opened:
+        silent = [opened.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(SILENT)]
+        named = ",".join(f"127.0.0.1:{one.getsockname()[1]}" for one in silent)
+        wire = await connect(url.replace("//", f"//{named},"))
+        assert await in_task(wire.send(encode(b"PING"))) == b"PONG"
 
 
 async def test_a_name_the_sentinels_do_not_know_is_no_connection(

@@ -27,8 +27,12 @@ from gateway.counters.redis.slots import (
     PRIMARIES_MAX,
     SLOT_OF_PARTITION,
     WHOLE,
+    Owned,
     Part,
     Redirection,
+    SlotMap,
+    are_doubtful,
+    newest,
     read_redirection,
     read_slots,
     slot_of,
@@ -40,6 +44,36 @@ from tests.valkey_cluster import Member, ValkeyCluster
 from tests.waiting import eventually
 
 NAMES = st.text(alphabet="abtk:{}p0", max_size=12).map(str.encode)
+
+
+OLDER, MOVED = (SlotMap(7, (Owned(0, 9, ("127.0.0.1", port)),)) for port in (1, 2))
+LATER, BEFORE = replace(OLDER, epoch=8), replace(MOVED, epoch=6)
+
+
+@pytest.mark.parametrize(
+    ("views", "known", "found"),
+    [
+        ([], OLDER, None),
+        ([MOVED], OLDER, MOVED),
+        ([MOVED, OLDER], OLDER, OLDER),
+        ([OLDER, MOVED], MOVED, MOVED),
+        ([OLDER, MOVED, MOVED], OLDER, MOVED),
+        ([OLDER, MOVED, OLDER], MOVED, OLDER),
+        ([MOVED, LATER, MOVED], MOVED, LATER),
+        ([BEFORE, BEFORE, OLDER], BEFORE, OLDER),
+    ],
+)
+def test_of_maps_of_one_epoch_that_of_most_counts(
+    views: list[SlotMap], known: SlotMap, found: SlotMap | None
+) -> None:
+    assert newest(views, known) is found
+
+
+def test_one_alone_is_doubted_who_says_another_map_of_the_epoch_that_is_known() -> None:
+    assert are_doubtful([], OLDER)
+    assert are_doubtful([MOVED], OLDER)
+    for views in ([OLDER], [LATER], [BEFORE], [MOVED, MOVED], [replace(OLDER, members=(("127.0.0.1", 3),))]):
+        assert not are_doubtful(views, OLDER)
 
 
 @given(NAMES)
