@@ -102,6 +102,9 @@ def _prove(url: str, place: Place, *, as_json: bool) -> int:
 
 def _facts(done: Archived) -> dict[str, object]:
     return {
+        "moved": [
+            {"ledger": one.ledger, "month": f"{one.month:%Y-%m}", "rows": one.rows} for one in done.moved
+        ],
         "files": [
             {
                 "ledger": one.ledger, "month": f"{one.month:%Y-%m}", "file": f"{one.url}/{one.file}",
@@ -120,6 +123,8 @@ def _facts(done: Archived) -> dict[str, object]:
 
 
 def _tell(done: Archived) -> None:
+    for moved in done.moved:
+        typer.echo(f"{moved.ledger} {moved.month:%Y-%m} had no partition: {moved.rows:,} rows are in one now")
     for one in done.files:
         typer.echo(f"{one.url}/{one.file}: {one.rows:,} rows, {one.bytes:,} bytes")
     for name in done.dropped:
@@ -128,7 +133,7 @@ def _tell(done: Archived) -> None:
         typer.echo(f"{stopped.month:%Y-%m} is not closed ({', '.join(stopped.ledgers)}):")
         for reason in stopped.reasons:
             typer.echo(f"  {reason}")
-    if not done.open and not done.files and not done.dropped:
+    if not (done.open or done.files or done.dropped):
         typer.echo("No month is left that could be archived.")
 
 

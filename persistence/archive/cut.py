@@ -108,10 +108,10 @@ def cut(connection: Connection, stored: Stored) -> bool:
     """
     ledger, month = BY_NAME[stored.ledger], stored.month
     with connection.transaction():
-        _have(connection, "SELECT pg_advisory_xact_lock(7801, 2)", "the schema is changed")
-        _have(connection, "SELECT pg_advisory_xact_lock(7807, 1)", "checkpoints are made")
+        have(connection, "SELECT pg_advisory_xact_lock(7801, 2)", "the schema is changed")
+        have(connection, "SELECT pg_advisory_xact_lock(7807, 1)", "checkpoints are made")
         # Nothing of the month changes from here on; readers, and writers of other months, go on.
-        _lock(connection, ledger.partition(month), "SHARE ROW EXCLUSIVE")
+        lock(connection, ledger.partition(month), "SHARE ROW EXCLUSIVE")
         has, sums = figures(connection, ledger, month)
         if has < stored.rows:
             raise ArchiveFailed(
@@ -124,7 +124,7 @@ def cut(connection: Connection, stored: Stored) -> bool:
             raise ArchiveFailed(f"{month:%Y-%m} is not closed: {said[0]}")
         kept = _stand_for(connection, ledger, month) if ledger.kind else 0
         # What takes long is done: the ledger is had for a moment.
-        _lock(connection, ledger.name, "ACCESS EXCLUSIVE")
+        lock(connection, ledger.name, "ACCESS EXCLUSIVE")
         _replace(connection, ledger, month)
         _note(connection, stored, kept)
         connection.execute(_SINCE, (ledger.name, datetime.combine(end_of(month), time(), UTC)))
@@ -157,11 +157,11 @@ def drop(connection: Connection, name: str, month: date) -> None:
 
 def _stand_for(connection: Connection, ledger: Ledger, month: date) -> int:
     """Keep what is asked for later, and what the rest comes to; answers how many rows are kept."""
-    names = _names(ledger, month)
+    names = names_of(ledger, month)
     delta, balance = MOVES[ledger.kind]
     placed = _PLACED.format(stays=_STAYS[ledger.kind], **names)
     columns = ", ".join(f'"{column.name}"' for column in ledger.table.columns)
-    connection.execute(_MAKE.format(**names).encode())
+    make(connection, names)
     kept = connection.execute(_KEEP.format(placed=placed, columns=columns, **names).encode()).rowcount
     runs = _RUNS.format(
         placed=placed,
@@ -182,18 +182,18 @@ def _stand_for(connection: Connection, ledger: Ledger, month: date) -> int:
     return kept
 
 
-def _lock(connection: Connection, table: str, mode: str) -> None:
+def lock(connection: Connection, table: str, mode: str) -> None:
     """Have a table, and what is of it."""
-    _have(connection, f"LOCK TABLE {table} IN {mode} MODE", f"a report reads {table}")
+    have(connection, f"LOCK TABLE {table} IN {mode} MODE", f"a report reads {table}")
 
 
-def _have(connection: Connection, lock: str, taken: str) -> None:
+def have(connection: Connection, statement: str, taken: str) -> None:
     """Have a lock, or `ArchiveFailed`; whoever has a part of it and waits for another is let go on first."""
     connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}".encode())
     for left in reversed(range(TRIES_MAX)):
         try:
             with connection.transaction():
-                connection.execute(lock.encode())
+                connection.execute(statement.encode())
                 return
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
             if not left:
@@ -201,14 +201,30 @@ def _have(connection: Connection, lock: str, taken: str) -> None:
 
 
 def _replace(connection: Connection, ledger: Ledger, month: date) -> None:
-    names = _names(ledger, month)
+    names = names_of(ledger, month)
     connection.execute(_TAKE_OUT.format(**names).encode())
     connection.execute(_SET_ASIDE.format(archived=ARCHIVED, **names).encode())
     if ledger.kind:
-        bounds = {"since": f"{month} 00:00:00+00", "until": f"{end_of(month)} 00:00:00+00"}
-        connection.execute(_PUT_IN.format(**names, **bounds).encode())
+        put_in(connection, ledger, month)
 
 
-def _names(ledger: Ledger, month: date) -> dict[str, str]:
+def make(connection: Connection, names: Mapping[str, str]) -> None:
+    """Make the table that is to be a month of a ledger, by itself."""
+    connection.execute(_MAKE.format(**names).encode())
+
+
+def put_in(connection: Connection, ledger: Ledger, month: date) -> None:
+    """Have it be that month."""
+    since, until = bounds_of(month)
+    connection.execute(_PUT_IN.format(**names_of(ledger, month), since=since, until=until).encode())
+
+
+def bounds_of(month: date) -> tuple[str, str]:
+    """A month's first moment, and the one behind its last."""
+    return f"{month} 00:00:00+00", f"{end_of(month)} 00:00:00+00"
+
+
+def names_of(ledger: Ledger, month: date) -> dict[str, str]:
+    """The ledger, a month of it, and what is to be that; and the column of whose its rows are."""
     partition = ledger.partition(month)
     return {"ledger": ledger.name, "partition": partition, "kept": f"{partition}_kept", "owner": ledger.owner}

@@ -16,9 +16,10 @@ from gateway.ops.archive import manifest, parquet
 from gateway.ops.archive.manifest import Manifest
 from gateway.ops.archive.retention import Retention
 from gateway.ops.place import Place, told
-from persistence.archive import closed, cut, months, rows
+from persistence.archive import closed, cut, months, outside, rows
 from persistence.archive.cut import Stored
 from persistence.archive.months import AUDIT, BY_NAME, Connection, Ledger
+from persistence.archive.outside import Moved
 
 # A month that changes while it is written is written again, so often.
 TRIES_MAX = 3
@@ -35,8 +36,9 @@ class Open:
 
 @dataclass(slots=True)
 class Archived:
-    """What one run did: files of months taken out, tables dropped, and why it went no further."""
+    """What one run did: months that got a partition, files taken out, tables dropped, why it ended."""
 
+    moved: list[Moved] = field(default_factory=list)
     files: list[Stored] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     open: list[Open] = field(default_factory=list)
@@ -71,6 +73,7 @@ def archive(
     }
     with months.connected(url) as connection, told(place.url):
         database = months.identity(connection)
+        done.moved += outside.bring_in(connection)
         due = _due(connection, until)
         if due:
             _refuse_others(place, database)
