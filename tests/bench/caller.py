@@ -1,7 +1,7 @@
 """The client and the upstream of a bench: one process, told on standard input what to call.
 
 Each line says `ports` of gateways, how many calls to make from which number on, among how many keys and
-users they go in turn. What is answered is how many were served.
+users they go in turn. What is answered is how many were served, and how many of each other status there were.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections import Counter
+from contextlib import suppress
 from typing import cast
 
 import uvloop
@@ -72,7 +74,8 @@ class Calls:
 
     def __init__(self, first: int, count: int, of_keys: int, users: int) -> None:
         self._next, self._end, self._keys, self._users = first, first + count, of_keys, users
-        self.left, self.served, self.lines = count, 0, 0
+        self.served, self.lines = 0, 0
+        self.others: Counter[str] = Counter()
         self.done = asyncio.get_running_loop().create_future()
         head, self._body = chat("127.0.0.1", Traffic((key_of(0),), users and 1))
         self._parts = head.split(key_of(0).encode())
@@ -88,10 +91,12 @@ class Calls:
             rest = rest.replace(USER, b"user-%07d" % (1 + number % self._users))
         return self._parts[0] + key_of(number % self._keys).encode() + rest + self._body
 
-    def ended(self, *, served: bool) -> None:
-        """Note the end of one."""
-        self.served += served
-        self.left -= 1
+    def ended(self, first: bytes) -> None:
+        """Note the end of one by the beginning of its answer."""
+        if first == SERVED:
+            self.served += 1
+        else:
+            self.others[first[-3:].decode("ascii", "replace") or "no answer"] += 1
 
     def closed(self) -> None:
         """Note that a connection is closed: the last one ends it all."""
@@ -116,13 +121,13 @@ class Caller(Messages):
     def whole(self, first: bytes) -> None:
         """Note the answer, and go on."""
         self._asked = False
-        self._calls.ended(served=first == SERVED)
+        self._calls.ended(first)
         self._ask()
 
     def connection_lost(self, _: Exception | None) -> None:
         """A call that has no answer was not served."""
         if self._asked:
-            self._calls.ended(served=False)
+            self._calls.ended(b"")
         self._calls.closed()
 
     def _ask(self) -> None:
@@ -135,14 +140,13 @@ class Caller(Messages):
         self.write(message)
 
 
-async def make(ports: list[int], calls: Calls) -> int:
-    """Make them over a few connections to each gateway; how many were served."""
+async def make(ports: list[int], calls: Calls) -> None:
+    """Make them over a few connections to each gateway."""
     loop = asyncio.get_running_loop()
     for number in range(max(CONNECTIONS, len(ports))):
         await loop.create_connection(lambda: Caller(calls), "127.0.0.1", ports[number % len(ports)])
     async with asyncio.timeout(ANSWERED_S_MAX):
         await calls.done
-    return calls.served
 
 
 async def serve() -> None:
@@ -153,11 +157,9 @@ async def serve() -> None:
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         wish = json.loads(line)
         calls = Calls(wish["first"], wish["count"], wish["keys"], wish["users"])
-        try:
-            served = await make(wish["ports"], calls)
-        except (OSError, TimeoutError):
-            served = calls.served
-        print(json.dumps({"served": served}), flush=True)
+        with suppress(OSError, TimeoutError):
+            await make(wish["ports"], calls)
+        print(json.dumps({"served": calls.served, "others": calls.others}), flush=True)
 
 
 if __name__ == "__main__":

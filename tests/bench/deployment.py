@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -290,20 +291,23 @@ class Outside:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         self.port = int(self._told()["port"])
+        self.others: dict[str, int] = {}
 
     def call(self, ports: Sequence[int], first: int, count: int, of_keys: int, users: int) -> int:
-        """Make calls; how many were answered 200."""
+        """Make calls; how many were answered 200. What became of others is in `others`, by status."""
         wish = {"ports": list(ports), "first": first, "count": count, "keys": of_keys, "users": users}
         assert self._process.stdin is not None
         print(json.dumps(wish), file=self._process.stdin, flush=True)
-        return self._told()["served"]
+        told = self._told()
+        self.others = told["others"]
+        return int(told["served"])
 
-    def _told(self) -> dict[str, int]:
+    def _told(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             raise BenchError("the client ended")
-        found: dict[str, int] = json.loads(line)
+        found: dict[str, Any] = json.loads(line)
         return found
 
     def close(self) -> None:

@@ -137,21 +137,26 @@ def measure(places: Places, accounts: list[Account], entries: int, many: int) ->
         client.delete(GO, STOP)
         command = [sys.executable, "-m", "tests.bench.keepers", "--be-one", valkey, far]
         keepers = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(many)]
-        sql = "SELECT count(*) FROM keeper_partition GROUP BY keeper_id"
-        wait_until(lambda: sorted(rows_of(url, sql)) == sorted((len(ALL[n::many]),) for n in range(many)))
-        _fill(client, accounts, entries)
-        pids, server = [one.pid for one in keepers], postmaster(url)
-        before = cpu_s(pids), postgres_cpu_s(server)
-        started = time.perf_counter()
-        client.set(GO, 1)
-        while _waiting(client):
-            if any(one.poll() is not None for one in keepers):
-                raise BenchError("a keeper has ended")
-            time.sleep(POLL_S)
-        seconds = time.perf_counter() - started
-        used = cpu_s(pids) - before[0], postgres_cpu_s(server) - before[1]
-        client.set(STOP, 1)
-        read = sum(json.loads(one.communicate()[0])["read"] for one in keepers)
+        try:
+            sql = "SELECT count(*) FROM keeper_partition GROUP BY keeper_id"
+            wait_until(lambda: sorted(rows_of(url, sql)) == sorted((len(ALL[n::many]),) for n in range(many)))
+            _fill(client, accounts, entries)
+            pids, server = [one.pid for one in keepers], postmaster(url)
+            before = cpu_s(pids), postgres_cpu_s(server)
+            started = time.perf_counter()
+            client.set(GO, 1)
+            while _waiting(client):
+                if any(one.poll() is not None for one in keepers):
+                    raise BenchError("a keeper has ended")
+                time.sleep(POLL_S)
+            seconds = time.perf_counter() - started
+            used = cpu_s(pids) - before[0], postgres_cpu_s(server) - before[1]
+            client.set(STOP, 1)
+            read = sum(json.loads(one.communicate()[0])["read"] for one in keepers)
+        finally:
+            for one in keepers:
+                one.kill()  # who has ended is left as it is
+                one.communicate()
     (stored,) = rows_of(url, "SELECT sum(last_seq) FROM tenant_quota")
     assert stored == (sum(account.seq for account in accounts),), "an entry is no row"
     return {

@@ -51,6 +51,7 @@ SIZES: dict[str, tuple[int, ...]] = {
 }
 Figures = Mapping[str, float]
 Say = Callable[[str], None]
+Cost = tuple[float, float]  # microseconds of CPU a call: of gateways, of Redis
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,16 +131,18 @@ class Bench:
         """CPU of a call, and of a caller's first one where there are enough of them."""
         callers, calls = users or of_keys, max(self.wish.calls, calls)
         is_new = callers >= (1 + WINDOWS) * calls
-        first: list[tuple[float, float]] = []
-        again: list[tuple[float, float]] = []
+        first: list[Cost] = []
+        again: list[Cost] = []
 
-        def window(number: int, count: int = calls) -> tuple[float, float]:
+        def window(number: int, count: int = calls) -> list[Cost]:
             return self._window(deployment, number * calls, count, of_keys, users)
 
         window(WINDOWS, calls if is_new else max(calls, callers))  # to warm up
         for number in range(WINDOWS):
-            first += [window(number)] if is_new else []
-            again.append(window(number))
+            first += window(number) if is_new else []
+            again += window(number)
+        if not again or (is_new and not first):
+            raise BenchError("in no window every call was served")
         return {
             f"{one} µs a{what} call": min(each[place] for each in windows)
             for what, windows in (("", again), (" first", first))
@@ -147,20 +150,19 @@ class Bench:
             if windows
         }
 
-    def _window(
-        self, deployment: Deployment, begin: int, calls: int, of_keys: int, users: int
-    ) -> tuple[float, float]:
-        """Microseconds of gateways and Redis for each of these calls, with keepers frozen."""
+    def _window(self, deployment: Deployment, begin: int, calls: int, of_keys: int, users: int) -> list[Cost]:
+        """What each of these calls costs, with keepers frozen; none where one of them was not served."""
         deployment.freeze()
         before = deployment.cpu_s(deployment.gateways), cpu_s(deployment.counters.pids())
         served = self.outside.call([one.port for one in deployment.gateways], begin, calls, of_keys, users)
         after = deployment.cpu_s(deployment.gateways), cpu_s(deployment.counters.pids())
         deployment.thaw()
-        if served < calls:
-            raise BenchError(f"{calls - served} of {calls} calls were not served")
         self._answered += served
         deployment.drain()
-        return 1e6 * (after[0] - before[0]) / calls, 1e6 * (after[1] - before[1]) / calls
+        if served < calls:
+            self._say(f"{calls - served} of {calls} calls were not served: {self.outside.others}")
+            return []
+        return [(1e6 * (after[0] - before[0]) / calls, 1e6 * (after[1] - before[1]) / calls)]
 
     def _check(self, deployment: Deployment) -> None:
         deployment.drain()
@@ -369,19 +371,22 @@ def main() -> int:
     def say(what: str) -> None:
         print(f"{time.monotonic() - began:6.0f} s  {what}", file=sys.stderr, flush=True)
 
-    left: list[str] = []
+    left = list(axes)
     wish = Wish(sizes, options.calls, minutes=options.minutes)
-    for axis, (points, why) in zip(axes, measure(wish, say), strict=True):
-        if why is not None:
-            left.append(axis)
-            say(f"{axis} was cut short: {why!r}")
-        if len(points) > 1 or (points and why is None):
-            print(table(points) + "\n", flush=True)
-            if options.page:
-                text = options.page.read_text(encoding="utf-8")
-                found = block("scale").search(text)
-                publish(options.page, "scale", merged(found.group() if found else "", {axis: table(points)}))
-    say("all is measured" if not left else f"what is left: --axes {','.join(left)}")
+    try:
+        for axis, (points, why) in zip(axes, measure(wish, say), strict=True):
+            if why is None:
+                left.remove(axis)
+            else:
+                say(f"{axis} was cut short: {why!r}")
+            if len(points) > 1 or (points and why is None):
+                print(table(points) + "\n", flush=True)
+                if options.page:
+                    found = block("scale").search(options.page.read_text(encoding="utf-8"))
+                    there = found.group() if found else ""
+                    publish(options.page, "scale", merged(there, {axis: table(points)}))
+    finally:
+        say(f"what is left: --axes {','.join(left)}" if left else "all is measured")
     return 1 if left else 0
 
 
