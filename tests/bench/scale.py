@@ -38,7 +38,7 @@ WINDOWS = 3
 CALLS = 2_500
 CALLERS = 256  # tenants of the axes that are of servers and processes
 CALLS_A_GATEWAY = 200  # of a window, at least: what it does by itself is to be a small part of it
-IDLE_S = 5.0
+IDLE_S, SETTLED_S = 5.0, 3.0
 MINUTES = 40.0
 STARTED_AT_ONCE = 4  # to start costs a core for a second
 SIZES: dict[str, tuple[int, ...]] = {
@@ -248,7 +248,6 @@ def gateways(bench: Bench, axis: str, sizes: Sequence[int]) -> Iterator[Point]:
         deployment.filled.grow(CALLERS, CALLERS, 0)
         deployment.add_keeper()
         deployment.until_whole()
-        nobody = _idle(deployment, bench.wish.idle_s)
         for size in sizes:
             bench.begin(f"{axis} {size}")
             while len(deployment.gateways) < size:
@@ -258,7 +257,7 @@ def gateways(bench: Bench, axis: str, sizes: Sequence[int]) -> Iterator[Point]:
             idle = _idle(deployment, bench.wish.idle_s)
             cost = bench.costs(deployment, CALLERS, calls=CALLS_A_GATEWAY * size)
             yield Point(axis, size, {
-                "idle: commands/s a worker": (idle["commands"] - nobody["commands"]) / size,
+                "idle: commands/s a worker": idle["commands"] / size,
                 "idle: Redis core %": 100 * idle["Redis"],
                 "idle: a worker's core %": 100 * idle["gateways"] / size,
                 **cost,
@@ -267,8 +266,10 @@ def gateways(bench: Bench, axis: str, sizes: Sequence[int]) -> Iterator[Point]:
 
 
 def _idle(deployment: Deployment, idle_s: float) -> Figures:
-    """What is done each second where nobody calls."""
+    """What gateways do, and have Redis do, each second where nobody calls; keepers are frozen."""
     deployment.drain()
+    deployment.freeze()
+    time.sleep(SETTLED_S)
     counters = deployment.counters
     before = (
         counters.summed("total_commands_processed"),
@@ -278,11 +279,13 @@ def _idle(deployment: Deployment, idle_s: float) -> Figures:
     began = time.monotonic()
     time.sleep(idle_s)
     seconds = time.monotonic() - began
-    return {
+    found = {
         "commands": (counters.summed("total_commands_processed") - before[0]) / seconds,
         "Redis": (cpu_s(counters.pids()) - before[1]) / seconds,
         "gateways": (deployment.cpu_s(deployment.gateways) - before[2]) / seconds,
     }
+    deployment.thaw()
+    return found
 
 
 Axis = Callable[[Bench, str, Sequence[int]], Iterator[Point]]
