@@ -156,7 +156,7 @@ def measure(places: Places, accounts: list[Account], entries: int, many: int) ->
         finally:
             for one in keepers:
                 one.kill()  # who has ended is left as it is
-                one.communicate()
+                one.wait()
     (stored,) = rows_of(url, "SELECT sum(last_seq) FROM tenant_quota")
     assert stored == (sum(account.seq for account in accounts),), "an entry is no row"
     return {
