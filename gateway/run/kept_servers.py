@@ -110,7 +110,7 @@ class KeptServer:
         )  # fmt: skip
         keeping = Keeping(counters)
         self._late = LateSettlements(keeping, sweeps)
-        self.gate = AdmissionGate(truths, counters, time.monotonic, hurry=self._late.hurry)
+        self.gate = AdmissionGate(truths, counters, time.monotonic, hurry=self._late.hurry, say=shared.log)
         self.verifier = Verifier(
             truths, counters, shared.verified,
             admission_gate=self.gate, rewinds=rewinds, partitions=partitions, isolation=shared.isolation,

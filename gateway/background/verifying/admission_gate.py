@@ -2,7 +2,8 @@
 
 A closed partition runs everything but admission. It is opened as soon as each worker known to be
 alive reports that all of its log was sent again, and the late queue has charged it: nobody is let
-in twice on what was used up before. A worker that died holds the door no longer than a bound. Any
+in twice on what was used up before. A worker that died holds the door no longer than a bound, and what
+the late queue cannot end no longer than another: that one is the keepers' own work. Any
 keeper may open what another one closed, since all of them look at the same reports.
 """
 
@@ -20,6 +21,8 @@ OPEN_INTERVAL_S = 0.1
 AWAY_S = 5.0
 # Serving again is promised within ten seconds: noticing and comparing take some of them.
 RECOVERY_S_MAX = 7.0
+# What workers brought is charged by keepers: as long as they may take for it nobody is let in on it.
+LATE_S_MAX = 30.0
 # How long workers nobody knows of have to show up: each reports as soon as it sees other data.
 STRANGERS_S = 2.0
 
@@ -74,12 +77,15 @@ class AdmissionGate:
         clock: Callable[[], float],
         *,
         recovery_s_max: float = RECOVERY_S_MAX,
+        late_s_max: float = LATE_S_MAX,
         hurry: Callable[[], None] = lambda: None,
+        say: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
         self._source = source
         self._target = target
         self._clock = clock
-        self._recovery_s_max, self._hurry = recovery_s_max, hurry
+        self._recovery_s_max, self._late_s_max = recovery_s_max, late_s_max
+        self._hurry, self._say = hurry, say
         self._roster = Roster()
         self._watched_at = clock()
         self._kept: frozenset[str] | None = None
@@ -146,11 +152,21 @@ class AdmissionGate:
         late = await self._target.late_waiting()
         if not late.isdisjoint(ours):
             self._hurry()
+        now = self._clock()
+        gave_up = list[int]()
         for partition, epoch in ours.items():
-            waited = self._clock() - since.setdefault(partition, self._clock())
-            done = partition not in late and not self._roster.missing(reports, run_id, partition, epoch)
-            if waited >= self._recovery_s_max or (done and not (strangers and waited < STRANGERS_S)):
-                await self._target.admit(run_id, partition, epoch, catalogue)
+            waited = now - since.setdefault(partition, now)
+            if waited < self._recovery_s_max:
+                missing = self._roster.missing(reports, run_id, partition, epoch)
+                if missing or (strangers and waited < STRANGERS_S):
+                    continue
+            if partition in late and waited < self._late_s_max:
+                continue
+            if partition in late or self._roster.missing(reports, run_id, partition, epoch):
+                gave_up.append(partition)
+            await self._target.admit(run_id, partition, epoch, catalogue)
+        if gave_up:
+            self._say("admitting before all was brought and charged", partitions=gave_up, level="warning")
         return True
 
     async def at_rest(self) -> frozenset[int]:

@@ -25,6 +25,7 @@ from tests.worker import Worker
 POSTS_MIN = 6
 TOTAL = 1_000
 WAITS_S = 60.0  # longer than any of these tests: its own bound is for people
+WAITS_LATE_S = 2 * WAITS_S
 
 
 @dataclass(slots=True)
@@ -59,7 +60,9 @@ class Scene:
     def keeper(self, backend: Backend) -> Verifier:
         """A keeper's verifier that has seen nothing yet."""
         truths, counters = Truths(backend.engine, partition_of), backend.counters
-        self.gate = AdmissionGate(truths, counters, self.clock, recovery_s_max=WAITS_S)
+        self.gate = AdmissionGate(
+            truths, counters, self.clock, recovery_s_max=WAITS_S, late_s_max=WAITS_LATE_S
+        )
         return Verifier(truths, counters, admission_gate=self.gate, organizations_max=1)
 
     async def use(self, worker: Worker, tokens: int) -> None:

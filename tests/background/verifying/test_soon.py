@@ -13,18 +13,20 @@ import pytest
 from gateway.background.flushing.late import LateSettlements
 from gateway.background.verifying.admission_gate import AdmissionGate
 from gateway.background.verifying.verifier import INTERVAL_S, WATCH_S, Verifier
+from gateway.core.model import Verdict
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable
 from persistence.keeper.sweeps import Sweeps
 from persistence.keeper.verification import Truths
 from tests.background.backend import backend_at, parted, rejoined
-from tests.background.verifying.scene import TOTAL, scene_at, worker_slots
+from tests.background.verifying.scene import TOTAL, WAITS_LATE_S, WAITS_S, Scene, scene_at, worker_slots
 from tests.conftest import ValkeyServer
 from tests.waiting import eventually
 from tests.worker import Worker, worker_at
 
 START = Callable[..., ValkeyServer]
 AN_HOUR_S = 3_600.0
+LOOKS_MIN = 20
 
 
 @pytest.fixture
@@ -83,3 +85,38 @@ async def test_a_keeper_knows_who_is_there_once_it_finds_all_verified(
         await worker.look()
         assert await scene.verifier.verify() == []
         assert (scene.gate.watched, worker_slots(scene)) == (True, ["1"])
+
+
+async def test_nobody_is_let_in_on_what_is_brought_and_not_charged_yet(
+    kept: ValkeyServer, migrated: str, tmp_path: Path
+) -> None:
+    """Whom the keeper waits for is bounded sooner than its own work is."""
+    async with scene_at(kept, migrated) as scene, worker_at(kept.url, tmp_path) as worker:
+        await scene.looked(worker)
+        await scene.use(worker, TOTAL)
+        await scene.forget(worker)
+        verifying = asyncio.create_task(scene.verifier.verify())
+        counters = scene.backend.counters
+        try:
+            await eventually(lambda: _is_late(scene, worker))
+            looks = 0
+
+            async def looked() -> bool:
+                nonlocal looks
+                looks += len(await counters.late_waiting())
+                return looks > LOOKS_MIN
+
+            scene.clock.ahead += WAITS_S
+            await eventually(looked)
+            assert scene.world.reserve(need=1).verdict is Verdict.STALE
+            scene.clock.ahead += WAITS_LATE_S
+            await verifying
+            assert scene.world.reserve(need=1).verdict is Verdict.ADMITTED
+        finally:
+            verifying.cancel()
+
+
+async def _is_late(scene: Scene, worker: Worker) -> bool:
+    with suppress(CountersUnavailable):
+        await worker.look()
+    return scene.world.p in await scene.backend.counters.late_waiting()
