@@ -160,7 +160,8 @@ async def _begun(wires: Wires, settings: Settings, stop: asyncio.Event, log: Log
 async def _know_services(directory: Directory, wires: Wires, log: Log) -> None:
     """Wait a while for the services; without them it serves all the same, and says so."""
     if not await directory.first_catalogue(FIRST_CATALOGUE_S_MAX):
-        why = wires.trouble or "no keeper has verified them yet"
+        unverified = not directory.verified and "no keeper has verified them yet"
+        why = wires.trouble or unverified or "the catalogue of services is not there: a keeper writes it"
         log("serving without counters", redis_connected=wires.connected, why=why, level="warning")
 
 

@@ -61,6 +61,11 @@ class Refusal(TollkeeperError):
         self.retry_after_s = retry_after_s
         self.retry_helps = retry_helps
 
+    @property
+    def told(self) -> str:
+        """What its caller reads."""
+        return self.message
+
 
 class InvalidApiKey(Refusal):
     """The API key is missing, malformed, unknown, expired or revoked."""
@@ -239,8 +244,14 @@ class IssuerUnavailable(Refusal):
 class CountersUnavailable(Refusal):
     """The counters cannot be reached or are not verified yet."""
 
+    # What a server said, and where it is, is for logs: a caller reads the same whatever it was.
     reason = "counters_unavailable"
     status = 503
+
+    @property
+    def told(self) -> str:
+        """What its caller reads."""
+        return (CountersUnavailable.__doc__ or "").strip()
 
 
 class CountersRefused(CountersUnavailable):

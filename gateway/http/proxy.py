@@ -11,6 +11,7 @@ from gateway.core.metering.making import make_meter
 from gateway.core.model import Caller
 from gateway.core.wait import OVER
 from gateway.errors import (
+    CountersRefused,
     CountersUnavailable,
     InternalError,
     InvalidApiKey,
@@ -162,6 +163,8 @@ def _tell(exchange: Exchange, failure: BaseException) -> None:
     ports, caller = exchange.worker.ports, exchange.caller
     if isinstance(failure, UpstreamFailure):
         _tell_of_upstream(exchange, failure)
+    elif isinstance(failure, CountersRefused):
+        _tell_of_counters(exchange, failure)
     if isinstance(failure, Refusal) and not exchange.opened:
         if failure.reason:  # else it is an answer to a browser's question
             ports.tally.refused(caller.tenant_id if caller is not None else 0, failure.reason)
@@ -197,6 +200,15 @@ def _tell_of_upstream(exchange: Exchange, failure: UpstreamFailure) -> None:
             failures=count,
             level="warning",
         )
+
+
+def _tell_of_counters(exchange: Exchange, failure: CountersRefused) -> None:
+    """Say what the counters answered, now and then: its caller is told that they are unavailable."""
+    ports = exchange.worker.ports
+    count = ports.failing.note("", failure.reason, ports.seconds())
+    if count:
+        said = {"request_id": exchange.request_id, "why": failure.message, "failures": count}
+        ports.log("counters_refused", **said, level="error")
 
 
 def _route(exchange: Exchange) -> RoutedHead:

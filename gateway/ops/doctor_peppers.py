@@ -15,6 +15,10 @@ from gateway.ops.finding import Finding
 from gateway.settings.settings import Settings
 
 _KEEPER, _PEPPER = "keeper", "pepper"
+_UNREADABLE = (
+    "start the keeper of a newer version if there was one, else let them be rebuilt"
+    " (deploy/README.md, TollkeeperLeftAlone)"
+)
 _NAMES = "TOLLKEEPER_KEY_PEPPER, or TOLLKEEPER_EARLIER_KEY_PEPPERS"
 
 
@@ -31,6 +35,9 @@ def of_keeper(settings: Settings, role: str, heard: Keeping | None, ran_before: 
         yield Finding(False, _KEEPER, f"{said}, {why}: run tollkeeper keeper, or look at its log")
         return
     yield Finding(True, _KEEPER, f"one of version {heard.version} is there")
+    if heard.unreadable:
+        said = f"accounts in Redis that it cannot read, whose calls are refused: {heard.unreadable}"
+        yield Finding(False, _KEEPER, f"{said}; {_UNREADABLE}")
     if not settings.key_pepper:
         return
     ours, theirs = peppers_of(settings).ids, heard.peppers[0]

@@ -175,6 +175,7 @@ class Keeper:
         """
         self._wires.start()
         settings, log, isolation = self._settings, self._log, self._isolation
+        unread = partial(self._counters.left_alone.count, "account")
         if not await redis_reached(self._wires, settings.start_wait_s, stop, log):
             return False
         trouble = partial(engines.trouble, self._engine)
@@ -189,7 +190,9 @@ class Keeper:
             "redis": partial(tell_of_redis, self._wires, log),
             "moves": self._moves.keep_taking_up,
             "servers": self._servers.run,
-            "presence": Presence(self._wires, version("tollkeeper"), peppers_of(settings).ids).keep_saying,
+            "presence": Presence(
+                self._wires, version("tollkeeper"), peppers_of(settings).ids, unread
+            ).keep_saying,
             "programs": self.programs.keep_saying,
             "schema": partial(self.programs.keep_to_schema, stop),
             "sweeper": self._sweeper.run,

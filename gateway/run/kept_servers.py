@@ -22,6 +22,7 @@ from gateway.background.isolation import Isolation
 from gateway.background.timed.pusher import Pusher
 from gateway.background.timed.reclaimer import Reclaimer
 from gateway.background.verifying.admission_gate import AdmissionGate
+from gateway.background.verifying.published import PublishedLists
 from gateway.background.verifying.rewinds import Rewinds
 from gateway.background.verifying.verifier import Verifier
 from gateway.core.accounts.holds import ReclaimPolicy
@@ -36,7 +37,7 @@ from gateway.counters.redis.keys import partition_of, partition_of_digest
 from gateway.counters.redis.wire import Wire
 from gateway.counters.redis.wires import Wires
 from gateway.errors import CountersUnavailable, LedgerUnavailable
-from gateway.run.looping import keep_going
+from gateway.run.looping import Loop, keep_going
 from gateway.run.stopping import cancel
 from gateway.settings.settings import Settings
 from persistence.engine import Engine
@@ -157,6 +158,8 @@ class KeptServers:
         self._kept: dict[Wire, KeptServer] = {}
         self._ending: dict[KeptServer, asyncio.Task[None]] = {}
         self._reclaimed_before = 0
+        truths = Truths(shared.engine, partition_of, partition_of_digest)
+        self._lists = PublishedLists(truths, shared.counters, self._may_publish, shared.log)
 
     @property
     def verified(self) -> int:
@@ -178,7 +181,8 @@ class KeptServers:
     def start(self) -> None:
         """Say that this keeper is there, and begin with the servers there are."""
         run = partial(self.share.run, self._reached, self._in_hand)
-        self._sharing = keep_going({"share": run}, self._shared.log, self._shared.isolation)
+        loops: dict[str, Loop] = {"share": run, "lists": self._lists.run}
+        self._sharing = keep_going(loops, self._shared.log, self._shared.isolation)
         self.look()
 
     async def run(self) -> None:
@@ -219,6 +223,10 @@ class KeptServers:
             self._sharing = []
             with suppress(LedgerUnavailable):
                 await self.share.leave()
+
+    def _may_publish(self) -> bool:
+        """Whether what is everybody's is ours to write: some is verified, and nothing a newer version's."""
+        return self.verified > 0 and not any(one.counters.newer for one in self._kept.values())
 
     def _reached(self) -> list[int]:
         """The partitions whose server answers, but for those that a newer version has: its keepers flush."""

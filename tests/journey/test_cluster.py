@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from gateway.core.model import PARTITIONS
+from gateway.counters.redis import keys, slots
 from gateway.ops.doctor_servers import examine_redis
 from gateway.ops.finding import Finding
 from gateway.settings.settings import load
@@ -23,7 +25,7 @@ from tests.journey.callers import RECOVERED_S_MAX, TOKENS, ClusterCast, Tenant, 
 from tests.journey.stack import Stack
 from tests.managed_services import SERVICES, user_of_all
 from tests.tree import ROOT
-from tests.valkey_cluster import NODE_TIMEOUT_MS, Member, ValkeyCluster
+from tests.valkey_cluster import NODE_TIMEOUT_MS, Member, ValkeyCluster, slot_of
 from tests.waiting import wait_until
 
 
@@ -88,6 +90,20 @@ def test_doctor_looks_at_each_primary(cast: ClusterCast) -> None:
     first.do("CONFIG SET", "cluster-require-full-coverage", "no")
     assert wrong.subject == f"redis 127.0.0.1:{first.port}"
     assert "CONFIG SET cluster-require-full-coverage no" in wrong.says
+
+
+def test_a_catalogue_whose_slot_was_given_out_empty_is_written_again(cast: ClusterCast) -> None:
+    """It is of no partition, so nobody who looks after one notices."""
+    slot, members = slots.slot_of(keys.CATALOGUE.encode()), cast.cluster.primaries
+    assert slot not in map(slot_of, range(PARTITIONS))
+    (before,) = [one for one in members if one.do("CLUSTER COUNTKEYSINSLOT", slot)]
+    after = next(one for one in members if one is not before)
+    for one in cast.cluster.members:
+        one.do("CLUSTER DELSLOTS", slot)
+    after.do("CLUSTER ADDSLOTS", slot)
+    after.do("CLUSTER BUMPEPOCH")
+    wait_until(lambda: after.do("CLUSTER COUNTKEYSINSLOT", slot) == 1)
+    cast.cluster.wait_until_whole()
 
 
 @pytest.mark.parametrize(("role", "user"), [("serve", "tollkeeper-gateway"), ("keeper", "tollkeeper-keeper")])

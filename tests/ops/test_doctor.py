@@ -11,8 +11,10 @@ from typing import Any
 
 import psycopg
 import pytest
+import redis
 import trustme
 
+from gateway.counters.admission.stored import encode_catalogue
 from gateway.ops import hints
 from gateway.ops.doctor import _data_directory, _stripe, examine
 from gateway.ops.doctor_servers import verification
@@ -109,6 +111,21 @@ async def test_redis_must_see_to_its_file_itself(
     said = one(await wrong(settings(tmp_path, redis_url=redis.url), "serve"), "redis")
     assert "appendfsync is no" in said
     assert "CONFIG SET appendfsync everysec" in said
+
+
+async def test_lists_that_nobody_has_are_wrong_once_they_were_written(
+    tmp_path: Path, own_valkey: Callable[..., ValkeyServer]
+) -> None:
+    server = own_valkey("--appendonly", "yes")
+    asked = settings(tmp_path, redis_url=server.url)
+    assert not [one for one in await wrong(asked, "serve") if "not there" in one.says]
+    with redis.Redis.from_url(server.url) as client:
+        client.set("tk:verified:{p00}", client.info()["run_id"])
+        client.set("tk:prices:head", b"{}")
+        (said,) = [one.says for one in await wrong(asked, "serve") if "not there" in one.says]
+        assert said.startswith("tk:catalogue, tk:prices: not there, so gateways that start refuse calls")
+        client.mset({"tk:catalogue": encode_catalogue(1, []), "tk:prices": b"{}"})
+    assert not [one for one in await wrong(asked, "serve") if "not there" in one.says]
 
 
 def test_a_disk_without_room_is_told(tmp_path: Path) -> None:

@@ -52,12 +52,19 @@ def test_keys_a_keeper_makes_are_known_here_or_that_is_wrong(theirs: tuple[str, 
     assert well or "TOLLKEEPER_KEY_PEPPER" in pepper[2]
 
 
+def test_accounts_that_the_keeper_cannot_read_are_wrong() -> None:
+    _, (is_well, subject, says), *_ = told(Keeping("9.9", (IDS[OURS],), unreadable=2))
+    assert (is_well, subject) == (False, "keeper")
+    assert "whose calls are refused: 2" in says
+    assert "deploy/README.md" in says
+
+
 async def test_a_keeper_says_that_it_is_there_and_is_forgotten(valkey: str) -> None:
     wire = Wire(parse_url(valkey), time.monotonic)
     await wire.open()
-    saying = asyncio.create_task(Presence(wire, "9.9", ("one", "two")).keep_saying())
+    saying = asyncio.create_task(Presence(wire, "9.9", ("one", "two"), lambda: 3).keep_saying())
     try:
-        assert await eventually(lambda: heard(wire)) == Keeping("9.9", ("one", "two"))
+        assert await eventually(lambda: heard(wire)) == Keeping("9.9", ("one", "two"), 3)
         with redis.Redis.from_url(valkey) as client:
             assert 0 < client.ttl("tk:keepers") <= KEPT_S
             client.flushall()

@@ -6,7 +6,7 @@ Finds and says; repairs only when asked, by appending.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Protocol
@@ -23,6 +23,7 @@ from gateway.core.integrity.reconciliation import (
     Reconciled,
     compare,
     reconcile,
+    unreadable,
 )
 from gateway.core.integrity.verified import AccountHead
 from gateway.errors import CountersUnavailable
@@ -39,6 +40,9 @@ class Counters(BudgetTarget, Protocol):
 
     async def account_heads(self, owners: Sequence[Owner]) -> Mapping[str, AccountHead | None]:
         """Where the accounts of these organizations and tenants stand, by name."""
+
+    async def unreadable(self, owners: Sequence[Owner]) -> Collection[str]:
+        """Which of their accounts no version can read."""
 
 
 class Ledger(BudgetSource, Protocol):
@@ -151,14 +155,17 @@ class Reconciler:
 
     async def _compare(self, owners: Sequence[Owner], *, deep: bool) -> Reconciled:
         before = await self._counters.account_heads(owners)
-        seqs = {name: head.seq if head else 0 for name, head in before.items()}
+        # An account that is not told of here is another version's, or nobody's.
+        untold = [one for one in owners if not before.keys() >= set(one.accounts)]
+        unread = await self._counters.unreadable(untold) if untold else ()
+        seqs = {name: head.seq if head else 0 for name, head in before.items()} | dict.fromkeys(unread, 0)
         ledger = await self._ledger.accounts(seqs, deep=deep)
         after = await self._counters.account_heads(owners)
         # An account that another version stored meanwhile is not told of: nothing is said of it here.
         items = [
-            compare(before[name], account, after[name])
+            unreadable(account) if name in unread else compare(before[name], account, after[name])
             for name, account in ledger.items()
-            if name in before and name in after
+            if name in unread or (name in before and name in after)
         ]
         return reconcile(items)
 

@@ -15,7 +15,7 @@ def _problem(refusal: Refusal, request_id: str) -> dict[str, object]:
         "type": f"urn:tollkeeper:{refusal.reason}",
         "title": HTTPStatus(refusal.status).phrase,
         "status": refusal.status,
-        "detail": refusal.message,
+        "detail": refusal.told,
         "instance": f"urn:uuid:{request_id}",
         "reason": refusal.reason,
     }

@@ -167,6 +167,12 @@ def compare(before: AccountHead | None, ledger: LedgerAccount, after: AccountHea
     return inner
 
 
+def unreadable(ledger: LedgerAccount) -> Item:
+    """Say of an account that the counters have it, and nobody can read it: its calls are refused."""
+    detail = "the counters have what nobody can read, and refuse its calls"
+    return Item(ledger.account, Kind.EXCESS, -(ledger.head.balance or 0), ledger.head.seq, detail)
+
+
 def reconcile(items: Iterable[Item | None]) -> Reconciled:
     """Put the comparisons of all accounts together."""
     every = list(items)

@@ -52,6 +52,10 @@ class LeftAlone:
         kept = set(names)
         self._found[kind] -= {one for one in self._found[kind] if one.startswith(of) and one not in kept}
 
+    def count(self, kind: Kind) -> int:
+        """How much of a kind there is."""
+        return len(self._found[kind])
+
     def figures(self) -> dict[str, object]:
         """How much of each kind there is, for metrics."""
         return {"left_alone": [[kind, len(names)] for kind, names in self._found.items()]}

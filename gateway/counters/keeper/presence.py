@@ -6,6 +6,7 @@ Nothing depends on it. People are told by it, and so is whoever looks for a wron
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated
@@ -25,24 +26,31 @@ _KEEPERS = keys.KEEPERS.encode()
 
 @dataclass(frozen=True, slots=True)
 class Keeping:
-    """What the keeper that spoke last is: its version, and the ids of its peppers, the current one first."""
+    """What the keeper that spoke last is: its version, and the ids of its peppers, the current one first; and
+    how many accounts it found that it cannot read.
+    """
 
     version: str
     peppers: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    unreadable: int = 0
 
 
 class Presence:
-    """Says that this keeper is there."""
+    """Says that this keeper is there, and how many accounts it cannot read."""
 
-    def __init__(self, wires: Wires, version: str, peppers: tuple[str, ...]) -> None:
-        self._wires, self._said = wires, msgspec.json.encode(Keeping(version, peppers))
+    def __init__(
+        self, wires: Wires, version: str, peppers: tuple[str, ...], unreadable: Callable[[], int] = int
+    ) -> None:
+        self._wires, self._version, self._peppers = wires, version, peppers
+        self._unreadable = unreadable
 
     async def keep_saying(self) -> None:
         """Say it again and again, until cancelled."""
         while True:
             with suppress(CountersUnavailable, CountersRefused):  # a full server takes nothing
                 wire = self._wires.of_key(_KEEPERS)
-                await in_task(wire.send(encode(b"SET", _KEEPERS, self._said, b"EX", b"%d" % KEPT_S)))
+                raw = msgspec.json.encode(Keeping(self._version, self._peppers, self._unreadable()))
+                await in_task(wire.send(encode(b"SET", _KEEPERS, raw, b"EX", b"%d" % KEPT_S)))
             await asyncio.sleep(SAID_EACH_S)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 
 from gateway.core.accounts.budget_figures import LiveWindow
 from gateway.core.accounts.quota import LiveQuota
 from gateway.core.integrity.reconciliation import Owner
 from gateway.core.integrity.verified import AccountHead
+from gateway.core.layout import LAYOUT
 from gateway.counters.keeper.client import Client
 from gateway.counters.layouts import packing, states
 from gateway.counters.layouts.budgets import live_windows
@@ -69,6 +71,20 @@ class AccountHeads(Client):
             found[f"spend:{id_}"] = AccountHead(state.spend_seq, state.spent) if state else None
         return found
 
+    async def unreadable(self, owners: Sequence[Owner]) -> set[str]:
+        """Which of their accounts are stored as no version up to ours stores them, by account name."""
+        found = set[str]()
+        for one in owners:
+            id_, partition = one.organization_id, keys.partition_of(one.organization_id)
+            names = [keys.tenant_state(partition, tenant_id) for tenant_id in one.tenant_ids]
+            *tenants, organization = await self.states([*names, keys.organization_state(partition, id_)])
+            for tenant_id, raw in zip(one.tenant_ids, tenants, strict=True):
+                if _is_nobodys(states.TenantState, raw):
+                    found.add(f"tenant:{tenant_id}")
+            if _is_nobodys(states.OrganizationState, organization):
+                found |= {f"credits:{id_}", f"spend:{id_}"}
+        return found
+
     async def _require_verified(self, partitions: Iterable[int]) -> None:
         """CountersUnavailable where one is not verified: what is not there may only not be there yet."""
         for partition in partitions:
@@ -80,6 +96,17 @@ class AccountHeads(Client):
         """Holds of calls in flight, over all partitions."""
         counts = await self.ask_all(b"ZCARD", keys.deadlines)
         return sum(count for count in counts.values() if isinstance(count, int))
+
+
+def _is_nobodys(kind: type[states.State], raw: bytes | None) -> bool:
+    """Whether a state cannot be read, though no newer version may have stored it."""
+    if not raw or raw[0] > LAYOUT:
+        return False
+    try:
+        states.unpack(kind, raw)
+    except (ValueError, struct.error, OverflowError, IndexError):
+        return True
+    return False
 
 
 def _remaining(tenant: states.TenantState) -> int | None:

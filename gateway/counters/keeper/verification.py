@@ -11,6 +11,7 @@ from gateway.core.batched import batched
 from gateway.core.integrity.recovery import Markers, Report
 from gateway.core.integrity.verified import Truth
 from gateway.core.layout import LAYOUT
+from gateway.counters.admission.stored import version_of
 from gateway.counters.keeper import rebuilt, worker_reports
 from gateway.counters.keeper.budgets import BudgetAccounts
 from gateway.counters.keeper.client import APPLIED, TOGETHER_MAX, fields_of
@@ -178,6 +179,21 @@ class KeeperCounters(Filling, BudgetAccounts, AccountHeads):
     async def all_verified(self, run_id: bytes) -> None:
         """Say that whatever is not here does not exist."""
         await self.ask(b"SET", keys.verified(self.wire.part.anchor).encode(), run_id)
+
+    async def published(self, *, whole: bool) -> dict[str, int]:
+        """Of the lists of everybody the versions that stand, 0 of one that does not.
+
+        What is only known to stand is not in what is answered: the prices, and unless `whole` the catalogue.
+        """
+        head = await self.ask_everybodys(b"GET", keys.PRICES_HEAD.encode())
+        found = {keys.PRICES_HEAD: version_of(head) if isinstance(head, bytes) else 0}
+        for name in (keys.PRICES, *(() if whole else (keys.CATALOGUE,))):
+            if await self.ask_everybodys(b"TYPE", name.encode()) == b"none":
+                found[name] = 0
+        if whole:
+            raw = await self.ask_everybodys(b"GET", keys.CATALOGUE.encode())
+            found[keys.CATALOGUE] = version_of(raw) if isinstance(raw, bytes) else 0
+        return found
 
     async def last_verified(self) -> bytes:
         """Under which run id that was said last; empty where it was not."""

@@ -16,6 +16,7 @@ from gateway.background.timed.closing import AccountClosing
 from gateway.background.verifying.reconciler import LedgerAccount, Reconciler
 from gateway.core.accounts.ledger import decode
 from gateway.core.integrity.reconciliation import Kind
+from gateway.core.layout import LAYOUT
 from gateway.core.model import Service
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
@@ -99,6 +100,43 @@ async def test_drift_in_the_counters_is_found_and_repaired_by_an_adjust(valkey: 
         assert backend.ledger(world.caller.tenant_id)[-1][1:] == ("adjust", -40, 950)
         assert (await reconciler.run_now())["items"] == []
         assert await broken(migrated) == []
+
+
+async def test_an_account_that_nobody_can_read_is_told(valkey: str, migrated: str) -> None:
+    async with backend_at(valkey, migrated) as backend:
+        world = await busy(backend)
+        tenant, owner = world.caller.tenant_id, world.caller.organization_id
+        kept = world.get(world.tenant_key), world.get(world.organization_key)
+        world.client.set(world.tenant_key, b"\x01garbage")
+        row = await reconciler_of(backend).run_now()
+        assert kinds(row) == [(f"tenant:{tenant}", "excess", -950)]
+        assert row["drift_tokens"] == 950
+        assert "nobody can read" in row["items"][0]["detail"]
+        assert backend.counters.left_alone.count("account") == 1
+
+        world.client.set(world.organization_key, b"\x01")
+        row = await reconciler_of(backend).run_now(repair=True)
+        assert kinds(row) == [
+            (f"tenant:{tenant}", "excess", -950), (f"credits:{owner}", "excess", -485),
+            (f"spend:{owner}", "excess", 0),
+        ]  # fmt: skip
+        assert backend.rows("select count(*) as n from known_drift") == [{"n": 0}]
+
+        world.client.set(world.organization_key, kept[1])
+        world.client.delete(world.tenant_key, keys.marker(world.p))  # as deploy/README.md says
+        await backend.verify()
+        assert (await reconciler_of(backend).run_now())["items"] == []
+        assert world.again().tenant.remaining == 950
+        assert backend.counters.left_alone.count("account") == 0
+
+
+async def test_an_account_of_a_newer_version_is_no_fault(valkey: str, migrated: str) -> None:
+    async with backend_at(valkey, migrated) as backend:
+        world = await busy(backend)
+        newer = bytes([LAYOUT + 1]) + world.get(world.tenant_key)[1:]
+        world.client.set(world.tenant_key, newer)
+        row = await reconciler_of(backend).run_now()
+        assert (row["checked"], row["items"]) == (2, [])
 
 
 async def test_drift_behind_later_movements_is_found_too(valkey: str, migrated: str) -> None:

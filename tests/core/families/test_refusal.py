@@ -138,7 +138,7 @@ def test_the_reason_is_the_same_for_every_api(error: type[Refusal], family: Fami
     assert headers[b"x-should-retry"] == b"false"
     assert headers[b"content-type"].endswith(b"json")
     body = json.loads(written)
-    assert error().message in json.dumps(body)
+    assert error().told in json.dumps(body)
     assert "p" in json.dumps(body)
 
 
@@ -253,3 +253,16 @@ def test_the_openai_sdk_raises_its_own_error(
     assert type(caught) is raised
     assert (caught.code, caught.type, caught.param) == (code, kind, "field")
     assert error().message in caught.message
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "kind",
+    [errors.CountersUnavailable, errors.CountersRefused, errors.NewerLayout],
+    ids=lambda one: one.__name__,
+)
+def test_a_caller_is_told_nothing_of_the_insides_of_redis(family: Family, kind: type[Refusal]) -> None:
+    said = "Redis refused: ERR user_function:575: bad argument script: on @user_function:575."
+    _, body = render(kind(said), family, ID)
+    assert body == render(errors.CountersUnavailable(), family, ID)[1]
+    assert b"The counters cannot be reached or are not verified yet." in body

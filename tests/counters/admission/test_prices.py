@@ -64,6 +64,19 @@ async def test_there_is_no_price_before_the_first_book(till: Till) -> None:
     assert (till.directory.prices.version, till.found()) == (0, None)
 
 
+async def test_prices_that_were_lost_are_read_once_they_are_back(till: Till) -> None:
+    """Their head was left, or is written again as it was."""
+    await till.tell(5, price(1))
+    book = till.client.getdel(keys.PRICES)
+    for _ in range(2):
+        await till.directory.prices.refresh()
+    assert (till.directory.prices.version, [what for what, _ in till.said]) == (0, ["prices cannot be read"])
+    assert isinstance(book, bytes)
+    till.client.set(keys.PRICES, book)
+    await till.directory.prices.refresh()
+    assert till.found() == 1
+
+
 async def test_prices_are_in_force_at_the_gateway_once_they_are_told(till: Till) -> None:
     await till.tell(5, price(1))
     task = asyncio.create_task(till.directory.keep_fresh())

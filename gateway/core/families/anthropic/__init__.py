@@ -27,7 +27,7 @@ def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
     """The body of a refusal as Anthropic's clients expect it."""
     other = "invalid_request_error" if refusal.status < 500 else "api_error"
     kind = _TYPES.get(refusal.status, other)
-    message = f"{refusal.param}: {refusal.message}" if refusal.param else refusal.message
+    message = f"{refusal.param}: {refusal.told}" if refusal.param else refusal.told
     return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
 
 

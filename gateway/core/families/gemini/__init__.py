@@ -59,13 +59,13 @@ def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
     }
     details = [info]
     if refusal.param:
-        violation = {"field": refusal.param, "description": refusal.message}
+        violation = {"field": refusal.param, "description": refusal.told}
         details.append({"@type": "type.googleapis.com/google.rpc.BadRequest", "fieldViolations": [violation]})
     if refusal.retry_after_s is not None:
         delay = f"{refusal.retry_after_s}s"
         details.append({"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay})
     status = _STATUSES.get(refusal.status, "INVALID_ARGUMENT")
-    error = {"code": refusal.status, "message": refusal.message, "status": status, "details": details}
+    error = {"code": refusal.status, "message": refusal.told, "status": status, "details": details}
     return {"error": error}
 
 

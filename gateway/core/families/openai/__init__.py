@@ -55,7 +55,7 @@ def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
     code = _CODES.get(refusal.reason, refusal.reason)
     if code == "insufficient_quota":
         kind = code
-    return {"error": {"message": refusal.message, "type": kind, "param": refusal.param, "code": code}}
+    return {"error": {"message": refusal.told, "type": kind, "param": refusal.param, "code": code}}
 
 
 FAMILY = ApiFamily(
