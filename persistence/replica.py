@@ -42,16 +42,21 @@ SELECT (SELECT system_identifier::text FROM pg_control_system()) AS cluster, pg_
                             WHEN current_setting('synchronous_commit') = 'off'
                             THEN pg_current_wal_insert_lsn()
                             ELSE pg_current_wal_flush_lsn() END, '0/0')::bigint AS place,
-       extract(epoch FROM now() - pg_last_xact_replay_timestamp())::float8 AS age_s"""
+       extract(epoch FROM now() - pg_last_xact_replay_timestamp())::float8 AS age_s,
+       extract(epoch FROM pg_postmaster_start_time())::text AS began"""
 
 
 class ServerState(NamedTuple):
-    """Where a server is in the log of a cluster; of a replica how old its last transaction is."""
+    """Where a server is in the log of a cluster; of a replica how old its last transaction is.
+
+    `began` tells servers of one cluster apart, whatever their addresses: since when it runs, in microseconds.
+    """
 
     cluster: str
     follows: bool
     place: int
     age_s: float | None
+    began: str
 
 
 class Replica:
@@ -99,6 +104,8 @@ class Replica:
             if not self._cluster or self._noted < self._writes:
                 await self._note()
             here = await within(server_state(self.engine), self._says_s_max)
+            if not here.follows and not is_read(await self._primary_state(), here):
+                return False
         except _SILENT:
             self._leave()
             return False
@@ -126,8 +133,9 @@ class Replica:
         """By how many seconds it is behind the primary; None where that is unknown: it is not read then."""
         found = None
         try:
-            primary = await within(server_state(self._primary), self._says_s_max)
-            found = behind(primary, await within(server_state(self.engine), self._says_s_max))
+            primary = await self._primary_state()
+            here = await within(server_state(self.engine), self._says_s_max)
+            found = behind(primary, here) if is_read(primary, here) else None
         except _SILENT:
             self._leave()
         self._lag_s = found
@@ -136,9 +144,12 @@ class Replica:
     async def _note(self) -> None:
         """Know where all is that was written here by now."""
         writes = self._writes
-        primary = await within(server_state(self._primary), self._says_s_max)
+        primary = await self._primary_state()
         self._cluster = self._cluster or primary.cluster
         self._noted, self._place = max(self._noted, writes), max(self._place, primary.place)
+
+    async def _primary_state(self) -> ServerState:
+        return await within(server_state(self._primary), self._says_s_max)
 
     async def _tried(self, work: Callable[[Connection], T]) -> T:
         async with self.engine.connect() as connection:
@@ -152,7 +163,15 @@ async def server_state(engine: AsyncEngine) -> ServerState:
     """Where a server is."""
     async with engine.connect() as connection:
         row: Any = (await connection.execute(text(_PLACE))).one()
-    return ServerState(row.cluster, row.follows, row.place or 0, row.age_s)
+    return ServerState(row.cluster, row.follows, row.place or 0, row.age_s, row.began)
+
+
+def is_read(primary: ServerState, other: ServerState) -> bool:
+    """Whether a server follows in the log of another, or is that very one.
+
+    A replica that was promoted is neither: what it has since is a history of its own.
+    """
+    return other.cluster == primary.cluster and (other.follows or other.began == primary.began)
 
 
 def behind(primary: ServerState, replica: ServerState) -> float | None:
@@ -177,6 +196,8 @@ async def examine(primary_url: str, replica_url: str, lag_s_max: float = LAG_S_M
         await replica.dispose()
     if first.cluster != second.cluster:
         return False, "is no streaming replica of TOLLKEEPER_DATABASE_URL: it is never read"
+    if not is_read(first, second):
+        return False, "was promoted: it is no replica of this one any more, and never read"
     if not second.follows:
         return True, "is the primary itself: reads are spared it no load"
     lag_s = behind(first, second)

@@ -183,10 +183,10 @@ async def test_one_that_is_too_far_behind_is_not_read(reader: Reader) -> None:
 
 
 def test_one_that_is_behind_and_does_not_say_since_when_is_of_unknown_lag() -> None:
-    primary = ServerState("c", follows=False, place=100, age_s=None)
-    assert behind(primary, ServerState("c", follows=True, place=100, age_s=None)) == 0
-    assert behind(primary, ServerState("c", follows=True, place=99, age_s=None)) is None
-    assert behind(primary, ServerState("c", follows=True, place=99, age_s=7.5)) == 7.5
+    primary = ServerState("c", follows=False, place=100, age_s=None, began="1")
+    assert behind(primary, ServerState("c", follows=True, place=100, age_s=None, began="1")) == 0
+    assert behind(primary, ServerState("c", follows=True, place=99, age_s=None, began="1")) is None
+    assert behind(primary, ServerState("c", follows=True, place=99, age_s=7.5, began="1")) == 7.5
 
 
 async def test_what_is_known_of_its_lag_stands_until_it_is_known_anew(reader: Reader) -> None:
@@ -241,6 +241,33 @@ async def test_the_primary_is_read_as_its_own_replica(reader: Reader) -> None:
     same._cluster = "another cluster"
     assert not await same.serves()
     await same.engine.dispose()
+
+
+@pytest.fixture
+async def apart(cloned: str) -> AsyncIterator[Reader]:
+    """Of a replica of its own."""
+    standby = Standby(cloned)
+    made = Reader(cloned, standby)
+    yield made
+    await made.store.dispose()
+    standby.stop()
+
+
+async def test_one_that_was_promoted_is_never_read(apart: Reader) -> None:
+    reader = apart
+    await reader.make("first")
+    await reader.caught_up()
+    rows_of(reader.there, "SELECT pg_promote()")
+    assert rows_of(reader.there, "SELECT pg_is_in_recovery()") == [(False,)]
+    assert not await reader.replica.serves(), "what it was a moment ago does not count"
+    rows_of(reader.there, "INSERT INTO organization (name) VALUES ('of the fork') RETURNING id")
+    reader.now += AWAY_S
+    assert await reader.names() == ["first"]
+    assert await reader.replica.lag() is None
+    assert "replica_lag_seconds" not in await watch.gauges(reader.primary, reader.replica)
+    well, _, says = await doctor_replica.of(reader.url, reader.there, "a replica", 60.0)
+    assert not well
+    assert "is no replica of this one any more, and never read" in says
 
 
 async def test_without_the_replica_the_primary_answers(reader: Reader) -> None:

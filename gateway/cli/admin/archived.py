@@ -38,8 +38,12 @@ def rows(resource: Resource, fields: Sequence[Field], typed: dict[str, Any]) -> 
     )
     asked = reading.Asked(filters, since, until, newest=typed["newest"], limit=typed["limit"])
     with output.waiting("Reading the archive"):
-        found = reading.rows(Place(typed["archive"]), resource.name, asked)
+        found = reading.rows(Place(typed["archive"]), resource.name, asked, _say)
         return [dict(resource.render(row)) for row in found]
+
+
+def _say(text: str) -> None:
+    output.say(output.escape(text))
 
 
 def _reader(resource: Resource, field: Field) -> Callable[[str], str | int]:

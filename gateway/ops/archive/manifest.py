@@ -5,6 +5,7 @@ Programs of before wrote one a month for all ledgers but the audit log. It is re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -15,11 +16,13 @@ from uuid import UUID
 from gateway.errors import ArchiveFailed
 from gateway.ops.place import Place
 from persistence.archive.cut import Stored
-from persistence.archive.months import BY_NAME
+from persistence.archive.months import BY_NAME, end_of
 from persistence.schema import version as schema
 
 FORMAT = 1
 FOLDER = "manifests"
+MONTH = "month="
+OF_A_MONTH = re.compile(r"month=\d{4}-(0[1-9]|1[0-2])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ def name_of(month: date, ledger: str) -> str:
 
 def file_of(ledger: str, month: date) -> str:
     """Where a month's rows of a ledger are: `month=` is read as a column by DuckDB and its like."""
-    return f"{ledger}/month={month:%Y-%m}/{ledger}.parquet"
+    return f"{ledger}/{MONTH}{month:%Y-%m}/{ledger}.parquet"
 
 
 def write(place: Place, manifest: Manifest) -> None:
@@ -81,6 +84,20 @@ def months(place: Place, ledger: str) -> list[date]:
     return sorted({*_months(place, f"{FOLDER}/{ledger}"), *_months(place, FOLDER)})
 
 
+def unnamed(place: Place, ledger: str) -> list[date]:
+    """Months that an archive should have of a ledger, and has no manifest of, in order.
+
+    They are between others; or their file is there, of a run that was killed or whose manifest was lost.
+    """
+    named = set(months(place, ledger))
+    found = {_month(name[len(MONTH) :]) for name in place.folders(ledger) if OF_A_MONTH.fullmatch(name)}
+    month, last = min(named, default=date.max), max(named, default=date.min)
+    while month < last:
+        found.add(month)
+        month = end_of(month)
+    return sorted(found - named)
+
+
 def databases(place: Place) -> Iterator[tuple[date, UUID]]:
     """Whose months an archive has: the first one of each ledger says it."""
     for ledger in BY_NAME:
@@ -96,7 +113,11 @@ def _of_all(month: date) -> str:
 def _months(place: Place, folder: str) -> Iterator[date]:
     for name in place.names(folder):
         if name.endswith(".json"):
-            yield datetime.strptime(name.removesuffix(".json"), "%Y-%m").replace(tzinfo=UTC).date()
+            yield _month(name.removesuffix(".json"))
+
+
+def _month(text: str) -> date:
+    return datetime.strptime(text, "%Y-%m").replace(tzinfo=UTC).date()
 
 
 def _read(place: Place, name: str, month: date) -> list[Manifest]:
@@ -109,7 +130,7 @@ def _read(place: Place, name: str, month: date) -> list[Manifest]:
                 f"{place.url} was written by Tollkeeper {found['program_version']}: use that, or a newer one"
             )
         database = UUID(found["database"])
-        return [Manifest(database, month, _stored(place, month, each)) for each in found["files"]]
+        return [Manifest(database, month, _stored(place, name, month, each)) for each in found["files"]]
     except (KeyError, TypeError, ValueError) as error:
         raise ArchiveFailed(f"{place.url}/{name} is not a manifest of Tollkeeper") from error
 
@@ -124,9 +145,16 @@ def _file(stored: Stored) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _stored(place: Place, month: date, found: Any) -> Stored:
+def _stored(place: Place, name: str, month: date, found: Any) -> Stored:
+    """What a manifest says of a file. It names one of ours: no other is read, nor written."""
+    ledger, file = str(found["ledger"]), str(found["file"])
+    if ledger not in BY_NAME:
+        raise ArchiveFailed(
+            f"{place.address(name)} is of {ledger!r}, which is no ledger: {', '.join(BY_NAME)}"
+        )
+    if file != (due := file_of(ledger, month)):
+        raise ArchiveFailed(f"{place.address(name)} names the file {file!r}: that month's is {due}")
     columns = {name: (int(each["present"]), int(each["sum"])) for name, each in found["columns"].items()}
     return Stored(
-        str(found["ledger"]), month, place.url, str(found["file"]), int(found["rows"]), int(found["bytes"]),
-        str(found["sha256"]), columns,
+        ledger, month, place.url, file, int(found["rows"]), int(found["bytes"]), str(found["sha256"]), columns
     )  # fmt: skip

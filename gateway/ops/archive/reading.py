@@ -2,14 +2,14 @@
 
 Where an account is named, its movements come in the order of their numbers, as in a ledger: for that, rows of
 each month are held at once. Else months come one behind the other, and so do the accounts of a month, each by
-its numbers. Calls come by their time.
+its numbers. Calls come by their time. A file is read if it is, by its SHA-256, what its manifest says.
 """
 
 from __future__ import annotations
 
 import heapq
 import importlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from itertools import chain, islice
@@ -43,13 +43,15 @@ class Asked:
     limit: int = 100
 
 
-def rows(place: Place, name: str, asked: Asked) -> list[Row]:
-    """The rows of a list, as far as archived months have them, up to the limit."""
+def rows(place: Place, name: str, asked: Asked, said: Callable[[str], object] = lambda _: None) -> list[Row]:
+    """The rows of a list, as far as archived months have them, up to the limit; months that lack are said."""
     ledger = LEDGERS[name]
     unknown = sorted(asked.filters.keys() - ledger.table.columns.keys())
     if unknown:
         raise ArchiveFailed(f"an archive has no {unknown[0]} of {name}: ask by another")
     with told(place.url):
+        if lacking := [month for month in manifest.unnamed(place, ledger.name) if _touches(month, asked)]:
+            said(_without_manifest(place, ledger, lacking))
         months = [month for month in manifest.months(place, ledger.name) if _touches(month, asked)]
         files = [_file(place, ledger, month) for month in (reversed(months) if asked.newest else months)]
         parts = [_of_month(place, one, ledger, asked) for one in files if one is not None]
@@ -64,6 +66,12 @@ def _touches(month: date, asked: Asked) -> bool:
     return (asked.since is None or asked.since < ends) and (asked.until is None or begins < asked.until)
 
 
+def _without_manifest(place: Place, ledger: Ledger, months: list[date]) -> str:
+    first = place.address(manifest.name_of(months[0], ledger.name))
+    more = f", and {len(months) - 1} more like it" if months[1:] else ""
+    return f"{months[0]:%Y-%m} is left out, for {first} is not there{more}: see `tollkeeper archive --prove`"
+
+
 def _file(place: Place, ledger: Ledger, month: date) -> Stored | None:
     """The file of a month that its manifest names; None where it has none of this ledger."""
     said = manifest.read(place, month, ledger.name)
@@ -75,11 +83,11 @@ def _of_month(place: Place, file: Stored, ledger: Ledger, asked: Asked) -> Itera
     dataset: Any = importlib.import_module("pyarrow.dataset")
     wanted = _condition(dataset, ledger, asked)
     with told(place.url):
-        fragment = place.fragment(file.file, dataset.ParquetFileFormat())
-        if fragment.metadata.num_rows != file.rows:
+        if place.digest(file.file) != (file.bytes, file.sha256):
             raise ArchiveFailed(
-                f"{file.url}/{file.file} is not what was archived: its manifest says otherwise"
+                f"{place.address(file.file)} is not what was archived: its manifest says otherwise"
             )
+        fragment = place.fragment(file.file, dataset.ParquetFileFormat())
         groups = fragment.split_by_row_group(wanted)
         for group in reversed(groups) if asked.newest else groups:
             found = group.to_table(filter=wanted, use_threads=False).to_pylist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from gateway.admin.resources import RESOURCES
@@ -156,6 +159,68 @@ def test_a_file_that_is_another_one_is_not_read(kept: Kept, tmp_path: Path) -> N
     files[-1].unlink()
     with pytest.raises(PlaceFailed, match=files[-1].name):
         torn.read("token-ledger")
+
+
+@pytest.fixture
+def other(kept: Kept, tmp_path: Path) -> Kept:
+    """A copy of the archive, to change."""
+    return replace(kept, root=Path(shutil.copytree(kept.root, tmp_path / "other")))
+
+
+def test_a_file_with_other_amounts_is_not_read(other: Kept) -> None:
+    """As many rows as its manifest says, of which one has another amount."""
+    file = max((other.root / "token_ledger").rglob("*.parquet"))
+    table = pq.read_table(file, partitioning=None)
+    amounts = [amount + 1_000 * (row == 0) for row, amount in enumerate(table["amount"].to_pylist())]
+    column = table.schema.get_field_index("amount")
+    pq.write_table(table.set_column(column, table.schema.field(column), pa.array(amounts, pa.int64())), file)
+    with pytest.raises(ArchiveFailed, match=f"{file} is not what was archived"):
+        other.read("token-ledger", filters={"tenant_id": other.tenant_id})
+    assert other.read("token-ledger", limit=1) == other.before["token-ledger"][:1], "the first month is sound"
+
+
+def test_a_month_without_its_manifest_is_told(other: Kept, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = other.before["token-ledger"]
+    first, gone, *_, last = sorted((other.root / "manifests" / "token_ledger").iterdir())
+    where = ["ledger", "list", "--limit", "1000", "--archive", str(other.root), "--json"]
+    assert command(*where) == 0
+    assert "left out" not in capsys.readouterr().err
+    gone.unlink()
+    assert command(*where) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["items"] == [row for row in ledger if at(row)[:7] != gone.stem]
+    assert f"{gone.stem} is left out, for {gone} is not there" in " ".join(told.err.split())
+    assert command(*where, "--until", f"{first.stem}-05T00:00:00Z") == 0
+    assert "left out" not in capsys.readouterr().err, "nobody asked for that month"
+    # Without its file too, it is still between others; the last one is known by its file alone.
+    shutil.rmtree(other.root / "token_ledger" / f"month={gone.stem}")
+    assert command(*where) == 0
+    assert f"{gone} is not there: see" in " ".join(capsys.readouterr().err.split())
+    last.unlink()
+    assert command(*where) == 0
+    assert f"{last.stem} is left out, for {last} is not there" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        (
+            "file",
+            "../outside/o.parquet",
+            "names the file '../outside/o.parquet': that month's is token_ledger/",
+        ),
+        ("file", "feature_usage/month=2026-01/feature_usage.parquet", "that month's is token_ledger/"),
+        ("ledger", "../token_ledger", "is of '../token_ledger', which is no ledger"),
+    ],
+)
+def test_a_manifest_names_files_of_ours_alone(other: Kept, name: str, value: str, said: str) -> None:
+    manifest = min((other.root / "manifests" / "token_ledger").iterdir())
+    found = json.loads(manifest.read_text())
+    found["files"][0][name] = value
+    manifest.write_text(json.dumps(found))
+    with pytest.raises(ArchiveFailed, match=re.escape(said)) as refused:
+        other.read("token-ledger")
+    assert str(manifest) in str(refused.value)
 
 
 def test_other_tools_read_the_files_as_they_stand(kept: Kept) -> None:
