@@ -158,8 +158,6 @@ class KeptServers:
         self._kept: dict[Wire, KeptServer] = {}
         self._ending: dict[KeptServer, asyncio.Task[None]] = {}
         self._reclaimed_before = 0
-        truths = Truths(shared.engine, partition_of, partition_of_digest)
-        self._lists = PublishedLists(truths, shared.counters, self._may_publish, shared.log)
 
     @property
     def verified(self) -> int:
@@ -181,8 +179,11 @@ class KeptServers:
     def start(self) -> None:
         """Say that this keeper is there, and begin with the servers there are."""
         run = partial(self.share.run, self._reached, self._in_hand)
-        loops: dict[str, Loop] = {"share": run, "lists": self._lists.run}
-        self._sharing = keep_going(loops, self._shared.log, self._shared.isolation)
+        shared = self._shared
+        truths = Truths(shared.engine, partition_of, partition_of_digest)
+        lists = PublishedLists(truths, shared.counters, self._may_publish, shared.log)
+        loops: dict[str, Loop] = {"share": run, "lists": lists.run}
+        self._sharing = keep_going(loops, shared.log, shared.isolation)
         self.look()
 
     async def run(self) -> None:

@@ -9,7 +9,7 @@ import uuid
 import pytest
 
 from gateway.core.model import Decision, Settled, Verdict
-from gateway.errors import InternalError
+from gateway.errors import CountersRefused, InternalError
 from gateway.http.faults import LINES_MAX
 from tests.http.fakes import (
     ANSWER,
@@ -360,6 +360,18 @@ async def test_counters_that_are_away_are_503() -> None:
         stage.counters.decision = None
         assert (await stage.ask(post(CHAT))).reason == "counters_unavailable"
         assert not stage.upstream.received
+
+
+async def test_what_the_counters_say_of_their_insides_is_in_the_log_alone_and_not_for_each_call() -> None:
+    said = "Redis refused: ERR user_function:575: bad argument script: on @user_function:575."
+    async with staged() as stage:
+        stage.directory.trouble = CountersRefused(said)
+        for _ in range(3):
+            got = await stage.ask(post(CHAT))
+            assert (got.status, got.reason) == (503, "counters_unavailable")
+            assert b"user_function" not in got.body
+        told = [facts["why"] for what, facts in stage.logged if what == "counters_refused"]
+        assert told == [said]
 
 
 async def test_an_error_of_our_own_is_a_500_that_tells_nothing_but_where_to_look() -> None:

@@ -32,6 +32,7 @@ class Desk:
     lists: PublishedLists
     told: list[tuple[str, dict[str, Any]]]
     may_write: list[bool]
+    asked: list[int]
     key: str
 
     def stand(self) -> dict[str, bytes]:
@@ -50,13 +51,18 @@ async def desk(valkey: str, migrated: str) -> AsyncIterator[Desk]:
         )  # fmt: skip
         await backend.push()
         told: list[tuple[str, dict[str, Any]]] = []
-        may_write = [True]
+        may_write, asked = [True], [0]
+
+        def may() -> bool:
+            asked[0] += 1
+            return may_write[0]
+
         lists = PublishedLists(
-            Truths(backend.engine, partition_of), backend.counters, lambda: may_write[0],
+            Truths(backend.engine, partition_of), backend.counters, may,
             lambda what, **facts: told.append((what, facts)),
         )  # fmt: skip
         with backend.client() as client:
-            yield Desk(backend, client, lists, told, may_write, key)
+            yield Desk(backend, client, lists, told, may_write, asked, key)
 
 
 async def test_what_stands_is_left_as_it_is(desk: Desk) -> None:
@@ -103,11 +109,9 @@ async def test_where_others_write_nothing_is_written(desk: Desk) -> None:
     desk.client.delete(keys.CATALOGUE)
     desk.may_write[0] = False
     running = asyncio.create_task(desk.lists.run())
-    await asyncio.sleep(0)
+    await eventually(lambda: desk.asked[0] >= 2)
     assert desk.client.exists(keys.CATALOGUE) == 0
-    running.cancel()
     desk.may_write[0] = True
-    running = asyncio.create_task(desk.lists.run())
     await eventually(lambda: desk.client.exists(keys.CATALOGUE) == 1)
     running.cancel()
 
