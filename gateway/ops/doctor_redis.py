@@ -16,13 +16,30 @@ Found = tuple[bool, str, str]
 def kept(info: Mapping[str, str], fsync: object) -> Iterator[Found]:
     """Of what `INFO` says, and of the answer to `CONFIG GET appendfsync`, which not every user may ask."""
     yield _policy(info.get("maxmemory_policy", "unknown"))
+    yield _file(info.get("aof_enabled") == "1", int(info.get("connected_slaves") or 0))
+    yield from _fsync(info, fsync)
+    yield from _memory(info)
+
+
+def kept_by_replica(info: Mapping[str, str], fsync: object) -> Iterator[Found]:
+    """The same of a replica, as it will be once it has taken over."""
+    yield _policy(info.get("maxmemory_policy", "unknown"))
+    if info.get("aof_enabled") == "1":
+        yield _file(on=True, replicas=0)
+    else:
+        said = "append-only file is off: when it has taken over, what it is told is in no file"
+        yield True, "redis", f"{said}. CONFIG SET appendonly yes, or see that another replica follows it then"
+    yield from _fsync(info, fsync)
+    yield from _memory(info)
+
+
+def _fsync(info: Mapping[str, str], fsync: object) -> Iterator[Found]:
+    """Whether the file, where there is one, is written soon enough."""
     durable = info.get("aof_enabled") == "1"
-    yield _file(durable, int(info.get("connected_slaves") or 0))
     values = list(fsync.values()) if isinstance(fsync, Mapping) else fsync
     if durable and isinstance(values, list) and values and values[-1] == b"no":
         hint = "CONFIG SET appendfsync everysec, and in its configuration"
         yield False, "redis", f"appendfsync is no: a power cut loses half a minute of what it said: {hint}"
-    yield from _memory(info)
 
 
 def _file(on: bool, replicas: int) -> Found:

@@ -1,4 +1,4 @@
-"""Whether Redis is fit for Tollkeeper: one server, or each primary of a cluster.
+"""Whether Redis is fit for Tollkeeper: one server, or each primary of a cluster; and who may take over.
 
 Part of the composition root. Of a cluster each primary is a subject of its own, by its place.
 """
@@ -27,14 +27,14 @@ from gateway.counters.redis.verified import ask_word
 from gateway.counters.redis.wire import Wire, encode
 from gateway.counters.redis.wires import Wires
 from gateway.errors import CountersRefused, SettingError, TollkeeperError
-from gateway.ops import doctor_redis, doctor_users, hints
+from gateway.ops import doctor_redis, doctor_redis_replicas, doctor_users, hints
 from gateway.ops.doctor_peppers import of_keeper
 from gateway.ops.finding import Finding
 from gateway.settings.settings import Settings
 
 REDIS_VERSION_MIN = (7, 0)
 ANSWER_MAX_S = 5.0
-_LISTS = keys.CATALOGUE, keys.PRICES, keys.PRICES_HEAD
+_CATALOGUE = keys.CATALOGUE.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
         if not await wires.connected_within(ANSWER_MAX_S):
             yield Finding(False, "redis", f"{shown}: {wires.trouble}; {hints.redis(wires.trouble)}")
         servers = {_name_of(wires, one): await _asked(one, address) for one in wires.wires if one.connected}
-        lists = {name: await _read(wires, name.encode()) for name in _LISTS}
+        catalogue = await in_task(wires.of_key(_CATALOGUE).send(encode(b"GET", _CATALOGUE)))
         keeping, may_ask = await _keeping(wires)
     except (TollkeeperError, OSError, TimeoutError) as error:
         why = str(error).rstrip(": ") or f"no answer within {ANSWER_MAX_S:g} s"
@@ -76,29 +76,16 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
     for subject, server in servers.items():
         for finding in _server(settings, subject, shown, server):
             yield finding
+    for finding in await _replicas(address, wires, servers):
+        yield finding
     ran_before = any(server.confirmed for server in servers.values())
-    if ran_before:
-        for finding in _missing(lists):
-            yield finding
     for finding in of_keeper(settings, role, keeping, ran_before) if may_ask else ():
         yield finding
-    for finding in _services(settings, lists[keys.CATALOGUE]) if role != "keeper" else ():
+    for finding in _services(settings, catalogue) if role != "keeper" else ():
         yield finding
     for subject, server in servers.items():
         well, of, says = await doctor_users.of_redis(server.address, role, ANSWER_MAX_S)
         yield Finding(well, of if subject == "redis" else f"{of} at {subject.partition(' ')[2]}", says)
-
-
-async def _read(wires: Wires, name: bytes) -> Reply:
-    return await in_task(wires.of_key(name).send(encode(b"GET", name)))
-
-
-def _missing(lists: Mapping[str, Reply]) -> Iterator[Finding]:
-    """Lists of everybody that are not there, though a keeper has written them once."""
-    if missing := ", ".join(name for name, raw in lists.items() if not isinstance(raw, bytes)):
-        said = f"{missing}: not there, so gateways that start refuse calls or know no prices"
-        hint = "run tollkeeper keeper, which writes this again within seconds, or look at its log"
-        yield Finding(False, "redis", f"{said}; {hint}")
 
 
 async def _keeping(wires: Wires) -> tuple[Keeping | None, bool]:
@@ -122,8 +109,7 @@ async def _asked(wire: Wire, address: Address) -> _Server:
     confirmed = await in_task(ask_word(wire))
     named = await in_task(wire.send(encode(b"GET", keys.history(wire.part.anchor).encode())))
     known = await in_task(wire.send(encode(b"FUNCTION", b"LIST", b"LIBRARYNAME", library().name.encode())))
-    # A user of `users.acl` may not ask, and what a server refuses stands in its log of attacks.
-    asks = address.username in ("", "default")
+    asks = _asks(address)
     covers = await _if_allowed(wire, "cluster-require-full-coverage") if asks and address.members else None
     fsync = await _if_allowed(wire, "appendfsync") if asks else None
     return _Server(
@@ -131,6 +117,30 @@ async def _asked(wire: Wire, address: Address) -> _Server:
         _text(covers[1]).decode() if isinstance(covers, list) and len(covers) > 1 else "", fsync,
         wire.certificate_end, wire.address,
     )  # fmt: skip
+
+
+async def _replicas(address: Address, wires: Wires, servers: Mapping[str, _Server]) -> list[Finding]:
+    """What is said of those who may take over, where somebody would have them do it."""
+    if not (address.sentinels or address.members):
+        return []
+    found = [
+        finding
+        for subject, server in servers.items()
+        for finding in doctor_redis_replicas.lacking(subject, server.info)
+    ]
+    if isinstance(wires, Shards):
+        primaries = {one.place for one in wires.map.owned} | {wires.place_of(one) for one in wires.wires}
+        places = [one for one in wires.map.members if one not in primaries]
+    else:
+        places = [one for server in servers.values() for one in doctor_redis_replicas.named(server.info)]
+    return found + await doctor_redis_replicas.of(address, places, configured=_asks(address))
+
+
+def _asks(address: Address) -> bool:
+    """Whether a user may be asked for `CONFIG`. One of `users.acl` may not, and what a server refuses stands
+    in its log of attacks.
+    """
+    return address.username in ("", "default")
 
 
 async def _if_allowed(wire: Wire, name: str) -> Reply:
@@ -211,8 +221,7 @@ def verification(subject: str, confirmed: bytes, here: bytes) -> Finding:
 
 async def _info(wire: Wire) -> dict[str, str]:
     answer = await in_task(wire.send(encode(b"INFO")))
-    text = answer.decode(errors="replace") if isinstance(answer, bytes) else ""
-    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line and not line.startswith("#"))
+    return doctor_redis_replicas.facts_of(answer)
 
 
 def _text(answer: Reply) -> bytes:
