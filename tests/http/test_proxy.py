@@ -365,8 +365,12 @@ async def test_counters_that_are_away_are_503() -> None:
 async def test_what_the_counters_say_of_their_insides_is_in_the_log_alone_and_not_for_each_call() -> None:
     said = "Redis refused: ERR user_function:575: bad argument script: on @user_function:575."
     async with staged() as stage:
-        stage.directory.trouble = CountersRefused(said)
+
+        def refuses() -> None:
+            raise CountersRefused(said)
+
         for _ in range(3):
+            stage.directory.then = refuses
             got = await stage.ask(post(CHAT))
             assert (got.status, got.reason) == (503, "counters_unavailable")
             assert b"user_function" not in got.body
