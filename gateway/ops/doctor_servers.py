@@ -34,7 +34,7 @@ from gateway.settings.settings import Settings
 
 REDIS_VERSION_MIN = (7, 0)
 ANSWER_MAX_S = 5.0
-_CATALOGUE = keys.CATALOGUE.encode()
+_LISTS = keys.CATALOGUE, keys.PRICES, keys.PRICES_HEAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
         if not await wires.connected_within(ANSWER_MAX_S):
             yield Finding(False, "redis", f"{shown}: {wires.trouble}; {hints.redis(wires.trouble)}")
         servers = {_name_of(wires, one): await _asked(one, address) for one in wires.wires if one.connected}
-        catalogue = await in_task(wires.of_key(_CATALOGUE).send(encode(b"GET", _CATALOGUE)))
+        lists = {name: await _read(wires, name.encode()) for name in _LISTS}
         keeping, may_ask = await _keeping(wires)
     except (TollkeeperError, OSError, TimeoutError) as error:
         why = str(error).rstrip(": ") or f"no answer within {ANSWER_MAX_S:g} s"
@@ -79,13 +79,27 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
     for finding in await _replicas(address, wires, servers):
         yield finding
     ran_before = any(server.confirmed for server in servers.values())
+    for finding in _missing(lists) if ran_before else ():
+        yield finding
     for finding in of_keeper(settings, role, keeping, ran_before) if may_ask else ():
         yield finding
-    for finding in _services(settings, catalogue) if role != "keeper" else ():
+    for finding in _services(settings, lists[keys.CATALOGUE]) if role != "keeper" else ():
         yield finding
     for subject, server in servers.items():
         well, of, says = await doctor_users.of_redis(server.address, role, ANSWER_MAX_S)
         yield Finding(well, of if subject == "redis" else f"{of} at {subject.partition(' ')[2]}", says)
+
+
+async def _read(wires: Wires, name: bytes) -> Reply:
+    return await in_task(wires.of_key(name).send(encode(b"GET", name)))
+
+
+def _missing(lists: Mapping[str, Reply]) -> Iterator[Finding]:
+    """Lists of everybody that are not there, though a keeper has written them once."""
+    if missing := ", ".join(name for name, raw in lists.items() if not isinstance(raw, bytes)):
+        said = f"{missing}: not there, so gateways that start refuse calls or know no prices"
+        hint = "run tollkeeper keeper, which writes this again within seconds, or look at its log"
+        yield Finding(False, "redis", f"{said}; {hint}")
 
 
 async def _keeping(wires: Wires) -> tuple[Keeping | None, bool]:
