@@ -95,8 +95,14 @@ async def test_no_more_are_moved_at_once_than_readers_can_wait_for(old: Aging, g
     assert {one.ledger: one.rows for one in moved} == few
 
 
-async def test_they_are_told_as_months_that_nobody_archives(old: Aging, gone: dict[str, int]) -> None:
-    engine = engines.create(old.url)
+async def test_they_are_told_as_months_that_nobody_archives(
+    old: Aging, gone: dict[str, int], template: str
+) -> None:
+    """By a keeper, who owns nothing."""
+    name = template.rpartition("/")[2]
+    with psycopg.connect(old.url) as connection:
+        connection.execute(f"CREATE ROLE {name}_keeper LOGIN IN ROLE {name}_writer".encode())
+    engine = engines.create(old.url.replace("postgres@", f"{name}_keeper@"))
     for month in ("2026-01", "2026-03"):
         for ledger in gone:
             noted = (ledger, f"{month}-01", "/a", "b", 0, 0, 0, "c")
