@@ -108,7 +108,7 @@ def cut(connection: Connection, stored: Stored) -> bool:
     """
     ledger, month = BY_NAME[stored.ledger], stored.month
     with connection.transaction():
-        have(connection, "SELECT pg_advisory_xact_lock(7801, 2)", "the schema is changed")
+        have_partitions(connection)
         have(connection, "SELECT pg_advisory_xact_lock(7807, 1)", "checkpoints are made")
         # Nothing of the month changes from here on; readers, and writers of other months, go on.
         lock(connection, ledger.partition(month), "SHARE ROW EXCLUSIVE")
@@ -185,6 +185,11 @@ def _stand_for(connection: Connection, ledger: Ledger, month: date) -> int:
 def lock(connection: Connection, table: str, mode: str) -> None:
     """Have a table, and what is of it."""
     have(connection, f"LOCK TABLE {table} IN {mode} MODE", f"a report reads {table}")
+
+
+def have_partitions(connection: Connection) -> None:
+    """Keep who makes and drops partitions waiting, until the transaction ends."""
+    have(connection, "SELECT pg_advisory_xact_lock(7801, 2)", "the schema is changed")
 
 
 def have(connection: Connection, statement: str, taken: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date
 
-from persistence.archive.cut import bounds_of, have, lock, make, names_of, put_in
+from persistence.archive.cut import bounds_of, have_partitions, lock, make, names_of, put_in
 from persistence.archive.months import BY_NAME, Connection, Ledger
 
 # So many rows are moved at once at most: whoever reads or writes the ledger waits meanwhile.
@@ -46,7 +46,7 @@ def _bring_in(connection: Connection, ledger: Ledger, room: int) -> list[Moved]:
         return []
     moved = []
     with connection.transaction():
-        have(connection, "SELECT pg_advisory_xact_lock(7801, 2)", "the schema is changed")
+        have_partitions(connection)
         lock(connection, ledger.name, "ACCESS EXCLUSIVE")
         months = _asked(connection, ledger)
         # By itself it may be deleted from.
