@@ -156,13 +156,13 @@ class AdmissionGate:
         gave_up = list[int]()
         for partition, epoch in ours.items():
             waited = now - since.setdefault(partition, now)
-            if waited < self._recovery_s_max:
-                missing = self._roster.missing(reports, run_id, partition, epoch)
-                if missing or (strangers and waited < STRANGERS_S):
-                    continue
+            missing = self._roster.missing(reports, run_id, partition, epoch)
+            may_come = missing or (strangers and waited < STRANGERS_S)
+            if may_come and waited < self._recovery_s_max:
+                continue
             if partition in late and waited < self._late_s_max:
                 continue
-            if partition in late or self._roster.missing(reports, run_id, partition, epoch):
+            if missing or partition in late:
                 gave_up.append(partition)
             await self._target.admit(run_id, partition, epoch, catalogue)
         if gave_up:

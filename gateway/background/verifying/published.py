@@ -27,14 +27,24 @@ class Source(Protocol):
         """What is of no partition."""
 
 
-class Target(Protocol):
+class Publisher(Protocol):
+    """The counters, written."""
+
+    async def publish(self, everybodys: CatalogueDefinition | PricesDefinition, version: int) -> None:
+        """Write the catalogue, or the prices; older ones are ignored."""
+
+
+class Target(Publisher, Protocol):
     """The counters."""
 
     async def published(self, *, whole: bool) -> Mapping[str, int]:
         """Of the lists the versions that stand, 0 of one that does not."""
 
-    async def publish(self, everybodys: CatalogueDefinition | PricesDefinition, version: int) -> None:
-        """Write the catalogue, or the prices; older ones are ignored."""
+
+async def publish(target: Publisher, everybodys: Everybodys) -> None:
+    """Write what is of no partition."""
+    await target.publish(everybodys.prices, everybodys.version)
+    await target.publish(everybodys.catalogue, everybodys.version)
 
 
 class PublishedLists:
@@ -72,8 +82,7 @@ class PublishedLists:
             self._seen[name] = max(version, self._seen.get(name, 0))
         if lacking:
             everybodys = await self._source.everybodys()
-            await self._target.publish(everybodys.prices, everybodys.version)
-            await self._target.publish(everybodys.catalogue, everybodys.version)
+            await publish(self._target, everybodys)
             self._log("written again", keys=lacking, version=everybodys.version, level="warning")
             self._seen, self._looks = {}, 0  # PostgreSQL may be older than it was
         return lacking

@@ -28,10 +28,11 @@ from gateway.background.verifying.admission_gate import AWAY_S, AdmissionGate, D
 from gateway.background.verifying.groups import ORGANIZATIONS_MAX, all_of, in_turns, together
 from gateway.background.verifying.partitions import Found, Partitions
 from gateway.background.verifying.ports import Source, Target
+from gateway.background.verifying.published import publish
 from gateway.background.verifying.rewinds import Rewinds
 from gateway.core.batched import batched
 from gateway.core.integrity.recovery import Markers, Report
-from gateway.core.integrity.verified import Everybodys, Truth, Verified
+from gateway.core.integrity.verified import Truth, Verified
 from gateway.core.model import PARTITIONS
 from gateway.errors import CountersUnavailable
 
@@ -121,7 +122,7 @@ class Verifier:
         await self._source.note(run_id, epochs)
         everybodys = await self._source.everybodys()
         if not markers.others:  # else a newer version says them, and more
-            await self._publish(everybodys)
+            await publish(self._target, everybodys)
         strays = await self._rewinds.strays(list(epochs)) if self._rewinds else {}
         since = await self._compared(markers, strays)
         found = {
@@ -161,10 +162,6 @@ class Verifier:
             while slept_s < self.pause_s:  # which is less as soon as the connection is another one
                 await asyncio.sleep(INTERVAL_S)
                 slept_s += INTERVAL_S
-
-    async def _publish(self, everybodys: Everybodys) -> None:
-        await self._target.publish(everybodys.prices, everybodys.version)
-        await self._target.publish(everybodys.catalogue, everybodys.version)
 
     async def _notice_rewind(self) -> None:
         """Whether the data is what it was, by the fence and by what PostgreSQL has stored of it."""

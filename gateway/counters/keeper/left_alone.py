@@ -17,6 +17,10 @@ KINDS: tuple[Kind, ...] = ("partition", "entry", "hold", "settlement", "account"
 NAMES_MAX = 10_000
 
 
+# What reading fails with where nobody, or another version, stored it.
+UNREADABLE = (ValueError, struct.error, OverflowError, IndexError)
+
+
 class LeftAlone:
     """By kind, what the last look at it could not read. `say` is told of the first of a kind."""
 
@@ -29,7 +33,7 @@ class LeftAlone:
         """What is read within may be another version's: then what follows within is left out."""
         try:
             yield
-        except (ValueError, struct.error, OverflowError, IndexError) as error:
+        except UNREADABLE as error:
             self.note(kind, name, str(error))
         else:
             self.forget(kind, [name])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 
 from gateway.core.accounts.budget_figures import LiveWindow
@@ -11,6 +10,7 @@ from gateway.core.integrity.reconciliation import Owner
 from gateway.core.integrity.verified import AccountHead
 from gateway.core.layout import LAYOUT
 from gateway.counters.keeper.client import Client
+from gateway.counters.keeper.left_alone import UNREADABLE
 from gateway.counters.layouts import packing, states
 from gateway.counters.layouts.budgets import live_windows
 from gateway.counters.redis import keys
@@ -104,7 +104,7 @@ def _is_nobodys(kind: type[states.State], raw: bytes | None) -> bool:
         return False
     try:
         states.unpack(kind, raw)
-    except (ValueError, struct.error, OverflowError, IndexError):
+    except UNREADABLE:
         return True
     return False
 

@@ -175,17 +175,22 @@ async def test_rows_that_come_while_a_month_is_written_are_written_as_well(old: 
     assert calls.rows == len(said) > 1
 
 
+async def with_little(url: str, root: Path, refused: str) -> None:
+    """Have another database use little of the first month and archive it there, which is refused."""
+    other = Aging(url, 1_000_000, root)
+    months_made(url, "2026-02-01Z", 6)
+    other.begin()
+    other.on(100)
+    other.use(1)
+    with pytest.raises(ArchiveFailed, match=refused):
+        await other.archive()
+    await other.end()
+
+
 async def test_two_databases_never_write_into_one_archive(old: Aging, clones: Clones) -> None:
     await old.archive()
     with clones() as url:
-        other = Aging(url, 1_000_000, old.root)
-        months_made(url, "2026-02-01Z", 6)
-        other.begin()
-        other.on(100)
-        other.use(1)
-        with pytest.raises(ArchiveFailed, match="2026-01 of another database"):
-            await other.archive()
-        await other.end()
+        await with_little(url, old.root, "2026-01 of another database")
 
 
 async def test_a_database_that_is_older_than_its_archive_overwrites_nothing(
@@ -198,14 +203,7 @@ async def test_a_database_that_is_older_than_its_archive_overwrites_nothing(
     [(identity,)] = rows_of(old.url, "SELECT id FROM archive_identity")
     with clones() as url:
         rows_of(url, f"INSERT INTO archive_identity (id) VALUES ('{identity}') RETURNING id")
-        other = Aging(url, 1_000_000, old.root)
-        months_made(url, "2026-02-01Z", 6)
-        other.begin()
-        other.on(100)
-        other.use(1)
-        with pytest.raises(ArchiveFailed, match="this database is older than its archive"):
-            await other.archive()
-        await other.end()
+        await with_little(url, old.root, "this database is older than its archive")
     assert {one: one.read_bytes() for one in old.root.rglob("*") if one.is_file()} == kept
 
 
