@@ -2,7 +2,7 @@
 
 The partition becomes a table by itself, and another takes its place with the rows that stay: of each account
 the last one of the month, of tokens what is no use of a call, the row before it, and what was told of a plan
-that has ended. `archived_run` stands for the rest.
+that has ended. `archived_run` stands for the rest, and what was allocated to it is added up.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import psycopg
 
 from gateway.errors import ArchiveFailed
 from persistence.archive.closed import MOVES, what_waits
-from persistence.archive.months import BY_NAME, CALLS, Connection, Ledger, end_of, one
+from persistence.archive.months import BY_NAME, CALLS, CREDITS, Connection, Ledger, end_of, one
 from persistence.archive.rows import Figure, figures
 
 ARCHIVED = "_archived"
@@ -67,6 +67,18 @@ _CELLS = {
     "credits": {"cycle": "NULL::bigint", "carried": "p.carried", "taken": "p.credits_used"},
     "spend": {"cycle": "NULL::bigint", "carried": "0", "taken": "0"},
 }
+# Which additions a run's uses took is one row each: debt stays use by use, for what covers it finds it so.
+_ALLOCATIONS = """
+WITH taken AS (
+    DELETE FROM credit_allocation AS a USING archived_run AS r
+     WHERE r.month = %s AND split_part(r.account, ':', 1) = 'credits'
+       AND a.organization_id = split_part(r.account, ':', 2)::bigint
+       AND a.seq BETWEEN r.first_seq AND r.last_seq AND a.credit_addition_id IS NOT NULL
+    RETURNING a.organization_id, r.last_seq, a.credit_addition_id, a.amount, a.created_at
+)
+INSERT INTO credit_allocation (organization_id, seq, credit_addition_id, amount, created_at)
+SELECT organization_id, last_seq, credit_addition_id, sum(amount), max(created_at)
+  FROM taken GROUP BY 1, 2, 3"""
 _TAKE_OUT = "ALTER TABLE {ledger} DETACH PARTITION {partition}"
 _SET_ASIDE = "ALTER TABLE {partition} RENAME TO {partition}{archived}"
 _PUT_IN = """
@@ -179,6 +191,8 @@ def _stand_for(connection: Connection, ledger: Ledger, month: date) -> int:
             f"{names['partition']} has {rows} rows, and {kept} kept ones and runs of {stood} stand for it:"
             " its checkpoints do not follow each other"
         )
+    if ledger is CREDITS:
+        connection.execute(_ALLOCATIONS, (month,))
     return kept
 
 

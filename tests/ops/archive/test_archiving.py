@@ -31,6 +31,7 @@ from persistence.archive.months import BY_NAME, Connection
 from persistence.store import Store
 from tests.ops.archive.aging import LEDGERS, Aging, Clones, clones, held, months_made, old
 from tests.persistence.billing.drawn import some
+from tests.persistence.credits import give
 from tests.persistence.ledger.test_checkpoints import BEGINS, STEPS
 from tests.persistence.migrated import template
 from tests.persistence.scenario import broken, rows_of
@@ -332,6 +333,35 @@ async def test_what_is_deferred_is_told_of_the_ends_of_archived_months(old: Agin
     with pytest.raises(Unprocessable) as caught:
         await store.report("deferred-revenue", Asked(datetime(2026, 2, 10, tzinfo=UTC)), 0, 99)
     assert caught.value.errors[0][0] == "at"
+
+
+async def test_what_an_archived_month_took_of_a_purchase_is_one_row(old: Aging) -> None:
+    """Debt of it stays use by use, and is covered by what is bought later."""
+    sums = "SELECT credit_addition_id, sum(amount) FROM credit_allocation GROUP BY 1 ORDER BY 1"
+    of_runs = """
+SELECT r.last_seq, a.credit_addition_id, count(*) FROM archived_run AS r
+  JOIN credit_allocation AS a ON a.seq BETWEEN r.first_seq AND r.last_seq
+ WHERE split_part(r.account, ':', 1) = 'credits' GROUP BY 1, 2"""
+    [(_, debt)] = rows_of(old.url, sums)
+    first = give(old.url, old.account, int(debt) // 2)
+    second = give(old.url, old.account, int(debt) - int(debt) // 2 - 20)
+    for _ in range(3):
+        old.on(31)
+        old.use(0)
+    await old.settle()
+    before = rows_of(old.url, sums)
+    assert [owner for owner, _ in before] == [first, second, None]
+    await old.archive()
+    assert rows_of(old.url, sums) == before
+    found = rows_of(old.url, of_runs)
+    assert {owner for _, owner, _ in found} == {first, second, None}
+    assert {rows for _, owner, rows in found if owner} == {1}
+    assert max(rows for _, owner, rows in found if not owner) > 1
+    assert await broken(old.url) == []
+    last = give(old.url, old.account, 100)
+    await old.settle()
+    assert rows_of(old.url, sums) == [*before[:2], (last, 20)]
+    assert await broken(old.url) == []
 
 
 async def command(arguments: list[str]) -> int:
