@@ -1,4 +1,7 @@
-"""Budgets as they are now: what the counters hold of their accounts, else what was stored last."""
+"""Budgets as they are now: what the counters hold of their accounts, else what was stored last.
+
+Each says whether it is current, and not what was stored because the counters are away or cannot be read.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ async def overlay(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
     plain = [(row, _account(row)) for row in rows if row["each"] is None]
     live = await _peeked(ports, plain)
     told = {
-        row["id"]: _figures(row, at_ms, row["stored_start"], row["stored_used"], live.get(name))
+        row["id"]: _figures(row, at_ms, (row["stored_start"], row["stored_used"]), live, name)
         for row, name in plain
     }
     return [{**row, **told.get(row["id"], {"resets_at": _window(row, at_ms)[1]})} for row in rows]
@@ -66,9 +69,9 @@ async def own(ports: AdminPorts, rows: Sequence[Row], whose: str) -> list[Row]:
             **_figures(
                 row,
                 at_ms,
-                _started(row, at_ms),
-                sum(int(str(each["used"])) for each in page.rows),
-                live.get(name),
+                (_started(row, at_ms), sum(int(str(each["used"])) for each in page.rows)),
+                live,
+                name,
             ),
         }
         for row, name, page in zip(rows, names, stored, strict=True)
@@ -81,7 +84,7 @@ async def _everybody(ports: AdminPorts, row: Row, stored: Sequence[Row], at_ms: 
     live = await _peeked(ports, [(row, name) for name in names])
     return [
         {"unit": row["unit"], "who": each["name"], "shared": each["value"] == OTHERS}
-        | _figures(row, at_ms, each["start"], each["used"], live.get(name))
+        | _figures(row, at_ms, (each["start"], each["used"]), live, name)
         for each, name in zip(stored, names, strict=True)
     ]
 
@@ -96,18 +99,17 @@ def _started(row: Row, at_ms: int) -> datetime:
     return _window(row, at_ms)[0] or EPOCH
 
 
-def _figures(
-    row: Row, at_ms: int, start: Any, used: Any, live: Mapping[int, LiveWindow] | None
-) -> dict[str, object]:
-    """What is answered of one account of a budget."""
-    budget = read_budget(row)
-    stored = None if start is None else (ms_of(start), used)
-    now = figures(budget, at_ms, stored, live)
+def _figures(row: Row, at_ms: int, stored: tuple[Any, Any], live: Live, name: str) -> dict[str, object]:
+    """What is answered of one account of a budget; stored are the start of its window and what was used."""
+    budget, (start, used) = read_budget(row), stored
+    known = None if start is None else (ms_of(start), used)
+    now = figures(budget, at_ms, known, live.get(name))
     return {
         "used": amount_of(budget.unit, now.used),
         "held": amount_of(budget.unit, now.held),
         "remaining": amount_of(budget.unit, now.limit - now.used),
         "resets_at": moment(now.resets_ms),
+        "is_current": name in live,
     }
 
 

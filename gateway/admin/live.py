@@ -1,4 +1,7 @@
-"""Quotas and balances as they are now: the counters' word over PostgreSQL's, where they can be asked."""
+"""Quotas and balances as they are now: the counters' word over PostgreSQL's, where that can be had.
+
+Each row says whether it is current; if not, it is what was last flushed.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,12 @@ async def overlay(ports: AdminPorts, what: str, rows: Sequence[Row]) -> list[Row
 
 
 async def _quotas(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
-    return await _peeked(ports.counters.peek_tenants, rows, "tenant_id", _over)
+    return await _peeked(ports.counters.peek_tenants, rows, "tenant_id", _over, "is_current")
 
 
 async def _balances(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
-    return await _peeked(ports.counters.peek_balances, rows, "organization_id", _with_balance)
+    peek = ports.counters.peek_balances
+    return await _peeked(peek, rows, "organization_id", _with_balance, "balance_is_current")
 
 
 # What the counters know better, as resources name it.
@@ -42,17 +46,18 @@ async def _peeked(
     rows: Sequence[Row],
     owner: str,
     over: Callable[[Row, Live], Row],
+    mark: str,
 ) -> list[Row]:
-    """Rows with what the counters have of their owners; they carry `partition`."""
+    """Rows with what the counters have of their owners; they carry `partition`, and get the `mark`."""
     pairs = [(int(str(row["partition"])), int(str(row[owner]))) for row in rows]
     try:
         async with asyncio.timeout(PEEK_TIMEOUT_S):
             known = await peek(pairs)
     except (TollkeeperError, OSError, TimeoutError):
         # The counters are away: what was last flushed is the best that is known.
-        return list(rows)
+        known = {}
     return [
-        row if (live := known.get(id_)) is None else over(row, live)
+        {**(row if (live := known.get(id_)) is None else over(row, live)), mark: id_ in known}
         for row, (_, id_) in zip(rows, pairs, strict=True)
     ]
 

@@ -159,7 +159,7 @@ class Pusher(Protocol):
 
 
 class Counters(Protocol):
-    """The counters, read only."""
+    """The counters, read only. What they have and nobody can read is in no answer."""
 
     async def peek_tenants(self, tenants: Sequence[tuple[int, int]]) -> Mapping[int, LiveQuota | None]:
         """Read the quotas of (partition, tenant id) pairs; None for a tenant that is not loaded."""

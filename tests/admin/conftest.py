@@ -67,6 +67,8 @@ class MemoryCounters:
         self.totals: dict[int, int | None] = {}
         self.balances: dict[int, int] = {}
         self.windows: dict[str, dict[int, LiveWindow]] = {}
+        # Accounts that nobody can read: tenants, organizations, names of budgets' accounts.
+        self.unreadable: set[int | str] = set()
         self.unsettled: str | None = None
         self.numbers: dict[str, Any] = {}
         self.reconciled: Mapping[str, object] | None = None
@@ -118,19 +120,19 @@ class MemoryCounters:
         if self.away:
             raise CountersUnavailable
         self.peeked += tenants
-        return {tenant: self.quotas.get(tenant) for _, tenant in tenants}
+        return {one: self.quotas.get(one) for _, one in tenants if one not in self.unreadable}
 
     async def peek_balances(self, organizations: Sequence[tuple[int, int]]) -> Mapping[int, int | None]:
         if self.away:
             raise CountersUnavailable
-        return {organization: self.balances.get(organization) for _, organization in organizations}
+        return {one: self.balances.get(one) for _, one in organizations if one not in self.unreadable}
 
     async def peek_budgets(
         self, accounts: Sequence[tuple[int, str]]
     ) -> Mapping[str, Mapping[int, LiveWindow] | None]:
         if self.away:
             raise CountersUnavailable
-        return {name: self.windows.get(name) for _, name in accounts}
+        return {name: self.windows.get(name) for _, name in accounts if name not in self.unreadable}
 
     async def read(self, window_s: int) -> tuple[list[tuple[tuple[int, str], int]], float]:
         if self.away:

@@ -213,6 +213,16 @@ async def test_where_the_counters_are_away_it_is_what_was_stored(desk: Desk) -> 
     desk.api.counters.away = True
     shown = await desk.shown(made)
     assert (shown["used"], shown["held"], shown["remaining"]) == ("1.00", "0.00", "11.50")
+    assert shown["is_current"] is False
+
+
+async def test_an_account_that_nobody_can_read_is_what_was_stored(desk: Desk) -> None:
+    made = await desk.make()
+    desk.store(made, 1_000_000_000)
+    assert (await desk.shown(made))["is_current"] is True
+    desk.api.counters.unreadable = {desk.account()}
+    shown = await desk.shown(made)
+    assert (shown["used"], shown["is_current"]) == ("1.00", False)
 
 
 async def test_a_window_that_is_over_says_nothing_of_this_one(desk: Desk) -> None:
@@ -306,7 +316,7 @@ async def test_a_budget_of_all_has_one_account(desk: Desk) -> None:
     [one] = (await desk.api.get(f"budgets/{made['id']}/accounts")).json["items"]
     assert one == {
         "unit": "tokens", "who": None, "used": 20, "held": 10, "remaining": 30,
-        "resets_at": made["resets_at"], "shared": False,
+        "resets_at": made["resets_at"], "shared": False, "is_current": True,
     }  # fmt: skip
 
 

@@ -52,6 +52,7 @@ async def test_the_quota_is_the_counters(api: Api) -> None:
         "manual_block": False,
         "last_reset": None,
         "next_reset_at": None,
+        "is_current": True,
     }
     assert api.counters.peeked[-1] == (partition_of(tenant["organization_id"]), tenant["id"])
 
@@ -69,7 +70,21 @@ async def test_without_counters_the_quota_is_what_was_flushed(api: Api) -> None:
     )
     found = (await api.get(where)).json
     assert (found["tokens_used"], found["tokens_remaining"], found["is_blocked"]) == (30, -7, True)
+    assert found["is_current"] is False
     assert found["next_reset_at"] == "2026-02-01T00:00:00Z"
+
+
+async def test_an_account_that_nobody_can_read_is_told_as_last_stored(api: Api) -> None:
+    plan = await api.make("token-plans", **PLAN)
+    made = [await api.make("tenants", name=name, plan_id=plan["id"]) for name in ("odd", "good")]
+    api.counters.unreadable = {made[0]["id"], made[0]["organization_id"]}
+    found = (await api.get("tenant-quotas")).json["items"]
+    assert {each["id"]: each["is_current"] for each in found} == {made[0]["id"]: False, made[1]["id"]: True}
+    owners = (await api.get("organizations")).json["items"]
+    assert {each["id"]: each["balance_is_current"] for each in owners} == {
+        made[0]["organization_id"]: False,
+        made[1]["organization_id"]: True,
+    }
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from gateway.admin.resources.models import answer_of, patch_of
+from gateway.admin.resources.models import IS_CURRENT, answer_of, patch_of
 from gateway.admin.resources.resource import Action, Declared, Filter, Part, Resource
 from gateway.admin.resources.said import ExternalId, ModelText
 from gateway.admin.resources.values import (
@@ -153,6 +153,7 @@ COUNTED: dict[str, Any] = {
         Instant | None,
         Field(default=None, description="When the next window begins; null is never."),
     ),
+    "is_current": (bool | None, Field(default=None, description=IS_CURRENT)),
 }
 Budget = answer_of(
     BudgetCreate,

@@ -14,6 +14,8 @@ from pydantic.fields import FieldInfo
 from gateway.admin.resources.values import Id, In, Instant, LimitsIn, LimitsOut, Out
 
 AS_CREATED: Mapping[str, object] = {}
+# What is said of figures that the counters know better.
+IS_CURRENT = "False: as last stored. The counters are away, or have what cannot be read."
 
 
 def patch_of(

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 from gateway.admin.resources.addresses import Address, Country
 from gateway.admin.resources.charges import UNBILLED
 from gateway.admin.resources.handovers import StripeCustomer
-from gateway.admin.resources.models import answer_of, patch_of
+from gateway.admin.resources.models import IS_CURRENT, answer_of, patch_of
 from gateway.admin.resources.resource import Action, Declared, Filter, Resource
 from gateway.admin.resources.said import ExternalId
 from gateway.admin.resources.top_ups import AutoTopUpField, UnitCost
@@ -82,6 +82,7 @@ Organization = answer_of(
     OrganizationCreate,
     "Who is billed: the owner of credits, of a spend cap and of tenants.",
     credit_balance=(int, Field(description="Credits as the counters hold them now.")),
+    balance_is_current=(bool, Field(default=False, description=IS_CURRENT)),
     credit_ahead=(Exactly, Field(description="Part of a credit that is paid and not used yet.")),
     credit_unit_cost=Money | None,
     spend_cap=Money | None,

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, Field, PlainSerializer, WithJsonSchema, create_model
 
-from gateway.admin.resources.models import answer_of, patch_of
+from gateway.admin.resources.models import IS_CURRENT, answer_of, patch_of
 from gateway.admin.resources.resource import Declared, Filter, Resource
 from gateway.admin.resources.unit_prices import TokenUnitPrice
 from gateway.admin.resources.values import (
@@ -138,6 +138,7 @@ class TenantQuota(Out):
     manual_block: bool
     last_reset: Instant | None
     next_reset_at: Instant | None
+    is_current: bool = Field(default=False, description=IS_CURRENT)
 
 
 class TokenLedgerRow(Out):

@@ -13,16 +13,15 @@ from typing import TypeVar, cast
 
 from gateway.core.accounts.losses import Movement
 from gateway.core.batched import batched
-from gateway.core.layout import LAYOUT
 from gateway.core.wait import Wait, in_task
-from gateway.counters.keeper.left_alone import LeftAlone
+from gateway.counters.keeper.left_alone import UNREADABLE, LeftAlone
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.greeting import said
 from gateway.counters.redis.wire import Wire, encode, encode_script
 from gateway.counters.redis.wires import Wires
-from gateway.errors import CountersRefused, CountersUnavailable, NewerLayout
+from gateway.errors import CountersRefused, CountersUnavailable
 
 BATCH_MAX = 256
 # Commands that are sent before the first of them is answered.
@@ -30,8 +29,6 @@ TOGETHER_MAX = 1_000
 # Where a command's key is, of those where it is not the first that is said.
 KEY_AT = {b"XINFO": 2}
 MOVED_MAX = 40_000
-# What stands for a state that a newer version has stored, where a script does not answer it.
-NEWER = bytes([LAYOUT + 1])
 # Codes of the scripts' answers.
 APPLIED, APPLIED_BEFORE, UNVERIFIED, UNKNOWN_ACCOUNT, OUT_OF_RANGE = 1, 2, 0, -2, -3
 
@@ -172,23 +169,26 @@ class Client:
     async def peek(self, kind: type[S], pairs: Iterable[tuple[int, int]]) -> dict[int, S | None]:
         """The same as they stand now, a due reset included."""
         found: dict[int, S | None] = {}
-        number, key = _KINDS[kind]
+        key = _KINDS[kind][1]
         for partition, ids in _by_partition(pairs).items():
             for start in range(0, len(ids), self._batch_max):
                 batch = ids[start : start + self._batch_max]
                 names = [key(partition, one) for one in batch]
-                found |= self._unpacked(kind, batch, names, await self._peek(partition, number, names))
+                found |= self._unpacked(kind, batch, names, await self._peek(partition, kind, names))
         return found
 
-    async def _peek(self, partition: int, number: int, names: Sequence[str]) -> list[bytes | None]:
-        """Raw states of one partition as they stand; where one is another version's, each by itself."""
-        call = (keys.marker(partition), *names), (self.run_id_of(partition), b"%d" % number)
+    async def _peek(self, partition: int, kind: type[S], names: Sequence[str]) -> list[bytes | None]:
+        """Raw states of one partition as they stand; as they are stored where nobody here can read them."""
+        call = (keys.marker(partition), *names), (self.run_id_of(partition), b"%d" % _KINDS[kind][0])
         try:
             answer = await in_task(self.send_script("peek", call))
-        except NewerLayout:
-            if len(names) == 1:
-                return [NEWER]
-            return [one for name in names for one in await self._peek(partition, number, [name])]
+        except CountersRefused:
+            raw = dict(zip(names, await self.states(names), strict=True))
+            rest = [name for name, one in raw.items() if not one or is_readable(kind, one)]
+            if len(rest) == len(names):
+                raise
+            told = await self._peek(partition, kind, rest) if rest else []
+            return list((raw | dict(zip(rest, told, strict=True))).values())
         assert isinstance(answer, list)
         if answer and not isinstance(answer[0], bytes | None):
             raise CountersUnavailable
@@ -222,6 +222,15 @@ class Client:
             answer = await in_task(wire.send(encode(b"INFO", b"memory")))
             found.append((int(said(answer, b"used_memory") or 0), int(said(answer, b"maxmemory") or 0)))
         return max(found, key=lambda one: (one[0] / one[1] if one[1] else 0.0, one[0]), default=(0, 0))
+
+
+def is_readable(kind: type[S], raw: bytes) -> bool:
+    """Whether this version can read a state."""
+    try:
+        states.unpack(kind, raw)
+    except UNREADABLE:
+        return False
+    return True
 
 
 async def each(waits: Iterable[Wait[Reply]]) -> list[Reply | CountersRefused]:

@@ -9,8 +9,7 @@ from gateway.core.accounts.quota import LiveQuota
 from gateway.core.integrity.reconciliation import Owner
 from gateway.core.integrity.verified import AccountHead
 from gateway.core.layout import LAYOUT
-from gateway.counters.keeper.client import Client
-from gateway.counters.keeper.left_alone import UNREADABLE
+from gateway.counters.keeper.client import Client, is_readable
 from gateway.counters.layouts import packing, states
 from gateway.counters.layouts.budgets import live_windows
 from gateway.counters.redis import keys
@@ -21,14 +20,17 @@ class AccountHeads(Client):
     """Looks at accounts."""
 
     async def peek_tenants(self, tenants: Sequence[tuple[int, int]]) -> Mapping[int, LiveQuota | None]:
-        """Read the quotas of (partition, tenant id) pairs as they stand; None for one that is not loaded."""
+        """Read the quotas of (partition, tenant id) pairs as they stand; None for one that is not loaded.
+
+        Nothing of one that nobody here can read, here and below.
+        """
         found = await self.peek(states.TenantState, tenants)
-        return {id_: _quota(state) if (state := found.get(id_)) else None for _, id_ in tenants}
+        return {id_: _quota(state) if state else None for id_, state in found.items()}
 
     async def peek_balances(self, organizations: Sequence[tuple[int, int]]) -> Mapping[int, int | None]:
         """Read the credits of (partition, organization id) pairs; None for one that is not loaded."""
         found = await self.peek(states.OrganizationState, organizations)
-        return {id_: state.balance if (state := found.get(id_)) else None for _, id_ in organizations}
+        return {id_: state.balance if state else None for id_, state in found.items()}
 
     async def peek_budgets(
         self, accounts: Sequence[tuple[int, str]]
@@ -45,7 +47,6 @@ class AccountHeads(Client):
         for partition, names in named.items():
             raw = await self.states([keys.budget_account(partition, name) for name in names])
             for name, packed in zip(names, raw, strict=True):
-                found[name] = None
                 with self.left_alone.reading("account", keys.budget_account(partition, name)):
                     found[name] = None if packed is None else live_windows(packed)
         return found
@@ -100,13 +101,7 @@ class AccountHeads(Client):
 
 def _is_nobodys(kind: type[states.State], raw: bytes | None) -> bool:
     """Whether a state cannot be read, though no newer version may have stored it."""
-    if not raw or raw[0] > LAYOUT:
-        return False
-    try:
-        states.unpack(kind, raw)
-    except UNREADABLE:
-        return True
-    return False
+    return False if not raw or raw[0] > LAYOUT else not is_readable(kind, raw)
 
 
 def _remaining(tenant: states.TenantState) -> int | None:

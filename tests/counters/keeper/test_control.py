@@ -19,6 +19,7 @@ from gateway.core.accounts.definitions import (
     TenantDefinition,
 )
 from gateway.core.accounts.plan_terms import PlanTerms
+from gateway.core.layout import LAYOUT
 from gateway.core.model import INTEGER_MAX, PARTITIONS, Caller, Limits, Verdict
 from gateway.counters.admission.stored import encode_identity, encode_terms
 from gateway.counters.keeper.control import Control
@@ -229,6 +230,24 @@ async def test_quotas_are_read_over_partitions_and_batches(world: World, connect
     assert (mine.tokens_remaining, mine.tokens_held, mine.cycle, mine.seq) == (100, 30, 1, 1)
     assert (theirs.tokens_remaining, theirs.is_blocked) == (None, False)
     assert await status.holds() == 1
+
+
+async def test_what_nobody_can_read_is_in_no_answer_and_the_rest_is(world: World, connect: Connect) -> None:
+    status = AccountHeads(await connect(world.url))
+    world.plan(100)
+    theirs = [keys.tenant_state(world.p, 70), keys.tenant_state(world.p, 71)]
+    for name, raw in zip(theirs, (b"\x01garbage", bytes([LAYOUT + 1]) + bytes(40)), strict=True):
+        world.client.set(name, raw)
+    found = await status.peek_tenants([(world.p, id_) for id_ in (70, 7, 71, 72)])
+    assert (found.keys(), found[72]) == ({7, 72}, None)
+    assert found[7] is not None
+    assert found[7].tokens_remaining == 100
+    world.client.set(world.organization_key, b"\x01")
+    assert await status.peek_balances([(world.p, world.caller.organization_id), (world.p, 99)]) == {99: None}
+    odd, none = "a" * 16, "b" * 16
+    world.client.set(keys.budget_account(world.p, odd), b"\x01")
+    assert await status.peek_budgets([(world.p, odd), (world.p, none)]) == {none: None}
+    assert status.left_alone.count("account") == 4
 
 
 async def test_quotas_of_an_unverified_partition_are_unavailable(world: World, connect: Connect) -> None:
