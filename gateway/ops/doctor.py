@@ -25,7 +25,7 @@ from gateway.http.upstream.pool import reach
 from gateway.issuers.key_set import UnreadableKeys
 from gateway.issuers.keys import Read, read_keys
 from gateway.issuers.sign_in import read_provider
-from gateway.ops import doctor_pooler, doctor_replica, doctor_users, hints
+from gateway.ops import doctor_months, doctor_pooler, doctor_replica, doctor_users, hints
 from gateway.ops.doctor_peppers import of_credentials
 from gateway.ops.doctor_servers import ANSWER_MAX_S, examine_redis
 from gateway.ops.finding import Finding
@@ -197,7 +197,9 @@ async def _postgresql(settings: Settings) -> AsyncIterator[Finding]:
     yield Finding(True, "postgresql", f"{shown} has schema version {found.version}{newer}{until}")
     for seen in await asyncio.to_thread(doctor_users.of_postgresql, url, settings.owner_url):
         yield Finding(*seen)
-    for one in await asyncio.to_thread(lambda: list(doctor_pooler.of(url, settings.owner_url))):
+    for one in await asyncio.to_thread(
+        lambda: [*doctor_pooler.of(url, settings.owner_url), *doctor_months.of(url)]
+    ):
         yield one
     if settings.database_read_url:
         shown = without_password(settings.database_read_url)

@@ -9,10 +9,13 @@ import psycopg
 import pytest
 
 from gateway.errors import ArchiveFailed
+from gateway.ops import doctor_months
 from gateway.ops.archive.archiving import Archived, archive
 from gateway.ops.archive.proving import prove
 from gateway.ops.archive.retention import Retention
+from gateway.ops.doctor import examine
 from gateway.ops.place import Place
+from gateway.settings.settings import Settings
 from persistence import engine as engines
 from persistence.archive import cut, outside
 from persistence.archive.behind import behind
@@ -114,6 +117,19 @@ async def test_they_are_told_as_months_that_nobody_archives(
     await engine.dispose()
 
 
+async def test_doctor_tells_of_which_months_they_are(old: Aging, gone: dict[str, int]) -> None:
+    settings = Settings(database_url=old.url, data_dir=str(old.root))
+    told = [one async for one in examine(settings, "keeper") if "months without" in one.says]
+    found = {one.says.partition(" ")[0]: one.says for one in told if not one.well}
+    assert found.keys() == {f"{ledger}_default" for ledger in gone}
+    assert f"{gone['token_ledger']} of 2026-02: " in found["token_ledger_default"]
+    assert "run tollkeeper archive" in found["token_ledger_default"]
+    assert [rows for *_, rows in outside.told(old.url, rows_max=1)] == [1] * len(gone)
+    await old.settle()
+    await asyncio.to_thread(archived, old)
+    assert doctor_months.of(old.url) == []
+
+
 async def test_what_comes_for_an_archived_month_of_calls_stays_where_it_is(old: Aging) -> None:
     await old.archive()
     late = "jsonb_populate_record(NULL::call, to_jsonb(c) || jsonb_build_object('created_at', '2026-01-20Z'))"
@@ -122,3 +138,4 @@ async def test_what_comes_for_an_archived_month_of_calls_stays_where_it_is(old: 
     assert rows_of(old.url, "SELECT count(*) FROM call_default") == [(1,)]
     done = await asyncio.to_thread(archived, old)
     assert (done.moved, rows_of(old.url, "SELECT count(*) FROM call_default")) == ([], [(1,)])
+    assert doctor_months.of(old.url) == []
