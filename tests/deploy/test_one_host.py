@@ -58,6 +58,22 @@ def test_every_variable_of_the_compose_file_is_a_setting_or_given() -> None:
             assert name in given or name.removeprefix("TOLLKEEPER_").lower() in settings.NAMES, name
 
 
+def test_every_setting_reaches_who_may_have_to_know_it() -> None:
+    """How long rows are kept, say: keepers drop and tell by what the archive goes by."""
+    files = {name: each.get("env_file") for name, each in own().items()}
+    given = [{"path": "settings.env", "required": False}]
+    assert {name for name, file in files.items() if file == given} == {
+        "gateway",
+        "keeper",
+        "backup",
+        "archive",
+    }
+    units = {
+        unit.stem: re.findall(r"^EnvironmentFile=(.+)$", unit.read_text(), re.MULTILINE) for unit in UNITS
+    }
+    assert units == {name: [f"/etc/tollkeeper/{name.removeprefix('tollkeeper-')}.env"] for name in units}
+
+
 def test_containers_can_write_only_where_they_should() -> None:
     for name, each in own().items():
         assert each["read_only"] is True, name
