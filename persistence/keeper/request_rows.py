@@ -1,18 +1,22 @@
 """Where rows of requests can be: from a day before their ids say they began, or since when a clock was wrong.
 
+Of use that did not pass the gateway its event says when that was.
+
 What has its place before the first month that is still here may be in the archive: nobody here can tell.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from uuid import UUID
 
-from sqlalchemy import ColumnElement, DateTime, func, literal, select, text, true
+from sqlalchemy import ColumnElement, Date, DateTime, cast, func, literal, literal_column, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.core.moments import ms_of
 from gateway.core.request_time import AHEAD_MAX, AHEAD_MAX_MS, began, is_of_gateway
+from persistence.tables.corrections import use_event
 from persistence.tables.ledgers import clock_ahead
 
 # Requests of so many months, the newest, are looked for month by month; those of all others together.
@@ -28,9 +32,13 @@ SINCE = "coalesce(cast(:since AS timestamptz), timestamptz '-infinity')"
 
 # The same moment, for a statement that psycopg runs; it is sent what `times_of` says.
 SINCE_BEGAN = """
-       coalesce(least(%(began)s::timestamptz,
-                      (SELECT min(a.since) FROM clock_ahead AS a WHERE a.day = ANY(%(began_on)s::date[]))),
-                timestamptz '-infinity')"""
+       (SELECT CASE WHEN count(*) < cardinality(%(timeless)s::uuid[]) THEN timestamptz '-infinity'
+               ELSE coalesce(
+                   least(%(began)s::timestamptz, min(e.used_at) - interval '1 day', min(c.since),
+                         (SELECT min(a.since) FROM clock_ahead AS a WHERE a.day = ANY(%(began_on)s::date[]))),
+                   timestamptz '-infinity') END
+          FROM use_event AS e LEFT JOIN clock_ahead AS c ON c.day = (e.used_at AT TIME ZONE 'UTC')::date
+         WHERE e.request_id = ANY(%(timeless)s::uuid[]))"""
 
 # The moment before which there is no row of a request; None where it may have them anywhere.
 Since = datetime | None
@@ -83,19 +91,26 @@ def not_before(at: ColumnElement[datetime], request_id: str) -> ColumnElement[bo
     """That rows are of a time when a request can have any: PostgreSQL looks into no month before."""
     moment = began(request_id)
     if moment is None:
-        return true()
+        used_on = cast(func.timezone("UTC", use_event.c.used_at), Date)
+        told = select(func.least(use_event.c.used_at - AHEAD_MAX, clock_ahead.c.since)).select_from(
+            use_event.outerjoin(clock_ahead, clock_ahead.c.day == used_on)
+        )
+        of_event = told.where(use_event.c.request_id == UUID(request_id)).scalar_subquery()
+        return at >= func.coalesce(of_event, literal_column("timestamptz '-infinity'"))
     ahead = select(clock_ahead.c.since).where(clock_ahead.c.day == moment.date()).scalar_subquery()
     since: ColumnElement[datetime] = func.least(literal(moment - AHEAD_MAX, DateTime(timezone=True)), ahead)
     return at >= since
 
 
-def times_of(request_ids: Iterable[str]) -> dict[str, object]:
-    """What `SINCE_BEGAN` is sent: of these requests the earliest, of each the day."""
-    moments = [began(one) for one in request_ids]
-    known = [moment for moment in moments if moment is not None]
-    if not known or len(known) < len(moments):
-        return {"began": None, "began_on": []}
-    return {"began": min(known) - AHEAD_MAX, "began_on": sorted({moment.date() for moment in known})}
+def times_of(request_ids: Sequence[str]) -> dict[str, object]:
+    """What `SINCE_BEGAN` is sent: the earliest of these requests, the day of each, those that say none."""
+    moments = {one: began(one) for one in request_ids}
+    known = [moment for moment in moments.values() if moment is not None]
+    return {
+        "began": min(known) - AHEAD_MAX if known else None,
+        "began_on": sorted({moment.date() for moment in known}),
+        "timeless": [one for one, moment in moments.items() if moment is None],
+    }
 
 
 async def maybe_gone(connection: AsyncConnection, found: Mapping[str, Since]) -> list[str]:

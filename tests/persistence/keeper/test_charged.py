@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import psycopg
 import pytest
@@ -19,12 +20,13 @@ from gateway.core.accounts.facts import CallFacts, corrected, write_facts
 from gateway.core.accounts.holds import Charged, LateSettlement
 from gateway.core.accounts.ledger import EventFlag, EventKind, EventNote
 from gateway.core.model import Caller, Settlement
+from gateway.core.moments import DAY_MS, moment_of
 from gateway.core.request_time import AHEAD_MAX, began
 from gateway.counters.redis.keys import partition_of
 from gateway.http.protocol.request_ids import RequestIds
 from persistence import engine as engines
 from persistence.billing import amended
-from persistence.keeper.request_rows import MONTHS_ALONE_MAX, by_month, times_of
+from persistence.keeper.request_rows import MONTHS_ALONE_MAX, SINCE_BEGAN, by_month, times_of
 from persistence.keeper.sweeps import _CHARGED, Sweeps
 from persistence.keeper.verification import _SETTLED, Truths
 from persistence.ledger import redrive, statements
@@ -33,7 +35,7 @@ from persistence.subjects import SUBJECTS
 from tests.builders import CHAT
 from tests.databases import own_database
 from tests.persistence.ledger.test_budget_uses import budget_of, moves, opened
-from tests.persistence.scenario import Account, batch_of, rows_of
+from tests.persistence.scenario import Account, batch_of, rows_of, settle_in
 
 TAKEN_BACK = {"note": int(EventNote.RECLAIMED), "metadata": b'{"estimated":true,"reclaimed":true}'}
 
@@ -128,23 +130,59 @@ OF_REQUESTS = {
 
 @pytest.mark.parametrize("name", OF_REQUESTS)
 def test_what_asks_for_one_request_opens_no_month_before_it(years: str, name: str) -> None:
-    """By what PostgreSQL executed of its plan; where an id says no moment, it opens all months."""
+    """By what PostgreSQL executed of its plan; where neither id nor event says a moment, it opens all."""
     statement, ledgers = OF_REQUESTS[name]
     now, opened = datetime.now(UTC), {}
     empty = dict.fromkeys(re.findall(r"%\((\w+)\)s", statement))
-    for request in (RequestIds(os.urandom, time.time).next_id(0.0), str(uuid.uuid4())):
+    new, event, other = RequestIds(os.urandom, time.time).next_id(0.0), *(str(uuid.uuid4()) for _ in "ab")
+    for request in (new, event, other):
         asked = {"request": request, "request_id": request, "ids": [request], "more_units": False}
         with psycopg.connect(years) as connection:
+            if request == event:
+                told(connection, event, now)
             values = {**empty, **asked, **times_of([request])}
             plan = connection.execute(f"EXPLAIN ANALYZE {statement}", values).fetchall()
         scans = "\n".join(line for (line,) in plan if "Scan" in line and "never executed" not in line)
-        opened[began(request) is not None] = re.findall(r" on (\w+)_y(\d{4}m\d{2})\b", scans)
-    old, new = f"{now - timedelta(days=400):%Ym%m}", f"{now:%Ym%m}"
+        opened[request] = re.findall(r" on (\w+)_y(\d{4}m\d{2})\b", scans)
+    then, today = f"{now - timedelta(days=400):%Ym%m}", f"{now:%Ym%m}"
     for ledger in ledgers:
         months = {when: {at for table, at in found if table == ledger} for when, found in opened.items()}
-        assert {old, new} <= months[False]
-        assert new in months[True]
-        assert min(months[True]) >= f"{now - AHEAD_MAX:%Ym%m}"
+        assert {then, today} <= months[other]
+        for request in (new, event):
+            assert today in months[request]
+            assert min(months[request]) >= f"{now - AHEAD_MAX:%Ym%m}"
+
+
+def told(connection: psycopg.Connection[Any], request: str, at: datetime) -> None:
+    """Have an event be that call, of a moment."""
+    connection.execute("SET LOCAL session_replication_role = replica")
+    connection.execute(
+        "INSERT INTO use_event (source, event_id, type, organization_id, tenant_id, service_id, request_id,"
+        " used_at, actor) VALUES ('here', %s, 'use', 1, 1, 1, %s, %s, 'a test')",
+        (request, request, at),
+    )
+
+
+def test_use_that_a_clock_of_redis_told_too_early_is_found(cloned: str) -> None:
+    """Its rows are of before its event says that it was: the day is noted with them."""
+    [account] = settle_in(cloned, 100)
+    at = moment_of(account.at_ms)
+    facts = CallFacts(total=7, used_ms=account.at_ms + 9 * DAY_MS)
+    event = account.consume(7, metadata=write_facts(facts))
+    writer = Writer(cloned)
+    writer.write_now(batch_of(account))
+    writer.close()
+    asked = f"SELECT ({SINCE_BEGAN})::text"
+    with psycopg.connect(cloned) as connection:
+        told(connection, event.source, at + timedelta(days=9))
+        connection.execute("SET TIME ZONE 'UTC'")
+        [(since,)] = connection.execute(asked.encode(), times_of([event.source]))
+        assert datetime.fromisoformat(since) == at
+        connection.execute("DELETE FROM clock_ahead")
+        [(since,)] = connection.execute(asked.encode(), times_of([event.source]))
+        assert datetime.fromisoformat(since) == at + timedelta(days=8)
+        for ids in ([event.source, str(uuid.uuid4())], []):
+            assert connection.execute(asked.encode(), times_of(ids)).fetchall() == [("-infinity",)]
 
 
 def test_requests_are_looked_for_since_the_earliest_of_them() -> None:
@@ -153,9 +191,10 @@ def test_requests_are_looked_for_since_the_earliest_of_them() -> None:
     ]
     since = datetime.fromtimestamp(1_780_000_000, UTC)
     days = [since.date(), datetime.fromtimestamp(1_790_000_000, UTC).date()]
-    assert times_of(ids) == {"began": since - AHEAD_MAX, "began_on": days}
-    anywhere = {"began": None, "began_on": []}
-    assert times_of([*ids, str(uuid.uuid4())]) == times_of([]) == anywhere
+    known = {"began": since - AHEAD_MAX, "began_on": days}
+    other = str(uuid.uuid4())
+    assert times_of(ids) == {**known, "timeless": []}
+    assert times_of([*ids, other]) == {**known, "timeless": [other]}
 
 
 LISTS = ("token-ledger", "credit-transactions", "feature-usage", "calls")
@@ -168,18 +207,23 @@ async def test_a_list_of_one_request_looks_into_no_month_before_it(cloned: str, 
     rows_of(cloned, "SELECT ensure_partitions(%s, 1)", [now - timedelta(days=400)])
     subject, pool = SUBJECTS[name], engines.create(cloned)
     opened_months = {}
-    for request in (RequestIds(os.urandom, time.time).next_id(0.0), str(uuid.uuid4())):
+    event = str(uuid.uuid4())
+    with psycopg.connect(cloned) as connection:
+        told(connection, event, now)
+    for request in (RequestIds(os.urandom, time.time).next_id(0.0), event, str(uuid.uuid4())):
         asked = subject.rows.where(subject.condition("request_id", uuid.UUID(request)))
         async with pool.connect() as connection:
             sql = asked.compile(connection.engine, compile_kwargs={"literal_binds": True})
             plan = await connection.scalars(text(f"EXPLAIN ANALYZE {str(sql).replace(':', chr(92) + ':')}"))
             lines = [line for line in plan if "never executed" not in line]
         months = re.findall(rf"{subject.table.name}_y(\d{{4}}m\d{{2}})\b", "\n".join(lines))
-        opened_months[began(request) is not None] = set(months)
+        opened_months[request] = set(months)
     await pool.dispose()
     old = f"{now - timedelta(days=400):%Ym%m}"
-    assert {old, f"{now:%Ym%m}"} <= opened_months[False]
-    assert f"{now:%Ym%m}" in opened_months[True] < opened_months[False] - {old}
+    *known, every = opened_months.values()
+    assert {old, f"{now:%Ym%m}"} <= every
+    for each in known:
+        assert f"{now:%Ym%m}" in each < every - {old}
 
 
 @example({"anywhere": None, **{str(year): datetime(year, 1, 1, tzinfo=UTC) for year in range(2020, 2027)}})
