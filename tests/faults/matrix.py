@@ -53,8 +53,7 @@ async def play(row: Row, world: World, *, long: bool, seed: int, say: Say = _sil
 
 def _alarms(world: World) -> int:
     """How often a process said that Redis has other data."""
-    logs = [node.program.log for node in [*world.gateways, *world.keepers]]
-    return sum(log.read_text().count(OTHER_DATA) for log in logs if log.exists())
+    return sum(log.read_text().count(OTHER_DATA) for log in world.logs() if log.exists())
 
 
 def told(world: World, figures: Figures) -> str:
@@ -64,5 +63,5 @@ def told(world: World, figures: Figures) -> str:
 
 def ends(world: World) -> str:
     """The ends of the processes' logs."""
-    logs = [node.program.log for node in [*world.gateways, *world.keepers]]
-    return "\n".join(f"--- {log.name}\n{log.read_text()[-LOG_TAIL:]}" for log in logs if log.exists())
+    logs = [one for one in world.logs() if one.exists()]
+    return "\n".join(f"--- {log.name}\n{log.read_text()[-LOG_TAIL:]}" for log in logs)

@@ -79,7 +79,8 @@ def as_markdown(played: list[Played], about: Mapping[str, object]) -> str:
 def cells(played: Played) -> list[str]:
     """One row of the table, as texts."""
     found = played.figures
-    also = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in found["other"].items())
+    other = found["other"] | ({"late reports": len(found["late"])} if found["late"] else {})
+    also = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in other.items())
     return [
         played.title, str(played.seed), f"{found['complete']:,}",
         *(f"{found[name]:,}" for name in COUNTS),

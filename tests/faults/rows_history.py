@@ -8,10 +8,12 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
+from math import inf
 
 import redis
 
 from tests.faults.audit import Expected, Figures, in_flight
+from tests.faults.grants import Window
 from tests.faults.rows_cluster import cluster_of, promoted, served_again, struck
 from tests.faults.rows_redis import follows, lossy, lost_second, told, wake
 from tests.faults.scene import Scene, row
@@ -116,8 +118,18 @@ async def data_exchanged(scene: Scene) -> Figures:
             await _once(scene, load, moments, exchange, meanwhile)
             scene.say(f"{exchange.__name__} {meanwhile.__name__}")
             await load.more(30)
-    # Until it is noticed, calls are let in on what was used up in the data that is gone.
-    return await told(scene, moments, Expected(over_granted=True))
+    expected = Expected(slow=not scene.long, unnoticed=_unnoticed(scene, moments))
+    return await told(scene, moments, expected)
+
+
+def _unnoticed(scene: Scene, moments: list[float]) -> tuple[Window, ...]:
+    """Until it is noticed, calls are let in on what was used up in the data that is gone.
+
+    Nobody is let in from then until it is served again, which is seen a little later.
+    """
+    noticed = ((one, one + (scene.refused_after(one) or inf)) for one in moments[1::2])
+    served = ((one, until + (scene.served_after(until) or inf)) for one, until in noticed)
+    return tuple(Window(begin, until) for begin, (_, until) in zip(moments[::2], served, strict=True))
 
 
 async def _once(
@@ -152,7 +164,7 @@ async def data_exchanged_unseen(scene: Scene) -> Figures:
         async with scene.load() as load:
             await load.more(20)
         await world.until_admin()
-    return await scene.finish(Expected(over_granted=True))
+    return await scene.finish(Expected(unheard=True))
 
 
 async def _killed(world: World) -> None:

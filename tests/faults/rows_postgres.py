@@ -257,7 +257,7 @@ async def postgres_restored(scene: Scene) -> Figures:
         detected = time.monotonic()
         await load.more(30)  # callers notice nothing
     released = await asyncio.to_thread(_release, world)
-    figures = await scene.finish(Expected(lost=True, lost_events=True, rows_gone=True))
+    figures = await scene.finish(Expected(lost=True, lost_events=True, rows_gone=True, unheard=True))
     figures.detected_s = detected - restored
     figures.other = {"rows_gone": gone, "released": released}
     if figures.counted_lost != gone or (scene.long and figures.detected_s > DETECTED_S_MAX):

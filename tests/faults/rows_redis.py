@@ -61,7 +61,7 @@ async def told(scene: Scene, moments: list[float], expected: Expected | None = N
 
     What depends on how fast the machine is breaks the long form alone.
     """
-    expected = expected or Expected(over_granted=not scene.long)
+    expected = expected or Expected(slow=not scene.long)
     await scene.world.until_admin()
     await scene.rest()
     if scene.long:
@@ -214,7 +214,7 @@ async def workers_and_redis(scene: Scene) -> Figures:
             await world.until(lambda: scene.served_after(moments[-1]) is not None, what="serving again")
             scene.say(f"{number + 1} of {rounds}")
             await load.more(30)
-    figures = await told(scene, moments, Expected(lost_events=True, lost=True, over_granted=True))
+    figures = await told(scene, moments, Expected(lost_events=True, lost=True, unheard=True, slow=True))
     figures.other = {"lost_calls": figures.lost_calls, "killed": rounds * len(world.gateways)}
     # Also calls that their clients or the kill cut short, and reclaims that were lost and happened again.
     if figures.counted_lost > figures.disputed_calls:
@@ -323,7 +323,7 @@ async def valkey_frozen(scene: Scene) -> Figures:
         await world.until(lambda: scene.served_after(back) is not None, what="serving again")
         await load.more(30)
     # On a busy machine a hold may end before its call is under way again.
-    figures = await scene.finish(Expected(over_granted=not scene.long))
+    figures = await scene.finish(Expected(slow=not scene.long))
     waits = [call.seconds for call in scene.calls if call.began < back and call.ended > began]
     figures.detected_s, figures.serving_s = scene.refused_after(began), scene.served_after(back)
     figures.other = {

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from tests.faults.audit import Expected, Figures, at_rest, audit
 from tests.faults.budgets import begin
 from tests.faults.cast import Cast, Tenant, assemble
+from tests.faults.grants import Reports
 from tests.faults.workload import Asked, Call, Caller, Kind, Load
 from tests.faults.world import World
 
@@ -25,7 +26,10 @@ TIGHT_TOKENS = 1_500
 
 @dataclass(slots=True)
 class Scene:
-    """One row being played. `long` is the form of `make faults`; `say` tells how far it is."""
+    """One row being played. `long` is the form of `make faults`; `say` tells how far it is.
+
+    `reports` are what processes say meanwhile of being late.
+    """
 
     world: World
     long: bool
@@ -35,9 +39,11 @@ class Scene:
     cast: Cast = field(init=False)
     calls: list[Call] = field(default_factory=list)
     probes: list[Call] = field(default_factory=list)
+    reports: Reports = field(init=False)
 
     def __post_init__(self) -> None:
         self.draw = random.Random(self.seed)
+        self.reports = Reports(self.world.logs)
 
     async def set_up(self, *, budgets: bool = True, **plan: str) -> Cast:
         """Make the row's cast, with a tight tenant whose quota runs out meanwhile, and budgets in money."""
@@ -100,7 +106,7 @@ class Scene:
         await self.world.until_admin()
         end = time.monotonic() + SENT_AGAIN_S_MAX
         while True:
-            figures = await audit(self.cast, self.calls, expected)
+            figures = await audit(self.cast, self.calls, expected, self.reports)
             if not figures.broken or time.monotonic() > end:
                 return figures
             await asyncio.sleep(1.0)

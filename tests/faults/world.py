@@ -226,6 +226,10 @@ class World:
                     node.program.start()
             await asyncio.sleep(LOOK_S)
 
+    def logs(self) -> list[Path]:
+        """Where each process says what it does."""
+        return [node.program.log for node in [*self.gateways, *self.keepers]]
+
     # --- looking -------------------------------------------------------------------------
 
     async def until(self, check: Callable[[], Any], within_s: float = SERVING_S_MAX, what: str = "") -> Any:

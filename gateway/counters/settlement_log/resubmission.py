@@ -114,7 +114,6 @@ class Resubmitter:
 
         CountersUnavailable where Redis is away or nothing is verified.
         """
-        log = self._log
         if self._clock() - self._adopted_at >= ADOPT_S:
             await self._adopt()
         epochs = await self._verified.read(upkeep=self.is_calm)
@@ -128,25 +127,32 @@ class Resubmitter:
             self._seen = epochs
             self._recover_at = 0.0  # what failed under others may not fail now
         # In this order: what calls in flight spool before they end is found below.
-        calls_ended = {at for at in set(self._seen_at) if self._have_ended(at)}
+        going_on = self._going_on(epochs)
         waiting = set[int]()
-        for segment in list(log.segments):
+        for segment in list(self._log.segments):
             waiting |= await self._send_spooled(segment, epochs)
         # For the first that are verified at once; for others together, and at once where these are the last.
         is_time = all(epochs) or self._clock() - self._looked_through_at >= self._bounds.together_s_max
         if epochs != self._epochs and self._clock() >= self._recover_at and is_time:
             await self._recover_all(epochs)
             self._looked_through_at = self._clock()
+        gave_up = False
         for partition in set(range(PARTITIONS)) - waiting:
-            if self._seen_at[partition] in calls_ended:
-                self._reported[partition] = self._sent_again[partition]
+            at, sent = self._seen_at[partition], self._sent_again[partition]
+            if going_on.get(at, True):
+                before, self._reported[partition] = self._reported[partition], sent
+                gave_up |= at in going_on and before != sent
+        if gave_up:
+            self._say("reporting before all calls in flight have settled", level="warning")
         await self._report(self._reported)
         if epochs == self._epochs and all(epochs):
-            log.expire(self._bounds.at_risk_s)
+            self._log.expire(self._bounds.at_risk_s)
 
-    def _have_ended(self, moment: float) -> bool:
-        """Whether no call of before a moment goes on; for a while only that is waited for."""
-        return self._clock() - moment >= self._bounds.calls_s_max or not self._in_flight(moment)
+    def _going_on(self, epochs: list[int]) -> dict[float, bool]:
+        """Moments before which calls began that go on, by whether they are waited for no more."""
+        now, moments = self._clock(), zip(self._seen_at, epochs, self._reported, strict=True)
+        seen = {at for at, epoch, reported in moments if epoch != reported}
+        return {at: now - at >= self._bounds.calls_s_max for at in seen if self._in_flight(at)}
 
     async def _adopt(self) -> None:
         """Take over what dead workers left; meanwhile nobody may go by what was reported before.
