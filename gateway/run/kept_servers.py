@@ -29,6 +29,7 @@ from gateway.core.accounts.holds import ReclaimPolicy
 from gateway.core.accounts.losses import Movement
 from gateway.core.integrity.verified import Verified
 from gateway.counters.fences import Fences
+from gateway.counters.keeper.deleted import DeletedEntries
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.keeper.strays import StrayReader
 from gateway.counters.keeper.verification import KeeperCounters
@@ -97,8 +98,9 @@ class KeptServer:
             return mine
 
         self.counters, self._writer = counters, Writer(settings.url_file("database_url"))
-        self.outbox = Outbox(counters, shared.log, check_history=fence.check_history)
-        streams = StrayReader(counters, fence.check_history)
+        deleted = DeletedEntries(counters)
+        self.outbox = Outbox(counters, shared.log, check_history=fence.check_history, deleted=deleted)
+        streams = StrayReader(counters, fence.check_history, deleted)
         rewinds = Rewinds(fence, counters, streams, quarantines, first=shared.first)
         self.rollbacks = Rollbacks(
             self.outbox, counters, Accounts(engine), quarantines, first=rewinds.notice,

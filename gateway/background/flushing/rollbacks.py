@@ -11,7 +11,7 @@ what is stored outlives that, and the keeper that noticed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -30,8 +30,8 @@ OWNERS_A_BATCH = 500
 class Outbox(Protocol):
     """The streams, looked at."""
 
-    async def deleted(self) -> Mapping[int, bytes]:
-        """The newest entry that was ever deleted of each partition."""
+    async def deleted(self, *, anew: bool) -> Mapping[int, bytes]:
+        """The newest entry that was ever deleted of each partition; `anew` also where others deleted it."""
 
     async def waiting(self, partition: int) -> Mapping[str, Place] | None:
         """Where accounts stood before their first waiting entry; None where too much waits."""
@@ -76,6 +76,13 @@ class Marks(Protocol):
         """How many accounts are quarantined."""
 
 
+class First(Protocol):
+    """What comes before a look."""
+
+    async def __call__(self, *, anew: bool) -> None:
+        """Look whether the counters are older than they were."""
+
+
 class Rollbacks:
     """Looks every second. `quarantined` is how many accounts are in quarantine, None before the first look.
 
@@ -91,7 +98,7 @@ class Rollbacks:
         *,
         partition_of: Callable[[int], int],
         observe: Callable[[list[str]], None] = lambda _: None,
-        first: Callable[[], Awaitable[None]] | None = None,
+        first: First | None = None,
         partitions: Callable[[], Sequence[int]] = lambda: range(PARTITIONS),
         owners_a_batch: int = OWNERS_A_BATCH,
     ) -> None:
@@ -105,11 +112,14 @@ class Rollbacks:
         self._observe = observe
         self.quarantined: int | None = None
 
-    async def stop_accounts(self) -> list[str]:
-        """Compare the partitions PostgreSQL went back in; answers the accounts it stopped."""
+    async def stop_accounts(self, *, anew: bool = True) -> list[str]:
+        """Compare the partitions PostgreSQL went back in; answers the accounts it stopped.
+
+        Unless it looks `anew`, what other keepers stored in the last seconds may not be seen yet.
+        """
         if self._first is not None:
-            await self._first()
-        deleted = await self._outbox.deleted()
+            await self._first(anew=anew)
+        deleted = await self._outbox.deleted(anew=anew)
         marks = await self._marks.marks()
         stopped: list[str] = []
         unknown: tuple[bytes, int, bool] = (b"", 0, False)
@@ -134,7 +144,7 @@ class Rollbacks:
         """Look until cancelled."""
         while True:
             with suppress(CountersUnavailable):
-                await self.stop_accounts()
+                await self.stop_accounts(anew=False)
             await asyncio.sleep(INTERVAL_S)
 
     async def _owners(self, partitions: Collection[int]) -> Mapping[int, Sequence[Owner]]:

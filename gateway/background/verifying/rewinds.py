@@ -20,8 +20,8 @@ TROUBLE = "PostgreSQL has rows that this data never had"
 class Streams(Protocol):
     """The outbox, looked at."""
 
-    async def behind(self, marks: Mapping[int, bytes]) -> list[int]:
-        """The partitions whose stream never had this entry."""
+    async def behind(self, marks: Mapping[int, bytes], *, anew: bool) -> list[int]:
+        """The partitions whose stream never had this entry; `anew` not by what is known of this history."""
 
     async def read_strays(self, partition: int, mark: bytes, stopped: Collection[str]) -> Strays | None:
         """What went on after an entry where the stream never had that, but for accounts in quarantine; None
@@ -85,14 +85,18 @@ class Rewinds:
         self._fence, self._target, self._streams, self._marks = fence, target, streams, marks
         self._said: dict[int, bytes] = {}
 
-    async def notice(self) -> None:
-        """Find out whether the data is what it was; the wire goes by another history where it is not."""
+    async def notice(self, *, anew: bool = True) -> None:
+        """Find out whether the data is what it was; the wire goes by another history where it is not.
+
+        Unless it is `anew`, what was seen of this history some seconds ago is good enough: the fence watches.
+        """
         if self._first is not None:
             await self._first()
         await self._fence.check_history()
         markers = await self._target.markers()
         marks = {one: mark for one, mark in (await self._stored()).items() if one in markers.verified}
-        behind = [one for one in await self._streams.behind(marks) if self._said.get(one) != marks[one]]
+        found = await self._streams.behind(marks, anew=anew)
+        behind = [one for one in found if self._said.get(one) != marks[one]]
         if behind and self._target.run_id == markers.run_id:
             await self._fence.announce(TROUBLE)
             self._said |= {one: marks[one] for one in behind}

@@ -98,7 +98,7 @@ class Verifier:
     async def verify(self) -> list[Verified]:
         """Verify what is not; CountersUnavailable where Redis goes away meanwhile."""
         self._watched = b""
-        await self._notice_rewind()
+        await self._notice_rewind(anew=not self.ready)
         reports = await self._target.reports() if self._admission_gate else {}
         markers = await self._target.markers()
         run_id = markers.run_id  # whoever names another one meanwhile has all of this done again
@@ -140,7 +140,7 @@ class Verifier:
             done = await self._all(run_id, wanted, found, everybodys.version, defined)
         if whole_of := {one.partition: one.epoch for one in done if not one.refused}:
             await self._source.note_compared(run_id, whole_of, everybodys.position)
-        await self._notice_rewind()  # what was exchanged meanwhile is verified again
+        await self._notice_rewind(anew=True)  # what was exchanged meanwhile is verified again
         whole = len(done) == len(markers.unverified) and not self._left
         if whole and self._target.run_id == run_id:
             if not said or markers.unverified:
@@ -163,10 +163,10 @@ class Verifier:
                 await asyncio.sleep(INTERVAL_S)
                 slept_s += INTERVAL_S
 
-    async def _notice_rewind(self) -> None:
+    async def _notice_rewind(self, *, anew: bool) -> None:
         """Whether the data is what it was, by the fence and by what PostgreSQL has stored of it."""
         if self._rewinds:
-            await self._rewinds.notice()
+            await self._rewinds.notice(anew=anew)
 
     async def _catch_up(self, markers: Markers) -> dict[int, int]:
         """Tell PostgreSQL where it knows an earlier epoch or another run; answers the epochs it knew.

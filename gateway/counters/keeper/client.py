@@ -261,6 +261,11 @@ def entry_of(raw: Reply) -> tuple[bytes, bytes]:
     return entry_id, b""
 
 
+def entries_in(answer: Reply) -> list[tuple[bytes, bytes]]:
+    """Those of a stream, as it answers them; none where there is no stream."""
+    return list(map(entry_of, answer)) if isinstance(answer, list) else []
+
+
 def entries_behind(stream: str, after: bytes, count: int) -> tuple[bytes, ...]:
     """The command for up to `count` entries of a stream after an id; b"" is its start."""
     start = b"(" + after if after else b"-"

@@ -11,7 +11,9 @@ from contextlib import suppress
 from gateway.core.accounts.ledger import VERSION, MalformedEvent, Place, decode, is_newer, places_before
 from gateway.core.accounts.outbox import Owner, stream_place
 from gateway.core.wait import Wait
-from gateway.counters.keeper.client import Client, each, entries_behind, entry_of, fields_of
+from gateway.counters.keeper.client import Client, each, entries_behind, entries_in, entry_of
+from gateway.counters.keeper.deleted import DeletedEntries
+from gateway.counters.keeper.one_question import entries_of, markers_of
 from gateway.counters.keeper.parked import Parked
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
@@ -39,10 +41,11 @@ class Outbox:
         say: Callable[..., None] = lambda _, **__: None,
         *,
         check_history: Callable[[], Awaitable[None]] | None = None,
+        deleted: DeletedEntries | None = None,
         look_entries_max: int = LOOK_ENTRIES_MAX,
     ) -> None:
         self.broken: dict[int, str] = {}
-        self._client, self._parked = client, Parked(client)
+        self._client, self._parked, self._deleted = client, Parked(client), deleted or DeletedEntries(client)
         self._say, self._look_entries_max, self._check_history = say, look_entries_max, check_history
         self.read_under, self._replaced = b"", False
         self._others: set[_Stream] = set()
@@ -83,22 +86,20 @@ class Outbox:
     ) -> dict[_Stream, list[tuple[bytes, bytes]] | CountersRefused]:
         """Entries of streams after an id, or why one is broken; of another history there is nothing."""
         self._begin_read()
-        partitions = {partition for partition, _ in after}
-        markers = {one: self._client.send(b"GET", keys.marker(one).encode()) for one in partitions}
-        waits = [self._client.send(*entries_behind(name, one, count)) for (_, name), one in after.items()]
-        marked = dict(zip(markers, await each(markers.values()), strict=True))
-        present = {one for one, marker in marked.items() if self._is_ours(one, marker)}
+        markers = await markers_of(self._client, {partition for partition, _ in after})
+        ours = {one for one, marker in markers.items() if self._is_ours(one, marker)}
+        asked = {stream: behind for stream, behind in after.items() if stream[0] in ours}
+        answers = await entries_of(self._client, {name: one for (_, name), one in asked.items()}, count)
         found = {
-            stream: answer if isinstance(answer, CountersRefused) else self._known(*stream, _entries(answer))
-            for stream, answer in zip(after, await each(waits), strict=True)
-            if stream[0] in present
+            stream: answer if isinstance(answer, CountersRefused) else self._known(*stream, answer)
+            for stream, answer in zip(asked, answers, strict=True)
         }
         if self._check_history is not None:
             await self._check_history()
             self._begin_read()
         return found
 
-    def _is_ours(self, partition: int, marker: Reply | CountersRefused) -> bool:
+    def _is_ours(self, partition: int, marker: Reply) -> bool:
         """Whether a partition is of this history, and no newer version's."""
         if not isinstance(marker, bytes):
             return True
@@ -163,7 +164,10 @@ class Outbox:
         for partition, ids in entries.items():
             if ids:
                 waits.append(self._client.send(b"XDEL", keys.outbox(partition).encode(), *ids))
-        await self._all(waits)
+        try:
+            await self._all(waits)
+        finally:
+            self._deleted.forget(entries)
 
     async def acknowledge_parked(
         self, entries: Mapping[Owner, Sequence[bytes]], control_ids: Mapping[int, Sequence[str]]
@@ -176,7 +180,10 @@ class Outbox:
     async def park(self, entries: Mapping[Owner, Sequence[bytes]]) -> dict[Owner, int]:
         """Move entries aside that wait, in their order; answers how many wait of each owner by then."""
         self._refuse_replaced()
-        return await self._parked.move(entries)
+        try:
+            return await self._parked.move(entries)
+        finally:
+            self._deleted.forget(partition for partition, _ in entries)
 
     def _refuse_replaced(self) -> None:
         if self._client.wire.run_id != self.read_under:
@@ -194,19 +201,14 @@ class Outbox:
         if refused:
             raise refused[-1]  # of one partition: what the others had is acknowledged
 
-    async def deleted(self) -> dict[int, bytes]:
+    async def deleted(self, *, anew: bool = True) -> dict[int, bytes]:
         """The newest entry that was ever deleted of each partition's stream, by its id.
 
         What is deleted is a row: https://redis.io/docs/latest/commands/xinfo-stream/,
-        `max-deleted-entry-id`. A partition that has no stream is left out.
+        `max-deleted-entry-id`. A partition that has no stream is left out. Unless it is asked `anew`, what
+        others deleted since the last time may not be told.
         """
-        kinds = await self._client.ask_all(b"TYPE", keys.outbox)
-        streams = [partition for partition, kind in kinds.items() if kind == b"stream"]
-        facts = await self._client.ask_each((b"XINFO", b"STREAM", keys.outbox(p).encode()) for p in streams)
-        newest = {
-            p: fields_of(said).get(b"max-deleted-entry-id") for p, said in zip(streams, facts, strict=True)
-        }
-        return {partition: one for partition, one in newest.items() if isinstance(one, bytes)}
+        return await self._deleted.newest(self._client.partitions, anew=anew)
 
     async def waiting(self, partition: int) -> dict[str, Place] | None:
         """Where each account stood before its first entry that still waits in a partition.
@@ -226,7 +228,7 @@ class Outbox:
         after = b""
         page = min(LOOK_ENTRIES, self._look_entries_max)
         for _ in range(self._look_entries_max // page):
-            entries = _entries(await self._client.ask(*entries_behind(stream, after, page)))
+            entries = entries_in(await self._client.ask(*entries_behind(stream, after, page)))
             for _, packed in entries:
                 if is_newer(packed):  # whose account it moves, and how, is not known
                     return None
@@ -245,7 +247,3 @@ class Outbox:
         there = [one[0] for one in firsts.values() if isinstance(one, list) and one]
         times = [stream_place(entry_of(one)[0])[0] for one in there]
         return sum(one for one in lengths.values() if isinstance(one, int)), min(times, default=0)
-
-
-def _entries(answer: Reply) -> list[tuple[bytes, bytes]]:
-    return list(map(entry_of, answer)) if isinstance(answer, list) else []

@@ -10,6 +10,7 @@ from typing import cast
 
 from gateway.core.accounts.outbox import Owner, stream_place
 from gateway.counters.keeper.client import APPLIED, Client, each, fields_of
+from gateway.counters.keeper.one_question import are_any_there
 from gateway.counters.layouts import packing, table
 from gateway.counters.layouts.packing import Call
 from gateway.counters.redis import keys
@@ -39,6 +40,8 @@ class Parked:
     async def counts(self, partitions: Iterable[int]) -> dict[Owner, int]:
         """How many entries wait, by partition and organization."""
         asked = list(partitions)
+        if not await are_any_there(self._client, [keys.parked(one) for one in asked]):
+            return {}
         answers = await self._client.ask_each((b"HGETALL", keys.parked(p).encode()) for p in asked)
         return {  # nothing of one that is of another type: `park` says so
             (partition, int(owner)): int(cast("bytes", count))

@@ -42,9 +42,10 @@ KEEPER = (
     *(
         f"{verb} {OF_A_PARTITION} {rest}".rstrip()
         for verb, rest in (
-            ("TYPE", ""), ("HGETALL", ""), ("HMGET", "f"), ("XREVRANGE", "+ -"),
+            ("TYPE", ""), ("HGETALL", ""), ("HMGET", "f"), ("XREVRANGE", "+ -"), ("EXISTS", ""),
         )
     ),
+    f"XREAD STREAMS {OF_A_PARTITION} 0",
     f"ZREM {IDENTITY} m", "ZREM tk:org:{p0}:doctor m", "ZREM tk:catalogue m", "ZREM tk:prices m",
     "ZREM tk:verified:{p0} m", "ZREM tk:keepers m",
 )  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from gateway.core.accounts.outbox import StreamPlace, stream_place
 from gateway.core.integrity.strays import Strays
 from gateway.counters.keeper.client import Client, entries_behind, entry_of, fields_of
+from gateway.counters.keeper.deleted import DeletedEntries
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.wire import encode
@@ -17,12 +18,24 @@ READ_ENTRIES = 1_000
 class StrayReader:
     """Reads and drops them over the keeper's connection; the fence's `check_history` runs a transaction."""
 
-    def __init__(self, client: Client, check_history: Callable[..., Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        check_history: Callable[..., Awaitable[None]],
+        deleted: DeletedEntries | None = None,
+    ) -> None:
         self._client, self._check_history = client, check_history
+        self._deleted = deleted or DeletedEntries(client)
 
-    async def behind(self, marks: Mapping[int, bytes]) -> list[int]:
-        """The partitions whose stream never had this entry: the data is older than what was stored of it."""
-        asked = list(marks.items())
+    async def behind(self, marks: Mapping[int, bytes], *, anew: bool = True) -> list[int]:
+        """The partitions whose stream never had this entry: the data is older than what was stored of it.
+
+        Unless it is asked `anew`, a stream that had it under this history has had it.
+        """
+        newest = await self._deleted.newest(list(marks), anew=anew)
+        had = {one for one, entry_id in newest.items() if stream_place(entry_id) >= stream_place(marks[one])}
+        asked = [(partition, mark) for partition, mark in marks.items() if partition not in had]
+        self._deleted.forget(partition for partition, _ in asked)
         there = await self._client.ask_each((b"XRANGE", _name(p), mark, mark) for p, mark in asked)
         missing = [one for one, found in zip(asked, there, strict=True) if found == []]
         facts = await self._client.ask_each((b"XINFO", b"STREAM", _name(p)) for p, _ in missing)

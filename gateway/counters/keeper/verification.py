@@ -16,10 +16,10 @@ from gateway.counters.keeper import rebuilt, worker_reports
 from gateway.counters.keeper.budgets import BudgetAccounts
 from gateway.counters.keeper.client import APPLIED, TOGETHER_MAX, fields_of
 from gateway.counters.keeper.filling import Filling
+from gateway.counters.keeper.one_question import markers_of, with_late
 from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
-from gateway.counters.redis.calls import Reply
 from gateway.counters.settlement_log.settlement_record import release_of
 from gateway.errors import NewerLayout
 
@@ -32,7 +32,7 @@ class KeeperCounters(Filling, BudgetAccounts, AccountHeads):
 
     async def markers(self) -> Markers:
         """The partitions as their markers stand under the present run id."""
-        markers = await self._markers()
+        markers = await markers_of(self, self.partitions)
         found = Markers(self.run_id, [], {}, {})
         for partition, raw in markers.items():
             marker = raw if isinstance(raw, bytes) else b""
@@ -55,14 +55,6 @@ class KeeperCounters(Filling, BudgetAccounts, AccountHeads):
         self.newer = frozenset(found.others)
         return found
 
-    async def _markers(self) -> dict[int, Reply]:
-        """All of them: in one question, where one may have keys of all slots."""
-        if not self.wire.is_one:
-            return await self.ask_all(b"GET", keys.marker)
-        asked = list(self.partitions)
-        raw = await self.states([keys.marker(one) for one in asked])
-        return dict(zip(asked, raw, strict=True))
-
     async def reports(self) -> dict[str, Report]:
         """What workers reported last, by worker number."""
         fields = fields_of(await self.ask(b"HGETALL", keys.workers(self.wire.part.anchor).encode()))
@@ -84,8 +76,7 @@ class KeeperCounters(Filling, BudgetAccounts, AccountHeads):
 
     async def late_waiting(self) -> frozenset[int]:
         """Partitions with settlements in their late queue, or whose queue does not say."""
-        lengths = await self.ask_all(b"XLEN", keys.late)
-        return frozenset(partition for partition, length in lengths.items() if length != 0)
+        return frozenset(partition for partition, _ in await with_late(self))
 
     async def behind(
         self, partition: int, organizations: Sequence[OrganizationAccount], tenants: Sequence[TenantAccount]

@@ -12,6 +12,7 @@ from gateway.core.billing.tiers import are_money
 from gateway.core.model import Caller
 from gateway.core.wait import Wait, in_task
 from gateway.counters.keeper.client import APPLIED, UNVERIFIED, Client, each
+from gateway.counters.keeper.one_question import are_any_there
 from gateway.counters.late.budget_windows import windows
 from gateway.counters.late.late_lane import LateLane
 from gateway.counters.layouts import packing, states
@@ -50,7 +51,9 @@ class Keeping:
         until = b"%d" % await self._client.now_ms()
         asked = list(self._client.partitions)
         begin = {one: self._begun.get(one, (_FIRST, False))[0] for one in asked}
-        due = await self._client.ask_each(_due(one, begin[one], until, count) for one in asked)
+        due: list[Reply] = [None] * len(asked)
+        if await are_any_there(self._client, [keys.deadlines(one) for one in asked]):
+            due = await self._client.ask_each(_due(one, begin[one], until, count) for one in asked)
         found: list[ExpiredHold] = []
         for partition, first in zip(asked, due, strict=True):
             found += await self._look_through(partition, first, until, count)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from gateway.core.accounts.holds import LateSettlement, correction_id
 from gateway.core.accounts.outbox import StreamPlace
 from gateway.counters.keeper.client import Client
+from gateway.counters.keeper.one_question import with_late
 from gateway.counters.late.late_entry import (
     ANYBODYS,
     START,
@@ -92,8 +93,7 @@ class LateLane:
         Of a request that was dealt with already, none before that is in PostgreSQL: then the ledger
         knows what to do with another one. A partition whose streams are broken keeps no other waiting.
         """
-        lengths = await self._client.ask_all(b"XLEN", keys.late)
-        lanes = [one for one, length in lengths.items() if isinstance(length, int) and length]
+        lanes = [one for one, first in await with_late(self._client) if isinstance(first, list)]
         for partition in self._known.keys() - set(lanes):
             self._known[partition] = self._known[partition].emptied()
             self._client.left_alone.keep("settlement", (), f"{partition} ")
