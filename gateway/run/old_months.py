@@ -1,4 +1,4 @@
-"""What a keeper drops of old months, as settings say, and what it tells of those that should be archived."""
+"""What a keeper drops of old months, as settings say; what ends behind them; what it tells of an archive."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from gateway.ops.archive.retention import Retention
 from gateway.settings.settings import Settings
 from persistence.archive.behind import behind
 from persistence.engine import Engine
+from persistence.keeper import explained
 from persistence.schema import partitions
 
 
 async def drop_old_months(engine: Engine, settings: Settings, log: Callable[..., None]) -> None:
-    """Drop calls and hours that are not kept any more; a month of calls that has to stay is told."""
+    """Drop what is not kept any more, of calls, of hours, and of what explained them.
+
+    A month of calls that has to stay is told.
+    """
 
     def stays(month: date, why: str) -> None:
         log("month of calls stays", month=f"{month:%Y-%m}", why=why, level="warning")
@@ -26,6 +30,10 @@ async def drop_old_months(engine: Engine, settings: Settings, log: Callable[...,
         dropped += await partitions.drop_hours(engine, days)
     for month in dropped:
         log("month dropped", partition=month)
+    if days := settings.events_keep_days:
+        await explained.forget_events(engine, days)
+    if days := settings.reratings_keep_days:
+        await explained.forget_reratings(engine, days)
 
 
 async def wait_for_archive(engine: Engine, settings: Settings) -> dict[str, object]:

@@ -84,6 +84,8 @@ class Settings(Servers, frozen=True, kw_only=True):
     calls_keep_days: Days = 0
     partitions_by: Annotated[str, msgspec.Meta(pattern="^(month|day)$")] = "month"
     usage_hours_keep_days: Days = 0
+    events_keep_days: Days = 0
+    reratings_keep_days: Days = 0
     archive_token_ledger_after_months: Months = 1
     archive_credit_transactions_after_months: Months = 1
     archive_feature_usage_after_months: Months = 1

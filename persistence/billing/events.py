@@ -56,9 +56,10 @@ INSERT INTO use_event (teller, source, event_id, type, organization_id, tenant_i
                        used_at, late_tokens, quota_tokens, actor)
 VALUES (:teller, :source, :id, :type, :organization, :tenant, :service, :request, :at, :late, :quota, :actor)
 ON CONFLICT (teller, source, event_id) DO NOTHING RETURNING id""")
+# By their control writes: those stay, whatever becomes of the events.
 _KNOWN = text("""
-SELECT id FROM use_event WHERE source = :source AND event_id = :id
-   AND (teller = :teller OR organization_id = :organization)""")
+SELECT id FROM control_write WHERE verb = 'use'
+   AND (id = :own OR (id = ANY(cast(:others AS uuid[])) AND account = :account))""")
 
 # Tells for any organization.
 EVERYBODYS = 0
@@ -130,12 +131,12 @@ def _take(batch: _Batch, event: Mapping[str, Any]) -> Row | None:
     # Who tells it names it, together with the source: nobody takes another organization's names.
     teller = batch.change.within or EVERYBODYS
     named = {"source": event["source"], "id": event["id"], "teller": teller}
-    if connection.execute(_KNOWN, {**named, "organization": teller}).first() is not None:
+    if _is_known(connection, named, teller):
         return None
     at = event.get("time") or now
     _check_time(batch, at)
     tenant = _tenant(batch, event["subject"])
-    if connection.execute(_KNOWN, {**named, "organization": tenant.organization_id}).first() is not None:
+    if _is_known(connection, named, tenant.organization_id):
         return None
     data = event["data"]
     service = _service(batch, tenant, data["service"])
@@ -172,6 +173,16 @@ def _take(batch: _Batch, event: Mapping[str, Any]) -> Row | None:
         batch.change.partition_of(tenant.organization_id),
     )
     return write_of(partition, account, "use", events.written(use), request_id)
+
+
+def _is_known(connection: Connection, named: Mapping[str, Any], organization_id: int) -> bool:
+    """Whether this teller told it before, or anybody told it of this organization."""
+    own, *others = (
+        events.request_of(named["source"], named["id"], teller)
+        for teller in (named["teller"], EVERYBODYS, organization_id)
+    )
+    sought = {"own": own, "others": others, "account": f"organization:{organization_id}"}
+    return connection.execute(_KNOWN, sought).first() is not None
 
 
 def _check_time(batch: _Batch, at: datetime) -> None:

@@ -31,10 +31,10 @@ FADE = ("INSERT", "DELETE")
 WRITES: dict[str, tuple[str, ...]] = {
     "token_ledger": APPEND, "credit_posting": APPEND, "credit_transaction": APPEND, "feature_usage": APPEND,
     "audit_log": APPEND, "lost_event": APPEND, "invoice_basis": APPEND, "reconciliation": APPEND,
-    "price": APPEND, "use_event": APPEND, "amendment": APPEND, "rerating": APPEND,
+    "price": APPEND, "amendment": APPEND,
     "invoice_document": APPEND, "payment": APPEND, "tax_rate": APPEND, "credit_price": APPEND,
     "account_checkpoint": APPEND, "dunning_step": APPEND,
-    "handover_event": FADE, "told_sign_out": FADE, "used_sign_in": FADE,
+    "use_event": FADE, "rerating": FADE, "handover_event": FADE, "told_sign_out": FADE, "used_sign_in": FADE,
     "admin_token": KEEP, "api_key": CLEAR, "app_user": KEEP, "control_write": KEEP,
     "charge": KEEP, "credit_addition": KEEP, "credit_debt": KEEP, "budget": KEEP, "call": KEEP,
     "dead_letter": KEEP, "handover": KEEP, "invoice_sequence": KEEP,

@@ -63,6 +63,20 @@ async def test_redelivery_changes_nothing_even_at_the_same_moment(api: Api) -> N
     assert len(waiting(api)) == 5
 
 
+async def test_an_event_is_known_when_its_row_has_ended(api: Api) -> None:
+    """Whoever told it names it, whomever it is of."""
+    made, other = await tenant(api), await tenant(api, "Other")
+    sent = event(f"tenant:{made['id']}")
+    assert (await api.post("events", sent)).json["accepted"] == 1
+    with psycopg.connect(api.url) as owner:
+        owner.execute("SET LOCAL session_replication_role = replica")
+        owner.execute("DELETE FROM use_event")
+    for subject in (made, other):
+        again = {**sent, "subject": f"tenant:{subject['id']}"}
+        assert (await api.post("events", again)).json == {"accepted": 0, "duplicates": 1, "rejected": []}
+    assert len(waiting(api)) == 1
+
+
 async def test_deliveries_in_other_orders_never_wait_for_each_other(api: Api) -> None:
     made = await tenant(api)
     first, second = (event(f"tenant:{made['id']}", id=name) for name in ("a", "b"))

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
+import psycopg
 import pytest
 
 from gateway.run.keeper import Keeper
 from gateway.settings.settings import Settings
+from tests.persistence.explaining import rerated, told
 from tests.persistence.migrated import migrated, shared, template
 from tests.persistence.scenario import rows_of
 from tests.waiting import eventually
@@ -28,11 +33,30 @@ SPANS = {"usage_rollup_hour", "usage_rollup_team_hour"}
 async def test_what_is_kept_for_some_time_is_dropped(
     migrated: str, keep: dict[str, int], dropped: set[str]
 ) -> None:
-    keeper = Keeper(Settings(database_url=migrated, redis_url="redis://127.0.0.1:1/0", **keep))
-    running = asyncio.create_task(keeper._keep_partitions())
     found = "SELECT ledger FROM kept_since"
+    await kept_until(lambda: {name for (name,) in rows_of(migrated, found)} == dropped, migrated, **keep)
+
+
+@pytest.mark.parametrize("ended", ["use_event", "rerating"])
+async def test_what_explained_calls_that_are_gone_ends(migrated: str, ended: str) -> None:
+    at = datetime.now(UTC) - timedelta(days=50)
+    for ledger in ("token_ledger", "credit_transaction", "feature_usage", "call"):
+        rows_of(migrated, "INSERT INTO kept_since VALUES (%s, now()) RETURNING 1", [ledger])
+    with psycopg.connect(migrated) as connection:
+        told(connection, str(uuid4()), at, created_at=at)
+        rerated(connection, "a price", at)
+    both = "SELECT 'use_event' FROM use_event UNION ALL SELECT 'rerating' FROM rerating"
+    setting = {"use_event": "events_keep_days", "rerating": "reratings_keep_days"}[ended]
+    other = {"use_event": "rerating", "rerating": "use_event"}[ended]
+    await kept_until(lambda: rows_of(migrated, both) == [(other,)], migrated, **{setting: 40})
+
+
+async def kept_until(is_so: Callable[[], bool], url: str, **keep: int) -> None:
+    """Have a keeper of these settings look after what is old."""
+    keeper = Keeper(Settings(database_url=url, redis_url="redis://127.0.0.1:1/0", **keep))
+    running = asyncio.create_task(keeper._keep_partitions())
     try:
-        await eventually(lambda: {name for (name,) in rows_of(migrated, found)} == dropped)
+        await eventually(is_so)
     finally:
         running.cancel()
         with suppress(asyncio.CancelledError):

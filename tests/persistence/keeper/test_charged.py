@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import psycopg
 import pytest
@@ -34,6 +33,7 @@ from persistence.ledger.writer import Writer
 from persistence.subjects import SUBJECTS
 from tests.builders import CHAT
 from tests.databases import own_database
+from tests.persistence.explaining import told
 from tests.persistence.ledger.test_budget_uses import budget_of, moves, opened
 from tests.persistence.scenario import Account, batch_of, rows_of, settle_in
 
@@ -151,16 +151,6 @@ def test_what_asks_for_one_request_opens_no_month_before_it(years: str, name: st
         for request in (new, event):
             assert today in months[request]
             assert min(months[request]) >= f"{now - AHEAD_MAX:%Ym%m}"
-
-
-def told(connection: psycopg.Connection[Any], request: str, at: datetime) -> None:
-    """Have an event be that call, of a moment."""
-    connection.execute("SET LOCAL session_replication_role = replica")
-    connection.execute(
-        "INSERT INTO use_event (source, event_id, type, organization_id, tenant_id, service_id, request_id,"
-        " used_at, actor) VALUES ('here', %s, 'use', 1, 1, 1, %s, %s, 'a test')",
-        (request, request, at),
-    )
 
 
 def test_use_that_a_clock_of_redis_told_too_early_is_found(cloned: str) -> None:
