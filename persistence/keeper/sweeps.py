@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Row, text
@@ -15,9 +16,14 @@ from persistence.keeper import losses, request_rows
 from persistence.keeper.request_rows import SINCE
 from persistence.ledger import statements, usage_feed, usage_rollup, usage_spans
 
+# Tenants that were deleted keep the reset that they had come to. So one look in this many goes through all of
+# them; the others begin where the last found nobody but them.
+LOOKS_A_ROUND = 60
 _DUE = text("""
 SELECT q.tenant_id, t.organization_id FROM tenant_quota AS q JOIN tenant AS t ON t.id = q.tenant_id
- WHERE q.next_reset_at <= now() AND t.deleted_at IS NULL ORDER BY q.next_reset_at LIMIT :n""")
+ WHERE q.next_reset_at > cast(:since AS timestamptz) AND q.next_reset_at <= cast(:until AS timestamptz)
+   AND t.deleted_at IS NULL ORDER BY q.next_reset_at LIMIT :n""")
+_NOW, _FIRST = text("SELECT now()"), datetime.min.replace(tzinfo=UTC)
 _CHARGED = text(f"""
 SELECT request, sum(tokens)::bigint AS weighed, sum(credits)::bigint AS credits, sum(units)::bigint AS units,
        bool_or(reclaimed) AS reclaimed, sum(carried)::bigint AS over,
@@ -71,12 +77,21 @@ class Sweeps:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        self._looks, self._since = 0, _FIRST
 
     async def due(self, count: int) -> Sequence[tuple[int, int]]:
-        """(tenant, organization) of tenants whose next reset has come, by the last flushed row."""
+        """(tenant, organization) of tenants whose next reset has come, by the last flushed row.
+
+        One that is stored late, as of a moment that was looked at, is found within `LOOKS_A_ROUND` looks.
+        """
+        since = self._since if self._looks % LOOKS_A_ROUND else _FIRST
+        self._looks += 1
         async with self._engine.connect() as connection:
-            rows = await connection.execute(_DUE, {"n": count})
-            return [(row.tenant_id, row.organization_id) for row in rows]
+            until = (await connection.execute(_NOW)).scalar_one()
+            rows = await connection.execute(_DUE, {"n": count, "since": since, "until": until})
+            found = [(row.tenant_id, row.organization_id) for row in rows]
+        self._since = since if found else until
+        return found
 
     async def charged(self, late: Sequence[LateSettlement]) -> dict[str, Charged]:
         """What is charged for each of these request ids, corrections included; absent: nothing."""

@@ -84,7 +84,10 @@ async def test_a_sample_is_of_everybody_before_anybody_is_looked_at_again(migrat
 async def test_resets_that_are_due_and_what_was_defined_since_are_found_by_an_index(migrated: str) -> None:
     """Whatever the planner takes for so few rows: it may take that one."""
     asked = {
-        "tenant_quota_next_reset_at_idx": (sweeps._DUE, {"n": 10}),
+        "tenant_quota_next_reset_at_idx": (
+            sweeps._DUE,
+            {"n": 10, "since": sweeps._FIRST, "until": sweeps._FIRST},
+        ),
         "control_write_defined_idx": (verification._CHANGES, {"position": 7, "n": 10}),
     }
     pool = engine.create(migrated)
