@@ -207,8 +207,8 @@ class Reconciler(Protocol):
     async def last(self) -> Row | None:
         """The last kept result."""
 
-    async def run_now(self, *, repair: bool = False) -> Row:
-        """Compare everything, keep and answer the result; make drifts good only if asked."""
+    async def run_now(self, *, repair: bool = False, whole: bool = False) -> Row:
+        """Compare everything, keep and answer the result; make drifts good, read all rows only if asked."""
 
 
 class Figures(Protocol):

@@ -14,11 +14,12 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from gateway.core.integrity.reconciliation import Item, LedgerAccount, Owner
+from gateway.core.integrity.reconciliation import Item, Kind, LedgerAccount, Owner
 from gateway.core.integrity.verified import AccountHead
 from gateway.core.model import INTEGER_MAX
 from persistence.keeper.budget_uses import BudgetUses
 from persistence.ledger.checkpoints import closed, disproved, sums
+from persistence.ledger.invariants import violations
 from persistence.refusals import translating
 
 # What no checkpoint has yet.
@@ -183,6 +184,15 @@ class Accounts(BudgetUses):
         async with translating(self._engine.connect()) as connection:
             accounts = [account for owner in owners for account in owner.accounts]
             return await disproved(connection, accounts, count)
+
+    async def contradictions(self, *, whole: bool) -> Sequence[Item]:
+        """What rows say against each other: behind the proofs of their accounts, or the whole of them."""
+        async with translating(self._engine.connect()) as connection:
+            found = await violations(connection, whole=whole)
+        return [
+            Item(one.account, Kind.CONTRADICTION, 0, one.seq or 0, f"{one.invariant}: {one.detail}")
+            for one in found
+        ]
 
     async def unresolved(self, organization_ids: Sequence[int]) -> Mapping[int, Sequence[str]]:
         """Why not all that happened to an organization is in its ledgers, of those of which it is not."""

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from persistence.complaint import origin
-from persistence.ledger.invariants import INVARIANTS
+from persistence.ledger.invariants import BEHIND, INVARIANTS
 
 WRITER, READER = "writer", "reader"
 EVERYBODY = ""
@@ -35,7 +35,7 @@ WRITES: dict[str, tuple[str, ...]] = {
     "invoice_document": APPEND, "payment": APPEND, "tax_rate": APPEND, "credit_price": APPEND,
     "account_checkpoint": APPEND, "dunning_step": APPEND,
     "use_event": FADE, "rerating": FADE, "handover_event": FADE, "told_sign_out": FADE, "used_sign_in": FADE,
-    "admin_token": KEEP, "api_key": CLEAR, "app_user": KEEP, "control_write": KEEP,
+    "account_proof": KEEP, "admin_token": KEEP, "api_key": CLEAR, "app_user": KEEP, "control_write": KEEP,
     "charge": KEEP, "credit_addition": KEEP, "credit_debt": KEEP, "budget": KEEP, "call": KEEP,
     "dead_letter": KEEP, "handover": KEEP, "invoice_sequence": KEEP,
     "known_drift": KEEP, "organization": KEEP, "organization_subscription": KEEP,
@@ -58,6 +58,8 @@ WRITES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 VIEWS = (
     "listed_gap", "account_movement", "overage_span", "told_use", "checkpoint_in_force",
+    "proof_in_force", "account_proved", "account_behind", "movement_behind", "organization_behind",
+    "journal_behind", *(f"behind_{name}" for name in BEHIND),
     *(f"invariant_{name}" for name in INVARIANTS),
 )  # fmt: skip
 # What stands there as it was given out: sessions, first answers, the secrets webhooks are signed with.

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,6 +26,7 @@ from gateway.core.accounts.budget_figures import LiveWindow
 from gateway.core.accounts.quota import LiveQuota
 from gateway.core.billing.document import Letterhead
 from gateway.core.failures import Failures
+from gateway.core.integrity.reconciliation import Item, Kind
 from gateway.core.layout import LAYOUT
 from gateway.core.peppers import Peppers
 from gateway.counters.redis.keys import partition_of
@@ -147,10 +148,12 @@ class MemoryCounters:
     async def last(self) -> Mapping[str, object] | None:
         return self.reconciled
 
-    async def run_now(self, *, repair: bool = False) -> Mapping[str, object]:
+    async def run_now(self, *, repair: bool = False, whole: bool = False) -> Mapping[str, object]:
         now = datetime.now(UTC)
+        old = Item("tenant:1", Kind.CONTRADICTION, 0, 4, "chain: 10 then 9 by -2")
         self.reconciled = {
-            "checked": 3, "drift_tokens": 0 if repair else 7, "drift_credits": 0, "pending": 0, "items": [],
+            "checked": 3, "drift_tokens": 0 if repair else 7, "drift_credits": 0, "pending": 0,
+            "items": [asdict(old)] if whole else [],
             "started_at": now, "finished_at": now,
         }  # fmt: skip
         return self.reconciled

@@ -202,6 +202,8 @@ async def test_reconciling_from_the_command_line(run: Run, api: Api) -> None:
     assert found.exit_code == 0, found.output
     assert "drift_tokens" in found.stdout
     assert (await from_json(run, "reconcile", "--repair"))["drift_tokens"] == 0
+    found = await run("reconcile", "--whole")
+    assert (found.exit_code, "contradiction" in found.stdout) == (1, True)
 
 
 async def test_an_invoice_is_paid_and_the_money_goes_back(run: Run, api: Api) -> None:

@@ -16,6 +16,12 @@ async def test_runs_and_the_last_result(api: Api) -> None:
     assert (await api.post("reconciliation", {"repair": True})).json["drift_tokens"] == 0
 
 
+async def test_all_rows_are_asked_where_somebody_says_so(api: Api) -> None:
+    assert (await api.post("reconciliation", {"whole": False})).json["items"] == []
+    [item] = (await api.post("reconciliation", {"whole": True})).json["items"]
+    assert (item["account"], item["kind"], item["seq"]) == ("tenant:1", "contradiction", 4)
+
+
 async def test_who_may_run_it(api: Api) -> None:
     reader = api.acting_as(READONLY)
     assert (await reader.post("reconciliation")).status == 403
@@ -24,7 +30,7 @@ async def test_who_may_run_it(api: Api) -> None:
 
 
 async def test_wrong_fields(api: Api) -> None:
-    for sent in ({"repair": "yes"}, {"fix": True}):
+    for sent in ({"repair": "yes"}, {"whole": "all"}, {"fix": True}):
         assert (await api.post("reconciliation", sent)).status == 422
 
 

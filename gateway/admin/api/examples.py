@@ -13,7 +13,7 @@ Json = dict[str, Any]  # JSON as OpenAPI has it: any shape
 # Bodies by their model. One that is new is added here: a test asks for it.
 BODIES: Mapping[str, Json] = {
     "ConfigurationApply": {"objects": {"token-plans": [{"name": "Team", "total_amount": 5_000_000}]}},
-    "ReconciliationRun": {"repair": False},
+    "ReconciliationRun": {"repair": False, "whole": False},
     "LettersDecide": {"what": "dead_letters", "reason": "an older keeper could not read them", "limit": 100},
     "OrganizationCreate": {"name": "Acme", "currency": "EUR", "spend_cap": "500.00", "tax_rate": "0.20"},
     "OrganizationPatch": {"spend_cap": "750.00", "limits": {"requests_per_minute": 600}},

@@ -38,8 +38,9 @@ def mount_reconciliation(app: web.Application, ports: AdminPorts, root: str) -> 
         require_write(mine.actor, REPORT, RUN)
         sent = await read_body(request)
         claim = claim_of(request, mine.actor, sent)
-        repair = bool((await checked(mine.store, ReconciliationRun, sent, claim)).get("repair"))
-        found, replayed = await run_once(mine, request, claim, repair=repair)
+        asked = await checked(mine.store, ReconciliationRun, sent, claim)
+        repair, whole = bool(asked.get("repair")), bool(asked.get("whole"))
+        found, replayed = await run_once(mine, request, claim, repair=repair, whole=whole)
         return web.json_response(found, headers={"Idempotent-Replayed": "true"} if replayed else None)
 
     app.router.add_get(f"{root}/reconciliation", show)
@@ -53,14 +54,14 @@ async def last(ports: AdminPorts) -> Row | None:
 
 
 async def run_once(
-    ports: AdminPorts, request: web.Request, claim: Claim | None, *, repair: bool
+    ports: AdminPorts, request: web.Request, claim: Claim | None, *, repair: bool, whole: bool = False
 ) -> tuple[Row, bool]:
     """Compare everything now: the result as JSON, and whether it is what was answered first under this claim.
 
     Who asked is in the audit log.
     """
     request[DEADLINE].reschedule(asyncio.get_running_loop().time() + RUN_S_MAX)
-    values = {"repair": repair}
+    values = {"repair": repair, "whole": whole}
     if claim is not None:
         claim = replace(claim, running_s_max=RUN_S_MAX + REQUEST_S_MAX)
     asked = Command("reconciliation", RUN, ports.actor, request[REQUEST_ID], dict, None, values, claim)
@@ -68,7 +69,7 @@ async def run_once(
     # A first run that came to no end has no result to answer with: this one has.
     if isinstance(first, Replay) and first.status is not None:
         return first.body, True
-    found = REPORT.render(await ports.reconciler.run_now(repair=repair))
+    found = REPORT.render(await ports.reconciler.run_now(repair=repair, whole=whole))
     if claim is not None:
         await ports.store.finish(claim, 200, found)
     return found, False

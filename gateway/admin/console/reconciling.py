@@ -14,6 +14,11 @@ from gateway.admin.http.auth import require_read
 from gateway.core.accounts.roles import refused_write
 
 ITEMS_SHOWN_MAX = 500
+# Where an account is shown, by its kind.
+_PAGES = {
+    "tenant": "tenants", "credits": "organizations", "spend": "organizations",
+    "organization": "organizations", "budget": "budgets", "invoice": "invoices",
+}  # fmt: skip
 
 
 async def show(desk: Desk, request: web.Request, signed: Signed) -> web.Response:
@@ -49,6 +54,5 @@ async def run(
 
 def _address(account: str) -> str:
     kind, _, number = account.partition(":")
-    if not number.isdigit():
-        return ""
-    return f"/tenants/{number}" if kind == "tenant" else f"/organizations/{number}"
+    page = _PAGES.get(kind)
+    return f"/{page}/{number}" if page and number.isdigit() else ""

@@ -52,20 +52,24 @@ class ReconciliationRun(In):
     repair: Flag = Field(
         default=False, description="Make each drift good by an appended adjust or correction."
     )
+    whole: Flag = Field(
+        default=False,
+        description="Ask all rows whether they contradict each other, also those that were proven before.",
+    )
 
 
 class ReconciliationItem(Out):
-    """One account that differs, or a budget's window that is full."""
+    """One account that differs or whose rows do not agree, or a budget's window that is full."""
 
     account: str = Field(
         description="tenant:<id>, credits:<organization id>, spend:<organization id>, or of a budget"
-        " budget:<id> and whose of each."
+        " budget:<id> and whose of each. A contradiction may also be of organization:<id> or invoice:<id>."
     )
-    kind: Literal["lag", "gap", "excess", "drift", "full"]
+    kind: Literal["lag", "gap", "excess", "drift", "full", "contradiction"]
     difference: int = Field(
         description="The counters' balance less the ledger's; missing movements of a gap."
     )
-    seq: int
+    seq: int = Field(description="The movement; 0 of a contradiction that is of none.")
     detail: str
 
 

@@ -60,6 +60,9 @@ class Ledger(BudgetSource, Protocol):
     async def disproved(self, owners: Sequence[Owner], count: int) -> Sequence[Item]:
         """Of the checkpoints of these owners' accounts, so many at random: those that say something false."""
 
+    async def contradictions(self, *, whole: bool) -> Sequence[Item]:
+        """What rows say against each other: behind the proofs of their accounts, or the whole of them."""
+
 
 class Results(Protocol):
     """Where results are kept."""
@@ -115,8 +118,11 @@ class Reconciler:
             found = Reconciled(found.checked, sum(item.kind == Kind.LAG for item in still), still)
         return found
 
-    async def run_now(self, *, repair: bool = False) -> Row:
-        """Compare everything there is, and keep the result; drifts are made good only if asked."""
+    async def run_now(self, *, repair: bool = False, whole: bool = False) -> Row:
+        """Compare everything there is, and keep the result; drifts are made good only if asked.
+
+        Rows are asked whether they contradict each other as far as they are new, or the `whole` of them.
+        """
         started, after = self._clock(), 0
         checked = pending = 0
         items: list[Item] = []
@@ -127,6 +133,7 @@ class Reconciler:
             checked, pending = checked + part.checked, pending + part.pending
             items, drifts = items + list(part.items), drifts + list(found.items)
             after = owners[-1].organization_id
+        items += await self._ledger.contradictions(whole=whole)
         self.latest, self._looked = Reconciled(checked, pending, tuple(items)), self._clock()
         if repair:
             for item in drifts:

@@ -17,7 +17,8 @@ from gateway.core.integrity.verified import AccountHead
 class Kind(StrEnum):
     """How an account differs. Lag alone is no fault: it is what has not been stored yet.
 
-    Nor is a full window of a budget: both sides agree that it counts no further.
+    Nor is a full window of a budget: both sides agree that it counts no further. A contradiction is
+    what rows say against each other, whatever the counters have.
     """
 
     LAG = "lag"
@@ -25,6 +26,7 @@ class Kind(StrEnum):
     EXCESS = "excess"
     DRIFT = "drift"
     FULL = "full"
+    CONTRADICTION = "contradiction"
 
 
 NO_FAULTS = frozenset({Kind.LAG, Kind.FULL})

@@ -218,7 +218,7 @@ async def test_reconciliation_is_run_and_audited(api: Api, admin: Person) -> Non
     assert ">7<" in (await admin.open("/reconciliation")).text
     await admin.fill("/reconciliation", "/reconciliation/repair")
     said = api.rows("select action, after from audit_log where resource = 'reconciliation' order by id")
-    assert said == [("run", {"repair": False}), ("run", {"repair": True})]
+    assert said == [("run", {"repair": repair, "whole": False}) for repair in (False, True)]
 
 
 async def test_rows_are_made_and_deleted(api: Api, admin: Person) -> None:

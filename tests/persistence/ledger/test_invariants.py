@@ -56,6 +56,8 @@ CHECKPOINT = (
     "INSERT INTO account_checkpoint (account, first_seq, last_seq, month, movements, amount)"
     " VALUES ('tenant:{t}', 0, 1, '2026-01-01', 1, 99)"
 )
+# Begins behind a place where none ends.
+LATER_CHECKPOINT = CHECKPOINT.replace("0, 1,", "5, 9,")
 QUOTA = "UPDATE tenant_quota SET last_seq = 1, epoch = 1, cycle = 1, {change} WHERE tenant_id = {t}"
 
 
@@ -76,7 +78,7 @@ def _filled(statement: str, **values: object) -> str:
 CONTRADICTIONS = {
     "chain": [reset(100), consume(2, 10, 91)],
     "gapless": [reset(100), consume(3, 10, 90)],
-    "checkpoints": [reset(100), CHECKPOINT],
+    "checkpoints": [reset(100), CHECKPOINT, LATER_CHECKPOINT],
     "quota": [reset(100), _filled(QUOTA, change="tokens_remaining = 99")],
     "blocked": [_filled(QUOTA, change="tokens_remaining = 0, is_blocked = false")],
     "credits": ["UPDATE organization SET credit_balance = 5 WHERE id = {o}"],
@@ -98,8 +100,9 @@ CONTRADICTIONS = {
 
 
 @pytest.mark.parametrize("name", invariants.INVARIANTS)
-async def test_a_contradiction_is_found(migrated: str, name: str) -> None:
-    found = await _violations(migrated, CONTRADICTIONS[name])
+@pytest.mark.parametrize("whole", [True, False])
+async def test_a_contradiction_is_found(migrated: str, name: str, whole: bool) -> None:  # a case
+    found = await _violations(migrated, CONTRADICTIONS[name], whole=whole)
     assert name in {violation.invariant for violation in found}
 
 
@@ -116,13 +119,13 @@ async def test_an_empty_database_contradicts_nothing(migrated: str) -> None:
     assert await _violations(migrated, []) == []
 
 
-async def _violations(url: str, statements: list[str]) -> list[invariants.Violation]:
+async def _violations(url: str, statements: list[str], *, whole: bool = True) -> list[invariants.Violation]:
     [account] = settle_in(url, 100)
     with psycopg.connect(url) as connection:
         for statement in statements:
             connection.execute(statement.format(o=account.organization_id, t=account.tenant_id))
     pool = engine.create(url)
     async with pool.connect() as connection:
-        found = await invariants.violations(connection)
+        found = await invariants.violations(connection, whole=whole)
     await pool.dispose()
     return found

@@ -221,7 +221,7 @@ def test_the_reader_reads_everything_but_credentials(roles: Roles) -> None:
         if name in grants.CREDENTIALS:
             refused(roles.reader, f"SELECT * FROM {name}")
             continue
-        rows_of(roles.reader, f"SELECT * FROM {name}")
+        rows_of(roles.reader, f"SELECT * FROM {name} LIMIT 0")
         if name in grants.WRITES:
             for statement in ("INSERT INTO {} DEFAULT VALUES", "DELETE FROM {}", "TRUNCATE {}"):
                 refused(roles.reader, statement.format(name))
