@@ -59,6 +59,7 @@ FIXED_WAITS: dict[str, str] = {
     "tests/faults/": "how long a fault lasts is drawn, or stated by its row",
     "tests/background/verifying/scene.py": "a keeper posts again and again, with pauses",
     "tests/core/test_wait.py": "a loop stands still",
+    "tests/counters/redis/test_greeting.py": "several steps take longer together than one of them may",
     "tests/counters/redis/test_wire.py": "a loop stands still, and a clock is ahead of the next look at it",
     "tests/deploy/rolling.py": "a list of upstreams is heard late, a load goes on before and behind",
     "tests/deploy/test_scrape.py": "calls are spread over several scrapes",

@@ -174,9 +174,9 @@ class Fence:
             return server.run_id
         moved, self._anchor = anchor != self._anchor, anchor
         forgotten = b"%d" % int((self._wall() - PULSE_S_MAX) * 1000)
-        await ask(b"ZREMRANGEBYSCORE", self._pulses, b"-inf", forgotten)
-        name = await _watched(ask, self._named)
-        score = _number(await ask(b"ZSCORE", self._pulses, self._pulse))
+        forgetting = ask(b"ZREMRANGEBYSCORE", self._pulses, b"-inf", forgotten)
+        _, name = await asyncio.gather(forgetting, _watched(ask, self._named))
+        score = _number(await ask(b"ZSCORE", self._pulses, self._pulse))  # of the data that is watched
         if server.run_id == before.run_id and not moved:
             self._trouble = self._trouble or _since(before, server, name == self._name, score >= self._known)
         else:
@@ -246,13 +246,12 @@ async def _watched(ask: Ask, key: bytes) -> bytes:
 
     Who writes it between the watch and the look has broken the watch of a name that is well: watched again.
     """
-    name = _text(await ask(b"GET", key))
     for _ in range(TRIES_MAX):
-        await ask(b"UNWATCH")
-        await ask(b"WATCH", key)
-        before, name = name, _text(await ask(b"GET", key))
+        before, _, _, name = await asyncio.gather(
+            ask(b"GET", key), ask(b"UNWATCH"), ask(b"WATCH", key), ask(b"GET", key)
+        )
         if name == before:
-            return name
+            return _text(name)
     raise CountersUnavailable("the data in Redis is named again and again")
 
 

@@ -117,10 +117,9 @@ class Verifier:
             self._watched = run_id
             return []
         self._vouched = b""
-        known = await self._catch_up(markers)
+        known, everybodys = await asyncio.gather(self._catch_up(markers), self._source.everybodys())
         epochs = {one: max(epoch, known.get(one, 0)) + 1 for one, _, epoch in markers.unverified}
         await self._source.note(run_id, epochs)
-        everybodys = await self._source.everybodys()
         if not markers.others:  # else a newer version says them, and more
             await publish(self._target, everybodys)
         strays = await self._rewinds.strays(list(epochs)) if self._rewinds else {}

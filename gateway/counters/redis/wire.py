@@ -41,6 +41,7 @@ BACKOFF_S_MIN, BACKOFF_S_MAX = 0.05, 1.0
 # Where sentinels say whom to connect to: they name another primary long before who was it comes back.
 NAMED_BACKOFF_S_MAX = 0.25
 SWEEP_S = 0.05
+# Until there is a connection, and then for each answer before it is used: who answers slowly is not given up.
 CONNECT_S_MAX = 2.0
 # Who waits for an answer, the command, how many calls it is, and how long it has waited.
 Asked = tuple[Waiting, bytes, int, float]
@@ -90,6 +91,7 @@ class Wire(asyncio.Protocol):
         *,
         call_s: float = CALL_S,
         stall_s: float = STALL_S,
+        connect_s: float = CONNECT_S_MAX,
         gather_s: float = GATHER_S_MAX,
         hears: Sequence[bytes] = (),
         refuses_eviction: bool = False,
@@ -107,7 +109,7 @@ class Wire(asyncio.Protocol):
         self.trouble = ""
         self.hearing = Hearing(hears)
         self.address, self._clock, self._call_s = address, clock, call_s
-        self._stall_s = max(stall_s, call_s)
+        self._stall_s, self._connect_s = max(stall_s, call_s), connect_s
         self._awake = Awake(self.asked_at, max(SWEEP_S, call_s / LOOKS_MIN))
         self._waits_from = self.asked_at
         self._loop = asyncio.get_running_loop()
@@ -411,19 +413,19 @@ class Wire(asyncio.Protocol):
             pause = min(pause * 2, most)
 
     async def _connect(self) -> None:
-        async with Within(CONNECT_S_MAX):
+        async with Within(self._connect_s):
             await self._way.reach(self.address, lambda: self)
-            self.certificate_end = end_of(self._transport) if self._transport else None
-            try:
-                server = await greet(self.address, self._ask)
-                self.evicts, self._spreads = why_evicts(server.eviction), server.is_one
-                if self._refuses_eviction:
-                    refuse_evicting(server)
-                self.run_id = await self.identify(server, self._ask) if self.identify else server.run_id
-                await self.hearing.begin(self._ask)
-            except BaseException:
-                self._drop()
-                raise
+        self.certificate_end = end_of(self._transport) if self._transport else None
+        try:
+            server = await greet(self.address, self._ask)
+            self.evicts, self._spreads = why_evicts(server.eviction), server.is_one
+            if self._refuses_eviction:
+                refuse_evicting(server)
+            self.run_id = await self.identify(server, self._ask) if self.identify else server.run_id
+            await self.hearing.begin(self._ask)
+        except BaseException:
+            self._drop()
+            raise
         self.connected = self.available = True
         self.trouble = ""
         self._opened.set()
@@ -433,4 +435,5 @@ class Wire(asyncio.Protocol):
     async def _ask(self, *parts: bytes) -> Reply:
         wait: Wait[Reply] = Wait()
         self._queue(wait, encode(*parts))
-        return await in_task(wait)
+        async with Within(self._connect_s):
+            return await in_task(wait)
