@@ -13,13 +13,16 @@ import redis
 
 from gateway.counters.redis.keys import partition_of
 from tests.faults.proxy import Proxy
-from tests.faults.world import World
+from tests.faults.world import Node, World
 from tests.valkey_cluster import Member, ValkeyCluster
 
 # The first address that members go out from; the next ones follow it.
 FIRST_HOST = 11
 # Members hear of each other by proxies of this process: a busy machine must not make them miss each other.
 NODE_TIMEOUT_MS = 5_000
+# As whom all keepers but the first come: servers may tell that one less.
+SECOND, PASSWORD = "second", "password-of-the-second"
+SECOND_OPTIONS = ("--user", SECOND, "on", f">{PASSWORD}", "~*", "&*", "+@all")
 
 
 class ClusteredWorld(World):
@@ -29,7 +32,8 @@ class ClusteredWorld(World):
         super().__init__(seed, gateways=gateways, keepers=keepers, **settings)
         folder = self.folder / "cluster"
         folder.mkdir()
-        self.cluster = ValkeyCluster(folder, NODE_TIMEOUT_MS)
+        self.cluster = ValkeyCluster(folder, NODE_TIMEOUT_MS, *SECOND_OPTIONS)
+        self._login = ""
         # By member, in their order: where clients and replicas find it, and where the bus does.
         self.doors = [Proxy(one.port) for one in self.cluster.members]
         self.buses = [Proxy(one.bus) for one in self.cluster.members]
@@ -48,7 +52,15 @@ class ClusteredWorld(World):
 
     def redis_address(self, link: Proxy) -> str:
         """All members, as they announce themselves; the node's own proxy is not used."""
-        return self.cluster.url
+        return self.cluster.url.replace("://", f"://{self._login}")
+
+    async def add_keeper(self, **environment: str) -> Node:
+        """Start one more keeper; the second one logs in as somebody else."""
+        self._login = f"{SECOND}:{PASSWORD}@" if self.keepers else ""
+        try:
+            return await super().add_keeper(**environment)
+        finally:
+            self._login = ""
 
     def links(self) -> list[Proxy]:
         """Every proxy there is."""
@@ -91,6 +103,14 @@ class ClusteredWorld(World):
         """Let everything pass again."""
         for one in (*self.doors, *self.buses):
             one.let_go()
+
+    # --- who is told of it ------------------------------------------------------------------
+
+    def mislead(self, *tell: Member) -> None:
+        """Have the second keeper told by these alone who has which slots: by nobody, where there are none."""
+        for one in self.cluster.members:
+            if one.lives:
+                one.do("ACL SETUSER", SECOND, "+cluster" if one in tell else "-cluster")
 
     def _number(self, member: Member) -> int:
         return self.cluster.members.index(member)

@@ -14,12 +14,13 @@ import redis
 
 from tests.faults.audit import Expected, Figures, in_flight
 from tests.faults.grants import Window
-from tests.faults.rows_cluster import cluster_of, promoted, served_again, struck
+from tests.faults.rows_cluster import PARTED_S, cluster_of, promoted, served_again, struck
 from tests.faults.rows_redis import follows, lossy, lost_second, told, wake
 from tests.faults.scene import Scene, row
 from tests.faults.servers import Valkey
 from tests.faults.workload import Load
 from tests.faults.world import World
+from tests.valkey_cluster import Member
 
 # A copy of the data is made where the block begins, and takes its place where it ends.
 Exchange = Callable[[World], AbstractAsyncContextManager[None]]
@@ -208,3 +209,52 @@ async def shard_comes_back(scene: Scene) -> Figures:
             await asyncio.to_thread(world.cluster.wait_until_whole)
             scene.say(f"{number + 1} of {rounds}")
     return await told(scene, moments)
+
+
+@row(
+    "Two keepers of a cluster see another topology each",
+    clustered=True,
+    only_long=True,
+    alone=True,
+    keepers=2,
+)
+async def keepers_disagree(scene: Scene) -> Figures:
+    """One knows who took over. The other is told by nobody, or by the primary alone that was cut off."""
+    world = cluster_of(scene)
+    async with lossy(scene) as (load, moments):
+        for number in range(6):
+            primary, replica = await struck(scene)
+            world.mislead(*([primary] if number % 4 else []))
+            if number % 2:
+                await _taken_over(scene, load, moments, primary, replica)
+            else:
+                await _cut_off(scene, moments, primary, replica)
+            await served_again(scene, load, moments)
+            world.mislead(*world.cluster.members)
+            await asyncio.to_thread(world.cluster.mend)
+            scene.say(f"{number + 1} of 6")
+    return await told(scene, moments)
+
+
+async def _taken_over(
+    scene: Scene, load: Load, moments: list[float], primary: Member, replica: Member
+) -> None:
+    await lost_second(scene, load)
+    moments.append(time.monotonic())
+    await asyncio.to_thread(primary.stop, signal.SIGKILL)
+    await promoted(scene, replica)
+    moments.append(time.monotonic())
+    wake(scene)
+
+
+async def _cut_off(scene: Scene, moments: list[float], primary: Member, replica: Member) -> None:
+    """Who goes by the primary stores what that acknowledges by itself; the other one wakes behind that."""
+    world = cluster_of(scene)
+    world.keepers[0].program.send(signal.SIGSTOP)
+    world.part(primary)
+    await promoted(scene, replica)
+    moments.append(time.monotonic())
+    wake(scene)
+    await asyncio.sleep(PARTED_S)
+    world.heal()
+    moments.append(time.monotonic())
