@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from gateway.core.calls.binding import Bindings
 from gateway.core.shown_urls import without_password
 from gateway.core.wait import in_task
-from gateway.counters.admission.stored import decode_catalogue
+from gateway.counters.admission.stored import decode_catalogue, version_standing
 from gateway.counters.fence import history
 from gateway.counters.keeper.presence import Keeping, heard
 from gateway.counters.redis import keys
@@ -90,14 +90,23 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
         yield Finding(well, of if subject == "redis" else f"{of} at {subject.partition(' ')[2]}", says)
 
 
-async def _read(wires: Wires, name: bytes) -> Reply:
-    return await in_task(wires.of_key(name).send(encode(b"GET", name)))
+async def _read(wires: Wires, name: bytes) -> Reply | CountersRefused:
+    """What is there, or why it cannot be read."""
+    try:
+        return await in_task(wires.of_key(name).send(encode(b"GET", name)))
+    except CountersRefused as error:
+        return error
 
 
-def _missing(lists: Mapping[str, Reply]) -> Iterator[Finding]:
-    """Lists of everybody that are not there, though a keeper has written them once."""
-    if missing := ", ".join(name for name, raw in lists.items() if not isinstance(raw, bytes)):
-        said = f"{missing}: not there, so gateways that start refuse calls or know no prices"
+def _missing(lists: Mapping[str, Reply | CountersRefused]) -> Iterator[Finding]:
+    """Lists of everybody that are not there, or something else is, though a keeper has written them once."""
+    lacking: dict[str, list[str]] = {}
+    for name, raw in lists.items():
+        if not isinstance(raw, bytes) or version_standing(raw) < 0:
+            odd = "no list that can be read" if isinstance(raw, bytes) else "not there"
+            lacking.setdefault(raw.message if isinstance(raw, CountersRefused) else odd, []).append(name)
+    for why, names in lacking.items():
+        said = f"{', '.join(names)}: {why.rstrip('.')}, so gateways that start refuse calls or know no prices"
         hint = "run tollkeeper keeper, which writes this again within seconds, or look at its log"
         yield Finding(False, "redis", f"{said}; {hint}")
 
@@ -207,7 +216,11 @@ def _server(settings: Settings, subject: str, shown: str, server: _Server) -> It
 
 def _services(settings: Settings, catalogue: object) -> Iterator[Finding]:
     """Services whose calls are refused, for they go nowhere or could be had at another price."""
-    services = decode_catalogue(catalogue).services if isinstance(catalogue, bytes) else {}
+    services = (
+        decode_catalogue(catalogue).services
+        if isinstance(catalogue, bytes) and version_standing(catalogue) >= 0
+        else {}
+    )
     targets = {target.name: target for target in settings.upstreams}
     try:
         settings.table.check_services(services)

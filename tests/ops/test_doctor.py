@@ -124,6 +124,12 @@ async def test_lists_that_nobody_has_are_wrong_once_they_were_written(
         client.set("tk:prices:head", b"{}")
         (said,) = [one.says for one in await wrong(asked, "serve") if "not there" in one.says]
         assert said.startswith("tk:catalogue, tk:prices: not there, so gateways that start refuse calls")
+        client.rpush("tk:catalogue", "something else")
+        client.set("tk:prices", "no list")
+        (refused, odd) = [one.says for one in await wrong(asked, "serve") if one.says.startswith("tk:")]
+        assert refused.startswith("tk:catalogue: ")
+        assert "WRONGTYPE" in refused
+        assert odd.startswith("tk:prices, tk:prices:head: no list that can be read, so gateways that start")
         client.mset({"tk:catalogue": encode_catalogue(1, []), "tk:prices": b"{}"})
     assert not [one for one in await wrong(asked, "serve") if "not there" in one.says]
 

@@ -2,7 +2,7 @@
 
 They are of no partition. So their slots may be lost alone, and be given out empty, and somebody may delete
 them: no marker tells. A worker that starts without a catalogue refuses every call. What is missing, or older
-than it was, is written again as PostgreSQL has it.
+than it was, or no such list, is written again as PostgreSQL has it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Target(Publisher, Protocol):
     """The counters."""
 
     async def published(self, *, whole: bool) -> Mapping[str, int]:
-        """Of the lists the versions that stand, 0 of one that does not."""
+        """Of the lists the versions that stand, 0 of one that does not, -1 of what is none."""
 
 
 async def publish(target: Publisher, everybodys: Everybodys) -> None:
@@ -83,6 +83,8 @@ class PublishedLists:
         if lacking:
             everybodys = await self._source.everybodys()
             await publish(self._target, everybodys)
-            self._log("written again", keys=lacking, version=everybodys.version, level="warning")
+            odd = [name for name in lacking if stand[name] < 0]
+            facts = {"stood_there": "something else"} if odd else {}
+            self._log("written again", keys=lacking, version=everybodys.version, level="warning", **facts)
             self._seen, self._looks = {}, 0  # PostgreSQL may be older than it was
         return lacking

@@ -150,3 +150,11 @@ def encode_head(version: int, raw: bytes) -> bytes:
 def version_of(raw: bytes) -> int:
     """The version that terms, prices or a catalogue were written under."""
     return _decode_version(raw).version
+
+
+def version_standing(raw: object) -> int:
+    """The same of what Redis answers: 0 where nothing stands, -1 where it is nothing that was written so."""
+    try:
+        return version_of(raw) if isinstance(raw, bytes) else 0
+    except msgspec.DecodeError:
+        return -1

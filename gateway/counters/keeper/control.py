@@ -24,7 +24,7 @@ from gateway.counters.admission.stored import (
     encode_prices,
     encode_terms,
     key_of,
-    version_of,
+    version_standing,
 )
 from gateway.counters.keeper.client import (
     APPLIED,
@@ -224,8 +224,7 @@ class Control(Client):
     async def publish(self, everybodys: CatalogueDefinition | PricesDefinition, version: int) -> None:
         """Write the catalogue, or the prices.
 
-        Partitions marked with a catalogue's version make gateways read it; for prices they look
-        whether there is another version, often.
+        Partitions marked with a catalogue's version make gateways read it; for prices they look often.
         """
         if isinstance(everybodys, PricesDefinition):
             raw = encode_prices(version, everybodys.prices)
@@ -242,12 +241,16 @@ class Control(Client):
         than the markers ask for would leave every call refused.
         """
         name = key.encode()
-        before = await self.ask_everybodys(b"GET", name)
-        while before != raw and (not isinstance(before, bytes) or version_of(before) <= version):
+        try:
+            before = await self.ask_everybodys(b"GET", name)
+        except CountersRefused:  # of another type: nobody can read that, whoever wrote it
+            await self.ask_everybodys(b"SET", name, raw)
+            return
+        while before != raw and version_standing(before) <= version:
             displaced = await self.ask_everybodys(b"SET", name, raw, b"GET")
-            if not isinstance(displaced, bytes) or version_of(displaced) <= version:
+            if not isinstance(displaced, bytes) or (newer := version_standing(displaced)) <= version:
                 break
-            raw, version = displaced, version_of(displaced)
+            raw, version = displaced, newer
 
     async def _catalogue(self, definition: CatalogueDefinition, version: int) -> None:
         """Publish it, and have each partition ask for it; those of a server that is away, later."""

@@ -11,7 +11,7 @@ from gateway.core.batched import batched
 from gateway.core.integrity.recovery import Markers, Report
 from gateway.core.integrity.verified import Truth
 from gateway.core.layout import LAYOUT
-from gateway.counters.admission.stored import version_of
+from gateway.counters.admission.stored import version_standing
 from gateway.counters.keeper import rebuilt, worker_reports
 from gateway.counters.keeper.budgets import BudgetAccounts
 from gateway.counters.keeper.client import APPLIED, TOGETHER_MAX, fields_of
@@ -21,7 +21,7 @@ from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
 from gateway.counters.settlement_log.settlement_record import release_of
-from gateway.errors import NewerLayout
+from gateway.errors import CountersRefused, NewerLayout
 
 # States that one call writes: some tenths of a millisecond in which Redis serves nobody else.
 REBUILT_MAX = 50
@@ -172,18 +172,20 @@ class KeeperCounters(Filling, BudgetAccounts, AccountHeads):
         await self.ask(b"SET", keys.verified(self.wire.part.anchor).encode(), run_id)
 
     async def published(self, *, whole: bool) -> dict[str, int]:
-        """Of the lists of everybody the versions that stand, 0 of one that does not.
+        """Of the lists of everybody the versions that stand, 0 of one that does not, -1 of what is no list.
 
         What is only known to stand is not in what is answered: the prices, and unless `whole` the catalogue.
         """
-        head = await self.ask_everybodys(b"GET", keys.PRICES_HEAD.encode())
-        found = {keys.PRICES_HEAD: version_of(head) if isinstance(head, bytes) else 0}
+        found: dict[str, int] = {}
+        for name in (keys.PRICES_HEAD, *((keys.CATALOGUE,) if whole else ())):
+            try:
+                found[name] = version_standing(await self.ask_everybodys(b"GET", name.encode()))
+            except CountersRefused:  # of another type, or not ours to read: then it is not ours to write
+                found[name] = -1
         for name in (keys.PRICES, *(() if whole else (keys.CATALOGUE,))):
-            if await self.ask_everybodys(b"TYPE", name.encode()) == b"none":
-                found[name] = 0
-        if whole:
-            raw = await self.ask_everybodys(b"GET", keys.CATALOGUE.encode())
-            found[keys.CATALOGUE] = version_of(raw) if isinstance(raw, bytes) else 0
+            kind = await self.ask_everybodys(b"TYPE", name.encode())
+            if kind != b"string":
+                found[name] = 0 if kind == b"none" else -1
         return found
 
     async def last_verified(self) -> bytes:

@@ -12,10 +12,9 @@ import pytest
 import redis
 
 from gateway.background.verifying.published import WHOLE_EACH, PublishedLists
-from gateway.counters.admission.stored import decode_catalogue, encode_catalogue
+from gateway.counters.admission.stored import decode_catalogue, encode_catalogue, version_standing
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
-from gateway.errors import CountersRefused
 from persistence.keeper.verification import Truths
 from tests.background.backend import Backend, backend_at
 from tests.waiting import eventually
@@ -116,9 +115,14 @@ async def test_where_others_write_nothing_is_written(desk: Desk) -> None:
     running.cancel()
 
 
-async def test_what_is_no_list_at_all_is_told(desk: Desk) -> None:
-    desk.client.delete(keys.PRICES_HEAD)
-    desk.client.rpush(keys.PRICES_HEAD, "somebody else's")
-    with pytest.raises(CountersRefused, match="WRONGTYPE"):
-        await desk.lists.run()
-    desk.client.delete(keys.PRICES_HEAD)
+@pytest.mark.parametrize("name", LISTS)
+async def test_what_is_no_list_is_told_and_written_over(desk: Desk, name: str) -> None:
+    """Nobody can read what stands there, and every gateway that starts would be without."""
+    desk.client.delete(name)
+    desk.client.rpush(name, "somebody else's")
+    assert await desk.lists.look() == [name]
+    if name != keys.PRICES:  # which no look reads
+        desk.client.set(name, "no list")
+        assert await desk.lists.look() == [name]
+    assert all(version_standing(raw) > 0 for raw in desk.stand().values())
+    assert {facts["stood_there"] for _, facts in desk.told} == {"something else"}
