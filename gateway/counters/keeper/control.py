@@ -237,8 +237,7 @@ class Control(Client):
     async def newest(self, key: str, raw: bytes, version: int) -> None:
         """Write what carries its version; an older one is ignored.
 
-        Whoever displaces a newer one, written since it looked, puts it back: an older catalogue
-        than the markers ask for would leave every call refused.
+        Whoever displaces a newer one puts it back: an older catalogue than markers ask for refuses all calls.
         """
         name = key.encode()
         try:
