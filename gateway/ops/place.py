@@ -18,6 +18,9 @@ from gateway.errors import PlaceFailed
 # What is read at once: of a bucket, that is a request.
 CHUNK_BYTES = 8 << 20
 DOCUMENT_BYTES_MAX = 1 << 22
+# The library uploads a file in parts of so many bytes, and a store takes so many parts of one:
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
+STORED_BYTES_MAX = 10_000 * (10 << 20)
 SCHEMES = ("", "file", "s3")
 LOCAL = "local"
 # What an address may say of its store.
@@ -41,10 +44,11 @@ _HELPS = {
 class Place:
     """Files below one address. What is written is there as a whole, and durable, before its name is noted.
 
-    `PlaceFailed` says what it does not allow.
+    `PlaceFailed` says what it does not allow. A bucket takes files of up to `stored_bytes_max`, which is then
+    `file_bytes_max`; a directory has none (None) of its own.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, stored_bytes_max: int = STORED_BYTES_MAX) -> None:
         self.url = url.rstrip("/") or url
         scheme = urlsplit(url)[0]
         _refuse(url)
@@ -57,6 +61,7 @@ class Place:
         self._kinds = fs.FileType
         self._selector = fs.FileSelector
         self._is_local = self._files.type_name == LOCAL
+        self.file_bytes_max = None if self._is_local else stored_bytes_max
         self._made: set[str] = set()
 
     @staticmethod

@@ -42,6 +42,16 @@ def as_csv(connection: Connection, ledger: Ledger, month: date) -> Iterator[Iter
         yield (bytes(piece) for piece in copied)
 
 
+def about(connection: Connection, ledger: Ledger, month: date) -> int:
+    """How many rows a month has, as the database last estimated it; 0 where it did not yet."""
+    statement = (
+        "SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint"  # noqa: S608  # our own words
+        f" FROM pg_partition_tree('{ledger.partition(month)}') AS t JOIN pg_class AS c ON c.oid = t.relid"
+    )
+    (found,) = one(connection, statement)
+    return int(found)
+
+
 def figures(connection: Connection, ledger: Ledger, month: date) -> tuple[int, Mapping[str, Figure]]:
     """How many rows a month has, and the figures of each column."""
     columns = columns_of(ledger)

@@ -23,6 +23,8 @@ from persistence.archive.outside import Moved
 
 # A month that changes while it is written is written again, so often.
 TRIES_MAX = 3
+# What a file will come to is told by its first thousandth, a minute of hours, and not to the last byte.
+SURE_OF, SPARE = 1_000, 1.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +143,36 @@ def _month(connection: Connection, place: Place, database: UUID, month: date, le
 def _store(connection: Connection, place: Place, ledger: Ledger, month: date) -> Stored:
     """Write a month of a ledger, and read it back."""
     name, columns = manifest.file_of(ledger.name, month), rows.columns_of(ledger)
-    with rows.as_csv(connection, ledger, month) as pieces, place.write(name) as sink:
-        parquet.write(pieces, columns, sink)
+    expected, most = rows.about(connection, ledger, month), place.file_bytes_max
+
+    def grown(written: int, size: int) -> None:
+        if most is not None and (whole := outgrown(written, size, expected, most)):
+            raise ArchiveFailed(
+                f"{month:%Y-%m} {ledger.name} comes to {whole / 10**9:.1f} GB, and a file in a bucket has"
+                f" {most / 10**9:.1f} GB at most: archive into a directory, such as --to /archive"
+            )
+
+    try:
+        with rows.as_csv(connection, ledger, month) as pieces, place.write(name) as sink:
+            parquet.write(pieces, columns, sink, grown)
+    except ArchiveFailed:
+        place.remove(name)
+        raise
     size, digest = place.digest(name)
     with place.open(name) as source:
         count, sums = parquet.figures(source, columns)
     return Stored(ledger.name, month, place.url, name, count, size, digest, sums)
+
+
+def outgrown(written: int, size: int, expected: int, most: int) -> int:
+    """How many bytes a file of `expected` rows will have by what was written, where that is too much; else 0.
+
+    What is too much by less than `SPARE` goes on until it is.
+    """
+    whole = size * max(written, expected) // written
+    if size > most or (size >= most // SURE_OF and whole > most * SPARE):
+        return whole
+    return 0
 
 
 def _holds(place: Place, file: Stored) -> bool:

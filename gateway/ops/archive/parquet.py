@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from persistence.archive.rows import FLAG, INTEGER, MOMENT, TEXT, Figure
@@ -19,8 +19,13 @@ COMPRESSION = "zstd"
 READ_BYTES = 1 << 20
 
 
-def write(rows: Iterator[bytes], columns: Mapping[str, str], sink: Any) -> None:
-    """Write rows, as CSV, into a file."""
+def write(
+    rows: Iterator[bytes],
+    columns: Mapping[str, str],
+    sink: Any,
+    grown: Callable[[int, int], object] = lambda _rows, _bytes: None,
+) -> None:
+    """Write rows, as CSV, into a file; `grown` is told how many rows and bytes it has, after each group."""
     arrow, csv, parquet = _libraries("pyarrow", "pyarrow.csv", "pyarrow.parquet")
     types = _types(arrow)
     schema = arrow.schema([(name, types[kind]) for name, kind in columns.items()])
@@ -31,6 +36,7 @@ def write(rows: Iterator[bytes], columns: Mapping[str, str], sink: Any) -> None:
     )  # fmt: skip
     parse = csv.ParseOptions(newlines_in_values=True)
     read = csv.ReadOptions(column_names=list(columns), block_size=GROUP_BYTES, use_threads=False)
+    written = 0
     with parquet.ParquetWriter(sink, schema, compression=COMPRESSION) as writer:
         first = next(rows, b"")
         if not first:
@@ -39,6 +45,8 @@ def write(rows: Iterator[bytes], columns: Mapping[str, str], sink: Any) -> None:
         with csv.open_csv(source, read_options=read, parse_options=parse, convert_options=convert) as batches:
             for batch in batches:
                 writer.write_table(arrow.Table.from_batches([batch]).cast(schema))
+                written += batch.num_rows
+                grown(written, sink.tell())
 
 
 def figures(source: Any, columns: Mapping[str, str]) -> tuple[int, dict[str, Figure]]:
