@@ -15,18 +15,26 @@ local made_of, makes = {}, false
 local keys_before, own_before, places_before = 0, 0, 0
 -- Accounts that were written here, opened, and packed as they were written, by name. What is stored still is that need not be
 -- opened again; who else writes it packs something else. While a call has one nobody knows it: it may fail halfway.
-local OPENED_MAX = 4096
-local opened_of, packed_of, opened_count = {}, {}, 0
+-- They are few: Redis has Lua collect every 50 calls, and each time all that are kept are walked through. When there are
+-- so many, they become those of before, whom nobody keeps but who asks for them.
+local OPENED_MAX = 64
+local opened_of, packed_of, opened_count, opened_before, packed_before = {}, {}, 0, {}, {}
 
 local function remember(name, account, packed)
-  if opened_of[name] ~= account then
-    if not opened_of[name] then
-      if opened_count == OPENED_MAX then opened_of, packed_of, opened_count = {}, {}, 0 end
-      opened_count = opened_count + 1
-    end
-    opened_of[name] = account
+  if not opened_of[name] then
+    if opened_count == OPENED_MAX then opened_before, packed_before, opened_of, packed_of, opened_count = opened_of, packed_of, {}, {}, 0 end
+    opened_count = opened_count + 1
   end
-  packed_of[name] = packed
+  opened_of[name], packed_of[name] = account, packed
+end
+
+-- an account, opened, that is stored as it was written here; from now on nobody knows it
+local function remembered(name, raw)
+  local opened, packed = opened_of, packed_of
+  if not opened[name] then opened, packed = opened_before, packed_before end
+  if packed[name] ~= raw then return nil end
+  packed[name] = false
+  return opened[name]
 end
 
 -- looks up what KEYS have behind so many, to the last: markers and accounts, of settlements holds too
@@ -68,9 +76,8 @@ end
 local function open_account(at, scope, name, now, epoch)
   local raw = raw_of[at]
   if not raw then return false end
-  local account = opened_of[name]
-  if account and packed_of[name] == raw then packed_of[name] = false
-  else
+  local account = remembered(name, raw)
+  if not account then
     if byte(raw) ~= TODAY then raw = today(raw, name) end
     account, raw_of[at] = {parse(FORM_OF[scope], raw)}, raw
   end

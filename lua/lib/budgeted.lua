@@ -3,9 +3,8 @@ local ACCOUNTS_MAX = 16
 
 -- what is stored of budgets at a place, opened
 local function open_budget(at, key)
-  local raw, account = raw_of[at], opened_of[key]
-  if raw and account and packed_of[key] == raw then packed_of[key] = false
-  else account = account_of_state(key, raw) end
+  local raw = raw_of[at]
+  local account = raw and remembered(key, raw) or account_of_state(key, raw)
   account[PLACE], account_of[at], scope_of[at] = at, account, BUDGETED
   return account
 end

@@ -15,7 +15,7 @@ local function leave_part(keys, places)
       else
         if scope == BUDGETED then packed, account[IS_NEW] = packed_budget(account), false
         else packed = packed_at(at, account, scope) end
-        if opened_of[name] == account then packed_of[name] = packed else remember(name, account, packed) end
+        remember(name, account, packed)
         if scope == SCOPE_USER then packed = keep_user(name, packed, account, shared_now) end
       end
       if packed then

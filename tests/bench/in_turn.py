@@ -9,10 +9,12 @@ with its next call, which calls that come all the time share, and the first afte
 Prints a line of JSON: microseconds of CPU a call of gateway and Redis, medians, and the medians
 of ratios within a round; then what an idle worker asks.
 Usage: python -m tests.bench.in_turn [--keys 1,32,100,3000,10000] [--rounds 7] [--seconds 5]
+    [--connections 32], of which each has one call at a time
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -39,29 +41,30 @@ def main() -> int:
     parser.add_argument("--keys", default="1,32,100,3000,10000", help="how many call in turn")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each window")
+    parser.add_argument("--connections", type=int, default=solo.CONNECTIONS, help="calls at a time")
     options = parser.parse_args()
     sizes = [int(one) for one in options.keys.split(",")]
 
     def measure(stage: Stage) -> None:
         with crowd(stage, max(sizes)) as one:
             stage.prefer(options.nice)
-            print(json.dumps(_measure(stage, one, sizes, options.rounds, options.seconds)))
+            print(json.dumps(_measure(stage, one, sizes, options)))
 
     return solo.on_stage("in_turn", options, measure)
 
 
 def _measure(
-    stage: Stage, one: Contender, sizes: Sequence[int], rounds: int, seconds: float
+    stage: Stage, one: Contender, sizes: Sequence[int], options: argparse.Namespace
 ) -> dict[str, object]:
-    everyone = one.traffic
-    called = _called(stage, one, everyone, 2)
+    everyone, connections = one.traffic, options.connections
+    called = _called(stage, one, everyone, 2, connections)
     groups = {size: Traffic(everyone.keys[:size], everyone.users, everyone.traced) for size in sizes}
     found: dict[int, list[Cost]] = {size: [] for size in sizes}
-    for _ in range(rounds):
+    for _ in range(options.rounds):
         for size, who in groups.items():
-            _called(stage, one, who, 1)
-            found[size].append(_cost(stage, one, seconds, who)[1:])
-    beside, few = found[sizes[0]], found.get(solo.CONNECTIONS)
+            _called(stage, one, who, 1, connections)
+            found[size].append(_cost(stage, one, options.seconds, who, connections)[1:])
+    beside, few = found[sizes[0]], found.get(connections)
     return {
         "load": os.getloadavg()[0],
         "each_called": called,
@@ -73,11 +76,11 @@ def _measure(
     }
 
 
-def _called(stage: Stage, one: Contender, traffic: Traffic, times: int) -> float:
+def _called(stage: Stage, one: Contender, traffic: Traffic, times: int, connections: int) -> float:
     """Have each key call so often, so that none is new any more; how many calls that took for each."""
     made, wanted = 0, times * len(traffic.keys)
     while made < wanted:
-        made += _cost(stage, one, SETTLED_S, traffic).found.requests
+        made += _cost(stage, one, SETTLED_S, traffic, connections).found.requests
     return made / len(traffic.keys)
 
 
@@ -97,8 +100,8 @@ def _least(costs: list[Cost]) -> list[float]:
     return [round(min(part), 1) for part in zip(*costs, strict=True)]
 
 
-def _cost(stage: Stage, one: Contender, seconds: float, traffic: Traffic | None = None) -> solo.Cost:
-    cost = solo.cost(stage, one, seconds, traffic)
+def _cost(stage: Stage, one: Contender, seconds: float, traffic: Traffic, connections: int) -> solo.Cost:
+    cost = solo.cost(stage, one, seconds, traffic, connections)
     if cost.found.errors:
         raise BenchError(f"{cost.found.errors} of {cost.found.requests} calls failed")
     return cost
