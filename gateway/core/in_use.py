@@ -51,19 +51,24 @@ class InUse(Generic[K, V]):
         return value
 
     def put(self, key: K, value: V, size: int = 1) -> None:
-        """Keep a value, in place of those used longest ago where there is no room; a key has one size."""
-        known = self.known
-        if key not in known:
-            self.held += size
-            while self.held > self._most and known:
-                oldest, gone = self._by_use.popitem(last=False)
-                self.held -= gone
-                del known[oldest]
-            self._by_use[key] = size
+        """Keep a value as the one used last, in place of those used longest ago where there is no room."""
+        known, by_use = self.known, self._by_use
+        before = by_use.pop(key, 0)
+        self.held += size - before
+        while self.held > self._most and by_use:
+            oldest, gone = by_use.popitem(last=False)
+            self.held -= gone
+            del known[oldest]
+        if not before:
             self._newcomers += size
             self.due = self._newcomers - self._most // RENEWED_AFTER
-        known[key] = value
-        self.renew(key, value)
+        by_use[key], known[key] = size, value
+        value.kept_at = self._newcomers
+
+    def drop(self, key: K) -> None:
+        """Keep it no longer, if it is there."""
+        if self.known.pop(key, None) is not None:
+            self.held -= self._by_use.pop(key)
 
     def renew(self, key: K, value: V) -> None:
         """A value is used: it is the last to go."""

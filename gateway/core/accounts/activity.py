@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from heapq import nlargest
 
 REQUESTS, TOKENS = "requests", "tokens"
 NOBODY = 0
@@ -51,12 +52,19 @@ def busiest(counts: Iterable[tuple[tuple[int, str], int]], most: int) -> tuple[B
 
 def bounded(counts: Counts, most: int) -> dict[tuple[int, str], int]:
     """The same counts with at most `most` tenants told apart; those with fewest calls become nobody."""
-    tenants = {tenant_id for tenant_id, _ in counts}
-    if len(tenants) <= most:
-        return dict(counts)
-    kept = {busy.tenant_id for busy in busiest(counts.items(), most)[1]}
-    found: dict[tuple[int, str], int] = {}
+    calls: dict[int, int] = {}
     for (tenant_id, kind), count in counts.items():
-        key = (tenant_id if tenant_id in kept else NOBODY, kind)
-        found[key] = found.get(key, 0) + count
-    return found
+        calls[tenant_id] = calls.get(tenant_id, 0) + (count if kind != TOKENS else 0)
+    if len(calls) <= most:
+        return dict(counts)
+    calls.pop(NOBODY, None)
+    kept = set(nlargest(most, calls, key=calls.__getitem__))
+    found: dict[tuple[int, str], int] = {}
+    others: dict[str, int] = {}
+    for key, count in counts.items():
+        tenant_id, kind = key
+        if tenant_id in kept:
+            found[key] = count
+        else:
+            others[kind] = others.get(kind, 0) + count
+    return found | {(NOBODY, kind): count for kind, count in others.items()}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from gateway.core.calls.document import write_document
 from gateway.core.families.controlled import Document
 from gateway.core.families.prompt import PROMPT_BYTES_MAX, CountTokens, prompt_tokens
+from gateway.core.in_use import Kept
 from gateway.core.model import Family
 from gateway.core.names import NO_NAMES, Names
 
@@ -43,12 +44,11 @@ class Call:
     may answer instead of `model`; `user` is whom the body names as its user, and `named` are the stored
     objects that path and body name, `names` what the names in its body end like. With `strip_usage`
     the answer must not be compressed: send `accept-encoding: identity`. The estimator sets
-    `output_bytes_per_token` and `input_tokens_per_byte` to what it learned of the model and
-    `tokens_of` to its tokenizer, where there is one, `input_ceiling` and `output_ceiling` to what the
-    call and one choice of it could use at most, in tokens; `reports` says that a complete answer always
-    tells its use. `narrow` makes of a whole list of models what of it the caller may see, in turns: it gives
-    nothing before the last one. A meter sets
-    `text_bytes` to the text it saw produced.
+    `output_bytes_per_token` and `input_tokens_per_byte` to what it learned of the model, `learned` to where
+    it keeps that, `tokens_of` to its tokenizer, where there is one, `input_ceiling` and `output_ceiling` to
+    what the call and one choice of it could use at most, in tokens; `reports` says that a complete answer
+    always tells its use. `narrow` makes of a whole list of models what of it the caller may see, in turns:
+    it gives nothing before the last one. A meter sets `text_bytes` to the text it saw produced.
     """
 
     meter: str
@@ -77,6 +77,7 @@ class Call:
     named: tuple[str, ...] = ()
     names: Names = NO_NAMES
     narrow: Callable[[bytes], Iterator[bytes]] | None = None
+    learned: Kept | None = None
 
     @property
     def input_estimate(self) -> int:

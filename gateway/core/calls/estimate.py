@@ -18,7 +18,7 @@ from gateway.core.families.registry import ALL
 from gateway.core.in_use import InUse, Kept
 from gateway.core.model import INTEGER_MAX, Usage
 
-LEARNED_MAX = 4096  # (organization, service, model) kept, least recently used first out
+LEARNED_MAX = 20_000  # (organization, service, model) kept, least recently used first out
 OUTPUT_TOKENS_FIRST = 1_024  # what a call is taken to produce before anything was learned
 INPUT_RATIO_FIRST = 1 / BYTES_PER_TOKEN
 WORST_BYTES_PER_TOKEN = 2  # of text that is unlike any that was learned from
@@ -81,7 +81,7 @@ class Estimator:
         """
         if not call.input_bytes and not call.blob_tokens:
             return NO_ESTIMATE
-        learned = self._learned_of(call, organization_id, service_key)
+        learned = call.learned = self._learned_of(call, organization_id, service_key)
         call.output_bytes_per_token = learned.bytes_per_output_token
         call.input_tokens_per_byte = learned.input_mean
         if self._tokenizer is not None:
@@ -103,7 +103,9 @@ class Estimator:
         """Learn from a complete answer that reported its use; what was only counted teaches nothing."""
         if not usage.reported or usage.estimated or not call.input_bytes:
             return
-        learned = self._learned_of(call, organization_id, service_key)
+        learned = call.learned
+        if not isinstance(learned, _Learned):
+            learned = self._learned_of(call, organization_id, service_key)
         if usage.input > call.blob_tokens:
             ratio = (usage.input - call.blob_tokens) / call.input_bytes
             learned.input_ratio = min(_quantile(learned.input_ratio, ratio), 1.0)

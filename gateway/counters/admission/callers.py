@@ -4,7 +4,7 @@ An identity and its organization's terms live here for less than a second, and a
 Redis tells what changes, without being read. So a revoked or new credential counts within a second, a new
 price or subscription too, and many callers in turn cost little more than one. They are read again in the
 background after half a minute all the same (`rereading.py`), and hold for a minute at most. What is kept is
-bounded in bytes: who was looked up or renewed longest ago makes room for a newcomer. No guess makes anybody
+bounded in bytes: who called longest ago makes room for a newcomer. No guess makes anybody
 go, and guesses are looked up a few at a time.
 That a credential is unknown may be said only by a verified Redis: otherwise nobody knows. While it
 cannot say anything, callers it knew before are still known where their tenant has a lease.
@@ -16,10 +16,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+from gateway.core.in_use import InUse
 from gateway.core.model import Caller
 from gateway.counters.admission.catalogue import Catalogue
 from gateway.counters.admission.changes import NEVER, Changes, Reading
-from gateway.counters.admission.known import BOUNDS, Bounds, Known, Room, Turns
+from gateway.counters.admission.known import BOUNDS, Bounds, Known, Turns
 from gateway.counters.admission.prices import unheard
 from gateway.counters.admission.rereading import AGAIN_S, Rereading
 from gateway.counters.admission.stored import decode_identity
@@ -57,8 +58,8 @@ class KnownCallers(Catalogue):
         self._today = today
         self._allowances = allowances if allowances is not None else Allowances(clock)
         self._stale_s = stale_s
-        self._known: Room[str, Known] = Room(bounds.known_bytes_max)
-        self._terms: Room[int, Terms] = Room(bounds.terms_bytes_max)
+        self._known: InUse[str, Known] = InUse(bounds.known_bytes_max)
+        self._terms: InUse[int, Terms] = InUse(bounds.terms_bytes_max)
         # Credentials nobody has: until when, monotonic, and why. They are apart: guesses displace no caller.
         self._unknown: OrderedDict[str, tuple[float, type[InvalidApiKey]]] = OrderedDict()
         self._unknown_max = bounds.unknown_max
@@ -109,8 +110,6 @@ class KnownCallers(Catalogue):
         if fresh < now or known.expired(self._today() * 1000):
             return False
         known.fresh = fresh
-        self._known.use(digest)
-        self._terms.use(organization_id)
         self._allowances.seen(known.caller)
         if read_at + AGAIN_S < now:
             self._rereading.note(digest)
@@ -187,7 +186,7 @@ class KnownCallers(Catalogue):
         elif terms is None:  # of those that were known since what is heard last counts
             fresh = min(fresh, self._changes.hold_until(held.since, IDENTITY_S))
         entry = Known(caller, raw, read_at=asked_at, fresh=fresh, expires_ms=found.x, since=since)
-        self._known.put(digest, entry)
+        self._known.put(digest, entry, entry.size)
         self._allowances.seen(caller)
         return caller
 
@@ -243,10 +242,7 @@ class KnownCallers(Catalogue):
         terms, now = self._terms.find(organization_id), self._clock()
         if terms is None or terms.read_at + AGAIN_S < now:
             return False
-        if self._changes.hold_until(terms.since, IDENTITY_S) < now:
-            return False
-        self._terms.use(organization_id)
-        return True
+        return self._changes.hold_until(terms.since, IDENTITY_S) >= now
 
     def _ask_terms(self, organization_id: int) -> Reading:
         return self._changes.read(keys.organization_terms(organization_id).encode())
@@ -258,4 +254,4 @@ class KnownCallers(Catalogue):
         if terms is None or terms.raw != raw:
             terms = Terms(raw, organization_id)
         terms.since, terms.read_at = since, read_at
-        self._terms.put(organization_id, terms)
+        self._terms.put(organization_id, terms, terms.size)

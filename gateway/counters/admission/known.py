@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Final
 
+from gateway.core.in_use import Kept
 from gateway.core.model import Caller
 from gateway.core.wait import Wait
 from gateway.errors import Overloaded
@@ -34,29 +34,18 @@ class Bounds:
 BOUNDS: Final = Bounds()
 
 
-class Sized:
-    """What takes so many bytes of memory."""
-
-    __slots__ = ("size",)
-
-    size: int
-
-
-K = TypeVar("K", bound="str | int")
-V = TypeVar("V", bound=Sized)
-
-
-class Heard(Sized):
+class Heard(Kept):
     """What was read as `raw`, empty where there was nothing, and asked for at `read_at`, monotonic.
 
-    `since` is when the wire has told of no change of it (`changes.py`).
+    `since` is when the wire has told of no change of it (`changes.py`), `size` are the bytes that it takes.
     """
 
-    __slots__ = ("raw", "read_at", "since")
+    __slots__ = ("raw", "read_at", "since", "size")
 
     raw: bytes
     read_at: float
     since: int
+    size: int
 
 
 class Known(Heard):
@@ -79,45 +68,6 @@ class Known(Heard):
 def known_bytes(raw: bytes) -> int:
     """What a caller that was read from this takes."""
     return KNOWN_BYTES + KNOWN_COPIES * len(raw)
-
-
-class Room(Generic[K, V]):
-    """Values of together `bytes_max`; those go first, one by one, that were used longest ago."""
-
-    __slots__ = ("_bytes_max", "_values", "held_bytes")
-
-    def __init__(self, bytes_max: int) -> None:
-        self.held_bytes = 0
-        self._bytes_max = bytes_max
-        self._values: OrderedDict[K, V] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __iter__(self) -> Iterator[K]:
-        return iter(self._values)
-
-    def find(self, key: K) -> V | None:
-        """The value of a key, None for none. To find it is not to use it."""
-        return self._values.get(key)
-
-    def use(self, key: K) -> None:
-        """It is used: it is the last to go."""
-        self._values.move_to_end(key)
-
-    def put(self, key: K, value: V) -> None:
-        """Keep a value as the one used last; others go where there is no room, never this one."""
-        self.drop(key)
-        self._values[key] = value
-        self.held_bytes += value.size
-        while self.held_bytes > self._bytes_max and len(self._values) > 1:
-            self.held_bytes -= self._values.popitem(last=False)[1].size
-
-    def drop(self, key: K) -> None:
-        """Keep it no longer, if it is there."""
-        gone = self._values.pop(key, None)
-        if gone is not None:
-            self.held_bytes -= gone.size
 
 
 class Turn:

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Final
 
+from gateway.core.in_use import InUse
 from gateway.core.wait import run_in_task
 from gateway.counters.admission.changes import Changes
-from gateway.counters.admission.known import Heard, Known, Room
+from gateway.counters.admission.known import Heard, Known
 from gateway.counters.admission.terms import Terms
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable
@@ -35,8 +36,8 @@ class Rereading:
         self,
         changes: Changes,
         changed: Callable[[bytes], None],
-        known: Room[str, Known],
-        terms: Room[int, Terms],
+        known: InUse[str, Known],
+        terms: InUse[int, Terms],
         clock: Callable[[], float],
     ) -> None:
         self.due: dict[str, None] = {}

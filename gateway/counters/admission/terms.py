@@ -28,6 +28,8 @@ _NO_METERS: Mapping[int, str] = {}
 # What is kept of an organization takes so many bytes, and so many more for each it was read from (measured).
 TERMS_BYTES: Final = 1024
 TERMS_COPIES: Final = 5
+# How many ways to have a service organizations share that have negotiated nothing of it.
+USUAL_MAX: Final = 4_096
 
 
 class Terms(Heard):
@@ -43,15 +45,17 @@ class Terms(Heard):
         budgets = self._terms.budgets
         self.budgets = OrganizationBudgets(organization_id, budgets, self.currency) if budgets else None
         self._resolved: dict[str, _Resolved] = {}
+        # The one that was asked for last: most organizations call one.
+        self._last: _Resolved | None = None
 
     def resolve(self, service: Service, now_ms: float, meters: Mapping[int, str] = _NO_METERS) -> Service:
         """The catalogue's service as this organization has it; ServiceNotIncluded where it may not use it.
 
         `meters` are those of the catalogue's services, by their ids.
         """
-        known = self._resolved.get(service.key)
+        known = self._last
         if known is None or known.base is not service:
-            known = self._resolved[service.key] = self._resolve(service, meters)
+            known = self._last = self._known_as(service, meters)
         if known.since_ms <= now_ms < known.until_ms:
             return known.included
         if not known.given:
@@ -65,8 +69,15 @@ class Terms(Heard):
             raise ServiceNotIncluded("The organization's subscription is not in force.", retry_helps=False)
         return known.service
 
+    def _known_as(self, service: Service, meters: Mapping[int, str]) -> _Resolved:
+        known = self._resolved.get(service.key)
+        if known is None or known.base is not service:
+            known = self._resolved[service.key] = self._resolve(service, meters)
+        return known
+
     def _resolve(self, service: Service, meters: Mapping[int, str]) -> _Resolved:
-        known = _Resolved(service, self._negotiated.get(service.id))
+        negotiated = self._negotiated.get(service.id)
+        known = _Resolved(service, negotiated)
         if costs := other_currency(known.service, self.currency):
             known.given = False
             known.why = f"This service costs {costs}, and the organization pays in {self.currency}."
@@ -75,7 +86,7 @@ class Terms(Heard):
         if known.given and known.service.meter == SUBSCRIPTION and service.key in self._features:
             known.since_ms = float(self._terms.since_ms)
             known.until_ms = float(self._terms.until_ms)
-        return known
+        return known if negotiated is not None else _shared(known)
 
     def _is_given(self, service: Service, meters: Mapping[int, str]) -> bool:
         if service.meter == SUBSCRIPTION or service.id in self._negotiated:
@@ -100,3 +111,18 @@ class _Resolved:
         self.since_ms = self.until_ms = 0.0
         self.service = as_negotiated(base, negotiated)
         self.included = replace(self.service, needs_plan=False)
+
+
+def _shared(known: _Resolved) -> _Resolved:
+    """The one of all organizations that have a service so: what all calls read stays near at hand."""
+    name = id(known.base), known.why if not known.given else "", known.since_ms, known.until_ms
+    found = _usual.get(name)
+    if found is not None and found.base is known.base:
+        return found
+    if len(_usual) >= USUAL_MAX:
+        _usual.clear()
+    _usual[name] = known
+    return known
+
+
+_usual: Final[dict[tuple[int, str, float, float], _Resolved]] = {}

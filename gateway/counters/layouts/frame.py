@@ -93,16 +93,18 @@ class Frame(Kept):
         keys, arguments = packing.reserve(b"0" * 40, 0, 0, request)
         self.reserve = _form("reserve", caller.partition, keys, len(arguments))
         # What budgets need, and their definitions, are the last arguments.
-        self._reserve_end = b"\r\n" + bulks(*arguments[1 : len(arguments) - len(need(request))])
+        end = b"\r\n" + bulks(*arguments[1 : len(arguments) - len(need(request))])
+        self._reserve_end = end if user else _shared(end)
         release = Settlement(caller, NO_ID, user, service, charge=False, budgets=budgets)
         self.who = packing.settle_who(release, TOMBSTONE_MS)
         keys, arguments = packing.settle(b"0" * 40, TOMBSTONE_MS, release, packing.MODE_RELEASE)
-        self.settle = _form("settle", caller.partition, keys, len(arguments))
+        self.settle = _form("settle", caller.partition, keys, len(arguments), self.reserve)
         # What was last said of budgets' accounts: as they are defined, in one tuple, and that on the wire.
         self._defined_of: tuple[BudgetAccount, ...] = ()
         self._defined = b""
         # Attribution and metadata stand between the user and the tiers; last is what budgets count.
-        self.settle_user = b"\r\n" + bulks(arguments[1])
+        named = b"\r\n" + bulks(arguments[1])
+        self.settle_user = named if user else _shared(named)
         before, _, self.names = bulks(*paid(release)).partition(PAID.pack(0, 0, 0))
         self.settle_end = _shared(bulks(*tiers_of(release)) + before)
 
@@ -121,7 +123,9 @@ class Frame(Kept):
 
 
 def _shared(text: bytes) -> bytes:
-    """The one text of these bytes: callers of one organization have the same definitions, one by one."""
+    """The one text of these bytes: callers of one organization have the same definitions, one by one, and
+    all callers without a user the same ends.
+    """
     if len(_texts) >= TEXTS_MAX:
         _texts.clear()
     return _texts.setdefault(text, text)
@@ -130,13 +134,15 @@ def _shared(text: bytes) -> bytes:
 _texts: Final[dict[bytes, bytes]] = {}
 
 
-def _form(verb: str, partition: int, keys: tuple[str, ...], arguments: int) -> Form:
+def _form(
+    verb: str, partition: int, keys: tuple[str, ...], arguments: int, other: Form | None = None
+) -> Form:
     shared = packing.SHARED[verb]
-    group = _group(verb, partition, keys[:shared])
-    return Form(group, keys[shared:-1], keys[-1].removesuffix(NO_ID), arguments)
+    group = _group(verb, partition, keys[:shared], keys[-1].removesuffix(NO_ID))
+    return Form(group, keys[shared:-1], arguments, other)
 
 
 @cache
-def _group(verb: str, partition: int, shared: tuple[str, ...]) -> Group:
+def _group(verb: str, partition: int, shared: tuple[str, ...], hold: str) -> Group:
     """One of each verb and partition."""
-    return Group(verb, RANKS[verb], shared, packing.ALONE[verb])
+    return Group(verb, RANKS[verb], shared, hold, packing.ALONE[verb])

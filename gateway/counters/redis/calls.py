@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from asyncio import TimerHandle
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Final, cast
 
 import hiredis
@@ -36,15 +37,18 @@ def bulks(*arguments: bytes) -> bytes:
 
 
 class Group:
-    """One function in one partition. `rank` is the function's: what leaves in one write leaves by it. An
-    argument of `alone` bytes is that of one call, and no shape of many.
+    """One function in one partition. `rank` is the function's: in one write 0 leaves before 1. An argument of
+    `alone` bytes is that of one call, and no shape of many. `hold` is the last key of a call, but for the id
+    it ends with.
     """
 
-    __slots__ = ("alone", "function", "marker", "own", "rank", "shared_count")
+    __slots__ = ("_openings", "alone", "function", "hold", "marker", "own", "rank", "shared_count")
 
-    def __init__(self, verb: str, rank: int, shared: tuple[str, ...], alone: int) -> None:
-        """`shared` are the keys of all its calls; the last is the marker."""
+    def __init__(self, verb: str, rank: int, shared: tuple[str, ...], hold: str, alone: int) -> None:
+        """`shared` are the keys of all its calls; the last is the marker. `hold` ends with an id of 36."""
         self.rank, self.alone = rank, alone
+        self.hold = b"$%d\r\n%b" % (len(hold) + 36, hold.encode())
+        self._openings: dict[tuple[int, int], bytes] = {}
         self.function = bulks(b"FCALL", library().functions[verb].encode())
         self.own = bulks(*[one.encode() for one in shared[:-1]])
         self.marker = bulks(shared[-1].encode())
@@ -54,22 +58,40 @@ class Group:
         """What a command begins with that has so many keys and arguments."""
         return b"*%d\r\n%b%b" % (3 + keys + arguments, self.function, bulks(b"%d" % keys))
 
+    def opening(self, accounts: int, arguments: int) -> bytes:
+        """What a call by itself begins with that has so many accounts and arguments: one text for all."""
+        counts = accounts, arguments
+        if counts not in self._openings:
+            head = self.head(self.shared_count + accounts + 1, arguments)
+            self._openings[counts] = head + self.own
+        return self._openings[counts]
+
 
 class Form:
-    """What all calls of a caller have of their command: accounts, and where the request's id goes."""
+    """What all calls of a caller have of their command. What others have as well is one text for all: what
+    is a caller's own is far from the processor where many call, so that is `keys` and `accounts` alone.
+    """
 
-    __slots__ = ("accounts", "arguments", "group", "head", "hold", "keys", "lone")
+    __slots__ = ("account_count", "accounts", "arguments", "count", "group", "keys", "lone", "opening")
 
-    def __init__(self, group: Group, accounts: tuple[str, ...], hold: str, arguments: int) -> None:
-        """`hold` is the key of a hold but for the id it ends with, of 36 characters."""
-        self.group = group
+    def __init__(
+        self, group: Group, accounts: tuple[str, ...], arguments: int, other: Form | None = None
+    ) -> None:
+        """What the `other` function of the caller has of the same accounts is its as well."""
+        self.group, self.count, self.account_count = group, arguments, len(accounts)
         self.accounts = tuple([bulks(one.encode()) for one in accounts])
-        self.hold = b"$%d\r\n%b" % (len(hold) + 36, hold.encode())
         self.keys = group.marker + b"".join(self.accounts)
-        head = group.head(group.shared_count + len(accounts) + 1, arguments)
-        self.head = b"".join((head, group.own, self.keys, self.hold))
-        self.arguments = bytes((arguments, len(accounts)))
-        self.lone = bytes((1, len(accounts), arguments))
+        if other is not None and other.keys == self.keys:
+            self.accounts, self.keys = other.accounts, other.keys
+        self.opening = group.opening(len(accounts), arguments)
+        self.arguments = _shape(arguments, len(accounts))
+        self.lone = _shape(1, len(accounts), arguments)
+
+
+@cache
+def _shape(*counts: int) -> bytes:
+    """What the shape of a command says of a call, or of a part of one call."""
+    return bytes(counts)
 
 
 # Who waits, of which form, the request's id, its arguments as they go over the wire.
@@ -166,7 +188,7 @@ def commands(calls: list[Call], *, spread: bool) -> list[Command]:
         else:
             groups[group] = [call]
     found, batch, rank = list[Command](), Batch(), -1
-    for group in sorted(groups, key=_rank):
+    for group in [one for one in groups if one.rank == 0] + [one for one in groups if one.rank]:
         if batch.calls and (group.rank != rank or not spread):
             found.append(batch.command())
             batch = Batch()
@@ -181,20 +203,16 @@ def commands(calls: list[Call], *, spread: bool) -> list[Command]:
     return found
 
 
-def _rank(group: Group) -> int:
-    return group.rank
-
-
 def alone(call: Call) -> Command:
     """What one call is by itself."""
     wait, form, request_id, arguments = call
-    return wait, b"".join((form.head, request_id, b"\r\n", arguments)), 1
+    return wait, b"".join((form.opening, form.keys, form.group.hold, request_id, b"\r\n", arguments)), 1
 
 
 class Batch:
     """Calls of one function on their way into one command, part by part."""
 
-    __slots__ = ("_accounts", "_keys", "_own", "_shape", "_size", "calls")
+    __slots__ = ("_accounts", "_arguments", "_keys", "_own", "_shape", "_size", "calls")
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -202,13 +220,13 @@ class Batch:
         self._own: list[bytes] = []
         self._keys: list[bytes] = []
         self._shape: list[bytes] = []
-        self._size = self._accounts = 0
+        self._size = self._accounts = self._arguments = 0
 
     def take(self, calls: list[Call], begin: int) -> int:
         """Take of a part's calls, from `begin` on, as many as there is room for; the first always has."""
         if len(calls) - begin == 1:
             return self._take_one(calls[begin])
-        places, shape, taken, size = dict[bytes, int](), list[bytes](), 0, 0
+        places, shape, taken, size, count = dict[bytes, int](), list[bytes](), 0, 0, 0
         accounts = dict[Form, bytes]()  # of those that came before
         for _, form, _, arguments in calls[begin : begin + CALLS_MAX - len(self.calls)]:
             if (taken or self.calls) and self._is_full(
@@ -216,6 +234,7 @@ class Batch:
             ):
                 break
             size += len(arguments)
+            count += form.count
             shape.append(form.arguments)
             if form not in accounts:
                 where = [places.setdefault(one, FIRST_PLACE + len(places)) for one in form.accounts]
@@ -232,19 +251,22 @@ class Batch:
             self._shape += shape
             self.calls += calls[begin : begin + taken]
             self._accounts += len(places)
+            self._arguments += count
             self._size += size
         return taken
 
     def _take_one(self, call: Call) -> int:
         _, form, _, arguments = call
-        if self.calls and (len(self.calls) == CALLS_MAX or self._is_full(len(arguments), len(form.accounts))):
+        accounts, size = form.account_count, len(arguments)
+        if self.calls and (len(self.calls) == CALLS_MAX or self._is_full(size, accounts)):
             return 0
         self._own.append(form.group.own)
         self._keys.append(form.keys)
         self._shape.append(form.lone)
         self.calls.append(call)
-        self._accounts += len(form.accounts)
-        self._size += len(arguments)
+        self._accounts += accounts
+        self._arguments += form.count
+        self._size += size
         return 1
 
     def _is_full(self, size: int, accounts: int) -> bool:
@@ -260,10 +282,11 @@ class Batch:
         if len(shape) == group.alone:
             shape += b"\0"
         keys = parts * group.shared_count + self._accounts + len(calls)
-        count = 1 + sum([form.arguments[0] for _, form, _, _ in calls])
-        said = [group.head(keys, count), *self._own, *self._keys]
+        said = [group.head(keys, 1 + self._arguments), *self._own, *self._keys]
         for _, form, request_id, _ in calls:
-            said += (form.hold, request_id, b"\r\n")
+            said.append(form.group.hold)
+            said.append(request_id)
+            said.append(b"\r\n")
         said.append(bulks(shape))
         said += [arguments for _, _, _, arguments in calls]
         return Each(calls, parts), b"".join(said), len(calls)

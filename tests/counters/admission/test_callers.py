@@ -18,7 +18,7 @@ from gateway.core.wait import in_task
 from gateway.counters.admission.callers import IDENTITY_S, KNOWN_S_MAX
 from gateway.counters.admission.changes import HEARD
 from gateway.counters.admission.directory import Directory
-from gateway.counters.admission.known import KNOWN_BYTES, Bounds, Known, Room, Turns, known_bytes
+from gateway.counters.admission.known import Bounds, Turns
 from gateway.counters.admission.rereading import AGAIN_S
 from gateway.counters.admission.stored import encode_catalogue, encode_identity, encode_terms
 from gateway.counters.redis import keys
@@ -156,25 +156,6 @@ async def test_what_is_told_to_change_while_it_is_read_is_not_kept(valkey: str) 
 
 
 # --- how much ---------------------------------------------------------------------------
-
-
-def test_what_is_kept_is_bounded_in_bytes_and_goes_one_by_one_by_its_use() -> None:
-    def known(raw: bytes) -> Known:
-        return Known(CALLER, raw, read_at=0.0, fresh=0.0, expires_ms=0, since=1)
-
-    room: Room[str, Known] = Room(4 * KNOWN_BYTES)
-    for name in "abcd":
-        room.put(name, known(b""))
-    room.use("a")
-    room.put("e", known(b""))
-    assert (list(room), room.held_bytes) == (["c", "d", "a", "e"], 4 * KNOWN_BYTES)
-    room.put("d", known(b"x" * 64))  # it takes twice as much by now: that of the one used longest ago
-    assert (list(room), room.held_bytes) == (["a", "e", "d"], 4 * KNOWN_BYTES)
-    room.put("f", known(b"x" * 4096))
-    assert (list(room), room.held_bytes) == (["f"], known_bytes(b"x" * 4096))
-    room.drop("f")
-    room.drop("f")
-    assert (len(room), room.held_bytes, room.find("f")) == (0, 0, None)
 
 
 async def test_guesses_without_end_take_bounded_room_and_time(told: Desk) -> None:

@@ -40,11 +40,11 @@ IDS = [f"{number:036d}" for number in range(200)]
 
 def group(verb: str = "reserve", rank: int = 1, partition: int = 7) -> Group:
     shared = (keys.deadlines(partition), keys.outbox(partition), keys.marker(partition))
-    return Group(verb, rank, shared, packing.ALONE[verb])
+    return Group(verb, rank, shared, "h:", packing.ALONE[verb])
 
 
 def call(of: Group, accounts: tuple[str, ...], number: int, *arguments: bytes) -> Call:
-    form = Form(of, accounts, "h:", len(arguments))
+    form = Form(of, accounts, len(arguments))
     return Wait(), form, IDS[number].encode(), bulks(*arguments)
 
 
@@ -108,9 +108,10 @@ def test_it_is_what_the_scripts_are_told(world: World) -> None:
     ]
     alone = [packing.reserve(world.run_id, 1, 1000, one, 5) for one in requests]
     names, arguments = together("reserve", alone)
-    of = Group("reserve", 1, alone[0][0][:3], packing.ALONE["reserve"])
+    hold = alone[0][0][-1].removesuffix(IDS[0])
+    of = Group("reserve", 1, alone[0][0][:3], hold, packing.ALONE["reserve"])
     calls: list[Call] = [
-        (Wait(), Form(of, own[3:-1], own[-1].removesuffix(one), len(said)), one.encode(), bulks(*said))
+        (Wait(), Form(of, own[3:-1], len(said)), one.encode(), bulks(*said))
         for one, (own, said) in zip(IDS, alone, strict=False)
     ]
     [(parts, _)] = sent(calls, spread=True)
@@ -150,7 +151,7 @@ def test_bytes_and_accounts_have_a_most() -> None:
 
 
 def test_no_shape_is_as_long_as_the_argument_of_one() -> None:
-    of = Group("reserve", 1, ("m",), 9)
+    of = Group("reserve", 1, ("m",), "h:", 9)
     [(parts, _)] = sent([call(of, ("a",), at, b"") for at in range(2)])
     assert parts[-3] == b"\1\2\1\1\1\2\1\1\2\0"
 
@@ -167,7 +168,7 @@ async def outcome(wait: Wait[Reply]) -> Reply | type[BaseException]:
 
 def each(waits: list[Wait[Reply]]) -> Each:
     """Whom an answer of many is for."""
-    form = Form(group(), ("a",), "h:", 1)
+    form = Form(group(), ("a",), 1)
     return Each([(wait, form, b"", b"") for wait in waits])
 
 
@@ -201,7 +202,7 @@ async def test_what_is_asked_for_in_between_stays_there(connect: Connect) -> Non
     ) as fake:
         wire = await connect(fake.url)
         of = group()
-        form = Form(of, ("a",), "h:", 1)
+        form = Form(of, ("a",), 1)
         waits = [wire.send_call(form, IDS[at].encode(), bulks(b"%d" % at)) for at in range(2)]
         waits.append(wire.send(encode(b"ECHO", b"x", b"between")))
         waits.append(wire.send_call(form, IDS[3].encode(), bulks(b"last")))
@@ -212,7 +213,7 @@ async def test_what_is_asked_for_in_between_stays_there(connect: Connect) -> Non
 async def test_all_of_a_lost_connection_are_told(connect: Connect) -> None:
     async with fake_redis(lambda _: None) as fake:
         wire = await connect(fake.url)
-        form = Form(group(), ("a",), "h:", 1)
+        form = Form(group(), ("a",), 1)
         waits = [wire.send_call(form, IDS[at].encode(), bulks(b"1")) for at in range(3)]
         await asyncio.sleep(0)
         late = wire.send_call(form, IDS[3].encode(), bulks(b"1"))
@@ -261,7 +262,7 @@ async def test_calls_that_come_together_are_one_call_and_each_is_answered(
 
 def one_of_each(wire: Wire) -> list[Wait[Reply]]:
     """Ask for three calls in two partitions; each argument says whose it is."""
-    forms = [Form(group(partition=at), ("a",), "h:", 1) for at in (7, 8)]
+    forms = [Form(group(partition=at), ("a",), 1) for at in (7, 8)]
     return [wire.send_call(forms[at % 2], IDS[at].encode(), bulks(b"%d" % at)) for at in range(3)]
 
 

@@ -33,7 +33,7 @@ VERBS = {SETTLE: "settle", RESERVE: "reserve"}
 
 def form(rank: int, partition: int) -> Form:
     shared = (keys.deadlines(partition), keys.outbox(partition), keys.marker(partition))
-    return Form(Group(VERBS[rank], rank, shared, packing.ALONE[VERBS[rank]]), ("account",), "h:", 1)
+    return Form(Group(VERBS[rank], rank, shared, "h:", packing.ALONE[VERBS[rank]]), ("account",), 1)
 
 
 FORMS = {(rank, partition): form(rank, partition) for rank in VERBS for partition in PARTITIONS}

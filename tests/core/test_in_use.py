@@ -1,0 +1,46 @@
+"""What is looked up by a key is bounded by its size, and those go that were used longest ago."""
+
+from __future__ import annotations
+
+from gateway.core.in_use import InUse, Kept
+
+
+def room(most: int, keys: str = "") -> InUse[str, Kept]:
+    found: InUse[str, Kept] = InUse(most)
+    for key in keys:
+        found.put(key, Kept())
+    return found
+
+
+def test_one_goes_for_each_that_comes_and_never_one_in_use() -> None:
+    kept = room(4, "abcd")
+    for newcomer in "efghijk":
+        assert kept.find("a") is not None
+        kept.put(newcomer, Kept())
+        assert kept.held == len(kept) == 4
+    assert "a" in kept.known
+
+
+def test_what_takes_more_than_before_has_those_go_that_were_used_longest_ago() -> None:
+    kept = room(4, "abcd")
+    kept.put("b", Kept(), 3)
+    assert (list(kept.known), kept.held) == (["b", "d"], 4)
+    kept.put("b", Kept(), 1)
+    assert (set(kept.known), kept.held) == ({"b", "d"}, 2)
+
+
+def test_what_is_larger_than_all_there_is_room_for_is_there_alone() -> None:
+    kept = room(4, "abcd")
+    kept.put("e", Kept(), 9)
+    assert (list(kept.known), kept.held) == (["e"], 9)
+    kept.put("f", Kept())
+    assert (list(kept.known), kept.held) == (["f"], 1)
+
+
+def test_what_is_dropped_takes_no_room() -> None:
+    kept = room(4, "abcd")
+    kept.drop("b")
+    kept.drop("b")
+    assert (kept.find("b"), kept.held) == (None, 3)
+    kept.put("e", Kept())
+    assert set(kept.known) == set("acde")
