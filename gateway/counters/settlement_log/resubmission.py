@@ -150,8 +150,8 @@ class Resubmitter:
 
     def _going_on(self, epochs: list[int]) -> dict[float, bool]:
         """Moments before which calls began that go on, by whether they are waited for no more."""
-        now, moments = self._clock(), zip(self._seen_at, epochs, self._reported, strict=True)
-        seen = {at for at, epoch, reported in moments if epoch != reported}
+        now, far = self._clock(), zip(self._seen_at, epochs, self._sent_again, self._reported, strict=True)
+        seen = {at for at, epoch, sent, reported in far if not epoch == sent == reported}
         return {at: now - at >= self._bounds.calls_s_max for at in seen if self._in_flight(at)}
 
     async def _adopt(self) -> None:

@@ -14,7 +14,7 @@ from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.wire import Wire
 from tests.builders import World
-from tests.counters.settlement_log.test_resubmission import QUICK, verify, worker_at
+from tests.counters.settlement_log.test_resubmission import QUICK, unverify, verify, worker_at
 from tests.waiting import eventually
 
 ONES, TWOS = [1] * PARTITIONS, [2] * PARTITIONS
@@ -68,6 +68,28 @@ async def test_a_call_in_flight_is_waited_for_but_not_for_ever_and_that_is_said(
         for _ in range(2):
             await worker.look()
             assert (reported(world), said) == ({3}, ["reporting before all calls in flight have settled"])
+
+
+async def test_a_call_in_flight_is_waited_for_while_its_partition_is_away(
+    world: World, tmp_path: Path
+) -> None:
+    """What reads as no epoch is what was never reported: it waits all the same."""
+    unverify(world)
+    async with worker_at(world.url, tmp_path) as worker:
+        worker.resubmitter._in_flight = lambda _: True
+        worker.resubmitter._bounds = replace(QUICK, together_s_max=60.0)  # what is away is not looked through
+        verify(world)
+        await worker.look()
+        assert reported(world) == {0}
+        unverify(world)
+        await worker.look()
+        assert reported(world) == {0}
+        verify(world)
+        await worker.look()
+        assert reported(world) == {0}
+        worker.resubmitter._in_flight = lambda _: False
+        await worker.look()
+        assert reported(world) == {1}
 
 
 async def test_a_call_that_began_later_keeps_only_partitions_waiting_that_were_verified_later(
