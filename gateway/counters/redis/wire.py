@@ -372,7 +372,7 @@ class Wire(asyncio.Protocol):
         waited = now - self._pending[0][2] if self._pending else 0.0
         if waited > self._stall_s or self._way.leads_elsewhere(waited):
             self._drop()
-        elif waited > self._call_s:
+        elif waited > self._call_s and self.connected:  # each question of a greeting has its own time
             self.available = False
             # Whoever is told may send again at once: what is told is taken out first.
             for wait, *_ in list(takewhile(lambda one: now - one[2] > self._call_s, self._pending)):
