@@ -84,9 +84,11 @@ _NOTE = text("""
 INSERT INTO partition_state (partition, run_id, epoch, verified_at, updated_at)
 SELECT n.partition, :run_id, n.epoch, now(), now()
   FROM unnest(cast(:partitions AS smallint[]), cast(:epochs AS bigint[])) AS n (partition, epoch) ORDER BY 1
-ON CONFLICT (partition) DO UPDATE SET run_id = excluded.run_id,
-       epoch = greatest(partition_state.epoch, excluded.epoch),
-       verified_at = excluded.verified_at, updated_at = excluded.updated_at""")
+ON CONFLICT (partition) DO UPDATE SET run_id = excluded.run_id, epoch = excluded.epoch,
+       verified_at = excluded.verified_at, updated_at = excluded.updated_at
+ WHERE excluded.epoch > partition_state.epoch
+    OR (excluded.epoch = partition_state.epoch AND excluded.run_id = partition_state.run_id)
+RETURNING partition""")
 
 
 class Truths(BudgetUses):
@@ -251,12 +253,13 @@ class Truths(BudgetUses):
             await connection.execute(_CAME, {"worker_slots": sorted(came)})
             await connection.execute(_GONE, {"worker_slots": sorted(gone)})
 
-    async def note(self, run_id: bytes, epochs: Mapping[int, int]) -> None:
-        """Keep what partitions are verified as: no later epoch is ever one of these.
+    async def note(self, run_id: bytes, epochs: Mapping[int, int]) -> frozenset[int]:
+        """Keep what partitions are verified as: no later epoch is ever one of these. Answers which are.
 
-        Flushes that are under way have ended then: what is read next is not older than they are.
+        An epoch is one history's: where another one has it, or a later one, that stays. Flushes that are
+        under way have ended then: what is read next is not older than they are.
         """
         values = {"run_id": run_id.decode(), "partitions": list(epochs), "epochs": list(epochs.values())}
         async with self._engine.begin() as connection:
             await connection.execute(_BARRIER, {"partitions": sorted(epochs)})
-            await connection.execute(_NOTE, values)
+            return frozenset(await connection.scalars(_NOTE, values))

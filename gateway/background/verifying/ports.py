@@ -47,10 +47,11 @@ class Source(BudgetSource, Protocol):
     async def credentials(self, keys: Sequence[int]) -> Sequence[KeyDefinition]:
         """These keys."""
 
-    async def note(self, run_id: bytes, epochs: Mapping[int, int]) -> None:
-        """Keep what partitions are verified as: no later epoch is ever one of these.
+    async def note(self, run_id: bytes, epochs: Mapping[int, int]) -> Collection[int]:
+        """Keep what partitions are verified as: no later epoch is ever one of these. Answers which are.
 
-        Flushes that are under way have ended then: the truth that is read next is not older.
+        An epoch is one history's: where another one has it, or a later one, that stays. Flushes that are
+        under way have ended then: the truth that is read next is not older.
         """
 
     async def noted(self) -> Mapping[int, tuple[bytes, int]]:
@@ -102,8 +103,8 @@ class Target(BudgetTarget, Protocol):
     def run_id(self) -> bytes:
         """The server's run id on this connection; empty while there is none."""
 
-    async def markers(self) -> Markers:
-        """The partitions as their markers stand."""
+    async def markers(self, anew: Collection[int] = ()) -> Markers:
+        """The partitions as their markers stand; those to be verified `anew` are unverified in any case."""
 
     async def last_verified(self) -> bytes:
         """Under which run id it was last said that whatever is not here does not exist."""

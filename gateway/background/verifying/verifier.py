@@ -26,6 +26,7 @@ from contextlib import asynccontextmanager
 from gateway.background.isolation import Isolation
 from gateway.background.verifying.admission_gate import AWAY_S, AdmissionGate, Defined
 from gateway.background.verifying.groups import ORGANIZATIONS_MAX, all_of, in_turns, together
+from gateway.background.verifying.overtaken import Overtaken
 from gateway.background.verifying.partitions import Found, Partitions
 from gateway.background.verifying.ports import Source, Target
 from gateway.background.verifying.published import publish
@@ -67,6 +68,7 @@ class Verifier:
         isolation: Isolation | None = None,
         organizations_max: int = ORGANIZATIONS_MAX,
         watch_s: float = WATCH_S,
+        overtaken: Overtaken | None = None,
     ) -> None:
         self._isolation, self._left = isolation or Isolation(), 0
         self._source = source
@@ -78,6 +80,7 @@ class Verifier:
         self._rewinds = rewinds
         self._partitions, self._organizations_max = partitions, organizations_max
         self._watch_s = watch_s
+        self._overtaken = overtaken or Overtaken()
         self._each = Partitions(source, target, rewinds, self._isolation)
         self._free = asyncio.Semaphore(PARTITIONS_AT_ONCE_MAX)
 
@@ -100,7 +103,7 @@ class Verifier:
         self._watched = b""
         await self._notice_rewind(anew=not self.ready)
         reports = await self._target.reports() if self._admission_gate else {}
-        markers = await self._target.markers()
+        markers = await self._target.markers(self._overtaken.due())
         run_id = markers.run_id  # whoever names another one meanwhile has all of this done again
         if not run_id:
             raise CountersUnavailable
@@ -119,7 +122,8 @@ class Verifier:
         self._vouched = b""
         known, everybodys = await asyncio.gather(self._catch_up(markers), self._source.everybodys())
         epochs = {one: max(epoch, known.get(one, 0)) + 1 for one, _, epoch in markers.unverified}
-        await self._source.note(run_id, epochs)
+        noted = await self._source.note(run_id, epochs)
+        epochs = {one: epochs[one] for one in noted}  # of others another keeper has said more since
         if not markers.others:  # else a newer version says them, and more
             await publish(self._target, everybodys)
         strays = await self._rewinds.strays(list(epochs)) if self._rewinds else {}
@@ -129,16 +133,18 @@ class Verifier:
                 one, marker, epochs[one], closes=bool(self._admission_gate and known.get(one, 0)),
                 strays=strays.get(one), since=since.get(one),
             )
-            for one, marker, _ in markers.unverified
+            for one, marker, _ in markers.unverified if one in epochs
         }  # fmt: skip
         # Nobody said so yet: a keeper may have died between a marker and the keys written after it.
-        ours = set(self._partitions()) - set(markers.others)
+        left = {one for one, _, _ in markers.unverified} - epochs.keys()
+        ours = set(self._partitions()) - left.union(markers.others)
         wanted = [*epochs, *markers.closed] if said else sorted(ours)
         strangers = bool(self._admission_gate) and self._may_be_strange(markers, known)
         async with self._opened(run_id, reports, everybodys.version, strangers=strangers) as defined:
             done = await self._all(run_id, wanted, found, everybodys.version, defined)
         if whole_of := {one.partition: one.epoch for one in done if not one.refused}:
             await self._source.note_compared(run_id, whole_of, everybodys.position)
+        self._overtaken.verified(one.partition for one in done)
         await self._notice_rewind(anew=True)  # what was exchanged meanwhile is verified again
         whole = len(done) == len(markers.unverified) and not self._left
         if whole and self._target.run_id == run_id:
@@ -168,16 +174,16 @@ class Verifier:
             await self._rewinds.notice(anew=anew)
 
     async def _catch_up(self, markers: Markers) -> dict[int, int]:
-        """Tell PostgreSQL where it knows an earlier epoch or another run; answers the epochs it knew.
+        """Tell PostgreSQL where it knows an earlier epoch; answers the epochs it knew.
 
-        It was restored, or a keeper that lagged behind wrote last: nothing would be stored from then on.
+        It was restored: nothing would be stored from then on. Where it knows a later one, or another history
+        under the same, it is told nothing.
         """
         noted = await self._source.noted()
         wrong = {
-            one: epoch
-            for one, epoch in markers.verified.items()
-            if one not in noted or noted[one][0] != markers.run_id or noted[one][1] < epoch
+            one: epoch for one, epoch in markers.verified.items() if one not in noted or noted[one][1] < epoch
         }
+        self._overtaken.look(markers, noted)
         if wrong:
             await self._source.note(markers.run_id, wrong)
         return {one: epoch for one, (_, epoch) in noted.items()}
@@ -192,7 +198,7 @@ class Verifier:
         return {
             one: last[one].position
             for one, _, epoch in markers.unverified
-            if one in last and one not in strays
+            if one in last and one not in strays and markers.before[one] != markers.run_id
             and (last[one].run_id, last[one].epoch) == (said, epoch) == (markers.before[one], epoch)
         }  # fmt: skip
 

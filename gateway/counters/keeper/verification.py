@@ -30,8 +30,8 @@ REBUILT_MAX = 50
 class KeeperCounters(Filling, BudgetAccounts, AccountHeads):
     """The counters as the keeper's loops and people see them, whole; what verification asks is here."""
 
-    async def markers(self) -> Markers:
-        """The partitions as their markers stand under the present run id."""
+    async def markers(self, anew: Collection[int] = ()) -> Markers:
+        """The partitions as their markers stand under the present run id; of some, as if under no run id."""
         markers = await markers_of(self, self.partitions)
         found = Markers(self.run_id, [], {}, {})
         for partition, raw in markers.items():
@@ -43,7 +43,7 @@ class KeeperCounters(Filling, BudgetAccounts, AccountHeads):
                 found.others.append(partition)
                 continue
             self.left_alone.forget("partition", [str(partition)])
-            if run_id != found.run_id:
+            if run_id != found.run_id or partition in anew:
                 found.unverified.append((partition, marker, epoch))
                 found.before[partition] = run_id
                 continue

@@ -398,21 +398,6 @@ async def test_a_postgresql_that_was_restored_is_told_the_epochs_anew(valkey: st
         assert backend.rows(query, world.p, backend.wire.run_id.decode()) == [{"epoch": 2}]
 
 
-async def test_a_keeper_that_notes_another_history_keeps_nothing_from_being_stored(
-    valkey: str, migrated: str
-) -> None:
-    """Of two that verify at once, the one that lags behind may write last what it is under."""
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        await backend.verifier._source.note(b"o" * 40, {world.p: 1})
-        world.reserve(need=1).settle(tokens=30)
-        await backend.flush()
-        assert backend.ledger(world.caller.tenant_id) == []
-        assert await backend.verify() == []
-        await backend.flush()
-        assert backend.ledger(world.caller.tenant_id)[-1] == (2, "consume", -30, 70)
-
-
 # --- several keepers, changing connections ----------------------------------------------
 
 
