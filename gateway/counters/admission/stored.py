@@ -156,5 +156,5 @@ def version_standing(raw: object) -> int:
     """The same of what Redis answers: 0 where nothing stands, -1 where it is nothing that was written so."""
     try:
         return version_of(raw) if isinstance(raw, bytes) else 0
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return -1

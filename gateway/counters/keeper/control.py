@@ -38,11 +38,13 @@ from gateway.counters.keeper.uses import amend, charge_late, charge_use
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.frame import NO_ID
 from gateway.counters.redis import keys
+from gateway.counters.redis.calls import AnotherType
 from gateway.counters.settlement_log.acknowledged import acknowledged
 from gateway.errors import CountersRefused, CountersUnavailable, OutOfRange
 
 # Accounts whose use begins again in one step.
 RESET_ACCOUNTS = 250
+CHARGES = {"use": charge_use, "amend": amend, "late": charge_late}
 
 
 class Control(Client):
@@ -62,12 +64,8 @@ class Control(Client):
             return True
         if write.verb == "budget":
             return await self.reset_budget(write)
-        if write.verb == "use":
-            return await charge_use(self, write)
-        if write.verb == "amend":
-            return await amend(self, write)
-        if write.verb == "late":
-            return await charge_late(self, write)
+        if write.verb in CHARGES:
+            return await CHARGES[write.verb](self, write)
         code = await self.grant(
             write.verb, write.tenant_id, write.organization_id,
             amount=_amount(write), write_id=write.id, metadata=_metadata(write), terms=write.terms,
@@ -242,9 +240,9 @@ class Control(Client):
         name = key.encode()
         try:
             before = await self.ask_everybodys(b"GET", name)
-        except CountersRefused:  # of another type: nobody can read that, whoever wrote it
+        except AnotherType:  # nobody can read that; SET that tells what it displaced would be refused too
             await self.ask_everybodys(b"SET", name, raw)
-            return
+            before = await self.ask_everybodys(b"GET", name)
         while before != raw and version_standing(before) <= version:
             displaced = await self.ask_everybodys(b"SET", name, raw, b"GET")
             if not isinstance(displaced, bytes) or (newer := version_standing(displaced)) <= version:

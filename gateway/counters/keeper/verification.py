@@ -20,8 +20,9 @@ from gateway.counters.keeper.one_question import markers_of, with_late
 from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
+from gateway.counters.redis.calls import AnotherType
 from gateway.counters.settlement_log.settlement_record import release_of
-from gateway.errors import CountersRefused, NewerLayout
+from gateway.errors import NewerLayout
 
 # States that one call writes: some tenths of a millisecond in which Redis serves nobody else.
 REBUILT_MAX = 50
@@ -180,7 +181,7 @@ class KeeperCounters(Filling, BudgetAccounts, AccountHeads):
         for name in (keys.PRICES_HEAD, *((keys.CATALOGUE,) if whole else ())):
             try:
                 found[name] = version_standing(await self.ask_everybodys(b"GET", name.encode()))
-            except CountersRefused:  # of another type, or not ours to read: then it is not ours to write
+            except AnotherType:
                 found[name] = -1
         for name in (keys.PRICES, *(() if whole else (keys.CATALOGUE,))):
             kind = await self.ask_everybodys(b"TYPE", name.encode())

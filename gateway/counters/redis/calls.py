@@ -24,8 +24,15 @@ CALLS_MAX: Final = 64
 ARGUMENT_BYTES_MAX: Final = 262_144
 ACCOUNTS_MAX: Final = 128
 FIRST_PLACE: Final = 2
+
+
+class AnotherType(CountersRefused):
+    """What stands under the key that was asked about is of another type."""
+
+
 # What scripts answer of what a newer version has stored: see lua/lib/state.lua.
 NEWER_CODE: Final = "NEWERLAYOUT "
+_KINDS: Final = {NEWER_CODE.strip(): NewerLayout, "WRONGTYPE": AnotherType}
 
 # A map is what a server says of itself where it is asked for RESP 3.
 Reply = bytes | int | float | None | list["Reply"] | dict[bytes, "Reply"]
@@ -168,7 +175,7 @@ Waiting = Wait[Reply] | Each | Hop
 
 def refused(message: str) -> CountersRefused:
     """What a call is told that Redis answered with an error: by its code, the word it begins with."""
-    kind = NewerLayout if message.startswith(NEWER_CODE) else CountersRefused
+    kind = _KINDS.get(message.partition(" ")[0], CountersRefused)
     return kind(f"Redis refused: {message[:200]}")
 
 

@@ -25,10 +25,11 @@ from gateway.counters.admission.stored import encode_identity, encode_terms
 from gateway.counters.keeper.control import Control
 from gateway.counters.keeper.filling import Filling
 from gateway.counters.keeper.status import AccountHeads
+from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.windows import WindowState, pack_windows
 from gateway.counters.redis import keys
-from gateway.errors import CountersUnavailable, OutOfRange
+from gateway.errors import CountersRefused, CountersUnavailable, OutOfRange
 from tests.builders import CHAT, NO_LIMITS, UNITS, World, new_id
 from tests.counters.conftest import Connect
 from tests.lua.windows import window
@@ -177,6 +178,43 @@ async def test_newer_terms_written_meanwhile_are_put_back(
     monkeypatch.setattr(control, "ask_everybodys", overtaken)
     assert await control.define(OrganizationDefinition(1, NO_LIMITS), 8) is True
     assert world.get(keys.organization_terms(1)) == newer
+
+
+async def test_an_older_list_that_replaced_what_is_no_list_meanwhile_is_written_over(
+    world: World, control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older, newer = (encode_terms(version, OrganizationTerms()) for version in (8, 9))
+    name, ask = keys.organization_terms(1), control.ask_everybodys
+    world.client.delete(name)
+    world.client.rpush(name, "somebody else's")
+
+    async def overtaken(*parts: bytes) -> Any:
+        answer = await ask(*parts)
+        if parts[0] == b"SET" and parts[-1] != b"GET":
+            world.client.set(name, older)
+        return answer
+
+    monkeypatch.setattr(control, "ask_everybodys", overtaken)
+    await control.newest(name, newer, 9)
+    assert world.get(name) == newer
+
+
+async def test_what_this_user_may_not_read_is_neither_replaced_nor_taken_for_something_else(
+    world: World, connect: Connect
+) -> None:
+    world.client.acl_setuser(
+        "blind", enabled=True, nopass=True, keys=["*"], channels=["*"], commands=["+@all", "-get"]
+    )
+    try:
+        keeper = KeeperCounters(await connect(world.url.replace("://", "://blind:any@")))
+        before = world.client.get(keys.CATALOGUE)
+        with pytest.raises(CountersRefused, match="NOPERM"):
+            await keeper.publish(CatalogueDefinition((CHAT,)), 10**9)
+        with pytest.raises(CountersRefused, match="NOPERM"):
+            await keeper.published(whole=True)
+        assert world.client.get(keys.CATALOGUE) == before
+    finally:
+        world.client.acl_deluser("blind")
 
 
 async def test_an_older_definition_is_not_brought_over_a_newer_one(world: World, control: Control) -> None:

@@ -17,6 +17,7 @@ from gateway.counters.redis.calls import (
     ACCOUNTS_MAX,
     CALLS_MAX,
     NEWER_CODE,
+    AnotherType,
     Call,
     Each,
     Form,
@@ -378,10 +379,14 @@ def calls_of(client: redis.Redis) -> int:
     [
         (f"{NEWER_CODE}tk:{{p01}}:t:7 is of layout 250", NewerLayout),
         (f"ERR of a key called {NEWER_CODE}", CountersRefused),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", AnotherType),
+        ("ERR of a key called WRONGTYPE", CountersRefused),
         ("ERR tk:{p01}:t:7 is of layout 250, this version knows up to 249", CountersRefused),
         (NEWER_CODE.strip() + "S are many", CountersRefused),
     ],
 )
-def test_what_a_newer_version_has_stored_is_known_by_its_code(said: str, kind: type[CountersRefused]) -> None:
+def test_what_a_newer_version_or_another_has_stored_is_known_by_its_code(
+    said: str, kind: type[CountersRefused]
+) -> None:
     """Words of a message, which may have names of others in them, decide nothing."""
     assert (type(refused(said)), refused(said).message) == (kind, f"Redis refused: {said}")
