@@ -1,7 +1,8 @@
 """Values that are looked up by a key, of which those go that were used longest ago: bounded by their size.
 
 To note each use would cost more than to look up: one that is used is put last again at the latest when
-newcomers took a large part of the room. So whoever makes up keys displaces nobody who comes all the time.
+newcomers, and those that grow, took a large part of the room. So whoever makes up keys displaces nobody who
+comes all the time.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ class InUse(Generic[K, V]):
             oldest, gone = by_use.popitem(last=False)
             self.held -= gone
             del known[oldest]
-        if not before:
-            self._newcomers += size
+        if size > before:  # what grows takes room as a newcomer does
+            self._newcomers += size - before
             self.due = self._newcomers - self._most // RENEWED_AFTER
         by_use[key], known[key] = size, value
         value.kept_at = self._newcomers

@@ -29,6 +29,14 @@ def test_what_takes_more_than_before_has_those_go_that_were_used_longest_ago() -
     assert (set(kept.known), kept.held) == ({"b", "d"}, 2)
 
 
+def test_one_in_use_does_not_go_for_others_that_grow() -> None:
+    kept = room(8, "abcd")
+    for growing in "bcd":
+        assert kept.find("a") is not None
+        kept.put(growing, Kept(), 3)
+    assert (list(kept.known), kept.held) == (["a", "c", "d"], 7)
+
+
 def test_what_is_larger_than_all_there_is_room_for_is_there_alone() -> None:
     kept = room(4, "abcd")
     kept.put("e", Kept(), 9)
