@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from typing import Any, Protocol, TypeVar
 
+from gateway.admin.comparing import Reconciler
 from gateway.admin.http.answers import Answers
 from gateway.admin.sign_ins import KeptSessions, SignIns
 from gateway.core.accounts.administration import (
@@ -199,16 +200,6 @@ class Activity(Protocol):
 
     async def read(self, window_s: int) -> tuple[list[tuple[tuple[int, str], int]], float]:
         """Counts by tenant id and kind, and of how many seconds; `CountersUnavailable` if nobody knows."""
-
-
-class Reconciler(Protocol):
-    """Compares the counters with the ledger."""
-
-    async def last(self) -> Row | None:
-        """The last kept result."""
-
-    async def run_now(self, *, repair: bool = False, whole: bool = False) -> Row:
-        """Compare everything, keep and answer the result; make drifts good, read all rows only if asked."""
 
 
 class Figures(Protocol):

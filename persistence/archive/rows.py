@@ -46,7 +46,8 @@ def about(connection: Connection, ledger: Ledger, month: date) -> int:
     """How many rows a month has, as the database last estimated it; 0 where it did not yet."""
     statement = (
         "SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint"  # noqa: S608  # our own words
-        f" FROM pg_partition_tree('{ledger.partition(month)}') AS t JOIN pg_class AS c ON c.oid = t.relid"
+        f" FROM pg_partition_tree('{ledger.partition(month)}') AS t"
+        " JOIN pg_class AS c ON c.oid = t.relid WHERE t.isleaf"
     )
     (found,) = one(connection, statement)
     return int(found)

@@ -12,16 +12,19 @@ from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.integrity.reconciliation import Item, Kind, LedgerAccount, Owner
 from gateway.core.integrity.verified import AccountHead
 from gateway.core.model import INTEGER_MAX
+from persistence.engine import apart
 from persistence.keeper.budget_uses import BudgetUses
 from persistence.ledger.checkpoints import closed, disproved, sums
 from persistence.ledger.invariants import violations
-from persistence.refusals import translating
+from persistence.refusals import QUERY_CANCELED, sqlstate, translating
 
+_WITHIN = text("SELECT set_config('statement_timeout', :ms, true)")
 # What no checkpoint has yet.
 _OPEN = {"since": "c.last_seq", "until": str(INTEGER_MAX), "month": "o.spend_month"}
 
@@ -185,10 +188,20 @@ class Accounts(BudgetUses):
             accounts = [account for owner in owners for account in owner.accounts]
             return await disproved(connection, accounts, count)
 
-    async def contradictions(self, *, whole: bool) -> Sequence[Item]:
-        """What rows say against each other: behind the proofs of their accounts, or the whole of them."""
-        async with translating(self._engine.connect()) as connection:
-            found = await violations(connection, whole=whole)
+    async def contradictions(self, *, whole: bool, within_s: float) -> Sequence[Item] | None:
+        """What rows say against each other, behind the proofs of their accounts or in the whole of them.
+
+        None where that takes longer. It may take minutes, so loops keep all their connections.
+        """
+        async with translating(apart(self._engine)) as connection:
+            try:
+                async with connection.begin_nested():
+                    await connection.execute(_WITHIN, {"ms": str(max(1, round(within_s * 1_000)))})
+                    found = await violations(connection, whole=whole)
+            except DBAPIError as error:
+                if sqlstate(error) != QUERY_CANCELED:
+                    raise
+                return None
         return [
             Item(one.account, Kind.CONTRADICTION, 0, one.seq or 0, f"{one.invariant}: {one.detail}")
             for one in found

@@ -85,11 +85,11 @@ class Sweeps:
         One that is stored late, as of a moment that was looked at, is found within `LOOKS_A_ROUND` looks.
         """
         since = self._since if self._looks % LOOKS_A_ROUND else _FIRST
-        self._looks += 1
         async with self._engine.connect() as connection:
             until = (await connection.execute(_NOW)).scalar_one()
             rows = await connection.execute(_DUE, {"n": count, "since": since, "until": until})
             found = [(row.tenant_id, row.organization_id) for row in rows]
+        self._looks += 1
         self._since = since if found else until
         return found
 

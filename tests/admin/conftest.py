@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -30,7 +30,7 @@ from gateway.core.integrity.reconciliation import Item, Kind
 from gateway.core.layout import LAYOUT
 from gateway.core.peppers import Peppers
 from gateway.counters.redis.keys import partition_of
-from gateway.errors import Conflict, CountersUnavailable
+from gateway.errors import Conflict, CountersUnavailable, Overloaded
 from persistence import engine as engines
 from persistence.resources.figures import Figures
 from persistence.schema import migrate, roles
@@ -73,6 +73,7 @@ class MemoryCounters:
         self.unsettled: str | None = None
         self.numbers: dict[str, Any] = {}
         self.reconciled: Mapping[str, object] | None = None
+        self.comparing = False
         self.closed: list[int] = []
         self.busy: list[tuple[tuple[int, str], int]] = []
         self.running: list[dict[str, object]] = []
@@ -148,7 +149,15 @@ class MemoryCounters:
     async def last(self) -> Mapping[str, object] | None:
         return self.reconciled
 
-    async def run_now(self, *, repair: bool = False, whole: bool = False) -> Mapping[str, object]:
+    def alone(self) -> AbstractContextManager[None]:
+        if self.comparing:
+            raise Overloaded
+        return nullcontext()
+
+    async def run_now(
+        self, *, repair: bool = False, whole: bool = False, within_s: float
+    ) -> Mapping[str, object]:
+        assert within_s == 600
         now = datetime.now(UTC)
         old = Item("tenant:1", Kind.CONTRADICTION, 0, 4, "chain: 10 then 9 by -2")
         self.reconciled = {

@@ -56,3 +56,11 @@ async def test_a_run_that_came_to_no_end_is_done_again(api: Api) -> None:
     assert "Idempotent-Replayed" not in again.headers
     assert again.json["started_at"] > first.json["started_at"]
     assert (await api.post("reconciliation", key="k")).json == again.json
+
+
+async def test_one_run_at_a_time_and_a_key_that_was_refused_is_free(api: Api) -> None:
+    api.counters.comparing = True
+    refused = await api.post("reconciliation", key="k")
+    assert (refused.status, refused.json["type"][-10:]) == (503, "overloaded")
+    api.counters.comparing = False
+    assert (await api.post("reconciliation", key="k")).status == 200

@@ -15,8 +15,8 @@ from gateway.admin.ports import AdminPorts
 from gateway.admin.resources import REPORTS
 from gateway.admin.resources.reports import ReconciliationRun
 from gateway.core.accounts.administration import REQUEST_S_MAX, Claim, Command, Replay, Row
+from gateway.core.integrity.reconciliation import RUN_S_MAX
 
-RUN_S_MAX = 600.0
 REPORT = REPORTS["reconciliation"]
 RUN = "run"
 NOTHING_YET: Row = {
@@ -58,8 +58,15 @@ async def run_once(
 ) -> tuple[Row, bool]:
     """Compare everything now: the result as JSON, and whether it is what was answered first under this claim.
 
-    Who asked is in the audit log.
+    Who asked is in the audit log. `Overloaded` while another run is under way.
     """
+    with ports.reconciler.alone():
+        return await _run(ports, request, claim, repair=repair, whole=whole)
+
+
+async def _run(
+    ports: AdminPorts, request: web.Request, claim: Claim | None, *, repair: bool, whole: bool
+) -> tuple[Row, bool]:
     request[DEADLINE].reschedule(asyncio.get_running_loop().time() + RUN_S_MAX)
     values = {"repair": repair, "whole": whole}
     if claim is not None:
@@ -69,7 +76,7 @@ async def run_once(
     # A first run that came to no end has no result to answer with: this one has.
     if isinstance(first, Replay) and first.status is not None:
         return first.body, True
-    found = REPORT.render(await ports.reconciler.run_now(repair=repair, whole=whole))
+    found = REPORT.render(await ports.reconciler.run_now(repair=repair, whole=whole, within_s=RUN_S_MAX))
     if claim is not None:
         await ports.store.finish(claim, 200, found)
     return found, False

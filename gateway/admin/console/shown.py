@@ -18,7 +18,7 @@ TONES: Mapping[str, str] = {
         "calm": ("draft", "pending", "future", "reset", "lag", "promotional", "readonly", "resolved",
                  "waiting", "canceled"),
         "warn": ("adjust", "nearly used up", "passed", "expired", "over", "refund", "correction", "delete",
-                 "full"),
+                 "full", "unasked"),
         "bad": ("void", "failed", "blocked", "used up", "revoked", "drift", "gap", "excess", "open",
                 "conflict", "behind", "unknown_account", "overdue", "uncollectible"),
     }.items()

@@ -64,8 +64,9 @@ class ReconciliationItem(Out):
     account: str = Field(
         description="tenant:<id>, credits:<organization id>, spend:<organization id>, or of a budget"
         " budget:<id> and whose of each. A contradiction may also be of organization:<id> or invoice:<id>."
+        " Unasked are rows."
     )
-    kind: Literal["lag", "gap", "excess", "drift", "full", "contradiction"]
+    kind: Literal["lag", "gap", "excess", "drift", "full", "contradiction", "unasked"]
     difference: int = Field(
         description="The counters' balance less the ledger's; missing movements of a gap."
     )

@@ -6,8 +6,8 @@ Finds and says; repairs only when asked, by appending.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Protocol
 
@@ -16,6 +16,8 @@ from gateway.background.verifying.budgets import Source as BudgetSource
 from gateway.background.verifying.budgets import Target as BudgetTarget
 from gateway.core.accounts.administration import Row
 from gateway.core.integrity.reconciliation import (
+    RUN_S_MAX,
+    UNASKED,
     Item,
     Kind,
     LedgerAccount,
@@ -26,13 +28,15 @@ from gateway.core.integrity.reconciliation import (
     unreadable,
 )
 from gateway.core.integrity.verified import AccountHead
-from gateway.errors import CountersUnavailable
+from gateway.errors import CountersUnavailable, Overloaded
 
 INTERVAL_S = 10.0
 SAMPLE_OWNERS_MAX = 50
 OWNERS_A_BATCH = 100
 # Closed months that are added up again with so many owners: each is a million movements at most.
 PROOFS_A_BATCH = 1
+# Of a run, for keeping what it found.
+KEEP_S = 15.0
 
 
 class Counters(BudgetTarget, Protocol):
@@ -60,8 +64,11 @@ class Ledger(BudgetSource, Protocol):
     async def disproved(self, owners: Sequence[Owner], count: int) -> Sequence[Item]:
         """Of the checkpoints of these owners' accounts, so many at random: those that say something false."""
 
-    async def contradictions(self, *, whole: bool) -> Sequence[Item]:
-        """What rows say against each other: behind the proofs of their accounts, or the whole of them."""
+    async def contradictions(self, *, whole: bool, within_s: float) -> Sequence[Item] | None:
+        """What rows say against each other, behind the proofs of their accounts or in the whole of them.
+
+        None where that takes longer.
+        """
 
 
 class Results(Protocol):
@@ -98,6 +105,18 @@ class Reconciler:
         self._budgets = BudgetComparison(ledger, counters, partition_of, look_again_s)
         self.latest = Reconciled(0, 0, ())
         self._looked: datetime | None = None
+        self._running = False
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Have the only run that this keeper does at a time; `Overloaded` while there is another."""
+        if self._running:
+            raise Overloaded("A comparison is under way already: try again in a while.")
+        self._running = True
+        try:
+            yield
+        finally:
+            self._running = False
 
     def figures(self) -> dict[str, object]:
         """What metrics say of the last look, and when that was."""
@@ -118,11 +137,13 @@ class Reconciler:
             found = Reconciled(found.checked, sum(item.kind == Kind.LAG for item in still), still)
         return found
 
-    async def run_now(self, *, repair: bool = False, whole: bool = False) -> Row:
+    async def run_now(self, *, repair: bool = False, whole: bool = False, within_s: float = RUN_S_MAX) -> Row:
         """Compare everything there is, and keep the result; drifts are made good only if asked.
 
-        Rows are asked whether they contradict each other as far as they are new, or the `whole` of them.
+        Then, in the time that is left, rows are asked whether they contradict each other, as far as they are
+        new or the `whole` of them. What was compared is repaired and kept whatever comes of that.
         """
+        until = asyncio.get_running_loop().time() + within_s - KEEP_S
         started, after = self._clock(), 0
         checked = pending = 0
         items: list[Item] = []
@@ -133,12 +154,17 @@ class Reconciler:
             checked, pending = checked + part.checked, pending + part.pending
             items, drifts = items + list(part.items), drifts + list(found.items)
             after = owners[-1].organization_id
-        items += await self._ledger.contradictions(whole=whole)
         self.latest, self._looked = Reconciled(checked, pending, tuple(items)), self._clock()
         if repair:
             for item in drifts:
                 if item.kind == Kind.DRIFT:
                     await self._results.repair(item)
+        kept = await self._results.keep(started, self._clock(), self.latest.joined(UNASKED))
+        left = until - asyncio.get_running_loop().time()
+        said = await self._ledger.contradictions(whole=whole, within_s=left) if left > 0 else None
+        if said is None:
+            return kept
+        self.latest = self.latest.joined(Reconciled(0, 0, tuple(said)))
         return await self._results.keep(started, self._clock(), self.latest)
 
     async def last(self) -> Row | None:

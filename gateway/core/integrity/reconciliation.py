@@ -13,12 +13,15 @@ from enum import StrEnum
 from gateway.core.accounts.ledger import Place
 from gateway.core.integrity.verified import AccountHead
 
+# What comparing everything may take.
+RUN_S_MAX = 600.0
+
 
 class Kind(StrEnum):
     """How an account differs. Lag alone is no fault: it is what has not been stored yet.
 
     Nor is a full window of a budget: both sides agree that it counts no further. A contradiction is
-    what rows say against each other, whatever the counters have.
+    what rows say against each other, whatever the counters have. Unasked: there was no time to ask them.
     """
 
     LAG = "lag"
@@ -27,9 +30,10 @@ class Kind(StrEnum):
     DRIFT = "drift"
     FULL = "full"
     CONTRADICTION = "contradiction"
+    UNASKED = "unasked"
 
 
-NO_FAULTS = frozenset({Kind.LAG, Kind.FULL})
+NO_FAULTS = frozenset({Kind.LAG, Kind.FULL, Kind.UNASKED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,12 @@ class Reconciled:
             for item in self.items
             if item.account.startswith(prefix) and item.kind in {Kind.DRIFT, Kind.EXCESS}
         )
+
+
+# What is said until rows were asked.
+UNASKED = Reconciled(
+    0, 0, (Item("rows", Kind.UNASKED, 0, 0, "there was no time to ask whether rows contradict each other"),)
+)
 
 
 def compare(before: AccountHead | None, ledger: LedgerAccount, after: AccountHead | None) -> Item | None:

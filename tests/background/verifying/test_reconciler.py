@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -13,14 +13,15 @@ import psycopg
 import pytest
 
 from gateway.background.timed.closing import AccountClosing
-from gateway.background.verifying.reconciler import LedgerAccount, Reconciler
+from gateway.background.verifying.reconciler import KEEP_S, LedgerAccount, Reconciler
 from gateway.core.accounts.ledger import decode
-from gateway.core.integrity.reconciliation import Kind
+from gateway.core.integrity.reconciliation import Item, Kind
 from gateway.core.layout import LAYOUT
 from gateway.core.model import Service
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
-from gateway.errors import Conflict, CountersUnavailable
+from gateway.errors import Conflict, CountersUnavailable, Overloaded
+from persistence import engine
 from persistence.keeper.reconciliations import Accounts
 from persistence.ledger.checkpoints import Checkpoints
 from persistence.resources.reconciliation_results import Results
@@ -40,9 +41,9 @@ class LookedAt(Accounts):
         return await super().accounts(seqs, deep=deep)
 
 
-def reconciler_of(backend: Backend) -> Reconciler:
+def reconciler_of(backend: Backend, accounts: Accounts | None = None) -> Reconciler:
     return Reconciler(
-        backend.counters, Accounts(backend.engine), Results(backend.engine, partition_of),
+        backend.counters, accounts or Accounts(backend.engine), Results(backend.engine, partition_of),
         lambda: datetime.now(UTC), partition_of=partition_of, look_again_s=0.01,
     )  # fmt: skip
 
@@ -350,3 +351,61 @@ async def test_a_closed_month_that_was_changed_is_told_and_never_repaired(valkey
         row = await reconciler.run_now(repair=True)
         assert kinds(row) == [(f"tenant:{world.caller.tenant_id}", "drift", -4)]
         assert backend.rows("select count(*) as n from known_drift") == [{"n": 0}]
+
+
+class Slow(Accounts):
+    """Rows are not asked before somebody says so."""
+
+    def __init__(self, backend: Backend) -> None:
+        super().__init__(backend.engine)
+        self.asked, self.may = asyncio.Event(), asyncio.Event()
+
+    async def contradictions(self, *, whole: bool, within_s: float) -> Sequence[Item] | None:
+        self.asked.set()
+        await self.may.wait()
+        return await super().contradictions(whole=whole, within_s=within_s)
+
+
+async def test_what_was_compared_is_repaired_and_kept_before_rows_are_asked(
+    valkey: str, migrated: str
+) -> None:
+    async with backend_at(valkey, migrated) as backend:
+        world = await busy(backend)
+        world.put_tenant(remaining=world.tenant.remaining - 7)
+        slow, results = Slow(backend), Results(backend.engine, partition_of)
+        reconciler = reconciler_of(backend, slow)
+        running = asyncio.create_task(reconciler.run_now(repair=True))
+        await slow.asked.wait()
+        row = await results.last()
+        assert row is not None
+        assert [kind for _, kind, _ in kinds(row)] == ["drift", "unasked"]
+        assert backend.rows("select count(*) as n from known_drift") == [{"n": 1}]
+        slow.may.set()
+        assert [kind for _, kind, _ in kinds(await running)] == ["drift"]
+        assert kinds(await results.last() or {}) == kinds(await running)
+
+
+async def test_rows_are_asked_within_the_time_that_is_left_and_over_a_connection_of_their_own(
+    valkey: str, migrated: str
+) -> None:
+    async with backend_at(valkey, migrated) as backend:
+        await busy(backend)
+        one = engine.create(migrated, connections_max=1, wait_s=0.1)
+        accounts = Accounts(one)
+        async with one.connect():
+            assert await accounts.contradictions(whole=False, within_s=60) == []
+        with psycopg.connect(migrated) as connection:
+            connection.execute("LOCK TABLE known_drift")  # so that asking takes longer than it may
+            assert await accounts.contradictions(whole=True, within_s=0.2) is None
+        row = await reconciler_of(backend).run_now(within_s=KEEP_S)
+        assert kinds(row) == [("rows", "unasked", 0)]
+        await one.dispose()
+
+
+async def test_one_run_at_a_time(valkey: str, migrated: str) -> None:
+    async with backend_at(valkey, migrated) as backend:
+        reconciler = reconciler_of(backend)
+        with reconciler.alone(), pytest.raises(Overloaded, match="under way"), reconciler.alone():
+            pass
+        with reconciler.alone():
+            pass

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 import psycopg
+import pytest
 from sqlalchemy import event
 
 from persistence import engine
@@ -43,4 +44,25 @@ async def test_who_was_deleted_is_looked_at_once_a_round_and_whoever_comes_is_fo
             *[[]] * (LOOKS_A_ROUND - 3),
             [(here, owner)],
         ]
+    await pool.dispose()
+
+
+async def test_a_look_that_failed_is_taken_again(migrated: str) -> None:
+    """The first of a round looks at everybody: where it comes to nothing, the next one does."""
+    pool, looks = engine.create(migrated), list[Any]()
+    sweeps = Sweeps(pool)
+
+    @event.listens_for(pool.sync_engine, "before_cursor_execute")
+    def _(_1: object, _2: object, statement: str, values: Any, *_3: object) -> None:
+        if "tenant_quota" in statement:
+            looks.append(values["since"])
+            if len(looks) == 2:
+                raise ConnectionError
+
+    assert await sweeps.due(10) == []
+    sweeps._looks = LOOKS_A_ROUND
+    with pytest.raises(ConnectionError):
+        await sweeps.due(10)
+    assert await sweeps.due(10) == []
+    assert [since.year for since in looks] == [1, 1, 1]
     await pool.dispose()
