@@ -29,7 +29,7 @@ local function remember(name, account, packed)
 end
 
 -- an account, opened, that is stored as it was written here; from now on nobody knows it
-local function remembered(name, raw)
+local function take_remembered(name, raw)
   local opened, packed = opened_of, packed_of
   if not opened[name] then opened, packed = opened_before, packed_before end
   if packed[name] ~= raw then return nil end
@@ -76,7 +76,7 @@ end
 local function open_account(at, scope, name, now, epoch)
   local raw = raw_of[at]
   if not raw then return false end
-  local account = remembered(name, raw)
+  local account = take_remembered(name, raw)
   if not account then
     if byte(raw) ~= TODAY then raw = today(raw, name) end
     account, raw_of[at] = {parse(FORM_OF[scope], raw)}, raw

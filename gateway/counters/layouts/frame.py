@@ -30,7 +30,7 @@ KEPT_AT: Final = len(SETTLE_HEAD) + packing.BATCH_BYTES
 NO_BUDGETS: Final[tuple[str, ...]] = ()
 
 
-# Texts that frames share, by the organizations that are in use and their budgets; each some hundred bytes.
+# Texts that frames share: of each organization in use, and of its budgets. Each has some hundred bytes.
 TEXTS_MAX: Final = 4_096
 # How many accounts of budgets a frame has room for that is no larger than most are.
 FREE_ACCOUNTS: Final = 4

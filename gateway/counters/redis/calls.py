@@ -44,9 +44,9 @@ def bulks(*arguments: bytes) -> bytes:
 
 
 class Group:
-    """One function in one partition. `rank` is the function's: in one write 0 leaves before 1. An argument of
-    `alone` bytes is that of one call, and no shape of many. `hold` is the last key of a call, but for the id
-    it ends with.
+    """One function in one partition. `rank` is the function's: in one write the lower leaves first. An
+    argument of `alone` bytes is that of one call, and no shape of many. `hold` is the last key of a call, but
+    for the id it ends with.
     """
 
     __slots__ = ("_openings", "alone", "function", "hold", "marker", "own", "rank", "shared_count")
@@ -195,7 +195,7 @@ def commands(calls: list[Call], *, spread: bool) -> list[Command]:
         else:
             groups[group] = [call]
     found, batch, rank = list[Command](), Batch(), -1
-    for group in [one for one in groups if one.rank == 0] + [one for one in groups if one.rank]:
+    for group in sorted(groups, key=lambda one: one.rank):
         if batch.calls and (group.rank != rank or not spread):
             found.append(batch.command())
             batch = Batch()
