@@ -9,7 +9,7 @@ from datetime import date
 from persistence.archive.closed import MOVES
 from persistence.archive.cut import Stored
 from persistence.archive.months import Connection, Ledger
-from persistence.ledger.invariants import INVARIANTS, VIOLATIONS_MAX
+from persistence.ledger.invariants import INVARIANTS, MORE, VIOLATIONS_MAX
 
 FETCHED_AT_ONCE = 10_000
 
@@ -59,10 +59,11 @@ def kept(connection: Connection, ledger: Ledger, month: date) -> Iterator[KeptRu
 
 
 def contradictions(connection: Connection) -> list[str]:
-    """What PostgreSQL's rows and runs contradict each other in, at most `VIOLATIONS_MAX` of it."""
+    """What PostgreSQL's rows and runs contradict each other in; behind `VIOLATIONS_MAX`, that more do."""
     views = " UNION ALL ".join(
         f"SELECT '{name}', account, seq, detail FROM invariant_{name}"  # noqa: S608  # our own words
         for name in INVARIANTS
     )
-    found = connection.execute(f"{views} LIMIT {VIOLATIONS_MAX}".encode())
-    return [f"{account} at {seq} breaks {name}: {detail}" for name, account, seq, detail in found]
+    found = connection.execute(f"{views} LIMIT {VIOLATIONS_MAX + 1}".encode())
+    told = [f"{account} at {seq} breaks {name}: {detail}" for name, account, seq, detail in found]
+    return [*told[:VIOLATIONS_MAX], MORE.detail] if len(told) > VIOLATIONS_MAX else told

@@ -98,17 +98,18 @@ SELECT 'spend:' || k.id AS account, o.spend_last_seq AS last_seq, o.spent AS hea
   LEFT JOIN LATERAL (SELECT spent_after FROM feature_usage WHERE organization_id = k.id
                         AND seq <= o.spend_last_seq ORDER BY seq DESC LIMIT 1) AS last ON true
   LEFT JOIN known_drift AS d ON d.account = 'spend:' || k.id AND d.seq = k.seq""")
-# Spend begins at zero with every month.
+# Spend begins at zero with every month, whatever drift is on file behind the last movement before.
 _SPEND_SUMS = text(f"""
 SELECT 'spend:' || k.id AS account, c.movements + s.movements AS rows, false AS unlimited,
        (c.amount + s.amount)::bigint AS summed,
        coalesce((SELECT sum(d.difference) FROM known_drift AS d WHERE d.account = 'spend:' || k.id
-                    AND d.seq >= least(c.since_seq, s.since_seq)
+                    AND d.seq >= b.since_seq + (b.since_seq > 0)::integer
                     AND d.seq < o.spend_last_seq), 0)::bigint AS drift
   FROM unnest(cast(:ids AS bigint[])) AS k (id)
   JOIN organization AS o ON o.id = k.id
  CROSS JOIN LATERAL ({closed("spend", "o.spend_month")}) AS c
- CROSS JOIN LATERAL ({sums("spend", **_OPEN)}) AS s""")  # noqa: S608  # our own words
+ CROSS JOIN LATERAL ({sums("spend", **_OPEN)}) AS s
+ CROSS JOIN LATERAL (SELECT least(c.since_seq, s.since_seq) AS since_seq) AS b""")  # noqa: S608  # our own words
 _LISTED = text("SELECT account, count(*) AS n FROM listed_gap GROUP BY account")
 _STOPPED = text("SELECT account, reason FROM quarantine WHERE released_at IS NULL")
 _UNRESOLVED = text("""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -12,7 +12,7 @@ from sqlalchemy import insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.administration import Row
-from gateway.core.integrity.reconciliation import Item, Reconciled
+from gateway.core.integrity.reconciliation import Item, Kind, Reconciled
 from persistence.refusals import translating
 from persistence.subject import Change, Subject
 from persistence.tables.operations import control_write, reconciliation
@@ -25,14 +25,16 @@ _BREAKS = text("""
 SELECT first_seq - 1 AS seq, balance - before - delta - filed AS difference FROM (
     SELECT m.seq, m.first_seq, m.delta, coalesce(m.balance, 0) AS balance, coalesce(d.difference, 0) AS filed,
            m.balance IS NULL AND lag(m.balance) OVER w IS NULL AS unlimited,
-           -- spend starts again from zero each month
-           CASE WHEN m.account LIKE 'spend:%' AND lag(date_trunc('month', m.at AT TIME ZONE 'UTC')) OVER w
-                     < date_trunc('month', m.at AT TIME ZONE 'UTC') THEN 0
-                ELSE coalesce(lag(m.balance) OVER w, 0) END AS before
-      FROM account_movement AS m CROSS JOIN LATERAL (
+           CASE WHEN m.begins THEN 0 ELSE coalesce(lag(m.balance) OVER w, 0) END AS before
+      -- spend starts again from zero each month
+      FROM (SELECT *, account LIKE 'spend:%'
+                   AND lag(date_trunc('month', at AT TIME ZONE 'UTC')) OVER (ORDER BY seq)
+                     < date_trunc('month', at AT TIME ZONE 'UTC') AS begins
+              FROM account_movement WHERE account = :account) AS m CROSS JOIN LATERAL (
            SELECT sum(difference) AS difference FROM known_drift
-            WHERE account = m.account AND seq BETWEEN m.first_seq - 1 AND m.seq - 1) AS d
-     WHERE m.account = :account WINDOW w AS (ORDER BY m.seq)) AS movement
+            WHERE account = m.account AND seq < m.seq
+              AND seq >= CASE WHEN m.begins THEN m.first_seq ELSE m.first_seq - 1 END) AS d
+    WINDOW w AS (ORDER BY m.seq)) AS movement
  WHERE NOT unlimited AND balance - before - delta - filed <> 0 ORDER BY seq""")
 _FILE = text("""
 INSERT INTO known_drift (account, seq, difference, control_write_id)
@@ -56,7 +58,7 @@ class Results:
             "drift_tokens": found.drift_tokens,
             "drift_credits": found.drift_credits,
             "pending": found.pending,
-            "items": [_shown(item) for item in found.items[:ITEMS_KEPT_MAX]],
+            "items": [_shown(item) for item in (*found.items[:ITEMS_KEPT_MAX], *_more(found))],
         }
         async with translating(self._engine.begin()) as connection:
             made = insert(reconciliation).values(values).returning(reconciliation)
@@ -112,6 +114,13 @@ async def _file(connection: AsyncConnection, item: Item, write_id: UUID | None) 
     for seq, difference in breaks:
         values = {"account": item.account, "seq": seq, "difference": difference, "write": write_id}
         await connection.execute(_FILE, values)
+
+
+def _more(found: Reconciled) -> Sequence[Item]:
+    """That not all is kept, where it is not."""
+    left = len(found.items) - ITEMS_KEPT_MAX
+    detail = f"{left} more are not kept: put these right, and compare again"
+    return [Item("rows", Kind.MORE, 0, 0, detail)] if left > 0 else []
 
 
 def _shown(item: Item) -> dict[str, object]:

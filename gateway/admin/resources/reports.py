@@ -64,9 +64,9 @@ class ReconciliationItem(Out):
     account: str = Field(
         description="tenant:<id>, credits:<organization id>, spend:<organization id>, or of a budget"
         " budget:<id> and whose of each. A contradiction may also be of organization:<id> or invoice:<id>."
-        " Unasked are rows."
+        " Rows are unasked, or there is more of all."
     )
-    kind: Literal["lag", "gap", "excess", "drift", "full", "contradiction", "unasked"]
+    kind: Literal["lag", "gap", "excess", "drift", "full", "contradiction", "unasked", "more"]
     difference: int = Field(
         description="The counters' balance less the ledger's; missing movements of a gap."
     )

@@ -31,6 +31,7 @@ class Kind(StrEnum):
     FULL = "full"
     CONTRADICTION = "contradiction"
     UNASKED = "unasked"
+    MORE = "more"
 
 
 NO_FAULTS = frozenset({Kind.LAG, Kind.FULL, Kind.UNASKED})

@@ -134,7 +134,7 @@ async def test_partitions_before_the_proof_are_not_read(old: Past) -> None:
                 if node.get("Relation Name") and node["Actual Loops"]
             }
             assert not [each for each in read if each.endswith(CLOSED)], name
-            assert name in {"budgets", "checkpoints"} or any(each.endswith("y2026m04") for each in read)
+            assert name == "checkpoints" or any(each.endswith("y2026m04") for each in read)
 
 
 async def test_what_comes_late_is_read_where_it_is(old: Past) -> None:

@@ -14,8 +14,7 @@ BEGIN
     END IF;
     RAISE EXCEPTION 'use_event % stands: % refused', OLD.id, TG_OP USING ERRCODE = 'restrict_violation';
 END $$;
-DROP TRIGGER append_only ON use_event;
-CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON use_event FOR EACH ROW EXECUTE FUNCTION keep_use_event();
+CREATE OR REPLACE TRIGGER append_only BEFORE UPDATE OR DELETE ON use_event FOR EACH ROW EXECUTE FUNCTION keep_use_event();
 CREATE INDEX use_event_created_at_idx ON use_event (created_at);
 
 CREATE FUNCTION keep_rerating() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -25,6 +24,5 @@ BEGIN
     END IF;
     RAISE EXCEPTION 'rerating % stands: % refused', OLD.id, TG_OP USING ERRCODE = 'restrict_violation';
 END $$;
-DROP TRIGGER append_only ON rerating;
-CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON rerating FOR EACH ROW EXECUTE FUNCTION keep_rerating();
+CREATE OR REPLACE TRIGGER append_only BEFORE UPDATE OR DELETE ON rerating FOR EACH ROW EXECUTE FUNCTION keep_rerating();
 CREATE INDEX rerating_created_at_idx ON rerating (created_at);

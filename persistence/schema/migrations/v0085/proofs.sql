@@ -116,18 +116,19 @@ CREATE VIEW movement_behind AS
 
 -- The invariants as they are of what is behind. Each answers (organization_id, account, seq, detail), and must be empty.
 
+-- Spend begins at zero each month, whatever drift is on file behind the last movement of the month before.
 CREATE VIEW behind_chain AS
     SELECT organization_id, account, seq, format('%s then %s by %s', previous, balance, delta) AS detail
-      FROM (SELECT *, lag(balance) OVER w AS previous, lag(seq) OVER w AS previous_seq,
-                   date_trunc('month', at AT TIME ZONE 'UTC') AS month,
-                   lag(date_trunc('month', at AT TIME ZONE 'UTC')) OVER w AS previous_month
+      FROM (SELECT *, lag(balance) OVER w AS previous, lag(seq) OVER w AS previous_seq, account LIKE 'spend:%'
+                   AND lag(date_trunc('month', at AT TIME ZONE 'UTC')) OVER w < date_trunc('month', at AT TIME ZONE 'UTC') AS begins
               FROM movement_behind WINDOW w AS (PARTITION BY organization_id, account ORDER BY seq)) AS m
      WHERE movements > 0 AND (first_seq = 1 OR previous_seq = first_seq - 1)
        AND NOT (previous IS NULL AND balance IS NULL)
        AND coalesce(balance, 0) <> delta + CASE
-           WHEN account LIKE 'spend:%' AND previous_month < month THEN 0 ELSE coalesce(previous, 0) END
+           WHEN begins THEN 0 ELSE coalesce(previous, 0) END
            + coalesce((SELECT sum(d.difference) FROM known_drift AS d
-                        WHERE d.account = m.account AND d.seq BETWEEN m.first_seq - 1 AND m.seq - 1), 0);
+                        WHERE d.account = m.account AND d.seq < m.seq
+                          AND d.seq >= CASE WHEN begins THEN m.first_seq ELSE m.first_seq - 1 END), 0);
 
 CREATE VIEW behind_gapless AS
     SELECT organization_id, account, seq, CASE WHEN before > epoch THEN 'an epoch runs backwards'
@@ -157,10 +158,12 @@ CREATE VIEW behind_checkpoints AS
                           ELSE last_seq >= coalesce(max(since_seq) OVER (), 0) END AS counts
                      FROM checkpoint_in_force WHERE account = a.account AND first_seq < a.last_seq) AS k OFFSET 0) AS c
       LEFT JOIN LATERAL (SELECT sum(difference) AS amount FROM known_drift
-                          WHERE account = a.account AND seq >= coalesce(c.since_seq, 0) AND seq < a.last_seq) AS d ON true
+                          WHERE account = a.account AND seq >= coalesce(c.since_seq, 0) + (a.kind = 'spend' AND c.since_seq > 0)::integer
+                            AND seq < a.last_seq) AS d ON true
      WHERE a.last_seq > 0 AND a.balance IS NOT NULL AND a.balance <> c.amount + coalesce(d.amount, 0)
        AND NOT EXISTS (SELECT FROM listed_gap AS g WHERE g.account = a.account);
 
+-- A drift that was repaired is made good in what remains, not in what was used.
 CREATE VIEW behind_quota AS
     SELECT b.organization_id, b.account, q.last_seq AS seq,
            format('used %s of %s, remaining %s of %s, seq %s of %s', q.tokens_used, u.amount,
@@ -184,7 +187,8 @@ CREATE VIEW behind_quota AS
             ORDER BY seq DESC LIMIT 1) AS l ON true
      WHERE b.kind = 'tenant' AND NOT EXISTS (SELECT FROM listed_gap AS g WHERE g.account = b.account)
        AND (q.last_seq <> coalesce(l.seq, 0)
-            OR (l.seq IS NOT NULL AND (q.tokens_used <> u.amount
+            OR (l.seq IS NOT NULL AND ((q.tokens_used <> u.amount
+                    AND NOT EXISTS (SELECT FROM known_drift AS d WHERE d.account = b.account))
                 OR q.tokens_remaining IS DISTINCT FROM l.balance
                 OR q.epoch < l.epoch OR q.cycle <> l.cycle)));
 
@@ -401,26 +405,6 @@ CREATE VIEW behind_usage_adds_up AS
             IS DISTINCT FROM (r.requests, r.tokens, r.credits, r.units, r.cost)
             OR coalesce(c.refused, 0) > r.refused);
 
--- Of budgets the windows that begin in it.
-CREATE VIEW behind_budgets AS
-    SELECT 'budget:' || b.id AS account, NULL::bigint AS seq,
-           format('since %s: %s used, calls come to %s', s.start, u.used, c.used) AS detail
-      FROM budget AS b JOIN organization AS o ON o.id = b.organization_id
-     CROSS JOIN LATERAL (SELECT min(start) AS start FROM budget_use WHERE budget_id = b.id AND start > greatest(
-               b.updated_at + interval '1 minute', (SELECT since FROM kept_since WHERE ledger = 'call'))
-               AND start >= (SELECT since FROM journal_behind)) AS s
-     CROSS JOIN LATERAL (SELECT sum(used::numeric + reset) AS used, max(greatest(abs(used), abs(reset))) AS largest
-               FROM budget_use WHERE budget_id = b.id AND start >= s.start) AS u
-     CROSS JOIN LATERAL (SELECT coalesce(sum(amount) FILTER (WHERE route IS DISTINCT FROM 'events'), 0) AS used,
-                                coalesce(sum(amount), 0) AS with_events
-               FROM (SELECT *, CASE WHEN b.unit = 'tokens' THEN tokens + amended WHEN currency = o.currency THEN cost - rerated END AS amount
-                       FROM call) AS call WHERE organization_id = o.id AND created_at >= s.start AND NOT refused
-                AND (b.tenant_id IS NULL OR tenant_id = b.tenant_id) AND (b.api_key_id IS NULL OR api_key_id = b.api_key_id)
-                AND (b.project_id IS NULL OR project_id = b.project_id)
-                AND (b.service_id IS NULL OR service_id = b.service_id)) AS c
-     WHERE b.unit IN ('money', 'tokens') AND b.mode = 'enforce' AND b."user" IS NULL AND b.model IS NULL
-       AND b.deleted_at IS NULL AND u.used NOT BETWEEN c.used AND c.with_events AND u.largest < 9007199254740991;
-
 -- The whole of them believes no proof: the row at which it was written says the same, and so do the checkpoints.
 CREATE OR REPLACE VIEW invariant_checkpoints AS
     WITH moved AS (
@@ -451,3 +435,43 @@ CREATE OR REPLACE VIEW invariant_checkpoints AS
      WHERE p.last_seq > 0 AND (m.seq, m.balance, m.epoch) IS DISTINCT FROM (p.last_seq, p.balance, p.epoch)
     UNION
     SELECT account, seq, detail FROM behind_checkpoints;
+
+CREATE OR REPLACE VIEW invariant_chain AS
+    SELECT account, seq, format('%s then %s by %s', previous, balance, delta) AS detail
+      FROM (SELECT *, lag(balance) OVER w AS previous, lag(seq) OVER w AS previous_seq, account LIKE 'spend:%'
+                   AND lag(date_trunc('month', at AT TIME ZONE 'UTC')) OVER w < date_trunc('month', at AT TIME ZONE 'UTC') AS begins
+              FROM account_movement WINDOW w AS (PARTITION BY account ORDER BY seq)) AS m
+     WHERE (first_seq = 1 OR previous_seq = first_seq - 1)
+       AND NOT (previous IS NULL AND balance IS NULL)
+       -- spend starts again from zero each month; a drift on file changed the balance just before
+       AND coalesce(balance, 0) <> delta + CASE
+           WHEN begins THEN 0 ELSE coalesce(previous, 0) END
+           + coalesce((SELECT sum(d.difference) FROM known_drift AS d
+                        WHERE d.account = m.account AND d.seq < m.seq
+                          AND d.seq >= CASE WHEN begins THEN m.first_seq ELSE m.first_seq - 1 END), 0);
+
+CREATE OR REPLACE VIEW invariant_quota AS
+    WITH last AS (
+        SELECT DISTINCT ON (tenant_id) tenant_id, seq, total_remaining, epoch, cycle
+          FROM token_ledger ORDER BY tenant_id, seq DESC
+    ), used AS (
+        SELECT tenant_id, cycle, sum(amount) AS amount
+          FROM (SELECT tenant_id, cycle, amount FROM token_ledger WHERE transaction_type = 'consume'
+                UNION ALL
+                -- those of tenants are all uses
+                SELECT split_part(account, ':', 2)::bigint, cycle, -amount FROM archived_run
+                 WHERE account LIKE 'tenant:%') AS uses
+         GROUP BY tenant_id, cycle
+    )
+    SELECT 'tenant:' || q.tenant_id AS account, q.last_seq AS seq,
+           format('used %s of %s, remaining %s of %s, seq %s of %s', q.tokens_used, coalesce(u.amount, 0),
+                  q.tokens_remaining, l.total_remaining, q.last_seq, l.seq) AS detail
+      FROM tenant_quota AS q
+      LEFT JOIN last AS l USING (tenant_id)
+      LEFT JOIN used AS u ON u.tenant_id = q.tenant_id AND u.cycle = q.cycle
+     WHERE NOT EXISTS (SELECT FROM listed_gap AS g WHERE g.account = 'tenant:' || q.tenant_id)
+       AND (q.last_seq <> coalesce(l.seq, 0)
+            OR (l.seq IS NOT NULL AND ((q.tokens_used <> coalesce(u.amount, 0)
+                    AND NOT EXISTS (SELECT FROM known_drift AS d WHERE d.account = 'tenant:' || q.tenant_id))
+                OR q.tokens_remaining IS DISTINCT FROM l.total_remaining
+                OR q.epoch < l.epoch OR q.cycle <> l.cycle)));
