@@ -103,7 +103,8 @@ CONTRADICTIONS = {
 @pytest.mark.parametrize("whole", [True, False])
 async def test_a_contradiction_is_found(migrated: str, name: str, whole: bool) -> None:  # a case
     found = await _violations(migrated, CONTRADICTIONS[name], whole=whole)
-    assert name in {violation.invariant for violation in found}
+    # A call that is corrected a month later moves the window that runs: budgets are told of the whole alone.
+    assert (name in {violation.invariant for violation in found}) is (whole or name != "budgets")
 
 
 @pytest.mark.parametrize(("account", "statement"), [("credits", CREDIT), ("spend", SPEND)])
