@@ -74,11 +74,13 @@ class Violation:
 MORE = Violation("more", "rows", None, f"than {VIOLATIONS_MAX} contradictions, of which these are the first")
 
 
-async def violations(connection: AsyncConnection, *, whole: bool = True) -> list[Violation]:
-    """Everything that contradicts itself; empty is right. Behind `VIOLATIONS_MAX` it says that there is more.
+async def violations(
+    connection: AsyncConnection, *, whole: bool = True, most: int = VIOLATIONS_MAX
+) -> list[Violation]:
+    """Everything that contradicts itself; empty is right. Behind as many as are told it says there is more.
 
     Unless `whole`, rows that were proven are taken at the word of their proof.
     """
     rows = await connection.execute(ALL if whole else NEW)
     found = [Violation(row.invariant, row.account, row.seq, row.detail) for row in rows]
-    return [*found[:VIOLATIONS_MAX], MORE] if len(found) > VIOLATIONS_MAX else found
+    return [*found[:most], MORE] if len(found) > most else found
