@@ -11,8 +11,21 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Final, Generic, TypeVar
 
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
+
 # What part of the room newcomers took since a value was put last, which is put last again.
 RENEWED_AFTER: Final = 4
+
+
+def the_one(kept: dict[K, T], key: K, value: T, most: int) -> T:
+    """What is kept of a key, so that all who have it alike have one; this value where nothing was.
+
+    Where there are `most` already, all of them go first.
+    """
+    if key not in kept and len(kept) >= most:
+        kept.clear()
+    return kept.setdefault(key, value)
 
 
 class Kept:
@@ -23,7 +36,6 @@ class Kept:
     kept_at: int
 
 
-K = TypeVar("K", bound=Hashable)
 V = TypeVar("V", bound=Kept)
 
 

@@ -16,6 +16,7 @@ from typing import Final
 from gateway.core.accounts.call_budgets import OrganizationBudgets
 from gateway.core.accounts.definitions import Negotiated, OrganizationTerms
 from gateway.core.calls.tariff import SUBSCRIPTION, as_negotiated, other_currency
+from gateway.core.in_use import the_one
 from gateway.core.model import Service
 from gateway.counters.admission.changes import NEVER
 from gateway.counters.admission.known import Heard
@@ -116,13 +117,7 @@ class _Resolved:
 def _shared(known: _Resolved) -> _Resolved:
     """The one of all organizations that have a service so: what all calls read stays near at hand."""
     name = id(known.base), known.why if not known.given else "", known.since_ms, known.until_ms
-    found = _usual.get(name)
-    if found is not None and found.base is known.base:
-        return found
-    if len(_usual) >= USUAL_MAX:
-        _usual.clear()
-    _usual[name] = known
-    return known
+    return the_one(_usual, name, known, USUAL_MAX)  # what is kept has its base, so no other has that id
 
 
 _usual: Final[dict[tuple[int, str, float, float], _Resolved]] = {}

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 
 from gateway.core.accounts.outbox import StreamPlace, stream_place
 from gateway.core.integrity.strays import Strays
-from gateway.counters.keeper.client import Client, entries_behind, entry_of, fields_of
+from gateway.counters.keeper.client import Client, entries_behind, entries_in, fields_of
 from gateway.counters.keeper.deleted import DeletedEntries
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
@@ -51,8 +51,9 @@ class StrayReader:
             return None
         found, after = Strays(partition, mark, stopped), mark
         while True:
-            page = await self._client.ask(*entries_behind(keys.outbox(partition), after, READ_ENTRIES))
-            entries = [entry_of(one) for one in page] if isinstance(page, list) else []
+            entries = entries_in(
+                await self._client.ask(*entries_behind(keys.outbox(partition), after, READ_ENTRIES))
+            )
             for after, packed in entries:
                 found.add(after, packed)
             if len(entries) < READ_ENTRIES:

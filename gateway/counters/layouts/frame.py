@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Final
 
-from gateway.core.in_use import InUse, Kept
+from gateway.core.in_use import InUse, Kept, the_one
 from gateway.core.model import BudgetAccount, Caller, HoldRequest, Service, Settlement
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.accounts import tiers_of
@@ -126,9 +126,7 @@ def _shared(text: bytes) -> bytes:
     """The one text of these bytes: callers of one organization have the same definitions, one by one, and
     all callers without a user the same ends.
     """
-    if len(_texts) >= TEXTS_MAX:
-        _texts.clear()
-    return _texts.setdefault(text, text)
+    return the_one(_texts, text, text, TEXTS_MAX)
 
 
 _texts: Final[dict[bytes, bytes]] = {}
