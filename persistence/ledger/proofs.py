@@ -97,9 +97,10 @@ async def prove(engine: AsyncEngine, organizations: Sequence[int], open_month: d
 
     Answers accounts that contradict themselves, each with the invariant: these keep the proof they have.
     """
-    values: dict[str, object] = {"organizations": organizations, "open_month": open_month}
     async with engine.begin() as connection:
-        values["organizations"] = due = list((await connection.execute(_DUE, values)).scalars())
+        asked = {"organizations": organizations, "open_month": open_month}
+        due = list(await connection.scalars(_DUE, asked))
         if not due:
             return []
-        return [(row.account, row.invariant) for row in await connection.execute(_PROVE, values)]
+        wrong = await connection.execute(_PROVE, asked | {"organizations": due})
+        return [(row.account, row.invariant) for row in wrong]

@@ -225,17 +225,24 @@ CREATE VIEW behind_carried AS
        AND NOT EXISTS (SELECT FROM known_drift AS d WHERE d.account = b.account)
        AND o.credit_ahead <> b.carried + m.amount;
 
+-- When a request began by its id, and the least id of those that began at a moment; null of no moment.
+CREATE FUNCTION began_of_id(request_id uuid) RETURNS timestamptz LANGUAGE sql IMMUTABLE AS $$
+    SELECT to_timestamp(('x' || left(replace(request_id::text, '-', ''), 12))::bit(48)::bigint / 1000.0)
+$$;
+CREATE FUNCTION first_id_at(moment timestamptz) RETURNS uuid LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN isfinite(moment)
+           THEN rpad(lpad(to_hex((extract(epoch FROM moment) * 1000)::bigint), 12, '0'), 32, '0')::uuid END
+$$;
+
 -- A request with two rows behind; or with one there and one before, if its id says that it began before. Its rows are
 -- looked for from a day before it began.
 CREATE VIEW behind_request_once AS
     SELECT b.organization_id, b.account, m.seq, format('request %s has %s rows in token_ledger', m.request_id, m.rows) AS detail
       FROM account_behind AS b CROSS JOIN LATERAL (
-           SELECT request_id, max(seq) AS seq, count(*) + CASE WHEN request_id < CASE WHEN isfinite(b.since) THEN rpad(lpad(to_hex(
-                  (extract(epoch FROM b.since + interval '1 day') * 1000)::bigint), 12, '0'), 32, '0')::uuid END THEN (
+           SELECT request_id, max(seq) AS seq, count(*) + CASE WHEN request_id < first_id_at(b.since + interval '1 day') THEN (
                   SELECT count(*) FROM token_ledger AS e
                    WHERE e.request_id = r.request_id AND e.tenant_id = b.owner AND e.seq <= b.last_seq
-                     AND e.created_at >= to_timestamp(('x' || left(replace(r.request_id::text, '-', ''), 12))::bit(48)::bigint / 1000.0)
-                                    - interval '1 day'
+                     AND e.created_at >= began_of_id(r.request_id) - interval '1 day'
                      AND e.transaction_type = 'consume') ELSE 0 END AS rows
              FROM token_ledger AS r WHERE r.tenant_id = b.owner AND seq > b.last_seq AND created_at >= b.since
               AND request_id IS NOT NULL AND transaction_type = 'consume'
@@ -244,12 +251,10 @@ CREATE VIEW behind_request_once AS
     UNION ALL
     SELECT b.organization_id, b.account, m.seq, format('request %s has %s rows in credit_transaction', m.request_id, m.rows) AS detail
       FROM account_behind AS b CROSS JOIN LATERAL (
-           SELECT request_id, max(seq) AS seq, count(*) + CASE WHEN request_id < CASE WHEN isfinite(b.since) THEN rpad(lpad(to_hex(
-                  (extract(epoch FROM b.since + interval '1 day') * 1000)::bigint), 12, '0'), 32, '0')::uuid END THEN (
+           SELECT request_id, max(seq) AS seq, count(*) + CASE WHEN request_id < first_id_at(b.since + interval '1 day') THEN (
                   SELECT count(*) FROM credit_transaction AS e
                    WHERE e.request_id = r.request_id AND e.organization_id = b.owner AND e.seq <= b.last_seq
-                     AND e."timestamp" >= to_timestamp(('x' || left(replace(r.request_id::text, '-', ''), 12))::bit(48)::bigint / 1000.0)
-                                    - interval '1 day'
+                     AND e."timestamp" >= began_of_id(r.request_id) - interval '1 day'
                      AND NOT coalesce(e.metadata ? 'corrects', false)) ELSE 0 END AS rows
              FROM credit_transaction AS r WHERE r.organization_id = b.owner AND seq > b.last_seq AND "timestamp" >= b.since
               AND request_id IS NOT NULL AND NOT coalesce(metadata ? 'corrects', false)
@@ -258,12 +263,10 @@ CREATE VIEW behind_request_once AS
     UNION ALL
     SELECT b.organization_id, b.account, m.seq, format('request %s has %s rows in feature_usage', m.request_id, m.rows) AS detail
       FROM account_behind AS b CROSS JOIN LATERAL (
-           SELECT request_id, max(seq) AS seq, count(*) + CASE WHEN request_id < CASE WHEN isfinite(b.since) THEN rpad(lpad(to_hex(
-                  (extract(epoch FROM b.since + interval '1 day') * 1000)::bigint), 12, '0'), 32, '0')::uuid END THEN (
+           SELECT request_id, max(seq) AS seq, count(*) + CASE WHEN request_id < first_id_at(b.since + interval '1 day') THEN (
                   SELECT count(*) FROM feature_usage AS e
                    WHERE e.request_id = r.request_id AND e.organization_id = b.owner AND e.seq <= b.last_seq
-                     AND e."timestamp" >= to_timestamp(('x' || left(replace(r.request_id::text, '-', ''), 12))::bit(48)::bigint / 1000.0)
-                                    - interval '1 day'
+                     AND e."timestamp" >= began_of_id(r.request_id) - interval '1 day'
                      AND NOT coalesce(e.metadata ? 'corrects', false)) ELSE 0 END AS rows
              FROM feature_usage AS r WHERE r.organization_id = b.owner AND seq > b.last_seq AND "timestamp" >= b.since
               AND request_id IS NOT NULL AND NOT coalesce(metadata ? 'corrects', false)
