@@ -7,7 +7,7 @@ counters and the ledger what was charged. Nothing is compared before everything 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from gateway.counters.redis import keys
 from persistence.ledger.invariants import INVARIANTS
 from tests.faults import budgets
 from tests.faults.cast import CREDITS_A_CALL, Cast
-from tests.faults.grants import Reports, Window, passed
+from tests.faults.grants import Late, Reports, Window, passed
 from tests.faults.truth import Told
 from tests.faults.workload import Call
 from tests.faults.world import FaultError, World
@@ -94,7 +94,8 @@ class Expected:
 
     Movements lost, and listed as lost; uses nobody received and nobody was charged for; rows of
     PostgreSQL gone, so that the counters have more of budgets. A grant may be passed by calls that were
-    made in `unnoticed`; and, where the machine may be `slow`, if a process or the ledger says that it was.
+    made in `unnoticed`; and, where the machine may be `slow`, by those that were made around a moment at
+    which a process said so, and by those whose hold was reclaimed too early.
     """
 
     lost: bool = False
@@ -155,15 +156,17 @@ async def audit(
     return await asyncio.to_thread(_audit, cast, list(calls), expected or Expected(), late)
 
 
-def _audit(cast: Cast, calls: list[Call], expected: Expected, late: list[str]) -> Figures:
+def _audit(cast: Cast, calls: list[Call], expected: Expected, late: list[Late]) -> Figures:
     world = cast.world
-    figures = Figures(calls=len(calls), complete=sum(call.complete for call in calls), late=late)
+    figures = Figures(calls=len(calls), complete=sum(call.complete for call in calls))
+    figures.late = [f"{one.who}: {one.what}" for one in late]
     charged = _charged(cast)
     received = {call.request_id for call in calls if call.complete}
     _compare(figures, charged, world.upstream.told, received, expected)
     if world.upstream.repeated:
         figures.broken.append(f"sent upstream twice: {world.upstream.repeated[:3]}")
-    _balances(cast, figures, calls, expected)
+    windows = (*expected.unnoticed, *(one.window for one in late if expected.slow))
+    _balances(cast, figures, calls, windows, slow=expected.slow)
     if cast.budgets.all:
         _budgets(cast, figures, received, expected)
     _slots(cast, figures)
@@ -227,7 +230,9 @@ def used(told: Told) -> int:
     return told.units * (CREDITS_A_CALL if told.kind == "credits" else 1)
 
 
-def _balances(cast: Cast, figures: Figures, calls: list[Call], expected: Expected) -> None:
+def _balances(
+    cast: Cast, figures: Figures, calls: list[Call], windows: Sequence[Window], *, slow: bool
+) -> None:
     """Granted − remaining = Σ ledger, live and stored alike; tight ones are within their grant."""
     world = cast.world
     query = (
@@ -240,10 +245,9 @@ def _balances(cast: Cast, figures: Figures, calls: list[Call], expected: Expecte
         if quota["tokens_remaining"] != sums[tenant.id] or quota["tokens_held"]:
             figures.broken.append(f"tenant {tenant.id} has {quota}, its ledger leaves {sums[tenant.id]}")
     if cast.tight is not None:
-        beyond = passed(cast, sums[cast.tight.id], calls, expected.unnoticed, reclaims=expected.slow)
+        beyond = passed(cast, sums[cast.tight.id], calls, windows, reclaims=slow)
         figures.over_granted = beyond.tokens
-        if not (expected.slow and figures.late):
-            figures.broken += beyond.unproven
+        figures.broken += beyond.unproven
     for organization in cast.organizations:
         posted = "SELECT coalesce(sum(amount), 0) FROM credit_posting WHERE organization_id = %s"
         spent = "SELECT coalesce(sum(credits_used), 0) FROM credit_transaction WHERE organization_id = %s"

@@ -1,13 +1,17 @@
 """Whether a quota or a budget was passed, and what proves that it may have been.
 
-Nothing is granted beyond a quota unless a process was late by its own word, the ledger says that a hold was
-reclaimed before its call had ended, or calls were let in while nobody could know that the data was older.
+Nothing is granted beyond a quota but to calls that were let in around a moment at which a process said that
+it was late, to calls whose hold was reclaimed before they had ended by the ledger's word, and to calls that
+were let in while nobody could know that the data was older.
 """
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from tests.faults import budgets
@@ -17,6 +21,11 @@ from tests.faults.world import World
 
 # What a keeper and a worker log where they wait no longer for what others could be let in on.
 LATE = ("admitting before all was brought and charged", "reporting before all calls in flight have settled")
+# A line is of the moment at which somebody waits no longer. How long they had waited does not matter, since
+# nobody was let in meanwhile. A keeper says it when it has opened all of its partitions, one after the other.
+SAID_AFTER_S = 2.0
+# From then until all is charged that was not waited for.
+CHARGED_S = 60.0
 # By request id, what the tenant was charged, and how much of it beyond what a reclaim had charged before.
 CHARGED = (
     "SELECT coalesce(request_id::text, metadata->>'request_id'), "
@@ -27,6 +36,28 @@ CHARGED = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """From when data was older until nobody was let in on it any more. Monotonic seconds."""
+
+    begin: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """That a process was late, in its words. `said`: when, monotonic seconds."""
+
+    who: str
+    what: str
+    said: float
+
+    @property
+    def window(self) -> Window:
+        """Which calls may have been let in on what others could not have yet."""
+        return Window(self.said - SAID_AFTER_S, self.said + CHARGED_S)
+
+
 class Reports:
     """What processes say of being late, from when this is made."""
 
@@ -34,21 +65,25 @@ class Reports:
         self._logs = logs
         self._before = {one: one.stat().st_size for one in logs() if one.exists()}
 
-    def late(self) -> list[str]:
+    def late(self) -> list[Late]:
         """Who was late, and how, each time it said so."""
+        since = time.time() - time.monotonic()
         found = []
         for log in self._logs():
             said = log.read_bytes()[self._before.get(log, 0) :].decode() if log.exists() else ""
-            found += [f"{log.stem}: {one}" for one in LATE for _ in range(said.count(f'"{one}"'))]
+            found += [Late(log.stem, what, at - since) for what, at in map(_late, said.splitlines()) if what]
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
-    """From when data was older until nobody was let in on it any more. Monotonic seconds."""
-
-    begin: float
-    end: float
+def _late(line: str) -> tuple[str, float]:
+    """In which words a line of a log says so, and when (seconds since 1970); none for any other line."""
+    if not any(f'"{one}"' in line for one in LATE):
+        return "", 0.0
+    try:
+        facts = json.loads(line)
+    except ValueError:  # its process was killed in the middle of it
+        return "", 0.0
+    return facts["event"], datetime.fromisoformat(facts["time"]).timestamp()
 
 
 def unnoticed(calls: Collection[Call], windows: Sequence[Window], ids: Collection[str]) -> set[str]:
@@ -63,7 +98,8 @@ def unnoticed(calls: Collection[Call], windows: Sequence[Window], ids: Collectio
 @dataclass(frozen=True, slots=True)
 class Passed:
     """By how many tokens and nano-units the tight quota and the tight budget were passed; how much of it is
-    proven to be of calls let in while nobody could know, or of holds that had ended before their calls.
+    proven to be of calls let in while nobody could know or somebody was late, or of holds that had ended
+    before their calls.
     """
 
     tokens: int

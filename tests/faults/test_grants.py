@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -46,16 +48,44 @@ def test_processes_say_it_in_these_words() -> None:
     assert [word in source for word, source in zip(LATE, said, strict=True)] == [True, True]
 
 
+def line(what: str, at: float) -> str:
+    """As a process logs it, at so many monotonic seconds."""
+    said = datetime.fromtimestamp(at - time.monotonic() + time.time(), UTC).isoformat(timespec="milliseconds")
+    return f'{{"time": "{said}", "level": "warning", "event": "{what}", "partitions": [1]}}\n'
+
+
 def test_what_a_process_said_of_being_late_before_proves_nothing(tmp_path: Path) -> None:
     logs = [tmp_path / "gateway0.log", tmp_path / "keeper0.log", tmp_path / "keeper1.log"]
-    lines = [f'{{"level": "warning", "event": "{one}", "partitions": [1]}}\n' for one in LATE]
+    lines = [line(one, 100.0) for one in LATE]
     logs[0].write_text(lines[1])
     reports = Reports(lambda: logs)
     assert reports.late() == []
     with logs[0].open("a") as log:
-        log.write('{"event": "settlements sent again"}\n')
+        log.write(line("settlements sent again", 101.0))
     logs[2].write_text(lines[0] * 2)
-    assert reports.late() == [f"keeper1: {LATE[0]}"] * 2
+    found = [(one.who, one.what) for one in reports.late()]
+    assert found == [("keeper1", LATE[0])] * 2
     with logs[0].open("a") as log:
         log.write(lines[1])
-    assert reports.late() == [f"gateway0: {LATE[1]}", *[f"keeper1: {LATE[0]}"] * 2]
+    assert [(one.who, one.what) for one in reports.late()] == [("gateway0", LATE[1]), *found]
+
+
+def test_a_late_line_excuses_calls_around_when_it_was_said_and_no_others(tmp_path: Path) -> None:
+    log = tmp_path / "keeper0.log"
+    reports = Reports(lambda: [log])
+    log.write_text(line(LATE[0], 1_000.0) + line(LATE[0], 1_200.0))
+    began = {
+        "before": 997.5, "opened first": 998.5, "behind it": 1_059.5, "later": 1_060.5,
+        "in between": 1_197.5, "again": 1_201.0,
+    }  # fmt: skip
+    calls = [call(request_id, at) for request_id, at in began.items()]
+    windows = [one.window for one in reports.late()]
+    assert unnoticed(calls, windows, began) == {"opened first", "behind it", "again"}
+
+
+def test_a_line_that_was_cut_short_and_one_that_tells_of_it_excuse_nothing(tmp_path: Path) -> None:
+    log = tmp_path / "gateway0.log"
+    reports = Reports(lambda: [log])
+    whole = line(LATE[1], 50.0)
+    log.write_text(whole[:-5] + "\n" + f"somebody told of {LATE[1]}\n" + whole)
+    assert [one.said for one in reports.late()] == [pytest.approx(50.0, abs=0.1)]
