@@ -272,6 +272,7 @@ def _partitions(wires: Wires, directory: Directory, newer: frozenset[int]) -> ta
         "counters_unverified": int(not directory.verified),
         "partitions_away": wires.away,
         "partitions_unverified": len(directory.unverified | newer),
+        "left_alone": directory.unread,
     }
 
 

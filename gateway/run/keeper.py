@@ -339,7 +339,7 @@ class Keeper:
         snapshot |= {**self._reconciler.figures(), "reclaimed_holds": self._servers.reclaimed}
         snapshot = tallies.merge(snapshot, {"auth_failures": self._failures.rows("admin")})
         snapshot |= {"lost_events": self._losses.lost, "partitions_flushed": self._servers.share.size}
-        snapshot |= {**self._isolation.figures(), **self._counters.left_alone.figures()}
+        snapshot = tallies.merge(snapshot | self._isolation.figures(), self._counters.left_alone.figures())
         if (quarantined := self._servers.quarantined) is not None:
             snapshot["quarantined_accounts"] = quarantined
         snapshot = tallies.merge(snapshot, self._gauges.latest)

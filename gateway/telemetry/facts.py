@@ -116,7 +116,7 @@ FACTS = (
     Fact("dead_letters", "gauge", "Entries of the outbox that could not be read or stored."),
     Fact("programs", "gauge", "Gateway workers and keepers that run.", ("role", "version")),
     Fact("programs_refused", "gauge", "Programs that are too old for what is stored: they are not ready."),
-    Fact("left_alone", "gauge", "What a newer version has stored: it is left where it is.", ("what",)),
+    Fact("left_alone", "gauge", "What a newer version has stored and this one cannot read.", ("what",)),
     Fact(
         "loop_failures",
         "counter",

@@ -143,6 +143,19 @@ async def test_holds_behind_a_whole_page_of_unreadable_ones_are_found(backend: B
     assert left(backend) == {"hold": 4}
 
 
+async def test_names_that_are_none_of_ours_end_no_look(backend: Backend) -> None:
+    world = await backend.settle_in(100)
+    strange = b"\xff\x00"
+    world.client.zadd(keys.deadlines(world.p), {strange: 1, b"\xfe": float("inf"), b"late": float("inf")})
+    world.client.hset(keys.workers(backend.counters.wire.part.anchor), strange, strange)
+    call = dead(world, 9)
+    assert list(await backend.counters.held(world.p)) == [call.id]
+    assert all(slot.isascii() for slot in await backend.counters.reports())
+    found = await backend.keeping.expired(2)
+    assert [one.release.request_id for one in found] == [call.id]
+    assert world.client.zscore(keys.deadlines(world.p), strange) is None
+
+
 async def test_deadlines_of_no_hold_shift_no_page(backend: Backend) -> None:
     """Those that are gone are removed on the way: what is behind them is looked at in the same look."""
     world = await backend.settle_in(100)

@@ -189,6 +189,31 @@ async def test_a_late_call_of_a_budget_that_is_no_more_is_posted_all_the_same(
 # --- whose gateway died -----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("stored", [b"{", b'{"version":1,"terms":[]}', b"[" * 100_000, None])
+async def test_budgets_nobody_can_read_keep_no_other_late_call_waiting(
+    world: World, keeping: Keeping, stored: bytes | None
+) -> None:
+    here = budgeted(world, DAILY)
+    calls = [world.reserve(need=5, budgets=(here,), money=20), world.reserve(need=5)]
+    for call in calls:
+        world.client.delete(keys.hold(world.p, call.id))
+        call.settle(tokens=5, money=7 * (call is calls[0]))
+    late = await late_ones(world, keeping)
+    ends = [Ending(one, Verb.POST, Charged(5, money=one.settlement.money, requests=1)) for one in late]
+    terms = keys.organization_terms(world.caller.organization_id)
+    right = world.client.getdel(terms)
+    if stored is None:
+        world.client.rpush(terms, "no text")
+    else:
+        world.client.set(terms, stored)
+    assert await keeping.end(ends) == [not one.settlement.budgets for one in late] == [False, True]
+    assert keeping._client.left_alone.count("account") == 1
+    world.client.delete(terms)
+    world.client.set(terms, right)
+    assert await keeping.end(ends[:1]) == [True]
+    assert (used(world, here), keeping._client.left_alone.count("account")) == ([(7, 0)], 0)
+
+
 @pytest.mark.parametrize(
     ("policy", "expected"),
     [

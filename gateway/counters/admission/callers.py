@@ -23,14 +23,14 @@ from gateway.counters.admission.changes import NEVER, Changes, Reading
 from gateway.counters.admission.known import BOUNDS, Bounds, Known, Turns
 from gateway.counters.admission.prices import unheard
 from gateway.counters.admission.rereading import AGAIN_S, Rereading
-from gateway.counters.admission.stored import decode_identity
+from gateway.counters.admission.stored import UNREADABLE, Identity, decode_identity
 from gateway.counters.admission.terms import Terms
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.verified import ask_word
 from gateway.counters.redis.wires import Wires
-from gateway.errors import CountersUnavailable, EndedApiKey, InvalidApiKey
+from gateway.errors import CountersRefused, CountersUnavailable, EndedApiKey, InvalidApiKey
 
 IDENTITY_S = 0.8  # with the way to Redis, a change counts within a second
 KNOWN_S_MAX = 60.0  # nothing holds for longer, whatever is told
@@ -162,7 +162,7 @@ class KnownCallers(Catalogue):
                 self._forget(digest, InvalidApiKey, None if asked.told else asked_at)
                 raise InvalidApiKey
             assert isinstance(raw, bytes)
-            found = decode_identity(raw)
+            found = _read_identity(raw)
             if found.has_ended(self._today() * 1000):
                 self._forget(digest, EndedApiKey, None if asked.told else asked_at)
                 raise EndedApiKey
@@ -252,6 +252,21 @@ class KnownCallers(Catalogue):
         raw = reply if isinstance(reply, bytes) else b""
         terms = self._terms.find(organization_id)
         if terms is None or terms.raw != raw:
-            terms = Terms(raw, organization_id)
+            try:
+                terms = Terms(raw, organization_id)
+            except UNREADABLE as error:
+                raise _unread("terms", error) from error
         terms.since, terms.read_at = since, read_at
         self._terms.put(organization_id, terms, terms.size)
+
+
+def _read_identity(raw: bytes) -> Identity:
+    """An identity as it was written; CountersRefused for what nobody here can read."""
+    try:
+        return decode_identity(raw)
+    except UNREADABLE as error:
+        raise _unread("identities", error) from error
+
+
+def _unread(what: str, error: Exception) -> CountersRefused:
+    return CountersRefused(f"Redis has {what} that cannot be read: {error}")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from gateway.core.billing.price_book import PriceBook
 from gateway.core.billing.vector import Vector
 from gateway.core.wait import in_task
-from gateway.counters.admission.stored import StoredPrices, decode_prices
+from gateway.counters.admission.stored import UNREADABLE, StoredPrices, decode_prices
 from gateway.counters.redis import keys
 from gateway.counters.redis.verified import ask_word, says_verified
 from gateway.counters.redis.wire import encode
@@ -40,6 +40,11 @@ class Prices:
         self._looked_at = b""
         self._told = ""
 
+    @property
+    def unread(self) -> bool:
+        """Whether those that are there could not be read when they were looked at last."""
+        return self._told != ""
+
     def vector(self, model: str, currency: str, at_ms: float) -> Vector | None:
         """The price in force of a model at a time (ms since the epoch), None where there is none."""
         return self._book.vector(model, currency, at_ms)
@@ -48,7 +53,7 @@ class Prices:
         """Read the book again if there is another; CountersUnavailable where Redis cannot be asked."""
         try:
             stored = await self._newer()
-        except (CountersRefused, ValueError) as error:
+        except (CountersRefused, *UNREADABLE) as error:
             if str(error) != self._told:
                 self._told = str(error)
                 self._log("prices cannot be read", error=self._told, in_force=self.version, level="error")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from typing import Annotated
 from zlib import crc32
 
 import msgspec
@@ -16,8 +17,11 @@ from gateway.core.model import USER_ACCEPTED, Caller, Service
 
 _NO_DEFAULT = object()
 _BUDGET_DEFAULTS = {one.name: one.default for one in fields(Budget)}
+# What reading fails with where nobody wrote it so, or another version did.
+UNREADABLE = (ValueError, RecursionError)
 # Of prices: what a newer one has written, this program does not read.
 PRICES_LAYOUT = 1
+_Version = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 
 
 class Identity(msgspec.Struct):
@@ -44,13 +48,13 @@ class Identity(msgspec.Struct):
 class Catalogue(msgspec.Struct):
     """All services by key; of plans that weigh kinds of tokens the weights, in millionths, by their ids."""
 
-    version: int
+    version: _Version
     services: dict[str, Service]
     weights: dict[int, dict[str, int]] = {}
 
 
 class _Versioned(msgspec.Struct):
-    version: int
+    version: _Version
 
 
 class _Terms(_Versioned):
@@ -105,8 +109,11 @@ def encode_identity(caller: Caller, expires_ms: int = 0, *, revoked: bool = Fals
 
 
 def key_of(raw: object) -> int:
-    """Which key an identity is of, as it was written; 0 where there is none."""
-    return decode_identity(raw).k if isinstance(raw, bytes) else 0
+    """Which key an identity is of, as it was written; 0 where there is none that can be read."""
+    try:
+        return decode_identity(raw).k if isinstance(raw, bytes) else 0
+    except UNREADABLE:
+        return 0
 
 
 def encode_terms(version: int, terms: OrganizationTerms) -> bytes:
@@ -156,5 +163,5 @@ def version_standing(raw: object) -> int:
     """The same of what Redis answers: 0 where nothing stands, -1 where it is nothing that was written so."""
     try:
         return version_of(raw) if isinstance(raw, bytes) else 0
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         return -1

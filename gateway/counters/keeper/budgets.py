@@ -42,7 +42,7 @@ class BudgetAccounts(Control):
         found = await self.ask(b"ZRANGE", index, b"0", b"-1")
         prefix = name.partition(":")[0]
         return (
-            [f"{prefix}:{one.decode()}" for one in found if isinstance(one, bytes)]
+            [f"{prefix}:{one.decode()}" for one in found if isinstance(one, bytes) and one.isascii()]
             if isinstance(found, list)
             else []
         )
@@ -119,7 +119,8 @@ class BudgetAccounts(Control):
 
     async def _held_of_budgets(self, partition: int) -> tuple[Held, Counter[str]]:
         answer = await self.ask(b"ZRANGE", keys.deadlines(partition).encode(), b"0", b"-1")
-        ids = [one.decode() for one in answer if isinstance(one, bytes)] if isinstance(answer, list) else []
+        names = answer if isinstance(answer, list) else []
+        ids = [one.decode() for one in names if isinstance(one, bytes) and one.isascii()]
         found: dict[tuple[str, int], list[int]] = {}
         calls = Counter[str]()
         stored = await self.states([keys.hold(partition, one) for one in ids])

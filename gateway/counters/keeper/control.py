@@ -100,7 +100,7 @@ class Control(Client):
         found = await self.ask(b"ZRANGE", keys.each_accounts(partition, name).encode(), b"0", b"-1")
         like, _, somebodys = name.partition(":")
         values = found if isinstance(found, list) and somebodys else []
-        names = [f"{like}:{one.decode()}" for one in values if isinstance(one, bytes)]
+        names = [f"{like}:{one.decode()}" for one in values if isinstance(one, bytes) and one.isascii()]
         names = names if somebodys else [name]
         cuts = range(0, len(names), RESET_ACCOUNTS) or range(1)
         for start in cuts:

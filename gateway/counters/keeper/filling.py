@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from gateway.core.accounts.definitions import AccountDefinition, KeyDefinition, OrganizationDefinition
 from gateway.core.batched import batched
-from gateway.counters.admission.stored import encode_terms, version_of
+from gateway.counters.admission.stored import encode_terms, version_standing
 from gateway.counters.keeper.client import TOGETHER_MAX, UNVERIFIED
 from gateway.counters.keeper.control import Control
 from gateway.counters.layouts import packing
@@ -67,11 +67,11 @@ class Filling(Control):
         wanted = {
             name: raw
             for name, raw, old in zip(names, written, before, strict=True)
-            if old is None or (version_of(old) <= version and not _same_terms(old, raw))
+            if old is None or (version_standing(old) <= version and not _same_terms(old, raw))
         }
         sets = ((b"SET", name.encode(), raw, b"GET") for name, raw in wanted.items())
         for name, displaced in zip(wanted, await self.ask_together(sets), strict=True):
-            if isinstance(displaced, bytes) and (newer := version_of(displaced)) > version:
+            if isinstance(displaced, bytes) and (newer := version_standing(displaced)) > version:
                 await self.newest(name, displaced, newer)
 
     async def identities(self, definitions: Sequence[KeyDefinition]) -> None:

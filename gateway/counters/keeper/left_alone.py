@@ -18,7 +18,7 @@ NAMES_MAX = 10_000
 
 
 # What reading fails with where nobody, or another version, stored it.
-UNREADABLE = (ValueError, struct.error, OverflowError, IndexError)
+UNREADABLE = (ValueError, struct.error, OverflowError, IndexError, RecursionError)
 
 
 class LeftAlone:

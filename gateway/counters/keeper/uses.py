@@ -30,7 +30,7 @@ from gateway.counters.layouts.frame import TOMBSTONE_MS
 from gateway.counters.redis import keys
 from gateway.counters.settlement_log.acknowledged import acknowledged
 from gateway.counters.settlement_log.settlement_record import unpack
-from gateway.errors import CountersUnavailable
+from gateway.errors import CountersRefused, CountersUnavailable
 
 # What of a write its rows say, and those of units besides: writes of before told no days.
 _SAID, _SAID_OF_UNITS = ("corrects", "reason"), ("supplied_on", "told_on")
@@ -54,7 +54,9 @@ async def charge_use(client: Client, write: ControlWrite) -> bool:
 async def charge_late(client: Client, write: ControlWrite) -> bool:
     """Charge a settlement that came late, as if it came now; False where its account is not known yet."""
     late = unpack(base64.b64decode(str(write.payload["record"])))
-    known = await windows(client, [late])
+    known, unread = await windows(client, [late])
+    if unread:
+        raise CountersRefused("nobody can read which budgets its organization has")
     budgets = tuple(one for one in late.budgets if one.partition(":")[0] in known)
     call = packing.settle(
         client.run_id_of(late.caller.partition), TOMBSTONE_MS, replace(late, budgets=budgets),

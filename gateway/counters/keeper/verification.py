@@ -59,7 +59,8 @@ class KeeperCounters(Filling, BudgetAccounts, AccountHeads):
     async def reports(self) -> dict[str, Report]:
         """What workers reported last, by worker number."""
         fields = fields_of(await self.ask(b"HGETALL", keys.workers(self.wire.part.anchor).encode()))
-        read = ((slot.decode(), worker_reports.unpack(cast("bytes", raw))) for slot, raw in fields.items())
+        ours = ((slot.decode(), raw) for slot, raw in fields.items() if slot.isascii())
+        read = ((slot, worker_reports.unpack(cast("bytes", raw))) for slot, raw in ours)
         return {worker_slot: report for worker_slot, report in read if report is not None}
 
     async def dismiss(self, worker_slots: Collection[str]) -> None:
@@ -125,7 +126,7 @@ class KeeperCounters(Filling, BudgetAccounts, AccountHeads):
         return {
             name.decode(): int(float(score))
             for name, score in zip(flat[::2], flat[1::2], strict=True)
-            if isinstance(name, bytes) and isinstance(score, bytes)
+            if isinstance(name, bytes) and name.isascii() and isinstance(score, bytes) and b"inf" not in score
         }
 
     async def let_go(self, partition: int, before: bytes, epoch: int, ids: Sequence[str]) -> bytes | None:

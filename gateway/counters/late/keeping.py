@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -32,6 +32,8 @@ RECLAIMED_WEIGHED = b'{"estimated":true,"reclaimed":true,"units":%d,"tokens":%d}
 # Holds of a partition that one look goes through, and less than a page more, for those that can be read.
 LOOK_MAX = 2_000
 _FIRST = b"-inf"
+# No name of ours is of other bytes than UTF-8: it is asked for as it is, found to be none, and removed.
+STRANGE = "surrogateescape"
 
 
 class Keeping:
@@ -101,12 +103,13 @@ class Keeping:
     async def _read(self, partition: int, names: Sequence[str]) -> tuple[list[ExpiredHold], set[str]]:
         """Holds that are there, and the names of those that cannot be read. Deadlines of none are removed."""
         found, unread, gone = list[ExpiredHold](), set[str](), list[bytes]()
-        stored = await each([self._client.send(b"GET", keys.hold(partition, one).encode()) for one in names])
+        asked = (keys.hold(partition, one).encode(errors=STRANGE) for one in names)
+        stored = await each([self._client.send(b"GET", one) for one in asked])
         for name, packed in zip(names, stored, strict=True):
             if isinstance(packed, CountersRefused):
                 raise packed
             if not isinstance(packed, bytes):
-                gone.append(name.encode())
+                gone.append(name.encode(errors=STRANGE))
                 continue
             unread.add(told := f"{partition} {name}")
             with self._client.left_alone.reading("hold", told):
@@ -152,17 +155,19 @@ class Keeping:
     async def end(self, endings: Sequence[Ending]) -> list[bool]:
         """Deal with late settlements in one write, each once by its entry; which were dealt with.
 
-        False where an account is not known, or the counters refuse this one alone. CountersUnavailable
+        False where an account is not known, the counters refuse this one alone, or nobody can read which
+        budgets its organization has. CountersUnavailable
         where some could not be asked; the others are dealt with. So too behind a restart: entries that
         are there again may have been dealt with by another keeper, since the ledger was asked.
         """
         if self._client.run_id != self._looked_under:
             raise CountersUnavailable("Redis was restarted since these settlements were looked at")
         charges = [one for one in endings if one.verb is not Verb.DROP]
-        defined = await windows(self._client, [one.late.settlement for one in charges])
+        defined, unread = await windows(self._client, [one.late.settlement for one in charges])
+        charged = dict.fromkeys([one for one in charges if _waits(one, unread)], False)
+        charges = [one for one in charges if one not in charged]
         waits = [self._charge(one, defined) for one in charges]
         gone = self._drop([one.late for one in endings if one.verb is Verb.DROP])
-        charged: dict[Ending, bool] = {}
         unavailable = None
         for one, wait in zip(charges, waits, strict=True):
             try:
@@ -241,7 +246,15 @@ def _due(partition: int, since: bytes, until: bytes, count: int) -> tuple[bytes,
     return b"ZRANGE", keys.deadlines(partition).encode(), since, until, *limits
 
 
+def _waits(ending: Ending, unread: Collection[int]) -> bool:
+    """Whether it counts in budgets that nobody can read."""
+    late = ending.late.settlement
+    return bool(late.budgets) and late.caller.organization_id in unread
+
+
 def _deadlines(answer: Reply) -> list[tuple[str, bytes]]:
     """Names with their deadlines, as they are answered."""
     flat = cast("list[bytes]", answer) if isinstance(answer, list) else []
-    return [(name.decode(), deadline) for name, deadline in zip(flat[::2], flat[1::2], strict=True)]
+    return [
+        (name.decode(errors=STRANGE), deadline) for name, deadline in zip(flat[::2], flat[1::2], strict=True)
+    ]

@@ -321,3 +321,18 @@ async def test_windows_of_an_unverified_partition_are_unavailable(world: World, 
     status = AccountHeads(await connect(world.url))
     with pytest.raises(CountersUnavailable):
         await status.peek_budgets([(world.p, "a" * 16)])
+
+
+@pytest.mark.parametrize("stored", [b"{", b"[]", b'{"version":"x"}', b"\xff"])
+async def test_what_nobody_can_read_is_written_over_when_its_partition_is_filled(
+    world: World, connect: Connect, stored: bytes
+) -> None:
+    filling = Filling(await connect(world.url))
+    organization = OrganizationDefinition(1, Limits(), terms=OrganizationTerms((Negotiated(2, 5),)))
+    of_tokens = replace(KEY, of_tokens=True)
+    for name in (keys.organization_terms(1), keys.identity(KEY.digest)):
+        world.client.set(name, stored)
+    await filling.write_terms([organization], 4)
+    await filling.identities([of_tokens])
+    assert world.get(keys.organization_terms(1)) == encode_terms(4, organization.terms)
+    assert world.get(keys.identity(KEY.digest)) == encode_identity(as_caller(KEY))
