@@ -76,7 +76,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     """Run one gateway worker until SIGTERM or SIGINT, then finish what is in flight."""
     log, stop = logs.logger("tollkeeper.gateway"), stop_signal()
     allocator.give_back_large_blocks()
-    fences = Fences(str(uuid4()), time.time, log)
+    fences = Fences(str(uuid4()), time.monotonic, log)
     wires = _wires(settings, fences)
     wires.start()
     if not await _begun(wires, settings, stop, log):

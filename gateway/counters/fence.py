@@ -7,7 +7,8 @@ nobody is served before a keeper has verified again. It is noticed by what the d
 - the name is watched on the connection: whatever replaces keys wholesale, as a full synchronisation,
   FLUSHALL, a reload or SWAPDB, breaks the watch, however alike old and new data are;
 - each process leaves a pulse, a number that only rises, and looks for it again: over a new connection, and
-  behind a sleep, older data has an older one;
+  behind a sleep, older data has an older one. It goes by the server's time, so that no process with a wrong
+  clock has another's forgotten, nor its own;
 - the server's replication says when it last began a history of its own behind another's: data that it has
   from another one since, and that still goes by what was verified here before, may be older;
 - who knows better from elsewhere, from its settlement log or from PostgreSQL, says so (`announce`).
@@ -54,7 +55,7 @@ def generation(name: bytes) -> int:
 class Fence:
     """Guards one wire: its `run_id` is the history's from the first moment of each connection.
 
-    `pulse` names this process among all; `wall` tells seconds since the epoch. `noticed` counts the
+    `pulse` names this process among all; `clock` is monotonic. `noticed` counts the
     exchanges of data that this process was the first to say. `promoted` is what servers said of their
     replication last, by run id: it outlives the wire to one that is replaced, and is a primary again.
     """
@@ -63,19 +64,21 @@ class Fence:
         self,
         wire: Wire,
         pulse: str,
-        wall: Callable[[], float],
+        clock: Callable[[], float],
         say: Callable[..., None] = lambda *_, **__: None,
         promoted: dict[bytes, bytes] | None = None,
     ) -> None:
         self.noticed = 0
         self._promoted = {} if promoted is None else promoted
-        self._wire, self._pulse, self._wall, self._say = wire, pulse.encode(), wall, say
+        self._wire, self._pulse, self._clock, self._say = wire, pulse.encode(), clock, say
         self._looking = asyncio.Lock()
         self._server = Server(b"", b"", "", is_one=False)
         self._left: dict[bytes, bytes] = {}
         self._name = b""
         self._trouble = ""
         self._beat = self._floor = self._known = 0
+        # By how much the server's time of day is ahead of the clock, in seconds.
+        self._ahead_s = 0.0
         self._anchor = wire.part.anchor
         self._full = False
         wire.identify = self._greeted
@@ -132,7 +135,7 @@ class Fence:
 
         Only data that was not exchanged since the last look takes the next pulse.
         """
-        beat = self._beat = max(self._beat + 1, int(self._wall() * 1000))
+        beat = self._beat = max(self._beat + 1, self._now_ms())
         # Commands are of a partition, whose slot may be another than that of the pulses: they go alone.
         beats = not self._full and not commands
         pulse = [encode(b"ZADD", self._pulses, b"GT", b"%d" % beat, self._pulse)] if beats else []
@@ -169,11 +172,12 @@ class Fence:
     async def _greeted(self, server: Server, ask: Ask) -> bytes:
         """The history behind a new connection, before anybody uses it."""
         before, anchor = self._server, self._wire.part.anchor
+        self._ahead_s = _seconds(await ask(b"TIME")) - self._clock()
         if anchor < 0:
             self._server = server
             return server.run_id
         moved, self._anchor = anchor != self._anchor, anchor
-        forgotten = b"%d" % int((self._wall() - PULSE_S_MAX) * 1000)
+        forgotten = b"%d" % (self._now_ms() - PULSE_S_MAX * 1000)
         forgetting = ask(b"ZREMRANGEBYSCORE", self._pulses, b"-inf", forgotten)
         _, name = await asyncio.gather(forgetting, _watched(ask, self._named))
         score = _number(await ask(b"ZSCORE", self._pulses, self._pulse))  # of the data that is watched
@@ -228,6 +232,10 @@ class Fence:
         if await _watched(ask, self._named) != name:
             raise CountersUnavailable("the data in Redis was replaced once more")
 
+    def _now_ms(self) -> int:
+        """The time of day at the server."""
+        return int((self._clock() + self._ahead_s) * 1000)
+
     async def _ask(self, *parts: bytes) -> Reply:
         return await in_task(self._wire.send_together(encode(*parts))[0])
 
@@ -269,6 +277,12 @@ def _fresh(number: int) -> bytes:
 
 def _text(answer: Reply) -> bytes:
     return answer if isinstance(answer, bytes) else b""
+
+
+def _seconds(time: Reply) -> float:
+    """What TIME answers (https://valkey.io/commands/time/)."""
+    seconds, micros = (int(part) for part in cast("list[bytes]", time))
+    return seconds + micros / 1e6
 
 
 def _number(answer: Reply) -> int:

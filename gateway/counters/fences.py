@@ -19,9 +19,9 @@ class Fences:
     """`guard` makes the one of a wire before that connects; `pulse` names this process among all."""
 
     def __init__(
-        self, pulse: str, wall: Callable[[], float], say: Callable[..., None] = lambda *_, **__: None
+        self, pulse: str, clock: Callable[[], float], say: Callable[..., None] = lambda *_, **__: None
     ) -> None:
-        self._pulse, self._wall, self._say = pulse, wall, say
+        self._pulse, self._clock, self._say = pulse, clock, say
         self._fences: dict[Wire, Fence] = {}
         self._promoted: dict[bytes, bytes] = {}
         self._noticed_before = 0
@@ -35,7 +35,7 @@ class Fences:
         """Make the fence of a wire; those of wires that are closed are forgotten."""
         for closed in [one for one in self._fences if one.closed]:
             self._noticed_before += self._fences.pop(closed).noticed
-        self._fences[wire] = Fence(wire, self._pulse, self._wall, self._say, self._promoted)
+        self._fences[wire] = Fence(wire, self._pulse, self._clock, self._say, self._promoted)
 
     def of(self, wire: Wire) -> Fence:
         """The fence of a wire."""

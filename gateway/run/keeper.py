@@ -114,7 +114,7 @@ class Keeper:
         later = self._later = KeeperSettings(settings, source, log)
         self._collecting = Collecting(settings, later)
         self._pools = engines.Pools.create(settings.url_file("database_url"), settings.invoices_at_once)
-        self._engine, self._fences = self._pools.loops, Fences(str(uuid4()), time.time, self._log)
+        self._engine, self._fences = self._pools.loops, Fences(str(uuid4()), time.monotonic, self._log)
         self._wires = wires_to(
             parse_url(settings.url_file("redis_url"), settings.redis_files),
             lambda where: Wire(

@@ -35,7 +35,7 @@ class Idle:
     """Over one server, or the primaries of a cluster."""
 
     def __init__(self, url: str, folder: Path, hears: tuple[bytes, ...] = HEARD) -> None:
-        self.fences = Fences("pulse", time.time, silent)
+        self.fences = Fences("pulse", time.monotonic, silent)
         self.wires = wires_to(
             parse_url(url), lambda where: Wire(where, time.monotonic, hears=hears), begun=self.fences.guard,
             taken_up=taken_up,

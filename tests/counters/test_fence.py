@@ -85,9 +85,11 @@ def data(tmp_path: Path) -> Iterator[Data]:
 
 
 @asynccontextmanager
-async def guarded(url: str, pulse: str = "1") -> AsyncIterator[tuple[Wire, Fence]]:
+async def guarded(
+    url: str, pulse: str = "1", clock: Callable[[], float] = time.monotonic
+) -> AsyncIterator[tuple[Wire, Fence]]:
     wire = Wire(parse_url(url), time.monotonic)
-    fence = Fence(wire, pulse, time.time)
+    fence = Fence(wire, pulse, clock)
     await wire.open()
     try:
         yield wire, fence
@@ -287,6 +289,27 @@ async def test_nothing_else_is_taken_for_an_exchange(data: Data, event: Callable
             await looked(fence)
         looking.cancel()
         assert (wire.run_id, fence.noticed) == (before, 0)
+
+
+@pytest.mark.parametrize("days", [40, -40])
+async def test_a_process_with_another_clock_has_no_pulse_forgotten(data: Data, days: int) -> None:
+    """Its own is not forgotten either, by whoever comes next."""
+
+    def theirs() -> float:
+        return time.time() + days * 86_400
+
+    async with guarded(data.server.url, "ours") as (wire, fence):
+        await looked(fence)
+        data.verify(wire.run_id)
+        async with guarded(data.server.url, "theirs", theirs) as (_, other):
+            await looked(other)
+            async with guarded(data.server.url, "newcomer") as (_, third):
+                for each in (fence, other, third):
+                    await looked(each)
+                    assert each.noticed == 0
+        assert data.marked == wire.run_id
+        seconds = [score / 1000 for _, score in data.client.zrange(keys.pulses(0), 0, -1, withscores=True)]
+        assert all(abs(each - time.time()) < 3_600 for each in seconds)
 
 
 async def test_a_new_process_begins_anew_whatever_is_in_its_data(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ DEBUGGED = ("--enable-debug-command", "yes")
 async def guarded(valkey: str, database: str) -> AsyncIterator[Backend]:
     """A keeper behind its fence."""
     backend = Backend(valkey, database)
-    fence = Fence(backend.wire, "keeper", time.time)
+    fence = Fence(backend.wire, "keeper", time.monotonic)
     streams = StrayReader(backend.counters, fence.check_history)
     rewinds = Rewinds(fence, backend.counters, streams, Quarantines(backend.engine))
     backend.verifier = Verifier(Truths(backend.engine, partition_of), backend.counters, rewinds=rewinds)

@@ -336,7 +336,7 @@ class Guarded:
         self.fences: dict[Wire, Fence] = {}
 
     def begun(self, wire: Wire) -> None:
-        self.fences[wire] = Fence(wire, f"process {len(self.fences)}", time.time)
+        self.fences[wire] = Fence(wire, f"process {len(self.fences)}", time.monotonic)
 
     async def looked(self, wire: Wire) -> bool:
         """Whether a fence found its data to be what it was, or says now what it is."""
@@ -386,7 +386,7 @@ async def test_a_primary_that_followed_another_since_is_not_what_was_verified(
     cluster: ValkeyCluster, connect: Connect, verified: bool
 ) -> None:
     """Its process is the same. What it acknowledged may be gone, if the other one had not heard of it."""
-    fences = Fences("a worker", time.time)
+    fences = Fences("a worker", time.monotonic)
     shards = await connect(begun=fences.guard)
     partition = 0
     primary = cluster.owner(partition)

@@ -179,7 +179,7 @@ class Shard:
         self.wire = Wire(parse_url(member.url), time.monotonic)
         # Not the first: what is said of a server's data stands wherever it was begun.
         self.wire.part = Part(self.mine, self.mine[1])
-        self.fence = Fence(self.wire, "a keeper", time.time)
+        self.fence = Fence(self.wire, "a keeper", time.monotonic)
         self.counters = KeeperCounters(self.wire)
         self.organization_id = next(n for n in range(1, 999) if keys.partition_of(n) == self.mine[0])
         self.digest = next(
