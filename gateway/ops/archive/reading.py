@@ -52,7 +52,10 @@ def rows(place: Place, name: str, asked: Asked, said: Callable[[str], object] = 
     with told(place.url):
         if lacking := [month for month in manifest.unnamed(place, ledger.name) if _touches(month, asked)]:
             said(_without_manifest(place, ledger, lacking))
-        months = [month for month in manifest.months(place, ledger.name) if _touches(month, asked)]
+        there = manifest.months(place, ledger.name)
+        if not there and next(manifest.databases(place), None) is None:
+            raise ArchiveFailed(f"{place.url} is no archive: there is no manifest of any ledger")
+        months = [month for month in there if _touches(month, asked)]
         files = [_file(place, ledger, month) for month in (reversed(months) if asked.newest else months)]
         parts = [_of_month(place, one, ledger, asked) for one in files if one is not None]
         in_order: Iterable[dict[str, Any]] = chain.from_iterable(parts)

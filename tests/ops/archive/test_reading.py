@@ -201,6 +201,15 @@ def test_a_month_without_its_manifest_is_told(other: Kept, capsys: pytest.Captur
     assert f"{last.stem} is left out, for {last} is not there" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_place_without_any_archive_is_no_empty_ledger(other: Kept, tmp_path: Path) -> None:
+    """A name that is misspelt, or a volume that is not there."""
+    for root in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(ArchiveFailed, match=f"{root} is no archive"):
+            replace(other, root=root).read("token-ledger")
+    assert not (tmp_path / "nothing").exists()
+    assert other.read("audit-log") == [], "of other ledgers there are months"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
