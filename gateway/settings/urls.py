@@ -64,6 +64,8 @@ def fault(name: str, url: str) -> str:
     database = parts.path.strip("/")
     if name == "redis_url" and (not host or not (database or "0").isdecimal()):
         return f"{shape}, the database being a number, {escaped}"
+    if name == "redis_url" and (parts.query or parts.fragment):
+        return f"{shape}, and nothing behind it, {escaped}"
     if name == "smtp_url" and (not host or database or parts.query or parts.fragment):
         return f"{shape}, and nothing behind it, {escaped}"
     if name != "redis_url" and "@" in database:

@@ -151,7 +151,7 @@ def served(*, loopback: bool = False) -> Iterator[str]:
         server.environment = dict(ENVIRONMENT)
         server.start()
         try:
-            yield f"redis://127.0.0.1:{server.port}/?db=" if loopback else f"unix://{path}?db="
+            yield f"redis://127.0.0.1:{server.port}/" if loopback else f"unix://{path}?db="
         finally:
             server.stop()
 

@@ -16,6 +16,8 @@ PLACES_MAX = 16
 # Why there is no connection where it ended before anything was said.
 NO_REDIS = "what answers there is no Redis, or closed the connection"
 _PREFIX = "TOLLKEEPER_REDIS_"
+# What the query of a URL may say, by how its scheme ends.
+_QUERIES = {"unix": ("db",), "+sentinel": ("username", "password")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +66,21 @@ def parse_url(
     """
     if isinstance(url, UrlFile):
         return replace(parse_url(url.url(), files), file=url)
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise SettingError(f"{_PREFIX}URL cannot be read: {error}") from error
+    _refuse_rest(parts)
     if parts.scheme in ("redis+cluster", "rediss+cluster"):
         return _by_members(parts, Secured(files) if parts.scheme.startswith("rediss") else None)
     if parts.scheme in ("redis+sentinel", "rediss+sentinel"):
         return _by_sentinels(parts, Secured(files) if parts.scheme.startswith("rediss") else None)
     user, password, *_ = _logins(parts)
     if parts.scheme == "unix":
-        query = dict(pair.split("=", 1) for pair in parts.query.split("&") if "=" in pair)
-        return Address("", 0, parts.path, int(query.get("db", 0)), user, password)
+        database = dict(parse_qsl(parts.query)).get("db", "0")
+        if parts.path in ("", "/") or parts.hostname or not database.isdecimal():
+            raise SettingError(f"{_PREFIX}URL must be unix:///path or unix:///path?db=0, the path a socket's")
+        return Address("", 0, parts.path, int(database), user, password)
     if parts.scheme not in ("redis", "rediss") or not parts.hostname:
         raise SettingError(
             f"{_PREFIX}URL must be redis://, rediss://, redis+sentinel://, redis+cluster:// or unix://"
@@ -83,6 +91,15 @@ def parse_url(
         raise SettingError(f"{_PREFIX}URL must end in a database number or nothing")
     tls = Secured(files) if parts.scheme == "rediss" else None
     return Address(parts.hostname, parts.port or DEFAULT_PORT, "", int(database), user, password, tls)
+
+
+def _refuse_rest(parts: SplitResult) -> None:
+    """SettingError for what nobody would read: who writes it means something by it, such as a database."""
+    known = next((names for kind, names in _QUERIES.items() if parts.scheme.endswith(kind)), ())
+    said = parse_qsl(parts.query, keep_blank_values=True)
+    if parts.fragment or (parts.query and not said) or not {name for name, _ in said} <= {*known}:
+        what = f"no other query than {' and '.join(known)}" if known else "no query"
+        raise SettingError(f"{_PREFIX}URL must have {what}, and no fragment (# is written as %23)")
 
 
 def _logins(parts: SplitResult) -> tuple[str, str, str, str]:

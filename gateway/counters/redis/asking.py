@@ -56,7 +56,7 @@ async def ask_apart(
     try:
         async with Within(ANSWER_S_MAX):
             answers = await _answers(address, place, asked)
-    except (OSError, TimeoutError, hiredis.ProtocolError) as error:
+    except (OSError, TimeoutError, UnicodeError, hiredis.ProtocolError) as error:
         raise CountersUnavailable(f"{place[0]}:{place[1]} does not answer: {why_not(error)}") from error
     for one in answers:
         if isinstance(one, hiredis.ReplyError):

@@ -34,7 +34,10 @@ class Way:
         self._place = await primary(address) if address.sentinels else (address.host, address.port)
         host, port = self._place
         tls, name = (address.tls.context(), host) if address.tls else (None, None)
-        await self._loop.create_connection(protocol, host, port, ssl=tls, server_hostname=name)
+        try:
+            await self._loop.create_connection(protocol, host, port, ssl=tls, server_hostname=name)
+        except UnicodeError as error:
+            raise CountersUnavailable(f"{host[:80]} is no name of a host: {error}") from error
 
     def leads_elsewhere(self, waited_s: float) -> bool:
         """Whether sentinels name another, now that whoever was reached has been waited for so long."""

@@ -407,7 +407,7 @@ class Wire(asyncio.Protocol):
             try:
                 await self._connect()
                 return
-            except (OSError, CountersUnavailable) as error:
+            except Exception as error:  # noqa: BLE001  # whatever fails, it is tried again
                 self.trouble = why_not(error)
             await asyncio.sleep(pause)
             pause = min(pause * 2, most)

@@ -20,7 +20,7 @@ from gateway.counters.layouts import packing
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.wire import PENDING_MAX, SWEEP_S, Wire, encode, encode_script
-from gateway.errors import CountersUnavailable, SettingError, StartError
+from gateway.errors import CountersUnavailable, StartError
 from tests.builders import World
 from tests.conftest import ValkeyServer
 from tests.counters.conftest import Connect
@@ -399,59 +399,6 @@ async def test_tls_to_a_server_with_a_certificate_we_trust(
     assert await ask(wire, b"ECHO", b"x" * 100_000) == b"x" * 100_000
     await wire.close()
     proxy.close()
-
-
-@pytest.mark.parametrize(
-    ("url", "host", "port", "database"),
-    [
-        ("redis://one", "one", 6379, 0),
-        ("redis://one:7000/4", "one", 7000, 4),
-        ("redis://[::1]:7000", "::1", 7000, 0),
-        ("rediss://user:pw@one", "one", 6379, 0),
-    ],
-)
-def test_addresses(url: str, host: str, port: int, database: int) -> None:
-    address = parse_url(url)
-    assert (address.host, address.port, address.database) == (host, port, database)
-    assert (address.tls is not None) is url.startswith("rediss")
-
-
-def test_sentinels_are_an_address() -> None:
-    address = parse_url("redis+sentinel://me:p%40w@one:7000,[::1]/main/4?username=u&password=s%26t")
-    assert (address.sentinels, address.primary_name) == ((("one", 7000), ("::1", 26379)), "main")
-    assert (address.username, address.password, address.database) == ("me", "p@w", 4)
-    assert (address.sentinel_username, address.sentinel_password) == ("u", "s&t")
-    assert "p@w" not in repr(address)
-    assert "s&t" not in repr(address)
-    assert parse_url("rediss+sentinel://one/main").tls is not None
-
-
-def test_members_of_a_cluster_are_an_address() -> None:
-    address = parse_url("redis+cluster://me:p%40w@one:7000,[::1]")
-    assert address.members == (("one", 7000), ("::1", 6379))
-    assert (address.username, address.password, address.sentinels) == ("me", "p@w", ())
-    assert "p@w" not in repr(address)
-    assert parse_url("rediss+cluster://one").tls is not None
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "redis+cluster://", "redis+cluster://one:x", "redis+cluster://one/1", "redis+cluster://one?db=1",
-        "redis+cluster://" + ",".join(["one"] * 17),
-        "redis+sentinel://one", "redis+sentinel:///main", "redis+sentinel://one:x/main",
-        "redis+sentinel://one/main/x", "redis+sentinel://" + ",".join(["one"] * 17) + "/main",
-    ],
-)  # fmt: skip
-def test_places_that_name_nothing_are_refused(url: str) -> None:
-    with pytest.raises(SettingError, match="REDIS_URL"):
-        parse_url(url)
-
-
-@pytest.mark.parametrize("url", ["", "http://one", "redis://", "one:6379", "redis://one/first", "redis:///0"])
-def test_what_is_no_address_is_refused(url: str) -> None:
-    with pytest.raises(SettingError, match="REDIS_URL"):
-        parse_url(url)
 
 
 async def test_a_server_that_evicts_is_refused_and_says_what_to_do(
