@@ -62,7 +62,7 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         ("REDIS_URL", "redis://h:99999/0", "is not valid: expected redis://user:password@host:port/database"),
         ("REDIS_URL", "redis://h/main", "the database being a number"),
         ("REDIS_URL", "redis:///0", "is not valid: expected redis://user:password@host:port"),
-        ("REDIS_URL", "redis://h?db=2", "expected redis://user:password@host:port/database, and nothing behind"),
+        ("REDIS_URL", "redis://h?db=2", "redis://user:password@host:port/database, and nothing behind it"),
         ("DATABASE_URL", "postgresql://h:0/x", "is not valid: expected a port from 1 to 65535"),
         ("DATABASE_URL", "postgresql://u@a:5432,b:0/x", "is not valid: expected a port from 1 to 65535"),
         ("DATABASE_URL", "postgresql://u:a/b@h/x", "written as %40 %3A %2F"),
