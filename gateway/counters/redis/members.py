@@ -22,6 +22,9 @@ from gateway.errors import CountersUnavailable
 VIEW_S_MAX = 1.0
 # Who said nothing, or is cut off, is not asked again for so long: others are, and answer at once.
 LEFT_OUT_S = 1.0
+# From when on another cluster is gone to where nobody of the known one said anything, such as one that was
+# built anew. Before that, members of the known one may be away for a moment.
+ANOTHER_S = 10.0
 
 
 class Views:
@@ -30,6 +33,16 @@ class Views:
     def __init__(self, places: Mapping[Wire, Place]) -> None:
         self._places, self._loop = places, asyncio.get_running_loop()
         self._silent: dict[Wire, float] = {}
+        self._said_at = 0.0
+
+    def is_later(self, found: SlotMap, known: SlotMap) -> bool:
+        """Whether to go by a map from now on: none of the known cluster that is older, nor the same."""
+        now = self._loop.time()
+        if found.is_of(known):
+            self._said_at = now
+        elif now - self._said_at >= ANOTHER_S:
+            return True
+        return found.epoch >= known.epoch and found != known
 
     def heard(self, wires: Collection[Wire]) -> list[Wire]:
         """Those of them that there is a word to be had of."""

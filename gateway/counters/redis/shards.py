@@ -226,7 +226,7 @@ class Shards:
 
     def _apply(self, found: SlotMap) -> None:
         """Go by this map, unless a later one is known."""
-        if found.epoch < self.map.epoch or found == self.map:
+        if not self._views.is_later(found, self.map):
             return
         before, self.map = {one.place for one in self.map.owned}, found
         self._found.set()

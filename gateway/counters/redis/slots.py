@@ -69,12 +69,17 @@ class Owned:
 class SlotMap:
     """Who has which slots, as one member of the cluster says. A later `epoch` knows of later changes.
 
-    `members` are all places that were named, replicas too.
+    `members` are all places that were named, replicas too, and `ids` what the cluster itself calls them.
     """
 
     epoch: int = 0
     owned: tuple[Owned, ...] = ()
     members: tuple[Place, ...] = ()
+    ids: frozenset[bytes] = frozenset()
+
+    def is_of(self, other: SlotMap) -> bool:
+        """Whether both may be of one cluster. Epochs of two say nothing of each other."""
+        return not self.ids or not other.ids or not self.ids.isdisjoint(other.ids)
 
     def place_of(self, slot: int) -> Place | None:
         """Where the primary of a slot is; None where nobody has it."""
@@ -110,13 +115,14 @@ def read_slots(epoch: int, said: object, asked: Place) -> SlotMap:
     """
     if not isinstance(said, list) or len(said) > SLOTS:
         raise ValueError("no list of slots")
-    owned, members = list[Owned](), dict[Place, None]()
+    owned, members, ids = list[Owned](), dict[Place, None](), set[bytes]()
     for line in said:
         match line:
             case [int() as first, int() as last, primary, *replicas] if 0 <= first <= last < SLOTS:
                 places = [_place(one, asked) for one in (primary, *replicas)]
                 owned.append(Owned(first, last, places[0]))
                 members.update(dict.fromkeys(places))
+                ids.update(id_ for one in (primary, *replicas) for id_ in one[2:3] if isinstance(id_, bytes))
             case _:
                 raise ValueError(f"no range of slots: {line!r}"[:200])
     owned.sort(key=lambda one: one.first)
@@ -125,7 +131,7 @@ def read_slots(epoch: int, said: object, asked: Place) -> SlotMap:
     primaries = len({one.place for one in owned})
     if primaries > PRIMARIES_MAX:
         raise ValueError(f"{primaries} primaries have slots: expected at most {PRIMARIES_MAX}")
-    return SlotMap(epoch, tuple(owned), tuple(members)[:MEMBERS_MAX])
+    return SlotMap(epoch, tuple(owned), tuple(members)[:MEMBERS_MAX], frozenset(ids))
 
 
 def _place(said: object, asked: Place) -> Place:
