@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import insert, select, text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.administration import Row
 from gateway.core.integrity.reconciliation import Item, Kind, Reconciled
-from persistence.refusals import translating
+from persistence.engine import apart
+from persistence.refusals import translated, translating
 from persistence.subject import Change, Subject
 from persistence.tables.operations import control_write, reconciliation
 from persistence.tables.people import tenant
 
 ITEMS_KEPT_MAX = 1_000
+# Advisory lock class 7813: who compares everybody, whichever keeper it is.
+_TURN = text("SELECT pg_try_advisory_xact_lock(7813, 1)")
 
 # Rows whose balance is not what the row before and their own amount make, but for stored drifts.
 _BREAKS = text("""
@@ -48,6 +53,21 @@ class Results:
     def __init__(self, engine: AsyncEngine, partition_of: Callable[[int], int]) -> None:
         self._engine = engine
         self._partition_of = partition_of
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[bool]:
+        """Have the only run of all keepers while this lasts; False where another one has it.
+
+        Runs take minutes, so it has a connection of its own.
+        """
+        done = False
+        try:
+            async with apart(self._engine) as connection:
+                yield bool(await connection.scalar(_TURN))
+                done = True
+        except (SQLAlchemyError, OSError) as error:
+            if not done:  # else there is nothing left to keep from others
+                raise translated(error) from error
 
     async def keep(self, started: datetime, finished: datetime, found: Reconciled) -> Row:
         """Store one result; answers it as it is shown."""

@@ -31,7 +31,8 @@ from persistence.schema.version import STATUS, THERE, SchemaStatus, refuse_other
 # Advisory lock classes of the project: 7800 the flusher's partitions, 7801 the schema,
 # 7802 allocation, 7803 invoices, 7804 the count of losses, 7805 prices,
 # 7806 budgets, 7807 checkpoints, 7808 invoices on schedule, 7809 configuration,
-# 7810 archiving, 7811 a proof of a backup, 7812 what an organization makes.
+# 7810 archiving, 7811 a proof of a backup, 7812 what an organization makes,
+# 7813 a comparison of everybody.
 SCHEMA_LOCK = (7801, 1)
 MIGRATIONS = Path(__file__).parent / "migrations"
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -149,7 +149,7 @@ class MemoryCounters:
     async def last(self) -> Mapping[str, object] | None:
         return self.reconciled
 
-    def alone(self) -> AbstractContextManager[None]:
+    def alone(self) -> AbstractAsyncContextManager[None]:
         if self.comparing:
             raise Overloaded
         return nullcontext()

@@ -60,7 +60,7 @@ async def run_once(
 
     Who asked is in the audit log. `Overloaded` while another run is under way.
     """
-    with ports.reconciler.alone():
+    async with ports.reconciler.alone():
         return await _run(ports, request, claim, repair=repair, whole=whole)
 
 

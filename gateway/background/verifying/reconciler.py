@@ -6,8 +6,8 @@ Finds and says; repairs only when asked, by appending.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import datetime
 from typing import Protocol
 
@@ -37,6 +37,7 @@ OWNERS_A_BATCH = 100
 PROOFS_A_BATCH = 1
 # Of a run, for keeping what it found.
 KEEP_S = 15.0
+UNDER_WAY = "A comparison is under way already: try again in a while."
 
 
 class Counters(BudgetTarget, Protocol):
@@ -72,7 +73,10 @@ class Ledger(BudgetSource, Protocol):
 
 
 class Results(Protocol):
-    """Where results are kept."""
+    """Where results are kept, and whose turn it is to have one."""
+
+    def turn(self) -> AbstractAsyncContextManager[bool]:
+        """Have the only run of all keepers; False where another one has it."""
 
     async def keep(self, started: datetime, finished: datetime, found: Reconciled) -> Row:
         """Store one result; answers it as it is shown."""
@@ -107,14 +111,20 @@ class Reconciler:
         self._looked: datetime | None = None
         self._running = False
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Have the only run that this keeper does at a time; `Overloaded` while there is another."""
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """Have the only run of all keepers at a time; `Overloaded` while there is another.
+
+        Two that repair at once would both make the same drift good.
+        """
         if self._running:
-            raise Overloaded("A comparison is under way already: try again in a while.")
+            raise Overloaded(UNDER_WAY)
         self._running = True
         try:
-            yield
+            async with self._results.turn() as is_ours:
+                if not is_ours:
+                    raise Overloaded(UNDER_WAY)
+                yield
         finally:
             self._running = False
 

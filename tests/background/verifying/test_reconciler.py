@@ -404,8 +404,51 @@ async def test_rows_are_asked_within_the_time_that_is_left_and_over_a_connection
 
 async def test_one_run_at_a_time(valkey: str, migrated: str) -> None:
     async with backend_at(valkey, migrated) as backend:
+        reconciler, other_keepers = reconciler_of(backend), reconciler_of(backend)
+        for second in (reconciler, other_keepers):
+            async with reconciler.alone():
+                with pytest.raises(Overloaded, match="under way"):
+                    async with second.alone():
+                        raise AssertionError
+            async with second.alone():
+                pass
+
+
+async def test_a_drift_is_made_good_once_however_many_keepers_are_asked_to(
+    valkey: str, migrated: str
+) -> None:
+    async with backend_at(valkey, migrated) as backend:
+        world = await busy(backend)
+        world.put_tenant(remaining=world.tenant.remaining - 7)
+
+        async def repaired(reconciler: Reconciler) -> bool:
+            try:
+                async with reconciler.alone():
+                    await reconciler.run_now(repair=True)
+            except Overloaded:
+                return False
+            return True
+
+        keepers = [reconciler_of(backend) for _ in range(3)]
+        assert sorted(await asyncio.gather(*map(repaired, keepers))) == [False, False, True]
+        await backend.push()
+        await backend.flush()
+        assert (await keepers[0].run_now())["items"] == []
+
+
+async def test_a_run_whose_turn_broke_meanwhile_has_ended_all_the_same(valkey: str, migrated: str) -> None:
+    async with backend_at(valkey, migrated) as backend:
         reconciler = reconciler_of(backend)
-        with reconciler.alone(), pytest.raises(Overloaded, match="under way"), reconciler.alone():
+        async with reconciler.alone():
+            [(ended,)] = broken_turns(migrated)
+            assert ended
+        async with reconciler.alone():
             pass
-        with reconciler.alone():
-            pass
+
+
+def broken_turns(url: str) -> list[tuple[bool]]:
+    """End the session of who has the turn."""
+    with psycopg.connect(url) as connection:
+        return connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND classid = 7813"
+        ).fetchall()
