@@ -112,6 +112,7 @@ FACTS = (
     Fact("reclaimed_holds", "counter", "Holds ended by their deadline."),
     Fact("drift_tokens", "gauge", "Sum of absolute differences in tokens at the last reconciliation."),
     Fact("drift_credits", "gauge", "Sum of absolute differences in credits at the last reconciliation."),
+    Fact("reconciliation_items", "gauge", "What the last comparison of all accounts found.", ("kind",)),
     Fact("quarantined_accounts", "gauge", "Accounts in quarantine until a person releases them."),
     Fact("dead_letters", "gauge", "Entries of the outbox that could not be read or stored."),
     Fact("programs", "gauge", "Gateway workers and keepers that run.", ("role", "version")),

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.core.billing.due import LEFT_REASONS
 from gateway.core.billing.usage_feed import COUNTED_MAX
 from gateway.core.certificate import not_after
+from gateway.core.integrity.reconciliation import Kind
 from persistence.engine import plain_url
 from persistence.replica import Replica
 
@@ -62,6 +63,11 @@ SELECT coalesce(sum(CASE WHEN w.count < :most THEN w.count
 _BACKED_UP = text("""
 SELECT extract(epoch FROM max(taken_at)) AS taken, extract(epoch FROM max(proved_at)) AS proved
   FROM backup_run""")
+# Of the last comparison of everybody that is kept.
+_DIFFERS = text("""
+SELECT item->>'kind' AS kind, count(*) AS n
+  FROM (SELECT items FROM reconciliation ORDER BY id DESC LIMIT 1) AS last
+ CROSS JOIN LATERAL jsonb_array_elements(last.items) AS item GROUP BY 1""")
 _ENDS = text("""
 SELECT 'api_key', extract(epoch FROM min(expires_at)) FROM api_key
  WHERE revoked_at IS NULL AND expires_at > now()
@@ -81,6 +87,7 @@ async def gauges(
         **await handed_over(engine),
         **await usage_feeds(engine),
         "dead_letters": await dead_letters(engine),
+        "reconciliation_items": await differing(engine),
         **await waiting_messages(engine),
         "credential_expiry_timestamp_seconds": await next_ends(engine),
         **await backed_up(engine),
@@ -91,6 +98,13 @@ async def dead_letters(engine: AsyncEngine) -> int:
     """Entries of the outbox that could not be read or stored, and are not dealt with."""
     async with engine.connect() as connection:
         return int(await connection.scalar(_DEAD) or 0)
+
+
+async def differing(engine: AsyncEngine) -> list[tuple[str, int]]:
+    """What the last comparison of everybody found, by kind: nothing before the first."""
+    async with engine.connect() as connection:
+        found = {row.kind: int(row.n) for row in await connection.execute(_DIFFERS)}
+    return [(kind.value, found.get(kind.value, 0)) for kind in Kind]
 
 
 async def waiting_messages(engine: AsyncEngine) -> dict[str, object]:

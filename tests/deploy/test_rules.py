@@ -78,6 +78,9 @@ WELL = {
     "tollkeeper_configuration_stale": "0x100",
     "tollkeeper_issuers_unread{issuer='https://issuer.example'}": "0x100",
     "tollkeeper_left_alone{what='hold'}": "0x100",
+    "tollkeeper_reconciliation_items{kind='contradiction'}": "0x100",
+    "tollkeeper_reconciliation_items{kind='unasked'}": "1x100",
+    "tollkeeper_reconciliation_items{kind='lag'}": "5x100",
     # one bad minute of PostgreSQL is no item that fails for ever
     "tollkeeper_loop_failures_total{loop='calendar',of='item'}": "7x5 9x95",
     "tollkeeper_credential_expiry_timestamp_seconds{kind='api_key'}": f"{30 * DAY}x100",
@@ -105,6 +108,7 @@ FAULTS = {
     "FlushStalled": Fault(12, {"tollkeeper_flush_seconds_count": "9x100"}),
     "EventsLost": Fault(10, {"tollkeeper_lost_events_total": "3x5 4x95"}),
     "LedgerDrift": Fault(5, {"tollkeeper_drift_credits": "0 7x99"}),
+    "RowsContradict": Fault(5, {"tollkeeper_reconciliation_items{kind='contradiction'}": "0 3x99"}),
     "AccountsQuarantined": Fault(5, {"tollkeeper_quarantined_accounts": "0 1x99"}),
     "DeadLetters": Fault(5, {"tollkeeper_dead_letters": "0 1x99"}),
     "LeftAlone": Fault(5, {"tollkeeper_left_alone{what='hold'}": "0 1x99"}),

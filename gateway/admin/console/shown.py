@@ -20,7 +20,7 @@ TONES: Mapping[str, str] = {
         "warn": ("adjust", "nearly used up", "passed", "expired", "over", "refund", "correction", "delete",
                  "full", "unasked"),
         "bad": ("void", "failed", "blocked", "used up", "revoked", "drift", "gap", "excess", "open",
-                "conflict", "behind", "unknown_account", "overdue", "uncollectible"),
+                "conflict", "behind", "unknown_account", "overdue", "uncollectible", "contradiction", "more"),
     }.items()
     for word in words
 }  # fmt: skip

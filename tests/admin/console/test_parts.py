@@ -15,6 +15,7 @@ from gateway.admin.console.screens import SCREENS, menu
 from gateway.admin.resources import RESOURCES
 from gateway.admin.resources.fields import fields_of
 from gateway.core.accounts.administration import Actor
+from gateway.core.integrity.reconciliation import NO_FAULTS, Kind
 
 
 @pytest.mark.parametrize(
@@ -240,3 +241,9 @@ async def test_no_numbers_are_no_error() -> None:
         raise OSError
 
     assert (await Live(snapshot, Clock()).now())["is_known"] is False
+
+
+def test_each_kind_of_what_differs_is_set_in_a_tone_and_faults_in_that_of_faults() -> None:
+    tones = {kind: shown.tone(kind) for kind in Kind}
+    assert {kind for kind, tone in tones.items() if tone == "bad"} == {*Kind} - NO_FAULTS
+    assert "plain" not in tones.values()

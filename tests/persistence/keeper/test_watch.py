@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 
 import psycopg
 
 from gateway.core.billing.due import LEFT_REASONS
+from gateway.core.integrity.reconciliation import UNASKED, Item, Kind, Reconciled
+from gateway.counters.redis.keys import partition_of
 from persistence import engine as engines
-from persistence.keeper.watch import certificate_end, dead_letters, invoices, next_ends, waiting_messages
+from persistence.keeper.watch import (
+    certificate_end,
+    dead_letters,
+    differing,
+    invoices,
+    next_ends,
+    waiting_messages,
+)
+from persistence.resources.reconciliation_results import Results
 
 KEYS = """
 INSERT INTO organization (name) VALUES ('o');
@@ -43,6 +54,27 @@ async def test_the_next_end_is_that_of_a_valid_credential(migrated: str) -> None
         [(kind, end)] = await next_ends(engine)
         assert kind == "api_key"
         assert abs(end - time.time() - 2 * 86400) < 3600
+    finally:
+        await engine.dispose()
+
+
+async def test_what_the_last_comparison_found_is_counted_by_kind(migrated: str) -> None:
+    engine = engines.create(migrated)
+    results, now = Results(engine, partition_of), datetime.now(UTC)
+    of_rows = Item("tenant:1", Kind.CONTRADICTION, 0, 3, "balance: 3")
+    drift = Item("tenant:1", Kind.DRIFT, 5, 3, "5 more")
+    runs = [
+        ([], {}),
+        ([of_rows, drift, of_rows], {"contradiction": 2, "drift": 1}),
+        ([of_rows] * 1_002, {"contradiction": 1_000, "more": 1}),
+        (UNASKED.items, {"unasked": 1}),
+    ]
+    try:
+        assert await differing(engine) == [(kind.value, 0) for kind in Kind]
+        for items, expected in runs:
+            await results.keep(now, now, Reconciled(1, 0, tuple(items)))
+            found = dict(await differing(engine))
+            assert found == dict.fromkeys(Kind, 0) | expected
     finally:
         await engine.dispose()
 
