@@ -9,7 +9,7 @@ here is verified anew, under a later epoch.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from gateway.core.integrity.recovery import Markers
@@ -30,19 +30,11 @@ class Overtaken:
         until = self._clock() - OVERTAKEN_S
         return frozenset(one for one, since in self._since.items() if since <= until)
 
-    def verified(self, partitions: Iterable[int]) -> None:
-        """These are verified: nobody has said more of them."""
-        for one in partitions:
-            self._since.pop(one, None)
-
     def look(self, markers: Markers, noted: Mapping[int, tuple[bytes, int]]) -> None:
         """Note which verified ones PostgreSQL knows otherwise, by the run id and epoch it has of each."""
         now = self._clock()
-        epochs = markers.verified | {
-            one: epoch for one, _, epoch in markers.unverified if markers.before[one] == markers.run_id
-        }
         self._since = {
             one: self._since.get(one, now)
-            for one, epoch in epochs.items()
+            for one, epoch in markers.verified.items()
             if one in noted and noted[one][1] >= epoch and noted[one] != (markers.run_id, epoch)
         }

@@ -103,8 +103,11 @@ class Target(BudgetTarget, Protocol):
     def run_id(self) -> bytes:
         """The server's run id on this connection; empty while there is none."""
 
-    async def markers(self, anew: Collection[int] = ()) -> Markers:
-        """The partitions as their markers stand; those to be verified `anew` are unverified in any case."""
+    async def markers(self) -> Markers:
+        """The partitions as their markers stand."""
+
+    async def close_again(self, partitions: Collection[int]) -> None:
+        """Have nobody go by these as they were verified."""
 
     async def last_verified(self) -> bytes:
         """Under which run id it was last said that whatever is not here does not exist."""

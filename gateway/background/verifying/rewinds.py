@@ -24,8 +24,8 @@ class Streams(Protocol):
         """The partitions whose stream never had this entry; `anew` not by what is known of this history."""
 
     async def read_strays(self, partition: int, mark: bytes, stopped: Collection[str]) -> Strays | None:
-        """What went on after an entry where the stream never had that, but for accounts in quarantine; None
-        where it had.
+        """What waits in a stream that never had an entry, but for accounts in quarantine; None where it had
+        that.
         """
 
     async def drop(self, strays: Strays) -> bytes:
@@ -102,7 +102,7 @@ class Rewinds:
             self._said |= {one: marks[one] for one in behind}
 
     async def strays(self, partitions: Sequence[int]) -> dict[int, Strays]:
-        """What went on in these partitions after what is stored, where the stream never had that."""
+        """What waits in these partitions, where the stream never had the newest entry that is stored."""
         marks, stopped = await self._stored(), await self._marks.stopped_accounts()
         found = {
             one: await self._streams.read_strays(one, marks[one], stopped)

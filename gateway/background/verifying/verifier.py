@@ -103,7 +103,9 @@ class Verifier:
         self._watched = b""
         await self._notice_rewind(anew=not self.ready)
         reports = await self._target.reports() if self._admission_gate else {}
-        markers = await self._target.markers(self._overtaken.due())
+        if due := self._overtaken.due():  # first: nothing that waits here may be read as of the next epoch
+            await self._target.close_again(due)
+        markers = await self._target.markers()
         run_id = markers.run_id  # whoever names another one meanwhile has all of this done again
         if not run_id:
             raise CountersUnavailable
@@ -144,7 +146,6 @@ class Verifier:
             done = await self._all(run_id, wanted, found, everybodys.version, defined)
         if whole_of := {one.partition: one.epoch for one in done if not one.refused}:
             await self._source.note_compared(run_id, whole_of, everybodys.position)
-        self._overtaken.verified(one.partition for one in done)
         await self._notice_rewind(anew=True)  # what was exchanged meanwhile is verified again
         whole = len(done) == len(markers.unverified) and not self._left
         if whole and self._target.run_id == run_id:

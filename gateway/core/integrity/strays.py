@@ -1,8 +1,9 @@
 """Entries of the outbox that are no continuation of what PostgreSQL has stored.
 
 Data that is exchanged for older data under a running process is written to until that is noticed: its
-accounts go on from where they stood once, over movements that were stored since. Those entries come behind
-the newest one that is stored, in a stream that never had it; all else that the stream has is stored already.
+accounts go on from where they stood once, over movements that were stored since. So does a server that was
+cut off, or left, while another one went on: what waits there may be older than what was stored of that one.
+So whatever waits in a stream that never had the newest entry stored is no continuation, or is stored already.
 But for accounts that are stopped: what came before waits still, and what went on follows that.
 """
 
@@ -17,8 +18,8 @@ from gateway.core.accounts.outbox import control_id
 
 @dataclass(slots=True)
 class Strays:
-    """What went on after entry `after` of one partition: `entries`, the `ids` by which they are remembered,
-    and whose they are. Those of `stopped` accounts are none.
+    """What waits of one partition whose stream never had entry `after`: `entries`, the `ids` by which they
+    are remembered, and whose they are. Those of `stopped` accounts are none.
     """
 
     partition: int

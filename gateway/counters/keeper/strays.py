@@ -1,4 +1,4 @@
-"""Finds and drops entries of older data in the outbox: those that PostgreSQL's rows do not lead to."""
+"""Finds and drops what waits in older data's outbox: PostgreSQL's rows do not lead to it."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class StrayReader:
         ]
 
     async def read_strays(self, partition: int, mark: bytes, stopped: Collection[str] = ()) -> Strays | None:
-        """What went on after `mark` where the stream never had that; None where it had."""
+        """All that waits in a stream that never had `mark`; None where it had."""
         if not await self.behind({partition: mark}):
             return None
-        found, after = Strays(partition, mark, stopped), mark
+        found, after = Strays(partition, mark, stopped), b""
         while True:
             entries = entries_in(
                 await self._client.ask(*entries_behind(keys.outbox(partition), after, READ_ENTRIES))

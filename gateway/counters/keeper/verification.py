@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import cast
 
 from gateway.core.accounts.definitions import KeyDefinition, OrganizationAccount, TenantAccount
@@ -19,6 +20,7 @@ from gateway.counters.keeper.filling import Filling
 from gateway.counters.keeper.one_question import markers_of, with_late
 from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.layouts import packing, states
+from gateway.counters.marked import NOBODY
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import AnotherType
 from gateway.counters.settlement_log.settlement_record import release_of
@@ -31,8 +33,8 @@ REBUILT_MAX = 50
 class KeeperCounters(Filling, BudgetAccounts, AccountHeads):
     """The counters as the keeper's loops and people see them, whole; what verification asks is here."""
 
-    async def markers(self, anew: Collection[int] = ()) -> Markers:
-        """The partitions as their markers stand under the present run id; of some, as if under no run id."""
+    async def markers(self) -> Markers:
+        """The partitions as their markers stand under the present run id."""
         markers = await markers_of(self, self.partitions)
         found = Markers(self.run_id, [], {}, {})
         for partition, raw in markers.items():
@@ -44,7 +46,7 @@ class KeeperCounters(Filling, BudgetAccounts, AccountHeads):
                 found.others.append(partition)
                 continue
             self.left_alone.forget("partition", [str(partition)])
-            if run_id != found.run_id or partition in anew:
+            if run_id != found.run_id:
                 found.unverified.append((partition, marker, epoch))
                 found.before[partition] = run_id
                 continue
@@ -55,6 +57,15 @@ class KeeperCounters(Filling, BudgetAccounts, AccountHeads):
                 found.closed[partition] = epoch
         self.newer = frozenset(found.others)
         return found
+
+    async def close_again(self, partitions: Collection[int]) -> None:
+        """Have nobody go by these as they were verified: nobody is served by them, and nothing is read."""
+        for partition, raw in (await markers_of(self, partitions)).items():
+            with suppress(NewerLayout):
+                run_id, epoch, catalogue = packing.read_marker(raw)
+                if isinstance(raw, bytes) and run_id == self.run_id:
+                    closed = packing.marker(NOBODY, epoch, catalogue)
+                    await self.rebuild(partition, keys.marker(partition), closed, raw)
 
     async def reports(self) -> dict[str, Report]:
         """What workers reported last, by worker number."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from gateway.background.verifying.overtaken import OVERTAKEN_S, Overtaken
 from gateway.background.verifying.verifier import Verifier
 from gateway.core.model import PARTITIONS
+from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
@@ -19,9 +20,23 @@ from tests.conftest import ValkeyServer
 START = Callable[..., ValkeyServer]
 
 
-def clocked(backend: Backend) -> Clock:
-    clock = Clock()
-    truths = Truths(backend.engine, partition_of)
+class WhatIsRead(Truths):
+    """PostgreSQL, and what a flush reads while it is told of the next epoch."""
+
+    def __init__(self, backend: Backend, partition: int) -> None:
+        super().__init__(backend.engine, partition_of)
+        self._outbox, self._partition = Outbox(backend.counters), partition
+        self.read: list[int] = []
+
+    async def note(self, run_id: bytes, epochs: Mapping[int, int]) -> frozenset[int]:
+        done = await super().note(run_id, epochs)
+        if epochs:
+            self.read.append(len(await self._outbox.read({self._partition: b""}, 100)))
+        return done
+
+
+def clocked(backend: Backend, truths: Truths | None = None) -> Clock:
+    clock, truths = Clock(), truths or Truths(backend.engine, partition_of)
     backend.verifier = Verifier(truths, backend.counters, overtaken=Overtaken(clock))
     return clock
 
@@ -80,6 +95,23 @@ async def test_where_the_other_server_is_gone_it_is_verified_anew(own_valkey: ST
         assert await here.verify() == []
         await here.flush()
         assert here.ledger(world.caller.tenant_id)[-1] == (2, "consume", -30, 70)
+
+
+async def test_what_waits_is_not_read_as_of_the_epoch_that_it_is_not_verified_under_yet(
+    own_valkey: START, migrated: str
+) -> None:
+    """What contradicts the other server's rows is dropped before that."""
+    one, gone = own_valkey(), own_valkey()
+    async with backend_at(one.url, migrated) as here, backend_at(gone.url, migrated) as other:
+        world = await here.settle_in(100)
+        truths = WhatIsRead(here, world.p)
+        clock = clocked(here, truths)
+        await other.verify()
+        world.reserve(need=1).settle(tokens=30)
+        assert await here.verify() == []
+        clock.ahead += OVERTAKEN_S
+        assert await here.verify() != []
+        assert truths.read == [0]
 
 
 async def test_an_epoch_is_of_one_history(valkey: str, migrated: str) -> None:

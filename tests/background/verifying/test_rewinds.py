@@ -2,51 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 
 import pytest
 
-from gateway.background.flushing.flusher import Flusher
-from gateway.background.verifying.rewinds import Rewinds
-from gateway.background.verifying.verifier import Verifier
-from gateway.counters.fence import Fence
-from gateway.counters.keeper.outbox import Outbox
-from gateway.counters.keeper.strays import StrayReader
 from gateway.counters.redis import keys
-from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable
-from persistence.keeper.verification import Truths
-from persistence.resources.quarantine import Quarantines
 from tests.background.backend import Backend, parted, rejoined
+from tests.background.verifying.guarded import at_one, guarded, settle, stopped, verified
 from tests.builders import World
 from tests.conftest import ValkeyServer
 from tests.persistence.scenario import release, stop
 
 START = Callable[..., ValkeyServer]
 DEBUGGED = ("--enable-debug-command", "yes")
-
-
-@asynccontextmanager
-async def guarded(valkey: str, database: str) -> AsyncIterator[Backend]:
-    """A keeper behind its fence."""
-    backend = Backend(valkey, database)
-    fence = Fence(backend.wire, "keeper", time.monotonic)
-    streams = StrayReader(backend.counters, fence.check_history)
-    rewinds = Rewinds(fence, backend.counters, streams, Quarantines(backend.engine))
-    backend.verifier = Verifier(Truths(backend.engine, partition_of), backend.counters, rewinds=rewinds)
-    backend.flusher = Flusher(
-        Outbox(backend.counters, check_history=fence.check_history),
-        backend.writer,
-        lambda _: None,
-        before_storing=rewinds.notice,
-    )
-    await backend.wire.open()
-    try:
-        yield backend
-    finally:
-        await backend.close()
 
 
 @pytest.fixture
@@ -60,17 +30,8 @@ async def world(backend: Backend) -> World:
     return await backend.settle_in(10_000)
 
 
-def settle(world: World, count: int, tokens: int) -> None:
-    for _ in range(count):
-        world.reserve(need=tokens).settle(tokens=tokens)
-
-
 def reload(world: World) -> None:
     world.client.execute_command("DEBUG", "RELOAD", "NOSAVE")  # type: ignore[no-untyped-call]  # untyped in redis-py
-
-
-def stopped(backend: Backend) -> list[dict[str, object]]:
-    return backend.rows("select * from quarantine")
 
 
 async def older(backend: Backend, world: World, *, stored: bool) -> int:
@@ -85,24 +46,6 @@ async def older(backend: Backend, world: World, *, stored: bool) -> int:
     reload(world)
     settle(world, 2, 30)
     return int(last["last_seq"])
-
-
-async def verified(backend: Backend, world: World) -> None:
-    """As the keeper does it; `world` calls under what it finds."""
-    with suppress(CountersUnavailable):
-        await backend.verify()
-    await backend.verify()
-    await backend.push()
-    world.run_id = backend.wire.run_id
-
-
-def at_one(backend: Backend, world: World) -> None:
-    """Counters and ledger say the same, and nobody is stopped."""
-    (quota,) = backend.rows(
-        "select tokens_used, last_seq from tenant_quota where tenant_id = %s", world.caller.tenant_id
-    )
-    assert (quota["tokens_used"], quota["last_seq"]) == (world.tenant.used, world.tenant.seq)
-    assert stopped(backend) == []
 
 
 async def test_what_goes_on_beside_stored_movements_is_dropped_and_nobody_is_stopped(
