@@ -177,8 +177,10 @@ class Fence:
             self._server = server
             return server.run_id
         moved, self._anchor = anchor != self._anchor, anchor
-        forgotten = b"%d" % (self._now_ms() - PULSE_S_MAX * 1000)
-        forgetting = ask(b"ZREMRANGEBYSCORE", self._pulses, b"-inf", forgotten)
+        forgotten = self._now_ms() - PULSE_S_MAX * 1000
+        if self._known <= forgotten:  # others had it forgotten: that says nothing of the data
+            self._known = 0
+        forgetting = ask(b"ZREMRANGEBYSCORE", self._pulses, b"-inf", b"%d" % forgotten)
         _, name = await asyncio.gather(forgetting, _watched(ask, self._named))
         score = _number(await ask(b"ZSCORE", self._pulses, self._pulse))  # of the data that is watched
         if server.run_id == before.run_id and not moved:

@@ -14,7 +14,7 @@ import redis
 
 from gateway.core.integrity.strays import Strays
 from gateway.core.layout import LAYOUT
-from gateway.counters.fence import Fence, _watched, generation, history
+from gateway.counters.fence import PULSE_S_MAX, Fence, _watched, generation, history
 from gateway.counters.fences import keep_looking
 from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.strays import StrayReader
@@ -310,6 +310,19 @@ async def test_a_process_with_another_clock_has_no_pulse_forgotten(data: Data, d
         assert data.marked == wire.run_id
         seconds = [score / 1000 for _, score in data.client.zrange(keys.pulses(0), 0, -1, withscores=True)]
         assert all(abs(each - time.time()) < 3_600 for each in seconds)
+
+
+async def test_whose_pulse_was_forgotten_while_he_was_away_for_long_takes_no_data_for_older(
+    data: Data,
+) -> None:
+    async with guarded(data.server.url) as (wire, fence):
+        await fence.check_history()
+        before = wire.run_id
+        async with cut_off(data, wire):
+            data.client.delete(keys.pulses(0))
+            fence._known -= PULSE_S_MAX * 1_000
+        await looked(fence)
+        assert (wire.run_id, fence.noticed) == (before, 0)
 
 
 async def test_a_new_process_begins_anew_whatever_is_in_its_data(tmp_path: Path) -> None:
