@@ -127,7 +127,7 @@ def keeper(
     import uvloop  # noqa: PLC0415  # each command loads what it needs
 
     from gateway.app import run_keeper  # noqa: PLC0415
-    from gateway.run.serving import resolved  # noqa: PLC0415
+    from gateway.run.serving import resolved, tell_overruled  # noqa: PLC0415
     from gateway.run.stopping import run_to_end  # noqa: PLC0415
     from gateway.telemetry import logs  # noqa: PLC0415
 
@@ -135,6 +135,7 @@ def keeper(
     settings = read()
     settings.require("redis_url", "database_url", "admin_token", "key_pepper")
     logs.configure(settings.log_level)
+    tell_overruled(settings, partial(logs.logger("tollkeeper.keeper"), level="warning"))
     run_to_end(uvloop.run, run_keeper(settings, read))
 
 

@@ -62,6 +62,7 @@ def serve(config: Path | None, **options: str | int | None) -> None:
     settings.require("redis_url", "key_pepper")
     logs.configure(settings.log_level)
     voice = Voice() if sys.stderr.isatty() else JsonVoice(logs.logger("tollkeeper.serve"))
+    tell_overruled(settings, voice.warn)
     run_to_end(asyncio.run, _serve(Renewal(settings, read), voice))
 
 
@@ -180,6 +181,12 @@ def resolved(config: Path | None, **options: str | int | None) -> Settings:
             environ[f"{PREFIX}{name.upper()}"] = str(value)
             environ.pop(f"{PREFIX}{name.upper()}{SUFFIX}", None)
     return load(environ, config)
+
+
+def tell_overruled(settings: Settings, warn: Callable[[str], None]) -> None:
+    """Say which settings the file states in vain, by their names alone; nothing where there are none."""
+    if names := ", ".join(PREFIX + name.upper() for name in settings.overruled):
+        warn(f"{settings.config_path} says something else than the environment, which counts, of {names}")
 
 
 def command(*words: str) -> tuple[str, ...]:

@@ -48,6 +48,11 @@ class Environment(Mapping[str, str]):
         self.files[path] = None
         return read_secret(place, path)
 
+    def named(self, settings: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+        """The files that were read, each with its setting of these; without one it holds a variable's."""
+        names = {path: name for name, path in settings.items()}
+        return tuple((names.get(path, ""), path) for path in self.files)
+
 
 def both_set(variable: str, file: str) -> SettingError:
     """What is said where a value is stated twice."""

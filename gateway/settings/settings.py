@@ -139,6 +139,7 @@ class Settings(Servers, frozen=True, kw_only=True):
     # Files that secrets were read from, each with its setting; without one it holds a variable's.
     secret_files: tuple[tuple[str, str], ...] = ()
     config_path: str = ""  # the file that some of it was read from
+    overruled: tuple[str, ...] = ()  # settings of which that file says something else
 
     def require(self, *names: str) -> None:
         """`SettingError` for the first of these that has no value."""
@@ -191,7 +192,7 @@ class Settings(Servers, frozen=True, kw_only=True):
 
     def values(self) -> dict[str, Any]:
         """Everything by its name, routes and upstreams too."""
-        own = {name: getattr(self, name) for name in self.__struct_fields__ if name != "http"}
+        own = {one: getattr(self, one) for one in self.__struct_fields__ if one not in {"http", "overruled"}}
         return own | {name: getattr(self.http, name) for name in SETTABLE}
 
     def named(self) -> dict[str, Any]:
@@ -218,7 +219,7 @@ class Settings(Servers, frozen=True, kw_only=True):
 
 
 # What the file's routes and standard variables say has no name of ours.
-_ELSEWHERE = {*RouteTable._fields, "tracing", "proxies", "http", "secret_files", "config_path"}
+_ELSEWHERE = {*RouteTable._fields, "tracing", "proxies", "http", "secret_files", "config_path", "overruled"}
 NAMES = (*(name for name in Settings.__struct_fields__ if name not in _ELSEWHERE), *SETTABLE)
 
 
@@ -233,21 +234,21 @@ def load(environ: Mapping[str, str], config: Path | None = None) -> Settings:
     files: dict[str, str] = {}
     of_file = written.settings.items() if written else ()
     theirs = [(name, f"{config}: settings.{name}", value) for name, value in of_file]
-    values = _read(theirs, environment, files, "")
+    told = _read(theirs, environment, files, "")
     ours = [
         (name_of(variable, PREFIX), variable, text)
         for variable, text in environ.items()
         if variable.startswith(PREFIX) and not is_service_link(variable, text)
     ]
-    values |= _read([one for one in ours if one[0] not in CLIENT_NAMES], environment, files, PREFIX)
+    values = told | _read([one for one in ours if one[0] not in CLIENT_NAMES], environment, files, PREFIX)
     check_together(values, PREFIX)
     check_pairs(values, PREFIX)
     check_workloads(written.workloads if written else (), values, PREFIX)
     settings = Settings(tracing=read_tracing(environment), proxies=read_proxies(environment, values))
     settings = settings.with_table(table_of(written, environment) if written else default_table(environment))
-    named = {path: name for name, path in files.items()}
-    read = tuple((named.get(path, ""), path) for path in environment.files)
-    return settings.with_values(**values, secret_files=read, config_path=str(config or ""))
+    read, path = environment.named(files), str(config or "")
+    over = tuple(sorted(name for name in told if told[name] != values[name]))
+    return settings.with_values(**values, secret_files=read, config_path=path, overruled=over)
 
 
 def _read(

@@ -58,6 +58,20 @@ def test_every_variable_of_the_compose_file_is_a_setting_or_given() -> None:
             assert name in given or name.removeprefix("TOLLKEEPER_").lower() in settings.NAMES, name
 
 
+def test_the_runbook_names_what_settings_env_would_say_in_vain() -> None:
+    stated = {
+        name
+        for each in own().values()
+        if "env_file" in each
+        for name in each["environment"]
+        if name.startswith("TOLLKEEPER_")
+    }
+    told = (
+        (DEPLOY / "README.md").read_text().partition("leave these out of it: ")[2].partition(". `migrate`")[0]
+    )
+    assert {*re.findall(r"`(TOLLKEEPER_\w+)`", told)} == stated
+
+
 def test_every_setting_reaches_who_may_have_to_know_it() -> None:
     """How long rows are kept, say: keepers drop and tell by what the archive goes by."""
     files = {name: each.get("env_file") for name, each in own().items()}

@@ -11,7 +11,7 @@ from gateway.local.announce import Voice
 from gateway.local.child import DIED, HUNG
 from gateway.local.data_directory import DataDirectory
 from gateway.run.reload import Renewal
-from gateway.run.serving import plain_options
+from gateway.run.serving import plain_options, tell_overruled
 from gateway.run.supervisor import up
 from gateway.run.supervisor.supervisor import Supervisor
 from gateway.settings.settings import load
@@ -69,3 +69,16 @@ async def test_restarts_that_cannot_be_told_end_nothing_and_are_told_once_they_c
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
+
+
+def test_settings_a_file_states_in_vain_are_told_by_name_and_never_by_value(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"settings: {{workers: 4, admin_token: {'a' * 20}, log_level: debug}}")
+    said: list[str] = []
+    tell_overruled(load({"TOLLKEEPER_LOG_LEVEL": "debug"}, path), said.append)
+    assert said == []
+    environ = {"TOLLKEEPER_WORKERS": "2", "TOLLKEEPER_ADMIN_TOKEN": "b" * 20}
+    tell_overruled(load(environ, path), said.append)
+    [line] = said
+    assert (str(path) in line, line.endswith("of TOLLKEEPER_ADMIN_TOKEN, TOLLKEEPER_WORKERS")) == (True, True)
+    assert not any(value * 20 in line for value in "ab")

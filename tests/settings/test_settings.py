@@ -454,3 +454,24 @@ def test_the_owner_of_the_database_is_the_keepers_user_where_nobody_else_is_name
     assert (both.database_url, both.owner_url) == (keeper, owner)
     said = refused({"TOLLKEEPER_DATABASE_OWNER_URL": "mysql://u:hush@h/x"})
     assert said.startswith("TOLLKEEPER_DATABASE_OWNER_URL='mysql://u:***@h/x' is not valid: expected a URL")
+
+
+def test_what_the_file_says_in_vain_is_known_by_name(tmp_path: Path) -> None:
+    secret, other = tmp_path / "pepper", tmp_path / "other"
+    secret.write_text("p" * 20)
+    other.write_text("q" * 20)
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        f"settings: {{workers: 4, log_level: debug, hold_ttl_s: 30, connections_max: 7,"
+        f" admin_token: {'a' * 20},"
+        f" key_pepper_file: {secret}}}"
+    )
+    given = {
+        "TOLLKEEPER_WORKERS": "2", "TOLLKEEPER_LOG_LEVEL": "debug", "TOLLKEEPER_HOLD_TTL_S": "30.0",
+        "TOLLKEEPER_CONNECTIONS_MAX": "8", "TOLLKEEPER_ADMIN_TOKEN": "b" * 20,
+        "TOLLKEEPER_KEY_PEPPER_FILE": str(other), "TOLLKEEPER_REDIS_WAIT_S": "2",
+    }  # fmt: skip
+    settings = load(given, path)
+    assert settings.overruled == ("admin_token", "connections_max", "key_pepper", "workers")
+    assert (load({}, path).overruled, load(given).overruled) == ((), ())
+    assert "overruled" not in settings.values()

@@ -33,7 +33,7 @@ from gateway.run.reload import (
     keep_renewing,
     watch_credentials,
 )
-from gateway.run.serving import find_home, gateway_worker, resolved, tell_restarts
+from gateway.run.serving import find_home, gateway_worker, resolved, tell_overruled, tell_restarts
 from gateway.run.stopping import forever, run_to_end, until_stopped
 from gateway.run.supervisor.options import Options
 from gateway.run.supervisor.own_ports import admin_url_of, ca_file_of, check, gateway_url_of, opener_of
@@ -69,6 +69,7 @@ def up(
     settings.table.check_services({})
     logs.configure(settings.log_level)
     voice = JsonVoice(logs.logger("tollkeeper.up")) if json else Voice()
+    tell_overruled(settings, voice.warn)
     options = Options(settings, upstream, demo=demo, demo_upstream=demo and not configured, read=read)
     run_up(options, voice)
 
