@@ -10,7 +10,8 @@ nobody is served before a keeper has verified again. It is noticed by what the d
   behind a sleep, older data has an older one. It goes by the server's time, so that no process with a wrong
   clock has another's forgotten, nor its own;
 - the server's replication says when it last began a history of its own behind another's: data that it has
-  from another one since, and that still goes by what was verified here before, may be older;
+  from another one since, and that still goes by what was verified here before, may be older, unless a keeper
+  says in it that it has looked since;
 - who knows better from elsewhere, from its settlement log or from PostgreSQL, says so (`announce`).
 
 Of generation 0, as all data is until it is exchanged once, the history is named by the process alone.
@@ -20,11 +21,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from hashlib import sha1
-from secrets import token_hex
 from typing import cast
 
 from gateway.core.wait import in_task
+from gateway.counters.data_names import fresh, generation, history
 from gateway.counters.marked import are_verified, close, replace
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
@@ -39,25 +39,12 @@ PULSE_S_MAX = 30 * 86_400
 OLDER, FOLLOWED = "it is older than what this process left in it", "its server was another's replica"
 
 
-def history(run_id: bytes, name: bytes) -> bytes:
-    """What markers are compared with: the process, and from its second history on which one it is."""
-    if generation(name) == 0:
-        return run_id
-    return sha1(run_id + name, usedforsecurity=False).hexdigest().encode()
-
-
-def generation(name: bytes) -> int:
-    """How often the data was exchanged; 0 where it has no name yet."""
-    number, _, nonce = name.partition(b":")
-    return int(number) if nonce and number.isdigit() else 0
-
-
 class Fence:
     """Guards one wire: its `run_id` is the history's from the first moment of each connection.
 
-    `pulse` names this process among all; `clock` is monotonic. `noticed` counts the
-    exchanges of data that this process was the first to say. `promoted` is what servers said of their
-    replication last, by run id: it outlives the wire to one that is replaced, and is a primary again.
+    `pulse` names this process among all; `clock` is monotonic. `noticed` counts the exchanges of data that
+    this process was the first to say. `promoted` is what servers said of their replication last, by run id:
+    it outlives the wire to one that is replaced, and is a primary again.
     """
 
     def __init__(
@@ -115,6 +102,11 @@ class Fence:
             self._trouble = self._trouble or trouble
             await self._another(self._ask, self._name)
 
+    async def keep_promotion(self) -> None:
+        """Say in the data behind which promotion of its server it is verified, for who hears of it late."""
+        if self._server.promoted and self._anchor >= 0:
+            await self._ask(b"SET", keys.promotion(self._anchor).encode(), self._server.promoted)
+
     async def _follow_anchor(self) -> None:
         """Have the data's name, which is the same for all who knew it, stand beside the anchor of now."""
         anchor = self._wire.part.anchor
@@ -122,7 +114,7 @@ class Fence:
             raise CountersUnavailable("this server of a cluster has no partition")
         key = keys.history(anchor).encode()
         found = _text(await self._ask(b"GET", key))
-        name = self._name or found or _fresh(0)
+        name = self._name or found or fresh(0)
         if found != name and not await replace(self._ask, key, found, name):
             raise CountersUnavailable("the data in Redis is being named")
         self._name, self._anchor, self._known, self._floor = name, anchor, 0, 0
@@ -184,7 +176,8 @@ class Fence:
         _, name = await asyncio.gather(forgetting, _watched(ask, self._named))
         score = _number(await ask(b"ZSCORE", self._pulses, self._pulse))  # of the data that is watched
         if server.run_id == before.run_id and not moved:
-            self._trouble = self._trouble or _since(before, server, name == self._name, score >= self._known)
+            followed = await self._followed(server, before.promoted, ask)
+            self._trouble = self._trouble or _since(followed, name == self._name, score >= self._known)
         else:
             name = await self._arrive(server, name, ask)
         self._server, self._floor, self._full = server, self._known, False
@@ -201,26 +194,31 @@ class Fence:
         self._known, returns = 0, server.run_id in self._left
         self._trouble = "others were served by another server since" if returns else ""
         if not name and not returns:
-            await replace(ask, self._named, b"", _fresh(0))
+            await replace(ask, self._named, b"", fresh(0))
             name = await _watched(ask, self._named)
         self._name = self._left.pop(server.run_id, name)
-        followed = server.promoted not in (b"", self._promoted.get(server.run_id, server.promoted))
+        before = self._promoted.get(server.run_id, server.promoted)
         vouched, partitions = history(server.run_id, name), self._wire.part.partitions
-        if followed and await are_verified(ask, vouched, partitions):
+        if await self._followed(server, before, ask) and await are_verified(ask, vouched, partitions):
             self._trouble = self._trouble or FOLLOWED
         return name
+
+    async def _followed(self, server: Server, before: bytes, ask: Ask) -> bool:
+        """Whether a server had another's data since it was known, and nobody began to verify it since."""
+        if server.promoted in (b"", before):
+            return False
+        return _text(await ask(b"GET", keys.promotion(self._anchor).encode())) != server.promoted
 
     async def _another(self, ask: Ask, name: bytes) -> None:
         """Go by another history: by the later one somebody began since, or by one that begins here."""
         for _ in range(TRIES_MAX):
             if generation(name) > generation(self._name):
                 break
-            new = _fresh(max(generation(name), generation(self._name)) + 1)
+            new = fresh(max(generation(name), generation(self._name)) + 1)
             if await replace(ask, self._named, name, new):
                 name, self.noticed = new, self.noticed + 1
-                self._say(
-                    "redis data was replaced", why=self._trouble, generation=generation(new), level="error"
-                )
+                said = {"why": self._trouble, "generation": generation(new)}
+                self._say("redis data was replaced", **said, level="error")
                 break
             name = _text(await ask(b"GET", self._named))
         else:
@@ -242,9 +240,9 @@ class Fence:
         return await in_task(self._wire.send_together(encode(*parts))[0])
 
 
-def _since(before: Server, now: Server, same_name: bool, keeps_pulse: bool) -> str:
+def _since(followed: bool, same_name: bool, keeps_pulse: bool) -> str:
     """What happened to the data of one process between two connections; empty: nothing."""
-    if now.promoted and now.promoted != before.promoted:
+    if followed:
         return FOLLOWED
     if not same_name:
         return "its name is another"
@@ -271,10 +269,6 @@ def _keep(last: dict[bytes, bytes], run_id: bytes, what: bytes) -> None:
     last[run_id] = what
     while len(last) > LEFT_MAX:
         del last[next(iter(last))]
-
-
-def _fresh(number: int) -> bytes:
-    return b"%d:%b" % (number, token_hex(16).encode())
 
 
 def _text(answer: Reply) -> bytes:

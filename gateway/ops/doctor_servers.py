@@ -15,7 +15,7 @@ from gateway.core.calls.binding import Bindings
 from gateway.core.shown_urls import without_password
 from gateway.core.wait import in_task
 from gateway.counters.admission.stored import decode_catalogue, version_standing
-from gateway.counters.fence import history
+from gateway.counters.data_names import history
 from gateway.counters.keeper.presence import Keeping, heard
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import Address, parse_url

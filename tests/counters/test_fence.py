@@ -14,7 +14,8 @@ import redis
 
 from gateway.core.integrity.strays import Strays
 from gateway.core.layout import LAYOUT
-from gateway.counters.fence import PULSE_S_MAX, Fence, _watched, generation, history
+from gateway.counters.data_names import generation, history
+from gateway.counters.fence import PULSE_S_MAX, Fence, _watched
 from gateway.counters.fences import keep_looking
 from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.strays import StrayReader
@@ -86,10 +87,13 @@ def data(tmp_path: Path) -> Iterator[Data]:
 
 @asynccontextmanager
 async def guarded(
-    url: str, pulse: str = "1", clock: Callable[[], float] = time.monotonic
+    url: str,
+    pulse: str = "1",
+    clock: Callable[[], float] = time.monotonic,
+    promoted: dict[bytes, bytes] | None = None,
 ) -> AsyncIterator[tuple[Wire, Fence]]:
     wire = Wire(parse_url(url), time.monotonic)
-    fence = Fence(wire, pulse, clock)
+    fence = Fence(wire, pulse, clock, promoted=promoted)
     await wire.open()
     try:
         yield wire, fence
@@ -358,6 +362,26 @@ async def test_a_server_that_was_left_and_comes_back_is_behind_the_other(data: D
         data.stale.client_kill_filter(_type="normal", skipme=True)
         await eventually(lambda: wire.connected and fence.noticed == 1)
         assert wire.run_id not in (b"", first)
+
+
+@pytest.mark.parametrize("looked_at", [True, False])
+async def test_who_hears_of_a_promotion_late_has_nothing_to_say_of_what_was_verified_since(
+    data: Data, looked_at: bool
+) -> None:
+    """Without that word it may be older data that names what was verified before."""
+    memory: dict[bytes, bytes] = {}
+    data.branch()
+    async with guarded(data.server.url, "late", promoted=memory) as (wire, _):
+        (seen,) = memory
+        assert (wire.run_id, memory) == (seen, {seen: b""})
+    resynced(data)
+    async with guarded(data.server.url, "keeper") as (wire, keeper):
+        data.verify(wire.run_id)
+        if looked_at:
+            await keeper.keep_promotion()
+        async with guarded(data.server.url, "late", promoted=memory) as (late, fence):
+            assert (late.run_id == wire.run_id, fence.noticed) == (looked_at, not looked_at)
+            assert (data.marked == NOBODY) is not looked_at
 
 
 def test_the_first_history_is_named_by_its_process_alone() -> None:

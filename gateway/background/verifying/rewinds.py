@@ -52,6 +52,9 @@ class Fence(Protocol):
     async def announce(self, trouble: str) -> None:
         """Say that this data is older than it was."""
 
+    async def keep_promotion(self) -> None:
+        """Say that this data is verified as it is since its server was promoted."""
+
 
 class Marks(Protocol):
     """What flushes noted."""
@@ -110,6 +113,10 @@ class Rewinds:
             if one in marks
         }
         return {one: strays for one, strays in found.items() if strays is not None}
+
+    async def keep_promotion(self) -> None:
+        """Have nobody who hears of the server's promotion late take what is verified now for older data."""
+        await self._fence.keep_promotion()
 
     async def drop(self, partition: int, strays: Strays) -> None:
         """Remove what went on; its accounts must stand as PostgreSQL has them by now."""

@@ -33,7 +33,7 @@ BOTH = (
     "ZREM tk:workers:{p0} m", "ZREM tk:pulses:{p0} m", "ZREM tk:history:{p0} m", "ZREM tk:busy:doctor m",
     "SET tk:cooling 0", "ZREM tk:programs m", "XLEN tk:refused",
     f"GET {IDENTITY}", "GET tk:org:{p0}:doctor", "GET tk:catalogue", "GET tk:prices", "GET tk:verified:{p0}",
-    "GET tk:keepers",
+    "GET tk:promotion:{p0}", "GET tk:keepers",
 )  # fmt: skip
 OF_A_DATABASE = ("SELECT 0",)
 OF_A_CLUSTER = ("CLUSTER INFO", "CLUSTER SLOTS", "ASKING")
@@ -47,7 +47,7 @@ KEEPER = (
     ),
     f"XREAD STREAMS {OF_A_PARTITION} 0",
     f"ZREM {IDENTITY} m", "ZREM tk:org:{p0}:doctor m", "ZREM tk:catalogue m", "ZREM tk:prices m",
-    "ZREM tk:verified:{p0} m", "ZREM tk:keepers m",
+    "ZREM tk:verified:{p0} m", "ZREM tk:promotion:{p0} m", "ZREM tk:keepers m",
 )  # fmt: skip
 # What a server may lack, and what is so without it.
 WITHOUT = {

@@ -71,9 +71,10 @@ def _of_account(letter: str) -> Callable[[int, int], str]:
     return lambda partition, id_: f"tk:{{p{partition:02d}}}:{letter}:{id_}"
 
 
-# By the anchor of a server: the name of its data's history, the pulses of processes, the history under which
-# all that it has was verified, what workers report.
-history, pulses, verified, workers = map(_of_server, ("history", "pulses", "verified", "workers"))
+# By the anchor of a server: the name of its data's history, the promotion it is verified behind, the pulses
+# of processes, the history under which all that it has was verified, what workers report.
+history, promotion, pulses = map(_of_server, ("history", "promotion", "pulses"))
+verified, workers = map(_of_server, ("verified", "workers"))
 # By the partition: its marker, the holds by when they end, the outbox, how many movements wait apart by
 # organization, settlements without a hold, and ids of control writes that are not in PostgreSQL.
 marker, deadlines, outbox = _of_partition("m"), _of_partition("d"), _of_partition("x")

@@ -88,7 +88,7 @@ def test_what_is_of_a_partition_stands_in_its_slot_and_so_do_identities_and_term
         named = (
             keys.organization_terms(organization_id), keys.organization_state(p, organization_id),
             keys.objects(p, organization_id),
-            keys.history(p), keys.pulses(p), keys.verified(p), keys.workers(p),
+            keys.history(p), keys.promotion(p), keys.pulses(p), keys.verified(p), keys.workers(p),
         )  # fmt: skip
         assert {slot_of(one.encode()) for one in named} == {SLOT_OF_PARTITION[p]}
 
