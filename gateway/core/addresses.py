@@ -42,7 +42,7 @@ def refusal(url: str, *, private: bool) -> str | None:
     """
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
+        host, port = parts.hostname, parts.port
     except ValueError:
         return "is not a URL"
     if len(url) > URL_CHARS_MAX or not url.isascii() or any(char <= " " for char in url):
@@ -51,6 +51,8 @@ def refusal(url: str, *, private: bool) -> str | None:
         return "must begin with https://"
     if not host or parts.username is not None or parts.password is not None or parts.fragment:
         return "must name a host, and neither a user nor a fragment"
+    if port == 0:
+        return "must have a port from 1 to 65535, or none"
     if private:
         return None
     address = literal(host)

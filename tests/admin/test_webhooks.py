@@ -51,6 +51,7 @@ async def test_a_webhook_of_one_organization(api: Api) -> None:
     [
         ({"url": "http://example.com/"}, "url"),
         ({"url": "https://127.0.0.1/"}, "url"),
+        ({"url": "https://hooks.example.com:0/"}, "url"),
         ({"url": "https://localhost/"}, "url"),
         ({"url": "https://[::1]/"}, "url"),
         ({"url": "https://127.1/"}, "url"),

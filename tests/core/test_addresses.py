@@ -45,7 +45,8 @@ def test_urls_that_may_be_called(url: str) -> None:
     [
         "http://example.com/", "ftp://example.com/", "example.com", "https://", "https:///x", "javascript:1",
         "https://user@example.com/", "https://user:pass@example.com/", "https://example.com/#x",
-        "https://example.com:99999/", "https://[::1", "https://exämple.com/", "https://example.com/a b",
+        "https://example.com:99999/", "https://example.com:0/", "https://8.8.8.8:00/",
+        "https://[::1", "https://exämple.com/", "https://example.com/a b",
         "https://localhost/", "https://LOCALHOST/", "https://a.localhost/", "https://db.internal/",
         "https://printer.local./", "https://127.0.0.1/", "https://[::1]/", "https://169.254.169.254/latest",
         "https://[::ffff:10.0.0.1]/", "https://10.0.0.1:443/", "https://[fe80::1%25eth0]/",
@@ -77,3 +78,4 @@ def test_private_addresses_where_they_are_allowed() -> None:
     assert refusal("http://127.0.0.1:9000/hook", private=True) is None
     assert refusal("ftp://127.0.0.1/", private=True) is not None
     assert refusal("http://user@127.0.0.1/", private=True) is not None
+    assert refusal("http://127.0.0.1:0/", private=True) is not None

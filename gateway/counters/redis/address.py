@@ -121,10 +121,10 @@ def _places(parts: SplitResult, port: int, wanted: str) -> tuple[tuple[str, int]
     hosts = parts.netloc.rpartition("@")[2]
     try:
         found = [urlsplit(f"//{place}") for place in hosts.split(",")]
-        places = tuple((place.hostname or "", place.port or port) for place in found)
+        places = tuple((place.hostname or "", port if place.port is None else place.port) for place in found)
     except ValueError:
         places = ()
-    if not places or not all(host for host, _ in places) or len(places) > PLACES_MAX:
+    if not places or not all(host and at for host, at in places) or len(places) > PLACES_MAX:
         raise SettingError(f"{_PREFIX}URL must name {wanted} as host:port,host:port")
     return places
 

@@ -51,7 +51,8 @@ def test_members_of_a_cluster_are_an_address() -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "redis+cluster://", "redis+cluster://one:x", "redis+cluster://one/1", "redis+cluster://one?db=1",
+        "redis+cluster://", "redis+cluster://one:x", "redis+cluster://one:0",
+        "redis+sentinel://one:0/main", "redis+cluster://one/1", "redis+cluster://one?db=1",
         "redis+cluster://" + ",".join(["one"] * 17),
         "redis+sentinel://one", "redis+sentinel:///main", "redis+sentinel://one:x/main",
         "redis+sentinel://one/main/x", "redis+sentinel://" + ",".join(["one"] * 17) + "/main",
