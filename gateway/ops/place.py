@@ -6,11 +6,12 @@ import hashlib
 import importlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from uuid import uuid4
 
 from gateway.core.json_reader import read_json
 from gateway.errors import PlaceFailed
@@ -23,6 +24,8 @@ DOCUMENT_BYTES_MAX = 1 << 22
 STORED_BYTES_MAX = 10_000 * (10 << 20)
 SCHEMES = ("", "file", "s3")
 LOCAL = "local"
+# What the name of a file in a directory ends in, as long as it is written.
+GROWING = ".part"
 # What an address may say of its store.
 PARAMETERS = (
     "region", "endpoint_override", "scheme", "tls_ca_file_path", "tls_ca_dir_path", "tls_verify_certificates",
@@ -99,6 +102,25 @@ class Place:
                 yield sink
             self._keep(path)
 
+    @contextmanager
+    def write_whole(self, name: str, still: Callable[[], object]) -> Iterator[Any]:
+        """A file to write, unless another does: `still` is asked before it has its name, and may raise.
+
+        A directory has the file of before until then. Into a bucket goes what was written, raised or not.
+        """
+        growing = f"{name}.{uuid4().hex}{GROWING}" if self._is_local else name
+        if self._is_local:  # of runs that were killed, and of one that may not go on
+            folder = name.rpartition("/")[0]
+            for each in self.names(folder):
+                if each.endswith(GROWING):
+                    self.remove(f"{folder}/{each}")
+        with self.write(growing) as sink:
+            yield sink
+            still()
+        still()
+        if growing != name:
+            self._rename(growing, name)
+
     def write_bytes(self, name: str, content: bytes) -> None:
         """Put a file there."""
         with self.write(name) as sink:
@@ -128,18 +150,19 @@ class Place:
         if not self.has(name):
             return None
         try:
-            return read_json(self.read(name, DOCUMENT_BYTES_MAX))
+            found = read_json(self.read(name, DOCUMENT_BYTES_MAX))
         except ValueError as error:
             raise PlaceFailed(f"{self.address(name)} is not a document of Tollkeeper") from error
+        if found is None:
+            raise PlaceFailed(f"{self.address(name)} says nothing")
+        return found
 
     def write_json(self, name: str, value: Any) -> None:
         """Put a document there: the one before it is there until this one is whole."""
-        growing = f"{name}.part" if self._is_local else name
+        growing = f"{name}{GROWING}" if self._is_local else name
         self.write_bytes(growing, json.dumps(value, indent=1).encode())
         if growing != name:
-            with told(self.url):
-                self._files.move(self._path(growing), self._path(name))
-                self._keep(self._path(name))
+            self._rename(growing, name)
 
     def remove(self, name: str) -> None:
         """Take a file away, if it is there."""
@@ -168,6 +191,11 @@ class Place:
     def _infos(self, folder: str) -> Any:
         with told(self.url):
             return self._files.get_file_info(self._selector(self._path(folder), allow_not_found=True))
+
+    def _rename(self, name: str, to: str) -> None:
+        with told(self.url):
+            self._files.move(self._path(name), self._path(to))
+            self._keep(self._path(to))
 
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}".rstrip("/")

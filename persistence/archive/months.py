@@ -14,7 +14,7 @@ from sqlalchemy import Table
 
 from gateway.errors import ArchiveFailed
 from persistence.complaint import complaint
-from persistence.engine import CONNECT_TIMEOUT_S, plain_url
+from persistence.engine import CONNECT, plain_url
 from persistence.pooler import ASK_OWNER, shares_sessions
 from persistence.schema import version as schema
 from persistence.tables import ledgers as tables
@@ -26,6 +26,9 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 GRACE_DAYS = 31
 # Advisory lock class 7810: archiving, one at a time.
 LOCK = "SELECT pg_try_advisory_lock(7810, 1)"
+_HELD = """
+SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND (classid, objid) = (7810, 1) AND granted
+   AND pid = pg_backend_pid()"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +79,7 @@ def connected(url: str) -> Iterator[Connection]:
     try:
         if shares_sessions(url):
             raise ArchiveFailed(ASK_OWNER)
-        with psycopg.connect(
-            plain_url(url), connect_timeout=CONNECT_TIMEOUT_S, autocommit=True
-        ) as connection:
+        with psycopg.connect(plain_url(url), autocommit=True, **CONNECT) as connection:
             connection.execute("SET timezone TO 'UTC'")
             _refuse_schema(connection)
             if not one(connection, LOCK)[0]:
@@ -89,6 +90,19 @@ def connected(url: str) -> Iterator[Connection]:
             yield connection
     except psycopg.Error as error:
         raise ArchiveFailed(f"PostgreSQL: {complaint(error)}") from error
+
+
+def refuse_unlocked(connection: Connection) -> None:
+    """`ArchiveFailed` where this one archives no more: its session ended, and another may write since."""
+    try:
+        held = bool(one(connection, _HELD)[0])
+    except psycopg.OperationalError:
+        held = False
+    if not held:
+        raise ArchiveFailed(
+            "the session in PostgreSQL ended, and another archive may be written since: nothing more is"
+            " written by this one; run it again"
+        )
 
 
 def one(connection: Connection, statement: str, values: Any = None) -> tuple[Any, ...]:

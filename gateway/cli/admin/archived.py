@@ -38,8 +38,8 @@ def rows(resource: Resource, fields: Sequence[Field], typed: dict[str, Any]) -> 
     )
     asked = reading.Asked(filters, since, until, newest=typed["newest"], limit=typed["limit"])
     with output.waiting("Reading the archive"):
-        found = reading.rows(Place(typed["archive"]), resource.name, asked, _say)
-        return [dict(resource.render(row)) for row in found]
+        found = reading.rows(Place(typed["archive"]), resource.name, asked, _say, resource.render)
+        return [dict(row) for row in found]
 
 
 def _say(text: str) -> None:

@@ -127,12 +127,15 @@ def _month(connection: Connection, place: Place, database: UUID, month: date, le
     found = manifest.read(place, month, ledger.name)
     if found is not None:  # an archive of before may have later months of another
         _refuse_other(place, month, found.database, database)
+    months.refuse_unlocked(connection)
     manifest.divide(place, month)
     for _ in range(TRIES_MAX):
         if found is None or not _holds(place, found.file):
             # What a manifest says is true: it goes before its file does.
+            months.refuse_unlocked(connection)
             place.remove(manifest.name_of(month, ledger.name))
             found = Manifest(database, month, _store(connection, place, ledger, month))
+            months.refuse_unlocked(connection)
             manifest.write(place, found)
         if cut.cut(connection, found.file):
             return found.file
@@ -141,7 +144,10 @@ def _month(connection: Connection, place: Place, database: UUID, month: date, le
 
 
 def _store(connection: Connection, place: Place, ledger: Ledger, month: date) -> Stored:
-    """Write a month of a ledger, and read it back."""
+    """Write a month of a ledger, and read it back.
+
+    A session may end at any time, and another archive that month: nothing of that is written over.
+    """
     name, columns = manifest.file_of(ledger.name, month), rows.columns_of(ledger)
     expected, most = rows.about(connection, ledger, month), place.file_bytes_max
 
@@ -153,9 +159,13 @@ def _store(connection: Connection, place: Place, ledger: Ledger, month: date) ->
             )
 
     try:
-        with rows.as_csv(connection, ledger, month) as pieces, place.write(name) as sink:
+        with (
+            place.write_whole(name, lambda: months.refuse_unlocked(connection)) as sink,
+            rows.as_csv(connection, ledger, month) as pieces,
+        ):
             parquet.write(pieces, columns, sink, grown)
     except ArchiveFailed:
+        months.refuse_unlocked(connection)
         place.remove(name)
         raise
     size, digest = place.digest(name)

@@ -63,9 +63,12 @@ def write(place: Place, manifest: Manifest) -> None:
 def read(place: Place, month: date, ledger: str) -> Manifest | None:
     """What an archive says of a month of a ledger; None where it has none of it."""
     for name in (name_of(month, ledger), _of_all(month)):
-        for each in _read(place, name, month):
+        found = _read(place, name, month)
+        for each in found:
             if each.file.ledger == ledger:
                 return each
+        if found and name != _of_all(month):
+            raise ArchiveFailed(f"{place.address(name)} is not of {ledger}")
     return None
 
 
@@ -129,10 +132,13 @@ def _read(place: Place, name: str, month: date) -> list[Manifest]:
             raise ArchiveFailed(
                 f"{place.url} was written by Tollkeeper {found['program_version']}: use that, or a newer one"
             )
-        database = UUID(found["database"])
-        return [Manifest(database, month, _stored(place, name, month, each)) for each in found["files"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArchiveFailed(f"{place.url}/{name} is not a manifest of Tollkeeper") from error
+        database = UUID(str(found["database"]))
+        manifests = [Manifest(database, month, _stored(place, name, month, each)) for each in found["files"]]
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ArchiveFailed(f"{place.address(name)} is not a manifest of Tollkeeper") from error
+    if not manifests:
+        raise ArchiveFailed(f"{place.address(name)} names no file")
+    return manifests
 
 
 def _file(stored: Stored) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from persistence.archive.rows import FLAG, INTEGER, MOMENT, TEXT, Figure
@@ -28,7 +28,7 @@ def write(
     """Write rows, as CSV, into a file; `grown` is told how many rows and bytes it has, after each group."""
     arrow, csv, parquet = _libraries("pyarrow", "pyarrow.csv", "pyarrow.parquet")
     types = _types(arrow)
-    schema = arrow.schema([(name, types[kind]) for name, kind in columns.items()])
+    schema = schema_of(columns)
     told = {name: arrow.int64() if kind == MOMENT else types[kind] for name, kind in columns.items()}
     convert = csv.ConvertOptions(
         column_types=told, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False,
@@ -47,6 +47,26 @@ def write(
                 writer.write_table(arrow.Table.from_batches([batch]).cast(schema))
                 written += batch.num_rows
                 grown(written, sink.tell())
+
+
+def schema_of(columns: Mapping[str, str]) -> Any:
+    """The columns of a file."""
+    (arrow,) = _libraries("pyarrow")
+    types = _types(arrow)
+    return arrow.schema([(name, types[kind]) for name, kind in columns.items()])
+
+
+def unlike(found: Any, columns: Mapping[str, str], needed: Collection[str]) -> str:
+    """In what a file's columns are not those; empty where they are. Only what is `needed` must be there."""
+    for field in schema_of(columns):
+        places = found.get_all_field_indices(field.name)
+        if not places and field.name in needed:
+            return f"has no column {field.name}"
+        if len(places) > 1:
+            return f"has {len(places)} columns {field.name}"
+        if places and found.field(places[0]).type != field.type:
+            return f"has {found.field(places[0]).type} in {field.name}, which is {field.type}"
+    return ""
 
 
 def figures(source: Any, columns: Mapping[str, str]) -> tuple[int, dict[str, Figure]]:

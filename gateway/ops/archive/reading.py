@@ -2,7 +2,8 @@
 
 Where an account is named, its movements come in the order of their numbers, as in a ledger: for that, rows of
 each month are held at once. Else months come one behind the other, and so do the accounts of a month, each by
-its numbers. Calls come by their time. A file is read if it is, by its SHA-256, what its manifest says.
+its numbers. Calls come by their time. A file is read if it is, by its SHA-256, what its manifest says, and if
+it holds rows of its ledger: both may be somebody else's.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import heapq
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from itertools import chain, islice
@@ -20,16 +22,20 @@ from gateway.core.billing.pricing import ONE_NANO
 from gateway.core.billing.vector import KINDS
 from gateway.core.json_reader import read_json
 from gateway.errors import ArchiveFailed
-from gateway.ops.archive import manifest
+from gateway.ops.archive import manifest, parquet
 from gateway.ops.place import Place, told
 from persistence.archive.cut import Stored
 from persistence.archive.months import AUDIT, CALLS, CREDITS, SPENDS, TOKENS, Ledger, end_of
+from persistence.archive.rows import columns_of
 
 # Which ledger a list of the Admin API is of.
 LEDGERS: Mapping[str, Ledger] = {
     "token-ledger": TOKENS, "credit-transactions": CREDITS, "feature-usage": SPENDS, "calls": CALLS,
     "audit-log": AUDIT,
 }  # fmt: skip
+# A row of a file, and which that is.
+_Found = tuple[dict[str, Any], Stored]
+SAID_CHARS_MAX = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +49,17 @@ class Asked:
     limit: int = 100
 
 
-def rows(place: Place, name: str, asked: Asked, said: Callable[[str], object] = lambda _: None) -> list[Row]:
-    """The rows of a list, as far as archived months have them, up to the limit; months that lack are said."""
+def rows(
+    place: Place,
+    name: str,
+    asked: Asked,
+    said: Callable[[str], object] = lambda _: None,
+    render: Callable[[Row], Row] = dict,
+) -> list[Row]:
+    """The rows of a list, as far as archived months have them, up to the limit; months that lack are said.
+
+    `render` writes each; what it refuses by `ValueError` is no row of the list.
+    """
     ledger = LEDGERS[name]
     unknown = sorted(asked.filters.keys() - ledger.table.columns.keys())
     if unknown:
@@ -58,10 +73,14 @@ def rows(place: Place, name: str, asked: Asked, said: Callable[[str], object] = 
         months = [month for month in there if _touches(month, asked)]
         files = [_file(place, ledger, month) for month in (reversed(months) if asked.newest else months)]
         parts = [_of_month(place, one, ledger, asked) for one in files if one is not None]
-        in_order: Iterable[dict[str, Any]] = chain.from_iterable(parts)
+        in_order: Iterable[_Found] = chain.from_iterable(parts)
         if ledger.kind and ledger.owner in asked.filters:
-            in_order = heapq.merge(*parts, key=lambda row: int(row["seq"]), reverse=asked.newest)
-        return [_shown(row, ledger) for row in islice(in_order, asked.limit)]
+            in_order = heapq.merge(*parts, key=lambda one: int(one[0]["seq"]), reverse=asked.newest)
+        shown = []
+        for row, file in islice(in_order, asked.limit):
+            with _of_a_ledger(place, file):
+                shown.append(render(_shown(row, ledger)))
+        return shown
 
 
 def _touches(month: date, asked: Asked) -> bool:
@@ -81,7 +100,17 @@ def _file(place: Place, ledger: Ledger, month: date) -> Stored | None:
     return None if said is None else said.file
 
 
-def _of_month(place: Place, file: Stored, ledger: Ledger, asked: Asked) -> Iterator[dict[str, Any]]:
+@contextmanager
+def _of_a_ledger(place: Place, file: Stored) -> Iterator[None]:
+    """What is no row of a ledger, on one line: a file and its manifest may be changed together."""
+    try:
+        yield
+    except (ArithmeticError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+        said = " ".join(str(error).split())[:SAID_CHARS_MAX]
+        raise ArchiveFailed(f"{place.address(file.file)} is not of {file.ledger}: {said}") from error
+
+
+def _of_month(place: Place, file: Stored, ledger: Ledger, asked: Asked) -> Iterator[_Found]:
     """A month's rows in their order, a group of the file at a time."""
     dataset: Any = importlib.import_module("pyarrow.dataset")
     wanted = _condition(dataset, ledger, asked)
@@ -90,11 +119,25 @@ def _of_month(place: Place, file: Stored, ledger: Ledger, asked: Asked) -> Itera
             raise ArchiveFailed(
                 f"{place.address(file.file)} is not what was archived: its manifest says otherwise"
             )
-        fragment = place.fragment(file.file, dataset.ParquetFileFormat())
-        groups = fragment.split_by_row_group(wanted)
+        columns, needed = (
+            columns_of(ledger),
+            [each.name for each in ledger.table.columns if not each.nullable],
+        )
+        schema = parquet.schema_of(columns)
+        with _of_a_ledger(place, file):
+            fragment = place.fragment(file.file, dataset.ParquetFileFormat())
+            if reason := parquet.unlike(fragment.physical_schema, columns, needed):
+                raise ValueError(f"it {reason}")
+            if fragment.metadata.num_rows != file.rows:
+                raise ValueError(f"it has {fragment.metadata.num_rows} rows, by its manifest {file.rows}")
+            groups = fragment.split_by_row_group(wanted, schema=schema)
         for group in reversed(groups) if asked.newest else groups:
-            found = group.to_table(filter=wanted, use_threads=False).to_pylist()
-            yield from reversed(found) if asked.newest else found
+            with _of_a_ledger(place, file):
+                table = group.to_table(schema=schema, filter=wanted, use_threads=False)
+                if lacking := [name for name in needed if table.column(name).null_count]:
+                    raise ValueError(f"a row of it has no {lacking[0]}")
+                found = table.to_pylist()
+            yield from ((row, file) for row in (reversed(found) if asked.newest else found))
 
 
 def _condition(dataset: Any, ledger: Ledger, asked: Asked) -> Any:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gateway.__main__ import main
 from gateway.admin.resources import RESOURCES
 from gateway.cli.main import run
 from gateway.core.accounts.administration import Query
@@ -230,6 +232,87 @@ def test_a_manifest_names_files_of_ours_alone(other: Kept, name: str, value: str
     with pytest.raises(ArchiveFailed, match=re.escape(said)) as refused:
         other.read("token-ledger")
     assert str(manifest) in str(refused.value)
+
+
+def rewritten(kept: Kept, change: Callable[[Any], Any]) -> Path:
+    """The first month of tokens as another table; its manifest goes with it."""
+    file = min((kept.root / "token_ledger").rglob("*.parquet"))
+    pq.write_table(change(pq.read_table(file, partitioning=None)), file)
+    manifest = min((kept.root / "manifests" / "token_ledger").iterdir())
+    found, content = json.loads(manifest.read_text()), file.read_bytes()
+    found["files"][0] |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest.write_text(json.dumps(found))
+    return file
+
+
+def changed(column: str, made: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A table in which one column is another."""
+    return lambda table: table.set_column(table.column_names.index(column), column, made(table[column]))
+
+
+def with_first(value: Any) -> Callable[[Any], Any]:
+    return lambda cells: pa.array([value, *cells.to_pylist()[1:]], cells.type)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda table: table.drop_columns(["seq"]), "it has no column seq"),
+        (lambda table: table.append_column("seq", table["seq"]), "it has 2 columns seq"),
+        (changed("amount", lambda cells: cells.cast(pa.string())), "it has string in amount, which is int64"),
+        (changed("created_at", lambda cells: cells.cast(pa.int64())), "it has int64 in created_at, which is"),
+        (changed("seq", with_first(None)), "a row of it has no seq"),
+        (changed("created_at", with_first(None)), "a row of it has no created_at"),
+        (changed("metadata", with_first("[")), "Expecting value"),
+        (changed("request_id", with_first("one")), "request_id Input should be a valid UUID"),
+        (lambda table: table.slice(1), "rows, by its manifest"),
+        (lambda table: table.rename_columns([str(number) for number in range(table.num_columns)]), "has no"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("by_tenant", [True, False])
+def test_a_file_that_was_changed_with_its_manifest_is_named(
+    other: Kept, change: Callable[[Any], Any], said: str, by_tenant: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their digests agree, so that only what is in the file says that it is no ledger."""
+    file = rewritten(other, change)
+    whose = ["--tenant", str(other.tenant_id)] if by_tenant else []
+    assert main(["ledger", "list", *whose, "--archive", str(other.root), "--json"]) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"{file} is not of token_ledger: " in told
+    assert said in told
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ("null", "says nothing"),
+        ("[]", "is not a manifest"),
+        ('{"format": 1, "database": 5, "files": []}', "is not a manifest"),
+        ('{"files": []}', "names no file"),
+        ('{"files": [{"rows": Infinity}]}', "is not a manifest"),
+        ('{"files": [{"columns": [1]}]}', "is not a manifest"),
+        (
+            '{"files": [{"ledger": "call", "file": "call/month=2026-01/call.parquet"}]}',
+            "is not of token_ledger",
+        ),
+    ],
+)
+def test_a_manifest_that_says_something_else_is_named(other: Kept, document: str, said: str) -> None:
+    """It is not left out as one that is not there."""
+    manifest = min((other.root / "manifests" / "token_ledger").iterdir())
+    was, put = json.loads(manifest.read_text()), json.loads(document)
+    if isinstance(put, dict):
+        files = [was["files"][0] | each for each in put.get("files", ())]
+        put = was | put | {"files": files}
+    manifest.write_text(json.dumps(put))
+    with pytest.raises((ArchiveFailed, PlaceFailed), match=said) as refused:
+        other.read("token-ledger")
+    assert str(manifest) in str(refused.value)
+
+
+def test_what_a_program_of_before_had_no_column_for_is_null(other: Kept) -> None:
+    rewritten(other, lambda table: table.drop_columns(["feature_version"]))
+    assert other.read("token-ledger") == other.before["token-ledger"]
 
 
 def test_other_tools_read_the_files_as_they_stand(kept: Kept) -> None:
