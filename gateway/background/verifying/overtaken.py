@@ -23,16 +23,22 @@ class Overtaken:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        # Of this run id alone: another server's partitions may be what PostgreSQL knows.
+        self._run_id = b""
         self._since: dict[int, float] = {}
 
-    def due(self) -> frozenset[int]:
-        """Those that are to be verified anew."""
+    def due(self, run_id: bytes) -> frozenset[int]:
+        """Those that are to be verified anew, under the run id that counts now."""
         until = self._clock() - OVERTAKEN_S
-        return frozenset(one for one, since in self._since.items() if since <= until)
+        return frozenset(
+            one for one, since in self._since.items() if since <= until and run_id == self._run_id
+        )
 
     def look(self, markers: Markers, noted: Mapping[int, tuple[bytes, int]]) -> None:
         """Note which verified ones PostgreSQL knows otherwise, by the run id and epoch it has of each."""
         now = self._clock()
+        if markers.run_id != self._run_id:
+            self._run_id, self._since = markers.run_id, {}
         self._since = {
             one: self._since.get(one, now)
             for one, epoch in markers.verified.items()

@@ -106,8 +106,8 @@ class Target(BudgetTarget, Protocol):
     async def markers(self) -> Markers:
         """The partitions as their markers stand."""
 
-    async def close_again(self, partitions: Collection[int]) -> None:
-        """Have nobody go by these as they were verified."""
+    async def close_again(self, run_id: bytes, partitions: Collection[int]) -> None:
+        """Have nobody go by these as they were verified under this run id."""
 
     async def last_verified(self) -> bytes:
         """Under which run id it was last said that whatever is not here does not exist."""

@@ -103,8 +103,7 @@ class Verifier:
         self._watched = b""
         await self._notice_rewind(anew=not self.ready)
         reports = await self._target.reports() if self._admission_gate else {}
-        if due := self._overtaken.due():  # first: nothing that waits here may be read as of the next epoch
-            await self._target.close_again(due)
+        await self._close_overtaken()
         markers = await self._target.markers()
         run_id = markers.run_id  # whoever names another one meanwhile has all of this done again
         if not run_id:
@@ -175,6 +174,12 @@ class Verifier:
         """Whether the data is what it was, by the fence and by what PostgreSQL has stored of it."""
         if self._rewinds:
             await self._rewinds.notice(anew=anew)
+
+    async def _close_overtaken(self) -> None:
+        """Close what is to be verified anew: nothing that waits there may be read as of the next epoch."""
+        run_id = self._target.run_id
+        if due := self._overtaken.due(run_id):
+            await self._target.close_again(run_id, due)
 
     async def _catch_up(self, markers: Markers) -> dict[int, int]:
         """Tell PostgreSQL where it knows an earlier epoch; answers the epochs it knew.

@@ -58,12 +58,14 @@ class KeeperCounters(Filling, BudgetAccounts, AccountHeads):
         self.newer = frozenset(found.others)
         return found
 
-    async def close_again(self, partitions: Collection[int]) -> None:
-        """Have nobody go by these as they were verified: nobody is served by them, and nothing is read."""
+    async def close_again(self, run_id: bytes, partitions: Collection[int]) -> None:
+        """Have nobody go by these as they were verified under this run id: nobody is served by them, and
+        nothing is read. Those that name another one stay.
+        """
         for partition, raw in (await markers_of(self, partitions)).items():
             with suppress(NewerLayout):
-                run_id, epoch, catalogue = packing.read_marker(raw)
-                if isinstance(raw, bytes) and run_id == self.run_id:
+                named, epoch, catalogue = packing.read_marker(raw)
+                if isinstance(raw, bytes) and named == run_id:
                     closed = packing.marker(NOBODY, epoch, catalogue)
                     await self.rebuild(partition, keys.marker(partition), closed, raw)
 

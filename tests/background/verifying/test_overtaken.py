@@ -10,12 +10,14 @@ from gateway.core.model import PARTITIONS
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
+from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.keys import partition_of
 from persistence.keeper.verification import Truths
 from tests.background.backend import Backend, backend_at
 from tests.background.verifying.scene import Clock
 from tests.builders import World
 from tests.conftest import ValkeyServer
+from tests.waiting import eventually
 
 START = Callable[..., ValkeyServer]
 
@@ -95,6 +97,40 @@ async def test_where_the_other_server_is_gone_it_is_verified_anew(own_valkey: ST
         assert await here.verify() == []
         await here.flush()
         assert here.ledger(world.caller.tenant_id)[-1] == (2, "consume", -30, 70)
+
+
+async def test_a_server_that_another_keeper_verified_is_not_overtaken_for_the_one_before(
+    own_valkey: START, migrated: str
+) -> None:
+    """Whoever was led to it has seen the other one overtaken for long enough."""
+    cut_off, took_over = own_valkey(), own_valkey()
+    async with backend_at(cut_off.url, migrated) as here, backend_at(took_over.url, migrated) as other:
+        clock = clocked(here)
+        world, before = await here.settle_in(100), here.wire.run_id
+        await other.verify()
+        assert await here.verify() == []
+        here.wire.address = parse_url(took_over.url)
+        world.client.client_kill_filter(_type="normal", skipme=True)
+        await eventually(lambda: here.wire.run_id != before and here.wire.connected)
+        clock.ahead += OVERTAKEN_S
+        for _ in range(2):
+            assert await here.verify() == []
+        assert packing.read_marker(there(world, other).get(keys.marker(world.p)))[:2] == (
+            other.wire.run_id,
+            2,
+        )
+
+
+async def test_a_partition_is_closed_as_of_the_history_it_was_verified_under(
+    valkey: str, migrated: str
+) -> None:
+    async with backend_at(valkey, migrated) as backend:
+        await backend.verify()
+        run_id = backend.wire.run_id
+        await backend.counters.close_again(b"o" * 40, [3, 4])
+        assert (await backend.counters.markers()).unverified == []
+        await backend.counters.close_again(run_id, [3])
+        assert [one for one, _, _ in (await backend.counters.markers()).unverified] == [3]
 
 
 async def test_what_waits_is_not_read_as_of_the_epoch_that_it_is_not_verified_under_yet(
