@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import cast
 
 from gateway.core.wait import in_task
@@ -102,9 +103,12 @@ class Fence:
             self._trouble = self._trouble or trouble
             await self._another(self._ask, self._name)
 
-    async def keep_promotion(self) -> None:
-        """Say in the data behind which promotion of its server it is verified, for who hears of it late."""
-        if self._server.promoted and self._anchor >= 0:
+    async def keep_promotion(self, run_id: bytes) -> None:
+        """Say in the data behind which promotion of its server it is verified, for who hears of it late.
+
+        Nothing is said of another history: nobody looked at that one.
+        """
+        if self._server.promoted and self._anchor >= 0 and self._wire.run_id == run_id:
             await self._ask(b"SET", keys.promotion(self._anchor).encode(), self._server.promoted)
 
     async def _follow_anchor(self) -> None:
@@ -207,7 +211,10 @@ class Fence:
         """Whether a server had another's data since it was known, and nobody began to verify it since."""
         if server.promoted in (b"", before):
             return False
-        return _text(await ask(b"GET", keys.promotion(self._anchor).encode())) != server.promoted
+        kept = b""
+        with suppress(CountersRefused):  # whose user may not read it goes without
+            kept = _text(await ask(b"GET", keys.promotion(self._anchor).encode()))
+        return kept != server.promoted
 
     async def _another(self, ask: Ask, name: bytes) -> None:
         """Go by another history: by the later one somebody began since, or by one that begins here."""

@@ -364,9 +364,9 @@ async def test_a_server_that_was_left_and_comes_back_is_behind_the_other(data: D
         assert wire.run_id not in (b"", first)
 
 
-@pytest.mark.parametrize("looked_at", [True, False])
+@pytest.mark.parametrize("said", ["of it", "of another history", "unreadably", ""])
 async def test_who_hears_of_a_promotion_late_has_nothing_to_say_of_what_was_verified_since(
-    data: Data, looked_at: bool
+    data: Data, said: str
 ) -> None:
     """Without that word it may be older data that names what was verified before."""
     memory: dict[bytes, bytes] = {}
@@ -377,11 +377,14 @@ async def test_who_hears_of_a_promotion_late_has_nothing_to_say_of_what_was_veri
     resynced(data)
     async with guarded(data.server.url, "keeper") as (wire, keeper):
         data.verify(wire.run_id)
-        if looked_at:
-            await keeper.keep_promotion()
+        if said == "unreadably":
+            data.client.rpush(keys.promotion(0), "no text")
+        elif said:
+            await keeper.keep_promotion(wire.run_id if said == "of it" else b"a" * 40)
+        stays = said == "of it"
         async with guarded(data.server.url, "late", promoted=memory) as (late, fence):
-            assert (late.run_id == wire.run_id, fence.noticed) == (looked_at, not looked_at)
-            assert (data.marked == NOBODY) is not looked_at
+            assert (late.run_id == wire.run_id, fence.noticed) == (stays, not stays)
+            assert (data.marked == NOBODY) is not stays
 
 
 def test_the_first_history_is_named_by_its_process_alone() -> None:

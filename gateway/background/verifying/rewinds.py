@@ -52,8 +52,8 @@ class Fence(Protocol):
     async def announce(self, trouble: str) -> None:
         """Say that this data is older than it was."""
 
-    async def keep_promotion(self) -> None:
-        """Say that this data is verified as it is since its server was promoted."""
+    async def keep_promotion(self, run_id: bytes) -> None:
+        """Say that this data is verified as it is since its server was promoted, if it is of this history."""
 
 
 class Marks(Protocol):
@@ -114,9 +114,11 @@ class Rewinds:
         }
         return {one: strays for one, strays in found.items() if strays is not None}
 
-    async def keep_promotion(self) -> None:
-        """Have nobody who hears of the server's promotion late take what is verified now for older data."""
-        await self._fence.keep_promotion()
+    async def keep_promotion(self, run_id: bytes) -> None:
+        """Have nobody who hears late of the server's promotion take what is verified under this history for
+        older data.
+        """
+        await self._fence.keep_promotion(run_id)
 
     async def drop(self, partition: int, strays: Strays) -> None:
         """Remove what went on; its accounts must stand as PostgreSQL has them by now."""

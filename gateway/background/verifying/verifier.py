@@ -127,8 +127,8 @@ class Verifier:
         epochs = {one: epochs[one] for one in noted}  # of others another keeper has said more since
         if not markers.others:  # else a newer version says them, and more
             await publish(self._target, everybodys)
-        if self._rewinds and epochs and not markers.verified:  # else of some nobody knows
-            await self._rewinds.keep_promotion()
+            if self._rewinds and epochs and not markers.verified:  # else some may be older still
+                await self._rewinds.keep_promotion(run_id)
         strays = await self._rewinds.strays(list(epochs)) if self._rewinds else {}
         since = await self._compared(markers, strays)
         found = {

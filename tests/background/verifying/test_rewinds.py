@@ -6,7 +6,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
 import pytest
+import redis
 
+from gateway.core.layout import LAYOUT
+from gateway.core.model import PARTITIONS
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable
 from tests.background.backend import Backend, parted, rejoined
@@ -215,3 +218,28 @@ async def test_data_that_is_exchanged_while_it_is_verified_is_verified_anew(
     settle(world, 1, 5)
     await backend.flush()
     at_one(backend, world)
+
+
+async def test_a_promotion_is_said_to_be_looked_at_where_nothing_is_left_of_before(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A partition that was verified before, or that another version looks after, may be older still."""
+    said: list[bytes] = []
+
+    async def keep_promotion(run_id: bytes) -> None:
+        said.append(run_id)
+
+    monkeypatch.setattr(backend.verifier._rewinds, "keep_promotion", keep_promotion)
+    client, markers = redis.Redis.from_url(backend.valkey), [keys.marker(one) for one in range(PARTITIONS)]
+    await backend.verify()
+    whole = [backend.wire.run_id]
+    assert said == whole
+    client.delete(markers[3])
+    await backend.verify()
+    client.delete(*markers)
+    client.set(markers[3], bytes([LAYOUT + 1]))
+    await backend.verify()
+    assert said == whole
+    client.delete(*markers)
+    await backend.verify()
+    assert said == whole * 2
