@@ -22,8 +22,8 @@ from gateway.errors import CountersUnavailable
 VIEW_S_MAX = 1.0
 # Who said nothing, or is cut off, is not asked again for so long: others are, and answer at once.
 LEFT_OUT_S = 1.0
-# From when on another cluster is gone to where nobody of the known one said anything, such as one that was
-# built anew. Before that, members of the known one may be away for a moment.
+# Another cluster, such as one that was built anew, is gone to where nobody of the known one has said anything
+# for so long. Before that, its members may be away for a moment, and another's may be at a place of theirs.
 ANOTHER_S = 10.0
 
 
@@ -36,13 +36,14 @@ class Views:
         self._said_at = 0.0
 
     def is_later(self, found: SlotMap, known: SlotMap) -> bool:
-        """Whether to go by a map from now on: none of the known cluster that is older, nor the same."""
-        now = self._loop.time()
-        if found.is_of(known):
-            self._said_at = now
-        elif now - self._said_at >= ANOTHER_S:
-            return True
-        return found.epoch >= known.epoch and found != known
+        """Whether to go by a map from now on: none of the known cluster that is older, nor the same, and none
+        of another one while somebody of the known one says anything.
+        """
+        now, is_of_known = self._loop.time(), found.is_of(known)
+        if not is_of_known and now - self._said_at < ANOTHER_S:
+            return False
+        self._said_at = now
+        return not is_of_known or (found.epoch >= known.epoch and found != known)
 
     def heard(self, wires: Collection[Wire]) -> list[Wire]:
         """Those of them that there is a word to be had of."""

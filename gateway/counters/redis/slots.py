@@ -95,9 +95,11 @@ def newest(views: Sequence[SlotMap], known: SlotMap) -> SlotMap | None:
     """The map of the latest epoch, that of most where they differ, and of as many the one that is known.
 
     A slot may move without a new epoch. So who has not heard of it yet says an older map of the same epoch.
+    Maps of another cluster count where there is none of the known one.
     """
-    epoch = max((one.epoch for one in views), default=0)
-    latest = [one for one in views if one.epoch == epoch]
+    ours = [one for one in views if one.is_of(known)] or views
+    epoch = max((one.epoch for one in ours), default=0)
+    latest = [one for one in ours if one.epoch == epoch]
     said = Counter(one.owned for one in latest)
     return max(latest, key=lambda one: (said[one.owned], one.owned == known.owned), default=None)
 

@@ -61,18 +61,18 @@ async def test_a_cluster_that_is_built_anew_is_gone_to(own_cluster: ValkeyCluste
         await shards.close()
 
 
-async def test_an_older_map_counts_where_it_is_of_another_cluster_and_nobody_of_the_known_one_speaks() -> (
-    None
-):
+@pytest.mark.parametrize("epoch", [3, 30])
+async def test_a_map_of_another_cluster_counts_where_nobody_of_the_known_one_speaks(epoch: int) -> None:
     views, owned = Views({}), (Owned(0, 9, ("127.0.0.1", 1)),)
     known = SlotMap(7, owned, ids=frozenset({b"one", b"two"}))
     older = SlotMap(6, owned, ids=frozenset({b"two", b"three"}))
-    another = SlotMap(3, owned, ids=frozenset({b"four"}))
+    another = SlotMap(epoch, owned, ids=frozenset({b"four"}))
     assert views.is_later(known, SlotMap())
     for found in (known, older, another):
         assert not views.is_later(found, known)
     views._said_at -= ANOTHER_S
     assert views.is_later(another, known)
+    assert not views.is_later(known, another), "not back at once"
     views._said_at -= ANOTHER_S
     assert not views.is_later(older, known), "of the same cluster, however long it was silent"
     assert not views.is_later(another, known), "somebody of the known one is there"

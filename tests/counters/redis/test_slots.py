@@ -48,6 +48,7 @@ NAMES = st.text(alphabet="abtk:{}p0", max_size=12).map(str.encode)
 
 OLDER, MOVED = (SlotMap(7, (Owned(0, 9, ("127.0.0.1", port)),)) for port in (1, 2))
 LATER, BEFORE = replace(OLDER, epoch=8), replace(MOVED, epoch=6)
+OURS, ANOTHER = replace(OLDER, ids=frozenset({b"one"})), replace(MOVED, epoch=9, ids=frozenset({b"other"}))
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,8 @@ LATER, BEFORE = replace(OLDER, epoch=8), replace(MOVED, epoch=6)
         ([OLDER, MOVED, OLDER], MOVED, OLDER),
         ([MOVED, LATER, MOVED], MOVED, LATER),
         ([BEFORE, BEFORE, OLDER], BEFORE, OLDER),
+        ([ANOTHER, ANOTHER, OURS], OURS, OURS),
+        ([ANOTHER], OURS, ANOTHER),
     ],
 )
 def test_of_maps_of_one_epoch_that_of_most_counts(
