@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from gateway.core.calls.binding import Bindings
 from gateway.core.shown_urls import without_password
 from gateway.core.wait import in_task
-from gateway.counters.admission.stored import decode_catalogue, version_standing
+from gateway.counters.admission.stored import services_of, version_standing
 from gateway.counters.data_names import history
 from gateway.counters.keeper.presence import Keeping, heard
 from gateway.counters.redis import keys
@@ -216,11 +216,7 @@ def _server(settings: Settings, subject: str, shown: str, server: _Server) -> It
 
 def _services(settings: Settings, catalogue: object) -> Iterator[Finding]:
     """Services whose calls are refused, for they go nowhere or could be had at another price."""
-    services = (
-        decode_catalogue(catalogue).services
-        if isinstance(catalogue, bytes) and version_standing(catalogue) >= 0
-        else {}
-    )
+    services = services_of(catalogue)
     targets = {target.name: target for target in settings.upstreams}
     try:
         settings.table.check_services(services)

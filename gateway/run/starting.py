@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from gateway.core.model import Service
 from gateway.core.wait import in_task
-from gateway.counters.admission.stored import decode_catalogue
+from gateway.counters.admission.stored import services_of
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.connecting import wires_to
@@ -86,7 +86,7 @@ async def catalogue_of(settings: Settings) -> Mapping[str, Service]:
         return {}
     finally:
         await wires.close()
-    return decode_catalogue(raw).services if isinstance(raw, bytes) else {}
+    return services_of(raw)
 
 
 async def _asked(trouble: Callable[[], Awaitable[str]], within_s: float) -> str:

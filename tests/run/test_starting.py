@@ -5,14 +5,22 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import redis
 
+from gateway.core.model import Service
+from gateway.counters.admission.stored import encode_catalogue
+from gateway.counters.redis import keys
 from gateway.errors import StartError
-from gateway.run.starting import ASK_INTERVAL_S, reached
-from tests.conftest import free_port
+from gateway.run.starting import ASK_INTERVAL_S, catalogue_of, reached
+from gateway.settings.settings import load
+from tests.conftest import ValkeyServer, free_port
 from tests.tree import ROOT
+
+CHAT = Service(1, "chat")
 
 
 class Log:
@@ -31,6 +39,24 @@ async def test_what_answers_in_the_end_is_reached() -> None:
 
     assert await reached("Redis", trouble, wait_s=60, stop=asyncio.Event(), log=log)
     assert log.said == [("waiting for Redis", "refused")]
+
+
+@pytest.mark.parametrize(
+    ("raw", "known"),
+    [
+        (encode_catalogue(1, [CHAT]), {"chat": CHAT}),
+        (b"{", {}),
+        (b'{"version":1,"services":[]}', {}),
+        (b"", {}),
+    ],
+)
+async def test_services_that_nobody_can_read_are_none(
+    own_valkey: Callable[..., ValkeyServer], raw: bytes, known: dict[str, Service]
+) -> None:
+    url = own_valkey().url
+    with redis.Redis.from_url(url) as client:
+        client.set(keys.CATALOGUE, raw)
+    assert await catalogue_of(load({"TOLLKEEPER_REDIS_URL": url})) == known
 
 
 async def test_what_answers_at_once_is_not_mentioned() -> None:

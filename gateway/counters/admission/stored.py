@@ -149,6 +149,14 @@ def decode_prices(raw: bytes) -> StoredPrices:
     return stored
 
 
+def services_of(raw: object) -> Mapping[str, Service]:
+    """The services of a catalogue as Redis answers it; none where it is not there, or cannot be read."""
+    try:
+        return decode_catalogue(raw).services if isinstance(raw, bytes) else {}
+    except UNREADABLE:
+        return {}
+
+
 def encode_head(version: int, raw: bytes) -> bytes:
     """What tells prices from others without them: asked often, to know whether there is more to read."""
     return msgspec.json.encode({"version": version, "crc32": crc32(raw)})
