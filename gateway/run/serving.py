@@ -184,9 +184,9 @@ def resolved(config: Path | None, **options: str | int | None) -> Settings:
 
 
 def tell_overruled(settings: Settings, warn: Callable[[str], None]) -> None:
-    """Say which settings the file states in vain, by their names alone; nothing where there are none."""
+    """Say which settings of the file do not count, by their names alone; nothing where there are none."""
     if names := ", ".join(PREFIX + name.upper() for name in settings.overruled):
-        warn(f"{settings.config_path} says something else than the environment, which counts, of {names}")
+        warn(f"the environment or an option overrides what {settings.config_path} sets: {names}")
 
 
 def command(*words: str) -> tuple[str, ...]:

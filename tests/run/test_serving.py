@@ -80,5 +80,5 @@ def test_settings_a_file_states_in_vain_are_told_by_name_and_never_by_value(tmp_
     environ = {"TOLLKEEPER_WORKERS": "2", "TOLLKEEPER_ADMIN_TOKEN": "b" * 20}
     tell_overruled(load(environ, path), said.append)
     [line] = said
-    assert (str(path) in line, line.endswith("of TOLLKEEPER_ADMIN_TOKEN, TOLLKEEPER_WORKERS")) == (True, True)
+    assert (str(path) in line, line.endswith(": TOLLKEEPER_ADMIN_TOKEN, TOLLKEEPER_WORKERS")) == (True, True)
     assert not any(value * 20 in line for value in "ab")
