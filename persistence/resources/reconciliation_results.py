@@ -24,6 +24,11 @@ from persistence.tables.people import tenant
 ITEMS_KEPT_MAX = 1_000
 # Advisory lock class 7813: who compares everybody, whichever keeper it is.
 _TURN = text("SELECT pg_try_advisory_xact_lock(7813, 1)")
+# A bound of the server's on idle or long transactions would end the turn before its run.
+_UNBOUND = text("""
+SELECT set_config('idle_in_transaction_session_timeout', '0', true),
+       CASE WHEN current_setting('server_version_num')::integer >= 170000
+            THEN set_config('transaction_timeout', '0', true) END""")
 
 # Rows whose balance is not what the row before and their own amount make, but for stored drifts.
 _BREAKS = text("""
@@ -63,6 +68,7 @@ class Results:
         done = False
         try:
             async with apart(self._engine) as connection:
+                await connection.execute(_UNBOUND)
                 yield bool(await connection.scalar(_TURN))
                 done = True
         except (SQLAlchemyError, OSError) as error:

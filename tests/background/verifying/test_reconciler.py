@@ -446,9 +446,26 @@ async def test_a_run_whose_turn_broke_meanwhile_has_ended_all_the_same(valkey: s
             pass
 
 
+async def test_a_turn_outlasts_what_the_server_allows_idle_transactions(valkey: str, cloned: str) -> None:
+    with psycopg.connect(cloned, autocommit=True) as connection:
+        name = psycopg.sql.Identifier(connection.info.dbname)
+        bound = psycopg.sql.SQL("ALTER DATABASE {} SET idle_in_transaction_session_timeout = '100ms'")
+        connection.execute(bound.format(name))
+        async with backend_at(valkey, cloned) as backend, reconciler_of(backend).alone():
+            idle = psycopg.connect(cloned)
+            idle.execute("SELECT 1")
+            there = "SELECT 1 FROM pg_stat_activity WHERE pid = %s"
+            await eventually(lambda: connection.execute(there, [idle.info.backend_pid]).fetchone() is None)
+            idle.close()
+            with pytest.raises(Overloaded):
+                async with reconciler_of(backend).alone():
+                    raise AssertionError
+
+
 def broken_turns(url: str) -> list[tuple[bool]]:
     """End the session of who has the turn."""
     with psycopg.connect(url) as connection:
         return connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND classid = 7813"
+            "SELECT pg_terminate_backend(l.pid) FROM pg_locks l JOIN pg_database d ON d.oid = l.database "
+            "WHERE l.locktype = 'advisory' AND l.classid = 7813 AND d.datname = current_database()"
         ).fetchall()
