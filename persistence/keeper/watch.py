@@ -63,11 +63,18 @@ SELECT coalesce(sum(CASE WHEN w.count < :most THEN w.count
 _BACKED_UP = text("""
 SELECT extract(epoch FROM max(taken_at)) AS taken, extract(epoch FROM max(proved_at)) AS proved
   FROM backup_run""")
-# Of the last comparison of everybody that is kept.
+# Of the last comparison of everybody that is kept; what rows say, of the last one that had asked them.
 _DIFFERS = text("""
+WITH last AS (SELECT items FROM reconciliation ORDER BY id DESC LIMIT 1),
+     asked AS (SELECT items FROM reconciliation WHERE NOT items @> '[{"kind": "unasked"}]'
+                ORDER BY id DESC LIMIT 1)
 SELECT item->>'kind' AS kind, count(*) AS n
-  FROM (SELECT items FROM reconciliation ORDER BY id DESC LIMIT 1) AS last
- CROSS JOIN LATERAL jsonb_array_elements(last.items) AS item GROUP BY 1""")
+  FROM (SELECT i.item FROM last CROSS JOIN LATERAL jsonb_array_elements(last.items) AS i (item)
+         WHERE i.item->>'kind' <> 'contradiction'
+        UNION ALL
+        SELECT i.item FROM asked CROSS JOIN LATERAL jsonb_array_elements(asked.items) AS i (item)
+         WHERE i.item->>'kind' = 'contradiction') AS found
+ GROUP BY 1""")
 _ENDS = text("""
 SELECT 'api_key', extract(epoch FROM min(expires_at)) FROM api_key
  WHERE revoked_at IS NULL AND expires_at > now()
@@ -101,7 +108,10 @@ async def dead_letters(engine: AsyncEngine) -> int:
 
 
 async def differing(engine: AsyncEngine) -> list[tuple[str, int]]:
-    """What the last comparison of everybody found, by kind: nothing before the first."""
+    """What the last comparison of everybody found, by kind: nothing before the first.
+
+    Contradictions stay until rows are asked again: while a run is under way they were not yet.
+    """
     async with engine.connect() as connection:
         found = {row.kind: int(row.n) for row in await connection.execute(_DIFFERS)}
     return [(kind.value, found.get(kind.value, 0)) for kind in Kind]

@@ -67,6 +67,8 @@ async def test_what_the_last_comparison_found_is_counted_by_kind(migrated: str) 
         ([], {}),
         ([of_rows, drift, of_rows], {"contradiction": 2, "drift": 1}),
         ([of_rows] * 1_002, {"contradiction": 1_000, "more": 1}),
+        (UNASKED.items, {"contradiction": 1_000, "unasked": 1}),
+        ([drift], {"drift": 1}),
         (UNASKED.items, {"unasked": 1}),
     ]
     try:
