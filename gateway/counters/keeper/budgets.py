@@ -38,14 +38,8 @@ class BudgetAccounts(Control):
 
     async def somebodys_budgets(self, partition: int, name: str) -> list[str]:
         """The accounts for each that are like one."""
-        index = keys.each_accounts(partition, name).encode()
-        found = await self.ask(b"ZRANGE", index, b"0", b"-1")
         prefix = name.partition(":")[0]
-        return (
-            [f"{prefix}:{one.decode()}" for one in found if isinstance(one, bytes) and one.isascii()]
-            if isinstance(found, list)
-            else []
-        )
+        return [f"{prefix}:{one}" for one in await self.members(keys.each_accounts(partition, name))]
 
     async def waiting(self, partition: int, mark: bytes, most: int = WAITING_MAX) -> list[bytes] | None:
         """Entries of a partition behind the newest stored one; None where more are than are looked at."""
@@ -118,9 +112,7 @@ class BudgetAccounts(Control):
         return found, frozenset(others)
 
     async def _held_of_budgets(self, partition: int) -> tuple[Held, Counter[str]]:
-        answer = await self.ask(b"ZRANGE", keys.deadlines(partition).encode(), b"0", b"-1")
-        names = answer if isinstance(answer, list) else []
-        ids = [one.decode() for one in names if isinstance(one, bytes) and one.isascii()]
+        ids = await self.members(keys.deadlines(partition))
         found: dict[tuple[str, int], list[int]] = {}
         calls = Counter[str]()
         stored = await self.states([keys.hold(partition, one) for one in ids])

@@ -101,6 +101,12 @@ class Client:
         """Send one plain command."""
         return await in_task(self.send(*parts))
 
+    async def members(self, name: str) -> list[str]:
+        """The members of a sorted set by their scores, but for what none of ours wrote."""
+        found = await self.ask(b"ZRANGE", name.encode(), b"0", b"-1")
+        there = found if isinstance(found, list) else []
+        return [one.decode() for one in there if isinstance(one, bytes) and one.isascii()]
+
     async def run(self, verb: str, call: packing.Call) -> bytes:
         """Run one script whose answer is packed."""
         return cast("bytes", await in_task(self.send_script(verb, call)))

@@ -97,11 +97,9 @@ class Control(Client):
         name, partition = str(write.payload["account"]), keys.partition_of(organization_id)
         if await self.ask(b"HEXISTS", keys.control(partition).encode(), write.id.encode()):
             return True
-        found = await self.ask(b"ZRANGE", keys.each_accounts(partition, name).encode(), b"0", b"-1")
         like, _, somebodys = name.partition(":")
-        values = found if isinstance(found, list) and somebodys else []
-        names = [f"{like}:{one.decode()}" for one in values if isinstance(one, bytes) and one.isascii()]
-        names = names if somebodys else [name]
+        values = await self.members(keys.each_accounts(partition, name)) if somebodys else []
+        names = [f"{like}:{one}" for one in values] if somebodys else [name]
         cuts = range(0, len(names), RESET_ACCOUNTS) or range(1)
         for start in cuts:
             code = await self.grant(
