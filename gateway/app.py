@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -58,6 +59,8 @@ from gateway.telemetry import snapshot_files as tallies
 if TYPE_CHECKING:
     from gateway.telemetry.traces.exporter import Exporter
 
+# The thread that reads a large body gives way to the loop so soon.
+SWITCH_S = 0.0005
 # A request makes no cycles: the collector need not look after every few hundred objects.
 YOUNG_OBJECTS_MAX = 50_000
 FIRST_CATALOGUE_S_MAX = 5.0
@@ -166,6 +169,7 @@ async def _know_services(directory: Directory, wires: Wires, log: Log) -> None:
 
 
 def _collect_seldom() -> None:
+    sys.setswitchinterval(SWITCH_S)
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS_MAX, 20, 50)
 

@@ -373,6 +373,10 @@ class StoreUnavailable(AdminRefusal):
     status = 503
 
 
+class TookTooLong(StoreUnavailable):
+    """PostgreSQL took too long."""
+
+
 class CollectorUnavailable(AdminRefusal):
     """The service that collects money does not answer; send it again in a moment."""
 

@@ -1,7 +1,6 @@
 """How much of a kind an organization's own people make: what each of them costs is kept for everybody.
 
-Staff may make more. Money has none of these bounds: what was paid, charged or granted is never refused for
-being one too many.
+Staff may make more: what was paid, charged or granted is never refused for being one too many.
 """
 
 from __future__ import annotations
@@ -31,11 +30,6 @@ MOST: Mapping[str, int] = {
     "users": 10_000,
     "webhooks": 50,
 }
-# What each costs by itself: a row of money, or of a pair or a moment of which there can be but one.
-UNBOUNDED = frozenset({
-    "amendments", "credit-additions", "invoices", "organization-services", "organization-subscriptions",
-    "tax-rates",
-})  # fmt: skip
 
 
 def refuse_more(change: Change, count: int = 1) -> None:

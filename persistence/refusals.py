@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.errors import Conflict, Overloaded, StoreUnavailable, TollkeeperError, Unprocessable
+from gateway.errors import Conflict, Overloaded, StoreUnavailable, TollkeeperError, TookTooLong, Unprocessable
 from persistence.complaint import columns, origin
 from persistence.tables.operations import control_write
 
@@ -21,6 +21,7 @@ QUERY_CANCELED = "57014"
 # A lock was not had within `lock_timeout`: what bounds one wait of a transaction, and no other of it.
 LOCK_NOT_AVAILABLE = "55P03"
 _LOCK_WAIT = text("SELECT set_config('lock_timeout', :wait, true)")
+_STATEMENTS_WITHIN = text("SELECT set_config('statement_timeout', :within, true)")
 _LOCK_WAIT_AS_EVER = text("SET LOCAL lock_timeout TO DEFAULT")
 
 
@@ -44,6 +45,11 @@ def lock_within(
     connection.execute(_LOCK_WAIT_AS_EVER)
 
 
+def statements_within(connection: Connection, seconds: float) -> None:
+    """Let no statement of the transaction take longer from now on: `TookTooLong`."""
+    connection.execute(_STATEMENTS_WITHIN, {"within": f"{seconds * 1000:.0f}ms"})
+
+
 def translated(error: Exception) -> Exception:
     """Tell a database error as what it means to the caller; one that means nothing to it stays."""
     state = sqlstate(error)
@@ -55,7 +61,7 @@ def translated(error: Exception) -> Exception:
         "23514": lambda: Unprocessable("A value is out of range."),
         "22003": lambda: Unprocessable("A number is out of range."),
         "22021": lambda: Unprocessable("A text holds characters that cannot be stored."),
-        QUERY_CANCELED: lambda: StoreUnavailable("PostgreSQL took too long."),
+        QUERY_CANCELED: TookTooLong,
     }
     if state in refusals:
         return refusals[state]()

@@ -134,7 +134,16 @@ class ValkeyServer:
             [
                 *self.program(),
                 *("--bind", "127.0.0.1", "--dir", str(self.folder)),
-                *("--maxmemory-policy", "noeviction", "--save", "", "--loglevel", "warning"),
+                *(
+                    "--maxmemory",
+                    "8gb",
+                    "--maxmemory-policy",
+                    "noeviction",
+                    "--save",
+                    "",
+                    "--loglevel",
+                    "warning",
+                ),
                 *self.options,
             ],
             stdout=subprocess.DEVNULL,

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
 from gateway.core.retries import is_said
-from gateway.errors import CountersRefused, TollkeeperError
+from gateway.errors import CountersRefused, StoreUnavailable, TollkeeperError, TookTooLong
 
 UNAVAILABLE = 503
 NAME_CHARS_MAX = 200
@@ -22,8 +22,13 @@ T = TypeVar("T")
 
 def _unavailable(error: Exception) -> bool:
     if isinstance(error, TollkeeperError):
-        return error.status == UNAVAILABLE and not isinstance(error, CountersRefused)
+        return error.status == UNAVAILABLE and not isinstance(error, CountersRefused | TookTooLong)
     return isinstance(error, OSError | TimeoutError)
+
+
+def is_store_away(error: Exception) -> bool:
+    """Whether PostgreSQL cannot be asked at all. A statement that takes too long is its item's fault."""
+    return isinstance(error, StoreUnavailable) and not isinstance(error, TookTooLong)
 
 
 class Isolation:

@@ -30,7 +30,8 @@ Database = Annotated[str | None, typer.Option("--database-url", help="The Postgr
 def backup(
     *,
     to: Annotated[
-        str, typer.Option(help="The file to write, a directory to put it in, or s3://bucket/folder.")
+        str,
+        typer.Option(help="A directory, which is made, a file that ends in .tar, or s3://bucket/folder."),
     ],
     config: Config = None,
     data_dir: Annotated[
@@ -189,10 +190,10 @@ def _backups(to: str, *, several: bool) -> Backups:
         return Bucket(to)
     from gateway.ops.backup.folder import Folder  # noqa: PLC0415
 
-    folder = _path(to)
-    if several and not folder.is_dir():
+    folder = Folder(_path(to))
+    if several and folder.is_file:
         raise StartError(f"this is of a directory of backups, or of a bucket: {to} is neither")
-    return Folder(folder)
+    return folder
 
 
 def _backup(source: str) -> Backup:

@@ -67,14 +67,16 @@ class HttpLimits:
     heads_bytes_max: int = _setting(16 * 1024 * 1024, Bytes)
 
     body_bytes_max: int = _setting(32 * 1024 * 1024, Bytes)
-    # A document longer than this is read in a thread: this much takes a millisecond, or six at worst.
-    body_at_once_bytes_max: int = 256 * 1024
     body_bytes_per_s_min: int = 16 * 1024
     # Of a body that passes unread: so much is here before an upstream hears of the request.
     collected_bytes_max: int = 256 * 1024
     discarded_bytes_max: int = 256 * 1024
-    # Of a refused body, for clients that read no answer before they have sent everything.
+    # Of a refused body, for clients that read no answer before they have sent everything: so much, so fast,
+    # of so many clients of an organization at once, and of all. Others are not read.
     lingered_bytes_max: int = 64 * 1024 * 1024
+    lingered_pause_s: float = 0.003  # after each part that was read, of 256 KiB at most
+    lingering_each_max: int = 2
+    lingering_max: int = 16
     chunk_line_bytes_max: int = 256
     chunk_extension_bytes_max: int = 16 * 1024
     trailer_bytes_max: int = 16 * 1024

@@ -1,7 +1,7 @@
 """What the names in a body end like: each is looked at once, for all who ask.
 
-By them it is known whether an id may stand in a body, and how many images and files it names and does not
-hold.
+By them it is known whether an id may stand in a body, how many images and files it names and does not hold,
+and whether it asks for a cache.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ from gateway.errors import InvalidRequest
 
 NAMES_REMEMBERED_MAX: Final = 4_096
 NAME_CHARACTERS_MAX: Final = 64  # of one that is remembered
-_ID, _FILE = 1, 2
+_ID, _FILE, _CACHE = 1, 2, 4
 # An image or a file is named by its address, or by the id it was stored under.
 _FILES: Final = ("url", "ri", "file_id")
+_CACHES: Final = "cach"  # `cache_control`, `caching`
 
 
 class Names:
     """`ids` says that a name ends like an id's, in any case: `…_id`, `…_ids` or `id`; `files` counts texts
-    that name an image or a file.
+    that name an image or a file; `caches` says that a name begins with `cach`, in any case.
     """
 
-    __slots__ = ("files", "ids")
+    __slots__ = ("caches", "files", "ids")
 
-    def __init__(self, ids: bool = False, files: int = 0) -> None:
-        self.ids, self.files = ids, files
+    def __init__(self, ids: bool = False, files: int = 0, caches: bool = False) -> None:
+        self.ids, self.files, self.caches = ids, files, caches
 
 
 NO_NAMES: Final = Names()
@@ -49,6 +50,7 @@ def _look(value: Document, names: Names) -> None:
             kind = _kind(name)
         if kind:
             names.ids = names.ids or kind & _ID > 0
+            names.caches = names.caches or kind & _CACHE > 0
             if kind & _FILE and isinstance(inside, str):
                 names.files += 1
         if isinstance(inside, dict):
@@ -70,6 +72,7 @@ def _kind(name: str) -> int:
     folded = name.lower()
     kind = _ID if folded == "id" or folded.endswith(("_id", "_ids")) else 0
     kind |= _FILE if name.endswith(_FILES) else 0
+    kind |= _CACHE if folded.startswith(_CACHES) else 0
     if len(name) <= NAME_CHARACTERS_MAX:
         if len(_known) >= NAMES_REMEMBERED_MAX:
             _known.clear()

@@ -6,8 +6,7 @@ limit of requests is told of that first, and a refused request is one of its sen
 
 from __future__ import annotations
 
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from gateway.core.calls.call import Call
 from gateway.core.calls.reading import read_call
@@ -25,10 +24,9 @@ from gateway.http.listed import is_allowed, narrow
 from gateway.http.priced import admitted_at
 from gateway.http.routing.call_head import CallHead
 from gateway.http.routing.objects import read_objects
+from gateway.http.server.buffers import full
 from gateway.http.server.exchange import Exchange
 
-# A large body is read in a thread, one at a time: all of its memory is bounded where it is read in.
-_READER = ThreadPoolExecutor(1, "bodies")
 # What is known of a call before its body.
 _UNREAD = Call("none", GENERIC, b"")
 
@@ -65,10 +63,20 @@ def read_asked(exchange: Exchange, body: bytes) -> Call | Refusal:
         return unreadable
 
 
-async def read_in_thread(exchange: Exchange, body: bytes) -> Call | Refusal:
-    """The same in a thread: a large body must not hold up the loop."""
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_READER, read_asked, exchange, body)
+async def read_in_turn(
+    exchange: Exchange, caller: Caller, body: bytes, held: Charge | None
+) -> tuple[Call | Refusal, Charge]:
+    """The same of a large body, in its organization's turn, and what is held by its head.
+
+    Who is refused by its head takes no turn. All that waits counts in its caller's share.
+    """
+    if held is None:
+        held = by_head(exchange, caller)
+        await held.reserve()
+    if not exchange.connection.body.claim(caller, len(body)):
+        return full(), held
+    read = partial(read_asked, exchange, body)
+    return await exchange.worker.bodies.read(caller.organization_id, read), held
 
 
 def claimed(

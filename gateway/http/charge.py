@@ -9,7 +9,7 @@ from __future__ import annotations
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.facts import CallFacts, briefly, write_facts
 from gateway.core.billing.rate import TokenRate
-from gateway.core.calls.call import Call
+from gateway.core.calls.call import Call, input_tokens
 from gateway.core.calls.claim import claimed, dearest_of, output_bound
 from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.reading import limit_output
@@ -149,15 +149,15 @@ class Charge:
         """Replace the hold by what the meter saw; whether that is acknowledged.
 
         What was not used is released, which the answer need not wait for to be true. What a client
-        `abandoned` once an upstream had heard of it costs its units, whatever came of it. `failed` says
-        what the client is told of a failure, where that is not its upstream's.
+        `abandoned` once an upstream had heard of it costs its units and its input, whatever came of it.
+        `failed` says what the client is told of a failure, where that is not its upstream's.
         """
         assert self.due, "a charge ends once"
         exchange, worker = self._exchange, self._worker
         ports, clock, limits = worker.ports, worker.clock, worker.limits
         usage = self.meter.usage() if self.meter is not None else _UNUSED
         if abandoned and self.charges and _may_have_worked(usage, status):
-            usage = Usage()
+            usage = _input_alone(self.call)
         used = usage.units > 0 or usage.total > 0
         facts = self._facts(usage, failed[0] or status, failed[1], used) if self.charges else None
         settlement = self._settlement(usage, facts) if used and facts is not None else self._release(facts)
@@ -291,6 +291,12 @@ class Charge:
 
 _ADMITTED = Verdict.ADMITTED
 _UNVERIFIED = Settled.UNVERIFIED
+
+
+def _input_alone(call: Call) -> Usage:
+    """What a call costs at least that an upstream took: it has read the input, whoever hears the answer."""
+    tokens = input_tokens(call) if call.has_input else 0
+    return Usage(tokens, total=tokens, estimated=tokens > 0)
 
 
 def _may_have_worked(usage: Usage, status: int) -> bool:

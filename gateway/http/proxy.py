@@ -7,6 +7,7 @@ needs no waiting is a plain function here: a coroutine less is a microsecond les
 
 from __future__ import annotations
 
+from gateway.core.calls.document import is_light
 from gateway.core.metering.making import make_meter
 from gateway.core.model import Caller
 from gateway.core.wait import OVER
@@ -24,7 +25,7 @@ from gateway.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from gateway.http.admission import by_head, claimed, comes_soon, read_asked, read_in_thread
+from gateway.http.admission import by_head, claimed, comes_soon, read_asked, read_in_turn
 from gateway.http.charge import Charge
 from gateway.http.faults import Fault
 from gateway.http.peppered import identify_by_any
@@ -80,8 +81,8 @@ async def proxy(exchange: Exchange) -> None:
             await held.reserve()
             await exchange.late_body(worker.limits.body_bytes_max)
         body = connection.body.take_parts()
-    at_once = len(body) <= worker.limits.body_at_once_bytes_max
-    found = read_asked(exchange, body) if at_once else await read_in_thread(exchange, body)
+    read = (read_asked(exchange, body), held) if is_light(body) else None
+    found, held = read or await read_in_turn(exchange, caller, body, held)
     if not isinstance(found, Refusal):
         exchange.call = found
     claim = claimed(exchange, caller, found, held)
@@ -133,10 +134,16 @@ def _came_to(exchange: Exchange, failure: BaseException) -> tuple[int, str]:
 
 
 def _is_abandoned(exchange: Exchange, failure: BaseException) -> bool:
-    """Whether it is the client's doing that an answer an upstream had begun on came to nothing."""
+    """Whether it is the client's doing that an answer an upstream had begun on came to nothing.
+
+    So is a call with tokens that is not answered in time: its caller chose what to ask, and it was read.
+    """
     whole = exchange.connection.body_complete
-    if isinstance(failure, UpstreamUnreachable) or (whole and isinstance(failure, UpstreamTimeout)):
+    if isinstance(failure, UpstreamUnreachable):
         return False
+    if whole and isinstance(failure, UpstreamTimeout):
+        call = exchange.call
+        return exchange.forwarded and not exchange.status and call is not None and call.has_input
     return exchange.forwarded and (exchange.gone or not whole)
 
 
@@ -267,9 +274,9 @@ async def _forward(exchange: Exchange, caller: Caller, charge: Charge) -> None:
         tail = await relay_body(exchange, caller, link, charge, meter, outlet)
     if limited:
         leave_alone(exchange, call, answer, meter.detail.retry_s)
-    if meter.told:
+    if meter.told and (made := take_told(meter, call)):
         # Whose the objects are is noted before their ids are known.
-        kept = worker.ports.objects.keep(caller, take_told(meter))
+        kept = worker.ports.objects.keep(caller, made)
         if not charge.charges:  # what was charged is delivered all the same
             await kept
     exchange.ended_upstream = worker.ports.seconds()

@@ -8,6 +8,7 @@ upstream that breaks off is a clean 502; a stream passes event by event.
 from __future__ import annotations
 
 from gateway.core.calls.binding import UNREAD_METERS
+from gateway.core.calls.call import Call
 from gateway.core.families.refusal import render
 from gateway.core.metering.making import AnswerMeter
 from gateway.core.metering.meter import OPEN
@@ -104,12 +105,14 @@ async def relay_body(  # noqa: PLR0917  # everything an answer passes through
     drained, tokens_max = 0, -1
     while True:
         data, complete = link.take_payload(), link.complete
-        passed = _metered(worker, caller, meter, data)
+        passed = _metered(worker, caller, call, meter, data)
         if meter.behind:
-            passed += await _caught_up(worker, caller, link, meter)
+            passed += await _caught_up(worker, caller, call, link, meter)
         if complete:
             passed += meter.finish()
-            return held + passed + (await _caught_up(worker, caller, link, meter) if meter.behind else b"")
+            return (
+                held + passed + (await _caught_up(worker, caller, call, link, meter) if meter.behind else b"")
+            )
         if link.failure is not None or meter.surplus:
             raise link.failure or UpstreamUnreachable("The upstream's answer continues after its end.")
         passed = held + passed
@@ -141,25 +144,25 @@ async def relay_body(  # noqa: PLR0917  # everything an answer passes through
         await link.arrival()
 
 
-async def _caught_up(worker: Worker, caller: Caller, link: Link, meter: AnswerMeter) -> bytes:
+async def _caught_up(worker: Worker, caller: Caller, call: Call, link: Link, meter: AnswerMeter) -> bytes:
     """A little that came may be much to read: others have their turns meanwhile."""
     passed: list[bytes] = []
     while meter.behind:
         await link.next_turn()
-        passed.append(_metered(worker, caller, meter, b""))
+        passed.append(_metered(worker, caller, call, meter, b""))
     return b"".join(passed)
 
 
-def _metered(worker: Worker, caller: Caller, meter: AnswerMeter, data: bytes) -> bytes:
+def _metered(worker: Worker, caller: Caller, call: Call, meter: AnswerMeter, data: bytes) -> bytes:
     """What of the data may pass; objects that it names are the caller's from now on."""
     passed = meter.feed(data) if data or meter.behind else b""
-    if meter.told:
-        worker.ports.objects.keep(caller, take_told(meter))
+    if meter.told and (told := take_told(meter, call)):
+        worker.ports.objects.keep(caller, told)
     return passed
 
 
-def take_told(meter: AnswerMeter) -> list[str]:
-    """The ids of objects that an answer named since the last time."""
-    told = meter.told.copy()
+def take_told(meter: AnswerMeter, call: Call) -> list[str]:
+    """The ids of objects that an answer named since the last time, but for what its request brought."""
+    told = [one for one in meter.told if one not in call.brought]
     meter.told.clear()
     return told

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gateway.core.calls.call import Bounds
+from gateway.core.calls.call import Bounds, Call
 from gateway.core.http_limits import HttpLimits
+from gateway.errors import Refusal
 from gateway.http.clock import Clock
+from gateway.http.large_bodies import LargeBodies
 from gateway.http.ports import Ports
 from gateway.http.routing.head_reader import HeadReader
 from gateway.http.server.buffers import Buffers
@@ -19,7 +21,8 @@ class Worker:
     """The ports, the limits, the clock, and the upstreams by name. `bounds` is what meters believe.
 
     `heads` understands heads and remembers what repeats of those of callers that are known; `buffers` counts
-    what is kept for slow ends. `workloads` has the digests of a workload's key by the URI of its certificate.
+    what is kept for slow ends, `bodies` gives large ones their turns. `workloads` has the digests of a
+    workload's key by the URI of its certificate.
     """
 
     ports: Ports
@@ -29,6 +32,7 @@ class Worker:
     bounds: Bounds
     heads: HeadReader
     buffers: Buffers
+    bodies: LargeBodies[Call | Refusal]
     workloads: Mapping[str, tuple[str, ...]]
 
     def produced(self, started: float) -> float:

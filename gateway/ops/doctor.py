@@ -7,10 +7,12 @@ with one finding a line.
 from __future__ import annotations
 
 import asyncio
-import os
+import errno
 import ssl
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,9 +29,11 @@ from gateway.issuers.keys import Read, read_keys
 from gateway.issuers.sign_in import read_provider
 from gateway.ops import doctor_months, doctor_pooler, doctor_replica, doctor_users, hints
 from gateway.ops.doctor_peppers import of_credentials
+from gateway.ops.doctor_redis import clock_against
 from gateway.ops.doctor_servers import ANSWER_MAX_S, examine_redis
 from gateway.ops.finding import Finding
 from gateway.run.vitals import FREE_BYTES_MIN, full_disks
+from gateway.settings.config_file import default_table
 from gateway.settings.settings import PREFIX, Settings
 from gateway.settings.tls_files import PREFIXES
 from gateway.settings.urls import wanted
@@ -65,7 +69,7 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
         async for finding in _billing_services(settings):
             yield finding
     for target in _called(settings) if role != "keeper" else ():
-        yield await _upstream(target)
+        yield await _upstream_in_use(target)
     async for finding in _issuers(settings, role):
         yield finding
 
@@ -102,8 +106,8 @@ def _data_directory(settings: Settings, free_bytes_min: int = FREE_BYTES_MIN) ->
         there = place
         while not there.exists() and there != there.parent:
             there = there.parent
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-            said = f"{place} cannot be written by this user"
+        if why := _why_unwritable(there):
+            said = f"{place} cannot be written by this user ({why})"
             which = "TOLLKEEPER_DATA_DIR, or TOLLKEEPER_SETTLEMENT_LOG_DIR,"
             return Finding(False, "data directory", f"{said}: {which} must name a directory that can be")
     full = " and ".join(full_disks(settings, free_bytes_min))
@@ -111,6 +115,15 @@ def _data_directory(settings: Settings, free_bytes_min: int = FREE_BYTES_MIN) ->
         said = f"the disk of {full} has less than {free_bytes_min // 1024**2} MiB left"
         return Finding(False, "data directory", f"{said}: make room, or what Redis does not take is lost")
     return Finding(True, "data directory", f"{settings.data_dir} can be written")
+
+
+def _why_unwritable(place: Path) -> str:
+    """Why no file can be made there; empty where one can, or where only its disk is full."""
+    try:
+        with tempfile.TemporaryDirectory(dir=place, prefix=".doctor-"):
+            return ""
+    except OSError as error:
+        return "" if error.errno == errno.ENOSPC else error.strerror or str(error)
 
 
 async def _billing_services(settings: Settings) -> AsyncIterator[Finding]:
@@ -153,6 +166,14 @@ async def _issuer(issuer: Issuer, named: str = "", read: Read = read_keys) -> Fi
     return Finding(True, subject, f"{len(found.keys)} keys were read, for {', '.join(usable)}")
 
 
+async def _upstream_in_use(target: UpstreamTarget) -> Finding:
+    """One that is built in is looked at once it has a credential: without one nothing can come of a call."""
+    if replace(target, via=None, proxies=None) in default_table({}).upstreams:
+        said = "built in, and without a credential, so it was not looked at"
+        return Finding(True, f"upstream {target.name}", said)
+    return await _upstream(target)
+
+
 async def _upstream(target: UpstreamTarget, named: str = "") -> Finding:
     subject = named or f"upstream {target.name}"
     try:
@@ -183,6 +204,8 @@ async def _postgresql(settings: Settings) -> AsyncIterator[Finding]:
     shown = without_password(url)
     try:
         found = await _answered(schema_status, url)
+        if found.clock is not None:
+            yield Finding(*clock_against("PostgreSQL", found.clock, time.time()))
         refuse_other(found)
         end = await _answered(certificate_end, url)
     except StartError as error:

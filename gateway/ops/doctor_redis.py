@@ -9,16 +9,22 @@ from collections.abc import Iterator, Mapping
 
 # Where this much of its limit is used, Redis will be full before long.
 MEMORY_SHARE_MAX = 0.95
+# By how much two clocks may differ.
+CLOCK_OFF_S_MAX = 10.0
 
 Found = tuple[bool, str, str]
 
 
-def kept(info: Mapping[str, str], fsync: object) -> Iterator[Found]:
-    """Of what `INFO` says, and of the answer to `CONFIG GET appendfsync`, which not every user may ask."""
+def kept(info: Mapping[str, str], fsync: object, now: float | None = None) -> Iterator[Found]:
+    """Of what `INFO` says, and of the answer to `CONFIG GET appendfsync`, which not every user may ask.
+
+    `now` is our Unix time when the answer came; None where the clocks are not compared.
+    """
     yield _policy(info.get("maxmemory_policy", "unknown"))
     yield _file(info.get("aof_enabled") == "1", int(info.get("connected_slaves") or 0))
     yield from _fsync(info, fsync)
     yield from _memory(info)
+    yield from _clock(info, now)
 
 
 def kept_by_replica(info: Mapping[str, str], fsync: object) -> Iterator[Found]:
@@ -66,7 +72,27 @@ def _policy(policy: str) -> Found:
 def _memory(info: Mapping[str, str]) -> Iterator[Found]:
     """Whether it has memory left, where it has a limit: at the limit it takes no new call."""
     most, used = int(info.get("maxmemory") or 0), int(info.get("used_memory") or 0)
+    if not most and info.get("maxmemory") and "maxmemory_policy" in info:
+        hint = "CONFIG SET maxmemory, below the memory of its machine, and in its configuration"
+        yield False, "redis", f"maxmemory is 0, so the system ends it where its memory is full: {hint}"
     if most:
         said = f"{used / most:.0%} of its maxmemory of {most // 1024**2} MiB is used"
         well = used < MEMORY_SHARE_MAX * most
         yield well, "redis", said if well else f"{said}: when it is full, calls are refused. Raise maxmemory"
+
+
+def _clock(info: Mapping[str, str], now: float | None) -> Iterator[Found]:
+    """Whether its clock is ours: it gives the time of what is charged, and we that of what is refused."""
+    told = info.get("server_time_usec", "")
+    if now is None or not told.isdecimal():
+        return
+    yield clock_against("Redis", int(told) / 1e6, now)
+
+
+def clock_against(name: str, theirs: float, ours: float) -> Found:
+    """Whether our clock, Unix time, is that of another server."""
+    off = ours - theirs
+    if abs(off) < CLOCK_OFF_S_MAX:
+        return True, "clock", f"this machine's clock agrees with that of {name}"
+    said = f"this machine's clock is {abs(off):,.0f} s {'ahead of' if off > 0 else 'behind'} that of {name}"
+    return False, "clock", f"{said}: see that both follow a time server (timedatectl, chronyc tracking)"

@@ -49,6 +49,7 @@ class _Server:
     fsync: object
     certificate_end: float | None
     address: Address
+    asked_at: float
 
 
 async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]:
@@ -128,7 +129,7 @@ def _name_of(wires: Wires, wire: Wire) -> str:
 
 
 async def _asked(wire: Wire, address: Address) -> _Server:
-    info = await _info(wire)
+    info, asked_at = await _info(wire), time.time()
     confirmed = await in_task(ask_word(wire))
     named = await in_task(wire.send(encode(b"GET", keys.history(wire.part.anchor).encode())))
     known = await in_task(wire.send(encode(b"FUNCTION", b"LIST", b"LIBRARYNAME", library().name.encode())))
@@ -138,7 +139,7 @@ async def _asked(wire: Wire, address: Address) -> _Server:
     return _Server(
         info, _text(confirmed), _text(named), isinstance(known, list) and bool(known),
         _text(covers[1]).decode() if isinstance(covers, list) and len(covers) > 1 else "", fsync,
-        wire.certificate_end, wire.address,
+        wire.certificate_end, wire.address, asked_at,
     )  # fmt: skip
 
 
@@ -198,8 +199,8 @@ def _server(settings: Settings, subject: str, shown: str, server: _Server) -> It
     elif settings.redis_url.startswith(("redis://", "redis+")) and any(asdict(settings.redis_files).values()):
         said = "there is a TOLLKEEPER_REDIS_*_FILE for TLS, but nothing is encrypted"
         yield Finding(False, subject, f"{said}: TOLLKEEPER_REDIS_URL must begin with rediss")
-    for well, _, says in doctor_redis.kept(info, server.fsync):
-        yield Finding(well, subject, says)
+    for well, of, says in doctor_redis.kept(info, server.fsync, server.asked_at):
+        yield Finding(well, subject if of == "redis" else of, says)
     if server.covers:
         alone = server.covers == "no"
         hint = "CONFIG SET cluster-require-full-coverage no, or a primary that is away stops all of them"

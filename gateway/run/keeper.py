@@ -161,6 +161,7 @@ class Keeper:
         self._price_list = PriceList(PriceTable(self._engine), self._read_price_list, self._priced)
         self.programs = Running(self._wires, self._counters, self._engine)
         self._gauges = self._looked_up()
+        self._growth = tallies.LastGrowth()
         self._database = Probe(lambda: engines.answers(self._engine))
         self._redis = Probe(lambda: one_answers(self._wires.wires))
         self._every_redis = Probe(lambda: all_answer(self._wires.wires))
@@ -345,5 +346,6 @@ class Keeper:
         snapshot = tallies.merge(snapshot, self._gauges.latest)
         snapshot = tallies.merge(snapshot, {**self._admin_port.snapshot(), **self._later.snapshot()})
         snapshot |= {**pool.figures(self._engine), "webhook_attempts": self._webhook_deliveries.figures()}
-        snapshot = tallies.merge(snapshot, {"counters_exchanged": self._fences.noticed})
+        exchanged = self._growth.added({"counters_exchanged": self._fences.noticed})
+        snapshot = tallies.merge(snapshot, exchanged)
         return {**snapshot, **await self._servers.waiting()}

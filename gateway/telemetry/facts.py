@@ -161,7 +161,16 @@ FACTS = (
     Fact("backup_proof_timestamp_seconds", "gauge", "When a backup was last restored and found right."),
     Fact("archive_behind_seconds", "gauge", "For how long a month should be archived.", ("ledger",)),
     Fact("credential_expiry_timestamp_seconds", "gauge", "When the next credential ends.", ("kind",)),
+    Fact("last_timestamp_seconds", "gauge", "When a counter that must wake somebody last grew.", ("event",)),
 )
 
+LAST = "last_timestamp_seconds"
 # Facts about now, not sums since the start: they end with their worker.
-GAUGES = frozenset(fact.name for fact in FACTS if fact.kind == "gauge")
+GAUGES = frozenset(fact.name for fact in FACTS if fact.kind == "gauge") - {LAST}
+
+# Counters that wake somebody as soon as they grow. Prometheus cannot see the growth of a counter whose first
+# sample is above zero, so the alert reads when each last grew.
+WAKING = (
+    "worker_restarts", "counters_exchanged", "budgets_shared", "settlements_failed", "settlements_refused",
+    "settlements_dropped_early", "connections_refused",
+)  # fmt: skip

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.telemetry.facts import GAUGES
+from gateway.telemetry.facts import GAUGES, LAST, WAKING
 
 PUBLISH_INTERVAL_S = 1.0
 RETIRED = "retired.json"
@@ -31,6 +31,25 @@ EARLIEST = frozenset({"certificate_expiry_timestamp_seconds"})
 Snapshot = Mapping[str, Any]
 
 
+class LastGrowth:
+    """When each counter of `WAKING` last grew in this process, Unix time."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._before: dict[str, float] = {}
+        self._at: dict[str, float] = dict.fromkeys(WAKING, 0.0)
+
+    def added(self, snapshot: Snapshot) -> Snapshot:
+        """The snapshot, and when its counters last grew; zero for one that never did."""
+        for name in WAKING:
+            value = snapshot.get(name, 0)
+            total = sum(number for *_, number in value) if isinstance(value, list | tuple) else value
+            if total > self._before.get(name, 0):
+                self._at[name] = self._clock()
+            self._before[name] = total
+        return {**snapshot, LAST: [[name, at] for name, at in self._at.items()]}
+
+
 async def publish(directory: Path, snapshot: Callable[[], Snapshot], *, beside: bool = False) -> None:
     """Leave this process's snapshot every second, and once more when cancelled.
 
@@ -38,14 +57,15 @@ async def publish(directory: Path, snapshot: Callable[[], Snapshot], *, beside: 
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = directory / f"{os.getpid()}-{_started(os.getpid())}{BESIDE if beside else ''}.json"
+    growth = LastGrowth()
     try:
         while True:
             with contextlib.suppress(OSError):  # a full disk must not stop the gateway
-                _replace(path, msgspec.json.encode(snapshot()))
+                _replace(path, msgspec.json.encode(growth.added(snapshot())))
             await asyncio.sleep(PUBLISH_INTERVAL_S)
     finally:
         with contextlib.suppress(OSError):
-            _replace(path, msgspec.json.encode(snapshot()))
+            _replace(path, msgspec.json.encode(growth.added(snapshot())))
 
 
 def collect(directory: Path) -> dict[str, Any]:
@@ -85,6 +105,8 @@ def _added(name: str, left: Any, right: Any) -> Any:
             before = rows.get(tuple(labels))
             if before is None:
                 rows[tuple(labels)] = number
+            elif name == LAST:
+                rows[tuple(labels)] = max(before, number)
             else:
                 rows[tuple(labels)] = min(before, number) if name in EARLIEST else before + number
         return [[*labels, number] for labels, number in rows.items()]

@@ -19,9 +19,13 @@ from persistence.billing import allocations, commitments, early_uses, fee_charge
 from persistence.billing.charge_facts import DEBTS, DUE_USES, OVERAGES, PURCHASES, USES, insert_of
 from persistence.billing.fee_charges import NamedCharge
 from persistence.billing.segments import segment_of
+from persistence.refusals import statements_within
 
 NOTHING_THAT_RUNS = datetime(1, 1, 2, tzinfo=UTC)
 ALL_THAT_RUNS = datetime(9999, 12, 30, tzinfo=UTC)
+# How long a statement may take that charges or invoices one organization, and many, who are then tried one by
+# one. Meanwhile the flush of their partition waits.
+STATEMENT_S_MAX, STATEMENT_OF_MANY_S_MAX = 30.0, 5.0
 
 # Advisory lock class 7803: charges and invoices of one organization.
 _LOCK = text("SELECT pg_advisory_xact_lock(7803, hashint8(:organization))")
@@ -96,8 +100,9 @@ def accrue(
 
     Tokens of a cycle that runs are charged where the last of them were used before `running`, and what is
     missing to a minimum once its cycle is over. The caller holds the organizations, then the flushes of
-    their partitions.
+    their partitions. From now on a statement of the transaction is bounded: `TookTooLong`.
     """
+    statements_within(connection, STATEMENT_OF_MANY_S_MAX if len(organization_ids) > 1 else STATEMENT_S_MAX)
     here = _here(connection, organization_ids, running)
     allocations.catch_up(connection, organization_ids)
     for statement in (*_WRITE, _WRITE_USES, _WRITE_DEBTS):

@@ -16,24 +16,25 @@ from persistence.tables.people import organization
 
 _CORRECTED = text("SELECT number, finalized_at FROM invoice WHERE id = :id")
 # The invoices that billed what charges of this one give back: the same supply, or the latest of the kind.
+# Both are found by sorting the organization's charges of these kinds: no charge is compared with each other.
 _GIVEN_BACK = text("""
-WITH back AS (
-    SELECT DISTINCT organization_id, kind, source, source_id, tenant_id, service_id, period_start
-      FROM charge WHERE invoice_id = :id AND amount < 0
+WITH charged AS (
+    SELECT c.kind, i.number, i.finalized_at, c.invoice_id = :id AS back,
+           bool_or(c.invoice_id = :id) OVER (PARTITION BY c.kind, c.source, c.source_id, c.tenant_id,
+                                                          c.service_id, c.period_start) AS same
+      FROM invoice AS n JOIN invoice AS i ON i.organization_id = n.organization_id
+      JOIN charge AS c ON c.invoice_id = i.id
+     WHERE n.id = :id AND c.kind IN (SELECT kind FROM charge WHERE invoice_id = :id AND amount < 0)
+       AND CASE WHEN i.id = :id THEN c.amount < 0
+                ELSE c.amount > 0 AND i.status = 'finalized' AND i.kind = 'invoice' END
 ), billed AS (
-    SELECT b.kind, i.number, i.finalized_at,
-           c.source = b.source AND c.source_id IS NOT DISTINCT FROM b.source_id
-           AND c.tenant_id IS NOT DISTINCT FROM b.tenant_id
-           AND c.service_id IS NOT DISTINCT FROM b.service_id AND c.period_start = b.period_start AS same
-      FROM back AS b
-      JOIN invoice AS i ON i.organization_id = b.organization_id AND i.status = 'finalized'
-       AND i.kind = 'invoice' AND i.id <> :id
-      JOIN charge AS c ON c.invoice_id = i.id AND c.kind = b.kind AND c.amount > 0
+    SELECT kind, number, finalized_at, bool_or(same) AS same FROM charged WHERE NOT back GROUP BY 1, 2, 3
+), of_kind AS (
+    SELECT kind, bool_or(same) AS same, max(finalized_at) AS latest FROM billed GROUP BY 1
 )
-SELECT number, finalized_at FROM billed AS b
- WHERE same OR (NOT EXISTS (SELECT FROM billed AS s WHERE s.kind = b.kind AND s.same)
-                AND finalized_at = (SELECT max(finalized_at) FROM billed AS l WHERE l.kind = b.kind))
- GROUP BY 1, 2 ORDER BY finalized_at, number LIMIT :most""")
+SELECT DISTINCT b.number, b.finalized_at FROM billed AS b JOIN of_kind AS k ON k.kind = b.kind
+ WHERE b.same OR (NOT k.same AND b.finalized_at = k.latest)
+ ORDER BY b.finalized_at, b.number LIMIT :most""")
 
 
 def document_of(letterhead: Letterhead, organization: Any, corrects: Sequence[Corrected] = ()) -> Document:

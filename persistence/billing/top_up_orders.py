@@ -1,7 +1,8 @@
-"""Credits that are bought by themselves: ordered by the movement that brings a balance to its threshold.
+"""Credits that are bought by themselves: ordered while a balance is at its threshold.
 
-The transaction that stores the movement writes the order, the keeper makes an addition of it. An organization
-has one open order at most: until its credits are in the account, or nobody will give them.
+The transaction that stores a movement writes the order at once. The clock looks at the balance as well: a
+month begins without a movement, and a refused call makes none. The keeper makes an addition of an order. An
+organization has one open order at most: until its credits are in the account, or nobody will give them.
 """
 
 from __future__ import annotations
@@ -34,6 +35,14 @@ UPDATE top_up_order AS t SET closed_at = now()
 ORDER_AFTER = driver_level(ORDER, which="o.id = ANY(%s)")
 CLOSE_AFTER = driver_level(CLOSE, which="t.organization_id = ANY(%s)")
 _ORDER = text(ORDER.format(which="o.id = :organization"))
+# What came to nothing at this movement is not ordered there again within the month: somebody cancelled it.
+_ORDER_LOW = text(
+    ORDER.format(
+        which="""NOT EXISTS (SELECT FROM top_up_order AS t
+         WHERE t.organization_id = o.id AND t.seq = o.credit_last_seq
+           AND t.created_at >= date_trunc('month', now(), 'UTC'))"""
+    )
+)
 # Nobody will give its credits: they are bought by themselves no more, the counters refused them, or a note
 # gave back the invoice that they wait for.
 _ABANDON = text("""
@@ -76,8 +85,12 @@ def order(connection: Connection, organization_id: int) -> None:
 
 
 def due(connection: Connection, after: int, count: int) -> Sequence[int]:
-    """Orders that are to become additions, by id; what nobody will give is closed first."""
+    """Orders that are to become additions, by id.
+
+    What nobody will give is closed first, and what a low balance asks for is ordered.
+    """
     connection.execute(_ABANDON)
+    connection.execute(_ORDER_LOW)
     return list(connection.execute(_DUE, {"after": after, "count": count}).scalars())
 
 

@@ -48,7 +48,8 @@ LIMITS_KEPT = 4_096
 _STATED = ("plan_id", "anchor", *(one.name for one in TERMS))
 
 _ORGANIZATIONS = """
-SELECT id, CAST(limits AS text) AS limits, currency, credit_limit, spend_cap, credit_balance, credit_ahead,
+SELECT id, CAST(limits AS text) AS limits, services = 'listed' AS listed, currency, credit_limit,
+       spend_cap, credit_balance, credit_ahead,
        credit_epoch, credit_last_seq, spend_epoch, spend_last_seq, spent, spend_month,
        (SELECT jsonb_agg(jsonb_build_array(n.service_id, n.negotiated_credits, b.meter, n.pricing)
                          ORDER BY n.service_id)
@@ -267,13 +268,13 @@ def _limits(document: str | None) -> Limits:
 
 
 @lru_cache
-def _plain_terms(currency: str, *, subscribed: bool) -> OrganizationTerms:
-    return OrganizationTerms(currency=currency, subscribed=subscribed)
+def _plain_terms(currency: str, *, subscribed: bool, listed: bool) -> OrganizationTerms:
+    return OrganizationTerms(currency=currency, subscribed=subscribed, listed=listed)
 
 
 def _organization_terms(row: RowMapping, budgets: tuple[Budget, ...]) -> OrganizationTerms:
     if not (row["negotiated"] or row["subscription"] or budgets):
-        return _plain_terms(row["currency"], subscribed=row["subscribed"])
+        return _plain_terms(row["currency"], subscribed=row["subscribed"], listed=row["listed"])
     subscription = row["subscription"] or {"features": (), "since": 0, "until": 0}
     return OrganizationTerms(
         negotiated=tuple(
@@ -286,6 +287,7 @@ def _organization_terms(row: RowMapping, budgets: tuple[Budget, ...]) -> Organiz
         subscribed=row["subscribed"],
         currency=row["currency"],
         budgets=budgets,
+        listed=row["listed"],
     )
 
 

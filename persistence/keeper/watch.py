@@ -63,6 +63,7 @@ SELECT coalesce(sum(CASE WHEN w.count < :most THEN w.count
 _BACKED_UP = text("""
 SELECT extract(epoch FROM max(taken_at)) AS taken, extract(epoch FROM max(proved_at)) AS proved
   FROM backup_run""")
+_LOST = text("SELECT extract(epoch FROM max(updated_at)) FROM redis_loss WHERE lost > 0")
 # Of the last comparison of everybody that is kept; what rows say, of the last one that had asked them.
 _DIFFERS = text("""
 WITH last AS (SELECT items FROM reconciliation ORDER BY id DESC LIMIT 1),
@@ -98,6 +99,7 @@ async def gauges(
         **await waiting_messages(engine),
         "credential_expiry_timestamp_seconds": await next_ends(engine),
         **await backed_up(engine),
+        "last_timestamp_seconds": await last_lost(engine),
     }
 
 
@@ -165,6 +167,13 @@ async def backed_up(engine: AsyncEngine) -> dict[str, object]:
         row = (await connection.execute(_BACKED_UP)).one()
     found = {"backup_timestamp_seconds": row.taken, "backup_proof_timestamp_seconds": row.proved}
     return {name: float(value) for name, value in found.items() if value is not None}
+
+
+async def last_lost(engine: AsyncEngine) -> list[tuple[str, float]]:
+    """When movements were last found lost, Unix time; zero where none ever were."""
+    async with engine.connect() as connection:
+        at = await connection.scalar(_LOST)
+    return [("lost_events", float(at or 0))]
 
 
 async def next_ends(engine: AsyncEngine) -> list[tuple[str, float]]:

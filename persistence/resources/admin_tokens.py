@@ -8,10 +8,10 @@ from sqlalchemy import Connection, func, or_, select, update
 
 from gateway.core.accounts.administration import OWNER, Actor, Row
 from gateway.core.accounts.roles import MEMBER
-from gateway.errors import Unprocessable
+from gateway.errors import Forbidden, Unprocessable
 from persistence import crud
 from persistence.claimed import claim
-from persistence.subject import Change, Subject, alter, lock
+from persistence.subject import Change, Subject, Verb, alter, lock
 from persistence.tables.people import admin_token, app_user, organization
 
 # Stands in the place of a deleted token's digest: no credential has such a one.
@@ -27,7 +27,7 @@ def find(connection: Connection, digest: str) -> Actor | None:
     """Find a token that is neither expired nor revoked, and note that it is used."""
     row = connection.execute(
         select(
-            _here.id, _here.role, _here.user_id, _here.organization_id,
+            _here.id, _here.role, _here.user_id, _here.organization_id, _here.ours,
             (func.coalesce(_here.last_used_at < func.now() - LAST_USE_AGE, True)).label("is_long_ago"),
         )
         .outerjoin(organization, organization.c.id == _here.organization_id)
@@ -44,7 +44,7 @@ def find(connection: Connection, digest: str) -> Actor | None:
         # Whoever holds the row changes it just now: its use is noted with the next one.
         free = select(_here.id).where(_here.id == row.id).with_for_update(skip_locked=True)
         connection.execute(update(admin_token).where(_here.id.in_(free)).values(last_used_at=func.now()))
-    return Actor(f"token:{row.id}", row.role, row.id, row.user_id, row.organization_id)
+    return Actor(f"token:{row.id}", row.role, row.id, row.user_id, row.organization_id, is_ours=row.ours)
 
 
 def has_ended(connection: Connection, digest: str) -> bool:
@@ -79,10 +79,27 @@ def delete(change: Change) -> Row:
     return row
 
 
+def _by_equals(verb: Verb) -> Verb:
+    """Let an organization's own people do nothing to a token that staff made for staff."""
+
+    def do(change: Change) -> Row:
+        actor = change.command.actor
+        if lock(change)["ours"] and actor.organization_id is not None and not actor.is_ours:
+            raise Forbidden("Staff marked this token `ours`: its end and its name are theirs to decide.")
+        return verb(change)
+
+    return do
+
+
 SUBJECT = Subject(
     admin_token,
     source=select(admin_token).where(_IS_THERE),
-    verbs={**crud.VERBS, "create": create, "revoke": crud.revoke, "delete": delete},
+    verbs={
+        "create": create,
+        "change": _by_equals(crud.change_row),
+        "revoke": _by_equals(crud.revoke),
+        "delete": _by_equals(delete),
+    },
     refers={"user_id": app_user, "organization_id": organization},
     check_row=check_user,
 )

@@ -130,11 +130,7 @@ def keep_currency(change: Change, row: Row) -> None:
 
 
 def check_row(change: Change, row: Row) -> None:
-    """Keep its currency, who pays for it, and what credits beyond its balance cost since when."""
-    known = change.before["stripe_customer"] if change.before is not None else None
-    if change.within is not None and row["stripe_customer"] != known:
-        why = "names who pays: that takes a token of all organizations"
-        raise Unprocessable(errors=(("stripe_customer", why),))
+    """Keep its currency, and what credits beyond its balance cost since when."""
     keep_currency(change, row)
     _check_debt(change, row)
     debts.keep_price(change, row)
@@ -203,5 +199,5 @@ SUBJECT = Subject(
     },
     check_row=check_row,
     define=define,
-    defining=frozenset({"limits", "currency", "credit_limit", "spend_cap"}),
+    defining=frozenset({"limits", "currency", "credit_limit", "spend_cap", "services"}),
 )

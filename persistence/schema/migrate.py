@@ -90,9 +90,10 @@ def upgrade(
 
 
 def schema_status(url: str) -> SchemaStatus:
-    """Where the database at `url` stands."""
+    """Where the database at `url` stands, and what time it is there."""
     with _connected(url) as connection:
-        return _status(connection)
+        clock = connection.scalar(text("SELECT extract(epoch FROM clock_timestamp())::float8"))
+        return _status(connection)._replace(clock=clock)
 
 
 def runs_from(scripts: ScriptDirectory) -> str:

@@ -33,11 +33,12 @@ SELECT version_num,
 class SchemaStatus(NamedTuple):
     """The version a database has, None where nothing was migrated; and since which one programs run on it.
 
-    `runs_from` is empty where the schema does not say it.
+    `runs_from` is empty where the schema does not say it. `clock` is the server's Unix time as it answered.
     """
 
     version: str | None
     runs_from: str = ""
+    clock: float | None = None
 
     def is_newer(self, known: Sequence[str] = KNOWN) -> bool:
         """Whether a program that knows these does not know it."""

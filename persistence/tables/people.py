@@ -47,6 +47,8 @@ organization = table(
     flags("dunning"),
     # Who it is where its money is collected.
     texts("stripe_customer?"),
+    # Which services it may use that no subscription includes.
+    texts("services"),
     # Whose months it is billed by, and why the last invoice on schedule was left.
     texts("time_zone", "invoicing_left?", "invoicing_left_reason?"),
     # The credit and spend accounts as of the last flushed event; a rebuild of Redis starts here.
@@ -95,6 +97,8 @@ admin_token = table(
     texts("pepper?"),
     # Which people of a provider sign in by it, where it is no secret: the digest is of these.
     texts("issuer?", "subject?"),
+    # Of one organization, for staff: it decides what that one owes.
+    flags("ours"),
     UniqueConstraint("digest"),
 )
 

@@ -57,7 +57,7 @@ async def test_an_organization_sees_which_of_its_own_tokens_decided(world: World
     api = world.api
     own = (await api.make("organizations", name="that-decides"))["id"]
     [(letter,)] = api.rows(LETTER, own)
-    theirs = await api.make("admin-tokens", name="own", role="operator", organization_id=own)
+    theirs = await api.make("admin-tokens", name="own", role="operator", organization_id=own, ours=True)
     operator = api.acting_as(theirs["token"])
     open_ = (await operator.get(f"dead-letters/{letter}")).json
     assert set(of(open_, "resolved").values()) == {None}

@@ -13,12 +13,12 @@ from gateway.admin.resources import RESOURCES
 from gateway.core.accounts.administration import Actor
 from gateway.core.accounts.roles import CREATE, ROLES, refused_write
 from persistence.engine import plain_url
-from persistence.most_of_own import MOST, TIMES_A_DAY, UNBOUNDED
+from persistence.most_of_own import MOST, TIMES_A_DAY
 from tests.admin.configuration.world import plan
 from tests.admin.conftest import Api
 
 
-def test_every_kind_that_an_organizations_role_makes_has_a_maximum_or_is_of_money() -> None:
+def test_every_kind_that_an_organizations_role_makes_has_a_maximum() -> None:
     actors = [Actor("somebody", role, organization_id=1) for role in ROLES]
     made = {
         name
@@ -26,8 +26,7 @@ def test_every_kind_that_an_organizations_role_makes_has_a_maximum_or_is_of_mone
         if resource.create is not None
         and any(refused_write(actor, name, resource.access, CREATE) is None for actor in actors)
     }
-    assert made == MOST.keys() | UNBOUNDED
-    assert not MOST.keys() & UNBOUNDED
+    assert made == MOST.keys()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Roles: what each may read and write, of everything the Admin API has; what nobody stated is refused."""
+"""Roles: what each may read and write, of everything the Admin API has; what nobody stated is refused.
+
+Whoever is of one organization never decides what it owes, or whether it is shut out.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,19 @@ from aiohttp.test_utils import TestClient
 
 from gateway.admin.application import ROOT
 from gateway.admin.resources import REPORTS, RESOURCES
-from gateway.core.accounts.roles import MEMBER, ROLES, Reach
+from gateway.admin.resources.resource import Answered, Report, Resource
+from gateway.core.accounts.administration import Actor
+from gateway.core.accounts.roles import (
+    ADMIN,
+    CHANGE,
+    CREATE,
+    DELETE,
+    MEMBER,
+    ROLES,
+    Reach,
+    refused_write,
+    settable,
+)
 from tests.admin.conftest import READONLY, Api
 
 # Who may write besides an admin, by hand: b is billing, o is operator. A resource that is added has its line.
@@ -31,6 +46,21 @@ WRITERS = {
 # Where an operation has others.
 OTHERWISE = {"organizations.delete": "o", "services.change": "bo"}
 READERS = {"admin-tokens": {"admin", "readonly"}}
+# What an organization's own people decide, by hand, and of these verbs the fields that they do not set.
+# All other writes of its rows are ours.
+THEIRS = {
+    "organizations": "change", "tenants": "create change delete", "users": "create change delete",
+    "api-keys": "create change delete rotate revoke", "admin-tokens": "create change delete revoke",
+    "budgets": "create change delete raise reset", "webhooks": "create change delete test",
+    "configuration": "apply",
+}  # fmt: skip
+OUR_FIELDS = {
+    "organizations": "name currency credit_limit credit_unit_cost auto_top_up spend_cap due_days dunning"
+    " tax_rate stripe_customer time_zone services",
+    "tenants": "plan_id",
+}
+OF_ALL = {"organizations": "create", "admin-tokens": "ours"}
+OWNED = {name: one for name, one in {**RESOURCES, **REPORTS}.items() if one.access.reach is Reach.OWNED}
 SHORT = {"b": "billing", "o": "operator", "m": "member", "r": "readonly"}
 
 
@@ -43,6 +73,89 @@ async def holders(api: Api) -> dict[str, Api]:
 async def holder_of(api: Api, role: str, organization_id: int | None = None) -> Api:
     made = await api.make("admin-tokens", name=f"the {role}", role=role, organization_id=organization_id)
     return api.acting_as(made["token"])
+
+
+def verbs_of(one: Answered) -> set[str]:
+    """What may be done to a resource or a report, as its routes are made."""
+    if isinstance(one, Report):
+        return {one.run.name} if one.run is not None else set()
+    assert isinstance(one, Resource)
+    found = {action.name for action in one.actions}
+    found |= {CREATE} if one.create is not None or one.batch is not None else set()
+    found |= {one.patch_verb} if one.patch is not None else set()
+    return found | ({DELETE} if one.deletable else set())
+
+
+def fields_of(one: Answered, verb: str) -> set[str]:
+    if not isinstance(one, Resource) or verb not in {CREATE, CHANGE}:
+        return set()
+    model = one.create if verb == CREATE else one.patch
+    return set(model.model_fields) if model is not None else set()
+
+
+@pytest.mark.parametrize("name", OWNED)
+def test_every_write_is_ours_or_theirs_and_no_field_of_theirs_is_ours(name: str) -> None:
+    one = OWNED[name]
+    to, verbs = one.access, verbs_of(one)
+    fields = set().union(*(fields_of(one, verb) for verb in verbs))
+    stated = [*to.ours, *to.theirs, *to.of_all]
+    assert len(stated) == len(set(stated)), "a write has one class"
+    assert verbs <= set(stated), "state in `access` whose it is"
+    assert set(stated) <= verbs | fields, "nothing is classed that is not there"
+    assert to.theirs == set(THEIRS.get(name, "").split())
+    assert to.of_all == set(OF_ALL.get(name, "").split())
+    assert to.ours - verbs == set(OUR_FIELDS.get(name, "").split())
+
+
+@pytest.mark.parametrize("name", [*RESOURCES, *REPORTS])
+def test_who_is_of_one_organization_writes_what_is_theirs_and_more_if_staff_said_so(name: str) -> None:
+    """Each verb and field, by each role, of all organizations, of one, and of one for staff."""
+    one = RESOURCES.get(name) or REPORTS[name]
+    of_all, ours = OF_ALL.get(name, "").split(), OUR_FIELDS.get(name, "").split()
+    for role in ROLES:
+        staff = Actor("s", role)
+        own, marked = (Actor("o", role, organization_id=7, is_ours=is_ours) for is_ours in (False, True))
+        for verb in verbs_of(one):
+            may = refused_write(staff, name, one.access, verb) is None
+            reaches = name in OWNED and verb not in of_all
+            theirs = reaches and verb in THEIRS.get(name, "").split()
+            assert (refused_write(marked, name, one.access, verb) is None) == (may and reaches), (role, verb)
+            assert (refused_write(own, name, one.access, verb) is None) == (may and theirs), (role, verb)
+            for sent in fields_of(one, verb):
+                sets = refused_write(staff, name, one.access, verb, [sent]) is None
+                for actor, wanted in (
+                    (marked, sets and reaches and sent not in of_all),
+                    (own, sets and theirs and sent not in [*of_all, *ours]),
+                ):
+                    refused = refused_write(actor, name, one.access, verb, [sent])
+                    assert (refused is None) == wanted, (role, verb, sent, refused)
+                    if wanted:
+                        assert settable(actor, one.access, verb, [sent]) == [sent]
+
+
+async def test_what_is_ours_is_refused_and_a_token_for_staff_does_it(api: Api) -> None:
+    acme = (await api.make("organizations", name="Acme"))["id"]
+    own = await holder_of(api, ADMIN, acme)
+    made = await api.make("admin-tokens", name="key account", role=ADMIN, organization_id=acme, ours=True)
+    ours, token = api.acting_as(made["token"]), f"admin-tokens/{made['id']}"
+    credits_ = {"organization_id": acme, "credits_added": 5}
+    refused = await own.post("credit-additions", credits_)
+    said = f"This token is of organization {acme} alone: it may not create credit-additions, that takes a "
+    said += "token of all organizations, or one that staff marked `ours`."
+    assert (refused.status, refused.json["detail"]) == (403, said)
+    assert (await own.patch(f"organizations/{acme}", {"due_days": 365})).status == 403
+    assert (await ours.post("credit-additions", credits_)).status == 201
+    assert (await ours.patch(f"organizations/{acme}", {"due_days": 365})).status == 200
+    # Neither makes another one, and its own people leave it to staff.
+    for who in (own, ours):
+        assert (await who.post("admin-tokens", {"name": "x", "role": ADMIN, "ours": True})).status == 403
+        assert (await who.patch(token, {"ours": False})).status == 403
+    assert (await own.get(token)).json["ours"] is True
+    assert (await own.patch(token, {"expires_at": "2027-01-01T00:00:00Z"})).status == 403
+    assert (await own.post(f"{token}/revoke")).status == 403
+    assert (await own.delete(token)).status == 403
+    assert (await api.patch(token, {"ours": False})).json["ours"] is False
+    assert (await ours.post("credit-additions", credits_)).status == 403
 
 
 async def test_a_member_reads_what_is_their_organizations_and_changes_its_keys_alone(api: Api) -> None:

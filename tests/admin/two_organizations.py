@@ -55,7 +55,7 @@ async def make(api: Api) -> World:
     shared = await _shared(api)
     alphas = await _people(api, shared, "alpha")
     token = await api.make(
-        "admin-tokens", name="alpha's own", role="admin", organization_id=alphas["organizations"]
+        "admin-tokens", name="alpha's own", role="admin", organization_id=alphas["organizations"], ours=True
     )
     with _ids_from(api, FIRST):
         bravos = await _people(api, shared, "bravo")
@@ -78,7 +78,7 @@ async def few(api: Api) -> World:
         user = await api.make("users", external_id=f"{name} user", organization_id=of)
         rows[name] = {"organizations": of, "tenants": tenant["id"], "users": user["id"]}
     of = rows["alpha"]["organizations"]
-    token = await api.make("admin-tokens", name="alpha's own", role="admin", organization_id=of)
+    token = await api.make("admin-tokens", name="alpha's own", role="admin", organization_id=of, ours=True)
     return World(api, api.acting_as(token["token"]), rows["bravo"], rows["alpha"], {}, token)
 
 

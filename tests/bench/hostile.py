@@ -154,14 +154,33 @@ async def unread_document(place: Place, number: int) -> Socket:
 
 async def large_bodies(place: Place, number: int) -> Socket:
     """Bodies of 30 MiB that are JSON, one after the other."""
+    return await _again(place, CHAT.replace(b'"hi"', b'"%b"' % (b"hi, " * (30 * MIB // 4))))
+
+
+async def escapes(place: Place, number: int) -> Socket:
+    """Bodies of 4 MB full of escapes, one after the other."""
+    return await _again(place, CHAT.replace(b'"hi"', b'"%b"' % (b"\\n" * 2_000_000)))
+
+
+async def lists(place: Place, number: int) -> Socket:
+    """Bodies of 700 kB with a list in every three bytes, refused by a field in front, one after the other."""
+    return await _again(place, CHAT[:-1] + b',"n":0,"x":[' + b"[]," * 240_000 + b"[]]}")
+
+
+async def halves_again(place: Place, number: int) -> Socket:
+    """Halves of bodies of 2 MB, one after the other, of a tenant that is blocked."""
+    return await _again(place, b" " * MIB, place.blocked_key, 2 * MIB)
+
+
+async def _again(place: Place, body: bytes, key: str = "", length: int = 0) -> Socket:
+    """Send a body again and again, each on a connection of its own."""
     reader, writer = await place.connect()
-    body = CHAT.replace(b'"hi"', b'"%b"' % (b"hi, " * (30 * MIB // 4)))
 
     async def again() -> None:
         while not writer.is_closing():
             with contextlib.suppress(OSError, asyncio.IncompleteReadError):
                 answers, bodies = await place.connect()
-                bodies.write(place.head(length=len(body)) + body)
+                bodies.write(place.head(length=length or len(body), key=key) + body)
                 await answers.readuntil(b"\r\n\r\n")
                 bodies.transport.abort()
 
@@ -190,6 +209,9 @@ ATTACKS: dict[str, tuple[int, Attack]] = {
     "requests in a row, no answer read": (500, pipelined),
     "answers of 1 MiB that nobody reads": (500, unread_document),
     "bodies of 30 MiB at the same time": (16, large_bodies),
+    "bodies of 4 MB of escapes": (4, escapes),
+    "bodies of 700 kB of lists": (4, lists),
+    "half bodies again and again, tenant blocked": (8, halves_again),
     "heads, bodies, half bodies, non-readers": (2000, any_of),
 }
 

@@ -16,8 +16,9 @@ from gateway.errors import InvalidRequest
 # A name that ends like an id's, in any case, and one that names an image or a file.
 IDS = re.compile(rb'_[iI][dD][sS]?":|"[iI][dD]":')
 FILES = re.compile(rb'(?:url|ri|file_id)":(?=")')
+CACHES = re.compile(rb'"(?i:cach)[^"]*":')
 NAMES = st.lists(
-    st.sampled_from(["_", "i", "I", "d", "D", "s", "S", "x", "é", "_iDs", "url", "uri", "file_id"]),
+    st.sampled_from(["_", "i", "I", "d", "D", "s", "S", "x", "é", "_iDs", "url", "uri", "file_id", "cacHe"]),
     max_size=4,
 ).map("".join)
 VALUES = st.sampled_from(["", ":", "text", 'of \\"id\\": x', 7, None, True])
@@ -36,6 +37,7 @@ def test_names_are_found_where_a_search_finds_them(document: dict[str, object]) 
     found = names_in(document)
     assert found.ids is (IDS.search(body) is not None)
     assert found.files == len(FILES.findall(body))
+    assert found.caches is (CACHES.search(body) is not None)
 
 
 def test_what_is_remembered_of_names_has_a_bound() -> None:

@@ -26,12 +26,12 @@ WELL = {
     f"up{{{GATEWAY},instance='b'}}": "1x100",
     f"up{{{KEEPER},instance='k1'}}": "1x100",
     f"up{{{KEEPER},instance='k2'}}": "0x100",  # the spare may be away
-    "tollkeeper_worker_restarts_total{instance='a',why='hung'}": "2x100",  # an old one is no new one
+    "tollkeeper_last_timestamp_seconds{instance='a',event='worker_restarts'}": "-7200x100",
     "tollkeeper_programs_refused": "0 2x8 0x91",  # an upgrade that came to its end
     "tollkeeper_outbox_oldest_seconds": "2 0 1 0 3x96",
     "tollkeeper_outbox_entries": "12 0 5 0 3x96",
     "tollkeeper_flush_seconds_count": "0+9x100",
-    "tollkeeper_lost_events_total": "3x100",  # an old loss is no new one
+    "tollkeeper_last_timestamp_seconds{event='lost_events'}": "-7200x100",
     "tollkeeper_drift_tokens": "0x100",
     "tollkeeper_drift_credits": "0x100",
     "tollkeeper_quarantined_accounts": "0x100",
@@ -40,15 +40,15 @@ WELL = {
     "tollkeeper_webhook_messages_oldest_seconds": "0 0+60x14 0x86",  # heard at last
     "tollkeeper_handover_events_remaining": "0x100",
     "tollkeeper_counters_breaker_open{instance='a'}": "0x100",
-    "tollkeeper_counters_exchanged_total{instance='a'}": "2x100",  # an old one is no new one
-    "tollkeeper_settlements_dropped_early_total{instance='a'}": "7x100",
+    "tollkeeper_last_timestamp_seconds{instance='a',event='counters_exchanged'}": "-7200x100",
+    "tollkeeper_last_timestamp_seconds{instance='a',event='settlements_dropped_early'}": "-7200x100",
     "tollkeeper_shed_total{instance='a'}": "0+1x100",
     "tollkeeper_auth_failures_total{port='gateway',reason='unknown'}": "0+20x100",
     "tollkeeper_auth_failures_total{port='gateway',reason='revoked'}": "0+20x100",
     "tollkeeper_auth_failures_total{port='admin',reason='missing'}": "0+2x100",
-    "tollkeeper_settlements_failed_total": "5x100",
-    "tollkeeper_budgets_shared_total": "5x100",
-    "tollkeeper_settlements_refused_total": "0x100",
+    "tollkeeper_last_timestamp_seconds{event='settlements_failed'}": "-7200x100",
+    "tollkeeper_last_timestamp_seconds{event='budgets_shared'}": "-7200x100",
+    "tollkeeper_last_timestamp_seconds{event='settlements_refused'}": "-7200x100",
     "tollkeeper_spool_entries{instance='a'}": "0 3 0 0x97",
     "tollkeeper_requests_total{status='200',reason=''}": "0+6000x100",
     "tollkeeper_requests_total{status='429',reason='quota_exceeded'}": "0+600x100",
@@ -69,7 +69,7 @@ WELL = {
     "tollkeeper_upstream_cooling_seconds_total{instance='a',upstream='openai'}": "0+20x100",
     "tollkeeper_overhead_seconds_bucket{le='0.01'}": "0+6000x100",
     "tollkeeper_overhead_seconds_bucket{le='+Inf'}": "0+6000x100",
-    "tollkeeper_connections_refused_total{instance='a'}": "9x100",
+    "tollkeeper_last_timestamp_seconds{instance='a',event='connections_refused'}": "-7200x100",
     "tollkeeper_reclaimed_holds_total": "0+1x100",
     "tollkeeper_redis_memory_used_bytes": "500x100",
     "tollkeeper_redis_memory_max_bytes": "1000x100",
@@ -98,7 +98,9 @@ class Fault:
 
 FAULTS = {
     "GatewayDown": Fault(4, {f"up{{{GATEWAY},instance='a'}}": "1 0x99"}),
-    "WorkerRestarted": Fault(6, {"tollkeeper_worker_restarts_total{instance='a',why='hung'}": "2x3 3x97"}),
+    "WorkerRestarted": Fault(
+        6, {"tollkeeper_last_timestamp_seconds{instance='a',event='worker_restarts'}": "-7200 60x99"}
+    ),
     "GatewaysGone": Fault(
         4, {f"up{{{GATEWAY},instance='a'}}": "1 0x99", f"up{{{GATEWAY},instance='b'}}": "1 0x99"}
     ),
@@ -106,7 +108,7 @@ FAULTS = {
     "ProgramsRefused": Fault(15, {"tollkeeper_programs_refused": "0 1x99"}),
     "OutboxOld": Fault(6, {"tollkeeper_outbox_oldest_seconds": "0+60x100"}),
     "FlushStalled": Fault(12, {"tollkeeper_flush_seconds_count": "9x100"}),
-    "EventsLost": Fault(10, {"tollkeeper_lost_events_total": "3x5 4x95"}),
+    "EventsLost": Fault(10, {"tollkeeper_last_timestamp_seconds{event='lost_events'}": "-7200 60x99"}),
     "LedgerDrift": Fault(5, {"tollkeeper_drift_credits": "0 7x99"}),
     "RowsContradict": Fault(5, {"tollkeeper_reconciliation_items{kind='contradiction'}": "0 3x99"}),
     "AccountsQuarantined": Fault(5, {"tollkeeper_quarantined_accounts": "0 1x99"}),
@@ -121,9 +123,12 @@ FAULTS = {
     "CountersUnavailable": Fault(
         8, {"tollkeeper_requests_total{status='503',reason='counters_unavailable'}": "0+6x100"}
     ),
-    "CountersExchanged": Fault(5, {"tollkeeper_counters_exchanged_total{instance='a'}": "2 2 3x98"}),
+    "CountersExchanged": Fault(
+        5, {"tollkeeper_last_timestamp_seconds{instance='a',event='counters_exchanged'}": "-7200 60x99"}
+    ),
     "SettlementsDroppedEarly": Fault(
-        5, {"tollkeeper_settlements_dropped_early_total{instance='a'}": "7 7 8x98"}
+        5,
+        {"tollkeeper_last_timestamp_seconds{instance='a',event='settlements_dropped_early'}": "-7200 60x99"},
     ),
     "Overloaded": Fault(10, {"tollkeeper_shed_total{instance='a'}": "0+60x100"}),
     "WrongCredentials": Fault(
@@ -134,9 +139,15 @@ FAULTS = {
         },
         alerts=2,
     ),
-    "BudgetPlacesTaken": Fault(5, {"tollkeeper_budgets_shared_total": "5 5 9x98"}),
-    "SettlementsFailed": Fault(5, {"tollkeeper_settlements_failed_total": "5 5 9x98"}),
-    "SettlementsRefused": Fault(5, {"tollkeeper_settlements_refused_total": "0 0 2x98"}),
+    "BudgetPlacesTaken": Fault(
+        5, {"tollkeeper_last_timestamp_seconds{event='budgets_shared'}": "-7200 60x99"}
+    ),
+    "SettlementsFailed": Fault(
+        5, {"tollkeeper_last_timestamp_seconds{event='settlements_failed'}": "-7200 60x99"}
+    ),
+    "SettlementsRefused": Fault(
+        5, {"tollkeeper_last_timestamp_seconds{event='settlements_refused'}": "-7200 60x99"}
+    ),
     "SpoolWaiting": Fault(6, {"tollkeeper_spool_entries{instance='a'}": "0 3x99"}),
     "ErrorRatio": Fault(15, {"tollkeeper_requests_total{status='502',reason=''}": "0+600x100"}),
     "RouteFailing": Fault(
@@ -183,7 +194,9 @@ FAULTS = {
             "tollkeeper_overhead_seconds_bucket{le='+Inf'}": "0+6200x100",
         },
     ),
-    "ConnectionsRefused": Fault(5, {"tollkeeper_connections_refused_total{instance='a'}": "9 9 10x98"}),
+    "ConnectionsRefused": Fault(
+        4, {"tollkeeper_last_timestamp_seconds{instance='a',event='connections_refused'}": "-7200 200x99"}
+    ),
     "HoldsReclaimed": Fault(40, {"tollkeeper_reclaimed_holds_total": "0+60x100"}),
     "RedisMemoryHigh": Fault(8, {"tollkeeper_redis_memory_used_bytes": "850x100"}),
     "RedisMemoryFull": Fault(4, {"tollkeeper_redis_memory_used_bytes": "990x100"}),
@@ -255,6 +268,26 @@ def test_each_alert_fires_on_its_fault(tmp_path: Path) -> None:
         there = {each: values for each, values in series.items() if values is not None}
         cases.append((name, there, fault.minutes, fault.alerts))
     tried(tmp_path, *cases)
+
+
+FIRST = 4
+
+
+def test_each_alert_fires_where_the_first_sample_is_of_the_fault(tmp_path: Path) -> None:
+    """A process may fail before it was ever scraped: no alert waits for a series to have been well before."""
+    cases = []
+    for name, fault in FAULTS.items():
+        if any(each.startswith("up{") for each in fault.series):
+            continue  # what was never there is no process that is gone
+        series = WELL | {each: _late(values) for each, values in fault.series.items() if values is not None}
+        cases.append((name, series, fault.minutes + FIRST, fault.alerts))
+    tried(tmp_path, *cases)
+
+
+def _late(values: str) -> str:
+    """The fault alone, above zero from its first sample on."""
+    wrong = values.rsplit(maxsplit=1)[-1]
+    return f"_x{FIRST} " + (f"500{wrong.removeprefix('0')}" if wrong.startswith("0+") else wrong)
 
 
 def test_no_alert_fires_while_all_is_well(tmp_path: Path) -> None:

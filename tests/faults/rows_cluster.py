@@ -79,13 +79,13 @@ async def shard_killed(scene: Scene) -> Figures:
     return await _taken_over(scene, is_stale=False)
 
 
-@row("A stale replica of a cluster is promoted", clustered=True)
+@row("A stale replica of a cluster is promoted", clustered=True, only_long=True)
 async def shard_stale_replica(scene: Scene) -> Figures:
     """It hears nothing of its primary any more, which goes on for a while and dies."""
     return await _taken_over(scene, is_stale=True)
 
 
-@row("The network parts one primary of a cluster from all others", clustered=True)
+@row("The network parts one primary of a cluster from all others", clustered=True, only_long=True)
 async def shards_parted(scene: Scene) -> Figures:
     """Callers reach it still, until it sees that it is alone; its replica takes over; then it comes back."""
     rounds = 3 if scene.long else 1

@@ -148,7 +148,7 @@ async def _once(
     await scene.world.until(lambda: scene.served_after(moments[-1]) is not None, what="serving again")
 
 
-@row("Older data behind everybody's back")
+@row("Older data behind everybody's back", only_long=True)
 async def data_exchanged_unseen(scene: Scene) -> Figures:
     """Gateways and keepers are killed before it happens: what they left knows better, on disk or in rows."""
     await scene.set_up()

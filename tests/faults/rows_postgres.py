@@ -94,7 +94,7 @@ async def _out(scene: Scene, out_s: float) -> Figures:
     return figures
 
 
-@row("PostgreSQL is out for 1 minute under load")
+@row("PostgreSQL is out for 1 minute under load", only_long=True)
 async def postgres_out(scene: Scene) -> Figures:
     """The hot path does not notice."""
     return await _out(scene, 60.0 if scene.long else 1.0)
@@ -183,7 +183,7 @@ async def postgres_full(scene: Scene) -> Figures:
     return figures
 
 
-@row("PostgreSQL deadlocks")
+@row("PostgreSQL deadlocks", only_long=True)
 async def postgres_deadlocks(scene: Scene) -> Figures:
     """A rival takes the rows of two balances, either way round."""
     cast = await scene.set_up()
@@ -236,7 +236,7 @@ def _take(connection: psycopg.Connection[Any], tenant: int) -> None:
 RELEASED = "restored from an older backup"
 
 
-@row("PostgreSQL is restored from an older backup")
+@row("PostgreSQL is restored from an older backup", only_long=True)
 async def postgres_restored(scene: Scene) -> Figures:
     """Accounts whose rows are gone are stopped; released, what is missing is on file, exactly."""
     cast = await scene.set_up()

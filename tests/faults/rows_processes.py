@@ -152,7 +152,7 @@ async def _crashes(
     return figures
 
 
-@row("A gateway is killed at each crash point", limit_s=3600)
+@row("A gateway is killed at each crash point", limit_s=3600, only_long=True)
 async def gateway_crashes(scene: Scene) -> Figures:
     """Self-SIGKILL at every await of a request: suspended, sent, resumed."""
     nodes = scene.world.gateways if scene.long else scene.world.gateways[:1]
@@ -170,7 +170,7 @@ async def flusher_crashes(scene: Scene) -> Figures:
     return await _crashes(scene, scene.world.keepers[:1], only, 60 if scene.long else 2)
 
 
-@row("The flusher is killed while accounts are stopped and let go on", limit_s=3600)
+@row("The flusher is killed while accounts are stopped and let go on", only_long=True, limit_s=3600)
 async def flusher_crashes_stopped(scene: Scene) -> Figures:
     """As above, also between what is judged to wait, moved aside, and back."""
     only = (

@@ -118,7 +118,7 @@ async def valkey_killed(scene: Scene) -> Figures:
     return await _rounds(scene, "killed", 10 if scene.long else 1)
 
 
-@row("Power loss: an older append-only file comes back")
+@row("Power loss: an older append-only file comes back", only_long=True)
 async def power_loss(scene: Scene) -> Figures:
     """The workers live: their logs have what the file has not."""
     return await _rounds(scene, "older", 10 if scene.long else 1)

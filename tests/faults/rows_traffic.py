@@ -175,7 +175,7 @@ def _until_night_s(before_s: float) -> float:
     return (night - now).total_seconds() - before_s
 
 
-@row("Clocks jump by an hour, forwards and backwards", alone=True)
+@row("Clocks jump by an hour, forwards and backwards", alone=True, only_long=True)
 async def clocks_jump(scene: Scene) -> Figures:
     """Redis' clock over a midnight and back, and a gateway's: a daily quota is granted once for each day."""
     world = scene.world

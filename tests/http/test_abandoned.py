@@ -182,13 +182,13 @@ async def _closes_behind_the_head(reader: asyncio.StreamReader, writer: asyncio.
 
 
 @pytest.mark.parametrize("request_", [post(CHAT, b"/v1/abort"), post(CHAT_STREAM, b"/v1/abort")])
-async def test_a_route_that_aborts_charges_at_least_its_units(request_: bytes) -> None:
+async def test_a_route_that_aborts_charges_at_least_its_units_and_its_input(request_: bytes) -> None:
     async with staged() as stage:
         upstream = Upstream("never")
         stage.upstream.handler = _everything_is_left(upstream)
         await left(stage, upstream, request_, told=True, abrupt=True)
         charge = _only(stage)
-        assert (charge.units, charge.tokens) == (1, 0)
+        assert (charge.units, charge.tokens > 0) == (1, True)
 
 
 async def test_abandoned_uploads_free_everything_at_once() -> None:

@@ -330,6 +330,30 @@ async def test_a_blocked_tenants_half_bodies_are_refused_at_once() -> None:
             assert stage.plane.buffers.used == 0
 
 
+async def test_a_large_body_that_its_head_refuses_takes_no_turn() -> None:
+    heavy = post(CHAT[:-1] + b',"x":[' + b"[]," * 20_000 + b"[]]}")
+    async with staged() as stage:
+        assert (await stage.ask(heavy)).status == 200
+        assert stage.plane.bodies.turns == 1
+        stage.counters.by_head = stage.counters.decision = BLOCKED
+        assert (await stage.ask(heavy)).status == 403
+        assert (await stage.ask(post(CHAT))).status == 403
+        assert stage.plane.bodies.turns == 1
+        assert stage.plane.buffers.used == 0
+
+
+async def test_the_rest_of_refused_bodies_is_read_of_few_clients_at_once() -> None:
+    async with staged(linger_s=60.0) as stage:
+        stage.counters.by_head = BLOCKED
+        for _ in range(6):
+            client = await stage.client()
+            await client.send(post(b"").replace(b"content-length: 0", b"content-length: 33554432") + b" ")
+            assert (await client.answer()).status == 403
+        assert stage.plane.lingering.used == stage.plane.lingering.each == 2
+        reads = [one._reading.paused == 0 for one in stage.plane._connections]
+        assert sorted(reads) == [False] * 4 + [True] * 2
+
+
 async def test_usage_answers_a_blocked_tenant_and_touches_no_limit() -> None:
     async with staged() as stage:
         stage.counters.by_head = BLOCKED

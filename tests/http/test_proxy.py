@@ -187,12 +187,14 @@ async def test_an_upstream_that_refuses_connections_is_502() -> None:
         assert len(stage.counters.releases) == 1
 
 
-async def test_an_upstream_that_hangs_is_504() -> None:
+async def test_an_upstream_that_hangs_is_504_and_its_caller_pays_the_input_it_took() -> None:
     async with staged(upstream_first_byte_s=0.1) as stage:
         stage.upstream.scripts.append([30.0])
         got = await stage.ask(post(CHAT))
         assert (got.status, got.reason) == (504, "upstream_timeout")
-        assert len(stage.counters.releases) == 1
+        (charge,) = stage.counters.charges
+        assert 0 < charge.tokens < len(CHAT)
+        assert told(charge.metadata)["estimated"] is True
 
 
 async def test_a_stream_that_dies_is_charged_as_seen_and_cut() -> None:

@@ -12,7 +12,7 @@ import pytest
 from tests.journey.stack import Stack
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # an idle stack takes a tenth of a core from all that comes later
 def stack() -> Iterator[Stack]:
     with tempfile.TemporaryDirectory(prefix="tollkeeper-journey-") as folder:
         one = Stack(Path(folder) / "data", "--workers", "2")

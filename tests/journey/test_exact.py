@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.journey.apis import DOCUMENTS, STREAMS, Api
-from tests.journey.exactness import LEFT_MIN, Comparison, as_counted, dying, leaving, mixed
+from tests.journey.exactness import LEFT_MIN, Comparison, as_counted, by_size, dying, leaving, mixed
 from tests.journey.stack import Stack
 
 
@@ -43,7 +43,7 @@ def test_a_document_that_breaks_off_is_a_clean_502_charged_at_most_what_was_made
 ) -> None:
     compared = dying(stack, api)
     assert {heard.status for heard in compared.heard} == {502}
-    assert all(0 <= charged <= as_counted(noted) for noted, charged, _ in compared.wrong)
+    assert all(0 <= charged <= by_size(noted) for noted, charged, _ in compared.wrong)
 
 
 @pytest.mark.parametrize("api", STREAMS + DOCUMENTS, ids=name_of)
@@ -60,7 +60,7 @@ def test_missing_use_is_not_zero_use(stack: Stack, api: Api) -> None:
     comparison = Comparison(stack)
     comparison.warm(api)
     comparison.run([(api, None, {"usage": "none", "words": "6"})] * 4)
-    compared = comparison.compare(as_counted)
+    compared = comparison.compare(as_counted, by_size)
     query = f"SELECT amount, metadata->>'estimated' FROM token_ledger WHERE tenant_id = {comparison.tenant}"
     marked = [amount for amount, estimated in stack.rows(query) if estimated == "true"]
     assert len(marked) == compared.calls == 4
@@ -68,7 +68,7 @@ def test_missing_use_is_not_zero_use(stack: Stack, api: Api) -> None:
         most = api.body.get("max_tokens", 0)  # these always report, so not to is charged all they could use
         assert all(charged > max(most, as_counted(noted)) for noted, charged, _ in compared.wrong)
         assert len(compared.wrong) == 4
-    elif api.mark:  # every event is a token, and the input was learned
+    elif api.mark:  # every event is a token, and the input goes by its size
         assert compared.wrong == ()
     assert compared.charged > 0
 

@@ -30,13 +30,16 @@ def test_refusing_and_hanging_upstreams_charge_nothing_and_release_the_hold(own_
     assert len(stack.settled(tenant, 1)) == 1
 
 
-def test_hanging_upstream_is_504_and_charges_nothing(own_stack: Start) -> None:
+def test_hanging_upstream_is_504_and_charges_the_input_it_took(own_stack: Start) -> None:
     stack = own_stack(TOLLKEEPER_UPSTREAM_FIRST_BYTE_S="0.5")
     tenant, key = stack.tenant()
     answer = stack.chat(key, x_demo_delay_s="5")
     assert (answer.status_code, answer.headers["x-tollkeeper-reason"]) == (504, "upstream_timeout")
+    *_, row = stack.settled(tenant, 2)
+    assert row["metadata"]["estimated"] is True
     quota = stack.quota(tenant)
-    assert (quota["tokens_remaining"], quota["tokens_held"]) == (1000, 0)
+    assert (1000 - quota["tokens_remaining"], quota["tokens_held"]) == (row["amount"], 0)
+    assert 0 < row["amount"] < 100
 
 
 def test_everything_is_kept_over_a_restart_and_served_again(own_stack: Start) -> None:

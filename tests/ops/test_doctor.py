@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,8 @@ async def test_a_data_directory_nobody_can_write(
     file.touch()
     given = settings(file / "data", redis_url=own_valkey("--appendonly", "yes").url)
     assert "TOLLKEEPER_DATA_DIR" in one(await wrong(given, "serve"), "data directory")
+    said = _data_directory(settings(Path("/proc/x"))).says
+    assert said.startswith("/proc/x cannot be written by this user"), "and not that its disk is full"
 
 
 async def test_an_upstream_that_is_away_is_told_with_its_reason(
@@ -243,6 +246,20 @@ async def test_an_upstream_that_is_away_is_told_with_its_reason(
     said = one(await wrong(given.with_values(upstreams=upstreams), "serve"), "upstream openai")
     assert "Connect call failed" in said
     assert "correct base_url" in said
+
+
+async def test_an_upstream_that_is_built_in_is_looked_at_once_it_has_a_credential(tmp_path: Path) -> None:
+    """Whoever uses one of them alone has nothing to mend about the others, and no way to them."""
+
+    async def said(**environ: str) -> dict[str, Finding]:
+        asked = load(environ).with_values(data_dir=str(tmp_path))
+        targets = (replace(one, proxies=None) for one in asked.upstreams)
+        found = [each async for each in examine(asked.with_values(upstreams=tuple(targets)), "serve")]
+        return {each.subject: each for each in found if each.subject.startswith("upstream ")}
+
+    assert {name: (one.well, "built in" in one.says) for name, one in (await said()).items()} == {
+        f"upstream {name}": (True, True) for name in ("openai", "anthropic", "gemini")
+    }
 
 
 def test_whatever_is_said_there_is_something_to_do() -> None:

@@ -6,7 +6,9 @@ import pytest
 
 from gateway.ops.doctor_redis import kept
 
-WELL = {"maxmemory_policy": "noeviction", "aof_enabled": "1", "maxmemory": "0", "used_memory": "900"}
+WELL = {
+    "maxmemory_policy": "noeviction", "aof_enabled": "1", "maxmemory": "8000000000", "used_memory": "900",
+}  # fmt: skip
 
 
 def wrong(fsync: object = (), **info: str) -> list[str]:
@@ -45,6 +47,23 @@ def test_a_policy_that_is_not_told_is_for_a_person_to_look_at() -> None:
 def test_a_user_who_may_not_ask_for_the_configuration_is_told_nothing_of_it() -> None:
     assert wrong(RuntimeError("NOPERM")) == []
     assert wrong([]) == []
+
+
+def test_memory_without_a_limit_is_wrong_where_the_server_tells_its_policy() -> None:
+    (said,) = wrong(maxmemory="0")
+    assert "maxmemory is 0, so the system ends it where its memory is full: CONFIG SET maxmemory" in said
+    managed = {"aof_enabled": "1", "maxmemory": "0", "used_memory": "900"}
+    assert [says for well, _, says in kept(managed, ()) if not well] == []
+
+
+@pytest.mark.parametrize(
+    ("off_s", "says"), [(0, ""), (-9, ""), (7200, "7,200 s ahead"), (-60, "60 s behind")]
+)
+def test_a_clock_that_is_not_that_of_redis_is_told_with_how_far_it_is_off(off_s: int, says: str) -> None:
+    info = WELL | {"server_time_usec": "1000000000000000"}
+    ((well, subject, said),) = [one for one in kept(info, (), 1e9 + off_s) if one[1] == "clock"]
+    assert (well, subject) == (not says, "clock")
+    assert says in said
 
 
 @pytest.mark.parametrize(("used", "is_wrong"), [(940, False), (950, True), (1000, True)])

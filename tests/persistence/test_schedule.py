@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.background.timed.invoicing import Invoicing
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead
-from gateway.core.billing.due import CONFLICT, INCOMPLETE, NOT_AGREED, Left
+from gateway.core.billing.due import CONFLICT, INCOMPLETE, NOT_AGREED, TOOK_TOO_LONG, Left
 from persistence import engine
 from persistence.glyphs import Glyphs
 from persistence.schedule import Schedule
@@ -366,6 +366,24 @@ async def test_one_whose_letters_are_never_known_is_left_and_others_are_made(apr
     async with keeper(april, glyphs=Forgetful(str)) as (invoicing, _):
         assert await invoicing.turn() == (1, 1)
     assert list(left(april)) == made[:1]
+
+
+async def test_one_whose_statement_takes_too_long_is_left_and_others_are_made(april: April) -> None:
+    slow, fine = await several(april, 2)
+    await april.on(at(5, 2, 1))
+    april.connection.execute(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF current_setting('statement_timeout') <> '0' THEN"
+        " PERFORM pg_cancel_backend(pg_backend_pid()), pg_sleep(60); END IF; RETURN NEW; END $$"
+    )
+    april.connection.execute(
+        "CREATE TRIGGER slow BEFORE UPDATE ON invoice FOR EACH ROW"
+        f" WHEN (NEW.status = 'finalized' AND NEW.organization_id = {slow:d}) EXECUTE FUNCTION slow()"
+    )
+    await turn(april)
+    assert left(april) == {slow: TOOK_TOO_LONG}
+    final = "SELECT organization_id FROM invoice WHERE status = 'finalized'"
+    assert rows_of(april.url, final) == [(fine,)]
 
 
 async def test_one_that_a_person_invoices_now_is_waited_for(april: April) -> None:

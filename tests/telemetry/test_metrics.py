@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families as plain_tex
 from gateway.http.tally import Tally
 from gateway.telemetry import metrics
 from gateway.telemetry import snapshot_files as tallies
-from gateway.telemetry.facts import FACTS
+from gateway.telemetry.facts import FACTS, GAUGES, LAST, WAKING
 from tests.waiting import eventually
 
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
@@ -135,7 +135,7 @@ def test_a_dead_worker_stays_counted_but_not_its_gauges(tmp_path: Path) -> None:
 def test_every_gauge_ends_with_its_worker(tmp_path: Path) -> None:
     facts = {fact.name: [[*fact.labels, 1]] if fact.labels else 1 for fact in FACTS}
     (tmp_path / "999999999-1.json").write_text(json.dumps(facts))
-    assert tallies.collect(tmp_path).keys() == {fact.name for fact in FACTS if fact.kind != "gauge"}
+    assert tallies.collect(tmp_path).keys() == {fact.name for fact in FACTS} - GAUGES
 
 
 def test_a_reused_process_id_is_another_worker(tmp_path: Path) -> None:
@@ -163,10 +163,30 @@ def test_there_is_no_directory_yet(tmp_path: Path) -> None:
 async def test_who_tells_of_workers_is_no_worker(tmp_path: Path) -> None:
     task = asyncio.create_task(tallies.publish(tmp_path, lambda: {"settlements_estimated": 1}, beside=True))
     await eventually(lambda: tallies.collect(tmp_path))
-    assert tallies.collect(tmp_path) == {"settlements_estimated": 1}
+    never = [[name, 0.0] for name in WAKING]
+    assert tallies.collect(tmp_path) == {"settlements_estimated": 1, LAST: never}
     worker = asyncio.create_task(tallies.publish(tmp_path, lambda: {"settlements_estimated": 2}))
     await eventually(lambda: tallies.collect(tmp_path).get("workers") == 1)
     for each in (task, worker):
         each.cancel()
     await asyncio.gather(task, worker, return_exceptions=True)
     assert tallies.collect(tmp_path)["settlements_estimated"] == 3
+
+
+def test_when_a_counter_last_grew_outlives_its_worker_and_is_the_latest_of_all() -> None:
+    now = [100.0]
+    growth = tallies.LastGrowth(lambda: now[0])
+    assert {at for _, at in growth.added({"settlements_refused": 0})[LAST]} == {0.0}
+    first = growth.added({"settlements_refused": 3, "worker_restarts": [("died", 1), ("hung", 0)]})
+    now[0] = 200.0
+    second = growth.added({"settlements_refused": 3, "worker_restarts": [("died", 1), ("hung", 1)]})
+    grew = {"settlements_refused": 100.0, "worker_restarts": 100.0}
+    assert {name: at for name, at in first[LAST] if at} == grew
+    both = tallies.merge(second, first)[LAST]
+    assert {name: at for name, at in both if at} == grew | {"worker_restarts": 200.0}
+
+
+async def test_a_worker_that_died_has_left_when_its_counters_grew(tmp_path: Path) -> None:
+    (tmp_path / "1-0.json").write_text(json.dumps({"workers": 1, LAST: [["settlements_refused", 7.0]]}))
+    for _ in range(2):
+        assert tallies.collect(tmp_path) == {LAST: [["settlements_refused", 7.0]]}

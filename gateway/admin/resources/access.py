@@ -10,7 +10,7 @@ from gateway.admin import credentials
 from gateway.admin.resources.models import answer_of, patch_of
 from gateway.admin.resources.resource import Action, Declared, Filter, Resource, Secret
 from gateway.admin.resources.said import ExternalId, ModelText, printable
-from gateway.admin.resources.values import MODELS_MAX, Id, In, Instant, LimitsIn, Text
+from gateway.admin.resources.values import MODELS_MAX, Flag, Id, In, Instant, LimitsIn, Text
 from gateway.core.accounts.administration import OVERLAP_S, OVERLAP_S_MAX, Row
 from gateway.core.accounts.roles import MEMBER, OPERATOR, READONLY, ROLES, access
 from gateway.core.issuers.claims import SUBJECT_CHARACTERS_MAX
@@ -89,6 +89,11 @@ class AdminTokenCreate(_OfTokens):
     )
     user_id: Id | None = Field(default=None, description="Whom its writes are put down to.")
     expires_at: Instant | None = None
+    ours: Flag = Field(
+        default=False,
+        description="Of one organization: it may decide what that one owes, and whether it is shut out. "
+        "A token of all organizations alone can say so.",
+    )
     issuer: Issuer | None = Field(
         default=None,
         description="With `subject`: no token is made, people whom this provider names sign in by it.",
@@ -115,7 +120,7 @@ def _is_gone(row: Row) -> bool:
 RESOURCES = (
     Resource(
         name="api-keys",
-        access=access(OPERATOR, MEMBER),
+        access=access(OPERATOR, MEMBER, theirs=("create", "change", "delete", "rotate", "revoke")),
         description="Credentials of the data plane. The key itself is shown once, when it is made; "
         "one of an issuer's subject has none.",
         out=ApiKey,
@@ -148,7 +153,7 @@ RESOURCES = (
     ),
     Resource(
         name="admin-tokens",
-        access=access(read=(READONLY,)),
+        access=access(read=(READONLY,), theirs=("create", "change", "delete", "revoke"), of_all=("ours",)),
         description="Credentials of the Admin API and of the console. The token itself is shown once, when "
         "it is made; one of a provider's people has none.",
         out=AdminToken,

@@ -92,7 +92,7 @@ class Rerating(Out):
 RESOURCES = (
     Resource(
         name="amendments",
-        access=access(BILLING),
+        access=access(BILLING, ours=("create",)),
         description="What calls were charged, taken back or added to. A call is amended once.",
         out=Amendment,
         create=AmendmentCreate,

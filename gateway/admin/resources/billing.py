@@ -171,7 +171,7 @@ class OrganizationSubscription(Out):
 RESOURCES = (
     Resource(
         name="credit-additions",
-        access=access(BILLING),
+        access=access(BILLING, ours=("create",)),
         description="Credits given to organizations and taken back, with what is left of each.",
         out=CreditAddition,
         create=CreditAdditionCreate,
@@ -183,7 +183,7 @@ RESOURCES = (
     ),
     Resource(
         name="organization-subscriptions",
-        access=access(BILLING),
+        access=access(BILLING, ours=("create", "extend", "change", "cancel")),
         description="What organizations are subscribed to.",
         out=OrganizationSubscription,
         create=OrganizationSubscriptionCreate,

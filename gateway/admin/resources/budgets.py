@@ -188,7 +188,7 @@ ACCOUNTS = Part(
 RESOURCES = (
     Resource(
         name="budgets",
-        access=access(BILLING),
+        access=access(BILLING, theirs=("create", "change", "delete", "raise", "reset")),
         description="How much money, tokens or calls an interval may use, of whom or of what.",
         out=Budget,
         create=BudgetCreate,

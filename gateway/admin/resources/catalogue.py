@@ -241,7 +241,7 @@ RESOURCES = (
     ),
     Resource(
         name="organization-services",
-        access=access(BILLING),
+        access=access(BILLING, ours=("create", "change", "delete")),
         description="What an organization pays for a service instead of its list price.",
         out=OrganizationService,
         create=OrganizationServiceCreate,

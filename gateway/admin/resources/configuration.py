@@ -100,7 +100,8 @@ class Configuration(Out):
 REPORTS = (
     Report(
         name="configuration",
-        access=access(BILLING, OPERATOR, READONLY),
+        # Each object is judged as the write of its own resource.
+        access=access(BILLING, OPERATOR, READONLY, theirs=("apply",)),
         description="What files of configuration say: all of it, what differs, and that it is applied.",
         summary="Write down all that is configuration",
         out=Configuration,

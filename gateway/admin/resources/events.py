@@ -140,7 +140,7 @@ BATCH = Batch(
     EventsTaken,
     (ONE, MANY, PLAIN),
 )
-TO = access(BILLING)
+TO = access(BILLING, ours=("create",))
 # What an answer to a batch is made of.
 TAKEN = Resource(name="events", access=TO, description="What became of events.", out=EventsTaken)
 RESOURCES = (

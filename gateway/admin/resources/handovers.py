@@ -55,8 +55,7 @@ class HandoverEvent(Out):
 RESOURCES = (
     Resource(
         name="handovers",
-        # Who collects an organization's money is not for its own people to end.
-        access=access(BILLING, of_all=("cancel",)),
+        access=access(BILLING, ours=("retry", "cancel")),
         description="What is handed over to Stripe: final documents, and what became of them.",
         out=Handover,
         named_by="id",

@@ -201,7 +201,7 @@ def _shown(value: object) -> object:
 RESOURCES = (
     Resource(
         name="quarantine",
-        access=access(OPERATOR),
+        access=access(OPERATOR, ours=("release",)),
         description="Accounts whose entries contradict what is stored: they wait until a person decides.",
         out=Quarantined,
         named_by="account",
@@ -216,7 +216,7 @@ RESOURCES = (
     ),
     Resource(
         name="dead-letters",
-        access=access(OPERATOR),
+        access=access(OPERATOR, ours=("redrive", "resolve")),
         description="Entries that could not become rows: listed gaps, for a person to decide.",
         out=DeadLetter,
         filters={

@@ -206,7 +206,20 @@ class DunningStep(Out):
 RESOURCES = (
     Resource(
         name="invoices",
-        access=access(BILLING),
+        access=access(
+            BILLING,
+            ours=(
+                "create",
+                "delete",
+                "recompute",
+                "finalize",
+                "void",
+                "credit-note",
+                "payments",
+                "hand-over",
+                "uncollectible",
+            ),
+        ),
         description="What organizations owe for a period, and credit notes.",
         out=Invoice,
         named_by="number",
@@ -263,7 +276,7 @@ RESOURCES = (
     ),
     Resource(
         name="payments",
-        access=access(BILLING),
+        access=access(BILLING, ours=("reverse",)),
         description="Money that came in for invoices, and what went back.",
         out=Payment,
         named_by="reference",

@@ -59,6 +59,10 @@ class OrganizationCreate(In):
         "(credits), what one costs (unit_cost), invoicing now or prepaid, how often a month (monthly_max).",
     )
     spend_cap: Cap | None = Field(default=None, description="Most Pay-Per-Use spend a month.")
+    services: Literal["all", "listed"] = Field(
+        default="all",
+        description="Of services paid with credits or by the call: all, or those it has a price for.",
+    )
     limits: LimitsIn | None = None
     due_days: Annotated[int, Field(strict=True, ge=0, le=DUE_DAYS_MAX)] | None = Field(
         default=None, description="Days its invoices may be paid in; null is what the settings say."
@@ -77,6 +81,9 @@ class OrganizationCreate(In):
     )
     time_zone: Zone = Field(default="UTC", description="An IANA name: where its months end, for invoices.")
 
+
+# What an organization says of itself. Files and staff know it by its name.
+THEIR_FIELDS = {"limits", "address", "country", "tax_number"}
 
 Organization = answer_of(
     OrganizationCreate,
@@ -151,8 +158,8 @@ RESOURCES = (
                 OPERATOR: ("name", "limits"),
             },
             of_all=("create",),
-            # Files and staff know it by its name.
-            fields_of_all=("name",),
+            ours=("delete", *OrganizationCreate.model_fields.keys() - THEIR_FIELDS),
+            theirs=("change",),
         ),
         description="Who is billed: the owner of credits, of a spend cap and of tenants.",
         out=Organization,
@@ -170,7 +177,11 @@ RESOURCES = (
     ),
     Resource(
         name="tenants",
-        access=access(OPERATOR),
+        access=access(
+            OPERATOR,
+            ours=("plan_id", "recharge", "reset", "adjust", "block", "unblock"),
+            theirs=("create", "change", "delete"),
+        ),
         description="Parts of organizations with their own token quota.",
         out=Tenant,
         create=TenantCreate,
@@ -193,7 +204,7 @@ RESOURCES = (
     ),
     Resource(
         name="users",
-        access=access(OPERATOR),
+        access=access(OPERATOR, theirs=("create", "change", "delete")),
         description="Whom requests act for, and staff. Met on their first request, or made here.",
         out=User,
         named_by="external_id",

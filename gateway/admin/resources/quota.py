@@ -182,7 +182,7 @@ RESOURCES = (
     ),
     Resource(
         name="tenant-quotas",
-        access=access(OPERATOR),
+        access=access(OPERATOR, ours=("change",)),
         description="Live token accounts; the id is the tenant's.",
         out=TenantQuota,
         patch=TenantQuotaPatch,

@@ -31,7 +31,7 @@ TaxRate = answer_of(TaxRateCreate, "What an organization is taxed with, since a 
 RESOURCES = (
     Resource(
         name="tax-rates",
-        access=access(BILLING),
+        access=access(BILLING, ours=("create",)),
         description="What organizations are taxed with, by the day of supply. A rate is never changed: a "
         "later row takes its place.",
         out=TaxRate,

@@ -84,8 +84,7 @@ RESOURCES = (
     ),
     Resource(
         name="usage-events",
-        # Who is told of leaves none of it out.
-        access=access(BILLING, of_all=("retry", "cancel")),
+        access=access(BILLING, ours=("retry", "cancel")),
         description="Usage events that wait for Lago or OpenMeter, or were refused by it.",
         out=UsageEvent,
         named_by="id",

@@ -74,7 +74,7 @@ class WebhookDelivery(Out):
 RESOURCES = (
     Resource(
         name="webhooks",
-        access=access(),
+        access=access(theirs=("create", "change", "delete", "test")),
         description="Addresses that get a message when something happens, signed as Standard Webhooks.",
         out=Webhook,
         named_by="url",

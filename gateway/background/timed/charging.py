@@ -11,7 +11,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from gateway.errors import StoreUnavailable, TollkeeperError
+from gateway.background.isolation import is_store_away
+from gateway.errors import TollkeeperError
 
 INTERVAL_S = 3_600.0
 ORGANIZATIONS_A_PAGE = 500
@@ -78,15 +79,15 @@ class Charging:
         """Charge them together; where one of them makes PostgreSQL refuse all, each on its own."""
         try:
             alone = await self._charges.charge_free(organization_ids)
-        except StoreUnavailable:
-            raise
-        except TollkeeperError:
+        except TollkeeperError as refusal:
+            if is_store_away(refusal):
+                raise
             alone = organization_ids
         for organization_id in alone:
             try:
                 await self._charges.charge(organization_id)
-            except StoreUnavailable:
-                raise
             except TollkeeperError as refusal:
+                if is_store_away(refusal):
+                    raise
                 told = {"organization_id": organization_id, "why": str(refusal)}
                 self._log("charges left", **told, level="warning")

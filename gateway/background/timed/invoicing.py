@@ -14,8 +14,9 @@ from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Protocol
 
+from gateway.background.isolation import is_store_away
 from gateway.core.billing.due import Due, Left, ScheduledResult, left_by
-from gateway.errors import CountersUnavailable, StoreUnavailable, TollkeeperError
+from gateway.errors import CountersUnavailable, TollkeeperError
 
 INTERVAL_S = 60.0
 ORGANIZATIONS_A_PAGE = 5_000
@@ -142,9 +143,9 @@ class Invoicing:
         """Close them together; where one of them fails all, each on its own."""
         try:
             return await self._closing.close_all(organization_ids)
-        except StoreUnavailable:
-            raise
         except TollkeeperError as refusal:
+            if is_store_away(refusal):
+                raise
             if len(organization_ids) == 1 or type(refusal) is CountersUnavailable:
                 return dict.fromkeys(organization_ids, left_by(refusal))
         found: dict[int, Left] = {}
@@ -158,9 +159,9 @@ class Invoicing:
             return ScheduledResult((), {})
         try:
             return await self._invoices.make_invoices(organization_ids, finalize=self._finalize)
-        except StoreUnavailable:
-            raise
         except TollkeeperError as refusal:
+            if is_store_away(refusal):
+                raise
             if len(organization_ids) == 1:
                 return ScheduledResult((), {organization_ids[0]: left_by(refusal)})
         alone = [await self._tried([each]) for each in organization_ids]

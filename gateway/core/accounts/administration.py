@@ -49,8 +49,9 @@ class KnownPerson:
 class Actor:
     """Who asks: `scope` is unique to the token ("builtin:admin", "token:7").
 
-    Of one organization alone it sees and changes nothing of any other; None is of all. Who came by a
-    provider of identities is a `person`, whoever else the same token stands for.
+    Of one organization alone it sees and changes nothing of any other; None is of all. One that `is_ours`
+    was given by staff to staff. Who came by a provider of identities is a `person`, whoever else the same
+    token stands for.
     """
 
     scope: str
@@ -59,6 +60,7 @@ class Actor:
     user_id: int | None = None
     organization_id: int | None = None
     person: KnownPerson | None = None
+    is_ours: bool = False
 
     @property
     def claims_as(self) -> str:

@@ -34,7 +34,8 @@ class OrganizationTerms:
 
     The subscription is in force from `since_ms` to `until_ms` (not included); both are 0 where
     there is none. `subscribed` says that one was in force at some time before. `currency` is its own.
-    `budgets` are all of the organization's.
+    `budgets` are all of the organization's. `listed`: of what is paid with credits or by the call it may use
+    nothing but what it has negotiated.
     """
 
     negotiated: tuple[Negotiated, ...] = ()
@@ -44,6 +45,7 @@ class OrganizationTerms:
     subscribed: bool = False
     currency: str = BASE_CURRENCY
     budgets: tuple[Budget, ...] = ()
+    listed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,13 +31,29 @@ class Reach(Enum):
     WHOLE = "whole"
 
 
+class Whose(Enum):
+    """Who decides a write: an organization's own people, staff for it, or staff for all organizations."""
+
+    THEIRS = "theirs"
+    OURS = "ours"
+    OF_ALL = "of all"
+
+
+_TAKES = {
+    Whose.OURS: "that takes a token of all organizations, or one that staff marked `ours`",
+    Whose.OF_ALL: "that takes a token of all organizations",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Access:
     """Who may do what with a resource. What a role is not named for is refused.
 
     `verbs` are writes that other roles than `write` may do. Of `fields` a role with an entry sets those
-    alone. `of_all` are verbs that take a token of all organizations although rows are `OWNED`, and
-    `fields_of_all` fields that do.
+    alone. Every verb of `OWNED` rows is in one class. `theirs` are an organization's own. `ours` decide what
+    it owes or whether it is shut out: a token of one organization does them only where staff marked it.
+    `of_all` take a token of all organizations. Fields are named too where they are of another class than
+    the verbs that set them.
     """
 
     read: frozenset[str]
@@ -45,8 +61,15 @@ class Access:
     reach: Reach = Reach.OWNED
     verbs: Mapping[str, frozenset[str]] = field(default_factory=dict)
     fields: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    ours: frozenset[str] = frozenset()
+    theirs: frozenset[str] = frozenset()
     of_all: frozenset[str] = frozenset()
-    fields_of_all: frozenset[str] = frozenset()
+
+    def whose(self, verb: str) -> Whose:
+        """Who decides a verb. One without a class is staff's."""
+        if self.reach is not Reach.OWNED or verb in self.of_all:
+            return Whose.OF_ALL
+        return Whose.THEIRS if verb in self.theirs else Whose.OURS
 
     def writers(self, verb: str) -> frozenset[str]:
         """The roles that may do a verb."""
@@ -59,8 +82,9 @@ def access(
     reach: Reach = Reach.OWNED,
     verbs: Mapping[str, Collection[str]] | None = None,
     fields: Mapping[str, Collection[str]] | None = None,
+    ours: Collection[str] = (),
+    theirs: Collection[str] = (),
     of_all: Collection[str] = (),
-    fields_of_all: Collection[str] = (),
 ) -> Access:
     """State who may write besides an admin, who always may; everybody reads, unless it is said otherwise."""
     return Access(
@@ -69,8 +93,9 @@ def access(
         reach,
         {verb: frozenset({ADMIN, *roles}) for verb, roles in (verbs or {}).items()},
         {role: frozenset(names) for role, names in (fields or {}).items()},
+        frozenset(ours),
+        frozenset(theirs),
         frozenset(of_all),
-        frozenset(fields_of_all),
     )
 
 
@@ -89,9 +114,9 @@ def refused_write(actor: Actor, name: str, to: Access, verb: str, sent: Collecti
     if actor.role not in writers:
         what = f"change {name}" if verb in {CREATE, CHANGE} else f"{verb} {name}"
         return f"The role of this token, {actor.role}, may not {what}: that takes {_any_of(writers)}."
-    if actor.organization_id is not None and (to.reach is not Reach.OWNED or verb in to.of_all):
-        why = "that takes a token of all organizations"
-        return f"{_alone(actor)}: it may not {verb} {name}, {why}."
+    whose = to.whose(verb)
+    if not _decides(actor, whose):
+        return f"{_alone(actor)}: it may not {verb} {name}, {_TAKES[whose]}."
     return _refused_field(actor, name, to, writers, sent) if verb in {CREATE, CHANGE} else None
 
 
@@ -99,17 +124,19 @@ def settable(actor: Actor, to: Access, verb: str, names: Collection[str]) -> lis
     """Which of these fields a caller may set."""
     if verb not in {CREATE, CHANGE}:
         return list(names)
-    may, never = to.fields.get(actor.role), _fields_of_others(actor, to)
-    return [name for name in names if name not in never and (may is None or name in may)]
+    may = to.fields.get(actor.role)
+    return [
+        name for name in names if _decides(actor, _whose_field(to, name)) and (may is None or name in may)
+    ]
 
 
 def _refused_field(
     actor: Actor, name: str, to: Access, writers: Collection[str], sent: Collection[str]
 ) -> str | None:
-    theirs = next((each for each in sent if each in _fields_of_others(actor, to)), None)
-    if theirs is not None:
-        why = "that takes a token of all organizations"
-        return f"{_alone(actor)}: it may not set {theirs} of {name}, {why}."
+    for each in sent:
+        whose = _whose_field(to, each)
+        if not _decides(actor, whose):
+            return f"{_alone(actor)}: it may not set {each} of {name}, {_TAKES[whose]}."
     may = to.fields.get(actor.role)
     if may is None or may.issuperset(sent):
         return None
@@ -120,8 +147,14 @@ def _refused_field(
     )
 
 
-def _fields_of_others(actor: Actor, to: Access) -> frozenset[str]:
-    return frozenset() if actor.organization_id is None else to.fields_of_all
+def _decides(actor: Actor, whose: Whose) -> bool:
+    return actor.organization_id is None or whose is Whose.THEIRS or (actor.is_ours and whose is Whose.OURS)
+
+
+def _whose_field(to: Access, name: str) -> Whose:
+    if name in to.of_all:
+        return Whose.OF_ALL
+    return Whose.OURS if name in to.ours else Whose.THEIRS
 
 
 def _alone(actor: Actor) -> str:

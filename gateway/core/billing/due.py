@@ -6,12 +6,15 @@ from collections.abc import Collection, Mapping
 from datetime import date
 from typing import NamedTuple
 
-from gateway.errors import Conflict, CountersUnavailable, TollkeeperError, Unprocessable
+from gateway.errors import Conflict, CountersUnavailable, TollkeeperError, TookTooLong, Unprocessable
 
 # Why an invoice was left; each is a label, so there are no others.
 NOT_STORED, NOT_IN_LEDGER, NOT_AGREED = "not_stored", "not_in_ledger", "not_agreed"
-COUNTERS, INCOMPLETE, CONFLICT, REFUSED = "counters_away", "incomplete", "conflict", "refused"
-LEFT_REASONS = (NOT_STORED, NOT_IN_LEDGER, NOT_AGREED, COUNTERS, INCOMPLETE, CONFLICT, REFUSED)
+COUNTERS, INCOMPLETE, CONFLICT = "counters_away", "incomplete", "conflict"
+TOOK_TOO_LONG, REFUSED = "took_too_long", "refused"
+LEFT_REASONS = (
+    NOT_STORED, NOT_IN_LEDGER, NOT_AGREED, COUNTERS, INCOMPLETE, CONFLICT, TOOK_TOO_LONG, REFUSED
+)  # fmt: skip
 
 
 class Due(NamedTuple):
@@ -50,4 +53,6 @@ def left_by(refusal: TollkeeperError) -> Left:
         return Left(INCOMPLETE, f"{refusal.message} {said}")
     if isinstance(refusal, CountersUnavailable):
         return Left(COUNTERS, str(refusal))
+    if isinstance(refusal, TookTooLong):
+        return Left(TOOK_TOO_LONG, str(refusal))
     return Left(CONFLICT if isinstance(refusal, Conflict) else REFUSED, str(refusal))

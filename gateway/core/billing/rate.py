@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -68,13 +68,13 @@ class TokenRate:
 @dataclass(slots=True)
 class Asks:
     """What of a call says which prices it may have: whether it may write to a cache, has more than text in
-    it, may be answered with sound or be served at another tier than the usual; uses of tools by name.
+    it, may be answered with sound; the tiers it may be served at, None for any; uses of tools by name.
     """
 
     caches: bool = True
     blobs: bool = True
     sound: bool = True
-    tiers: bool = True
+    tiers: Collection[str] | None = None
     tools: Mapping[str, int] | None = None
 
 
@@ -104,7 +104,7 @@ def dearest_rate(
     """The most a call could cost by its tokens: of all prices it may have, the dearest."""
     input_ = output = fixed = 0
     for one in vectors:
-        tier = _dearest_tier(one) if asks.tiers and one.service_tiers else SAME
+        tier = _dearest_tier(one, asks.tiers) if one.service_tiers else SAME
         for prices in prices_within(one, read):
             dearest = dearest_kinds(prices)
             text, written = dearest.text, dearest.written
@@ -147,9 +147,11 @@ def dearest_kinds(prices: tuple[int, ...]) -> Dearest:
 _dearest: Final[dict[tuple[int, ...], Dearest]] = {}
 
 
-def _dearest_tier(vector: Vector) -> Factor:
+def _dearest_tier(vector: Vector, tiers: Collection[str] | None) -> Factor:
     found = SAME
-    for numerator, denominator in vector.service_tiers.values():
+    for tier, (numerator, denominator) in vector.service_tiers.items():
+        if tiers is not None and tier not in tiers:
+            continue
         if numerator * found[1] > found[0] * denominator:
             found = (numerator, denominator)
     return found

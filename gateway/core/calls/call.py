@@ -40,9 +40,10 @@ class Call:
 
     `document` is what was read of a metered body and `body` how it is written, both until
     `take_body`. `output_max` is the stated maximum of one choice in tokens, None where none is
-    stated. `input_bytes` is text, `blob_tokens` stands for images, sound and files. `models_beside`
-    may answer instead of `model`; `user` is whom the body names as its user, and `named` are the stored
-    objects that path and body name, `names` what the names in its body end like. With `strip_usage`
+    stated. `input_bytes` is text, of which `rare_bytes` are no ASCII; `blob_tokens` stands for images, sound
+    and files, of whose bytes `unsure_bytes` may cost more than that. `models_beside` may answer instead of
+    `model`; `user` is whom the body names as its user, and `named` are the stored objects that path and body
+    name, `brought` ids of what its body has whole, `names` what the names in it end like. With `strip_usage`
     the answer must not be compressed: send `accept-encoding: identity`. The estimator sets
     `output_bytes_per_token` and `input_tokens_per_byte` to what it learned of the model, `learned` to where
     it keeps that, `tokens_of` to its tokenizer, where there is one, `input_ceiling` and `output_ceiling` to
@@ -75,9 +76,17 @@ class Call:
     reports: bool = False
     keeps: bool = False
     named: tuple[str, ...] = ()
+    brought: frozenset[str] = frozenset()
     names: Names = NO_NAMES
     narrow: Callable[[bytes], Iterator[bytes]] | None = None
     learned: Kept | None = None
+    rare_bytes: int = 0
+    unsure_bytes: int = 0
+
+    @property
+    def has_input(self) -> bool:
+        """Whether it is paid by tokens at all: something of its body was read."""
+        return self.input_bytes > 0 or self.blob_tokens > 0
 
     @property
     def input_estimate(self) -> int:

@@ -6,8 +6,6 @@ in credits is: a call that states no maximum is then sent with one.
 
 from __future__ import annotations
 
-from typing import Final
-
 from gateway.core.billing.pricing import ENDLESS
 from gateway.core.billing.rate import Asks, TokenRate, dearest_kinds, dearest_rate, prices_within
 from gateway.core.billing.vector import NO_COUNTS
@@ -15,12 +13,8 @@ from gateway.core.calls.call import Call
 from gateway.core.calls.estimate import Estimate
 from gateway.core.calls.tariff import Vectors, charge_of, factor_of, is_in_money
 from gateway.core.calls.tool_uses import priced_tools, uses_of
+from gateway.core.families.registry import OF_METER
 from gateway.core.model import Decision, Service
-
-# Tiers that cost no more than the usual one.
-_PLAIN_TIERS: Final = frozenset({"default", "standard", "standard_only", "flex", "batch"})
-# What stands in a body that writes to a cache, that names an image, sound or file, or that wants to hear.
-_CACHE, _SOUND = b'"cache', (b'"audio', b'"AUDIO')
 
 
 def dearest_of(service: Service, vectors: Vectors, estimate: Estimate, call: Call) -> TokenRate | None:
@@ -54,24 +48,26 @@ def output_bound(rate: TokenRate | None, call: Call, estimate: Estimate, decisio
 
 
 def asks_of(call: Call, vectors: Vectors, read: int = ENDLESS) -> Asks:
-    """Which prices a call may have that reads so many tokens, by its body as it is sent; where that is not
-    there, all of them. What makes no call of these prices dearer is not looked for.
+    """Which prices a call may have that reads so many tokens: all but what its family excludes.
+
+    Where no request can be read, all. What makes no call of these prices dearer is not looked for.
     """
-    body, document = call.body, call.document
-    if document is None:
+    document, names, family = call.document, call.names, OF_METER.get(call.meter)
+    if document is None or family is None:
         return Asks()
-    caches = blobs = sound = tiers = tools = False
+    caches = blobs = sound = tools = False
     for one in vectors:
-        tiers, tools = tiers or bool(one.service_tiers), tools or bool(one.tools)
+        tools = tools or bool(one.tools)
         for prices in prices_within(one, read):
             dearest = dearest_kinds(prices)
             caches, blobs = caches or dearest.caches > dearest.text, blobs or dearest.blobs > dearest.text
             sound = sound or dearest.sound > dearest.written
-    tier = document.get("service_tier") if tiers else None
+    excluded = family.exclusions
+    tiers = {tier for one in vectors for tier in one.service_tiers if not excluded.tier(document, tier)}
     return Asks(
-        caches and _CACHE in body,
-        blobs and (call.blob_tokens > 0 or bool(call.named) or call.names.files > 0),
-        sound and any(word in body for word in _SOUND),
-        tiers and not (isinstance(tier, str) and tier in _PLAIN_TIERS),
+        caches and not excluded.cache(document, names),
+        blobs and not (not call.blob_tokens and not call.named and excluded.media(document, names)),
+        sound and not excluded.sound(document, names),
+        tiers,
         uses_of(call, document, priced_tools(vectors)) if tools else None,
     )

@@ -21,7 +21,7 @@ from gateway.core.model import INTEGER_MAX, Usage
 LEARNED_MAX = 20_000  # (organization, service, model) kept, least recently used first out
 OUTPUT_TOKENS_FIRST = 1_024  # what a call is taken to produce before anything was learned
 INPUT_RATIO_FIRST = 1 / BYTES_PER_TOKEN
-WORST_BYTES_PER_TOKEN = 2  # of text that is unlike any that was learned from
+WORST_BYTES_PER_TOKEN = 2  # of ASCII unlike any that was learned from; of other text each byte may be one
 BYTES_PER_OUTPUT_TOKEN_FIRST = 4.0
 RISE, FALL = 0.5, 0.025  # steps up and down: they balance where 1 sample in 20 is above
 MEAN_OVER = 32  # calls a mean looks back over
@@ -88,8 +88,9 @@ class Estimator:
             call.tokens_of = self._tokenizer(call.model)
         blobs, choices = call.blob_tokens, call.choices
         used = math.ceil(call.input_bytes * learned.input_ratio) + blobs
+        worst = -(-(call.input_bytes + call.rare_bytes + call.unsure_bytes) // WORST_BYTES_PER_TOKEN)
         named = call.names.files * BLOB_TOKENS  # what a body names and does not hold, at the most each costs
-        read = max(used, -(-call.input_bytes // WORST_BYTES_PER_TOKEN) + blobs + named)
+        read = max(used, worst + blobs + named)
         call.input_ceiling, call.output_ceiling = read, learned.ceiling
         stated = call.output_max
         if stated is not None:
@@ -108,16 +109,20 @@ class Estimator:
             learned = self._learned_of(call, organization_id, service_key)
         if usage.input > call.blob_tokens:
             ratio = (usage.input - call.blob_tokens) / call.input_bytes
-            learned.input_ratio = min(_quantile(learned.input_ratio, ratio), 1.0)
+            # Callers choose what is seen: it makes input dearer, never cheaper than the first value.
+            ratio = min(max(ratio, INPUT_RATIO_FIRST), 1.0)
+            learned.input_ratio = _quantile(learned.input_ratio, ratio)
             learned.answers = min(learned.answers + 1, MEAN_OVER)
-            learned.input_mean += (min(ratio, 1.0) - learned.input_mean) / learned.answers
+            learned.input_mean += (ratio - learned.input_mean) / learned.answers
         if usage.output > 0:
             learned.output = _quantile(learned.output, usage.output / call.choices)
             visible = usage.output - usage.reasoning
             if call.text_bytes > 0 and visible > 0:
                 learned.texts = min(learned.texts + 1, MEAN_OVER)
-                step = max(1.0, call.text_bytes / visible) - learned.bytes_per_output_token
-                learned.bytes_per_output_token += step / learned.texts
+                bytes_per_token = min(max(1.0, call.text_bytes / visible), BYTES_PER_OUTPUT_TOKEN_FIRST)
+                learned.bytes_per_output_token += (
+                    bytes_per_token - learned.bytes_per_output_token
+                ) / learned.texts
 
     def _learned_of(self, call: Call, organization_id: int, service_key: str) -> _Learned:
         name = (organization_id, service_key, call.model)

@@ -126,6 +126,12 @@ def shown(path: Plain) -> str:
 
 def plain(path: str) -> Plain | None:
     """The plainest reading of a path; None where it is encoded over and over, which nobody needs."""
+    found = decoded_segments(path)
+    return None if found is None else tuple([segment.casefold() for segment in found])
+
+
+def decoded_segments(path: str) -> Plain | None:
+    """The same in the case it is written in, which decides in ids."""
     for _ in range(DECODINGS_MAX):
         decoded = unquote(path)
         if decoded == path:
@@ -133,9 +139,9 @@ def plain(path: str) -> Plain | None:
         path = decoded
     else:
         return None
-    folded = unicodedata.normalize("NFKC", path).casefold().replace("\\", "/")
+    normal = unicodedata.normalize("NFKC", path).replace("\\", "/")
     found: list[str] = []
-    for segment in re.split(r"[?#]", folded, maxsplit=1)[0].split("/"):
+    for segment in re.split(r"[?#]", normal, maxsplit=1)[0].split("/"):
         name = segment.partition(";")[0].strip()
         if name == ".." and found:
             found.pop()

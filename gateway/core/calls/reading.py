@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gateway.core.blobs import BLOB_BYTES_MIN, without_blobs
+from gateway.core.blobs import MEDIA_BYTES_MIN, media_in
 from gateway.core.calls.call import DEFAULT_BOUNDS, Bounds, Call
 from gateway.core.calls.document import check_names, read_document, write_document
 from gateway.core.calls.route import Route
@@ -15,6 +15,10 @@ from gateway.core.families import controlled
 from gateway.core.families.controlled import Document, flag, inner, models_beside
 from gateway.core.families.registry import SHAPES
 from gateway.core.names import names_in
+
+_NOT_ASCII = bytes(range(128, 256))
+# Without any of these in a body nobody has to look for media at their places.
+_MEDIA_MARKS = (b";base64,", b'"data":"', b'"result":"')
 
 
 def read_call(
@@ -36,10 +40,13 @@ def read_call(
     written = call.body = write_document(document)
     check_names(body, written, added)
     call.names = names_in(document)
-    size = len(written)
-    if size > BLOB_BYTES_MIN:
-        size, call.blob_tokens = without_blobs(written)
-    call.input_bytes = size
+    call.input_bytes = len(written)
+    if not written.isascii():
+        call.rare_bytes = len(written) - len(written.translate(None, _NOT_ASCII))
+    if len(written) > MEDIA_BYTES_MIN and any(mark in written for mark in _MEDIA_MARKS):
+        media = media_in(document, shape.media)
+        call.input_bytes -= media.size
+        call.blob_tokens, call.unsure_bytes = media.tokens, media.unsure
     return call
 
 

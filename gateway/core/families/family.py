@@ -9,9 +9,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from gateway.core.blobs import MediaPlaces
 from gateway.core.calls.call import Bounds, Call
 from gateway.core.calls.route import Route, UpstreamTarget
 from gateway.core.families.controlled import Document
+from gateway.core.families.exclusions import NONE, Exclusions
 from gateway.core.metering.meter import Dialect, Meter
 from gateway.core.model import Family
 from gateway.core.names import Names
@@ -35,7 +37,7 @@ class Shape:
     upstream keeps something of an answer under an id. `unframed` meters a stream that is no events. The most
     uses of provider's tools is stated for all of them by the call's field `uses`, or by each tool's field
     `tool_uses`, which those take whose type begins with one of `limited_tools`. `operation` is what
-    OpenTelemetry calls it.
+    OpenTelemetry calls it. `media` are the places where it takes pictures, sound and files.
     """
 
     read: Reader
@@ -50,6 +52,15 @@ class Shape:
     tool_uses: str = ""
     limited_tools: tuple[str, ...] = ()
     operation: str = "chat"
+    media: MediaPlaces = field(default_factory=MediaPlaces)
+
+
+@dataclass(slots=True)
+class Found:
+    """What a body says of ids: those it names objects by, and those of what it brings itself."""
+
+    named: list[object] = field(default_factory=list)
+    brought: list[object] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,24 +68,29 @@ class Objects:
     """Objects the family's upstreams keep, and where their ids stand.
 
     `collections` are their paths behind a version; with `by_path` an id is its path there. A body that
-    `may_name` none names none in what was said. `add` finds what a field of a body names, `is_free` says that
-    a caller's model wrote a field, `chosen` that a body chooses a name. `told` has the ids an answer tells
-    of; without any of the bytes `tell` it tells of none.
+    `may_name` none names none in what was said. `add` finds what a field of a body names: it is given its
+    holder, and the list that this is an element of, if it is. `is_free` says that a caller's model wrote a
+    field, `chosen` that a body chooses a name. `told` has the ids an answer tells of; without any of
+    the bytes `tell` it tells of none. The answer that makes an object tells of it. One of `results` has the
+    ids of what its upstream made of it since, in whatever answer shows it. `actions` are paths
+    of what is done with a collection, where an id would stand: they make nothing that is kept.
     """
 
     collections: tuple[str, ...]
     may_name: Callable[[bytes, Names], bool]
-    add: Callable[[str, object, Document, list[object]], None]
+    add: Callable[[str, object, Document, str, Found], None]
     told: Callable[[Document], Iterator[str]]
     is_free: Callable[[str, Document], bool] = lambda name, holder: False
     chosen: Callable[[Document], str | None] = lambda document: None
     by_path: bool = False
+    results: frozenset[str] = frozenset()
+    actions: frozenset[str] = frozenset()
     tell: tuple[bytes, ...] = ()
 
     @property
     def path(self) -> re.Pattern[str]:
-        """The place of an object in a path: its collection, and its id where there is one."""
-        return re.compile(rf"/({'|'.join(self.collections)})(?:/([^/]+))?(?:/|\Z)")
+        """The place of an object in a path: its collection in any case, its id if there is one, the rest."""
+        return re.compile(rf"/({'|'.join(self.collections)})(?:/([^/]+))?(/.*)?\Z", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +117,8 @@ class ApiFamily:
     whose name others may use for something else, that of a call in this API. `ceilings` are the most tokens
     an answer may have, by prefixes of names of models. `target` is where its calls go by
     default, given the environment. `lists` is how it lists models at a path that ends in `/models`.
-    `provider` is what OpenTelemetry calls whose API it is.
+    `exclusions` tell which dear prices a call cannot have. `provider` is what OpenTelemetry calls whose API
+    it is.
     """
 
     name: Family
@@ -126,6 +143,7 @@ class ApiFamily:
     objects: Objects | None = None
     ceilings: Mapping[str, int] = field(default_factory=dict)
     lists: Listing | None = None
+    exclusions: Exclusions = NONE
     provider: str = ""
 
 

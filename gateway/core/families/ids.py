@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gateway.core.families.controlled import Document
+from gateway.core.families.family import Found
 from gateway.core.names import Names
 
 # These name an object where a text stands; an object with an id names it as any id does.
@@ -11,10 +12,11 @@ _NAMES = frozenset({"conversation", "container", "training_file", "validation_fi
 _OTHER_IDS = frozenset(
     {"call_id", "tool_call_id", "tool_use_id", "user_id", "request_id", "trace_id", "connector_id"}
 )
-# What stands whole in a request has an id of its own that names nothing: by its type, the member without
-# which it is only a reference to what the upstream keeps.
-_WHOLE = {
-    "message": "content", "function": "function", "custom": "custom",
+# What stands whole in a request has an id of its own that names nothing. It is an element of such a list, of
+# a type that the list's API documents: by both, the member that makes it whole.
+_SAID = {"message": "content"}
+_ITEMS = {
+    **_SAID,
     "function_call": "arguments", "function_call_output": "output",
     "custom_tool_call": "input", "custom_tool_call_output": "output",
     "computer_call": "action", "computer_call_output": "output",
@@ -22,9 +24,21 @@ _WHOLE = {
     "shell_call": "action", "shell_call_output": "output",
     "apply_patch_call": "operation", "apply_patch_call_output": "output",
     "reasoning": "encrypted_content", "compaction": "encrypted_content",
-    "tool_use": "input", "server_tool_use": "input", "mcp_tool_use": "input",
 }  # fmt: skip
-_UNTYPED = ("content", "function")  # a message, or a call of a function, that does not say its type
+_BLOCKS = dict.fromkeys(("tool_use", "server_tool_use", "mcp_tool_use"), "input")
+_WHOLE = {
+    "input": _ITEMS, "items": _ITEMS, "messages": _SAID, "content": _BLOCKS,
+    "tool_calls": {"function": "function", "custom": "custom"},
+}  # fmt: skip
+# What an element of such a list is that does not say its type.
+_UNTYPED = {"input": "message", "items": "message", "messages": "message", "tool_calls": "function"}
+# What a member is: a text, a list or an object that says something. What a function is given and what it
+# gives may be nothing.
+_MEMBERS = {
+    "content": (str, list), "encrypted_content": (str,), "arguments": (str,), "output": (str, list, dict),
+    "input": (str, dict), "action": (dict,), "operation": (dict,), "function": (dict,), "custom": (dict,),
+}  # fmt: skip
+_MAY_BE_EMPTY = frozenset({"arguments", "output", "input"})
 
 
 def may_name_ids(body: bytes, names: Names) -> bool:
@@ -32,24 +46,30 @@ def may_name_ids(body: bytes, names: Names) -> bool:
     return names.ids
 
 
-def add_ids(name: str, inside: object, holder: Document, found: list[object]) -> None:
+def add_ids(name: str, inside: object, holder: Document, place: str, found: Found) -> None:
     """Add what a field names: any that ends like an id, unless it is known to name nothing."""
     folded = name.lower()
     if folded == "id":
-        if not _is_whole(holder):
-            found.append(inside)
+        (found.brought if _is_whole(holder, place) else found.named).append(inside)
     elif folded.endswith("_id"):
         if folded not in _OTHER_IDS:
-            found.append(inside)
+            found.named.append(inside)
     elif folded.endswith("_ids"):
-        found += inside if isinstance(inside, list) else (inside,)
+        found.named += inside if isinstance(inside, list) else (inside,)
     elif folded in _NAMES:
-        found.append(inside)
+        found.named.append(inside)
 
 
-def _is_whole(holder: Document) -> bool:
-    """Whether something with an id is all there, and not a reference to what an upstream keeps."""
+def _is_whole(holder: Document, place: str) -> bool:
+    """Whether something with an id is all there, and not a reference to what an upstream keeps.
+
+    Its place and its type say so, and no member that its caller could add.
+    """
     kind = holder.get("type")
     if kind is None:
-        return any(holder.get(name) is not None for name in _UNTYPED)
-    return isinstance(kind, str) and holder.get(_WHOLE.get(kind, "")) is not None
+        kind = _UNTYPED.get(place)
+    member = _WHOLE.get(place, {}).get(kind) if isinstance(kind, str) else None
+    if member is None or (kind == "message" and not isinstance(holder.get("role"), str)):
+        return False
+    value = holder.get(member)
+    return isinstance(value, _MEMBERS[member]) and (bool(value) or member in _MAY_BE_EMPTY)

@@ -8,10 +8,13 @@ Where ids stand in each API is in its family's own file.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from urllib.parse import unquote
 
+from gateway.core.calls.paths import decoded_segments
 from gateway.core.families.controlled import Document
-from gateway.core.families.family import Objects, ids_of
+from gateway.core.families.family import Found, Objects, ids_of
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import Family
 from gateway.core.names import Names
@@ -49,38 +52,69 @@ _FREE = frozenset(
     }
 )  # fmt: skip
 _PATHS = {name: family.objects.path for name, family in FAMILIES.items() if family.objects is not None}
-_ACTIONS = frozenset({"input_tokens", "compact", "runs"})  # stand where an id would
+_NOTHING: tuple[tuple[str, ...], frozenset[str]] = (), frozenset()
+# Each collection as its family writes it.
+_COLLECTIONS = {
+    one.casefold(): one
+    for family in FAMILIES.values()
+    if family.objects
+    for one in family.objects.collections
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What a path of a family's API is about: an object by its id, or all of a kind, `id` empty."""
+    """What a path of a family's API is about: an object by its id, or all of a kind, `id` empty.
+
+    What is POSTed there `makes` an object, where it does; a GET `results` in ids of what was made of one.
+    """
 
     id: str = ""
     collection: str = field(default="", compare=False)
+    makes: bool = field(default=False, compare=False)
+    results: bool = field(default=False, compare=False)
 
 
-def place_of(family: Family, path: str) -> Place | None:
-    """The place of a path without its query, percent-decoded; None where no objects are."""
+def places_of(family: Family, path: str) -> tuple[Place, ...]:
+    """The places of a path as it is sent, without its query: one in each reading in which objects are there.
+
+    An upstream may decode it once or to the end, and may ignore the case of all but ids. InvalidRequest where
+    it is encoded over and over.
+    """
     objects = FAMILIES[family].objects
-    found = _PATHS[family].search(path) if objects is not None else None
-    if objects is None or found is None:
-        return None
-    name = (found[2] or "").partition(":")[0]
-    if not name or name in _ACTIONS:
-        return Place("", found[1])
-    return Place(f"{found[1]}/{name}" if objects.by_path else name, found[1])
+    if objects is None:
+        return ()
+    segments = decoded_segments(path)
+    if segments is None:
+        raise InvalidRequest("The path is encoded over and over.")
+    plainly = "".join([f"/{segment}" for segment in segments])
+    found = [_PATHS[family].search(one) for one in dict.fromkeys((unquote(path), plainly))]
+    return tuple([_place(objects, one) for one in found if one is not None])
 
 
-def named(family: Family, body: bytes, names: Names, document: Document) -> tuple[str, ...]:
-    """The ids that a body names, InvalidRequest for too many.
+def _place(objects: Objects, found: re.Match[str]) -> Place:
+    collection = _COLLECTIONS[found[1].casefold()]
+    rest = (found[3] or "").strip("/")
+    name, colon, _ = (found[2] or "").partition(":")
+    if not rest and f"{collection}/{name}".casefold() in objects.actions:
+        return Place("", collection)
+    if not name:
+        return Place("", collection, makes=not (rest or colon))
+    results = collection in objects.results and not (rest or colon)
+    return Place(f"{collection}/{name}" if objects.by_path else name, collection, results=results)
+
+
+def named(
+    family: Family, body: bytes, names: Names, document: Document
+) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The ids that a body names, InvalidRequest for too many; and those of what it brings itself.
 
     `body` is its document as it is sent, `names` what the names in it end like. An id counts unless
     it is known to name nothing: what an API takes tomorrow is refused, not passed.
     """
     objects = FAMILIES[family].objects
     if objects is None:
-        return ()
+        return _NOTHING
     passed = _PLAIN if objects.may_name(body, names) else _PLAIN_OR_SAID
     asked = {name: value for name, value in document.items() if name not in passed}
     tools = asked.get("tools")
@@ -90,16 +124,16 @@ def named(family: Family, body: bytes, names: Names, document: Document) -> tupl
     if isinstance(plugins, list):  # OpenRouter's: the id of one is its name
         asked["plugins"] = [_without_id(one) if isinstance(one, dict) else one for one in plugins]
     if not asked:
-        return ()
-    all_found: list[object] = []
+        return _NOTHING
+    all_found = Found()
     try:
-        _look(objects, asked, all_found)
+        _look(objects, asked, "", all_found)
     except RecursionError as error:
         raise InvalidRequest("The request is nested too deeply.") from error
-    found = dict.fromkeys(one for value in all_found for one in ids_of(value))
+    found = dict.fromkeys(one for value in all_found.named for one in ids_of(value))
     if len(found) > NAMED_MAX:
         raise InvalidRequest(f"The request names more than {NAMED_MAX} stored objects.")
-    return tuple(found)
+    return tuple(found), frozenset(one for value in all_found.brought for one in ids_of(value))
 
 
 def _without_id(plugin: Document) -> Document:
@@ -112,20 +146,24 @@ def chosen_name(family: Family, document: Document) -> str | None:
     return None if objects is None else objects.chosen(document)
 
 
-def _look(objects: Objects, value: list[object] | Document, found: list[object]) -> None:
-    """Add every id that something in a body names."""
+def _look(objects: Objects, value: list[object] | Document, place: str, found: Found) -> None:
+    """Add every id in something of a body; `place` is the name of a list, or of what is an element of one."""
     if isinstance(value, list):
         for each in value:
-            if isinstance(each, dict | list):
-                _look(objects, each, found)
+            if isinstance(each, dict):
+                _look(objects, each, place, found)
+            elif isinstance(each, list):
+                _look(objects, each, "", found)
         return
     for name, inside in value.items():
         if name in _TEXTS and type(inside) is str:
             continue
         if name in _FREE or objects.is_free(name, value):
             continue
-        objects.add(name, inside, value, found)
+        objects.add(name, inside, value, place, found)
         if name == "variables" and isinstance(inside, dict):  # names and texts are the caller's own
-            inside = list(inside.values())  # noqa: PLW2901  # the same, without its names
-        if isinstance(inside, dict | list):
-            _look(objects, inside, found)
+            _look(objects, list(inside.values()), "", found)
+        elif isinstance(inside, dict):
+            _look(objects, inside, "", found)
+        elif isinstance(inside, list):
+            _look(objects, inside, name, found)

@@ -207,7 +207,7 @@ class EncodedMeter:
         if self._members and not self._gzip:
             return  # what stands behind a deflate stream is none of it
         self._decoder = None
-        self._inner.text_bytes += len(chunk)
+        self._inner.unreadable(len(chunk))
         if self._tail is None:
             self._tail = Tail(CODED_BYTES)
 
@@ -228,7 +228,7 @@ class OpaqueMeter(Meter):
 
     def feed(self, chunk: bytes) -> bytes:
         """Count the bytes and pass them on, but for the last."""
-        self.text_bytes += len(chunk)
+        self.unreadable(len(chunk))
         return self._tail.feed(chunk)
 
     def finish(self) -> bytes:

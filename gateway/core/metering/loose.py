@@ -14,6 +14,7 @@ import msgspec
 from gateway.core.metering.meter import CLOSED, Meter
 from gateway.core.metering.readable import UNREADABLE, decoded
 
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 # The fields that hold produced text in any of the APIs, complete or broken off.
 _TEXT = re.compile(
     rb'"(?:content|text|reasoning_content|reasoning|refusal|arguments|thinking|partial_json|delta)"'
@@ -36,6 +37,15 @@ def loose_document(document: bytes) -> dict[str, object]:
     except UNREADABLE:
         return {}
     return read if isinstance(read, dict) else {}
+
+
+def is_object(document: bytes) -> bool:
+    """Whether a document is a JSON object, as far as it can be made readable."""
+    try:
+        decoded(_object, document)
+    except UNREADABLE:
+        return False
+    return True
 
 
 def is_there(raw: msgspec.Raw | msgspec.UnsetType) -> TypeGuard[msgspec.Raw]:

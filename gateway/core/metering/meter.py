@@ -48,10 +48,10 @@ class Meter:
 
     `ended` says the answer came to its end; `final` that the report covers all of it, `partial` that
     it leaves out what an API that always reports never does, `uncounted` that its output is no number;
-    `failed` that the answer itself says it failed. To end a stream well, `opening` keeps its
-    first event (empty where that is long) and `position` where it stands: the open block or
-    the last sequence number, as the API counts, -1 for none. `detail` is what the answer says
-    beside what is charged. `phase` is OPEN, FINISHED or CLOSED, `finished` how often a choice
+    `failed` that the answer itself says it failed, or is empty; `unread` that nobody can read some of it.
+    To end a stream well, `opening` keeps its first event (empty where that is long) and `position` where it
+    stands: the open block or the last sequence number, as the API counts, -1 for none. `detail` is what the
+    answer says beside what is charged. `phase` is OPEN, FINISHED or CLOSED, `finished` how often a choice
     was said to be finished. `withheld` bytes of what was fed wait for the end; `surplus` says that
     more came behind the end than may. `told` are ids of objects that the upstream keeps.
     `behind` says that `feed` has more to do with what it was fed, which it does once it is fed nothing.
@@ -61,7 +61,7 @@ class Meter:
         "behind", "bounds", "cached", "call", "content_events", "detail", "ended", "failed", "final",
         "finished",
         "input", "marked", "opening", "output", "partial", "phase", "position", "reasoning", "reported",
-        "status", "surplus", "text_bytes", "texts", "told", "total", "uncounted", "withheld",
+        "status", "surplus", "text_bytes", "texts", "told", "total", "uncounted", "unread", "withheld",
     )  # fmt: skip
 
     def __init__(self, call: Call, status: int, bounds: Bounds) -> None:
@@ -75,7 +75,7 @@ class Meter:
         self.behind = False
         self.told: list[str] = []
         self.reported = self.partial = self.uncounted = self.marked = self.final = False
-        self.ended = self.failed = self.surplus = False
+        self.ended = self.failed = self.surplus = self.unread = False
         self.opening: bytes | None = None
         self.position = -1
         # Pieces of several choices come in turn and are no text together.
@@ -163,6 +163,13 @@ class Meter:
     def counted(self) -> int:
         """Output tokens by what passed: at least one for each content event."""
         return max(self.content_events, int(-(-self.text_bytes // self.call.output_bytes_per_token)))
+
+    def unreadable(self, size: int) -> None:
+        """Count bytes of an answer that nobody can read, as far as its call produces any tokens."""
+        self.unread = self.unread or size > 0
+        if self.call.output_max != 0:
+            self.text_bytes += size
+            self.texts = None
 
     def saw(self, text: str) -> None:
         """Count a piece of produced text."""

@@ -28,6 +28,7 @@ class StreamMeter(Meter):
         "_shortened",
         "_splitter",
         "_strip",
+        "_unread",
     )
 
     def __init__(self, call: Call, status: int, bounds: Bounds, dialect: Dialect) -> None:
@@ -39,10 +40,12 @@ class StreamMeter(Meter):
         self._oversized: Tail | None = None
         self._shortened = Shortened(bounds.event_bytes_max)
         self._held: list[bytes] = []
-        self._held_bytes = self._behind = 0
+        self._held_bytes = self._behind = self._unread = 0
 
     def feed(self, chunk: bytes) -> bytes:
         """Read the events this chunk completes; return what passes now."""
+        if self.opening is None:
+            self._unread += len(chunk)
         splitter = self._splitter
         events = splitter.feed(chunk)
         if len(events) == 1 and events[0] is chunk and not self._held_bytes and self._oversized is None:
@@ -73,8 +76,9 @@ class StreamMeter(Meter):
         rest = self._splitter.take()
         if rest and not self._read(rest):
             passed.append(rest)
-        if self.opening is None and not self.reported:
-            self.failed = True
+        if self.opening is None and not self.reported:  # these were no events
+            self.unreadable(max(self._unread - self.text_bytes, 0))
+            self.failed = not (self._unread or self.unread)
         self.call.text_bytes = self.text_bytes
         return b"".join(passed)
 
@@ -126,6 +130,8 @@ class StreamMeter(Meter):
             self.phase = CLOSED
         data = data_of(event)
         if not data:
+            if self.opening is None and event.lstrip(b"\r\n")[:1] in {b"", b":"}:  # it only keeps alive
+                self._unread -= len(event)
             return False
         if self.opening is None:
             self.opening = data if len(data) <= OPENING_BYTES_MAX else b""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from gateway.core.calls.call import Bounds, Call
 from gateway.core.families.objects_told import may_tell, told
 from gateway.core.metering.long import Shortened
-from gateway.core.metering.loose import loose_document, text_bytes, texts_in
+from gateway.core.metering.loose import is_object, loose_document, text_bytes, texts_in
 from gateway.core.metering.meter import TOKENIZED_BYTES_MAX, Dialect, Meter, slim
 from gateway.core.metering.tail import Tail
 
@@ -53,7 +53,7 @@ class WholeMeter(Meter):
             self.told += told(self.call.family, loose_document(document))
         self._examine()
         if not self.reported and (document or self._shortened is None):
-            self.failed = self.failed or document.lstrip()[:1] != b"{"
+            self._judge(document.strip())
         self._kept = []
         self._shortened = None
         return self._end.take()
@@ -79,6 +79,12 @@ class WholeMeter(Meter):
         if self.reported:
             return self.total
         return self.call.input_estimate if self._kept_bytes and 200 <= self.status < 300 else 0
+
+    def _judge(self, document: bytes) -> None:
+        """An empty answer is none; one that is no JSON object is counted by its size."""
+        if document and not is_object(document):
+            self.unreadable(max(len(document) - self.text_bytes, 1))
+        self.failed = self.failed or not (document or self.unread)
 
     def _document(self) -> bytes:
         """What was kept of the document."""

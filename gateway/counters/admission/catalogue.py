@@ -45,7 +45,6 @@ class Catalogue:
         # Why the last one that was looked at cannot be read, empty where it can.
         self._told = ""
         self._services: dict[str, Service] = {}
-        self._meters: dict[int, str] = {}
 
     @property
     def verified(self) -> bool:
@@ -133,7 +132,6 @@ class Catalogue:
             return
         found = decode_catalogue(raw)
         self._services = found.services
-        self._meters = {service.id: service.meter for service in found.services.values()}
         self.weighing.load(found.weights)
         self.version = found.version
         self._raw, self._told = raw, ""

@@ -50,7 +50,7 @@ class Directory(KnownCallers):
         terms = self._terms.find(caller.organization_id)
         if terms is None:
             raise CountersUnavailable
-        return terms.resolve(service, self._today() * 1000, self._meters) if service is not None else None
+        return terms.resolve(service, self._today() * 1000) if service is not None else None
 
     def budgets(
         self, caller: Caller, service_id: int, said: Attribution, call: Call, remember: bool = True

@@ -1,7 +1,7 @@
 """An organization's terms, as they resolve services for its callers.
 
-Subscription services are those its subscription includes. Of services with another meter it may use all,
-until it is given any with that meter: then those.
+Subscription services are those its subscription includes. Of services with another meter it may use all, or,
+where its terms say `listed`, those alone that it has a price for.
 
 A service is resolved once a version of the catalogue and of the terms, and stays the same object
 while neither changes: what is made for a service elsewhere is found again.
@@ -9,7 +9,6 @@ while neither changes: what is made for a service elsewhere is found again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -22,9 +21,6 @@ from gateway.counters.admission.changes import NEVER
 from gateway.counters.admission.known import Heard
 from gateway.counters.admission.stored import decode_terms
 from gateway.errors import ServiceNotIncluded
-
-_NO_METERS: Mapping[int, str] = {}
-
 
 # What is kept of an organization takes so many bytes, and so many more for each it was read from (measured).
 TERMS_BYTES: Final = 1024
@@ -49,14 +45,11 @@ class Terms(Heard):
         # The one that was asked for last: most organizations call one.
         self._last: _Resolved | None = None
 
-    def resolve(self, service: Service, now_ms: float, meters: Mapping[int, str] = _NO_METERS) -> Service:
-        """The catalogue's service as this organization has it; ServiceNotIncluded where it may not use it.
-
-        `meters` are those of the catalogue's services, by their ids.
-        """
+    def resolve(self, service: Service, now_ms: float) -> Service:
+        """The catalogue's service as this organization has it; ServiceNotIncluded where it may not use it."""
         known = self._last
         if known is None or known.base is not service:
-            known = self._last = self._known_as(service, meters)
+            known = self._last = self._known_as(service)
         if known.since_ms <= now_ms < known.until_ms:
             return known.included
         if not known.given:
@@ -70,30 +63,24 @@ class Terms(Heard):
             raise ServiceNotIncluded("The organization's subscription is not in force.", retry_helps=False)
         return known.service
 
-    def _known_as(self, service: Service, meters: Mapping[int, str]) -> _Resolved:
+    def _known_as(self, service: Service) -> _Resolved:
         known = self._resolved.get(service.key)
         if known is None or known.base is not service:
-            known = self._resolved[service.key] = self._resolve(service, meters)
+            known = self._resolved[service.key] = self._resolve(service)
         return known
 
-    def _resolve(self, service: Service, meters: Mapping[int, str]) -> _Resolved:
+    def _resolve(self, service: Service) -> _Resolved:
         negotiated = self._negotiated.get(service.id)
         known = _Resolved(service, negotiated)
         if costs := other_currency(known.service, self.currency):
             known.given = False
             known.why = f"This service costs {costs}, and the organization pays in {self.currency}."
-        elif not self._is_given(known.service, meters):
+        elif self._terms.listed and negotiated is None and known.service.meter != SUBSCRIPTION:
             known.given = False
         if known.given and known.service.meter == SUBSCRIPTION and service.key in self._features:
             known.since_ms = float(self._terms.since_ms)
             known.until_ms = float(self._terms.until_ms)
         return known if negotiated is not None else _shared(known)
-
-    def _is_given(self, service: Service, meters: Mapping[int, str]) -> bool:
-        if service.meter == SUBSCRIPTION or service.id in self._negotiated:
-            return True
-        given = self._negotiated.values()
-        return all((one.meter or meters.get(one.service_id)) != service.meter for one in given)
 
 
 class _Resolved:

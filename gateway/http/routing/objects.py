@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import unquote
 
 from gateway.core.calls.call import Call
 from gateway.core.calls.document import check_names, read_document, write_document
 from gateway.core.calls.route import Route
 from gateway.core.families.controlled import Document
-from gateway.core.families.objects import chosen_name, named, place_of
+from gateway.core.families.objects import chosen_name, named, places_of
 from gateway.core.families.registry import SHAPES
 from gateway.core.model import GENERIC
 from gateway.core.names import names_in
@@ -28,31 +27,38 @@ _WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
 
 @dataclass(frozen=True, slots=True)
 class Owned:
-    """How a request meets objects: `id` is its path's, empty for none; `keeps` says of a body whether the
-    answer may tell of some, None where none does; `reads` that its body is JSON of a free route, and read
-    for what it names; `bare` that it may have none.
+    """How a request meets objects: `ids` are its path's, one in each reading; `keeps` says of a body whether
+    the answer may tell of some, None where none does; `reads` that its body is JSON of a free route, and read
+    for what it names; `bare` that it may have none. With `makes` it makes an object, whose
+    name is not its own to choose.
     """
 
-    id: str
+    ids: tuple[str, ...]
     keeps: Callable[[Document], bool] | None
     reads: bool = False
     bare: bool = False
+    makes: bool = False
 
 
 def owned_by(head: RequestHead, route: Route) -> Owned | None:
     """How a request meets objects, None where they are not kept apart. Raises `Refusal`s."""
     if route.objects != "owned" or route.family == GENERIC:
         return None
-    place = place_of(route.family, unquote(head.path.decode("ascii")))
-    id_ = "" if place is None else place.id
+    places = places_of(route.family, head.path.decode("ascii"))
+    ids = tuple(dict.fromkeys(place.id for place in places if place.id))
     if route.meter != "none":
         shape = SHAPES.get(route.meter)
-        return Owned(id_, None if shape is None else shape.keeps)
+        return Owned(ids, None if shape is None else shape.keeps)
     has_body = head.method in _WITH_BODY
-    if place is not None and not id_ and not has_body:
+    is_list = not all(place.id for place in places)
+    if is_list and not has_body:
         raise ObjectNotFound("A list would show the objects of every organization: ask for one by its id.")
-    reads = has_body and _is_json(head, forms=place is None or place.collection in _WITH_FORMS)
-    return Owned(id_, None if place is None else _always, reads, bare=not has_body)
+    reads = has_body and _is_json(head, forms=all(place.collection in _WITH_FORMS for place in places))
+    if head.method == b"POST":
+        tells = bool(places) and all(place.makes for place in places)
+    else:
+        tells = head.method == b"GET" and bool(places) and all(place.results for place in places)
+    return Owned(ids, _always if tells else None, reads, bare=not has_body, makes=is_list)
 
 
 def _always(_: Document) -> bool:
@@ -80,10 +86,12 @@ def read_objects(owned: Owned, call: Call) -> None:
         written = write_document(call.document)
         check_names(call.body, written, 0)
         call.body, call.names = written, names_in(call.document)
-        chosen = chosen_name(call.family, call.document) if owned.keeps is not None and not owned.id else None
+        chosen = chosen_name(call.family, call.document) if owned.makes else None
         if chosen is not None:
             raise InvalidRequest(f"The upstream chooses {chosen}: leave it out.", param=chosen)
     document = call.document
     call.keeps = owned.keeps is not None and (document is None or owned.keeps(document))
-    ids = named(call.family, call.body, call.names, document) if document is not None else ()
-    call.named = (owned.id, *ids) if owned.id else ids
+    call.named = owned.ids
+    if document is not None:
+        ids, call.brought = named(call.family, call.body, call.names, document)
+        call.named += ids

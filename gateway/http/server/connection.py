@@ -32,6 +32,7 @@ from gateway.http.server.reading import (
     Reading,
 )
 from gateway.http.server.request_body import RequestBody
+from gateway.http.shares import Shares
 from gateway.http.turns import Turns
 from gateway.http.upstream.connection import Link
 
@@ -39,6 +40,7 @@ from gateway.http.upstream.connection import Link
 TURN_BYTES_MAX = 64 * 1024
 # A request right after another one takes as much of a turn as so many bytes of an answer.
 _SUCCESSOR_COSTS = 4096
+_NOBODY = -1
 _RUNS = -1.0  # a body's deadline, which is not stopped
 
 
@@ -50,6 +52,7 @@ class _Host(Protocol):
     buffers: Buffers
     clock: Clock
     turns: Turns
+    lingering: Shares
     draining: bool
 
     def opened(self, connection: ClientConnection) -> bool: ...
@@ -63,8 +66,8 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_advancing", "_buffered", "_closing", "_discarded", "_ended", "_host", "_kept", "_left_s",
-        "_limits", "_queued", "_reading", "_side", "_sink", "_write_wait", "blocked", "body", "deadline",
-        "exchange", "gone", "idle_since", "transport",
+        "_limits", "_lingers", "_queued", "_reading", "_side", "_sink", "_write_wait", "blocked", "body",
+        "deadline", "exchange", "gone", "idle_since", "transport",
     )  # fmt: skip
 
     def __init__(self, host: _Host) -> None:
@@ -82,6 +85,7 @@ class ClientConnection(asyncio.Protocol):
         self.body = RequestBody(host.buffers)
         self._kept = Kept(host.buffers)
         self._discarded = 0
+        self._lingers = _NOBODY
         self._sink: Link | None = None
         self._write_wait: Wait[None] | None = None
 
@@ -120,6 +124,9 @@ class ClientConnection(asyncio.Protocol):
             self._discarded += len(data)
             if self._discarded > self._limits.lingered_bytes_max:
                 self.transport.abort()
+            elif self._lingers != _NOBODY:
+                self._reading.pause(TURN)
+                asyncio.get_running_loop().call_later(self._limits.lingered_pause_s, self._take_turn)
         else:
             self._reading.pause(SUCCESSOR)  # nothing after this is read
 
@@ -139,6 +146,8 @@ class ClientConnection(asyncio.Protocol):
         self._sink = None
         self._kept.keep_unread(0)
         self._kept.keep_untaken(None, 0)
+        if self._lingers != _NOBODY:
+            self._host.lingering.release(self._lingers)
         self._host.closed(self)
         if self.exchange is not None:
             self.exchange.client_gone()
@@ -245,13 +254,14 @@ class ClientConnection(asyncio.Protocol):
         self.body.forget()
         if self.blocked or self._kept.untaken:
             self.keep_untaken(0)
+        caller = self.exchange.caller if self.exchange is not None else None
         self.exchange = None
         self._sink = None
         if self.gone:
             return
         side = self._side
         if not keep_alive or self._closing or side.state == BROKEN:
-            self._linger()
+            self._linger(0 if caller is None else caller.organization_id)
             return
         side.answered()
         if side.state == DISCARDING:
@@ -493,15 +503,23 @@ class ClientConnection(asyncio.Protocol):
         elif self._reading.paused:
             self._reading.resume(ANYTHING)
 
-    def _linger(self) -> None:
-        """Say that nothing more comes, and read on for a while: closing at once could destroy the answer."""
+    def _linger(self, organization_id: int = 0) -> None:
+        """Say that nothing more comes, and read on for a while: closing at once could destroy the answer.
+
+        What is left of a refused body is read of few clients at once; of others nothing is read any more.
+        """
         self._kept.keep_unread(0)
+        unread = self._side.state in (BODY, DISCARDING, BROKEN) and not self._ended
         self._side.close()
         self._discarded = 0
         self._set_deadline(self._limits.linger_s)
         if not self._ended and self.transport.can_write_eof():
             self.transport.write_eof()
-            self._reading.resume(ANYTHING)
+            if not unread or self._host.lingering.acquire(organization_id):
+                self._lingers = organization_id if unread else _NOBODY
+                self._reading.resume(ANYTHING)
+            else:
+                self._reading.pause(UNWANTED)
         else:
             self.transport.close()
 

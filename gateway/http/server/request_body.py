@@ -80,6 +80,11 @@ class RequestBody:
             self.kept += more
         return True
 
+    def claim(self, caller: Caller, size: int) -> bool:
+        """Whether so many bytes that were given away may be kept on for a caller."""
+        self._caller, self.size = caller, max(size, self.kept)
+        return self.afford()
+
     def wake(self) -> None:
         """Let whoever waits go on."""
         wait = self._ended()

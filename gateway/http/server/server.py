@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gateway.core.calls.call import DEFAULT_BOUNDS, Bounds
+from gateway.core.calls.call import DEFAULT_BOUNDS, Bounds, Call
 from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
 from gateway.core.http_limits import HttpLimits
-from gateway.errors import InternalError, Overloaded, StartError
+from gateway.errors import InternalError, Overloaded, Refusal, StartError
 from gateway.http.clock import Clock
 from gateway.http.faults import FaultLog
+from gateway.http.large_bodies import LargeBodies
 from gateway.http.ports import Ports
 from gateway.http.protocol.request_ids import RequestIds
 from gateway.http.proxy import given_up, proxy
@@ -30,6 +31,7 @@ from gateway.http.server.buffers import Buffers
 from gateway.http.server.connection import ClientConnection
 from gateway.http.server.exchange import Exchange
 from gateway.http.server.stopping import Stopping
+from gateway.http.shares import Shares
 from gateway.http.turns import Turns
 from gateway.http.upstream.pool import Upstream
 from gateway.http.worker import Worker
@@ -63,6 +65,8 @@ class DataPlane:
         self.buffers = Buffers(limits)
         self.clock = Clock(loop, ports.seconds, limits.tick_s, self._check)
         self.turns = Turns(loop, ports.seconds)
+        self.lingering = Shares(limits.lingering_max, limits.lingering_each_max)
+        self.bodies: LargeBodies[Call | Refusal] = LargeBodies(loop, ports.seconds)
         self._ports = ports
         self._faults = FaultLog(ports.log, ports.seconds)
         self._pepper = pepper
@@ -124,7 +128,9 @@ class DataPlane:
         ports.tally.begin_with(upstreams)
         ports.cooling.bound(limits.upstream_cooling_s_max, ports.seconds())
         self.limits, self.heads, self._upstreams = limits, heads, upstreams
-        self._worker = Worker(ports, limits, self.clock, upstreams, bounds, heads, self.buffers, digests)
+        self._worker = Worker(
+            ports, limits, self.clock, upstreams, bounds, heads, self.buffers, self.bodies, digests
+        )
 
     @property
     def certificate_ends(self) -> list[tuple[str, float]]:

@@ -63,6 +63,7 @@ class Turn:
             "path": self.asked.path,
             "model": values["model"],
             "body_sha256": hashlib.sha256(self.asked.content).hexdigest(),
+            "body_bytes": len(self.asked.content),
             "input": values["input"] + cached,
             "output": output,
             "total": values["input"] + cached + output,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import signal
 import socket
@@ -80,6 +81,7 @@ def program(directory: Path, log: Path, port: int, password: str, path: Path | N
         "appendfsync": "everysec",
         "aof-load-truncated": "yes",
         "save": '""',
+        "maxmemory": _memory_bytes() // 2,
         "maxmemory-policy": "noeviction",
         "loglevel": "notice",
         "set-proc-title": "no",
@@ -104,6 +106,11 @@ def program(directory: Path, log: Path, port: int, password: str, path: Path | N
         environment=ENVIRONMENT,
         reason=_reason,
     )
+
+
+def _memory_bytes() -> int:
+    """How much memory this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _quoted(path: Path) -> str:

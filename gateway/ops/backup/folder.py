@@ -26,7 +26,7 @@ from gateway.ops.backup.manifest import Manifest
 
 CHUNK_BYTES = 1 << 20
 MANIFEST_BYTES_MAX = 1 << 20
-DUMP, MANIFEST = "tollkeeper.dump", "manifest.json"
+DUMP, MANIFEST, SUFFIX = "tollkeeper.dump", "manifest.json", ".tar"
 _OURS = re.compile(r"tollkeeper-\d{8}T\d{6}Z\.tar")
 _GROWING = re.compile(rf"\.{_OURS.pattern}\.\w+")
 
@@ -76,18 +76,23 @@ class TarBackup:
 
 
 class Folder:
-    """A directory of such files, or where one file is to be."""
+    """A directory of such files, or one file: a path that ends in `.tar`, unless a directory is there."""
 
     def __init__(self, to: Path) -> None:
         self._to = to
+        self.is_file = to.suffix == SUFFIX and not to.is_dir()
 
     @contextmanager
     def growing(self, now: datetime) -> Iterator[_GrowingTar]:
-        """A file, or in a directory one under a name of the time. What killed ones left there goes."""
-        target = self._to / f"tollkeeper-{now:%Y%m%dT%H%M%SZ}.tar" if self._to.is_dir() else self._to
+        """A file, or one under a name of the time in a directory, which is made; unfinished files go."""
+        target = self._to if self.is_file else self._to / f"tollkeeper-{now:%Y%m%dT%H%M%SZ}{SUFFIX}"
+        if self._to.is_file() and not self.is_file:
+            raise BackupFailed(f"{self._to} is a file: name a directory, or a file that ends in {SUFFIX}")
         if target.exists():
             raise BackupFailed(f"{target} is there already")
         try:
+            if not self.is_file:
+                target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         except OSError as error:
             raise BackupFailed(f"{target.parent} cannot be written to: {error.strerror}") from error
@@ -105,6 +110,8 @@ class Folder:
 
     def names(self) -> list[str]:
         """Backups of the directory, the oldest first."""
+        if not self._to.is_dir():
+            raise BackupFailed(f"{self._to} is no directory of backups, nor a bucket")
         return sorted(path.name for path in self._to.iterdir() if _OURS.fullmatch(path.name))
 
     def address(self, name: str) -> str:

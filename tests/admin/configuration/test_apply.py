@@ -352,8 +352,11 @@ async def test_a_token_of_one_organization_applies_its_own_and_sees_nothing_else
     [acme] = (await api.get("organizations?name=Acme")).json["items"]
     token = await api.make("admin-tokens", name="theirs", role="operator", organization_id=acme["id"])
     theirs = api.acting_as(token["token"])
-    own: Objects = {"tenants": [{"name": "Web", "plan": "Pro"}]}
+    own: Objects = {"tenants": [{"name": "Web"}]}
     assert (await apply(theirs, own))["applied"]
+    planned = {"objects": {"tenants": [{"name": "Web", "plan": "Pro"}]}, "trial": True}
+    said = await theirs.post("configuration", planned)
+    assert said.status == 403, "what a tenant may use is staff's to say"
     message = "there is no organization named 'Globex'; no object here makes one"
     assert await refused(theirs, {"tenants": [{"organization": "Globex", "name": "New"}]}) == {
         "tenants.0.organization": message
@@ -364,7 +367,7 @@ async def test_a_token_of_one_organization_applies_its_own_and_sees_nothing_else
     assert shared.status == 403
     found = (await theirs.get("configuration")).json["objects"]
     assert [one["name"] for one in found["organizations"]] == ["Acme"]
-    assert found["tenants"] == [{"name": "Web", "organization": "Acme", "plan": "Pro"}]
+    assert found["tenants"] == [{"name": "Web", "organization": "Acme"}]
     # What is noted of theirs is not ours, and the other way round.
     assert (await plan(api, {"token-plans": [{"name": "Pro"}]}, prune=True))["changes"] == [
         each

@@ -111,7 +111,7 @@ WORLD: Objects = {
             "time_zone": "Europe/Oslo",
             "auto_top_up": {"threshold": 1, "credits": 5, "unit_cost": "1.5", "monthly_max": 2},
         },
-        {"name": "Globex", "currency": "EUR"},
+        {"name": "Globex", "currency": "EUR", "services": "listed"},
     ],
 }  # fmt: skip
 

@@ -6,9 +6,27 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import date
 
+import pytest
+
 from gateway.background.timed.invoicing import Claim, Invoicing
-from gateway.core.billing.due import CONFLICT, COUNTERS, INCOMPLETE, NOT_AGREED, Due, Left, ScheduledResult
-from gateway.errors import Conflict, CountersUnavailable, Unprocessable
+from gateway.core.billing.due import (
+    CONFLICT,
+    COUNTERS,
+    INCOMPLETE,
+    NOT_AGREED,
+    TOOK_TOO_LONG,
+    Due,
+    Left,
+    ScheduledResult,
+)
+from gateway.errors import (
+    Conflict,
+    CountersUnavailable,
+    StoreUnavailable,
+    TollkeeperError,
+    TookTooLong,
+    Unprocessable,
+)
 
 MONTH = (date(2026, 4, 1), date(2026, 5, 1))
 TORN = Left(NOT_AGREED, "The accounts do not agree.")
@@ -26,6 +44,7 @@ class Books:
         self.left: dict[int, Left | None] = {}
         self.claimed: set[int] = set()
         self.counters_away = False
+        self.refusal: TollkeeperError = Conflict()
 
     async def invoices_due(self, after: int, count: int, *, finalize: bool) -> Sequence[Due]:
         page = [id_ for id_ in self.ids if id_ > after][:5]
@@ -52,7 +71,7 @@ class Books:
 
     async def make_invoices(self, organization_ids: Sequence[int], *, finalize: bool) -> ScheduledResult:
         if self.refused.intersection(organization_ids):
-            raise Conflict("PostgreSQL refuses one of them.")
+            raise self.refusal
         self.made.append(list(organization_ids))
         return ScheduledResult(organization_ids, {})
 
@@ -77,11 +96,26 @@ async def test_one_that_is_left_stops_no_other_and_says_why() -> None:
     assert books.left == {1: None, 2: TORN, 3: None, 4: None, 5: None}
 
 
-async def test_one_that_makes_postgresql_refuse_a_batch_is_left_alone() -> None:
+@pytest.mark.parametrize(
+    ("refusal", "reason"),
+    [(Conflict("PostgreSQL refuses one of them."), CONFLICT), (TookTooLong(), TOOK_TOO_LONG)],
+)
+async def test_one_that_makes_postgresql_refuse_a_batch_is_left_alone(
+    refusal: TollkeeperError, reason: str
+) -> None:
     books = Books(1, 3, 5, 7, refused=frozenset({3}))
+    books.refusal = refusal
     assert await invoicing(books).turn() == (3, 1)
     assert sorted(books.made) == [[1], [5], [7]]
-    assert books.left[3] == Left(CONFLICT, "PostgreSQL refuses one of them.")
+    assert books.left[3] == Left(reason, str(refusal))
+
+
+async def test_a_store_that_is_away_ends_the_turn() -> None:
+    books = Books(1, 3, refused=frozenset({3}))
+    books.refusal = StoreUnavailable()
+    with pytest.raises(ExceptionGroup):
+        await invoicing(books).turn()
+    assert (books.made, books.left) == ([], {})
 
 
 async def test_batches_are_of_one_partition_and_no_longer_than_they_may_be() -> None:

@@ -334,22 +334,88 @@ def test_text_is_estimated_by_its_size() -> None:
     assert read("openai_chat", raw).input_estimate == -(-len(raw) // 3)
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda blob: {"messages": [{"content": [{"image_url": {"url": f"data:image/png;base64,{blob}"}}]}]},
-        lambda blob: {"messages": [{"content": [{"input_audio": {"data": blob, "format": "wav"}}]}]},
-        lambda blob: {"messages": [{"content": [{"source": {"type": "base64", "data": blob}}]}]},
-        lambda blob: {"contents": [{"parts": [{"inline_data": {"data": blob}}]}]},
-    ],
-)
-def test_an_image_is_not_taken_for_text(wrap: Any) -> None:
-    blob = base64.b64encode(bytes(range(256)) * 4096).decode()
-    call = read("openai_chat", {"model": "m", **wrap(blob)})
+def _base64(beginning: bytes) -> str:
+    return base64.b64encode(beginning + bytes(range(256)) * 1_024).decode()
+
+
+_PNG, _WAV, _PDF = _base64(b"\x89PNG\r\n\x1a\n\0"), _base64(b"RIFF"), _base64(b"%PDF-1.7")
+_URL = f"data:image/png;base64,{_PNG}"
+_PICTURE = {"type": "image_url", "image_url": {"url": _URL}}
+_PDF_URL = f"data:application/pdf;base64,{_PDF}"
+
+
+def _said(*parts: object) -> dict[str, object]:
+    return {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": list(parts)}]}
+
+
+def _of_anthropic(kind: str, media_type: str, data: str, source: str = "base64") -> dict[str, object]:
+    return _said({"type": kind, "source": {"type": source, "media_type": media_type, "data": data}})
+
+
+def _of_gemini(name: str, data: dict[str, str]) -> dict[str, object]:
+    return {"contents": [{"role": "user", "parts": [{name: data}]}]}
+
+
+def _response(*items: object) -> dict[str, object]:
+    return {"model": "m", "input": [{"role": "user", "content": list(items)}]}
+
+
+_MEDIA = [
+    ("openai_chat", _said(_PICTURE)),
+    ("openai_chat", _said({"type": "input_audio", "input_audio": {"data": _WAV, "format": "wav"}})),
+    ("openai_chat", _said({"type": "file", "file": {"filename": "a", "file_data": _PDF_URL}})),
+    ("openai_responses", _response({"type": "input_image", "image_url": _URL})),
+    ("openai_responses", _response({"type": "input_file", "file_data": _PDF_URL})),
+    ("openai_responses", {"model": "m", "input": [{"type": "image_generation_call", "result": _PNG}]}),
+    ("anthropic_messages", _of_anthropic("image", "image/png", _PNG)),
+    ("anthropic_messages", _of_anthropic("document", "application/pdf", _PDF)),
+    ("anthropic_messages", _said({"content": [_of_anthropic("image", "IMAGE/PNG", _PNG)["messages"]]})),
+    ("gemini_generate", _of_gemini("inlineData", {"mimeType": "image/png", "data": _PNG})),
+    ("gemini_generate", _of_gemini("inline_data", {"mime_type": "audio/wav", "data": _WAV})),
+]  # fmt: skip
+_LETTERS = "aB3d" * 65_536
+_TEXT = [
+    ("openai_chat", _said({"type": "text", "text": f";base64,{_LETTERS}"})),
+    ("openai_chat", _said({"type": "text", "text": _URL})),
+    ("openai_chat", {"model": "m", "messages": [{"role": "user", "content": _URL}]}),
+    ("openai_chat", _said({"type": "text", "text": "x", "image_url": {"url": _URL}})),
+    ("openai_chat", _said({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_LETTERS}"}})),
+    ("openai_chat", _said({"type": "image_url", "image_url": {"url": f"data:text/plain;base64,{_PNG}"}})),
+    ("openai_chat", _said({"type": "image_url", "image_url": {"url": _PNG}})),
+    ("openai_chat", _of_anthropic("image", "image/png", _PNG)),
+    ("openai_chat", {"model": "m", "messages": [], "tools": [_PICTURE]}),
+    ("openai_completions", {"model": "m", "prompt": _URL}),
+    ("openai_embeddings", {"model": "m", "input": [_URL]}),
+    ("openai_responses", _response({"type": "function_call_output", "output": _URL})),
+    ("openai_responses", _response({"type": "image_url", "image_url": {"url": _URL}})),
+    ("anthropic_messages", _of_anthropic("document", "text/plain", _LETTERS, "text")),
+    ("anthropic_messages", _of_anthropic("document", "application/pdf", _PDF, "text")),
+    ("anthropic_messages", _of_anthropic("document", "text/plain", _PDF)),
+    ("gemini_generate", _of_gemini("inlineData", {"mimeType": "text/plain", "data": _PNG})),
+    ("gemini_generate", {"contents": [{"parts": [{"functionResponse": {"response": {"data": _PNG}}}]}]}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("meter", "body"), _MEDIA)
+def test_media_where_its_api_takes_it_is_not_taken_for_text(meter: str, body: dict[str, object]) -> None:
+    call = read(meter, body)
     assert BLOB_TOKENS <= call.blob_tokens <= 4000
-    assert call.input_estimate < 5000
+    assert call.input_bytes < 400
+    assert (call.unsure_bytes > 300_000) == (_PDF[:9] in json.dumps(body)), "a PDF packs its text"
+
+
+@pytest.mark.parametrize(("meter", "body"), _TEXT)
+def test_what_stands_elsewhere_is_text_whatever_it_says(meter: str, body: dict[str, object]) -> None:
+    call = read(meter, body)
+    assert call.blob_tokens == 0
+    assert call.input_bytes > 250_000
+
+
+def test_each_byte_that_is_no_ascii_is_counted() -> None:
+    call = read("openai_chat", _said({"type": "text", "text": "a\u00fc\U0001f600\ufffd"}))
+    assert call.rare_bytes == 2 + 4 + 3
 
 
 def test_a_large_prompt_is_read() -> None:
-    call = read("openai_chat", {"model": "m", "messages": [{"content": 'say "hi" \\ \u00fc ' * 600_000}]})
-    assert call.input_estimate > 3_000_000
+    call = read("openai_chat", {"model": "m", "messages": [{"content": 'say "hi" \\ \u00fc ' * 90_000}]})
+    assert call.input_estimate > 450_000

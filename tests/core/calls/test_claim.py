@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.billing.cost import cost_nano
@@ -19,8 +19,8 @@ from gateway.core.calls.call import Call
 from gateway.core.calls.claim import asks_of, claimed, dearest_of, output_bound
 from gateway.core.calls.estimate import Estimate
 from gateway.core.calls.tariff import charge_of
-from gateway.core.calls.tool_uses import TOOL_USES
-from gateway.core.model import Decision, Family, Service, Usage, Verdict
+from gateway.core.families.registry import OF_METER, SHAPES
+from gateway.core.model import GENERIC, Decision, Family, Service, Usage, Verdict
 from gateway.core.names import names_in
 from tests.builders import credits_of, prices_of
 
@@ -112,37 +112,99 @@ LOUD = FULL._replace(
 )
 
 
-def asked(**fields: Any) -> Call:
-    document = {"model": "m", "messages": [{"role": "user", "content": "of caches and audio"}], **fields}
+def asked(meter: str = "openai_chat", **fields: Any) -> Call:
+    """A call that says text alone, but for these fields."""
+    said = {"contents": [{"parts": [{"text": "of caches and audio"}]}]}
+    if not meter.startswith("gemini"):
+        said = {"messages": [{"role": "user", "content": "of caches and audio"}]}
+    document = {"model": "m", **said, **fields}
     body = msgspec.json.encode(document)
-    return Call("openai_chat", Family("openai"), body, "m", document=document, names=names_in(document))
+    family = OF_METER[meter].name
+    return Call(meter, family, body, "m", document=document, names=names_in(document))
 
 
-@pytest.mark.parametrize(
-    ("fields", "asks"),
-    [
-        ({}, {}),
-        ({"system": [{"cache_control": {"type": "ephemeral"}}]}, {"caches": True}),
-        ({"modalities": ["text", "audio"]}, {"sound": True}),
-        ({"generationConfig": {"responseModalities": ["AUDIO"]}}, {"sound": True}),
-        ({"image_url": {"url": "https://example.com/a.png"}}, {"blobs": True}),
-        ({"service_tier": "flex"}, {"tiers": False}),
-        ({"service_tier": "priority"}, {}),
-        ({"service_tier": ["flex"]}, {}),
-        ({"tools": [{"type": "web_search"}]}, {"tools": {"web_search": TOOL_USES}}),
-    ],
-)
-def test_what_is_written_says_which_prices_a_call_may_have(
-    fields: dict[str, Any], asks: dict[str, Any]
+# What each family documents: fields, and what of the dear prices they let a call have.
+OPENAI, GEMINI = "openai_chat", "gemini_generate"
+MESSAGES = "anthropic_messages"
+ANY = frozenset({"priority", "flex", "fast"})
+SLOW = ANY - {"fast"}
+PART = {"role": "user", "content": [{"type": "text", "text": "x"}]}
+DOCUMENTED: list[tuple[str, dict[str, Any], set[str], frozenset[str]]] = [
+    # Caches are written unasked; a tier that is not said is the project's.
+    (OPENAI, {}, {"caches"}, ANY),
+    (OPENAI, {"service_tier": "auto"}, {"caches"}, ANY),
+    (OPENAI, {"service_tier": "default"}, {"caches"}, frozenset()),
+    (OPENAI, {"service_tier": "flex"}, {"caches"}, frozenset()),
+    (OPENAI, {"service_tier": "standard_only"}, {"caches"}, ANY),
+    (OPENAI, {"service_tier": "default", "speed": "fast"}, {"caches"}, ANY),
+    (OPENAI, {"service_tier": ["flex"]}, {"caches"}, ANY),
+    (OPENAI, {"modalities": ["text", "audio"]}, {"caches", "sound"}, ANY),
+    (OPENAI, {"modalities": ["text"]}, {"caches"}, ANY),
+    (OPENAI, {"modalities": "audio"}, {"caches", "sound"}, ANY),
+    (OPENAI, {"messages": [PART]}, {"caches"}, ANY),
+    (OPENAI, {"messages": [{"content": [{"type": "image_url", "image_url": {}}]}]}, {"caches", "blobs"}, ANY),
+    (OPENAI, {"messages": [{"content": [{"type": "tomorrow"}]}]}, {"caches", "blobs"}, ANY),
+    (OPENAI, {"messages": [{"content": [{"input_audio": {}}]}]}, {"caches", "blobs"}, ANY),
+    (OPENAI, {"tools": [{"type": "function", "function": {}}]}, {"caches"}, ANY),
+    (OPENAI, {"tools": [{"type": "file_search"}]}, {"caches", "blobs"}, ANY),
+    ("openai_responses", {"input": [{"type": "item_reference", "id": "x"}]}, {"caches", "blobs"}, ANY),
+    ("openai_responses", {"previous_response_id": "x"}, {"caches", "blobs"}, ANY),
+    ("openai_responses", {"input": [PART, {"type": "function_call_output", "output": "x"}]}, {"caches"}, ANY),
+    # A cache is written where it is asked for; a speed is not a tier.
+    (MESSAGES, {}, set(), SLOW),
+    (MESSAGES, {"system": [{"type": "text", "cache_control": {}}]}, {"caches"}, SLOW),
+    (MESSAGES, {"tools": [{"input_schema": {}, "Caching": {}}]}, {"caches"}, SLOW),
+    (MESSAGES, {"service_tier": "standard_only"}, set(), frozenset()),
+    (MESSAGES, {"service_tier": "standard_only", "speed": "fast"}, set(), frozenset({"fast"})),
+    (MESSAGES, {"service_tier": "standard_only", "speed": "tomorrow"}, set(), frozenset({"fast"})),
+    (MESSAGES, {"speed": "standard", "service_tier": "default"}, set(), SLOW),
+    (MESSAGES, {"messages": [{"content": [{"type": "image"}]}]}, {"blobs"}, SLOW),
+    (MESSAGES, {"tools": [{"type": "web_fetch_20250910"}]}, {"blobs"}, SLOW),
+    # Caches are written unasked; text and the standard tier are what nobody has to ask for.
+    (GEMINI, {}, {"caches"}, frozenset()),
+    (GEMINI, {"serviceTier": "flex"}, {"caches"}, frozenset()),
+    (GEMINI, {"service_tier": "priority"}, {"caches"}, ANY),
+    (GEMINI, {"serviceTier": "standard", "service_tier": 3}, {"caches"}, ANY),
+    (GEMINI, {"generationConfig": {"responseModalities": ["AUDIO"]}}, {"caches", "sound"}, frozenset()),
+    (GEMINI, {"generation_config": {"response_modalities": [3]}}, {"caches", "sound"}, frozenset()),
+    (GEMINI, {"generationConfig": {"responseModalities": ["TEXT", "Image"]}}, {"caches"}, frozenset()),
+    (GEMINI, {"contents": {"parts": {"inlineData": {"data": "x"}}}}, {"caches", "blobs"}, frozenset()),
+    (GEMINI, {"contents": [{"parts": [{"functionResponse": {"parts": []}}]}]}, {"caches", "blobs"},
+     frozenset()),
+    (GEMINI, {"contents": [{"Parts": []}]}, {"caches", "blobs"}, frozenset()),
+    (GEMINI, {"cachedContent": "x"}, {"caches", "blobs"}, frozenset()),
+    (GEMINI, {"tools": [{"functionDeclarations": []}]}, {"caches"}, frozenset()),
+    (GEMINI, {"tools": [{"urlContext": {}}]}, {"caches", "blobs"}, frozenset()),
+]  # fmt: skip
+TIERED = LOUD._replace(service_tiers=dict.fromkeys(ANY, (2, 1)), tools={})
+
+
+@pytest.mark.parametrize(("meter", "fields", "dear", "tiers"), DOCUMENTED)
+def test_a_dear_price_is_ruled_out_only_by_what_is_documented(
+    meter: str, fields: dict[str, Any], dear: set[str], tiers: frozenset[str]
 ) -> None:
-    plain = {"caches": False, "blobs": False, "sound": False, "tiers": True, "tools": {}}
-    assert asks_of(asked(**fields), (LOUD,)) == Asks(**plain | asks)
+    found = asks_of(asked(meter, **fields), (TIERED,))
+    assert {name for name in ("caches", "blobs", "sound") if getattr(found, name)} == dear
+    assert found.tiers == tiers
+
+
+@settings(max_examples=50)
+@given(st.sampled_from(sorted(SHAPES)), st.dictionaries(st.text(max_size=9), st.none() | st.text()))
+def test_fields_that_nobody_documented_make_no_call_cheaper(meter: str, unknown: dict[str, Any]) -> None:
+    plain, more = asks_of(asked(meter), (TIERED,)), asks_of(asked(meter, **unknown), (TIERED,))
+    for name in ("caches", "blobs", "sound"):
+        assert getattr(more, name) >= getattr(plain, name)
+    assert set(more.tiers or ()) >= set(plain.tiers or ())
+
+
+def test_a_family_that_documents_nothing_rules_nothing_out() -> None:
+    assert asks_of(Call("generic", GENERIC, b"", "m", document={}), (TIERED,)) == Asks()
 
 
 def test_what_makes_no_call_dearer_is_not_looked_for() -> None:
     flat = Vector(2, "USD", (5,) * len(KINDS))
-    loud = asked(modalities=["audio"], service_tier="priority", cache_control={"type": "ephemeral"})
-    assert asks_of(loud, (flat,)) == Asks(caches=False, blobs=False, sound=False, tiers=False)
+    loud = asked(modalities=["audio"], service_tier="priority")
+    assert asks_of(loud, (flat,)) == Asks(caches=False, blobs=False, sound=False, tiers=set())
     assert asks_of(loud, (flat, LOUD)) == asks_of(loud, (LOUD,))
     # Dearer from so many tokens on: what reads less is not.
     above = flat._replace(context_tiers=((1_000, LOUD.prices),))
@@ -177,11 +239,10 @@ def test_a_call_within_its_estimate_never_costs_more_than_it_holds(
     within[7], within[8] = min(counts[7], written - within[5]), min(counts[8], counts[0] - within[6])
     within[9] = min(counts[9], written - within[5] - within[7])
     writes = {"system": [{"cache_control": {}}]} if counts[2] or counts[3] else {}
-    blobs = {"image_url": {"url": "x"}} if within[6] or within[8] else {}
-    sound = {"modalities": ["audio"]} if within[7] else {}
+    blobs = {"messages": [{"content": [{"type": "image"}]}]} if within[6] or within[8] else {}
+    within[7] = 0  # no answer of messages is heard
     tools = {"tools": [{"type": "web_search", "max_uses": searches}]} if searches else {}
-    body = asked(**writes, **blobs, **sound, **tools, **({"service_tier": tier} if tier == "flex" else {}))
-    body.meter = "anthropic_messages"
+    body = asked(MESSAGES, **writes, **blobs, **tools, **({} if tier else {"service_tier": "standard_only"}))
     estimate = Estimate(read + written, read + spare + written, 0, read + spare)
     dear = dearest_of(one, (FULL,), estimate, body)
     held, _, units = claimed(one, dear, estimate, 1)
@@ -196,6 +257,6 @@ def test_a_call_within_its_estimate_never_costs_more_than_it_holds(
 def test_a_plain_call_holds_no_more_than_plain_prices() -> None:
     one = Service(1, "s", "pay_per_use", pricing=Pricing(at_cost=AtCost(Decimal(1))))
     estimate = Estimate(100, 150, 0, 50)
-    plain = asked(service_tier="default")
+    plain = asked(MESSAGES, service_tier="standard_only")
     units = claimed(one, dearest_of(one, (FULL,), estimate, plain), estimate, 1)[2]
     assert units == 50 * 100 + 100 * 4_000 + 7_000

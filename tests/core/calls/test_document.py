@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.calls.document import (
+    BACKSLASHES_MAX,
     NAMED_PARTS_MAX,
+    OBJECTS_MAX,
     OUTSIDE_BYTES_MAX,
     STRINGS_MAX,
-    VALUES_MAX,
     check_names,
     read_document,
     write_document,
@@ -113,7 +114,7 @@ def test_an_ambiguous_field_is_named(body: bytes, param: str) -> None:
         b'{"x":"\x00"}',
         b'{"x":' + b"[" * 10_000 + b"]" * 10_000 + b"}",
         b'{"x":' * 10_000 + b"1" + b"}" * 10_000,
-        b"[" * 100_000,
+        b"[" * 40_000,
     ],
 )
 def test_what_is_not_one_json_object_in_utf8_is_refused(body: bytes) -> None:
@@ -167,11 +168,12 @@ def test_a_field_far_behind_is_refused_without_its_name() -> None:
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (b'{"x":[' + b'{"n":1},' * VALUES_MAX + b"1]}", "strings"),
-        (b'{"x":[' + b"1, " * VALUES_MAX + b"1]}", "values"),
-        (b'{"x":[' + b" {} ," * VALUES_MAX + b"1]}", "values"),
+        (b'{"x":[' + b'{"n":1},' * STRINGS_MAX + b"1]}", "strings"),
+        (b'{"x":[' + b"1, " * 480_000 + b"1]}", "numbers"),
+        (b'{"x":[' + b" {} ," * OBJECTS_MAX + b"1]}", "objects and lists"),
+        (b'{"x":"' + b"\\n" * (BACKSLASHES_MAX + 1) + b'"}', "backslashes"),
         (b'{"x":[' + b"1" + b" " * OUTSIDE_BYTES_MAX + b"]}", "outside"),
-        (b'{"x":' + b"[" * (VALUES_MAX + 1), "values"),
+        (b'{"x":' + b"[" * (OBJECTS_MAX + 1), "objects and lists"),
         (b'{"x":["\\\\",' + b'"\\"",' * STRINGS_MAX + b'"",' * 200_000 + b'""]}', "strings"),
         (b"{" + b",".join(b'"a%d" :1' % at for at in range(STRINGS_MAX + 1)) + b" " * (1 << 20), "strings"),
     ],
@@ -191,10 +193,10 @@ def test_many_long_numbers_are_refused_before_they_are_read() -> None:
     "text",
     [
         "An image: iVBORw0KGgo" * 300_000,
-        'He said: "no", {"a": [1, 2]}, \\ and so on. ' * 100_000,
+        'He said: "no", {"a": [1, 2]}, \\ and so on. ' * 20_000,
         "1,2,3,[4],{5}\n" * 200_000,
         "0" * 2_000_000,
-        "\\" * 1_500_001,
+        "\\" * 100_001,
         "é" * 1_000_000,
     ],
 )

@@ -66,11 +66,32 @@ def test_the_output_hold_settles_at_a_high_quantile() -> None:
 def test_input_tokens_per_byte_are_learned() -> None:
     estimator = Estimator()
     for _ in range(300):
-        estimator.learn(call(), 1, "chat", used(60, 5))
+        estimator.learn(call(), 1, "chat", used(200, 5))
     need = estimator.hold(call(output_max=0), 1, "chat").need
-    assert 60 <= need <= 70
-    estimator.learn(call(), 1, "chat", used(250, 5))
-    assert estimator.hold(call(output_max=0), 1, "chat").need > 100
+    assert 200 <= need <= 210
+    estimator.learn(call(), 1, "chat", used(300, 5))
+    assert estimator.hold(call(output_max=0), 1, "chat").need > 240
+
+
+@pytest.mark.parametrize("tokens", [(1, 1), (30, 10), (3, 5_000)])
+def test_what_was_learned_makes_nothing_cheaper_than_first_values(tokens: tuple[int, int]) -> None:
+    """Whoever makes calls of blanks, 16 bytes a token, does not pay less for what is not reported."""
+    estimator, first = Estimator(), call(output_max=0)
+    before = estimator.hold(first, 1, "chat")
+    for _ in range(300):
+        answered = call()
+        answered.text_bytes = 16 * tokens[1]
+        estimator.learn(answered, 1, "chat", used(*tokens))
+    after = call(output_max=0)
+    assert estimator.hold(after, 1, "chat") == before
+    assert after.input_estimate == first.input_estimate
+    assert after.output_bytes_per_token == first.output_bytes_per_token
+
+
+def test_the_most_of_the_input_has_a_token_for_each_rare_byte_and_half_a_one_for_each_unsure_one() -> None:
+    asked = call(output_max=0)
+    asked.rare_bytes, asked.unsure_bytes = 90, 1_000
+    assert Estimator().hold(asked, 1, "chat").ceiling == (300 + 90 + 1_000) // 2
 
 
 def test_text_per_token_is_learned_for_counting() -> None:
@@ -86,10 +107,10 @@ def test_text_per_token_is_learned_for_counting() -> None:
 
 def test_input_that_nobody_reports_is_counted_by_the_mean_of_what_was() -> None:
     estimator = Estimator()
-    for tokens in (10, 30, 20):
+    for tokens in (110, 130, 120):
         estimator.learn(call(), 1, "chat", used(tokens, 5))
     asked = call()
-    assert estimator.hold(asked, 1, "chat").need > asked.input_estimate == 20
+    assert estimator.hold(asked, 1, "chat").need > asked.input_estimate == 120
 
 
 @pytest.mark.parametrize("usage", [Usage(5, 5000, total=5005, estimated=True, reported=True), Usage(5, 5000)])

@@ -6,9 +6,11 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.core.families.family import ID_CHARACTERS_MAX
-from gateway.core.families.objects import NAMED_MAX, Place, named, place_of
+from gateway.core.families.objects import NAMED_MAX, Place, named, places_of
 from gateway.core.families.objects_told import told
 from gateway.core.model import Family
 from gateway.core.names import names_in
@@ -17,7 +19,7 @@ from gateway.errors import InvalidRequest
 
 def names(family: Family, document: dict[str, Any]) -> tuple[str, ...]:
     body = json.dumps(document, separators=(",", ":")).encode()
-    return named(family, body, names_in(document), document)
+    return named(family, body, names_in(document), document)[0]
 
 
 CALLED = {"name": "look", "arguments": '{"file_id":"x"}'}
@@ -44,6 +46,13 @@ CALLED = {"name": "look", "arguments": '{"file_id":"x"}'}
         ({"input": [{"id": "msg_1", "role": "user", "content": "x"}]}, ()),
         ({"input": [{"id": "msg_1", "role": "user", "content": None}]}, ("msg_1",)),
         ({"input": [{"id": "msg_1", "status": None}]}, ("msg_1",)),
+        ({"input": [{"type": "item_reference", "id": "msg_1", "": 1}]}, ("msg_1",)),
+        ({"input": [{"type": "reasoning", "id": "rs_1", "encrypted_content": ""}]}, ("rs_1",)),
+        ({"input": [{"type": "message", "id": "msg_1", "role": "user", "content": 1}]}, ("msg_1",)),
+        ({"input": [{"id": "msg_1", "content": "x"}]}, ("msg_1",)),
+        ({"Input": [{"type": "message", "id": "msg_1", "role": "user", "content": "x"}]}, ("msg_1",)),
+        ({"messages": [{"type": "reasoning", "id": "rs_1", "encrypted_content": "g"}]}, ("rs_1",)),
+        ({"messages": [{"content": [{"type": "tool_use", "id": "toolu_1", "input": {}}]}]}, ()),
         ({"input": [{"type": ["message"], "ID": "msg_1", "content": "x"}]}, ("msg_1",)),
         ({"input": [{"type": {}, "id": "msg_1"}], "file_id": None}, ("msg_1",)),
         ({"input": [{"type": "mcp_approval_response", "approval_request_id": "mcpr_1"}]}, ("mcpr_1",)),
@@ -168,7 +177,56 @@ def test_too_many_and_too_long() -> None:
     ],
 )
 def test_what_a_path_is_about(family: Family, path: str, place: Place | None) -> None:
-    assert place_of(family, path) == place
+    assert set(places_of(family, path)) == ({place} if place is not None else set())
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/FILES/file-1", "/V1/Files/file-1/content", "/v1/%46iles/file-1", "/v1/%2546iles/file-1",
+        "/v1//files//file-1", "/v1%2Ffiles%2Ffile-1", "/v1/./files/file-1", "/v1/x/%252e%252e/files/file-1",
+        "/v1/files;a=b/file-1;c", "/v1/files/file%252D1",
+    ],
+)  # fmt: skip
+def test_an_id_is_found_however_its_path_is_spelled(path: str) -> None:
+    assert Place("file-1") in places_of(Family("openai"), path)
+
+
+def test_each_reading_of_a_path_names_its_object() -> None:
+    path = "/v1/files/theirs/%252e%252e/mine"
+    assert set(places_of(Family("openai"), path)) == {Place("theirs"), Place("mine")}
+    with pytest.raises(InvalidRequest):
+        places_of(Family("openai"), "/v1/files/%" + "25" * 20 + "41")
+
+
+@pytest.mark.parametrize("action", ["runs", "compact", "input_tokens"])
+@pytest.mark.parametrize("collection", ["files", "responses", "threads", "vector_stores"])
+def test_an_action_is_its_own_collections(collection: str, action: str) -> None:
+    path = f"/v1/{collection}/{action}"
+    own = {"threads": {"runs"}, "responses": {"compact", "input_tokens"}}
+    expected = Place() if action in own.get(collection, ()) else Place(action)
+    assert places_of(Family("openai"), path) == (expected,)
+    assert places_of(Family("openai"), f"{path}/theirs") == (Place(action),)
+
+
+_MORE = st.dictionaries(
+    st.sampled_from(
+        ("content", "function", "encrypted_content", "", "arguments", "output", "input", "action", "role")
+    ),
+    st.none() | st.integers() | st.text() | st.lists(st.integers(), max_size=2),
+)
+
+
+@given(_MORE, st.sampled_from(("message", "function", "reasoning", "tool_use", "auto", "")))
+def test_no_member_makes_a_reference_whole(more: dict[str, Any], kind: str) -> None:
+    """Outside the lists of what was said an id names an object, whatever stands beside it."""
+    one = {**({"type": kind} if kind else {}), **more, "id": "x_1"}
+    for document in (
+        {"conversation": one}, {"prompt": one}, {"container": one}, {"tools": [{"container": one}]},
+        {"messages": [{"role": "assistant", "audio": one}]}, {"anything": [one]},
+        {"input": [{**one, "type": "item_reference"}]},
+    ):  # fmt: skip
+        assert "x_1" in names(Family("openai"), document)
 
 
 def test_what_answers_tell() -> None:
@@ -194,7 +252,7 @@ def test_what_answers_tell() -> None:
         "object": "list",
         "data": [{"id": "msg_1", "content": [{"annotations": [{"file_id": "file-3"}]}]}],
     }
-    assert told(Family("openai"), listed) == ("msg_1", "file-3")
+    assert told(Family("openai"), listed) == ()
     spoken = {"id": "c", "choices": [{"message": {"audio": {"id": "audio_1"}}}]}
     assert told(Family("openai"), spoken) == ("c", "audio_1")
     message = {

@@ -119,9 +119,20 @@ def test_a_blocked_prompt_that_is_reported_costs_what_it_says(metadata: dict[str
         assert (usage.total, usage.estimated) == (metadata["totalTokenCount"], False)
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b'{"error":{"code":500}}'])
+@pytest.mark.parametrize("body", [b"", b'{"error":{"code":500}}'])
 def test_what_is_no_answer_costs_nothing(body: bytes) -> None:
     assert used(asked("gemini_generate"), body) == Usage(units=0)
+
+
+@pytest.mark.parametrize("meter", ["gemini_generate", "gemini_stream", "anthropic_messages"])
+@pytest.mark.parametrize("content_type", [JSON, SSE, b"text/plain", b"application/x-ndjson"])
+@pytest.mark.parametrize("coding", [b"", b"gzip", b"br"])
+def test_what_nobody_can_read_is_charged_the_ceiling(meter: str, content_type: bytes, coding: bytes) -> None:
+    for body in (b"<html>", b"[1]", b"\xff", b'{"a":1}\n{"a":2}'):
+        for streamed in (False, True):
+            raw = gzip.compress(body) if coding == b"gzip" else body
+            usage = used(asked(meter, streamed=streamed), raw, content_type=content_type, coding=coding)
+            assert (usage.input, usage.output, usage.estimated) == (150, 500, True)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,6 @@ def test_a_negotiated_price_goes_first_and_the_rest_stays() -> None:
     assert (found.credits, found.meter, found.pricing) == (6, "consumption", IMAGES.pricing)
 
 
-METERS = {1: "subscription", 2: "consumption", 3: "consumption", 4: "pay_per_use"}
 OCR = Service(3, "ocr", "consumption", counts_tokens=False, credits=5)
 MAPS = Service(4, "maps", "pay_per_use", counts_tokens=False)
 
@@ -49,29 +48,31 @@ def usable(one: Terms, *services: Service) -> set[str]:
     found = set()
     for service in services:
         with suppress(ServiceNotIncluded):
-            found.add(one.resolve(service, 150, METERS).key)
+            found.add(one.resolve(service, 150).key)
     return found
 
 
-def test_who_was_given_services_of_a_meter_uses_those_alone() -> None:
+@pytest.mark.parametrize(
+    ("negotiated", "subscription", "listed"),
+    [
+        ((), {}, {"chat"}),
+        ((Negotiated(2, 6),), {}, {"chat", "images"}),
+        ((Negotiated(2, 8), Negotiated(4, 0)), {}, {"chat", "images", "maps"}),
+        # What counts is the meter a service is had with.
+        ((Negotiated(2, 6, "pay_per_use"),), {}, {"chat", "images"}),
+        ((Negotiated(1, 6, "consumption"),), {}, {"chat"}),
+        ((Negotiated(2, 6, "subscription"),), {}, {"chat", "images"}),
+        # A service that the catalogue has no more.
+        ((Negotiated(9, 6),), {}, {"chat"}),
+        ((Negotiated(2, 6),), {"features": ("chat",), "since_ms": 100, "until_ms": 200}, {"chat", "images"}),
+    ],
+)
+def test_a_price_closes_no_other_service_and_a_list_all_that_is_not_on_it(
+    negotiated: tuple[Negotiated, ...], subscription: dict[str, Any], listed: set[str]
+) -> None:
     everything = CHAT, IMAGES, OCR, MAPS
-    assert usable(terms(), *everything) == {"chat", "images", "ocr", "maps"}
-    assert usable(terms(Negotiated(2, 6)), *everything) == {"chat", "images", "maps"}
-    assert usable(terms(Negotiated(2, 8), Negotiated(3, 5)), *everything) == {"chat", "images", "ocr", "maps"}
-    assert usable(terms(Negotiated(4, 0)), *everything) == {"chat", "images", "ocr", "maps"}
-    assert usable(terms(Negotiated(4, 0)), MAPS, Service(5, "geo", "pay_per_use")) == {"maps"}
-
-
-def test_what_counts_is_the_meter_it_was_given_with() -> None:
-    assert usable(terms(Negotiated(2, 6, "pay_per_use")), IMAGES, OCR, MAPS) == {"images", "ocr"}
-    assert usable(terms(Negotiated(1, 6, "consumption")), CHAT, IMAGES, MAPS) == {"chat", "maps"}
-    assert usable(terms(Negotiated(2, 6, "subscription")), IMAGES, OCR, MAPS) == {"images", "ocr", "maps"}
-    assert usable(terms(Negotiated(9, 6)), IMAGES, OCR, MAPS) == {"images", "ocr", "maps"}
-
-
-def test_a_subscription_includes_whatever_was_given() -> None:
-    one = terms(Negotiated(2, 6), features=("chat",), since_ms=100, until_ms=200)
-    assert usable(one, CHAT, IMAGES, OCR) == {"chat", "images"}
+    assert usable(terms(*negotiated, **subscription), *everything) == {"chat", "images", "ocr", "maps"}
+    assert usable(terms(*negotiated, **subscription, listed=True), *everything) == listed
 
 
 @pytest.mark.parametrize("pricing", [TIERS, BY_TOKEN])
@@ -125,6 +126,6 @@ def test_a_price_in_another_currency_is_no_price_for_this_organization() -> None
     with pytest.raises(ServiceNotIncluded, match="costs JPY, and the organization pays in EUR"):
         terms(currency="EUR").resolve(yen, 0)
     own = Negotiated(5, 0, None, replace(TIERS, currency="EUR"))
-    assert terms(own, currency="EUR").resolve(yen, 0, METERS).pricing.currency == "EUR"
+    assert terms(own, currency="EUR").resolve(yen, 0).pricing.currency == "EUR"
     # Credits are no money: what they are paid with has no currency.
     assert usable(terms(currency="EUR"), CHAT, IMAGES) == {"chat", "images"}

@@ -38,6 +38,8 @@ OBJECT_ROUTES = (
     free("/v1/files/{id}/content", "GET"),
     free("/v1/vector_stores", "POST"),
     free("/v1/conversations", "POST"),
+    free("/v1/batches/{id}", "GET"),
+    free("/all/{+path}", "GET", "POST", "PUT"),
     free("/v1/open/files/{id}", "GET", objects="shared"),
     free("/v1/messages/count_tokens", "POST", family=Family("anthropic")),
     free("/v1beta/models/{model}:countTokens", "POST", family=Family("gemini")),
@@ -220,4 +222,49 @@ async def test_nobody_chooses_the_name_of_what_is_kept(sent: dict[str, object]) 
         got = await stage.ask(post(json.dumps(sent).encode(), b"/v1beta/cachedContents", JSON))
         assert (got.status, got.reason) == (400, "invalid_request")
         assert b"name" in got.body
+        assert not stage.upstream.received
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", b"/v1/files/mine/content"),
+        ("GET", b"/v1/responses/mine"),
+        ("POST", b"/all/conversations/mine/items"),
+        ("POST", b"/all/responses/compact"),
+        ("GET", b"/all/batches/mine/x"),
+        ("PUT", b"/all/files"),
+    ],
+)
+async def test_only_what_makes_an_object_gives_it_an_owner(method: str, path: bytes) -> None:
+    said = {"id": "theirs", "output_file_id": "theirs", "data": [{"id": "theirs"}]}
+    async with objects() as stage:
+        stage.objects.kept.add((CALLER.organization_id, "mine"))
+        stage.upstream.scripts.append([answer(json.dumps(said).encode())])
+        sent = get(path) if method == "GET" else post(b"{}", path, JSON).replace(b"POST", method.encode(), 1)
+        assert (await stage.ask(sent, method)).status == 200
+        assert {one for _, one in stage.objects.kept} == {"mine"}
+
+
+async def test_what_was_made_of_a_batch_is_told_by_it() -> None:
+    async with objects() as stage:
+        stage.objects.kept.add((CALLER.organization_id, "batch_1"))
+        stage.upstream.scripts.append([answer(b'{"id":"batch_1","output_file_id":"file-2"}')])
+        assert (await stage.ask(get(b"/v1/batches/batch_1"), "GET")).status == 200
+        assert {one for _, one in stage.objects.kept} == {"batch_1", "file-2"}
+
+
+async def test_what_a_request_brought_is_nobodys_by_its_answer() -> None:
+    async with objects() as stage:
+        brought = {"type": "message", "id": "resp_9", "role": "user", "content": "x"}
+        made = {"id": "resp_1", "output": [brought], "usage": {"input_tokens": 2, "output_tokens": 3}}
+        stage.upstream.scripts.append([answer(json.dumps(made).encode())])
+        assert (await stage.ask(post(body(input=[brought]), RESPONSES, JSON))).status == 200
+        assert {one for _, one in stage.objects.kept} == {"resp_1"}
+
+
+@pytest.mark.parametrize("path", [b"/all/FILES/theirs", b"/all/Files/theirs", b"/all/%46iles/theirs"])
+async def test_a_path_is_read_as_an_upstream_may_read_it(path: bytes) -> None:
+    async with objects() as stage:
+        assert (await stage.ask(get(path), "GET")).reason == "object_not_found"
         assert not stage.upstream.received

@@ -8,7 +8,7 @@ import re
 import tarfile
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
@@ -110,6 +110,18 @@ def test_who_may_do_what_in_a_restored_database_is_said_by_migrate(
     )
     migrate.upgrade(empty)
     assert rows_of(empty, rights) == [(True, False, False)]
+
+
+def test_a_path_without_its_suffix_is_a_directory_each_night(
+    filled: tuple[str, Account, Writer], tmp_path: Path
+) -> None:
+    database, there = filled[0], Folder(tmp_path / "nightly" / "backups")
+    with pytest.raises(BackupFailed, match="no directory of backups"):
+        there.names()
+    written = [back_up(database, there, night)[0].path for night in (NOW, NOW + timedelta(days=1))]
+    assert [path.name for path in written] == there.names()
+    with pytest.raises(BackupFailed, match=r"is a file: name a directory, or a file that ends in \.tar"):
+        back_up(database, Folder(written[0].rename(tmp_path / "one")), NOW)
 
 
 def test_nothing_that_is_there_is_overwritten(filled: tuple[str, Account, Writer], tmp_path: Path) -> None:

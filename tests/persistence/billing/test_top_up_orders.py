@@ -91,6 +91,35 @@ async def test_what_is_not_enough_is_followed_by_more_up_to_the_months_maximum(a
     assert april.account.balance == -970
 
 
+@pytest.mark.parametrize(
+    ("freed", "more"),
+    [
+        # The maximum is of a month, and nothing moves while calls are refused.
+        ("UPDATE top_up_order SET created_at = created_at - interval '32 days' RETURNING id", 1),
+        # An order that came to nothing in the month before, at this very movement.
+        (
+            """UPDATE top_up_order AS t
+               SET created_at = t.created_at - interval '32 days', seq = o.credit_last_seq
+               FROM organization AS o WHERE o.id = t.organization_id RETURNING t.id""",
+            1,
+        ),
+        ("SELECT 1", 0),
+    ],
+)
+async def test_the_clock_orders_for_a_low_balance_that_nothing_moves(
+    april: April, freed: str, more: int
+) -> None:
+    await customer(april, credits=10, unit_cost="1", monthly_max=1)
+    keeper = TopUps(april.store)
+    spend(april, 500)
+    await keeper.turn()
+    assert post(april) == 10
+    rows_of(april.url, freed)
+    for _ in range(2):
+        await keeper.turn()
+    assert len(await bought(april)) == 1 + more
+
+
 async def test_prepaid_ones_wait_for_their_payment_one_at_a_time(april: April) -> None:
     await customer(april, invoicing="prepaid")
     keeper = TopUps(april.store)

@@ -16,6 +16,7 @@ from persistence.keeper.watch import (
     dead_letters,
     differing,
     invoices,
+    last_lost,
     next_ends,
     waiting_messages,
 )
@@ -90,6 +91,21 @@ async def test_entries_put_aside_are_counted(migrated: str) -> None:
                 "INSERT INTO dead_letter (partition, entry_id, raw, reason) VALUES (1, '1-1', 'x', 'torn')"
             )
         assert await dead_letters(engine) == 1
+    finally:
+        await engine.dispose()
+
+
+async def test_movements_that_were_found_lost_are_dated_by_their_rows(migrated: str) -> None:
+    engine, lost = engines.create(migrated), "INSERT INTO redis_loss VALUES ('tenant:1', %s, 7, 3, 9, 0, %s)"
+    try:
+        with psycopg.connect(migrated) as connection:
+            connection.execute(lost, (1, 0))  # all were brought back
+            connection.commit()
+            assert await last_lost(engine) == [("lost_events", 0.0)]
+            connection.execute(lost, (2, 4))
+        [(event, at)] = await last_lost(engine)
+        assert event == "lost_events"
+        assert abs(at - time.time()) < 3600
     finally:
         await engine.dispose()
 

@@ -28,11 +28,11 @@ def test_the_versions_known_are_those_of_the_migrations() -> None:
 
 async def test_the_version_is_read(database: str) -> None:
     pool = engine.create(database)
-    assert await schema.status(pool) == (None, "")
+    assert (await schema.status(pool))[:2] == (None, "")
     migrate.upgrade(database)
     scripts = ScriptDirectory(str(migrate.MIGRATIONS))
     found = await schema.status(pool)
-    assert found == (schema.NEEDED, migrate.runs_from(scripts)) == migrate.schema_status(database)
+    assert found[:2] == (schema.NEEDED, migrate.runs_from(scripts)) == migrate.schema_status(database)[:2]
     await pool.dispose()
 
 
@@ -52,7 +52,7 @@ async def test_a_keeper_starts_on_a_newer_schema_that_says_it_may_and_its_migrat
     said: list[str] = []
     assert migrate.upgrade(cloned, said.append) == "9999"
     assert "newer one, on which programs" in said[0]
-    assert await schema.status(pool) == ("9999", schema.NEEDED)
+    assert (await schema.status(pool))[:2] == ("9999", schema.NEEDED)
     await pool.dispose()
 
 
@@ -107,7 +107,7 @@ async def test_a_schema_that_does_not_serve_who_runs_waits_until_they_are_stoppe
     said = rf":8081 \(knows {schema.NEEDED}\), .*:8082 \(knows {schema.NEEDED}\): stop them first"
     with pytest.raises(StartError, match=said):
         migrate.upgrade(cloned, migrations=tomorrow)
-    assert await schema.status(pool) == (schema.NEEDED, "0069")
+    assert (await schema.status(pool))[:2] == (schema.NEEDED, "0069")
     await keeper.leave()
     with pytest.raises(StartError, match=f"know 9999: [^,]*:8082 .knows {schema.NEEDED}"):
         migrate.upgrade(cloned, wait_s=0.1, migrations=tomorrow)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from gateway.core.blobs import MediaPart, MediaPlaces
 from gateway.core.calls.route import Route
 from gateway.core.families.anthropic import calls, messages
+from gateway.core.families.anthropic.exclusions import EXCLUSIONS
 from gateway.core.families.anthropic.objects import OBJECTS
 from gateway.core.families.family import ApiFamily, Listing, Shape, target
 from gateway.core.model import Family
@@ -22,6 +24,8 @@ _TYPES = {
     504: "timeout_error",
 }
 
+_BASE64 = MediaPart(("source", "data"), states=("media_type",), only="base64")
+
 
 def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
     """The body of a refusal as Anthropic's clients expect it."""
@@ -39,6 +43,7 @@ FAMILY = ApiFamily(
             calls.read_messages, messages.DIALECT, "max_tokens",
             always_reports=True, keeps=lambda document: True,
             tool_uses="max_uses", limited_tools=("web_search_", "web_fetch_"),
+            media=MediaPlaces("messages", {"image": _BASE64, "document": _BASE64}),
         )
     },
     routes=(
@@ -54,6 +59,7 @@ FAMILY = ApiFamily(
     names_requests=True,
     names_session=b"x-claude-code-session-id",
     objects=OBJECTS,
+    exclusions=EXCLUSIONS,
     lists=Listing(),
     provider="anthropic",
     ceilings={

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.core.families.anthropic.exclusions import FAST
 from gateway.core.families.anthropic.objects import may_tell, told_by_event
 from gateway.core.metering.loose import count_text, is_there, loose_document
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
@@ -53,7 +54,6 @@ class _Usage(Report):
 
 
 _REPORTS = Reports(_Usage)
-_FAST = "fast"  # a speed with prices of its own, as a tier has
 # Iterations whose tokens are in the report's own numbers, and those of which the same model made a summary.
 _INSIDE, _COMPACTION = frozenset({"message", "fallback_message"}), "compaction"
 
@@ -147,7 +147,7 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
             _add(usage, each, detail.cache_write_1h)
         elif each.type not in _INSIDE:
             detail.keep(raw)
-    detail.served_as(usage.speed if usage.speed == _FAST else usage.service_tier)
+    detail.served_as(usage.speed if usage.speed == FAST else usage.service_tier)
     for name, times in (usage.server_tool_use or {}).items():
         if not detail.used_tool(name.removesuffix("_requests"), times):
             detail.keep(raw)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gateway.core.families.controlled import Document
-from gateway.core.families.family import Objects, ids_of, object_in, objects_in
+from gateway.core.families.family import Found, Objects, ids_of, object_in, objects_in
 from gateway.core.families.ids import add_ids, may_name_ids
 
 _CALLS = frozenset({"tool_use", "server_tool_use", "mcp_tool_use"})
@@ -41,9 +41,9 @@ def _told_by_block(block: Document) -> Iterator[str]:
             yield from ids_of(output.get("file_id"))
 
 
-def _add(name: str, inside: object, holder: Document, found: list[object]) -> None:
+def _add(name: str, inside: object, holder: Document, place: str, found: Found) -> None:
     if name.lower() != "skill_id" or holder.get("type") != _BUILT_IN_SKILLS:
-        add_ids(name, inside, holder, found)
+        add_ids(name, inside, holder, place, found)
 
 
 def _is_free(name: str, holder: Document) -> bool:

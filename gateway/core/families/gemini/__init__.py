@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from gateway.core.blobs import MediaPart, MediaPlaces
 from gateway.core.calls.route import Route
 from gateway.core.families.family import ApiFamily, Listing, Shape, target
 from gateway.core.families.gemini import answers, calls
 from gateway.core.families.gemini.array import ArrayMeter
+from gateway.core.families.gemini.exclusions import EXCLUSIONS
 from gateway.core.families.gemini.objects import OBJECTS
 from gateway.core.model import Family
 from gateway.errors import Refusal
@@ -28,11 +30,14 @@ _STATUSES = {
     504: "DEADLINE_EXCEEDED",
 }
 
+_INLINE = MediaPart(("data",), states=("mimeType", "mime_type"))
+
 
 def _shape(*, streamed: bool) -> Shape:
     return Shape(
         calls.read_generate, answers.DIALECT, "maxOutputTokens", calls.config_of,
         always_reports=True, unframed=ArrayMeter if streamed else None, operation="generate_content",
+        media=MediaPlaces("contents", by_name={"inlineData": _INLINE, "inline_data": _INLINE}),
     )  # fmt: skip
 
 
@@ -90,6 +95,7 @@ FAMILY = ApiFamily(
     queries={b"api-version": None, b"alt": frozenset({b"json", b"sse"})},
     withheld=frozenset({b"accept"}),
     objects=OBJECTS,
+    exclusions=EXCLUSIONS,
     lists=Listing("models", "name", "models/"),
     provider="gcp.gemini",
     ceilings={"gemini-1.5": 8_192, "gemini-2.0": 8_192, "gemini-2.5": 65_536},

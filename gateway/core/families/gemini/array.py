@@ -74,6 +74,9 @@ class ArrayMeter(Meter):
     def finish(self) -> bytes:
         """The answer is complete; return what waited."""
         self.ended = True
+        if not self._first_end:  # there was no element
+            self.unreadable(max(self._fed - self.text_bytes, 0))
+            self.failed = not (self._fed or self.unread)
         waiting, self._waiting = self._waiting, []
         return b"".join(waiting)
 

@@ -12,7 +12,7 @@ from unicodedata import normalize
 from urllib.parse import unquote
 
 from gateway.core.families.controlled import Document
-from gateway.core.families.family import Objects, object_in
+from gateway.core.families.family import Found, Objects, object_in
 
 _NAMES = frozenset({"cachedcontent", "fileuri", "filename"})
 _LIST = "filesearchstorenames"
@@ -34,12 +34,12 @@ def _told(document: Document) -> Iterator[str]:
                 yield found[1]
 
 
-def _add(name: str, inside: object, holder: Document, found: list[object]) -> None:
+def _add(name: str, inside: object, holder: Document, place: str, found: Found) -> None:
     folded = name.lower().replace("_", "")
     if folded in _NAMES:
-        found.append(_normal(inside))
+        found.named.append(_normal(inside))
     elif folded == _LIST:
-        found += map(_normal, inside if isinstance(inside, list) else (inside,))
+        found.named += map(_normal, inside if isinstance(inside, list) else (inside,))
 
 
 def _normal(value: object) -> object:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from gateway.core.blobs import MediaPart, MediaPlaces
 from gateway.core.calls.route import Route
 from gateway.core.families.family import ApiFamily, Listing, Shape, target
 from gateway.core.families.openai import calls, chat, responses
+from gateway.core.families.openai.exclusions import EXCLUSIONS
 from gateway.core.families.openai.objects import OBJECTS, keeps_chat
 from gateway.core.model import Family
 from gateway.errors import Refusal
@@ -21,9 +23,33 @@ _CODES = {
     "concurrency_limited": "rate_limit_exceeded",
 }
 
+_SOUND = MediaPart(("input_audio", "data"), kind="audio")
+_CHAT_MEDIA = MediaPlaces(
+    "messages",
+    {
+        "image_url": MediaPart(("image_url", "url")),
+        "input_audio": _SOUND,
+        "file": MediaPart(("file", "file_data")),
+    },
+)
+_IMAGE = MediaPart(("image_url",))
+_RESPONSES_MEDIA = MediaPlaces(
+    "input",
+    {
+        "input_image": _IMAGE, "computer_screenshot": _IMAGE, "input_audio": _SOUND,
+        "input_file": MediaPart(("file_data",)),
+        "image_generation_call": MediaPart(("result",), kind="image"),
+    },
+)  # fmt: skip
+
 _SHAPES = {
     "openai_chat": Shape(
-        calls.read_chat, chat.DIALECT, "max_completion_tokens", asks_for_usage=True, keeps=keeps_chat
+        calls.read_chat,
+        chat.DIALECT,
+        "max_completion_tokens",
+        asks_for_usage=True,
+        keeps=keeps_chat,
+        media=_CHAT_MEDIA,
     ),
     "openai_completions": Shape(
         calls.read_completions, chat.DIALECT, "max_tokens", asks_for_usage=True, operation="text_completion"
@@ -34,6 +60,7 @@ _SHAPES = {
         "max_output_tokens",
         keeps=lambda document: True,
         uses="max_tool_calls",
+        media=_RESPONSES_MEDIA,
     ),
     "openai_embeddings": Shape(calls.read_embeddings, chat.DIALECT, operation="embeddings"),
 }
@@ -70,6 +97,7 @@ FAMILY = ApiFamily(
     queries={b"api-version": None},
     own_session=b"session-id",  # Codex's
     objects=OBJECTS,
+    exclusions=EXCLUSIONS,
     lists=Listing(),
     provider="openai",
     ceilings={

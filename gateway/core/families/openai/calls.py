@@ -28,7 +28,9 @@ _COMPLETIONS = Names(
 _RESPONSES = Names(
     "model", "stream", "background", "max_output_tokens", "user", "safety_identifier", *OF_EVERY_FAMILY
 )
-_EMBEDDINGS = Names("model", "user", "safety_identifier", *OF_EVERY_FAMILY)
+_EMBEDDINGS = Names("model", "encoding_format", "user", "safety_identifier", *OF_EVERY_FAMILY)
+# Of any other a JSON document may be no answer, and its use stand where nobody reads it.
+_ENCODINGS = (None, "float", "base64")
 
 
 def read_chat(call: Call, document: Document, path_params: Mapping[str, str], bounds: Bounds) -> None:
@@ -59,6 +61,8 @@ def read_responses(call: Call, document: Document, path_params: Mapping[str, str
 def read_embeddings(call: Call, document: Document, path_params: Mapping[str, str], bounds: Bounds) -> None:
     """Embeddings, which produce no tokens."""
     _read_common(call, document, _EMBEDDINGS, bounds)
+    if document.get("encoding_format") not in _ENCODINGS:
+        raise InvalidRequest('encoding_format must be "float" or "base64".', param="encoding_format")
     call.output_max, call.streamed = 0, False
 
 

@@ -10,11 +10,14 @@ from gateway.core.families.ids import add_ids, may_name_ids
 
 
 def _told(document: Document) -> Iterator[str]:
-    """Ids at the places where the API itself puts them: what a model or a tool wrote is no place."""
+    """Ids at the places where the API itself puts what it makes.
+
+    What a model or a tool wrote is no place, nor is a list, which may hold what a caller wrote.
+    """
     for name in ("id", "output_file_id", "error_file_id"):
         yield from ids_of(document.get(name))
     yield from ids_of(object_in(document, "conversation").get("id"))
-    for item in (*objects_in(document, "output"), *objects_in(document, "data")):  # a list of one object's
+    for item in objects_in(document, "output"):
         yield from _told_by_item(item)
     for choice in objects_in(document, "choices"):
         yield from ids_of(object_in(object_in(choice, "message"), "audio").get("id"))
@@ -46,4 +49,6 @@ OBJECTS = Objects(
     may_name=may_name_ids,
     add=add_ids,
     told=_told,
+    results=frozenset({"batches"}),
+    actions=frozenset({"responses/compact", "responses/input_tokens", "threads/runs"}),
 )  # fmt: skip

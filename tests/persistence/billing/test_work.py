@@ -1,0 +1,76 @@
+"""Four times the days are four times the work: no statement that finalizes compares each row with each."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import event
+
+from tests.persistence.april import April, april, at, plan
+from tests.persistence.billing.test_due import act, customer
+
+__all__ = ["april"]
+
+# A few rows more cost nothing. What each is compared with each of grows sixteenfold.
+TIMES, FEW = 6, 300
+# So many are looked at, at least.
+STATEMENTS = 20
+
+
+def rows_in(node: Mapping[str, Any]) -> int:
+    """Rows that a plan had in hand, those it threw away as well."""
+    removed = sum(int(count) for name, count in node.items() if name.startswith("Rows Removed"))
+    own = int(node["Actual Rows"]) + removed
+    return own * int(node["Actual Loops"]) + sum(map(rows_in, node.get("Plans", ())))
+
+
+def watched(april: April) -> Counter[str]:
+    """The rows of each statement from now on, by its text, those in functions too."""
+    work = Counter[str]()
+
+    def told(notice: Any) -> None:
+        if "plan:" in notice.message_primary:
+            said = json.loads(notice.message_primary.partition("plan:")[2])
+            work[said["Query Text"]] += rows_in(said["Plan"])
+
+    def connected(connection: Any, *_: object) -> None:
+        connection.driver_connection.add_notice_handler(told)
+        cursor = connection.cursor()
+        cursor.execute("LOAD 'auto_explain'")
+        more = {"min_duration": "0", "analyze": "on", "timing": "off", "format": "json", "level": "notice"}
+        for name, value in (more | {"nested_statements": "on"}).items():
+            cursor.execute(f"SET auto_explain.log_{name} = {value}")
+        cursor.close()
+
+    event.listen(april.pool.sync_engine, "connect", connected)
+    return work
+
+
+async def test_a_note_over_four_times_the_days_is_four_times_the_work(april: April) -> None:
+    work, done = watched(april), []
+    small = await plan(april, "Small", "10.00", 1_000)
+    large = await plan(april, "Large", "100.00", 1_000)
+    for interval in ("quarterly", "annual"):
+        await april.on(at(4, 1, 1, 2027 if done else 2026))
+        terms = {"billing": "advance", "billing_interval": interval}
+        ids = await customer(april, large, april.now.date(), None, **terms)
+        of = {"organization_id": ids["organization"], "source": "subscription_segment"}
+        made = await april.do("invoices", "create", **of)
+        billed = await april.do("invoices", "finalize", made["id"])
+        await april.on(at(4, 3, 1, april.now.year))
+        await act(april, ids, "change", plan_id=small, when="now")
+        made = await april.do("invoices", "create", **of)
+        work.clear()
+        note = await april.do("invoices", "finalize", made["id"])
+        assert (note["kind"], [each["number"] for each in note["corrects"]]) == (
+            "credit_note",
+            [billed["number"]],
+        )
+        done.append(work.copy())
+    quarter, year = done
+    assert len(year) > STATEMENTS
+    grown = {said: (quarter[said], rows) for said, rows in year.items() if rows > quarter[said] * TIMES + FEW}
+    assert not grown
