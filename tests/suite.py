@@ -12,6 +12,8 @@ the same: of the test, or a race of the product. Mend it first.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,9 @@ import pytest
 
 UNSTEADY_MAX = 3
 TRIES = 2
+# Databases are copied 20 times as fast in memory, where that much of it is free.
+MEMORY = Path("/dev/shm")
+MEMORY_BYTES_MIN = 8 * 2**30
 
 
 def main(options: list[str]) -> int:
@@ -43,7 +48,16 @@ def main(options: list[str]) -> int:
 
 
 def _pytest(*options: str) -> int:
-    return subprocess.run([sys.executable, "-P", "-m", "pytest", *options], check=False).returncode
+    program = [sys.executable, "-P", "-m", "pytest", *options]
+    there = {"TMPDIR": str(MEMORY)} if _roomy() else {}
+    return subprocess.run(program, env=there | os.environ, check=False).returncode
+
+
+def _roomy() -> bool:
+    """Whether programs and their data have room in memory."""
+    if not MEMORY.is_dir() or os.statvfs(MEMORY).f_flag & os.ST_NOEXEC:
+        return False
+    return shutil.disk_usage(MEMORY).free >= MEMORY_BYTES_MIN
 
 
 if __name__ == "__main__":
