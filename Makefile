@@ -5,16 +5,21 @@ unexport PYTHONDONTWRITEBYTECODE
 # Each has servers of its own; tests of one file run in one of them, in the order of tests/conftest.py.
 # Two for each of two cores: half of what tests do is to wait.
 TEST_PROCESSES ?= 4
-.PHONY: run test versions check bytecode compile wheels run-compiled bench bench-scale docs lock clean
+SUITE = .venv/bin/python -m tests.suite -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+.PHONY: run test verify versions check bytecode compile wheels run-compiled bench bench-scale docs lock clean
 
 run: ## Start everything on this machine
 	@.ci/environment requirements.lock
 	@exec .venv/bin/tollkeeper up $(ARGS)
 
-test: ## Every check and the whole test suite
+test: ## Every check, and the tests that each change is held to
 	@.ci/environment requirements-dev.lock
 	@$(MAKE) --jobs 2 --output-sync=target check bytecode
-	.venv/bin/python -m tests.suite -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(SUITE) --tier quick $(ARGS)
+
+verify: ## What a release is held to besides: faults, the compiled hot path, image, upgrade, SDKs, archives
+	@.ci/environment requirements-dev.lock
+	$(SUITE) --tier verify $(ARGS)
 
 versions: ## What tests say of each version of PostgreSQL; fetches those that are not here
 	@.ci/environment requirements-dev.lock

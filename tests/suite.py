@@ -1,6 +1,9 @@
-"""Run tests; what fails among thousands of neighbours is tried again without them, and told.
+"""Run tests in two tiers; what fails among thousands of neighbours is tried again without them, and told.
 
-Usage: python -m tests.suite [options of pytest]
+Usage: python -m tests.suite [--tier quick|verify] [options of pytest]
+
+`quick` is what each change is held to: all but `VERIFY`, whose files take minutes each. Without a tier pytest
+runs what its options name.
 
 The tests share two cores, and real servers, sockets and clocks. So a test may fail once for its neighbours'
 sake. Where no more than `UNSTEADY_MAX` fail, their files have to pass `TRIES` times running, whole: then the
@@ -21,6 +24,34 @@ from pathlib import Path
 
 import pytest
 
+# Files and folders of the second tier: the longest first, since each is done by one process.
+VERIFY = (
+    "tests/contract/test_compiled.py",
+    "tests/faults/test_rows_others.py",
+    "tests/deploy/test_image.py",
+    "tests/faults/test_rows_processes.py",
+    "tests/faults/test_rows_redis.py",
+    "tests/deploy/test_upgrade.py",
+    "tests/journey/test_client_pages.py",
+    "tests/journey/test_howtos.py",
+    "tests/journey/test_outages.py",
+    "tests/model/test_whole.py",
+    "tests/journey/test_budget_bypasses.py",
+    "tests/journey/test_cluster.py",
+    "tests/journey/test_sdk_node.py",
+    "tests/journey/test_backup.py",
+    "tests/journey/test_parallel.py",
+    "tests/journey/test_leases.py",
+    "tests/deploy/test_rolling.py",
+    "tests/deploy/test_wheels.py",
+    "tests/deploy/test_release.py",
+    "tests/deploy/test_scrape.py",
+    "tests/deploy/test_secured.py",
+    "tests/deploy/test_tls.py",
+    "tests/ops/archive",
+    "tests/ops/backup",
+    "tests/bench",
+)
 UNSTEADY_MAX = 3
 TRIES = 2
 # Databases are copied 20 times as fast in memory, where that much of it is free.
@@ -30,6 +61,9 @@ MEMORY_BYTES_MIN = 8 * 2**30
 
 def main(options: list[str]) -> int:
     """The exit code of pytest, or 0 where all that failed was unsteady."""
+    if "--tier" in options:
+        at = options.index("--tier")
+        options[at : at + 2] = TIERS[options[at + 1]]
     with tempfile.TemporaryDirectory() as folder:
         code = _pytest(*options, "-o", f"cache_dir={folder}")
         record = Path(folder, "v", "cache", "lastfailed")
@@ -45,6 +79,9 @@ def main(options: list[str]) -> int:
                 return again
     print("\nUNSTEADY, to be mended first:", *failed, sep="\n  ", flush=True)
     return 0
+
+
+TIERS = {"quick": [f"--ignore={path}" for path in VERIFY], "verify": list(VERIFY)}
 
 
 def _pytest(*options: str) -> int:

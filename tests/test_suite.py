@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.suite import TRIES, UNSTEADY_MAX
+from tests.suite import TRIES, UNSTEADY_MAX, VERIFY
 
 ROOT = Path(__file__).resolve().parent.parent
 # Fails as often as its file says, each time once less.
@@ -67,3 +67,10 @@ def test_nothing_is_tried_again_where_much_failed_or_not_all_was_run(
 def test_a_run_without_a_failure_is_green(tmp_path: Path) -> None:
     code, said = run(tmp_path, 1, 0)
     assert (code, "again" in said) == (0, False)
+
+
+def test_each_part_of_the_second_tier_is_there_and_stands_once() -> None:
+    assert [path for path in VERIFY if not (ROOT / path).exists()] == []
+    assert [
+        path for path in VERIFY if any(Path(path).is_relative_to(other) for other in VERIFY if other != path)
+    ] == []
