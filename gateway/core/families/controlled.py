@@ -35,6 +35,19 @@ ELSEWHERE = frozenset(
 )  # fmt: skip
 OF_EVERY_FAMILY = (*MODEL_LISTS, *ELSEWHERE)
 _OF_EVERY_FAMILY = frozenset(OF_EVERY_FAMILY)
+# Where else a body may name a model that answers within the call: an advisor, a fusion, a maker of images.
+_TOOLS = (
+    "tools", "plugins", "tool_choice", "toolConfig", "tool_config", "tool_resources", "web_search_options",
+    "search_parameters", "mcp_servers", "context_management", "advisor",
+)  # fmt: skip
+_TOOLS_DEPTH_MAX = 16
+# In these a caller names its own: the arguments of its functions, and tools of a server.
+_OWN_NAMES = frozenset(
+    {
+        "function", "functionDeclarations", "function_declarations", "input_schema", "input_examples",
+        "properties", "$defs", "definitions", "output_schema", "configs", "headers", "env",
+    }
+)  # fmt: skip
 MODELS_MAX = 64
 MODEL_CHARACTERS_MAX = 256
 USER_CHARACTERS_MAX = 128
@@ -119,23 +132,50 @@ def model_in_path(document: Document, named: str | None) -> str:
 
 
 def models_beside(document: Document) -> tuple[str, ...]:
-    """Every model a list in the body names beside the one that is asked for; nothing else may answer."""
-    names_any = False
+    """Every model the body names beside the one that is asked for; nothing else may answer."""
+    found: list[str] = []
     for field in document:
         if field in _OF_EVERY_FAMILY:
-            names_any = True
+            _add_lists(document, found)
             break
-    if not names_any:
-        return ()
+    for place in _TOOLS:
+        inside = document.get(place)
+        if inside is not None:
+            _add_nested(inside, place, found, _TOOLS_DEPTH_MAX)
+    return tuple(found)
+
+
+def _add_lists(document: Document, found: list[str]) -> None:
+    """Add the models of lists at the top of a body."""
     for name in document.keys() & ELSEWHERE:
         raise InvalidRequest(f"The field {name} is not accepted: leave it out.", param=name)
-    found: list[str] = []
     for name in MODEL_LISTS:
-        if document.get(name) is not None:
-            found += [model_name(one, name) for one in _named(document[name], name)]
-            if len(found) > MODELS_MAX:
-                raise InvalidRequest(f"{name} must name at most {MODELS_MAX} models.", param=name)
-    return tuple(found)
+        _add_models(document.get(name), name, found)
+
+
+def _add_nested(value: object, path: str, found: list[str], depth: int) -> None:
+    """Add the models of a tool or plugin, at any depth, in any case: `model`, `models`, `judge_model`."""
+    if depth == 0:
+        raise InvalidRequest(f"{path} is nested more than {_TOOLS_DEPTH_MAX} deep.", param=path)
+    if isinstance(value, list):
+        for each in value:
+            _add_nested(each, path, found, depth - 1)
+    elif isinstance(value, dict):
+        functions = value.get("type") == "function"
+        for name, inside in value.items():
+            folded = name.casefold()
+            if folded.endswith(("model", "models")) or folded in MODEL_LISTS:
+                _add_models(inside, f"{path}.{name}", found)
+            elif name not in _OWN_NAMES and not (functions and name == "parameters"):
+                _add_nested(inside, path, found, depth - 1)
+
+
+def _add_models(value: object, param: str, found: list[str]) -> None:
+    """Add the models a field names, null none."""
+    if value is not None:
+        found += [model_name(one, param) for one in _named(value, param)]
+        if len(found) > MODELS_MAX:
+            raise InvalidRequest(f"{param} must name at most {MODELS_MAX} models.", param=param)
 
 
 def stated_user(value: object) -> str:

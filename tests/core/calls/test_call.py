@@ -274,6 +274,35 @@ def test_every_model_that_may_answer_is_named(stated: dict[str, object], models:
 
 
 @pytest.mark.parametrize(
+    ("stated", "models"),
+    [
+        ({"tools": [{"type": "advisor_20260301", "name": "advisor", "model": "a"}]}, ("a",)),
+        ({"tools": [{"type": "openrouter:advisor", "parameters": {"model": "a"}}]}, ("a",)),
+        ({"tools": [{"type": "x", "list": [{"fallbacks": [{"model": "a"}]}]}]}, ("a",)),
+        ({"plugins": [{"id": "fusion", "models": ["a"], "judge_model": "b"}], "models": ["c"]}, ("c", "a", "b")),
+        ({"tool_choice": {"type": "x", "Model": "a"}}, ("a",)),
+        ({"tools": [{"type": "x", "model": None}]}, ()),
+        ({"tools": [{"type": "function", "function": {"parameters": {"model": {}}}}]}, ()),
+        ({"tools": [{"type": "function", "name": "f", "parameters": {"examples": [{"model": 1}]}}]}, ()),
+        ({"tools": [{"name": "f", "input_schema": {"properties": {"model": {"type": "string"}}}}]}, ()),
+        ({"tools": [{"type": "tool_search", "parameters": {"properties": {"model": {}}}}]}, ()),
+        ({"tools": [{"functionDeclarations": [{"parametersJsonSchema": {"model": {}}}]}]}, ()),
+    ],
+)  # fmt: skip
+def test_a_model_of_a_tool_or_plugin_may_answer(stated: dict[str, object], models: tuple[str, ...]) -> None:
+    assert read("openai_chat", {"model": "m", **stated}).models_beside == models
+
+
+def test_a_tool_that_cannot_be_looked_through_is_refused() -> None:
+    deep: object = {"model": "a"}
+    for _ in range(20):
+        deep = {"x": deep}
+    assert refused("openai_chat", {"model": "m", "tools": [deep]}) == "tools"
+    for wrong in (7, {"a": 1}, [7], "", "a "):
+        assert refused("openai_chat", {"model": "m", "tools": [{"model": wrong}]}) == "tools.model"
+
+
+@pytest.mark.parametrize(
     "stated",
     [
         {"models": {"a": 1}},
