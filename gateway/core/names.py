@@ -68,7 +68,13 @@ def _look_at_each(values: list[object], names: Names) -> None:
 
 
 def _kind(name: str) -> int:
-    """What a name ends like; those that came last are remembered, within bounds."""
+    """What a name ends like; those that came last are remembered, within bounds.
+
+    With NUL in it, it is another name to a parser that ends there.
+    """
+    if "\0" in name:
+        param = name.partition("\0")[0]
+        raise InvalidRequest(f"The field {param} has NUL in its name.", param=param)
     folded = name.lower()
     kind = _ID if folded == "id" or folded.endswith(("_id", "_ids")) else 0
     kind |= _FILE if name.endswith(_FILES) else 0

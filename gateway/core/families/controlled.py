@@ -33,8 +33,16 @@ ELSEWHERE = frozenset(
         "router_settings_override", "additional_drop_params", "providerOptions", "provider_options",
     }
 )  # fmt: skip
-OF_EVERY_FAMILY = (*MODEL_LISTS, *ELSEWHERE)
-_OF_EVERY_FAMILY = frozenset(OF_EVERY_FAMILY)
+# What is read of a body beside its controlled fields, to know how much it asks with and what it names.
+_READ = (
+    "messages", "input", "prompt", "system", "instructions", "contents", "systemInstruction",
+    "system_instruction", "tools", "tool_choice", "toolConfig", "tool_config", "plugins", "mcp_servers",
+    "web_search_options", "search_parameters", "service_tier", "speed", "modalities", "conversation",
+    "previous_response_id", "container", "cache_control", "cachedContent", "cached_content",
+    "max_tool_calls",
+)  # fmt: skip
+OF_EVERY_FAMILY = (*MODEL_LISTS, *ELSEWHERE, *_READ)
+_ELSEWHERE_OR_MODELS = frozenset((*MODEL_LISTS, *ELSEWHERE))
 # Where else a body may name a model that answers within the call: an advisor, a fusion, a maker of images.
 _TOOLS = (
     "tools", "plugins", "tool_choice", "toolConfig", "tool_config", "tool_resources", "web_search_options",
@@ -63,11 +71,11 @@ class Names:
         self.folded = {name.casefold(): name for name in names}
 
     def check(self, document: Document, path: str = "") -> None:
-        """Refuse a controlled name in another case: some parsers match names without it."""
+        """Refuse a known name in another case, or with NUL behind it: some parsers take it for that name."""
         exact, folded = self.exact, self.folded
         for name in document:
             if name not in exact:
-                known = folded.get(name.casefold())
+                known = folded.get(name.partition("\0")[0].casefold())
                 if known is not None:
                     raise InvalidRequest(
                         f"The field {path}{name} must be written {path}{known}.", param=path + known
@@ -135,7 +143,7 @@ def models_beside(document: Document) -> tuple[str, ...]:
     """Every model the body names beside the one that is asked for; nothing else may answer."""
     found: list[str] = []
     for field in document:
-        if field in _OF_EVERY_FAMILY:
+        if field in _ELSEWHERE_OR_MODELS:
             _add_lists(document, found)
             break
     for place in _TOOLS:

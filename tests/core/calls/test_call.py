@@ -279,7 +279,7 @@ def test_every_model_that_may_answer_is_named(stated: dict[str, object], models:
         ({"tools": [{"type": "advisor_20260301", "name": "advisor", "model": "a"}]}, ("a",)),
         ({"tools": [{"type": "openrouter:advisor", "parameters": {"model": "a"}}]}, ("a",)),
         ({"tools": [{"type": "x", "list": [{"fallbacks": [{"model": "a"}]}]}]}, ("a",)),
-        ({"plugins": [{"id": "fusion", "models": ["a"], "judge_model": "b"}], "models": ["c"]}, ("c", "a", "b")),
+        ({"plugins": [{"models": ["a"], "judge_model": "b"}], "models": ["c"]}, ("c", "a", "b")),
         ({"tool_choice": {"type": "x", "Model": "a"}}, ("a",)),
         ({"tools": [{"type": "x", "model": None}]}, ()),
         ({"tools": [{"type": "function", "function": {"parameters": {"model": {}}}}]}, ()),
@@ -288,7 +288,7 @@ def test_every_model_that_may_answer_is_named(stated: dict[str, object], models:
         ({"tools": [{"type": "tool_search", "parameters": {"properties": {"model": {}}}}]}, ()),
         ({"tools": [{"functionDeclarations": [{"parametersJsonSchema": {"model": {}}}]}]}, ()),
     ],
-)  # fmt: skip
+)
 def test_a_model_of_a_tool_or_plugin_may_answer(stated: dict[str, object], models: tuple[str, ...]) -> None:
     assert read("openai_chat", {"model": "m", **stated}).models_beside == models
 

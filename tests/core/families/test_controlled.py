@@ -21,6 +21,13 @@ from tests.core.calls.test_call import read, refused
         (b'{"model":"a","Models":[]}', "models"),
         (b'{"model":"a","FallBacks":[]}', "fallbacks"),
         (b'{"model":"a","USER":"x"}', "user"),
+        (b'{"model":"a","Messages":[]}', "messages"),
+        (b'{"model":"a","messages":[],"me\xc5\xbfsages":[]}', "messages"),
+        (b'{"model":"a","systeminstruction":[]}', "systemInstruction"),
+        (b'{"model":"a","Service_Tier":"flex"}', "service_tier"),
+        (b'{"model":"a","max_tokens\\u0000":1}', "max_tokens"),
+        (b'{"model":"a","MODEL\\u0000x":1}', "model"),
+        (b'{"model":"a","messages":[{"content\\u0000":1}]}', "content"),
         (b'{"model":"a","API_BASE":"http://x"}', "api_base"),
         (b'{"model":"a","provideroptions":{}}', "providerOptions"),
         (
