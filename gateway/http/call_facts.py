@@ -5,7 +5,6 @@ from __future__ import annotations
 import msgspec
 
 from gateway.core.accounts.facts import NONE, TEXT_CHARACTERS_MAX, CallFacts
-from gateway.core.billing.cost import cost_nano
 from gateway.core.billing.vector import Counts, Vector
 from gateway.core.calls.call import Call
 from gateway.core.metering.detail import Detail
@@ -20,11 +19,11 @@ UPSTREAM_ERROR = "upstream_error"
 
 def settled_facts(  # noqa: PLR0917  # what a call was, part by part
     exchange: Exchange, call: Call, meter: AnswerMeter | None, usage: Usage, counts: Counts, status: int,
-    first_token: float, upstream_id: bytes, price: Vector | None, reason: str,
+    first_token: float, upstream_id: bytes, price: Vector | None, cost: int | None, reason: str,
 ) -> CallFacts:  # fmt: skip
     """The facts of a call, whose `first_token` came at this second of the exchange's clock, 0 for never.
 
-    `reason` says why it failed, empty where it did not. One that used nothing costs nothing.
+    `reason` says why it failed, empty where it did not.
     """
     started = exchange.started
     took = exchange.worker.ports.seconds() - started
@@ -35,10 +34,6 @@ def settled_facts(  # noqa: PLR0917  # what a call was, part by part
     detail = NO_DETAIL if meter is None else meter.detail
     head = exchange.head
     stated = head.attribution.metadata
-    cost = None
-    if price is not None:
-        used = usage.units > 0 or usage.total > 0
-        cost = cost_nano(price, counts, detail.tools, detail.service_tier) if used else 0
     return CallFacts(
         model=call.model,
         response_model=detail.model,

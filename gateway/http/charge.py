@@ -32,7 +32,7 @@ from gateway.http.budget_hold import BudgetHold
 from gateway.http.call_facts import NO_DETAIL, settled_facts
 from gateway.http.clock import NEVER
 from gateway.http.coverage import Coverage
-from gateway.http.priced import NO_PRICES, Admitted, price_of
+from gateway.http.priced import NO_PRICES, Admitted, cost_of, price_of
 from gateway.http.server.exchange import Exchange
 
 _UNUSED = Usage(units=0)
@@ -242,9 +242,13 @@ class Charge:
         counts = detail.counts(usage)
         price = price_of(ports.directory, self._caller, self._admitted, detail, counts, ports.seconds())
         self._stands_in = price.stands_in
+        cost: int | None = 0
+        if price.vector is None or usage.units > 0 or usage.total > 0:
+            admitted, now_s = self._admitted, ports.seconds()
+            cost = cost_of(ports.directory, self._caller, admitted, price, detail, counts, now_s)
         return settled_facts(
             exchange, call, meter, usage, counts, status, self.first_token, self.upstream_id, price.vector,
-            reason,
+            cost, reason,
         )  # fmt: skip
 
     def _settlement(self, usage: Usage, facts: CallFacts) -> Settlement:

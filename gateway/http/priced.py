@@ -11,8 +11,10 @@ from typing import Final
 
 from gateway.core.accounts.budgets import MONEY
 from gateway.core.accounts.call_budgets import CallBudgets
-from gateway.core.billing.vector import Vector
-from gateway.core.calls.answering import Priced, answering
+from gateway.core.accounts.facts import OUTPUT, REASONING
+from gateway.core.billing.cost import cost_nano
+from gateway.core.billing.vector import Counts, Vector
+from gateway.core.calls.answering import Priced, answering, is_model
 from gateway.core.calls.call import Call
 from gateway.core.calls.tariff import UNPRICED, Vectors, vectors_of
 from gateway.core.families.registry import SHAPES
@@ -103,6 +105,32 @@ def price_of(  # noqa: PLR0917  # whose call, at which prices it was admitted, a
         if vector is not None:
             return Priced(answered, vector)
     return found
+
+
+def cost_of(  # noqa: PLR0917  # as `price_of`, whose answer `price` is
+    directory: Directory, caller: Caller, admitted: Admitted, price: Priced, detail: Detail, counts: Counts,
+    now_s: float,
+) -> int | None:  # fmt: skip
+    """What a call costs in nano-units; tokens of another model within it cost what that model's do."""
+    vector = price.vector
+    if vector is None:
+        return None
+    whole, left = 0, counts
+    for model, said in detail.beside:
+        part = tuple([min(each, most) for each, most in zip(said, left, strict=True)])
+        left = tuple([most - each for each, most in zip(part, left, strict=True)])
+        known = [one for one in admitted.named if is_model(model, one.model)]
+        own = max(known, key=lambda one: len(one.model)).vector if known else None
+        if own is None and model:
+            own = directory.price(caller, model, now_s - admitted.at_s, admitted.own)
+        if own is not None and own.currency == vector.currency:
+            vectors: tuple[Vector, ...] = (own,)
+        else:
+            vectors = (vector, *in_currency(admitted, vector.currency))
+        whole += max(cost_nano(one._replace(request=0), part, tier=detail.service_tier) for one in vectors)
+    if detail.beside:  # reasoning is of the output that is left
+        left = (*left[:REASONING], min(left[REASONING], left[OUTPUT]), *left[REASONING + 1 :])
+    return whole + cost_nano(vector, left, detail.tools, detail.service_tier)
 
 
 def check_known(admitted: Admitted, call: Call, budgets: CallBudgets | None = None) -> None:

@@ -105,6 +105,34 @@ async def test_of_several_models_named_the_one_that_answers_counts_or_else_the_d
             assert charge.units == (facts.cost or 0) * 6 // 5
 
 
+@pytest.mark.parametrize(
+    ("advisor", "times"),
+    [
+        ("claude-dear", 10),
+        ("claude-dear-20260101", 10),
+        ("claude-known", 10),
+        ("claude-other", 10),
+        (ASKED, 1),
+    ],
+)
+async def test_tokens_of_an_advisor_cost_what_its_model_does(advisor: str, times: int) -> None:
+    async with staged() as stage:
+        stage.directory.prices = {ASKED: OPUS._replace(request=5), "claude-dear": DEAR._replace(request=5)}
+        stage.directory.prices["claude-known"] = DEAR
+        spent = {"type": "advisor_message", "model": advisor, "input_tokens": 1_000, "output_tokens": 100}
+        usage = {"input_tokens": 3, "output_tokens": 4, "iterations": [spent]}
+        body = json.dumps({"type": "message", "model": ANSWERED, "usage": usage}).encode()
+        stage.upstream.scripts.append([answer(body)])
+        tool = {"type": "advisor_20260301", "name": "advisor", "model": "claude-dear"}
+        asked = json.loads(MESSAGE) | {"tools": [tool]}
+        assert (await stage.ask(post(json.dumps(asked).encode(), b"/v1/messages"))).status == 200
+        facts = read_facts(stage.counters.charges[-1].metadata)
+        assert facts is not None
+        # A call, 3 and 4 tokens of the model asked for, 1,000 and 100 of the advisor's.
+        assert facts.cost == 5 + 3 * 5_000 + 4 * 25_000 + times * (1_000 * 5_000 + 100 * 25_000)
+        assert (facts.total, facts.price_id) == (1_107, 7)
+
+
 @pytest.mark.parametrize("service", ["plain", "in money"])
 async def test_a_price_that_is_set_while_a_call_runs_changes_nothing(service: str) -> None:
     async with staged() as stage:

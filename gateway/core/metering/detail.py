@@ -19,12 +19,13 @@ class Detail:
     `cache_write` are those with the short lifetime. `tools` counts uses of the provider's tools by
     name. `unknown` is the last report of use that says something nobody here knows, a JSON object, empty
     where that is too long to keep; `says_more` that there was one. `retry_s` is after how many seconds a
-    refusal says to try again.
+    refusal says to try again. `beside` are the tokens of other models that answered within the call, each
+    with the model's name; they are in what its `Usage` has.
     """
 
     __slots__ = (
-        "_believed", "_parts", "audio_input", "audio_output", "cache_write", "cache_write_1h", "image_input",
-        "image_output", "model", "retry_s", "says_more", "service_tier", "tools", "unknown",
+        "_believed", "_parts", "audio_input", "audio_output", "beside", "cache_write", "cache_write_1h",
+        "image_input", "image_output", "model", "retry_s", "says_more", "service_tier", "tools", "unknown",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -35,8 +36,10 @@ class Detail:
         self.unknown = b""
         self.says_more = False
         self.retry_s = 0.0
+        self.beside: list[tuple[str, Counts]] = []
         self._parts: dict[tuple[str, str], int] = {}
-        self._believed = (0, 0, 0, 0, 0, 0)
+        self._believed: tuple[int, int, int, int, int, int, list[tuple[str, Counts]]]
+        self._believed = (0, 0, 0, 0, 0, 0, [])
 
     def answered_by(self, model: object) -> None:
         """An answer names the model that made it."""
@@ -75,13 +78,17 @@ class Detail:
         if believed:
             self._believed = (
                 self.cache_write, self.cache_write_1h, self.audio_input, self.audio_output,
-                self.image_input, self.image_output,
+                self.image_input, self.image_output, self.beside,
             )  # fmt: skip
         else:
             (
                 self.cache_write, self.cache_write_1h, self.audio_input, self.audio_output,
-                self.image_input, self.image_output,
+                self.image_input, self.image_output, self.beside,
             ) = self._believed  # fmt: skip
+
+    def answered_within(self, model: object, counts: Counts) -> None:
+        """A report tells of tokens of a model that answered within the call, whose name may be unknown."""
+        self.beside.append((_name(model), counts))
 
     def keep(self, report: bytes) -> None:
         """A report of use says something nobody here knows: it is counted, and kept as it came."""

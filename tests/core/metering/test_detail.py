@@ -130,14 +130,6 @@ def test_a_stream_of_messages_tells_what_its_two_reports_do() -> None:
         ),
         ("openai_responses", {"input_tokens": 3, "output_tokens": 4, "thinking": {"tokens": 2}}),
         ("anthropic_messages", {"input_tokens": 3, "output_tokens": 4, "fallback_credit": {"status": 1}}),
-        (
-            "anthropic_messages",
-            {
-                "input_tokens": 3,
-                "output_tokens": 4,
-                "iterations": [{"type": "advisor_message", "model": "m", "output_tokens": 9}],
-            },
-        ),
     ],
 )
 def test_what_nobody_knows_is_kept_as_it_came_and_changes_nothing_else(
@@ -146,6 +138,25 @@ def test_what_nobody_knows_is_kept_as_it_came_and_changes_nothing_else(
     made = whole(meter, {"type": "message", "status": "completed", "usage": usage})
     assert json.loads(made.detail.unknown) == usage
     assert (made.usage().input, made.usage().output, made.usage().estimated) == (3, 4, False)
+
+
+def test_tokens_of_an_advisor_are_added_and_told_apart() -> None:
+    inside = {"type": "message", "input_tokens": 3, "output_tokens": 4}
+    advisor = {"type": "advisor_message", "model": "m", "input_tokens": 20, "output_tokens": 9}
+    advisor |= {"cache_creation_input_tokens": 7, "cache_creation": {"ephemeral_1h_input_tokens": 5}}
+    usage = {"input_tokens": 3, "output_tokens": 4, "iterations": [inside, advisor]}
+    made = whole("anthropic_messages", {"type": "message", "usage": usage})
+    assert made.detail.beside == [("m", (20, 0, 2, 5, 9, 0, 0, 0, 0, 0))]
+    assert made.detail.counts(made.usage()) == (23, 0, 2, 5, 13, 0, 0, 0, 0, 0)
+    assert (made.usage().total, made.usage().estimated) == (43, False)
+
+
+def test_an_advisor_beside_no_input_leaves_the_report_in_part() -> None:
+    usage = {
+        "output_tokens": 4,
+        "iterations": [{"type": "advisor_message", "model": "m", "input_tokens": 20}],
+    }
+    assert whole("anthropic_messages", {"type": "message", "usage": usage}).partial
 
 
 def test_numbers_of_a_wrong_type_are_read_and_mark_the_use() -> None:

@@ -1,8 +1,8 @@
 """Anthropic messages: use is split over `message_start` and `message_delta`.
 
-Tokens are input + cache creation + cache read + output, and those of compactions, which are in none of
-these. Each number is cumulative, and the last `message_delta` is the final word; `ping` says nothing; an
-`error` event ends the stream.
+Tokens are input + cache creation + cache read + output, and those of compactions and of an advisor, which
+are in none of these. Each number is cumulative, and the last `message_delta` is the final word; `ping` says
+nothing; an `error` event ends the stream.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.core.billing.vector import Counts
 from gateway.core.families.anthropic.exclusions import FAST
 from gateway.core.families.anthropic.objects import may_tell, told_by_event
 from gateway.core.metering.loose import count_text, is_there, loose_document
@@ -56,6 +57,7 @@ class _Usage(Report):
 _REPORTS = Reports(_Usage)
 # Iterations whose tokens are in the report's own numbers, and those of which the same model made a summary.
 _INSIDE, _COMPACTION = frozenset({"message", "fallback_message"}), "compaction"
+_KNOWN = frozenset({_COMPACTION, "advisor_message"})
 
 
 class _Message(msgspec.Struct):
@@ -142,11 +144,7 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
     if usage is None or (usage.input_tokens is None and usage.output_tokens is None):
         return
     detail = meter.detail
-    for each in usage.iterations or ():
-        if each.type == _COMPACTION and usage.input_tokens is not None:
-            _add(usage, each, detail.cache_write_1h)
-        elif each.type not in _INSIDE:
-            detail.keep(raw)
+    lacking = _add_iterations(meter, usage, raw)
     detail.served_as(usage.speed if usage.speed == FAST else usage.service_tier)
     for name, times in (usage.server_tool_use or {}).items():
         if not detail.used_tool(name.removesuffix("_requests"), times):
@@ -171,7 +169,35 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
     reasoning = meter.reasoning if thought is None else thought.thinking_tokens or 0
     meter.report(used, output, cached, reasoning, used + output, final=final)
     # The last report has the output; the input was in it or in the first one.
-    meter.partial = not final or usage.output_tokens is None or (not used and usage.input_tokens is None)
+    no_input = lacking or (not used and usage.input_tokens is None)
+    meter.partial = not final or usage.output_tokens is None or no_input
+
+
+def _add_iterations(meter: Meter, usage: _Usage, raw: bytes) -> bool:
+    """Add what is in no number of the report; whether another model's tokens lack an input to be added to."""
+    detail, lacking = meter.detail, False
+    detail.beside = []
+    for each in usage.iterations or ():
+        if each.type in _INSIDE:
+            continue
+        if each.type != _COMPACTION:
+            detail.answered_within(each.model, _counts(each))
+            lacking = lacking or usage.input_tokens is None
+        if usage.input_tokens is not None:
+            _add(usage, each, detail.cache_write_1h)
+        if each.type not in _KNOWN or usage.input_tokens is None:
+            detail.keep(raw)
+    return lacking
+
+
+def _counts(each: _Iteration) -> Counts:
+    """The tokens of an iteration by kind."""
+    kept = each.cache_creation
+    hour = 0 if kept is None else kept.ephemeral_1h_input_tokens or 0
+    written = (each.cache_creation_input_tokens or 0) - hour
+    read = each.cache_read_input_tokens or 0
+    counts = each.input_tokens or 0, read, written, hour, each.output_tokens or 0
+    return (*[max(0, count) for count in counts], 0, 0, 0, 0, 0)
 
 
 def _add(usage: _Usage, more: _Iteration, for_an_hour: int) -> None:
