@@ -189,7 +189,10 @@ def test_a_dear_price_is_ruled_out_only_by_what_is_documented(
 
 
 @settings(max_examples=50)
-@given(st.sampled_from(sorted(SHAPES)), st.dictionaries(st.text(max_size=9), st.none() | st.text()))
+@given(
+    st.sampled_from(sorted(SHAPES)),
+    st.dictionaries(st.text(st.characters(exclude_characters="\0"), max_size=9), st.none() | st.text()),
+)
 def test_fields_that_nobody_documented_make_no_call_cheaper(meter: str, unknown: dict[str, Any]) -> None:
     plain, more = asks_of(asked(meter), (TIERED,)), asks_of(asked(meter, **unknown), (TIERED,))
     for name in ("caches", "blobs", "sound"):
