@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
@@ -26,6 +26,7 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 GRACE_DAYS = 31
 # Advisory lock class 7810: archiving, one at a time.
 LOCK = "SELECT pg_try_advisory_lock(7810, 1)"
+_UNLOCK = "SELECT pg_advisory_unlock(7810, 1)"
 _HELD = """
 SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND (classid, objid) = (7810, 1) AND granted
    AND pid = pg_backend_pid()"""
@@ -88,6 +89,8 @@ def connected(url: str) -> Iterator[Connection]:
             if not one(connection, owner)[0]:
                 raise ArchiveFailed("the owner of the database archives: set TOLLKEEPER_DATABASE_OWNER_URL")
             yield connection
+            with suppress(psycopg.Error):  # its session may be over; if not, it ends a moment after this
+                connection.execute(_UNLOCK)
     except psycopg.Error as error:
         raise ArchiveFailed(f"PostgreSQL: {complaint(error)}") from error
 

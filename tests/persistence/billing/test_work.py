@@ -15,7 +15,7 @@ from tests.persistence.billing.test_due import act, customer
 __all__ = ["april"]
 
 # A few rows more cost nothing. What each is compared with each of grows sixteenfold.
-TIMES, FEW = 6, 300
+TIMES, FEW = 10, 300
 # So many are looked at, at least.
 STATEMENTS = 20
 # PostgreSQL's own look-up of a referenced key: on a table of five rows it may read all of them.
