@@ -272,6 +272,8 @@ async def _forward(exchange: Exchange, caller: Caller, charge: Charge) -> None:
         tail = meter.whole(link.take_payload())
     else:
         tail = await relay_body(exchange, caller, link, charge, meter, outlet)
+    if call.units_pointer and meter.unread:
+        raise UpstreamUnreachable("The upstream's answer is no document that could say its units.")
     if limited:
         leave_alone(exchange, call, answer, meter.detail.retry_s)
     if meter.told and (made := take_told(meter, call)):

@@ -13,7 +13,7 @@ from gateway.core.families.refusal import render
 from gateway.core.metering.making import AnswerMeter
 from gateway.core.metering.meter import OPEN
 from gateway.core.model import Caller, Decision
-from gateway.errors import Refusal, UpstreamUnreachable
+from gateway.errors import QuotaExceeded, Refusal, UpstreamUnreachable
 from gateway.http.charge import Charge
 from gateway.http.protocol.answer import AnswerHead
 from gateway.http.protocol.framing import LAST_CHUNK, chunk
@@ -94,11 +94,12 @@ async def relay_body(  # noqa: PLR0917  # everything an answer passes through
     """Pass the body on as it comes; give back what is left of it at its end. Raises what broke it off.
 
     A stream that has used up its hold has it extended; where nothing is left and the plan says
-    so, the stream is ended here and the rest of the upstream's is not read.
+    so, the stream is ended here, well-formed where it can be, and the rest of the upstream's is not read.
     """
     worker, call = exchange.worker, charge.call
     limits = worker.limits
-    passes = call.streamed or (call.meter in UNREAD_METERS and call.narrow is None)
+    is_read = call.narrow is not None or call.units_pointer or call.meter not in UNREAD_METERS
+    passes = call.streamed or not is_read
     held_max = 0 if passes else limits.answer_held_bytes_max
     counted_from = limits.answer_uncounted_bytes_max
     held = b""
@@ -113,17 +114,15 @@ async def relay_body(  # noqa: PLR0917  # everything an answer passes through
             return (
                 held + passed + (await _caught_up(worker, caller, call, link, meter) if meter.behind else b"")
             )
-        if link.failure is not None or meter.surplus:
-            raise link.failure or UpstreamUnreachable("The upstream's answer continues after its end.")
+        _check_unbroken(link, meter)
         passed = held + passed
         if len(passed) < held_max:
             held = passed
         else:
             held, held_max = b"", 0
             outlet.write(passed)
-        in_part = call.streamed and meter.phase == OPEN
-        if in_part and not charge.covers(meter.observed()) and (end := meter.cut()):
-            return end
+        if call.streamed and meter.phase == OPEN and not charge.covers(meter.observed()):
+            return _ended_here(meter)
         size, data, passed = len(data), b"", b""  # while it waits it has this only once: as it is written
         kept = meter.kept + len(held)
         if kept > counted_from or exchange.connection.blocked:
@@ -142,6 +141,21 @@ async def relay_body(  # noqa: PLR0917  # everything an answer passes through
             await exchange.connection.writable()
             link.go_on()
         await link.arrival()
+
+
+def _check_unbroken(link: Link, meter: AnswerMeter) -> None:
+    if link.failure is not None:
+        raise link.failure
+    if meter.surplus:
+        meter.finish()  # it is complete, and so is its report
+        raise UpstreamUnreachable("The upstream's answer continues after its end.")
+
+
+def _ended_here(meter: AnswerMeter) -> bytes:
+    end = meter.cut()
+    if not end:
+        raise QuotaExceeded("What covered this answer is used up.")
+    return end
 
 
 async def _caught_up(worker: Worker, caller: Caller, call: Call, link: Link, meter: AnswerMeter) -> bytes:

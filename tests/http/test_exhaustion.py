@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import zlib
 
 import pytest
 
 from gateway.core.billing.pricing import Pricing, TokenPrice
+from gateway.core.calls.route import Route
 from gateway.core.model import Service
 from tests.http.fakes import (
     CHAT_STREAM,
@@ -64,6 +66,46 @@ async def test_a_plan_that_cuts_ends_the_stream_well_and_charges_what_came() -> 
         assert charge.tokens >= max(40, seen)
         assert told(charge.metadata)["estimated"] is True
         await eventually(lambda: stage.upstream_connections == 0)
+
+
+async def test_a_compressed_stream_that_nothing_covers_is_broken_off_and_charged_as_seen() -> None:
+    packer = zlib.compressobj(wbits=31)
+    head = (
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-encoding: gzip\r\n"
+        b"transfer-encoding: chunked\r\n\r\n"
+    )
+    events = [packer.compress(EVENT) + packer.flush(zlib.Z_SYNC_FLUSH) for _ in range(500)]
+    async with staged() as stage:
+        stage.counters.extension = (40, True, True)
+        stage.upstream.scripts.append(
+            [head, *(part for event in events for part in (chunks(event, end=False), 0.001))]
+        )
+        got = await stage.ask(post(CHAT_STREAM))
+        assert not got.complete
+        seen = zlib.decompressobj(wbits=31).decompress(got.body).count(EVENT)
+        (charge,) = stage.counters.charges
+        assert seen < 100
+        assert charge.tokens >= max(40, seen)
+        await eventually(lambda: stage.upstream_connections == 0)
+
+
+async def test_an_answer_that_is_no_document_does_not_pass_for_one_unit() -> None:
+    pages = Route(("POST",), "/pages", "up", "search", meter="generic", units_pointer="/usage/pages")
+    document = b'{"text":"%b","usage":{"pages":500}}' % (b"x" * 9_000_000)
+    plain = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    async with staged((pages,)) as stage:
+        stage.upstream.scripts += [
+            [plain % len(document) + document],
+            [plain % 20 + b"<usage>500</usage>  "],
+            [plain % 2 + b"{}"],
+        ]
+        asked = post(b"x", b"/pages", b"accept-encoding: gzip\r\n")
+        assert len((await stage.ask(asked)).body) == len(document)
+        assert (await stage.ask(asked)).status == 502
+        assert (await stage.ask(asked)).body == b"{}"
+        await stage.settled(3)
+        assert [charge.units for charge in stage.counters.charges] == [500, 1, 1]
+        assert {one.all(b"accept-encoding")[0] for one in stage.upstream.received} == {b"identity"}
 
 
 async def test_a_message_that_is_cut_ends_in_its_own_shape() -> None:

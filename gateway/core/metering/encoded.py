@@ -1,9 +1,9 @@
 """Meter an answer that is compressed: decode a copy to read it, pass on what came.
 
 Bytes pass once all that they decode to may: an end that waits in the decoded copy waits in the
-compressed bytes as well. Decoding stops at `decoded_bytes_max` in all, and where an answer decodes to
-more than `RATIO_MAX` times its size: what is longer, broken or in a coding the standard library cannot
-read is counted by its size. One `feed` decodes a step; `behind` says that there is more to decode.
+compressed bytes as well. Decoding stops at `decoded_bytes_max` in all: what is longer, broken or in a
+coding the standard library cannot read is counted by its size. One `feed` decodes a step; `behind` says
+that there is more to decode.
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ from gateway.core.metering.tail import CODED_BYTES, Tail
 from gateway.core.model import Usage
 
 STEP_BYTES = 16 << 10  # decoded at once, as much as one read of a plain answer
-# Streams of events compress to a tenth or a thirtieth, the same word over and over to some hundredth.
-RATIO_MAX = 200
-RATIO_FROM_BYTES = 1 << 20
 DECODER_BYTES = 40 << 10  # a window and its tables
 _MEMBER_BYTES = 1 << 10  # what the beginning of a member costs, in bytes decoded
 _GZIP = 16 + zlib.MAX_WBITS
@@ -33,7 +30,7 @@ class EncodedMeter:
     """
 
     __slots__ = (
-        "_chunk", "_decoded_bytes", "_decoder", "_encoded_bytes", "_gzip", "_inner", "_members", "_started",
+        "_chunk", "_decoded_bytes", "_decoder", "_gzip", "_inner", "_members", "_started",
         "_tail", "_undecoded", "_waiting", "behind",
     )  # fmt: skip
 
@@ -41,7 +38,7 @@ class EncodedMeter:
         self._inner = inner
         self._gzip = gzip
         self._decoder: zlib._Decompress | None = zlib.decompressobj(_GZIP if gzip else zlib.MAX_WBITS)
-        self._decoded_bytes = self._encoded_bytes = self._members = 0
+        self._decoded_bytes = self._members = 0
         # What of the last chunk is still to be decoded, where `behind`.
         self._chunk = self._undecoded = b""
         self.behind = False
@@ -55,7 +52,6 @@ class EncodedMeter:
         if chunk:
             self._catch_up()
             self._chunk = self._undecoded = chunk
-            self._encoded_bytes += len(chunk)
         if chunk or self.behind:
             self._step()
         if self._tail is not None:
@@ -117,6 +113,11 @@ class EncodedMeter:
         return self._inner.surplus
 
     @property
+    def unread(self) -> bool:
+        """Whether nobody can read some of the answer inside."""
+        return self._inner.unread
+
+    @property
     def produced(self) -> bool:
         """True once the first content or the first report of use was seen."""
         return self._inner.produced
@@ -164,7 +165,7 @@ class EncodedMeter:
             if decoded:
                 left -= len(decoded)
                 self._decoded_bytes += len(decoded)
-                if self._is_too_much():
+                if self._decoded_bytes > self._inner.bounds.decoded_bytes_max:
                     self._unread(self._chunk)
                     return
                 self._inner.feed(decoded)
@@ -181,10 +182,6 @@ class EncodedMeter:
             if left <= 0:
                 self._undecoded, self.behind = data, True
                 return
-
-    def _is_too_much(self) -> bool:
-        most = min(self._inner.bounds.decoded_bytes_max, RATIO_FROM_BYTES + RATIO_MAX * self._encoded_bytes)
-        return self._decoded_bytes > most
 
     def _retry_raw(self, chunk: bytes) -> None:
         """Try `deflate` without its header, as some servers send it; else only count."""

@@ -1,7 +1,8 @@
 """Any HTTP API: units, not tokens.
 
 One unit an answer, or the amount its upstream states in `x-usage-amount`, or the number a JSON
-pointer of the configuration finds in the answer. Bodies pass unread unless a pointer asks.
+pointer of the configuration finds in the answer. Bodies pass unread unless a pointer asks: an answer that
+is then no document is `unread`, and its client is not given the end of it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import msgspec
 
 from gateway.core.calls.call import Bounds, Call
 from gateway.core.families.objects_told import told
+from gateway.core.metering.long import Shortened
 from gateway.core.metering.loose import integer, loose_document
 from gateway.core.metering.meter import Meter
 from gateway.core.metering.readable import UNREADABLE, decoded
@@ -17,12 +19,13 @@ from gateway.core.metering.tail import Tail
 from gateway.core.model import Usage
 
 UNITS_MAX = 1_000_000_000
+_NO_DOCUMENT = object()
 
 
 class GenericMeter(Meter):
     """Count units; the body passes unread, through `tail` where its own bytes tell its end."""
 
-    __slots__ = ("_kept", "_kept_bytes", "_passed", "_pointer", "_tail", "_units")
+    __slots__ = ("_document", "_passed", "_pointer", "_tail", "_units")
 
     def __init__(self, call: Call, status: int, bounds: Bounds, stated: bytes, tail: Tail | None) -> None:
         Meter.__init__(self, call, status, bounds)
@@ -34,20 +37,17 @@ class GenericMeter(Meter):
             self._take(stated)
         elif call.units_pointer and self._units:
             self._pointer = call.units_pointer
-            self._kept: list[bytes] = []
-            self._kept_bytes = 0
+            self._document = Shortened(bounds.kept_bytes_max)
 
     def feed(self, chunk: bytes) -> bytes:
         """Pass the chunk on."""
         self._passed = True
         if self._pointer:
-            self._kept_bytes += len(chunk)
-            if self._kept_bytes <= self.bounds.kept_bytes_max:
-                self._kept.append(chunk)
+            self._document.feed(chunk)
         if self._tail is None:
             return chunk
         passed = self._tail.feed(chunk)
-        self.surplus = self._tail.surplus
+        self.withheld, self.surplus = len(self._tail.rest), self._tail.surplus
         return passed
 
     def whole(self, answer: bytes) -> bytes:
@@ -61,8 +61,9 @@ class GenericMeter(Meter):
         """Find the units in the document, where they are asked for."""
         self.ended = True
         if self._pointer:
-            found = _at(b"".join(self._kept), self._pointer)
-            self._kept = []
+            value = _read(self._document.document)
+            self.unread = value is _NO_DOCUMENT and self._passed
+            found = integer(_at(value, self._pointer))
             if found is None or found < 0:
                 self.marked = True
             else:
@@ -73,7 +74,7 @@ class GenericMeter(Meter):
     @property
     def kept(self) -> int:
         """Bytes of the document that are kept."""
-        return min(self._kept_bytes, self.bounds.kept_bytes_max) if self._pointer else 0
+        return self._document.kept if self._pointer else 0
 
     @property
     def produced(self) -> bool:
@@ -120,7 +121,9 @@ class FreeMeter(Meter):
         self._kept_bytes += len(chunk)
         if self._kept_bytes <= self.bounds.kept_bytes_max:
             self._kept.append(chunk)
-        return self._tail.feed(chunk)
+        passed = self._tail.feed(chunk)
+        self.surplus = self._tail.surplus
+        return passed
 
     def finish(self) -> bytes:
         """Read what objects the document tells of."""
@@ -146,12 +149,15 @@ class FreeMeter(Meter):
         return Usage(units=0)
 
 
-def _at(document: bytes, pointer: str) -> int | None:
-    """Return the integer a JSON pointer (RFC 6901) finds, None where there is none."""
+def _read(document: bytes) -> object:
     try:
-        value: object = decoded(msgspec.json.decode, document)
+        return decoded(msgspec.json.decode, document)
     except UNREADABLE:
-        return None
+        return _NO_DOCUMENT
+
+
+def _at(value: object, pointer: str) -> object:
+    """What a JSON pointer (RFC 6901) finds, None where there is nothing."""
     for step in pointer.split("/")[1:]:
         name = step.replace("~1", "/").replace("~0", "~")
         if isinstance(value, dict):
@@ -160,4 +166,4 @@ def _at(document: bytes, pointer: str) -> int | None:
             value = value[int(name)]
         else:
             return None
-    return integer(value)
+    return value

@@ -48,6 +48,10 @@ class AnswerMeter(Protocol):
         """True once more came behind the end of the answer than is kept."""
 
     @property
+    def unread(self) -> bool:
+        """True where nobody can read some of it."""
+
+    @property
     def kept(self) -> int:
         """Bytes of the answer that are kept in memory."""
 
@@ -112,6 +116,10 @@ def make_meter(
         if call.narrow is not None and 200 <= status < 300:
             return NarrowedMeter(call, status, bounds, content_encoding)
         if call.meter == "generic":
+            coding = content_encoding.strip().lower()
+            if call.units_pointer and coding in _CODINGS:
+                decoded = GenericMeter(call, status, bounds, usage_amount, _tail(content_type, b""))
+                return EncodedMeter(decoded, coding != b"deflate")
             return GenericMeter(call, status, bounds, usage_amount, _tail(content_type, content_encoding))
         return FreeMeter(call, status, bounds, _tail(content_type, content_encoding) if call.keeps else None)
     coding = content_encoding.strip().lower() if content_encoding else b""

@@ -97,8 +97,8 @@ class Meter:
     def cut(self) -> bytes:
         """Return bytes that end the answer here, well-formed in the API's own shape.
 
-        Empty where it cannot be ended at this byte: try again after the next `feed`. A document
-        and a compressed answer never can.
+        Empty where it cannot be ended well at this byte: it is broken off. A document and a compressed
+        answer never can.
         """
         return b""
 

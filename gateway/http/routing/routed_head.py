@@ -7,7 +7,6 @@ of one kind have it in common.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -31,8 +30,6 @@ from gateway.http.server.request_driver import bare
 
 # Of a path nobody serves, in what is said of it.
 PATH_CHARS_SHOWN = 200
-_GZIP = frozenset({b"gzip", b"x-gzip", b"*"})
-_REFUSED = re.compile(rb";q=0(?:\.0*)?$")
 _SPOKEN = tuple(sorted((one for one in ALL if one.spoken_by), key=lambda one: one.spoken_by))
 
 
@@ -197,13 +194,13 @@ class HeadRouter:
         if route.meter not in UNREAD_METERS:
             lines.append(JSON_TYPE)
         taken = withheld(head, route)
-        offered = head.all(b"accept-encoding")
-        if routed.buffered and offered:
+        # An answer that must be read comes as it is: what a caller makes of its coding changes no charge.
+        is_read = routed.buffered or bool(route.units_pointer)
+        if is_read:
             taken |= {b"accept-encoding"}
         routed.withdrawn = tuple(line for kind, line in head.fields if kind.passes and kind.lower in taken)
         routed.closing_plain = _with_coding(lines, b"identity")
-        asked = routed.buffered and offered
-        routed.closing = _with_coding(lines, _readable_coding(offered)) if asked else _ended(lines)
+        routed.closing = routed.closing_plain if is_read else _ended(lines)
 
 
 def _spoken(head: RequestHead) -> Family | None:
@@ -220,13 +217,6 @@ def _with_coding(lines: list[bytes], coding: bytes) -> bytes:
 def _ended(lines: list[bytes]) -> bytes:
     """These lines, each with its end."""
     return b"".join([line + b"\r\n" for line in lines])
-
-
-def _readable_coding(values: list[bytes]) -> bytes:
-    """A coding that the client takes and a meter can read; an answer in another could only be estimated."""
-    offered = b",".join(values).lower().replace(b" ", b"").split(b",")
-    accepted = {offer.partition(b";")[0] for offer in offered if not _REFUSED.search(offer)}
-    return b"gzip" if _GZIP & accepted else b"identity"
 
 
 def _place(base_url: str) -> tuple[bytes, bytes]:

@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.calls.call import Bounds
-from gateway.core.metering.encoded import RATIO_FROM_BYTES, RATIO_MAX, STEP_BYTES
+from gateway.core.metering.encoded import STEP_BYTES
 from gateway.core.metering.making import AnswerMeter, make_meter
 from gateway.core.metering.meter import BEHIND_END_BYTES_MAX, CLOSED, FINISHED, OPEN
-from gateway.core.metering.tail import CODED_BYTES
+from gateway.core.metering.tail import CODED_BYTES, Brackets
 from tests.core.meter.recorded import (
     CHAT,
     CHAT_FRAMES,
@@ -247,15 +247,73 @@ def test_an_end_in_front_of_more_than_is_kept_of_an_event_waits() -> None:
 
 @pytest.mark.parametrize("event", [b"\n\n", b":\n\n", b"data:{}\n\n", b"data: x\n"])
 def test_an_answer_that_decodes_to_too_much_is_read_no_further(event: bytes) -> None:
+    most = 1 << 20
     body = gzip.compress(event * ((8 << 20) // len(event)))
-    most = RATIO_FROM_BYTES + RATIO_MAX * len(body)
-    meter = make_meter(call("openai_chat"), 200, SSE, b"gzip")
+    meter = make_meter(call("openai_chat"), 200, SSE, b"gzip", Bounds(decoded_bytes_max=most))
     steps, passed = 1, meter.feed(body)
     while meter.behind:
         steps, passed = steps + 1, passed + meter.feed(b"")
     assert 10 < steps <= most // STEP_BYTES + 2
     assert passed == body[:-CODED_BYTES]
     assert passed + meter.finish() == body
+
+
+@pytest.mark.parametrize("api", ["openai_chat", "generic"])
+def test_an_answer_that_packs_well_is_read_to_its_report(api: str) -> None:
+    """However much smaller it came: 3 MiB of blanks are some three thousand bytes."""
+    usage = b'{"x":"%b","usage":{"prompt_tokens":900,"completion_tokens":32,"total_tokens":932}}'
+    asked = call(api, streamed=False)
+    asked.units_pointer = "/usage/total_tokens"
+    body = gzip.compress(usage % (b" " * (3 << 20)))
+    meter = make_meter(asked, 200, JSON, b"gzip")
+    assert meter.feed(body) + meter.finish() == body
+    used = meter.usage()
+    assert (used.total, used.units, used.estimated) == (
+        (932, 1, False) if api != "generic" else (0, 932, False)
+    )
+
+
+JSONS = st.recursive(
+    st.none()
+    | st.integers()
+    | st.text(max_size=6)
+    | st.sampled_from(['"', "\\", '\\"', "}]", "[{", "\n\t", " " * 9]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(JSONS.map(lambda inner: [inner]), st.booleans(), st.data())
+def test_a_document_ends_where_its_brackets_close(
+    document: object, escaped: bool, data: st.DataObject
+) -> None:
+    text = json.dumps(document, ensure_ascii=escaped).encode()
+    places = sorted(data.draw(st.lists(st.integers(0, len(text) - 1), max_size=6)))
+    brackets = Brackets()
+    for start, end in pairwise([0, *places]):
+        brackets.feed(text[start:end])
+        assert not brackets.closed
+    brackets.feed(text[max(places, default=0) :])
+    assert brackets.closed
+
+
+@pytest.mark.parametrize("api", ["openai_chat", "generic", "none"])
+def test_blanks_in_a_text_are_no_end(api: str) -> None:
+    """Nor is any of them kept back; behind the document they are, and too many of them are a surplus."""
+    blanks = b" " * (3 * BEHIND_END_BYTES_MAX)
+    body = (
+        b'{"choices":[{"message":{"content":"%b"}}],"usage":{"prompt_tokens":7,"completion_tokens":5}}'
+        % blanks
+    )
+    asked = call(api, streamed=False)
+    for cuts in ([], [len(body) // 2], list(range(0, len(body), 16_384))):
+        meter = make_meter(asked, 200, JSON)
+        passed = feed_all(meter, body, cuts)
+        assert (meter.surplus, len(passed) >= len(body) - 1) == (False, True)
+        meter.feed(blanks)
+        assert meter.surplus == (api != "none")
+        assert (passed + meter.finish()).startswith(body)
+        assert meter.usage().total == (12 if api == "openai_chat" else 0)
 
 
 def test_what_was_not_decoded_yet_is_before_more_comes() -> None:

@@ -283,22 +283,14 @@ def test_no_field_sends_another_path_elsewhere_than_its_route_says(fields: bytes
     assert [head_router.route(head).upstream for head in heads] == ["up", "elsewhere"]
 
 
-@pytest.mark.parametrize(
-    ("offered", "asked"),
-    [
-        (b"gzip, deflate, br, zstd", b"gzip"), (b"br;q=1.0, gzip;q=0.5", b"gzip"), (b"br, zstd", b"identity"),
-        (b"gzip;q=0, br", b"identity"), (b"*", b"gzip"), (b"", b"identity"), (b"gzip; q=0.0", b"identity"),
-    ],
-)  # fmt: skip
-async def test_a_metered_answer_is_asked_for_in_a_coding_that_can_be_read(
-    offered: bytes, asked: bytes
-) -> None:
+@pytest.mark.parametrize("offered", [b"gzip, br", b"*", b"", b"gzip;q=0, *"])
+async def test_an_answer_that_is_read_is_asked_for_as_it_is(offered: bytes) -> None:
     async with staged() as stage:
         fields = b"Accept-Encoding: " + offered + b"\r\n"
         await stage.ask(post(CHAT, fields=fields))
         await stage.ask(post(b"x", b"/services/search/x", fields=fields))
         metered, passed = stage.upstream.received
-        assert metered.all(b"accept-encoding") == [asked]
+        assert metered.all(b"accept-encoding") == [b"identity"]
         assert passed.all(b"accept-encoding") == [offered]
 
 
