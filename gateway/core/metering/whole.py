@@ -11,6 +11,7 @@ from gateway.core.families.objects_told import may_tell, told
 from gateway.core.metering.long import Shortened
 from gateway.core.metering.loose import is_object, loose_document, text_bytes, texts_in
 from gateway.core.metering.meter import TOKENIZED_BYTES_MAX, Dialect, Meter, slim
+from gateway.core.metering.readable import BRACKETS_MAX
 from gateway.core.metering.tail import Tail
 
 
@@ -51,6 +52,10 @@ class WholeMeter(Meter):
             self._shortened.read_ends(self, self._dialect)
         elif self.call.keeps and may_tell(self.call.family, document):
             self.told += told(self.call.family, loose_document(document))
+        if not self.reported and len(document) > BRACKETS_MAX:  # more brackets than are looked at, maybe
+            ends = Shortened(0)
+            ends.feed(document)
+            ends.read_ends(self, self._dialect)
         self._examine()
         if not self.reported and (document or self._shortened is None):
             self._judge(document.strip())

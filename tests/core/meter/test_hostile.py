@@ -148,3 +148,10 @@ def test_the_amount_of_any_api_is_found_beside_what_is_odd() -> None:
     made = make_meter(asked, 200, JSON)
     made.whole(b'{"text":"\\ud83d","n":12}')
     assert made.usage().units == 12
+
+
+@pytest.mark.parametrize("depth", [500, 90_000, 200_000])
+def test_the_report_behind_a_deep_nesting_is_read(depth: int) -> None:
+    made = make_meter(call("anthropic_messages", streamed=False), 200, JSON)
+    made.whole(b'{"x":%b%b,"usage":{"input_tokens":7,"output_tokens":8}}' % (b"[" * depth, b"]" * depth))
+    assert (made.usage().total, made.usage().estimated) == (15, False)
