@@ -15,6 +15,7 @@ from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.reading import limit_output
 from gateway.core.calls.tariff import charge_of, rate_of
 from gateway.core.calls.tool_uses import limit_uses
+from gateway.core.families.numbers import check_numbers
 from gateway.core.families.refusal import from_decision
 from gateway.core.metering.making import AnswerMeter
 from gateway.core.model import (
@@ -36,6 +37,7 @@ from gateway.http.priced import NO_PRICES, Admitted, cost_of, price_of
 from gateway.http.server.exchange import Exchange
 
 _UNUSED = Usage(units=0)
+_NO_FIELDS: frozenset[str] = frozenset()
 # The status a client is told, 0 for its upstream's, and why.
 Failed = tuple[int, str]
 _NOT: Failed = (0, "")
@@ -140,8 +142,15 @@ class Charge:
             of_budgets = budget_hold.bound(request, decision, estimate, call)
             if bound is None or (of_budgets is not None and of_budgets < bound):
                 bound = of_budgets
-        if bound is not None and estimate.least:
-            limit_output(call, bound)
+        if bound is not None:
+            self._bind(bound, stated=not estimate.least)
+
+    def _bind(self, output: int, *, stated: bool) -> None:
+        """Have no answer be longer than is held: what could overrule the call's maximum is refused."""
+        upstream = self._worker.upstreams.get(self._exchange.routed.upstream)
+        check_numbers(self.call, _NO_FIELDS if upstream is None else upstream.target.fields)
+        if not stated:
+            limit_output(self.call, output)
 
     async def settle(
         self, status: int, complete: bool, abandoned: bool = False, failed: Failed = _NOT

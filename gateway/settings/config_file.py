@@ -37,6 +37,7 @@ from gateway.settings.tls_files import authority_at
 ANY_METHODS = ("ANY",)
 CONFIG_BYTES_MAX = 1 << 20
 WORKLOADS_MAX = 10_000
+FIELDS_MAX = 100
 
 Method = Literal["ANY", "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ else:
     FamilyName = StrEnum("FamilyName", {name: name for name in FAMILIES})
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Pointer = Annotated[str, msgspec.Meta(pattern=r"^(/([^~/]|~0|~1)*)*$", max_length=256)]
+FieldName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 Query = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._~-]{1,64}$")]
 # A workload by the URI of its certificate, and the API key that it uses.
 Uri = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9+.-]*://[\x21-\x7e]{1,2000}$")]
@@ -128,6 +130,7 @@ class _Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key_file: str | None = None
     limits: Literal["account", "caller"] = "account"
     proxy: str = ""
+    fields: Annotated[tuple[FieldName, ...], msgspec.Meta(max_length=FIELDS_MAX)] = ()
 
 
 class _Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -254,6 +257,7 @@ def _target(name: str, written: _Upstream) -> UpstreamTarget:
         written.cert_file,
         written.key_file,
         own_proxies(written.proxy, f"upstreams.{name}.proxy"),
+        fields=frozenset(written.fields),
     )
 
 

@@ -129,6 +129,21 @@ async def test_under_a_strict_plan_a_call_without_a_maximum_is_sent_with_what_it
         assert (stated, stage.counters.holds[1].least) == (json.loads(CHAT), 0)
 
 
+async def test_under_a_strict_plan_a_number_that_nobody_knows_is_refused_unless_its_upstream_allows_it() -> (
+    None
+):
+    body = CHAT[:-1] + b',"n_predict":20000}'
+    async with staged() as stage:
+        assert (await stage.ask(post(body))).status == 200
+        decision = stage.counters.decision
+        assert decision is not None
+        decision.held_tokens, decision.bounded = READ + 90, True
+        got = await stage.ask(post(body))
+        assert (got.status, b"n_predict" in got.body) == (400, True)
+        await stage.settled(2)
+        assert (len(stage.counters.charges), len(stage.upstream.received)) == (1, 1)
+
+
 async def test_without_a_strict_plan_a_call_is_sent_as_it_came() -> None:
     async with staged() as stage:
         assert (await stage.ask(post(UNSTATED))).status == 200

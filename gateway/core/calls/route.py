@@ -57,7 +57,8 @@ class UpstreamTarget:
 
     `cert_file` and `key_file` are the certificate that it is shown. `limits` says whom it refuses by limits
     of its own: its whole `account`, or the `caller` alone. `proxies` are its own where it names any;
-    `via` is the one that connections go through, None where they go straight there.
+    `via` is the one that connections go through, None where they go straight there. `fields` are numbers in
+    bodies that may go there unread.
     """
 
     name: str
@@ -69,3 +70,4 @@ class UpstreamTarget:
     key_file: str | None = None
     proxies: Proxies | None = None
     via: Proxy | None = None
+    fields: frozenset[str] = frozenset()

@@ -37,7 +37,8 @@ class Shape:
     upstream keeps something of an answer under an id. `unframed` meters a stream that is no events. The most
     uses of provider's tools is stated for all of them by the call's field `uses`, or by each tool's field
     `tool_uses`, which those take whose type begins with one of `limited_tools`. `operation` is what
-    OpenTelemetry calls it. `media` are the places where it takes pictures, sound and files.
+    OpenTelemetry calls it. `numbers` are those that `read` takes. `media` are the places where it takes
+    pictures, sound and files.
     """
 
     read: Reader
@@ -52,6 +53,7 @@ class Shape:
     tool_uses: str = ""
     limited_tools: tuple[str, ...] = ()
     operation: str = "chat"
+    numbers: frozenset[str] = frozenset()
     media: MediaPlaces = field(default_factory=MediaPlaces)
 
 

@@ -42,6 +42,7 @@ FAMILY = ApiFamily(
         "anthropic_messages": Shape(
             calls.read_messages, messages.DIALECT, "max_tokens",
             always_reports=True, keeps=lambda document: True,
+            numbers=frozenset({"max_tokens"}),
             tool_uses="max_uses", limited_tools=("web_search_", "web_fetch_"),
             media=MediaPlaces("messages", {"image": _BASE64, "document": _BASE64}),
         )

@@ -37,6 +37,7 @@ def _shape(*, streamed: bool) -> Shape:
     return Shape(
         calls.read_generate, answers.DIALECT, "maxOutputTokens", calls.config_of,
         always_reports=True, unframed=ArrayMeter if streamed else None, operation="generate_content",
+        numbers=frozenset({"maxOutputTokens", "max_output_tokens", "candidateCount", "candidate_count"}),
         media=MediaPlaces("contents", by_name={"inlineData": _INLINE, "inline_data": _INLINE}),
     )  # fmt: skip
 

@@ -49,10 +49,16 @@ _SHAPES = {
         "max_completion_tokens",
         asks_for_usage=True,
         keeps=keeps_chat,
+        numbers=frozenset({"n", "max_tokens", "max_completion_tokens"}),
         media=_CHAT_MEDIA,
     ),
     "openai_completions": Shape(
-        calls.read_completions, chat.DIALECT, "max_tokens", asks_for_usage=True, operation="text_completion"
+        calls.read_completions,
+        chat.DIALECT,
+        "max_tokens",
+        asks_for_usage=True,
+        operation="text_completion",
+        numbers=frozenset({"n", "best_of", "max_tokens"}),
     ),
     "openai_responses": Shape(
         calls.read_responses,
@@ -60,6 +66,7 @@ _SHAPES = {
         "max_output_tokens",
         keeps=lambda document: True,
         uses="max_tool_calls",
+        numbers=frozenset({"max_output_tokens", "max_tool_calls"}),
         media=_RESPONSES_MEDIA,
     ),
     "openai_embeddings": Shape(calls.read_embeddings, chat.DIALECT, operation="embeddings"),
