@@ -58,10 +58,10 @@ class Meter:
     """
 
     __slots__ = (
-        "behind", "bounds", "cached", "call", "content_events", "detail", "ended", "failed", "final",
-        "finished",
-        "input", "marked", "opening", "output", "partial", "phase", "position", "reasoning", "reported",
-        "status", "surplus", "text_bytes", "texts", "told", "total", "uncounted", "unread", "withheld",
+        "_reported_at", "behind", "bounds", "cached", "call", "content_events", "detail", "ended", "failed",
+        "final", "finished", "input", "marked", "opening", "output", "partial", "phase", "position",
+        "reasoning", "reported", "status", "surplus", "text_bytes", "texts", "told", "total", "uncounted",
+        "unread", "withheld",
     )  # fmt: skip
 
     def __init__(self, call: Call, status: int, bounds: Bounds) -> None:
@@ -70,7 +70,7 @@ class Meter:
         self.bounds = bounds
         self.input = self.output = self.cached = self.reasoning = self.total = 0
         self.detail = Detail()
-        self.text_bytes = self.content_events = self.finished = self.withheld = 0
+        self.text_bytes = self.content_events = self.finished = self.withheld = self._reported_at = 0
         self.phase: int = OPEN
         self.behind = False
         self.told: list[str] = []
@@ -145,8 +145,9 @@ class Meter:
         if ended_well and self.call.reports and (self.partial or not self.reported):
             return self._ceiling()
         if self.reported:
+            is_final = self.final and self.content_events == self._reported_at
             if not self.uncounted and (
-                self.final or (self.ended and not self.failed and self.counted() <= self.output)
+                is_final or (self.ended and not self.failed and self.counted() <= self.output)
             ):
                 return Usage(
                     self.input, self.output, self.cached, self.reasoning, self.total, 1, True, self.marked
@@ -184,6 +185,7 @@ class Meter:
     def report(self, used: int, output: int, cached: int, reasoning: int, total: int, *, final: bool) -> None:
         """Take a report of use, cumulative from the start of the answer.
 
+        One that is not final lowers no earlier one, and content behind a final one shows that it was not.
         Numbers over the bound are clamped, a negative output is replaced by what was counted,
         and a final report smaller than an earlier final one is not believed; each marks the usage.
         """
@@ -205,6 +207,13 @@ class Meter:
                 used = min(used, most - output)
             else:
                 output = min(output, most - used)
+        if self.reported and not final:
+            used, output, reasoning = (
+                max(used, self.input),
+                max(output, self.output),
+                max(reasoning, self.reasoning),
+            )
+            cached, total = max(cached, self.cached), max(total, used + output)
         if self.final and total < self.total:
             self.marked = True
             self.detail.believe(False)
@@ -214,7 +223,7 @@ class Meter:
             used, output, cached, reasoning, total,
         )  # fmt: skip
         self.reported, self.uncounted = True, uncounted
-        self.final = self.final or final
+        self.final, self._reported_at = self.final or final, self.content_events
 
     def _ceiling(self) -> Usage:
         """All that the call could use: whose API always tells, and did not, may have been kept from it."""

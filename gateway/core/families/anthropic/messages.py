@@ -14,6 +14,7 @@ import msgspec
 from gateway.core.billing.vector import Counts
 from gateway.core.families.anthropic.exclusions import FAST
 from gateway.core.families.anthropic.objects import may_tell, told_by_event
+from gateway.core.metering.content import may_hold_more, see_content
 from gateway.core.metering.loose import count_text, is_there, loose_document
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.readable import UNREADABLE, decoded
@@ -81,6 +82,8 @@ class _Event(msgspec.Struct):
     usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
+# Where events have content.
+_HOLDERS = {"content_block_start": "content_block", "content_block_delta": "delta"}
 _whole = msgspec.json.Decoder(_Message).decode
 _event = msgspec.json.Decoder(_Event).decode
 
@@ -107,14 +110,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         if event.get("type") == "message_stop":
             meter.phase = CLOSED
         return False
-    delta = read.delta
-    if delta is not None:
-        text = delta.text or delta.partial_json or delta.thinking
-        if text:
-            meter.saw(text)
-            meter.content_events += 1
-        if is_there(delta.stop_reason):
-            meter.finished += 1
+    _see(meter, read, data)
     if read.type == "content_block_start" and read.index is not None:
         meter.position = read.index
     elif read.type == "content_block_stop":
@@ -129,6 +125,19 @@ def _read_event(meter: Meter, data: bytes) -> bool:
     if meter.call.keeps and may_tell(data):
         meter.told += told_by_event(loose_document(data))
     return False
+
+
+def _see(meter: Meter, read: _Event, data: bytes) -> None:
+    delta, before = read.delta, meter.text_bytes
+    if delta is not None:
+        text = delta.text or delta.partial_json or delta.thinking
+        if text:
+            meter.saw(text)
+            meter.content_events += 1
+        if is_there(delta.stop_reason):
+            meter.finished += 1
+    if read.type in _HOLDERS and may_hold_more(data, meter.text_bytes - before):
+        see_content(meter, loose_document(data).get(_HOLDERS[read.type]), meter.text_bytes - before)
 
 
 def _note_end(meter: Meter, kind: str | None) -> None:
@@ -155,15 +164,19 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
         used = meter.input
     else:
         created, kept = usage.cache_creation_input_tokens, usage.cache_creation
+        short, hour = detail.cache_write, detail.cache_write_1h
         if kept is not None:
-            detail.cache_write_1h = kept.ephemeral_1h_input_tokens or 0
+            hour = kept.ephemeral_1h_input_tokens or 0
             if created is None:
-                created = detail.cache_write_1h + (kept.ephemeral_5m_input_tokens or 0)
+                created = hour + (kept.ephemeral_5m_input_tokens or 0)
         if created is not None:
-            detail.cache_write = created - detail.cache_write_1h
-        used = usage.input_tokens + detail.cache_write + detail.cache_write_1h + cached
-        if min(usage.input_tokens, created or 0, detail.cache_write_1h, cached) < 0:
+            short = created - hour
+        used = usage.input_tokens + short + hour + cached
+        if min(usage.input_tokens, created or 0, hour, cached) < 0:
             used = NO_COUNT  # what is no number of tokens takes nothing off the others
+        elif used < meter.input:  # it only grows: what was read is not unread
+            used, cached, short, hour = meter.input, meter.cached, detail.cache_write, detail.cache_write_1h
+        detail.cache_write, detail.cache_write_1h = short, hour
     output = meter.output if usage.output_tokens is None else usage.output_tokens
     thought = usage.output_tokens_details
     reasoning = meter.reasoning if thought is None else thought.thinking_tokens or 0

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from gateway.core.families.gemini.limits import REFUSED, retry_told
+from gateway.core.metering.content import may_hold_more, see_content
 from gateway.core.metering.detail import Detail
 from gateway.core.metering.loose import count_text, is_there, loose_document
 from gateway.core.metering.meter import Dialect, Meter
@@ -103,6 +104,7 @@ def take(meter: Meter, document: bytes, final: bool) -> None:
     if read.error is not msgspec.UNSET:
         meter.failed = True
     meter.detail.answered_by(read.model_version)
+    before, whole = meter.text_bytes, final
     for place, candidate in enumerate(read.candidates or ()):
         if candidate.grounding_metadata is not None:
             _note_searches(meter.detail, candidate, place)
@@ -110,6 +112,8 @@ def take(meter: Meter, document: bytes, final: bool) -> None:
         if candidate.finish_reason is not None:
             final = True
             meter.finished += 1
+    if read.candidates and not whole and may_hold_more(document, meter.text_bytes - before):
+        _see_more(meter, document, meter.text_bytes - before)
     if read.prompt_feedback is not None and is_there(read.prompt_feedback.block_reason):  # nothing follows
         final = True
         meter.finished += 1
@@ -134,6 +138,12 @@ def _see(meter: Meter, candidate: _Candidate) -> None:
         elif part.function_call is not msgspec.UNSET:
             meter.text_bytes += len(bytes(part.function_call))
     meter.content_events += 1
+
+
+def _see_more(meter: Meter, document: bytes, seen: int) -> None:
+    candidates = loose_document(document).get("candidates")
+    if isinstance(candidates, list):
+        see_content(meter, [one.get("content") for one in candidates if isinstance(one, dict)], seen)
 
 
 def _report(meter: Meter, raw: bytes, final: bool) -> None:

@@ -21,6 +21,7 @@ from gateway.core.families.openai.shapes import (
     read_whole,
 )
 from gateway.core.families.openai.use import any_count, note_parts, note_tools
+from gateway.core.metering.content import may_hold_more, see_content
 from gateway.core.metering.loose import count_text, is_there, loose_document
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.readable import UNREADABLE, decoded
@@ -51,8 +52,11 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         return _report_loose(meter, event) and event.get("choices") == []
     if meter.call.keeps and not meter.told:
         meter.told += told_of(OBJECTS, loose_document(data))
+    before = meter.text_bytes
     for choice in read.choices or ():
         _see(meter, choice)
+    if read.choices and may_hold_more(data, meter.text_bytes - before):
+        see_content(meter, loose_document(data).get("choices"), meter.text_bytes - before)
     if is_there(read.error):
         meter.failed = True
     if not meter.detail.model:

@@ -16,6 +16,7 @@ from gateway.core.families.family import object_in, told_of
 from gateway.core.families.openai.objects import OBJECTS
 from gateway.core.families.openai.shapes import InputDetails, OutputDetails
 from gateway.core.families.openai.use import any_count, note_parts, note_tools
+from gateway.core.metering.content import may_hold_more, see_content
 from gateway.core.metering.detail import Detail
 from gateway.core.metering.loose import count_text, is_there, loose_document
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
@@ -54,6 +55,7 @@ class _Event(msgspec.Struct):
     type: str | None = None
     delta: str | None = None
     sequence_number: int | None = None
+    item: msgspec.Raw = msgspec.Raw(b"null")
     response: _Response | None = None
 
 
@@ -64,6 +66,8 @@ _OWN_TOOLS = frozenset({"function_call", "custom_tool_call", "mcp_call"})
 # What is done with a page that a search found is no search.
 _READING = ({"type": "open_page"}, {"type": "find_in_page"})
 _CLOSING = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
+# Events that say again what others said, or of what is to come.
+_NO_CONTENT = (".done", ".added", ".created", ".queued", ".in_progress", ".searching", "error", *_CLOSING)
 _OVER = frozenset({"completed", "incomplete", "failed", "cancelled"})
 _whole = msgspec.json.Decoder(_Response).decode
 _event = msgspec.json.Decoder(_Event).decode
@@ -91,9 +95,15 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         if event.get("type") in _CLOSING:
             meter.phase = CLOSED
         return False
+    seen = meter.text_bytes
     if read.delta:
         meter.saw(read.delta)
         meter.content_events += 1
+    seen = meter.text_bytes - seen
+    if read.type == "response.output_item.done":
+        _note_item(meter, bytes(read.item))
+    elif not (read.type or "").endswith(_NO_CONTENT) and may_hold_more(data, seen):
+        see_content(meter, loose_document(data), seen)
     if read.sequence_number is not None:
         meter.position = read.sequence_number
     if read.type == "error":
@@ -123,6 +133,13 @@ def _note_items(detail: Detail, output: Iterable[msgspec.Raw]) -> None:
     tools = Counter(kind for raw in output if (kind := _tool_of(bytes(raw))))
     for kind, times in tools.items():
         detail.used_tool(kind, times)
+
+
+def _note_item(meter: Meter, raw: bytes) -> None:
+    """Note a use of a tool that is done: the answer may end before it says all of them."""
+    kind = _tool_of(raw)
+    if kind and meter.detail.used_tool(kind, meter.detail.tools.get(kind, 0) + 1):
+        meter.content_events += 1
 
 
 def _tool_of(raw: bytes) -> str:
