@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
@@ -25,17 +26,25 @@ _RETURNED = ("charge.refund", "refund.", "charge.dispute.")
 class StripeEvents:
     """Reads what comes to the endpoint that Stripe was given, signed with the secret of now."""
 
-    def __init__(self, secret: Callable[[], str], *, tolerance_s: int = TOLERANCE_S) -> None:
-        self._secret = secret
+    def __init__(
+        self,
+        secret: Callable[[], str],
+        *,
+        tolerance_s: int = TOLERANCE_S,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._secret, self._clock = secret, clock
         self._tolerance_s = tolerance_s
 
     def read(self, body: bytes, signature: str) -> Collected | Returned | None:
         """What is told; None where it is about no invoice and no money that went back.
 
-        `Unauthorized` where it is not Stripe's, or older than the tolerance.
+        `Unauthorized` where it is not Stripe's, or older than the tolerance or as much ahead.
         """
         try:
             stripe.WebhookSignature.verify_header(body, signature, self._secret(), self._tolerance_s)
+            if _signed_at(signature) > self._clock() + self._tolerance_s:
+                raise Unauthorized("The signature is of the future.")
         except (stripe.SignatureVerificationError, UnicodeDecodeError) as error:
             raise Unauthorized("The signature is not Stripe's, or it is too old.") from error
         try:
@@ -44,8 +53,13 @@ class StripeEvents:
             if about in _RETURNS:
                 return _returned(event)
             return _collected(event) if about == "invoice" else None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise AdminRefusal("The body is no event of Stripe's.") from error
+
+
+def _signed_at(signature: str) -> int:
+    """The moment of a verified signature, in seconds: its library looks no further than its age."""
+    return int(next(part[2:] for part in signature.split(",") if part.startswith("t=")))
 
 
 def _collected(event: Any) -> Collected | None:

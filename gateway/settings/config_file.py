@@ -285,8 +285,10 @@ def _route(written: _Route) -> Route:
         raise SettingError(f"routes {written.path}: a metered route needs a service")
     if written.units_pointer and written.meter != "generic":
         raise SettingError(f"routes {written.path}: units_pointer belongs to meter: generic")
-    if (written.queries or written.usage) and written.meter in UNREAD_METERS:
-        raise SettingError(f"routes {written.path}: queries and usage belong to the meters of a family")
+    if written.usage and written.meter in UNREAD_METERS:
+        raise SettingError(f"routes {written.path}: usage belongs to the meters of a family")
+    if written.queries and written.meter in UNREAD_METERS and written.family == GENERIC:
+        raise SettingError(f"routes {written.path}: queries belongs to the routes of a family")
     path, family = written.path.replace("{path...}", "{path…}"), Family(str(written.family))
     try:
         expression_of(path, FAMILIES[family].segment)

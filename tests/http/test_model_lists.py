@@ -128,7 +128,7 @@ async def test_beside_the_list_no_other_one_passes() -> None:
         assert (await asked(stage, document)).body == b'{"object":"list","data":[{"id":"a"}]}'
 
 
-@pytest.mark.parametrize("query", [b"alt=sse&pageSize=5", b"pageSize=5&%61lt=sse"])
+@pytest.mark.parametrize("query", [b"alt=sse&pageSize=5", b"pageSize=5&alt=sse"])
 async def test_a_list_that_is_looked_through_is_asked_for_as_json(query: bytes) -> None:
     async with staged(routes=WITH_SLASHES) as stage:
         stage.directory.caller = replace(CALLER, models=frozenset({"a"}))

@@ -387,7 +387,7 @@ def test_variables_are_replaced_in_strings_only_where_written(tmp_path: Path) ->
         ),
         (
             "routes: [{path: /x, upstream: openai, queries: [a]}]",
-            "routes /x: queries and usage belong to the meters of a family",
+            "routes /x: queries belongs to the routes of a family",
         ),
         (
             "routes: [{path: /x, upstream: openai, service: x, meter: openai_chat, queries: ['a&b']}]",

@@ -1,14 +1,13 @@
 """What may come with the body of a call to an API family: its content type, its query, its fields.
 
 What an API's own infrastructure reads there can leave the use out of an answer, shape it so that
-no meter reads it, or make another call of it. So the query of a metered call is an allow-list,
-and fields known to do such things never pass.
+no meter reads it, or make another call of it. So what a query may have is on a list, and fields known to
+do such things never pass.
 """
 
 from __future__ import annotations
 
 import re
-from urllib.parse import unquote_to_bytes
 
 from gateway.core.calls.route import Route
 from gateway.core.families.family import ApiFamily
@@ -26,11 +25,16 @@ _JSON = re.compile(
 )
 _PLAIN = re.compile(rb"[A-Za-z0-9._~-]{0,64}")
 
-# On routes that cost nothing a query passes, but for what would make another call of it.
-_NEVER = frozenset(
-    b"fields fieldmask callback httpmethod method xhttpmethodoverride uploadtype uploadprotocol".split()
+# What the families' references have on routes that cost nothing: pages and filters of lists, parts of an
+# object. Clients of several families ask for one path, so all of them are on all.
+_OF_LISTS = frozenset(
+    b"limit after before after_id before_id order pageSize pageToken page_size page_token page filter include"
+    b" include[] include%5B%5D include%5b%5d purpose type starting_after include_obfuscation stream model"
+    b" return_partial_success returnPartialSuccess updateMask scope_id include_archived created_after"
+    b" created_before".split()
 )
-_CHOSEN = {name: values for one in ALL for name, values in one.queries.items() if values is not None}
+_EVERYWHERE = {name: values for one in ALL for name, values in one.queries.items()}
+_LISTS = ("[]", "%5B%5D", "%5b%5d")
 _NONE: frozenset[bytes] = frozenset()
 
 
@@ -47,24 +51,22 @@ def check_content_type(head: RequestHead) -> None:
 
 
 def check_query(query: bytes, route: Route) -> None:
-    """Refuse a parameter that is not on the list of a metered call, or never welcome on a free one."""
+    """Refuse a parameter that its family does not document on such a route, nor the route names."""
     family = _family(route)
     if not query or family.name == GENERIC:
         return
-    if route.meter == "none":
-        _check_free(query)
-        return
-    known = family.queries
+    free = route.meter == "none"
+    known, of_lists = (_EVERYWHERE, _OF_LISTS) if free else (family.queries, _NONE)
     seen: set[bytes] = set()
     for pair in query[1:].split(b"&"):
         name, _, value = pair.partition(b"=")
         text = name.decode("ascii")
-        if b";" in pair or (name not in known and text not in route.queries):
-            right = ", ".join([*(one.decode() for one in known), *route.queries])
+        if b";" in pair or (name not in known and name not in of_lists and text not in route.queries):
+            right = ", ".join([*(one.decode() for one in (*known, *sorted(of_lists))), *route.queries])
             raise InvalidRequest(
                 f"The query parameter {text} is not accepted on this route: {right}.", param=text or None
             )
-        if name in seen:
+        if name in seen and not text.endswith(_LISTS):
             raise InvalidRequest(f"The query parameter {text} appears twice.", param=text)
         seen.add(name)
         values = known.get(name)
@@ -87,14 +89,3 @@ def withheld(head: RequestHead, route: Route) -> frozenset[bytes]:
 def _family(route: Route) -> ApiFamily:
     """Whose API a route is: what meters its answers says it, else the route itself."""
     return OF_METER.get(route.meter) or FAMILIES[route.family]
-
-
-def _check_free(query: bytes) -> None:
-    for pair in re.split(rb"[&;]", query[1:]):
-        name, _, value = pair.partition(b"=")
-        plain = unquote_to_bytes(name.replace(b"+", b" ")).strip().lower()
-        bare = plain.replace(b"-", b"").replace(b"_", b"")
-        odd = bare in _CHOSEN and value not in _CHOSEN[bare]
-        if plain.startswith(b"$") or bare in _NEVER or odd:
-            text = name.decode("ascii")
-            raise InvalidRequest(f"The query parameter {text} is not accepted on this route.", param=text)
