@@ -93,7 +93,7 @@ async def proxy(exchange: Exchange) -> None:
     ):
         claim = ObjectNotFound()
     if ports.cooling.entries and isinstance(claim, Charge):
-        claim = left_alone(exchange, claim.call) or claim
+        claim = left_alone(exchange, caller, claim.call) or claim
     if isinstance(claim, Refusal):
         if held is None:
             await by_head(exchange, caller).reserve()

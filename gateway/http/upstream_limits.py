@@ -1,6 +1,6 @@
 """An upstream's own limits: what it says of them when it refuses, and which calls are refused for it then.
 
-They are of the account that all callers share, so what one of them is told holds for the next.
+They are of the account that all callers share: where one of them is told that a limit is spent, all wait.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 
 from gateway.core.calls.call import Call
 from gateway.core.families.refusal import RETRY_HELPS_S
+from gateway.core.model import Caller
+from gateway.core.upstreams.cooling import EVERYBODY
 from gateway.core.upstreams.limits_told import wait_told
 from gateway.errors import Refusal, UpstreamLimited
 from gateway.http.protocol.answer import AnswerHead
@@ -17,7 +19,7 @@ from gateway.http.server.exchange import Exchange
 from gateway.http.upstream.pool import Upstream
 
 
-def left_alone(exchange: Exchange, call: Call) -> Refusal | None:
+def left_alone(exchange: Exchange, caller: Caller, call: Call) -> Refusal | None:
     """Why this call may not be sent now; None where its upstream may be asked."""
     worker = exchange.worker
     ports, upstream = worker.ports, worker.upstreams.get(exchange.routed.upstream)
@@ -26,7 +28,7 @@ def left_alone(exchange: Exchange, call: Call) -> Refusal | None:
     now = ports.seconds()
     kind, name = _asked(exchange, call)
     one = ports.cooling.of(_entry(upstream, kind, name), now)
-    if one is None:
+    if one is None or not one.concerns(caller.organization_id):
         return None
     ports.tally.cooled_calls[upstream.name] += 1
     wait_s = max(1, math.ceil(one.until - now))
@@ -45,16 +47,22 @@ def note_limits(exchange: Exchange, call: Call, answer: AnswerHead) -> None:
     """Have an upstream that refused be left alone for as long as the head of its answer says."""
     tokens = call.input_estimate + (call.output_max or 0) * call.choices
     now_s = exchange.worker.ports.refusals.now_ms() / 1000
-    leave_alone(exchange, call, answer, wait_told(answer.lines[1:], tokens, now_s))
+    wait_s, spent = wait_told(answer.lines[1:], tokens, now_s)
+    leave_alone(exchange, call, answer, wait_s, spent)
 
 
-def leave_alone(exchange: Exchange, call: Call, answer: AnswerHead, wait_s: float) -> None:
-    """Have the upstream of a call that it refused be left alone for so long, within the maximum."""
-    upstream, ports = exchange.upstream, exchange.worker.ports
-    if upstream is None or upstream.target.limits != "account":
+def leave_alone(
+    exchange: Exchange, call: Call, answer: AnswerHead, wait_s: float, spent: bool = False
+) -> None:
+    """Have the upstream of a call that it refused be left alone for so long, within the maximum.
+
+    By all where a limit is `spent`, else by the caller's organization.
+    """
+    upstream, caller, ports = exchange.upstream, exchange.caller, exchange.worker.ports
+    if upstream is None or caller is None or upstream.target.limits != "account":
         return
-    entry = _entry(upstream, *_asked(exchange, call))
-    more_s = ports.cooling.begin(entry, wait_s, answer.limits, ports.seconds())
+    entry, whose = _entry(upstream, *_asked(exchange, call)), EVERYBODY if spent else caller.organization_id
+    more_s = ports.cooling.begin(entry, wait_s, answer.limits, ports.seconds(), whose)
     if more_s:
         ports.tally.cooling_seconds[upstream.name] += more_s
         ports.log(

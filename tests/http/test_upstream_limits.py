@@ -54,9 +54,27 @@ async def is_left_alone(stage: Stage, request: bytes | None = None) -> bool:
     return not heard
 
 
+SPENT = b"retry-after: 30\r\nx-ratelimit-remaining-requests: 0\r\n"
+SOME_LEFT = b"x-ratelimit-limit-tokens: 30000\r\nx-ratelimit-remaining-tokens: 30000\r\n"
+
+
+@pytest.mark.parametrize("left", [b"", SOME_LEFT, SOME_LEFT.replace(b"x-rate", b"anthropic-rate")])
+async def test_one_organization_silences_nobody_but_itself(left: bytes) -> None:
+    """A call can be made to look small to us, and be too large for its upstream."""
+    others = [replace(CALLER, organization_id=each, tenant_id=each, key_id=each) for each in (7, 8)]
+    async with staged() as stage:
+        await refused(stage, b"retry-after: 50\r\n" + left)
+        assert await is_left_alone(stage)
+        stage.directory.caller = others[0]
+        assert not await is_left_alone(stage)
+        await refused(stage, b"retry-after: 50\r\n" + left)  # now it is everybody's
+        for stage.directory.caller in (CALLER, *others):
+            assert await is_left_alone(stage)
+
+
 async def test_nobody_asks_an_upstream_that_has_enough() -> None:
     async with staged() as stage:
-        assert (await refused(stage)).one(b"retry-after") == b"30"
+        assert (await refused(stage, SPENT)).one(b"retry-after") == b"30"
         stage.directory.caller = replace(CALLER, organization_id=7, tenant_id=8, key_id=9)
         for _ in range(20):
             got = await stage.ask(chat())

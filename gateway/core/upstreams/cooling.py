@@ -1,9 +1,10 @@
 """Which upstreams are left alone, and until when: the table of one worker. Pure.
 
 An upstream that refused says how long it wants not to be asked. What it limits is an account, which is the
-address and credential that all callers share, and a model; so nobody asks for that meanwhile. Models are
-callers' words and waits are strangers': entries and times have a maximum, and of too many the one that ends
-first goes.
+address and credential that all callers share, and a model. Where it says that a limit is spent, nobody asks
+for that meanwhile. Else the call itself may be the reason: its organization alone waits, and everybody once a
+second organization was refused. Models are callers' words and waits are strangers': entries and times have a
+maximum, and of too many the one that ends first goes.
 Times are seconds of the worker's monotonic clock.
 """
 
@@ -22,12 +23,22 @@ TOLD_S_MAX = 366 * 86_400.0
 _LINE = re.compile(rb"[A-Za-z0-9-]+:[\x20-\x7e]*")
 
 
+EVERYBODY = 0
+
+
 class Cooled(NamedTuple):
-    """Nobody asks before `until`; the upstream itself said `told_until`, and its limits in `fields`."""
+    """Nobody of an organization, or of all, asks before `until`; the upstream itself said `told_until`, and
+    its limits in `fields`.
+    """
 
     until: float
     told_until: float
     fields: tuple[bytes, ...]
+    organization_id: int = EVERYBODY
+
+    def concerns(self, organization_id: int) -> bool:
+        """Whether calls of this organization wait."""
+        return self.organization_id in {EVERYBODY, organization_id}
 
 
 class Cooling:
@@ -48,25 +59,34 @@ class Cooling:
         }
         self.sweep(now)
 
-    def begin(self, name: str, wait_s: float, fields: Sequence[bytes], now: float) -> float:
+    def begin(  # which upstream, for how long, and who waits
+        self, name: str, wait_s: float, fields: Sequence[bytes], now: float, organization_id: int = EVERYBODY
+    ) -> float:
         """An upstream wants to be left alone: for how many seconds more than before it is."""
-        told_until = now + min(wait_s, TOLD_S_MAX)
-        before = max(now, self.entries[name].until) if name in self.entries else now
-        self.take(name, Cooled(told_until, told_until, _within(fields)), now)
-        more_s = max(0.0, self.entries[name].until - before) if name in self.entries else 0.0
-        if more_s:
-            self._begun()
-        return more_s
+        told_until, known = now + min(wait_s, TOLD_S_MAX), self.of(name, now)
+        self.take(name, Cooled(told_until, told_until, _within(fields), organization_id), now)
+        one = self.of(name, now)
+        if one is None or one == known:
+            return 0.0
+        self._begun()
+        before = known.until if known is not None and known.organization_id == one.organization_id else now
+        return one.until - before
 
     def take(self, name: str, one: Cooled, now: float) -> None:
-        """Have an entry, unless there is one that ends later, or is of no use."""
+        """Have an entry, unless there is one that ends later, or is of no use.
+
+        One of another organization makes it everybody's, for as long as both have heard.
+        """
         until = min(one.until, now + self.s_max)
-        known, entries = self.entries.get(name), self.entries
+        known, entries = self.of(name, now), self.entries
+        if known is not None and known.concerns(one.organization_id):
+            if known.until >= until or known.organization_id != one.organization_id:
+                return
+        elif known is not None and one.organization_id != EVERYBODY:
+            until, one = min(known.until, until), one._replace(organization_id=EVERYBODY)
         if until - now < COOLING_S_MIN or len(name) > NAME_CHARACTERS_MAX or not name.isprintable():
             return
-        if known is not None and known.until >= until:
-            return
-        if known is None and len(entries) >= ENTRIES_MAX:
+        if name not in entries and len(entries) >= ENTRIES_MAX:
             self.sweep(now)
             if len(entries) >= ENTRIES_MAX:
                 soonest = min(entries, key=lambda each: entries[each].until)

@@ -18,6 +18,7 @@ from gateway.core.retry_after import VALUE_CHARS_MAX, date_s, number_of, retry_a
 LEFT_MIN = 0.01
 _MARK = b"ratelimit-"
 _ROLES = frozenset({"limit", "remaining", "reset", "status"})
+_BEYOND = "overage"  # what may be had beyond a subscription: it may be rejected while much of that is left
 _SPAN = re.compile(
     r"(?:([0-9]+)d)?(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+(?:\.[0-9]+)?)s)?(?:([0-9]+(?:\.[0-9]+)?)ms)?"
 )
@@ -41,13 +42,13 @@ class _Limit:
         return self.rejects or (self.remaining is not None and self.remaining <= LEFT_MIN * (self.limit or 0))
 
 
-def wait_told(lines: Iterable[bytes], tokens: int, now_s: float) -> float:
-    """Seconds for which nobody should ask; 0 where the upstream does not say so.
+def wait_told(lines: Iterable[bytes], tokens: int, now_s: float) -> tuple[float, bool]:
+    """Seconds to wait, 0 where the upstream does not say so, and whether a limit is said to be spent.
 
     `lines` are the fields of the answer, `tokens` what the refused call may use by our estimate, `now_s` the
     time of day. Where no limit is spent, but fewer tokens are left than that, only this call was too large.
     Else `Retry-After` counts. Without one the latest reset of what is spent does, or the first of all where
-    nothing is said of what is left.
+    nothing is said of what is left. Where none is spent, the call itself may be the reason.
     """
     fields = _said(lines)
     now_s = date_s(fields.get(b"date", "")) or now_s  # a wait until a time goes by the clock of who says it
@@ -55,15 +56,15 @@ def wait_told(lines: Iterable[bytes], tokens: int, now_s: float) -> float:
     spent = [one for one in limits.values() if one.spent]
     left = [one.remaining for name, one in limits.items() if "token" in name and one.remaining is not None]
     if not spent and left and min(left) < tokens:
-        return 0.0
+        return 0.0, False
     retry = _retry_s(fields, now_s)
     if retry is not None:
-        return retry
+        return retry, bool(spent)
     if spent:
-        return max((one.wait_s for one in spent if one.wait_s is not None), default=0.0)
+        return max((one.wait_s for one in spent if one.wait_s is not None), default=0.0), True
     if any(one.remaining is not None for one in limits.values()):
-        return 0.0
-    return min((one.wait_s for one in limits.values() if one.wait_s is not None), default=0.0)
+        return 0.0, False
+    return min((one.wait_s for one in limits.values() if one.wait_s is not None), default=0.0), False
 
 
 def _said(lines: Iterable[bytes]) -> dict[bytes, str]:
@@ -84,7 +85,7 @@ def _limits(fields: dict[bytes, str], now_s: float) -> dict[str, _Limit]:
     for field, value in fields.items():
         words = field.partition(_MARK)[2].decode("latin-1").split("-")
         role = next((word for word in (words[-1], words[0]) if word in _ROLES), "")
-        if not role or not value:
+        if not role or not value or _BEYOND in words:
             continue
         words.remove(role)
         one = limits.setdefault("-".join(words), _Limit())

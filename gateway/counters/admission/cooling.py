@@ -16,7 +16,14 @@ from typing import Annotated
 
 import msgspec
 
-from gateway.core.upstreams.cooling import ENTRIES_MAX, FIELDS_BYTES_MAX, NAME_CHARACTERS_MAX, Cooled, Cooling
+from gateway.core.upstreams.cooling import (
+    ENTRIES_MAX,
+    EVERYBODY,
+    FIELDS_BYTES_MAX,
+    NAME_CHARACTERS_MAX,
+    Cooled,
+    Cooling,
+)
 from gateway.core.wait import in_task
 from gateway.counters.redis import keys
 from gateway.counters.redis.wire import encode
@@ -32,7 +39,7 @@ SAME_S = 0.5
 STORED_BYTES_MAX = 512 * 1024
 _NAME = keys.COOLING.encode()
 
-_Ms = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
+_Number = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 _Line = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9-]+:[\x20-\x7e]*$", max_length=FIELDS_BYTES_MAX)]
 
 
@@ -40,9 +47,10 @@ class _Stored(msgspec.Struct, array_like=True):
     """One entry as it is kept."""
 
     name: Annotated[str, msgspec.Meta(max_length=NAME_CHARACTERS_MAX)]
-    until_ms: _Ms
-    told_until_ms: _Ms
+    until_ms: _Number
+    told_until_ms: _Number
     fields: list[_Line]
+    organization_id: _Number = EVERYBODY  # an older worker takes it for everybody's
 
 
 _encode = msgspec.json.Encoder().encode
@@ -96,7 +104,9 @@ class SharedCooling:
         added = {
             name: _kept(name, one, ahead_s)
             for name, one in known.items()
-            if name not in stored or one.until + ahead_s > stored[name].until_ms / 1000 + SAME_S
+            if name not in stored
+            or one.organization_id != stored[name].organization_id
+            or one.until + ahead_s > stored[name].until_ms / 1000 + SAME_S
         }
         if added:
             await self._write({name: one for name, one in stored.items() if name in known} | added, ahead_s)
@@ -120,7 +130,8 @@ def _read(raw: object) -> list[_Stored]:
 
 def _cooled(one: _Stored, ahead_s: float) -> Cooled:
     fields = tuple(line.encode("latin-1") for line in one.fields)
-    return Cooled(one.until_ms / 1000 - ahead_s, one.told_until_ms / 1000 - ahead_s, fields)
+    until, told_until = one.until_ms / 1000 - ahead_s, one.told_until_ms / 1000 - ahead_s
+    return Cooled(until, told_until, fields, one.organization_id)
 
 
 def _kept(name: str, one: Cooled, ahead_s: float) -> _Stored:
@@ -129,4 +140,5 @@ def _kept(name: str, one: Cooled, ahead_s: float) -> _Stored:
         int((one.until + ahead_s) * 1000),
         int((one.told_until + ahead_s) * 1000),
         [line.decode("latin-1") for line in one.fields],
+        one.organization_id,
     )

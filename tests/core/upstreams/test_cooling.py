@@ -83,6 +83,30 @@ def test_the_later_end_stays() -> None:
     assert cooling.begin("a", 7, (), 131) == 7  # it was over
 
 
+def test_everybody_waits_once_two_organizations_were_refused_or_a_limit_is_spent() -> None:
+    told: list[int] = []
+    cooling = Cooling(60, begun=lambda: told.append(1))
+
+    def waits(now: float) -> list[int]:
+        one = cooling.of("a", now)
+        return [] if one is None else [each for each in (1, 2, 3) if one.concerns(each)]
+
+    assert cooling.begin("a", 50, (), 100, 1) == 50
+    assert waits(101) == [1]
+    assert cooling.begin("a", 40, (), 101, 1) == 0
+    assert waits(101) == [1]
+    assert cooling.begin("a", 20, (), 102, 2) == 20  # for as long as both were told to
+    assert waits(103) == [1, 2, 3]
+    assert cooling.begin("a", 60, (), 103, 3) == 0
+    assert not waits(122)
+    assert cooling.begin("a", 50, (), 130, 1) == 50
+    assert cooling.begin("a", 7, (), 131) == 7  # a limit is spent
+    assert waits(137) == [1, 2, 3]
+    assert cooling.begin("a", 9, (), 138, 2) == 9  # what was over is no refusal beside it
+    assert waits(139) == [2]
+    assert len(told) == 5
+
+
 def test_strangers_cannot_make_it_grow() -> None:
     """Models are callers' words: the entry that ends first goes, and one that ends before all is not kept."""
     cooling = Cooling(60)

@@ -10,7 +10,11 @@ NOW = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT
 
 
 def told(text: str, tokens: int = 100) -> float:
-    return round(wait_told([line.encode() for line in text.split("\n") if line], tokens, NOW), 6)
+    return round(heard(text, tokens)[0], 6)
+
+
+def heard(text: str, tokens: int = 100) -> tuple[float, bool]:
+    return wait_told([line.encode() for line in text.split("\n") if line], tokens, NOW)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +113,18 @@ def test_a_call_that_was_too_large_for_what_is_left_is_its_own_matter(fields: st
 def test_what_is_nearly_spent_is_spent_for_everybody() -> None:
     assert told(OPENAI.format(requests=59, tokens=1_400) + "retry-after: 30", tokens=50_000) == 30
     assert told(OPENAI.format(requests=59, tokens=1_600) + "retry-after: 30", tokens=50_000) == 0
+
+
+def test_where_something_is_left_of_every_limit_none_is_spent() -> None:
+    """However small the call was by our estimate, which its caller makes."""
+    assert heard(OPENAI.format(requests=59, tokens=30_000) + "retry-after: 50", tokens=1) == (50, False)
+    assert heard(ANTHROPIC.format(requests=59, tokens=30_000) + "retry-after: 50", tokens=1) == (50, False)
+    assert heard("retry-after: 50") == (50, False)
+    assert heard("x-ratelimit-reset-tokens: 50s") == (50, False)
+    rejected = "anthropic-ratelimit-unified-{}status: rejected\nretry-after: 50"
+    assert heard(rejected.format("overage-")) == (50, False)
+    assert heard(rejected.format("")) == (50, True)
+    assert heard(OPENAI.format(requests=59, tokens=0) + "retry-after: 50") == (50, True)
 
 
 def test_a_limit_of_requests_that_is_spent_is_not_a_large_call() -> None:

@@ -9,7 +9,7 @@ import time
 import msgspec
 import pytest
 
-from gateway.core.upstreams.cooling import ENTRIES_MAX
+from gateway.core.upstreams.cooling import ENTRIES_MAX, EVERYBODY
 from gateway.counters.admission.cooling import SharedCooling
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable
@@ -33,8 +33,8 @@ class Worker:
         self.cooling.bound(self._s_max, self.now)
         return self
 
-    def hears(self, name: str, wait_s: float) -> None:
-        self.cooling.begin(name, wait_s, FIELDS, self.now)
+    def hears(self, name: str, wait_s: float, organization_id: int = EVERYBODY) -> None:
+        self.cooling.begin(name, wait_s, FIELDS, self.now, organization_id)
 
     def left_s(self, name: str) -> float:
         one = self.cooling.of(name, self.now)
@@ -97,6 +97,23 @@ async def test_a_later_end_replaces_an_earlier_one(valkey: str, connect: Connect
     await second.shared.share()
     await first.shared.share()
     assert first.left_s("a") > 35
+
+
+async def test_what_two_organizations_heard_anywhere_all_know(
+    valkey: str, connect: Connect, world: World
+) -> None:
+    workers = [await Worker(connect, began).start(valkey) for began in (0, 500, 900)]
+    for organization_id, worker in enumerate(workers[:2], 1):
+        worker.hears("a", 30, organization_id)
+        worker.hears("b", 30, 1)
+    for _ in range(3):
+        for worker in workers:
+            await worker.shared.share()
+    whose = [{name: one.organization_id for name, one in each.cooling.entries.items()} for each in workers]
+    assert whose == [{"a": EVERYBODY, "b": 1}] * 3
+    world.client.set(keys.COOLING, msgspec.json.encode([["c", 2**52, 2**52, []]]))  # of an older worker
+    await workers[0].shared.share()
+    assert workers[0].cooling.entries["c"].organization_id == EVERYBODY
 
 
 async def test_what_is_known_is_not_written_again(valkey: str, connect: Connect, world: World) -> None:
