@@ -15,7 +15,7 @@ from aiohttp import web
 from gateway.admin.api.parquet import Parquet
 from gateway.admin.http import body
 from gateway.admin.http.auth import admit, require_read
-from gateway.admin.http.files import CSV, Files
+from gateway.admin.http.files import CSV, files_of
 from gateway.admin.http.listing import decode_cursor, encode_cursor, fingerprint, number_or_text, read_once
 from gateway.admin.ports import AdminPorts, Store
 from gateway.admin.resources.finance import ASKED, ITEMS, MONTHS_MAX, PAGED
@@ -37,7 +37,7 @@ Shown = Callable[[Row], dict[str, Any]]
 
 def mount_finance(app: web.Application, ports: AdminPorts, root: str) -> None:
     """Serve the reports and their files."""
-    files = Files(ports.request_timeout_s)
+    files = files_of(app, ports.request_timeout_s)
 
     async def allowed(request: web.Request, name: str) -> AdminPorts:
         mine = await admit(ports, request)
@@ -62,14 +62,14 @@ def mount_finance(app: web.Application, ports: AdminPorts, root: str) -> None:
         mine, asked = await allowed(request, name), checked(ASKED[name], read_once(request.query))
         wanted = asked_of(mine, name, asked)
         pieces = _lines(mine, name, wanted, shown_as(name, asked))
-        return await files.answer(request, _file(name, wanted, "csv"), CSV, pieces)
+        return await files.answer(request, mine.actor, _file(name, wanted, "csv"), CSV, pieces)
 
     async def as_parquet(request: web.Request, name: str) -> web.StreamResponse:
         mine, asked = await allowed(request, name), checked(ASKED[name], read_once(request.query))
         wanted = asked_of(mine, name, asked)
         file = await Parquet.of(_file(name, wanted, "parquet"), columns_of(name), money_of(name))
         rows = await mine.store.report(name, wanted, 0, ROWS_MAX)
-        return await files.answer(request, file.name, file.media, _written(file, rows))
+        return await files.answer(request, mine.actor, file.name, file.media, _written(file, rows))
 
     def serve(path: str, name: str, handler: Callable[..., Any]) -> None:
         async def served(request: web.Request) -> web.StreamResponse:

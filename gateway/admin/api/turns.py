@@ -7,17 +7,17 @@ hangs up has their work ended.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from aiohttp import web
 
 from gateway.admin.http.body import VALUES_MAX
+from gateway.admin.http.places import Places, Room
 from gateway.core.accounts.administration import Actor
-from gateway.errors import Overloaded, UnsupportedEncoding
+from gateway.errors import UnsupportedEncoding
 
 T = TypeVar("T")
 
@@ -50,48 +50,21 @@ def share_of(actor: Actor) -> Share:
 
 
 class Turns:
-    """Turns that are taken, by organization; None is staff's."""
+    """Turns that are taken, by organization."""
 
     def __init__(self) -> None:
-        self._taken: Counter[int | None] = Counter()
-        self._working = 0
+        self._there = Places(Room(STAFF.at_once_max, ORGANIZATION.at_once_max, ORGANIZATIONS_THERE_MAX))
+        self._working = Places(Room(STAFF.at_once_max, ORGANIZATION.at_once_max, ORGANIZATIONS_AT_ONCE_MAX))
 
     @asynccontextmanager
     async def taken(self, actor: Actor) -> AsyncIterator[Share]:
         """Have one of the caller's own; `Overloaded` where all of these are taken."""
-        mine, share = actor.organization_id, share_of(actor)
-        if self._taken[mine] >= share.at_once_max:
-            whose = "" if mine is None else " for this organization"
-            number = "1 of these is" if share.at_once_max == 1 else f"{share.at_once_max} of these are"
-            raise Overloaded(f"{number} under way already{whose}: try again in a while.")
-        others = self._taken.total() - self._taken[None]
-        if mine is not None and others >= ORGANIZATIONS_THERE_MAX:
-            raise _others(others)
-        self._taken[mine] += 1
-        try:
-            yield share
-        finally:
-            self._taken[mine] -= 1
-            if not self._taken[mine]:
-                del self._taken[mine]
+        async with self._there.of(actor.organization_id):
+            yield share_of(actor)
 
-    @asynccontextmanager
-    async def working(self, actor: Actor) -> AsyncIterator[None]:
+    def working(self, actor: Actor) -> AbstractAsyncContextManager[None]:
         """Have a place to work in, once all is read; `Overloaded` where other organizations have them."""
-        counts = actor.organization_id is not None
-        if counts and self._working >= ORGANIZATIONS_AT_ONCE_MAX:
-            raise _others(self._working)
-        self._working += counts
-        try:
-            yield
-        finally:
-            self._working -= counts
-
-
-def _others(number: int) -> Overloaded:
-    return Overloaded(
-        f"{number} of these are under way already for other organizations: try again in a while."
-    )
+        return self._working.of(actor.organization_id)
 
 
 async def read_within(request: web.Request, share: Share) -> bytes:

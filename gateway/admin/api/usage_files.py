@@ -13,7 +13,7 @@ from multidict import MultiMapping
 from gateway.admin.api.parquet import Parquet
 from gateway.admin.api.usage import columns_of, read, shown
 from gateway.admin.http.auth import admit, require_read
-from gateway.admin.http.files import CSV, Files
+from gateway.admin.http.files import CSV, files_of
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources import REPORTS
 from gateway.core.accounts.administration import Place, Query, Row
@@ -49,14 +49,16 @@ Begin = Callable[[AdminPorts, MultiMapping[str]], Awaitable[tuple[UsageQuery, Fi
 
 def mount_files(app: web.Application, ports: AdminPorts, root: str, admitted: Admit = admit) -> None:
     """Serve the report's files; `admitted` names who asks."""
-    files = Files(ports.request_timeout_s)
+    files = files_of(app, ports.request_timeout_s)
 
     def serve(path: str, made: Begin) -> None:
         async def file(request: web.Request) -> web.StreamResponse:
             mine = await admitted(ports, request)
             require_read(mine.actor, REPORTS["usage"])
             asked, empty = await made(mine, request.query)
-            return await files.answer(request, empty.name, empty.media, _pieces(mine, asked, empty))
+            return await files.answer(
+                request, mine.actor, empty.name, empty.media, _pieces(mine, asked, empty)
+            )
 
         app.router.add_get(root + path, file)
 

@@ -34,6 +34,7 @@ from gateway.admin.console.sessions import OVER_TLS, Sessions, Signed
 from gateway.admin.console.signing import Signing
 from gateway.admin.console.signing_elsewhere import SigningElsewhere
 from gateway.admin.console.signing_out import SigningOut, SigningOutElsewhere
+from gateway.admin.http.files import files_of
 from gateway.admin.invoices import documents
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources import Action
@@ -93,7 +94,7 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     router.add_get("/budgets/{id:[0-9]+}/use", desk.reading(budgets.use))
     documents.mount_invoices(app, ports, "", signed_in)
     usage_files.mount_files(app, ports, "", signed_in)
-    files = Exports(ports.request_timeout_s)
+    files = Exports(files_of(app, ports.request_timeout_s))
 
     async def ledger(desk: Desk, request: web.Request, signed: Signed) -> web.StreamResponse:
         tenant_id = request.match_info["id"]

@@ -24,17 +24,17 @@ COUNT_MS_MAX = 10_000
 class Exports:
     """The files of all lists."""
 
-    def __init__(self, request_timeout_s: float, *, rows_max: int = ROWS_MAX) -> None:
+    def __init__(self, files: Files, *, rows_max: int = ROWS_MAX) -> None:
         self._rows_max = rows_max
-        self._files = Files(request_timeout_s)
+        self._files = files
 
     async def file(
-        self, desk: Desk, request: web.Request, _: Signed, *, screen: Screen, **fixed: str
+        self, desk: Desk, request: web.Request, signed: Signed, *, screen: Screen, **fixed: str
     ) -> web.StreamResponse:
         """`GET /<resource>.csv`: the columns are the fields of the Admin API; filters in `fixed` are set."""
         query = lists.read(screen, request, LIMIT_MAX, fixed)
         pieces = self._pieces(desk, screen, query)
-        return await self._files.answer(request, f"{screen.name}.csv", CSV, pieces)
+        return await self._files.answer(request, signed.actor, f"{screen.name}.csv", CSV, pieces)
 
     async def _pieces(self, desk: Desk, screen: Screen, query: Query) -> AsyncGenerator[bytes, None]:
         operations, columns = desk.operations[screen.name], tuple(screen.resource.out.model_fields)

@@ -8,17 +8,18 @@ import json
 from base64 import b64encode
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from aiohttp import web
 
 from gateway.admin.api.views import row_id
 from gateway.admin.http.auth import admit, require_read
-from gateway.admin.http.files import CSV, Files, headers_of
+from gateway.admin.http.files import CSV, files_of, headers_of
+from gateway.admin.http.places import Places, Room
 from gateway.admin.invoices.electronic import FACTUR_X, UBL
 from gateway.admin.ports import AdminPorts, InvoiceRenderer, Store
 from gateway.admin.resources import RESOURCES
-from gateway.core.accounts.administration import Row
+from gateway.core.accounts.administration import Actor, Row
 from gateway.core.spreadsheet import csv
 from gateway.errors import Conflict, Overloaded, Unprocessable
 
@@ -30,11 +31,11 @@ LINE_COLUMNS = (
 XML = "application/xml"
 # What files are called by what is in them.
 SUFFIXES = {FACTUR_X: "xml", UBL: "ubl.xml"}
-# Setting and writing take a core: of 10,000 lines for a few seconds, and up to 800 MB.
-MADE_AT_ONCE_MAX = 1
-# Documents that are being made or wait for it; and how long a request waits for its own, which must be less
-# than a request may take.
-UNDER_WAY_MAX = 32
+# Documents that are being made or wait for it.
+UNDER_WAY = Room(staff_max=32, own_max=8, others_max=32)
+# One at once: setting and writing take a core, of 10,000 lines for a few seconds and up to 800 MB.
+MADE = Room(1, 1, 1, all_max=1, waiting_max=32, wait_s=None)
+# How long a request waits for its own, which must be less than a request may take.
 WAIT_S = 20.0
 RETRY_S = 5
 # PDFs of drafts that are kept, and how large one of them may be.
@@ -51,25 +52,23 @@ def mount_invoices(app: web.Application, ports: AdminPorts, root: str, admitted:
     `admitted` names who asks.
     """
     resource = RESOURCES["invoices"]
-    files = Files(ports.request_timeout_s)
+    files = files_of(app, ports.request_timeout_s)
+    made = _maker_of(app, ports.invoice_renderer)
 
-    async def read(request: web.Request) -> tuple[Store, Row]:
+    async def read(request: web.Request) -> tuple[AdminPorts, Row]:
         mine = await admitted(ports, request)
         require_read(mine.actor, resource)
-        return mine.store, resource.render(await mine.store.get("invoices", row_id(request)))
-
-    made = DocumentMaker(ports.invoice_renderer)
-    app.on_cleanup.append(made.stop)
+        return mine, resource.render(await mine.store.get("invoices", row_id(request)))
 
     async def pdf(request: web.Request) -> web.Response:
-        store, invoice = await read(request)
-        content = await made.pdf(store, row_id(request), invoice)
+        mine, invoice = await read(request)
+        content = await made.pdf(mine, row_id(request), invoice)
         return _file(_name(invoice, "pdf"), "application/pdf", content)
 
     async def xml(request: web.Request) -> web.Response:
         syntax = _syntax(request)
-        store, invoice = await read(request)
-        content = await made.xml(store, row_id(request), invoice, syntax)
+        mine, invoice = await read(request)
+        content = await made.xml(mine, row_id(request), invoice, syntax)
         response = _file(_name(invoice, SUFFIXES[syntax]), XML, content)
         response.headers["Vary"] = "Accept"
         return response
@@ -81,9 +80,9 @@ def mount_invoices(app: web.Application, ports: AdminPorts, root: str, admitted:
         return web.Response(body=body, headers=headers_of(_name(invoice, "csv"), CSV))
 
     async def usage(request: web.Request) -> web.StreamResponse:
-        store, invoice = await read(request)
-        pieces = uses(store, row_id(request))
-        return await files.answer(request, _name(invoice, "usage.csv"), CSV, pieces)
+        mine, invoice = await read(request)
+        pieces = uses(mine.store, row_id(request))
+        return await files.answer(request, mine.actor, _name(invoice, "usage.csv"), CSV, pieces)
 
     async def uses(store: Store, invoice_id: int) -> AsyncGenerator[bytes, None]:
         async for piece in store.usage(invoice_id):
@@ -96,6 +95,18 @@ def mount_invoices(app: web.Application, ports: AdminPorts, root: str, admitted:
     app.router.add_get(f"{one}/usage.csv", usage)
 
 
+class Asking(Protocol):
+    """Who asks for a document, and what they may see."""
+
+    @property
+    def store(self) -> Store:
+        """What they may read."""
+
+    @property
+    def actor(self) -> Actor:
+        """Who they are."""
+
+
 class DocumentMaker:
     """Documents as they were made the first time, by whoever came first.
 
@@ -103,40 +114,40 @@ class DocumentMaker:
     """
 
     def __init__(
-        self, renderer: InvoiceRenderer, wait_s: float = WAIT_S, under_way_max: int = UNDER_WAY_MAX
+        self, renderer: InvoiceRenderer, wait_s: float = WAIT_S, under_way: Room = UNDER_WAY
     ) -> None:
         self._renderer = renderer
         self._wait_s = wait_s
-        self._under_way_max = under_way_max
-        self._free = asyncio.Semaphore(MADE_AT_ONCE_MAX)
+        self._places, self._making = Places(under_way), Places(MADE)
         self._under_way: dict[Which, asyncio.Task[bytes]] = {}
         # Who was asked for last is the last.
         self._drafts: dict[Which, bytes] = {}
 
-    async def pdf(self, store: Store, invoice_id: int, invoice: Row) -> bytes:
+    async def pdf(self, mine: Asking, invoice_id: int, invoice: Row) -> bytes:
         """The PDF; of a final invoice with its XML in it, where that can be made."""
         status = str(invoice["status"])
         if status == "draft":
-            return await self._draft(invoice_id, invoice)
-        if (known := await store.document(invoice_id, "pdf", status)) is not None:
+            return await self._draft(mine, invoice_id, invoice)
+        if (known := await mine.store.document(invoice_id, "pdf", status)) is not None:
             return known
         return await self._awaited(
-            (invoice_id, "pdf", status), partial(self._pdf, store, invoice_id, invoice)
+            mine, (invoice_id, "pdf", status), partial(self._pdf, mine, invoice_id, invoice)
         )
 
-    async def xml(self, store: Store, invoice_id: int, invoice: Row, syntax: str) -> bytes:
+    async def xml(self, mine: Asking, invoice_id: int, invoice: Row, syntax: str) -> bytes:
         """The XML: of a void invoice what was made before, since it cannot say that it is void."""
-        if (known := await store.document(invoice_id, syntax, "finalized")) is not None:
+        if (known := await mine.store.document(invoice_id, syntax, "finalized")) is not None:
             return known
-        make = partial(self._xml, store, invoice_id, invoice, syntax)
-        return await self._awaited((invoice_id, syntax, "finalized"), make)
+        make = partial(self._xml, mine, invoice_id, invoice, syntax)
+        return await self._awaited(mine, (invoice_id, syntax, "finalized"), make)
 
-    async def _draft(self, invoice_id: int, invoice: Row) -> bytes:
+    async def _draft(self, mine: Asking, invoice_id: int, invoice: Row) -> bytes:
         """The PDF of a draft, made once for what it says: whoever asks for the same again has the same."""
         said = json.dumps(invoice, sort_keys=True, default=str)
         which = (invoice_id, "pdf", hashlib.sha256(said.encode()).hexdigest())
         if which not in self._drafts:
-            content = await self._awaited(which, partial(self._make, partial(self._renderer.pdf, invoice)))
+            make = partial(asyncio.to_thread, self._renderer.pdf, invoice)
+            content = await self._awaited(mine, which, make)
             if len(content) <= DRAFT_BYTES_MAX:
                 self._drafts[which] = content
             while len(self._drafts) > DRAFTS_KEPT_MAX:
@@ -152,19 +163,23 @@ class DocumentMaker:
             task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
 
-    async def _awaited(self, which: Which, make: Callable[[], Coroutine[Any, Any, bytes]]) -> bytes:
+    async def _awaited(
+        self, mine: Asking, which: Which, make: Callable[[], Coroutine[Any, Any, bytes]]
+    ) -> bytes:
         """What a task makes, which goes on where nobody waits any longer; `Overloaded` until it is there."""
         task = self._under_way.get(which)
         if task is None:
-            if len(self._under_way) >= self._under_way_max:
-                told = f"{self._under_way_max} documents are being made already: ask again in a while."
-                raise Overloaded(told, retry_after_s=RETRY_S)
-            task = self._under_way[which] = asyncio.create_task(make())
+            task = self._under_way[which] = asyncio.create_task(self._placed(mine, make))
             task.add_done_callback(partial(self._ended, which))
         done, _ = await asyncio.wait({task}, timeout=self._wait_s)
         if not done:
             raise Overloaded("The document is being made: ask again in a while.", retry_after_s=RETRY_S)
         return task.result()
+
+    async def _placed(self, mine: Asking, make: Callable[[], Coroutine[Any, Any, bytes]]) -> bytes:
+        whose = mine.actor.organization_id
+        async with self._places.of(whose), self._making.of(whose):
+            return await make()
 
     def _ended(self, which: Which, task: asyncio.Task[bytes]) -> None:
         del self._under_way[which]
@@ -172,31 +187,38 @@ class DocumentMaker:
             # Told to those who wait; where nobody does, the next one makes it again.
             task.exception()
 
-    async def _pdf(self, store: Store, invoice_id: int, invoice: Row) -> bytes:
+    async def _pdf(self, mine: Asking, invoice_id: int, invoice: Row) -> bytes:
         status = str(invoice["status"])
         try:
-            content = await self._xml(store, invoice_id, invoice, FACTUR_X) if status == "finalized" else b""
+            content = await self._xml(mine, invoice_id, invoice, FACTUR_X) if status == "finalized" else b""
         except (Unprocessable, Conflict):
             content = b""
         make = partial(self._renderer.pdf, invoice, content)
-        return await self._keep(store, invoice_id, "pdf", status, make)
+        return await self._keep(mine, invoice_id, "pdf", status, make)
 
-    async def _xml(self, store: Store, invoice_id: int, invoice: Row, syntax: str) -> bytes:
-        if (known := await store.document(invoice_id, syntax, "finalized")) is not None:
+    async def _xml(self, mine: Asking, invoice_id: int, invoice: Row, syntax: str) -> bytes:
+        if (known := await mine.store.document(invoice_id, syntax, "finalized")) is not None:
             return known
         make = partial(self._renderer.xml, invoice, syntax)
-        return await self._keep(store, invoice_id, syntax, "finalized", make)
+        return await self._keep(mine, invoice_id, syntax, "finalized", make)
 
     async def _keep(
-        self, store: Store, invoice_id: int, kind: str, status: str, make: Callable[[], bytes]
+        self, mine: Asking, invoice_id: int, kind: str, status: str, make: Callable[[], bytes]
     ) -> bytes:
-        kept = await store.document(invoice_id, kind, status, await self._make(make))
+        kept = await mine.store.document(invoice_id, kind, status, await asyncio.to_thread(make))
         assert kept is not None
         return kept
 
-    async def _make(self, make: Callable[[], bytes]) -> bytes:
-        async with self._free:
-            return await asyncio.to_thread(make)
+
+_MAKER = web.AppKey("documents", DocumentMaker)
+
+
+def _maker_of(app: web.Application, renderer: InvoiceRenderer) -> DocumentMaker:
+    """Who makes the documents of a port: the Admin API's and the console's."""
+    if _MAKER not in app:
+        app[_MAKER] = DocumentMaker(renderer)
+        app.on_cleanup.append(app[_MAKER].stop)
+    return app[_MAKER]
 
 
 def _syntax(request: web.Request) -> str:

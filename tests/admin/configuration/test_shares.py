@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -35,33 +36,22 @@ def somebody(organization: int | None) -> Actor:
     return Actor("somebody", "readonly", organization_id=organization)
 
 
-async def test_no_organization_takes_the_turns_of_another_nor_all_of_them_those_of_staff() -> None:
+async def test_no_organization_takes_the_turns_of_another_nor_those_of_staff() -> None:
     free = Turns()
-    held = [free.taken(somebody(number)) for number in range(1, 1 + ORGANIZATIONS_THERE_MAX)]
-    assert [await each.__aenter__() for each in held] == [ORGANIZATION] * ORGANIZATIONS_THERE_MAX
-    for organization, whose in ((1, "for this organization"), (99, "for other organizations")):
-        with pytest.raises(Overloaded, match=f"{BUSY} {whose}"):
-            await free.taken(somebody(organization)).__aenter__()
-    staff = [free.taken(somebody(None)) for _ in range(STAFF.at_once_max)]
-    assert [await each.__aenter__() for each in staff] == [STAFF] * STAFF.at_once_max
-    with pytest.raises(Overloaded, match=BUSY):
-        await free.taken(somebody(None)).__aenter__()
-    await held[0].__aexit__(None, None, None)
-    async with free.taken(somebody(99)) as share:
-        assert share is ORGANIZATION
-
-
-async def test_no_organizations_take_all_places_to_work_in_nor_any_of_staff() -> None:
-    free = Turns()
-    held = [free.working(somebody(number)) for number in range(ORGANIZATIONS_AT_ONCE_MAX)]
-    for each in held:
-        await each.__aenter__()
-    with pytest.raises(Overloaded, match=f"{BUSY} for other organizations"):
-        await free.working(somebody(99)).__aenter__()
-    async with free.working(somebody(None)):
-        await held[0].__aexit__(None, None, None)
-        async with free.working(somebody(99)):
-            pass
+    async with AsyncExitStack() as held:
+        for number in range(1, 1 + ORGANIZATIONS_THERE_MAX):
+            assert await held.enter_async_context(free.taken(somebody(number))) is ORGANIZATION
+        for number in range(1, 1 + ORGANIZATIONS_AT_ONCE_MAX):
+            await held.enter_async_context(free.working(somebody(number)))
+        for full, one, whose in (
+            (free.taken, 1, "for this organization"),
+            (free.taken, 99, "for other organizations"),
+            (free.working, 99, "for other organizations"),
+        ):
+            with pytest.raises(Overloaded, match=f"{BUSY} {whose}"):
+                await full(somebody(one)).__aenter__()
+        async with free.taken(somebody(None)) as share, free.working(somebody(None)):
+            assert share is STAFF
 
 
 def test_who_plans_or_pushes_leaves_connections_to_others() -> None:

@@ -11,6 +11,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from gateway.admin.http.answers import Answers
 from gateway.admin.http.files import CSV, Files
 from gateway.admin.http.guard import guard
+from gateway.core.accounts.administration import Actor
 from gateway.core.failures import Failures
 from gateway.errors import Unprocessable
 
@@ -28,7 +29,7 @@ def _application(ends: str) -> web.Application:
     files = Files(30.0)
 
     async def file(request: web.Request) -> web.StreamResponse:
-        return await files.answer(request, "some.csv", CSV, _pieces(3, ends=ends))
+        return await files.answer(request, Actor("a", "admin"), "some.csv", CSV, _pieces(3, ends=ends))
 
     guarded = guard(request_timeout_s=30.0, failures=Failures(lambda: 0.0), answers=Answers())
     app = web.Application(middlewares=[guarded])

@@ -9,9 +9,11 @@ from typing import Any, cast
 
 import pytest
 
+from gateway.admin.http.places import Room
 from gateway.admin.http.problem import refusal
 from gateway.admin.invoices.documents import DRAFTS_KEPT_MAX, RETRY_S, DocumentMaker
 from gateway.admin.ports import InvoiceRenderer, Store
+from gateway.core.accounts.administration import Actor
 from gateway.errors import Conflict, Overloaded, Unprocessable
 from tests.admin.invoices.made import invoice
 from tests.waiting import eventually
@@ -49,32 +51,43 @@ class Slow:
         raise Unprocessable
 
 
-def press(slow: Slow, **bounds: Any) -> tuple[DocumentMaker, Store]:
-    return DocumentMaker(cast("InvoiceRenderer", slow), **bounds), cast("Store", Kept())
+class Asks:
+    """Somebody of an organization, or of staff, who may read what is kept."""
+
+    def __init__(self, organization_id: int | None = None, store: Store | None = None) -> None:
+        self.store = store or cast("Store", Kept())
+        self.actor = Actor("somebody", "readonly", organization_id=organization_id)
+
+    async def kept(self, invoice_id: int, status: str = "finalized") -> bytes | None:
+        return await self.store.document(invoice_id, "pdf", status)
+
+
+def press(slow: Slow, **bounds: Any) -> tuple[DocumentMaker, Asks]:
+    return DocumentMaker(cast("InvoiceRenderer", slow), **bounds), Asks()
 
 
 async def test_what_outlasts_its_request_is_there_for_the_next_one() -> None:
     slow = Slow()
-    made, store = press(slow, wait_s=AT_ONCE)
+    made, mine = press(slow, wait_s=AT_ONCE)
     for _ in range(2):
         with pytest.raises(Overloaded, match="being made") as told:
-            await made.pdf(store, 7, invoice())
+            await made.pdf(mine, 7, invoice())
         answer = refusal(told.value, instance="/x")
         assert (answer.status, answer.headers["Retry-After"]) == (503, str(RETRY_S))
     slow.let.set()
 
     async def there() -> bool:
-        return await store.document(7, "pdf", "finalized") is not None
+        return await mine.kept(7) is not None
 
     await eventually(there)
-    assert await made.pdf(store, 7, invoice()) == b"%PDF-1"
+    assert await made.pdf(mine, 7, invoice()) == b"%PDF-1"
     assert slow.made == 1
 
 
 async def test_whoever_leaves_keeps_nobody_from_it() -> None:
     slow = Slow()
-    made, store = press(slow, wait_s=60.0)
-    leaves, stays = (asyncio.create_task(made.pdf(store, 7, invoice())) for _ in range(2))
+    made, mine = press(slow, wait_s=60.0)
+    leaves, stays = (asyncio.create_task(made.pdf(mine, 7, invoice())) for _ in range(2))
     await eventually(lambda: bool(slow.made))
     leaves.cancel()
     slow.let.set()
@@ -85,56 +98,72 @@ async def test_whoever_leaves_keeps_nobody_from_it() -> None:
 async def test_what_failed_is_told_and_made_again() -> None:
     slow = Slow(fails=lambda number: number == 1)
     slow.let.set()
-    made, store = press(slow)
+    made, mine = press(slow)
     with pytest.raises(Conflict, match="too many"):
-        await made.pdf(store, 7, invoice())
-    assert await made.pdf(store, 7, invoice()) == b"%PDF-2"
+        await made.pdf(mine, 7, invoice())
+    assert await made.pdf(mine, 7, invoice()) == b"%PDF-2"
 
 
 async def test_a_draft_is_set_once_for_what_it_says() -> None:
     slow = Slow()
-    made, store = press(slow)
+    made, mine = press(slow)
     drafted = invoice(status="draft", number=None)
-    asked = [asyncio.create_task(made.pdf(store, 7, drafted)) for _ in range(3)]
+    asked = [asyncio.create_task(made.pdf(mine, 7, drafted)) for _ in range(3)]
     await eventually(lambda: bool(slow.made))
     slow.let.set()
     assert set(await asyncio.gather(*asked)) == {b"%PDF-1"}
-    assert await made.pdf(store, 7, dict(reversed(drafted.items()))) == b"%PDF-1"
-    assert await made.pdf(store, 7, drafted | {"customer": "Another"}) == b"%PDF-2"
-    assert await made.pdf(store, 8, drafted) == b"%PDF-3"
-    assert await store.document(7, "pdf", "draft") is None
+    assert await made.pdf(mine, 7, dict(reversed(drafted.items()))) == b"%PDF-1"
+    assert await made.pdf(mine, 7, drafted | {"customer": "Another"}) == b"%PDF-2"
+    assert await made.pdf(mine, 8, drafted) == b"%PDF-3"
+    assert await mine.kept(7, "draft") is None
 
 
 async def test_only_some_drafts_are_kept() -> None:
     slow = Slow()
     slow.let.set()
-    made, store = press(slow)
+    made, mine = press(slow)
     drafted = invoice(status="draft", number=None)
     for each in range(DRAFTS_KEPT_MAX + 1):
-        await made.pdf(store, each, drafted)
-        await made.pdf(store, 0, drafted)  # asked for last, so it stays
+        await made.pdf(mine, each, drafted)
+        await made.pdf(mine, 0, drafted)  # asked for last, so it stays
     assert slow.made == DRAFTS_KEPT_MAX + 1
-    assert await made.pdf(store, 1, drafted) == b"%%PDF-%d" % (DRAFTS_KEPT_MAX + 2)
+    assert await made.pdf(mine, 1, drafted) == b"%%PDF-%d" % (DRAFTS_KEPT_MAX + 2)
 
 
 async def test_drafts_wait_in_the_same_line() -> None:
     slow = Slow()
-    made, store = press(slow, wait_s=AT_ONCE, under_way_max=1)
+    made, mine = press(slow, wait_s=AT_ONCE, under_way=Room(1, 1, 1))
     drafted = invoice(status="draft", number=None)
     with pytest.raises(Overloaded, match="being made:"):
-        await made.pdf(store, 7, drafted)
-    with pytest.raises(Overloaded, match="1 documents"):
-        await made.pdf(store, 8, drafted)
+        await made.pdf(mine, 7, drafted)
+    with pytest.raises(Overloaded, match="1 of these is"):
+        await made.pdf(mine, 8, drafted)
     slow.let.set()
     await made.stop(cast("Any", None))
 
 
 async def test_only_so_many_are_under_way() -> None:
     slow = Slow()
-    made, store = press(slow, wait_s=AT_ONCE, under_way_max=1)
+    made, mine = press(slow, wait_s=AT_ONCE, under_way=Room(1, 1, 1))
     with pytest.raises(Overloaded, match="being made:"):
-        await made.pdf(store, 7, invoice())
-    with pytest.raises(Overloaded, match="1 documents"):
-        await made.pdf(store, 8, invoice())
+        await made.pdf(mine, 7, invoice())
+    with pytest.raises(Overloaded, match="1 of these is"):
+        await made.pdf(mine, 8, invoice())
     slow.let.set()
     await made.stop(cast("Any", None))
+
+
+async def test_an_organization_that_asks_for_many_keeps_staff_and_others_from_nothing() -> None:
+    slow = Slow()
+    made, staff = press(slow, wait_s=60.0, under_way=Room(1, 2, 3))
+    acme, beta = Asks(1, staff.store), Asks(2, staff.store)
+    asked = [asyncio.create_task(made.pdf(acme, number, invoice())) for number in (1, 2)]
+    await eventually(lambda: bool(slow.made))
+    with pytest.raises(Overloaded, match="for this organization"):
+        await made.pdf(acme, 3, invoice())
+    asked += [asyncio.create_task(made.pdf(who, 9 if who is beta else 8, invoice())) for who in (beta, staff)]
+    await eventually(lambda: made._making.waiting == 3)
+    slow.let.set()
+    # Made in this order: Acme's first, which was begun, staff's, then organizations in turn.
+    first, second, betas, staffs = await asyncio.gather(*asked)
+    assert [first, staffs, second, betas] == [b"%%PDF-%d" % number for number in range(1, 5)]

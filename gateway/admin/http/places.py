@@ -1,0 +1,121 @@
+"""Places for one kind of work, by organization: nobody works in another's place, least of all in staff's.
+
+Where none is free, a caller waits in its organization's own queue. A free place goes to staff first, then to
+organizations in turn. None stands for staff in all of this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+from gateway.errors import Overloaded
+
+Whose = int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How many work at once: staff, people of one organization, of all organizations, and all together.
+
+    Of one organization, and of staff, `waiting_max` wait for a place, each for `wait_s` at most,
+    or as long as it takes.
+    """
+
+    staff_max: int
+    own_max: int
+    others_max: int
+    all_max: int | None = None
+    waiting_max: int = 0
+    wait_s: float | None = 10.0
+
+
+class Places:
+    """The places of a room; `taken` is how many each organization has."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self.taken: Counter[Whose] = Counter()
+        # Those that wait; the organization that was given a place last comes last.
+        self._queues: dict[Whose, deque[asyncio.Future[None]]] = {}
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a place."""
+        return sum(map(len, self._queues.values()))
+
+    @asynccontextmanager
+    async def of(self, whose: Whose) -> AsyncIterator[None]:
+        """Have a place while something is done; `Overloaded` where none is free soon enough."""
+        await self._take(whose)
+        try:
+            yield
+        finally:
+            self._give_back(whose)
+
+    async def _take(self, whose: Whose) -> None:
+        full = self._full(whose)
+        if full is None:  # then nobody of this organization waits: whoever could have gone, has
+            self.taken[whose] += 1
+            return
+        queue = self._queues.get(whose, ())
+        if len(queue) < self._room.waiting_max:
+            with suppress(TimeoutError):
+                await self._wait(whose)
+                return
+        raise Overloaded(f"{full}: try again in a while.")
+
+    def _full(self, whose: Whose) -> str | None:
+        """Why there is no place; None where there is one."""
+        room, mine, total = self._room, self.taken[whose], self.taken.total()
+        others = total - self.taken[None]
+        if mine >= (room.staff_max if whose is None else room.own_max):
+            return f"{_number(mine)} under way already{'' if whose is None else ' for this organization'}"
+        if whose is not None and others >= room.others_max:
+            return f"{_number(others)} under way already for other organizations"
+        if room.all_max is not None and total >= room.all_max:
+            return f"{_number(total)} under way already"
+        return None
+
+    async def _wait(self, whose: Whose) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queues.setdefault(whose, deque()).append(turn)
+        try:
+            async with asyncio.timeout(self._room.wait_s):
+                await turn
+        except BaseException:
+            queue = self._queues.get(whose, deque())
+            if turn not in queue:  # it was given a place just now
+                self._give_back(whose)
+                raise
+            queue.remove(turn)
+            if not queue:
+                del self._queues[whose]
+            raise
+
+    def _give_back(self, whose: Whose) -> None:
+        self.taken[whose] -= 1
+        if not self.taken[whose]:
+            del self.taken[whose]
+        while (turn := self._next()) is not None:
+            if not turn.done():  # who just left gives the place back
+                turn.set_result(None)
+
+    def _next(self) -> asyncio.Future[None] | None:
+        """Give a place to the first who may have one now; None where nobody may."""
+        for whose in sorted(self._queues, key=lambda each: each is not None):
+            if self._full(whose) is None:
+                queue = self._queues.pop(whose)
+                turn = queue.popleft()
+                if queue:
+                    self._queues[whose] = queue
+                self.taken[whose] += 1
+                return turn
+        return None
+
+
+def _number(count: int) -> str:
+    return "1 of these is" if count == 1 else f"{count} of these are"
