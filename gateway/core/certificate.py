@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from gateway.errors import TollkeeperError
 
 VERSION, UTC_TIME = 0xA0, 0x17
-# What a transport is asked for: the one URI of its client's certificate.
+# What a transport is asked for: the one URI of its client's certificate, empty once that is over.
 WORKLOAD = "workload"
 
 

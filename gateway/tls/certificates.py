@@ -57,6 +57,9 @@ def load(files: TlsFiles, prefix: str) -> Loaded:
             why = "no PEM file of certificates" if isinstance(error, ssl.SSLError) else _strerror(error)
             raise SettingError(f"{place} cannot be used: {why}") from error
         context.verify_mode = ssl.CERT_REQUIRED
+        # Who resumes a session is not verified again: each connection shows its certificate anew.
+        context.num_tickets = 0
+        context.options |= ssl.OP_NO_TICKET
     try:
         ends = not_after(ssl.PEM_cert_to_DER_cert(content.decode("latin-1")))
     except (ValueError, UnreadableCertificate):  # it serves all the same

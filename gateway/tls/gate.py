@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
@@ -30,8 +31,9 @@ class Gate:
         *,
         handshake_s: float = HANDSHAKE_S,
         handshakes_max: int = HANDSHAKES_MAX,
+        wall: Callable[[], float] = time.time,
     ) -> None:
-        self.port, self.certificates = port, certificates
+        self.port, self.certificates, self.wall = port, certificates, wall
         self.failures: Counter[str] = Counter()
         self.bound(handshake_s, handshakes_max)
         self._loop = asyncio.get_running_loop()

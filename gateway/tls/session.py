@@ -3,6 +3,8 @@
 It keeps nothing. What comes is decrypted and handed on in one piece, as a socket's read is. What is written
 is encrypted into the buffer of the socket. So what a protocol asks of its transport (how much waits to be
 sent, no more reading, an end of sending) is answered by the socket, and means what it means without TLS.
+
+A client's certificate has an end. A handshake after it is closed, and a connection takes no request after it.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import asyncio
 import ssl
 from typing import Any, Protocol, cast
 
-from gateway.tls.transport import RECORD_BYTES_MAX, TlsTransport
+from gateway.tls.transport import NEVER, RECORD_BYTES_MAX, TlsTransport
 
 # Answers to a client's messages of TLS itself that it does not take.
 OWN_BYTES_MAX = 64 * 1024
@@ -24,6 +26,9 @@ _TOLD = (
 SHAKING, OPEN, CLOSED = range(3)
 # Whoever left before the first byte.
 SILENT = "silent"
+BAD_CERTIFICATE = "bad_certificate"
+# A clock may be set: it is looked at least so often whether a certificate is over.
+LOOK_S_MAX = 3_600.0
 
 
 class Gate(Protocol):
@@ -31,6 +36,9 @@ class Gate(Protocol):
 
     def context(self) -> ssl.SSLContext:
         """What a new connection is made with."""
+
+    def wall(self) -> float:
+        """What the time is, Unix time."""
 
     def opened(self, session: Session) -> None:
         """A connection begins; from now on its handshake has a deadline."""
@@ -45,16 +53,17 @@ class Gate(Protocol):
 class Session(TlsTransport, asyncio.Protocol):
     """The protocol of an accepted socket; the transport of the protocol `inner`, once hands are shaken."""
 
-    __slots__ = ("_ended", "_gate", "_incoming", "_state", "_waiting", "failure")
+    __slots__ = ("_ended", "_gate", "_incoming", "_state", "_timer", "_waiting", "failure")
 
     def __init__(self, gate: Gate, inner: asyncio.Protocol) -> None:
         self._gate = gate
         self._incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         tls = gate.context().wrap_bio(self._incoming, outgoing, server_side=True)
-        super().__init__(inner, tls, outgoing)
+        super().__init__(inner, tls, outgoing, gate.wall)
         self._state = SHAKING
         self._ended = False
         self._waiting: list[bytes] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         # Why the handshake has failed, where it is known before the connection is gone.
         self.failure = SILENT
 
@@ -68,6 +77,10 @@ class Session(TlsTransport, asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Decrypt what came and hand it on; before that, shake hands."""
         if self._state == OPEN:
+            if self._ends < NEVER and self._is_over():
+                self._shut()
+                if self.is_closing():
+                    return
             self._take(data)
         elif self._state == SHAKING:
             if self._waiting is not None:
@@ -94,6 +107,8 @@ class Session(TlsTransport, asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """The socket is closed."""
         state, self._state, self._open = self._state, CLOSED, False
+        if self._timer is not None:
+            self._timer.cancel()
         if state == SHAKING:
             self._gate.settled(self, self.failure)
         elif self._inner is not None:
@@ -130,10 +145,17 @@ class Session(TlsTransport, asyncio.Protocol):
             self._flush()  # what it is told of it
             self._transport.close()
             return
+        self._note_client()
+        if self._is_over():  # it was verified when it was shown, which may be long ago
+            self.failure = BAD_CERTIFICATE
+            self._transport.abort()  # without a goodbye, so that OpenSSL forgets the session
+            return
         self._flush()
         self._state, self._open = OPEN, True
         self._gate.settled(self, "")
         self._inner.connection_made(cast("asyncio.Transport", self))  # it does what one does
+        if self._ends < NEVER:
+            self._look()
         if self._incoming.pending and not self.is_closing():
             self._take(b"")
 
@@ -142,6 +164,20 @@ class Session(TlsTransport, asyncio.Protocol):
         if self._state == SHAKING:
             self.failure = failure
             self._transport.abort()
+
+    # the end of the client's certificate
+
+    def _look(self) -> None:
+        left_s = self._ends - self._wall()
+        if left_s <= 0:
+            self._shut()
+        else:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(min(left_s, LOOK_S_MAX), self._look)
+
+    def _shut(self) -> None:
+        """Take no further request: what is under way is finished by who can."""
+        getattr(self._inner, "shut", self.close)()
 
     def _tell_plaintext(self) -> None:
         self.failure = "plaintext"
@@ -204,5 +240,5 @@ def _named(error: ssl.SSLError) -> str:
     if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
         return "no_certificate"
     if isinstance(error, ssl.SSLCertVerificationError) or reason == "CERTIFICATE_VERIFY_FAILED":
-        return "bad_certificate"
+        return BAD_CERTIFICATE
     return "refused_by_client" if "ALERT" in reason else "protocol"

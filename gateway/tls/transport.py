@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -12,18 +12,26 @@ from gateway.core.certificate import WORKLOAD
 
 # A record of TLS is never larger, so neither are the buffers of one connection for long.
 RECORD_BYTES_MAX = 16 * 1024
+NEVER = float("inf")
 
 
 class TlsTransport:
     """The side of a connection that the protocol `inner` sees. It is open once hands are shaken."""
 
-    __slots__ = ("_half", "_inner", "_open", "_outgoing", "_tls", "_transport", "_workload")
+    __slots__ = ("_ends", "_half", "_inner", "_open", "_outgoing", "_tls", "_transport", "_uri", "_wall")
 
-    def __init__(self, inner: asyncio.Protocol, tls: ssl.SSLObject, outgoing: ssl.MemoryBIO) -> None:
+    def __init__(
+        self,
+        inner: asyncio.Protocol,
+        tls: ssl.SSLObject,
+        outgoing: ssl.MemoryBIO,
+        wall: Callable[[], float],
+    ) -> None:
         self._inner, self._tls, self._outgoing = inner, tls, outgoing
         self._transport: Any = None
         self._open = self._half = False
-        self._workload: str | None = None
+        # Whose connection it is: the one URI of the client's certificate, and the end of that, Unix time.
+        self._uri, self._ends, self._wall = "", NEVER, wall
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypt and send."""
@@ -116,16 +124,19 @@ class TlsTransport:
         if name == "peercert":
             return self._tls.getpeercert()
         if name == WORKLOAD:
-            return self._uri()
+            return "" if self._is_over() else self._uri
         return self._transport.get_extra_info(name, default)
 
-    def _uri(self) -> str:
-        """The one URI of the client's certificate; empty where there is none, or more than one."""
-        if self._workload is None:
-            certificate: Mapping[str, Any] = self._tls.getpeercert() or {}
-            uris = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "URI"]
-            self._workload = uris[0] if len(uris) == 1 else ""
-        return self._workload
+    def _note_client(self) -> None:
+        """Read once whose certificate was shown, in this handshake or in the one that it resumes."""
+        certificate: Mapping[str, Any] = self._tls.getpeercert() or {}
+        uris = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "URI"]
+        self._uri = uris[0] if len(uris) == 1 else ""
+        self._ends = ssl.cert_time_to_seconds(certificate["notAfter"]) if certificate else NEVER
+
+    def _is_over(self) -> bool:
+        """Whether the client's certificate has ended: nobody is known by it any more."""
+        return self._ends <= self._wall()
 
     def _say_goodbye(self) -> None:
         with suppress(ssl.SSLError):  # the client has not said it yet, or what it sends is not read any more

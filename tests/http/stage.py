@@ -283,9 +283,10 @@ class Tls:
 
     files: TlsFiles
     context: ssl.SSLContext
+    wall: Callable[[], float] = time.time
 
     def gate(self) -> Gate:
-        return Gate("gateway", Certificates(self.files, "TOLLKEEPER_TLS_"))
+        return Gate("gateway", Certificates(self.files, "TOLLKEEPER_TLS_"), wall=self.wall)
 
 
 # How clients of the stages reach them that are made here: without TLS, or with this.

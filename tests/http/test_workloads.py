@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from gateway.errors import SettingError
 from gateway.run.reload import with_credentials
 from gateway.settings.settings import load
 from tests.certificates import issued, trusting, workload
-from tests.http.fakes import ANSWER, CHAT, KEY, PEPPER, get, post
+from tests.http.fakes import ANSWER, CHAT, KEY, PEPPER, answer, get, post
 from tests.http.stage import OVER, Answer, Stage, Tls, staged
+from tests.waiting import eventually
 
 AGENT, BATCH = "spiffe://example.org/ns/prod/sa/agent", "spiffe://example.org/ns/prod/sa/batch"
 AGENTS_KEY = "tk_the-key-of-agents"
@@ -58,6 +61,34 @@ async def test_a_named_workload_needs_no_key_and_whoever_sends_one_is_known_by_t
             assert len(stage.directory.digests) == 2
             stage.directory.known = False  # its key was revoked
             assert (await asked(stage, NO_KEY, AGENT)).status == 401
+    finally:
+        OVER.reset(reset)
+
+
+async def test_a_workload_is_nobody_once_its_certificate_is_over(tmp_path: Path) -> None:
+    """On a connection that stands as on a new one; the call that is under way is finished."""
+    now = [time.time()]
+    clients = trusting(SERVERS, workload(CLIENTS, AGENT))
+    reset = OVER.set(Tls(issued(tmp_path, SERVERS, clients=CLIENTS), clients, lambda: now[0]))
+    try:
+        async with staged(workloads=WORKLOADS) as stage:
+            idle, busy = await stage.client(), await stage.client()
+            for client in (idle, busy):
+                assert (await client.ask(NO_KEY)).status == 200
+            go = asyncio.Event()
+            stage.upstream.scripts.append([go, answer()])
+            await busy.send(NO_KEY)
+            await eventually(lambda: len(stage.upstream.received) == 3)
+            now[0] += 7_200.0
+            for late in (NO_KEY, post(CHAT)):  # with a key of its own, too
+                await busy.send(late)
+            await idle.send(NO_KEY)
+            assert await idle.is_closed()
+            go.set()
+            assert (await busy.answer()).status == 200
+            assert await busy.is_closed()
+            assert await (await stage.client()).is_closed()
+            assert len(stage.counters.holds) == 3
     finally:
         OVER.reset(reset)
 

@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import socket
 import ssl
+import time
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,15 +15,17 @@ from typing import Any
 import pytest
 import trustme
 
-from gateway.core.certificate import TlsFiles
+from gateway.core.certificate import WORKLOAD, TlsFiles, not_after
 from gateway.tls.certificates import Certificates
 from gateway.tls.gate import Gate
-from tests.certificates import issued, trusting
+from tests.certificates import issued, trusting, workload
 from tests.http.stage import reset
 from tests.tls_client import open_tls
 from tests.waiting import eventually
 
 AUTHORITY, CLIENTS, STRANGERS = trustme.CA(), trustme.CA(), trustme.CA()
+# By then every certificate made here is over.
+PAST = 1e11
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello"
 
 
@@ -58,16 +61,25 @@ class Kept(asyncio.Protocol):
         self.paused.append(False)
 
 
+class Answers(Kept):
+    """One that answers whatever comes."""
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self.transport.write(ANSWER)
+
+
 class Port:
     """A port that speaks TLS, with the protocols of its connections."""
 
-    def __init__(self, files: TlsFiles, **bounds: float) -> None:
-        self.gate = Gate("gateway", Certificates(files, "TOLLKEEPER_TLS_"), **bounds)  # type: ignore[arg-type] # a count is an integer
+    def __init__(self, files: TlsFiles, kind: type[Kept], **bounds: Any) -> None:
+        self.gate = Gate("gateway", Certificates(files, "TOLLKEEPER_TLS_"), **bounds)
         self.made: list[Kept] = []
         self.number = 0
+        self._kind = kind
 
     def protocol(self) -> Kept:
-        self.made.append(Kept())
+        self.made.append(self._kind())
         return self.made[-1]
 
     @property
@@ -86,8 +98,8 @@ class Port:
 
 
 @asynccontextmanager
-async def listening(files: TlsFiles, **bounds: float) -> AsyncIterator[Port]:
-    port = Port(files, **bounds)
+async def listening(files: TlsFiles, kind: type[Kept] = Kept, **bounds: Any) -> AsyncIterator[Port]:
+    port = Port(files, kind, **bounds)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(port.gate.wrapped(port.protocol), "127.0.0.1", 0)
     port.number = server.sockets[0].getsockname()[1]
@@ -269,6 +281,89 @@ async def test_only_a_certificate_of_the_named_authority_is_let_in(mutual: TlsFi
         await eventually(lambda: port.in_use and port.one.received == b"hello")
         (_, name), *_ = port.one.transport.get_extra_info("peercert")["subjectAltName"]
         assert name == "client@example.com"
+        writer.close()
+
+
+def asked(port: int, context: ssl.SSLContext, session: ssl.SSLSession | None) -> tuple[bytes, bool, Any]:
+    """What is heard of a port, if anything, whether a session was resumed, and the one to resume next."""
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=30) as raw,
+            context.wrap_socket(raw, server_hostname="localhost", session=session) as tls,
+        ):
+            tls.sendall(b"ask")
+            return tls.recv(100), bool(tls.session_reused), tls.session
+    except OSError:
+        return b"", False, session
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_no_handshake_outlives_a_certificate_resumed_or_not(
+    mutual: TlsFiles, version: ssl.TLSVersion
+) -> None:
+    now = [time.time()]
+    context = trusting(AUTHORITY, CLIENTS.issue_cert("client@example.com"))
+    context.maximum_version = version
+    async with listening(mutual, Answers, wall=lambda: now[0]) as port:
+
+        async def ask(session: Any = None) -> tuple[bytes, bool, Any]:
+            return await asyncio.to_thread(asked, port.number, context, session)
+
+        heard, _, session = await ask()
+        assert heard == ANSWER
+        heard, resumed, session = await ask(session)
+        # Of TLS 1.2 a session is known by its id. Tickets, by which one of 1.3 is, are given to nobody.
+        assert (heard, resumed) == (ANSWER, version == ssl.TLSVersion.TLSv1_2)
+        now[0] += PAST
+        assert not (await ask(session))[0]
+        assert not (await ask())[0]
+        await eventually(lambda: port.failures == {"bad_certificate": 2})
+        assert len(port.in_use) == 2  # nobody heard of them
+        now[0] = time.time()
+        assert (await ask(session))[:2] == (ANSWER, False)  # what was refused is resumed no more
+
+
+class Busy(Kept):
+    """One that finishes what it is at."""
+
+    shuts = 0
+
+    def shut(self) -> None:
+        self.shuts += 1
+
+
+@pytest.mark.parametrize("kind", [Kept, Busy])
+async def test_a_connection_ends_with_the_certificate_of_its_client(
+    mutual: TlsFiles, kind: type[Kept]
+) -> None:
+    """With the next byte, if no clock said so before. Its protocol may finish what is under way."""
+    now = [time.time()]
+    context = trusting(AUTHORITY, workload(CLIENTS, "spiffe://example.org/a"))
+    async with listening(mutual, kind, wall=lambda: now[0]) as port:
+        reader, writer = await open_tls(port.number, context)
+        await eventually(lambda: bool(port.in_use))
+        transport = port.one.transport
+        assert transport.get_extra_info(WORKLOAD) == "spiffe://example.org/a"
+        now[0] += PAST
+        assert transport.get_extra_info(WORKLOAD) == ""
+        writer.write(b"late")
+        if isinstance(port.one, Busy):
+            await eventually(lambda: port.one.received == b"late")
+            assert port.one.shuts == 1
+        else:
+            assert await reader.read() == b""
+            assert port.one.received == b""
+        writer.close()
+
+
+async def test_a_silent_connection_is_closed_at_the_end_of_its_certificate(mutual: TlsFiles) -> None:
+    certificate = workload(CLIENTS, "spiffe://example.org/a")
+    moments = iter([-0.05, -0.05])  # as hands are shaken; then it is over
+    ends = not_after(ssl.PEM_cert_to_DER_cert(certificate.cert_chain_pems[0].bytes().decode()))
+    async with listening(mutual, wall=lambda: ends + next(moments, 0.0)) as port:
+        reader, writer = await open_tls(port.number, trusting(AUTHORITY, certificate))
+        assert await reader.read() == b""
+        assert port.in_use
         writer.close()
 
 

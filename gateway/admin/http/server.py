@@ -126,6 +126,10 @@ class Connections:
             deadline.cancel()
         self._asking.pop(transport, None)
 
+    def is_waiting(self, transport: asyncio.Transport) -> bool:
+        """Whether a connection has no whole head here."""
+        return transport in self._waiting
+
     def middleware(self) -> Middleware:
         """Note who asks, around everything else a request goes through."""
 
@@ -168,6 +172,14 @@ class _Connection:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's derives from nothing
         self._connections.opened(self._transport)
         self._inner.connection_made(transport)
+
+    def shut(self) -> None:
+        """Take no further request, and close once none is under way."""
+        assert self._transport is not None
+        if self._connections.is_waiting(self._transport):
+            self._transport.close()
+        else:
+            cast("web.RequestHandler", self._inner).close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         assert self._transport is not None

@@ -33,6 +33,7 @@ from gateway.counters.redis.wires import Wires
 from gateway.errors import CountersRefused, CountersUnavailable, EndedApiKey, InvalidApiKey
 
 IDENTITY_S = 0.8  # with the way to Redis, a change counts within a second
+END_S = 0.001  # ends of keys are whole milliseconds
 KNOWN_S_MAX = 60.0  # nothing holds for longer, whatever is told
 
 
@@ -109,7 +110,7 @@ class KnownCallers(Catalogue):
         fresh = min(fresh, read_at + KNOWN_S_MAX)
         if fresh < now or known.expired(self._today() * 1000):
             return False
-        known.fresh = fresh
+        known.fresh = self._before_end(fresh, known.expires_ms)
         self._allowances.seen(known.caller)
         if read_at + AGAIN_S < now:
             self._rereading.note(digest)
@@ -185,10 +186,17 @@ class KnownCallers(Catalogue):
             fresh = asked_at - IDENTITY_S
         elif terms is None:  # of those that were known since what is heard last counts
             fresh = min(fresh, self._changes.hold_until(held.since, IDENTITY_S))
+        fresh = self._before_end(fresh, found.x)
         entry = Known(caller, raw, read_at=asked_at, fresh=fresh, expires_ms=found.x, since=since)
         self._known.put(digest, entry, entry.size)
         self._allowances.seen(caller)
         return caller
+
+    def _before_end(self, fresh: float, expires_ms: int) -> float:
+        """The same moment, but none after the end of the key."""
+        if not expires_ms:
+            return fresh
+        return min(fresh, self._clock() + expires_ms / 1000 - self._today() - END_S)
 
     def _refuse_unknown(self, digest: str) -> None:
         """Raise what was found of a credential a moment ago that nobody has."""

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
+import trustme
 from aiohttp import web
 
 from gateway.admin.application import build
 from gateway.admin.http.server import IDENTIFIED, Bounds, listen
+from gateway.tls.certificates import Certificates
+from gateway.tls.gate import Gate
 from persistence import engine as engines
 from tests.admin.conftest import ADMIN, MemoryCounters, ports_over
+from tests.certificates import issued, trusting, workload
+from tests.tls_client import open_tls
 
 WHOLE = b"GET /quick HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 FEW = 8
@@ -93,6 +100,36 @@ async def port(
     made.number = listening.port
     try:
         yield made
+    finally:
+        made.leave()
+        await listening.stop()
+
+
+async def test_a_connection_takes_no_request_after_the_certificate_of_its_client(tmp_path: Path) -> None:
+    """What is under way is answered."""
+    now, clients = [time.time()], trustme.CA()
+    files = issued(tmp_path, clients, clients=clients)
+    context = trusting(clients, workload(clients, "spiffe://example.org/a"))
+    gate = Gate("admin", Certificates(files, "TOLLKEEPER_ADMIN_TLS_"), wall=lambda: now[0])
+    made = Port()
+    listening = await listen(made.application(), "127.0.0.1", 0, wrapped=gate.wrapped)
+    try:
+        streams = [await open_tls(listening.port, context) for _ in range(2)]
+        (idle, asks_idle), (busy, asks_busy) = streams
+        quick = WHOLE.replace(b"Connection: close\r\n", b"")
+        for reader, writer in streams:
+            writer.write(quick)
+            assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+        asks_busy.write(quick.replace(b"/quick", b"/held"))
+        await asyncio.wait_for(made.begun.acquire(), 30)
+        now[0] += 7_200.0
+        for _, writer in streams:
+            writer.write(quick)
+        assert await idle.read() == b""
+        made.go.set()
+        assert (await busy.read()).count(b"200 OK") == 1
+        asks_idle.close()
+        asks_busy.close()
     finally:
         made.leave()
         await listening.stop()

@@ -30,7 +30,7 @@ from gateway.counters.admission.terms import TERMS_BYTES
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.redis import keys
 from gateway.counters.redis.wire import Wire
-from gateway.errors import CountersUnavailable, InvalidApiKey
+from gateway.errors import CountersUnavailable, EndedApiKey, InvalidApiKey
 from tests.builders import CREDITS, driven
 from tests.core.billing.prices import price_row
 from tests.counters.conftest import Connect
@@ -357,6 +357,19 @@ async def test_who_was_known_long_ago_is_nobody_any_more(leasing: tuple[Desk, Al
     desk.wire.available = False
     desk.clock.now += 602
     with pytest.raises(CountersUnavailable):
+        await desk.identify()
+
+
+async def test_a_key_is_nobodys_from_its_end_on_however_lately_it_was_read(
+    leasing: tuple[Desk, Allowances],
+) -> None:
+    desk, _ = leasing
+    desk.client.set(keys.identity(DIGEST), encode_identity(CALLER, round((desk.clock.now + 0.5) * 1000)))
+    assert await desk.identify() == CALLER
+    desk.clock.now += 0.4
+    assert await desk.identify() == CALLER
+    desk.clock.now += 0.1
+    with pytest.raises(EndedApiKey):
         await desk.identify()
 
 
