@@ -292,6 +292,8 @@ def fitted(table: Table, values: Row) -> dict[str, Any]:
         if name in {"limits", "user_limits"}:
             limits = value if isinstance(value, dict) else {}
             fitted[name] = {kind: limit for kind, limit in limits.items() if limit is not None}
+        elif name == "counts_tokens" and "counts_none" in table.c:
+            fitted |= {name: value is True, "counts_none": value is False}
         else:
             fitted[table.c[name].name] = value
     return fitted

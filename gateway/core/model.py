@@ -211,7 +211,8 @@ class Service:
     """One metered service of the catalogue, resolved for a call: its price stays what it was then.
 
     `credits` is what a unit costs, or the whole of a One-Time service. `needs_plan` asks a
-    Subscription service's tenant for a token plan. `upstream` and `paths` say where its calls under
+    Subscription service's tenant for a token plan. One of the catalogue with neither `counts_tokens` nor
+    `counts_none` counts them as its business model says. `upstream` and `paths` say where its calls under
     `/services/` go, empty where the catalogue does not say.
     """
 
@@ -225,6 +226,7 @@ class Service:
     needs_plan: bool = True
     upstream: str = ""
     paths: tuple[str, ...] = ()
+    counts_none: bool = False
 
     def costs_as(self, other: Service) -> bool:
         """Whether a use of either is metered and charged alike."""

@@ -44,8 +44,8 @@ _BY = {
     "organization": {True: "o.id = :id", False: "o.name = :name"},
 }
 _SERVICE = text("""
-SELECT s.id, s.key, s.credits, s.service_type, s.counts_tokens, s.pricing, b.meter,
-       n.negotiated_credits, m.meter AS own_meter, n.pricing AS own_pricing
+SELECT s.id, s.key, s.credits, s.service_type, s.counts_tokens, s.counts_none, s.pricing, b.meter,
+       n.counts_tokens AS own_counts, n.negotiated_credits, m.meter AS own_meter, n.pricing AS own_pricing
   FROM service AS s JOIN business_model AS b ON b.id = s.business_model_id
   LEFT JOIN organization_service AS n ON n.service_id = s.id AND n.organization_id = :organization
   LEFT JOIN business_model AS m ON m.id = n.business_model_id
@@ -251,12 +251,12 @@ def service_of(connection: Connection, organization_id: int, key: str) -> Servic
         return None
     base = Service(
         row.id, row.key, row.meter, row.counts_tokens, row.credits, row.service_type == "One-Time",
-        read_pricing(row.pricing),
+        read_pricing(row.pricing), counts_none=row.counts_none,
     )  # fmt: skip
     negotiated = None
     if row.negotiated_credits is not None:
         pricing = read_pricing(row.own_pricing) if row.own_pricing else None
-        negotiated = Negotiated(row.id, row.negotiated_credits, row.own_meter, pricing)
+        negotiated = Negotiated(row.id, row.negotiated_credits, row.own_meter, pricing, row.own_counts)
     return as_negotiated(base, negotiated)
 
 

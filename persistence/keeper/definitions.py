@@ -51,8 +51,8 @@ _ORGANIZATIONS = """
 SELECT id, CAST(limits AS text) AS limits, services = 'listed' AS listed, currency, credit_limit,
        spend_cap, credit_balance, credit_ahead,
        credit_epoch, credit_last_seq, spend_epoch, spend_last_seq, spent, spend_month,
-       (SELECT jsonb_agg(jsonb_build_array(n.service_id, n.negotiated_credits, b.meter, n.pricing)
-                         ORDER BY n.service_id)
+       (SELECT jsonb_agg(jsonb_build_array(n.service_id, n.negotiated_credits, b.meter, n.pricing,
+                                           n.counts_tokens) ORDER BY n.service_id)
           FROM organization_service AS n LEFT JOIN business_model AS b ON b.id = n.business_model_id
          WHERE n.organization_id = organization.id) AS negotiated,
        (SELECT jsonb_build_object('features', p.feature_access,
@@ -110,7 +110,8 @@ SELECT t.id AS tenant_id, t.organization_id, u.external_id,
   FROM app_user AS u JOIN tenant AS t ON t.organization_id = u.organization_id
  WHERE {where} ORDER BY u.id, t.id"""
 _SERVICES = """
-SELECT s.id, s.key, s.credits, s.service_type, s.counts_tokens, s.pricing, s.upstream, s.paths, b.meter
+SELECT s.id, s.key, s.credits, s.service_type, s.counts_tokens, s.counts_none, s.pricing, s.upstream,
+       s.paths, b.meter
   FROM service AS s JOIN business_model AS b ON b.id = s.business_model_id
  WHERE s.deleted_at IS NULL ORDER BY s.id"""
 
@@ -227,6 +228,7 @@ async def catalogue(connection: AsyncConnection) -> CatalogueDefinition:
                 key=row["key"],
                 meter=row["meter"],
                 counts_tokens=row["counts_tokens"],
+                counts_none=row["counts_none"],
                 credits=row["credits"],
                 one_time=row["service_type"] == "One-Time",
                 pricing=read_pricing(row["pricing"]),
@@ -278,8 +280,8 @@ def _organization_terms(row: RowMapping, budgets: tuple[Budget, ...]) -> Organiz
     subscription = row["subscription"] or {"features": (), "since": 0, "until": 0}
     return OrganizationTerms(
         negotiated=tuple(
-            Negotiated(service_id, credits_, meter, read_pricing(pricing) if pricing else None)
-            for service_id, credits_, meter, pricing in row["negotiated"] or ()
+            Negotiated(service_id, credits_, meter, read_pricing(pricing) if pricing else None, counts)
+            for service_id, credits_, meter, pricing, counts in row["negotiated"] or ()
         ),
         features=tuple(subscription["features"]),
         since_ms=int(subscription["since"]),

@@ -64,7 +64,7 @@ ORGANIZATION_SERVICES = Subject(
     },
     check_row=priced.check_negotiated,
     define=organizations.define,
-    defining=frozenset({"negotiated_credits", "business_model_id", "pricing"}),
+    defining=frozenset({"negotiated_credits", "business_model_id", "counts_tokens", "pricing"}),
 )
 
 SUBSCRIPTION_PLANS = Subject(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import func, select
+from sqlalchemy import case, false, func, select, true
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.definitions import CATALOGUE_ACCOUNT
@@ -72,8 +72,12 @@ BUSINESS_MODELS = Subject(
 
 _key = select(service.c.key).where(service.c.id == THIS).scalar_subquery()
 
+_counts = case((service.c.counts_tokens, true()), (service.c.counts_none, false()))
+_columns = [one for one in service.c if one.name not in {"counts_tokens", "counts_none"}]
+
 SERVICES = Subject(
     service,
+    source=live(service, *_columns, _counts.label("counts_tokens")),
     verbs={**crud.VERBS, "delete": delete_service},
     refers={"business_model_id": business_model},
     referenced={

@@ -44,7 +44,8 @@ service = table(
     texts("name", "description?", "key", "service_type"),
     integers("credits"),
     refers("business_model_id", "business_model"),
-    flags("counts_tokens"),
+    # Neither of both: as the business model says.
+    flags("counts_tokens", "counts_none"),
     documents("pricing?"),
     moments("created_at", "updated_at", "deleted_at?"),
     # Where its calls under /services/ go: a configured upstream's name, and patterns of paths.
@@ -60,6 +61,7 @@ organization_service = table(
     refers("service_id", "service"),
     integers("negotiated_credits"),
     refers("business_model_id?", "business_model"),
+    flags("counts_tokens?"),
     documents("pricing?"),
     moments("created_at", "updated_at"),
     UniqueConstraint("organization_id", "service_id"),

@@ -47,6 +47,28 @@ async def test_a_service_is_a_new_catalogue(api: Api) -> None:
     assert api.rows("select distinct partition from control_write") == [(None,)]
 
 
+async def test_what_counts_tokens_is_said_or_left_to_the_business_model(api: Api) -> None:
+    built_in = (await api.get("services?key=chat")).json["items"][0]
+    assert built_in["counts_tokens"] is None
+    organization = await api.make("organizations", name="Acme")
+    made = await api.make("services", **SERVICE, business_model_id=await model(api))
+    price = await api.make(
+        "organization-services", organization_id=organization["id"], service_id=made["id"],
+        negotiated_credits=1,
+    )  # fmt: skip
+    assert (made["counts_tokens"], price["counts_tokens"]) == (None, None)
+    for path in f"services/{made['id']}", f"organization-services/{price['id']}":
+        for said in True, None, False, None, False, True:
+            pushed = len(api.counters.pushed)
+            assert (await api.patch(path, {"counts_tokens": said})).json["counts_tokens"] is said
+            assert (await api.get(path)).json["counts_tokens"] is said
+            assert len(api.counters.pushed) == pushed + 1
+        # What is not named stays.
+        assert (await api.patch(path, {"pricing": None})).json["counts_tokens"] is True
+    said_at_once = {**SERVICE, "key": "free", "counts_tokens": False, "business_model_id": await model(api)}
+    assert (await api.make("services", **said_at_once))["counts_tokens"] is False
+
+
 async def test_a_service_key_is_unique_until_its_service_is_deleted(api: Api) -> None:
     sent = {**SERVICE, "business_model_id": await model(api)}
     first = await api.make("services", **sent)

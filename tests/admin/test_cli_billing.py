@@ -88,6 +88,8 @@ async def test_a_service_is_changed(run: Run) -> None:
     )  # fmt: skip
     assert (emptied["pricing"], emptied["description"], emptied["counts_tokens"]) == (None, None, False)
     assert (emptied["credits"], emptied["service_type"]) == (3, "One-Time")
+    usual = await from_json(run, "service", "change", "rerank", "--usual-counts-tokens")
+    assert usual == emptied | {"counts_tokens": None}
     assert "Pay-Per-Use" in (await run("business-model", "list")).stdout
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from tests.journey.stack import Body, Stack
 from tests.journey.test_credits import Buyer
+from tests.journey.test_events import agrees, event, send, unbilled
 from tests.waiting import wait_until
 
 CALLS = 100
@@ -123,6 +124,57 @@ def test_calls_at_cost_are_billed_to_the_last_part(stack: Stack) -> None:
     assert Decimal(line["amount"]) == exact.quantize(Decimal("0.01"), ROUND_HALF_UP)
     told = stack.admin("GET", f"/invoices/{invoice['id']}")[1]
     assert told["lines"] == invoice["lines"]
+
+
+def test_what_is_paid_by_the_call_uses_up_no_plan(stack: Stack) -> None:
+    """A call of 50,000 and 10,000 tokens at 3 and 15 a million, by 1.2, beside a plan of 1,000 that bills."""
+    buyer = Buyer(stack)
+    plan = stack.make(
+        "token-plans", name=f"double {buyer.id}", total_amount=1_000, overage_policy="bill",
+        overage_unit_price="0.001",
+    )  # fmt: skip
+    [tenant] = stack.admin("GET", f"/tenants?organization_id={buyer.id}")[1]["items"]
+    stack.admin("PATCH", f"/tenants/{tenant['id']}", {"plan_id": plan["id"]})
+    stack.make("prices", model="double-", match="prefix", currency="USD", input="3", output="15",
+               effective_from="2026-01-01T00:00:00Z")  # fmt: skip
+    gives(buyer, "Pay-Per-Use", {"at_cost": {"markup": "1.2"}})
+    served = in_force(lambda: chat(buyer, "0,0", model="double-1"))
+    used = Decimal(50_000) * 3 + Decimal(10_000) * 15
+    paid = used / 10**6 * Decimal("1.2")
+
+    def owed() -> dict[str, Decimal]:
+        return {kind: Decimal(amount) for kind, amount in unbilled(stack, buyer.id).items()}
+
+    assert chat(buyer, "50000,10000", model="double-1").status_code == 200
+    buyer.rows("feature-usage", served + 1)
+    told = {"service": "chat", "model": "double-1", "usage": {"input": 50_000, "output": 10_000}}
+    assert send(stack, event(f"tenant:{tenant['id']}", told))["accepted"] == 1
+    wait_until(lambda: owed() == {"usage": 2 * paid})
+    assert stack.quota(tenant["id"])["tokens_remaining"] == 1_000
+    # Who wants both says so, for one customer.
+    [price] = stack.admin("GET", f"/organization-services?organization_id={buyer.id}")[1]["items"]
+    stack.admin("PATCH", f"/organization-services/{price['id']}", {"counts_tokens": True})
+    wait_until(lambda: chat(buyer, "0,1", model="double-1").headers.get("x-tollkeeper-tokens-remaining"))
+    wait_until(lambda: 0 < stack.quota(tenant["id"])["tokens_remaining"] < 1_000)
+    assert send(stack, event(f"tenant:{tenant['id']}", told))["accepted"] == 1
+    wait_until(lambda: owed().keys() == {"usage", "overage"})
+    assert agrees(stack)
+
+
+def test_a_plan_may_include_what_counts_no_tokens(buyer: Buyer) -> None:
+    service = buyer.service("Subscription", counts_tokens=False)
+    plan = buyer.stack.make("token-plans", name=f"some {buyer.id}", total_amount=5)
+    [tenant] = buyer.stack.admin("GET", f"/tenants?organization_id={buyer.id}")[1]["items"]
+    buyer.stack.admin("PATCH", f"/tenants/{tenant['id']}", {"plan_id": plan["id"]})
+    wait_until(lambda: buyer.call(service).status_code == 200)
+    answers = [buyer.call(service, x_demo_units="7") for _ in range(3)]
+    assert {answer.status_code for answer in answers} == {200}
+    assert not any("x-tollkeeper-tokens-remaining" in answer.headers for answer in answers)
+    ids = {answer.headers["x-request-id"] for answer in answers}
+    path = f"/calls?organization_id={buyer.id}&limit=1000"
+    wait_until(lambda: ids <= {row["request_id"] for row in buyer.stack.admin("GET", path)[1]["items"]})
+    assert buyer.stack.quota(tenant["id"])["tokens_remaining"] == 5
+    assert agrees(buyer.stack)
 
 
 def test_at_cost_refuses_what_no_price_says_and_what_the_cap_does_not_cover(stack: Stack) -> None:

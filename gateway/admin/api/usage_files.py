@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -16,14 +16,13 @@ from gateway.admin.http.auth import admit, require_read
 from gateway.admin.http.files import CSV, files_of
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources import REPORTS
-from gateway.core.accounts.administration import Place, Query, Row
+from gateway.core.accounts.administration import Row
 from gateway.core.accounts.usage import UsageQuery, following
 from gateway.core.billing import focus
 from gateway.core.spreadsheet import csv
 from gateway.errors import Unprocessable
 
 PAGE_ROWS = 10_000
-SERVICES_A_PAGE = 1_000
 
 Admit = Callable[[AdminPorts, web.Request], Awaitable[AdminPorts]]
 
@@ -70,11 +69,10 @@ def mount_files(app: web.Application, ports: AdminPorts, root: str, admitted: Ad
         asked = read(query)
         return asked, await Parquet.of("usage.parquet", columns_of(asked.groups))
 
-    async def as_focus(mine: AdminPorts, query: MultiMapping[str]) -> tuple[UsageQuery, File]:
+    async def as_focus(_: AdminPorts, query: MultiMapping[str]) -> tuple[UsageQuery, File]:
         if fixed := tuple((name, "is given by FOCUS") for name in ("interval", "group_by") if name in query):
             raise Unprocessable("Some query parameters are wrong.", fixed)
         asked = replace(read(query), interval=focus.INTERVAL, groups=focus.GROUPED_BY)
-        of_models = {row["id"] async for row in _services(mine) if row["counts_tokens"]}
         seller = ports.invoice_renderer.seller
 
         def charge(row: Row) -> Row:
@@ -83,7 +81,7 @@ def mount_files(app: web.Application, ports: AdminPorts, root: str, admitted: Ad
                 since=asked.since,
                 until=asked.until,
                 seller=seller,
-                tokens=row["service_id"] in of_models,
+                tokens=row["model"] is not None,
             )
 
         return asked, _Csv("focus.csv", focus.COLUMNS, charge, used_only=True)
@@ -102,17 +100,6 @@ async def _pieces(ports: AdminPorts, asked: UsageQuery, file: File) -> AsyncGene
         rows = await ports.store.used(page)
         yield await asyncio.to_thread(file.some, rows)
     yield file.tail()
-
-
-async def _services(ports: AdminPorts) -> AsyncIterator[Row]:
-    after: Place | None = None
-    while True:
-        page = await ports.store.page("services", Query({}, None, None, after, SERVICES_A_PAGE))
-        for row in page.rows:
-            yield row
-        after = page.next_after
-        if after is None:
-            return
 
 
 class _Csv:

@@ -162,7 +162,10 @@ class ServiceCreate(In):
     service_type: Literal["Pay-As-You-Go", "One-Time"]
     business_model_id: Id
     description: LongText | None = None
-    counts_tokens: Flag = Field(default=False, description="Debit the tenant's tokens as well.")
+    counts_tokens: Flag | None = Field(
+        default=None,
+        description="Debit the tenant's tokens; null is as the business model says: Subscription does.",
+    )
     pricing: PricingField | None = None
     upstream: UpstreamName | None = Field(
         default=None, description="Where /services/<key>/ goes: an upstream of the gateways' configuration."
@@ -182,6 +185,9 @@ class OrganizationServiceCreate(In):
     service_id: Id
     negotiated_credits: Amount
     business_model_id: Id | None = Field(default=None, description="Instead of the service's own.")
+    counts_tokens: Flag | None = Field(
+        default=None, description="Debit the tenant's tokens; null is as the service says."
+    )
     pricing: PricingField | None = None
 
 

@@ -23,6 +23,8 @@ from gateway.cli.admin.client import AdminClient, CommandFailed, Json
 from gateway.cli.admin.options import AsJson
 
 Typed = dict[str, Any]  # what typer read, by parameter
+# What the parameter begins with that takes back what a flag says.
+_USUAL = "usual_"
 
 
 _LIST = {
@@ -61,6 +63,8 @@ class Command:
             takes["words"] = (Annotated[list[str] | None, parameters.words_argument(named)], None)
         for field in self.fields:
             takes[field.control] = (parameters.option(field), None)
+            if self.does == "patch" and field.kind == "flag" and field.nullable:
+                takes[_USUAL + field.control] = (parameters.usual(field), False)
         if self.does == "list":
             takes |= {name: _LIST[name] for name in _LIST if name != "every" or self._open}
             takes |= {"archive": archived.ARCHIVE} if self.resource.name in archived.LISTS else {}
@@ -146,6 +150,7 @@ class Command:
             for field in self.fields
             if typed[field.control] not in (None, [])
         }
+        given |= {field.name: "none" for field in self.fields if typed.get(_USUAL + field.control)}
         left = [name for name in self.positional if name not in given]
         words = typed.get("words") or []
         if len(words) > len(left):

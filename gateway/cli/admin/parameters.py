@@ -68,6 +68,12 @@ def option(field: Field) -> Any:
     return Annotated[kind, told]
 
 
+def usual(field: Field) -> Any:
+    """The option that takes back what a flag says, which may say nothing."""
+    long = values.spelled(field.name)
+    return Annotated[bool, typer.Option(f"--usual-{long}", help=f"Neither --{long} nor --no-{long}.")]
+
+
 def _choice(field: Field) -> Any:
     return StrEnum(field.label.title().replace(" ", ""), {name: name for name in field.choices})
 

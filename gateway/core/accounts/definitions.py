@@ -20,12 +20,13 @@ PRICES_ACCOUNT = "prices"
 
 @dataclass(frozen=True, slots=True)
 class Negotiated:
-    """What an organization pays for one service; `meter` and `pricing` None are the service's own."""
+    """What an organization pays for one service; what is None is as the service says."""
 
     service_id: int
     credits: int
     meter: str | None = None
     pricing: Pricing | None = None
+    counts_tokens: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

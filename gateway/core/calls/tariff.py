@@ -30,7 +30,10 @@ UNPRICED: Final[tuple[Vector, ...]] = ()
 def as_negotiated(base: Service, negotiated: Negotiated | None) -> Service:
     """A service of the catalogue as an organization has it, that has negotiated this of it."""
     meter = (negotiated and negotiated.meter) or base.meter
-    service = replace(base, meter=meter, counts_tokens=base.counts_tokens or meter == SUBSCRIPTION)
+    counts = None if negotiated is None else negotiated.counts_tokens
+    if counts is None:
+        counts = base.counts_tokens or (meter == SUBSCRIPTION and not base.counts_none)
+    service = replace(base, meter=meter, counts_tokens=counts)
     if negotiated is None:
         return service
     pricing = negotiated.pricing

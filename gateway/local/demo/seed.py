@@ -121,7 +121,6 @@ def _make_services(admin: _Admin) -> None:
                     "credits": 0,
                     "service_type": "Pay-As-You-Go",
                     "business_model_id": models["Subscription"],
-                    "counts_tokens": True,
                 },
                 step=key,
             )

@@ -56,7 +56,7 @@ WORLD: Objects = {
         {"name": "Bare", "monthly_cost": "0", "annual_cost": "0", "feature_access": [], "currency": "EUR"},
     ],
     "organization-services": [
-        {"organization": "Globex", "service": "sms", "negotiated_credits": 3},
+        {"organization": "Globex", "service": "sms", "negotiated_credits": 3, "counts_tokens": False},
         {"organization": "Acme", "service": "sms", "negotiated_credits": 0, "business_model": "Metered",
          "pricing": {"tiers": [{"up_to": 10, "unit_price": "0.5"}, {"up_to": None, "unit_price": "0.25"}]}},
     ],

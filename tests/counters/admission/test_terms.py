@@ -81,10 +81,19 @@ def test_another_business_model_and_pricing(pricing: Pricing) -> None:
     assert (found.credits, found.meter, found.pricing) == (0, "pay_per_use", pricing)
 
 
-def test_only_subscription_counts_tokens_by_itself() -> None:
-    assert Terms(b"").resolve(CHAT, 0).counts_tokens
-    assert not terms(Negotiated(1, 6, "consumption")).resolve(CHAT, 0).counts_tokens
-    assert terms(Negotiated(2, 6, "subscription")).resolve(IMAGES, 0).counts_tokens
+@pytest.mark.parametrize("meter", ["subscription", "consumption", "pay_per_use"])
+@pytest.mark.parametrize("said", [None, True, False])
+def test_tokens_count_as_was_said_last_else_by_the_meter(meter: str, said: bool | None) -> None:
+    """What an organization has negotiated goes first, then the service, then its business model."""
+    base = Service(1, "chat", meter, counts_tokens=said is True, counts_none=said is False)
+    by_itself = meter == "subscription" if said is None else said
+    assert Terms(b"").resolve(base, 0).counts_tokens is by_itself
+    assert terms(Negotiated(1, 6)).resolve(base, 0).counts_tokens is by_itself
+    for own in True, False:
+        assert terms(Negotiated(1, 6, counts_tokens=own)).resolve(base, 0).counts_tokens is own
+    for other in "subscription", "consumption", "pay_per_use":
+        found = terms(Negotiated(1, 6, other)).resolve(base, 0).counts_tokens
+        assert found is (other == "subscription" if said is None else said)
 
 
 def test_the_same_terms_answer_the_same_object() -> None:

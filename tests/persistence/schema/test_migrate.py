@@ -18,6 +18,7 @@ from persistence.schema.version import NEEDED
 from persistence.tables import metadata
 from tests.persistence.migrated import BY_MONTH, KEYS_ALWAYS_THERE, LEDGERS, PARTITIONED
 from tests.persistence.scenario import one, rows_of, settle_in
+from tests.persistence.schema.test_adopted_invoices import bring_to
 
 TOKEN_ROW = (
     "INSERT INTO token_ledger (tenant_id, transaction_type, amount, direction, created_at, epoch, seq, cycle)"
@@ -63,10 +64,33 @@ def test_business_models_and_services_are_always_there(cloned: str) -> None:
     ]
     services = rows_of(
         cloned,
-        "SELECT s.key, s.credits, m.name, s.counts_tokens FROM service AS s"
+        "SELECT s.key, s.credits, m.name, s.counts_tokens OR s.counts_none FROM service AS s"
         " JOIN business_model AS m ON m.id = s.business_model_id ORDER BY s.id",
     )
-    assert services == [(key, 0, "Subscription", True) for key in KEYS_ALWAYS_THERE]
+    assert services == [(key, 0, "Subscription", False) for key in KEYS_ALWAYS_THERE]
+
+
+def test_services_of_before_go_by_their_business_model_unless_a_person_said_else(database: str) -> None:
+    bring_to(database, "0088")
+    with psycopg.connect(database, autocommit=True) as connection:
+        model = "(SELECT id FROM business_model WHERE name = 'Pay-Per-Use')"
+        connection.execute(
+            f"""
+INSERT INTO organization (name) VALUES ('Acme');
+UPDATE service SET business_model_id = {model} WHERE key IN ('messages', 'responses');
+INSERT INTO audit_log (actor, action, resource, resource_id, before, after)
+SELECT 'person', 'change', 'services', id, jsonb_build_object('counts_tokens', key <> 'responses'),
+       '{{"counts_tokens": true}}' FROM service WHERE key IN ('messages', 'responses');
+INSERT INTO service (name, key, credits, service_type, business_model_id, counts_tokens)
+VALUES ('Both', 'both', 1, 'Pay-As-You-Go', {model}, true), ('One', 'one', 1, 'Pay-As-You-Go', {model}, false)
+""".encode()
+        )
+    migrate.upgrade(database)
+    said = "SELECT key FROM service WHERE counts_tokens ORDER BY 1"
+    assert rows_of(database, said) == [("both",), ("responses",)]
+    assert rows_of(database, "SELECT verb, payload FROM control_write WHERE account = 'catalogue'") == [
+        ("define", {})
+    ]
 
 
 async def test_partitions_are_made_ahead_and_only_once(cloned: str) -> None:
