@@ -1,7 +1,8 @@
 """The keys of issuers as this worker has them: read ahead, again when a token names an unknown one, and
 kept while their issuer does not answer.
 
-A flood of tokens with made-up key ids asks an issuer no more often than anybody: once in `AGAIN_S`.
+A flood of tokens with made-up key ids asks an issuer no more often than anybody: once in `AGAIN_S`. Until then
+nobody knows whether a key is made up or new, and 503 says so: clients ask again, and a new key is good by then.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from math import ceil
 from typing import Final, TypeVar
 
 from gateway.core.issuers.issuer import Issuer
@@ -66,8 +68,9 @@ class IssuerKeys:
         known = self._known(token)
         if known is not None:
             return known
-        soon = self._reading is not None or self._clock() - self._asked_at >= AGAIN_S
-        if soon and self._waiting < WAITING_MAX:
+        left_s = self._asked_at + AGAIN_S - self._clock()
+        asked = (self._reading is not None or left_s <= 0) and self._waiting < WAITING_MAX
+        if asked:
             self._waiting += 1
             try:
                 await self.refresh()
@@ -78,6 +81,11 @@ class IssuerKeys:
             return known
         if self.keys is None or self._read_at < self._asked_at:
             raise IssuerUnavailable(retry_after_s=int(AGAIN_S))
+        if not asked and token.key_id is not None:
+            raise IssuerUnavailable(
+                "The token names a key that its issuer did not have a moment ago; it is asked again soon.",
+                retry_after_s=max(1, ceil(left_s)),
+            )
         raise refused(UNKNOWN_KEY, "The token names no key of its issuer.")
 
     async def verify(self, token: SignedToken) -> VerifyingKey:
