@@ -269,6 +269,10 @@ class Overloaded(Refusal):
     status = 503
 
 
+class TrialEnded(Overloaded):
+    """Somebody waits for what is held for this, so it was undone: try again in a while."""
+
+
 class InternalError(Refusal):
     """Something went wrong inside the gateway; its log has more under this request's id."""
 

@@ -43,6 +43,7 @@ from persistence.sign_in_store import SignInStore
 from persistence.subject import Batch, Change
 from persistence.subjects import SUBJECTS
 from persistence.timed_store import TimedStore
+from persistence.trials import Trials
 
 T = TypeVar("T")
 
@@ -67,8 +68,10 @@ class Store(SignInStore, TimedStore):
         within: int | None = None,
         replica: Replica | None = None,
         glyphs: Glyphs | None = None,
+        trials: Trials | None = None,
     ) -> None:
         self._engine = engine
+        self._trials = trials or Trials(engine)
         self._partition_of = partition_of
         self._clock = clock
         self._private_addresses = private_addresses
@@ -85,7 +88,7 @@ class Store(SignInStore, TimedStore):
         return Store(
             self._engine, self._partition_of, self._clock, private_addresses=self._private_addresses,
             mail_allowed=self._mail_allowed, letterhead=self._letterhead, within=organization_id,
-            replica=self.replica, glyphs=self._glyphs,
+            replica=self.replica, glyphs=self._glyphs, trials=self._trials,
         )  # fmt: skip
 
     async def get(self, resource: str, row_id: int) -> Row:
@@ -112,10 +115,18 @@ class Store(SignInStore, TimedStore):
         return done
 
     async def applying(self, work: Callable[[Applying], Awaitable[T]], *, keep: bool) -> T:
-        """Do the work in one transaction; what it wrote is undone unless it is to `keep`."""
-        done = await self._answered(
-            lambda connection: work(Applying(connection, self._within, self._change)), keep=keep
-        )
+        """Do the work in one transaction; what it wrote is undone unless it is to `keep`.
+
+        What is undone keeps nobody waiting: `TrialEnded` where somebody waits for it.
+        """
+
+        async def done_here(connection: AsyncConnection) -> T:
+            session = Applying(connection, self._within, self._change)
+            if keep:
+                return await work(session)
+            return await self._trials.run(connection, lambda: work(session))
+
+        done = await self._answered(done_here, keep=keep)
         await self._wrote()
         return done
 

@@ -161,6 +161,6 @@ class TokenCallers:
         keys = self._keys.of(said.issuer)
         if keys is None:
             raise refused(UNKNOWN_ISSUER, "The token's issuer is not one that is accepted.")
-        # What it says is believed by its signature alone. What it cannot be is refused before anybody is asked.
+        # Its signature alone makes it true. What no signature makes good is refused before anybody is asked.
         meaning = read_claims(keys.issuer, said.claims, self._wall())
         return _Known(keys, await keys.verify(said), meaning)

@@ -1,8 +1,8 @@
 """The keys of issuers as this worker has them: read ahead, again when a token names an unknown one, and
 kept while their issuer does not answer.
 
-A flood of tokens with made-up key ids asks an issuer no more often than anybody: once in `AGAIN_S`. Until then
-nobody knows whether a key is made up or new, and 503 says so: clients ask again, and a new key is good by then.
+A flood of tokens with made-up key ids asks an issuer no more often than anybody: once in `AGAIN_S`. Until
+then nobody knows whether a key is made up or new. It is 503: clients ask again, and a new key is good then.
 """
 
 from __future__ import annotations

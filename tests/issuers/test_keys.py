@@ -70,7 +70,7 @@ async def test_the_first_token_has_the_keys_read_and_whoever_comes_meanwhile_wai
     assert scene.server.asked == 1
 
 
-async def test_a_new_key_is_good_after_a_pause_whatever_keys_others_make_up_and_until_then_nobody_knows() -> None:
+async def test_a_new_key_is_good_after_a_pause_whatever_others_make_up_and_until_then_nobody_knows() -> None:
     scene = Scene()
     await scene.keys.find(GOOD)
     scene.server.document = jwks(ONE, TWO)

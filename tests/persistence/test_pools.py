@@ -156,8 +156,8 @@ async def test_a_keeper_has_no_more_connections_than_are_said(migrated: str) -> 
     sizes = [each.pool.size() for each in (pools.loops, pools.billing, pools.people)]  # type: ignore[attr-defined]  # a queue
     await pools.dispose()
     assert PUSHES_AT_ONCE_MAX < engines.PEOPLE_CONNECTIONS_MAX
-    # Files; the flusher, the schedule's claims, and whether it answers.
-    assert sum(sizes) + ROOM.staff_max + ROOM.others_max + 3 <= 40
+    # Files; the flusher, the schedule's claims, whether it answers, and who waits for trials.
+    assert sum(sizes) + ROOM.staff_max + ROOM.others_max + 4 <= 40
 
 
 async def test_who_we_are_is_read_again_from_the_file_of_the_url(migrated: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """One configuration, planned and applied: what was shown is done in one transaction, or nothing is.
 
-A plan is tried by doing it and undoing it. The counters are told once it is stored.
+A plan is tried by doing it and undoing it, unless somebody waits for what that holds. The counters are told
+once it is stored.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from gateway.admin.resources.configuration import DEFAULT_NAME
 from gateway.core.accounts.administration import Claim, Command, Intent, Replay, Row
 from gateway.core.accounts.declaration import Mark, Ran, Step
 from gateway.core.accounts.roles import CREATE, DELETE
-from gateway.errors import AdminRefusal, Conflict, StepRefused, Unprocessable
+from gateway.errors import AdminRefusal, Conflict, StepRefused, TrialEnded, Unprocessable
 
 # A longer plan is not tried before it is done.
 TRIED_MAX = 2_000
@@ -79,7 +80,10 @@ class Configurator:
                 errors=(("prune", "needs objects: without any, everything would be deleted"),)
             )
         keep = wish.digest is not None
-        work = await self._ports.store.applying(lambda session: self._work(session, wish, objects), keep=keep)
+        try:
+            work = await self._transaction(wish, objects)
+        except TrialEnded:
+            work = await self._transaction(replace(wish, trial=False), objects)
         if isinstance(work, Replay):
             return Done(work.status or 200, work.body, replayed=True)
         content = await in_thread(_told, work)
@@ -90,6 +94,10 @@ class Configurator:
         if self._claim is not None:
             await finish(self._ports, self._claim, status, content, self._request_id)
         return Done(status, {**content, "secrets": work.secrets})
+
+    async def _transaction(self, wish: Wish, objects: Objects) -> _Work | Replay:
+        keep = wish.digest is not None
+        return await self._ports.store.applying(lambda session: self._work(session, wish, objects), keep=keep)
 
     async def _push(self, work: _Work) -> Row:
         """Tell the counters; what comes of it."""

@@ -33,6 +33,7 @@ from tests.waiting import eventually
 
 PRO: Objects = {"token-plans": [{"name": "Pro"}]}
 SOME = 300
+WAIT = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
 
 
 async def test_while_one_applies_a_trial_is_answered_and_another_one_ends_in_time(
@@ -53,6 +54,28 @@ async def test_while_one_applies_a_trial_is_answered_and_another_one_ends_in_tim
     assert await store.applying(waits_as_ever, keep=True) == "0"
     await pool.dispose()
     assert (await apply(api, PRO))["applied"]
+
+
+async def test_a_trial_keeps_nobody_waiting_for_what_it_holds(api: Api, admin_database: str) -> None:
+    """It has changed an organization and waits for a tenant, which somebody else has as long as we like."""
+    await apply(
+        api, {"organizations": [{"name": "Acme"}], "tenants": [{"organization": "Acme", "name": "Web"}]}
+    )
+    wanted: Objects = {
+        "organizations": [{"name": "Acme", "due_days": 7}],
+        "tenants": [{"organization": "Acme", "name": "Web", "limits": {"concurrency": 7}}],
+    }
+    url = plain_url(admin_database)
+    async with await psycopg.AsyncConnection.connect(url) as third:
+        other = psycopg.connect(url)
+        other.execute("SELECT FROM tenant WHERE name = 'Web' FOR UPDATE")
+        trial = asyncio.create_task(plan(api, wanted, trial=True))
+        await eventually(lambda: other.execute(WAIT).fetchone() == (1,))
+        await asyncio.wait_for(third.execute("SELECT FROM organization WHERE name = 'Acme' FOR UPDATE"), 30)
+        told = await trial
+        other.close()
+    assert (len(told["changes"]), told["tried"]) == (2, False)
+    assert (await plan(api, wanted, trial=True))["tried"]
 
 
 async def operator_of(api: Api, name: str) -> tuple[int, Api]:
