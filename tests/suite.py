@@ -43,6 +43,7 @@ VERIFY = (
     "tests/journey/test_parallel.py",
     "tests/journey/test_leases.py",
     "tests/deploy/test_rolling.py",
+    "tests/deploy/test_restarts.py",
     "tests/deploy/test_wheels.py",
     "tests/deploy/test_release.py",
     "tests/deploy/test_scrape.py",

@@ -35,12 +35,13 @@ DIED, HUNG = "died", "hung"
 class Program:
     """What to run. `ready` says whether it answers; `reason` reads a log for why it did not.
 
-    One with `silent_s_max` beats (`heartbeat.py`), and is killed where that stops for so long.
+    One with `silent_s_max` beats (`heartbeat.py`), and is killed where that stops for so long. It says itself
+    when it is ready, where nobody is to ask. It is started with the descriptors `given`.
     """
 
     name: str
     argv: tuple[str, ...]
-    ready: Callable[[int], Awaitable[bool]]
+    ready: Callable[[int], Awaitable[bool]] | None = None
     ready_max_s: float = 60.0
     stop_signal: signal.Signals = signal.SIGTERM
     stop_max_s: float = 40.0
@@ -48,6 +49,7 @@ class Program:
     log: Path | None = None
     cwd: Path | None = None
     environment: dict[str, str] = field(default_factory=dict, repr=False)
+    given: tuple[int, ...] = ()
     silent_s_max: float | None = None
     last_words_s: float = LAST_WORDS_S
     reason: Callable[[str], str | None] = lambda _: None
@@ -68,6 +70,11 @@ class Child:
         self._changed = changed
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it runs and has said that it is ready."""
+        return self.pid is not None and self._heartbeat is not None and self._heartbeat.is_ready()
 
     async def start(self) -> None:
         """Start it and wait until it answers; `StartError`, on one line, if it does not."""
@@ -157,7 +164,7 @@ class Child:
                 stderr=said,
                 cwd=program.cwd,
                 env=os.environ | program.environment | beats,
-                pass_fds=[int(descriptor) for descriptor in beats.values()],
+                pass_fds=[*program.given, *map(int, beats.values())],
                 start_new_session=True,  # Ctrl-C is ours to pass on, in order
             )
         except OSError as error:
@@ -199,7 +206,8 @@ class Child:
         try:
             async with asyncio.timeout(self.program.ready_max_s):
                 while not exited.done():
-                    if await self.program.ready(process.pid):
+                    ready = self.program.ready
+                    if await ready(process.pid) if ready else self.is_ready:
                         return
                     await asyncio.wait({exited}, timeout=POLL_S)
         except TimeoutError:

@@ -1,7 +1,7 @@
 """A worker's sign of life: a byte a second down a pipe, from inside its loop; and who listens for it.
 
-A loop that does not turn sends none. Time in which the listener itself stood still does not count: neither
-a machine that slept, nor one on which nobody came to run.
+It says on the same pipe when it is ready. A loop that does not turn sends none. Time in which the listener
+itself stood still does not count: neither a machine that slept, nor one on which nobody came to run.
 """
 
 from __future__ import annotations
@@ -18,20 +18,28 @@ from gateway.core.wait import Awake
 VARIABLE = "HEARTBEAT_DESCRIPTOR"
 BEAT_S = 1.0
 LOOK_S = 0.5
+BEAT, READY = b".", b"!"
 BEATS_READ_MAX = 4_096
 
 
 async def keep_beating(beat_s: float = BEAT_S) -> None:
     """Beat until cancelled; nothing where nobody listens."""
-    descriptor = os.environ.get(VARIABLE, "")
-    if not descriptor:
-        return
-    pipe = int(descriptor)
-    os.set_blocking(pipe, False)
-    while True:
-        with contextlib.suppress(OSError):  # nobody reads now, or ever again
-            os.write(pipe, b".")
+    while os.environ.get(VARIABLE, ""):
+        _say(BEAT)
         await asyncio.sleep(beat_s)
+
+
+def say_ready() -> None:
+    """Say, once, that this process does what it is there for."""
+    if os.environ.get(VARIABLE, ""):
+        _say(READY)
+
+
+def _say(sign: bytes) -> None:
+    pipe = int(os.environ[VARIABLE])
+    os.set_blocking(pipe, False)
+    with contextlib.suppress(OSError):  # nobody reads now, or ever again
+        os.write(pipe, sign)
 
 
 class Heartbeat:
@@ -40,6 +48,7 @@ class Heartbeat:
     def __init__(self) -> None:
         self._ours, self.theirs = os.pipe()
         os.set_blocking(self._ours, False)
+        self._beaten = self._ready = False
 
     def started(self) -> None:
         """The process has its end now."""
@@ -59,8 +68,9 @@ class Heartbeat:
         while True:
             await asyncio.sleep(look_s)
             now = awake.advance(seconds())
-            if self._beaten():
-                heard, bound = now, silent_s_max
+            self._hear()
+            if self._beaten:
+                self._beaten, heard, bound = False, now, silent_s_max
             elif now - heard > bound:
                 return now - heard
 
@@ -68,8 +78,13 @@ class Heartbeat:
         """Listen no more."""
         os.close(self._ours)
 
-    def _beaten(self) -> bool:
-        try:
-            return bool(os.read(self._ours, BEATS_READ_MAX))
-        except BlockingIOError:
-            return False
+    def is_ready(self) -> bool:
+        """Whether it has said so."""
+        self._hear()
+        return self._ready
+
+    def _hear(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            said = os.read(self._ours, BEATS_READ_MAX)
+            self._beaten |= bool(said)
+            self._ready |= READY in said

@@ -12,6 +12,7 @@ from typing import Any
 from gateway.core.calls.call import Bounds
 from gateway.http.server.server import DataPlane
 from gateway.issuers.callers import TokenCallers
+from gateway.local import heartbeat, ports
 from gateway.run.parent_pipe import ParentPipe
 from gateway.run.sent_settings import SentSettings
 from gateway.run.tls_port import TlsPort
@@ -35,9 +36,11 @@ class GatewayPort:
     async def open(self, parent_pipe: ParentPipe | None) -> None:
         """Accept clients, and settings that come later."""
         settings, loop = self._settings, asyncio.get_running_loop()
-        await self._plane.start(
-            host=settings.gateway_host, port=settings.gateway_port, reuse_port=True, wrapped=self._tls.wrapped
-        )
+        own, others = ports.given()
+        if not own:
+            own = [*ports.held(settings.gateway_host, settings.gateway_port, "gateway").sockets]
+        await self._plane.start(own, others, wrapped=self._tls.wrapped)
+        heartbeat.say_ready()
         self._log("gateway started", host=settings.gateway_host, port=settings.gateway_port, tls=self._tls.on)
         if parent_pipe is not None:
             parent_pipe.listen(lambda line: loop.call_soon_threadsafe(self.sent.hear, line))

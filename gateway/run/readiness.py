@@ -10,7 +10,6 @@ from gateway.core.model import PARTITIONS
 from gateway.core.wait import in_task
 from gateway.counters.redis.wire import Wire, encode
 from gateway.errors import CountersUnavailable
-from gateway.local import ports
 from gateway.run.supervisor.ops import CONFIGURATION, DISK, EVERY_PARTITION
 from gateway.run.vitals import DiskWatch
 from gateway.settings.settings import Settings
@@ -65,8 +64,10 @@ async def _pinged(wire: Wire) -> bool:
     return False
 
 
-async def of_gateway(settings: Settings, port: int, disk: DiskWatch) -> dict[str, bool]:
+async def of_gateway(settings: Settings, serves: Callable[[], bool], disk: DiskWatch) -> dict[str, bool]:
     """What a lone gateway needs, and whether it is there: Redis by what the workers found themselves.
+
+    `serves`: whether a worker accepts calls. Its port is held by us, so that nobody there would refuse.
 
     Of a cluster one primary that serves is enough: `every_partition` says whether all of them do. A
     configuration file that is wrong is not used: `configuration` says whether the last one is.
@@ -75,7 +76,7 @@ async def of_gateway(settings: Settings, port: int, disk: DiskWatch) -> dict[str
     every = PARTITIONS * found.get("workers", 0)
     away, unverified = (found.get(name, 0) for name in ("partitions_away", "partitions_unverified"))
     return {
-        "gateway": await ports.answers(ports.reachable_host(settings.gateway_host), port, 1.0),
+        "gateway": serves(),
         "redis": away < every,
         "counters_verified": unverified < every,
         EVERY_PARTITION: every > away + unverified == 0,

@@ -87,17 +87,15 @@ async def _serve(now: Renewal, voice: Voice) -> None:
     log = logs.logger("tollkeeper.serve")
     check_files(settings, "gateway")  # that one is no use to its workers is told here
     tls, disk = TlsPort(settings, "ops", log), DiskWatch(settings, log)
-    with ports.reserved(settings.gateway_host, settings.gateway_port, "gateway (--gateway-port)") as socket:
-        port: int = socket.getsockname()[1]
-        operations = await _operations(settings, port, tls, disk)
+    ports.refuse_unknown((settings.gateway_port, settings.ops_port))
+    with gateway_port(settings) as held:
+        port = held.number
+        children: list[Child] = []
+        operations = await _operations(settings, lambda: any(one.is_ready for one in children), tls, disk)
         ops_port = operations.sockets[0].getsockname()[1]
-        at_work = settings.with_values(gateway_port=port)
         ready_s_max = settings.start_wait_s + LOADING_S_MAX
-        programs = [
-            gateway_worker(command("serve", "--worker"), at_work, number, ready_s_max)
-            for number in range(settings.workers)
-        ]
-        children = [Child(program, voice.say, lambda: None) for program in programs]
+        programs = gateway_workers(command("serve", "--worker"), settings, held, ready_s_max)
+        children += [Child(program, voice.say, lambda: None) for program in programs]
         told = Told(partial(_hand_on, now, children, port), voice.say, voice.warn)
         loops: dict[str, Callable[[], Awaitable[None]]] = {
             "settings": partial(keep_renewing, now, renew, told),
@@ -119,14 +117,18 @@ async def _serve(now: Renewal, voice: Voice) -> None:
             for task in renewing:
                 task.cancel()
             voice.say("stopping: calls are finished first")
+            held.close()  # whoever connects is its workers' as long as they accept, and refused then
             await asyncio.gather(*(child.stop() for child in children))
             operations.close()
 
 
-async def _operations(settings: Settings, port: int, tls: TlsPort, disk: DiskWatch) -> asyncio.Server:
-    ops = Ops(partial(of_gateway, settings, port, disk), partial(_metrics, settings, tls))
+async def _operations(
+    settings: Settings, serves: Callable[[], bool], tls: TlsPort, disk: DiskWatch
+) -> asyncio.Server:
+    ops = Ops(partial(of_gateway, settings, serves, disk), partial(_metrics, settings, tls))
     try:
-        return await listen(ops, settings.ops_host, settings.ops_port, wrapped=tls.wrapped)
+        given = next(iter(ports.handed_over(settings.ops_port)), None)
+        return await listen(ops, settings.ops_host, settings.ops_port, wrapped=tls.wrapped, given=given)
     except OSError as error:
         where = f"{settings.ops_host}:{settings.ops_port} (--ops-port)"
         raise StartError(f"cannot listen on {where}: {error.strerror}") from error
@@ -138,21 +140,33 @@ async def _hand_on(now: Renewal, children: list[Child], port: int) -> None:
     await asyncio.gather(*(child.tell(line) for child in children))
 
 
-def gateway_worker(argv: tuple[str, ...], settings: Settings, number: int, ready_s_max: float) -> Program:
-    """One of the workers that share the gateway's port."""
+def gateway_port(settings: Settings) -> ports.HeldPort:
+    """The port of the gateway, held for its workers."""
+    host, port = settings.gateway_host, settings.gateway_port
+    return ports.held(host, port, "gateway (--gateway-port)", settings.workers)
 
-    async def ready(pid: int) -> bool:
-        return ports.listens(pid, settings.gateway_port)
 
-    return Program(
-        f"gateway worker {number + 1}",
-        argv,
-        ready,
-        ready_s_max,
-        stdin=to_json(settings.of_gateways),
-        stop_max_s=settings.shutdown_grace_s + SETTLING_S_MAX,
-        silent_s_max=settings.worker_silent_s_max,
-    )
+def gateway_workers(
+    argv: tuple[str, ...], settings: Settings, held: ports.HeldPort, ready_s_max: float
+) -> list[Program]:
+    """The workers that accept at the gateway's port."""
+    said = to_json(settings.with_values(gateway_port=held.number).of_gateways)
+    programs = []
+    for number in range(settings.workers):
+        given, told = held.given(number, settings.workers)
+        programs.append(
+            Program(
+                f"gateway worker {number + 1}",
+                argv,
+                ready_max_s=ready_s_max,
+                stdin=said,
+                stop_max_s=settings.shutdown_grace_s + SETTLING_S_MAX,
+                silent_s_max=settings.worker_silent_s_max,
+                environment=told,
+                given=given,
+            )
+        )
+    return programs
 
 
 def restarts_of(children: Iterable[Child]) -> tallies.Snapshot:

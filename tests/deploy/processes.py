@@ -29,6 +29,8 @@ class Process:
         arguments: list[str],
         environ: dict[str, str],
         program: Sequence[str] = (),
+        *,
+        descriptors: Sequence[int] = (),
     ) -> None:
         self.log = folder / f"{name}.log"
         kept = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH", "HOME") if key in os.environ}
@@ -36,7 +38,7 @@ class Process:
             self.popen = subprocess.Popen(
                 [*(program or (sys.executable, "-m", "gateway")), *arguments],
                 env=kept | ({} if program else {"PYTHONPATH": str(ROOT)}) | environ,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, pass_fds=descriptors,
             )  # fmt: skip
 
     @property

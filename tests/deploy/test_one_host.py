@@ -211,6 +211,20 @@ def test_units_are_valid_and_confined(unit: Path, tmp_path: Path) -> None:
     assert float(exposure[1]) <= EXPOSURE_MAX
 
 
+def test_the_socket_of_systemd_is_the_gateways_port(tmp_path: Path) -> None:
+    unit = DEPLOY / "systemd" / "tollkeeper-gateway.socket"
+    usual = settings.Settings()
+    assert f"\nListenStream={usual.gateway_host}:{usual.gateway_port}\n" in unit.read_text()
+    assert f" {unit.name}\n" in unit.with_suffix(".service").read_text()  # starts after it
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    shutil.copy(unit, tmp_path)
+    service = unit.with_suffix(".service")
+    text = service.read_text().replace("/opt/tollkeeper/bin/tollkeeper", "/bin/true")
+    (tmp_path / service.name).write_text(text)
+    assert run("systemd-analyze", "verify", str(tmp_path / unit.name)) == ""
+
+
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
 def test_units_start_commands_that_exist_and_give_them_time(unit: Path) -> None:
     lines = dict(line.split("=", 1) for line in unit.read_text().splitlines() if re.match(r"\w+=", line))

@@ -434,9 +434,9 @@ async def staged(
     )
     tls = OVER.get()
     stage.gate = tls.gate() if tls is not None else None
-    stage.port = await stage.plane.start(
-        host="127.0.0.1", wrapped=stage.gate.wrapped if stage.gate is not None else None
-    )
+    there = socket.create_server(("127.0.0.1", 0))
+    stage.port = there.getsockname()[1]
+    await stage.plane.start([there], wrapped=stage.gate.wrapped if stage.gate is not None else None)
     try:
         yield stage
     finally:

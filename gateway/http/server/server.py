@@ -30,13 +30,12 @@ from gateway.http.server.access import accessed
 from gateway.http.server.buffers import Buffers
 from gateway.http.server.connection import ClientConnection
 from gateway.http.server.exchange import Exchange
+from gateway.http.server.listening import Listening, listen
 from gateway.http.server.stopping import Stopping
 from gateway.http.shares import Shares
 from gateway.http.turns import Turns
 from gateway.http.upstream.pool import Upstream
 from gateway.http.worker import Worker
-
-BACKLOG = 4096
 
 
 class DataPlane:
@@ -76,7 +75,7 @@ class DataPlane:
         self._ids = RequestIds(os.urandom, time.time)
         self._connections: set[ClientConnection] = set()
         self._orphans: set[Exchange] = set()
-        self._server: asyncio.Server | None = None
+        self._listening: Listening | None = None
         self._stopping = Stopping(self._connections, self._orphans, self.clock, ports.seconds)
 
     def renew(  # noqa: PLR0917  # as it is made
@@ -163,28 +162,23 @@ class DataPlane:
 
     async def start(
         self,
-        *,
-        host: str,
-        port: int = 0,
-        reuse_port: bool = False,
+        own: Sequence[socket.socket],
+        others: Sequence[socket.socket] = (),
         wrapped: Callable[[Callable[[], Any]], Callable[[], Any]] | None = None,
-    ) -> int:
-        """Begin to accept on host and port; the port that is bound. `wrapped` puts TLS before connections."""
+    ) -> None:
+        """Begin to accept at our own sockets, and at those of others whoever waits there.
+
+        `wrapped` puts TLS before connections.
+        """
 
         def plain() -> ClientConnection:
             return ClientConnection(self)
 
-        made = plain if wrapped is None else wrapped(plain)
-        server: Any = await asyncio.get_running_loop().create_server(
-            made, host, port, reuse_port=reuse_port, backlog=BACKLOG
-        )
-        self._server = server
-        self.clock.start()
-        for (
-            one
-        ) in server.sockets:  # how much the kernel may keep for who does not read; the accepted inherit it
+        for one in (*own, *others):
+            # How much the kernel may keep for who does not read; those that are accepted inherit it.
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, self.limits.client_unsent_bytes_max)
-        return int(server.sockets[0].getsockname()[1])
+        self._listening = await listen(plain if wrapped is None else wrapped(plain), own, others)
+        self.clock.start()
 
     async def drain(self, grace_s: float) -> None:
         """Stop accepting, let requests in progress end within the grace, then close everything."""
@@ -197,8 +191,8 @@ class DataPlane:
 
     def _shut_port(self) -> None:
         self._shut = True
-        if self._server is not None:
-            self._server.close()
+        if self._listening is not None:
+            self._listening.close()
 
     # what connections ask of their worker
 

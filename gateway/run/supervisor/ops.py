@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -46,10 +47,11 @@ async def listen(
     answers_max: int = ANSWERS_MAX,
     *,
     wrapped: Callable[[ProtocolFactory], ProtocolFactory] | None = None,
+    given: socket.socket | None = None,
 ) -> asyncio.Server:
-    """Listen and answer until the server is closed; `OSError` if the port is taken.
+    """Listen, at the socket that was `given` where there is one, and answer until the server is closed.
 
-    `wrapped` puts TLS in front of connections.
+    `OSError` if the port is taken. `wrapped` puts TLS in front of connections.
     """
     served, loop = Served(ops, answers_max), asyncio.get_running_loop()
 
@@ -58,6 +60,8 @@ async def listen(
         return asyncio.StreamReaderProtocol(reader, served.connection, loop=loop)
 
     made: ProtocolFactory = plain if wrapped is None else wrapped(plain)
+    if given is not None:
+        return await loop.create_server(made, sock=given, backlog=BACKLOG)
     return await loop.create_server(made, host, port, backlog=BACKLOG)
 
 

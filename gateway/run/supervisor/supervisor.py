@@ -11,6 +11,7 @@ from gateway.local import leftovers
 from gateway.local.announce import Voice
 from gateway.local.child import Child, Program
 from gateway.local.data_directory import DataDirectory
+from gateway.local.ports import HeldPort
 
 
 class Supervisor:
@@ -21,6 +22,7 @@ class Supervisor:
     def __init__(self, data: DataDirectory, voice: Voice) -> None:
         self.data = data
         self.voice = voice
+        self.held: HeldPort | None = None
         self._children: list[tuple[str, Child]] = []
         self._complete = False
 
@@ -54,7 +56,9 @@ class Supervisor:
         return [child for each, child in self._children if each == role]
 
     async def stop(self) -> None:
-        """Stop all children, role by role."""
+        """Stop all children, role by role. The gateway's port is its workers' alone from now on."""
+        if self.held is not None:
+            self.held.close()
         for role in self.STOP_ORDER:
             async with AsyncExitStack() as stack:
                 for each, child in self._children:

@@ -33,7 +33,14 @@ from gateway.run.reload import (
     keep_renewing,
     watch_credentials,
 )
-from gateway.run.serving import find_home, gateway_worker, resolved, tell_overruled, tell_restarts
+from gateway.run.serving import (
+    find_home,
+    gateway_port,
+    gateway_workers,
+    resolved,
+    tell_overruled,
+    tell_restarts,
+)
 from gateway.run.stopping import forever, run_to_end, until_stopped
 from gateway.run.supervisor.options import Options
 from gateway.run.supervisor.own_ports import admin_url_of, ca_file_of, check, gateway_url_of, opener_of
@@ -112,10 +119,10 @@ async def _up(options: Options, voice: Voice) -> None:
 async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> None:
     data, voice, settings = supervisor.data, supervisor.voice, options.settings
     check(settings)
-    reserved = ports.reserved(settings.gateway_host, settings.gateway_port, "gateway (--gateway-port)")
-    gateway_port: int = locks.enter_context(reserved).getsockname()[1]
-    with ports.reserved(settings.admin_host, settings.admin_port, "Admin API (--admin-port)") as socket:
-        admin_port: int = socket.getsockname()[1]
+    ports.refuse_unknown((settings.gateway_port,))
+    held = supervisor.held = locks.enter_context(gateway_port(settings))
+    with ports.held(settings.admin_host, settings.admin_port, "Admin API (--admin-port)") as admin:
+        admin_port = admin.number
     if data.read("processes.json"):
         await asyncio.to_thread(leftovers.stop_leftovers, data, voice.say)
     secrets = data.secrets()
@@ -127,10 +134,10 @@ async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> 
     here = partial(
         _placed, secrets=secrets, upstream_url=upstream_url or options.upstream,
         proxies=None if options.upstream else DIRECT, redis_url=near_url,
-        database_url=keeper_url, gateway_port=gateway_port, admin_port=admin_port, data_dir=str(data.path),
+        database_url=keeper_url, gateway_port=held.number, admin_port=admin_port, data_dir=str(data.path),
     )  # fmt: skip
     settings = here(settings)
-    await _start_ours(supervisor, options, settings)
+    await _start_ours(supervisor, options, settings, held)
     gateway_url, admin_url = gateway_url_of(settings), admin_url_of(settings)
     key = ""
     if options.demo:
@@ -235,7 +242,9 @@ async def _migrate(options: Options, database_url: str, password: str) -> str:
         raise StartError(f"the schema cannot be brought up to date: {lines[0]}") from error
 
 
-async def _start_ours(supervisor: Supervisor, options: Options, settings: Settings) -> None:
+async def _start_ours(
+    supervisor: Supervisor, options: Options, settings: Settings, held: ports.HeldPort
+) -> None:
     """Start the keeper and the gateways side by side. What a gateway does not know, nobody gets from it."""
     workers = settings.workers
     supervisor.voice.step(f"starting the keeper and {workers} gateway worker{'s' if workers > 1 else ''}")
@@ -248,8 +257,8 @@ async def _start_ours(supervisor: Supervisor, options: Options, settings: Settin
     async with asyncio.TaskGroup() as group:
         program = Program("keeper", keeper, ready, READY_S_MAX, stdin=to_json(settings))
         group.create_task(supervisor.run("keeper", program))
-        for number in range(workers):
-            program = gateway_worker(options.command("serve", "--worker"), settings, number, READY_S_MAX)
+        worker = options.command("serve", "--worker")
+        for program in gateway_workers(worker, settings, held, READY_S_MAX):
             group.create_task(supervisor.run("gateway", program))
 
 

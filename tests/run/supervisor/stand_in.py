@@ -15,6 +15,8 @@ import signal
 import sys
 import threading
 
+from gateway.local import heartbeat, ports
+
 ids = itertools.count(1)
 
 
@@ -64,12 +66,19 @@ async def serve(role: str) -> None:
 
     threading.Thread(target=parent_pipe, daemon=True).start()
     log, port = settings["data_dir"] + "/stand_in.log", "gateway_port" if role == "gateway" else "admin_port"
-    server = await asyncio.start_server(answer, "127.0.0.1", settings[port], reuse_port=role == "gateway")
+    own, _ = ports.given()
+    if own:
+        server = await asyncio.start_server(answer, sock=own[0])
+    else:
+        server = await asyncio.start_server(answer, "127.0.0.1", settings[port])
+    heartbeat.say_ready()
+    beating = asyncio.create_task(heartbeat.keep_beating())
     for name in ("database_url", "admin_token"):
         if settings[name]:
             note(log + ".told", f"{role} {name}")
     note(log, f"{role} started")
     await stop.wait()
+    beating.cancel()
     server.close()
     note(log, f"{role} stopped")
     os._exit(0)
