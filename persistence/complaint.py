@@ -47,6 +47,12 @@ def columns(error: BaseException) -> str:
     return said[1] if said is not None else ""
 
 
+def noun(error: BaseException) -> str:
+    """The kind of row that an error is about, such as `token plan`; empty where it is not told."""
+    found = origin(error)
+    return (found.diag.table_name or "").replace("_", " ") if found is not None else ""
+
+
 def quiet(engine: Engine | AsyncEngine) -> None:
     """Have every error of an engine say its complaint and nothing else, whoever comes to print it."""
     event.listen(engine.sync_engine if isinstance(engine, AsyncEngine) else engine, "handle_error", _quieten)

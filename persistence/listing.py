@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, literal, select, text, tuple_
+from sqlalchemy import ColumnElement, Connection, Select, func, literal, select, text, tuple_
 from sqlalchemy.exc import DBAPIError
 
-from gateway.core.accounts.administration import Page, Query
+from gateway.core.accounts.administration import Page, Place, Query
 from gateway.errors import Unprocessable
 from persistence.refusals import QUERY_CANCELED
 from persistence.subject import Subject
@@ -18,19 +20,32 @@ def page(connection: Connection, subject: Subject, query: Query) -> Page:
     found = _matching(subject, query)
     columns = [subject.table.c[name] for name in subject.order]
     if query.after is not None:
-        kinds = [column.type.python_type for column in columns]
-        if [type(part) for part in query.after] != kinds:
-            raise Unprocessable(errors=(("cursor", "is not a cursor of this list"),))
-        here = tuple_(*columns)
-        there = tuple_(
-            *(literal(part, column.type) for part, column in zip(query.after, columns, strict=True))
-        )
+        here, there = tuple_(*columns), tuple_(*_literals(query.after, columns))
         found = found.where(here < there if query.descending else here > there)
     found = found.order_by(*(column.desc() if query.descending else column for column in columns))
     rows = [dict(row) for row in connection.execute(found.limit(query.limit + 1)).mappings()]
     more, rows = len(rows) > query.limit, rows[: query.limit]
-    last: Any = tuple(rows[-1][name] for name in subject.order) if more else None
+    last: Any = tuple(_part(rows[-1][name]) for name in subject.order) if more else None
     return Page(tuple(rows), last)
+
+
+def _part(value: Any) -> Any:
+    """A value as a cursor has it: a moment as its text."""
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+def _literals(after: Place, columns: Sequence[ColumnElement[Any]]) -> list[ColumnElement[Any]]:
+    """The place that a cursor names; `Unprocessable` if it is none of these columns."""
+    try:
+        found = [
+            datetime.fromisoformat(str(part)) if column.type.python_type is datetime else part
+            for part, column in zip(after, columns, strict=True)
+        ]
+    except ValueError:
+        found = []
+    if [type(part) for part in found] != [column.type.python_type for column in columns]:
+        raise Unprocessable(errors=(("cursor", "is not a cursor of this list"),))
+    return [literal(part, column.type) for part, column in zip(found, columns, strict=True)]
 
 
 def count(connection: Connection, subject: Subject, query: Query, most: int, within_ms: int) -> int | None:

@@ -12,7 +12,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.errors import Conflict, Overloaded, StoreUnavailable, TollkeeperError, TookTooLong, Unprocessable
-from persistence.complaint import columns, origin
+from persistence.complaint import columns, noun, origin
 from persistence.tables.operations import control_write
 
 TRY_AGAIN = frozenset({"40001", "40P01"})
@@ -55,7 +55,7 @@ def translated(error: Exception) -> Exception:
     state = sqlstate(error)
     named = f" ({found})" if (found := columns(error)) else ""
     refusals: dict[str, Callable[[], TollkeeperError]] = {
-        "23505": lambda: Conflict(f"There is one already{named}."),
+        "23505": lambda: Conflict(f"There is such a {noun(error) or 'row'} already{named}."),
         "23503": lambda: Conflict(f"Something still refers to this{named}, or what it names is gone."),
         "23001": lambda: Conflict(f"Something still refers to this{named}."),
         "23514": lambda: Unprocessable("A value is out of range."),

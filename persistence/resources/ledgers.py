@@ -83,4 +83,6 @@ CALLS = Subject(
         money(call.c.cost).label("cost"),
     ),
     conditions={"request_id": _of_request(call, "created_at")},
+    # Ids come in blocks, one for each session of a keeper: alone they say nothing of time.
+    order=("created_at", "id"),
 )

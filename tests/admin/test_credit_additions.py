@@ -14,8 +14,8 @@ SOON = (datetime.now(UTC) + timedelta(days=30)).isoformat()
 PAST = (datetime.now(UTC) - timedelta(days=30)).isoformat()
 
 
-async def organization(api: Api) -> int:
-    return int((await api.make("organizations", name="Acme"))["id"])
+async def organization(api: Api, name: str = "Acme") -> int:
+    return int((await api.make("organizations", name=name))["id"])
 
 
 async def balance(api: Api, organization_id: int) -> int:
@@ -46,7 +46,7 @@ async def test_credits_are_given_and_taken_back(api: Api) -> None:
 
 
 async def test_users_are_named_for_their_own_organization_alone(api: Api) -> None:
-    owner, other = await organization(api), await organization(api)
+    owner, other = await organization(api), await organization(api, "Globex")
     ann = (await api.make("users", external_id="ann", organization_id=owner))["id"]
     staff = (await api.make("users", external_id="ada"))["id"]
     for giver in (ann, staff):

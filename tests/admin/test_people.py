@@ -24,6 +24,31 @@ async def test_an_organization_answers_as_it_was_made(api: Api) -> None:
     assert (await api.get(f"organizations/{made['id']}")).json == made
 
 
+@pytest.mark.parametrize(
+    ("resource", "more"),
+    [
+        ("organizations", {}),
+        ("tenants", {}),
+        ("token-plans", {}),
+        ("subscription-plans", {"monthly_cost": "1", "annual_cost": "9", "feature_access": []}),
+    ],
+)
+async def test_a_name_is_its_owners_own_until_its_row_is_deleted(
+    api: Api, resource: str, more: dict[str, object]
+) -> None:
+    made = await api.make(resource, name="Acme", **more)
+    again = await api.post(resource, {"name": "Acme", **more})
+    assert (again.status, "(name)" in again.json["detail"]) == (409, True)
+    other = await api.make(resource, name="Ajax", **more)
+    taken = await api.patch(f"{resource}/{other['id']}", {"name": "Acme"})
+    if resource == "tenants":  # each organization has names of its own
+        assert taken.status == 200
+        return
+    assert taken.status == 409
+    assert (await api.call("DELETE", f"{resource}/{made['id']}")).status == 204
+    await api.make(resource, name="Acme", **more)
+
+
 async def test_defaults_of_an_organization(api: Api) -> None:
     made = await api.make("organizations", name="Acme")
     assert (made["currency"], made["credit_limit"], made["spend_cap"], made["limits"], made["tax_rate"]) == (

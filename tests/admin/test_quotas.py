@@ -316,7 +316,7 @@ async def test_a_plans_weights_are_kept_as_they_were_said_and_told_to_every_gate
     assert plain["weights"] is None
     assert not catalogues(api)
     said = {"cache_read": "0.10", "output": "5"}
-    plan = await api.make("token-plans", **PLAN, weights=said)
+    plan = await api.make("token-plans", **PLAN | {"name": "Weighted"}, weights=said)
     assert plan["weights"] == said
     assert len(catalogues(api)) == 1
     await api.patch(f"token-plans/{plan['id']}", {"name": "Other"})
@@ -366,11 +366,11 @@ async def test_weights_that_cannot_be_are_named(api: Api, weights: object, field
 async def test_no_more_plans_have_weights_than_gateways_carry(api: Api) -> None:
     first = await api.make("token-plans", **PLAN, weights={"cache_read": "0"})
     weighing = """insert into token_plan (name, weights)
-                  select 'weighing', '{"input": "2"}' from generate_series(2, %s) returning id"""
+                  select 'weighing ' || n, '{"input": "2"}' from generate_series(2, %s) as n returning id"""
     assert len(api.rows(weighing % WEIGHTED_PLANS_MAX)) == WEIGHTED_PLANS_MAX - 1
-    refused = await api.post("token-plans", {**PLAN, "weights": {"input": "1.5"}})
+    refused = await api.post("token-plans", {"name": "One more", "weights": {"input": "1.5"}})
     assert (refused.status, [error["field"] for error in refused.json["errors"]]) == (422, ["weights"])
-    second = await api.make("token-plans", **PLAN)
+    second = await api.make("token-plans", **PLAN | {"name": "Plain"})
     assert (await api.patch(f"token-plans/{second['id']}", {"weights": {"input": "2"}})).status == 422
     assert (await api.patch(f"token-plans/{first['id']}", {"weights": {}})).status == 200
     assert (await api.patch(f"token-plans/{second['id']}", {"weights": {"input": "2"}})).status == 200

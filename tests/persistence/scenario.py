@@ -187,7 +187,9 @@ def settle_in(url: str, *totals: int | None, together: bool = False) -> list[Acc
     with psycopg.connect(url, autocommit=True) as connection:
         for total in totals:
             plan = one(
-                connection, "INSERT INTO token_plan (name, total_amount) VALUES ('p', %s) RETURNING id", total
+                connection,
+                "INSERT INTO token_plan (name, total_amount) VALUES (gen_random_uuid(), %s) RETURNING id",
+                total,
             )
             organization = _organization(connection, {a.partition for a in accounts}, together=together)
             tenant = one(
@@ -206,7 +208,7 @@ def _organization(
     connection: psycopg.Connection[tuple[object, ...]], taken: set[int], *, together: bool
 ) -> int:
     while True:
-        id_ = one(connection, "INSERT INTO organization (name) VALUES ('o') RETURNING id")
+        id_ = one(connection, "INSERT INTO organization (name) VALUES (gen_random_uuid()) RETURNING id")
         if not taken or (partition_of(id_) in taken) == together:
             return id_
         connection.execute("DELETE FROM organization WHERE id = %s", (id_,))

@@ -73,6 +73,34 @@ async def test_a_list_reads_the_rows_it_shows(filled: str, resource: str, name: 
     assert buffers(plan) < BUFFERS_MAX
 
 
+async def test_a_list_of_all_calls_reads_the_rows_it_shows(filled: str) -> None:
+    plan, rows = await planned(filled, "calls", Query({}, None, None, None, SHOWN, descending=True))
+    assert rows == SHOWN
+    assert buffers(plan) < BUFFERS_MAX
+
+
+@pytest.mark.parametrize("descending", [False, True])
+async def test_calls_are_listed_by_moment_whatever_their_ids(migrated: str, descending: bool) -> None:
+    """Two sessions of keepers have blocks of a thousand ids each, and write in turns."""
+    fill = FILLS["calls"].format(names=NAMES)
+    with psycopg.connect(migrated, autocommit=True) as connection:
+        for moment in range(1, 8):
+            rows = f"{fill} FROM generate_series({moment}, {moment}) AS n RETURNING id"
+            [(here,)] = connection.execute(rows).fetchall()  # type: ignore[arg-type]  # SQL of our own
+            connection.execute("UPDATE call SET id = %s WHERE id = %s", (here + moment % 2 * 1_000, here))
+        moments = [row for (row,) in connection.execute("SELECT created_at FROM call ORDER BY 1").fetchall()]
+    pool, found, after = engine.create(migrated), [], None
+    async with pool.connect() as connection:
+        while len(found) < len(moments):
+            query = Query({}, None, None, after, 3, descending)
+            page = await connection.run_sync(listing.page, SUBJECTS["calls"], query)
+            found += [row["created_at"] for row in page.rows]
+            after = page.next_after
+            assert (after is None) == (len(found) == len(moments))
+    await pool.dispose()
+    assert found == sorted(moments, reverse=descending)
+
+
 async def planned(url: str, resource: str, query: Query) -> tuple[dict[str, Any], int]:
     """The plan of a page as the list itself asks for it, as it was run, and how many rows it has."""
     pool, asked = engine.create(url), []

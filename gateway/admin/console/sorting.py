@@ -13,8 +13,9 @@ from gateway.core.accounts.administration import Row
 
 # Rows that are put in another order than theirs: they are read for it, whichever page is shown.
 SORTED_MAX = 1_000
-# What the store keeps rows in the order of, by whichever name a list shows it.
+# The columns of time, by the name that a list shows. Lists are in that order, but for those by account.
 IN_ORDER = ("created_at", "timestamp", "id")
+BY_ACCOUNT = frozenset({"token-ledger", "credit-transactions", "feature-usage"})
 # Columns whose values stand in no order.
 UNSORTED = frozenset(
     {
@@ -49,7 +50,8 @@ class Order:
 
 def order_of(screen: Screen, said: str) -> Order:
     """The order that an address asks for; the usual one for what is no column of the list."""
-    own = next((name for name in IN_ORDER if name in screen.columns), "")
+    by_time = screen.resource.name not in BY_ACCOUNT
+    own = next((name for name in IN_ORDER if name in screen.columns), "") if by_time else ""
     column, descending = said.removeprefix("-"), said.startswith("-")
     if not _is_sortable(screen, column):
         return Order(own, screen.newest_first, is_own=True)

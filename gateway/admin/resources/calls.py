@@ -58,7 +58,7 @@ RESOURCES = (
         description="Every request, with what it used by kind and what it cost.",
         out=Call,
         named_by="request_id",
-        order="as they were stored, ascending",
+        order="by created_at, then id, ascending",
         filters={
             "organization_id": Filter(),
             "tenant_id": Filter(),

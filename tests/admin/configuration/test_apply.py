@@ -173,10 +173,6 @@ async def test_a_name_that_several_rows_have_is_refused_until_it_says_which(api:
     budget = {"organization": "Acme", "name": "b", "unit": "tokens", "amount": 5, "interval": "day"}
     planned = await plan(api, {"budgets": [{**budget, "tenant": "Web"}]}, trial=True)
     assert planned["tried"], "the budget's own organization says which tenant"
-    await api.make("token-plans", name="Twice")
-    await api.make("token-plans", name="Twice")
-    [message] = (await refused(api, {"token-plans": [{"name": "Twice"}]})).values()
-    assert message.startswith("is the name of 2 (ids ")
 
 
 async def test_what_cannot_be_changed_is_refused_and_says_what_it_stays(api: Api) -> None:

@@ -66,7 +66,7 @@ async def test_a_refused_request_leaves_the_key_free(api: Api) -> None:
 async def test_each_caller_has_keys_of_its_own(api: Api) -> None:
     token = (await api.make("admin-tokens", name="ci", role="admin"))["token"]
     one = await api.post("organizations", {"name": "x"}, key="k")
-    two = await api.acting_as(token).post("organizations", {"name": "x"}, key="k")
+    two = await api.acting_as(token).post("organizations", {"name": "y"}, key="k")
     assert one.json["id"] != two.json["id"]
 
 

@@ -254,8 +254,8 @@ async def test_administrators_are_who_is_identified(keeper_database: str) -> Non
             assert b" 100 " in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
     await closed(opened[2])
     await closed(opened[3])
-    for reader, writer in opened[:2]:
-        writer.write(b'{"name":"Acme"}')
+    for name, (reader, writer) in zip((b"Acme", b"Ajax"), opened, strict=False):
+        writer.write(b'{"name":"%s"}' % name)
         assert b" 201 " in await asyncio.wait_for(reader.readline(), 30)
     for _, writer in opened:
         writer.transport.abort()

@@ -24,7 +24,7 @@ async def customer(
     april: April, plan_id: int, start: date, end: date | None, **more: object
 ) -> dict[str, int]:
     """An organization without tax, with one tenant, subscribed to a plan."""
-    made = await april.do("organizations", "create", name="Acme", tax_rate=TAX_FREE)
+    made = await april.do("organizations", "create", name=april.fresh("Acme"), tax_rate=TAX_FREE)
     tenant = await april.do("tenants", "create", name="Main", organization_id=made["id"])
     april.account = Account(made["id"], tenant["id"], None)
     sent: dict[str, object] = {"billing_interval": "monthly"}

@@ -33,7 +33,7 @@ DUE_DAYS = 14
 async def bought(april: April, unit_cost: str = "0.01", **more: object) -> dict[str, Any]:
     """An invoice of April over credits at 0.01, with 20 % tax: 120.00; of 2 May, due on the 16th."""
     terms: dict[str, object] = {"tax_rate": Decimal("0.20"), "due_days": DUE_DAYS}
-    made = await april.do("organizations", "create", name="Acme", **terms | more)
+    made = await april.do("organizations", "create", name=april.fresh("Acme"), **terms | more)
     tenant = await april.do("tenants", "create", name="Main", organization_id=made["id"])
     april.account = Account(made["id"], tenant["id"], None)
     await april.on(at(4, 10))

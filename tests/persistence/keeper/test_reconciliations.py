@@ -59,7 +59,7 @@ async def test_a_sample_is_of_everybody_before_anybody_is_looked_at_again(migrat
     pool = engine.create(migrated)
     with psycopg.connect(migrated) as connection:
         made = connection.execute(
-            "insert into organization (name) select 'one' from generate_series(1, 11) returning id"
+            "insert into organization (name) select 'one ' || n from generate_series(1, 11) as n returning id"
         ).fetchall()
         gone, *_ = ids = sorted(one for (one,) in made)
         connection.execute("delete from organization where id = %s", (gone,))

@@ -71,7 +71,7 @@ class Desk:
 async def desk(migrated: str) -> AsyncIterator[Desk]:
     with psycopg.connect(migrated) as connection:
         for one in (ORGANIZATION, OTHER):
-            connection.execute("INSERT INTO organization (id, name) VALUES (%s, 'o')", (one,))
+            connection.execute("INSERT INTO organization (id, name) VALUES (%s, %s)", (one, f"o{one}"))
             connection.execute(
                 "INSERT INTO tenant (id, organization_id, name) VALUES (%s, %s, 't')", (one, one)
             )
