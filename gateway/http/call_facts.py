@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from gateway.core.accounts.facts import NONE, TEXT_CHARACTERS_MAX, CallFacts
+from gateway.core.accounts.facts import NONE, TEXT_CHARACTERS_MAX, CallFacts, named_unpriced
+from gateway.core.billing.cost import unpriced
 from gateway.core.billing.vector import Counts, Vector
 from gateway.core.calls.call import Call
 from gateway.core.metering.detail import Detail
@@ -56,4 +57,5 @@ def settled_facts(  # noqa: PLR0917  # what a call was, part by part
         metadata=msgspec.Raw(stated) if stated else NONE,
         unknown=msgspec.Raw(detail.unknown) if detail.unknown else NONE,
         reason=reason or (UPSTREAM_ERROR if status >= 400 else ""),
+        unpriced=named_unpriced(unpriced(price, detail.tools)) if price is not None and detail.tools else "",
     )

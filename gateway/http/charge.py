@@ -296,7 +296,7 @@ class Charge:
         tally.served(self._caller.tenant_id, usage.total if service.counts_tokens else 0)
         if (cost := facts.cost) is not None:
             tally.cost(service.key, call.model, facts.currency, cost)
-        if usage.total and (cost is None or self._stands_in):
+        if facts.lacks_price or (usage.total and self._stands_in):
             tally.unpriced[service.key] = tally.unpriced.get(service.key, 0) + 1
         if self.meter is not None and self.meter.detail.says_more:
             tally.unknown_usage[call.family] = tally.unknown_usage.get(call.family, 0) + 1

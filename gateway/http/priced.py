@@ -17,6 +17,7 @@ from gateway.core.billing.vector import Counts, Vector
 from gateway.core.calls.answering import Priced, answering, is_model
 from gateway.core.calls.call import Call
 from gateway.core.calls.tariff import UNPRICED, Vectors, vectors_of
+from gateway.core.calls.tool_uses import unpriced_tools
 from gateway.core.families.registry import SHAPES
 from gateway.core.metering.detail import Detail
 from gateway.core.model import Attribution, Caller, Service
@@ -38,6 +39,7 @@ class Admitted:
 
 NO_PRICES: Final = Admitted()
 _NO_PRICE: Final = Priced("", None)
+_BY_COST: Final = "its service is charged what it costs"
 
 
 def admitted_at(
@@ -54,8 +56,11 @@ def prices_under(
     """The prices of a call that takes from these budgets; `ModelNotPriced` where one is missing."""
     budgeted = budgets is not None and MONEY in budgets.enforced
     prices = prices_of(ports.directory, caller, service, call, ports.seconds(), budgeted)
+    by_cost, asking = service.pricing.at_cost is not None, budgets if budgeted else None
     if ports.refuse_unpriced or budgeted:
-        check_known(prices, call, budgets if budgeted else None)
+        check_known(prices, call, asking)
+    if ports.refuse_unpriced or budgeted or by_cost:
+        _check_tools(prices, call, _BY_COST if by_cost else _why(asking))
     return prices
 
 
@@ -143,10 +148,22 @@ def check_known(admitted: Admitted, call: Call, budgets: CallBudgets | None = No
         raise ModelNotPriced(f"The budget {name} limits what calls cost, and this one names no model.")
     for one in admitted.named:
         if one.vector is None:
-            why = "calls without one are refused"
-            if budgets is not None:
-                why = f"the budget {budgets.refusing(MONEY)} limits what calls cost"
-            raise ModelNotPriced(f"The model {one.model} has no price here, and {why}.")
+            raise ModelNotPriced(f"The model {one.model} has no price here, and {_why(budgets)}.")
+
+
+def _check_tools(admitted: Admitted, call: Call, why: str) -> None:
+    """`ModelNotPriced` where a tool that the call may use has no price."""
+    vectors = [one.vector for one in admitted.named if one.vector is not None]
+    found = unpriced_tools(call, vectors)
+    if found:
+        of = " or ".join([one.model for one in admitted.named])
+        raise ModelNotPriced(f"The tool {found[0]} of {of} has no price here, and {why}.", param="tools")
+
+
+def _why(budgets: CallBudgets | None) -> str:
+    if budgets is None:
+        return "calls without one are refused"
+    return f"the budget {budgets.refusing(MONEY)} limits what calls cost"
 
 
 def _book(directory: Directory, caller: Caller, model: str, own: bool) -> Priced:

@@ -36,7 +36,12 @@ FACTS = (
         "What settled calls cost by the price book, in units of the currency.",
         ("service", "model", "currency"),
     ),
-    Fact("unpriced_calls", "counter", "Settled calls with tokens and no price of their own.", ("service",)),
+    Fact(
+        "unpriced_calls",
+        "counter",
+        "Settled calls of which tokens or a tool have no price of their own.",
+        ("service",),
+    ),
     Fact("budget_refusals", "counter", "Calls that budgets refused.", ("reason", "unit", "interval")),
     Fact("budgets_exceeding", "counter", "Calls refused since they would take from too many budgets."),
     Fact("budgets_shared", "counter", "Calls that share an account: no place was left for one of their own."),

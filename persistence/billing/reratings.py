@@ -16,7 +16,8 @@ from typing import Any
 from sqlalchemy import Connection, insert, select, text
 
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.cost import cost_nano
+from gateway.core.accounts.facts import named_unpriced
+from gateway.core.billing.cost import cost_nano, unpriced
 from gateway.core.billing.price_book import choose, read_price
 from gateway.core.billing.pricing import IN_MONEY
 from gateway.core.billing.tiers import pack_tiers
@@ -29,6 +30,7 @@ from persistence import crud, together
 from persistence.billing.amendments import correcting_write
 from persistence.billing.events import service_of
 from persistence.ledger import statements, usage_feed, usage_rollup, usage_spans
+from persistence.ledger.call_rows import stored_text
 from persistence.resources import prices
 from persistence.subject import Change, Subject
 from persistence.tables.billing import price
@@ -77,8 +79,8 @@ _SUMS = f"""
 SELECT {statements.SUMS_OF_CALL} FROM call
  WHERE request_id = ANY(%(ids)s::uuid[]) AND created_at BETWEEN %(first)s AND %(last)s FOR UPDATE"""  # noqa: S608  # our own words
 _RERATE = f"""
-UPDATE call SET cost = n.k, price_id = %(price)s, rerated = rerated + n.k - cost
-  FROM unnest(%(ids)s::uuid[], %(costs)s::bigint[]) AS n (r, k)
+UPDATE call SET cost = n.k, unpriced = n.u, price_id = %(price)s, rerated = rerated + n.k - cost
+  FROM unnest(%(ids)s::uuid[], %(costs)s::bigint[], %(unpriced)s::text[]) AS n (r, k, u)
  WHERE request_id = n.r AND created_at BETWEEN %(first)s AND %(last)s RETURNING {statements.SUMS_OF_CALL}"""  # noqa: S608  # our own words
 
 
@@ -89,6 +91,7 @@ class _Rated:
     call: Any
     cost: int
     more: int
+    unpriced: str | None
 
 
 def create(change: Change) -> Row:
@@ -182,7 +185,9 @@ def _rated(connection: Connection, row: Row, calls: Iterable[Any]) -> Iterator[_
             if chosen is not None and chosen.vector.price_id == ours != call.price_id and was:
                 counts = [getattr(call, kind) for kind in KINDS]
                 cost = cost_nano(chosen.vector, counts, call.tools or {}, call.service_tier)
-                yield _Rated(call, cost, _units(call, cost, factors[whose]) - call.units)
+                more = _units(call, cost, factors[whose]) - call.units
+                lacking = named_unpriced(unpriced(chosen.vector, call.tools or {}))
+                yield _Rated(call, cost, more, stored_text(lacking) or None)
                 break
 
 
@@ -226,6 +231,7 @@ def _tell(connection: Connection, price_id: int, rated: Sequence[_Rated]) -> Non
     times = [one.call.created_at for one in rated]
     values = {
         "ids": [one.call.request_id for one in rated], "costs": [one.cost for one in rated],
+        "unpriced": [one.unpriced for one in rated],
         "price": price_id, "first": min(times), "last": max(times),
     }  # fmt: skip
     before = connection.exec_driver_sql(_SUMS, values).fetchall()

@@ -39,7 +39,7 @@ CALL_COLUMNS = (
     "organization_id, tenant_id, api_key_id, created_at, tokens, credits, units, status, duration_ms,"
     f" streamed, estimated, {', '.join(KINDS)}, request_id, service_id, user_id, content_id, project_id,"
     " feature_version, session, route, model, response_model, service_tier, tools, cost, currency, price_id,"
-    " first_token_ms, upstream_request_id, unknown_usage, reason"
+    " first_token_ms, upstream_request_id, unknown_usage, reason, unpriced"
 )
 FIELDS = CALL_COLUMNS.count(",") + 1
 
@@ -82,6 +82,7 @@ def call_row(event: Event, user_id: int | None) -> bytes:
             _text(facts.upstream_request_id),
             NULL if facts.unknown == NONE else bytes_field(_cut(bytes(facts.unknown))),
             _text(facts.reason or (RECLAIMED if event.note == EventNote.RECLAIMED else "")),
+            _text(facts.unpriced),
         )
     )  # fmt: skip
 
@@ -163,6 +164,7 @@ def correction(event: Event) -> dict[str, object]:
         "duration_ms": facts.duration_ms,
         "streamed": facts.streamed,
         "estimated": facts.estimated,
+        "unpriced": stored_text(facts.unpriced) or None,
         "model": stored_text(facts.model) or None,
         "response_model": stored_text(facts.response_model) or None,
         "cost": None if facts.cost is None else bounded(facts.cost),

@@ -268,7 +268,8 @@ SUMS_OF_CALL = f"""
        api_key_id, coalesce(user_id, 0), coalesce(project_id, {NO_PROJECT}), coalesce(service_id, 0),
        coalesce(model, ''), coalesce(currency, ''),
        1, 0, input, cache_read, cache_write + cache_write_1h, output, reasoning, tokens, credits, units,
-       coalesce(cost, 0), estimated::integer, (cost IS NULL AND tokens > 0)::integer,
+       coalesce(cost, 0), estimated::integer,
+       (unpriced IS NOT NULL OR (cost IS NULL AND tokens > 0))::integer,
        request_id::text, (extract(epoch FROM created_at) * 1000)::bigint"""
 # Its row is held.
 CALL_SUMS = f"SELECT {SUMS_OF_CALL} FROM call WHERE {_CALL} FOR UPDATE"  # noqa: S608  # our own words
@@ -281,7 +282,7 @@ UPDATE call SET {", ".join(f"{kind} = %({kind})s" for kind in KINDS)},
        reason = %(reason)s, content_id = %(content_id)s, project_id = %(project_id)s, session = %(session)s,
        feature_version = %(feature_version)s, route = %(route)s, service_tier = %(service_tier)s,
        tools = %(tools)s::jsonb, first_token_ms = %(first_token_ms)s, unknown_usage = %(unknown_usage)s,
-       upstream_request_id = %(upstream_request_id)s,
+       upstream_request_id = %(upstream_request_id)s, unpriced = %(unpriced)s,
        response_model = %(response_model)s, cost = %(cost)s, currency = %(currency)s, price_id = %(price_id)s
  WHERE {_CALL} RETURNING {SUMS_OF_CALL}"""  # noqa: S608  # our own words
 REFUND_CALL = f"""

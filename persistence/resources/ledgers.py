@@ -6,6 +6,7 @@ from itertools import chain
 
 from sqlalchemy import ColumnElement, Table, and_, case, func, literal, select, text
 
+from gateway.core.accounts.facts import SEPARATOR
 from gateway.core.billing.vector import KINDS
 from persistence.keeper.request_rows import not_before
 from persistence.subject import Condition, Subject
@@ -73,7 +74,7 @@ _USAGE = func.jsonb_build_object(
     literal("tools"),
     func.coalesce(call.c.tools, text("'{}'::jsonb")),
 ).op("||")(func.jsonb_strip_nulls(func.jsonb_build_object(literal("unknown"), call.c.unknown_usage)))
-_OTHERWISE = {"tools", "unknown_usage", "cost", "api_key_id", *KINDS}
+_OTHERWISE = {"tools", "unknown_usage", "unpriced", "cost", "api_key_id", *KINDS}
 CALLS = Subject(
     call,
     source=select(
@@ -81,6 +82,9 @@ CALLS = Subject(
         func.nullif(call.c.api_key_id, 0).label("api_key_id"),
         _USAGE.label("usage"),
         money(call.c.cost).label("cost"),
+        func.coalesce(func.string_to_array(call.c.unpriced, SEPARATOR), text("'{}'::text[]")).label(
+            "unpriced"
+        ),
     ),
     conditions={"request_id": _of_request(call, "created_at")},
     # Ids come in blocks, one for each session of a keeper: alone they say nothing of time.

@@ -115,7 +115,7 @@ call = table(
     texts("reason?"),
     flags("streamed", "estimated", "refused"),
     integers("duration_ms", "first_token_ms?"),
-    texts("upstream_request_id?", "unknown_usage?"),
+    texts("upstream_request_id?", "unknown_usage?", "unpriced?"),
     # Tokens that were taken off it, and by how much its cost moved as it was rated again.
     integers("amended", "rerated"),
 )

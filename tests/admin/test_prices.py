@@ -190,7 +190,8 @@ async def test_a_quote_says_what_each_kind_costs(prices: Prices) -> None:
         cache_read="0.25", tools={"web_search": "10"}, request="0.001", service_tiers={"flex": "0.5"}
     )
     quote = await prices.quoted(
-        "gpt-x&input=1000&cache_read=1&output=200&tools.web_search=7&service_tier=flex"
+        "gpt-x&input=1000&cache_read=1&output=200&tools.web_search=7&tools.image_generation=1"
+        "&tools.web_fetch=5&service_tier=flex"
     )
     assert quote["lines"] == [
         {"kind": "input", "quantity": 1000, "unit_price": "1.25", "per": 1_000_000, "amount": "0.00125"},
@@ -201,6 +202,7 @@ async def test_a_quote_says_what_each_kind_costs(prices: Prices) -> None:
         {"kind": "tools.web_search", "quantity": 7, "unit_price": "10", "per": 1000, "amount": "0.07"},
     ]  # fmt: skip
     assert (quote["cost"], quote["currency"], quote["price_id"]) == ("0.072750125", "USD", made["id"])
+    assert quote["unpriced"] == ["image_generation"]
 
 
 async def test_a_quote_is_by_the_price_of_its_time(prices: Prices) -> None:

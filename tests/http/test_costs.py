@@ -168,6 +168,42 @@ async def test_a_call_without_a_price_is_charged_and_counted() -> None:
         assert (told["unpriced_calls"], told["cost"]) == ([("messages", 1)], [])
 
 
+RUNS: dict[str, Any] = json.loads(MESSAGE) | {
+    "tools": [{"type": "code_execution_20250825", "name": "web_search"}]
+}
+
+
+async def test_a_tool_without_a_price_is_told_and_counted_beside_what_else_the_call_costs() -> None:
+    used = USED | {
+        "server_tool_use": {"web_search_requests": 7, "web_fetch_requests": 2, "code_execution": 3}
+    }
+    body = json.dumps({"type": "message", "model": ASKED, "usage": used}).encode()
+    async with staged() as stage:
+        stage.directory.prices[ASKED] = OPUS
+        stage.upstream.scripts.append([answer(body)])
+        assert (await stage.ask(post(json.dumps(RUNS).encode(), b"/v1/messages"))).status == 200
+        facts = read_facts(stage.counters.charges[-1].metadata)
+        assert facts is not None
+        assert (facts.unpriced, facts.cost) == ("code_execution", 353_765_000)
+        assert stage.tally.snapshot()["unpriced_calls"] == [("messages", 1)]
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+async def test_a_tool_without_a_price_is_refused_where_a_model_without_one_is(refuses: bool) -> None:
+    async with staged(refuses_unpriced=refuses) as stage:
+        stage.directory.prices[ASKED] = OPUS
+        if not refuses:
+            stage.directory.services["messages"] = IN_MONEY
+        got = await stage.ask(post(json.dumps(RUNS).encode(), b"/v1/messages"))
+        assert (got.status, got.reason) == (403, "model_not_priced")
+        assert b"tool code_execution_20250825 of claude-opus-5" in got.body
+        assert not stage.upstream.received
+        stage.directory.prices[ASKED] = OPUS._replace(
+            tools=dict.fromkeys(("code_execution", "web_search"), 5)
+        )
+        assert not (await facts_of(stage, ASKED, RUNS)).unpriced
+
+
 async def test_a_report_that_says_more_than_is_known_is_counted_by_family() -> None:
     async with staged() as stage:
         for more in ({}, {"new_tokens": 7}, {"new_tokens": 0}, {"new": "x" * 5000}):

@@ -16,7 +16,7 @@ from gateway.admin.ports import AdminPorts
 from gateway.admin.resources import RESOURCES
 from gateway.admin.resources.prices import QUOTE, Asked, Quote
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.cost import cost_nano, lines, money
+from gateway.core.billing.cost import cost_nano, lines, money, unpriced
 from gateway.core.billing.price_book import choose, read_price
 from gateway.core.billing.vector import BASE_CURRENCY, KINDS
 from gateway.core.moments import ms_of
@@ -75,5 +75,6 @@ def _quoted(asked: Mapping[str, Any], rows: Any, at: datetime) -> Row:
             "price_id": vector.price_id,
             "cost": money(cost_nano(vector, counts, tools, tier)),
             "lines": [line._asdict() for line in lines(vector, counts, tools, tier)],
+            "unpriced": unpriced(vector, tools),
         }
     ).model_dump(mode="json")

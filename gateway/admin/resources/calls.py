@@ -40,6 +40,7 @@ class Call(Out):
     credits: int
     units: int
     cost: Money | None = Field(description="By the price in force; null where none is known.")
+    unpriced: list[str] = Field(description="Tools that were used and have no price: `cost` is without them.")
     currency: str | None
     price_id: int | None
     status: int

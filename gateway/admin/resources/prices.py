@@ -214,6 +214,9 @@ class Quote(Out):
     cost: Exactly
     currency: str
     lines: list[QuoteLine]
+    unpriced: list[str] = Field(
+        description="Tools that the price does not name: their uses are not in `cost`."
+    )
     price_id: Id
     provider: str | None
     model: str = Field(description="As the price has it.")

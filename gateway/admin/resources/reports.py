@@ -164,7 +164,7 @@ class UsageItem(Out):
     cost: Exactly
     currency: str
     estimated: int = Field(description="Calls whose use was counted, not reported.")
-    unpriced: int = Field(description="Calls with tokens and without a price.")
+    unpriced: int = Field(description="Calls that used something without a price: a model, or a tool.")
 
 
 class Usage(Out):

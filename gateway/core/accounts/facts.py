@@ -7,6 +7,7 @@ by place. New facts come last, each with a default, so that older and newer read
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -22,6 +23,7 @@ NONE = msgspec.Raw(b"null")
 FACTS_BYTES_MAX = 60_000
 TEXT_CHARACTERS_MAX = 256
 UNKNOWN_BYTES_MAX = 4096
+SEPARATOR = ", "
 
 
 class CallFacts(msgspec.Struct, array_like=True):
@@ -32,7 +34,8 @@ class CallFacts(msgspec.Struct, array_like=True):
     caller's, `unknown` what the provider reported and nobody here knows: JSON objects, as they came. What
     `corrects` a request tells what it really used, where it was charged by what was seen of it. `reason`
     says why a call failed, else why it is corrected. `used_ms` is when it was used, where that is told of use
-    that did not pass the gateway; 0 is when it is charged.
+    that did not pass the gateway; 0 is when it is charged. `unpriced` names the tools that no price covers,
+    which are not in `cost`.
     """
 
     model: str = ""
@@ -58,6 +61,17 @@ class CallFacts(msgspec.Struct, array_like=True):
     corrects: str = ""
     reason: str = ""
     used_ms: int = 0
+    unpriced: str = ""
+
+    @property
+    def lacks_price(self) -> bool:
+        """Whether something it used has no price."""
+        return bool(self.unpriced) or (self.cost is None and self.total > 0)
+
+
+def named_unpriced(names: Iterable[str]) -> str:
+    """Names of tools as a call has them."""
+    return SEPARATOR.join(names)[:TEXT_CHARACTERS_MAX]
 
 
 _encode = msgspec.json.Encoder().encode

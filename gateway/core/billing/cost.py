@@ -21,6 +21,8 @@ from gateway.core.billing.vector import (
 )
 
 _NONE: Final[Mapping[str, int]] = {}
+# Uses that providers count and take nothing for, beside the tokens. The last two are run by clients.
+FREE_TOOLS: Final = frozenset({"web_fetch", "tool_search", "mcp", "local_shell", "apply_patch"})
 
 
 class Line(NamedTuple):
@@ -39,8 +41,8 @@ class Line(NamedTuple):
 def cost_nano(vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = _NONE, tier: str = "") -> int:
     """What a call costs in nano-units, rounded half up once.
 
-    `counts` are tokens by `KINDS`, `tools` uses by name, `tier` is the service tier that answered. A tool
-    or a tier that the price does not name costs nothing more.
+    `counts` are tokens by `KINDS`, `tools` uses by name, `tier` is the service tier that answered. A tier
+    that the price does not name costs nothing more, and nobody says what a tool costs that it does not name.
     """
     prices = vector.prices
     if vector.context_tiers:
@@ -79,6 +81,13 @@ def lines(
         if uses and name in vector.tools
     ]
     return made
+
+
+def unpriced(vector: Vector, tools: Mapping[str, int]) -> list[str]:
+    """Names of tools whose uses no price covers."""
+    return [
+        name for name, uses in tools.items() if uses and name not in vector.tools and name not in FREE_TOOLS
+    ]
 
 
 def prices_at(vector: Vector, read: int) -> tuple[int, ...]:

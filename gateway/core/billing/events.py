@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from gateway.core.accounts.facts import CallFacts, read_facts, write_facts
+from gateway.core.accounts.facts import CallFacts, named_unpriced, read_facts, write_facts
 from gateway.core.accounts.weights import Weights
-from gateway.core.billing.cost import cost_nano
+from gateway.core.billing.cost import cost_nano, unpriced
 from gateway.core.billing.pricing import spend_micro
 from gateway.core.billing.tiers import pack_tiers
 from gateway.core.billing.token_prices import token_price
@@ -139,6 +139,7 @@ def use_of(
             tools=dict(told.tools), service_tier=told.service_tier, cost=cost,
             currency="" if price is None else price.currency,
             price_id=0 if price is None else price.price_id, route=ROUTE, used_ms=told.at_ms,
+            unpriced="" if price is None else named_unpriced(unpriced(price, told.tools)),
         ),
     )  # fmt: skip
 

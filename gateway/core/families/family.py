@@ -119,8 +119,9 @@ class ApiFamily:
     whose name others may use for something else, that of a call in this API. `ceilings` are the most tokens
     an answer may have, by prefixes of names of models. `target` is where its calls go by
     default, given the environment. `lists` is how it lists models at a path that ends in `/models`.
-    `exclusions` tell which dear prices a call cannot have. `provider` is what OpenTelemetry calls whose API
-    it is.
+    `exclusions` tell which dear prices a call cannot have. Tools of the kinds `free_tools` (in small letters,
+    without `_` and a date) cost nothing beside their tokens: a client runs them, or their provider takes
+    nothing. `provider` is what OpenTelemetry calls whose API it is.
     """
 
     name: Family
@@ -146,6 +147,7 @@ class ApiFamily:
     ceilings: Mapping[str, int] = field(default_factory=dict)
     lists: Listing | None = None
     exclusions: Exclusions = NONE
+    free_tools: frozenset[str] = frozenset()
     provider: str = ""
 
 

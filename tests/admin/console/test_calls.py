@@ -45,6 +45,10 @@ async def test_it_says_what_each_kind_cost(api: Api, reader: Person) -> None:
     ):  # fmt: skip
         assert line in said, (line, said)
     assert "add up to something else" not in said
+    assert "no price" not in said
+    drawn = facts | {"tools": '{"image_generation": 3}', "unpriced": "image_generation, shell"}
+    lacking = await reader.open(f"/calls/{call(api, str(uuid4()), **drawn)}")  # type: ignore[arg-type]  # fields
+    assert "Tool image_generation no price 3" in text_of(lacking.text)
     for link in (
         f"/prices/{price['id']}", f"/tenants/{tenant['id']}", f"/users/{user['id']}",
         f"/credit-transactions?request_id={request_id}",

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.cost import cost_nano, lines, money
+from gateway.core.billing.cost import FREE_TOOLS, cost_nano, lines, money, unpriced
 from gateway.core.billing.price_book import read_price
 from gateway.core.billing.pricing import NANO
 from gateway.core.billing.vector import KINDS, Price, Vector
@@ -142,6 +142,12 @@ def by_hand(row: dict[str, Any], used: tuple[int, ...], tools: dict[str, int], t
     return total + sum(
         uses * Fraction(row.get("tools", {}).get(name, "0")) / 1000 for name, uses in tools.items()
     )
+
+
+def test_a_tool_that_a_price_does_not_name_is_unpriced_but_for_those_that_cost_nothing() -> None:
+    made = vector(price_row(tools={"web_search": "10", "shell": "0"}))
+    used = {"web_search": 1, "shell": 1, "image_generation": 3, "google_maps": 1, "code_interpreter": 0}
+    assert unpriced(made, used | dict.fromkeys(FREE_TOOLS, 1)) == ["image_generation", "google_maps"]
 
 
 @given(

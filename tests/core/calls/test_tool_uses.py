@@ -8,7 +8,7 @@ import pytest
 
 from gateway.core.billing.vector import KINDS, Vector
 from gateway.core.calls.call import Call
-from gateway.core.calls.tool_uses import TOOL_USES, TOOL_USES_MAX, limit_uses, uses_of
+from gateway.core.calls.tool_uses import TOOL_USES, TOOL_USES_MAX, limit_uses, unpriced_tools, uses_of
 from gateway.core.model import Family
 
 CHAT, MESSAGES, RESPONSES, GEMINI = (
@@ -118,3 +118,56 @@ def test_else_a_call_is_sent_as_it_came(meter: str, fields: dict[str, Any]) -> N
     free = asked(RESPONSES, {"tools": [SEARCH]})
     limit_uses(free, ())
     assert not free.changed
+
+
+@pytest.mark.parametrize(
+    ("meter", "tools", "found"),
+    [
+        (RESPONSES, [{"type": "image_generation", "quality": "high"}], ["image_generation"]),
+        (RESPONSES, [{"type": "code_interpreter", "container": {"type": "auto"}}], ["code_interpreter"]),
+        (RESPONSES, [{"type": "computer_use_preview"}], ["computer_use_preview"]),
+        (RESPONSES, [{"type": "image_generation", "name": "x", "web_search": 1}], ["image_generation"]),
+        (RESPONSES, [{"type": "namespace", "tools": [{"type": "shell"}, {"type": "function"}]}], ["shell"]),
+        (RESPONSES, [{"type": "namespace", "tools": [{"type": "namespace"}]}], ["namespace"]),
+        (RESPONSES, [{"type": "what comes next"}], ["what comes next"]),
+        (RESPONSES, [SEARCH, {"type": "web_search_preview_2025_03_11"}, {"type": "file_search"}], []),
+        (RESPONSES, [{"type": own} for own in ("function", "custom", "mcp", "local_shell")], []),
+        (RESPONSES, {"type": "image_generation"}, []),
+        (CHAT, [{"function": {"name": "image_generation"}}], []),
+        (CHAT, [{"image_generation": {}}], ["image_generation"]),
+        (CHAT, [{"type": 5}], ["type"]),
+        (MESSAGES, [{"type": "code_execution_20250825", "name": "web_search"}], ["code_execution_20250825"]),
+        (MESSAGES, [{"type": "code_execution_20250825", "input_schema": {}}], ["code_execution_20250825"]),
+        (MESSAGES, [{"name": "code_execution", "input_schema": {}}, {"type": "custom"}], []),
+        (MESSAGES, [{"type": own} for own in ("bash_20250124", "web_fetch_20250910", "mcp_toolset")], []),
+        (GEMINI, [{"googleMaps": {}}, {"codeExecution": {}}, {"googleSearch": {}}], ["googleMaps"]),
+        (GEMINI, [{"computer_use": {}}, {"function_declarations": []}], ["computer_use"]),
+        (CHAT, None, []),
+    ],
+)  # fmt: skip
+def test_a_providers_tool_that_no_price_names_is_unpriced(
+    meter: str, tools: object, found: list[str]
+) -> None:
+    """By its kind: what a caller names it says nothing."""
+    assert unpriced_tools(asked(meter, {"tools": tools}), PRICES) == found
+
+
+def test_a_plugin_is_a_tool() -> None:
+    for plugins, found in (
+        ([{"id": "web"}, {"id": "response-healing"}], []),
+        ([{"id": "file-parser"}, "fusion"], ["file-parser", "fusion"]),
+    ):
+        assert unpriced_tools(asked(CHAT, {"plugins": plugins}), PRICES) == found
+
+
+def test_a_search_by_itself_is_a_tool_unless_the_price_of_a_call_has_it() -> None:
+    bare = PRICES[0]._replace(tools={})
+    for call in (
+        asked(CHAT, {}, "gpt-4o-search-preview"),
+        asked(CHAT, {"web_search_options": {}}),
+        asked(CHAT, {"search_parameters": {}}),
+        asked(CHAT, {"plugins": [{"id": "web"}]}),
+    ):
+        assert unpriced_tools(call, [bare]) == ["web_search"]
+        assert unpriced_tools(call, [PRICES[0], bare]) == ["web_search"]  # either may answer
+        assert not unpriced_tools(call, [bare._replace(request=1)])

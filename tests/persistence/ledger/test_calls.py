@@ -21,7 +21,7 @@ FACTS = CallFacts(
     model="m", response_model="m-1", streamed=True, status=200, duration_ms=9, first_token_ms=4,
     counts=(5, 4, 3, 2, 7, 6, 1, 0, 0, 0), total=21, units=1, tools={"web_search": 2},
     service_tier="priority", cost=354_000_001, currency="USD", price_id=3, route="/v1/messages",
-    session="s", upstream_request_id="req_1", unknown=msgspec.Raw(b'{"new":1}'),
+    session="s", upstream_request_id="req_1", unknown=msgspec.Raw(b'{"new":1}'), unpriced="web_search",
 )  # fmt: skip
 
 
@@ -52,7 +52,7 @@ async def test_a_call_is_told_whole(migrated: str, writer: Writer) -> None:
         "audio_output": 0, "image_input": 0, "image_output": 0, "tools": {"web_search": 2}, "tokens": 21,
         "credits": 0, "units": 1, "cost": 354_000_001, "currency": "USD", "price_id": 3, "status": 200,
         "reason": None, "streamed": True, "estimated": False, "duration_ms": 9, "first_token_ms": 4,
-        "upstream_request_id": "req_1", "unknown_usage": '{"new":1}',
+        "upstream_request_id": "req_1", "unknown_usage": '{"new":1}', "unpriced": "web_search",
         "refused": False, "amended": 0, "rerated": 0,
     }  # fmt: skip
     assert await broken(migrated) == []
@@ -147,7 +147,7 @@ async def test_calls_add_up_by_hour_and_by_day(migrated: str, writer: Writer) ->
     assert added(days) == {
         "requests": 120, "refused": 0, "input": 600, "cache_read": 480, "cache_write": 600, "output": 840,
         "reasoning": 720, "tokens": 2520, "credits": 0, "units": 120, "cost": 2 * sum(range(60)),
-        "estimated": 0, "unpriced": 0,
+        "estimated": 0, "unpriced": 120,
     }  # fmt: skip
     assert {row["start"].hour for row in days} == {0}
     assert await broken(migrated) == []
@@ -165,6 +165,7 @@ async def test_a_correction_moves_what_a_call_added(migrated: str, writer: Write
     rows = {row["model"]: row for row in rollup_in(migrated, "hour")}
     assert (rows[""]["requests"], rows[""]["tokens"], rows[""]["unpriced"]) == (0, 0, 0)
     assert (rows["m"]["requests"], rows["m"]["tokens"], rows["m"]["cost"]) == (1, 21, 354_000_001)
+    assert (rows["m"]["unpriced"], calls_in(migrated)[0]["unpriced"]) == (1, "web_search")
     assert "usage_adds_up" not in {one.invariant for one in await broken(migrated)}
 
 

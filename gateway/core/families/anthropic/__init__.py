@@ -61,6 +61,13 @@ FAMILY = ApiFamily(
     names_session=b"x-claude-code-session-id",
     objects=OBJECTS,
     exclusions=EXCLUSIONS,
+    # The first five its clients run; an advisor is charged by its tokens.
+    free_tools=frozenset(
+        {
+            "custom", "bash", "texteditor", "computer", "memory", "mcptoolset", "webfetch",
+            "toolsearchtoolregex", "toolsearchtoolbm", "advisor",
+        }
+    ),
     lists=Listing(),
     provider="anthropic",
     ceilings={

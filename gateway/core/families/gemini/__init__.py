@@ -97,6 +97,7 @@ FAMILY = ApiFamily(
     withheld=frozenset({b"accept"}),
     objects=OBJECTS,
     exclusions=EXCLUSIONS,
+    free_tools=frozenset({"functiondeclarations", "codeexecution", "urlcontext"}),
     lists=Listing("models", "name", "models/"),
     provider="gcp.gemini",
     ceilings={"gemini-1.5": 8_192, "gemini-2.0": 8_192, "gemini-2.5": 65_536},

@@ -49,6 +49,7 @@ _ON_DEMAND = "on_demand_"  # in front of tiers, as Vertex AI names them
 
 class _Grounding(msgspec.Struct, rename="camel"):
     web_search_queries: list[Any] | None = None
+    grounding_chunks: list[Any] | None = None
 
 
 class _Part(msgspec.Struct, rename="camel"):
@@ -127,6 +128,9 @@ def _note_searches(detail: Detail, candidate: _Candidate, place: int) -> None:
     queries = candidate.grounding_metadata.web_search_queries or ()
     index = candidate.index if isinstance(candidate.index, int) else place
     detail.used_tool_in(str(index), "web_search", len(queries))
+    chunks = candidate.grounding_metadata.grounding_chunks or ()
+    if any(isinstance(chunk, dict) and "maps" in chunk for chunk in chunks):
+        detail.used_tool_in(str(index), "google_maps", 1)  # an answer with places is one use
 
 
 def _see(meter: Meter, candidate: _Candidate) -> None:

@@ -105,6 +105,9 @@ FAMILY = ApiFamily(
     own_session=b"session-id",  # Codex's
     objects=OBJECTS,
     exclusions=EXCLUSIONS,
+    free_tools=frozenset(
+        {"function", "custom", "mcp", "localshell", "applypatch", "toolsearch", "response-healing"}
+    ),
     lists=Listing(),
     provider="openai",
     ceilings={
