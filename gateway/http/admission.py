@@ -111,6 +111,10 @@ def _allowed(caller: Caller, found: Call | Refusal, head: CallHead) -> Call:
         for model in (found.model, *found.models_beside):
             if not is_allowed(caller, model):
                 raise ModelNotAllowed(f"This API key may not use the model {model}.")
+    elif caller.models is not None and head.routed.any_model:
+        raise ModelNotAllowed(
+            "This API key may use some models alone, and this route does not read which one."
+        )
     return found
 
 

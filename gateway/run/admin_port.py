@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from errno import EADDRINUSE
 from typing import Any
 
 from gateway.admin.application import build
 from gateway.admin.http.answers import Answers
 from gateway.admin.http.server import Listening, listen
 from gateway.admin.ports import AdminPorts, BuiltIn
-from gateway.errors import SettingError
+from gateway.errors import SettingError, StartError
 from gateway.run.tls_port import TlsPort
 from gateway.run.vitals import DiskWatch, LoopLag, disks
 from gateway.run.watching import LOOK_S, watch
@@ -44,12 +45,17 @@ class AdminPort:
     async def open(self, ports: AdminPorts) -> int:
         """Listen; the port that was got."""
         settings, wrapped = self._settings, self._tls.wrapped
-        self._listening = await listen(
-            build(replace(ports, answers=self._answers)),
-            settings.admin_host,
-            settings.admin_port,
-            wrapped=wrapped,
-        )
+        host, port = settings.admin_host, settings.admin_port
+        try:
+            self._listening = await listen(
+                build(replace(ports, answers=self._answers)), host, port, wrapped=wrapped
+            )
+        except OSError as error:
+            why = "is in use" if error.errno == EADDRINUSE else f"cannot be had: {error.strerror}"
+            raise StartError(
+                f"port {port} on {host} {why}; choose another for the Admin API "
+                "(TOLLKEEPER_ADMIN_PORT, 0 = any free port)"
+            ) from error
         return self._listening.port
 
     async def close(self) -> None:

@@ -18,8 +18,14 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from gateway.core.calls.binding import SERVICES_PREFIX, UNREAD_METERS, conflicting, reach_of
-from gateway.core.calls.paths import PATHS_MAX, read_pattern
+from gateway.core.calls.binding import (
+    SERVICES_PREFIX,
+    UNREAD_METERS,
+    conflicting,
+    makes_batches,
+    reach_of,
+)
+from gateway.core.calls.paths import PARAMETER, PATHS_MAX, read_pattern
 from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
 from gateway.core.calls.templates import expression_of
 from gateway.core.families.registry import ALL, FAMILIES, SHAPES
@@ -39,6 +45,7 @@ CONFIG_BYTES_MAX = 1 << 20
 WORKLOADS_MAX = 10_000
 FIELDS_MAX = 100
 
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 Method = Literal["ANY", "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 if TYPE_CHECKING:
     MeterName: TypeAlias = str
@@ -136,6 +143,7 @@ class _Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     upstream: str
     paths: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=PATHS_MAX)] | None = None
+    models: Literal["", "unread"] = ""
 
 
 class _Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -152,6 +160,7 @@ class _Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     queries: tuple[Query, ...] = ()
     usage: Literal["", "always", "maybe"] = ""
     objects: Literal["owned", "shared"] = "owned"
+    models: Literal["", "unread"] = ""
 
 
 class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -198,6 +207,7 @@ def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteTable:
         routes: tuple[Route, ...] = DEFAULT_ROUTES
     else:
         routes = tuple(_route(written) for written in config.routes)
+        _check_each_once(routes)
         routes += DEFAULT_ROUTES if config.include_default_routes else ()
     if config.services:
         routes = _with_services(routes)
@@ -208,7 +218,8 @@ def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteTable:
             raise SettingError(f"{place}: upstream {name!r} is not one of {', '.join(sorted(upstreams))}")
     paths = tuple((key, service.paths) for key, service in config.services.items() if service.paths)
     _check_patterns(dict(paths))
-    rules = ServiceRules(services, paths)
+    unread = frozenset(key for key, service in config.services.items() if service.models)
+    rules = ServiceRules(services, paths, unread=unread)
     workloads, issuers = tuple(config.workloads.items()), issuers_of(config.issuers)
     sign_in = sign_in_of(config.sign_in)
     return RouteTable(routes, tuple(upstreams.values()), rules, workloads, issuers, sign_in)
@@ -289,6 +300,8 @@ def _route(written: _Route) -> Route:
         raise SettingError(f"routes {written.path}: usage belongs to the meters of a family")
     if written.queries and written.meter in UNREAD_METERS and written.family == GENERIC:
         raise SettingError(f"routes {written.path}: queries belongs to the routes of a family")
+    if written.models and written.meter not in UNREAD_METERS - {"none"}:
+        raise SettingError(f"routes {written.path}: models belongs to meter: generic, the others read them")
     path, family = written.path.replace("{path...}", "{path…}"), Family(str(written.family))
     try:
         expression_of(path, FAMILIES[family].segment)
@@ -297,4 +310,20 @@ def _route(written: _Route) -> Route:
     fields = msgspec.structs.asdict(written) | {
         "methods": methods, "path": path, "family": family, "meter": str(written.meter),
     }  # fmt: skip
-    return Route(**fields)
+    route = Route(**fields)
+    if route.meter != "generic" and makes_batches(route):
+        raise SettingError(
+            f"routes {written.path}: a batch is many calls of models, and nothing here meters what it uses: "
+            "leave the route out, or have it cost units of a service (meter: generic)"
+        )
+    return route
+
+
+def _check_each_once(routes: tuple[Route, ...]) -> None:
+    """`SettingError` where two routes are of the same method and path: the second one would never serve."""
+    served: dict[tuple[str, str], Route] = {}
+    for route in routes:
+        path = PARAMETER.sub(lambda parameter: f"{{{parameter[1]}{parameter[3] or ''}}}", route.path)
+        for method in METHODS if route.methods == ANY_METHODS else route.methods:
+            if served.setdefault((path, method), route) is not route:
+                raise SettingError(f"routes {route.path}: {method} of this path is there twice")

@@ -10,12 +10,15 @@ from dataclasses import replace
 import pytest
 
 from gateway.core.billing.vector import Vector
-from gateway.core.calls.route import Route
+from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
 from gateway.core.families.listing import AT_ONCE_MODELS_MAX, MODELS_MAX
+from gateway.core.http_limits import HttpLimits
 from gateway.core.metering.narrowed import LISTED_BYTES_MAX
 from gateway.core.model import Family, Service
 from gateway.errors import ServiceNotIncluded
-from tests.http.fakes import AUTH, CALLER, ROUTES, answer, get
+from gateway.http.routing.bindings import Bindings
+from gateway.http.routing.routed_head import HeadRouter
+from tests.http.fakes import AUTH, CALLER, ROUTES, FakeDirectory, answer, get, post
 from tests.http.stage import Answer, Stage, staged
 from tests.http.test_budget_hold import BUDGET
 from tests.http.test_costs import OPUS
@@ -54,6 +57,42 @@ async def test_a_key_without_a_list_sees_the_upstreams_own_bytes() -> None:
     odd = b'{ "data" : [ {"id":"a" } ] , "object":"list"}'
     async with staged() as stage:
         assert (await asked(stage, odd)).body == odd
+
+
+@pytest.mark.parametrize("family", ["openai", "generic"])
+async def test_a_key_with_a_list_calls_nothing_of_models_that_is_not_read(family: str) -> None:
+    images = replace(ROUTES[0], path="/v1/images/generations", meter="generic", family=Family(family))
+    open_ = replace(images, path="/v1/images/edits", models="unread")
+    paths = {b"/v1/images/generations": 403, b"/services/search/images": 403, b"/v1/images/edits": 200}
+    async with staged(routes=(*ROUTES, images, open_)) as stage:
+        for models in (frozenset({"gpt-5", "dall-e-*"}), frozenset[str](), None):
+            stage.directory.caller = replace(CALLER, models=models)
+            for path, status in paths.items():
+                got = await stage.ask(post(b'{"model":"gpt-5"}', path))
+                assert got.status == (200 if models is None else status)
+                assert got.status == 200 or got.reason == "model_not_allowed"
+
+
+def test_a_service_where_no_models_are_asks_for_no_list() -> None:
+    routes = (*ROUTES, replace(ROUTES[-2], path="/sms/{service_key}/{path…}"))
+    targets = {
+        "up": UpstreamTarget("up", "http://up.test/v1"),
+        "sms": UpstreamTarget("sms", "http://sms.test"),
+    }
+    targets["beside"] = UpstreamTarget("beside", "http://up.test/images")
+    directory = FakeDirectory()
+    for name in ("sms", "beside", "allowed"):
+        directory.services[name] = Service(9, name, "consumption")
+    rules = ServiceRules(
+        (("sms", "sms"), ("beside", "beside"), ("allowed", "beside")), unread=frozenset({"allowed"})
+    )
+    bindings = Bindings(routes, targets, rules, directory, lambda event, **facts: None)
+    router = HeadRouter(routes, targets, bindings, HttpLimits())
+    found = {
+        name: router.route(post(b"{}", b"/services/%b/x" % name.encode())).any_model
+        for name in ("sms", "beside", "allowed")
+    }
+    assert found == {"sms": False, "beside": True, "allowed": False}
 
 
 async def test_gemini_names_its_models_behind_a_word() -> None:

@@ -119,16 +119,16 @@ async def test_paths_that_could_be_read_in_two_ways_are_refused(path: bytes) -> 
 
 async def test_the_path_and_query_that_were_authorised_are_sent_verbatim() -> None:
     async with staged() as stage:
-        await stage.ask(get(b"/v1/models/a%20b%25?x=%2F..;&&y"), "GET")
-        assert stage.upstream.received[0].target == b"/v1/models/a%20b%25?x=%2F..;&&y"
+        await stage.ask(get(b"/v1/models/a%20b%25?limit=%2F..&after="), "GET")
+        assert stage.upstream.received[0].target == b"/v1/models/a%20b%25?limit=%2F..&after="
 
 
 async def test_an_absolute_target_chooses_nothing_but_its_path() -> None:
     async with staged() as stage:
-        got = await stage.ask(get(b"http://evil.example:81/v1/models?a=b"), "GET")
+        got = await stage.ask(get(b"http://evil.example:81/v1/models?limit=7"), "GET")
         assert got.status == 200
         (received,) = stage.upstream.received
-        assert received.target == b"/v1/models?a=b"
+        assert received.target == b"/v1/models?limit=7"
         assert received.all(b"host") == [b"127.0.0.1:%d" % stage.upstream.port]
 
 

@@ -254,6 +254,9 @@ def routes_of(settings: Settings) -> dict[str, Route]:
 def test_routes_of_a_file_replace_the_built_in_ones_unless_they_are_included(tmp_path: Path) -> None:
     text = "routes: [{path: '/x/{id}', methods: [GET, POST], upstream: openai, service: x, meter: generic}]\n"
     assert list(routes_of(load({}, config(tmp_path, text)))) == ["/x/{id}"]
+    more = "}, {path: /v1/messages, upstream: openai}, {path: '/x/{+a}', upstream: openai}]"
+    mine = text.replace("}]", more)
+    assert len(load({}, config(tmp_path, mine + "include_default_routes: true\n")).routes) > 10
     both = routes_of(load({}, config(tmp_path, text + "include_default_routes: true\n")))
     assert next(iter(both)) == "/x/{id}"
     assert both["/v1/messages"].family is Family("anthropic")
@@ -372,6 +375,22 @@ def test_variables_are_replaced_in_strings_only_where_written(tmp_path: Path) ->
             "routes /x: upstream 'nobody' is not one of anthropic, gemini",
         ),
         ("routes: [{path: x, upstream: openai}]", "routes[0].path: expected text matching"),
+        (
+            "routes: [{path: /v1/batches, upstream: openai, family: openai}]",
+            "routes /v1/batches: a batch is many calls of models, and nothing here meters what it uses",
+        ),
+        (
+            "routes: [{path: /v1/b, upstream: openai, service: b, meter: openai_chat, models: unread}]",
+            "routes /v1/b: models belongs to meter: generic",
+        ),
+        (
+            "routes: [{path: '/x/{a}', upstream: s}, {path: '/x/{b}', methods: [ANY], upstream: s}]",
+            "routes /x/{b}: POST of this path is there twice",
+        ),
+        (
+            "routes: [{path: /x, methods: [ANY], upstream: openai}, {path: /x, upstream: openai}]",
+            "routes /x: POST of this path is there twice",
+        ),
         (
             "routes: [{path: '/x/{a}/{a}', upstream: openai}]",
             "routes /x/{a}/{a}: path must name each parameter",

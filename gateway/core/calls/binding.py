@@ -12,9 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import combinations
+from urllib.parse import unquote
 
 from gateway.core.calls.paths import (
     EVERY_PATH,
+    PARAMETER,
     VERSION,
     Pattern,
     Plain,
@@ -47,6 +49,14 @@ _METERED = re.compile(
     r"(?:/.*)?|.*:[a-z]*(?:generate|embed|predict)[a-z]*(?:/.*)?",
     re.DOTALL,
 )
+# Where a batch is made of many calls of models, behind any prefix, as plain paths.
+_BATCHES = re.compile(
+    rf"(?:/.*)?/{_COMES_BEFORE}/(?:messages/)?(?:batches|batch/jobs|batch|batchpredictionjobs)"
+    r"|(?:/.*)?/chat/completions/batch|.*:(?:async)?batch(?:generate|embed)[a-z]*",
+    re.DOTALL,
+)
+# What a parameter of a template may be.
+_MAY_BE = ("", "v1", "batches", "messages/batches", "batchGenerateContent")
 _KINDS = "|".join(
     re.escape(name.casefold()) for one in ALL if one.objects for name in one.objects.collections
 )
@@ -211,6 +221,17 @@ def conflicting(
         differ = unknown if mine is None or theirs is None else not mine.costs_as(theirs)
         if differ and one.meets(other):
             yield one, other
+
+
+def makes_batches(route: Route) -> bool:
+    """Whether a POST on a route may make a batch: by its path, and of a family by what its path may be."""
+    if not {"POST", "PUT", "ANY", "*"} & set(route.methods):
+        return False
+    may_be: tuple[str, ...] = ("x",)
+    if route.family != GENERIC:
+        may_be += _MAY_BE if VERSION.search(route.path) else (*_MAY_BE, "v1/batches", "v1/messages/batches")
+    paths = (unquote(PARAMETER.sub(one, route.path)).lower().rstrip("/") for one in may_be)
+    return any(_BATCHES.fullmatch(path) for path in paths)
 
 
 def is_bound(route: Route) -> bool:

@@ -20,7 +20,8 @@ class Route:
     for a free route; a route whose template holds `{service_key}` takes its service from the path.
     `units_pointer` is a JSON pointer (RFC 6901) to the units in an answer of a generic route, empty for
     none. `queries` are query parameters that pass beside those its family has. `objects` are `owned` by the
-    organization whose call made them, or `shared` where each has an upstream account of its own.
+    organization whose call made them, or `shared` where each has an upstream account of its own. `models` is
+    `unread` where a key with a list of models may call what is metered without reading which one is asked.
     """
 
     methods: tuple[str, ...]
@@ -36,6 +37,7 @@ class Route:
     queries: tuple[str, ...] = ()
     usage: str = ""
     objects: str = "owned"
+    models: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +46,13 @@ class ServiceRules:
 
     `upstreams` has the name of an upstream by service key, `paths` the patterns its calls must be within.
     `shared` names the upstream of every service that has none of its own; empty where each must have one.
+    `unread` are those that keys with a list of models may call all the same, wherever they go.
     """
 
     upstreams: tuple[tuple[str, str], ...] = ()
     paths: tuple[tuple[str, tuple[str, ...]], ...] = ()
     shared: str = ""
+    unread: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,11 +43,14 @@ UNITS_FIELD = OURS_PREFIX + b"units"
 OVERRIDES = frozenset(
     {b"x-http-method", b"x-http-method-override", b"x-method-override", b"http-method-override"}
 )
-# Parts of an answer instead of it, another form of it, or the digest of a body that is written again.
-WITHHELD = OVERRIDES | frozenset(
-    b"range if-range if-match if-none-match if-modified-since if-unmodified-since prefer a-im content-type "
-    b"content-encoding content-md5 digest content-digest repr-digest want-digest want-content-digest".split()
+# What a body is, and its digests: not what it was once it is written again.
+OF_BODIES = frozenset(b"content-type content-encoding content-md5 digest content-digest repr-digest".split())
+# Parts of an answer instead of it, or another form of it.
+_OF_ANSWERS = frozenset(
+    b"range if-range if-match if-none-match if-modified-since if-unmodified-since prefer a-im want-digest "
+    b"want-content-digest".split()
 )
+WITHHELD = OVERRIDES | OF_BODIES | _OF_ANSWERS
 # System parameters may be fields as well; what a library says of itself is none of them.
 _WITHHELD_PREFIXES = (
     *(prefix for one in ALL for prefix in one.withheld_prefixes),

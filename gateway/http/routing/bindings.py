@@ -20,7 +20,8 @@ TOLD_MAX = 1000
 class Bindings:
     """The bindings of one worker's configuration. What is wrong with them is logged once.
 
-    `upstreams` are the names that the configuration binds services to.
+    `upstreams` are the names that the configuration binds services to, `unread` those of services that keys
+    with a list of models may call.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class Bindings:
         directory: Directory,
         log: Log,
     ) -> None:
-        self.upstreams = dict(rules.upstreams)
+        self.upstreams, self.unread = dict(rules.upstreams), rules.unread
         self._configured = routes, targets, rules
         self._directory = directory
         self._log = log

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 
+from gateway.core.calls.binding import UNREAD_METERS
 from gateway.core.calls.route import Route
 from gateway.core.families.family import ApiFamily
 from gateway.core.families.registry import ALL, FAMILIES, OF_METER
 from gateway.core.model import GENERIC
 from gateway.errors import InvalidRequest
-from gateway.http.protocol.fields import OVERRIDES, WITHHELD, is_withheld
+from gateway.http.protocol.fields import OF_BODIES, OVERRIDES, WITHHELD, is_withheld
 from gateway.http.protocol.request import RequestHead
 
 JSON_TYPE = b"content-type: application/json"
@@ -83,7 +84,14 @@ def withheld(head: RequestHead, route: Route) -> frozenset[bytes]:
     if family.name == GENERIC:
         return _NONE
     names = OVERRIDES if route.meter == "none" else WITHHELD | family.withheld
+    if not is_rewritten(route):
+        names -= OF_BODIES
     return frozenset(kind.lower for kind, _ in head.fields if is_withheld(kind.plain, names))
+
+
+def is_rewritten(route: Route) -> bool:
+    """Whether a call's body is read and written again: then its type and digests are not its caller's."""
+    return route.meter not in UNREAD_METERS
 
 
 def _family(route: Route) -> ApiFamily:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from gateway.core.calls.binding import UNREAD_METERS, Binding, is_bound
+from gateway.core.calls.paths import place_of
 from gateway.core.calls.route import Route, UpstreamTarget
 from gateway.core.families.registry import ALL, FAMILIES
 from gateway.core.http_limits import HttpLimits
@@ -22,7 +23,13 @@ from gateway.http.protocol.fields import PASSES, field_kind
 from gateway.http.protocol.request import RequestHead, read_request_head
 from gateway.http.routing.attribution import read_units
 from gateway.http.routing.bindings import Bindings
-from gateway.http.routing.family_rules import JSON_TYPE, check_content_type, check_query, withheld
+from gateway.http.routing.family_rules import (
+    JSON_TYPE,
+    check_content_type,
+    check_query,
+    is_rewritten,
+    withheld,
+)
 from gateway.http.routing.identity import check_query_names
 from gateway.http.routing.objects import Owned, owned_by
 from gateway.http.routing.routes import MODELS, Match, RouteTable, family_of, slashes_decoded
@@ -43,8 +50,8 @@ class RoutedHead(Kept):
     that pass: `withdrawn` are those deciding ones that do not, `dropped` names of any. `closing` ends it,
     but for what differs from one request to the next; `closing_plain` where no coding of the answer can
     be had. A `metered` route charges something, and a `buffered` one reads its body before anything
-    is decided. A `bound` head goes where its service is bound: it was read under `binding`, which may be
-    another one by now.
+    is decided. One of `any_model` leads to where models are, and does not read which one is asked. A `bound`
+    head goes where its service is bound: it was read under `binding`, which may be another one by now.
     """
 
     family: Family
@@ -73,6 +80,7 @@ class RoutedHead(Kept):
     dropped: frozenset[bytes] = frozenset()
     metered: bool = False
     buffered: bool = False
+    any_model: bool = False
     owned: Owned | None = None
     bound: bool = False
     binding: Binding | None = None
@@ -93,6 +101,11 @@ class HeadRouter:
         self._places = {target.name: _place(target.base_url) for target in targets.values()}
         self.bindings = bindings
         self._limits = limits
+        self._of_models = {
+            place_of(targets[one.upstream].base_url)[0]
+            for one in routes
+            if one.family != GENERIC and one.upstream in targets
+        }
 
     def route(self, head: bytes) -> RoutedHead:
         """Understand a head that ends in its blank line; never raises a `Refusal`, it holds them."""
@@ -113,7 +126,10 @@ class HeadRouter:
 
     def _routed(self, head: RequestHead) -> RoutedHead:
         path = head.path.decode("ascii")
-        spoken = _spoken(head) if path == MODELS or path.startswith(f"{MODELS}/") else None
+        shares = path == MODELS or path.startswith(f"{MODELS}/")
+        match = self._table.match(head.method.decode("ascii"), path)
+        unknown = match is None or match.route is None
+        spoken = _spoken(head) if shares or unknown else None
         routed = RoutedHead(
             family_of(path, spoken),
             method=head.method,
@@ -123,7 +139,6 @@ class HeadRouter:
             keep_alive=head.keep_alive,
             expects=head.expects,
         )
-        match = self._table.match(head.method.decode("ascii"), path)
         if match is None:
             routed.refusal = _unknown(path, self._table.nearest(path))
         elif match.route is None:
@@ -149,6 +164,7 @@ class HeadRouter:
         else:
             upstream = self._table.upstreams.get(spoken, upstream)
         routed.upstream = upstream
+        routed.any_model = self._is_of_any_model(routed, route)
         try:
             check_query_names(head.query)
         except Refusal as refusal:
@@ -167,6 +183,15 @@ class HeadRouter:
             routed.field_refusal = bare(refusal)
         if upstream in self._targets:
             self._prepare(routed, head, self._targets[upstream], path, route)
+
+    def _is_of_any_model(self, routed: RoutedHead, route: Route) -> bool:
+        """Whether a route charges for calls where models are, and does not read which one is asked for."""
+        if not routed.metered or route.meter not in UNREAD_METERS or route.models:
+            return False
+        if routed.service_key in self.bindings.unread or routed.upstream not in self._targets:
+            return False
+        place, _ = place_of(self._targets[routed.upstream].base_url)
+        return route.family != GENERIC or place in self._of_models
 
     def _bind(self, routed: RoutedHead, route: Route, path: bytes) -> str:
         """The upstream that the service of a bound route goes to; empty where this path does not."""
@@ -191,7 +216,7 @@ class HeadRouter:
             name for name in head.nominated.union(ours) if field_kind(name).role & PASSES
         )
         lines = [b"%b: %b" % field for field in ours.items()]  # last, so that nothing can shadow them
-        if route.meter not in UNREAD_METERS:
+        if is_rewritten(route):
             lines.append(JSON_TYPE)
         taken = withheld(head, route)
         # An answer that must be read comes as it is: what a caller makes of its coding changes no charge.

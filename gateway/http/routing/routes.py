@@ -92,10 +92,13 @@ class RouteTable:
         return self._with_parameters(method, path)
 
     def _with_parameters(self, method: str, path: str) -> Match | None:
+        own = _owner(path) if ":" in path else None
         for pattern, routes in self._entries:
             found = pattern.fullmatch(path)
             if found is None:
                 continue
+            if own is not None and routes[0].family != own:
+                continue  # `models/{+id}` of another family
             groups = found.groupdict()
             rest = groups.pop(REST, None)
             params = {name: unquote(value) for name, value in groups.items()}
@@ -124,14 +127,16 @@ def _alike(one: str, other: str) -> int:
 
 
 def family_of(path: str, spoken: Family | None) -> Family:
-    """Whose shape an answer to an unknown path takes; `spoken` is whose fields came with a shared path."""
-    for family in ALL:
-        if family.own_paths is not None and family.own_paths.match(path):
-            return family.name
-    for family in ALL:
-        if path.startswith(family.prefixes):
-            return family.name if spoken is None else spoken
-    return GENERIC
+    """Whose shape an answer to an unknown path takes; `spoken` is the family whose fields came with it."""
+    own = _owner(path)
+    if own is not None or spoken is not None:
+        return own or spoken or GENERIC
+    return next((family.name for family in ALL if path.startswith(family.prefixes)), GENERIC)
+
+
+def _owner(path: str) -> Family | None:
+    """The family that alone has such a path."""
+    return next((one.name for one in ALL if one.own_paths is not None and one.own_paths.match(path)), None)
 
 
 def _match(routes: list[Route], method: str, params: dict[str, str], rest: str | None) -> Match:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.core.calls.binding import Binding, Bindings
+from gateway.core.calls.binding import Binding, Bindings, makes_batches
 from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
 from gateway.core.model import Family, Service
 from gateway.settings.config_file import DEFAULT_ROUTES
@@ -175,3 +175,35 @@ def test_conflicts_and_services_without_a_place_are_told() -> None:
 
 def test_a_pattern_that_cannot_be_read_lets_nothing_pass() -> None:
     assert "does not include" in bound(replace(SMS, paths=("/v1/**",))).refusal_of("/v1/x")
+
+
+@pytest.mark.parametrize(
+    ("methods", "path", "family", "makes"),
+    [
+        ("POST", "/v1/batches", "openai", True),
+        ("POST", "/v1/batches", "generic", True),
+        ("ANY", "/v1/batches/{path…}", "openai", True),
+        ("PUT", "/openai/v1/Batches/", "openai", True),
+        ("POST", "/v1/b%61tches", "openai", True),
+        ("POST", "/openai/deployments/{name}/batches", "openai", True),
+        ("POST", "/{version}/batches", "openai", True),
+        ("POST", "/v1/{path…}", "openai", True),
+        ("POST", "/{path…}", "openai", True),
+        ("POST", "/v1/batch/jobs", "openai", True),
+        ("POST", "/v1/messages/batches", "anthropic", True),
+        ("POST", "/v1/messages/{id}", "anthropic", True),
+        ("POST", "/v1beta/models/{model}:batchGenerateContent", "gemini", True),
+        ("POST", "/v1beta/models/{model}:{action}", "gemini", True),
+        ("GET", "/v1/batches", "openai", False),
+        ("GET", "/v1/{path…}", "openai", False),
+        ("POST", "/v1/batches/{id}/cancel", "openai", False),
+        ("POST", "/v1/vector_stores/{path…}", "openai", False),
+        ("POST", "/v1/vector_stores/{id}/file_batches", "openai", False),
+        ("POST", "/v1/files", "openai", False),
+        ("POST", "/v1/{path…}", "generic", False),
+    ],
+)
+def test_a_route_that_may_make_a_batch_is_known_by_its_path(
+    methods: str, path: str, family: str, makes: bool
+) -> None:
+    assert makes_batches(Route((methods,), path, "u", family=Family(family))) is makes

@@ -12,7 +12,7 @@ from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Family
 from gateway.http.routing.bindings import Bindings
 from gateway.http.routing.routed_head import HeadRouter
-from tests.http.fakes import AUTH, CHAT, KEY, FakeDirectory, answer, get, post, told
+from tests.http.fakes import AUTH, CHAT, KEY, ROUTES, FakeDirectory, answer, get, post, told
 from tests.http.stage import staged
 
 _PASSED = (
@@ -281,6 +281,34 @@ def test_no_field_sends_another_path_elsewhere_than_its_route_says(fields: bytes
     head_router = HeadRouter(routes, targets, bindings, HttpLimits())
     heads = [get(path, AUTH + fields) for path in (b"/v1/files", b"/v1/models/m")]
     assert [head_router.route(head).upstream for head in heads] == ["up", "elsewhere"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "shape"),
+    [
+        (b"anthropic-version: 1\r\n", b'"type":"error"'),
+        (b"x-goog-api-client: sdk\r\n", b'"status":"NOT_FOUND"'),
+        (b"", b'"code":"unknown_route"'),
+    ],
+)
+@pytest.mark.parametrize("path", [b"/v1/files", b"/v1/interactions", b"/v1beta/cachedContents", b"/nope"])
+async def test_an_unknown_path_is_refused_in_the_words_of_who_speaks(
+    path: bytes, fields: bytes, shape: bytes
+) -> None:
+    async with staged() as stage:
+        got = await stage.ask(post(b"{}", path, fields))
+        assert (got.status, got.reason) == (404, "unknown_route")
+        if fields or path.startswith(b"/v1/"):
+            assert shape in got.body
+
+
+async def test_an_action_of_googles_is_no_model_of_another_family() -> None:
+    routes = (*ROUTES, Route(("GET",), "/v1/models/{+id}", "up", "", Family("openai")))
+    async with staged(routes=routes) as stage:
+        for path in (b"/v1/models/m:batchGenerateContent", b"/v1/models/m:predictLongRunning"):
+            got = await stage.ask(post(b"{}", path))
+            assert (got.status, b'"status":"NOT_FOUND"' in got.body) == (404, True)
+        assert (await stage.ask(get(b"/v1/models/ft:gpt-4o:acme"), "GET")).status == 200
 
 
 @pytest.mark.parametrize("offered", [b"gzip, br", b"*", b"", b"gzip;q=0, *"])

@@ -278,6 +278,24 @@ async def test_an_api_of_units_in_a_family_has_its_query_judged_too() -> None:
         assert (await stage.ask(post(b"{}", b"/v1/units?x=1"))).status == 400
 
 
+async def test_a_body_that_is_not_written_again_keeps_its_type_and_digests() -> None:
+    """Without its boundary nobody could read a form."""
+    route = replace(ROUTES[0], path="/v1/audio/transcriptions", meter="generic")
+    of_body = b"content-type: multipart/form-data; boundary=x\r\ncontent-digest: sha-256=:x:\r\n"
+    async with staged(routes=(*ROUTES, route)) as stage:
+        fields = of_body + b"range: bytes=0-1\r\nx-http-method: GET\r\n"
+        form = b"--x\r\n\r\nbytes\r\n--x--\r\n"
+        assert (await stage.ask(post(form, b"/v1/audio/transcriptions", fields))).status == 200
+        await stage.ask(post(CHAT, fields=b"content-digest: sha-256=:x:\r\n"))
+        raw, written = stage.upstream.received
+        assert raw.body == form
+        assert raw.all(b"content-type") == [b"multipart/form-data; boundary=x"]
+        assert raw.all(b"content-digest") == [b"sha-256=:x:"]
+        assert not raw.all(b"range") + raw.all(b"x-http-method")
+        assert written.all(b"content-type") == [b"application/json"]
+        assert not written.all(b"content-digest")
+
+
 async def test_what_meters_a_route_says_whose_api_it_is() -> None:
     route = replace(ROUTES[7], path="/mine/{model}", family=Family("generic"))
     assert route.meter == "gemini_generate"
