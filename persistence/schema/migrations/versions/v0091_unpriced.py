@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "0090"
-down_revision = "0089"
+revision = "0091"
+down_revision = "0090"
 runs_from = "0069"
 branch_labels = None
 depends_on = None
