@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import os
-import resource
 import signal
 import sys
 import traceback
@@ -18,10 +17,10 @@ from collections.abc import Coroutine
 from pathlib import Path
 
 from gateway.errors import TollkeeperError
+from gateway.local import open_files
 from gateway.local.heartbeat import keep_beating
 from gateway.run.parent_pipe import ParentPipe
 
-OPEN_FILES_MAX = 1_000_000
 LIBRARY_MISSING = "cannot open shared object file"
 
 
@@ -70,7 +69,7 @@ def _worker(role: str) -> int:
         return _failed("the supervisor went away before it said the settings")
     settings = from_json(line)
     parent_pipe.hold(settings.shutdown_grace_s + 10.0)
-    _allow_many_sockets()
+    open_files.allow_many()
     faulthandler.register(signal.SIGUSR2)  # asked where it hangs, it says so: places alone, no values
     logs.configure(settings.log_level)
     from gateway.app import run_gateway, run_keeper  # noqa: PLC0415
@@ -103,14 +102,6 @@ def _demo_upstream(port: int) -> int:
     parent_pipe.hold(5.0)
     asyncio.run(serve_until_stopped("127.0.0.1", port))
     return 0
-
-
-def _allow_many_sockets() -> None:
-    """Raise the soft limit of open files as far as we may: every stream is two sockets."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES_MAX)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _failed(sentence: str) -> int:

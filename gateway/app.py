@@ -51,6 +51,7 @@ from gateway.run.parent_pipe import ParentPipe
 from gateway.run.program import this_program
 from gateway.run.starting import redis_reached
 from gateway.run.stopping import all_within, cancel, ended, forever, stop_signal
+from gateway.run.vitals import limits_here
 from gateway.settings.origins import origins_of
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs
@@ -251,8 +252,8 @@ def _plane(settings: Settings, ports: Ports) -> tuple[DataPlane, Exporter | None
         ports = replace(ports, tracer=tracer)
     bounds, pepper = Bounds(usage_tokens_max=settings.usage_tokens_max), settings.key_pepper.encode()
     plane = plane_of(
-        ports, settings.routes, settings.upstreams, settings.http, pepper, settings.services, bounds=bounds,
-        origins=origins_of(settings.cors_origins), workloads=settings.workloads,
+        ports, settings.routes, settings.upstreams, limits_here(settings), pepper, settings.services,
+        bounds=bounds, origins=origins_of(settings.cors_origins), workloads=settings.workloads,
     )  # fmt: skip
     return plane, exporter
 

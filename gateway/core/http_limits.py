@@ -5,7 +5,7 @@ What `_setting` makes is a setting of that name, `TOLLKEEPER_<NAME>`; the other 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any
 
 import msgspec
@@ -16,6 +16,8 @@ Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Bytes = Annotated[int, msgspec.Meta(ge=1024, le=1 << 32)]
+# Files of a worker that are neither a client's nor an upstream's: Redis, its log, names that are looked up.
+FILES_RESERVED = 64
 
 
 def _setting(default: object, valid: object) -> Any:
@@ -83,6 +85,7 @@ class HttpLimits:
     small_chunks_max: int = 10_000
 
     connections_max: int = _setting(20_000, Count)
+    turned_away_max: int = 256  # above them so many are told that there are too many; more are broken off
     tls_handshakes_max: int = _setting(1_000, Count)
     upstream_connections_max: int = _setting(2_000, Count)
     upstream_connections_share: float = _setting(0.25, Share)  # of those, what one organization may use
@@ -102,6 +105,25 @@ class HttpLimits:
     # Of an answer whose client hung up.
     drain_tokens_max: int = _setting(200_000, Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)])
     drain_bytes_max: int = _setting(16 * 1024 * 1024, Bytes)
+
+    def within(self, files: int, upstreams: int) -> HttpLimits:
+        """The same for a worker that may have so many open files, with so many upstreams.
+
+        Half are for clients, whose TLS may not have begun yet, and half for upstreams, since each call may
+        need one of both. So no call, no settlement and no connection to Redis ever finds that none is left.
+        """
+        half = max(0, files - FILES_RESERVED) // 2
+        turned_away = min(self.turned_away_max, half // 8)
+        handshakes = min(self.tls_handshakes_max, half // 4)
+        each = min(self.upstream_connections_max, max(1, half // max(1, upstreams)))
+        return replace(
+            self,
+            connections_max=min(self.connections_max, max(1, half - turned_away - handshakes)),
+            turned_away_max=turned_away,
+            tls_handshakes_max=max(1, handshakes),
+            upstream_connections_max=each,
+            upstream_idle_connections_max=min(self.upstream_idle_connections_max, each),
+        )
 
 
 # Each setting among them, with the type that says what is valid.

@@ -27,12 +27,13 @@ from gateway.http.upstream.pool import reach
 from gateway.issuers.key_set import UnreadableKeys
 from gateway.issuers.keys import Read, read_keys
 from gateway.issuers.sign_in import read_provider
+from gateway.local import open_files
 from gateway.ops import doctor_months, doctor_pooler, doctor_replica, doctor_users, hints
 from gateway.ops.doctor_peppers import of_credentials
 from gateway.ops.doctor_redis import clock_against
 from gateway.ops.doctor_servers import ANSWER_MAX_S, examine_redis
 from gateway.ops.finding import Finding
-from gateway.run.vitals import FREE_BYTES_MIN, full_disks
+from gateway.run.vitals import FREE_BYTES_MIN, few_files, full_disks, limits_here
 from gateway.settings.config_file import default_table
 from gateway.settings.settings import PREFIX, Settings
 from gateway.settings.tls_files import PREFIXES
@@ -40,6 +41,8 @@ from gateway.settings.urls import wanted
 from gateway.tls.certificates import load
 
 T = TypeVar("T")
+# A gateway worker that takes fewer, since it may open too few files, is no use to a service.
+CONNECTIONS_FEW = 1_000
 
 
 async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Finding]:
@@ -50,8 +53,7 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
         if not getattr(settings, name):
             said = f"TOLLKEEPER_{name.upper()} is not set: 16 to 512 visible characters, such as "
             yield Finding(False, "settings", said + "`openssl rand -base64 33` makes")
-    yield _data_directory(settings)
-    for finding in _ports(settings, role):
+    for finding in _of_this_machine(settings, role):
         yield finding
     if settings.redis_url:
         async for finding in examine_redis(settings, role):
@@ -72,6 +74,14 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
         yield await _upstream_in_use(target)
     async for finding in _issuers(settings, role):
         yield finding
+
+
+def _of_this_machine(settings: Settings, role: str) -> Iterator[Finding]:
+    """What a process has of the machine: its directory, its files, its ports."""
+    yield _data_directory(settings)
+    if role != "keeper":
+        yield _open_files(settings)
+    yield from _ports(settings, role)
 
 
 def _called(settings: Settings) -> list[UpstreamTarget]:
@@ -115,6 +125,16 @@ def _data_directory(settings: Settings, free_bytes_min: int = FREE_BYTES_MIN) ->
         said = f"the disk of {full} has less than {free_bytes_min // 1024**2} MiB left"
         return Finding(False, "data directory", f"{said}: make room, or what Redis does not take is lost")
     return Finding(True, "data directory", f"{settings.data_dir} can be written")
+
+
+def _open_files(settings: Settings, files_max: int | None = None) -> Finding:
+    """Whether a gateway worker started as we were may open as many as its connections need."""
+    if few := few_files(settings, files_max):
+        enough = limits_here(settings, files_max).connections_max >= CONNECTIONS_FEW
+        return Finding(enough, "open files", few)
+    most = settings.http.connections_max
+    said = f"a process may have {files_max or open_files.limit():,} open files"
+    return Finding(True, "open files", f"{said}, enough for {most:,} connections of a gateway worker")
 
 
 def _why_unwritable(place: Path) -> str:

@@ -17,7 +17,7 @@ from gateway.admin.http.server import Listening, listen
 from gateway.admin.ports import AdminPorts, BuiltIn
 from gateway.errors import SettingError, StartError
 from gateway.run.tls_port import TlsPort
-from gateway.run.vitals import DiskWatch, LoopLag, disks
+from gateway.run.vitals import DiskWatch, ProcessVitals, disks
 from gateway.run.watching import LOOK_S, watch
 from gateway.settings.settings import Settings, reread
 
@@ -34,7 +34,7 @@ class AdminPort:
         self._files = {name: path for name, path in settings.secret_files if name in TOKENS}
         self._tls = TlsPort(settings, "admin", log, look_s=look_s)
         self._listening: Listening | None = None
-        self._answers, self._lag = Answers(), LoopLag("keeper")
+        self._answers, self.vitals = Answers(), ProcessVitals("keeper")
         self.disk = DiskWatch(settings, log)
 
     @property
@@ -65,7 +65,7 @@ class AdminPort:
 
     def snapshot(self) -> Mapping[str, Any]:
         """What metrics say of the port."""
-        ours = {**self._tls.snapshot(), **self._answers.snapshot(), **self._lag.snapshot()}
+        ours = {**self._tls.snapshot(), **self._answers.snapshot(), **self.vitals.snapshot()}
         return {**ours, **disks(self._settings)}
 
     async def keep_certificate(self) -> None:
@@ -73,11 +73,11 @@ class AdminPort:
         await self._tls.run()
 
     async def run(self) -> None:
-        """Look after the files of the tokens, how late the loop is, and the disk, until cancelled."""
+        """Look after the files of the tokens, the process and the disk, until cancelled."""
         tokens = watch(self._files.values, self._read_tokens, self._kept, look_s=self._look_s)
         async with asyncio.TaskGroup() as group:
             group.create_task(tokens)
-            group.create_task(self._lag.keep_looking())
+            group.create_task(self.vitals.keep_looking())
             group.create_task(self.disk.keep_looking())
 
     def _kept(self, why: str) -> None:

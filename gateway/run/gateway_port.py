@@ -16,7 +16,7 @@ from gateway.local import heartbeat, ports
 from gateway.run.parent_pipe import ParentPipe
 from gateway.run.sent_settings import SentSettings
 from gateway.run.tls_port import TlsPort
-from gateway.run.vitals import LoopLag
+from gateway.run.vitals import ProcessVitals, limits_here
 from gateway.settings.origins import origins_of
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs
@@ -30,7 +30,7 @@ class GatewayPort:
     ) -> None:
         self._settings, self._plane, self._tokens, self._log = settings, plane, tokens, log
         self._tls = TlsPort(settings, "gateway", log)
-        self._lag = LoopLag("gateway")
+        self._vitals = ProcessVitals("gateway")
         self.sent = SentSettings(self._take, log)
 
     async def open(self, parent_pipe: ParentPipe | None) -> None:
@@ -52,22 +52,22 @@ class GatewayPort:
             both.create_task(self._tokens.keep_fresh())
 
     async def keep_looking(self) -> None:
-        """Look how late the loop is until cancelled."""
-        await self._lag.keep_looking()
+        """Look how late the loop is, and how many files are open, until cancelled."""
+        await self._vitals.keep_looking()
 
     def snapshot(self) -> Mapping[str, Any]:
         """What metrics say of the port."""
         buffers = self._plane.buffers
         kept = {"buffered_bytes": buffers.used + buffers.heads, "shed": buffers.shed}
         stale = {"configuration_stale": int(self.sent.is_stale)}
-        ours = {**self._plane.snapshot(), **self._lag.snapshot(), **stale}
+        ours = {**self._plane.snapshot(), **self._vitals.snapshot(), **stale}
         return {**kept, **self._tls.snapshot(), **self._tokens.snapshot(), **ours}
 
     def _take(self, settings: Settings) -> None:
         bounds = Bounds(usage_tokens_max=settings.usage_tokens_max)
         # The plane first: it may refuse, and nothing has changed then.
         self._plane.renew(
-            settings.routes, settings.upstreams, settings.http, settings.services, bounds=bounds,
+            settings.routes, settings.upstreams, limits_here(settings), settings.services, bounds=bounds,
             origins=origins_of(settings.cors_origins), workloads=settings.workloads,
             accepts_tokens=bool(settings.issuers),
         )  # fmt: skip

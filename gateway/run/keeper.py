@@ -67,7 +67,8 @@ from gateway.run.readiness import Probe, all_answer, one_answers
 from gateway.run.running import Running
 from gateway.run.starting import reached, redis_reached
 from gateway.run.stopping import cancel
-from gateway.run.supervisor.ops import CONFIGURATION, DISK, EVERY_PARTITION
+from gateway.run.supervisor.ops import CONFIGURATION, DISK, EVERY_PARTITION, OPEN_FILES
+from gateway.run.vitals import has_files_left
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs, metrics
 from gateway.telemetry import snapshot_files as tallies
@@ -326,7 +327,9 @@ class Keeper:
         probes, verified = (self._database, self._redis, self._every_redis), self._servers.verified
         database, redis, every = await asyncio.gather(*(one.answers() for one in probes))
         parts = {"postgresql": database, "redis": redis, "counters_verified": verified > 0}
-        beside = {EVERY_PARTITION: every and verified == PARTITIONS, DISK: not self._admin_port.disk.full}
+        port = self._admin_port
+        beside = {EVERY_PARTITION: every and verified == PARTITIONS, DISK: not port.disk.full}
+        beside[OPEN_FILES] = has_files_left(port.vitals.snapshot())
         return all(parts.values()), {**parts, **beside, CONFIGURATION: await self._later.is_last()}
 
     async def _metrics(self, accept: str) -> tuple[bytes, str]:

@@ -10,8 +10,8 @@ from gateway.core.model import PARTITIONS
 from gateway.core.wait import in_task
 from gateway.counters.redis.wire import Wire, encode
 from gateway.errors import CountersUnavailable
-from gateway.run.supervisor.ops import CONFIGURATION, DISK, EVERY_PARTITION
-from gateway.run.vitals import DiskWatch
+from gateway.run.supervisor.ops import CONFIGURATION, DISK, EVERY_PARTITION, OPEN_FILES
+from gateway.run.vitals import DiskWatch, has_files_left
 from gateway.settings.settings import Settings
 from gateway.telemetry import snapshot_files as tallies
 
@@ -82,4 +82,5 @@ async def of_gateway(settings: Settings, serves: Callable[[], bool], disk: DiskW
         EVERY_PARTITION: every > away + unverified == 0,
         CONFIGURATION: not found.get("configuration_stale", 0),
         DISK: not disk.full,
+        OPEN_FILES: has_files_left(found),
     }

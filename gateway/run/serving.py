@@ -25,7 +25,7 @@ from gateway.run.reload import Renewal, Told, keep_renewing, watch_credentials
 from gateway.run.stopping import forever, run_to_end, stop_signal, until_stopped
 from gateway.run.supervisor.ops import Ops, listen
 from gateway.run.tls_port import TlsPort, check_files
-from gateway.run.vitals import DiskWatch, disks
+from gateway.run.vitals import DiskWatch, disks, few_files
 from gateway.settings.secret_files import SUFFIX
 from gateway.settings.settings import PREFIX, Settings, load, to_json
 from gateway.telemetry import logs
@@ -63,6 +63,8 @@ def serve(config: Path | None, **options: str | int | None) -> None:
     logs.configure(settings.log_level)
     voice = Voice() if sys.stderr.isatty() else JsonVoice(logs.logger("tollkeeper.serve"))
     tell_overruled(settings, voice.warn)
+    if few := few_files(settings):
+        voice.warn(few)
     run_to_end(asyncio.run, _serve(Renewal(settings, read), voice))
 
 

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from gateway.run.vitals import limits_here
 from gateway.run.watching import LOOK_S, watch
 from gateway.settings.settings import PREFIX, Settings
 from gateway.settings.tls_files import PREFIXES
@@ -45,7 +46,8 @@ class TlsPort:
     def renew(self, settings: Settings) -> None:
         """Go by these bounds from the next connection on."""
         if self._gate is not None:
-            self._gate.bound(settings.http.tls_handshake_s, settings.http.tls_handshakes_max)
+            limits = limits_here(settings)
+            self._gate.bound(limits.tls_handshake_s, limits.tls_handshakes_max)
 
     def snapshot(self) -> dict[str, Any]:
         """What metrics say of it."""

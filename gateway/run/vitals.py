@@ -1,40 +1,77 @@
-"""What a process says of itself and of the machine below it: how late its loop is, how full its disk."""
+"""What a process says of itself and of the machine below it: its loop, its open files, its disk."""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from gateway.core.histogram import Histogram
+from gateway.core.http_limits import HttpLimits
+from gateway.local import open_files
 from gateway.settings.settings import Settings
 
 LOOK_S = 0.25
+FILES_LOOK_S = 5.0
+# Of the files that a process may have open, what may be: then there is hardly one left.
+FILES_SHARE_MAX = 0.9
 DISK_LOOK_S = 5.0
 # Below this nothing more can be kept: a settlement log needs room for what it is told while Redis is away.
 FREE_BYTES_MIN = 16 * 1024 * 1024
 
 
-class LoopLag:
-    """How much later than wanted the loop turns: what every call that is under way waits."""
+class ProcessVitals:
+    """How much later than wanted the loop turns, which every call that is under way waits; and open files."""
 
     def __init__(self, process: str) -> None:
         self.process = process
         self.seconds = Histogram()
+        self.files, self.files_max = open_files.count(), open_files.limit()
 
     async def keep_looking(self) -> None:
         """Look until cancelled."""
+        files_at = 0.0
         while True:
             before = time.monotonic()
             await asyncio.sleep(LOOK_S)
-            self.seconds.observe(max(0.0, time.monotonic() - before - LOOK_S))
+            now = time.monotonic()
+            self.seconds.observe(max(0.0, now - before - LOOK_S))
+            if now - files_at >= FILES_LOOK_S:
+                self.files, files_at = open_files.count(), now
 
     def snapshot(self) -> dict[str, object]:
         """What metrics say of it."""
-        return {"loop_lag_seconds": {self.process: self.seconds.snapshot()}}
+        return {
+            "loop_lag_seconds": {self.process: self.seconds.snapshot()},
+            "open_files": [(self.process, self.files)],
+            "open_files_max": [(self.process, self.files_max)],
+        }
+
+
+def has_files_left(snapshot: Mapping[str, Any]) -> bool:
+    """Whether, by their numbers, each process can open more files."""
+    opened, most = (dict(snapshot.get(name, ())) for name in ("open_files", "open_files_max"))
+    return all(count <= FILES_SHARE_MAX * most[name] for name, count in opened.items() if name in most)
+
+
+def limits_here(settings: Settings, files_max: int | None = None) -> HttpLimits:
+    """The limits of a gateway worker as far as this machine lets it open files."""
+    return settings.http.within(files_max or open_files.limit(), len(settings.upstreams))
+
+
+def few_files(settings: Settings, files_max: int | None = None) -> str:
+    """In a sentence that a worker takes fewer connections than are set, for want of files; else empty."""
+    most = files_max or open_files.limit()
+    wanted, here = settings.http.connections_max, limits_here(settings, most).connections_max
+    if here == wanted:
+        return ""
+    said = f"a process may have {most:,} open files, so a gateway worker takes {here:,} connections"
+    wished = f"not the {wanted:,} of TOLLKEEPER_CONNECTIONS_MAX"
+    return f"{said}, {wished}: raise the limit (ulimit -n, LimitNOFILE=)"
 
 
 class DiskWatch:

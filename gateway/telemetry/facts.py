@@ -152,6 +152,8 @@ FACTS = (
     Fact("admin_requests", "counter", "Answers of the admin port.", ("part", "status")),
     Fact("admin_request_seconds", "histogram", "Time of an answer of the admin port.", ("part",)),
     Fact("loop_lag_seconds", "histogram", "How late a process' event loop turned.", ("process",)),
+    Fact("open_files", "gauge", "Files and sockets a process has open; of workers the most.", ("process",)),
+    Fact("open_files_max", "gauge", "How many files and sockets a process may have open.", ("process",)),
     Fact("workers", "gauge", "Gateway workers that run on this machine."),
     Fact("worker_report_age_seconds", "gauge", "Age of the oldest report of a worker that runs."),
     Fact("disk_free_bytes", "gauge", "Room on the disk of a directory.", ("place",)),

@@ -14,6 +14,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ PUBLISH_INTERVAL_S = 1.0
 RETIRED = "retired.json"
 BESIDE = "-beside"
 FILES_MAX = 1_000
-# Several may tell of the same thing: the earliest counts.
-EARLIEST = frozenset({"certificate_expiry_timestamp_seconds"})
+# How rows of several are one where they are not added: the earliest, the latest, the worst.
+TOGETHER: dict[str, Callable[[Any, Any], Any]] = {
+    "certificate_expiry_timestamp_seconds": min, LAST: max, "open_files": max, "open_files_max": min,
+}  # fmt: skip
 
 Snapshot = Mapping[str, Any]
 
@@ -100,15 +103,11 @@ def _added(name: str, left: Any, right: Any) -> Any:
     if isinstance(left, list) and isinstance(right, list):
         if all(isinstance(item, int | float) for item in (*left, *right)):
             return [sum(pair) for pair in zip(left, right, strict=True)] if len(left) == len(right) else right
+        together = TOGETHER.get(name, add)
         rows: dict[tuple[Any, ...], Any] = {}
         for *labels, number in (*left, *right):
             before = rows.get(tuple(labels))
-            if before is None:
-                rows[tuple(labels)] = number
-            elif name == LAST:
-                rows[tuple(labels)] = max(before, number)
-            else:
-                rows[tuple(labels)] = min(before, number) if name in EARLIEST else before + number
+            rows[tuple(labels)] = number if before is None else together(before, number)
         return [[*labels, number] for labels, number in rows.items()]
     if isinstance(left, list | dict) or isinstance(right, list | dict):
         return right  # another version counted it by other labels

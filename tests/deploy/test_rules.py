@@ -25,11 +25,12 @@ WELL = {
     f"up{{{GATEWAY},instance='a'}}": "1x100",
     f"up{{{GATEWAY},instance='b'}}": "1x100",
     f"up{{{KEEPER},instance='k1'}}": "1x100",
-    f"up{{{KEEPER},instance='k2'}}": "0x100",  # the spare may be away
+    f"up{{{KEEPER},instance='k2'}}": "1 0x8 1x91",  # the spare may be away for a while
     "tollkeeper_last_timestamp_seconds{instance='a',event='worker_restarts'}": "-7200x100",
     "tollkeeper_programs_refused": "0 2x8 0x91",  # an upgrade that came to its end
     "tollkeeper_outbox_oldest_seconds": "2 0 1 0 3x96",
     "tollkeeper_outbox_entries": "12 0 5 0 3x96",
+    "tollkeeper_outbox_streams_broken": "0x100",
     "tollkeeper_flush_seconds_count": "0+9x100",
     "tollkeeper_last_timestamp_seconds{event='lost_events'}": "-7200x100",
     "tollkeeper_drift_tokens": "0x100",
@@ -60,6 +61,8 @@ WELL = {
     "tollkeeper_loop_lag_seconds_bucket{instance='a',process='gateway',le='+Inf'}": "0+240x100",
     "tollkeeper_disk_free_bytes{instance='a',place='data'}": "50x100",
     "tollkeeper_disk_size_bytes{instance='a',place='data'}": "100x100",
+    "tollkeeper_open_files{instance='a',process='gateway'}": "700x100",
+    "tollkeeper_open_files_max{instance='a',process='gateway'}": "1024x100",
     "tollkeeper_reconciliation_timestamp_seconds": "0+60x100",
     "tollkeeper_postgresql_waiting": "0 4x5 0x94",  # soon over
     "tollkeeper_backup_timestamp_seconds": "0x100",
@@ -104,9 +107,11 @@ FAULTS = {
     "GatewaysGone": Fault(
         4, {f"up{{{GATEWAY},instance='a'}}": "1 0x99", f"up{{{GATEWAY},instance='b'}}": "1 0x99"}
     ),
-    "KeeperDown": Fault(4, {f"up{{{KEEPER},instance='k1'}}": "1 0x99"}),
+    "KeeperDown": Fault(4, {f"up{{{KEEPER},instance='{one}'}}": "1 0x99" for one in ("k1", "k2")}),
+    "KeeperOneDown": Fault(15, {f"up{{{KEEPER},instance='k2'}}": "1 0x99"}),
     "ProgramsRefused": Fault(15, {"tollkeeper_programs_refused": "0 1x99"}),
     "OutboxOld": Fault(6, {"tollkeeper_outbox_oldest_seconds": "0+60x100"}),
+    "OutboxStreamsBroken": Fault(5, {"tollkeeper_outbox_streams_broken": "0 1x99"}),
     "FlushStalled": Fault(12, {"tollkeeper_flush_seconds_count": "9x100"}),
     "EventsLost": Fault(10, {"tollkeeper_last_timestamp_seconds{event='lost_events'}": "-7200 60x99"}),
     "LedgerDrift": Fault(5, {"tollkeeper_drift_credits": "0 7x99"}),
@@ -176,6 +181,7 @@ FAULTS = {
         },
     ),
     "DiskFull": Fault(9, {"tollkeeper_disk_free_bytes{instance='a',place='data'}": "4x100"}),
+    "OpenFilesHigh": Fault(6, {"tollkeeper_open_files{instance='a',process='gateway'}": "0 900x99"}),
     "PostgresqlBusy": Fault(30, {"tollkeeper_postgresql_waiting": "0 0 3x98"}),
     "BackupOld": Fault(30, {"tollkeeper_backup_timestamp_seconds": f"{-2 * DAY}x100"}),
     "BackupUnproven": Fault(60, {"tollkeeper_backup_proof_timestamp_seconds": f"{-9 * DAY}x100"}),

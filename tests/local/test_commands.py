@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
@@ -203,7 +205,7 @@ def test_a_lone_serve_runs_without_postgresql(tmp_path: Path, valkey: str) -> No
         assert status == 503
         assert json.loads(body)["dependencies"] == {
             "gateway": True, "redis": True, "counters_verified": False, "every_partition": False,
-            "configuration": True, "disk": True,
+            "configuration": True, "disk": True, "open_files": True,
         }  # fmt: skip
         # What a keeper says once it has compared this very server.
         with redis.Redis.from_url(valkey) as client:
@@ -219,6 +221,49 @@ def test_a_lone_serve_runs_without_postgresql(tmp_path: Path, valkey: str) -> No
         process.stderr.close()
 
 
+def test_a_gateway_that_may_open_few_files_says_so_once_and_never_runs_out_of_them(
+    tmp_path: Path, valkey: str
+) -> None:
+    """Hundreds of clients come: some are served, others are told that there are too many."""
+    port, ops = free_port(), free_port()
+    ports = ("--gateway-port", str(port), "--ops-port", str(ops))
+    environ = {"TOLLKEEPER_REDIS_URL": valkey, "TOLLKEEPER_KEY_PEPPER": "a-pepper-long-enough"}
+    environ |= {"TOLLKEEPER_DATA_DIR": str(tmp_path), "TOLLKEEPER_OPS_HOST": "127.0.0.1"}
+    limited = ("/bin/sh", "-c", f'ulimit -n {FEW_FILES}; exec "$0" -m gateway "$@"', sys.executable)
+    process = Process(
+        tmp_path, "gateway", ["serve", *ports], environ | {"PYTHONPATH": str(ROOT)}, program=limited
+    )
+    try:
+        wait_until(lambda: "serving on" in process.said, STEP_MAX_S)
+        with ExitStack() as clients:
+            for _ in range(2 * FEW_FILES):
+                clients.enter_context(socket.create_connection(("127.0.0.1", port)))
+            wait_until(lambda: number(ops, "tollkeeper_connections_refused_total"))
+            assert json.loads(asked(ops, "/readyz")[1])["dependencies"]["redis"] is True
+            assert number(ops, 'tollkeeper_open_files{process="gateway"}') < FEW_FILES
+        wait_until(lambda: status_of(port) == 401)
+    finally:
+        assert process.stop() == 0
+    assert process.said.count(f"a process may have {FEW_FILES} open files") == 1
+    assert "Too many open files" not in process.said
+    assert "Traceback" not in process.said
+
+
+def number(ops: int, name: str) -> float:
+    """What `/metrics` says of a series; 0 before there is one."""
+    lines = asked(ops, "/metrics")[1].decode().splitlines()
+    return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name} ")), 0.0)
+
+
+def status_of(port: int) -> int | None:
+    """What a caller without a credential is answered; None where nobody answers."""
+    try:
+        return get(f"http://127.0.0.1:{port}/v1/models")[0]
+    except OSError:
+        return None
+
+
+FEW_FILES = 200
 PEPPER = {"KEY_PEPPER": "a-pepper-long-enough"}
 KEEPER = PEPPER | {"ADMIN_TOKEN": "an-admin-token-here", "ADMIN_PORT": "0"}
 

@@ -17,7 +17,7 @@ import trustme
 
 from gateway.counters.admission.stored import encode_catalogue
 from gateway.ops import hints
-from gateway.ops.doctor import _data_directory, _stripe, examine
+from gateway.ops.doctor import _data_directory, _open_files, _stripe, examine
 from gateway.ops.doctor_servers import verification
 from gateway.ops.finding import Finding
 from gateway.settings.settings import Settings, load
@@ -135,6 +135,23 @@ async def test_lists_that_nobody_has_are_wrong_once_they_were_written(
         await wrong(asked, "serve")  # services that nobody can read end no look
         client.set("tk:catalogue", encode_catalogue(1, []))
     assert not [one for one in await wrong(asked, "serve") if "not there" in one.says]
+
+
+@pytest.mark.parametrize(
+    ("connections", "may", "well", "said"),
+    [
+        (20_000, 1_000_000, True, "enough for 20,000 connections"),
+        (20_000, 20_000, True, "not the 20,000 of TOLLKEEPER_CONNECTIONS_MAX"),
+        (20_000, 256, False, "raise the limit (ulimit -n, LimitNOFILE=)"),
+        (10, 256, True, "enough for 10 connections"),
+    ],
+)
+def test_too_few_open_files_are_told(
+    tmp_path: Path, connections: int, may: int, well: bool, said: str
+) -> None:
+    finding = _open_files(settings(tmp_path, connections_max=connections), may)
+    assert finding.well is well
+    assert said in finding.says
 
 
 def test_a_disk_without_room_is_told(tmp_path: Path) -> None:

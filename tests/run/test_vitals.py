@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
-from gateway.run.vitals import FREE_BYTES_MIN, LOOK_S, DiskWatch, LoopLag, disks, full_disks
+from gateway.run.vitals import (
+    FREE_BYTES_MIN,
+    LOOK_S,
+    DiskWatch,
+    ProcessVitals,
+    disks,
+    full_disks,
+    has_files_left,
+)
 from gateway.settings.settings import Settings
+from gateway.telemetry import snapshot_files as tallies
 from tests.waiting import eventually
 
 
 async def test_a_loop_that_is_held_up_turned_late() -> None:
-    lag = LoopLag("gateway")
+    lag = ProcessVitals("gateway")
     looking = asyncio.create_task(lag.keep_looking())
     await eventually(lambda: sum(lag.seconds.counts))
     before = lag.seconds.total
@@ -22,7 +33,33 @@ async def test_a_loop_that_is_held_up_turned_late() -> None:
         pass
     await eventually(lambda: lag.seconds.total - before >= LOOK_S)
     looking.cancel()
-    assert lag.snapshot() == {"loop_lag_seconds": {"gateway": lag.seconds.snapshot()}}
+    said = lag.snapshot()
+    assert said["loop_lag_seconds"] == {"gateway": lag.seconds.snapshot()}
+
+
+async def test_open_files_are_counted_again_and_a_process_that_has_hardly_any_left_is_told() -> None:
+    vitals = ProcessVitals("gateway")
+    before = vitals.files
+    assert 0 < before < vitals.files_max
+    looking = asyncio.create_task(vitals.keep_looking())
+    with ExitStack() as opened:
+        for _ in range(50):
+            opened.enter_context(tempfile.TemporaryFile())
+        await eventually(lambda: vitals.files >= before + 50)
+    looking.cancel()
+    assert has_files_left(vitals.snapshot())
+    vitals.files = vitals.files_max
+    assert not has_files_left(vitals.snapshot())
+    keeper = ProcessVitals("keeper")
+    assert not has_files_left(tallies.merge(vitals.snapshot(), keeper.snapshot()))
+
+
+def test_of_several_workers_the_fullest_counts() -> None:
+    one = {"open_files": [["gateway", 7]], "open_files_max": [["gateway", 256]]}
+    other = {"open_files": [["gateway", 250]], "open_files_max": [["gateway", 1024]]}
+    assert tallies.merge(one, other) == {
+        "open_files": [["gateway", 250]], "open_files_max": [["gateway", 256]],
+    }  # fmt: skip
 
 
 def test_disks_are_told_by_what_they_are_for_also_before_their_directory_is_made(tmp_path: Path) -> None:

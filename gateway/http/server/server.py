@@ -199,10 +199,14 @@ class DataPlane:
     def opened(self, connection: ClientConnection) -> bool:
         """Count a connection; refuse it where there are too many."""
         self._connections.add(connection)
-        if len(self._connections) <= self.limits.connections_max and not self._shut:
+        limits, there = self.limits, len(self._connections)
+        if there <= limits.connections_max and not self._shut:
             return True
         self._ports.tally.connections_refused += 1
-        connection.turn_away(Overloaded(retry_after_s=1))
+        if there <= limits.connections_max + limits.turned_away_max:
+            connection.turn_away(Overloaded(retry_after_s=1))
+        else:
+            connection.transport.abort()
         return False
 
     def closed(self, connection: ClientConnection) -> None:

@@ -59,7 +59,7 @@ class Upstream:
         self.target = target
         self._left = False
         most = limits.upstream_connections_max
-        self._shares = Shares(most, int(most * limits.upstream_connections_share))
+        self._shares = Shares(most, max(1, int(most * limits.upstream_connections_share)))
         self.certificate_end: float | None = None
         told = partial(log, upstream=target.name)
         self._place = Place(target, told)

@@ -22,8 +22,10 @@ EVERY_PARTITION = "every_partition"
 CONFIGURATION = "configuration"
 # Whether there is room on the disks of its directories.
 DISK = "disk"
+# Whether each process can open more files.
+OPEN_FILES = "open_files"
 # What is told and keeps nobody from being served: calls go on without it, and an alert fires.
-TOLD_ALONE = frozenset({DISK, EVERY_PARTITION, CONFIGURATION})
+TOLD_ALONE = frozenset({CONFIGURATION, DISK, EVERY_PARTITION, OPEN_FILES})
 ProtocolFactory = Callable[[], asyncio.Protocol]
 REASONS = {200: "OK", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
 

@@ -46,6 +46,7 @@ from gateway.run.supervisor.options import Options
 from gateway.run.supervisor.own_ports import admin_url_of, ca_file_of, check, gateway_url_of, opener_of
 from gateway.run.supervisor.servers import start_servers
 from gateway.run.supervisor.supervisor import Supervisor
+from gateway.run.vitals import few_files
 from gateway.settings.config_file import default_table
 from gateway.settings.settings import Settings, to_json
 from gateway.telemetry import logs
@@ -77,6 +78,8 @@ def up(
     logs.configure(settings.log_level)
     voice = JsonVoice(logs.logger("tollkeeper.up")) if json else Voice()
     tell_overruled(settings, voice.warn)
+    if few := few_files(settings):
+        voice.warn(few)
     options = Options(settings, upstream, demo=demo, demo_upstream=demo and not configured, read=read)
     run_up(options, voice)
 
