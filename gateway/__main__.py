@@ -1,6 +1,6 @@
 """The door of the command line: workers start here without loading what only people need.
 
-`tollkeeper serve --worker` and `tollkeeper keeper --worker` are for supervisors: settings come
+`tollkeeper serve --worker`, `keeper --worker` and `admin --worker` are for supervisors: settings come
 as one JSON line on standard input, which stays open as long as the parent lives. Everything else is
 `gateway/cli/main.py`.
 """
@@ -21,6 +21,8 @@ from gateway.local import open_files
 from gateway.local.heartbeat import keep_beating
 from gateway.run.parent_pipe import ParentPipe
 
+# A gateway worker, a keeper, and that one's process for people.
+WORKERS = frozenset({"serve", "keeper", "admin"})
 LIBRARY_MISSING = "cannot open shared object file"
 
 
@@ -28,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status. A start that fails is one line on standard error."""
     words = sys.argv[1:] if arguments is None else arguments
     try:
-        if len(words) == 2 and words[1] == "--worker" and words[0] in {"serve", "keeper"}:
+        if len(words) == 2 and words[1] == "--worker" and words[0] in WORKERS:
             return _worker(words[0])
         if len(words) == 3 and words[0] == "demo-upstream" and words[2] == "--worker":
             return _demo_upstream(int(words[1]))
@@ -57,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _worker(role: str) -> int:
-    """One gateway worker, or the keeper, of a supervisor."""
+    """One gateway worker, the keeper of a supervisor, or a keeper's process for people."""
     import uvloop  # noqa: PLC0415
 
     from gateway.settings.settings import from_json  # noqa: PLC0415
@@ -72,10 +74,13 @@ def _worker(role: str) -> int:
     open_files.allow_many()
     faulthandler.register(signal.SIGUSR2)  # asked where it hangs, it says so: places alone, no values
     logs.configure(settings.log_level)
-    from gateway.app import run_gateway, run_keeper  # noqa: PLC0415
+    from gateway.app import run_administration, run_gateway, run_keeper  # noqa: PLC0415
     from gateway.run.stopping import run_to_end  # noqa: PLC0415
 
-    work = run_gateway(settings, parent_pipe) if role == "serve" else run_keeper(settings, parent_pipe)
+    if role == "admin":
+        work = run_administration(settings, parent_pipe)
+    else:
+        work = run_gateway(settings, parent_pipe) if role == "serve" else run_keeper(settings, parent_pipe)
     run_to_end(uvloop.run, _to_its_end(work))
     return 0
 

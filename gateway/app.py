@@ -1,7 +1,8 @@
 """The composition root: introduces every door to the others, starts them in order, stops them in order.
 
-Nothing is decided here. A gateway worker, composed here, holds http and counters; a keeper, composed
-in `run/keeper.py`, holds counters, background, persistence and admin.
+Nothing is decided here. A gateway worker, composed here, holds http and counters; the loops of a keeper,
+composed in `run/keeper.py`, hold counters, background and persistence; its process for people, composed in
+`run/administration.py`, holds counters, persistence and admin.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ from gateway.run.gateway_port import GatewayPort
 from gateway.run.parent_pipe import ParentPipe
 from gateway.run.program import this_program
 from gateway.run.starting import redis_reached
-from gateway.run.stopping import all_within, cancel, ended, forever, stop_signal
+from gateway.run.stopping import all_within, cancel, ended, forever, stop_signal, until_stopped
 from gateway.run.vitals import limits_here
 from gateway.settings.origins import origins_of
 from gateway.settings.settings import Settings
@@ -72,6 +73,8 @@ SCRIPTS = ("reserve", "settle", "extend", "lease")
 LEAVING_S_MAX = 1.5
 # Behind its grace a keeper ends, whatever it waits for.
 ENDING_S_MAX = 4.0
+# Its process for people gives requests that are under way ten seconds.
+PEOPLE_END_S_MAX = 12.0
 
 Log = Callable[..., None]
 
@@ -236,6 +239,18 @@ async def run_keeper(settings: Settings, source: ParentPipe | Callable[[], Setti
         await ended(keeper.stop, settings.shutdown_grace_s + ENDING_S_MAX, logs.logger("tollkeeper.keeper"))
     if keeper.programs.outgrown:
         raise StartError(keeper.programs.outgrown)
+
+
+async def run_administration(settings: Settings, pipe: ParentPipe) -> None:
+    """Run a keeper's process for people until it is told to stop, which is when its keeper ends."""
+    from gateway.run.administration import NICENESS, Administration  # noqa: PLC0415  # nor what people ask with
+
+    os.nice(NICENESS)
+    stop, administration = stop_signal(), Administration(settings, pipe)
+    try:
+        await until_stopped(administration.start(), stop)
+    finally:
+        await ended(administration.stop, PEOPLE_END_S_MAX, logs.logger("tollkeeper.admin"))
 
 
 def _plane(settings: Settings, ports: Ports) -> tuple[DataPlane, Exporter | None]:

@@ -381,6 +381,13 @@ class TookTooLong(StoreUnavailable):
     """PostgreSQL took too long."""
 
 
+class LoopsSilent(AdminRefusal):
+    """The loops of this keeper tell nothing any more."""
+
+    reason = "loops_silent"
+    status = 503
+
+
 class CollectorUnavailable(AdminRefusal):
     """The service that collects money does not answer; send it again in a moment."""
 

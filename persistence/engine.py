@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from sqlalchemy import event, make_url, text
+from sqlalchemy import Connection, event, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -23,14 +23,20 @@ from persistence.complaint import complaint, quiet
 from persistence.pool import CountedPool, count_failures
 
 POOL_CONNECTIONS_MAX = 10
-# Of a keeper. Its loops have one at a time each, for a moment; requests of people have one each. What plans,
-# applies or exports a configuration has its own for minutes, pushes have some, and some are left.
+# Of a keeper. Its loops have one at a time each, for a moment.
 LOOPS_CONNECTIONS_MAX = 8
-PEOPLE_CONNECTIONS_MAX = 10
 # Loops that bill, whose transactions take seconds: one each. Batches of invoices come on top.
 BILLING_CONNECTIONS_MAX = 6
 # What says that a keeper is there waits for nobody.
 SHARE_CONNECTIONS_MAX = 1
+# Of its process for people. Requests have one each. What plans, applies or exports a configuration has its
+# own for minutes, pushes have some of staff's, and some are left. No organization's request has one of these.
+STAFF_CONNECTIONS_MAX = 8
+ORGANIZATIONS_CONNECTIONS_MAX = 4
+# Whether PostgreSQL answers is asked whoever waits for the others.
+PROBE_CONNECTIONS_MAX = 1
+# No statement of an organization's request takes longer: it is over by then.
+STATEMENT_S_MAX = 30
 CONNECT_TIMEOUT_S = 5
 POOL_WAIT_S = 10
 # No prepared statements: the next transaction may be in another session. Who is silent is asked whether it is
@@ -38,6 +44,7 @@ POOL_WAIT_S = 10
 CONNECT: dict[str, Any] = {
     "prepare_threshold": None, "connect_timeout": CONNECT_TIMEOUT_S,
     "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000,
+    "fallback_application_name": "tollkeeper",
 }  # fmt: skip
 
 
@@ -50,10 +57,19 @@ _FILE = "tollkeeper_url"
 Engine = AsyncEngine
 
 
+def be_known_as(name: str) -> None:
+    """Have this process seen in `pg_stat_activity` so, unless its address or `PGAPPNAME` names it."""
+    CONNECT["fallback_application_name"] = name
+
+
 def create(
-    url: str | UrlFile, *, connections_max: int = POOL_CONNECTIONS_MAX, wait_s: float = POOL_WAIT_S
-) -> AsyncEngine:
-    """An engine for `postgresql://…`; nothing is connected until it is used."""
+    url: str | UrlFile, *, connections_max: int = POOL_CONNECTIONS_MAX, wait_s: float = POOL_WAIT_S,
+    statement_s_max: int | None = None,
+) -> AsyncEngine:  # fmt: skip
+    """An engine for `postgresql://…`; nothing is connected until it is used.
+
+    A transaction may let its statements take more or less than `statement_s_max`, which is where each begins.
+    """
     url = url_file(url)
     engine = create_async_engine(
         dialect_url(url.url()),
@@ -69,16 +85,17 @@ def create(
     _log_in(engine, url)
     quiet(engine)
     count_failures(engine)
+    if statement_s_max is not None:
+        _bound(engine, statement_s_max)
     return engine
 
 
 @dataclass(frozen=True, slots=True)
 class Pools:
-    """A keeper's connections, by what they are for: who waits for one keeps nobody of the others waiting."""
+    """The connections of a keeper's loops, by what they are for: who waits for one keeps no other waiting."""
 
     loops: AsyncEngine
     billing: AsyncEngine
-    people: AsyncEngine
     share: AsyncEngine
 
     @classmethod
@@ -87,13 +104,35 @@ class Pools:
         return cls(
             create(url, connections_max=LOOPS_CONNECTIONS_MAX),
             create(url, connections_max=BILLING_CONNECTIONS_MAX + batches),
-            create(url, connections_max=PEOPLE_CONNECTIONS_MAX),
             create(url, connections_max=SHARE_CONNECTIONS_MAX),
         )
 
     async def dispose(self) -> None:
         """Close all connections."""
-        for engine in (self.loops, self.billing, self.people, self.share):
+        for engine in (self.loops, self.billing, self.share):
+            await engine.dispose()
+
+
+@dataclass(frozen=True, slots=True)
+class PeoplePools:
+    """Those of its process for people."""
+
+    staff: AsyncEngine
+    organizations: AsyncEngine
+    probe: AsyncEngine
+
+    @classmethod
+    def create(cls, url: str | UrlFile) -> PeoplePools:
+        """All of them."""
+        return cls(
+            create(url, connections_max=STAFF_CONNECTIONS_MAX),
+            create(url, connections_max=ORGANIZATIONS_CONNECTIONS_MAX, statement_s_max=STATEMENT_S_MAX),
+            create(url, connections_max=PROBE_CONNECTIONS_MAX),
+        )
+
+    async def dispose(self) -> None:
+        """Close all connections."""
+        for engine in (self.staff, self.organizations, self.probe):
             await engine.dispose()
 
 
@@ -128,6 +167,14 @@ async def alive(engine: AsyncEngine) -> bool:
     async with await psycopg.AsyncConnection.connect(url, **CONNECT) as connection:
         await connection.execute("SELECT 1")
     return True
+
+
+def _bound(engine: AsyncEngine, statement_s_max: int) -> None:
+    """Let no statement take longer, as each transaction says: the next one may be in another session."""
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def bound(connection: Connection) -> None:
+        connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{statement_s_max:d}s'")
 
 
 def url_file(url: str | UrlFile) -> UrlFile:

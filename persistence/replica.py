@@ -141,6 +141,11 @@ class Replica:
         self._lag_s = found
         return found
 
+    async def figures(self) -> dict[str, object]:
+        """What metrics say of it."""
+        lag_s = await self.lag()
+        return {} if lag_s is None else {"replica_lag_seconds": lag_s}
+
     async def _note(self) -> None:
         """Know where all is that was written here by now."""
         writes = self._writes

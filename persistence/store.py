@@ -54,7 +54,10 @@ _now = partial(datetime.now, UTC)
 
 
 class Store(SignInStore, TimedStore):
-    """The Admin API's port to PostgreSQL; `partition_of` places an organization in the counters."""
+    """The Admin API's port to PostgreSQL; `partition_of` places an organization in the counters.
+
+    What is `within` an organization goes over connections of `organizations`, where there are some apart.
+    """
 
     def __init__(
         self,
@@ -69,8 +72,10 @@ class Store(SignInStore, TimedStore):
         replica: Replica | None = None,
         glyphs: Glyphs | None = None,
         trials: Trials | None = None,
+        organizations: AsyncEngine | None = None,
     ) -> None:
         self._engine = engine
+        self._organizations = organizations or engine
         self._trials = trials or Trials(engine)
         self._partition_of = partition_of
         self._clock = clock
@@ -86,7 +91,7 @@ class Store(SignInStore, TimedStore):
         if organization_id is None:
             return self
         return Store(
-            self._engine, self._partition_of, self._clock, private_addresses=self._private_addresses,
+            self._organizations, self._partition_of, self._clock, private_addresses=self._private_addresses,
             mail_allowed=self._mail_allowed, letterhead=self._letterhead, within=organization_id,
             replica=self.replica, glyphs=self._glyphs, trials=self._trials,
         )  # fmt: skip

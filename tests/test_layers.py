@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -36,7 +38,7 @@ def test_every_module_has_its_layer() -> None:
 
 @pytest.mark.parametrize(
     "library",
-    ["hiredis", "sqlalchemy", "psycopg", "alembic", "aiohttp", "jinja2", "httptools", "prometheus_client"],
+    ["hiredis", "sqlalchemy", "psycopg", "alembic", "aiohttp", "jinja2", "httptools"],
 )
 def test_every_outside_library_has_one_door(library: str) -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
@@ -65,3 +67,16 @@ def test_no_door_knows_a_vendor(door: str) -> None:
         for name in texts()
         if name.startswith(f"gateway/{door}/") and (found := vendor.search(texts()[name]))
     )
+
+
+@pytest.mark.parametrize(
+    ("process", "others"),
+    [
+        ("gateway.run.keeper", ("pydantic", "aiohttp.web", "jinja2", "gateway.admin.application")),
+        ("gateway.run.administration", ("gateway.background.flushing.flusher", "persistence.ledger.writer")),
+    ],
+)
+def test_neither_process_of_a_keeper_loads_what_the_other_runs(process: str, others: tuple[str, ...]) -> None:
+    code = f"import sys, {process}; print([one for one in {others!r} if one in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

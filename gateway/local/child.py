@@ -93,6 +93,11 @@ class Child:
         if self._process is not None and self._process.returncode is None:
             await self._say_settings(self._process)
 
+    async def send(self, line: bytes) -> None:
+        """Say a line that is of now: whatever is started in its place is not told it."""
+        if self._process is not None and self._process.returncode is None:
+            await _written(self._process, line)
+
     async def stop(self) -> None:
         """Ask it to stop, wait its time, then kill it."""
         if self._keeper is not None:
@@ -196,10 +201,8 @@ class Child:
 
     async def _say_settings(self, process: asyncio.subprocess.Process) -> None:
         line = self.program.stdin  # the latest: it may be told another one while it is being started
-        if line is not None and process.stdin is not None:
-            with contextlib.suppress(ConnectionError):
-                process.stdin.write(line + b"\n")
-                await process.stdin.drain()
+        if line is not None:
+            await _written(process, line)
 
     async def _until_ready(self, process: asyncio.subprocess.Process, log_from: int) -> None:
         exited = asyncio.create_task(process.wait())
@@ -260,6 +263,13 @@ class Child:
     def _gone(self) -> None:
         self.pid = None
         self._changed()
+
+
+async def _written(process: asyncio.subprocess.Process, line: bytes) -> None:
+    if process.stdin is not None:
+        with contextlib.suppress(ConnectionError):
+            process.stdin.write(line + b"\n")
+            await process.stdin.drain()
 
 
 def missing_library(said: str) -> str:

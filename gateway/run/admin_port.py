@@ -1,4 +1,4 @@
-"""The admin port of a keeper: where it listens, and its built-in tokens, read again from their files.
+"""The admin port of a keeper: what listens there, and its built-in tokens, read again from their files.
 
 Part of the composition root.
 """
@@ -6,18 +6,18 @@ Part of the composition root.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from errno import EADDRINUSE
 from typing import Any
 
 from gateway.admin.application import build
 from gateway.admin.http.answers import Answers
 from gateway.admin.http.server import Listening, listen
 from gateway.admin.ports import AdminPorts, BuiltIn
-from gateway.errors import SettingError, StartError
+from gateway.errors import SettingError
 from gateway.run.tls_port import TlsPort
-from gateway.run.vitals import DiskWatch, ProcessVitals, disks
+from gateway.run.vitals import ProcessVitals
 from gateway.run.watching import LOOK_S, watch
 from gateway.settings.settings import Settings, reread
 
@@ -29,34 +29,17 @@ class AdminPort:
     """Listens once told to; `built_in` has the tokens of now, once `run` is kept going."""
 
     def __init__(self, settings: Settings, log: Callable[..., None], *, look_s: float = LOOK_S) -> None:
-        self._settings, self._log, self._look_s = settings, log, look_s
+        self._log, self._look_s = log, look_s
         self.built_in = BuiltIn(settings.admin_token or None, settings.readonly_token or None)
         self._files = {name: path for name, path in settings.secret_files if name in TOKENS}
         self._tls = TlsPort(settings, "admin", log, look_s=look_s)
         self._listening: Listening | None = None
-        self._answers, self.vitals = Answers(), ProcessVitals("keeper")
-        self.disk = DiskWatch(settings, log)
+        self._answers, self.vitals = Answers(), ProcessVitals("admin")
 
-    @property
-    def is_open(self) -> bool:
-        """Whether it ever listened."""
-        return self._listening is not None
-
-    async def open(self, ports: AdminPorts) -> int:
-        """Listen; the port that was got."""
-        settings, wrapped = self._settings, self._tls.wrapped
-        host, port = settings.admin_host, settings.admin_port
-        try:
-            self._listening = await listen(
-                build(replace(ports, answers=self._answers)), host, port, wrapped=wrapped
-            )
-        except OSError as error:
-            why = "is in use" if error.errno == EADDRINUSE else f"cannot be had: {error.strerror}"
-            raise StartError(
-                f"port {port} on {host} {why}; choose another for the Admin API "
-                "(TOLLKEEPER_ADMIN_PORT, 0 = any free port)"
-            ) from error
-        return self._listening.port
+    async def open(self, ports: AdminPorts, sockets: Sequence[socket.socket]) -> None:
+        """Listen on what is bound already."""
+        app = build(replace(ports, answers=self._answers))
+        self._listening = await listen(app, sockets=sockets, wrapped=self._tls.wrapped)
 
     async def close(self) -> None:
         """Listen no more, once what is asked is answered."""
@@ -65,20 +48,18 @@ class AdminPort:
 
     def snapshot(self) -> Mapping[str, Any]:
         """What metrics say of the port."""
-        ours = {**self._tls.snapshot(), **self._answers.snapshot(), **self.vitals.snapshot()}
-        return {**ours, **disks(self._settings)}
+        return {**self._tls.snapshot(), **self._answers.snapshot(), **self.vitals.snapshot()}
 
     async def keep_certificate(self) -> None:
         """Look after the certificate until cancelled."""
         await self._tls.run()
 
     async def run(self) -> None:
-        """Look after the files of the tokens, the process and the disk, until cancelled."""
+        """Look after the files of the tokens, and the process, until cancelled."""
         tokens = watch(self._files.values, self._read_tokens, self._kept, look_s=self._look_s)
         async with asyncio.TaskGroup() as group:
             group.create_task(tokens)
             group.create_task(self.vitals.keep_looking())
-            group.create_task(self.disk.keep_looking())
 
     def _kept(self, why: str) -> None:
         self._log("tokens are kept as they were", why=why, level="warning")

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gateway.admin.invoices.renderer import LOGO_KINDS, InvoiceRenderer
-from gateway.admin.resources.addresses import COUNTRIES
-from gateway.core.billing.document import Letterhead, Party
+from gateway.core.billing.document import Letterhead, Party, countries
 from gateway.errors import SettingError
 from gateway.files import read_regular
 from gateway.settings.settings import PREFIX, Settings
@@ -43,7 +42,7 @@ def invoice_renderer(settings: Settings) -> InvoiceRenderer:
 def _seller(settings: Settings) -> Party | None:
     name, *address = _lines(settings.invoice_issuer) or ("",)
     country = settings.invoice_country
-    if country and country not in COUNTRIES:
+    if country and country not in countries():
         raise _wrong("invoice_country", country, "the two letters of a country (ISO 3166)")
     if not name:
         return None

@@ -1,133 +1,110 @@
-"""The keeper, composed: the flusher and every other loop of the clock, and the Admin API.
+"""A keeper, composed: the flusher and every other loop of the clock. What people ask is another process'.
 
 Part of the composition root, apart from `app.py` so that a gateway worker never loads
-PostgreSQL's libraries.
+PostgreSQL's libraries. Nothing of the Admin API is loaded here, and nobody's request is served.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from typing import Any
-from uuid import uuid4
 
-from gateway.admin.invoices.missing_glyphs import missing_glyphs
-from gateway.admin.ports import AdminPorts
 from gateway.admin.smtp import Mailer
 from gateway.background.flushing.flusher import Failed, Flushed
 from gateway.background.flushing.losses import LossCounter
 from gateway.background.flushing.refused import RefusedDrain
 from gateway.background.flushing.share import Share
-from gateway.background.isolation import Isolation
 from gateway.background.timed.clock_changes import ClockChanges
-from gateway.background.timed.closing import AccountClosing
 from gateway.background.timed.expirer import Expirer
-from gateway.background.timed.failures import FailureTeller
 from gateway.background.timed.news import NewsWatch
 from gateway.background.timed.price_list import PriceList
-from gateway.background.timed.pusher import Pusher
 from gateway.background.timed.sweeper import Sweeper
 from gateway.background.timed.webhooks import WebhookDeliveries
 from gateway.background.verifying.gauges import Gauges
-from gateway.background.verifying.reconciler import Reconciler
 from gateway.core.accounts.administration import Row
-from gateway.core.failures import Failures
 from gateway.core.histogram import SECONDS, Histogram
 from gateway.core.integrity.verified import Verified, summary
 from gateway.core.model import PARTITIONS
 from gateway.core.peppers import peppers_of
-from gateway.counters.fences import Fences
-from gateway.counters.keeper.activity import Activity
 from gateway.counters.keeper.left_alone import LeftAlone
 from gateway.counters.keeper.moves import Moves
 from gateway.counters.keeper.presence import Presence
 from gateway.counters.keeper.refused import RefusedStream
-from gateway.counters.keeper.verification import KeeperCounters
-from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.connecting import wires_to
 from gateway.counters.redis.keys import partition_of
-from gateway.counters.redis.wire import Wire
 from gateway.run import servers
-from gateway.run.admin_port import AdminPort
 from gateway.run.away import tell_of_redis
 from gateway.run.billing_loops import billing_loops, invoicing_loops
 from gateway.run.calling_out import outgoing
 from gateway.run.collecting import Collecting
+from gateway.run.facts import Facts
 from gateway.run.invoice_letterhead import invoice_renderer
+from gateway.run.keeper_doors import KeeperDoors, store_over
 from gateway.run.keeper_settings import KeeperSettings, Source
 from gateway.run.kept_servers import KeptServers, Shared
 from gateway.run.looping import keep_going
 from gateway.run.old_months import drop_old_months, wait_for_archive
-from gateway.run.readiness import Probe, all_answer, one_answers
+from gateway.run.people import People
 from gateway.run.running import Running
 from gateway.run.starting import reached, redis_reached
 from gateway.run.stopping import cancel
-from gateway.run.supervisor.ops import CONFIGURATION, DISK, EVERY_PARTITION, OPEN_FILES
-from gateway.run.vitals import has_files_left
+from gateway.run.supervisor.ops import DISK, EVERY_PARTITION, OPEN_FILES
+from gateway.run.tls_port import check_files
+from gateway.run.vitals import DiskWatch, ProcessVitals, has_files_left
 from gateway.settings.settings import Settings
-from gateway.telemetry import logs, metrics
+from gateway.telemetry import logs
 from gateway.telemetry import snapshot_files as tallies
 from persistence import engine as engines
 from persistence import pool
-from persistence.away import is_away
 from persistence.billing.allocations import Allocations
-from persistence.glyphs import Glyphs
 from persistence.keeper import budget_uses, handovers, usage_feed, watch
 from persistence.keeper.clock_changes import ToldClocks
 from persistence.keeper.deliveries import Deliveries
 from persistence.keeper.handovers import HandoverQueue
 from persistence.keeper.losses import Losses
 from persistence.keeper.notices import Notices
-from persistence.keeper.pushes import Pushes
 from persistence.keeper.reconciliations import Accounts
 from persistence.keeper.shares import Shares
 from persistence.keeper.sweeps import Sweeps
 from persistence.keeper.usage_feed import FeedQueue
 from persistence.ledger.checkpoints import Checkpoints
 from persistence.ledger.refused import RefusedJournal
-from persistence.replica import Replica
-from persistence.resources import audit
-from persistence.resources.figures import Figures
 from persistence.resources.prices import PriceTable
 from persistence.resources.quarantine import Quarantines
 from persistence.resources.reconciliation_results import Results
 from persistence.schedule import Schedule
 from persistence.schema import partitions, roles
-from persistence.store import Store
 
-REDIS_CALL_S, PARTITIONS_AHEAD_S = 10.0, 3600.0
+PARTITIONS_AHEAD_S = 3600.0
 # How long people wait for the bundled prices of a new database; they come later all the same.
 PRICED_S_MAX = 20.0
 ACCOUNTS_SAID_MAX = 20
+# How often it is asked what waits in the outboxes: some commands to each server of Redis.
+WAITING_LOOK_S = 2.0
+APPLICATION = "tollkeeper-keeper"
 
 
 class Keeper:
-    """Everything the clock and people do."""
+    """Everything the clock does."""
 
     def __init__(self, settings: Settings, source: Source = None) -> None:
-        self._settings, self._invoice_renderer = settings, invoice_renderer(settings)
-        log = self._log = logs.logger("tollkeeper.keeper")
-        later = self._later = KeeperSettings(settings, source, log)
+        engines.be_known_as(APPLICATION)
+        check_files(settings, "admin")  # that one is no use to the process for people is told here
+        self._settings, log = settings, logs.logger("tollkeeper.keeper")
+        self._log, letterhead = log, invoice_renderer(settings).letterhead
+        self._people = People(settings, self._facts, log)
+        later = self._later = KeeperSettings(settings, source, log, self._people.renew)
         self._collecting = Collecting(settings, later)
         self._pools = engines.Pools.create(settings.url_file("database_url"), settings.invoices_at_once)
-        self._engine, self._fences = self._pools.loops, Fences(str(uuid4()), time.monotonic, self._log)
-        self._wires = wires_to(
-            parse_url(settings.url_file("redis_url"), settings.redis_files),
-            lambda where: Wire(
-                where, time.monotonic, call_s=REDIS_CALL_S, stall_s=REDIS_CALL_S, refuses_eviction=True
-            ),
-            begun=self._fences.guard, call_s=REDIS_CALL_S,
-        )  # fmt: skip
-        isolation = self._isolation = Isolation(self._log, is_away)
-        self._counters = KeeperCounters(self._wires, left_alone=LeftAlone(self._log))
+        self._engine, doors = self._pools.loops, KeeperDoors(settings, log, LeftAlone(log))
+        self._fences, self._wires, self._counters = doors.fences, doors.wires, doors.counters
+        isolation = self._isolation = doors.isolation
         self._moves, accounts = Moves(self._wires), Accounts(self._engine)
         self._quarantines, sweeps = Quarantines(self._engine), Sweeps(self._engine)
-        self._pusher = Pusher(Pushes(self._pools.people), self._counters, isolation=isolation)
         told, moved = ToldClocks(self._engine, partition_of), self._counters.moved
         shared = Shared(
             settings, self._engine, self._wires, self._fences, self._counters, moved, self._log,
@@ -138,43 +115,36 @@ class Keeper:
         self._servers = KeptServers(self._wires, shared)
         self._sweeper, journal = Sweeper(sweeps, self._counters), RefusedJournal(self._engine)
         self._refused = RefusedDrain(RefusedStream(self._counters), journal, isolation=isolation)
-        private, head = settings.webhook_private_addresses, self._invoice_renderer.letterhead
         mailer = Mailer.of(later.saying("smtp_url"), settings.smtp_from, settings.smtp_ca_file)
-        store_over = partial(
-            Store, partition_of=partition_of, private_addresses=private, mail_allowed=bool(mailer),
-            letterhead=head, replica=Replica.of(settings.url_file("database_read_url"), self._engine),
-            glyphs=Glyphs(missing_glyphs),
-        )  # fmt: skip
-        self._store, self._billing_store = map(store_over, (self._pools.people, self._pools.billing))
-        self._outgoing, now = outgoing(later.proxies, private=private), partial(datetime.now, UTC)
-        self._news_watch, waiting = NewsWatch(Notices(self._engine), now), Deliveries(self._engine)
+        self._store = store_over(settings, letterhead, self._pools.billing)
+        self._outgoing = outgoing(later.proxies, private=settings.webhook_private_addresses)
+        now, waiting = partial(datetime.now, UTC), Deliveries(self._engine)
+        self._news_watch = NewsWatch(Notices(self._engine), now)
         self._webhook_deliveries = WebhookDeliveries(
             waiting, self._outgoing, now, mailer=mailer, isolation=isolation
         )
-        grants, self._failures = Allocations(self._pools.billing), Failures(time.monotonic)
+        grants = Allocations(self._pools.billing)
         self._expirer = Expirer(grants, self._counters, partition_of, isolation=isolation)
-        results, note = Results(self._engine, partition_of), partial(audit.note_failures, self._engine)
-        self._reconciler = Reconciler(self._counters, accounts, results, now, partition_of=partition_of)
-        self._account_closing = AccountClosing(self._counters, accounts, self._reconciler)
+        self._reconciler, self._account_closing = doors.comparers(
+            accounts, Results(self._engine, partition_of)
+        )
         self._clock_changes = ClockChanges(told, now, isolation=isolation)
         self._losses = LossCounter(Losses(self._engine), (moved,), self._log, at_rest=self._servers.at_rest)
-        self._teller = FailureTeller("admin", self._failures, self._log, note)
         self._price_list = PriceList(PriceTable(self._engine), self._read_price_list, self._priced)
         self.programs = Running(self._wires, self._counters, self._engine)
-        self._gauges = self._looked_up()
-        self._growth = tallies.LastGrowth()
-        self._database = Probe(lambda: engines.answers(self._engine))
-        self._redis = Probe(lambda: one_answers(self._wires.wires))
-        self._every_redis = Probe(lambda: all_answer(self._wires.wires))
+        self._gauges, self._growth = self._looked_up(), tallies.LastGrowth()
         self._flush_rows: dict[str, int] = {}
-        self._admin_port, self._flush_seconds = AdminPort(settings, self._log), Histogram()
+        self._flush_seconds, self._vitals = Histogram(), ProcessVitals("keeper")
+        self._disk, self._waiting = DiskWatch(settings, log), dict[str, object]()
         self._loops: list[asyncio.Task[None]] = []
+        self._port: int | None = None
 
     async def start(self, stop: asyncio.Event) -> bool:
         """Wait for both databases, start every loop, then listen; False where it is to stop meanwhile.
 
         StartError where a database does not answer in time, or is not fit for this program.
         """
+        port = await self._people.begin()
         self._wires.start()
         settings, log, isolation = self._settings, self._log, self._isolation
         unread = partial(self._counters.left_alone.count, "account")
@@ -186,7 +156,7 @@ class Keeper:
         await roles.refuse_unfit(self._engine)
         self._servers.start()
         billing = self._pools.billing
-        schedule = Schedule(billing, self._billing_store, settings.invoice_grace_hours)
+        schedule = Schedule(billing, self._store, settings.invoice_grace_hours)
         loops: dict[str, Callable[[], Awaitable[None]]] = {
             "fence": self._fences.keep_looking,
             "redis": partial(tell_of_redis, self._wires, log),
@@ -200,33 +170,36 @@ class Keeper:
             "sweeper": self._sweeper.run,
             "refused": self._refused.run,
             "expirer": self._expirer.run,
-            **billing_loops(settings, self._billing_store, Checkpoints(billing), log, isolation),
+            **billing_loops(settings, self._store, Checkpoints(billing), log, isolation),
             **invoicing_loops(settings, schedule, self._account_closing, log),
             **self._collecting.loops(
-                HandoverQueue(self._engine, self._billing_store), FeedQueue(self._engine), log, isolation
+                HandoverQueue(self._engine, self._store), FeedQueue(self._engine), log, isolation
             ),
             "clock changes": self._clock_changes.run,
             "reconciler": self._reconciler.run,
             "news": self._news_watch.run,
             "webhooks": self._webhook_deliveries.run,
             "watcher": self._gauges.run,
-            "failures": self._teller.run,
             "partitions": self._keep_partitions,
             "prices": self._price_list.run,
-            "admin port": self._admin_port.run,
-            "certificates": self._admin_port.keep_certificate,
             "settings": self._later.keep,
+            "vitals": self._vitals.keep_looking,
+            "disk": self._disk.keep_looking,
+            "waiting": self._keep_counting,
+            "people": self._people.keep_telling,
         }
         self._loops = keep_going(loops, log, isolation)
         with suppress(TimeoutError):
             async with asyncio.timeout(PRICED_S_MAX):
                 await self._price_list.there.wait()
-        self._log("keeper started", port=await self._admin_port.open(self._ports()))
+        await self._people.open()
+        self._port = port
+        self._log("keeper started", port=port)
         return True
 
     async def stop(self) -> None:
         """Stop people first, then the loops; what waits in the outbox is flushed last."""
-        await self._admin_port.close()
+        await self._people.stop()
         await cancel(self._loops)
         may_write = not self.programs.outgrown
         if self._loops and may_write:
@@ -236,41 +209,15 @@ class Keeper:
         await self._collecting.aclose()
         await self.programs.leave()
         await self._wires.close()
-        await self._store.dispose()
         await self._pools.dispose()
-        if self._admin_port.is_open:
+        if self._port is not None:
             self._log("keeper stopped")
 
-    def _ports(self) -> AdminPorts:
-        settings = self._settings
-        return AdminPorts(
-            store=self._store,
-            pusher=self._pusher,
-            counters=self._counters,
-            account_closing=self._account_closing,
-            reconciler=self._reconciler,
-            invoice_renderer=self._invoice_renderer,
-            activity=Activity(self._wires, time.time),
-            programs=self.programs.report,
-            peppers=peppers_of(settings),
-            live=self._live,
-            ready=self._ready,
-            metrics=self._metrics,
-            snapshot=self._snapshot,
-            figures=Figures(self._pools.people, partition_of),
-            failures=self._failures,
-            built_in=self._admin_port.built_in,
-            read_collected=self._collecting.read,
-            sign_ins=self._later.sign_ins.now,
-            look_up_returned=self._collecting.look_up,
-            version=version("tollkeeper"),
-        )
-
     def _looked_up(self) -> Gauges:
-        settings, replica = self._settings, self._store.replica
+        settings = self._settings
         return Gauges((
             partial(servers.memory, self._counters), partial(servers.certificates, settings, self._wires),
-            partial(watch.gauges, self._engine, replica, settings.invoice_schedule),
+            partial(watch.gauges, self._engine, settings.invoice_schedule),
             self._losses.count, self.programs.gauges, partial(wait_for_archive, self._engine, settings),
         ))  # fmt: skip
 
@@ -320,35 +267,32 @@ class Keeper:
             await handovers.forget(self._engine, self._settings.stripe_events_keep_days)
             await asyncio.sleep(PARTITIONS_AHEAD_S)
 
-    async def _live(self) -> tuple[bool, Mapping[str, object]]:
-        return True, {}
+    async def _keep_counting(self) -> None:
+        while True:
+            self._waiting = await self._servers.waiting()
+            await asyncio.sleep(WAITING_LOOK_S)
 
-    async def _ready(self) -> tuple[bool, Mapping[str, object]]:
-        probes, verified = (self._database, self._redis, self._every_redis), self._servers.verified
-        database, redis, every = await asyncio.gather(*(one.answers() for one in probes))
-        parts = {"postgresql": database, "redis": redis, "counters_verified": verified > 0}
-        port = self._admin_port
-        beside = {EVERY_PARTITION: every and verified == PARTITIONS, DISK: not port.disk.full}
-        beside[OPEN_FILES] = has_files_left(port.vitals.snapshot())
-        return all(parts.values()), {**parts, **beside, CONFIGURATION: await self._later.is_last()}
+    async def _facts(self) -> Facts:
+        verified, every = self._servers.verified, self._servers.verified == PARTITIONS
+        well = {"counters_verified": verified > 0, EVERY_PARTITION: every, DISK: not self._disk.full}
+        well[OPEN_FILES] = has_files_left(self._vitals.snapshot())
+        return Facts(self._snapshot(), well)
 
-    async def _metrics(self, accept: str) -> tuple[bytes, str]:
-        return metrics.render(accept, await self._snapshot())
-
-    async def _snapshot(self) -> Mapping[str, Any]:
-        snapshot = await asyncio.to_thread(tallies.collect, self._settings.metrics_dir)
-        snapshot.setdefault("bounds", list(SECONDS))
-        snapshot["flush_rows"] = [[table, rows] for table, rows in sorted(self._flush_rows.items())]
-        snapshot["flush_seconds"] = self._flush_seconds.snapshot()
-        snapshot |= {**self._reconciler.figures(), "reclaimed_holds": self._servers.reclaimed}
-        snapshot = tallies.merge(snapshot, {"auth_failures": self._failures.rows("admin")})
-        snapshot |= {"lost_events": self._losses.lost, "partitions_flushed": self._servers.share.size}
-        snapshot = tallies.merge(snapshot | self._isolation.figures(), self._counters.left_alone.figures())
+    def _snapshot(self) -> Mapping[str, Any]:
+        snapshot: dict[str, Any] = {
+            "bounds": list(SECONDS),
+            "flush_rows": [[table, rows] for table, rows in sorted(self._flush_rows.items())],
+            "flush_seconds": self._flush_seconds.snapshot(),
+            "reclaimed_holds": self._servers.reclaimed,
+            "lost_events": self._losses.lost,
+            "partitions_flushed": self._servers.share.size,
+            "webhook_attempts": self._webhook_deliveries.figures(),
+            **self._reconciler.figures(), **self._isolation.figures(),
+            **self._counters.left_alone.figures(), **self._vitals.snapshot(),
+            **self._later.snapshot(), **pool.figures(self._engine), **self._people.snapshot(),
+        }  # fmt: skip
         if (quarantined := self._servers.quarantined) is not None:
             snapshot["quarantined_accounts"] = quarantined
         snapshot = tallies.merge(snapshot, self._gauges.latest)
-        snapshot = tallies.merge(snapshot, {**self._admin_port.snapshot(), **self._later.snapshot()})
-        snapshot |= {**pool.figures(self._engine), "webhook_attempts": self._webhook_deliveries.figures()}
-        exchanged = self._growth.added({"counters_exchanged": self._fences.noticed})
-        snapshot = tallies.merge(snapshot, exchanged)
-        return {**snapshot, **await self._servers.waiting()}
+        grown = self._growth.added({"counters_exchanged": self._fences.noticed})
+        return {**tallies.merge(snapshot, grown), **self._waiting}

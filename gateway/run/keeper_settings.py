@@ -1,5 +1,7 @@
 """Settings of a keeper, read again while it runs: its supervisor tells them, or it reads them itself.
 
+Both of its processes have them: that of the loops tells that for people.
+
 Part of the composition root.
 """
 
@@ -23,11 +25,9 @@ from gateway.run.reload import (
     watch_credentials,
 )
 from gateway.run.sent_settings import SentSettings
-from gateway.run.sign_ins import KeptSignIns
 from gateway.run.watching import LOOK_S
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs
-from gateway.telemetry import snapshot_files as tallies
 
 # Where later settings come from, if any do.
 Source = ParentPipe | Callable[[], Settings] | None
@@ -36,23 +36,30 @@ Source = ParentPipe | Callable[[], Settings] | None
 class KeeperSettings:
     """What a keeper goes by that may change while it runs: who signs in, through whom it calls others and
     by which secrets, and what is logged.
+
+    `renew` goes by other ones first, and changes nothing where it raises.
     """
 
     def __init__(
-        self, settings: Settings, source: Source, log: Callable[..., None], *, look_s: float = LOOK_S
-    ) -> None:
-        self.sign_ins = KeptSignIns(settings, log)
+        self, settings: Settings, source: Source, log: Callable[..., None],
+        renew: Callable[[Settings], None], *, look_s: float = LOOK_S,
+    ) -> None:  # fmt: skip
+        self._renew_others = renew
         self._running, self._look_s = settings, look_s
-        self._settings, self._source, self._log = settings, source, log
+        self._source, self._log = source, log
         read = source if callable(source) else lambda: settings
         self._now = Renewal(settings, read, KEEPERS_RENEWABLE, KEPT_BY_KEEPERS)
         self._sent = SentSettings(self._renew, log)
+
+    def hear(self, line: bytes) -> None:
+        """Take over settings that the process above sends."""
+        self._sent.hear(line)
 
     async def keep(self) -> None:
         """Take over what comes until cancelled; SIGHUP asks a keeper that reads it itself."""
         loop, asked = asyncio.get_running_loop(), asyncio.Event()
         if isinstance(self._source, ParentPipe):
-            self._source.listen(lambda line: loop.call_soon_threadsafe(self._sent.hear, line))
+            self._source.listen(lambda line: loop.call_soon_threadsafe(self.hear, line))
         if not callable(self._source):
             await asked.wait()
             return
@@ -71,11 +78,6 @@ class KeeperSettings:
         """What tells the secret of a setting, as it is when it is asked."""
         return lambda: str(getattr(self._running, name))
 
-    async def is_last(self) -> bool:
-        """Whether what runs here goes by the configuration file as it is now."""
-        told = await asyncio.to_thread(tallies.collect, self._settings.metrics_dir)
-        return not (self._now.wrong or self._sent.is_stale or told.get("configuration_stale", 0))
-
     def snapshot(self) -> Mapping[str, Any]:
         """What metrics say of it."""
         return {"configuration_stale": int(bool(self._now.wrong) or self._sent.is_stale)}
@@ -85,6 +87,6 @@ class KeeperSettings:
         self._now.running = self._running  # those before, where these were not taken
 
     def _renew(self, settings: Settings) -> None:
-        self.sign_ins.renew(settings)
+        self._renew_others(settings)
         self._running = settings
         logs.configure(settings.log_level)

@@ -9,9 +9,12 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
 LOST_MAX_S = 45.0
+# Lines that came before anybody listened. They are kept in their order; of more, the last ones.
+WAITING_LINES_MAX = 64
 
 
 class ParentPipe:
@@ -22,7 +25,7 @@ class ParentPipe:
         self._lines = os.fdopen(os.dup(descriptor), "rb")
         self._lock = threading.Lock()
         self._told: Callable[[bytes], object] | None = None
-        self._waiting: bytes | None = None
+        self._waiting: deque[bytes] = deque(maxlen=WAITING_LINES_MAX)
 
     def first(self) -> bytes:
         """The first line, its newline included; without one the supervisor went away before."""
@@ -33,11 +36,11 @@ class ParentPipe:
         threading.Thread(target=self._watch, args=(grace_s,), name="parent pipe", daemon=True).start()
 
     def listen(self, told: Callable[[bytes], object]) -> None:
-        """Call `told`, from another thread, with each later line; at once with the last one that came."""
+        """Call `told`, from another thread, with each later line; at once with those that came already."""
         with self._lock:
             self._told = told
-            if self._waiting is not None:
-                told(self._waiting)
+            while self._waiting:
+                told(self._waiting.popleft())
 
     def _watch(self, grace_s: float) -> None:
         while line := self._lines.readline():
@@ -45,7 +48,7 @@ class ParentPipe:
                 if self._told is not None:
                     self._told(line)
                 else:
-                    self._waiting = line
+                    self._waiting.append(line)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(min(grace_s, LOST_MAX_S))
         os._exit(1)

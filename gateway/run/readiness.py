@@ -1,10 +1,15 @@
-"""Whether something a process depends on answers, told within a bound: a probe never hangs with it."""
+"""Whether something a process depends on answers, told within a bound: a probe never hangs with it.
+
+Whoever asks again and again costs no more than who asks each second.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from typing import Generic, TypeVar
 
 from gateway.core.model import PARTITIONS
 from gateway.core.wait import in_task
@@ -16,6 +21,8 @@ from gateway.settings.settings import Settings
 from gateway.telemetry import snapshot_files as tallies
 
 ANSWER_S_MAX = 2.0
+FRESH_S = 1.0
+T = TypeVar("T")
 
 
 class Probe:
@@ -38,6 +45,27 @@ class Probe:
             return await self._ask()
         except Exception:  # noqa: BLE001  # whatever it meets, it does not answer
             return False
+
+
+class Recent(Generic[T]):
+    """What was looked up a moment ago: who asks within `fresh_s` has the same, and one at a time looks."""
+
+    def __init__(
+        self, look: Callable[[], Awaitable[T]], *, fresh_s: float = FRESH_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self._look, self._fresh_s, self._clock = look, fresh_s, clock
+        self._turn = asyncio.Lock()
+        self._found: tuple[float, T] | None = None
+
+    async def now(self) -> T:
+        """What was found; it raises what the look does, and keeps nothing then."""
+        async with self._turn:
+            if self._found is None or self._clock() - self._found[0] >= self._fresh_s:
+                self._found = None
+                found = await self._look()
+                self._found = self._clock(), found
+            return self._found[1]
 
 
 async def one_answers(wires: Sequence[Wire]) -> bool:

@@ -1,86 +1,83 @@
-"""The metrics of a scrape, rendered from plain snapshots.
+"""The metrics of a scrape, written from plain snapshots.
 
 A snapshot is what `gateway/telemetry/snapshot_files.py` merges: numbers, rows `[label…, number]`, histograms
 `{"buckets": […], "sum": seconds}` whose counts are not cumulative and whose last bucket is
-everything above the last of `bounds`. A fact that is absent from the snapshot is not rendered.
+everything above the last of `bounds`. A fact that is absent from the snapshot is not written. Formats:
+https://prometheus.io/docs/instrumenting/exposition_formats/ and OpenMetrics 1.0.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
-
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector, CollectorRegistry
 
 from gateway.telemetry.facts import FACTS, Fact
 
 PREFIX = "tollkeeper_"
+OPEN_METRICS = "application/openmetrics-text"
+PLAIN_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+OPEN_TYPE = f"{OPEN_METRICS}; version=1.0.0; charset=utf-8"
+_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
+
+Sample = tuple[str, Sequence[tuple[str, object]], float]
+
+
+def content_type_of(accept: str) -> str:
+    """In which of the two formats a scrape is written: OpenMetrics where that is accepted."""
+    wanted = {each.partition(";")[0].strip() for each in accept.split(",")}
+    return OPEN_TYPE if OPEN_METRICS in wanted else PLAIN_TYPE
 
 
 def render(accept: str, snapshot: Mapping[str, Any]) -> tuple[bytes, str]:
     """The scrape's body and content type: Prometheus text, or OpenMetrics where accepted."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Snapshot(snapshot))
-    encoder, content_type = choose_encoder(accept)
-    return encoder(registry), content_type
+    content_type, lines = content_type_of(accept), list[str]()
+    is_open, bounds = content_type == OPEN_TYPE, snapshot.get("bounds", [])
+    for fact in FACTS:
+        value = snapshot.get(fact.name)
+        if value is not None:
+            _write(lines, fact, _samples(fact, value, bounds), is_open=is_open)
+    build = (("python", platform.python_version()), ("version", version("tollkeeper")))
+    _write(lines, Fact("build", "info", "What is running."), [("_info", build, 1.0)], is_open=is_open)
+    return ("".join(lines) + ("# EOF\n" if is_open else "")).encode(), content_type
 
 
-class _Snapshot(Collector):
-    """A snapshot as metric families."""
-
-    def __init__(self, snapshot: Mapping[str, Any]) -> None:
-        self._snapshot = snapshot
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing is registered ahead of a scrape."""
-        return ()
-
-    def collect(self) -> Iterator[Metric]:
-        """Every fact of the snapshot."""
-        bounds = self._snapshot.get("bounds", [])
-        for fact in FACTS:
-            value = self._snapshot.get(fact.name)
-            if value is not None:
-                yield _family(fact, value, bounds)
-        build = {"version": version("tollkeeper"), "python": platform.python_version()}
-        yield InfoMetricFamily(f"{PREFIX}build", "What is running.", value=build)
+def _write(lines: list[str], fact: Fact, samples: Iterable[Sample], *, is_open: bool) -> None:
+    """A family: OpenMetrics names it without what its samples end with, the older format with it."""
+    name, kind = PREFIX + fact.name, fact.kind
+    named = name
+    if not is_open:
+        named += {"counter": "_total", "info": "_info"}.get(kind, "")
+        kind = "gauge" if kind == "info" else kind
+    lines.append(f"# HELP {named} {fact.help}\n# TYPE {named} {kind}\n")
+    for suffix, labels, number in samples:
+        said = ",".join([f'{label}="{str(value).translate(_ESCAPES)}"' for label, value in sorted(labels)])
+        lines.append(
+            f"{name}{suffix}{{{said}}} {float(number)}\n" if said else f"{name}{suffix} {float(number)}\n"
+        )
 
 
-def _family(fact: Fact, value: Any, bounds: list[float]) -> Metric:
-    name = PREFIX + fact.name
+def _samples(fact: Fact, value: Any, bounds: Sequence[float]) -> Iterator[Sample]:
     if fact.kind == "histogram":
-        histogram = HistogramMetricFamily(name, fact.help, labels=fact.labels)
-        for labels, counts in value.items() if fact.labels else (("", value),):
-            if fact.labels and not isinstance(counts, Mapping):
-                continue  # an older version counted without labels
-            histogram.add_metric([labels] if fact.labels else [], *_cumulative(counts, bounds))
-        return histogram
-    family: CounterMetricFamily | GaugeMetricFamily
-    if fact.kind == "counter":
-        family = CounterMetricFamily(name, fact.help, labels=fact.labels)
-    else:
-        family = GaugeMetricFamily(name, fact.help, labels=fact.labels)
-    if fact.labels and not isinstance(value, list | tuple):
-        return family  # an older version counted without labels
-    for *labels, number in value if fact.labels else ([value],):
-        family.add_metric([str(label) for label in labels], number)
-    return family
+        for label, counts in value.items() if fact.labels else (("", value),):
+            if not fact.labels or isinstance(counts, Mapping):  # an older version counted without labels
+                yield from _histogram([(name, label) for name in fact.labels], counts, bounds)
+        return
+    suffix = "_total" if fact.kind == "counter" else ""
+    if not fact.labels:
+        yield suffix, (), value
+    elif isinstance(value, list | tuple):  # an older version counted without labels
+        for *labels, number in value:
+            yield suffix, [*zip(fact.labels, labels, strict=True)], number
 
 
-def _cumulative(histogram: Mapping[str, Any], bounds: list[float]) -> tuple[list[tuple[str, float]], float]:
+def _histogram(
+    labels: list[tuple[str, object]], counts: Mapping[str, Any], bounds: Sequence[float]
+) -> Iterator[Sample]:
     total = 0
-    buckets: list[tuple[str, float]] = []
-    for bound, count in zip([*map(str, bounds), "+Inf"], histogram["buckets"], strict=True):
+    for bound, count in zip([*map(float, bounds), "+Inf"], counts["buckets"], strict=True):
         total += count
-        buckets.append((bound, total))
-    return buckets, histogram["sum"]
+        yield "_bucket", [*labels, ("le", bound)], total
+    yield "_count", labels, total
+    yield "_sum", labels, counts["sum"]

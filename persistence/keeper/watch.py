@@ -16,7 +16,6 @@ from gateway.core.billing.usage_feed import COUNTED_MAX
 from gateway.core.certificate import not_after
 from gateway.core.integrity.reconciliation import Kind
 from persistence.engine import plain_url
-from persistence.replica import Replica
 
 SSL_REQUEST = (8).to_bytes(4) + (80_877_103).to_bytes(4)
 SSL_ANSWER_S_MAX = 5.0
@@ -84,13 +83,9 @@ SELECT 'admin_token', extract(epoch FROM min(expires_at)) FROM admin_token
  WHERE revoked_at IS NULL AND expires_at > now()""")
 
 
-async def gauges(
-    engine: AsyncEngine, replica: Replica | None = None, schedule: str = "off"
-) -> dict[str, object]:
-    """All that is counted in tables for metrics, and how far a replica is, by the metric's name."""
-    lag_s = None if replica is None else await replica.lag()
+async def gauges(engine: AsyncEngine, schedule: str = "off") -> dict[str, object]:
+    """All that is counted in tables for metrics, by the metric's name."""
     return {
-        **({} if lag_s is None else {"replica_lag_seconds": lag_s}),
         **await invoices(engine, scheduled=schedule != "off"),
         **await handed_over(engine),
         **await usage_feeds(engine),

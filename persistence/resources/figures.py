@@ -70,15 +70,18 @@ class Figures:
     )
 
     def __init__(
-        self, engine: AsyncEngine, partition_of: Callable[[int], int], *, within: int | None = None
-    ) -> None:
+        self, engine: AsyncEngine, partition_of: Callable[[int], int], *, within: int | None = None,
+        organizations: AsyncEngine | None = None,
+    ) -> None:  # fmt: skip
         self._engine = engine
+        self._organizations = organizations or engine
         self._partition_of = partition_of
         self._within = within
 
     def within(self, organization_id: int | None) -> Figures:
         """The same for whom there is nothing but an organization's own, and what is everybody's."""
-        return Figures(self._engine, self._partition_of, within=organization_id)
+        engine = self._engine if organization_id is None else self._organizations
+        return Figures(engine, self._partition_of, within=organization_id, organizations=self._organizations)
 
     async def names(self, resource: str, ids: Collection[int]) -> Mapping[int, str]:
         """The names of rows, deleted ones too; an id without a row is left out."""

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from psycopg import sql
 from sqlalchemy import make_url, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.admin.http.files import ROOM
@@ -25,7 +26,7 @@ from gateway.core.billing.dunning import DunningSchedule
 from gateway.counters.redis.keys import partition_of
 from gateway.files import UrlFile
 from persistence import engine as engines
-from persistence.keeper.pushes import PUSHES_AT_ONCE_MAX, Pushes
+from persistence.keeper.pushes import Pushes
 from persistence.schedule import Schedule
 from persistence.store import Store
 from tests.letterhead import LETTERHEAD
@@ -152,12 +153,31 @@ async def test_each_loop_that_bills_is_content_with_one_connection(
 
 
 async def test_a_keeper_has_no_more_connections_than_are_said(migrated: str) -> None:
-    pools = engines.Pools.create(migrated, batches=4)
-    sizes = [each.pool.size() for each in (pools.loops, pools.billing, pools.people)]  # type: ignore[attr-defined]  # a queue
+    pools, people = engines.Pools.create(migrated, batches=4), engines.PeoplePools.create(migrated)
+    of_all = (pools.loops, pools.billing, pools.share, people.staff, people.organizations, people.probe)
+    sizes = [each.pool.size() for each in of_all]  # type: ignore[attr-defined]  # a queue
     await pools.dispose()
-    assert PUSHES_AT_ONCE_MAX < engines.PEOPLE_CONNECTIONS_MAX
-    # Files; the flusher, the schedule's claims, whether it answers, and who waits for trials.
-    assert sum(sizes) + ROOM.staff_max + ROOM.others_max + 4 <= 40
+    await people.dispose()
+    # Files; the flusher, the schedule's claims, whether a silent PostgreSQL answers, who waits for trials.
+    assert sum(sizes) + ROOM.staff_max + ROOM.others_max + 4 <= 43
+
+
+async def test_a_statement_of_an_organization_takes_no_longer_than_it_may(migrated: str) -> None:
+    slow = engines.create(migrated, statement_s_max=1)
+    with pytest.raises(DBAPIError, match="statement timeout"):
+        async with slow.begin() as connection:
+            await connection.execute(text("SELECT pg_sleep(60)"))
+    await slow.dispose()
+
+
+async def test_a_process_is_seen_by_its_name_unless_its_address_has_another(migrated: str) -> None:
+    named = {}
+    for url in (migrated, f"{migrated}{'&' if '?' in migrated else '?'}application_name=ours"):
+        engine = engines.create(url)
+        async with engine.begin() as connection:
+            named[url] = await connection.scalar(text("SELECT current_setting('application_name')"))
+        await engine.dispose()
+    assert [*named.values()] == [engines.CONNECT["fallback_application_name"], "ours"]
 
 
 async def test_who_we_are_is_read_again_from_the_file_of_the_url(migrated: str, tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from gateway.counters.redis.keys import partition_of
 from gateway.local.embedded.unprivileged import borrow
 from gateway.ops import doctor_replica
 from persistence import engine as engines
-from persistence.keeper import watch
 from persistence.replica import AWAY_S, Replica, ServerState, behind, examine
 from persistence.store import Store
 from tests.conftest import free_port, postgres_bin
@@ -157,7 +156,7 @@ async def test_lists_are_read_at_the_replica_but_for_what_was_written_here(reade
     assert await reader.names() == ["first"]
     await reader.make("ours")
     assert await reader.names() == ["first", "of another process", "ours"]
-    lag_s = (await watch.gauges(reader.primary, reader.replica)).get("replica_lag_seconds")
+    lag_s = (await reader.replica.figures()).get("replica_lag_seconds")
     assert isinstance(lag_s, float)
     assert lag_s > 0
     well, subject, says = await doctor_replica.of(reader.url, reader.there, "a replica", 60.0)
@@ -264,7 +263,7 @@ async def test_one_that_was_promoted_is_never_read(apart: Reader) -> None:
     reader.now += AWAY_S
     assert await reader.names() == ["first"]
     assert await reader.replica.lag() is None
-    assert "replica_lag_seconds" not in await watch.gauges(reader.primary, reader.replica)
+    assert not await reader.replica.figures()
     well, _, says = await doctor_replica.of(reader.url, reader.there, "a replica", 60.0)
     assert not well
     assert "is no replica of this one any more, and never read" in says
@@ -279,7 +278,7 @@ async def test_without_the_replica_the_primary_answers(reader: Reader) -> None:
     assert await reader.names() == ["first"]
     await reader.make("second")
     assert await reader.names() == ["first", "second"]
-    assert "replica_lag_seconds" not in await watch.gauges(reader.primary, reader.replica)
+    assert not await reader.replica.figures()
     well, says = await examine(reader.url, reader.there)
     assert not well
     assert "refused" in says

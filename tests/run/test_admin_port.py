@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from dataclasses import MISSING, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gateway.admin.ports import AdminPorts
 from gateway.errors import StartError
 from gateway.run.admin_port import AdminPort
+from gateway.run.people import People
 from gateway.settings.settings import load
 from tests.run.test_reload import changed_in_place, replaced
 from tests.waiting import eventually
@@ -68,13 +67,13 @@ async def test_a_file_that_could_not_be_read_is_tried_again_though_it_looks_the_
 
 
 async def test_a_port_that_is_taken_is_named() -> None:
-    unused: Any = dict.fromkeys(each.name for each in fields(AdminPorts) if each.default is MISSING)
+    unused: Any = None
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
-        port = AdminPort(load({"TOLLKEEPER_ADMIN_PORT": str(number)}), lambda event, **facts: None)
+        settings = load({"TOLLKEEPER_ADMIN_PORT": str(number)})
         said = rf"port {number} on 127.0.0.1 is in use; choose another .*TOLLKEEPER_ADMIN_PORT"
         with pytest.raises(StartError, match=said):
-            await port.open(AdminPorts(**unused))
+            await People(settings, unused, unused, left_s_max=0.0).begin()
 
 
 @pytest.mark.parametrize("environ", [{}, {"TOLLKEEPER_ADMIN_TOKEN": OLD}])

@@ -35,22 +35,22 @@ async def test_providers_are_taken_over_from_a_file_and_a_wrong_one_is_said(tmp_
     file, said = tmp_path / "c.yaml", Said()
     written(file, "one")
     read = partial(load, {"TOLLKEEPER_DATA_DIR": str(tmp_path / "data")}, file)
-    kept = KeeperSettings(read(), read, lambda event, **more: said.append((event, more)))
+    sign_ins = KeptSignIns(read(), lambda event, **more: said.append((event, more)))
+    kept = KeeperSettings(read(), read, lambda event, **more: said.append((event, more)), sign_ins.renew)
     keeping = asyncio.create_task(kept.keep())
     try:
-        assert kept.sign_ins.now is not None
-        labels = kept.sign_ins.now.labels
+        assert sign_ins.now is not None
+        labels = sign_ins.now.labels
         assert labels == {"one": "ONE"}
         written(file, "two")
         await eventually(lambda: labels == {"two": "TWO"})
-        assert await kept.is_last()
+        assert kept.snapshot() == {"configuration_stale": 0}
         written(file, "two", "ftp://console.example")
         await eventually(lambda: kept.snapshot() == {"configuration_stale": 1})
-        assert not await kept.is_last()
         assert labels == {"two": "TWO"}
         written(file, "two", "https://elsewhere.example")
         await eventually(lambda: ("a restart is needed", {"setting": "sign_in", "level": "warning"}) in said)
-        assert kept.sign_ins.now.console_url == CONSOLE, "browsers were told it"
+        assert sign_ins.now.console_url == CONSOLE, "browsers were told it"
     finally:
         keeping.cancel()
 
@@ -72,7 +72,9 @@ async def test_secrets_by_which_others_know_a_keeper_are_taken_over_once_their_f
         "TOLLKEEPER_USAGE_FEED_TOKEN_FILE": str(token), "TOLLKEEPER_DATA_DIR": str(tmp_path / "data"),
     }  # fmt: skip
     read = partial(load, environ, file)
-    kept = KeeperSettings(read(), read, lambda event, **more: said.append((event, more)), look_s=0.01)
+    kept = KeeperSettings(
+        read(), read, lambda event, **more: said.append((event, more)), lambda _: None, look_s=0.01
+    )
     assert kept.proxies().to("https://hooks.test") == Proxy("one.test", 3128)
     keeping = asyncio.create_task(kept.keep())
     try:
@@ -123,14 +125,15 @@ async def test_providers_are_taken_over_from_a_supervisor(tmp_path: Path) -> Non
         return load({}, tmp_path / "c.yaml")
 
     pipe = Pipe()
-    kept = KeeperSettings(settings("one"), pipe, lambda *_, **__: None)
+    sign_ins = KeptSignIns(settings("one"), lambda *_, **__: None)
+    kept = KeeperSettings(settings("one"), pipe, lambda *_, **__: None, sign_ins.renew)
     keeping = asyncio.create_task(kept.keep())
     try:
         await eventually(lambda: pipe.told)
         assert pipe.told is not None
         await asyncio.to_thread(pipe.told, to_json(settings("two")))
-        assert kept.sign_ins.now is not None
-        labels = kept.sign_ins.now.labels
+        assert sign_ins.now is not None
+        labels = sign_ins.now.labels
         await eventually(lambda: labels == {"two": "TWO"})
     finally:
         keeping.cancel()
@@ -156,8 +159,8 @@ async def test_what_a_keeper_cannot_go_by_is_told_and_all_that_was_before_stays(
         return to_json(load(environ | {"TOLLKEEPER_USAGE_FEED_TOKEN": token}, tmp_path / "c.yaml"))
 
     before = from_json(line("one", "token-of-the-feed-1"))
-    kept = KeeperSettings(before, pipe, lambda event, **more: said.append((event, more)))
-    kept.sign_ins = Providers(before, lambda *_, **__: None)
+    renew = Providers(before, lambda *_, **__: None).renew
+    kept = KeeperSettings(before, pipe, lambda event, **more: said.append((event, more)), renew)
     keeping = asyncio.create_task(kept.keep())
     try:
         await eventually(lambda: pipe.told)
@@ -166,7 +169,6 @@ async def test_what_a_keeper_cannot_go_by_is_told_and_all_that_was_before_stays(
             await asyncio.to_thread(pipe.told, wrong)
             await eventually(lambda n=number: len(said) == n)
             assert kept.snapshot() == {"configuration_stale": 1}
-            assert not await kept.is_last()
         assert {more["level"] for _, more in said} == {"error"}
         assert "sk-secret" not in str(said)
         assert kept.saying("usage_feed_token")() == "token-of-the-feed-1"
@@ -183,12 +185,12 @@ async def test_a_keeper_that_reads_by_itself_goes_on_where_it_cannot_go_by_what_
     file, said = tmp_path / "c.yaml", Said()
     written(file, "one")
     read = partial(load, {"TOLLKEEPER_DATA_DIR": str(tmp_path / "data")}, file)
-    kept = KeeperSettings(read(), read, lambda event, **more: said.append((event, more)))
-    kept.sign_ins = Providers(read(), lambda *_, **__: None)
+    sign_ins = Providers(read(), lambda *_, **__: None)
+    kept = KeeperSettings(read(), read, lambda event, **more: said.append((event, more)), sign_ins.renew)
     keeping = asyncio.create_task(kept.keep())
     try:
-        assert kept.sign_ins.now is not None
-        labels = kept.sign_ins.now.labels
+        assert sign_ins.now is not None
+        labels = sign_ins.now.labels
         written(file, "bad")
         await eventually(lambda: kept.snapshot() == {"configuration_stale": 1})
         assert [one.name for one in kept._now.running.sign_in.providers] == ["one"]

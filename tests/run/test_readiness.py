@@ -12,7 +12,7 @@ import pytest
 from gateway.core.model import PARTITIONS
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.wire import Wire
-from gateway.run.readiness import Probe, all_answer, of_gateway, one_answers
+from gateway.run.readiness import Probe, Recent, all_answer, of_gateway, one_answers
 from gateway.run.vitals import DiskWatch
 from gateway.settings.settings import Settings
 from gateway.telemetry import snapshot_files as tallies
@@ -45,6 +45,25 @@ async def test_what_hangs_is_a_no_in_time_and_asked_once() -> None:
     await asyncio.sleep(0)
     assert await Probe(hangs).answers()
     assert await probe.answers()
+
+
+async def test_whoever_asks_within_a_moment_has_what_was_found_and_one_at_a_time_looks() -> None:
+    looks, now, wrong = [0], [0.0], [False]
+
+    async def look() -> int:
+        looks[0] += 1
+        await asyncio.sleep(0)
+        if wrong[0]:
+            raise OSError("nobody there")
+        return looks[0]
+
+    recent = Recent(look, fresh_s=1.0, clock=lambda: now[0])
+    assert await asyncio.gather(*(recent.now() for _ in range(5))) == [1] * 5
+    now[0], wrong[0] = 1.0, True
+    with pytest.raises(OSError, match="nobody there"):
+        await recent.now()
+    wrong[0] = False
+    assert await recent.now() == 3, "a failure is not kept"
 
 
 async def test_one_primary_that_answers_is_enough_and_whether_all_do_is_known(

@@ -7,8 +7,10 @@ something by its client.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 from aiohttp import web
@@ -21,6 +23,7 @@ Wrapped = Callable[[ProtocolFactory], ProtocolFactory]
 
 KEEPALIVE_S = 30.0
 SHUTDOWN_S = 10.0
+BACKLOG = 128
 LINE_BYTES_MAX = 8 * 1024
 FIELD_BYTES_MAX = 16 * 1024
 # Set once a request was found to be somebody's.
@@ -46,25 +49,28 @@ class Listening:
 
     port: int
     runner: web.AppRunner
-    server: asyncio.Server
+    servers: Sequence[asyncio.Server]
 
     async def stop(self) -> None:
         """Stop accepting, let running requests finish, close."""
-        self.server.close()
+        for server in self.servers:
+            server.close()
         await self.runner.cleanup()
 
 
 async def listen(
     app: web.Application,
-    host: str,
-    port: int,
+    host: str = "",
+    port: int = 0,
     bounds: Bounds | None = None,
     *,
+    sockets: Sequence[socket.socket] = (),
     wrapped: Wrapped | None = None,
 ) -> Listening:
     """Serve the application; port 0 is any free one. `OSError` if the port is taken.
 
-    `wrapped` puts TLS in front of connections.
+    Where there are `sockets`, which are bound already, it is served on those. `wrapped` puts TLS in front of
+    connections.
     """
     connections = Connections(bounds or Bounds())
     app.middlewares.insert(0, connections.middleware())
@@ -85,12 +91,14 @@ async def listen(
         return cast("asyncio.Protocol", _Connection(connections, inner()))
 
     made: ProtocolFactory = plain if wrapped is None else wrapped(plain)
+    create = partial(asyncio.get_running_loop().create_server, made, backlog=BACKLOG)
+    servers: list[asyncio.Server] = []
     try:
-        server = await asyncio.get_running_loop().create_server(made, host, port, backlog=128)
+        servers.extend([await create(sock=bound) for bound in sockets] or [await create(host, port)])
     except OSError:
         await runner.cleanup()
         raise
-    return Listening(int(server.sockets[0].getsockname()[1]), runner, server)
+    return Listening(int(servers[0].sockets[0].getsockname()[1]), runner, servers)
 
 
 class Connections:

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
+from functools import cache
+from importlib.resources import files
 from itertools import islice
 from typing import Any
 
@@ -23,6 +25,13 @@ CORRECTED_MAX = 240
 ILLEGIBLE_MAX = LETTERS_MAX = 10
 # What the font that comes with the program has: Latin with its accents.
 _USUAL = re.compile(r"[ -~\u00a0-\u017f]*")
+
+
+@cache
+def countries() -> frozenset[str]:
+    """Which countries there are (ISO 3166), from the table that comes with the time zones."""
+    rows = (files("tzdata") / "zoneinfo" / "iso3166.tab").read_text("utf-8").splitlines()
+    return frozenset(row[:2] for row in rows if row and not row.startswith("#"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from gateway.admin.configuration.words import KINDS
 from gateway.admin.http import body
 from gateway.core.accounts.administration import Actor
 from gateway.errors import Overloaded, Unprocessable
-from persistence.engine import PEOPLE_CONNECTIONS_MAX
+from persistence.engine import ORGANIZATIONS_CONNECTIONS_MAX, STAFF_CONNECTIONS_MAX
 from persistence.keeper.pushes import PUSHES_AT_ONCE_MAX
 from tests.admin.configuration.world import plan
 from tests.admin.conftest import Api
@@ -55,8 +55,8 @@ async def test_no_organization_takes_the_turns_of_another_nor_those_of_staff() -
 
 
 def test_who_plans_or_pushes_leaves_connections_to_others() -> None:
-    at_once = STAFF.at_once_max + ORGANIZATIONS_AT_ONCE_MAX + PUSHES_AT_ONCE_MAX
-    assert at_once + 1 < PEOPLE_CONNECTIONS_MAX
+    assert STAFF.at_once_max + PUSHES_AT_ONCE_MAX + 1 < STAFF_CONNECTIONS_MAX
+    assert ORGANIZATIONS_AT_ONCE_MAX + 1 < ORGANIZATIONS_CONNECTIONS_MAX
 
 
 async def sending(api: Api, token: str) -> asyncio.StreamWriter:

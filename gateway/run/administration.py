@@ -1,0 +1,206 @@
+"""A keeper's process for people, composed: the Admin API, the console, files, health and metrics.
+
+Part of the composition root. No loop that brings rows runs here: whatever people ask, those go on beside it,
+on another core or before it. What they know is told each second (`facts.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+from gateway.admin.ports import AdminPorts
+from gateway.background.flushing.losses import LossCounter
+from gateway.background.timed.failures import FailureTeller
+from gateway.background.timed.pusher import Pusher
+from gateway.background.verifying.gauges import Gauges
+from gateway.core.failures import Failures
+from gateway.core.peppers import peppers_of
+from gateway.counters.keeper.activity import Activity
+from gateway.counters.keeper.left_alone import LeftAlone
+from gateway.counters.redis.keys import partition_of
+from gateway.errors import LoopsSilent
+from gateway.local import heartbeat
+from gateway.local import ports as sockets
+from gateway.run.admin_port import AdminPort
+from gateway.run.collecting import Collecting
+from gateway.run.facts import HeardFacts
+from gateway.run.invoice_letterhead import invoice_renderer
+from gateway.run.keeper_doors import KeeperDoors, store_over
+from gateway.run.keeper_settings import KeeperSettings
+from gateway.run.looping import keep_going
+from gateway.run.parent_pipe import ParentPipe
+from gateway.run.readiness import Probe, Recent, all_answer, one_answers
+from gateway.run.running import Running
+from gateway.run.sign_ins import KeptSignIns
+from gateway.run.stopping import cancel
+from gateway.run.supervisor.ops import CONFIGURATION, DISK, EVERY_PARTITION, OPEN_FILES
+from gateway.run.vitals import disks, has_files_left
+from gateway.settings.settings import Settings
+from gateway.telemetry import logs, metrics
+from gateway.telemetry import snapshot_files as tallies
+from persistence import engine as engines
+from persistence.engine import PeoplePools
+from persistence.keeper.losses import Losses
+from persistence.keeper.pushes import Pushes
+from persistence.keeper.reconciliations import Accounts
+from persistence.replica import Replica
+from persistence.resources import audit
+from persistence.resources.figures import Figures
+from persistence.resources.reconciliation_results import Results
+
+APPLICATION = "tollkeeper-admin"
+# Who brings rows, and who answers calls, goes first where cores are scarce: a third of their weight.
+NICENESS = 5
+# Redis is there as a rule when people are let in. Without it they are all the same.
+CONNECTED_S_MAX = 3.0
+STALE, COMPARED, VERIFIED = "configuration_stale", "reconciliation_timestamp_seconds", "counters_verified"
+
+
+class Administration:
+    """Everything people ask. `pipe` has what the loops tell, and later settings."""
+
+    def __init__(self, settings: Settings, pipe: ParentPipe) -> None:
+        engines.be_known_as(APPLICATION)
+        loop, self._loops_begun = asyncio.get_running_loop(), asyncio.Event()
+        self._settings, self._log = settings, logs.logger("tollkeeper.admin")
+        self._facts = HeardFacts(
+            pipe,
+            first=lambda: loop.call_soon_threadsafe(self._loops_begun.set),
+            others=lambda line: loop.call_soon_threadsafe(self._later.hear, line),
+        )
+        self._sign_ins = KeptSignIns(settings, self._log)
+        self._later = KeeperSettings(settings, None, self._log, self._sign_ins.renew)
+        self._collecting = Collecting(settings, self._later)
+        pools = self._pools = PeoplePools.create(settings.url_file("database_url"))
+        self._doors = doors = KeeperDoors(settings, self._log, LeftAlone())
+        self._invoice_renderer = invoice_renderer(settings)
+        replica = Replica.of(settings.url_file("database_read_url"), pools.staff)
+        self._store = store_over(
+            settings, self._invoice_renderer.letterhead, pools.staff, pools.organizations, replica
+        )
+        self._pusher = Pusher(Pushes(pools.staff), doors.counters, isolation=doors.isolation)
+        self._reconciler, self._account_closing = doors.comparers(
+            Accounts(pools.staff), Results(pools.staff, partition_of)
+        )
+        self._failures = Failures(time.monotonic)
+        self._teller = FailureTeller(
+            "admin", self._failures, self._log, partial(audit.note_failures, pools.staff)
+        )
+        # What was acknowledged here is evidence; it is counted by who knows when everybody is at rest.
+        self._losses = LossCounter(Losses(pools.staff), (doors.counters.moved,), self._log, at_rest=_nowhere)
+        self._gauges = Gauges((self._losses.count, *([replica.figures] if replica is not None else [])))
+        self._programs = Running(doors.wires, doors.counters, pools.staff)
+        self._database = Probe(lambda: engines.answers(pools.probe))
+        self._redis = Probe(lambda: one_answers(doors.wires.wires))
+        self._every_redis = Probe(lambda: all_answer(doors.wires.wires))
+        self._admin_port, self._growth = AdminPort(settings, self._log), tallies.LastGrowth()
+        self._snapshot, self._ready = Recent(self._look), Recent(self._look_ready)
+        self._written_of: Mapping[str, Any] = {}
+        self._written: dict[str, tuple[bytes, str]] = {}
+        self._loops: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Be ready, and listen once the loops of this keeper have begun."""
+        doors, port = self._doors, self._admin_port
+        doors.wires.start()
+        loops = {
+            "fence": doors.fences.keep_looking,
+            "failures": self._teller.run,
+            "watcher": self._gauges.run,
+            "admin port": port.run,
+            "certificates": port.keep_certificate,
+            "settings": self._later.keep,
+        }
+        self._loops = keep_going(loops, self._log, doors.isolation)
+        ports = self._ports()
+        await doors.wires.connected_within(CONNECTED_S_MAX)
+        await self._loops_begun.wait()
+        own, _ = sockets.given()
+        await port.open(ports, own)
+        heartbeat.say_ready()
+
+    async def stop(self) -> None:
+        """Listen no more, once what is asked is answered."""
+        await self._admin_port.close()
+        await cancel(self._loops)
+        await self._collecting.aclose()
+        await self._doors.wires.close()
+        await self._store.dispose()
+        await self._pools.dispose()
+
+    def _ports(self) -> AdminPorts:
+        settings, pools = self._settings, self._pools
+        return AdminPorts(
+            store=self._store,
+            pusher=self._pusher,
+            counters=self._doors.counters,
+            account_closing=self._account_closing,
+            reconciler=self._reconciler,
+            invoice_renderer=self._invoice_renderer,
+            activity=Activity(self._doors.wires, time.time),
+            programs=self._programs.report,
+            peppers=peppers_of(settings),
+            live=self._live,
+            ready=self._ready.now,
+            metrics=self._metrics,
+            snapshot=self._snapshot.now,
+            figures=Figures(pools.staff, partition_of, organizations=pools.organizations),
+            failures=self._failures,
+            built_in=self._admin_port.built_in,
+            read_collected=self._collecting.read,
+            sign_ins=self._sign_ins.now,
+            look_up_returned=self._collecting.look_up,
+            version=version("tollkeeper"),
+        )
+
+    async def _live(self) -> tuple[bool, Mapping[str, object]]:
+        return True, {}
+
+    async def _look_ready(self) -> tuple[bool, Mapping[str, object]]:
+        probes = (self._database, self._redis, self._every_redis)
+        database, redis, every = await asyncio.gather(*(one.answers() for one in probes))
+        try:
+            well = self._facts.last().well
+            is_last = not (await self._snapshot.now()).get(STALE, 0)
+        except LoopsSilent:
+            well, is_last = {}, False
+        parts = {"postgresql": database, "redis": redis, VERIFIED: well.get(VERIFIED, False)}
+        beside = {EVERY_PARTITION: every and well.get(EVERY_PARTITION, False), DISK: well.get(DISK, True)}
+        ours = has_files_left(self._admin_port.vitals.snapshot())
+        beside |= {OPEN_FILES: ours and well.get(OPEN_FILES, True), CONFIGURATION: is_last}
+        return all(parts.values()), {**parts, **beside}
+
+    async def _metrics(self, accept: str) -> tuple[bytes, str]:
+        """Written once of a snapshot, in each of the two formats that somebody asks for."""
+        snapshot, kind = await self._snapshot.now(), metrics.content_type_of(accept)
+        if snapshot is not self._written_of:
+            self._written_of, self._written = snapshot, {}
+        if kind not in self._written:
+            self._written[kind] = metrics.render(kind, snapshot)
+        return self._written[kind]
+
+    async def _look(self) -> Mapping[str, Any]:
+        facts = self._facts.last().snapshot
+        found = tallies.merge(await asyncio.to_thread(self._of_machine), facts)
+        ours = {
+            **self._admin_port.snapshot(), **self._doors.isolation.figures(), **self._later.snapshot(),
+            **self._growth.added({"counters_exchanged": self._doors.fences.noticed}),
+            "auth_failures": self._failures.rows("admin"), "lost_events": self._losses.lost,
+        }  # fmt: skip
+        found = tallies.merge(tallies.merge(found, ours), self._gauges.latest)
+        compared = self._reconciler.figures()
+        # Who compared last knows best: the loop, or somebody who had it done.
+        return found | compared if compared.get(COMPARED, 0) > found.get(COMPARED, 0) else found
+
+    def _of_machine(self) -> Mapping[str, Any]:
+        """What gateways of this machine leave, and how full its disks are: from files, so not in the loop."""
+        return tallies.collect(self._settings.metrics_dir) | disks(self._settings)
+
+
+async def _nowhere() -> frozenset[int]:
+    return frozenset()
