@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from gateway.core.accounts.administration import Actor, ConsoleSession
+from gateway.core.accounts.administration import Actor, ConsoleSession, Row
 from gateway.core.issuers.sign_out import SignedOut
-from persistence.resources import admin_tokens, console_sessions
+from persistence.resources import admin_tokens, console_sessions, webhooks
 
 T = TypeVar("T")
 
@@ -29,6 +29,14 @@ class SignInStore(ABC):
     async def staff_token(self, digest: str) -> Actor | None:
         """Find a named admin token that is neither expired nor revoked."""
         return await self._run(lambda connection: admin_tokens.find(connection, digest))
+
+    async def mail_consent(self, digest: str) -> Row | None:
+        """What a link of a mail asks: `organization`, `address`, `given_at`; None where it is not good."""
+        return await self._run(lambda connection: webhooks.consent_by(connection, digest))
+
+    async def consent_to_mail(self, digest: str, *, given: bool) -> bool:
+        """Let mail be sent to the address of a link, or no more; False where the link is not good."""
+        return await self._run(lambda connection: webhooks.consent(connection, digest, given=given))
 
     async def has_ended_token(self, digest: str) -> bool:
         """Whether there is a named admin token that is expired or revoked."""

@@ -67,6 +67,7 @@ class Store(SignInStore, TimedStore):
         *,
         private_addresses: bool = False,
         mail_allowed: bool = False,
+        mail_asks: bool = True,
         letterhead: Letterhead = NO_LETTERHEAD,
         within: int | None = None,
         replica: Replica | None = None,
@@ -80,7 +81,7 @@ class Store(SignInStore, TimedStore):
         self._partition_of = partition_of
         self._clock = clock
         self._private_addresses = private_addresses
-        self._mail_allowed = mail_allowed
+        self._mail_allowed, self._mail_asks = mail_allowed, mail_asks
         self._letterhead = replace(letterhead, missing_glyphs=None if glyphs is None else glyphs.known)
         self._glyphs = glyphs
         self._within = within
@@ -92,8 +93,8 @@ class Store(SignInStore, TimedStore):
             return self
         return Store(
             self._organizations, self._partition_of, self._clock, private_addresses=self._private_addresses,
-            mail_allowed=self._mail_allowed, letterhead=self._letterhead, within=organization_id,
-            replica=self.replica, glyphs=self._glyphs, trials=self._trials,
+            mail_allowed=self._mail_allowed, mail_asks=self._mail_asks, letterhead=self._letterhead,
+            within=organization_id, replica=self.replica, glyphs=self._glyphs, trials=self._trials,
         )  # fmt: skip
 
     async def get(self, resource: str, row_id: int) -> Row:
@@ -222,7 +223,7 @@ class Store(SignInStore, TimedStore):
         return Change(
             connection, command, SUBJECTS[command.resource], self._partition_of, self._clock(),
             private_addresses=self._private_addresses, mail_allowed=self._mail_allowed,
-            letterhead=self._letterhead, batch=batch,
+            mail_asks=self._mail_asks, letterhead=self._letterhead, batch=batch,
         )  # fmt: skip
 
     def _owner(self, named: object) -> Any:

@@ -62,6 +62,7 @@ class Change:
     now: datetime
     private_addresses: bool = False
     mail_allowed: bool = False
+    mail_asks: bool = False
     letterhead: Letterhead = NO_LETTERHEAD
     before: Row | None = None
     intents: list[Intent] = field(default_factory=list)

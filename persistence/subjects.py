@@ -110,8 +110,6 @@ TOGETHER: Mapping[tuple[str, str], together.Does] = {
     ("subscription-plans", "create"): together.create,
     ("subscription-plans", "change"): together.change,
     ("subscription-plans", "delete"): together.delete,
-    ("webhooks", "create"): together.create,
-    ("webhooks", "change"): together.change,
     ("webhooks", "delete"): together.delete,
     ("prices", "create"): reratings.create_all,
     ("budgets", "create"): budgets.create_all,

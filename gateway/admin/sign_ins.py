@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from gateway.core.accounts.administration import ConsoleSession
+from gateway.core.accounts.administration import ConsoleSession, Row
 from gateway.core.issuers.sign_in import Arrival
 from gateway.core.issuers.sign_out import SignedOut
 
@@ -56,6 +56,12 @@ class KeptSessions(Protocol):
 
     async def console_session(self, digest: str) -> ConsoleSession | None:
         """Find a session of the console that is not over."""
+
+    async def mail_consent(self, digest: str) -> Row | None:
+        """What a link of a mail asks: `organization`, `address`, `given_at`; None where it is not good."""
+
+    async def consent_to_mail(self, digest: str, *, given: bool) -> bool:
+        """Let mail be sent to the address of a link, or no more; False where the link is not good."""
 
     async def ask_of_session(self, session_id: int) -> bool:
         """Take it upon the caller to ask whether its person still may come in; False where another does."""

@@ -118,8 +118,8 @@ class Keeper:
         mailer = Mailer.of(later.saying("smtp_url"), settings.smtp_from, settings.smtp_ca_file)
         self._store = store_over(settings, letterhead, self._pools.billing)
         self._outgoing = outgoing(later.proxies, private=settings.webhook_private_addresses)
-        now, waiting = partial(datetime.now, UTC), Deliveries(self._engine)
-        self._news_watch = NewsWatch(Notices(self._engine), now)
+        now, link = partial(datetime.now, UTC), f"{settings.links_url}/mail/{{}}".format
+        self._news_watch, waiting = NewsWatch(Notices(self._engine), now), Deliveries(self._engine, link)
         self._webhook_deliveries = WebhookDeliveries(
             waiting, self._outgoing, now, mailer=mailer, isolation=isolation
         )

@@ -64,6 +64,6 @@ def store_over(
     """PostgreSQL as the Admin API and the clock use it."""
     return Store(
         engine, partition_of, private_addresses=settings.webhook_private_addresses,
-        mail_allowed=bool(settings.smtp_url), letterhead=letterhead, replica=replica,
-        glyphs=Glyphs(missing_glyphs), organizations=organizations,
+        mail_allowed=bool(settings.smtp_url), mail_asks=bool(settings.links_url), letterhead=letterhead,
+        replica=replica, glyphs=Glyphs(missing_glyphs), organizations=organizations,
     )  # fmt: skip

@@ -123,6 +123,7 @@ class Settings(Servers, frozen=True, kw_only=True):
     smtp_ca_file: str = ""
     proxy_ca_file: str = ""
     smtp_from: str = ""
+    console_url: str = ""
     http: HttpLimits = HttpLimits()
     object_ttl_s: Annotated[float, msgspec.Meta(ge=60, le=366 * 86_400)] = 30 * 86_400.0
     objects_max: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 100_000
@@ -178,6 +179,13 @@ class Settings(Servers, frozen=True, kw_only=True):
     def url_of(self, port: str, host: str, number: int) -> str:
         """The base URL of a port of ours, reached at a host."""
         return f"{'https' if self.tls_files(port) else 'http'}://{authority(host, number)}"
+
+    @property
+    def links_url(self) -> str:
+        """Where people who are mailed a link reach the console; empty where nobody says it."""
+        said = self.console_url or self.sign_in.console_url
+        here = self.admin_host in {"localhost", "127.0.0.1", "::1"}
+        return said.rstrip("/") or (self.url_of("admin", self.admin_host, self.admin_port) if here else "")
 
     @property
     def of_gateways(self) -> Settings:

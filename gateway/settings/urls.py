@@ -22,12 +22,14 @@ SCHEMES = {
     "smtp_url": ("smtp", "smtps"),
     "stripe_api_url": ("https", "http"),
     "usage_feed_url": ("https", "http"),
+    "console_url": ("https", "http"),
 }
 _SHAPES = {
     "redis_url": "redis://user:password@host:port/database",
     "smtp_url": "smtp://user:password@host:port",
     "stripe_api_url": "https://host:port",
     "usage_feed_url": "https://host:port",
+    "console_url": "https://host:port",
 }
 PORT_MAX = 65_535
 # What stands behind a host that is none of IPv6, or behind the brackets of one.

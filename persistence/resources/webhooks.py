@@ -1,25 +1,41 @@
-"""Addresses that want to be told, and what they were told."""
+"""Addresses that want to be told, and what they were told.
+
+Mail goes to addresses that staff wrote; of those that an organization's own people write, to the ones that
+agreed by a link which they were mailed.
+"""
 
 from __future__ import annotations
 
+from datetime import timedelta
+from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import insert, select
+from sqlalchemy import ColumnElement, Connection, func, insert, literal_column, select, text, update
+from sqlalchemy.dialects.postgresql import insert as upsert
 
 from gateway.core import addresses
 from gateway.core.accounts.administration import Row
 from gateway.core.alerts import mail
-from gateway.core.alerts.webhook import TEST_EVENT
+from gateway.core.alerts.webhook import (
+    CONSENT_EVENT,
+    HOURLY_OF_ORGANIZATION_MAX,
+    HOURLY_OF_WEBHOOK_MAX,
+    TEST_EVENT,
+)
 from gateway.errors import Conflict, Unprocessable
 from persistence import crud
 from persistence.subject import Change, Subject, json_of, live, lock
-from persistence.tables.operations import webhook, webhook_delivery
+from persistence.tables.operations import mail_consent, webhook, webhook_delivery
 from persistence.tables.people import organization
 
 # With so many messages waiting, nobody adds one by hand.
 TESTS_MAX = 100
 
-_delivery = webhook_delivery.c
+_delivery, _consent, _here = webhook_delivery.c, mail_consent.c, webhook.c
+_HOUR_AGO, _DAY_AGO = func.now() - timedelta(hours=1), func.now() - timedelta(days=1)
+_THIS_HOUR = func.date_trunc("hour", func.now())
+# Advisory lock class 7814: whose people have addresses asked, one after the other, so that all bounds hold.
+_ASKING = text("SELECT pg_advisory_xact_lock(7814)")
 
 
 def check_url(change: Change) -> None:
@@ -35,23 +51,139 @@ def _refusal(url: str, change: Change) -> str | None:
         return addresses.refusal(url, private=change.private_addresses)
     if not change.mail_allowed:
         return "must begin with https://, since no mail server is set up: TOLLKEEPER_SMTP_URL is not set"
+    if not (change.mail_asks or _is_staff(change)):
+        return (
+            "must begin with https://: mail needs a link to agree by, and TOLLKEEPER_CONSOLE_URL is not set"
+        )
     return mail.refusal(url, private=change.private_addresses)
 
 
+def create(change: Change) -> Row:
+    """Make a webhook; addresses in it are asked unless staff wrote them."""
+    return _addressed(change, crud.create(change))
+
+
+def change_row(change: Change) -> Row:
+    """Change a webhook; another URL is of whoever writes it."""
+    before = lock(change)
+    row = crud.change_row(change)
+    return row if row["url"] == before["url"] else _addressed(change, row)
+
+
 def send_test(change: Change) -> Row:
-    """`/test`: have something sent now; `Conflict` where too much waits already."""
+    """`/test`: have something sent now, and addresses asked again; `Conflict` where that is too much."""
     row = lock(change)
     waiting = select(_delivery.id).where(_delivery.webhook_id == change.row_id, _delivery.state == "pending")
     if len(change.connection.execute(waiting.limit(TESTS_MAX)).all()) >= TESTS_MAX:
         raise Conflict(f"{TESTS_MAX} messages or more wait for it already.")
-    change.connection.execute(
-        insert(webhook_delivery).values(
-            webhook_id=change.row_id, event=TEST_EVENT, payload={"webhook_id": change.row_id},
-            occasion=f"test:{uuid4()}",
-        )
-    )  # fmt: skip
+    unconfirmed = _unconfirmed(row)
+    asked = _ask(change, row)
+    if not unconfirmed or len(unconfirmed) < len(mail.recipients_of(str(row["url"]))):
+        _send(change, row, TEST_EVENT, {"webhook_id": change.row_id}, f"test:{uuid4()}")
+    elif not asked:
+        raise Conflict("Its addresses were asked by mail and have not agreed. They are asked again in a day.")
     return row
 
+
+def _addressed(change: Change, row: Row) -> Row:
+    """Note whose addresses a webhook has, and have those asked that have to agree."""
+    ours = _is_staff(change)
+    change.connection.execute(update(webhook).where(_here.id == row["id"]).values(ours=ours))
+    row = change.fetch(int(str(row["id"])))
+    _ask(change, row)
+    return row
+
+
+def _is_staff(change: Change) -> bool:
+    actor = change.command.actor
+    return actor.organization_id is None or actor.is_ours
+
+
+def _unconfirmed(row: Row) -> list[str]:
+    found = row["unconfirmed"]
+    assert isinstance(found, list)
+    return found
+
+
+def _ask(change: Change, row: Row) -> bool:
+    """Have addresses asked that have not agreed and were not asked within a day; whether there are any.
+
+    `Conflict` where that is too much for a mailbox or for the organization.
+    """
+    if not _unconfirmed(row):
+        return False
+    connection, owner = change.connection, row["organization_id"]
+    connection.execute(_ASKING)
+    lately = select(_consent.address).where(_consent.organization_id == owner, _consent.asked_at > _DAY_AGO)
+    known = {*connection.scalars(lately)}
+    asked = [each for each in dict.fromkeys(_unconfirmed(row)) if each not in known]
+    this_hour = _count(connection, _consent.organization_id == owner, _consent.asked_at > _HOUR_AGO)
+    if this_hour + len(asked) > mail.ASKED_OF_ORGANIZATION_MAX:
+        raise Conflict(
+            f"{mail.ASKED_OF_ORGANIZATION_MAX} addresses at most are asked an hour: try again later."
+        )
+    for address in asked:
+        mailbox = mail.mailbox_of(address)
+        if (
+            _count(connection, _consent.mailbox == mailbox, _consent.asked_at > _DAY_AGO)
+            >= mail.ASKED_OF_MAILBOX_MAX
+        ):
+            raise Conflict(f"{address} was asked by mail already: try again in a day.")
+        values = {"organization_id": owner, "address": address, "mailbox": mailbox}
+        again = {"asked_at": func.now(), "digest": None, "expires_at": None}
+        connection.execute(
+            upsert(mail_consent)
+            .values(values)
+            .on_conflict_do_update(index_elements=[*mail_consent.primary_key], set_=again)
+        )
+        said = {"organization_id": owner, "address": address}
+        _send(change, row, CONSENT_EVENT, said, f"consent:{uuid4()}")
+    return bool(asked)
+
+
+def _send(change: Change, row: Row, event: str, payload: Row, occasion: str) -> None:
+    """Have a message sent that nobody but who asks for it causes; `Conflict` where there were too many."""
+    connection, owner = change.connection, row["organization_id"]
+    here = _here.id == row["id"]
+    if owner is not None:
+        counted = select(_here.id, _here.hourly).where(
+            _here.organization_id == owner, _here.hour == _THIS_HOUR
+        )
+        by_webhook: dict[object, int] = {row.id: row.hourly for row in connection.execute(counted)}
+        if by_webhook.get(row["id"], 0) >= HOURLY_OF_WEBHOOK_MAX or (
+            sum(by_webhook.values()) >= HOURLY_OF_ORGANIZATION_MAX
+        ):
+            raise Conflict("So many messages were sent in this hour already: try again in the next one.")
+        more = by_webhook.get(row["id"], 0) + 1
+        connection.execute(update(webhook).where(here).values(hourly=more, hour=_THIS_HOUR))
+    sent = {"webhook_id": row["id"], "event": event, "payload": payload, "occasion": occasion}
+    connection.execute(insert(webhook_delivery).values(sent))
+
+
+def _count(connection: Connection, *where: Any) -> int:
+    return int(connection.scalar(select(func.count()).select_from(mail_consent).where(*where)) or 0)
+
+
+def consent_by(connection: Connection, digest: str) -> Row | None:
+    """What a good link asks, by its digest: whose messages may go to which address; since when they do."""
+    found = connection.execute(
+        select(organization.c.name.label("organization"), _consent.address, _consent.given_at)
+        .join(organization, organization.c.id == _consent.organization_id)
+        .where(_consent.digest == digest, _IS_GOOD, organization.c.deleted_at.is_(None))
+    ).mappings()
+    row = found.first()
+    return dict(row) if row is not None else None
+
+
+def consent(connection: Connection, digest: str, *, given: bool) -> bool:
+    """Let mail be sent to the address of a link, or no more; False where the link is not good."""
+    said = func.coalesce(_consent.given_at, func.now()) if given else None
+    agreed = update(mail_consent).where(_consent.digest == digest, _IS_GOOD).values(given_at=said)
+    return connection.execute(agreed.returning(_consent.address)).first() is not None
+
+
+# Who has agreed may end it by the same link, however old that is.
+_IS_GOOD = _consent.given_at.is_not(None) | (_consent.expires_at > func.now())
 
 _last = (
     select(
@@ -66,10 +198,18 @@ _last = (
     .scalar_subquery()
 )  # fmt: skip
 
+# Addresses of its URL that get no mail yet.
+_unconfirmed_here: ColumnElement[Any] = literal_column("""
+CASE WHEN webhook.ours OR webhook.organization_id IS NULL OR webhook.url NOT ILIKE 'mailto:%' THEN '[]'::jsonb
+ELSE (SELECT coalesce(jsonb_agg(a ORDER BY n), '[]'::jsonb)
+        FROM unnest(string_to_array(lower(substr(webhook.url, 8)), ',')) WITH ORDINALITY AS each (a, n)
+       WHERE NOT EXISTS (SELECT FROM mail_consent AS c WHERE c.organization_id = webhook.organization_id
+                            AND c.address = a AND c.given_at IS NOT NULL)) END""")
+
 WEBHOOKS = Subject(
     webhook,
-    source=live(webhook, webhook, _last.label("last_delivery")),
-    verbs={**crud.VERBS, "test": send_test},
+    source=live(webhook, webhook, _last.label("last_delivery"), _unconfirmed_here.label("unconfirmed")),
+    verbs={**crud.VERBS, "create": create, "change": change_row, "test": send_test},
     refers={"organization_id": organization},
     check_values=check_url,
 )

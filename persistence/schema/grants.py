@@ -50,6 +50,7 @@ WRITES: dict[str, tuple[str, ...]] = {
     "keeper": CLEAR, "keeper_partition": CLEAR,
     "organization_service": CLEAR, "recovered_event": CLEAR, "refused_batch": CLEAR, "rerating_left": CLEAR,
     "subscription_plan": CLEAR, "usage_name": CLEAR, "usage_outbox": CLEAR, "webhook_delivery": CLEAR,
+    "mail_consent": CLEAR,
     "alembic_version": (), "kept_since": (), "archive_identity": (), "archived_month": (), "archived_run": (),
     "backup_run": (),
     # Rows of months without a partition are looked for here, lest nobody archives them.
@@ -62,8 +63,8 @@ VIEWS = (
     "journal_behind", *(f"behind_{name}" for name in BEHIND),
     *(f"invariant_{name}" for name in INVARIANTS),
 )  # fmt: skip
-# What stands there as it was given out: sessions, first answers, the secrets webhooks are signed with.
-CREDENTIALS = frozenset({"console_session", "idempotency_key", "webhook"})
+# What stands there as it was given out: sessions, first answers, links, the secrets webhooks are signed with.
+CREDENTIALS = frozenset({"console_session", "idempotency_key", "mail_consent", "webhook"})
 FUNCTIONS = (
     "ensure_partitions(timestamp with time zone,integer)",
     "ensure_partitions(timestamp with time zone,integer,text)", "drop_months(text,timestamp with time zone)",

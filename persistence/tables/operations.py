@@ -273,8 +273,23 @@ webhook = table(
     refers("organization_id?", "organization"),
     texts("url", "secret"),
     documents("events"),
-    flags("enabled"),
+    # Staff wrote its URL: whom they name in it has agreed with them.
+    flags("enabled", "ours"),
     moments("created_at", "updated_at", "deleted_at?"),
+    # How many mails, and messages to try it, there were in this hour.
+    Column("hourly", Integer, nullable=False),
+    moments("hour?"),
+)
+
+# Addresses that an organization's people wanted mail sent to: whether, and when, who reads it has agreed. The
+# digest is that of the link which they were asked by, and which ends it again.
+mail_consent = table(
+    "mail_consent",
+    refers("organization_id", "organization"),
+    texts("address", "mailbox", "digest?"),
+    moments("asked_at", "expires_at?", "given_at?"),
+    PrimaryKeyConstraint("organization_id", "address"),
+    UniqueConstraint("digest"),
 )
 
 webhook_delivery = table(

@@ -26,6 +26,7 @@ from gateway.admin.console import (
 from gateway.admin.console.desk import Desk, Posted, Writing
 from gateway.admin.console.exports import Exports
 from gateway.admin.console.live import Live
+from gateway.admin.console.mail import Consents
 from gateway.admin.console.overview import Overview
 from gateway.admin.console.records import Extras, Records, address_of
 from gateway.admin.console.render import Assets, Pages
@@ -66,6 +67,9 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     router.add_get("/sign-in", signing.show)
     router.add_post("/sign-in", signing.sign_in)
     router.add_post("/sign-out", SigningOut(desk).sign_out)
+    consents = Consents(desk, ports.failures)
+    router.add_get("/mail/{token}", consents.show)
+    router.add_post("/mail/{token}", consents.say)
 
     _mount_sign_ins(app, desk, signing)
     live = Live(ports.snapshot, time.time)

@@ -11,7 +11,7 @@ from gateway.admin.resources.resource import Action, Declared, Filter, Resource,
 from gateway.admin.resources.values import Flag, Id, In, Instant, Out
 from gateway.core.accounts.roles import access
 from gateway.core.addresses import URL_CHARS_MAX
-from gateway.core.alerts.webhook import EVENTS, SECRET_PREFIX, TEST_EVENT
+from gateway.core.alerts.webhook import CONSENT_EVENT, EVENTS, SECRET_PREFIX, TEST_EVENT
 
 Event: Any = Literal[EVENTS]
 STATES = ("pending", "delivered", "failed")
@@ -50,8 +50,9 @@ class LastDelivery(Out):
 
 Webhook = answer_of(
     WebhookCreate,
-    "An address that is told; `secret` itself is in the create answer only.",
+    "An address that is told; `secret` itself is in the create answer only. `unconfirmed` get no mail yet.",
     last_delivery=LastDelivery | None,
+    unconfirmed=list[str],
 )
 
 
@@ -93,7 +94,7 @@ RESOURCES = (
         out=WebhookDelivery,
         filters={
             "webhook_id": Filter(),
-            "event": Filter("text", (*EVENTS, TEST_EVENT)),
+            "event": Filter("text", (*EVENTS, TEST_EVENT, CONSENT_EVENT)),
             "state": Filter("text", STATES),
         },
     ),

@@ -7,6 +7,7 @@ can. Sources: RFC 6068, RFC 5321 section 4.5.3.1, RFC 3834, RFC 2047.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from datetime import datetime
 from email.headerregistry import Address
@@ -22,6 +23,8 @@ from gateway.core.alerts.wording import worded
 SCHEME: Final = "mailto:"
 RECIPIENTS_MAX: Final = 10
 ADDRESS_CHARS_MAX, LOCAL_CHARS_MAX = 254, 64
+# Addresses that people of an organization have asked an hour, and times that a mailbox is asked a day.
+ASKED_OF_ORGANIZATION_MAX, ASKED_OF_MAILBOX_MAX = 20, 3
 
 _ATOM = r"[A-Za-z0-9_+'=~-]+"
 _LOCAL = re.compile(rf"{_ATOM}(\.{_ATOM})*", re.ASCII)
@@ -43,6 +46,17 @@ def is_mail(url: str) -> bool:
 def recipients_of(url: str) -> tuple[str, ...]:
     """The addresses of a `mailto:` URL that `refusal` has nothing against."""
     return tuple(url[len(SCHEME) :].split(","))
+
+
+def mailbox_of(address: str) -> str:
+    """Who reads an address, as most servers have it: in any case, and with any tag behind a `+`."""
+    local, _, domain = address.lower().rpartition("@")
+    return f"{local.partition('+')[0]}@{domain}"
+
+
+def digest_of(token: str) -> str:
+    """What is kept of the link that somebody agrees by."""
+    return hashlib.sha256(token.encode()).hexdigest()
 
 
 def refusal(url: str, *, private: bool) -> str | None:

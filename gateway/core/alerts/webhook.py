@@ -36,6 +36,12 @@ EVENTS = (
     "usage.sudden",
 )
 TEST_EVENT = "webhook.test"
+# An address is asked whether mail may come.
+CONSENT_EVENT = "webhook.consent"
+# So long it may agree by the link that it is sent.
+LINK_DAYS = 7
+# An hour: mails, and messages that try a webhook; of one webhook of an organization, and of all of them.
+HOURLY_OF_WEBHOOK_MAX, HOURLY_OF_ORGANIZATION_MAX = 60, 200
 SECRET_PREFIX = "whsec_"  # noqa: S105  # how such a secret begins
 
 # Some sixteen hours in all.

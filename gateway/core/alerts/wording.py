@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Final, NamedTuple
 from zoneinfo import ZoneInfo
 
+from gateway.core.alerts.webhook import LINK_DAYS
 from gateway.core.visible import visible
 
 Data = Mapping[str, object]
@@ -31,7 +32,7 @@ class Worded(NamedTuple):
 def worded(event: str, data: Data) -> Worded:
     """Say an event in words. `data` may lack anything: a message may have waited through an upgrade."""
     title, sentence = _SAID.get(event, _nameless)(data)
-    shown = ((name.replace("_", " "), plain(value)) for name, value in sorted(data.items()))
+    shown = ((name.replace("_", " "), plain(value)) for name, value in sorted(data.items()) if name != "link")
     facts = tuple((name, value) for name, value in shown if value)[:FACTS_MAX]
     return Worded(_cut(title, TITLE_CHARS_MAX) or event, sentence, facts)
 
@@ -154,6 +155,15 @@ def _test(_: Data) -> tuple[str, str]:
     return "A test", "Messages arrive here: this one was sent to try it."
 
 
+def _consent(data: Data) -> tuple[str, str]:
+    who, address, link = _who(data, "organization"), plain(data.get("address")), data.get("link")
+    wants = f"{who} wants messages about its use and bills to be sent to {address}."
+    return (
+        f"May {who} have messages sent to you?",
+        f"{wants} If you agree, say so within {LINK_DAYS} days:\n\n{link}\n\nIf you do not, do nothing.",
+    )
+
+
 def _budget_of(data: Data) -> str:
     whom, each = plain(data.get("account")), plain(data.get("each"))
     of = f" of {each} {whom}" if whom else ""
@@ -229,4 +239,5 @@ _SAID: Final[Mapping[str, Callable[[Data], tuple[str, str]]]] = {
     "budget.forecast": _forecast,
     "usage.sudden": _sudden,
     "webhook.test": _test,
+    "webhook.consent": _consent,
 }
