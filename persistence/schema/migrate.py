@@ -1,16 +1,20 @@
 """Bring a database to the newest schema: in one transaction, under a lock, safe to repeat.
 
-Two migrators at once wait for each other; the second finds nothing left to do.
+Two migrators at once wait for each other; the second finds nothing left to do. Keepers of the version before
+run meanwhile: so what the migrations alter is locked first, all in one order. Where somebody holds some of
+it, or a deadlock ends it, all is given back and tried again.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
@@ -22,8 +26,8 @@ from sqlalchemy.pool import NullPool
 
 from gateway.core.certificate import UnreadableCertificate
 from gateway.errors import SchemaUnavailable, StartError
-from persistence.complaint import complaint, quiet
-from persistence.engine import CONNECT_TIMEOUT_S, dialect_url
+from persistence.complaint import complaint, origin, quiet
+from persistence.engine import CONNECT_TIMEOUT_S, dialect_url, plain_url
 from persistence.keeper.watch import certificate_end
 from persistence.schema import grants, partitions
 from persistence.schema.version import STATUS, THERE, SchemaStatus, refuse_other
@@ -45,6 +49,26 @@ SELECT place, known FROM (
 ) AS there WHERE known < :since ORDER BY place"""
 PLACES_TOLD_MAX = 5
 LOOKS_AGAIN_S = 0.2
+# Who comes behind a lock that waits, waits too: so long for each, then others have their turn. And so long
+# for all of them, all tries together.
+LOCK_S_MAX, LOCKS_S_MAX = 2.0, 120.0
+PAUSES_S = 0.5, 1.0, 2.0, 4.0
+NAME = "tollkeeper-migrate"
+# lock_not_available, deadlock_detected
+BUSY = frozenset({"55P03", "40P01"})
+TABLES = """
+SELECT format('%I', relname) FROM pg_class
+ WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
+ ORDER BY relname"""
+BLOCKING = """
+SELECT 'pid ' || pid || ' ' || coalesce(nullif(application_name, ''), 'without a name')
+       || coalesce(', ' || state, '')
+       || coalesce(to_char(query_start AT TIME ZONE 'UTC', '", its query began "HH24:MI:SS" UTC"'), '')
+  FROM pg_stat_activity WHERE pid = ANY (pg_blocking_pids(%s)) ORDER BY query_start, pid"""
+
+
+class SchemaInUse(SchemaUnavailable):
+    """Others hold what the migrations alter."""
 
 
 def upgrade(
@@ -54,6 +78,7 @@ def upgrade(
     end_older: bool = False,
     wait_s: float = 0.0,
     migrations: Path = MIGRATIONS,
+    locks_s_max: float = LOCKS_S_MAX,
 ) -> str:
     """Migrate the database at `url` to the newest schema, its partitions and rights; answers its version.
 
@@ -61,8 +86,36 @@ def upgrade(
     is left as it is; `StartError` where it does not run on it, or, unless they may end (`end_older`), where
     keepers are there, and still after `wait_s`, that would not run on the newest one: one that was killed
     is listed for a while.
-    `SchemaUnavailable` says in one line what PostgreSQL, or the migrations, do not allow.
+    `SchemaUnavailable` says in one line what PostgreSQL, or the migrations, do not allow; `StartError` who
+    holds what they alter, if it is still so after `locks_s_max`.
     """
+    until, tries, last = time.monotonic() + locks_s_max, 0, ""
+    while True:
+        blocking = Blocking(url)
+        try:
+            return _upgraded(url, told, blocking, end_older=end_older, wait_s=wait_s, migrations=migrations)
+        except SchemaInUse as error:
+            by = f"by {blocking.who}" if blocking.who else f"by others ({error.message})"
+            if time.monotonic() >= until:
+                raise StartError(
+                    f"the schema was not changed: its tables are in use {by}; end that session, or try again"
+                ) from error
+            if by != last:
+                told(f"tables of the schema are in use {by}: trying again")
+            last = by
+            time.sleep(PAUSES_S[min(tries, len(PAUSES_S) - 1)])
+            tries += 1
+
+
+def _upgraded(
+    url: str,
+    told: Callable[[str], object],
+    blocking: Blocking,
+    *,
+    end_older: bool,
+    wait_s: float,
+    migrations: Path,
+) -> str:
     with _connected(url) as connection:
         connection.execute(
             text("SELECT pg_advisory_xact_lock(:class, :key)"),
@@ -81,7 +134,9 @@ def upgrade(
             if not end_older:
                 raise StartError(f"{older}: stop them first, or run tollkeeper migrate --end-older-keepers")
             told(f"{older}: they end within seconds")
-        command.upgrade(config, "head")
+        with blocking.watched(connection):
+            _lock(connection, altered(connection, scripts, at.version))
+            command.upgrade(config, "head")
         _say_runs_from(connection, scripts)
         connection.execute(partitions.ENSURE, {"months_ahead": partitions.MONTHS_AHEAD, "by": ""})
         if missing := grants.apply(connection):
@@ -102,6 +157,60 @@ def runs_from(scripts: ScriptDirectory) -> str:
     One that states none serves no program but its own and later ones.
     """
     return max(getattr(one.module, "runs_from", one.revision) for one in scripts.walk_revisions())
+
+
+def altered(connection: Connection, scripts: ScriptDirectory, version: str | None) -> list[str]:
+    """The tables that migrations behind a version alter, as each says (`alters`), as far as they are there.
+
+    One that does not say it may alter any.
+    """
+    there = list(connection.scalars(text(TABLES)))
+    if version is None:
+        return []
+    waiting = [one.module for one in scripts.iterate_revisions("head", version)]
+    if not all(hasattr(one, "alters") for one in waiting):
+        return there
+    said = {table for one in waiting for table in one.alters}
+    return [one for one in there if one in said]
+
+
+def _lock(connection: Connection, tables: list[str]) -> None:
+    """Have them for this transaction alone, in one order. From now on no lock is waited for any longer."""
+    connection.execute(text(f"SET LOCAL lock_timeout = {round(LOCK_S_MAX * 1000)}"))
+    if tables:
+        connection.execute(text(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE"))
+
+
+class Blocking:
+    """Who keeps a session waiting, by a look at it now and then from another one; `who` is on one line."""
+
+    def __init__(self, url: str) -> None:
+        self.who = ""
+        self._url, self._over = plain_url(url), threading.Event()
+
+    @contextmanager
+    def watched(self, connection: Connection) -> Iterator[None]:
+        """Look at the session of a connection meanwhile."""
+        looking = threading.Thread(
+            target=self._look, args=(connection.scalar(text("SELECT pg_backend_pid()")),), daemon=True
+        )
+        looking.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            looking.join(CONNECT_TIMEOUT_S)
+
+    def _look(self, pid: int) -> None:
+        with (
+            suppress(psycopg.Error),
+            psycopg.connect(
+                self._url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S, prepare_threshold=None
+            ) as connection,
+        ):
+            while not self._over.wait(LOOKS_AGAIN_S):
+                if rows := connection.execute(BLOCKING, (pid,)).fetchall():
+                    self.who = "; ".join(row[0] for row in rows[:PLACES_TOLD_MAX])
 
 
 def _older_keepers(connection: Connection, since: str, wait_s: float) -> str:
@@ -141,13 +250,16 @@ def _connected(url: str) -> Iterator[Connection]:
         dialect_url(url),
         poolclass=NullPool,
         hide_parameters=True,
-        connect_args={"connect_timeout": CONNECT_TIMEOUT_S},
+        connect_args={"connect_timeout": CONNECT_TIMEOUT_S, "fallback_application_name": NAME},
     )
     quiet(engine)
     try:
         with engine.begin() as connection:
             yield connection
     except (SQLAlchemyError, CommandError) as error:
+        found = origin(error)
+        if found is not None and found.sqlstate in BUSY:
+            raise SchemaInUse(complaint(error)) from error
         first = complaint(error) + _ended(str(getattr(error, "orig", None) or error), url)
         raise SchemaUnavailable(f"the schema of PostgreSQL cannot be used: {first}") from error
 

@@ -4,6 +4,7 @@ from alembic import op
 
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
+alters = ()
 branch_labels = None
 depends_on = None
 

@@ -1,0 +1,159 @@
+"""What a migration alters it locks first, all in one order, and it waits for no session without an end: it
+says who keeps it waiting.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from psycopg import errors
+from sqlalchemy import create_engine, text
+
+from gateway.errors import StartError
+from persistence import engine
+from persistence.schema import migrate
+from persistence.schema.version import KNOWN, NEEDED
+from tests.persistence.scenario import rows_of
+from tests.waiting import wait_until
+
+# From then on each migration says what it alters; those before lock all there is.
+LAST_WITHOUT = "0088"
+# Modes that keep out whoever writes, or reads.
+STRONG = "ShareLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock"
+LOCKED = """
+SELECT DISTINCT c.relname::text FROM pg_locks AS l JOIN pg_class AS c ON c.oid = l.relation
+ WHERE l.pid = pg_backend_pid() AND l.mode = ANY (:modes) AND c.relname = ANY (:there)"""
+
+
+@pytest.fixture
+def tomorrow(tmp_path: Path) -> Path:
+    """The migrations of a version to come, the last of which alters two tables; keepers go on over it."""
+    found = tmp_path / "migrations"
+    shutil.copytree(migrate.MIGRATIONS, found)
+    (found / "versions" / "v9999_tomorrow.py").write_text(
+        "from alembic import op\n\n"
+        f'revision, down_revision, runs_from = "9999", "{NEEDED}", "{NEEDED}"\n'
+        'alters = ("tenant", "partition_state")\n\n\n'
+        "def upgrade() -> None:\n"
+        "    for table in alters:\n"
+        '        op.get_bind().exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN of_tomorrow TEXT")\n'
+    )
+    return found
+
+
+def test_each_migration_says_what_it_alters(database: str) -> None:
+    """What PostgreSQL says that it locked, of what was there before."""
+    config = Config()
+    config.set_main_option("script_location", str(migrate.MIGRATIONS))
+    scripts = ScriptDirectory.from_config(config)
+    to = create_engine(engine.dialect_url(database))
+    with to.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, LAST_WITHOUT)
+    for version in KNOWN[KNOWN.index(LAST_WITHOUT) + 1 :]:
+        with to.begin() as connection:
+            config.attributes["connection"] = connection
+            there = list(connection.scalars(text(migrate.TABLES)))
+            command.upgrade(config, version)
+            locked = sorted(connection.scalars(text(LOCKED), {"modes": list(STRONG), "there": there}))
+            said = getattr(scripts.get_revision(version).module, "alters", None)
+            assert said == tuple(locked), f"v{version} has to say: alters = {tuple(locked)!r}"
+    to.dispose()
+
+
+def test_those_that_say_nothing_lock_all_there_is_and_the_others_what_they_say(
+    cloned: str, tomorrow: Path
+) -> None:
+    scripts = ScriptDirectory(str(tomorrow))
+    with create_engine(engine.dialect_url(cloned)).connect() as connection:
+        assert migrate.altered(connection, scripts, NEEDED) == ["partition_state", "tenant"]
+        everything = migrate.altered(connection, scripts, "0085")
+        assert everything == sorted(everything)
+        assert {"tenant", "token_ledger", "alembic_version"} <= set(everything)
+        assert not [one for one in everything if one.startswith("token_ledger_")], (
+            "a partition comes with its table"
+        )
+        assert migrate.altered(connection, scripts, "9999") == []
+
+
+def test_who_holds_what_is_altered_is_named(cloned: str, tomorrow: Path) -> None:
+    with held_by(cloned, "a-report", "SELECT FROM tenant") as pid, pytest.raises(StartError) as failed:
+        migrate.upgrade(cloned, migrations=tomorrow, locks_s_max=0)
+    said = rf"in use by pid {pid} a-report, idle in transaction, its query began \d\d:\d\d:\d\d UTC;"
+    assert re.search(said, failed.value.message)
+    assert "DATABASE_URL" not in failed.value.message
+    assert migrate.schema_status(cloned).version == NEEDED
+
+
+def test_it_goes_on_once_nobody_holds_them(cloned: str, tomorrow: Path) -> None:
+    told: list[str] = []
+    with ThreadPoolExecutor(2) as pool:
+        with held_by(cloned, "a-report", "SELECT FROM partition_state"):
+            both = [pool.submit(migrate.upgrade, cloned, told.append, migrations=tomorrow) for _ in range(2)]
+            wait_until(lambda: bool(told))
+        assert [one.result() for one in both] == ["9999", "9999"]
+    assert "a-report" in told[0]
+
+
+def test_it_comes_through_beside_transactions_that_lock_in_the_other_order(
+    cloned: str, tomorrow: Path
+) -> None:
+    """As keepers do, who have their tables in the order of their work."""
+    over, done = threading.Event(), [0, 0]
+
+    def work(number: int) -> None:
+        tables = ("tenant", "partition_state") if number else ("partition_state", "tenant")
+        with psycopg.connect(cloned, autocommit=True) as connection:
+            while not over.is_set():
+                try:
+                    with connection.transaction():
+                        for table in tables:
+                            connection.execute(f"LOCK TABLE {table} IN ROW EXCLUSIVE MODE")
+                            connection.execute("SELECT pg_sleep(0.01)")
+                    done[number] += 1
+                except errors.DeadlockDetected:
+                    continue
+
+    with ThreadPoolExecutor(8) as pool:
+        try:
+            for number in range(8):
+                pool.submit(work, number % 2)
+            wait_until(lambda: min(done) > 0)
+            assert migrate.upgrade(cloned, migrations=tomorrow) == "9999"
+            before = list(done)
+            wait_until(lambda: done[0] > before[0] and done[1] > before[1])
+        finally:
+            over.set()
+
+
+async def test_sessions_of_keepers_have_a_name(cloned: str) -> None:
+    pool = engine.create(cloned)
+    async with pool.connect() as connection:
+        assert (
+            await connection.scalar(text("SELECT current_setting('application_name')")) == "tollkeeper-keeper"
+        )
+    await pool.dispose()
+    named = engine.create(f"{cloned}?application_name=ours")
+    async with named.connect() as connection:
+        assert await connection.scalar(text("SELECT current_setting('application_name')")) == "ours"
+    await named.dispose()
+
+
+@contextmanager
+def held_by(database: str, name: str, query: str) -> Iterator[int]:
+    """A session in a transaction that has asked this; its pid."""
+    with psycopg.connect(database, application_name=name) as connection:
+        connection.execute(query)
+        ((pid,),) = rows_of(database, f"SELECT pid FROM pg_stat_activity WHERE application_name = '{name}'")
+        yield int(pid)
