@@ -23,6 +23,8 @@ AWAY_S = 5.0
 RECOVERY_S_MAX = 7.0
 # What workers brought is charged by keepers: as long as they may take for it nobody is let in on it.
 LATE_S_MAX = 30.0
+# Whoever is waited for so long is named, as many of them as this.
+NAMED_S, NAMED_MAX = 1.0, 8
 # How long workers nobody knows of have to show up: each reports as soon as it sees other data.
 STRANGERS_S = 2.0
 
@@ -89,6 +91,7 @@ class AdmissionGate:
         self._roster = Roster()
         self._watched_at = clock()
         self._kept: frozenset[str] | None = None
+        self._named: frozenset[str] = frozenset()
 
     async def watch(self, reports: Mapping[str, Report]) -> None:
         """Learn who is there, from reports that were read before all was seen to be verified."""
@@ -126,6 +129,7 @@ class AdmissionGate:
         if self._kept is None:
             self._roster.expect([*await self._source.workers(), *reports], self._clock())
         since: dict[int, float] = {}
+        self._named = frozenset()
         more = True
         while more:
             try:
@@ -153,18 +157,25 @@ class AdmissionGate:
         if not late.isdisjoint(ours):
             self._hurry()
         now = self._clock()
-        gave_up = list[int]()
+        gave_up, waited_for = list[int](), set[str]()
         for partition, epoch in ours.items():
             waited = now - since.setdefault(partition, now)
             missing = self._roster.missing(reports, run_id, partition, epoch)
             may_come = missing or (strangers and waited < STRANGERS_S)
             if may_come and waited < self._recovery_s_max:
+                waited_for |= set(missing) if waited >= NAMED_S else set()
                 continue
             if partition in late and waited < self._late_s_max:
                 continue
             if missing or partition in late:
                 gave_up.append(partition)
             await self._target.admit(run_id, partition, epoch, catalogue)
+        if waited_for - self._named:
+            self._named |= waited_for
+            named = sorted(waited_for)[:NAMED_MAX]
+            self._say(
+                "recovery: waiting for gateways to send again", workers=named, late=len(late & ours.keys())
+            )
         if gave_up:
             self._say("admitting before all was brought and charged", partitions=gave_up, level="warning")
         return True

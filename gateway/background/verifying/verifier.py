@@ -14,6 +14,7 @@ Once all are done it is said that whatever is not there does not exist.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import (
     AsyncIterator,
     Callable,
@@ -53,7 +54,7 @@ class Verifier:
     `partitions` are those that the counters' server has. Without an `admission_gate` whoever is verified is
     served at once; with one, not before the workers have sent again what may be forgotten. A partition that
     was never verified has nothing to forget. One that cannot be verified keeps no other from it, nor does one
-    that another version looks after.
+    that another version looks after. It says how far a recovery is, with the seconds since it began.
     """
 
     def __init__(
@@ -69,6 +70,8 @@ class Verifier:
         organizations_max: int = ORGANIZATIONS_MAX,
         watch_s: float = WATCH_S,
         overtaken: Overtaken | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        say: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
         self._isolation, self._left = isolation or Isolation(), 0
         self._source = source
@@ -79,8 +82,9 @@ class Verifier:
         self._admission_gate = admission_gate
         self._rewinds = rewinds
         self._partitions, self._organizations_max = partitions, organizations_max
-        self._watch_s = watch_s
+        self._watch_s, self._clock, self._say = watch_s, clock, say
         self._overtaken = overtaken or Overtaken()
+        self._begun_at: float | None = None
         self._each = Partitions(source, target, rewinds, self._isolation)
         self._free = asyncio.Semaphore(PARTITIONS_AT_ONCE_MAX)
 
@@ -121,6 +125,8 @@ class Verifier:
             self._watched = run_id
             return []
         self._vouched = b""
+        self._begun_at = self._clock() if markers.unverified or markers.closed else None
+        self._stage("begun", unverified=len(markers.unverified), closed=len(markers.closed))
         known, everybodys = await asyncio.gather(self._catch_up(markers), self._source.everybodys())
         epochs = {one: max(epoch, known.get(one, 0)) + 1 for one, _, epoch in markers.unverified}
         noted = await self._source.note(run_id, epochs)
@@ -131,6 +137,7 @@ class Verifier:
                 await self._rewinds.keep_promotion(run_id)
         strays = await self._rewinds.strays(list(epochs)) if self._rewinds else {}
         since = await self._compared(markers, strays)
+        self._stage("outboxes read", go_on=len(since), older=len(strays))
         found = {
             one: Found(
                 one, marker, epochs[one], closes=bool(self._admission_gate and known.get(one, 0)),
@@ -145,6 +152,8 @@ class Verifier:
         strangers = bool(self._admission_gate) and self._may_be_strange(markers, known)
         async with self._opened(run_id, reports, everybodys.version, strangers=strangers) as defined:
             done = await self._all(run_id, wanted, found, everybodys.version, defined)
+            self._stage("compared", partitions=len(done))
+        self._stage("open")
         if whole_of := {one.partition: one.epoch for one in done if not one.refused}:
             await self._source.note_compared(run_id, whole_of, everybodys.position)
         await self._notice_rewind(anew=True)  # what was exchanged meanwhile is verified again
@@ -169,6 +178,11 @@ class Verifier:
             while slept_s < self.pause_s:  # which is less as soon as the connection is another one
                 await asyncio.sleep(INTERVAL_S)
                 slept_s += INTERVAL_S
+
+    def _stage(self, what: str, **facts: int) -> None:
+        """Say how far a recovery is, where this is one."""
+        if self._begun_at is not None:
+            self._say(f"recovery: {what}", **facts, seconds=round(self._clock() - self._begun_at, 2))
 
     async def _notice_rewind(self, *, anew: bool) -> None:
         """Whether the data is what it was, by the fence and by what PostgreSQL has stored of it."""

@@ -53,6 +53,7 @@ class Scene:
     verifier: Verifier = field(init=False)
     gate: AdmissionGate = field(init=False)
     posted: int = 0
+    said: list[tuple[str, dict[str, object]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.verifier = self.keeper(self.backend)
@@ -61,9 +62,12 @@ class Scene:
         """A keeper's verifier that has seen nothing yet."""
         truths, counters = Truths(backend.engine, partition_of), backend.counters
         self.gate = AdmissionGate(
-            truths, counters, self.clock, recovery_s_max=WAITS_S, late_s_max=WAITS_LATE_S
+            truths, counters, self.clock, recovery_s_max=WAITS_S, late_s_max=WAITS_LATE_S, say=self.say
         )
-        return Verifier(truths, counters, admission_gate=self.gate, organizations_max=1)
+        return Verifier(truths, counters, admission_gate=self.gate, organizations_max=1, say=self.say)
+
+    def say(self, what: str, **facts: object) -> None:
+        self.said.append((what, facts))
 
     async def use(self, worker: Worker, tokens: int) -> None:
         await worker.settle(self.world.reserve(need=tokens), tokens)

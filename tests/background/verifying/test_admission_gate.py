@@ -56,6 +56,32 @@ async def test_a_slow_worker_is_waited_for_and_nobody_is_let_in_on_what_it_charg
         # Nobody is let in on what was used up before.
         assert scene.world.reserve(need=1).verdict is Verdict.QUOTA_EXCEEDED
         assert scene.world.tenant.remaining == 0
+        assert [what for what, _ in scene.said if "waiting" not in what] == [
+            f"recovery: {stage}" for stage in ("begun", "outboxes read", "compared", "open")
+        ]
+
+
+async def test_a_worker_that_is_waited_for_is_named_once(
+    kept: ValkeyServer, migrated: str, tmp_path: Path
+) -> None:
+    async with (
+        scene_at(kept, migrated) as scene,
+        worker_at(kept.url, tmp_path / "one", worker_slot="one") as one,
+        worker_at(kept.url, tmp_path / "other", worker_slot="other") as slow,
+    ):
+        await scene.looked(one, slow)
+        await scene.use(slow, TOTAL)
+        scene.said.clear()
+        await scene.forget(one, slow, empty=True)
+        async with scene.verifying() as verifying:
+            await one.look()
+            assert await scene.closed()
+            scene.clock.ahead += module.NAMED_S
+            named = [{"workers": ["other"], "late": 0}]
+            await eventually(lambda: named == [facts for what, facts in scene.said if "waiting" in what])
+            await slow.look()
+            await verifying
+        assert named == [facts for what, facts in scene.said if "waiting" in what]
 
 
 async def test_where_all_have_reported_it_is_opened_at_once(
