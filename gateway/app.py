@@ -132,7 +132,9 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     _collect_seldom()
     await port.open(parent_pipe)
     await stop.wait()
+    until = time.monotonic() + settings.shutdown_grace_s
     await plane.drain(settings.shutdown_grace_s)
+    await settlements.sent(until)  # a disk may end with its pod
     await cancel(background)
     spans = [asyncio.to_thread(exporter.stop, LEAVING_S_MAX)] if exporter is not None else []
     leaving = [refused_calls.leave(), programs.leave(), door.leaser.give_back(), *spans]

@@ -63,6 +63,6 @@ for _, name in ipairs(organizations) do
   writes[#writes + 1] = name
   writes[#writes + 1] = ORGANIZATION.written(organization_at(name))
 end
-if #writes > 0 then call('MSET', values(writes)) end
+if #writes > 0 then call('MSET', values(all_as_written(writes, 1, #writes))) end
 for _, account in ipairs(budgets) do write_budget(account, nil, now) end
 return table.concat(answer)

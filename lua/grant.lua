@@ -50,6 +50,6 @@ if err then return err end
 if once then call('HSET', KEYS[2], id, '1') end
 local writes = {KEYS[5], ORGANIZATION.written(organization)}
 if tenant then writes[3], writes[4] = KEYS[4], TENANT.written(tenant) end
-call('MSET', values(writes))
+call('MSET', values(all_as_written(writes, 1, #writes)))
 for _, account in ipairs(accounts or {}) do write_budget(account, nil, now) end
 return answer(1)

@@ -56,7 +56,7 @@ else
     organization_id = organization.organization_id, tenant_id = tenant.tenant_id, created = hold and hold.created or now,
   }
 end
-call('MSET', values(writes))
+call('MSET', values(all_as_written(writes, 1, #writes)))
 if ends then return NO_LEASE.pack{code = 2, now = now} end
 return LEASED.pack{
   code = 1, now = now, tokens = tokens, credits = credits, strict = tenant.admission, cuts = tenant.on_exhausted,

@@ -18,7 +18,7 @@ local raw = call('MGET', KEYS[1], KEYS[2])
 if verb == REBUILD or verb == VERIFY then
   if (raw[1] or '') ~= ARGV[3] then return CODE.pack{code = -4} end
   if verb == VERIFY then call('HINCRBY', KEYS[3], 'v', 1) end
-  local expires = verb == REBUILD and string.match(KEYS[2], ':(%a):') == 'b' and BUDGET.field(ARGV[2], 'expires') or 0
+  local expires = verb == REBUILD and string.match(KEYS[2], ':(%a):') == 'b' and BUDGET.field(today(ARGV[2], KEYS[2]), 'expires') or 0
   if expires > 0 then call('SET', KEYS[2], ARGV[2], 'PXAT', expires) else call('SET', KEYS[2], ARGV[2]) end
   if #KEYS > 3 then
     local more = {}
@@ -35,11 +35,11 @@ local account = raw[2] and open(forms[kind], today(raw[2], KEYS[2])) or blank(ki
 if raw[2] and account.version >= version then return CODE.pack{code = 2} end
 if kind == KIND_TENANT then
   local reset = due(account, now, epoch)
-  if reset then call('XADD', KEYS[3], '*', 'e', reset) end
+  if reset then call('XADD', KEYS[3], '*', 'e', written_as == TODAY and reset or ENTRY.earlier(reset)) end
 end
 drain(account, now)
 account.version = version
 define(account, kind, ARGV[2], now)
 local packed = write(forms[kind], sizes[kind], account)
-if kind ~= KIND_USER or keep_user(KEYS[2], packed, account, now) then call('MSET', KEYS[2], packed) end
+if kind ~= KIND_USER or keep_user(KEYS[2], packed, account, now) then call('MSET', KEYS[2], as_written(KEYS[2], packed)) end
 return CODE.pack{code = 1}

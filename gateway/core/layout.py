@@ -4,7 +4,8 @@ Whatever reads or writes one goes by the names of its fields: structs of Python 
 and what the scripts need in `gateway/counters/layouts/lua.py`. Nobody counts bytes.
 
 What is stored begins with the number of its layout. A field says with which number it came, so whatever was
-stored before is read. What a newer version has stored is left where it is, and told.
+stored before is read. What a newer version has stored is left where it is, and told. While programs of the
+version before may run, what is written is as they read it: without the fields that came with today's number.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from typing import Any, NamedTuple
 # with text: none of these bytes is as high as the first number.
 LAYOUT = 132
 FIRST = 129
+# The number of the version before, which is written until every program that runs reads today's. Numbers
+# before 132 are read, and written by nobody.
+EARLIER = max(132, LAYOUT - 1)
 
 
 class UnknownLayout(ValueError):
@@ -115,6 +119,30 @@ class Layout:
             elif found:
                 parts.append(found)
         return parts
+
+    def earlier(self, packed: bytes) -> bytes:
+        """What is packed as today, as the version before reads it; anything else as it is."""
+        if EARLIER == LAYOUT or packed[0] != LAYOUT:
+            return packed
+        return b"".join(packed[one] if isinstance(one, slice) else one for one in self.by_today())
+
+    def by_today(self) -> list[slice | bytes]:
+        """The version before's bytes by today's: which of these are kept, and its number.
+
+        An entry of the outbox has a `version` of its own, which is one less where a field is left out.
+        """
+        fewer = any(one.since > EARLIER for one in self.fields)
+        parts, at, begin = list[slice | bytes](), 0, 0
+        for one in self.fields:
+            number = EARLIER if one is NUMBER else None
+            if one.name == "version" and fewer and one.default:
+                number = one.default - 1
+            if number is not None or one.since > EARLIER:
+                parts += [slice(begin, at)] if at > begin else []
+                parts += [] if number is None else [bytes([number])]
+                begin = at + one.kind.size
+            at += one.kind.size
+        return [*parts, slice(begin, None)]
 
     def index(self, name: str) -> int:
         """Which field this is, from 0; KeyError where there is none of this name."""

@@ -1,11 +1,15 @@
-"""The processes that run: what each says of itself, and whether one is too old for what is stored. Pure."""
+"""The processes that run: what each says of itself, whether one is too old for what is stored, and whether
+all of them read today's layout. Pure.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from gateway.core.layout import LAYOUT
 
 # Versions that metrics tell apart; all others are one more.
 VERSIONS_TOLD_MAX = 16
@@ -57,6 +61,48 @@ class Stored:
                 f"PostgreSQL has schema version {self.schema},"
                 f" this program knows {program.schema} at most: run a newer one"
             )
+        return ""
+
+
+class TakeUp:
+    """Whether a keeper may have today's layout written: once each program that runs reads it.
+
+    One that lives says so within `silent_s`, so the list has to say it for so long. What nobody knows means
+    no: a list that cannot be read, that misses this keeper itself, since Redis takes nothing then, or a
+    gateway that reports, since its user may not write the list; and one so long that not all stand in it.
+    """
+
+    def __init__(self, own: Program, silent_s: float, programs_max: int, layout: int = LAYOUT) -> None:
+        self._own, self._silent_s, self._programs_max, self._layout = own, silent_s, programs_max, layout
+        self._since: float | None = None
+        self.why_not = "nobody has looked yet"
+
+    def look(self, now: float, seen: Sequence[Seen] | None, workers: int) -> bool:
+        """Go by who is there, if that is known, and how many gateway workers report; `now` is monotonic."""
+        self.why_not = self._trouble(seen, workers)
+        if self.why_not:
+            self._since = None
+            return False
+        self._since = now if self._since is None else self._since
+        if now - self._since < self._silent_s:
+            self.why_not = "others may not have said yet that they run"
+        return not self.why_not
+
+    def _trouble(self, seen: Sequence[Seen] | None, workers: int) -> str:
+        there = [one.program for one in seen or ()]
+        if self._own not in there:
+            return "the list of programs is not kept"
+        if len(there) >= self._programs_max:
+            return "not all programs stand in their list"
+        older = [one for one in there if one.layout < self._layout]
+        if older:
+            first = older[0]
+            return (
+                f"{len(older)} programs read less, the first is a {first.role} {first.version}"
+                f" on {first.host}: layout {first.layout}"
+            )
+        if sum(one.role == "gateway" for one in there) < workers:
+            return "a gateway reports that does not stand in the list of programs"
         return ""
 
 

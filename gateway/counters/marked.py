@@ -27,7 +27,7 @@ async def close(ask: Ask, run_id: bytes, partitions: Sequence[int]) -> None:
     for partition, raw in (await _markers(ask, partitions)).items():
         named, epoch, catalogue = packing.read_marker(raw)
         if named not in (run_id, NOBODY):
-            new = packing.marker(NOBODY, epoch, catalogue)
+            new = packing.marker(NOBODY, epoch, catalogue, packing.layout_of(raw))
             call = packing.rebuild(run_id, partition, keys.marker(partition), new, raw)
             closing.append(ask(*script_parts("load", *call)))
     await asyncio.gather(*closing)

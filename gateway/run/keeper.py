@@ -111,6 +111,7 @@ class Keeper:
             first=self._moves.take_up, flushed=self._flushed, verified=self._verified,
             went_back=self._went_back, refuse=self._refuse, isolation=isolation,
             share=Share(Shares(self._pools.share, settings.admin_port)),
+            takes_up=lambda: self.programs.takes_up_layout,
         )  # fmt: skip
         self._servers = KeptServers(self._wires, shared)
         self._sweeper, journal = Sweeper(sweeps, self._counters), RefusedJournal(self._engine)
@@ -166,6 +167,7 @@ class Keeper:
                 self._wires, version("tollkeeper"), peppers_of(settings).ids, unread
             ).keep_saying,
             "programs": self.programs.keep_saying,
+            "layout": partial(self.programs.keep_looking, self._servers.workers, log),
             "schema": partial(self.programs.keep_to_schema, stop),
             "sweeper": self._sweeper.run,
             "refused": self._refused.run,

@@ -58,7 +58,8 @@ class Shared:
     """What all of them share. `counters` goes to whoever has an organization, `moved` is evidence of all.
 
     `first` is awaited before partitions are looked at: those that were moved to a server are taken up there.
-    What is flushed here is the keeper's `share`.
+    What is flushed here is the keeper's `share`. Partitions are written in today's layout once it `takes_up`
+    that.
     """
 
     settings: Settings
@@ -75,6 +76,7 @@ class Shared:
     refuse: Callable[[Mapping[int, Sequence[int]]], Awaitable[None]]
     isolation: Isolation
     share: Share
+    takes_up: Callable[[], bool]
 
 
 class KeptServer:
@@ -84,8 +86,9 @@ class KeptServer:
         self.wire, self._log = wire, shared.log
         settings, engine, fence = shared.settings, shared.engine, shared.fences.of(wire)
         counters = KeeperCounters(
-            wire, everybodys=shared.wires, moved=shared.moved, left_alone=shared.counters.left_alone
-        )
+            wire, everybodys=shared.wires, moved=shared.moved, left_alone=shared.counters.left_alone,
+            takes_up=shared.takes_up,
+        )  # fmt: skip
         sweeps, quarantines = Sweeps(engine), Quarantines(engine)
         truths = Truths(engine, partition_of, partition_of_digest)
 
@@ -117,6 +120,7 @@ class KeptServer:
         self.verifier = Verifier(
             truths, counters, shared.verified,
             admission_gate=self.gate, rewinds=rewinds, partitions=partitions, isolation=shared.isolation,
+            say=shared.log,
         )  # fmt: skip
         self.reclaimer = Reclaimer(keeping, ReclaimPolicy(settings.reclaim))
         self._isolation = shared.isolation
@@ -239,6 +243,10 @@ class KeptServers:
     def _in_hand(self) -> frozenset[int]:
         """Also of servers that went, while what was read of them is stored."""
         return frozenset[int]().union(*(one.in_hand for one in (*self._kept.values(), *self._ending)))
+
+    async def workers(self) -> int:
+        """How many gateway workers report; CountersUnavailable where a server does not say."""
+        return max([len(await one.counters.reports()) for one in list(self._kept.values())], default=0)
 
     async def at_rest(self) -> set[int]:
         """Partitions of which nobody brings more of what Redis may have forgotten; of servers that answer."""

@@ -6,23 +6,27 @@ Part of the composition root.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 
 from gateway.core.accounts.administration import Row
-from gateway.core.layout import FIRST
-from gateway.core.programs import Seen, Stored, counted
+from gateway.core.layout import FIRST, LAYOUT
+from gateway.core.programs import Seen, Stored, TakeUp, counted
 from gateway.counters.keeper.client import Client
-from gateway.counters.keeper.programs import Programs
+from gateway.counters.keeper.programs import PROGRAMS_MAX, SILENT_S_MAX, Programs
 from gateway.counters.redis import keys
 from gateway.counters.redis.wires import Wires
+from gateway.errors import CountersUnavailable
 from gateway.run.program import this_program
 from persistence.engine import Engine
 from persistence.schema.version import NEEDED, outgrown, status
 
 # A keeper that was there before such a migration goes on for so long.
 SCHEMA_LOOK_S = 5.0
+LAYOUT_LOOK_S = 1.0
 
 
 class Running(Programs):
@@ -31,7 +35,23 @@ class Running(Programs):
     def __init__(self, wires: Wires, counters: Client, engine: Engine) -> None:
         super().__init__(wires, this_program("keeper", NEEDED))
         self.outgrown = ""
+        self.takes_up_layout = False
         self._counters, self._engine = counters, engine
+
+    async def keep_looking(
+        self, workers: Callable[[], Awaitable[int]], say: Callable[..., None], look_s: float = LAYOUT_LOOK_S
+    ) -> None:
+        """Know again and again whether each program that runs reads today's layout; `workers` report."""
+        take_up, said = TakeUp(self.said, SILENT_S_MAX, PROGRAMS_MAX), ""
+        while True:
+            seen, count = None, 0
+            with suppress(CountersUnavailable):
+                seen, count = await self.read(), await workers()
+            self.takes_up_layout = take_up.look(time.monotonic(), seen, count)
+            if take_up.why_not != said:
+                said = take_up.why_not
+                say("layout may be taken up" if not said else "layout waits", layout=LAYOUT, why=said)
+            await asyncio.sleep(look_s)
 
     async def keep_to_schema(self, stop: asyncio.Event, look_s: float = SCHEMA_LOOK_S) -> None:
         """Have this keeper `stop` once the schema is one that does not serve it: `outgrown` says why."""

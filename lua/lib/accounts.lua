@@ -7,8 +7,10 @@ local raw_of, account_of, moved_of, scope_of, reset_of = {}, {}, {}, {}, {}
 local event_of, member_of, write_of, gone_of = {}, {}, {}, {}
 local event_count, member_count, write_count, gone_count = 0, 0, 0, 0
 local shared_now
--- And accounts of budgets for each, which go by themselves.
-local left_of, left_count = {}, 0
+-- How many states were left to be written when a part began.
+local write_before = 0
+-- And accounts of budgets for each, which go by themselves, each with the layout that its part is written in.
+local left_of, layout_of, left_count = {}, {}, 0
 -- How many new ones of these the calls made, by index.
 local made_of, makes = {}, false
 -- How many keys come before the first marker; how many before those that are the part's own, and how many places.
@@ -47,7 +49,7 @@ end
 
 -- begins a part behind so many keys and places, of which it has so many; its accounts are opened as they come
 local function enter_part(own, before, places)
-  own_before, places_before, event_count, member_count = own, before, 0, 0
+  own_before, places_before, event_count, member_count, write_before = own, before, 0, 0, write_count
   for at = before + 2, before + places do account_of[at], moved_of[at] = nil, nil end
 end
 

@@ -1,8 +1,9 @@
--- append: entries to streams, and what else may fail: all of it or nothing. Needs state.
+-- append: entries to streams, and what else may fail: all of it or nothing. Needs state, batch.
 
 -- on a failure takes back what it appended and answers the error; the entries become their ids
 local function append(stream, entries, count)
   for i = 1, count or #entries do
+    if written_as ~= TODAY then entries[i] = ENTRY.earlier(entries[i]) end
     local id = try('XADD', stream, '*', 'e', entries[i])
     if kind_of(id) == 'table' then
       if i > 1 then call('XDEL', stream, values(entries, 1, i - 1)) end

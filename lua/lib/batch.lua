@@ -1,4 +1,5 @@
--- batch: what calls that come together share: the time, and what their partition's marker says. Needs state.
+-- batch: what calls that come together share: the time, and what their partition's marker says: of which layout all that is
+-- written there is, too. Needs state.
 
 -- ms since the epoch. What one client sent in one write (`batch`: its number, like no other's)
 -- and runs without another in between shares its time: TIME is a twentieth of what reserve and settle cost
@@ -15,14 +16,28 @@ end
 -- the marker's epoch and catalogue version, or nil where it was not verified under the run id asked for; what the last one
 -- says is kept, since it is the same for all calls of a partition
 local last_marker, marked_by, marked_epoch, marked_version
+local written_as = TODAY
 local function verified(marker, asked_for)
   if not marker then return nil end
   if marker ~= last_marker then
-    if byte(marker) ~= TODAY then return nil end -- a version before or a newer one serves this partition
-    local run_id, epoch, catalogue = MARKER.read(marker)
+    local number, packed = byte(marker), marker
+    if number ~= TODAY then
+      if number ~= EARLIER then return nil end -- an older version or a newer one serves this partition
+      packed = MARKER.today(marker, number)
+    end
+    local run_id, epoch, catalogue = MARKER.read(packed)
     marked_by, marked_epoch, marked_version = run_id, epoch, catalogue
-    last_marker = marker
+    last_marker, written_as = marker, number
   end
   if marked_by ~= asked_for then return nil end
   return marked_epoch, marked_version
+end
+
+-- a state as it is written, by the marker that was looked at last; and many, by turns name and state, from one place to another
+local function as_written(name, state) return written_as == TODAY and state or earlier(state, name) end
+
+local function all_as_written(list, first, last)
+  if written_as == TODAY then return list end
+  for i = first, last, 2 do list[i + 1] = earlier(list[i + 1], list[i]) end
+  return list
 end

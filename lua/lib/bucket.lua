@@ -1,4 +1,4 @@
--- bucket: requests and tokens a minute, exact in integers. Needs state.
+-- bucket: requests and tokens a minute, exact in integers. Needs state, batch.
 -- A level counts what was taken, UNIT a request or token; it drains by `limit` a millisecond,
 -- so one unit drains in 60000 / limit ms. A full bucket is level 0; debt is level > limit * UNIT.
 local UNIT, FUTURE_MS = 60000, 2000
@@ -14,7 +14,7 @@ local function keep_user(name, packed, user, now)
   local rpm, tpm, life = user.rpm, user.tpm, IDLE_MS
   if rpm > 0 then life = max(life, ceil(user.requests_used / rpm)) end
   if tpm > 0 then life = max(life, ceil(user.tokens_used / tpm)) end
-  call('SET', name, packed, 'PXAT', now + min(LIFE_MS_MAX, life))
+  call('SET', name, as_written(name, packed), 'PXAT', now + min(LIFE_MS_MAX, life))
 end
 
 -- sets limits; where one changes, what was used before fills the new one at most

@@ -1,4 +1,4 @@
--- kept: how accounts of budgets are written, and when somebody's is forgotten. Needs state, accounts, account.
+-- kept: how accounts of budgets are written, and when somebody's is forgotten. Needs state, batch, accounts, account.
 -- How long an account for each is kept: after the window it is in, or where one is without end after its last call, by days.
 local EACH_AFTER_MS, EACH_UNUSED_DAYS, STALE_MOST = 86400000, 30, 2
 
@@ -35,9 +35,10 @@ local function write_budget(account, raw, now)
     return
   end
   if account[INDEX] then keep_each(account, now) end
-  local state, expires = packed_budget(account), account[EXPIRES]
+  local packed, expires = packed_budget(account), account[EXPIRES]
   account[IS_NEW] = false
-  remember(key, account, state)
+  remember(key, account, packed)
+  local state = as_written(key, packed)
   if expires == 0 then call('MSET', key, state)
   elseif raw and expires == ends and #raw == #state then call('SETRANGE', key, 0, state) -- it ends when it did, for less
   else call('SET', key, state, 'PXAT', expires) end

@@ -116,7 +116,7 @@ end
 local function end_holds()
   for i = 1, member_count do
     local name, tombstone = ended[i], tombstone_of[i]
-    if tombstone then call('SET', name, tombstone, 'PX', life_of[i])
+    if tombstone then call('SET', name, as_written(name, tombstone), 'PX', life_of[i])
     else
       gone_count = gone_count + 1
       gone_of[gone_count] = name

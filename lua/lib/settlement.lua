@@ -1,4 +1,4 @@
--- settlement: what becomes of a call that is to be settled without a charge. Needs state, admit.
+-- settlement: what becomes of a call that is to be settled without a charge. Needs state, batch, admit.
 -- `settlement` is the packed argument, opened; `argv` are all arguments.
 
 -- the id of a request's one correction: its own with the version nibble set to 8
@@ -30,7 +30,8 @@ end
 
 -- what leaves a call to the keeper, who knows the ledger, with what a reclaim charged of it; the batch means nothing any more
 local function late_entry(settlement, argv, paid, reclaimed_hold)
-  return {'a', SETTLEMENT.since(argv[1], 'layout'), 'u', argv[2], 'c', argv[3], 'm', argv[4],
+  local kept = SETTLEMENT.since(argv[1], 'layout')
+  return {'a', written_as == TODAY and kept or KEPT.earlier(kept), 'u', argv[2], 'c', argv[3], 'm', argv[4],
     't', has(settlement.flags, FLAG_USES) and argv[5] or '', 'b', paid or '',
     'charged', format('%.0f', reclaimed_hold and HOLD.field(reclaimed_hold, 'charged') or 0),
     'acknowledged', settlement.mode == MODE_RECOVER and argv[#argv] or ''}

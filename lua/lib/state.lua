@@ -54,6 +54,18 @@ local function today(raw, name)
   return HOLD.today(raw, number)
 end
 
+-- what is packed as today, as the version before reads it
+local function earlier(raw, name)
+  local kind = string.match(name, ':(%a):')
+  if kind == 'k' then return KEY.earlier(raw) end
+  if kind == 'u' then return USER.earlier(raw) end
+  if kind == 't' then return TENANT.earlier(raw) end
+  if kind == 'o' then return ORGANIZATION.earlier(raw) end
+  if kind == 'a' then return ACTIVATION.earlier(raw) end
+  if kind == 'b' then return BUDGET.earlier(raw) end
+  return HOLD.earlier(raw)
+end
+
 -- the partition's marker, and states and holds after it, as they are packed today
 local function stored(keys, first)
   local raw = call('MGET', values(keys, first))

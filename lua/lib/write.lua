@@ -1,4 +1,4 @@
--- write: what the calls of one call of a function moved, all at once. Needs state, accounts, account, kept.
+-- write: what the calls of one call of a function moved, all at once. Needs state, batch, accounts, account, kept.
 -- notes what a part, which has so many places, moved: nothing here fails. What was asked in vain stays opened as it was
 local function leave_part(keys, places)
   local count = write_count
@@ -10,7 +10,7 @@ local function leave_part(keys, places)
         if scope < ACTIVATED and not reset_of[at] or scope == BUDGETED and raw_of[at] then remember(name, account, raw_of[at]) end
       elseif scope == BUDGETED and (account[IS_EACH] or not account[DEFINITION]) then
         left_count = left_count + 1
-        left_of[left_count] = account
+        left_of[left_count], layout_of[left_count] = account, written_as
       elseif scope == ACTIVATED then packed = ACTIVATION.written(account)
       else
         if scope == BUDGETED then packed, account[IS_NEW] = packed_budget(account), false
@@ -24,6 +24,7 @@ local function leave_part(keys, places)
       end
     end
   end
+  all_as_written(write_of, write_before + 1, count)
   write_count = count
 end
 
@@ -33,6 +34,7 @@ local function write_all()
   if write_count > 0 then call('MSET', values(write_of, 1, write_count)) end
   for i = 1, left_count do
     local account = left_of[i]
+    written_as = layout_of[i]
     write_budget(account, raw_of[account[PLACE]], shared_now)
   end
 end

@@ -60,7 +60,9 @@ class RefusedJournal:
             raise LedgerUnavailable(f"PostgreSQL: {complaint(error)}") from error
 
     async def _store(self, connection: AsyncConnection, batches: Sequence[RefusedBatch]) -> int:
-        mine = [one for one in batches if rows.is_uuid(one.worker) and await _claimed(connection, one)]
+        # Whoever else stores some of these claims them in the same order, so none waits for the other.
+        in_order = sorted(batches, key=lambda one: (one.worker, one.number))
+        mine = [one for one in in_order if rows.is_uuid(one.worker) and await _claimed(connection, one)]
         counts = [count for batch in mine for count in batch.counts]
         told = [one for batch in mine for one in batch.calls if rows.is_uuid(one.request_id)]
         named = {(one.organization_id, one.user) for one in counts}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import pytest
 
-from gateway.core.programs import OTHER, VERSIONS_TOLD_MAX, Program, Seen, Stored, counted
+from gateway.core.layout import LAYOUT
+from gateway.core.programs import OTHER, VERSIONS_TOLD_MAX, Program, Seen, Stored, TakeUp, counted
 
 
 def program(
@@ -53,3 +55,54 @@ def test_versions_beyond_so_many_are_others_and_none_is_left_out() -> None:
     found = counted(Seen(one, 0.0) for one in [*common, *common, *rare])
     assert len(found) == VERSIONS_TOLD_MAX + 1
     assert ["gateway", OTHER, 7] in found
+
+
+SILENT_S, MOST = 90.0, 5
+OWN = program("keeper", layout=LAYOUT)
+OF_TODAY = replace(program(layout=LAYOUT), id="a gateway")
+BEFORE = replace(program(version="0.9", layout=LAYOUT - 1), id="an older gateway")
+
+
+def take_up() -> TakeUp:
+    return TakeUp(OWN, SILENT_S, MOST)
+
+
+def seen(*programs: Program) -> list[Seen]:
+    return [Seen(one, 0.0) for one in programs]
+
+
+def test_a_layout_is_taken_up_once_all_have_read_it_for_as_long_as_one_may_be_silent() -> None:
+    of = take_up()
+    assert not of.look(0, seen(OWN, OF_TODAY), 1)
+    assert not of.look(SILENT_S - 1, seen(OWN, OF_TODAY), 1)
+    assert of.look(SILENT_S, seen(OWN, OF_TODAY), 1)
+    assert not of.why_not
+
+
+@pytest.mark.parametrize(
+    ("there", "workers", "said"),
+    [
+        (seen(OWN, OF_TODAY, BEFORE), 2, f"a gateway 0.9 on a host: layout {LAYOUT - 1}"),
+        (None, 0, "not kept"),
+        (seen(OF_TODAY), 1, "not kept"),
+        (seen(OWN, OF_TODAY), 2, "a gateway reports"),
+        (seen(OWN, *[OF_TODAY] * (MOST - 1)), 1, "not all"),
+    ],
+    ids=[
+        "one reads less",
+        "nobody knows",
+        "this one is not there",
+        "one is not listed",
+        "more than are listed",
+    ],
+)
+def test_what_nobody_knows_is_no_and_the_time_begins_again(
+    there: list[Seen] | None, workers: int, said: str
+) -> None:
+    of, all_well = take_up(), seen(OWN, OF_TODAY)
+    of.look(0, all_well, 1)
+    assert of.look(SILENT_S, all_well, 1)
+    assert not of.look(SILENT_S + 1, there, workers)
+    assert said in of.why_not
+    assert not of.look(SILENT_S + 2, all_well, 1)
+    assert of.look(2 * SILENT_S + 2, all_well, 1)

@@ -56,6 +56,7 @@ class Client:
         moved: deque[Movement] | None = None,
         left_alone: LeftAlone | None = None,
         batch_max: int = BATCH_MAX,
+        takes_up: Callable[[], bool] = lambda: False,
     ) -> None:
         self.left_alone = LeftAlone() if left_alone is None else left_alone
         self.moved: deque[Movement] = deque(maxlen=MOVED_MAX) if moved is None else moved
@@ -63,6 +64,8 @@ class Client:
         self._batch_max = batch_max
         # The partitions that a newer version has, as of the last look at all markers.
         self.newer = frozenset[int]()
+        # Whether every program that runs reads today's layout, which partitions have from then on.
+        self.takes_up = takes_up
 
     @property
     def wire(self) -> Wire:

@@ -16,6 +16,7 @@ from gateway.core.accounts.definitions import (
     PricesDefinition,
 )
 from gateway.core.accounts.plan_terms import SINCE_MS, PlanTerms
+from gateway.core.layout import LAYOUT
 from gateway.core.model import PARTITIONS, Caller
 from gateway.counters.admission.stored import (
     encode_catalogue,
@@ -44,6 +45,8 @@ from gateway.errors import CountersRefused, CountersUnavailable, OutOfRange
 
 # Accounts whose use begins again in one step.
 RESET_ACCOUNTS = 250
+# Under which a partition is verified that nobody has served ever.
+FIRST_EPOCH = 1
 CHARGES = {"use": charge_use, "amend": amend, "late": charge_late}
 
 
@@ -268,13 +271,17 @@ class Control(Client):
             await self.mark(run_id, partition, marker, epoch, version)
 
     async def mark(
-        self, run_id: bytes, partition: int, before: bytes, epoch: int, catalogue: int | None
-    ) -> bool:
+        self, run_id: bytes, partition: int, before: bytes, epoch: int, catalogue: int | None,
+        *, layout: int | None = None,
+    ) -> bool:  # fmt: skip
         """Vouch for a partition under the run id it was compared under; False where the marker moved on.
 
-        Without a catalogue nobody is admitted yet.
+        Without a catalogue nobody is admitted yet. Without a `layout` what is written there is of the same as
+        before; where nobody has served it ever, nothing is older than this program.
         """
-        new = packing.marker(run_id, epoch, packing.CLOSED if catalogue is None else catalogue)
+        is_first = not before and epoch == FIRST_EPOCH
+        layout = layout or (LAYOUT if is_first else packing.layout_of(before))
+        new = packing.marker(run_id, epoch, packing.CLOSED if catalogue is None else catalogue, layout)
         return await self.rebuild(partition, keys.marker(partition), new, before)
 
     async def rebuild(self, partition: int, state: str, packed: bytes, before: bytes) -> bool:

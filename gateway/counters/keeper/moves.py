@@ -91,7 +91,7 @@ async def _rewrite(wire: Wire, run_id: bytes, partition: int, before: bytes) -> 
     named, epoch, catalogue = packing.read_marker(marker)
     if not isinstance(marker, bytes) or named != before:
         return False
-    new = packing.marker(run_id, epoch, catalogue)
+    new = packing.marker(run_id, epoch, catalogue, packing.layout_of(marker))
     call = packing.rebuild(run_id, partition, keys.marker(partition), new, marker)
     answer = await in_task(wire.send(encode_script("load", *call)))
     return isinstance(answer, bytes) and packing.code_of(answer) == 1

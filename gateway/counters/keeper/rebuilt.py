@@ -58,7 +58,8 @@ def call_of(
     """Keys and arguments of `load` for several states at once, none of them an account of budgets."""
     (state, packed), *more = written
     names, arguments = packing.rebuild(run_id, partition, state, packed, marker)
-    return (*names, *(name for name, _ in more)), (*arguments, *(other for _, other in more))
+    as_written = (packing.as_written(*one, marker) for one in more)
+    return (*names, *(name for name, _ in more)), (*arguments, *as_written)
 
 
 def packed_key(key: KeyDefinition, version: int) -> bytes:

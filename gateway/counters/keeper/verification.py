@@ -11,7 +11,7 @@ from gateway.core.accounts.definitions import KeyDefinition, OrganizationAccount
 from gateway.core.batched import batched
 from gateway.core.integrity.recovery import Markers, Report
 from gateway.core.integrity.verified import Truth
-from gateway.core.layout import LAYOUT
+from gateway.core.layout import EARLIER, LAYOUT
 from gateway.counters.admission.stored import version_standing
 from gateway.counters.keeper import rebuilt, worker_reports
 from gateway.counters.keeper.budgets import BudgetAccounts
@@ -50,8 +50,9 @@ class KeeperCounters(Filling, BudgetAccounts, AccountHeads):
                 found.unverified.append((partition, marker, epoch))
                 found.before[partition] = run_id
                 continue
-            if marker[0] != LAYOUT:  # of a version before: its scripts must not write here any more
-                await self.mark(run_id, partition, marker, epoch, catalogue)
+            layout = LAYOUT if self.takes_up() else EARLIER
+            if marker[0] < layout:  # who reads less than that has ended, or writes here no more
+                await self.mark(run_id, partition, marker, epoch, catalogue, layout=layout)
             found.verified[partition] = epoch
             if catalogue == packing.CLOSED:
                 found.closed[partition] = epoch
@@ -66,7 +67,7 @@ class KeeperCounters(Filling, BudgetAccounts, AccountHeads):
             with suppress(NewerLayout):
                 named, epoch, catalogue = packing.read_marker(raw)
                 if isinstance(raw, bytes) and named == run_id:
-                    closed = packing.marker(NOBODY, epoch, catalogue)
+                    closed = packing.marker(NOBODY, epoch, catalogue, packing.layout_of(raw))
                     await self.rebuild(partition, keys.marker(partition), closed, raw)
 
     async def reports(self) -> dict[str, Report]:
@@ -86,8 +87,9 @@ class KeeperCounters(Filling, BudgetAccounts, AccountHeads):
 
     async def admit(self, run_id: bytes, partition: int, epoch: int, catalogue: int) -> bool:
         """Open a partition that was closed under this epoch; False where the marker moved on."""
-        closed = packing.marker(run_id, epoch, packing.CLOSED)
-        return await self.mark(run_id, partition, closed, epoch, catalogue)
+        closed = await self.marker(partition)
+        is_it = packing.read_marker(closed) == (run_id, epoch, packing.CLOSED)
+        return is_it and await self.mark(run_id, partition, closed, epoch, catalogue)
 
     async def late_waiting(self) -> frozenset[int]:
         """Partitions with settlements in their late queue, or whose queue does not say."""
@@ -148,7 +150,7 @@ class KeeperCounters(Filling, BudgetAccounts, AccountHeads):
         None where the marker moved on.
         """
         run_id = (b"let-go:%b" % uuid.uuid4().hex.encode()).ljust(len(self.run_id), b".")
-        marker = packing.marker(run_id, epoch, packing.read_marker(before)[2])
+        marker = packing.marker(run_id, epoch, packing.read_marker(before)[2], packing.layout_of(before))
         if not await self.rebuild(partition, keys.marker(partition), marker, before):
             return None
         stored = await self.states([keys.hold(partition, one) for one in ids])

@@ -14,6 +14,7 @@ A script names a layout in capitals, then what it does with one, by the names of
     HOLD.pack{tokens = 5, created = now}            a whole one; what is not named is its default
     HOLD.replaced(raw, {charged = 5})               as it is packed, but for these fields
     HOLD.today(raw, number)                         as it is packed today, what has an older number
+    HOLD.earlier(raw)                               as the version before reads it, what is packed as today
     PLAN.into(tenant, raw)                          into the fields of these names of an opened state
     TENANT.account(raw, 'cycle')                    opened, up to this field or all; with 0 for what all begin
                                                     with, but for the flags
@@ -32,7 +33,7 @@ from enum import IntEnum, IntFlag
 from itertools import groupby
 
 from gateway.core.accounts.ledger import EventFlag, EventKind, EventNote
-from gateway.core.layout import FIRST, LAYOUT, Field, Layout
+from gateway.core.layout import EARLIER, FIRST, LAYOUT, Field, Layout
 from gateway.core.model import LimitKind, Scope, Settled, Verdict
 from gateway.counters.layouts import flags, packing, states, table, windows
 
@@ -55,7 +56,7 @@ _NUMBERS: dict[str, type[IntEnum | IntFlag]] = {
 
 def constants(layouts: Sequence[Layout]) -> dict[str, str]:
     """What the scripts name in capitals: flags, modes, codes, the sizes of layouts, the forms of states."""
-    found = {"TODAY": LAYOUT} | {
+    found = {"TODAY": LAYOUT, "EARLIER": EARLIER} | {
         name: number
         for module in (flags, packing, states)
         for name, number in vars(module).items()
@@ -181,14 +182,15 @@ def _replaced(layout: Layout, packed: str, values: str) -> str:
 
 
 def _today(layout: Layout, packed: str, number: str) -> str:
-    ways = []
-    for older in (0, *range(FIRST, LAYOUT)):
-        parts = [
-            _sub(packed, one.start + 1, one.stop) if isinstance(one, slice) else _literal(one)
-            for one in layout.by_older(older)
-        ]
-        ways.append(f"{number} < {max(older + 1, FIRST)} and {' .. '.join(parts)}")
+    ways = [
+        f"{number} < {max(older + 1, FIRST)} and {_joined(packed, layout.by_older(older))}"
+        for older in (0, *range(FIRST, LAYOUT))
+    ]
     return " or ".join(ways)
+
+
+def _earlier(layout: Layout, packed: str) -> str:
+    return f"({_joined(packed, layout.by_today())})"
 
 
 def _into(layout: Layout, state: str, packed: str) -> str:
@@ -220,7 +222,7 @@ def _moved(layout: Layout, packed: str, state: str, last: str) -> str:
 _WRITERS: dict[str, Callable[..., str]] = {
     "read": _read, "field": _field, "bytes": _bytes, "since": _since, "behind": _behind, "opened": _opened,
     "fresh": _fresh, "written": _written, "pack": _pack, "replaced": _replaced, "today": _today,
-    "into": _into, "account": _account, "renewed": _renewed, "moved": _moved,
+    "earlier": _earlier, "into": _into, "account": _account, "renewed": _renewed, "moved": _moved,
 }  # fmt: skip
 
 
@@ -243,6 +245,12 @@ def _at(begin: int) -> str:
 
 def _sub(packed: str, first: int, last: int | None = None) -> str:
     return f"sub({packed}, {first}{f', {last}' if last else ''})"
+
+
+def _joined(packed: str, parts: Sequence[slice | bytes]) -> str:
+    return " .. ".join(
+        _sub(packed, one.start + 1, one.stop) if isinstance(one, slice) else _literal(one) for one in parts
+    )
 
 
 def _literal(packed: bytes) -> str:

@@ -18,7 +18,7 @@ from gateway.core.accounts.definitions import (
     UserDefinition,
 )
 from gateway.core.accounts.plan_terms import TERMS, PlanTerms, Term
-from gateway.core.layout import LAYOUT, UnknownLayout
+from gateway.core.layout import EARLIER, LAYOUT, UnknownLayout
 from gateway.core.model import (
     INTEGER_MAX,
     BudgetWindow,
@@ -31,7 +31,7 @@ from gateway.core.model import (
     Verdict,
     Window,
 )
-from gateway.counters.layouts import budgets, table
+from gateway.counters.layouts import budgets, states, table, windows
 from gateway.counters.layouts.accounts import accounts_of, tiers_of
 from gateway.counters.layouts.flags import FLAG_RAISES, service_flags
 from gateway.counters.redis import keys
@@ -49,6 +49,7 @@ settle_used = table.SETTLEMENT.part("batch", "over").pack
 _settle_who = table.SETTLEMENT.part("service_id", "tombstone").pack
 # What comes before that which log and late queue keep.
 BATCH_BYTES = table.SETTLEMENT.offset("layout")
+_TODAY = bytes([LAYOUT])
 _ADMITTED, _REFUSED, _CODE = table.ADMITTED.struct, table.REFUSED.struct, table.CODE.struct
 BOUNDED, LEASES, STORE_ALLOW = 2, 2, 1  # LEASES more: the plan allows calls without Redis
 
@@ -270,7 +271,24 @@ def rebuild(run_id: bytes, partition: int, state: str, packed: bytes, marker: by
     """Keys and arguments of `load` for a rebuilt state, or for the marker itself, which is told."""
     name = keys.marker(partition)
     verb, third = (VERIFY, keys.marked(partition)) if state == name else (REBUILD, keys.outbox(partition))
-    return (name, state, third), (table.LOAD.pack(run_id, verb, 0, 0, 0), packed, marker)
+    written = packed if state == name else as_written(state, packed, marker)
+    return (name, state, third), (table.LOAD.pack(run_id, verb, 0, 0, 0), written, marker)
+
+
+_BY_KIND = {
+    "k": states.KEY, "u": states.USER, "t": states.TENANT, "o": states.ORGANIZATION,
+    "a": states.ACTIVATION, "h": states.HOLD, "b": windows.BUDGET,
+}  # fmt: skip
+
+
+def as_written(state: str, packed: bytes, marker: bytes) -> bytes:
+    """A state as all of its partition is written, by the marker; its name says of what kind it is."""
+    return packed if layout_of(marker) == LAYOUT else _BY_KIND[state.split(":")[2]].earlier(packed)
+
+
+def layout_of(marker: bytes) -> int:
+    """Of which layout all is that is written in a partition: today's where its marker has that."""
+    return LAYOUT if marker[:1] == _TODAY else EARLIER
 
 
 def limits(of: Limits, prefix: str = "") -> dict[str, int]:
@@ -279,9 +297,13 @@ def limits(of: Limits, prefix: str = "") -> dict[str, int]:
     return {prefix + name: number or 0 for name, number in numbers.items()}
 
 
-def marker(run_id: bytes, epoch: int, catalogue: int) -> bytes:
-    """The marker of a verified partition; with `CLOSED` for a catalogue nobody has, nobody is admitted."""
-    return table.MARKER.pack(LAYOUT, run_id, epoch, catalogue)
+def marker(run_id: bytes, epoch: int, catalogue: int, layout: int = LAYOUT) -> bytes:
+    """The marker of a verified partition; with `CLOSED` for a catalogue nobody has, nobody is admitted.
+
+    What is written there from now on is of the `layout`.
+    """
+    packed = table.MARKER.pack(LAYOUT, run_id, epoch, catalogue)
+    return packed if layout == LAYOUT else table.MARKER.earlier(packed)
 
 
 def read_marker(raw: object) -> tuple[bytes, int, int]:

@@ -232,7 +232,7 @@ _NUMBERS: dict[type[object], Callable[[object], tuple[float, ...]]] = {
 }
 # At the end of a hold: an account, and the ids of the budgets that it holds in.
 HELD, BUDGET_ID = Layout("HELD", "text8 name ids"), Layout("BUDGET_ID", "f64 budget_id")
-HOLD, KEY = _LAYOUTS[HoldState], _LAYOUTS[KeyState]
+KEY, USER, TENANT, ORGANIZATION, HOLD, ACTIVATION = (_LAYOUTS[kind] for kind in _KINDS)
 LAYOUTS = ACCOUNT, *_LAYOUTS.values(), HELD, BUDGET_ID
 
 

@@ -12,10 +12,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gateway.core.layout import EARLIER, LAYOUT
 from gateway.core.wait import Wait
+from gateway.counters.layouts.table import KEPT
 from gateway.counters.settlement_log import segment as file
 from gateway.counters.settlement_log.bounds import BOUNDS, Bounds
 from gateway.counters.settlement_log.segment import ACKNOWLEDGED, BLOCK_BYTES, DONE, SPOOLED, SUFFIX, Segment
@@ -56,7 +59,8 @@ class SettlementLog:
     """The log of one worker: `segments` are its files, oldest first. StartError where it can keep nothing.
 
     What was acknowledged is kept for `keep_s`. `clock` is monotonic, `wall` tells seconds since the epoch.
-    `left_behind` says, once it is closed, whether any file stays for the next worker.
+    `left_behind` says, once it is closed, whether any file stays for the next worker. What is kept is of the
+    `layout` that the counters are written in: a program that was taken back may have to send it.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class SettlementLog:
         self.counts = LogCounts()
         self.woken = asyncio.Event()
         self.left_behind = False
+        self.layout = EARLIER
         self._directory, self._keep_s, self._bytes_max = directory, keep_s, bytes_max
         self._clock, self._wall, self._say, self._bounds = clock, wall, say, bounds
         self._loop = asyncio.get_running_loop()
@@ -89,7 +94,7 @@ class SettlementLog:
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Future[None] | None = None
         self._is_full = self._is_failing = self._closed = False
-        self._turned = asyncio.Event()
+        self._turned, self._emptied = asyncio.Event(), asyncio.Event()
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._begin()
@@ -137,7 +142,17 @@ class SettlementLog:
         """The counters have this spooled record now."""
         segment.done(offset)
         self._done.setdefault(segment, []).append(offset)
+        if not self.waiting:
+            self._emptied.set()
         self._soon()
+
+    def take_up(self, layout: int) -> None:
+        """Keep what comes from now on in this layout."""
+        if layout != self.layout:
+            self.layout = layout
+            if self._current is not None and self._current.empty:  # it says of which layout it is
+                self._drop(self._current)
+            self.rotate()
 
     def rotate(self) -> None:
         """Have the next record begin a new file, if there is any in this one."""
@@ -191,6 +206,14 @@ class SettlementLog:
             if self._notes or self._writing is not None:
                 self._turned.clear()
                 await self._turned.wait()
+
+    async def sent(self, until: float) -> None:
+        """Wait until the counters have all that was spooled, no longer than until a moment (of `clock`)."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, until - self._clock())):
+                while self.waiting:
+                    self._emptied.clear()
+                    await self._emptied.wait()
 
     async def close(self) -> bool:
         """Write what there is; leave files that may still be needed, remove the others.
@@ -257,6 +280,9 @@ class SettlementLog:
         turn, now, ms = Turn(), self._clock(), int(self._wall() * 1000)
         notes, self._notes = self._notes, []
         spools, self._spools = self._spools, []
+        if self.layout != LAYOUT:
+            notes = [(answer, KEPT.earlier(arguments)) for answer, arguments in notes]
+            spools = [(KEPT.earlier(arguments), wait) for arguments, wait in spools]
         done, self._done = self._done, {}
         spooled = file.records([(b"", arguments) for arguments, _ in spools])
         noted = file.records(notes)
@@ -360,7 +386,7 @@ class SettlementLog:
         return has_room and now - segment.began <= self._keep_s / FILES_MIN
 
     def _begin(self) -> Segment:
-        segment = self._current = file.create(self._directory, self._clock())
+        segment = self._current = file.create(self._directory, self._clock(), self.layout)
         self.segments.append(segment)
         return segment
 

@@ -117,6 +117,7 @@ class Resubmitter:
         if self._clock() - self._adopted_at >= ADOPT_S:
             await self._adopt()
         epochs = await self._verified.read(upkeep=self.is_calm)
+        self._log.take_up(self._verified.layout)
         await self._compare(epochs)
         if epochs != self._seen:
             now, seen = self._clock(), self._seen or [-1] * PARTITIONS

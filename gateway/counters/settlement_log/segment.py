@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
 
-from gateway.core.layout import FIRST, LAYOUT
+from gateway.core.layout import EARLIER, FIRST, LAYOUT
 from gateway.core.model import PARTITIONS
 from gateway.counters.layouts.table import KEPT
 
@@ -32,7 +32,9 @@ _BLOCK = struct.Struct("<4sBIIq")
 _COVERED = struct.Struct("<BIq")
 _RECORD, _OFFSET = struct.Struct("<HI"), struct.Struct("<I")
 
-HEADER = _HEADER.pack(b"TKSETTLE", FORMAT, LAYOUT, KEPT.size)
+_SIZES = {LAYOUT: KEPT.size, EARLIER: len(KEPT.earlier(bytes([LAYOUT]).ljust(KEPT.size, b"\0")))}
+HEADERS = {layout: _HEADER.pack(b"TKSETTLE", FORMAT, layout, size) for layout, size in _SIZES.items()}
+HEADER = HEADERS[LAYOUT]
 _KNOWN = tuple(_HEADER.pack(b"TKSETTLE", FORMAT, one, 0)[:-4] for one in (1, *range(FIRST, LAYOUT + 1)))
 HEADER_BYTES, BLOCK_BYTES, RECORD_BYTES = _HEADER.size, _BLOCK.size, _RECORD.size
 SUFFIX = ".settlements"
@@ -258,14 +260,14 @@ class Segment:
         os.close(self.descriptor)
 
 
-def create(directory: Path, now: float) -> Segment:
-    """A new file, locked before anybody can see it under its name."""
+def create(directory: Path, now: float, layout: int = LAYOUT) -> Segment:
+    """A new file for records of a layout, locked before anybody can see it under its name."""
     name = f"{os.getpid()}-{uuid.uuid4().hex}"
     hidden = directory / f".{name}.new"
     descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.write(descriptor, HEADER)
+        os.write(descriptor, HEADERS[layout])
         path = directory / f"{name}{SUFFIX}"
         hidden.rename(path)
     except OSError:

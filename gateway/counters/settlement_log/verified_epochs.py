@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, cast
 
+from gateway.core.layout import EARLIER
 from gateway.core.model import PARTITIONS
 from gateway.core.wait import Wait, in_task
 from gateway.counters.layouts import packing
@@ -25,7 +26,8 @@ _Held = tuple[Wire, bytes, int, float]
 
 
 class VerifiedEpochs:
-    """Read again and again. `newer` are partitions that a newer version has, as of the last look.
+    """Read again and again. `newer` are partitions that a newer version has, as of the last look; `layout`
+    is what all others are written in.
 
     `clock` is monotonic.
     """
@@ -34,9 +36,15 @@ class VerifiedEpochs:
         self.newer = frozenset[int]()
         self._wires, self._clock, self._say = wires, clock, say
         self._epochs = [0] * PARTITIONS
+        self._layouts: dict[int, int] = {}
         self._held: list[_Held | None] = [None] * PARTITIONS
         # Of those that a newer version has, why this one cannot read them.
         self._why: dict[int, str] = {}
+
+    @property
+    def layout(self) -> int:
+        """The oldest, where they differ; that of the version before where none is known."""
+        return min(self._layouts.values(), default=EARLIER)
 
     def told(self, name: bytes) -> bool:
         """Whether a change that was told is one of markers, or of what they are compared with."""
@@ -104,6 +112,8 @@ class VerifiedEpochs:
             self._why[partition] = error.message
             return
         self._epochs[partition] = epoch if run_id == wire.run_id else 0
+        if isinstance(marker, bytes) and self._epochs[partition]:
+            self._layouts[partition] = packing.layout_of(marker)
 
     def _note(self) -> None:
         """Keep which partitions are a newer version's; of the first and the last it is said."""

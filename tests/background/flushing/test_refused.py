@@ -14,15 +14,21 @@ import pytest
 
 from gateway.background.flushing.refused import RefusedDrain
 from gateway.background.isolation import Isolation
-from gateway.core.accounts.refusals import Refusals, RefusedCall
+from gateway.core.accounts.refusals import Refusals, RefusedBatch, RefusedCall
 from gateway.counters.admission.refused import RefusedCalls
 from gateway.counters.keeper.refused import RefusedStream
 from gateway.counters.redis import keys
 from gateway.errors import LedgerUnavailable
+from persistence import engine as engines
 from persistence.ledger.refused import NAMED_A_DAY_MAX, RefusedJournal
 from tests.background.backend import Backend, backend_at
 from tests.builders import World, new_id
-from tests.persistence.scenario import broken
+from tests.persistence.scenario import broken, rows_of
+from tests.waiting import eventually
+
+WAITS = (
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+)
 
 
 class Line:
@@ -146,6 +152,22 @@ async def test_two_keepers_at_once_count_once(valkey: str, migrated: str) -> Non
         stored = await asyncio.gather(*(journal.store(batches) for journal in journals))
         assert sorted(stored) == [0, 3]
         assert (line.counted(), len(line.rows())) == ([("m", 3)], 3)
+
+
+async def test_batches_are_claimed_in_one_order_by_all_keepers(migrated: str) -> None:
+    """Another keeper has claimed the first one, and then claims the other."""
+    first, other = (str(uuid.UUID(int=number)) for number in (1, 2))
+    claim = "INSERT INTO refused_batch (worker, number) VALUES (%s, 1)"
+    engine = engines.create(migrated)
+    async with await psycopg.AsyncConnection.connect(migrated) as keeper:
+        await keeper.execute(claim, (first,))
+        batches = [RefusedBatch(one, 1, [], []) for one in (other, first)]
+        storing = asyncio.create_task(RefusedJournal(engine).store(batches))
+        await eventually(lambda: rows_of(migrated, WAITS) == [(1,)])
+        await keeper.execute(claim, (other,))
+        await keeper.commit()
+        assert await storing == 0
+    await engine.dispose()
 
 
 async def test_while_nobody_reads_the_stream_stays_small_and_nothing_goes_uncounted(

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -84,6 +85,20 @@ async def test_what_is_spooled_is_on_the_disk_when_it_is_said_so(begin: Open, tm
         await in_task(wait)
     assert (waiting(tmp_path), log.waiting, log.counts.spooled) == (100, 100, 100)
     assert log.woken.is_set()
+
+
+async def test_who_ends_waits_until_the_counters_have_it_or_there_is_no_more_time(begin: Open) -> None:
+    log = begin()
+    await in_task(log.spool(b"one"))
+    await log.sent(time.monotonic())
+    assert log.waiting == 1
+    sending = asyncio.create_task(log.sent(time.monotonic() + WITHIN_S))
+    await asyncio.sleep(0)
+    assert not sending.done()
+    (segment,) = [one for one in log.segments if one.waiting]
+    log.done(segment, next(iter(segment.waiting)))
+    await sending
+    assert log.waiting == 0
 
 
 async def test_many_at_once_cost_one_sync(begin: Open, monkeypatch: pytest.MonkeyPatch) -> None:

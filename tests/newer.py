@@ -1,0 +1,86 @@
+"""The program of the next layout, made of this one: each kind of what is stored has a field more.
+
+`make` writes it into a folder, which is then a PYTHONPATH. It counts in a new field of a tenant, and fills
+new ones of holds, settlements and entries, so whoever reads at the wrong place reads something else.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from gateway.core.accounts.ledger import VERSION
+from gateway.core.layout import LAYOUT
+from tests.tree import ROOT
+
+NEWER = LAYOUT + 1
+PACKAGES = ("gateway", "lua", "persistence")
+_SINCE = f'metadata={{"since": {NEWER}}}'
+
+_READ_BEFORE = f"""\
+        if version == {VERSION}:
+            at, version = HEAD.size - 8, VERSION
+            packed = bytes([VERSION]) + packed[1:at] + bytes(8) + packed[at:]
+        layout = HEAD if version == VERSION"""
+_MOVES = """\
+        numbers = numbers[:-1] if version == VERSION else numbers
+        moves = numbers[_SHARED:]"""
+_PUT_BACK = "  put_back(hold, tenant, organization)\n"
+
+# By file: what stands there once, and what stands there in the newer program.
+CHANGES: dict[str, list[tuple[str, str]]] = {
+    "gateway/core/layout.py": [(f"LAYOUT = {LAYOUT}\n", f"LAYOUT = {NEWER}\n")],
+    "gateway/counters/layouts/states.py": [
+        ("    version: int = 0\n", f"    version: int = 0\n    spare: int = field(default=0, {_SINCE})\n"),
+        (
+            "    limit: int = 0\n    total: int = -1\n",
+            f"    limit: int = 0\n    settled: int = field(default=0, {_SINCE})\n    total: int = -1\n",
+        ),
+        (
+            "    tokens: int = 0\n    key_tpm: int = 0\n",
+            f"    tokens: int = 0\n    spare: int = field(default=0, {_SINCE})\n    key_tpm: int = 0\n",
+        ),
+        ("    waiting: int = 0\n", f"    spare: int = field(default=0, {_SINCE})\n    waiting: int = 0\n"),
+    ],
+    "gateway/counters/layouts/windows.py": [
+        ("calls=0@132", f"calls=0@132 spare=0@{NEWER}"),
+        ("BUDGET.pack(LAYOUT, 0, expires, calls)", "BUDGET.pack(LAYOUT, 0, expires, calls, 0)"),
+    ],
+    "gateway/counters/layouts/table.py": [("over=0@130", f"over=0@130 spare=0@{NEWER}")],
+    "gateway/counters/layouts/packing.py": [
+        ('SETTLEMENT.part("service_id", "tombstone")', 'SETTLEMENT.part("spare", "tombstone")'),
+        ("        settlement.service.id, caller.", "        5, settlement.service.id, caller."),
+    ],
+    "gateway/core/accounts/ledger.py": [
+        (f"VERSION = {VERSION}\n", f"VERSION = {VERSION + 1}\n"),
+        ("frozenset({1, 2, VERSION})", f"frozenset({{1, 2, {VERSION}, VERSION}})"),
+        ("raw_tokens=0 requests=0,", f"raw_tokens=0 requests=0 spare=5@{NEWER},"),
+        ("        layout = HEAD if version == VERSION", _READ_BEFORE),
+        ("        moves = numbers[_SHARED:]", _MOVES),
+    ],
+    "lua/lib/reserve.lua": [("HOLD.pack{flags = kept,", "HOLD.pack{spare = 5, flags = kept,")],
+    "lua/lib/settle.lua": [(_PUT_BACK, f"{_PUT_BACK}  tenant.settled = tenant.settled + 1\n")],
+}
+# How soon programs say that they run, and for how long one that is silent may run still.
+SOONER = {
+    "gateway/counters/keeper/programs.py": [
+        ("SAID_EACH_S = 30.0", "SAID_EACH_S = 1.0"),
+        ("SILENT_S_MAX = 90", "SILENT_S_MAX = 8"),
+    ],
+}
+
+
+def make(folder: Path, *changes: dict[str, list[tuple[str, str]]]) -> Path:
+    """This program with these changes, in a folder of its own."""
+    for package in PACKAGES:
+        shutil.copytree(
+            ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "*.so")
+        )
+    for changed in changes:
+        for name, pairs in changed.items():
+            text = (folder / name).read_text()
+            for before, after in pairs:
+                assert text.count(before) == 1, f"{name} has {text.count(before)} times {before!r}"
+                text = text.replace(before, after)
+            (folder / name).write_text(text)
+    return folder
