@@ -3,7 +3,9 @@
 Two gateways stand behind a small TCP balancer, with a keeper, PostgreSQL and a Valkey that writes to disk.
 Each is replaced in turn: another is started, the old one leaves the balancer's list and is told to end,
 its grace longer than a stream. `failed` are calls without a whole answer of status 200, `cut` are streams
-without their end. Usage: python -m tests.bench.rolling [--rate N] [--stream-seconds N] [--page PAGE]
+without their end. With `--order` they and two keepers are replaced by the program of the next layout, in
+that order, until that is taken up. Usage: python -m tests.bench.rolling [--rate N] [--stream-seconds N]
+[--order "keepers first"|"gateways first"|"by turns"] [--page PAGE]
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import argparse
 import asyncio
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 
 from tests.bench.figures import percentile
@@ -19,6 +23,7 @@ from tests.bench.flush import postgres
 from tests.bench.page import PAGE, publish
 from tests.conftest import ValkeyServer
 from tests.deploy.deployment import Deployment
+from tests.deploy.layouts import ORDERS, Rollout
 from tests.deploy.rolling import USED, Charged, Gateways, Load, Outcome, roll
 from tests.waiting import wait_until
 
@@ -39,7 +44,11 @@ def main() -> int:
         valkey = ValkeyServer(Path(folder), "--appendonly", "yes")
         valkey.start()
         try:
-            outcome, charged, expected = measure(Path(folder), valkey.url, database, load, options.rounds)
+            if options.order:
+                found = asyncio.run(measure_layouts(Path(folder), valkey.url, database, load, options.order))
+            else:
+                found = measure(Path(folder), valkey.url, database, load, options.rounds)
+            outcome, charged, expected = found
         finally:
             valkey.stop()
     markdown = report(load, options.rounds, outcome, charged, expected)
@@ -72,6 +81,26 @@ def measure(
         return outcome, Charged.of(database, tenant), Charged(calls, calls, calls * USED)
     finally:
         deployment.stop()
+
+
+async def measure_layouts(
+    folder: Path, redis_url: str, database: str, load: Load, order: str
+) -> tuple[Outcome, Charged, Charged]:
+    """The same of a roll-out of the next layout; streams are charged with the others."""
+    grace_s = load.pieces * load.pause_s + GRACE_MORE_S
+    rollout = Rollout(folder, redis_url, database, TOLLKEEPER_SHUTDOWN_GRACE_S=str(grace_s))
+    try:
+        async with rollout.under(load):
+            await rollout.replace(ORDERS[order], rollout.newer)
+            await rollout.taken_up()
+        return rollout.outcome, *map(together, rollout.charged())
+    finally:
+        rollout.deployment.stop()
+
+
+def together(several: Sequence[Charged]) -> Charged:
+    """What they are charged in all."""
+    return Charged(*(sum(values) for values in zip(*map(astuple, several), strict=True)))
 
 
 def went_well(outcome: Outcome) -> bool:
@@ -113,6 +142,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--streams", type=int, default=64, help="streams at once")
     parser.add_argument("--stream-seconds", type=float, default=60.0, help="how long a stream takes")
     parser.add_argument("--rounds", type=int, default=1, help="how often each gateway is replaced")
+    parser.add_argument("--order", choices=ORDERS, help="replace them by the program of the next layout")
     parser.add_argument("--page", type=Path, help=f"page to publish on: {PAGE}")
     return parser.parse_args()
 

@@ -2,7 +2,7 @@
 no call fails and each is charged once, though each directory of a pod ends with it.
 
 The older one is this program, the newer one has a field more in everything that is stored (`tests/newer.py`).
-The long form is `python -m tests.bench.rolling --layouts`.
+The long form is `python -m tests.bench.rolling --order "by turns"`.
 """
 
 from __future__ import annotations
