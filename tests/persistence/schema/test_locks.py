@@ -28,7 +28,7 @@ from tests.persistence.scenario import rows_of
 from tests.waiting import wait_until
 
 # From then on each migration says what it alters; those before lock all there is.
-LAST_WITHOUT = "0088"
+LAST_WITHOUT = "0091"
 # Modes that keep out whoever writes, or reads.
 STRONG = "ShareLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock"
 LOCKED = """

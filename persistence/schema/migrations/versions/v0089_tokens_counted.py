@@ -9,7 +9,6 @@ from alembic import op
 revision = "0089"
 down_revision = "0088"
 runs_from = "0069"
-alters = ("organization_service", "service")
 branch_labels = None
 depends_on = None
 
