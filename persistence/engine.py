@@ -40,10 +40,8 @@ STATEMENT_S_MAX = 30
 CONNECT_TIMEOUT_S = 5
 POOL_WAIT_S = 10
 # No prepared statements: the next transaction may be in another session. Who is silent is asked whether it is
-# there: a server that vanished with its host is noticed in half a minute, not after hours. Whoever waits for
-# a session sees its name; an address may say another.
+# there: a server that vanished with its host is noticed in half a minute, and not after hours.
 CONNECT: dict[str, Any] = {
-    "fallback_application_name": "tollkeeper-keeper",
     "prepare_threshold": None, "connect_timeout": CONNECT_TIMEOUT_S,
     "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000,
     "fallback_application_name": "tollkeeper",

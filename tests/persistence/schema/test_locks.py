@@ -137,19 +137,6 @@ def test_it_comes_through_beside_transactions_that_lock_in_the_other_order(
             over.set()
 
 
-async def test_sessions_of_keepers_have_a_name(cloned: str) -> None:
-    pool = engine.create(cloned)
-    async with pool.connect() as connection:
-        assert (
-            await connection.scalar(text("SELECT current_setting('application_name')")) == "tollkeeper-keeper"
-        )
-    await pool.dispose()
-    named = engine.create(f"{cloned}?application_name=ours")
-    async with named.connect() as connection:
-        assert await connection.scalar(text("SELECT current_setting('application_name')")) == "ours"
-    await named.dispose()
-
-
 @contextmanager
 def held_by(database: str, name: str, query: str) -> Iterator[int]:
     """A session in a transaction that has asked this; its pid."""
