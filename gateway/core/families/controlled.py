@@ -43,13 +43,27 @@ _READ = (
 )  # fmt: skip
 OF_EVERY_FAMILY = (*MODEL_LISTS, *ELSEWHERE, *_READ)
 _ELSEWHERE_OR_MODELS = frozenset((*MODEL_LISTS, *ELSEWHERE))
-# Where else a body may name a model that answers within the call: an advisor, a fusion, a maker of images.
-_TOOLS = (
-    "tools", "plugins", "tool_choice", "toolConfig", "tool_config", "tool_resources", "web_search_options",
-    "search_parameters", "mcp_servers", "context_management", "advisor",
+# What asks for another model by itself: an advisor, a fusion, a maker of images.
+_TOOLS = frozenset(
+    {
+        "tools", "plugins", "tool_choice", "toolConfig", "tool_config", "tool_resources",
+        "web_search_options", "search_parameters", "mcp_servers", "context_management", "advisor",
+    }
 )  # fmt: skip
-_TOOLS_DEPTH_MAX = 16
+# What a body says, and what has a form of the caller's own: nobody answers by a name there.
+_NO_MODELS = frozenset(
+    {
+        "messages", "input", "prompt", "contents", "system", "instructions", "systemInstruction",
+        "system_instruction", "content", "requests", "functions", "metadata", "litellm_metadata",
+        "client_metadata", "labels", "logit_bias", "response_format", "text", "output_config",
+        "output_format", "generationConfig", "generation_config", "safetySettings", "safety_settings",
+        "stream_options", "chat_template_kwargs", "documents", "guided_json", "json_schema",
+        "structured_outputs", "model", *MODEL_LISTS,
+    }
+)  # fmt: skip
+_DEPTH_MAX = 16
 # In these a caller names its own: the arguments of its functions, and tools of a server.
+_NAMING = ("model", "models")
 _OWN_NAMES = frozenset(
     {
         "function", "functionDeclarations", "function_declarations", "input_schema", "input_examples",
@@ -146,10 +160,13 @@ def models_beside(document: Document) -> tuple[str, ...]:
         if field in _ELSEWHERE_OR_MODELS:
             _add_lists(document, found)
             break
-    for place in _TOOLS:
-        inside = document.get(place)
-        if inside is not None:
-            _add_nested(inside, place, found, _TOOLS_DEPTH_MAX)
+    for name, value in document.items():
+        if name in _NO_MODELS:
+            continue
+        if isinstance(value, dict | list):
+            _add_nested(value, name, found, _DEPTH_MAX, strict=name in _TOOLS)
+        elif isinstance(value, str) and name.casefold().endswith(_NAMING):
+            _add_models(value, name, found)
     return tuple(found)
 
 
@@ -161,21 +178,33 @@ def _add_lists(document: Document, found: list[str]) -> None:
         _add_models(document.get(name), name, found)
 
 
-def _add_nested(value: object, path: str, found: list[str], depth: int) -> None:
-    """Add the models of a tool or plugin, at any depth, in any case: `model`, `models`, `judge_model`."""
+def _add_nested(value: object, path: str, found: list[str], depth: int, *, strict: bool) -> None:
+    """Add the models of a tool or plugin, at any depth, in any case: `model`, `models`, `judge_model`.
+
+    Elsewhere, where not `strict`, what names none by a text or a list of them is another's, and passes.
+    """
     if depth == 0:
-        raise InvalidRequest(f"{path} is nested more than {_TOOLS_DEPTH_MAX} deep.", param=path)
+        if strict:
+            raise InvalidRequest(f"{path} is nested more than {_DEPTH_MAX} deep.", param=path)
+        return
     if isinstance(value, list):
         for each in value:
-            _add_nested(each, path, found, depth - 1)
+            _add_nested(each, path, found, depth - 1, strict=strict)
     elif isinstance(value, dict):
         functions = value.get("type") == "function"
         for name, inside in value.items():
             folded = name.casefold()
-            if folded.endswith(("model", "models")) or folded in MODEL_LISTS:
+            names = folded.endswith(_NAMING) or folded in MODEL_LISTS
+            if names and (
+                strict or _is_name(inside) or (isinstance(inside, list) and any(map(_is_name, inside)))
+            ):
                 _add_models(inside, f"{path}.{name}", found)
             elif name not in _OWN_NAMES and not (functions and name == "parameters"):
-                _add_nested(inside, path, found, depth - 1)
+                _add_nested(inside, path, found, depth - 1, strict=strict)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
 
 
 def _add_models(value: object, param: str, found: list[str]) -> None:

@@ -6,7 +6,7 @@ A family is one object, made in its own file or folder and named in `registry.py
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from gateway.core.blobs import MediaPlaces
@@ -73,7 +73,8 @@ class Objects:
     `may_name` none names none in what was said. `add` finds what a field of a body names: it is given its
     holder, and the list that this is an element of, if it is. `is_free` says that a caller's model wrote a
     field, `chosen` that a body chooses a name. `told` has the ids an answer tells of; without any of
-    the bytes `tell` it tells of none. The answer that makes an object tells of it. One of `results` has the
+    the bytes `tell` it tells of none. The answer that makes an object tells of it; what it `refers` to was
+    there before, and is kept for longer where the request named it. One of `results` has the
     ids of what its upstream made of it since, in whatever answer shows it. `actions` are paths
     of what is done with a collection, where an id would stand: they make nothing that is kept.
     """
@@ -88,6 +89,7 @@ class Objects:
     results: frozenset[str] = frozenset()
     actions: frozenset[str] = frozenset()
     tell: tuple[bytes, ...] = ()
+    refers: Callable[[Document], Iterator[str]] = lambda document: iter(())
 
     @property
     def path(self) -> re.Pattern[str]:
@@ -168,9 +170,12 @@ def ids_of(value: object) -> tuple[str, ...]:
     return (value[: ID_CHARACTERS_MAX + 1],) if isinstance(value, str) and value else ()
 
 
-def told_of(objects: Objects, document: object) -> tuple[str, ...]:
-    """The ids of objects that an answer, or an event, tells of, its own first."""
-    return tuple(dict.fromkeys(objects.told(document)))[:TOLD_MAX] if isinstance(document, dict) else ()
+def told_of(objects: Objects, document: object, named: Collection[str] = ()) -> tuple[str, ...]:
+    """The ids of objects that an answer, or an event, tells of, its own first; its request `named` these."""
+    if not isinstance(document, dict):
+        return ()
+    again = [one for one in objects.refers(document) if one in named] if named else ()
+    return tuple(dict.fromkeys((*objects.told(document), *again)))[:TOLD_MAX]
 
 
 def object_in(value: Document, name: str) -> Document:

@@ -5,6 +5,8 @@ Only places where the API itself puts an id count: what a model or a tool wrote 
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from gateway.core.families.family import told_of
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import Family
@@ -16,7 +18,7 @@ def may_tell(family: Family, answer: bytes) -> bool:
     return objects is not None and (not objects.tell or any(mark in answer for mark in objects.tell))
 
 
-def told(family: Family, document: object) -> tuple[str, ...]:
-    """The ids of objects that an answer tells of, its own first."""
+def told(family: Family, document: object, named: Collection[str] = ()) -> tuple[str, ...]:
+    """The ids of objects that an answer tells of, its own first; its request `named` these."""
     objects = FAMILIES[family].objects
-    return () if objects is None else told_of(objects, document)
+    return () if objects is None else told_of(objects, document, named)

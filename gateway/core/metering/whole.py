@@ -51,7 +51,7 @@ class WholeMeter(Meter):
         if self._shortened is not None and not document:
             self._shortened.read_ends(self, self._dialect)
         elif self.call.keeps and may_tell(self.call.family, document):
-            self.told += told(self.call.family, loose_document(document))
+            self.told += told(self.call.family, loose_document(document), self.call.named)
         if not self.reported and len(document) > BRACKETS_MAX:  # more brackets than are looked at, maybe
             ends = Shortened(0)
             ends.feed(document)
@@ -83,7 +83,11 @@ class WholeMeter(Meter):
         """Tokens seen so far: nothing is known of the output before the end."""
         if self.reported:
             return self.total
-        return self.call.input_estimate if self._kept_bytes and 200 <= self.status < 300 else 0
+        if not self._kept_bytes or not 200 <= self.status < 300:
+            return 0
+        # Who asked for a stream has it as it comes.
+        passed = self._kept_bytes if self.call.streamed else 0
+        return self.call.input_estimate + int(passed // self.call.output_bytes_per_token)
 
     def _judge(self, document: bytes) -> None:
         """An empty answer is none; one that is no JSON object is counted by its size."""

@@ -239,14 +239,16 @@ def test_what_answers_tell() -> None:
         "output": [
             {"id": "msg_1", "type": "message", "content": [
                 {"type": "output_text", "text": '{"file_id":"not this"}', "annotations": [
-                    {"type": "container_file_citation", "container_id": "cntr_1", "file_id": "cfile_1"}]}]},
+                    {"type": "container_file_citation", "container_id": "cntr_1", "file_id": "cfile_1"},
+                    {"type": "file_citation", "file_id": "was there before"}]}]},
             {"id": "ci_1", "type": "code_interpreter_call", "container_id": "cntr_2"},
             {"id": "mcpl_1", "type": "mcp_list_tools", "tools": [{"annotations": {"file_id": "not this"}}]},
         ],
     }  # fmt: skip
     assert set(told(Family("openai"), response)) == {
-        "resp_2", "conv_1", "msg_1", "cfile_1", "cntr_1", "ci_1", "cntr_2", "mcpl_1",
+        "resp_2", "msg_1", "cfile_1", "cntr_1", "ci_1", "cntr_2", "mcpl_1",
     }  # fmt: skip
+    assert "conv_1" in told(Family("openai"), response, ("conv_1",))  # which its request named
     assert told(Family("openai"), {"id": "batch_1", "output_file_id": "file-2"}) == ("batch_1", "file-2")
     listed = {
         "object": "list",

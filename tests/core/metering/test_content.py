@@ -38,6 +38,8 @@ CONTENT: list[tuple[str, dict[str, Any], int]] = [
     ("openai_chat", choice(images=[{"type": "image_url", "image_url": {"url": PICTURE}}]), 97),
     ("openai_chat", choice(reasoning_details=[{"type": "reasoning.text", "text": LONG}]), 250),
     ("openai_chat", choice(content="Hi", next_year={"kind_of_text": LONG}), 250),
+    ("openai_chat", {"id": "c", "provider": LONG, "token": {"text": LONG}}, 250),
+    ("anthropic_messages", {"type": "next_year", "piece": LONG}, 250),
     ("openai_responses", {"type": "response.next_year.delta", "piece": LONG, "item_id": "m"}, 250),
     (
         "openai_responses",
@@ -59,6 +61,9 @@ QUIET: list[tuple[str, dict[str, Any]]] = [
     ("openai_responses", {"type": "response.output_text.done", "text": LONG}),
     ("openai_responses", {"type": "response.created", "response": {"id": "r", "instructions": LONG}}),
     ("openai_responses", {"type": "error", "message": LONG}),
+    ("openai_chat", {"id": LONG, "object": "x", "provider": LONG, "choices": [], "later": LONG}),
+    ("openai_chat", {"object": "error", "message": LONG}),
+    ("anthropic_messages", {"type": "message_start", "message": {"id": LONG, "content": []}}),
     ("anthropic_messages", block(type="signature_delta", signature=LONG)),
     ("anthropic_messages", {"type": "error", "error": {"type": "overloaded_error", "message": LONG}}),
 ]

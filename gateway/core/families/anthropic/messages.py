@@ -82,8 +82,11 @@ class _Event(msgspec.Struct):
     usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
-# Where events have content.
+# Where events have content, and those that have none; of any other all may be.
 _HOLDERS = {"content_block_start": "content_block", "content_block_delta": "delta"}
+_NO_CONTENT = frozenset(
+    {"message_start", "message_delta", "message_stop", "content_block_stop", "ping", "error", None}
+)
 _whole = msgspec.json.Decoder(_Message).decode
 _event = msgspec.json.Decoder(_Event).decode
 
@@ -136,8 +139,10 @@ def _see(meter: Meter, read: _Event, data: bytes) -> None:
             meter.content_events += 1
         if is_there(delta.stop_reason):
             meter.finished += 1
-    if read.type in _HOLDERS and may_hold_more(data, meter.text_bytes - before):
-        see_content(meter, loose_document(data).get(_HOLDERS[read.type]), meter.text_bytes - before)
+    seen = meter.text_bytes - before
+    if read.type not in _NO_CONTENT and may_hold_more(data, seen):
+        event, holder = loose_document(data), _HOLDERS.get(read.type or "")
+        see_content(meter, event if holder is None else event.get(holder), seen)
 
 
 def _note_end(meter: Meter, kind: str | None) -> None:

@@ -102,7 +102,7 @@ def take(meter: Meter, document: bytes, final: bool) -> None:
         count_text(meter, document)
         _report_loose(meter, document)
         return
-    if read.error is not msgspec.UNSET:
+    if is_there(read.error):
         meter.failed = True
     meter.detail.answered_by(read.model_version)
     before, whole = meter.text_bytes, final

@@ -27,6 +27,7 @@ from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.readable import UNREADABLE, decoded
 
 DONE = b"data: [DONE]\n\n"
+_ENVELOPE = frozenset({"provider", "system_fingerprint", "service_tier"})
 
 
 def _read_whole(meter: Meter, document: bytes) -> None:
@@ -57,6 +58,8 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         _see(meter, choice)
     if read.choices and may_hold_more(data, meter.text_bytes - before):
         see_content(meter, loose_document(data).get("choices"), meter.text_bytes - before)
+    elif read.choices is None and not is_there(read.error) and not is_there(read.usage):
+        _see_own_shape(meter, loose_document(data))
     if is_there(read.error):
         meter.failed = True
     if not meter.detail.model:
@@ -71,6 +74,12 @@ def _read_event(meter: Meter, data: bytes) -> bool:
     _name(meter, read.model, read.service_tier)
     _report(meter, bytes(read.usage))
     return not read.choices
+
+
+def _see_own_shape(meter: Meter, event: dict[str, object]) -> None:
+    """See what a server says in a shape of its own; an error of that shape is none of its content."""
+    if event.get("object") != "error":
+        see_content(meter, {name: value for name, value in event.items() if name not in _ENVELOPE}, 0)
 
 
 def _usage_inside(read: Event) -> bytes:

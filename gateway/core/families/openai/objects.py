@@ -12,11 +12,11 @@ from gateway.core.families.ids import add_ids, may_name_ids
 def _told(document: Document) -> Iterator[str]:
     """Ids at the places where the API itself puts what it makes.
 
-    What a model or a tool wrote is no place, nor is a list, which may hold what a caller wrote.
+    What a model or a tool wrote is no place, nor is a list, which may hold what a caller wrote. Nor is one of
+    what was there before, such as a response's conversation.
     """
     for name in ("id", "output_file_id", "error_file_id"):
         yield from ids_of(document.get(name))
-    yield from ids_of(object_in(document, "conversation").get("id"))
     for item in objects_in(document, "output"):
         yield from _told_by_item(item)
     for choice in objects_in(document, "choices"):
@@ -29,8 +29,9 @@ def _told_by_item(item: Document) -> Iterator[str]:
         yield from ids_of(item.get("container_id"))
     for part in objects_in(item, "content"):
         for note in objects_in(part, "annotations"):
-            yield from ids_of(note.get("file_id"))
-            yield from ids_of(note.get("container_id"))
+            if note.get("type") == "container_file_citation":  # others are of files that were there
+                yield from ids_of(note.get("file_id"))
+                yield from ids_of(note.get("container_id"))
 
 
 def keeps_chat(chat: Document) -> bool:
@@ -50,5 +51,6 @@ OBJECTS = Objects(
     add=add_ids,
     told=_told,
     results=frozenset({"batches"}),
+    refers=lambda document: iter(ids_of(object_in(document, "conversation").get("id"))),
     actions=frozenset({"responses/compact", "responses/input_tokens", "threads/runs"}),
 )  # fmt: skip

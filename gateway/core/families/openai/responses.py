@@ -111,7 +111,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
     elif read.type in _CLOSING or (read.response is not None and read.response.status in _OVER):
         meter.phase = CLOSED
     if meter.call.keeps and read.response is not None:
-        meter.told += told_of(OBJECTS, loose_document(data).get("response"))
+        meter.told += told_of(OBJECTS, loose_document(data).get("response"), meter.call.named)
     if read.response is not None:
         _take(meter, read.response)
     return False
