@@ -161,14 +161,8 @@ class System:
         return {"m-use": _pricing(TIERS[0]), "m-token": _per_million(TOKEN_PRICES[0])}.get(key)
 
     async def _tenant(self, plan: int | None) -> tuple[int, int, str]:
-<<<<<<< HEAD
         its = {"name": f"tenant {plan}", "organization_id": self.owner, "plan_id": plan}
         tenant = await self.backend.made("tenants", **its)
-=======
-        tenant = await self.backend.made(
-            "tenants", name=f"tenant {plan}", organization_id=self.owner, plan_id=plan
-        )
->>>>>>> 78379d08 (A model counts wherever a body names it, content in any event, and an object is its maker's alone)
         digest = uuid.uuid4().hex * 2
         key = await self.backend.made("api-keys", tenant_id=tenant, name="k", digest=digest, prefix="tk_x")
         return tenant, key, digest
