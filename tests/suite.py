@@ -31,6 +31,7 @@ VERIFY = (
     "tests/deploy/test_image.py",
     "tests/faults/test_rows_processes.py",
     "tests/faults/test_rows_redis.py",
+    "tests/deploy/test_layouts.py",
     "tests/deploy/test_upgrade.py",
     "tests/journey/test_client_pages.py",
     "tests/journey/test_howtos.py",
