@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from datetime import UTC, date, timedelta
+from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.finance import SUPPLY, Asked, LegPlace, tax_by_month
-from gateway.errors import Unprocessable
 from persistence import engine as engines
-from persistence.billing.journal import ENTRIES, ENTRIES_AFTER, REVENUE, rest_before
-from persistence.tables.ledgers import credit_transaction, kept_since
+from persistence.billing.journal import CHARGED, ENTRIES, ENTRIES_AFTER, REVENUE, moves_of, rest_before
 
 ROWS_A_BATCH = 5_000
 _OF = """
@@ -47,54 +45,20 @@ SELECT d.organization_id, o.name AS organization, d.currency, count(*) FILTER (W
   FROM (SELECT organization_id, currency, coalesce(given_up, false) AS given_up, days, rest FROM due) AS d
   JOIN organization AS o ON o.id = d.organization_id
  WHERE d.rest <> 0 GROUP BY 1, 2, 3 ORDER BY 1, 3""")  # noqa: S608  # our own words
-_BILLED = f"""
-  FROM charge AS c JOIN invoice AS i ON i.id = c.invoice_id
-  JOIN organization AS o ON o.id = i.organization_id
- WHERE CASE WHEN c.reason IN ('void', 'credit_void') THEN i.voided_at ELSE i.finalized_at END < :until
-   {_OF}"""
-# Which part of an addition's price is a contract liability: all of it, once the credits are there to use.
-# Before, nobody has to pay for them, and what came in is.
-_OBLIGED = f"""
-SELECT CASE WHEN a.invoicing <> 'prepaid' OR EXISTS (
-                 SELECT FROM credit_posting AS p WHERE p.organization_id = a.organization_id
-                    AND p.credit_addition_id = a.id AND p.kind = 'addition' AND p.created_at < :until) THEN 1
-            ELSE coalesce((
-                SELECT CASE WHEN d.rest <= 0 THEN 1 ELSE d.paid / (d.paid + d.rest) END
-                  FROM (SELECT {rest_before(":until")} AS rest,
-                               greatest((SELECT sum(p.amount) FROM payment AS p
-                                          WHERE p.invoice_id = i.id AND p.created_at < :until), 0) AS paid
-                          FROM invoice AS i WHERE i.id = a.invoice_id) AS d), 0)
-       END AS part"""  # noqa: S608  # our own words
-# Billed, and for what is not supplied yet. What was made void counts until then. Credits are supplied with
-# their use, whenever that is: those that no movement had taken by then are left.
+_SOME_LEFT = """(a.spent < a.credits_added OR EXISTS (
+    SELECT FROM credit_drawdown AS n WHERE n.credit_addition_id = a.id AND n.day >= :day))"""
+# Charged ahead of its supply, whether an invoice has it or not, with what takes it back; and what additions
+# of credits have not earned by then.
 _DEFERRED = text(f"""
-WITH sold AS (
-    SELECT i.organization_id, o.name AS organization, i.currency, c.source_id AS id, sum(c.amount) AS amount
-    {_BILLED} AND c.kind = 'credits_purchased' GROUP BY 1, 2, 3, 4
-), reached AS (
-    SELECT g.organization_id, greatest(
-             (SELECT t.seq FROM credit_transaction AS t WHERE t.organization_id = g.organization_id
-                 AND t."timestamp" < :until ORDER BY t."timestamp" DESC, t.seq DESC LIMIT 1),
-             (SELECT p.seq FROM credit_posting AS p WHERE p.organization_id = g.organization_id
-                 AND p.created_at < :until ORDER BY p.created_at DESC, p.seq DESC LIMIT 1)) AS seq
-      FROM (SELECT DISTINCT organization_id FROM sold) AS g
-), since AS (
-    SELECT l.credit_addition_id AS id, sum(l.amount) AS taken FROM reached AS r
-      JOIN credit_allocation AS l ON l.organization_id = r.organization_id AND l.seq > coalesce(r.seq, 0)
-     WHERE l.credit_addition_id IS NOT NULL GROUP BY 1
-)
-SELECT i.organization_id, o.name AS organization, i.currency,
+SELECT c.organization_id, o.name AS organization, c.currency,
        date_trunc('month', c.period_start, 'UTC') AS month, c.kind, sum(c.amount) AS amount
-{_BILLED} AND c.period_start >= :until AND c.kind <> 'credits_purchased'
+  FROM ({CHARGED} AND c.created_at < c.period_start AND c.created_at < :until AND c.period_end > :until
+        AND c.source <> 'credit_addition') AS c JOIN organization AS o ON o.id = c.organization_id
  GROUP BY 1, 2, 3, 4, 5 HAVING sum(c.amount) <> 0
 UNION ALL
-SELECT s.organization_id, s.organization, s.currency, NULL, 'credits_purchased',
-       trim_scale(sum(round(
-           s.amount * o.part * (a.credits_added - a.spent + coalesce(n.taken, 0)) / a.credits_added, 9)))
-  FROM sold AS s JOIN credit_addition AS a ON a.id = s.id AND a.credits_added > 0
-  LEFT JOIN since AS n ON n.id = s.id
- CROSS JOIN LATERAL ({_OBLIGED}) AS o
- WHERE a.spent - coalesce(n.taken, 0) < a.credits_added AND s.amount * o.part <> 0 GROUP BY 1, 2, 3
+SELECT m.organization_id, o.name, m.currency, NULL, 'credits_purchased', trim_scale(sum(m.deferred))
+  FROM ({moves_of(_SOME_LEFT)}) AS m
+  JOIN organization AS o ON o.id = m.organization_id GROUP BY 1, 2, 3 HAVING sum(m.deferred) <> 0
  ORDER BY 4 NULLS LAST, 1, 3, 5""")  # noqa: S608  # our own words
 # Lines with what they are taxed by: as the line says, else as its document's one line of tax does.
 _TAXED = f"""
@@ -163,27 +127,6 @@ def _by_month(statement: Any) -> Reader:
     return read
 
 
-def _deferred(connection: Connection, asked: Asked) -> list[Row]:
-    """Of a month that is archived its end is known, and no day within it."""
-    found = _by_month(_DEFERRED)(connection, asked)
-    # Last, because a month may be archived while it is read.
-    since = connection.scalar(
-        select(kept_since.c.since).where(kept_since.c.ledger == credit_transaction.name)
-    )
-    if since is not None and asked.until < since and asked.until.day != 1:
-        day = since.astimezone(UTC) - timedelta(days=1)
-        raise Unprocessable(
-            "Some query parameters are wrong.",
-            (
-                (
-                    "at",
-                    f"is within a month that is archived: up to {day:%Y-%m-%d} ask for the last of a month",
-                ),
-            ),
-        )
-    return found
-
-
 def _taxes(connection: Connection, asked: Asked) -> list[Row]:
     """By month, rate, currency and organization; a document made void is taken back in the month it was."""
     by_supply = asked.by == SUPPLY
@@ -235,7 +178,7 @@ def _of_document(lines: Sequence[Any], currency: str) -> Iterator[tuple[Decimal,
 
 _REPORTS: dict[str, Reader] = {
     "receivables": _receivables,
-    "deferred-revenue": _deferred,
+    "deferred-revenue": _by_month(_DEFERRED),
     "revenue": _by_month(text(REVENUE)),
     "taxes": _taxes,
 }

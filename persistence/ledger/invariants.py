@@ -24,6 +24,7 @@ INVARIANTS = (
     "request_once",
     "rollup",
     "allocations",
+    "drawn",
     "invoice",
     "payments",
     "owed",

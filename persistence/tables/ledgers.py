@@ -252,6 +252,18 @@ credit_debt = table(
     PrimaryKeyConstraint("organization_id", "day", "unit_cost"),
 )
 
+# What is drawn of additions by the day it is an entry of: used, expired, taken back. A trigger fills it.
+credit_drawdown = table(
+    "credit_drawdown",
+    identity(),
+    refers("organization_id", "organization"),
+    refers("credit_addition_id", "credit_addition"),
+    texts("kind"),
+    days("day"),
+    integers("credits"),
+    UniqueConstraint("credit_addition_id", "kind", "day"),
+)
+
 service_activation = table(
     "service_activation",
     integers("organization_id", "service_id"),

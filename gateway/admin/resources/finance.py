@@ -111,7 +111,7 @@ class Receivable(_Of):
 
 
 class Deferred(_Of):
-    """What is billed ahead of its supply."""
+    """What was charged ahead of its supply."""
 
     month: Day | None = Field(
         description="The first day of the month it is supplied in; null of credits that are not used yet."
@@ -146,7 +146,9 @@ class Leg(_Of):
     account: str = Field(description="Its name, or the code it was given.")
     debit: Exactly | None
     credit: Exactly | None
-    source: str = Field(description="charge, release, invoice, void, payment or write_off.")
+    source: str = Field(
+        description="charge, release, use, expiry, return, posting, invoice, void, payment or write_off."
+    )
     source_id: Id
     invoice_id: Id | None
     number: str | None = Field(description="Of the invoice.")
@@ -169,10 +171,10 @@ ASKED: dict[str, type[FinanceAsked]] = {
 }
 _SUMMARIES = {
     "receivables": "What organizations have to pay, by age, at the end of a day",
-    "deferred-revenue": "What is billed and not supplied yet, by month of supply; and credits not used",
-    "revenue": "What was earned, by month and kind",
+    "deferred-revenue": "What was charged and is not supplied yet, by month of supply; and credits not used",
+    "revenue": "What was earned, by month of supply and kind",
     "taxes": "Tax by month, rate and currency",
-    "ledger": "Double entries of charges, invoices, payments and credit notes",
+    "ledger": "Double entries of charges, credits, invoices, payments and credit notes",
 }
 
 

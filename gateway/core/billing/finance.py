@@ -17,16 +17,20 @@ from gateway.core.billing.pricing import EXACT, rounded
 
 DOCUMENT, SUPPLY = "document", "supply"
 BUCKETS = (30, 60, 90)
+# Kinds of revenue besides those of charges: credits that were sold earn with their use, and as they expire.
+DRAWN = ("credits_used", "credits_expired")
 # Accounts of the ledger, each with what it is called where nobody gave it another code.
 ACCOUNTS: Mapping[str, str] = {
     "receivables": "what customers owe by invoices",
     "unbilled": "what was supplied, or is to be, and no invoice has",
-    "deferred": "what is owed for months to come",
+    "deferred": "what was charged ahead of its supply",
+    "deferred_credits": "credits that were sold and are not used yet",
+    "unpaid_credits": "credits that wait for their payment, which nobody has to pay",
     "bank": "money that came in",
     "tax": "tax of invoices",
     "rounding": "what lines are rounded by",
     "bad_debt": "what was given up",
-    **{f"revenue_{kind}": f"revenue of the kind {kind}" for kind in KINDS},
+    **{f"revenue_{kind}": f"revenue of the kind {kind}" for kind in (*KINDS, *DRAWN)},
 }
 ACCOUNT_CHARS_MAX = 40
 

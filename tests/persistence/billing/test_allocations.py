@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,11 +13,13 @@ from gateway.core.billing.allocation import ExpiredGrant
 from persistence import engine
 from persistence.billing.allocations import Allocations
 from persistence.ledger.writer import Writer
+from persistence.schema.migrate import MIGRATIONS
 from tests.persistence.credits import give, post_expiries
 from tests.persistence.migrated import empty
 from tests.persistence.scenario import Account, batch_of, broken, rows_of, settle_in
 
 HOUR_MS = 3_600_000
+KEPT_SINCE = (MIGRATIONS / "v0093" / "drawdowns.sql").read_text()
 ALLOCATED = """
 SELECT seq, credit_addition_id, amount FROM credit_allocation ORDER BY seq, credit_addition_id NULLS LAST"""
 POSTED = "SELECT kind, credit_addition_id, amount FROM credit_posting ORDER BY seq"
@@ -59,6 +62,71 @@ async def test_uses_are_allocated_in_the_stated_order(migrated: str, kept: Alloc
     assert rows_of(migrated, ALLOCATED) == [(3, gift, 1_500), (4, paid, 500), (4, gift, 500)]
     assert await kept.behind(10) == []
     assert await broken(migrated) == []
+
+
+@pytest.mark.parametrize(
+    ("known", "ended", "entered"),
+    [
+        # As it ends, and until a day behind the end of its month, it is of its last instant.
+        ("2028-07-31 20:00", "2028-07-31 20:00", "2028-07-31 19:59:59.999999"),
+        ("2028-08-01 00:30", "2028-08-01 00:00", "2028-07-31 23:59:59.999999"),
+        ("2028-08-01 23:59:59.999999", "2028-07-02 00:00", "2028-07-01 23:59:59.999999"),
+        ("2028-08-02 00:00", "2028-08-01 00:00", "2028-08-02 00:00"),
+        ("2029-01-01 23:00", "2029-01-01 00:00", "2028-12-31 23:59:59.999999"),
+        ("2029-01-02 00:00", "2029-01-01 00:00", "2029-01-02 00:00"),
+        ("2029-01-02 00:00", "2029-01-01 00:00:00.000001", "2029-01-01 00:00"),
+        ("2028-03-01 12:00", "2028-03-01 00:00", "2028-02-29 23:59:59.999999"),
+        # What has not ended is of now.
+        ("2028-07-05 12:00", "2028-07-06 00:00", "2028-07-05 12:00"),
+    ],
+)
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Pacific/Apia"])
+def test_a_month_is_open_until_a_day_behind_its_end_by_utc(
+    migrated: str, zone: str, known: str, ended: str, entered: str
+) -> None:
+    """Whatever zone a session is in."""
+    asked = f"""
+SELECT entered_at(k, e) AT TIME ZONE 'UTC' FROM set_config('TimeZone', '{zone}', false),
+       (VALUES (timestamp '{known}' AT TIME ZONE 'UTC',
+                timestamp '{ended}' AT TIME ZONE 'UTC')) AS v (k, e)"""
+    assert rows_of(migrated, asked) == [(datetime.fromisoformat(entered),)]
+
+
+DRAWN = "SELECT credit_addition_id, kind, day, credits FROM credit_drawdown ORDER BY 1, 2, 3"
+
+
+async def test_what_is_drawn_is_kept_by_the_day_it_is_an_entry_of(migrated: str, kept: Allocations) -> None:
+    """A month that is closed gets nothing more: what comes that late is of the day it is known on."""
+    today = datetime.now(UTC)
+    [account] = settle_in(migrated, None)
+    account.at_ms = int((today - timedelta(days=40)).timestamp() * 1000)
+    first = give(migrated, account, 1_000, unit_cost="0.01")
+    account.consume(None, credits_=300)
+    account.at_ms = int((today - timedelta(minutes=2)).timestamp() * 1000)
+    account.consume(None, credits_=50)
+    store(migrated, account)
+    await allocate(kept)
+    recent = (today - timedelta(minutes=2)).date()
+    days = {today.date(): 300}
+    days[recent] = days.get(recent, 0) + 50
+    expected = [(first, "use", day, credits_) for day, credits_ in sorted(days.items())]
+    assert rows_of(migrated, DRAWN) == expected
+    # Debt leaves with the addition that covers it; a negative addition takes back what others gave.
+    account.consume(None, credits_=700)
+    second = give(migrated, account, 100)
+    give(migrated, account, -20, unit_cost="0.01")
+    store(migrated, account)
+    await allocate(kept)
+    found = rows_of(migrated, "SELECT credit_addition_id, kind, sum(credits) FROM credit_drawdown"
+                              " GROUP BY 1, 2 ORDER BY 1, 2")  # fmt: skip
+    assert found == [(first, "use", 1_000), (second, "return", 20), (second, "use", 50)]
+    assert await broken(migrated) == []
+    # What was there before the schema kept it is found alike.
+    before = rows_of(migrated, DRAWN)
+    [filled] = [part for part in KEPT_SINCE.split(";\n") if "INSERT INTO credit_drawdown (" in part]
+    rows_of(migrated, "DELETE FROM credit_drawdown RETURNING 1")
+    rows_of(migrated, f"{filled} RETURNING 1")
+    assert rows_of(migrated, DRAWN) == before
 
 
 async def test_debt_is_covered_by_a_later_addition(migrated: str, kept: Allocations) -> None:

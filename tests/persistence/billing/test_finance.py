@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
+from fractions import Fraction
 from typing import Any
 
 import psycopg
@@ -25,12 +26,11 @@ from tests.persistence.scenario import Account, broken, rows_of
 
 __all__ = ["april"]
 
-MONTHS = [date(2026, month, 1) for month in range(4, 10)]
-CENT = Decimal("0.01")
-STEPS = st.lists(
-    st.tuples(st.sampled_from(("pay", "reverse", "note", "void", "give up", "use")), st.integers(0, 99)),
-    max_size=5,
-)
+MONTHS = [date(2026, month, 1) for month in range(9, 13)] + [date(2027, month, 1) for month in (1, 2)]
+CENT, NANO = Decimal("0.01"), Decimal("0.000000001")
+MONEY = ("pay", "reverse", "note", "void", "give up", "use")
+CREDITS = ("buy", "expiring", "spend", "spend", "spend unseen", "take back", "expire")
+STEPS = st.lists(st.tuples(st.sampled_from(MONEY + CREDITS), st.integers(0, 99)), max_size=8)
 
 
 def moment(day: date, hour: int = 0) -> datetime:
@@ -52,6 +52,10 @@ class Books:
     # When, of which document, how much.
     payments: list[tuple[datetime, int, Decimal]] = field(default_factory=list)
     given_up: dict[int, datetime] = field(default_factory=dict)
+    # Of credits: which addition, what became of them, how many, when, and when that was known.
+    drawn: list[tuple[int, str, int, datetime, datetime]] = field(default_factory=list)
+    # What was said of the months before one, once those were closed.
+    closed: dict[date, Any] = field(default_factory=dict)
 
     async def finalize(self, made: dict[str, Any]) -> None:
         done = await self.april.do("invoices", "finalize", made["id"])
@@ -94,36 +98,97 @@ class Books:
 
 
 async def begin(april: April, billing: str | None) -> tuple[Books, int]:
-    """An organization with a plan of 30.10 a month, 7 % tax, tiers; its term begins on 11 April."""
+    """An organization with a plan of 30.10 a month, 7 % tax, tiers; its term begins on the 11th."""
     empty(april.url)
-    await april.on(moment(date(2026, 4, 1), 1))
+    await april.on(moment(MONTHS[0], 1))
     offered = await plan(april, "Plan", "30.10", 1_000_000)
     tiers = [{"up_to": tier.up_to, "unit_price": str(tier.unit_price)} for tier in TIERS]
     rerank = await service(april, "rerank", "Pay-Per-Use", pricing={"tiers": tiers})
     made = await april.do("organizations", "create", name="Acme", tax_rate=Decimal("0.07"), due_days=14)
     tenant = await april.do("tenants", "create", name="Main", organization_id=made["id"])
     april.account = Account(made["id"], tenant["id"], None)
+    begins = MONTHS[0] + timedelta(days=10)
     await april.do(
         "organization-subscriptions", "create", organization_id=made["id"], plan_id=offered,
-        start_date=date(2026, 4, 11), end_date=date(2027, 4, 11), billing_interval="quarterly",
+        start_date=begins, end_date=begins.replace(year=2027), billing_interval="quarterly",
         **({} if billing is None else {"billing": billing}),
     )  # fmt: skip
     return Books(april, made["id"]), rerank
 
 
-def dated(april: April, known: int) -> int:
-    """Have charges from then on been made now: the database has a clock of its own. Answers the last one."""
+def dated(april: April, known: int, drawn: Sequence[tuple[int, str, int, datetime, datetime]] = ()) -> int:
+    """Have charges from then on been made now: the database has a clock of its own. Answers the last one.
+
+    What was drawn of additions is kept by that clock too.
+    """
     with psycopg.connect(april.url) as connection:
         connection.execute("SET LOCAL session_replication_role = replica")
         connection.execute("UPDATE charge SET created_at = %s WHERE id > %s", (april.now, known))
         found = connection.execute("SELECT coalesce(max(id), 0) FROM charge").fetchone()
+        rows: dict[tuple[int, str, date], int] = defaultdict(int)
+        for addition, kind, amount, when, seen in drawn:
+            rows[addition, kind, entered(seen, when + timedelta(microseconds=1)).date()] += amount
+        if rows:
+            connection.execute("DELETE FROM credit_drawdown")
+        for number, ((addition, kind, day), amount) in enumerate(rows.items(), 1_000_000):
+            connection.execute(
+                "INSERT INTO credit_drawdown (id, organization_id, credit_addition_id, kind, day, credits)"
+                " SELECT %s, organization_id, id, %s, %s, %s FROM credit_addition WHERE id = %s",
+                (number, kind, day, amount, addition),
+            )
     assert found is not None
     return int(found[0])
+
+
+async def allocated(books: Books) -> None:
+    """Bring credits together, and note what was drawn of which addition, by its movement, until now."""
+    april = books.april
+    [(last,)] = april.rows("SELECT coalesce(max(id), 0) FROM credit_allocation")
+    await april.allocate()
+    assert await broken(april.url) == []
+    made = april.rows(
+        "SELECT credit_addition_id, seq, amount FROM credit_allocation"
+        " WHERE id > %s AND credit_addition_id IS NOT NULL ORDER BY id", [last],
+    )  # fmt: skip
+    moved: Any = {
+        seq: (kind, at)
+        for seq, kind, at in april.rows(
+            """SELECT seq, 'use', "timestamp" FROM credit_transaction UNION ALL SELECT seq,
+            CASE WHEN kind = 'expiry' THEN 'expiry' ELSE 'return' END, created_at FROM credit_posting"""
+        )
+    }
+    given: Any = dict(april.rows("SELECT credit_addition_id, created_at FROM credit_posting"))
+    for addition, seq, amount in made:
+        kind, at = moved[seq]
+        books.drawn.append((int(str(addition)), kind, int(str(amount)), max(at, given[addition]), april.now))
+
+
+async def credit_step(books: Books, what: str, number: int) -> None:
+    """Buy credits, use them, take some back, let them expire; what is `unseen` is allocated later."""
+    april, account = books.april, books.april.account
+    if what == "expire":
+        await allocated(books)
+        for expired in await april.allocations.expired(account.at_ms, 10):
+            assert await april.allocations.expire(expired, account.partition, account.credit_seq)
+        post_expiries(april.url, account)
+    elif what.startswith("spend"):
+        account.service_id, account.tiers = Account(0, 0).service_id, ()
+        account.consume(None, credits_=7 * number + 1)
+    else:
+        ends = account.at_ms + 20 * 86_400_000 if what == "expiring" else None
+        amount, cost = (-number - 1, "0.0123") if what == "take back" else (37 * number + 11, "0.0123")
+        give(april.url, account, amount, unit_cost="0.007" if ends else cost, expires_ms=ends)
+    april.flush()
+    if what != "spend unseen":
+        await allocated(books)
 
 
 async def step(books: Books, what: str, number: int, rerank: int) -> None:
     """One thing a person does, where it can be done."""
     april, now = books.april, books.april.now
+    if what in CREDITS:
+        await credit_step(books, what, number)
+        return
     if what == "use":
         april.account.service_id, april.account.tiers = rerank, TIERS
         april.account.consume(None, units=137 * number + 1)
@@ -172,9 +237,11 @@ async def live(april: April, billing: str | None, steps: Sequence[Sequence[tuple
     books, rerank = await begin(april, billing)
     known = 0
     for month, wanted in zip(MONTHS, steps, strict=True):
-        await april.on(moment(month + timedelta(days=1), 3))
-        await april.store.charge(books.organization)
-        known = dated(april, known)
+        for hours in (1, 27):
+            await april.on(moment(month) + timedelta(hours=hours))
+            await april.store.charge(books.organization)
+            known = dated(april, known, books.drawn)
+        books.closed[month] = await read_before(april, month)
         previous = (month - timedelta(days=1)).replace(day=1)
         drafted = await april.do(
             "invoices", "create", organization_id=books.organization, period_start=previous, period_end=month
@@ -184,15 +251,23 @@ async def live(april: April, billing: str | None, steps: Sequence[Sequence[tuple
         else:
             await april.do("invoices", "delete", drafted["id"])
         known = dated(april, known)
-        if month.month == 5:
-            give(april.url, april.account, 1_000, unit_cost="0.0123")
-            april.flush()
-            known = dated(april, known)
         for place, (what, number) in enumerate(wanted):
             await april.on(moment(month + timedelta(days=4 + 3 * place), 3))
             await step(books, what, number, rerank)
-            known = dated(april, known)
+            known = dated(april, known, books.drawn)
     return books
+
+
+async def read_before(april: April, month: date) -> Any:
+    """What the books say of the months before one, once it is closed."""
+    asked = Asked(moment(month), moment(date(2026, 1, 1)))
+    legs = [row async for batch in april.store.entries(asked) for row in batch]
+    return (
+        # Which invoice has a charge is said once there is one.
+        [{name: row[name] for name in row if name not in {"invoice_id", "number"}} for row in legs],
+        await april.store.report("revenue", asked, 0, 999),
+        await april.store.report("deferred-revenue", Asked(moment(month)), 0, 999),
+    )
 
 
 async def legs(april: April, first: date, last: date) -> list[dict[str, Any]]:
@@ -224,7 +299,7 @@ async def test_reports_are_what_happened(
         assert [row for row in whole if month <= row["at"].date() < following(month)] == rows
 
     end = moment(following(last))
-    for day in (date(2026, 5, 20), date(2026, 7, 31), following(last) - timedelta(days=1)):
+    for day in (date(2026, 10, 20), date(2026, 12, 31), following(last) - timedelta(days=1)):
         rows = await store.report("receivables", Asked(moment(day + timedelta(days=1))), 0, 9)
         told = {name: rows[0][name] for name in rows[0] if rows[0][name] and name in COUNTED} if rows else {}
         assert told == books.aged(day)
@@ -236,18 +311,27 @@ async def test_reports_are_what_happened(
         charges = connection.execute("SELECT * FROM charge").fetchall()
     unbilled = sum((each["amount"] for each in charges if each["invoice_id"] is None), Decimal(0))
     assert add_up(whole, "account").get("unbilled", 0) == unbilled
-    earned: dict[Any, Decimal] = defaultdict(Decimal)
-    for each in charges:
-        earned[max(each["created_at"], each["period_start"]).date().replace(day=1)] += each["amount"]
     rows = await store.report("revenue", Asked(end, moment(date(2026, 1, 1))), 0, 999)
-    assert add_up(rows, "month") == {
-        month: amount for month, amount in earned.items() if amount and month <= last
-    }  # fmt: skip
-    for day in (date(2026, 5, 20), date(2026, 8, 31)):
-        rows = await store.report("deferred-revenue", Asked(moment(day + timedelta(days=1))), 0, 999)
-        assert add_up(rows, "month") == ahead(books, charges, day)
+    assert {(row["month"], row["kind"]): row["amount"] for row in rows} == earned(books, charges, end)
+    sold = sum((each["amount"] for each in charges if each["source"] == "credit_addition"), Decimal(0))
+    for day in (MONTHS[1] + timedelta(days=19), date(2026, 12, 31), MONTHS[-1] + timedelta(days=9)):
+        until = moment(day + timedelta(days=1))
+        rows = await store.report("deferred-revenue", Asked(until), 0, 999)
+        assert add_up(rows, "month") == ahead(books, charges, until)
+        upto = add_up([row for row in whole if row["at"] < until], "account")
+        of_fees = sum((row["amount"] for row in rows if row["month"]), Decimal(0))
+        assert (-upto.get("deferred", Decimal(0)), -upto.get("deferred_credits", Decimal(0))) == (
+            of_fees, sum((row["amount"] for row in rows if not row["month"]), Decimal(0)),
+        )  # fmt: skip
+    # What credits have earned and what is deferred of them is what they were sold for.
+    credits_ = {"deferred_credits", "revenue_credits_used", "revenue_credits_expired"}
+    of_credits = add_up(whole, "account")
+    assert -sum(of_credits.get(name, 0) for name in (*credits_, "revenue_credits_purchased")) == sold
+    # Closed months were then what they are now.
+    for month, told in books.closed.items():
+        assert await read_before(april, month) == told
     for by in ("document", "supply"):
-        asked = Asked(moment(date(2027, 6, 1)), moment(date(2026, 1, 1)), by=by)
+        asked = Asked(moment(date(2027, 12, 1)), moment(date(2026, 1, 1)), by=by)
         rows = await store.report("taxes", asked, 0, 999)
         net, tax = taxed(books)
         assert (sum(row["net"] for row in rows), sum(row["tax"] for row in rows)) == (net, tax)
@@ -267,16 +351,88 @@ def standing(books: Books, day: date) -> Decimal:
     return sum((-rest for rest in rests if rest is not None and rest < 0), Decimal(0))
 
 
-def ahead(books: Books, charges: Sequence[dict[str, Any]], day: date) -> dict[date | None, Decimal]:
-    """What was billed by then for supply behind it, by month; of credits all, since none are used here."""
-    until, found = moment(day + timedelta(days=1)), defaultdict[date | None, Decimal](Decimal)
-    for each in charges:
-        one, are_credits = books.documents.get(each["invoice_id"]), each["kind"] == "credits_purchased"
-        if one is not None and (each["period_start"] >= until or are_credits):
-            came = one["void_at"] if each["reason"] in {"void", "credit_void"} else one["at"]
-            if came < until:
-                month = None if are_credits else each["period_start"].date().replace(day=1)
-                found[month] += each["amount"]
+def entered(known: datetime, ends: datetime) -> datetime:
+    """When something is in the books that ended: late is what came a day behind the end of its month."""
+    if known < ends:
+        return known
+    last = ends - timedelta(microseconds=1)
+    closes = moment(following(last.date().replace(day=1))) + timedelta(days=1)
+    return last if known < closes else known
+
+
+def facts(charges: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Charges but for those that an invoice made void turned round and owed again."""
+    return [each for each in charges if each["reason"] not in {"void", "reissued"}]
+
+
+def sold_at(books: Books, charges: Sequence[dict[str, Any]]) -> dict[int, list[tuple[datetime, str, Any]]]:
+    """What happened to each addition: charged with how much, and by the day drawn by how many credits."""
+    found = defaultdict[int, list[tuple[datetime, str, Any]]](list)
+    for each in facts(charges):
+        if each["source"] == "credit_addition":
+            at = each["created_at"]
+            if each["reason"] == "fact":
+                at = entered(at, each["period_end"])
+            found[each["source_id"]].append((at, "charge", each["amount"]))
+    days: dict[tuple[int, datetime, str], int] = defaultdict(int)
+    for addition, kind, amount, when, seen in books.drawn:
+        day = entered(seen, when + timedelta(microseconds=1)).date()
+        days[addition, moment(day + timedelta(days=1)) - timedelta(microseconds=1), kind] += amount
+    for (addition, at, kind), amount in days.items():
+        found[addition].append((at, kind, amount))
+    return {addition: sorted(moves, key=lambda one: one[:2]) for addition, moves in found.items()}
+
+
+def deferred_of(added: int, moves: Sequence[tuple[datetime, str, Any]]) -> Decimal:
+    """What is left of an addition's price behind all of this."""
+    price = sum((Fraction(amount) for _, what, amount in moves if what == "charge"), Fraction(0))
+    left = added - sum(amount for _, what, amount in moves if what != "charge")
+    nano = price * left / added * 10**9
+    halves = int(abs(nano) * 2)  # half up, on either side
+    return Decimal((halves + 1) // 2 * (1 if nano > 0 else -1)) * NANO
+
+
+def earned(
+    books: Books, charges: Sequence[dict[str, Any]], until: datetime
+) -> dict[tuple[date, str], Decimal]:
+    """What each month earned, by kind, of all that is in the books before a moment."""
+    found: dict[tuple[date, str], Decimal] = defaultdict(Decimal)
+    for each in facts(charges):
+        if each["source"] == "credit_addition":
+            continue
+        is_ahead = each["created_at"] < each["period_start"]
+        at = each["period_end"] - timedelta(microseconds=1) if is_ahead else entered(
+            each["created_at"], each["period_end"]
+        )  # fmt: skip
+        if at < until:
+            found[at.date().replace(day=1), each["kind"]] += each["amount"]
+    kinds = {"use": "credits_used", "expiry": "credits_expired"}
+    added: Any = dict(books.april.rows("SELECT id, credits_added FROM credit_addition"))
+    for addition, moves in sold_at(books, charges).items():
+        before = Decimal(0)
+        for number, (at, what, amount) in enumerate(moves):
+            left = deferred_of(added[addition], moves[: number + 1]) if added[addition] > 0 else Decimal(0)
+            came = amount if what == "charge" else Decimal(0)
+            if at < until:
+                kind = kinds.get(what, "credits_purchased")
+                found[at.date().replace(day=1), kind] += came - (left - before)
+            before = left
+    return {place: amount for place, amount in found.items() if amount}
+
+
+def ahead(
+    books: Books, charges: Sequence[dict[str, Any]], until: datetime
+) -> dict[date | None, Decimal]:
+    """What was charged by then for supply behind it, by month, and of credits what is left of them."""
+    found = defaultdict[date | None, Decimal](Decimal)
+    for each in facts(charges):
+        is_known = each["created_at"] < min(until, each["period_start"])
+        if each["source"] != "credit_addition" and is_known and each["period_end"] > until:
+            found[each["period_start"].date().replace(day=1)] += each["amount"]
+    added: Any = dict(books.april.rows("SELECT id, credits_added FROM credit_addition"))
+    for addition, moves in sold_at(books, charges).items():
+        if added[addition] > 0:
+            found[None] += deferred_of(added[addition], [one for one in moves if one[0] < until])
     return {month: amount for month, amount in found.items() if amount}
 
 
@@ -314,9 +470,12 @@ async def test_credits_are_deferred_until_they_are_used_or_expire(april: April) 
     tenant = await april.do("tenants", "create", name="Main", organization_id=made["id"])
     april.account = Account(made["id"], tenant["id"], None)
     days = [date(2026, 4, day) for day in (1, 5, 10, 15, 20, 25)]
+    books, known = Books(april, made["id"]), 0
 
     async def on(day: int) -> None:
-        await april.allocate()
+        nonlocal known
+        await allocated(books)
+        known = dated(april, known, books.drawn)
         await april.on(at(4, day))
 
     async def bill(first: int, last: int) -> dict[str, Any]:
@@ -348,7 +507,7 @@ async def test_credits_are_deferred_until_they_are_used_or_expire(april: April) 
     await on(25)
     april.account.consume(None, credits_=150)
     april.flush()
-    await april.allocate()
+    await on(26)
     # Of the first 1,000 at 0.01: 1,000, 700, 600, 400, none. Of 200 at 0.02: all, and fifty in the end.
     expected = ["10.00", "7.00", "10.00", "8.00", "4.00", "1.00"]
     assert [await left_of_credits(april, day) for day in days] == [Decimal(each) for each in expected]
@@ -356,10 +515,17 @@ async def test_credits_are_deferred_until_they_are_used_or_expire(april: April) 
     sums = "SELECT sum((credits_added - spent) * unit_cost) FROM credit_addition WHERE category = 'paid'"
     assert [(await left_of_credits(april, days[-1]),)] == rows_of(april.url, sums)
     assert await broken(april.url) == []
-    # What a note gives back is deferred no more.
+    revenue = await april.store.report("revenue", Asked(at(5, 1), at(4, 1)), 0, 9)
+    assert {row["kind"]: row["amount"] for row in revenue} == {"credits_used": 9, "credits_expired": 4}
+    # What a note gives back is deferred no more, and was not earned.
     note = await april.do("invoices", "credit-note", second["id"])
     await april.do("invoices", "finalize", note["id"])
-    assert await left_of_credits(april, days[-1]) == 0
+    await on(27)
+    assert await left_of_credits(april, date(2026, 4, 26)) == 0
+    revenue = await april.store.report("revenue", Asked(at(5, 1), at(4, 1)), 0, 9)
+    assert {row["kind"]: row["amount"] for row in revenue} == {
+        "credits_used": 9, "credits_expired": 4, "credits_purchased": -3,
+    }  # fmt: skip
 
 
 async def test_credits_that_wait_for_their_payment_are_deferred_as_they_are_paid(april: April) -> None:
@@ -368,9 +534,23 @@ async def test_credits_that_wait_for_their_payment_are_deferred_as_they_are_paid
     tenant = await april.do("tenants", "create", name="Main", organization_id=made["id"])
     april.account = Account(made["id"], tenant["id"], None)
 
+    books, known = Books(april, made["id"]), 0
+
     async def left(day: int) -> Decimal:
-        await april.allocate()
-        return await left_of_credits(april, date(2026, 4, day))
+        nonlocal known
+        await allocated(books)
+        known = dated(april, known, books.drawn)
+        until = moment(date(2026, 4, day + 1))
+        legs = [leg async for batch in april.store.entries(Asked(until, at(3, 1))) for leg in batch]
+        assert not add_up(legs, "entry_id")
+        balances = add_up(legs, "account")
+        found = await left_of_credits(april, date(2026, 4, day))
+        assert -balances.get("deferred_credits", Decimal(0)) == found
+        asked = {leg["entry_id"]: leg["amount"] for leg in legs if leg["account"] == "unbilled"}
+        sold_for = sum(amount for entry, amount in asked.items() if entry.startswith("charge:"))
+        used = 20 if day >= 9 else 0
+        assert -balances.get("unpaid_credits", Decimal(0)) == sold_for - found - used
+        return found
 
     async def pay(day: int, amount: str) -> None:
         await april.on(at(4, day))
@@ -411,18 +591,18 @@ async def test_credits_that_wait_for_their_payment_are_deferred_as_they_are_paid
 
 async def test_what_is_given_up_and_paid_in_one_moment_is_the_same_in_report_and_ledger(april: April) -> None:
     books, _ = await begin(april, None)
-    await april.on(moment(date(2026, 5, 2), 3))
+    await april.on(moment(date(2026, 10, 2), 3))
     await april.store.charge(books.organization)
     dated(april, 0)
-    period = {"period_start": date(2026, 4, 1), "period_end": date(2026, 5, 1)}
+    period = {"period_start": date(2026, 9, 1), "period_end": date(2026, 10, 1)}
     drafted = await april.do("invoices", "create", organization_id=books.organization, **period)
     await books.finalize(drafted)
     total = Decimal(books.documents[drafted["id"]]["total_amount"])
-    await april.on(moment(date(2026, 5, 9), 3))
+    await april.on(moment(date(2026, 10, 9), 3))
     await april.do("invoices", "payments", drafted["id"], amount=Decimal(1), reference="first")
     await april.do("invoices", "uncollectible", drafted["id"])
     given_up = april.now
-    await april.on(moment(date(2026, 5, 20), 3))
+    await april.on(moment(date(2026, 10, 20), 3))
     await april.do("invoices", "payments", drafted["id"], amount=Decimal(2), reference="late")
     for until, open_, lost in (
         (given_up, total, 0),

@@ -90,6 +90,7 @@ CONTRADICTIONS = {
         ALLOCATION,
         "UPDATE organization SET allocated_seq = 1",
     ],
+    "drawn": ["INSERT INTO credit_addition (organization_id, credits_added, spent) VALUES ({o}, 9, 5)"],
     "invoice": [INVOICE],
     "payments": [INVOICE, PAYMENT],
     "owed": [CHARGE.format(o="{o}", kind="usage", source="usage_tier", id=1)],

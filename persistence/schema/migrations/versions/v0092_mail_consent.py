@@ -5,6 +5,7 @@ from alembic import op
 revision = "0092"
 down_revision = "0091"
 runs_from = "0069"
+alters = ("organization", "webhook")
 branch_labels = None
 depends_on = None
 
