@@ -50,6 +50,7 @@ from gateway.run.door import Door, make_door
 from gateway.run.gateway_port import GatewayPort
 from gateway.run.parent_pipe import ParentPipe
 from gateway.run.program import this_program
+from gateway.run.redis_state import RedisState
 from gateway.run.starting import redis_reached
 from gateway.run.stopping import all_within, cancel, ended, forever, stop_signal, until_stopped
 from gateway.run.vitals import limits_here
@@ -102,12 +103,14 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
         report=door.worker_reports.report, announce=fences.announce,
         in_flight=lambda moment: plane.serves_since(moment) or not leaser.is_current,
     )  # fmt: skip
+    redis_state = RedisState(wires, log)
     snapshots: list[Callable[[], tallies.Snapshot]] = [
         lambda: _snapshot(tally, scripts, plane.certificate_ends, wires.away > 0),
         lambda: _log_snapshot(settlements, resubmitter),
         lambda: {**_partitions(wires, directory, resubmitter.newer), "counters_exchanged": fences.noticed},
         lambda: {"auth_failures": failures.rows("gateway"), "budgets_shared": counters.crowded.calls},
         refusals.snapshot,
+        redis_state.snapshot,
         port.snapshot,
         door.allowances.snapshot,
         *([exporter.snapshot] if exporter is not None else []),
@@ -117,6 +120,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
         asyncio.create_task(forever("catalogue", directory.keep_fresh, log)),
         asyncio.create_task(forever("cooling", door.cooling.keep_sharing, log)),
         asyncio.create_task(forever("redis", partial(tell_of_redis, wires, log), log)),
+        asyncio.create_task(forever("redis state", redis_state.keep_asking, log)),
         asyncio.create_task(forever("lag", port.keep_looking, log)),
         asyncio.create_task(forever("extend", counters.keep_extending, log)),
         asyncio.create_task(forever("lease", leaser.keep, log)),

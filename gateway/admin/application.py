@@ -31,6 +31,7 @@ from gateway.admin.http.guard import guard
 from gateway.admin.invoices import documents
 from gateway.admin.ports import AdminPorts, Health
 from gateway.admin.resources import REPORTS, RESOURCES
+from gateway.core.readiness import report
 
 ROOT = "/admin/v1"
 # A row, not a document of one: 7.csv is another address, with methods of its own.
@@ -100,8 +101,7 @@ def _documents(version: str) -> tuple[bytes, str]:
 def _mount_operations(app: web.Application, ports: AdminPorts) -> None:
     async def health(_: web.Request, probe: Health) -> web.Response:
         well, dependencies = await probe()
-        content = {"status": "ok" if well else "unavailable", "dependencies": dependencies}
-        return answer(200 if well else 503, content)
+        return answer(200 if well else 503, report(well, dependencies))
 
     async def metrics(request: web.Request) -> web.Response:
         body, content_type = await ports.metrics(request.headers.get("Accept", ""))

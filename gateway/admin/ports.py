@@ -29,6 +29,7 @@ from gateway.core.billing.finance import Asked, LegPlace
 from gateway.core.billing.handover import Collected, Returned
 from gateway.core.failures import Failures
 from gateway.core.peppers import Peppers
+from gateway.core.readiness import Found
 
 T = TypeVar("T")
 
@@ -41,7 +42,7 @@ INLINE_PUSHES_MAX = 64
 # Whoever was not identified: no role is allowed anything.
 NOBODY = Actor("nobody", "")
 
-Health = Callable[[], Awaitable[tuple[bool, Mapping[str, object]]]]
+Health = Callable[[], Awaitable[tuple[bool, Found]]]
 Metrics = Callable[[str], Awaitable[tuple[bytes, str]]]
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from gateway.counters.redis.info import WHY, files_failing, why_refused
+
 # Where this much of its limit is used, Redis will be full before long.
 MEMORY_SHARE_MAX = 0.95
 # By how much two clocks may differ.
@@ -20,6 +22,7 @@ def kept(info: Mapping[str, str], fsync: object, now: float | None = None) -> It
 
     `now` is our Unix time when the answer came; None where the clocks are not compared.
     """
+    yield from _refuses(info)
     yield _policy(info.get("maxmemory_policy", "unknown"))
     yield _file(info.get("aof_enabled") == "1", int(info.get("connected_slaves") or 0))
     yield from _fsync(info, fsync)
@@ -37,6 +40,17 @@ def kept_by_replica(info: Mapping[str, str], fsync: object) -> Iterator[Found]:
         yield True, "redis", f"{said}. CONFIG SET appendonly yes, or see that another replica follows it then"
     yield from _fsync(info, fsync)
     yield from _memory(info)
+
+
+def _refuses(info: Mapping[str, str]) -> Iterator[Found]:
+    """Whether it takes calls, and can write its files."""
+    code = why_refused(info)
+    if code and code != "OOM":  # of its memory more is said
+        hint = "see *Redis refuses* in the runbook, deploy/README.md"
+        yield False, "redis", f"it refuses calls with {code}: {WHY[code]}; {hint}"
+    elif files_failing(info):
+        hint = "see whether its disk is full, and its log. It may refuse calls until that is mended"
+        yield False, "redis", f"its last snapshot failed (rdb_last_bgsave_status): {hint}"
 
 
 def _fsync(info: Mapping[str, str], fsync: object) -> Iterator[Found]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from gateway.counters.redis.address import Address
 from gateway.counters.redis.asking import ask_apart
+from gateway.counters.redis.info import facts_of
 from gateway.errors import CountersUnavailable
 from gateway.ops import doctor_redis
 from gateway.ops.finding import Finding
@@ -48,12 +49,6 @@ def named(info: Mapping[str, str]) -> list[Place]:
             if said.get("ip") and said.get("port", "").isdigit():
                 found.append((said["ip"], int(said["port"])))
     return found
-
-
-def facts_of(answer: object) -> dict[str, str]:
-    """What a server says by `INFO`, by name."""
-    text = answer.decode(errors="replace") if isinstance(answer, bytes) else ""
-    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line and not line.startswith("#"))
 
 
 async def of(address: Address, places: Sequence[Place], *, configured: bool) -> list[Finding]:

@@ -21,6 +21,7 @@ from gateway.counters.redis import keys
 from gateway.counters.redis.address import Address, parse_url
 from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.connecting import wires_to
+from gateway.counters.redis.info import facts_of
 from gateway.counters.redis.scripts import VERBS, library
 from gateway.counters.redis.shards import Shards
 from gateway.counters.redis.verified import ask_word
@@ -245,7 +246,7 @@ def verification(subject: str, confirmed: bytes, here: bytes) -> Finding:
 
 async def _info(wire: Wire) -> dict[str, str]:
     answer = await in_task(wire.send(encode(b"INFO")))
-    return doctor_redis_replicas.facts_of(answer)
+    return facts_of(answer)
 
 
 def _text(answer: Reply) -> bytes:

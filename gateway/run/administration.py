@@ -20,6 +20,7 @@ from gateway.background.timed.pusher import Pusher
 from gateway.background.verifying.gauges import Gauges
 from gateway.core.failures import Failures
 from gateway.core.peppers import peppers_of
+from gateway.core.readiness import Found
 from gateway.counters.keeper.activity import Activity
 from gateway.counters.keeper.left_alone import LeftAlone
 from gateway.counters.redis.keys import partition_of
@@ -38,7 +39,7 @@ from gateway.run.readiness import Probe, Recent, all_answer, one_answers
 from gateway.run.running import Running
 from gateway.run.sign_ins import KeptSignIns
 from gateway.run.stopping import cancel
-from gateway.run.supervisor.ops import CONFIGURATION, DISK, EVERY_PARTITION, OPEN_FILES
+from gateway.run.supervisor.ops import CLOCK, CONFIGURATION, DISK, EVERY_PARTITION, OPEN_FILES
 from gateway.run.vitals import disks, has_files_left
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs, metrics
@@ -158,10 +159,10 @@ class Administration:
             version=version("tollkeeper"),
         )
 
-    async def _live(self) -> tuple[bool, Mapping[str, object]]:
+    async def _live(self) -> tuple[bool, Found]:
         return True, {}
 
-    async def _look_ready(self) -> tuple[bool, Mapping[str, object]]:
+    async def _look_ready(self) -> tuple[bool, Found]:
         probes = (self._database, self._redis, self._every_redis)
         database, redis, every = await asyncio.gather(*(one.answers() for one in probes))
         try:
@@ -170,10 +171,16 @@ class Administration:
         except LoopsSilent:
             well, is_last = {}, False
         parts = {"postgresql": database, "redis": redis, VERIFIED: well.get(VERIFIED, False)}
-        beside = {EVERY_PARTITION: every and well.get(EVERY_PARTITION, False), DISK: well.get(DISK, True)}
         ours = has_files_left(self._admin_port.vitals.snapshot())
-        beside |= {OPEN_FILES: ours and well.get(OPEN_FILES, True), CONFIGURATION: is_last}
-        return all(parts.values()), {**parts, **beside}
+        # Where Redis refuses calls, people still need this port: that is told, and keeps nobody away.
+        return all(parts.values()), {
+            **parts,
+            "redis": redis and well.get("redis", True),
+            EVERY_PARTITION: every and well.get(EVERY_PARTITION, False),
+            **{name: well.get(name, True) for name in (DISK, CLOCK)},
+            OPEN_FILES: ours and well.get(OPEN_FILES, True),
+            CONFIGURATION: is_last,
+        }
 
     async def _metrics(self, accept: str) -> tuple[bytes, str]:
         """Written once of a snapshot, in each of the two formats that somebody asks for."""

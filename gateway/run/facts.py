@@ -22,10 +22,10 @@ _MARK = b"facts "
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What metrics say of the loops, and whether what they look after is well, by name."""
+    """What metrics say of the loops, and whether what they look after is well, or why not, by name."""
 
     snapshot: Mapping[str, Any]
-    well: Mapping[str, bool]
+    well: Mapping[str, bool | str]
 
 
 def written(facts: Facts) -> bytes:

@@ -49,12 +49,14 @@ from gateway.run.kept_servers import KeptServers, Shared
 from gateway.run.looping import keep_going
 from gateway.run.old_months import drop_old_months, wait_for_archive
 from gateway.run.people import People
+from gateway.run.readiness import of_process
+from gateway.run.redis_state import RedisState
 from gateway.run.running import Running
 from gateway.run.starting import reached, redis_reached
 from gateway.run.stopping import cancel
-from gateway.run.supervisor.ops import DISK, EVERY_PARTITION, OPEN_FILES
+from gateway.run.supervisor.ops import EVERY_PARTITION
 from gateway.run.tls_port import check_files
-from gateway.run.vitals import DiskWatch, ProcessVitals, has_files_left
+from gateway.run.vitals import DiskWatch, ProcessVitals
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs
 from gateway.telemetry import snapshot_files as tallies
@@ -132,6 +134,7 @@ class Keeper:
         self._clock_changes = ClockChanges(told, now, isolation=isolation)
         self._losses = LossCounter(Losses(self._engine), (moved,), self._log, at_rest=self._servers.at_rest)
         self._price_list = PriceList(PriceTable(self._engine), self._read_price_list, self._priced)
+        self._redis_state = RedisState(self._wires, self._log)
         self.programs = Running(self._wires, self._counters, self._engine)
         self._gauges, self._growth = self._looked_up(), tallies.LastGrowth()
         self._flush_rows: dict[str, int] = {}
@@ -161,6 +164,7 @@ class Keeper:
         loops: dict[str, Callable[[], Awaitable[None]]] = {
             "fence": self._fences.keep_looking,
             "redis": partial(tell_of_redis, self._wires, log),
+            "redis state": self._redis_state.keep_asking,
             "moves": self._moves.keep_taking_up,
             "servers": self._servers.run,
             "presence": Presence(
@@ -218,7 +222,7 @@ class Keeper:
     def _looked_up(self) -> Gauges:
         settings = self._settings
         return Gauges((
-            partial(servers.memory, self._counters), partial(servers.certificates, settings, self._wires),
+            partial(servers.certificates, settings, self._wires),
             partial(watch.gauges, self._engine, settings.invoice_schedule),
             self._losses.count, self.programs.gauges, partial(wait_for_archive, self._engine, settings),
         ))  # fmt: skip
@@ -275,10 +279,16 @@ class Keeper:
             await asyncio.sleep(WAITING_LOOK_S)
 
     async def _facts(self) -> Facts:
-        verified, every = self._servers.verified, self._servers.verified == PARTITIONS
-        well = {"counters_verified": verified > 0, EVERY_PARTITION: every, DISK: not self._disk.full}
-        well[OPEN_FILES] = has_files_left(self._vitals.snapshot())
-        return Facts(self._snapshot(), well)
+        verified, snapshot, refused = self._servers.verified, self._snapshot(), self._redis_state.why
+        return Facts(
+            snapshot,
+            {
+                "redis": self._redis_state.taking > 0 or refused,
+                "counters_verified": verified > 0,
+                EVERY_PARTITION: verified == PARTITIONS and (refused or True),
+                **of_process(snapshot, self._disk),
+            },
+        )
 
     def _snapshot(self) -> Mapping[str, Any]:
         snapshot: dict[str, Any] = {
@@ -295,6 +305,7 @@ class Keeper:
         }  # fmt: skip
         if (quarantined := self._servers.quarantined) is not None:
             snapshot["quarantined_accounts"] = quarantined
+        snapshot |= {**self._redis_state.snapshot(), **self._redis_state.figures()}
         snapshot = tallies.merge(snapshot, self._gauges.latest)
         grown = self._growth.added({"counters_exchanged": self._fences.noticed})
         return {**tallies.merge(snapshot, grown), **self._waiting}

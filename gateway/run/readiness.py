@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from gateway.core.model import PARTITIONS
+from gateway.core.readiness import Found
 from gateway.core.wait import in_task
 from gateway.counters.redis.wire import Wire, encode
 from gateway.errors import CountersUnavailable
-from gateway.run.supervisor.ops import CONFIGURATION, DISK, EVERY_PARTITION, OPEN_FILES
+from gateway.run.redis_state import CLOCK_OFF_S_MAX, why
+from gateway.run.supervisor.ops import CLOCK, CONFIGURATION, DISK, EVERY_PARTITION, OPEN_FILES
 from gateway.run.vitals import DiskWatch, has_files_left
 from gateway.settings.settings import Settings
 from gateway.telemetry import snapshot_files as tallies
@@ -92,23 +94,41 @@ async def _pinged(wire: Wire) -> bool:
     return False
 
 
-async def of_gateway(settings: Settings, serves: Callable[[], bool], disk: DiskWatch) -> dict[str, bool]:
+async def of_gateway(settings: Settings, serves: Callable[[], bool], disk: DiskWatch) -> Found:
     """What a lone gateway needs, and whether it is there: Redis by what the workers found themselves.
 
     `serves`: whether a worker accepts calls. Its port is held by us, so that nobody there would refuse.
-
     Of a cluster one primary that serves is enough: `every_partition` says whether all of them do. A
     configuration file that is wrong is not used: `configuration` says whether the last one is.
     """
     found = tallies.collect(settings.metrics_dir)
     every = PARTITIONS * found.get("workers", 0)
     away, unverified = (found.get(name, 0) for name in ("partitions_away", "partitions_unverified"))
+    refuses = why(dict(found.get("partitions_refusing", ())))
     return {
-        "gateway": serves(),
-        "redis": away < every,
+        "gateway": serves() or "no worker accepts calls",
+        "redis": (away < every and found.get("partitions_taking", 1) > 0) or refuses,
         "counters_verified": unverified < every,
-        EVERY_PARTITION: every > away + unverified == 0,
+        EVERY_PARTITION: every > away + unverified == 0 and (refuses or True),
         CONFIGURATION: not found.get("configuration_stale", 0),
-        DISK: not disk.full,
-        OPEN_FILES: has_files_left(found),
+        **of_process(found, disk),
     }
+
+
+def of_process(snapshot: Mapping[str, Any], disk: DiskWatch) -> Found:
+    """What is told of processes and their machine, by their numbers."""
+    return {
+        DISK: not disk.full or f"the disk of {', '.join(disk.full)} is full",
+        OPEN_FILES: has_files_left(snapshot) or "hardly any file is left that a process may open",
+        CLOCK: _clock(snapshot.get("clock_offset_seconds", ())),
+    }
+
+
+def _clock(offsets: Iterable[tuple[str, float]]) -> bool | str:
+    """Whether our clock is that of others, or by how much it is not."""
+    said = [
+        f"the clock is {abs(off_s):,.0f} s {'ahead of' if off_s > 0 else 'behind'} that of {name}"
+        for name, off_s in offsets
+        if abs(off_s) >= CLOCK_OFF_S_MAX
+    ]
+    return not said or ", ".join(said)

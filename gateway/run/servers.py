@@ -5,16 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from gateway.counters.keeper.client import Client
 from gateway.counters.redis.wires import Wires
 from gateway.settings.settings import Settings
 from persistence.keeper import watch
-
-
-async def memory(counters: Client) -> Mapping[str, object]:
-    """How full Redis is."""
-    used, most = await counters.memory()
-    return {"redis_memory_used_bytes": used, "redis_memory_max_bytes": most}
 
 
 async def certificates(settings: Settings, wires: Wires) -> Mapping[str, object]:

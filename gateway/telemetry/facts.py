@@ -89,6 +89,8 @@ FACTS = (
     Fact("counters_exchanged", "counter", "Times Redis was found with older data under the same process."),
     Fact("counters_breaker_open", "gauge", "Workers that ask Redis nothing: it is away or stalls."),
     Fact("partitions_away", "gauge", "Partitions of which a worker cannot ask, added for each worker."),
+    Fact("partitions_refusing", "gauge", "Partitions whose Redis refuses calls.", ("reason",)),
+    Fact("partitions_taking", "gauge", "Partitions whose Redis takes calls, added for each worker."),
     Fact("partitions_unverified", "gauge", "Partitions that nobody verified, added for each worker."),
     Fact("leases", "gauge", "Tenants that have a lease for while Redis is away."),
     Fact(
@@ -145,6 +147,12 @@ FACTS = (
     Fact("replica_lag_seconds", "gauge", "By how much the replica that reads go to is behind."),
     Fact("redis_memory_used_bytes", "gauge", "Memory Redis uses."),
     Fact("redis_memory_max_bytes", "gauge", "Memory Redis may use; 0 is no limit."),
+    Fact(
+        "redis_files_failing", "gauge", "Servers of Redis that could not write a file of theirs.", ("file",)
+    ),
+    Fact("redis_replicas", "gauge", "Replicas that follow Redis; of several servers the least."),
+    Fact("redis_replica_lag_seconds", "gauge", "For how long a replica of Redis has said nothing."),
+    Fact("clock_offset_seconds", "gauge", "How far our clock is ahead of another's.", ("of",)),
     Fact("certificate_expiry_timestamp_seconds", "gauge", "Until when a certificate is valid.", ("peer",)),
     Fact("configuration_stale", "gauge", "Processes that use an older configuration: the file is wrong."),
     Fact("tls_certificate_stale", "gauge", "Processes whose certificate files cannot be used.", ("port",)),

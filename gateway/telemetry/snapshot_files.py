@@ -14,6 +14,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from operator import add
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ FILES_MAX = 1_000
 # How rows of several are one where they are not added: the earliest, the latest, the worst.
 TOGETHER: dict[str, Callable[[Any, Any], Any]] = {
     "certificate_expiry_timestamp_seconds": min, LAST: max, "open_files": max, "open_files_max": min,
+    "clock_offset_seconds": partial(max, key=abs),
 }  # fmt: skip
 
 Snapshot = Mapping[str, Any]

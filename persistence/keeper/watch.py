@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
+from collections.abc import Callable
 
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import text
@@ -62,6 +64,7 @@ SELECT coalesce(sum(CASE WHEN w.count < :most THEN w.count
 _BACKED_UP = text("""
 SELECT extract(epoch FROM max(taken_at)) AS taken, extract(epoch FROM max(proved_at)) AS proved
   FROM backup_run""")
+_CLOCK = text("SELECT extract(epoch FROM clock_timestamp())")
 _LOST = text("SELECT extract(epoch FROM max(updated_at)) FROM redis_loss WHERE lost > 0")
 # Of the last comparison of everybody that is kept; what rows say, of the last one that had asked them.
 _DIFFERS = text("""
@@ -95,7 +98,16 @@ async def gauges(engine: AsyncEngine, schedule: str = "off") -> dict[str, object
         "credential_expiry_timestamp_seconds": await next_ends(engine),
         **await backed_up(engine),
         "last_timestamp_seconds": await last_lost(engine),
+        "clock_offset_seconds": await clock_off(engine),
     }
+
+
+async def clock_off(engine: AsyncEngine, wall: Callable[[], float] = time.time) -> list[tuple[str, float]]:
+    """By how many seconds our clock is ahead of PostgreSQL's, as far as that can be told."""
+    async with engine.connect() as connection:
+        began = wall()
+        theirs, now = float(await connection.scalar(_CLOCK) or 0), wall()
+    return [("postgresql", began - theirs if theirs < began else min(0.0, now - theirs))]
 
 
 async def dead_letters(engine: AsyncEngine) -> int:

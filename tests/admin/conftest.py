@@ -29,6 +29,7 @@ from gateway.core.failures import Failures
 from gateway.core.integrity.reconciliation import Item, Kind
 from gateway.core.layout import LAYOUT
 from gateway.core.peppers import Peppers
+from gateway.core.readiness import Found
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import Conflict, CountersUnavailable, Overloaded
 from persistence import engine as engines
@@ -327,11 +328,11 @@ def ports_over(
 ) -> AdminPorts:
     """Everything the admin port is made of: a real store, counters in memory."""
 
-    async def well() -> tuple[bool, dict[str, object]]:
-        return True, {"postgres": "ok"}
+    async def well() -> tuple[bool, Found]:
+        return True, {"postgres": True}
 
-    async def unwell() -> tuple[bool, dict[str, object]]:
-        return False, {"postgres": "away"}
+    async def unwell() -> tuple[bool, Found]:
+        return False, {"postgres": False, "redis": "its memory is full"}
 
     async def metrics(accept: str) -> tuple[bytes, str]:
         return b"tollkeeper_build_info 1\n", "text/plain; version=0.0.4"

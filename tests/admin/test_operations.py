@@ -59,8 +59,9 @@ async def test_the_docs_are_one_page_that_fetches_nothing(api: Api) -> None:
 async def test_health_and_metrics_need_no_token(api: Api) -> None:
     nobody = api.acting_as(None)
     live, ready, metrics = [await nobody.get(path) for path in ("/livez", "/readyz", "/metrics")]
-    assert (live.status, live.json["dependencies"]) == (200, {"postgres": "ok"})
-    assert (ready.status, ready.json["dependencies"]) == (503, {"postgres": "away"})
+    assert (live.status, live.json) == (200, {"status": "ok", "dependencies": {"postgres": True}})
+    assert (ready.status, ready.json["dependencies"]) == (503, {"postgres": False, "redis": False})
+    assert ready.json["reasons"] == {"redis": "its memory is full"}
     assert metrics.raw == b"tollkeeper_build_info 1\n"
     assert metrics.headers["Content-Type"].startswith("text/plain")
 

@@ -74,6 +74,10 @@ WELL = {
     "tollkeeper_overhead_seconds_bucket{le='+Inf'}": "0+6000x100",
     "tollkeeper_last_timestamp_seconds{instance='a',event='connections_refused'}": "-7200x100",
     "tollkeeper_reclaimed_holds_total": "0+1x100",
+    "tollkeeper_partitions_refusing{instance='a',reason='LOADING'}": "_ 64 stale",  # it has begun
+    "tollkeeper_redis_files_failing{file='append_only'}": "0x100",
+    "tollkeeper_redis_replica_lag_seconds": "1 0 40 1x97",
+    "tollkeeper_clock_offset_seconds{instance='a',of='redis'}": "0 -0.3x99",
     "tollkeeper_redis_memory_used_bytes": "500x100",
     "tollkeeper_redis_memory_max_bytes": "1000x100",
     "tollkeeper_certificate_expiry_timestamp_seconds{peer='redis'}": f"{90 * DAY}x100",
@@ -128,6 +132,17 @@ FAULTS = {
     "CountersUnavailable": Fault(
         8, {"tollkeeper_requests_total{status='503',reason='counters_unavailable'}": "0+6x100"}
     ),
+    "RedisRefuses": Fault(
+        5,
+        {
+            "tollkeeper_partitions_refusing{instance='a',reason='OOM'}": "_ 64x98",
+            "tollkeeper_partitions_refusing{instance='a',reason='MISCONF'}": "_ 64x98",
+        },
+        alerts=2,
+    ),
+    "RedisFilesFailing": Fault(5, {"tollkeeper_redis_files_failing{file='append_only'}": "0 1x99"}),
+    "RedisReplicaBehind": Fault(15, {"tollkeeper_redis_replica_lag_seconds": "0 60x99"}),
+    "ClockWrong": Fault(6, {"tollkeeper_clock_offset_seconds{instance='a',of='redis'}": "0 -7200x99"}),
     "CountersExchanged": Fault(
         5, {"tollkeeper_last_timestamp_seconds{instance='a',event='counters_exchanged'}": "-7200 60x99"}
     ),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway.core.model import PARTITIONS
+from gateway.core.readiness import report, there
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.wire import Wire
 from gateway.run.readiness import Probe, Recent, all_answer, of_gateway, one_answers
@@ -107,17 +108,41 @@ async def test_a_gateway_is_ready_while_it_serves_any_partition(
     settings = Settings(data_dir=str(tmp_path), gateway_host="127.0.0.1")
     disk = DiskWatch(settings, lambda *_, **__: None)
     nobody = await of_gateway(settings, lambda: False, disk)
-    assert not any(said for name, said in nobody.items() if name in {"gateway", *OF_WORKERS})
+    assert not any(there(nobody)[name] for name in ("gateway", *OF_WORKERS))
+    assert report(False, nobody)["reasons"] == {"gateway": "no worker accepts calls"}
     numbers = {"partitions_away": away, "partitions_unverified": unverified}
     telling = asyncio.create_task(tallies.publish(settings.metrics_dir, lambda: numbers))
     try:
         await eventually(lambda: any(settings.metrics_dir.glob("*.json")))
-        said = await of_gateway(settings, lambda: True, disk)
+        said = dict(await of_gateway(settings, lambda: True, disk))
         disk.full = (str(tmp_path),)  # as was seen last
-        assert not (await of_gateway(settings, lambda: True, disk))["disk"]
+        full = await of_gateway(settings, lambda: True, disk)
+        assert full["disk"] == f"the disk of {tmp_path} is full"
     finally:
         telling.cancel()
     assert said.pop("every_partition") is every
-    assert [said.pop(name) for name in ("disk", "configuration", "open_files")] == [True] * 3
-    assert all(said.values()) is ready
+    assert [said.pop(name) for name in ("disk", "configuration", "open_files", "clock")] == [True] * 4
+    assert all(there(said).values()) is ready
     assert said.keys() == {"gateway", "redis", "counters_verified"}
+
+
+@pytest.mark.parametrize(
+    ("refusing", "taking", "ready"),
+    [({}, PARTITIONS, True), ({"OOM": 21}, 43, True), ({"OOM": PARTITIONS}, 0, False)],
+)
+async def test_a_gateway_whose_redis_refuses_all_calls_is_not_ready_and_says_why(
+    tmp_path: Path, refusing: dict[str, int], taking: int, ready: bool
+) -> None:
+    settings = Settings(data_dir=str(tmp_path))
+    disk = DiskWatch(settings, lambda *_, **__: None)
+    numbers = {"partitions_refusing": [*refusing.items()], "partitions_taking": taking}
+    numbers |= {"clock_offset_seconds": [("redis", -7200.0)]}
+    telling = asyncio.create_task(tallies.publish(settings.metrics_dir, lambda: numbers))
+    try:
+        await eventually(lambda: any(settings.metrics_dir.glob("*.json")))
+        said = await of_gateway(settings, lambda: True, disk)
+    finally:
+        telling.cancel()
+    assert said["redis"] == (True if ready else "OOM: its memory is full")
+    assert said["every_partition"] == ("OOM: its memory is full" if refusing else True)
+    assert said["clock"] == "the clock is 7,200 s behind that of redis"

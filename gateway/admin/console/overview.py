@@ -23,6 +23,7 @@ from gateway.core.accounts.activity import busiest
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.usage import GROUPS, UsageQuery, end_of
 from gateway.core.billing.outlook import Outlook, looked_at_since, outlook
+from gateway.core.readiness import there
 from gateway.errors import CountersUnavailable, Forbidden
 
 BUSIEST = 10
@@ -91,7 +92,7 @@ class Overview:
             "now": now,
             "busiest": most or (),
             "well": well,
-            "dependencies": dependencies,
+            "dependencies": there(dependencies),
             "at": datetime.now(UTC),
         }
 

@@ -18,7 +18,6 @@ from gateway.counters.keeper.left_alone import UNREADABLE, LeftAlone
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
-from gateway.counters.redis.greeting import said
 from gateway.counters.redis.wire import Wire, encode, encode_script
 from gateway.counters.redis.wires import Wires
 from gateway.errors import CountersRefused, CountersUnavailable
@@ -223,14 +222,6 @@ class Client:
         assert isinstance(time, list)
         seconds, micros = (int(cast("bytes", part)) for part in time)
         return seconds * 1000 + micros // 1000
-
-    async def memory(self) -> tuple[int, int]:
-        """Bytes Redis uses, and the most it may (0: no limit); of several servers that which is fullest."""
-        found: list[tuple[int, int]] = []
-        for wire in self._wires.wires:
-            answer = await in_task(wire.send(encode(b"INFO", b"memory")))
-            found.append((int(said(answer, b"used_memory") or 0), int(said(answer, b"maxmemory") or 0)))
-        return max(found, key=lambda one: (one[0] / one[1] if one[1] else 0.0, one[0]), default=(0, 0))
 
 
 def is_readable(kind: type[S], raw: bytes) -> bool:

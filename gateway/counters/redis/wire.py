@@ -29,6 +29,7 @@ from gateway.counters.redis.calls import Each, Form, Reply, Waiting, alone, comm
 from gateway.counters.redis.gathering import GATHER_S_MAX, Gathering
 from gateway.counters.redis.greeting import Ask, Server, greet, refuse_evicting, why_evicts
 from gateway.counters.redis.hearing import Hearing
+from gateway.counters.redis.info import WHY
 from gateway.counters.redis.scripts import library
 from gateway.counters.redis.sentinel import Way
 from gateway.counters.redis.slots import WHOLE
@@ -73,6 +74,7 @@ class Wire(asyncio.Protocol):
     would delete counters, empty where it would not; with `refuses_eviction` it is not used then, and asked
     again later. `trouble` is why the last attempt failed, empty once it did not. `run_id` is the process, or
     what `identify`, asked before a connection is used, makes of it: which history of the data this is.
+    `refusal` is by which code of `info.WHY` it refused something last, and when.
 
     `available` is False while calls fail at once: no connection, or its breaker is open.
     `batch` is the number of the write that the next command leaves in, like that of no other wire's.
@@ -107,6 +109,7 @@ class Wire(asyncio.Protocol):
         self.evicts, self._refuses_eviction = "", refuses_eviction
         self.certificate_end: float | None = None
         self.trouble = ""
+        self.refusal = "", 0.0
         self.hearing = Hearing(hears)
         self.address, self._clock, self._call_s = address, clock, call_s
         self._stall_s, self._connect_s = max(stall_s, call_s), connect_s
@@ -344,6 +347,8 @@ class Wire(asyncio.Protocol):
         self._out.clear()
 
     def _refused(self, wait: Waiting, command: bytes, calls: int, since: float, message: str) -> None:
+        if (code := message.partition(" ")[0]) in WHY:
+            self.refusal = code, self.answered_at
         if command and message.startswith("ERR Function not found"):
             self._load_and_retry(wait, command, calls)
         elif isinstance(wait, Each) and wait.parts > 1 and message.startswith("CROSSSLOT"):

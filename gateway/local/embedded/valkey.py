@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
@@ -15,6 +16,8 @@ from gateway.errors import StartError
 from gateway.local.child import Program
 
 READY_WAIT_S = 1.0
+# Where it keeps what it is told: `appenddirname` as it is by default.
+AOF = "appendonlydir"
 # What the address of a socket has room for, on every system we run on.
 SOCKET_PATH_BYTES_MAX = 100
 _PLAIN = re.compile(r"[A-Za-z0-9/._+-]+")
@@ -104,7 +107,7 @@ def program(directory: Path, log: Path, port: int, password: str, path: Path | N
         log=log,
         cwd=directory,
         environment=ENVIRONMENT,
-        reason=_reason,
+        reason=partial(_reason, directory),
     )
 
 
@@ -133,17 +136,16 @@ async def _answers(port: int, password: str) -> bool:
         return False
 
 
-def _reason(said: str) -> str | None:
-    """What its log says when it refuses its data."""
+def _reason(directory: Path, said: str) -> str | None:
+    """What its log says when it refuses its data, and the way out: all of it can be rebuilt."""
     lowered = said.lower()
+    out = "start again: it is rebuilt from PostgreSQL and from the gateways' logs"
     if "bad file format reading the append only file" in lowered or "unexpected end of file" in lowered:
-        return "its append-only file is damaged; restore it from a backup or choose another data directory"
+        return f"its append-only file is damaged; move {directory / AOF} away and {out}"
     if "rdb" in lowered and ("checksum" in lowered or "wrong signature" in lowered or "corrupt" in lowered):
-        return "its snapshot is damaged; restore it from a backup or choose another data directory"
+        return f"its snapshot is damaged; move {directory / AOF} away and {out}"
     if "aof" in lowered and ("manifest" in lowered or "not exist" in lowered):
-        return (
-            "its append-only directory is damaged; restore it from a backup or choose another data directory"
-        )
+        return f"its append-only directory is damaged; move {directory / AOF} away and {out}"
     if "address already in use" in lowered:
         return "its port is in use"
     return None

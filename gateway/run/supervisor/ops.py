@@ -11,6 +11,8 @@ import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from gateway.core.readiness import Found, report, there
+
 HEAD_BYTES_MAX = 16_384
 REQUEST_MAX_S = 5.0
 SILENT_MAX = 64  # connections that have not asked yet
@@ -24,8 +26,10 @@ CONFIGURATION = "configuration"
 DISK = "disk"
 # Whether each process can open more files.
 OPEN_FILES = "open_files"
+# Whether the clock is that of others.
+CLOCK = "clock"
 # What is told and keeps nobody from being served: calls go on without it, and an alert fires.
-TOLD_ALONE = frozenset({CONFIGURATION, DISK, EVERY_PARTITION, OPEN_FILES})
+TOLD_ALONE = frozenset({CLOCK, CONFIGURATION, DISK, EVERY_PARTITION, OPEN_FILES})
 ProtocolFactory = Callable[[], asyncio.Protocol]
 REASONS = {200: "OK", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
 
@@ -34,11 +38,11 @@ REASONS = {200: "OK", 404: "Not Found", 405: "Method Not Allowed", 503: "Service
 class Ops:
     """What the port answers from.
 
-    `dependencies` says for each dependency by name whether it is there; `metrics` takes the
+    `dependencies` says for each dependency by name whether it is there, or why not; `metrics` takes the
     `Accept` field and gives body and content type.
     """
 
-    dependencies: Callable[[], Awaitable[dict[str, bool]]]
+    dependencies: Callable[[], Awaitable[Found]]
     metrics: Callable[[str], tuple[bytes, str]]
 
 
@@ -131,6 +135,5 @@ async def _content(ops: Ops, method: str, path: str, accept: str) -> tuple[int, 
     if path == "/metrics":
         return 200, *ops.metrics(accept)
     found = await ops.dependencies() if path == "/readyz" else {}
-    well = all(there for name, there in found.items() if name not in TOLD_ALONE)
-    content = {"status": "ok" if well else "unavailable", "dependencies": found}
-    return (200 if well else 503), json.dumps(content).encode(), "application/json"
+    well = all(is_there for name, is_there in there(found).items() if name not in TOLD_ALONE)
+    return (200 if well else 503), json.dumps(report(well, found)).encode(), "application/json"

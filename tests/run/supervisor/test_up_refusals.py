@@ -57,7 +57,7 @@ def test_a_cluster_with_damaged_control_data(start: Starter) -> None:
     assert "PostgreSQL cannot start: its cluster is damaged" in line
 
 
-def test_a_damaged_append_only_file(start: Starter) -> None:
+def test_a_damaged_append_only_file_and_the_way_out(start: Starter) -> None:
     first = start()
     facts = first.ready()
     assert facts["redis_url"]
@@ -65,7 +65,12 @@ def test_a_damaged_append_only_file(start: Starter) -> None:
     (log,) = (first.data_dir / "redis" / "appendonlydir").glob("*.incr.aof")
     log.write_bytes(b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$1\r\nb\r\n" + b"garbage\r\n" * 10)
     line = start().refused()
-    assert "Valkey cannot start: its append-only file is damaged" in line
+    there = first.data_dir / "redis" / "appendonlydir"
+    assert f"Valkey cannot start: its append-only file is damaged; move {there} away" in line
+    there.rename(there.with_suffix(".damaged"))
+    again = start()
+    again.ready()
+    assert again.stop() == 0
 
 
 def test_a_missing_shared_library(start: Starter, tmp_path: Path) -> None:
