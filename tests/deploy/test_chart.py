@@ -406,8 +406,8 @@ def test_policies_let_clients_the_collector_and_pgbouncer_through(
         rules = one(objects, "NetworkPolicy", name)["spec"]["egress"]
         return {port["port"] for rule in rules for port in rule["ports"]}
 
-    assert out("prod-gateway") == {53, 6379, 443, 4317, 4318}
-    assert out("prod-keeper") == {53, 6379, 5432, 6432, 443, 465, 587}
+    assert out("prod-gateway") == {53, 6379, 26379, 443, 4317, 4318}
+    assert out("prod-keeper") == {53, 6379, 26379, 5432, 6432, 443, 465, 587}
     assert out("prod-migrate") == {53, 5432, 6432}
     clients, monitoring = one(objects, "NetworkPolicy", "prod-gateway")["spec"]["ingress"]
     assert clients == {"from": [{"namespaceSelector": {}}], "ports": [{"protocol": "TCP", "port": "http"}]}

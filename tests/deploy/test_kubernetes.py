@@ -140,7 +140,7 @@ def test_policies_let_clients_and_pgbouncer_through() -> None:
     assert clients == {"from": [{"podSelector": {}}], "ports": [{"protocol": "TCP", "port": "http"}]}
     assert monitoring["ports"] == [{"protocol": "TCP", "port": "ops"}]
     assert policy("sidecar")["policyTypes"] == ["Ingress"]  # what the service reaches is its own affair
-    assert out("keeper") == {53, 6379, 5432, 6432, 443, 465, 587}
+    assert out("keeper") == {53, 6379, 26379, 5432, 6432, 443, 465, 587}
     assert out("migrate") == {53, 5432, 6432}
 
 

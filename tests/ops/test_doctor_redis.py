@@ -74,3 +74,17 @@ def test_memory_that_is_almost_used_up_is_wrong(used: int, is_wrong: bool) -> No
         f"{used / 1000:.0%} of its maxmemory of 1000 MiB is used: when it is full, calls are refused. Raise"
     )
     assert said == ([f"{full} maxmemory"] if is_wrong else [])
+
+
+@pytest.mark.parametrize(
+    ("info", "says"),
+    [
+        ({"loading": "1"}, "it refuses calls with LOADING: it still reads its file"),
+        ({"role": "slave"}, "it refuses calls with READONLY: it is a replica"),
+        ({"aof_last_write_status": "err"}, "it refuses calls with MISCONF: it cannot write its file"),
+        ({"rdb_last_bgsave_status": "err"}, "its last snapshot failed (rdb_last_bgsave_status)"),
+    ],
+)
+def test_a_server_that_refuses_says_why(info: dict[str, str], says: str) -> None:
+    (said,) = wrong(**info)
+    assert said.startswith(says)
