@@ -74,6 +74,11 @@ class Change:
         return self.now.astimezone(UTC).date()
 
     @property
+    def by_staff(self) -> bool:
+        """Whether staff do it, or who acts for them."""
+        return self.command.actor.organization_id is None or self.command.actor.is_ours
+
+    @property
     def row_id(self) -> int:
         """The row the command names."""
         assert self.command.id is not None

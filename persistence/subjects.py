@@ -98,7 +98,7 @@ TOGETHER: Mapping[tuple[str, str], together.Does] = {
     ("users", "delete"): app_users.delete_all,
     ("tenants", "create"): tenants.create_all,
     ("tenants", "change"): tenants.change_all,
-    ("tenants", "delete"): together.delete,
+    ("tenants", "delete"): tenants.delete_all,
     ("api-keys", "create"): keys.create_all,
     ("api-keys", "change"): keys.change_all,
     ("api-keys", "revoke"): together.revoke,

@@ -1,13 +1,17 @@
-"""Tenants, and the actions that move their quota."""
+"""Tenants, and the actions that move their quota.
+
+Who is shut out makes no other to call by: staff alone delete a tenant that they blocked, and where all of an
+organization are blocked, its own people make none.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from sqlalchemy import insert, select
+from sqlalchemy import ARRAY, BigInteger, bindparam, insert, select, text
 
 from gateway.core.accounts.administration import Row
-from gateway.errors import Unprocessable
+from gateway.errors import Forbidden, Unprocessable
 from persistence import crud, together
 from persistence.billing import given_plans, quotas
 from persistence.billing.beyond import prices_of
@@ -30,12 +34,28 @@ from persistence.tables.budgets import budget
 from persistence.tables.people import api_key, organization, tenant, token_plan
 from persistence.together import OneByOne
 
+# A person's word counts from when it is written, whatever the counters have heard of it.
+_IS_BLOCKED = """coalesce((
+    SELECT w.verb = 'block' FROM control_write AS w
+     WHERE w.account = 'tenant:' || t.id AND w.verb IN ('block', 'unblock') AND w.state <> 'refused'
+     ORDER BY w.position DESC LIMIT 1), q.manual_block, false)"""
+_BLOCKED = text(f"""
+SELECT t.id FROM tenant AS t LEFT JOIN tenant_quota AS q ON q.tenant_id = t.id
+ WHERE t.id = ANY(:ids) AND {_IS_BLOCKED} LIMIT 1""").bindparams(bindparam("ids", type_=ARRAY(BigInteger)))  # noqa: S608  # ours
+_SHUT_OUT = text(f"""
+SELECT t.organization_id FROM tenant AS t LEFT JOIN tenant_quota AS q ON q.tenant_id = t.id
+ WHERE t.organization_id = ANY(:ids) AND t.deleted_at IS NULL
+ GROUP BY t.organization_id HAVING bool_and({_IS_BLOCKED}) LIMIT 1""").bindparams(  # noqa: S608  # ours
+    bindparam("ids", type_=ARRAY(BigInteger))
+)
+
 
 def create(change: Change) -> Row:
     """Make a tenant, its organization if none is named, its account and its plan."""
     require(change)
     values = change.command.values
     organization_id = _organization_of(change)
+    _refuse_shut_out(change, {organization_id})
     tenant_id = add(change, organization_id=organization_id, plan_id=None)
     quotas.open_account(change, tenant_id)
     change.define(f"tenant:{tenant_id}", organization_id)
@@ -51,6 +71,7 @@ def create_all(changes: Sequence[Change]) -> Sequence[Row]:
     if None in owners:
         raise OneByOne
     together.require(changes)
+    _refuse_shut_out(changes[0], {id_in(change.command.values, "organization_id") for change in changes})
     quotas.refuse_currencies(changes)
     ids = together.add(changes)
     quotas.open_accounts(changes, ids)
@@ -92,6 +113,18 @@ def change_all(changes: Sequence[Change]) -> Sequence[Row]:
     return together.fetch(changes)
 
 
+def delete(change: Change) -> Row:
+    """Delete a tenant that nothing refers to."""
+    _refuse_blocked([change])
+    return crud.delete(change)
+
+
+def delete_all(changes: Sequence[Change]) -> Sequence[Row]:
+    """Delete many together."""
+    _refuse_blocked(changes)
+    return together.delete(changes)
+
+
 def define(change: Change, row: Row) -> None:
     """Have the tenant loaded again."""
     change.define(f"tenant:{row['id']}", row["organization_id"])
@@ -114,6 +147,17 @@ def action(verb: str) -> Verb:
     return act
 
 
+def _refuse_blocked(changes: Sequence[Change]) -> None:
+    ids = [change.row_id for change in changes]
+    if not changes[0].by_staff and changes[0].connection.scalar(_BLOCKED, {"ids": ids}) is not None:
+        raise Forbidden("Staff have blocked this tenant: they decide what becomes of it.")
+
+
+def _refuse_shut_out(change: Change, owners: Iterable[int]) -> None:
+    if not change.by_staff and change.connection.scalar(_SHUT_OUT, {"ids": [*owners]}) is not None:
+        raise Forbidden("Staff have blocked all tenants of this organization: they make another one.")
+
+
 def _organization_of(change: Change) -> int:
     values = change.command.values
     if values.get("organization_id") is not None:
@@ -132,7 +176,7 @@ SUBJECT = Subject(
     verbs={
         "create": create,
         "change": change_tenant,
-        "delete": crud.delete,
+        "delete": delete,
         **{verb: action(verb) for verb in ("recharge", "reset", "adjust", "block", "unblock")},
     },
     refers={"organization_id": organization, "plan_id": token_plan},

@@ -51,7 +51,7 @@ def _refusal(url: str, change: Change) -> str | None:
         return addresses.refusal(url, private=change.private_addresses)
     if not change.mail_allowed:
         return "must begin with https://, since no mail server is set up: TOLLKEEPER_SMTP_URL is not set"
-    if not (change.mail_asks or _is_staff(change)):
+    if not (change.mail_asks or change.by_staff):
         return (
             "must begin with https://: mail needs a link to agree by, and TOLLKEEPER_CONSOLE_URL is not set"
         )
@@ -87,16 +87,10 @@ def send_test(change: Change) -> Row:
 
 def _addressed(change: Change, row: Row) -> Row:
     """Note whose addresses a webhook has, and have those asked that have to agree."""
-    ours = _is_staff(change)
-    change.connection.execute(update(webhook).where(_here.id == row["id"]).values(ours=ours))
+    change.connection.execute(update(webhook).where(_here.id == row["id"]).values(ours=change.by_staff))
     row = change.fetch(int(str(row["id"])))
     _ask(change, row)
     return row
-
-
-def _is_staff(change: Change) -> bool:
-    actor = change.command.actor
-    return actor.organization_id is None or actor.is_ours
 
 
 def _unconfirmed(row: Row) -> list[str]:

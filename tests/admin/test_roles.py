@@ -158,6 +158,22 @@ async def test_what_is_ours_is_refused_and_a_token_for_staff_does_it(api: Api) -
     assert (await ours.post("credit-additions", credits_)).status == 403
 
 
+async def test_who_is_shut_out_makes_no_tenant_to_go_on_with_and_deletes_none(api: Api) -> None:
+    owner = (await api.make("organizations", name="Acme"))["id"]
+    own = await holder_of(api, ADMIN, owner)
+    one, two = [(await own.make("tenants", name=name))["id"] for name in ("one", "two")]
+    await api.post(f"tenants/{one}/block")
+    assert (await own.delete(f"tenants/{one}")).status == 403
+    assert (await own.delete(f"tenants/{two}")).status == 204  # which nobody blocked
+    new, objects = {"name": "three"}, {"tenants": [{"name": "three"}]}
+    assert (await own.post("tenants", new)).json["detail"].startswith("Staff have blocked all tenants")
+    assert (await own.post("configuration", {"objects": objects, "trial": True})).status == 403
+    await api.make("tenants", name="of staff", organization_id=owner)
+    assert (await own.post("tenants", new)).status == 201
+    await api.post(f"tenants/{one}/unblock")
+    assert (await own.delete(f"tenants/{one}")).status == 204
+
+
 async def test_a_member_reads_what_is_their_organizations_and_changes_its_keys_alone(api: Api) -> None:
     own = (await api.make("organizations", name="x"))["id"]
     member = await holder_of(api, MEMBER, own)

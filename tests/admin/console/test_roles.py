@@ -6,11 +6,16 @@ import re
 
 import pytest
 
+from gateway.admin.application import ROOT
 from tests.admin import two_organizations
 from tests.admin.conftest import Api
 from tests.admin.console.conftest import Person
+from tests.admin.test_roles import THEIRS, app_of
 
 ALWAYS = {"/search", "/sign-out"}
+# What writes nothing that is an organization's; a link in a mail, and Stripe by its secret.
+NO_WRITES = {"/sign-in", "/sign-out", "/search", "/mail/{token}", "/stripe/events"}
+VERBS = {"POST": "create", "PATCH": "change", "DELETE": "delete"}
 PAGES = (
     "organizations", "tenants", "users", "api-keys", "services", "token-plans", "budgets", "credit-additions",
     "invoices", "organization-subscriptions", "webhooks",
@@ -56,6 +61,31 @@ async def test_no_button_is_dead(api: Api, whose: str) -> None:
     assert {"/tenants/new", "/api-keys/new"} <= offered["operator"] - offered["billing"]
     assert ("/services/new" in offered["billing"]) == (whose == "all")
     assert "/webhooks/new" not in offered["billing"] | offered["operator"]
+
+
+async def test_every_route_that_writes_is_of_a_class_and_keeps_to_it(api: Api) -> None:
+    """Those of the API and of the console, asked by an organization's own administrator."""
+    own = (await api.make("organizations", name="x"))["id"]
+    token = (await api.make("admin-tokens", name="t", role="admin", organization_id=own))["token"]
+    admin, person = api.acting_as(token), Person(api.client)
+    await person.sign_in(token)
+    form = {"form_token": (await person.open("/")).form_token}
+    wrong, seen = [], set[str]()
+    for route in app_of(api.client).router.routes():
+        path = route.resource.canonical if route.resource is not None else ""
+        if route.method in {"GET", "HEAD"} or path in NO_WRITES:
+            continue
+        address = re.sub(r"\{id[^}]*\}+", "999999", path)
+        in_api = address.startswith(ROOT)
+        name, _, verb = address.removeprefix(ROOT).strip("/").replace("/999999", "").partition("/")
+        verb = VERBS.get(verb or route.method, verb)
+        theirs = verb in THEIRS.get(name, "").split() or name == "configuration"
+        answer = await (admin.call(route.method, address, {}) if in_api else person.post(address, form))
+        if (answer.status == 403) == theirs:
+            wrong.append((route.method, path, answer.status))
+        seen.add(name)
+    assert wrong == []
+    assert {"invoices", "payments", "events", "letters", "configuration", "credit-additions"} <= seen
 
 
 async def test_a_form_asks_for_what_its_role_may_set(api: Api) -> None:
