@@ -381,6 +381,24 @@ class TookTooLong(StoreUnavailable):
     """PostgreSQL took too long."""
 
 
+class TooManyRequests(AdminRefusal):
+    """This organization has as much under way as it may: try again in a while."""
+
+    reason = "too_many_requests"
+    status = 429
+    retry_after_s: int = 1
+
+
+class HourSpent(TooManyRequests):
+    """This organization has used up what may be done for it in an hour."""
+
+    reason = "hourly_budget_exceeded"
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class LoopsSilent(AdminRefusal):
     """The loops of this keeper tell nothing any more."""
 

@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from gateway.core.accounts.hours import count_rows
 from gateway.files import UrlFile
 from persistence.complaint import complaint, quiet
 from persistence.pool import CountedPool, count_failures
@@ -170,11 +171,17 @@ async def alive(engine: AsyncEngine) -> bool:
 
 
 def _bound(engine: AsyncEngine, statement_s_max: int) -> None:
-    """Let no statement take longer, as each transaction says: the next one may be in another session."""
+    """Let no statement take longer, as each transaction says, since the next one may be in another session;
+    and count the rows that each answers.
+    """
 
     @event.listens_for(engine.sync_engine, "begin")
     def bound(connection: Connection) -> None:
         connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{statement_s_max:d}s'")
+
+    @event.listens_for(engine.sync_engine, "after_cursor_execute")
+    def counted(_: Connection, cursor: Any, *__: object) -> None:
+        count_rows(cursor.rowcount)
 
 
 def url_file(url: str | UrlFile) -> UrlFile:

@@ -5,7 +5,9 @@ Reading order of a request: guard, identity, body, one write, one push, one answ
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from functools import cache, partial
 
 from aiohttp import web
@@ -27,10 +29,14 @@ from gateway.admin.api.docs_page import mount_docs, render
 from gateway.admin.api.openapi import document
 from gateway.admin.api.views import Views, answer
 from gateway.admin.console.console import mount_console
+from gateway.admin.http.auth import HOURS, PLACES
 from gateway.admin.http.guard import guard
+from gateway.admin.http.metered import count_tasks
+from gateway.admin.http.places import Places
 from gateway.admin.invoices import documents
 from gateway.admin.ports import AdminPorts, Health
 from gateway.admin.resources import REPORTS, RESOURCES
+from gateway.core.accounts.hours import Hours
 from gateway.core.readiness import report
 
 ROOT = "/admin/v1"
@@ -48,6 +54,8 @@ def build(ports: AdminPorts) -> web.Application:
         larger=larger,
     )
     app = web.Application(middlewares=[guarded], client_max_size=ports.body_bytes_max)
+    app[PLACES], app[HOURS] = Places(ports.room), Hours(ports.budget, time.time)
+    app.on_startup.append(_count_tasks)
     documents.mount_invoices(app, ports, ROOT)
     quotes.mount_quotes(app, ports, ROOT)
     events.mount_events(app, ports, ROOT)
@@ -79,6 +87,10 @@ def build(ports: AdminPorts) -> web.Application:
     mount_console(app, ports)
     _mount_operations(app, ports)
     return app
+
+
+async def _count_tasks(_: web.Application) -> None:
+    count_tasks(asyncio.get_running_loop())
 
 
 def _mount_documents(app: web.Application, ports: AdminPorts) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from gateway.admin.comparing import Reconciler
 from gateway.admin.http.answers import Answers
+from gateway.admin.http.places import Room
 from gateway.admin.sign_ins import KeptSessions, SignIns
 from gateway.core.accounts.administration import (
     Actor,
@@ -23,6 +24,7 @@ from gateway.core.accounts.administration import (
 )
 from gateway.core.accounts.budget_figures import LiveWindow
 from gateway.core.accounts.declaration import Mark, Ran, Step
+from gateway.core.accounts.hours import HOURLY, HourlyBudget
 from gateway.core.accounts.quota import LiveQuota
 from gateway.core.accounts.usage import UsageQuery
 from gateway.core.billing.finance import Asked, LegPlace
@@ -38,6 +40,9 @@ REQUEST_TIMEOUT_S = 30.0
 PUSH_TIMEOUT_S = 3.0
 PEEK_TIMEOUT_S = 1.0
 INLINE_PUSHES_MAX = 64
+
+# Of all requests, whatever they ask. One takes a second of CPU at worst; the rest of an organization's wait.
+ROOM = Room(staff_max=32, own_max=2, others_max=128, waiting_max=64)
 
 # Whoever was not identified: no role is allowed anything.
 NOBODY = Actor("nobody", "")
@@ -280,6 +285,8 @@ class AdminPorts:
     body_bytes_max: int = BODY_BYTES_MAX
     request_timeout_s: float = REQUEST_TIMEOUT_S
     push_timeout_s: float = PUSH_TIMEOUT_S
+    room: Room = ROOM
+    budget: HourlyBudget = HOURLY
 
     def of(self, actor: Actor) -> AdminPorts:
         """The same as a caller has them: of one organization's nothing of any other is there."""

@@ -18,6 +18,7 @@ from gateway.background.flushing.losses import LossCounter
 from gateway.background.timed.failures import FailureTeller
 from gateway.background.timed.pusher import Pusher
 from gateway.background.verifying.gauges import Gauges
+from gateway.core.accounts.hours import HourlyBudget
 from gateway.core.failures import Failures
 from gateway.core.peppers import peppers_of
 from gateway.core.readiness import Found
@@ -157,6 +158,11 @@ class Administration:
             sign_ins=self._sign_ins.now,
             look_up_returned=self._collecting.look_up,
             version=version("tollkeeper"),
+            budget=HourlyBudget(
+                settings.organization_cpu_s_an_hour,
+                settings.organization_rows_an_hour,
+                settings.organization_work_s_an_hour,
+            ),
         )
 
     async def _live(self) -> tuple[bool, Found]:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, get_type_hints
 
 import msgspec
 
+from gateway.core.accounts.hours import HOURLY
 from gateway.core.billing.handover import EVENTS_KEPT_DAYS_MIN
 from gateway.core.billing.stand_ins import StandIns, read_stand_ins
 from gateway.core.billing.usage_feed import USE_CODE, WAITING_EVENTS_MAX
@@ -78,6 +79,9 @@ class Settings(Servers, frozen=True, kw_only=True):
     lease_s_max: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 3600.0
     start_wait_s: Seconds = 60.0
     shutdown_grace_s: Seconds = 18.0
+    organization_cpu_s_an_hour: Annotated[float, msgspec.Meta(gt=0, le=360_000)] = HOURLY.cpu_s
+    organization_rows_an_hour: Annotated[int, msgspec.Meta(ge=1, le=10**12)] = HOURLY.rows
+    organization_work_s_an_hour: Annotated[float, msgspec.Meta(gt=0, le=360_000)] = HOURLY.work_s
     worker_silent_s_max: Annotated[float, msgspec.Meta(ge=2, le=3600)] = 15.0
     flush_interval_s: Seconds = 0.25
     waiting_entries_max: Count = 50_000

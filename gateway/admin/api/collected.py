@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from aiohttp import web
 
 from gateway.admin.api.views import answer
-from gateway.admin.http.server import IDENTIFIED
+from gateway.admin.http.auth import take_place
 from gateway.admin.ports import AdminPorts
 from gateway.core.billing.handover import Collected, Returned
 from gateway.errors import CollectorUnavailable, NotFound
@@ -23,7 +23,7 @@ def mount_collected(app: web.Application, ports: AdminPorts) -> None:
         if ports.read_collected is None:
             raise NotFound
         told = ports.read_collected(await request.read(), request.headers.get(SIGNATURE, ""))
-        request[IDENTIFIED] = True
+        await take_place(request, None)
         ours = [await ports.store.collected(each) for each in await _found(ports, told)]
         return answer(200, {"taken": any(ours)})
 

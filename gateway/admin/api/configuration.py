@@ -54,7 +54,9 @@ def mount_configuration(app: web.Application, ports: AdminPorts, root: str) -> N
                 _take_time(request, share)
                 wish, claim = await in_thread(_wish, request, mine.actor, raw, share)
                 del raw
-                doing = _answered(Configurator(mine, request[REQUEST_ID], _now, claim), wish)
+                doing = _answered(
+                    Configurator(mine, request[REQUEST_ID], _now, claim, objects_max=share.objects_max), wish
+                )
                 # A plan changes nothing. What is being applied is ended for nobody.
                 return await (while_asked(request, doing) if wish.digest is None else doing)
 

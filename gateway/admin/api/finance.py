@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
@@ -17,10 +16,12 @@ from gateway.admin.http import body
 from gateway.admin.http.auth import admit, require_read
 from gateway.admin.http.files import CSV, files_of
 from gateway.admin.http.listing import decode_cursor, encode_cursor, fingerprint, number_or_text, read_once
+from gateway.admin.http.metered import in_thread
 from gateway.admin.ports import AdminPorts, Store
 from gateway.admin.resources.finance import ASKED, ITEMS, MONTHS_MAX, PAGED
 from gateway.admin.resources.reports import REPORTS
 from gateway.core.accounts.administration import Place, Row
+from gateway.core.accounts.hours import count_rows
 from gateway.core.billing.finance import DOCUMENT, Asked, LegPlace
 from gateway.core.spreadsheet import csv
 from gateway.errors import NotFound, Unprocessable
@@ -117,14 +118,15 @@ async def _lines(mine: AdminPorts, name: str, asked: Asked, shown: Shown) -> Asy
     if name == LEDGER:
         yield csv(columns, (), head=True)
         async for batch in mine.store.entries(asked):
-            yield await asyncio.to_thread(csv, columns, map(shown, batch))
+            count_rows(len(batch))
+            yield await in_thread(csv, columns, map(shown, batch))
         return
     rows = await mine.store.report(name, asked, 0, ROWS_MAX)
-    yield await asyncio.to_thread(csv, columns, map(shown, rows), head=True)
+    yield await in_thread(csv, columns, map(shown, rows), head=True)
 
 
 async def _written(file: Parquet, rows: Any) -> AsyncGenerator[bytes, None]:
-    yield file.head() + await asyncio.to_thread(file.some, rows)
+    yield file.head() + await in_thread(file.some, rows)
     yield file.tail()
 
 

@@ -56,9 +56,10 @@ REFUSALS = {
     "413": "The body is too large.",
     "415": "The body has a Content-Encoding.",
     "422": "Some fields are wrong; `errors` names them.",
+    "429": "The organization has enough under way, or has used up its hour; `Retry-After` says when.",
     "503": "PostgreSQL does not answer.",
 }
-READ_REFUSALS = ("401", "403", "404", "422", "503")
+READ_REFUSALS = ("401", "403", "404", "422", "429", "503")
 # A document may not be there yet, or never be of a row as it is.
 DOCUMENT_REFUSALS = (*READ_REFUSALS[:-1], "409", "503")
 

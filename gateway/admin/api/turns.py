@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from aiohttp import web
 
+from gateway.admin.configuration.objects import OBJECTS_MAX
 from gateway.admin.http.body import VALUES_MAX
 from gateway.admin.http.places import Places, Room
 from gateway.core.accounts.administration import Actor
+from gateway.core.accounts.roles import READONLY
 from gateway.errors import UnsupportedEncoding
 
 T = TypeVar("T")
@@ -27,17 +29,20 @@ LOOK_S = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """How many at once, how much each may send (bytes, and values in them), and how long it may take."""
+    """How many at once, how much each may send (bytes, values in them, objects), and how long it may take."""
 
     at_once_max: int
     bytes_max: int
     values_max: int
     work_s_max: float
+    objects_max: int
 
 
-STAFF = Share(2, 16 * 1024 * 1024, 12 * VALUES_MAX, 300.0)
+STAFF = Share(2, 16 * 1024 * 1024, 12 * VALUES_MAX, 300.0, OBJECTS_MAX)
 # Less than staff wait who touch something of the same organization.
-ORGANIZATION = Share(1, 4 * 1024 * 1024, 3 * VALUES_MAX, 45.0)
+ORGANIZATION = Share(1, 4 * 1024 * 1024, 3 * VALUES_MAX, 45.0, 5_000)
+# Of who may only plan.
+READER = replace(ORGANIZATION, objects_max=1_000)
 # Of all organizations together: who work, each with a connection of the Admin API's, and who are there,
 # those whose bodies are still coming with them.
 ORGANIZATIONS_AT_ONCE_MAX = 2
@@ -46,7 +51,9 @@ ORGANIZATIONS_THERE_MAX = 16
 
 def share_of(actor: Actor) -> Share:
     """What a caller has."""
-    return STAFF if actor.organization_id is None else ORGANIZATION
+    if actor.organization_id is None:
+        return STAFF
+    return READER if actor.role == READONLY else ORGANIZATION
 
 
 class Turns:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -14,6 +13,7 @@ from gateway.admin.api.parquet import Parquet
 from gateway.admin.api.usage import columns_of, read, shown
 from gateway.admin.http.auth import admit, require_read
 from gateway.admin.http.files import CSV, files_of
+from gateway.admin.http.metered import in_thread
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources import REPORTS
 from gateway.core.accounts.administration import Row
@@ -94,11 +94,11 @@ def mount_files(app: web.Application, ports: AdminPorts, root: str, admitted: Ad
 async def _pieces(ports: AdminPorts, asked: UsageQuery, file: File) -> AsyncGenerator[bytes, None]:
     page = replace(asked, rows_max=PAGE_ROWS)
     rows = await ports.store.used(page)
-    yield file.head() + await asyncio.to_thread(file.some, rows)
+    yield file.head() + await in_thread(file.some, rows)
     while len(rows) == PAGE_ROWS:
         page = following(page, rows)
         rows = await ports.store.used(page)
-        yield await asyncio.to_thread(file.some, rows)
+        yield await in_thread(file.some, rows)
     yield file.tail()
 
 

@@ -12,7 +12,7 @@ from datetime import datetime
 
 from gateway.admin.configuration.matching import ROWS_MAX
 from gateway.admin.configuration.naming import Planned
-from gateway.admin.configuration.objects import Objects, read
+from gateway.admin.configuration.objects import OBJECTS_MAX, Objects, read
 from gateway.admin.configuration.planning import Plan, Planner
 from gateway.admin.configuration.threads import in_thread
 from gateway.admin.configuration.words import KINDS, declared
@@ -60,10 +60,10 @@ class Configurator:
 
     def __init__(
         self, ports: AdminPorts, request_id: str, clock: Callable[[], datetime], claim: Claim | None = None,
-        rows_max: int = ROWS_MAX,
+        *, rows_max: int = ROWS_MAX, objects_max: int = OBJECTS_MAX,
     ) -> None:  # fmt: skip
         self._ports = ports
-        self._rows_max = rows_max
+        self._rows_max, self._objects_max = rows_max, objects_max
         self._request_id = request_id
         self._clock = clock
         self._claim = claim
@@ -72,7 +72,7 @@ class Configurator:
     async def do(self, wish: Wish) -> Done:
         """Plan, try or apply; `Conflict` where the plan is another by now."""
         self._require_some(wish)
-        objects = await in_thread(read, wish.objects, self._ports.actor.organization_id)
+        objects = await in_thread(read, wish.objects, self._ports.actor.organization_id, self._objects_max)
         for kind in objects.by_kind:
             require_read(self._ports.actor, KINDS[kind])
         if wish.prune and not objects.count:

@@ -105,7 +105,7 @@ class Objects:
         return sum(map(len, self.by_kind.values()))
 
 
-def read(sent: Mapping[str, object], own: int | None = None) -> Objects:
+def read(sent: Mapping[str, object], own: int | None = None, objects_max: int = OBJECTS_MAX) -> Objects:
     """Read all objects; `Unprocessable` names each that is wrong, and the field.
 
     Of a caller of one organization, `own`, whatever says none is of that one.
@@ -122,8 +122,8 @@ def read(sent: Mapping[str, object], own: int | None = None) -> Objects:
             errors.append((kind, "must be a list of objects"))
             continue
         count += len(objects)
-        if count > OBJECTS_MAX:
-            raise Unprocessable(errors=((kind, f"too many objects: at most {OBJECTS_MAX} at once"),))
+        if count > objects_max:
+            raise Unprocessable(errors=((kind, f"too many objects: at most {objects_max} at once"),))
         for index, one in enumerate(objects):
             number += 1
             wanted = _object((resource, index, number), one, own, errors)

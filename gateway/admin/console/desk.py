@@ -127,8 +127,8 @@ class Desk:
             request, signed, "error.html", error.status, message=error.message, errors=errors,
             reason=error.reason, code=error.status,
         )  # fmt: skip
-        if error.status == 503:
-            response.headers["Retry-After"] = "1"
+        if error.status in {429, 503}:
+            response.headers["Retry-After"] = str(getattr(error, "retry_after_s", None) or 1)
         return response
 
     def asked(

@@ -19,7 +19,6 @@ from aiohttp import web
 
 from gateway.admin.http import auth
 from gateway.admin.http.guard import REQUEST_ID
-from gateway.admin.http.server import IDENTIFIED
 from gateway.admin.ports import AdminPorts
 from gateway.core.accounts.administration import Actor, Command, ConsoleSession, Row
 from gateway.core.issuers.sign_in import LIFE_MAX, VOUCHED, Arrival, Person
@@ -69,6 +68,7 @@ class Sessions:
     async def begin(self, request: web.Request, token: str) -> Session:
         """Begin a session for who holds the token; `Unauthorized` if nobody does."""
         actor, digest = await auth.known_token(self._ports, token)
+        await auth.take_place(request, actor.organization_id)
         name = secrets.token_urlsafe(SESSION_BYTES)
         return await self._begin(request, actor, SESSION_S, {"token_digest": digest}, name)
 
@@ -83,6 +83,7 @@ class Sessions:
             nobody.failure = SUBJECT
             raise nobody
         actor, digest = found
+        await auth.take_place(request, actor.organization_id)
         who = person.who
         values = {
             "token_digest": digest,
@@ -125,7 +126,7 @@ class Sessions:
         if session is None:
             raise Unauthorized
         actor = await auth.actor_of_digest(self._ports, session.token_digest)
-        request[IDENTIFIED] = True
+        await auth.take_place(request, actor.organization_id)
         actor = replace(actor, person=session.person)
         if session.is_due:
             await self._ask_again(request, session, actor, name)

@@ -5,21 +5,30 @@ from __future__ import annotations
 import asyncio
 import hmac
 import re
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from aiohttp import web
 
 from gateway.admin import credentials
-from gateway.admin.http.server import IDENTIFIED
+from gateway.admin.http.places import Places
+from gateway.admin.http.server import HELD, IDENTIFIED
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.resource import Answered
 from gateway.core.accounts.administration import Actor
+from gateway.core.accounts.hours import METER, Hour, Hours
 from gateway.core.accounts.roles import ADMIN, READONLY, refused_read, refused_write
 from gateway.core.failures import Failures
 from gateway.core.issuers.sign_in import Person
 from gateway.errors import Forbidden, ReadOnly, Unauthorized
 
+PLACES = web.AppKey("places", Places)
+HOURS = web.AppKey("hours", Hours)
+# What an address begins with that answers what may be of any size; and what one ends with that is a file.
+COSTLY = frozenset({"usage", "reports", "receivables", "spend", "configuration"})
+COSTLY_FILES = (".csv", ".parquet", ".pdf", ".xml")
 _NAMED = re.compile(
     rf"{credentials.ADMIN_TOKEN}[{credentials.ALPHABET}]{{{credentials.RANDOM_CHARS}}}", re.ASCII
 )
@@ -40,8 +49,40 @@ async def identify(ports: AdminPorts, request: web.Request) -> Actor:
         nobody.failure = "malformed" if sent else "missing"
         raise nobody
     actor = await actor_of_token(ports, match[1])
-    request[IDENTIFIED] = True
+    await take_place(request, actor.organization_id)
     return actor
+
+
+async def take_place(request: web.Request, organization_id: int | None) -> None:
+    """Note that a request is somebody's, and have it one of their places until it is answered.
+
+    There are some for each organization, and apart from all of these for staff: whatever some ask, nobody
+    else waits behind it. What costs much counts for the organization's hour, too.
+    """
+    request[IDENTIFIED] = True
+    counts = organization_id is not None and costs_much(request)
+    hour = request.app[HOURS].of(organization_id) if organization_id is not None and counts else None
+    await request[HELD].enter_async_context(request.app[PLACES].of(organization_id))
+    if hour is not None:
+        request[HELD].enter_context(_counted(hour))
+
+
+def costs_much(request: web.Request) -> bool:
+    """Whether who asks decides how much there is to do: for a report, a file, a document, a configuration."""
+    route = request.match_info.route.resource
+    path = "" if route is None else route.canonical.removeprefix("/admin/v1")
+    return not COSTLY.isdisjoint(path.split("/")[1:2]) or path.endswith(COSTLY_FILES)
+
+
+@contextmanager
+def _counted(hour: Hour) -> Iterator[None]:
+    meter, began = METER.get(), time.monotonic()
+    if meter is not None:
+        meter.hour = hour
+    try:
+        yield
+    finally:
+        hour.work_s += time.monotonic() - began
 
 
 async def slow_down(failures: Failures, request: web.Request, reason: str) -> None:

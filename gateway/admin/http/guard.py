@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from uuid import uuid4
 
 from aiohttp import web
@@ -13,8 +14,11 @@ from aiohttp.typedefs import Handler, Middleware
 
 from gateway.admin.http.answers import Answers
 from gateway.admin.http.auth import slow_down
+from gateway.admin.http.metered import Metered
 from gateway.admin.http.nearest import nearest
 from gateway.admin.http.problem import problem, refusal
+from gateway.admin.http.server import HELD
+from gateway.core.accounts.hours import METER, Meter
 from gateway.core.failures import Failures
 from gateway.errors import TollkeeperError, Unauthorized
 
@@ -72,11 +76,12 @@ def guard(
 async def _answer(
     request: web.Request, handler: Handler, timeout_s: float, failures: Failures
 ) -> web.StreamResponse:
-    path = request.path
+    path, meter = request.path, Meter()
+    METER.set(meter)  # of this request: each is begun by one of its own
     try:
-        async with asyncio.timeout(timeout_s) as deadline:
-            request[DEADLINE] = deadline
-            return await handler(request)
+        async with AsyncExitStack() as held, asyncio.timeout(timeout_s) as deadline:
+            request[HELD], request[DEADLINE] = held, deadline
+            return await Metered(_begun(handler, request), meter)
     except Unauthorized as error:
         await slow_down(failures, request, error.failure)
         return refusal(error, instance=path)
@@ -111,6 +116,10 @@ async def _answer(
     except Exception:  # noqa: BLE001  # the last line of defence: logged, answered, never a torn connection
         _log.exception("admin request failed", extra={"request_id": request[REQUEST_ID], "path": path})
         return problem(500, "internal_error", "Something went wrong; the log says what.", instance=path)
+
+
+async def _begun(handler: Handler, request: web.Request) -> web.StreamResponse:
+    return await handler(request)
 
 
 def _too_large(path: str) -> web.Response:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from gateway.errors import Overloaded
+from gateway.errors import Overloaded, TollkeeperError, TooManyRequests
 
 Whose = int | None
 
@@ -49,7 +49,11 @@ class Places:
 
     @asynccontextmanager
     async def of(self, whose: Whose) -> AsyncIterator[None]:
-        """Have a place while something is done; `Overloaded` where none is free soon enough."""
+        """Have a place while something is done.
+
+        Where none is free soon enough: `TooManyRequests` for whom their own organization has them, else
+        `Overloaded`.
+        """
         await self._take(whose)
         try:
             yield
@@ -66,19 +70,19 @@ class Places:
             with suppress(TimeoutError):
                 await self._wait(whose)
                 return
-        raise Overloaded(f"{full}: try again in a while.")
+        raise full
 
-    def _full(self, whose: Whose) -> str | None:
+    def _full(self, whose: Whose) -> TollkeeperError | None:
         """Why there is no place; None where there is one."""
         room, mine, total = self._room, self.taken[whose], self.taken.total()
         others = total - self.taken[None]
-        if mine >= (room.staff_max if whose is None else room.own_max):
-            return f"{_number(mine)} under way already{'' if whose is None else ' for this organization'}"
+        if whose is not None and mine >= room.own_max:
+            return TooManyRequests(_said(mine, " for this organization"))
         if whose is not None and others >= room.others_max:
-            return f"{_number(others)} under way already for other organizations"
-        if room.all_max is not None and total >= room.all_max:
-            return f"{_number(total)} under way already"
-        return None
+            return Overloaded(_said(others, " for other organizations"))
+        if whose is None and mine >= room.staff_max:
+            return Overloaded(_said(mine))
+        return Overloaded(_said(total)) if room.all_max is not None and total >= room.all_max else None
 
     async def _wait(self, whose: Whose) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -117,5 +121,6 @@ class Places:
         return None
 
 
-def _number(count: int) -> str:
-    return "1 of these is" if count == 1 else f"{count} of these are"
+def _said(count: int, whose: str = "") -> str:
+    number = "1 of these is" if count == 1 else f"{count} of these are"
+    return f"{number} under way already{whose}: try again in a while."

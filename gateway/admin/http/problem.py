@@ -7,7 +7,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from gateway.errors import AdminRefusal, Refusal, TollkeeperError
+from gateway.errors import AdminRefusal, Refusal, TollkeeperError, TooManyRequests
 
 CONTENT_TYPE = "application/problem+json"
 
@@ -44,8 +44,8 @@ def refusal(error: TollkeeperError, *, instance: str) -> web.Response:
         errors = error.errors
     if error.status == 401:
         headers = {"WWW-Authenticate": 'Bearer realm="tollkeeper"'}
-    elif error.status == 503:
-        after_s = error.retry_after_s if isinstance(error, Refusal) else None
+    elif error.status in {429, 503}:
+        after_s = error.retry_after_s if isinstance(error, Refusal | TooManyRequests) else None
         headers = {"Retry-After": str(after_s or 1)}
     return problem(
         error.status, error.reason, error.message, instance=instance, errors=errors, headers=headers

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -28,6 +29,8 @@ LINE_BYTES_MAX = 8 * 1024
 FIELD_BYTES_MAX = 16 * 1024
 # Set once a request was found to be somebody's.
 IDENTIFIED = web.RequestKey("identified", bool)
+# What a request has until it is answered: its place among those of its organization, or of staff.
+HELD = web.RequestKey("held", AsyncExitStack)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,13 @@ from aiohttp import web
 from gateway.admin.api.views import row_id
 from gateway.admin.http.auth import admit, require_read
 from gateway.admin.http.files import CSV, files_of, headers_of
+from gateway.admin.http.metered import in_thread
 from gateway.admin.http.places import Places, Room
 from gateway.admin.invoices.electronic import FACTUR_X, UBL
 from gateway.admin.ports import AdminPorts, InvoiceRenderer, Store
 from gateway.admin.resources import RESOURCES
 from gateway.core.accounts.administration import Actor, Row
+from gateway.core.accounts.hours import count_rows
 from gateway.core.spreadsheet import csv
 from gateway.errors import Conflict, Overloaded, Unprocessable
 
@@ -86,6 +88,7 @@ def mount_invoices(app: web.Application, ports: AdminPorts, root: str, admitted:
 
     async def uses(store: Store, invoice_id: int) -> AsyncGenerator[bytes, None]:
         async for piece in store.usage(invoice_id):
+            count_rows(piece.count(b"\n"))
             yield piece
 
     one = f"{root}/invoices/{{id:[0-9]+}}"
@@ -146,7 +149,7 @@ class DocumentMaker:
         said = json.dumps(invoice, sort_keys=True, default=str)
         which = (invoice_id, "pdf", hashlib.sha256(said.encode()).hexdigest())
         if which not in self._drafts:
-            make = partial(asyncio.to_thread, self._renderer.pdf, invoice)
+            make = partial(in_thread, self._renderer.pdf, invoice)
             content = await self._awaited(mine, which, make)
             if len(content) <= DRAFT_BYTES_MAX:
                 self._drafts[which] = content
@@ -205,7 +208,7 @@ class DocumentMaker:
     async def _keep(
         self, mine: Asking, invoice_id: int, kind: str, status: str, make: Callable[[], bytes]
     ) -> bytes:
-        kept = await mine.store.document(invoice_id, kind, status, await asyncio.to_thread(make))
+        kept = await mine.store.document(invoice_id, kind, status, await in_thread(make))
         assert kept is not None
         return kept
 

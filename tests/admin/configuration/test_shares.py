@@ -15,6 +15,7 @@ from gateway.admin.api.turns import (
     ORGANIZATION,
     ORGANIZATIONS_AT_ONCE_MAX,
     ORGANIZATIONS_THERE_MAX,
+    READER,
     STAFF,
     Turns,
 )
@@ -22,7 +23,7 @@ from gateway.admin.configuration import objects
 from gateway.admin.configuration.words import KINDS
 from gateway.admin.http import body
 from gateway.core.accounts.administration import Actor
-from gateway.errors import Overloaded, Unprocessable
+from gateway.errors import Overloaded, TooManyRequests, Unprocessable
 from persistence.engine import ORGANIZATIONS_CONNECTIONS_MAX, STAFF_CONNECTIONS_MAX
 from persistence.keeper.pushes import PUSHES_AT_ONCE_MAX
 from tests.admin.configuration.world import plan
@@ -40,7 +41,7 @@ async def test_no_organization_takes_the_turns_of_another_nor_those_of_staff() -
     free = Turns()
     async with AsyncExitStack() as held:
         for number in range(1, 1 + ORGANIZATIONS_THERE_MAX):
-            assert await held.enter_async_context(free.taken(somebody(number))) is ORGANIZATION
+            assert await held.enter_async_context(free.taken(somebody(number))) is READER
         for number in range(1, 1 + ORGANIZATIONS_AT_ONCE_MAX):
             await held.enter_async_context(free.working(somebody(number)))
         for full, one, whose in (
@@ -48,10 +49,22 @@ async def test_no_organization_takes_the_turns_of_another_nor_those_of_staff() -
             (free.taken, 99, "for other organizations"),
             (free.working, 99, "for other organizations"),
         ):
-            with pytest.raises(Overloaded, match=f"{BUSY} {whose}"):
+            with pytest.raises((Overloaded, TooManyRequests), match=f"{BUSY} {whose}"):
                 await full(somebody(one)).__aenter__()
         async with free.taken(somebody(None)) as share, free.working(somebody(None)):
             assert share is STAFF
+
+
+@pytest.mark.parametrize(
+    ("role", "most"), [("readonly", READER.objects_max), ("admin", ORGANIZATION.objects_max)]
+)
+async def test_an_organization_plans_fewer_objects_at_once_than_staff(api: Api, role: str, most: int) -> None:
+    owner = await api.make("organizations", name="Many")
+    token = await api.make("admin-tokens", name="t", role=role, organization_id=owner["id"])
+    asked = {"objects": {"tenants": [{"name": "t"}] * (most + 1)}}
+    refused = await api.acting_as(token["token"]).post("configuration", asked)
+    assert refused.status == 422
+    assert f"at most {most} at once" in refused.json["errors"][0]["message"]
 
 
 def test_who_plans_or_pushes_leaves_connections_to_others() -> None:
@@ -79,7 +92,7 @@ async def test_who_is_still_sending_takes_no_place_of_other_organizations(api: A
         tokens.append(token["token"])
     writers = [await sending(api, token) for token in tokens[1:]]
     for token in tokens[1:]:
-        await eventually(_answers(api.acting_as(token), 503))
+        await eventually(_answers(api.acting_as(token), 429))
     assert (await api.acting_as(tokens[0]).post("configuration", {"objects": {}})).status == 200
     for writer in writers:
         writer.close()
@@ -91,7 +104,7 @@ async def test_the_administrator_plans_while_an_organization_does_until_it_hangs
     token = await api.make("admin-tokens", name="t", role="readonly", organization_id=acme["id"])
     theirs = api.acting_as(token["token"])
     writer = await sending(api, token["token"])
-    await eventually(_answers(theirs, 503))
+    await eventually(_answers(theirs, 429))
     assert (await plan(api, {"token-plans": [{"name": "Pro"}]}))["changes"]
     writer.close()
     await eventually(_answers(theirs, 200))

@@ -14,7 +14,7 @@ from gateway.admin.http.problem import refusal
 from gateway.admin.invoices.documents import DRAFTS_KEPT_MAX, RETRY_S, DocumentMaker
 from gateway.admin.ports import InvoiceRenderer, Store
 from gateway.core.accounts.administration import Actor
-from gateway.errors import Conflict, Overloaded, Unprocessable
+from gateway.errors import Conflict, Overloaded, TooManyRequests, Unprocessable
 from tests.admin.invoices.made import invoice
 from tests.waiting import eventually
 
@@ -159,7 +159,7 @@ async def test_an_organization_that_asks_for_many_keeps_staff_and_others_from_no
     acme, beta = Asks(1, staff.store), Asks(2, staff.store)
     asked = [asyncio.create_task(made.pdf(acme, number, invoice())) for number in (1, 2)]
     await eventually(lambda: bool(slow.made))
-    with pytest.raises(Overloaded, match="for this organization"):
+    with pytest.raises(TooManyRequests, match="for this organization"):
         await made.pdf(acme, 3, invoice())
     asked += [asyncio.create_task(made.pdf(who, 9 if who is beta else 8, invoice())) for who in (beta, staff)]
     await eventually(lambda: made._making.waiting == 3)
