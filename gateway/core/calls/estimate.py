@@ -30,6 +30,7 @@ CEILING = 65_536
 # The most one answer of a model can hold, by the longest prefix of its name, as the
 # providers document it; `CEILING` where none fits.
 MODEL_CEILINGS: dict[str, int] = {prefix: most for one in ALL for prefix, most in one.ceilings.items()}
+_PICTURES: dict[str, int] = {prefix: most for one in ALL for prefix, most in one.pictures.items()}
 
 
 @dataclass(slots=True)
@@ -54,6 +55,7 @@ class _Learned(Kept):
 
     ceiling: int
     output: float
+    dearer: int = 1
     input_ratio: float = INPUT_RATIO_FIRST
     input_mean: float = INPUT_RATIO_FIRST
     answers: int = 0
@@ -89,8 +91,8 @@ class Estimator:
         blobs, choices = call.blob_tokens, call.choices
         used = math.ceil(call.input_bytes * learned.input_ratio) + blobs
         worst = -(-(call.input_bytes + call.rare_bytes + call.unsure_bytes) // WORST_BYTES_PER_TOKEN)
-        named = call.names.files * BLOB_TOKENS  # what a body names and does not hold, at the most each costs
-        read = max(used, worst + blobs + named)
+        # What a body names and does not hold is taken for an image.
+        read = max(used, worst + (blobs + call.names.files * BLOB_TOKENS) * learned.dearer)
         call.input_ceiling, call.output_ceiling = read, learned.ceiling
         stated = call.output_max
         if stated is not None:
@@ -129,13 +131,19 @@ class Estimator:
         learned = self._learned.find(name)
         if learned is None:
             ceiling = self._ceiling(call.model)
-            learned = _Learned(ceiling, float(min(OUTPUT_TOKENS_FIRST, ceiling)))
+            learned = _Learned(ceiling, float(min(OUTPUT_TOKENS_FIRST, ceiling)), _dearer(call.model))
             self._learned.put(name, learned)
         return learned
 
     def _ceiling(self, model: str) -> int:
         fitting = [prefix for prefix in self._ceilings if model.startswith(prefix)]
         return self._ceilings[max(fitting, key=len)] if fitting else CEILING
+
+
+def _dearer(model: str) -> int:
+    """How many times what an image costs as a rule one of this model's may cost."""
+    fitting = [most for prefix, most in _PICTURES.items() if model.startswith(prefix)]
+    return -(-max(fitting) // BLOB_TOKENS) if fitting else 1
 
 
 def _quantile(level: float, sample: float) -> float:

@@ -119,7 +119,8 @@ class ApiFamily:
     `limits_prefix` begins those that tell an upstream's limits. With `names_requests` its clients expect
     their request id as `request-id`; by `names_session` they name the session of any call, by `own_session`,
     whose name others may use for something else, that of a call in this API. `ceilings` are the most tokens
-    an answer may have, by prefixes of names of models. `target` is where its calls go by
+    an answer may have, by prefixes of names of models, `pictures` what one image costs at most where that is
+    more than usual. `target` is where its calls go by
     default, given the environment. `lists` is how it lists models at a path that ends in `/models`.
     `exclusions` tell which dear prices a call cannot have. Tools of the kinds `free_tools` (in small letters,
     without `_` and a date) cost nothing beside their tokens: a client runs them, or their provider takes
@@ -147,6 +148,7 @@ class ApiFamily:
     own_session: bytes = b""
     objects: Objects | None = None
     ceilings: Mapping[str, int] = field(default_factory=dict)
+    pictures: Mapping[str, int] = field(default_factory=dict)
     lists: Listing | None = None
     exclusions: Exclusions = NONE
     free_tools: frozenset[str] = frozenset()

@@ -18,6 +18,7 @@ from itertools import chain, islice
 from typing import Any
 
 from gateway.core.accounts.administration import Row
+from gateway.core.accounts.facts import SEPARATOR
 from gateway.core.billing.pricing import ONE_NANO
 from gateway.core.billing.vector import KINDS
 from gateway.core.json_reader import read_json
@@ -168,4 +169,5 @@ def _shown(row: dict[str, Any], ledger: Ledger) -> Row:
         row["usage"] = {kind: row[kind] for kind in KINDS} | {"tools": row["tools"] or {}} | told_of
         row["cost"] = None if row["cost"] is None else row["cost"] * ONE_NANO
         row["api_key_id"] = row["api_key_id"] or None
+        row["unpriced"] = row["unpriced"].split(SEPARATOR) if row["unpriced"] else []
     return row

@@ -138,6 +138,18 @@ def test_services_and_models_are_learned_apart_and_forgotten_in_order() -> None:
     assert estimator.hold(call("a"), 1, "chat") == first
 
 
+@pytest.mark.parametrize(
+    ("model", "most"), [("gpt-4o", 1_600), ("gpt-4o-mini-2024", 48_169), ("gpt-4.1-nano", 3_779)]
+)
+def test_the_most_of_an_image_is_what_its_model_takes_at_most(model: str, most: int) -> None:
+    asked = call(model, output_max=0)
+    plain = Estimator().hold(asked, 1, "chat")
+    asked.blob_tokens, asked.names = BLOB_TOKENS, names_in({"image_url": {"url": "https://x.example/a.png"}})
+    found = Estimator().hold(asked, 1, "chat")
+    assert found.ceiling - plain.ceiling >= 2 * most
+    assert found.need - plain.need == BLOB_TOKENS
+
+
 def test_blobs_are_held_but_do_not_teach_the_ratio() -> None:
     estimator = Estimator()
     asked = call(output_max=0)

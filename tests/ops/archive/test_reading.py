@@ -97,8 +97,8 @@ def test_archived_rows_are_what_their_ledgers_showed(kept: Kept) -> None:
     for name, before in kept.before.items():
         assert len(before) > 12, name
         found = kept.read(name)
-        order = (lambda row: row["id"]) if name == "calls" else (lambda row: row["seq"])
-        assert sorted(found, key=order) == before, name
+        in_order = sorted(found, key=lambda row: (datetime.fromisoformat(at(row)), row["id"]))
+        assert (in_order if name == "calls" else sorted(found, key=lambda row: row["seq"])) == before, name
     tenant = kept.tenant_id
     ledger = kept.before["token-ledger"]
     assert kept.read("token-ledger", filters={"tenant_id": tenant}) == ledger

@@ -110,6 +110,11 @@ FAMILY = ApiFamily(
     ),
     lists=Listing(),
     provider="openai",
+    # Base and tiles at most; patches at most, times the model's factor.
+    pictures={
+        "gpt-4o-mini": 48_169, "gpt-4.1-mini": 2_489, "gpt-4.1-nano": 3_779, "o4-mini": 2_642,
+        "gpt-5-mini": 2_489, "gpt-5-nano": 3_779,
+    },
     ceilings={
         "gpt-3.5": 4_096, "gpt-4": 8_192, "gpt-4-turbo": 4_096, "gpt-4o": 16_384, "gpt-4.1": 32_768,
         "gpt-5": 128_000, "o1": 100_000, "o3": 100_000, "o4": 100_000, "text-embedding": 0,
