@@ -269,7 +269,7 @@ SUMS_OF_CALL = f"""
        coalesce(model, ''), coalesce(currency, ''),
        1, 0, input, cache_read, cache_write + cache_write_1h, output, reasoning, tokens, credits, units,
        coalesce(cost, 0), estimated::integer,
-       (unpriced IS NOT NULL OR (cost IS NULL AND tokens > 0))::integer,
+       (unpriced IS NOT NULL OR (cost IS NULL AND tokens > 0))::integer, cache_write_1h,
        request_id::text, (extract(epoch FROM created_at) * 1000)::bigint"""
 # Its row is held.
 CALL_SUMS = f"SELECT {SUMS_OF_CALL} FROM call WHERE {_CALL} FOR UPDATE"  # noqa: S608  # our own words

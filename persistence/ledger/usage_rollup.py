@@ -44,6 +44,7 @@ def add_call(hours: Rollup, event: Event, facts: CallFacts, user_id: int | None)
         1, 0, counts[INPUT], counts[CACHE_READ], counts[CACHE_WRITE] + counts[CACHE_WRITE_1H],
         counts[OUTPUT], counts[REASONING], tokens, credits_, units,
         bounded(cost or 0), facts.estimated, bool(facts.unpriced) or (cost is None and tokens > 0),
+        counts[CACHE_WRITE_1H],
     )  # fmt: skip
     sums = hours.get(bucket)
     if sums is None:

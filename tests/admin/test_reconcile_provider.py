@@ -166,6 +166,13 @@ async def test_a_report_that_says_the_same_is_matched(
         "usage_input_tokens_cache_write_1h,usage_input_tokens_cache_read,usage_output_tokens\n"
         "2026-03-01,claude-haiku-4-5-20251001,3,5,6,4,7\n"
     )
+    # What moved from five minutes to an hour costs more: it is seen, though the sum is the same.
+    moved = tmp_path / "moved.csv"
+    moved.write_text(usage.read_text().replace(",3,5,6,4,7", ",3,4,7,4,7"))
+    said = await run("reconcile-provider", "anthropic", str(moved), "--json")
+    [row] = json.loads(said.stdout)["items"]
+    assert (said.exit_code, row["verdict"]) == (1, "differs")
+    assert {name: gap for name, gap in row["difference"].items() if gap} == {"cache_write_1h": -1}
     bill = tmp_path / "cost.csv"
     bill.write_text("usage_date_utc,model,cost_usd\n2026-03-01,Claude Haiku 4.5,0.07\n")
     said = await run("reconcile-provider", "anthropic", str(usage), str(bill), "--json")

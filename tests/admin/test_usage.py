@@ -74,6 +74,7 @@ def expected(
         into["tokens"] += call["tokens"]
         into["output"] += call["usage"]["output"]
         into["cache_write"] += call["usage"]["cache_write"] + call["usage"]["cache_write_1h"]
+        into["cache_write_1h"] += call["usage"]["cache_write_1h"]
         into["estimated"] += call["estimated"]
         into["cost"] += Decimal(call["cost"] or 0)  # type: ignore[assignment]  # exact, as it is told
     return sums
@@ -98,7 +99,9 @@ async def test_every_grouping_adds_up_to_what_its_calls_do(
     found = {
         (datetime.fromisoformat(item["start"]), *(item[column] for column in columns)): {
             "cost" if name == "cost" else name: Decimal(item[name]) if name == "cost" else item[name]
-            for name in ("requests", "tokens", "output", "cache_write", "estimated", "cost")
+            for name in (
+                "requests", "tokens", "output", "cache_write", "cache_write_1h", "estimated", "cost",
+            )
         }
         for item in items
     }

@@ -155,7 +155,8 @@ class UsageItem(Out):
     refused: int
     input: int = Field(description="Tokens read, but for what a cache had or was written into one.")
     cache_read: int
-    cache_write: int
+    cache_write: int = Field(description="Of both lifetimes.")
+    cache_write_1h: int = Field(description="Those of it that are kept for an hour.")
     output: int
     reasoning: int = Field(description="Of the output.")
     tokens: int

@@ -31,7 +31,7 @@ DIMENSIONS: Final = (
 )  # fmt: skip
 SUMS: Final = (
     "requests", "refused", "input", "cache_read", "cache_write", "output", "reasoning", "tokens", "credits",
-    "units", "cost", "estimated", "unpriced",
+    "units", "cost", "estimated", "unpriced", "cache_write_1h",
 )  # fmt: skip
 
 

@@ -67,7 +67,7 @@ def _result(raw: bytes) -> Line:
     written = said.cache_creation
     return _usage(
         said.model, said.uncached_input_tokens, said.cache_read_input_tokens,
-        written.ephemeral_5m_input_tokens + written.ephemeral_1h_input_tokens, said.output_tokens,
+        (written.ephemeral_5m_input_tokens, written.ephemeral_1h_input_tokens), said.output_tokens,
     )  # fmt: skip
 
 
@@ -83,8 +83,12 @@ def _cost(said: _Cost) -> Line:
     return Line(name, {"cost": amount}, said.currency.upper())
 
 
-def _usage(model: str, read: int, cached: int, written: int, output: int) -> Line:
-    counts = {"input": read, "cache_read": cached, "cache_write": written, "output": output}
+def _usage(model: str, read: int, cached: int, written: tuple[int, int], output: int) -> Line:
+    """`written` into a cache are tokens for five minutes, and for an hour."""
+    counts = {
+        "input": read, "cache_read": cached, "cache_write": sum(written), "cache_write_1h": written[1],
+        "output": output,
+    }  # fmt: skip
     return Line(model, {name: Decimal(number) for name, number in counts.items()})
 
 
@@ -101,7 +105,7 @@ def _usage_row(row: Mapping[str, str]) -> tuple[date, Line | None]:
     if not row["model_version"]:
         raise ValueError("column model_version must name a model")
     read, cached, short, long, output = (cell(row, name, count) for name in _COUNTS)
-    return day, _usage(row["model_version"], read, cached, short + long, output)
+    return day, _usage(row["model_version"], read, cached, (short, long), output)
 
 
 def _cost_row(row: Mapping[str, str]) -> tuple[date, Line | None]:

@@ -11,8 +11,9 @@ from typing import Final
 
 from gateway.errors import TollkeeperError
 
-# What is compared. `input` is without what a cache had; all but the cost are counts.
-FIELDS: Final = ("requests", "input", "cache_read", "cache_write", "output", "cost")
+# What is compared. `input` is without what a cache had; those that are written to it for an hour are part of
+# those that are. All but the cost are counts.
+FIELDS: Final = ("requests", "input", "cache_read", "cache_write", "cache_write_1h", "output", "cost")
 ROWS_MAX: Final = 100_000  # days and models of one report
 COUNT_MAX: Final = 2**53 - 1
 NAME_CHARACTERS_MAX: Final = 512

@@ -39,6 +39,11 @@ def counts(requests: int | None, *others: int) -> dict[str, Decimal]:
     )
 
 
+def cached(hour: int, *others: int) -> dict[str, Decimal]:
+    """Of a report that tells entries of a cache for an hour apart."""
+    return counts(None, *others) | {"cache_write_1h": Decimal(hour)}
+
+
 def cost(amount: str) -> dict[str, Decimal]:
     return {"cost": Decimal(amount)}
 
@@ -58,9 +63,9 @@ def cost(amount: str) -> dict[str, Decimal]:
         ),
         ("openai_usage.csv", {GPT: counts(11, 54000, 6000, 0, 10700)}),
         ("openai_costs.csv", {GPT: cost("0.00383598")}),
-        ("anthropic_usage.json", {OPUS: counts(None, 3, 180000, 20000, 500)}),
+        ("anthropic_usage.json", {OPUS: cached(15000, 3, 180000, 20000, 500)}),
         ("anthropic_cost.json", {OPUS: cost("1.3279062"), "web search usage": cost("0.07")}),
-        ("anthropic_usage.csv", {OPUS: counts(None, 47000, 20, 16001, 17000)}),
+        ("anthropic_usage.csv", {OPUS: cached(1, 47000, 20, 16001, 17000)}),
         ("anthropic_cost.csv", {"claude opus 4.5": cost("0.07"), "web_search": cost("0.07")}),
     ],
 )

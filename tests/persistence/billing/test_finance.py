@@ -11,14 +11,18 @@ from fractions import Fraction
 from typing import Any
 
 import psycopg
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from psycopg.rows import dict_row
 
 from gateway.background.timed.top_ups import TopUps
 from gateway.core.billing.finance import Asked, tax_by_month
+from gateway.core.billing.pricing import Tier
 from tests.persistence.april import TIERS, April, april, at, invoiced, plan, service
 from tests.persistence.billing.drawn import some
+from tests.persistence.billing.test_due import customer
+from tests.persistence.billing.test_supplied import told
 from tests.persistence.billing.test_top_ups import own_invoice, post
 from tests.persistence.credits import give, post_expiries
 from tests.persistence.migrated import empty
@@ -301,11 +305,11 @@ async def test_reports_are_what_happened(
     end = moment(following(last))
     for day in (date(2026, 10, 20), date(2026, 12, 31), following(last) - timedelta(days=1)):
         rows = await store.report("receivables", Asked(moment(day + timedelta(days=1))), 0, 9)
-        told = {name: rows[0][name] for name in rows[0] if rows[0][name] and name in COUNTED} if rows else {}
-        assert told == books.aged(day)
+        owed = {name: rows[0][name] for name in rows[0] if rows[0][name] and name in COUNTED} if rows else {}
+        assert owed == books.aged(day)
         # The ledger's account says the same.
         upto = [row for row in whole if row["at"].date() <= day and row["account"] == "receivables"]
-        assert add_up(upto, "account").get("receivables", 0) == told.get("total", 0) + standing(books, day)
+        assert add_up(upto, "account").get("receivables", 0) == owed.get("total", 0) + standing(books, day)
 
     with psycopg.connect(april.url, row_factory=dict_row) as connection:
         charges = connection.execute("SELECT * FROM charge").fetchall()
@@ -328,8 +332,8 @@ async def test_reports_are_what_happened(
     of_credits = add_up(whole, "account")
     assert -sum(of_credits.get(name, 0) for name in (*credits_, "revenue_credits_purchased")) == sold
     # Closed months were then what they are now.
-    for month, told in books.closed.items():
-        assert await read_before(april, month) == told
+    for month, said in books.closed.items():
+        assert await read_before(april, month) == said
     for by in ("document", "supply"):
         asked = Asked(moment(date(2027, 12, 1)), moment(date(2026, 1, 1)), by=by)
         rows = await store.report("taxes", asked, 0, 999)
@@ -456,6 +460,47 @@ def test_tax_in_months_adds_up(tax: int, nets: dict[date, Decimal]) -> None:
     assert sum(found.values()) == Decimal(tax) / 100
     assert found.keys() == nets.keys()
     assert all(part == part.quantize(CENT) for part in found.values())
+
+
+@pytest.mark.parametrize("month", [date(2026, 7, 1), date(2026, 12, 1)])
+async def test_a_month_has_earned_what_was_supplied_in_it(april: April, month: date) -> None:
+    """30.00 a month with 100 tokens, 1.00 beyond them, 0.50 a unit; some of all on the last evening."""
+    after = following(month)
+    await april.on(moment(month, 1))
+    offered = await plan(april, "Plan", "30.00", 100, overage_unit_price=Decimal(1))
+    ids = await customer(april, offered, month, None)
+    await april.on(moment(month, 2))
+    tiers = (Tier(None, Decimal("0.5")),)
+    flat = {"tiers": [{"up_to": None, "unit_price": "0.5"}]}
+    april.account.service_id = await service(april, "rerank", "Pay-Per-Use", pricing=flat)
+    april.account.tiers = tiers
+    april.account.consume(140, units=10)
+    april.flush()
+    known = 0
+    for when, units in ((moment(after) - timedelta(hours=4), 100), (moment(after, 1), 0)):
+        await april.on(when)
+        if units:
+            april.account.consume(None, units=units)
+        else:
+            april.account.reset()
+        april.flush()
+        await april.store.charge(ids["organization"])
+        known = dated(april, known)
+
+    async def earned_in(first: date) -> dict[str, Decimal]:
+        asked = Asked(moment(following(first)), moment(first))
+        rows = await april.store.report("revenue", asked, 0, 9)
+        return {row["kind"]: row["amount"] for row in rows}
+
+    assert await earned_in(month) == {"subscription": 30, "overage": 40, "usage": 55}
+    assert await earned_in(after) == {}
+    # What is told of it a day behind its end is of that moment.
+    await april.on(moment(after + timedelta(days=2)))
+    await told(april, moment(month, 5), 6)
+    await april.store.charge(ids["organization"])
+    dated(april, known)
+    assert await earned_in(month) == {"subscription": 30, "overage": 40, "usage": 55}
+    assert (await earned_in(after))["usage"] == 3
 
 
 async def left_of_credits(april: April, day: date) -> Decimal:

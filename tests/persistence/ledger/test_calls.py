@@ -147,7 +147,7 @@ async def test_calls_add_up_by_hour_and_by_day(migrated: str, writer: Writer) ->
     assert added(days) == {
         "requests": 120, "refused": 0, "input": 600, "cache_read": 480, "cache_write": 600, "output": 840,
         "reasoning": 720, "tokens": 2520, "credits": 0, "units": 120, "cost": 2 * sum(range(60)),
-        "estimated": 0, "unpriced": 120,
+        "estimated": 0, "unpriced": 120, "cache_write_1h": 240,
     }  # fmt: skip
     assert {row["start"].hour for row in days} == {0}
     assert await broken(migrated) == []
