@@ -67,6 +67,7 @@ SUBJECTS: dict[str, Subject] = {
     "invoices": invoices.SUBJECT,
     "invoice-heads": invoice_source.HEADS,
     "payments": payments.SUBJECT,
+    "note-applications": payments.APPLICATIONS,
     "tax-rates": tax_rates.SUBJECT,
     "dunning-steps": dunning.SUBJECT,
     "handovers": handed_over.SUBJECT,

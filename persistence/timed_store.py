@@ -18,8 +18,10 @@ from gateway.core.billing.dunning import DunningSchedule
 from gateway.core.billing.handover import COLLECTOR, Collected
 from gateway.errors import NotFound
 from persistence.billing import (
+    charges,
     charging,
     dunning,
+    open_credit,
     payments,
     scheduled,
     subscriptions,
@@ -114,6 +116,21 @@ class TimedStore(ABC):
     async def rate(self, price_id: int) -> None:
         """Rate the next of them again."""
         await self.write(Command("prices", "rate", KEEPER, str(uuid4()), lambda row: {}, price_id))
+
+    async def credit_due(self, after: int, count: int) -> Sequence[int]:
+        """Organizations with open credit and something that is past due, those behind `after`, by id."""
+        today = self._clock().astimezone(UTC).date()
+        return await self._run(lambda connection: open_credit.due(connection, today, after, count))
+
+    async def apply_credit(self, organization_id: int) -> None:
+        """Apply the open credit of one to what is past due."""
+        command = Command("invoices", "apply", KEEPER, str(uuid4()), lambda row: row)
+
+        def apply(connection: Connection) -> None:
+            charges.hold(connection, organization_id)
+            payments.apply_open(self._change(connection, command), organization_id)
+
+        await self._run(apply)
 
     async def fall_overdue(self, count: int) -> int:
         """Let invoices whose day is over be overdue; answers how many were."""

@@ -62,12 +62,14 @@ SELECT DISTINCT (period_start AT TIME ZONE 'UTC')::date AS day, unit_price FROM 
    AND reason NOT IN ('void', 'credited', 'credit_void')""")
 # What an invoice billed, less what notes in force gave back.
 _TO_GIVE = text("""
-SELECT coalesce(sum(c.quantity), 0)::bigint FROM charge AS c LEFT JOIN charge AS o ON o.id = c.corrects_id
- WHERE c.source = 'credit_debt'
-   AND (c.invoice_id = :invoice AND c.reason NOT IN ('void', 'credited', 'credit_void')
-        OR o.invoice_id = :invoice AND c.reason = 'credited'
-           AND NOT EXISTS (SELECT FROM charge AS v
-                            WHERE v.corrects_id = c.id AND v.reason = 'credit_void'))""")
+SELECT coalesce(sum(quantity), 0)::bigint FROM (
+    SELECT quantity FROM charge WHERE invoice_id = :invoice AND source = 'credit_debt'
+       AND reason NOT IN ('void', 'credited', 'credit_void')
+    UNION ALL
+    SELECT c.quantity FROM charge AS o JOIN charge AS c ON c.corrects_id = o.id AND c.reason = 'credited'
+     WHERE o.invoice_id = :invoice AND o.source = 'credit_debt'
+       AND NOT EXISTS (SELECT FROM charge AS v
+                        WHERE v.corrects_id = c.id AND v.reason = 'credit_void')) AS n""")
 _GIVEN = text("""
 SELECT EXISTS (SELECT FROM credit_addition WHERE invoice_id = :invoice AND invoicing = 'postpaid')""")
 

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, insert, text
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.dunning import BLOCK, REMINDER, UNBLOCK, DunningSchedule
 from gateway.errors import Conflict
-from persistence.billing import charges
+from persistence.billing import charges, payments
 from persistence.billing.invoice_source import rest_of
 from persistence.keeper.news import told
 from persistence.subject import Change, Subject, id_in
@@ -98,6 +98,7 @@ def advance(change: Change) -> Row:
     organization_id, schedule = id_in(values, "organization_id"), values["schedule"]
     assert isinstance(schedule, DunningSchedule)
     charges.hold(change.connection, organization_id)
+    payments.apply_open(change, organization_id)
     here = {"organization": organization_id}
     made, cause = [], None
     for row in change.connection.execute(_OVERDUE, here).all():

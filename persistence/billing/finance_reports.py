@@ -14,7 +14,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.finance import SUPPLY, Asked, LegPlace, tax_by_month
 from persistence import engine as engines
-from persistence.billing.journal import CHARGED, ENTRIES, ENTRIES_AFTER, REVENUE, moves_of, rest_before
+from persistence.billing.journal import (
+    CHARGED,
+    ENTERED,
+    ENTRIES,
+    ENTRIES_AFTER,
+    KNOWN_BY,
+    REVENUE,
+    moves_of,
+    rest_before,
+)
 
 ROWS_A_BATCH = 5_000
 _OF = """
@@ -26,7 +35,7 @@ WITH due AS (
            cast(:day AS date) - i.due_date AS days,
            {rest_before(":until")} AS rest
       FROM invoice AS i
-     WHERE i.corrects_id IS NULL AND i.finalized_at < :until
+     WHERE i.finalized_at < :until
        AND coalesce(i.voided_at, 'infinity') >= :until {_OF}
 )
 SELECT d.organization_id, o.name AS organization, d.currency, count(*) FILTER (WHERE d.rest > 0) AS invoices,
@@ -45,6 +54,49 @@ SELECT d.organization_id, o.name AS organization, d.currency, count(*) FILTER (W
   FROM (SELECT organization_id, currency, coalesce(given_up, false) AS given_up, days, rest FROM due) AS d
   JOIN organization AS o ON o.id = d.organization_id
  WHERE d.rest <> 0 GROUP BY 1, 2, 3 ORDER BY 1, 3""")  # noqa: S608  # our own words
+# Charges that no final invoice had, those of one that was made final later, too. What a void invoice owes
+# again is unbilled from then on; what takes its charges back is on it.
+_NOT_BILLED = f"""
+SELECT i.* FROM (SELECT *, {ENTERED} AS at FROM charge AS c
+                  WHERE c.invoice_id IS NULL AND c.created_at < {KNOWN_BY}) AS i WHERE i.at < :until {_OF}
+UNION ALL
+SELECT c.*, {ENTERED} FROM invoice AS i JOIN charge AS c ON c.invoice_id = i.id
+ WHERE greatest(i.finalized_at, i.voided_at) >= :until AND {ENTERED} < :until AND c.reason <> 'void'
+   AND CASE c.reason WHEN 'credit_void' THEN i.voided_at ELSE i.finalized_at END >= :until
+   {_OF}"""  # noqa: S608  # our own words
+_UNBILLED = text(f"""
+SELECT c.organization_id, o.name AS organization, c.currency,
+       date_trunc('month', c.period_start, 'UTC') AS month, c.kind, sum(c.amount) AS amount,
+       count(*) AS charges
+  FROM ({_NOT_BILLED}) AS c JOIN organization AS o ON o.id = c.organization_id
+ GROUP BY 1, 2, 3, 4, 5 HAVING sum(c.amount) <> 0 ORDER BY 4, 1, 3, 5""")  # noqa: S608  # our own words
+_BALANCES = text(f"""
+WITH document AS (
+    SELECT i.id, i.organization_id, i.currency, i.kind = 'credit_note' AS is_note, i.total_amount,
+           {rest_before(":until")} AS rest,
+           coalesce((SELECT sum(p.amount) FROM payment AS p
+                      WHERE p.invoice_id = i.id AND p.created_at < :until), 0) AS paid
+      FROM invoice AS i
+     WHERE i.finalized_at < :until AND coalesce(i.voided_at, 'infinity') >= :until {_OF}
+), part AS (
+    SELECT organization_id, currency, sum(total_amount) FILTER (WHERE NOT is_note) AS invoiced,
+           -sum(total_amount) FILTER (WHERE is_note) AS credited,
+           sum(paid) FILTER (WHERE NOT is_note) AS paid, -sum(paid) FILTER (WHERE is_note) AS refunded,
+           sum(total_amount - paid - rest) FILTER (WHERE NOT is_note) AS applied,
+           sum(rest) FILTER (WHERE NOT is_note) AS due, -sum(rest) FILTER (WHERE is_note) AS open_credit,
+           0 AS unbilled
+      FROM document GROUP BY 1, 2
+    UNION ALL
+    SELECT organization_id, currency, 0, 0, 0, 0, 0, 0, 0, sum(amount) FROM ({_NOT_BILLED}) AS c
+     GROUP BY 1, 2
+)
+SELECT p.organization_id, o.name AS organization, p.currency, coalesce(sum(invoiced), 0) AS invoiced,
+       coalesce(sum(credited), 0) AS credited, coalesce(sum(paid), 0) AS paid,
+       coalesce(sum(refunded), 0) AS refunded, coalesce(sum(applied), 0) AS applied,
+       coalesce(sum(due), 0) AS due, coalesce(sum(open_credit), 0) AS open_credit, sum(unbilled) AS unbilled,
+       coalesce(sum(due), 0) - coalesce(sum(open_credit), 0) + sum(unbilled) AS balance
+  FROM part AS p JOIN organization AS o ON o.id = p.organization_id
+ GROUP BY 1, 2, 3 ORDER BY 1, 3""")  # noqa: S608  # our own words
 _SOME_LEFT = """(a.spent < a.credits_added OR EXISTS (
     SELECT FROM credit_drawdown AS n WHERE n.credit_addition_id = a.id AND n.day >= :day))"""
 # Charged ahead of its supply, whether an invoice has it or not, with what takes it back; and what additions
@@ -115,8 +167,11 @@ def _values(asked: Asked) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _receivables(connection: Connection, asked: Asked) -> list[Row]:
-    return [dict(row) for row in connection.execute(_RECEIVABLES, _values(asked)).mappings()]
+def _plain(statement: Any) -> Reader:
+    def read(connection: Connection, asked: Asked) -> list[Row]:
+        return [dict(row) for row in connection.execute(statement, _values(asked)).mappings()]
+
+    return read
 
 
 def _by_month(statement: Any) -> Reader:
@@ -177,7 +232,9 @@ def _of_document(lines: Sequence[Any], currency: str) -> Iterator[tuple[Decimal,
 
 
 _REPORTS: dict[str, Reader] = {
-    "receivables": _receivables,
+    "receivables": _plain(_RECEIVABLES),
+    "unbilled": _by_month(_UNBILLED),
+    "balances": _plain(_BALANCES),
     "deferred-revenue": _by_month(_DEFERRED),
     "revenue": _by_month(text(REVENUE)),
     "taxes": _taxes,

@@ -26,11 +26,13 @@ from persistence.tables.handovers import handover, handover_event
 REFERENCE = "stripe:"
 # Of what went back there by itself; what a credit note gave back has the note's.
 RETURNED = f"{REFERENCE}returned:"
+# Of what a void note had given to the balance there.
+VOIDED = f"{REFERENCE}void:"
 
 _FOUND = text("""
 SELECT id, organization_id, invoice_id FROM handover
  WHERE kind = 'invoice' AND (remote = :remote OR key = cast(:key AS uuid)) ORDER BY id LIMIT 1""")
-_STANDS = text("SELECT status, payment_status, currency FROM invoice WHERE id = :id")
+_STANDS = text("SELECT status, payment_status, currency, total_amount FROM invoice WHERE id = :id")
 _RECORDED = text("""
 SELECT coalesce(sum(amount), 0) FROM payment
  WHERE invoice_id = :id AND amount > 0 AND (
@@ -51,6 +53,8 @@ _LEFT = select(payment.c.id, payment.c.amount).order_by(payment.c.id.desc())
 def ask(change: Change) -> Row:
     """Hand the command's invoice over: one that was final before its organization had a customer there."""
     row = payments.held(change)
+    if row["kind"] == "credit_note" and row["corrects_id"] is None and row["status"] == "finalized":
+        _require_whole(change, change.row_id)
     if not handovers.tell_final(change.connection, [change.row_id]):
         known = select(handover.c.id, handover.c.state).where(
             handover.c.invoice_id == change.row_id, handover.c.kind == row["kind"]
@@ -71,6 +75,8 @@ def retry(change: Change) -> Row:
     row = lock(change)
     if row["state"] not in {FAILED, CANCELED}:
         raise Conflict(f"The hand-over is {row['state']}; only a failed or canceled one is tried again.")
+    if row["state"] == CANCELED and (row["kind"], row["about_id"]) == ("credit_note", row["invoice_id"]):
+        _require_whole(change, id_in(row, "invoice_id"))
     change.connection.execute(_RETRY, {"id": change.row_id})
     return change.fetch()
 
@@ -106,8 +112,12 @@ def ended(change: Change) -> Row:
         raise Conflict("Another attempt has begun since.")
     _end(change, {name: value for name, value in values.items() if name not in {"attempt", "credited"}})
     credited = Decimal(str(values["credited"]))
-    if row["kind"] == "credit_note" and values["state"] == DONE and credited > 0:
-        _give_back(change, id_in(row, "about_id"), credited, str(values["remote"]))
+    if row["kind"] == "credit_note" and values["state"] == DONE:
+        note_id, about_id, remote = id_in(row, "invoice_id"), id_in(row, "about_id"), str(values["remote"])
+        if about_id == note_id:
+            _to_balance(change, row, f"{REFERENCE}{remote}")
+        elif credited > 0:
+            _give_back(change, note_id, about_id, credited, remote)
     return change.fetch()
 
 
@@ -209,11 +219,39 @@ def _done(change: Change, verb: Any, invoice_id: int, values: Row) -> str | None
     return None
 
 
-def _give_back(change: Change, invoice_id: int, credited: Decimal, note: str) -> None:
+def take_from_balance(change: Change) -> None:
+    """Take back what the command's note, which is void from now on, gave to the customer's balance there."""
+    given = _LEFT.where(payment.c.invoice_id == change.row_id, payment.c.reference.startswith(REFERENCE))
+    for row in change.connection.execute(given.where(payment.c.amount < 0)).all():
+        values = {"reference": f"{VOIDED}{row.id}"}
+        command = replace(change.command, resource="payments", id=row.id, values=values)
+        back = replace(change, subject=payments.SUBJECT, before=None, command=command)
+        if Decimal(str(back.fetch()["amount_left"])):
+            payments.reverse(back)
+
+
+def _to_balance(change: Change, row: Row, reference: str) -> None:
+    """A note over no one invoice is on the customer's balance there: its credit is not used here."""
+    note_id = id_in(row, "invoice_id")
+    stands = change.connection.execute(_STANDS, {"id": note_id}).one()
+    rest = rest_of(change.connection, note_id)
+    if stands.status == "finalized" and rest:
+        change.connection.execute(insert(payment).values(
+            organization_id=row["organization_id"], invoice_id=note_id, amount=rest, currency=stands.currency,
+            reference=reference, created_at=change.now,
+        ))  # fmt: skip
+
+
+def _require_whole(change: Change, note_id: int) -> None:
+    """`Conflict` where credit of a note was used here: all of it would be on the customer's balance there."""
+    total = change.connection.execute(_STANDS, {"id": note_id}).one().total_amount
+    if rest_of(change.connection, note_id) != total:
+        raise Conflict("Some of its credit is used here, and Stripe would give all of it.")
+
+
+def _give_back(change: Change, note_id: int, invoice_id: int, credited: Decimal, note: str) -> None:
     """What a note gave to the customer's balance was paid: it leaves the payments of its invoice."""
-    _take_out(
-        change, invoice_id, min(credited, -rest_of(change.connection, invoice_id)), f"{REFERENCE}{note}"
-    )
+    _take_out(change, invoice_id, min(credited, -rest_of(change.connection, note_id)), f"{REFERENCE}{note}")
 
 
 def _take_out(change: Change, invoice_id: int, amount: Decimal, reference: str, *, of: str = "") -> Decimal:

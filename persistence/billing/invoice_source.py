@@ -22,7 +22,7 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from gateway.core.billing.currencies import MINOR_DIGITS, MINOR_DIGITS_USUAL
 from persistence.subject import Subject, json_of
-from persistence.tables.billing import invoice, invoice_line, payment
+from persistence.tables.billing import invoice, invoice_line, note_application, payment
 
 
 def _branch(digits: int) -> str:
@@ -76,25 +76,27 @@ _lines = (
 )
 _tax = select(func.coalesce(func.sum(_of.amount), 0)).where(_of_invoice, _of.kind == "tax").scalar_subquery()
 
-# Money that came in for an invoice, less what went back; and what that and credit notes leave to pay.
-_note = invoice.alias("note")
-PAID = (
-    select(func.coalesce(func.sum(payment.c.amount), 0))
-    .where(payment.c.invoice_id == invoice.c.id)
-    .correlate(invoice)
-    .scalar_subquery()
+
+# Money that came in for an invoice; credit of notes that was applied to it; what both leave to pay. Of a note
+# all three are below zero: what was paid back, what of it was applied, its open credit.
+def _sum(amount: ColumnElement[Any], *where: ColumnElement[bool]) -> Any:
+    return select(func.coalesce(func.sum(amount), 0)).where(*where).correlate(invoice).scalar_subquery()
+
+
+_applied = note_application.c
+PAID = _sum(payment.c.amount, payment.c.invoice_id == invoice.c.id)
+APPLIED = _sum(_applied.amount, _applied.invoice_id == invoice.c.id) - _sum(
+    _applied.amount, _applied.note_id == invoice.c.id
 )
-_credited = (
-    select(func.coalesce(func.sum(_note.c.total_amount), 0))
-    .where(_note.c.corrects_id == invoice.c.id, _note.c.status == "finalized")
-    .correlate(invoice)
-    .scalar_subquery()
+REST = invoice.c.total_amount - PAID - APPLIED
+# As it became final: what its documents say.
+_prepaid = _sum(
+    _applied.amount, _applied.invoice_id == invoice.c.id, _applied.created_at == invoice.c.finalized_at
 )
-REST = invoice.c.total_amount + _credited - PAID
-_is_payable = invoice.c.payment_status.is_not(None)
+_is_final = invoice.c.status == "finalized"
 
 _HEAD = select(
-    *(column for column in invoice.c if column.name not in {"total_amount", "document"}),
+    *(column for column in invoice.c if column.name not in {"total_amount", "document", "used_up"}),
     *(invoice.c.document[name].label(name) for name in ("seller", "buyer")),
     *(
         func.coalesce(invoice.c.document[name], literal_column("'[]'::jsonb")).label(name)
@@ -104,8 +106,10 @@ _HEAD = select(
     _paid(invoice.c.total_amount).label("total_amount"),
     _paid(invoice.c.total_amount - _tax).label("subtotal"),
     _paid(_tax).label("tax"),
-    case((_is_payable, _paid(PAID))).label("amount_paid"),
-    case((_is_payable, _paid(REST))).label("amount_due"),
+    case((_is_final, _paid(PAID))).label("amount_paid"),
+    case((_is_final, _paid(APPLIED))).label("amount_applied"),
+    case((_is_final, _paid(REST))).label("amount_due"),
+    case((invoice.c.finalized_at.is_not(None), _paid(_prepaid))).label("amount_prepaid"),
 ).select_from(invoice.join(_minor, true()))
 SOURCE = _HEAD.add_columns(_lines.label("lines"))
 
@@ -123,6 +127,6 @@ HEADS = Subject(invoice, source=_HEAD.add_columns(literal_column("'[]'::jsonb").
 
 
 def rest_of(connection: Connection, invoice_id: int) -> Decimal:
-    """What payments and credit notes leave to pay of an invoice."""
+    """What payments and credit leave to pay of an invoice; of a note, below zero, its open credit."""
     rest: Decimal = connection.execute(select(REST).where(invoice.c.id == invoice_id)).scalar_one()
     return rest

@@ -31,6 +31,7 @@ from persistence.billing import (
     handovers,
     invoice_covers,
     one_off,
+    open_credit,
     payments,
     taken_back,
     top_ups,
@@ -150,6 +151,7 @@ def finalize(change: Change) -> Row:
         finals = [_take_note(change, row)]
     gathering.finish(connection, letterhead, change.now, finals)
     _settle_corrected(change, row)
+    payments.apply_open(change, id_in(row, "organization_id"), past_due=False)
     final = change.fetch()
     if final["payment_status"] in {None, PAID} and _gathers(row):
         debts.give(change, final)
@@ -176,6 +178,8 @@ def bill_top_up(change: Change) -> Row:
     if made is None:
         top_ups.charge(change.connection, addition_id)
         made = id_in(_create_one_off(change), "id")
+        # Before it is final: open credit may pay it at once, and gives the credits that wait for it.
+        top_ups.keep_invoice(change.connection, addition_id, made)
         change.command = replace(change.command, id=made)
         finalize(change)
     top_ups.keep_invoice(change.connection, addition_id, made)
@@ -188,6 +192,7 @@ def void(change: Change) -> Row:
     if row["status"] != "finalized":
         raise Conflict(f"The invoice is {row['status']}; only a finalized one can be made void.")
     credit_notes.refuse_while_there(change)
+    handed_over.take_from_balance(change)
     payments.refuse_while_paid(change)
     top_ups.refuse_while_waiting(change)
     debts.refuse_while_given(change)
@@ -199,7 +204,10 @@ def void(change: Change) -> Row:
     else:
         taken_back.void_note(change.connection, change.row_id)
         charges.give_back(change.connection, [id_in(row, "organization_id")])
-        _settle_corrected(change, row)
+    # What it had applied is to be paid again, or may be applied to another.
+    touched = open_credit.take_back(change, change.row_id) - {change.row_id}
+    payments.apply_open(change, id_in(row, "organization_id"), also=touched)
+    _settle_corrected(change, row)
     handovers.tell_void(change.connection, change.row_id)
     return change.fetch()
 
@@ -258,6 +266,8 @@ SUBJECT = Subject(
         "void": void,
         "credit-note": draft_note,
         "payments": payments.record,
+        "apply": payments.apply,
+        "refund": payments.refund,
         "uncollectible": payments.give_up,
         "hand-over": handed_over.ask,
         "top-up": bill_top_up,

@@ -14,32 +14,38 @@ from __future__ import annotations
 
 
 def rest_before(moment: str) -> str:
-    """What of invoice `i` was left to pay right before a moment: by its notes and payments until then."""
+    """What of invoice `i` was left to pay right before a moment; of a note, below zero, its open credit."""
     return f"""i.total_amount
-           + coalesce((SELECT sum(n.total_amount) FROM invoice AS n
-                        WHERE n.corrects_id = i.id AND n.finalized_at < {moment}
-                          AND coalesce(n.voided_at, 'infinity') >= {moment}), 0)
            - coalesce((SELECT sum(p.amount) FROM payment AS p
-                        WHERE p.invoice_id = i.id AND p.created_at < {moment}), 0)"""  # noqa: S608  # our own words
+                        WHERE p.invoice_id = i.id AND p.created_at < {moment}), 0)
+           - coalesce((SELECT sum(a.amount) FROM note_application AS a
+                        WHERE a.invoice_id = i.id AND a.created_at < {moment}), 0)
+           + coalesce((SELECT sum(a.amount) FROM note_application AS a
+                        WHERE a.note_id = i.id AND a.created_at < {moment}), 0)"""  # noqa: S608  # our own words
 
 
 # What comes in with the same tick of the clock as it is given up is still an entry of `receivables`.
 _GIVEN_UP = "i.uncollectible_at + interval '1 microsecond'"
+# Where the credit of a note `i` stands, and an invoice `d` as some of it is applied.
+_CREDIT = """CASE WHEN (SELECT o.uncollectible_at FROM invoice AS o WHERE o.id = i.corrects_id)
+                       < i.finalized_at THEN 'bad_debt' ELSE 'receivables' END"""
+_DUE = "CASE WHEN d.uncollectible_at < a.created_at THEN 'bad_debt' ELSE 'receivables' END"
+# When a charge `c` is entered.
+ENTERED = """CASE WHEN c.source = 'credit_addition' AND c.reason <> 'fact' OR c.reason = 'reissued'
+                  THEN c.created_at ELSE entered_at(c.created_at, c.period_end) END"""
 # Charges that are entries. Of an invoice from before there were charges, its lines are the entry.
-CHARGED = """
-    SELECT c.*, c.created_at < c.period_start AS is_ahead,
-           CASE WHEN c.source = 'credit_addition' AND c.reason <> 'fact' THEN c.created_at
-                ELSE entered_at(c.created_at, c.period_end) END AS at
+CHARGED = f"""
+    SELECT c.*, c.created_at < c.period_start AS is_ahead, {ENTERED} AS at
       FROM charge AS c
       LEFT JOIN invoice_line AS l ON l.invoice_id = c.invoice_id AND l.position = c.line
      WHERE c.amount <> 0 AND c.reason NOT IN ('void', 'reissued')
        AND NOT (c.reason = 'fact' AND l.position IS NOT NULL AND l.exact IS NULL)
        AND (cast(:organization AS bigint) IS NULL OR c.organization_id = :organization)
-       AND (cast(:currency AS text) IS NULL OR c.currency = :currency)"""
+       AND (cast(:currency AS text) IS NULL OR c.currency = :currency)"""  # noqa: S608  # our own words
 # Invoices and notes, once as they became final and once more as they were made void.
 _DOCUMENTS = """
     SELECT i.id, i.organization_id, i.currency, i.number, i.kind, i.total_amount, d.source, d.at, d.sign,
-           CASE WHEN coalesce(o.uncollectible_at, i.uncollectible_at) < d.at
+           CASE WHEN o.uncollectible_at < i.finalized_at OR i.uncollectible_at < d.at
                 THEN 'bad_debt' ELSE 'receivables' END AS account
       FROM invoice AS i LEFT JOIN invoice AS o ON o.id = i.corrects_id,
            LATERAL (VALUES ('invoice', i.finalized_at, 1), ('void', i.voided_at, -1))
@@ -50,12 +56,16 @@ _DOCUMENTS = """
 # Makes a quotient so exact that rounding it is rounding the fraction.
 _WIDE = "1." + 30 * "0"
 # An entry is a month and its grace older than its row at most.
-_KNOWN_BY = "cast(:until AS timestamptz) + interval '33 days'"
+KNOWN_BY = "cast(:until AS timestamptz) + interval '33 days'"
 # What becomes of prepaid credits of addition `a` before they are in force, and that they are.
 _WAITED = """
     SELECT 'payment' AS source, p.id AS source_id, p.created_at AS at, p.amount AS paid, 0 AS noted,
            0 AS given, p.reference AS said
       FROM payment AS p WHERE p.invoice_id = a.invoice_id
+    UNION ALL
+    SELECT 'application', x.id, x.created_at, x.amount, 0, 0, n.number
+      FROM note_application AS x JOIN invoice AS n ON n.id = x.note_id
+     WHERE x.invoice_id = a.invoice_id AND n.corrects_id IS DISTINCT FROM a.invoice_id
     UNION ALL
     SELECT d.source, n.id, d.at, 0, -d.sign * n.total_amount, 0, n.kind
       FROM invoice AS n, LATERAL (VALUES ('invoice', n.finalized_at, 1), ('void', n.voided_at, -1))
@@ -81,7 +91,7 @@ def moves_of(additions: str) -> str:
         SELECT a.id AS addition_id, 1 AS place, 'charge' AS source, c.id AS source_id, c.at,
                'credits_purchased' AS earns, c.invoice_id, c.kind AS said, c.amount AS sold,
                0::numeric AS paid, 0::numeric AS noted, 0 AS given, 0::bigint AS drawn
-          FROM ({CHARGED} AND c.source = 'credit_addition' AND c.created_at < {_KNOWN_BY}) AS c
+          FROM ({CHARGED} AND c.source = 'credit_addition' AND c.created_at < {KNOWN_BY}) AS c
           JOIN credit_addition AS a ON a.id = c.source_id WHERE c.at < :until AND {additions}
         UNION ALL
         SELECT a.id, 2, e.source, e.source_id, e.at, 'credits_purchased', a.invoice_id, e.said, 0,
@@ -123,7 +133,7 @@ def moves_of(additions: str) -> str:
 _LEGS = f"""
 WITH document AS ({_DOCUMENTS}),
 charged AS (
-    SELECT * FROM ({CHARGED} AND c.created_at >= :since AND c.created_at < {_KNOWN_BY}) AS c
+    SELECT * FROM ({CHARGED} AND c.created_at >= :since AND c.created_at < {KNOWN_BY}) AS c
      WHERE at >= :since AND at < :until
 ), supplied AS (
     SELECT 'charge' AS source, id, at, organization_id, currency, invoice_id, kind, amount,
@@ -167,11 +177,19 @@ SELECT 'payment', p.id, p.created_at, p.organization_id, p.currency, leg.account
        p.reference
   FROM payment AS p JOIN invoice AS i ON i.id = p.invoice_id,
        LATERAL (VALUES ('bank', p.amount),
-           (CASE WHEN i.uncollectible_at < p.created_at THEN 'bad_debt' ELSE 'receivables' END, -p.amount))
+           (CASE WHEN i.uncollectible_at < p.created_at THEN 'bad_debt' ELSE {_CREDIT} END, -p.amount))
          AS leg (account, amount)
  WHERE p.created_at >= :since AND p.created_at < :until
    AND (cast(:organization AS bigint) IS NULL OR p.organization_id = :organization)
    AND (cast(:currency AS text) IS NULL OR p.currency = :currency)
+UNION ALL
+SELECT 'application', a.id, a.created_at, a.organization_id, a.currency, leg.account, leg.amount,
+       a.invoice_id, i.number
+  FROM note_application AS a JOIN invoice AS i ON i.id = a.note_id JOIN invoice AS d ON d.id = a.invoice_id,
+       LATERAL (VALUES ({_CREDIT}, a.amount), ({_DUE}, -a.amount)) AS leg (account, amount)
+ WHERE a.created_at >= :since AND a.created_at < :until AND {_CREDIT} <> {_DUE}
+   AND (cast(:organization AS bigint) IS NULL OR a.organization_id = :organization)
+   AND (cast(:currency AS text) IS NULL OR a.currency = :currency)
 UNION ALL
 SELECT 'write_off', i.id, i.uncollectible_at, i.organization_id, i.currency, leg.account, leg.amount, i.id,
        i.kind

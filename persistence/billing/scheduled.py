@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -19,7 +19,7 @@ from gateway.core.billing.document import Letterhead, UnseenLetters
 from gateway.core.billing.due import CONFLICT, REFUSED, Left, left_by
 from gateway.core.billing.payment import PAID
 from gateway.errors import Unprocessable
-from persistence.billing import charges, debts, gathering, schedule
+from persistence.billing import charges, debts, gathering, open_credit, payments, schedule
 from persistence.billing.gathering import Draft, Drawn, Final
 from persistence.billing.invoices import overlapping
 from persistence.billing.one_off import NOTHING_OWED
@@ -202,6 +202,11 @@ def _finish(batch: Batch, finals: Sequence[Drawn], made: Sequence[Final]) -> Non
         if status in {None, PAID} and gathering.owes_credits(each):
             change = batch.change_of("finalize", each.draft.invoice_id)
             debts.give(change, change.fetch())
+    with_credit = set(open_credit.owners(batch.connection, [each.draft.organization_id for each in finals]))
+    for each in finals:
+        if each.draft.organization_id in with_credit:
+            change = replace(batch.change_of("finalize", each.draft.invoice_id), now=batch.now)
+            payments.apply_open(change, each.draft.organization_id, past_due=False)
 
 
 def _note(batch: Batch, action: str, drawn: Sequence[Drawn]) -> None:

@@ -33,7 +33,7 @@ WRITES: dict[str, tuple[str, ...]] = {
     "audit_log": APPEND, "lost_event": APPEND, "invoice_basis": APPEND, "reconciliation": APPEND,
     "price": APPEND, "amendment": APPEND,
     "invoice_document": APPEND, "payment": APPEND, "tax_rate": APPEND, "credit_price": APPEND,
-    "account_checkpoint": APPEND, "dunning_step": APPEND,
+    "account_checkpoint": APPEND, "dunning_step": APPEND, "note_application": APPEND,
     "use_event": FADE, "rerating": FADE, "handover_event": FADE, "told_sign_out": FADE, "used_sign_in": FADE,
     "account_proof": KEEP, "admin_token": KEEP, "api_key": CLEAR, "app_user": KEEP, "control_write": KEEP,
     "charge": KEEP, "credit_addition": KEEP, "credit_debt": KEEP, "budget": KEEP, "call": KEEP,

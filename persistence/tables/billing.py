@@ -168,10 +168,13 @@ invoice = table(
     days("due_date?"),
     texts("payment_status?"),
     moments("uncollectible_at?"),
+    # Of a note: that no credit of it is left to apply.
+    flags("used_up"),
     UniqueConstraint("number"),
 )
 
-# Money that came in for an invoice; what goes back is a row of its own, below zero.
+# Money that came in for an invoice, or (below zero) went out of a credit note; what goes back is a row of its
+# own, with the sign turned.
 payment = table(
     "payment",
     identity(),
@@ -183,6 +186,18 @@ payment = table(
     refers("corrects_id?", "payment"),
     moments("created_at"),
     UniqueConstraint("invoice_id", "reference"),
+)
+
+# Credit of a note that is applied to an invoice; below zero where it is taken back.
+note_application = table(
+    "note_application",
+    identity(),
+    refers("organization_id", "organization"),
+    refers("note_id", "invoice"),
+    refers("invoice_id", "invoice"),
+    amounts("amount"),
+    texts("currency", "reason", "actor"),
+    moments("created_at"),
 )
 
 invoice_line = table(

@@ -42,6 +42,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "budgets.change": {"amount": 9},
     "budgets.raise": {"amount": 900, "until": "2099-01-01T00:00:00Z", "reason": "mine"},
     "invoices.payments": {"amount": "1", "reference": "mine"},
+    "invoices.apply": {"invoice_id": 1, "amount": "1"},
+    "invoices.refund": {"amount": "1", "reference": "mine"},
     "payments.reverse": {"reference": "mine"},
     "webhooks.change": {"enabled": False},
     "quarantine.release": {"reason": "mine"},

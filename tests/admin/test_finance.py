@@ -19,7 +19,7 @@ from tests.admin.test_invoices import acme, draft
 
 __all__ = ["run"]
 
-NAMES = ("receivables", "deferred-revenue", "revenue", "taxes", "ledger")
+NAMES = ("receivables", "unbilled", "balances", "deferred-revenue", "revenue", "taxes", "ledger")
 
 
 async def billed(api: Api) -> dict[str, Any]:
@@ -48,6 +48,27 @@ async def test_what_is_owed(api: Api) -> None:
     parquet = pq.read_table(io.BytesIO((await reader.get("reports/receivables.parquet")).raw)).to_pylist()
     assert [(each["organization"], each["total"]) for each in parquet] == [("Acme", Decimal(60))]
     assert (await reader.get("reports/receivables?organization_id=77")).json["items"] == []
+    api.rows(
+        "INSERT INTO charge (organization_id, kind, period_start, period_end, quantity, unit_price, amount,"
+        " currency, source, reason, fact)"
+        " VALUES (%s, 'usage', '2026-03-01', '2026-03-02', 1, 2.5, 2.5, 'USD', 'usage_tier', 'fact', 'x')",
+        row["organization_id"],
+    )
+    [unbilled] = (await reader.get("reports/unbilled")).json["items"]
+    assert [unbilled[name] for name in ("month", "kind", "amount", "charges")] == [
+        "2026-03-01",
+        "usage",
+        "2.5",
+        1,
+    ]
+    [account] = table((await reader.get("reports/balances.csv")).raw)
+    assert [account[name] for name in ("invoiced", "paid", "due", "open_credit", "unbilled", "balance")] == [
+        "69.6", "9.6", "60", "0", "2.5", "62.5",
+    ]  # fmt: skip
+    [read] = pq.read_table(io.BytesIO((await reader.get("reports/unbilled.parquet")).raw)).to_pylist()
+    assert (read["month"], read["amount"]) == (date(2026, 3, 1), Decimal("2.5"))
+    for name in ("unbilled", "balances"):
+        assert (await reader.get(f"reports/{name}?at=2020-01-01")).json["items"] == []
 
 
 async def test_tax_by_document_and_by_supply(api: Api) -> None:
@@ -139,3 +160,5 @@ async def test_reports_on_the_command_line(run: Run, api: Api, tmp_path: Path) -
     refused = await run("report", "revenue", "--from", "April")
     assert (refused.exit_code, "2026-04" in refused.stderr) == (1, True)
     assert (await run("report", "deferred-revenue")).exit_code == 0
+    assert (await run("report", "unbilled")).exit_code == 0
+    assert "60" in (await run("report", "balances", "--org", "Acme")).stdout

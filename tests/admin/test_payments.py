@@ -108,6 +108,38 @@ async def test_a_payment_goes_back(api: Api) -> None:
     assert (await api.post(f"payments/{returned['id']}/reverse", {"reference": "y"})).status == 409
 
 
+async def test_what_a_note_gives_back_of_a_paid_invoice_is_applied_or_paid_back(api: Api) -> None:
+    made = await finalized(api)
+    await api.post(f"invoices/{made['id']}/payments", {"amount": "69.60", "reference": "bank-7"})
+    note = (await api.post(f"invoices/{made['id']}/credit-note")).json
+    one = f"invoices/{note['id']}"
+    told = (await api.post(f"{one}/finalize")).json
+    names = ("payment_status", "amount_paid", "amount_applied", "amount_due")
+    assert [told[name] for name in names] == [None, "0.00", "0.00", "-69.60"]
+    sent = {"amount": "60.00", "reference": "out-1"}
+    first, again = (
+        await api.post(f"{one}/refund", sent, key="one"),
+        await api.post(f"{one}/refund", sent, key="one"),
+    )
+    assert (again.json, again.headers["Idempotent-Replayed"]) == (first.json, "true")
+    assert [first.json[name] for name in names] == [None, "-60.00", "0.00", "-9.60"]
+    refused = await api.post(f"{one}/apply", {"invoice_id": made["id"], "amount": "1.00"})
+    assert (refused.status, refused.json["errors"]) == (
+        422, [{"field": "amount", "message": "USD 0.00 is left to pay, not 1.00"}],
+    )  # fmt: skip
+    [payment] = (await api.get(f"payments?invoice_id={made['id']}")).json["items"]
+    await api.post(f"payments/{payment['id']}/reverse", {"reference": "bank-8", "amount": "10.00"})
+    # What came back of the invoice's own money is what its note gave back.
+    assert (await api.get(f"invoices/{made['id']}")).json["amount_due"] == "0.40"
+    [applied] = (await api.get(f"note-applications?note_id={note['id']}")).json["items"]
+    assert [applied[name] for name in ("invoice_id", "amount", "reason", "actor")] == [
+        made["id"], "9.60", "own", "builtin:admin",
+    ]  # fmt: skip
+    for where in (f"invoices/{made['id']}/apply", f"invoices/{made['id']}/refund"):
+        body = {"invoice_id": made["id"], "amount": "1.00"} if where.endswith("apply") else sent
+        assert (await api.post(where, body)).status == 409
+
+
 async def test_what_is_given_up_says_why_in_the_audit_log(api: Api) -> None:
     made = await finalized(api)
     given_up = await api.post(f"invoices/{made['id']}/uncollectible", {"reason": "insolvent"})

@@ -35,12 +35,13 @@ WRITERS = {
     "organization-services": "b", "subscription-plans": "b", "organization-subscriptions": "b",
     "credit-additions": "b", "prices": "b", "budgets": "b", "invoices": "b", "payments": "b",
     "tax-rates": "b", "handovers": "b", "handover-events": "", "usage-feeds": "b",
-    "usage-events": "b", "dunning-steps": "", "charges": "",
+    "usage-events": "b", "dunning-steps": "", "charges": "", "note-applications": "",
     "configuration": "bor",
     "events": "b", "amendments": "b", "reratings": "", "credit-transactions": "", "feature-usage": "",
     "calls": "", "webhooks": "", "webhook-deliveries": "", "quarantine": "o", "dead-letters": "o",
     "letters": "o", "programs": "",
     "audit-log": "", "reconciliation": "o", "usage": "", "activity": "", "reports/receivables": "",
+    "reports/unbilled": "", "reports/balances": "",
     "reports/deferred-revenue": "", "reports/revenue": "", "reports/taxes": "", "reports/ledger": "",
 }  # fmt: skip
 # Where an operation has others.

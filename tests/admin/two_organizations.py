@@ -244,6 +244,10 @@ def _of_bills_and_faults(bravos: Mapping[str, int], shared: Mapping[str, int]) -
         **owner, "invoice_id": bravos["invoices"], "amount": 1, "currency": "USD",
         "reference": "bravo payment",
     }  # fmt: skip
+    yield "note-applications", "note_application", {
+        **owner, "note_id": bravos["invoices"], "invoice_id": bravos["invoices"], "amount": 1,
+        "currency": "USD", "reason": "asked", "actor": "bravo person",
+    }  # fmt: skip
     yield "dunning-steps", "dunning_step", {
         **owner, "invoice_id": bravos["invoices"], "action": "reminder", "days": 1, "reason": "bravo reason",
         "actor": "keeper",

@@ -146,11 +146,13 @@ async def test_ratings_go_on() -> None:
 
 
 async def test_dunning_goes_on() -> None:
-    items = Items()
+    items, credited = Items(), Items()
+    items.credit_due = lambda after, _count: credited.page(after)  # type: ignore[attr-defined]
+    items.apply_credit = credited.act  # type: ignore[attr-defined]
     items.fall_overdue = AsyncMock(return_value=0)  # type: ignore[attr-defined]
     items.dunning_due = lambda _schedule, after, _count: items.page(after)  # type: ignore[attr-defined]
     items.advance_dunning = items.act  # type: ignore[attr-defined]
-    assert (await Dunning(items).turn(), items.done) == (0, [1, 3])  # type: ignore[arg-type]
+    assert (await Dunning(items).turn(), items.done, credited.done) == (0, [1, 3], [1, 3])  # type: ignore[arg-type]
 
 
 async def test_top_ups_go_on() -> None:

@@ -83,6 +83,8 @@ BODIES: Mapping[str, Json] = {
     "InvoiceCreate": {"organization_id": 1, "period_start": "2026-01-01", "period_end": "2026-02-01"},
     "CreditNote": {"lines": [{"position": 1, "amount": "5.00"}]},
     "PaymentMade": {"amount": "59.00", "reference": "transfer 2026-02-11"},
+    "CreditApplied": {"invoice_id": 2, "amount": "20.00"},
+    "Refund": {"amount": "12.50", "reference": "transfer 2026-03-04"},
     "GivenUp": {"reason": "insolvent"},
     "PaymentReversed": {"reference": "chargeback 2026-03-02"},
     "TaxRateCreate": {"organization_id": 1, "rate": "0.19", "effective_from": "2026-01-01"},

@@ -18,6 +18,7 @@ from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.console.sessions import Signed
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.usage import GROUPS, UsageQuery, end_of
+from gateway.core.billing.finance import Asked
 from gateway.errors import NotFound
 
 DAYS = 30
@@ -33,6 +34,8 @@ COST_GROUPS = {
 }
 PARTS_MAX = 12
 PREVIEW_ROWS = 10
+# An organization has one, and what it has from before it had another.
+CURRENCIES_MAX = 10
 LEDGER_ROWS = 25
 # What an organization's page shows the first rows of.
 PREVIEWS = (
@@ -126,12 +129,20 @@ async def about_organization(desk: Desk, request: web.Request, row: Row) -> Mapp
     until = end_of("day", datetime.now(UTC))
     owner = {"organization_id": organization_id}
     asked = UsageQuery((until - DAY).replace(day=1), until, "none", (), owner, 0)
-    usage, spent, *previews = await asyncio.gather(
+    account = Asked(until, organization_id=organization_id)
+    usage, spent, balances, *previews = await asyncio.gather(
         _organization_use(desk, organization_id, measure),
         spending.spent(desk.ports.store, asked, "cost"),
+        desk.ports.store.report("balances", account, 0, CURRENCIES_MAX),
         *(preview(desk, name, organization_id=organization_id) for name in PREVIEWS),
     )
-    return {"previews": previews, "chart": usage, "of": measure, "month": spent.totals}
+    return {
+        "previews": previews,
+        "chart": usage,
+        "of": measure,
+        "month": spent.totals,
+        "balances": balances,
+    }
 
 
 async def preview(desk: Desk, name: str, **filters: int) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from gateway.admin.console import (
     invoices,
     lists,
     programs,
-    receivables,
     reconciling,
     search,
+    statements,
 )
 from gateway.admin.console.desk import Desk, Posted, Writing
 from gateway.admin.console.exports import Exports
@@ -83,7 +83,7 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     router.add_get("/usage", desk.reading(explorer.show))
     router.add_get("/search", desk.reading(search.show))
     router.add_post("/search", desk.asking(search.ask))
-    router.add_get("/receivables", desk.reading(receivables.show))
+    statements.mount_statements(app, desk)
     router.add_get("/programs", desk.reading(programs.show))
     router.add_get("/reconciliation", desk.reading(reconciling.show))
     for address, repair in (("/reconciliation", False), ("/reconciliation/repair", True)):

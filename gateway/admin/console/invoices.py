@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from aiohttp import web
@@ -41,7 +42,7 @@ async def about_invoice(desk: Desk, request: web.Request, row: Row) -> Mapping[s
     invoice_id = int(str(row["id"]))
     lines = await desk.ports.figures.invoice_lines(invoice_id, after, LINES_A_PAGE + 1)
     payments = None
-    if row["payment_status"] is not None and after == 0:
+    if row["status"] == "finalized" and after == 0:
         payments = await preview(desk, "payments", invoice_id=invoice_id)
     told = [InvoiceLine.model_validate(line).model_dump(mode="json") for line in lines[:LINES_A_PAGE]]
     return {
@@ -74,13 +75,19 @@ async def _history(desk: Desk, row: Row) -> list[Happened]:
         what = f"Credit note {note['number'] or '(draft)'}: {amount}"
         at = note["finalized_at"] or note["created_at"]
         found.append(Happened(_moment(at), what, str(note["status"]), f"/invoices/{note['id']}"))
-    if row["payment_status"] is not None:
+    if row["status"] == "finalized":
         paid, _ = await desk.operations["payments"].list(query(PAYMENTS_TOLD_MAX, invoice_id=invoice_id))
         for payment in paid:
             amount = shown.money(payment["amount"], str(payment["currency"]))
-            what = "Paid" if payment["corrects_id"] is None else "Paid back"
+            what = "Paid" if Decimal(str(payment["amount"])) > 0 else "Paid back"
             said = f"{what}: {amount}, {payment['reference']}"
             found.append(Happened(_moment(payment["created_at"]), said, "", f"/payments/{payment['id']}"))
+    of: dict[str, Any] = {"note_id" if row["kind"] == "credit_note" else "invoice_id": invoice_id}
+    applied, _ = await desk.operations["note-applications"].list(query(PAYMENTS_TOLD_MAX, **of))
+    for each in applied:
+        amount = shown.money(each["amount"], str(each["currency"]))
+        said, href = f"Credit applied: {amount}", f"/note-applications/{each['id']}"
+        found.append(Happened(_moment(each["created_at"]), said, str(each["reason"]), href))
     handed, _ = await desk.operations["handovers"].list(query(HANDOVERS_TOLD_MAX, invoice_id=invoice_id))
     for each in handed:
         told = f"Stripe has {each['remote']}" if each["state"] == DONE else "For Stripe"

@@ -45,12 +45,14 @@ CONFIRMED = {
     ("invoices", "finalize"): "It gets its number, and nothing changes it any more.",
     ("invoices", "void"): "It keeps its number, and what it billed is owed again.",
     ("invoices", "payments"): "The money is there: a payment is given back, never changed.",
+    ("invoices", "apply"): "The invoice has it: nothing but its end, or that of the note, takes it back.",
+    ("invoices", "refund"): "The money went out: a refund is taken back, never changed.",
     ("invoices", "uncollectible"): "Nobody hopes for what is left to pay.",
     ("handovers", "cancel"): "Stripe does not get it, nor what waits behind it.",
     ("usage-feeds", "end"): "What is used from now on is not told, now or later.",
     ("usage-feeds", "drop"): "The billing service is never told what waits, nor what becomes known later.",
     ("usage-events", "cancel"): "The billing service is never told this use.",
-    ("payments", "reverse"): "The money went back, and the invoice is to be paid again.",
+    ("payments", "reverse"): "The money went back: an invoice is to be paid again, a note has credit again.",
 }
 
 # What a page of a certain resource shows beyond its fields.
@@ -270,6 +272,8 @@ def _is_offered(screen: Screen, action: Action, row: Row) -> bool:
         ("invoices", "void", lambda: row["status"] == "finalized"),
         ("invoices", "credit-note", lambda: row["payment_status"] is not None),
         ("invoices", "payments", lambda: row["payment_status"] not in {None, PAID}),
+        ("invoices", "apply", lambda: _has_credit(row)),
+        ("invoices", "refund", lambda: _has_credit(row)),
         ("invoices", "uncollectible", lambda: row["payment_status"] in WAITING),
         ("invoices", "hand-over", lambda: row["status"] == "finalized"),
         ("handovers", "retry", lambda: row["state"] in {FAILED, CANCELED}),
@@ -282,7 +286,7 @@ def _is_offered(screen: Screen, action: Action, row: Row) -> bool:
         ("usage-events", "retry", lambda: row["state"] in {FAILED, CANCELED}),
         ("usage-events", "cancel", lambda: row["state"] == FAILED),
         ("api-keys", "rotate", lambda: not any(row.get(name) for name in KEPT)),
-        ("payments", "reverse", lambda: Decimal(str(row["amount_left"])) > 0),
+        ("payments", "reverse", lambda: Decimal(str(row["amount_left"])) != 0),
     )
     if action.name == "revoke":
         return row.get("revoked_at") is None
@@ -291,6 +295,10 @@ def _is_offered(screen: Screen, action: Action, row: Row) -> bool:
     if screen.name == "organization-subscriptions":
         return row["status"] != "over"
     return all(rule() for name, verb, rule in rules if (name, verb) == (screen.name, action.name))
+
+
+def _has_credit(row: Row) -> bool:
+    return Decimal(str(row["amount_due"] or 0)) < 0
 
 
 def _said(where: str, what: str, done: Done) -> web.Response:

@@ -145,6 +145,12 @@ SCREENS = {
             filters=("organization_id", "invoice_id", "reference", "corrects_id"), spans_time=True,
         ),
         Screen(
+            "Billing", "note-applications", "Applied credit", "application",
+            ("created_at", "organization_id", "note_id", "invoice_id", "amount", "currency", "reason"),
+            empty="No credit of a note was applied to an invoice yet.",
+            filters=("organization_id", "note_id", "invoice_id", "reason"), spans_time=True,
+        ),
+        Screen(
             "Billing", "handovers", "Hand-overs", "hand-over",
             ("id", "organization_id", "invoice_id", "kind", "state", "attempts", "remote", "error",
              "created_at"),
@@ -287,8 +293,9 @@ def menu(actor: Actor) -> dict[str, list[tuple[str, str, str]]]:
     for name, title in (("reconciliation", "Reconciliation"), ("programs", "Programs")):
         if _is_read(actor, REPORTS[name]):
             found.setdefault("Operation", []).append((name, title, f"/{name}"))
-    if _is_read(actor, REPORTS["reports/receivables"]):
-        found["Billing"] = [("receivables", "Receivables", "/receivables")]
+    for name, title in (("balances", "Balances"), ("receivables", "Receivables"), ("unbilled", "Unbilled")):
+        if _is_read(actor, REPORTS[f"reports/{name}"]):
+            found.setdefault("Billing", []).append((name, title, f"/{name}"))
     for screen in SCREENS.values():
         if _is_read(actor, screen.resource):
             found.setdefault(screen.heading, []).append((screen.name, screen.title, f"/{screen.name}"))

@@ -16,6 +16,7 @@ from typing import Any
 from gateway.admin.invoices import electronic, press
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.document import CREDIT_NOTE, NO_LETTERHEAD, Document, Letterhead, Party, document_of
+from gateway.core.billing.e_invoice import due_of, prepaid_of
 from gateway.core.billing.invoice import span
 
 LOGO_KINDS = frozenset({".svg", ".png", ".jpg", ".jpeg"})
@@ -80,9 +81,10 @@ class InvoiceRenderer:
                 {"description": line["description"], "amount": _grouped(line["amount"])}
                 for line in invoice["lines"]
                 if line["kind"] == "tax"
-            ],
+            ]
+            + _prepaid(invoice),
             "subtotal": _grouped(invoice["subtotal"]),
-            "total": _grouped(invoice["total_amount"]),
+            "total": _grouped(f"{due_of(invoice):f}"),
             "total_label": "Total" if note or not document.due_date else "Amount due",
             "notes": [*document.notes, *([ADOPTED] if adopted else ())],
         }
@@ -96,6 +98,15 @@ class InvoiceRenderer:
         day = date.fromisoformat(issued[:10]) if issued else None
         due = head.due_date(invoice["kind"], day)
         return Document(head.seller, buyer, head.notes, due.isoformat() if due else None), issued is not None
+
+
+def _prepaid(invoice: Any) -> list[dict[str, str]]:
+    """What stands between the taxes and the amount due, where credit was applied as it became final."""
+    prepaid = prepaid_of(invoice)
+    if not prepaid:
+        return []
+    applied = {"description": "Credit applied", "amount": _grouped(f"{-prepaid:f}")}
+    return [{"description": "Total", "amount": _grouped(invoice["total_amount"])}, applied]
 
 
 def _party(party: Party | None) -> list[str]:

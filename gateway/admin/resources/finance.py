@@ -110,6 +110,29 @@ class Receivable(_Of):
     total: Exactly = Field(description="Open and overdue, less what is to be paid back.")
 
 
+class Unbilled(_Of):
+    """What was charged and no final invoice had."""
+
+    month: Day = Field(description="The first day of the month it is supplied in.")
+    kind: str
+    amount: Exactly = Field(description="Before tax, not rounded.")
+    charges: int
+
+
+class Balance(_Of):
+    """What an organization owes altogether in one currency."""
+
+    invoiced: Exactly = Field(description="Invoices in force.")
+    credited: Exactly = Field(description="Credit notes in force.")
+    paid: Exactly = Field(description="Money that came in for invoices, less what went back.")
+    applied: Exactly = Field(description="Credit of notes that was applied to invoices.")
+    refunded: Exactly = Field(description="Money that was paid back for credit notes.")
+    due: Exactly = Field(description="invoiced - paid - applied.")
+    open_credit: Exactly = Field(description="credited - applied - refunded.")
+    unbilled: Exactly = Field(description="What was charged and no final invoice had, before tax.")
+    balance: Exactly = Field(description="due - open_credit + unbilled.")
+
+
 class Deferred(_Of):
     """What was charged ahead of its supply."""
 
@@ -147,7 +170,8 @@ class Leg(_Of):
     debit: Exactly | None
     credit: Exactly | None
     source: str = Field(
-        description="charge, release, use, expiry, return, posting, invoice, void, payment or write_off."
+        description="charge, release, use, expiry, return, posting, invoice, void, payment, application "
+        "or write_off."
     )
     source_id: Id
     invoice_id: Id | None
@@ -157,6 +181,8 @@ class Leg(_Of):
 
 ITEMS: dict[str, type[Out]] = {
     "receivables": Receivable,
+    "unbilled": Unbilled,
+    "balances": Balance,
     "deferred-revenue": Deferred,
     "revenue": Revenue,
     "taxes": TaxItem,
@@ -164,6 +190,8 @@ ITEMS: dict[str, type[Out]] = {
 }
 ASKED: dict[str, type[FinanceAsked]] = {
     "receivables": DayAsked,
+    "unbilled": DayAsked,
+    "balances": DayAsked,
     "deferred-revenue": DayAsked,
     "revenue": MonthsAsked,
     "taxes": TaxAsked,
@@ -171,6 +199,8 @@ ASKED: dict[str, type[FinanceAsked]] = {
 }
 _SUMMARIES = {
     "receivables": "What organizations have to pay, by age, at the end of a day",
+    "unbilled": "What was charged and no invoice has, by month of supply and kind, at the end of a day",
+    "balances": "What organizations owe altogether: documents, payments, credit and what is unbilled",
     "deferred-revenue": "What was charged and is not supplied yet, by month of supply; and credits not used",
     "revenue": "What was earned, by month of supply and kind",
     "taxes": "Tax by month, rate and currency",
@@ -183,6 +213,20 @@ class Receivables(Out):
 
     items: list[Receivable]
     next_cursor: str | None = Field(description="What asks for the next page; null on the last one.")
+
+
+class UnbilledCharges(Out):
+    """What no invoice has."""
+
+    items: list[Unbilled]
+    next_cursor: str | None
+
+
+class Balances(Out):
+    """What organizations owe altogether."""
+
+    items: list[Balance]
+    next_cursor: str | None
 
 
 class DeferredRevenue(Out):
@@ -215,6 +259,8 @@ class LedgerEntries(Out):
 
 _PAGES: dict[str, type[Out]] = {
     "receivables": Receivables,
+    "unbilled": UnbilledCharges,
+    "balances": Balances,
     "deferred-revenue": DeferredRevenue,
     "revenue": EarnedRevenue,
     "taxes": Taxes,
@@ -241,6 +287,8 @@ class LedgerPage(LedgerAsked, Paged):
 
 PAGED: dict[str, type[In]] = {
     "receivables": DayPage,
+    "unbilled": DayPage,
+    "balances": DayPage,
     "deferred-revenue": DayPage,
     "revenue": MonthsPage,
     "taxes": TaxPage,

@@ -21,7 +21,7 @@ from gateway.admin.resources.values import (
 )
 from gateway.core.accounts.roles import BILLING, access
 from gateway.core.billing.dunning import DUNNING_ACTIONS
-from gateway.core.billing.payment import PAYMENT_STATUSES
+from gateway.core.billing.payment import APPLY_REASONS, PAYMENT_STATUSES
 from gateway.core.billing.tax import CATEGORIES
 from gateway.core.model import INTEGER_MAX
 
@@ -79,6 +79,20 @@ class PaymentMade(In):
     )
 
 
+class CreditApplied(In):
+    """How much of a note's credit an invoice gets."""
+
+    invoice_id: Id = Field(description="A final one of the same organization and currency.")
+    amount: Money = Field(description="At most the note's open credit, and what is left to pay.")
+
+
+class Refund(In):
+    """Money that went out for a note's credit, and what names it."""
+
+    amount: Money = Field(description="In the note's currency; at most its open credit.")
+    reference: Text = Field(description="What your bank calls it; sent again, it is taken once.")
+
+
 class PaymentReversed(In):
     """Money that goes back, and what names that."""
 
@@ -93,7 +107,7 @@ class GivenUp(In):
 
 
 class Payment(Out):
-    """Money that came in for an invoice, or (below zero) went back."""
+    """Money that came in for an invoice, or (below zero) went out for a credit note; or went back."""
 
     id: Id
     organization_id: Id
@@ -102,7 +116,24 @@ class Payment(Out):
     currency: str
     reference: str
     corrects_id: Id | None = Field(description="The payment it gives back, or a part of.")
-    amount_left: Paid = Field(description="What of it was not given back.")
+    amount_left: Paid = Field(description="What of it was not given back; of a refund below zero.")
+    created_at: Instant
+
+
+class NoteApplication(Out):
+    """Credit of a note that is applied to an invoice, or (below zero) taken back."""
+
+    id: Id
+    organization_id: Id
+    note_id: Id
+    invoice_id: Id
+    amount: Paid
+    currency: str
+    reason: str = Field(
+        description="own: of the invoice that the note corrects; oldest: by itself, of the oldest that was "
+        "due; asked: by a person; void: taken back, since one of both is void."
+    )
+    actor: str = Field(description="Who did it, or did what it came of.")
     created_at: Instant
 
 
@@ -172,9 +203,17 @@ class Invoice(Out):
     subtotal: Paid
     tax: Paid
     total_amount: Paid
-    amount_paid: Paid | None
+    amount_paid: Paid | None = Field(
+        description="Money that came in for it; of a note, below zero, what was paid back."
+    )
+    amount_applied: Paid | None = Field(
+        description="Credit of notes that was applied to it; of a note, below zero, what of it was applied."
+    )
     amount_due: Paid | None = Field(
-        description="What payments and credit notes leave to pay; below zero it is to be paid back."
+        description="The total less both: what is left to pay; of a note, below zero, its open credit."
+    )
+    amount_prepaid: Paid | None = Field(
+        description="Credit that was applied to it as it became final: its PDF and XML say so."
     )
     lines: list[InvoiceLine]
     created_at: Instant
@@ -216,6 +255,8 @@ RESOURCES = (
                 "void",
                 "credit-note",
                 "payments",
+                "apply",
+                "refund",
                 "hand-over",
                 "uncollectible",
             ),
@@ -245,6 +286,8 @@ RESOURCES = (
                 CreditNote,
             ),
             Action("payments", "Record money that came in for it, or a part of it", PaymentMade),
+            Action("apply", "Apply credit of a final note to an invoice that is due", CreditApplied),
+            Action("refund", "Record money that was paid back of a final note's credit", Refund),
             Action("hand-over", "Have Stripe collect one that was final before Stripe was set up"),
             Action("uncollectible", "Give up what is left to pay; a payment is taken all the same", GivenUp),
         ),
@@ -277,7 +320,7 @@ RESOURCES = (
     Resource(
         name="payments",
         access=access(BILLING, ours=("reverse",)),
-        description="Money that came in for invoices, and what went back.",
+        description="Money that came in for invoices, or was paid back.",
         out=Payment,
         named_by="reference",
         refers={"corrects_id": "payments"},
@@ -289,8 +332,24 @@ RESOURCES = (
         },
         actions=(
             Action(
-                "reverse", "Give it back, or a part of it; the invoice is to be paid again", PaymentReversed
+                "reverse",
+                "Give it back, or a part of it: an invoice is to be paid again, a note has credit again",
+                PaymentReversed,
             ),
         ),
+    ),
+    Resource(
+        name="note-applications",
+        access=access(),
+        description="Credit of notes that was applied to invoices.",
+        out=NoteApplication,
+        named_by="id",
+        refers={"note_id": "invoices"},
+        filters={
+            "organization_id": Filter(),
+            "note_id": Filter(),
+            "invoice_id": Filter(),
+            "reason": Filter("text", APPLY_REASONS),
+        },
     ),
 )

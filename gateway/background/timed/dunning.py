@@ -19,6 +19,12 @@ ORGANIZATIONS_A_PAGE = 200
 class Receivables(Protocol):
     """PostgreSQL."""
 
+    async def credit_due(self, after: int, count: int) -> Sequence[int]:
+        """Organizations with open credit and something past due, with a higher id than `after`, by id."""
+
+    async def apply_credit(self, organization_id: int) -> None:
+        """Apply the open credit of one to what is past due."""
+
     async def fall_overdue(self, count: int) -> int:
         """Let invoices whose day is over be overdue, so many at once; answers how many were."""
 
@@ -46,8 +52,14 @@ class Dunning:
         self._invoices_max = invoices_max
 
     async def turn(self) -> int:
-        """Let all that is overdue be so, and do what is due about it; answers how many invoices fell."""
-        fallen = 0
+        """Let all that is overdue be so, and do what is due about it; answers how many invoices fell.
+
+        Open credit comes first: who owes nothing by it is let alone.
+        """
+        after = fallen = 0
+        while page := await self._receivables.credit_due(after, ORGANIZATIONS_A_PAGE):
+            await self._isolation.each("credit", page, self._receivables.apply_credit, name=str)
+            after = page[-1]
         while now := await self._receivables.fall_overdue(self._invoices_max):
             fallen += now
         after = 0

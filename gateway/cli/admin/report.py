@@ -23,7 +23,7 @@ Parquet = Annotated[Path | None, typer.Option(help="Write Parquet to this file."
 def section() -> typer.Typer:
     """The commands."""
     app = typer.Typer(help="What finance asks: what is owed, deferred, earned, taxed; and entries.")
-    for function in (receivables, deferred_revenue, revenue, taxes, ledger):
+    for function in (receivables, unbilled, balances, deferred_revenue, revenue, taxes, ledger):
         app.command(function.__name__.replace("_", "-"))(function)
     return app
 
@@ -34,6 +34,22 @@ def receivables(
 ) -> None:  # fmt: skip
     """Show what organizations have to pay, by age."""
     _report("receivables", org, parquet, as_csv=as_csv, as_json=as_json, at=at, currency=currency)
+
+
+def unbilled(
+    *, at: At = None, org: Org = None, currency: Currency = None, as_csv: AsCsv = False,
+    parquet: Parquet = None, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Show what was charged and no invoice has, by the month of its supply."""
+    _report("unbilled", org, parquet, as_csv=as_csv, as_json=as_json, at=at, currency=currency)
+
+
+def balances(
+    *, at: At = None, org: Org = None, currency: Currency = None, as_csv: AsCsv = False,
+    parquet: Parquet = None, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Show what organizations owe altogether: documents, payments, credit and what is unbilled."""
+    _report("balances", org, parquet, as_csv=as_csv, as_json=as_json, at=at, currency=currency)
 
 
 def deferred_revenue(

@@ -68,6 +68,16 @@ def terms_of(invoice: Mapping[str, Any]) -> Terms:
     )
 
 
+def prepaid_of(invoice: Mapping[str, Any]) -> Decimal:
+    """Credit that was applied to an invoice as it became final; what came later is not on its paper."""
+    return Decimal(invoice.get("amount_prepaid") or 0)
+
+
+def due_of(invoice: Mapping[str, Any]) -> Decimal:
+    """What was to be paid of a document as it became final."""
+    return EXACT.subtract(Decimal(invoice["total_amount"]), prepaid_of(invoice))
+
+
 def is_vat_number(party: Party) -> bool:
     """Whether a tax number is a VAT identifier: it begins with the country, as BR-CO-09 has it."""
     country = party.country or ""
@@ -172,8 +182,11 @@ def _party(party: Party, *, sells: bool, outside: bool) -> Terms:
 
 def _totals(invoice: Mapping[str, Any], taxes: Mapping[int, Tax]) -> Terms:
     subtotal, tax, total = (_amount(invoice, invoice[name]) for name in ("subtotal", "tax", "total_amount"))
+    prepaid = prepaid_of(invoice)
     return {
-        "BT-106": subtotal, "BT-109": subtotal, "BT-110": tax, "BT-112": total, "BT-115": total,
+        "BT-106": subtotal, "BT-109": subtotal, "BT-110": tax, "BT-112": total,
+        **({"BT-113": _amount(invoice, prepaid)} if prepaid else {}),
+        "BT-115": _amount(invoice, due_of(invoice)),
         "BG-23": _breakdown(invoice, taxes),
     }  # fmt: skip
 

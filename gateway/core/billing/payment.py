@@ -1,4 +1,4 @@
-"""What of an invoice is paid: its payment status, and how much may be paid and given back.
+"""What of an invoice is paid: its payment status, and how much may be paid, applied and given back.
 
 Pure. The status is told of what is left to pay, the day it is due, and whether a person gave it up; so no
 order of payments, notes and days makes another one of it.
@@ -6,6 +6,7 @@ order of payments, notes and days makes another one of it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, timedelta
 from decimal import Decimal
@@ -19,6 +20,9 @@ PAYMENT_STATUSES = (OPEN, PAID, OVERDUE, UNCOLLECTIBLE)
 WAITING = frozenset({OPEN, OVERDUE})
 # On which invoice credits are: the next one, or one of their own, at once; prepaid they wait for its payment.
 NEXT, NOW, PREPAID = "next", "now", "prepaid"
+# Why credit was applied: to the invoice that its note corrects, to the oldest that was due, to one that a
+# person named; or taken back, since one of both is void.
+OWN, OLDEST, ASKED, VOID = APPLY_REASONS = ("own", "oldest", "asked", "void")
 DUE_DAYS_MAX = 365
 # Credits of an organization that are bought by themselves.
 TOP_UPS_A_MONTH_MAX = 100
@@ -27,7 +31,7 @@ NOTHING = Decimal(0)
 
 @dataclass(frozen=True, slots=True)
 class Receivable:
-    """A finalized invoice: what is left to pay of it (below zero: to be paid back) and until when.
+    """A finalized invoice: what is left to pay of it and until when.
 
     `due_date` is the last day it may be paid on; None has none.
     """
@@ -60,6 +64,31 @@ def require_payable(amount: Decimal, rest: Decimal, currency: str) -> None:
 def require_returnable(amount: Decimal, rest: Decimal, currency: str) -> None:
     """`Unprocessable` where so much of a payment cannot be given back."""
     _require(amount, rest, currency, "is left of the payment")
+
+
+def require_open(amount: Decimal, credit: Decimal, currency: str) -> None:
+    """`Unprocessable` where a note has not so much credit left."""
+    _require(amount, credit, currency, "is left of the credit note")
+
+
+# A document and what is left of it: credit of a note, or what is to be paid of an invoice.
+Left = tuple[int, Decimal]
+
+
+def spread_credit(notes: Iterable[Left], dues: Iterable[Left]) -> list[tuple[int, int, Decimal]]:
+    """Apply credit to what is due, each in its order: note, invoice, and how much."""
+    found = list[tuple[int, int, Decimal]]()
+    waiting = (note for note in notes if note[1] > NOTHING)
+    note_id, credit = next(waiting, (0, NOTHING))
+    for invoice_id, due in dues:
+        left = due
+        while left > NOTHING and credit > NOTHING:
+            part = min(left, credit)
+            found.append((note_id, invoice_id, part))
+            left, credit = left - part, credit - part
+            if not credit:
+                note_id, credit = next(waiting, (0, NOTHING))
+    return found
 
 
 def _require(amount: Decimal, rest: Decimal, currency: str, left: str) -> None:

@@ -37,6 +37,7 @@ async def test_an_invoice_tells_what_became_of_it(api: Api, admin: Person) -> No
         f"Final as {done['number']}, due on {done['due_date']} finalized",
         "Paid: $9.60, bank-1",
         f"Credit note {noted['number']}: −$12.00 finalized",
+        "Credit applied: $12.00 own",
     ]
     assert f'href="/payments/{payment["id"]}"' in page.text
     assert f'href="/invoices/{note["id"]}"' in page.text
@@ -76,6 +77,15 @@ async def test_what_nothing_takes_back_is_ticked_first(api: Api, admin: Person, 
     await api.post(f"invoices/{made['id']}/finalize")
     page = (await admin.open(one)).text
     assert all(ticked(page, action) for action in ("void", "payments", "uncollectible"))
+    assert not any(ticked(page, action) for action in ("apply", "refund"))
+    await api.post(f"invoices/{made['id']}/payments", {"amount": "9.60", "reference": "bank"})
+    note = (await api.post(f"invoices/{made['id']}/credit-note")).json["id"]
+    await api.post(f"invoices/{note}/finalize")
+    of_note = (await admin.open(f"/invoices/{note}")).text
+    for action in ("apply", "refund"):
+        assert f'action="/invoices/{note}/{action}"' in of_note
+    assert ("Open credit" in of_note, history(of_note)[-1]) == (True, "Credit applied: $60.00 own")
+    assert history((await admin.open(one)).text)[-1] == "Credit applied: $60.00 own"
     assert "<form" not in (await reader.open(one)).text.split("<main")[1]
 
 
@@ -95,4 +105,12 @@ async def test_who_owes_what_since_when(api: Api, admin: Person, reader: Person)
     assert cell is not None
     assert "$69.60" in cell[1]
     assert (await admin.open("/receivables?at=yesterday")).status == 422
+    assert "All that was charged is billed." in (await admin.open("/unbilled")).text
+    account = (await reader.open(f"/balances?organization_id={ids['organization']}")).text
+    for shown in ("Open credit", "$69.60", f'href="/invoices/{made["id"]}"', "Applied credit", "Payments"):
+        assert shown in account
+    assert (
+        f'href="/balances?organization_id={ids["organization"]}"'
+        in (await admin.open(f"/organizations/{ids['organization']}")).text
+    )
     assert (await admin.open("/receivables?colour=red")).status == 422

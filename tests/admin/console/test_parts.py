@@ -91,7 +91,16 @@ def test_spans_of_time(seconds: float, text: str) -> None:
 def test_every_resource_has_its_place_in_the_menu() -> None:
     named = {name for entries in menu(Actor("builtin:admin", "admin")).values() for name, _, _ in entries}
     apart = {"token-ledger", "tenant-quotas"}  # on a tenant's page
-    assert {*SCREENS, "overview", "usage", "receivables", "reconciliation", "programs"} == named
+    assert {
+        *SCREENS,
+        "overview",
+        "usage",
+        "receivables",
+        "unbilled",
+        "balances",
+        "reconciliation",
+        "programs",
+    } == named
     assert RESOURCES.keys() - SCREENS.keys() == apart
     for screen in SCREENS.values():
         known = {*screen.resource.out.model_fields, "state", "quota", "use", "of"}

@@ -44,6 +44,8 @@ CASES: dict[str, dict[str, Any]] = {
     "information of another rate": invoice(
         ((9, "0", "0.00", "0.16", None), (1, "10", "10.00", "0.2", None)), ((1, "2", "2.00", "0.2", None),)
     ),
+    "credit was applied": invoice(amount_prepaid="20.00"),
+    "credit covers it": invoice(amount_prepaid="69.60"),
     "nobody's address": invoice(seller=SELLER | {"address": []}, buyer=BUYER | {"address": []}),
 }
 
@@ -90,6 +92,21 @@ def test_a_credit_note_gives_back_above_zero_and_names_its_invoice(syntax: str, 
     assert "-" not in "".join(texts(made, "LineTotalAmount") + texts(made, "LineExtensionAmount"))
     payable = texts(made, "DuePayableAmount") + texts(made, "PayableAmount")
     assert payable == ["64.80"]
+
+
+@pytest.mark.parametrize(("syntax", "names"), [
+    (FACTUR_X, ("TotalPrepaidAmount", "DuePayableAmount")), (UBL, ("PrepaidAmount", "PayableAmount")),
+])  # fmt: skip
+def test_credit_that_was_applied_as_it_became_final_leaves_less_to_pay(
+    syntax: str, names: tuple[str, str]
+) -> None:
+    found = CASES["credit was applied"]
+    assert [texts(xml(found, syntax), name) for name in names] == [["20.00"], ["49.60"]]
+    on_paper = InvoiceRenderer().content(found)
+    assert [(each["description"], each["amount"]) for each in on_paper["taxes"]] == [
+        ("Tax 20.0 %", "11.60"), ("Total", "69.60"), ("Credit applied", "\N{MINUS SIGN}20.00"),
+    ]  # fmt: skip
+    assert (on_paper["total_label"], on_paper["total"]) == ("Amount due", "49.60")
 
 
 def test_the_pdf_carries_the_xml_to_the_byte() -> None:

@@ -19,6 +19,14 @@ class Unpaid:
         self.asked: list[int] = []
         self.owing: list[int] = []
         self.advanced: list[int] = []
+        self.with_credit: list[int] = []
+
+    async def credit_due(self, after: int, count: int) -> Sequence[int]:
+        return [owner for owner in self.with_credit if owner > after][:1]
+
+    async def apply_credit(self, organization_id: int) -> None:
+        assert self.asked == [], "before anything is overdue"
+        self.count -= 1
 
     async def fall_overdue(self, count: int) -> int:
         self.asked.append(count)
@@ -42,6 +50,12 @@ async def test_all_that_is_overdue_is_so_after_a_turn() -> None:
     assert await dunning.turn() == 5
     assert unpaid.asked == [2, 2, 2, 2]
     assert await dunning.turn() == 0
+
+
+async def test_credit_is_applied_before_anything_is_overdue() -> None:
+    unpaid = Unpaid(5)
+    unpaid.with_credit = [1, 2, 3]
+    assert await Dunning(unpaid, SCHEDULE).turn() == 2
 
 
 async def test_steps_are_taken_of_everybody_and_one_that_has_none_holds_nobody_up() -> None:

@@ -66,24 +66,25 @@ class Books:
         self.documents[done["id"]] = {**done, "at": self.april.now, "void_at": None}
 
     def stands(self, document: int, until: datetime) -> Decimal | None:
-        """What is left to pay of an invoice; None where there is none then."""
+        """What is left to pay of an invoice, or open of a note (below zero); None where there is none."""
         one = self.documents[document]
         if not (one["at"] < until and (one["void_at"] is None or one["void_at"] >= until)):
             return None
-        notes = (
-            each["total_amount"]
-            for each in self.documents.values()
-            if each["corrects_id"] == document and self.stands(each["id"], until) is not None
-        )
-        paid = (amount for at, of, amount in self.payments if of == document and at < until)
-        return Decimal(one["total_amount"]) + sum(map(Decimal, notes), Decimal(0)) - sum(paid, Decimal(0))
+        rest = Decimal(one["total_amount"])
+        for came, of, amount in self.payments:
+            rest -= amount if of == document and came < until else 0
+        read = "SELECT created_at, note_id, invoice_id, amount FROM note_application"
+        for given_at, note, invoice, amount in self.april.rows(read):
+            if given_at < until:  # type: ignore[operator]  # a moment
+                rest += amount * ((note == document) - (invoice == document))  # type: ignore[operator]  # decimals
+        return rest
 
     def aged(self, day: date) -> dict[str, Decimal]:
         """Receivables at the end of a day, one by one."""
         until, found = moment(day + timedelta(days=1)), defaultdict[str, Decimal](Decimal)
         for number, one in self.documents.items():
             rest = self.stands(number, until)
-            if one["corrects_id"] is not None or not rest:
+            if not rest:
                 continue
             if rest < 0:
                 found["to_pay_back"] -= rest
@@ -315,6 +316,10 @@ async def test_reports_are_what_happened(
         charges = connection.execute("SELECT * FROM charge").fetchall()
     unbilled = sum((each["amount"] for each in charges if each["invoice_id"] is None), Decimal(0))
     assert add_up(whole, "account").get("unbilled", 0) == unbilled
+    for day in (*MONTHS, end.date(), MONTHS[1] + timedelta(days=6)):
+        rows = await store.report("unbilled", Asked(moment(day)), 0, 999)
+        upto = add_up([row for row in whole if row["at"] < moment(day)], "account")
+        assert sum((row["amount"] for row in rows), Decimal(0)) == upto.get("unbilled", 0), day
     rows = await store.report("revenue", Asked(end, moment(date(2026, 1, 1))), 0, 999)
     assert {(row["month"], row["kind"]): row["amount"] for row in rows} == earned(books, charges, end)
     sold = sum((each["amount"] for each in charges if each["source"] == "credit_addition"), Decimal(0))
@@ -349,10 +354,13 @@ COUNTED = {
 
 
 def standing(books: Books, day: date) -> Decimal:
-    """Behind giving up, everything goes to bad debt: what is to be paid back of such invoices too."""
-    until = moment(day + timedelta(days=1))
-    rests = (books.stands(each, until) for each, at in books.given_up.items() if at < until)
-    return sum((-rest for rest in rests if rest is not None and rest < 0), Decimal(0))
+    """Behind giving up, everything goes to bad debt: open credit of notes over such invoices too."""
+    until, never = moment(day + timedelta(days=1)), datetime.max.replace(tzinfo=UTC)
+    notes = (
+        books.stands(number, until) for number, one in books.documents.items()
+        if books.given_up.get(one["corrects_id"], never) < one["at"]
+    )  # fmt: skip
+    return -sum((rest for rest in notes if rest is not None), Decimal(0))
 
 
 def entered(known: datetime, ends: datetime) -> datetime:
@@ -424,9 +432,7 @@ def earned(
     return {place: amount for place, amount in found.items() if amount}
 
 
-def ahead(
-    books: Books, charges: Sequence[dict[str, Any]], until: datetime
-) -> dict[date | None, Decimal]:
+def ahead(books: Books, charges: Sequence[dict[str, Any]], until: datetime) -> dict[date | None, Decimal]:
     """What was charged by then for supply behind it, by month, and of credits what is left of them."""
     found = defaultdict[date | None, Decimal](Decimal)
     for each in facts(charges):

@@ -454,7 +454,7 @@ async def test_a_note_over_what_is_paid_goes_to_the_balance_and_leaves_the_payme
 
 
 async def test_what_gives_back_more_than_it_bills_is_on_the_balance(desk: Desk) -> None:
-    await handed(desk)
+    made, _ = await handed(desk)
     [base] = rows_of(desk.april.url, "SELECT invoice_id FROM handover")
     # A document of its own below zero, whatever it gives back.
     rows_of(
@@ -465,15 +465,32 @@ async def test_what_gives_back_more_than_it_bills_is_on_the_balance(desk: Desk) 
         " WHERE id = %s RETURNING id", base,
     )  # fmt: skip
     [(note_id,)] = rows_of(desk.april.url, "SELECT id FROM invoice WHERE number = '2026-900001'")
+    of = {"id": note_id}
+    assert await desk.now(of) == (None, "0.00", "-43.50")
+    await desk.april.do("invoices", "apply", int(str(note_id)), invoice_id=made["id"], amount=Decimal("3.50"))
+    with pytest.raises(Conflict, match="Some of its credit is used here"):
+        await desk.april.do("invoices", "hand-over", note_id)
+    await desk.april.do("invoices", "refund", note_id, amount=Decimal(40), reference="out")
+    [(refund,)] = rows_of(desk.april.url, "SELECT id FROM payment")
+    await desk.april.do("invoices", "void", made["id"])
+    await desk.april.do("payments", "reverse", int(str(refund)), reference="back")
     await desk.april.do("invoices", "hand-over", note_id)
+    # Stripe's balance has it from now on: it is used there alone, also on what becomes final here.
+    with pytest.raises(Conflict, match="Stripe has this note's credit"):
+        await desk.april.do("invoices", "refund", note_id, amount=Decimal(1), reference="out-2")
+    other = await bought(desk.april, stripe_customer=None)
+    assert await desk.now(other) == ("open", "0.00", "120.00")
     with cutting(desk.stripe, 2, "after"):
         await desk.turn()
     desk.pauses_end()
     await desk.turn()
     assert (len(desk.stripe.moves), desk.stripe.balance["cus_1"]) == (1, -43_50)
+    assert await desk.now(of) == (None, "-43.50", "0.00")
     await desk.april.do("invoices", "void", note_id)
     await desk.turn()
     assert (len(desk.stripe.moves), desk.stripe.balance["cus_1"]) == (2, 0)
+    assert rows_of(desk.april.url, "SELECT sum(amount)::int FROM payment") == [(0,)]
+    assert rows_of(desk.april.url, "SELECT * FROM invariant_payments") == []
 
 
 async def test_those_of_one_invoice_wait_for_each_other_and_for_nobody_else(desk: Desk) -> None:
