@@ -14,7 +14,7 @@ from persistence.engine import dialect_url
 from persistence.schema import migrate
 from tests.persistence.schema.test_adopted_invoices import bring_to
 
-BEFORE = "0093"
+BEFORE = "0094"
 FIRST = datetime(2026, 5, 1, tzinfo=UTC)
 INVOICES, EVENTS, EACH = 60, 12, 100
 _DOCUMENT = """
