@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -21,7 +22,8 @@ PLAIN_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OPEN_TYPE = f"{OPEN_METRICS}; version=1.0.0; charset=utf-8"
 _ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
-Sample = tuple[str, Sequence[tuple[str, object]], float]
+# What its name ends with, its labels as they are written, its number.
+Sample = tuple[str, str, float]
 
 
 def content_type_of(accept: str) -> str:
@@ -38,8 +40,7 @@ def render(accept: str, snapshot: Mapping[str, Any]) -> tuple[bytes, str]:
         value = snapshot.get(fact.name)
         if value is not None:
             _write(lines, fact, _samples(fact, value, bounds), is_open=is_open)
-    build = (("python", platform.python_version()), ("version", version("tollkeeper")))
-    _write(lines, Fact("build", "info", "What is running."), [("_info", build, 1.0)], is_open=is_open)
+    _write(lines, Fact("build", "info", "What is running."), [("_info", _build(), 1.0)], is_open=is_open)
     return ("".join(lines) + ("# EOF\n" if is_open else "")).encode(), content_type
 
 
@@ -51,11 +52,19 @@ def _write(lines: list[str], fact: Fact, samples: Iterable[Sample], *, is_open: 
         named += {"counter": "_total", "info": "_info"}.get(kind, "")
         kind = "gauge" if kind == "info" else kind
     lines.append(f"# HELP {named} {fact.help}\n# TYPE {named} {kind}\n")
-    for suffix, labels, number in samples:
-        said = ",".join([f'{label}="{str(value).translate(_ESCAPES)}"' for label, value in sorted(labels)])
+    for suffix, said, number in samples:
         lines.append(
             f"{name}{suffix}{{{said}}} {float(number)}\n" if said else f"{name}{suffix} {float(number)}\n"
         )
+
+
+@cache
+def _build() -> str:
+    return _said([("python", platform.python_version()), ("version", version("tollkeeper"))])
+
+
+def _said(labels: Iterable[tuple[str, object]]) -> str:
+    return ",".join([f'{label}="{str(value).translate(_ESCAPES)}"' for label, value in sorted(labels)])
 
 
 def _samples(fact: Fact, value: Any, bounds: Sequence[float]) -> Iterator[Sample]:
@@ -66,18 +75,20 @@ def _samples(fact: Fact, value: Any, bounds: Sequence[float]) -> Iterator[Sample
         return
     suffix = "_total" if fact.kind == "counter" else ""
     if not fact.labels:
-        yield suffix, (), value
+        yield suffix, "", value
     elif isinstance(value, list | tuple):  # an older version counted without labels
         for *labels, number in value:
-            yield suffix, [*zip(fact.labels, labels, strict=True)], number
+            yield suffix, _said(zip(fact.labels, labels, strict=True)), number
 
 
 def _histogram(
     labels: list[tuple[str, object]], counts: Mapping[str, Any], bounds: Sequence[float]
 ) -> Iterator[Sample]:
-    total = 0
+    total, said = 0, _said(labels)
+    # One string for all of its buckets, since there are many: where the bound goes is found once.
+    before, _, behind = _said([*labels, ("le", "\0")]).partition("\0")
     for bound, count in zip([*map(float, bounds), "+Inf"], counts["buckets"], strict=True):
         total += count
-        yield "_bucket", [*labels, ("le", bound)], total
-    yield "_count", labels, total
-    yield "_sum", labels, counts["sum"]
+        yield "_bucket", f"{before}{bound}{behind}", total
+    yield "_count", said, total
+    yield "_sum", said, counts["sum"]
