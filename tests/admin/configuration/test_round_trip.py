@@ -78,14 +78,13 @@ async def test_prices_of_the_bundled_list_and_users_met_by_requests_are_not_expo
 
 
 async def test_what_files_cannot_name_is_left_out_and_said(api: Api) -> None:
-    for _ in range(2):
-        await api.make("token-plans", name="Twice")
-    twice = (await api.get("token-plans?name=Twice")).json["items"]
-    await api.make("subscription-plans", name="Of one", monthly_cost="1", annual_cost="1", feature_access=[],
-                   token_plan_id=twice[0]["id"])  # fmt: skip
+    tenant = await api.make("tenants", name="Web")
+    twice = [await api.make("api-keys", name="Twice", tenant_id=tenant["id"]) for _ in range(2)]
+    await api.make("budgets", name="Of one", organization_id=tenant["organization_id"], unit="tokens", amount=5,
+                   interval="day", api_key_id=twice[0]["id"])  # fmt: skip
     found = await exported(api)
     assert [line.partition(":")[0] for line in found["left_out"]] == [
-        *(f"token-plans {one['id']} (Twice)" for one in twice),
-        "subscription-plans 1 (Of one)",
+        *(f"api-keys {one['id']} (Twice)" for one in twice),
+        "budgets 1 (Of one)",
     ]
-    assert not found["objects"].keys() & {"token-plans", "subscription-plans"}
+    assert not found["objects"].keys() & {"api-keys", "budgets"}
