@@ -104,7 +104,7 @@ class System:
             model = {"m-use": "Pay-Per-Use", "m-sub": "Subscription"}.get(key, "Consumption")
             values: dict[str, Any] = {
                 "name": key, "credits": 50 if key == "m-once" else 3, "business_model_id": models[model],
-                "counts_tokens": key == "m-both", "pricing": self._first_pricing(key),
+                "counts_tokens": True if key == "m-both" else None, "pricing": self._first_pricing(key),
                 "service_type": "One-Time" if key == "m-once" else "Pay-As-You-Go",
             }  # fmt: skip
             if key in known:
