@@ -137,6 +137,12 @@ def accrue_fees(connection: Connection, organization_id: int, until: date) -> No
     give_back(connection, [organization_id])
 
 
+def accrue_moved(connection: Connection, organization_id: int, since: date) -> None:
+    """Charge, or give back, what ends of plans come to by days and plans that are others since a day."""
+    hold(connection, organization_id)
+    _settle_ends(connection, organization_id, early_uses.moved(connection, organization_id, since))
+
+
 def give_back(connection: Connection, organization_ids: Sequence[int]) -> None:
     """Bring days that segments lost to nothing, whatever was charged and given back of them."""
     fee_charges.add(connection, fee_charges.lost(connection, organization_ids), "returned")

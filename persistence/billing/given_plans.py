@@ -40,7 +40,7 @@ def give(
     if found is None:
         return
     plan_id = found.token_plan_id if found.status == "active" else None
-    anchor = found.start_date.day if plan_id is not None else None
+    began = found.start_date if plan_id is not None else None
     wanted = select(tenant.c.id).where(
         tenant.c.organization_id == organization_id,
         tenant.c.deleted_at.is_(None),
@@ -49,7 +49,7 @@ def give(
     if tenant_id is not None:
         wanted = wanted.where(tenant.c.id == tenant_id)
     for one in change.connection.execute(wanted.order_by(tenant.c.id)).scalars().all():
-        quotas.inherit(change, one, organization_id, plan_id, anchor=anchor, ended=ended)
+        quotas.inherit(change, one, organization_id, plan_id, began=began, ended=ended)
     if ended is not None:
         gone = select(tenant.c.id).where(
             tenant.c.organization_id == organization_id,

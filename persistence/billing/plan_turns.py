@@ -95,6 +95,17 @@ class _Lot(NamedTuple):
     until: datetime
 
 
+class Read(NamedTuple):
+    """What was used of a plan, the row that gave its tokens, and what was left once nobody carried them on.
+
+    No debt is known where nobody did: its cycle was over before the plan went.
+    """
+
+    used: int
+    began: int | None
+    debt: int | None
+
+
 class Lots:
     """Debt of plans that ended: read once of each tenant and of who carried it, while nothing is written."""
 
@@ -111,18 +122,15 @@ class Lots:
         return [lot for lot in self._known[key] if lot.id <= row.id]
 
 
-def read(connection: Connection, row: Any, carried: Lots) -> tuple[int, int | None]:
-    """How many tokens of a plan were used, and what was left of them once nobody carried them on.
-
-    None where nobody did: its cycle was over before the plan went.
-    """
+def read(connection: Connection, row: Any, carried: Lots) -> Read:
+    """What the ledger says of a plan that ended."""
     turns, seqs = _turns(connection, row, None if row.is_gone else row.control_write_id)
     stop, window = stop_of(turns, row.cycle_ends_at), _window(turns, row)
     told = _told(connection, row, window, seqs[stop]) if window else 0
-    used = tokens_used(turns, row.total_amount, row.cycle_ends_at, told)
-    if not row.carries or stop < len(turns) - 1:
-        return used, None
-    return used, _debt_of(connection, row, carried.upto(row))
+    used, begin = tokens_used(turns, row.total_amount, row.cycle_ends_at, told), begin_of(turns, stop)
+    is_carried = row.carries and stop >= len(turns) - 1
+    debt = _debt_of(connection, row, carried.upto(row)) if is_carried else None
+    return Read(used, None if begin is None else seqs[begin], debt)
 
 
 def _debt_of(connection: Connection, row: Any, lots: Sequence[_Lot]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import date
 
 from sqlalchemy import case, func, insert, literal, select, update
 
@@ -86,25 +87,34 @@ def inherit(
     organization_id: int,
     plan_id: int | None,
     *,
-    anchor: int | None,
+    began: date | None,
     ended: Ended | None = None,
 ) -> None:
-    """Give a tenant the plan of a subscription, unless it has its own; `anchor` aligns its cycles.
+    """Give a tenant the plan of a subscription, unless it has its own; the day it `began` aligns its cycles.
 
     `ended` is what gave it the plan that it has, where that is over.
     """
     own = change.connection.execute(select(tenant.c.plan_id).where(tenant.c.id == tenant_id)).scalar_one()
-    if own is None and anchor is not None:
+    if own is None and began is not None:
         change.connection.execute(
-            update(tenant_quota).where(tenant_quota.c.tenant_id == tenant_id).values(anchor=anchor)
+            update(tenant_quota).where(tenant_quota.c.tenant_id == tenant_id).values(anchor=began.day)
         )
-    _move(change, tenant_id, organization_id, {"inherited_plan_id": plan_id}, ended)
+    _move(change, tenant_id, organization_id, {"inherited_plan_id": plan_id}, ended, began=began)
 
 
 def _move(
-    change: Change, tenant_id: int, organization_id: int, values: Row, ended: Ended | None = None
+    change: Change,
+    tenant_id: int,
+    organization_id: int,
+    values: Row,
+    ended: Ended | None = None,
+    *,
+    began: date | None = None,
 ) -> None:
-    """Bring the plan that follows into force, if it is another: the difference becomes an `adjust`."""
+    """Bring the plan that follows into force, if it is another: the difference becomes an `adjust`.
+
+    It is that of a subscription that `began` on a day, where one is said.
+    """
     here = tenant.c.id == tenant_id
     before = change.connection.execute(select(plan_in_force).where(here).with_for_update()).scalar_one()
     change.connection.execute(update(tenant).where(here).values({**values, "updated_at": func.now()}))
@@ -124,9 +134,11 @@ def _move(
     [write] = change.intend(
         [f"tenant:{tenant_id}"], "plan", payload | priced, organization_id=organization_id
     )
+    taken = Taken(tenant_id, organization_id, write, anchor)
+    if found is not None and began is not None:
+        early_uses.regain(change.connection, taken, found, began, change.now)
     if had is None:
         return
-    taken = Taken(tenant_id, organization_id, write, anchor)
     early_uses.end_debt(change.connection, taken, ended, had, found)
     if ended is not None:
         early_uses.note(change.connection, taken, ended, had, found)

@@ -193,6 +193,8 @@ def _keep(
         _keep_segment(change, organization_id, segment)
     charges.accrue_fees(change.connection, organization_id, change.today)
     _define(change, organization_id, _ended(change, row_id, subscription, now=now))
+    since = min([change.today, *(each.start for each in subscription.segments if not each.id)])
+    charges.accrue_moved(change.connection, organization_id, since)
     return change.fetch(row_id)
 
 

@@ -141,6 +141,10 @@ plan_end = table(
     uuids("debt_write_id?"),
     moments("debt_ends_at?"),
     integers("debt_counted?", "debt?"),
+    # Up to which day days were had; the row of the ledger that gave the tokens; and how many of them a later
+    # plan of the cycle has, where that is more than the next one.
+    days("paid_until?"),
+    integers("began?", "regained?"),
     UniqueConstraint("control_write_id"),
 )
 

@@ -1,16 +1,20 @@
 """Tokens that were used ahead of the days that pay for them, where a plan ends inside a cycle. Pure.
 
-A plan's tokens are given whole and its fee is paid by day. So once a plan ends, its cycle is looked at: its
-days pay for as large a part of the tokens as they are of the cycle's fee, and what was used beyond that is
-owed at the same price. A plan that bills has a price for what is beyond it, and its days pay all within it.
+A plan's tokens are given whole and its fee is paid by day. So a cycle of tokens in which a plan ended owes
+its days, or the share of the tokens that were used, whichever is more. Each token is owed once, at the lowest
+price of the plans that had it. What the plan that runs on took over is paid by its days; where it has more
+than one before it left, the tokens came back, and all days of the cycle pay for them. A plan that bills has a
+price for what is beyond it, and its days pay all within it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import ROUND_CEILING, ROUND_HALF_UP, Decimal
+from itertools import pairwise
 
 from gateway.core.accounts.budgets import bounds
 from gateway.core.billing.charge import day_fees
@@ -26,6 +30,10 @@ BILL, CARRY = "bill", "carry"
 ALL = INTEGER_MAX
 # How cycles of tokens are called where windows of budgets are counted.
 WINDOWS = {"daily": "day", "weekly": "week", "monthly": "month"}
+
+
+# The place of the plan that runs on: of nobody's end.
+_RUNS = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +70,10 @@ class Ended:
 class PlanEnd:
     """A tenant's plan that ended, in a cycle of tokens that `ends` (None: never) and is paid from a day on.
 
-    The days of the whole cycle cost `worth` by this plan, those that were had came to `paid`. The next plan
-    has `counted` of the tokens that were used. `begins` is the first day this is owed for. `carries`: the
-    next plan takes on the rest as debt, so it is owed once that is not carried on any more; where the cycle
-    was over before the plan went, nobody took anything on, and it is owed at once.
+    The days of the whole cycle cost `worth` by this plan, those that were had, before `until`, came to
+    `paid`. The next plan has `counted` of the tokens that were used. `begins` is the first day this is owed
+    for. `carries`: the next plan takes on the rest as debt, so it is owed once that is not carried on any
+    more; where the cycle was over before the plan went, nobody took anything on, and it is owed at once.
     """
 
     total: int
@@ -73,9 +81,49 @@ class PlanEnd:
     worth: Decimal
     paid: Decimal
     paid_from: date
+    until: date
     ends: datetime | None
     begins: date
     carries: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What a tenant had used of a plan as that ended; `began` names the row of its ledger that gave tokens.
+
+    `regained` are the tokens of a later plan of the cycle that has more than the next one: `ALL` of one that
+    bills, which charges what is beyond it by itself. No more is owed than the `debt` that was left, of tokens
+    beyond those that were regained; None where nothing was carried on.
+    """
+
+    tenant_id: int
+    began: int | None
+    until: date
+    total: int
+    worth: Decimal
+    used: int
+    counted: int
+    regained: int | None = None
+    debt: int | None = None
+
+    @property
+    def price(self) -> Decimal:
+        """What a token of it costs."""
+        return EXACT.divide(self.worth, Decimal(self.total))
+
+    def worth_of(self, tokens: int) -> Decimal:
+        """What tokens of it come to, in whole nano-units."""
+        exact = EXACT.divide(EXACT.multiply(self.worth, Decimal(tokens)), Decimal(self.total))
+        return exact.quantize(ONE_NANO, ROUND_HALF_UP, EXACT)
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """Tokens that the end of a plan owes, their amount and price; one that is paid in part counts."""
+
+    tokens: int
+    amount: Decimal
+    unit_price: Decimal
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +155,8 @@ def plan_end(ended: Ended, had: TokenTerms, then: TokenTerms | None) -> PlanEnd 
     trial_end = ended.segment.terms.trial_end
     if not had.total or (trial_end is not None and ended.segment.end <= trial_end):
         return None
-    paid_from, whole, ends = _cycle(ended, had)
+    segment = ended.segment
+    paid_from, ends = token_cycle(had, segment.anchor, ended.at)
     counted, carries = 0, False
     if ended.over or (ends is not None and ends <= midnight(ended.segment.end)):
         if had.policy == BILL:
@@ -119,11 +168,11 @@ def plan_end(ended: Ended, had: TokenTerms, then: TokenTerms | None) -> PlanEnd 
         if then is None or then.total is None or then.policy == BILL:
             return None
         counted, carries = then.total, then.policy == CARRY
-    segment = ended.segment
-    worth = _fees([replace(segment, start=whole[0], end=whole[1])], *whole)
-    paid = _fees(ended.segments, paid_from, segment.end)
+    whole = days_of(segment, paid_from, ends, ended.last_day)
+    worth = fees_of([replace(segment, start=whole[0], end=whole[1])], *whole)
+    paid = fees_of(ended.segments, paid_from, segment.end)
     begins = max(paid_from, cycle_of(segment.anchor, segment.interval, ended.last_day)[0])
-    return PlanEnd(had.total, counted, worth, paid, paid_from, ends, begins, carries)
+    return PlanEnd(had.total, counted, worth, paid, paid_from, segment.end, ends, begins, carries)
 
 
 def debt_end(ended: Ended | None, had: TokenTerms, then: TokenTerms | None) -> DebtEnd | None:
@@ -131,7 +180,7 @@ def debt_end(ended: Ended | None, had: TokenTerms, then: TokenTerms | None) -> D
 
     `ended` is None where a person gives the tenant another plan.
     """
-    ends = None if ended is None else _cycle(ended, had)[2]
+    ends = None if ended is None else token_cycle(had, ended.segment.anchor, ended.at)[1]
     if then is None:
         return DebtEnd(ends, 0)
     if then.total is None or then.policy == BILL:
@@ -174,56 +223,124 @@ def _left(turn: Turn) -> int:
     return (turn.remaining or 0) - turn.moved
 
 
-def tokens_ahead(end: PlanEnd, used: int, charged: Decimal) -> int:
-    """Tokens that neither the next plan has nor the cycle's days pay, nor what was charged of it before.
+def ahead(ends: Sequence[Used], fees: Callable[[date | None], Decimal], runs: Decimal) -> list[Ahead]:
+    """What all ends of a cycle owe, the earliest first, beyond its `fees` up to a day (None: all of them).
 
-    One that is paid in part counts.
+    By the plan that runs on all days of the cycle come to `runs`. Days pay for the earliest first. Of several
+    tenants the one that used most is paid for.
     """
-    if not end.worth:
-        return 0
-    # What was charged is whole nano-units: half of one is no token.
-    had = EXACT.add(EXACT.add(end.paid, charged), HALF_NANO)
-    paid_for = EXACT.divide_int(EXACT.multiply(Decimal(end.total), had), end.worth)
-    return max(0, used - end.counted - int(paid_for))
+    of_tenants = defaultdict[int, dict[int, Used]](dict)
+    for place, end in enumerate(ends):
+        of_tenants[end.tenant_id][place] = end
+    owed: dict[int, Ahead] = {}
+    paid = Decimal(0)
+    for mine in of_tenants.values():
+        shares, until = _shares(mine, runs)
+        paid = rest = max(paid, fees(until))
+        for place, end in mine.items():
+            share = shares[place]
+            amount = min(max(Decimal(0), share.worth - rest), share.most)
+            owed[place] = share.ahead(amount, end)
+            rest, paid = max(Decimal(0), rest - share.worth), paid + amount
+    return [owed[place] for place in range(len(ends))]
 
 
-def amount_ahead(end: PlanEnd, used: int, charged: Decimal, debt: int | None = None) -> Decimal:
-    """What these tokens come to beyond what is paid, in whole nano-units: with the days the fee at most.
+class _Share:
+    """Tokens that the end of a plan owes, each by the plan whose price it has; and those left of a debt."""
 
-    `debt` are those that nobody carries on any more, where the next plan carried them.
+    def __init__(self, debt: int | None) -> None:
+        self.debt = debt
+        self.tokens, self.left = Counter[Used](), Counter[Used]()
+
+    @property
+    def worth(self) -> Decimal:
+        """What all of them come to."""
+        return sum((end.worth_of(tokens) for end, tokens in self.tokens.items()), Decimal(0))
+
+    @property
+    def most(self) -> Decimal:
+        """What is owed of that at most."""
+        return sum((end.worth_of(tokens) for end, tokens in self.left.items()), Decimal(0))
+
+    def add(self, tokens: int, by: Used, *, is_debt: bool) -> None:
+        """Tokens at a plan's price; what came last is paid back first."""
+        self.tokens[by] += tokens
+        if is_debt and self.debt is not None:
+            tokens = min(tokens, self.debt)
+            self.debt -= tokens
+        self.left[by] += tokens
+
+    def ahead(self, amount: Decimal, end: Used) -> Ahead:
+        """As many of the tokens as the amount is of what they come to; half a nano-unit is no token."""
+        prices = {each.price for each in self.tokens} or {end.price}
+        price = prices.pop()
+        if prices:
+            price = EXACT.divide(self.worth, Decimal(self.tokens.total()))
+        exact = EXACT.divide(amount - HALF_NANO, price) if amount else Decimal(0)
+        tokens = int(exact.to_integral_value(ROUND_CEILING, EXACT))
+        return Ahead(max(tokens, int(amount > 0)), amount, _rounded(price))
+
+
+def _shares(ends: Mapping[int, Used], runs: Decimal) -> tuple[dict[int, _Share], date | None]:
+    """What each end of a tenant has of the tokens, and up to which day days pay for them: None is all days.
+
+    A token is the last end's that had it, at the lowest price of the plans that had. Tokens that were given
+    anew within the cycle are others.
     """
-    owed = amount_of(end, max(0, used - end.counted)) - end.paid - charged
-    most = owed if debt is None else min(owed, amount_of(end, debt))
-    return max(Decimal(0), most)
+    shares, until = {place: _Share(end.debt) for place, end in ends.items()}, None
+    given = defaultdict[object, dict[int, Used]](dict)
+    for place, end in ends.items():
+        given[end.began][place] = end
+    for group in given.values():
+        last, most = group[max(group)], max(end.used for end in group.values())
+        # What the plan that runs on has, and what the one before it had: it may have tokens again.
+        has, before = last.counted, last.total
+        if last.regained is not None:
+            has, before = last.regained, last.counted
+        came_back = before < min(has, most)
+        passed_on, until = (0, None) if came_back else (has, last.until)
+        had = {place: end for place, end in group.items() if end.regained != ALL}
+        if came_back:
+            had[_RUNS] = replace(last, total=has, worth=runs, used=min(has, most))
+        waiting = sorted((end.used, place) for place, end in had.items())
+        edges = {edge for end in had.values() for edge in (end.used, end.regained or 0) if edge > passed_on}
+        owner, cheapest = _RUNS, None
+        for top, bottom in pairwise(sorted({passed_on, *edges}, reverse=True)):
+            while waiting and waiting[-1][0] >= top:
+                _, place = waiting.pop()
+                if cheapest is None or had[place].price < cheapest.price:
+                    cheapest = had[place]
+                owner = max(owner, place)
+            if cheapest is not None and owner != _RUNS:
+                is_debt = bottom >= (had[owner].regained or 0)
+                shares[owner].add(top - bottom, cheapest, is_debt=is_debt)
+    return shares, until
 
 
-def unit_price(end: PlanEnd) -> Decimal:
-    """What a token of the plan costs; of an endless decimal so many digits."""
-    return EXACT.divide(end.worth, Decimal(end.total)).quantize(
-        Decimal(1).scaleb(-UNIT_PRICE_DIGITS), context=EXACT
-    )
+def _rounded(price: Decimal) -> Decimal:
+    """A price of a token; of an endless decimal so many digits."""
+    return price.quantize(Decimal(1).scaleb(-UNIT_PRICE_DIGITS), context=EXACT)
 
 
-def amount_of(end: PlanEnd, ahead: int) -> Decimal:
-    """What tokens of the plan come to, in whole nano-units."""
-    exact = EXACT.divide(EXACT.multiply(end.worth, Decimal(ahead)), Decimal(end.total))
-    return exact.quantize(ONE_NANO, ROUND_HALF_UP, EXACT)
+def token_cycle(terms: TokenTerms, anchor: date, at: datetime) -> tuple[date, datetime | None]:
+    """The cycle of tokens of a moment: from which day on days pay for it, and when it ends.
 
-
-def _cycle(ended: Ended, had: TokenTerms) -> tuple[date, tuple[date, date], datetime | None]:
-    """From which day on days pay for tokens, all days of the cycle they are of, and the moment it ends.
-
-    Tokens that are given once are paid by the fee of one cycle, and by all days there were.
+    Tokens that are given once are paid by all days since the anchor, the first day of the subscription.
     """
-    segment, window = ended.segment, WINDOWS.get(had.interval)
+    window = WINDOWS.get(terms.interval)
     if window is None:
-        return segment.anchor, cycle_of(segment.anchor, segment.interval, ended.last_day), None
-    start_ms, end_ms, _ = bounds(window, had.time_zone, had.anchor_day, ms_of(ended.at))
-    ends = moment_of(end_ms)
-    first = moment_of(start_ms).astimezone(UTC).date()
-    return first, (first, ends.astimezone(UTC).date()), ends
+        return anchor, None
+    start_ms, end_ms, _ = bounds(window, terms.time_zone, terms.anchor_day, ms_of(at))
+    return moment_of(start_ms).astimezone(UTC).date(), moment_of(end_ms)
 
 
-def _fees(segments: Iterable[Segment], since: date, until: date) -> Decimal:
+def days_of(segment: Segment, paid_from: date, ends: datetime | None, day: date) -> tuple[date, date]:
+    """The days of a cycle of tokens; those that are given once are worth the fee of a day's cycle."""
+    if ends is None:
+        return cycle_of(segment.anchor, segment.interval, day)
+    return paid_from, ends.astimezone(UTC).date()
+
+
+def fees_of(segments: Iterable[Segment], since: date, until: date) -> Decimal:
     """What days of segments come to, less what is off."""
     return sum((fee.amount for each in segments for fee in day_fees(each, since, until)), Decimal(0))

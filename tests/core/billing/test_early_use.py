@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.billing.early_use import (
     ALL,
+    Ahead,
     Ended,
     PlanEnd,
     TokenTerms,
     Turn,
-    amount_ahead,
+    Used,
+    ahead,
     debt_end,
     plan_end,
-    tokens_ahead,
     tokens_used,
-    unit_price,
 )
 from gateway.core.billing.subscription import Segment, Terms, midnight
 
@@ -38,6 +40,16 @@ def ended(
     terms = Terms(**more)  # type: ignore[arg-type]  # fields of the terms
     segment = Segment(1, "monthly", Decimal(cost), APRIL, start, end, 1, terms)
     return Ended(1, [segment], segment, at or midnight(end) - timedelta(milliseconds=1), over)
+
+
+def used_of(end: PlanEnd, used: int, debt: int | None = None) -> Used:
+    return Used(1, 1, end.until, end.total, end.worth, used, end.counted, None, debt)
+
+
+def alone(end: PlanEnd, used: int, debt: int | None = None) -> Ahead:
+    """What a plan owes that was the only one of its cycle."""
+    [found] = ahead([used_of(end, used, debt)], lambda _: end.paid, Decimal(0))
+    return found
 
 
 @given(
@@ -58,63 +70,119 @@ def test_days_and_early_use_come_to_the_larger_share(
     found = plan_end(ended(str(Decimal(cost) / 100), start, end, at=noon), had, None)
     assert found is not None
     tokens = int(used * total)
-    ahead = tokens_ahead(found, tokens, Decimal(0))
-    owed = Fraction(amount_ahead(found, tokens, Decimal(0)))
+    due = alone(found, tokens)
     by_days = price * Fraction((end - start).days, 30)
     by_tokens = price * Fraction(tokens, total)
-    assert 0 <= ahead <= tokens
+    assert 0 <= due.tokens <= max(1, tokens)
     # What a day comes to is whole nano-units.
-    assert abs(by_days + owed - max(by_days, by_tokens)) <= 3 * NANO
-    assert Fraction(found.paid) + owed <= Fraction(found.worth)
+    assert abs(by_days + Fraction(due.amount) - max(by_days, by_tokens)) <= 3 * NANO
+    assert Fraction(found.paid) + Fraction(due.amount) <= Fraction(found.worth)
     # A token that is paid in part counts.
     exact = max(0, tokens - by_days / price * total)
-    assert abs(ahead - exact) <= 1 + 3 * NANO * total / price
-    assert abs(Fraction(unit_price(found)) - price / total) <= Fraction(1, 10**12)
+    assert abs(due.tokens - exact) <= 1 + 3 * NANO * total / price
+    # A price is told by nano-units of all tokens, or by twelve digits.
+    assert abs(Fraction(due.unit_price) - price / total) <= NANO / max(1, tokens) + Fraction(1, 10**12)
 
 
-@given(parts=st.lists(st.integers(0, 400_000), min_size=1, max_size=6))
-def test_ends_in_one_cycle_come_to_its_fee_at_most(parts: list[int]) -> None:
-    noon = datetime(2026, 4, 1, 12, tzinfo=UTC)
-    found = plan_end(ended("300.00", APRIL, APRIL, at=noon), BLOCKS, None)
-    assert found is not None
-    charged, used, most = Decimal(0), 0, Fraction(300)
-    for part in parts:
-        used = min(used + part, 1_000_000)
-        charged += amount_ahead(found, used, charged)
-        assert Fraction(charged) == min(most, most * used / 1_000_000)
-
-
-@given(
-    total=st.integers(1, 50),
-    cents=st.integers(1, 10**6),
-    days=st.integers(0, 29),
-    parts=st.lists(st.integers(0, 50), min_size=1, max_size=6),
+PLANS = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 900)), min_size=2, max_size=4)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("wait"), st.integers(1, 12)),
+        st.tuples(st.just("use"), st.integers(1, 9)),
+        st.tuples(st.just("go"), st.sampled_from([0, 0, 1, 1, 2, 3, None])),
+    ),
+    max_size=14,
 )
-def test_days_and_all_ends_of_a_small_plan_come_to_its_fee_at_most(
-    total: int, cents: int, days: int, parts: list[int]
+
+
+class Month:
+    """A cycle of thirty days in which plans come, go and come back: what each token costs, by itself."""
+
+    def __init__(self, plans: list[tuple[int, int]]) -> None:
+        self.plans = plans
+        self.day = self.since = 0
+        self.plan: tuple[int, int] | None = None
+        self.days = Fraction(0)
+        self.paid_before = Fraction(0)
+        # By token: the lowest price of the plans that had it; and those that no plan has now.
+        self.prices: dict[int, Fraction] = {}
+        self.out: set[int] = set()
+        self.came_back = False
+        self.ends: list[Used] = []
+
+    def wait(self, days: int) -> None:
+        until = min(30, self.day + days)
+        if self.plan is not None:
+            self.days += Fraction(self.plan[1] * (until - self.day), 30)
+        self.day = until
+
+    def use(self, tokens: int) -> None:
+        if self.plan is not None:
+            total, fee = self.plan
+            for token in range(len(self.prices), min(total, len(self.prices) + tokens)):
+                self.prices[token] = Fraction(fee, total)
+
+    def go(self, number: int | None) -> None:
+        plan = None if number is None else self.plans[number % len(self.plans)]
+        if plan == self.plan:
+            return
+        has = 0 if plan is None else plan[0]
+        self.ends = [
+            replace(end, regained=max(end.regained or 0, has)) if end.counted < has else end
+            for end in self.ends
+        ]
+        if self.plan is not None:
+            total, fee = self.plan
+            used, until = min(total, len(self.prices)), APRIL + self.day * DAY
+            self.ends.append(Used(1, 1, until, total, Decimal(fee), used, has))
+        self.came_back = any(token < has for token in self.out)
+        self.out = {token for token in self.prices if token >= has}
+        for token in self.prices.keys() - self.out:
+            self.prices[token] = min(
+                self.prices[token], Fraction(has and plan[1], has) if plan else Fraction(0)
+            )
+        self.plan, self.paid_before = plan, self.days
+
+    def owed(self) -> Fraction:
+        """What the cycle comes to in the end: its days, or its tokens."""
+        self.wait(30)
+        of = self.prices.keys() if self.came_back else self.out
+        tokens = sum((self.prices[token] for token in of), Fraction(0))
+        paid = self.days if self.came_back else self.paid_before
+        return self.days + max(Fraction(0), tokens - paid)
+
+    def early(self) -> Fraction:
+        """What is charged beyond days."""
+
+        def fees(until: date | None) -> Decimal:
+            due = self.days if until is None else self.paid_before
+            return Decimal(due.numerator) / Decimal(due.denominator)
+
+        runs = Decimal(0 if self.plan is None else self.plan[1])
+        return sum((Fraction(each.amount) for each in ahead(self.ends, fees, runs)), Fraction(0))
+
+
+@settings(max_examples=1_000)
+@given(plans=PLANS, steps=STEPS)
+def test_a_cycle_owes_its_days_or_its_tokens_once_whatever_comes_back(
+    plans: list[tuple[int, int]], steps: list[tuple[str, Any]]
 ) -> None:
-    end = APRIL + days * DAY
-    noon = datetime.combine(end, datetime.min.time(), UTC) + timedelta(hours=12)
-    had = TokenTerms(total, "block", "monthly", "UTC", 1)
-    found = plan_end(ended(str(Decimal(cents) / 100), APRIL, end, at=noon), had, None)
-    assert found is not None
-    fee, charged, used = Fraction(cents, 100), Decimal(0), 0
-    by_days = fee * days / 30
-    for part in parts:
-        used = min(used + part, total)
-        charged += amount_ahead(found, used, charged)
-        assert Fraction(found.paid + charged) <= fee
-        assert abs(by_days + Fraction(charged) - max(by_days, fee * used / total)) <= 3 * NANO
+    month = Month(plans)
+    for what, how in [("go", 0), *steps]:
+        getattr(month, what)(how)
+    # A share of a few tokens is no whole nano-unit.
+    assert abs(month.owed() - month.days - month.early()) <= 20 * NANO
 
 
 def test_seven_tokens_of_which_all_were_used_cost_their_fee() -> None:
     had = TokenTerms(7, "block", "monthly", "UTC", 1)
     half = plan_end(ended("300.00", APRIL, date(2026, 4, 16)), had, None)
     assert half is not None
+    price = Decimal("42.857142857143")
     # Days pay for three tokens and a half: of the fourth one a half is owed.
-    assert (tokens_ahead(half, 7, Decimal(0)), amount_ahead(half, 7, Decimal(0))) == (4, 150)
-    assert amount_ahead(half, 7, Decimal(0), debt=2) == Decimal("85.714285714")
-    assert (tokens_ahead(half, 7, Decimal(150)), amount_ahead(half, 7, Decimal(150))) == (0, 0)
+    assert alone(half, 7) == Ahead(4, Decimal(150), price)
+    assert alone(half, 7, debt=2) == Ahead(2, Decimal("85.714285714"), price)
+    assert alone(half, 3) == Ahead(0, Decimal(0), price)
 
 
 @pytest.mark.parametrize(
@@ -256,5 +324,5 @@ def test_what_was_used_of_a_plan(turns: list[Turn], used: int) -> None:
 
 
 def test_what_costs_nothing_owes_nothing() -> None:
-    free = PlanEnd(1_000, 0, Decimal(0), Decimal(0), APRIL, ENDS, APRIL)
-    assert tokens_ahead(free, 1_000, Decimal(0)) == 0
+    free = PlanEnd(1_000, 0, Decimal(0), Decimal(0), APRIL, APRIL, ENDS, APRIL)
+    assert alone(free, 1_000) == Ahead(0, Decimal(0), Decimal(0))

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from calendar import monthrange
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from fractions import Fraction
 from functools import cache
+from itertools import pairwise
+from operator import itemgetter
 
 from gateway.core.billing.pricing import Tier
 from tests.persistence.billing.carried import Carried, Lot
 
 NANO = 10**9
 DAY = timedelta(days=1)
+# By plans that ended, tokens at what so many of them cost.
+Shares = dict[int, dict[tuple[Fraction, int], int]]
 # Name: cost of a month, tokens, policy, price of one beyond.
 PLANS: dict[str, tuple[str, int, str, str | None]] = {
     "Small": ("29.00", 1_000, "bill", "0.000003"),
@@ -44,6 +49,13 @@ class Term:
             return Fraction(0)
         return self._share(day) * (1 - (self.off if day < self.off_until else 0))
 
+    def token_cycle(self, day: date) -> tuple[date, date]:
+        """The month from the anchor's day on that a day lies in."""
+        monthly, number = replace(self, months=1), 0
+        while monthly._begins(number + 1) <= day:
+            number += 1
+        return monthly._begins(number), monthly._begins(number + 1)
+
     def known_until(self, today: date) -> date:
         """Up to where days are owed: in advance of a whole cycle, once its first is over."""
         if self.billing != "advance" or self.start >= today:
@@ -69,26 +81,30 @@ class Term:
         return Fraction((nano.numerator * 2 + nano.denominator) // (2 * nano.denominator), NANO)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Left:
-    """A plan that ended: the cycle its days pay, what it and its days cost, what was used of it, and when.
+    """A plan that ended: the cycle of tokens it was of, what that costs, what was used, and when.
 
-    `place` is where cycles count from, and the first day of this one.
+    `has` is what the next plan has; `again` what a later one of the cycle has, `math.inf` if it bills.
     """
 
-    place: tuple[date, date]
+    cycle: tuple[date, date]
+    anchor: date
     day: date
+    until: date
     worth: Fraction
-    paid: Fraction
     total: int
-    counted: int
+    has: int
+    # As it was when the plan ended, and with what was told since.
+    first: int
     used: int
     span: tuple[datetime, datetime]
     lot: Lot | None = None
+    again: float | None = None
 
 
-def _worth_of(left: Left, tokens: int) -> Fraction:
-    nano = left.worth * tokens / left.total * NANO
+def _nano(amount: Fraction) -> Fraction:
+    nano = amount * NANO
     return Fraction((nano.numerator * 2 + nano.denominator) // (2 * nano.denominator), NANO)
 
 
@@ -112,20 +128,81 @@ class Owed:
 
     @property
     def early(self) -> list[tuple[date, Fraction]]:
-        """Tokens used ahead of their days, by the day it is of: plans of a cycle come to its fee at most."""
-        found, paid = [], dict[tuple[date, date], Fraction]()
-        for each in self.left:
-            used = max(0, min(each.used + self.more(each.span), each.total))
-            before = paid.get(each.place, Fraction(0))
-            if not each.worth:
+        """Tokens used ahead of their days, by the day it is of: each stretch of tokens by itself."""
+        found = []
+        for cycle in dict.fromkeys(each.cycle for each in self.left):
+            ends = [each for each in self.left if each.cycle == cycle and self._is_known(each)]
+            if not ends:
                 continue
-            money = _worth_of(each, max(0, used - each.counted)) - each.paid - before
-            if each.lot is not None:
-                money = min(money, _worth_of(each, self.carried.of(each.lot) or 0))
-            money = max(Fraction(0), money)
-            paid[each.place] = before + money
-            found.append((each.day, money))
+            for end in ends:
+                end.used = max(0, min(end.first + self.more(end.span), end.total))
+            owed = {id(end): dict[tuple[Fraction, int], int]() for end in ends}
+            left = {id(end): dict[tuple[Fraction, int], int]() for end in ends}
+            runs = [term for term in self.terms if term.start < cycle[1]][-1]
+            runs = replace(runs, anchor=ends[-1].anchor)
+            paid = Fraction(0)
+            for began in dict.fromkeys(end.span[0] for end in ends):
+                paid = self._stretches(
+                    [end for end in ends if end.span[0] == began], cycle, self._worth(runs, cycle), owed, left
+                )
+            for end in ends:
+                worth, most = (
+                    sum((_nano(w * n / of) for (w, of), n in each[id(end)].items()), Fraction(0))
+                    for each in (owed, left)
+                )
+                found.append((end.day, min(max(Fraction(0), worth - paid), most)))
+                paid = max(Fraction(0), paid - worth)
         return found
+
+    def _stretches(
+        self, ends: list[Left], cycle: tuple[date, date], runs: Fraction, owed: Shares, left: Shares
+    ) -> Fraction:
+        """Have each stretch of tokens owed by the last end that had it; what days pay of all that."""
+        has: float = ends[-1].has
+        before = ends[-1].total
+        if ends[-1].again is not None:
+            has, before = ends[-1].again, ends[-1].has
+        back = before < has and any(end.used > before for end in ends)
+        debts = {id(end): None if end.lot is None else self.carried.of(end.lot) for end in ends}
+        edges = sorted({0, *(end.used for end in ends), *(int(n) for n in self._others(ends, has))})
+        for below, top in list(pairwise(edges))[::-1]:
+            had = [end for end in ends if end.used >= top and end.again != math.inf]
+            if not had or (not back and top <= has):
+                continue
+            prices = [(end.worth / end.total, end.worth, end.total) for end in had]
+            if back and has >= top:
+                prices.append((runs / int(has), runs, int(has)))
+            _, worth, of = min(prices, key=itemgetter(0))
+            who, count = had[-1], top - below
+            owed[id(who)][worth, of] = owed[id(who)].get((worth, of), 0) + count
+            debt = debts[id(who)]
+            if debt is not None and below >= (who.again or 0):
+                count = min(count, debt)
+                debts[id(who)] = debt - count
+            left[id(who)][worth, of] = left[id(who)].get((worth, of), 0) + count
+        until = cycle[1] if back else ends[-1].until
+        return sum(
+            (t.fee(day) for t in self.terms for day in days(max(cycle[0], t.start), min(t.end, until))),
+            Fraction(0),
+        )
+
+    @staticmethod
+    def _others(ends: list[Left], has: float) -> list[float]:
+        return [n for n in (has, *(end.again or 0 for end in ends)) if n != math.inf]
+
+    def _is_known(self, end: Left) -> bool:
+        return end.lot is None or self.carried.of(end.lot) is not None
+
+    @staticmethod
+    def _worth(term: Term, cycle: tuple[date, date]) -> Fraction:
+        return sum((term.fee(day) for day in days(*cycle)), Fraction(0))
+
+    def came(self, term: Term, day: date, total: int) -> None:
+        """A plan is there from a day on: it has tokens again that one before it in the cycle left."""
+        cycle, tokens = term.token_cycle(day), math.inf if self.policy(total) == "bill" else total
+        for end in self.left:
+            if end.cycle == cycle and end.has < tokens:
+                end.again = max(end.again or 0, tokens)
 
     def more(self, _: tuple[datetime, datetime]) -> int:
         """Tokens of a plan's time that were told once it had ended."""
@@ -141,10 +218,7 @@ class Owed:
         """
         if now <= term.free_until:
             return
-        monthly, number = replace(term, months=1), 0
-        while monthly._begins(number + 1) <= last:
-            number += 1
-        cycle = monthly._begins(number), monthly._begins(number + 1)
+        cycle = term.token_cycle(last)
         counted, lot = 0, None
         if then is None or cycle[1] <= now:
             if self.policy(total) == "bill":
@@ -155,20 +229,9 @@ class Owed:
             counted = then
             if self.policy(then) == "carry":
                 lot = Lot(seq, *span)
-        worth = sum((term.fee(day) for day in days(*cycle)), Fraction(0))
-        paid = Fraction(0)
-        for each in self.terms:
-            if each.anchor == term.anchor:
-                paid += sum(
-                    (each.fee(day) for day in days(max(cycle[0], each.start), min(each.end, now))),
-                    Fraction(0),
-                )
         first = max(day for day in map(term._begins, range(1_000)) if day <= last)
-        self.left.append(
-            Left(
-                (term.anchor, cycle[0]), max(first, cycle[0]), worth, paid, total, counted, used, span, lot
-            )
-        )  # fmt: skip
+        day, worth = max(first, cycle[0]), self._worth(term, cycle)
+        self.left.append(Left(cycle, term.anchor, day, now, worth, total, counted, used, used, span, lot))
         self.carried.lots += [] if lot is None else [lot]
 
     def fees(self, until: date) -> Fraction:

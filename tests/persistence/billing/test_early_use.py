@@ -124,8 +124,56 @@ async def test_forth_and_back_and_away_in_a_day_is_paid_once(april: April) -> No
         await use(april, 1, tokens)
         await act(april, ids, "change", plan_id=small, when="now")
     await act(april, ids, "cancel", when="now")
-    # 899,000 tokens that the small one does not have; its own thousand, for 1.00, are paid with them.
-    assert await billed(april, ids, 4) == Decimal("269.70")
+    # 900,000 tokens at the big one's price, as if the small one had not been there.
+    assert await billed(april, ids, 4) == 270
+    assert await broken(april.url) == []
+
+
+@pytest.mark.parametrize(
+    ("left", "back", "anchor", "due"),
+    [
+        # Gone to a plan of a thousand, and away altogether, and back the same day: its days.
+        ("change", 1, None, ("300.00", "300.00")),
+        ("cancel", 1, None, ("300.00", "300.00")),
+        # Back when half of the days are over: all tokens are owed, once.
+        ("change", 16, None, ("299.70", "300.00")),
+        ("cancel", 16, 1, ("299.70", "304.84")),
+        # Cycles begin on the day of the subscription: these are other tokens.
+        ("cancel", 16, None, ("449.70", "304.84")),
+    ],
+)
+async def test_tokens_that_come_back_within_their_cycle_are_owed_once(
+    april: April, left: str, back: int, anchor: int | None, due: tuple[str, str]
+) -> None:
+    small = await plan(april, "Small", "1.00", 1_000, **BLOCKS)
+    big = await plan(april, "Big", "300.00", 1_000_000, **BLOCKS | {"anchor_day": anchor})
+    ids = await customer(april, big, BEGINS, None)
+    await use(april, 1, 999_000)
+    await act(april, ids, left, when="now", **({"plan_id": small} if left == "change" else {}))
+    await april.store.charge(ids["organization"])
+    await april.on(at(4, back))
+    if left == "change":
+        await act(april, ids, "change", plan_id=big, when="now")
+    else:
+        await april.do(
+            "organization-subscriptions", "create", organization_id=ids["organization"], plan_id=big,
+            start_date=date(2026, 4, back), billing_interval="monthly",
+        )  # fmt: skip
+        april.follow()
+    for month, owes in zip((4, 5), due, strict=True):
+        assert await billed(april, ids, month) == Decimal(owes)
+    assert await broken(april.url) == []
+
+
+async def test_each_step_of_a_way_down_owes_the_tokens_that_it_leaves(april: April) -> None:
+    big = await plan(april, "Big", "300.00", 1_000_000, **BLOCKS)
+    middle = await plan(april, "Middle", "150.00", 500_000, **BLOCKS)
+    ids = await customer(april, big, BEGINS, None)
+    await use(april, 1, 1_000_000)
+    await act(april, ids, "change", plan_id=middle, when="now")
+    assert [row["amount"] for row in await april.store.unbilled(ids["organization"])] == ["150"]
+    await act(april, ids, "cancel", when="now")
+    assert await billed(april, ids, 4) == 300
     assert await broken(april.url) == []
 
 

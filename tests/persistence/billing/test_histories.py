@@ -408,6 +408,8 @@ class History:
             )
         elif account.total is not None:
             self.beyond, self.began = account.remaining - account.total, self.now
+        if account.total is not None:
+            self.owed.came(self.owed.terms[-1], self.today, account.total)
         self._debt_moved(account.total, reset)
 
     def _debt_moved(self, then: int | None, reset: int | None) -> None:

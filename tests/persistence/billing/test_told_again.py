@@ -154,10 +154,10 @@ async def test_ends_of_one_cycle_go_on_from_each_other_when_one_is_told_of(april
     assert await early(april, ids) == 270
     await amend(april, first, "IN", 450_000)
     counted(april)
-    # 450,000 in the end, of which 50,000 were used when the small one, which has 1,000, took over.
+    # 450,000 in the end, all of them had by the plan that ended last.
     quantities = rows_of(april.url, "SELECT quantity FROM plan_end WHERE total_amount = 1000000 ORDER BY id")
     assert await early(april, ids) == Decimal("135.00")
-    assert quantities == [(49_000,), (401_000,)]
+    assert quantities == [(0,), (450_000,)]
     assert await broken(april.url) == []
 
 
@@ -265,7 +265,7 @@ async def test_debt_of_a_tenant_that_is_deleted_is_owed_with_the_end_of_its_plan
     await act(april, ids, "change", plan_id=small, when="now")
     await april.do("tenants", "delete", ids["tenant"])
     await april.do("organization-subscriptions", "cancel", ids["subscription"], when="now")
-    assert await early(april, ids) == Decimal("299.40")
+    assert await early(april, ids) == Decimal("299.70")
     assert await broken(april.url) == []
 
 
@@ -374,10 +374,10 @@ async def test_what_was_owed_for_is_not_carried_on_besides(april: April) -> None
     april.flush()
     await april.on(at(5, 1, 0))
     assert april.account.remaining == 900
-    # A hundred tokens of the second plan are not in the third one; the cycle's fee was paid by then.
-    assert await early(april, ids) == Decimal("299.40")
+    # A hundred tokens more are not in the third one.
+    assert await early(april, ids) == Decimal("299.43")
     await act(april, ids, "cancel", when="now")
-    assert await early(april, ids) == Decimal("299.40")
+    assert await early(april, ids) == Decimal("299.43")
     assert await broken(april.url) == []
 
 
@@ -415,8 +415,8 @@ async def test_what_two_plans_left_as_debt_is_no_more_than_there_is(april: April
     await april.on(at(5, 2))
     assert april.account.remaining == -7_000
     await act(april, ids, "cancel", when="now")
-    # 5,000 of the first at 0.03, and 2,000 of the second at 0.75.
-    assert await early(april, ids) == 150 + 1_500
+    # All of it was used of the first one, at 0.03.
+    assert await early(april, ids) == 210
     assert await broken(april.url) == []
 
 
@@ -430,7 +430,8 @@ async def test_what_is_told_while_debt_is_carried_is_part_of_it(april: April) ->
     counted(april)
     assert (april.account.remaining, await early(april, ids)) == (-998_500, 0)
     await act(april, ids, "cancel", when="now")
-    assert await early(april, ids) == Decimal("299.55")
+    # 999,500 tokens, less a day of the small one.
+    assert await early(april, ids) == Decimal("299.85") - Decimal("0.033333333")
     assert await broken(april.url) == []
 
 
