@@ -23,6 +23,7 @@ from persistence.billing import (
     dunning,
     open_credit,
     payments,
+    plan_prices,
     scheduled,
     subscriptions,
     top_up_orders,
@@ -53,6 +54,16 @@ class TimedStore(ABC):
     @abstractmethod
     async def _run(self, work: Callable[[Connection], T]) -> T:
         """Do something in a transaction."""
+
+    async def plans_due(self, today: date, count: int) -> Sequence[int]:
+        """Subscription plans with a price for all whose day has come."""
+        return await self._run(lambda connection: plan_prices.due(connection, today, count))
+
+    async def advance_plan(self, plan_id: int) -> None:
+        """Have such prices of one take effect."""
+        await self.write(
+            Command("subscription-plans", "advance", KEEPER, str(uuid4()), lambda row: row, plan_id)
+        )
 
     async def subscriptions_due(self, today: date, count: int) -> Sequence[int]:
         """Subscriptions that begin, change or end today or should have before."""

@@ -5,9 +5,11 @@ What is told late counts where it was supplied: then some of what was charged is
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from datetime import date, timedelta
+from datetime import date
 from decimal import Decimal
+from itertools import accumulate
 
 from sqlalchemy import Connection, text
 
@@ -16,8 +18,11 @@ from gateway.core.billing.subscription import Segment, cycle_of, midnight
 from persistence.billing.segments import segment_of
 
 _SEGMENTS = text("""
-SELECT * FROM subscription_segment
- WHERE organization_id = :organization AND minimum_commitment IS NOT NULL AND end_date > start_date
+SELECT * FROM subscription_segment AS s
+ WHERE organization_id = :organization AND end_date > start_date
+   AND EXISTS (SELECT FROM subscription_segment AS m
+                WHERE m.organization_id = s.organization_id AND m.anchor_date = s.anchor_date
+                  AND m.minimum_commitment IS NOT NULL)
  ORDER BY start_date, id""")
 _SUBSCRIPTION = text("SELECT id FROM organization_subscription WHERE organization_id = :organization")
 # By day of supply; credit notes stand aside.
@@ -43,28 +48,25 @@ def missing(
         return []
     subscription_id = connection.execute(_SUBSCRIPTION, here).scalar_one()
     wanted = {"kinds": [*COMMITTED, COMMITMENT], "since": segments[0].start}
-    sums: dict[tuple[bool, date], Decimal] = {}
-    rows: dict[date, int] = {}
-    for row in connection.execute(_CHARGED, here | wanted):
-        place = (row.kind == COMMITMENT, row.day)
-        sums[place] = sums.get(place, Decimal(0)) + row.amount
-        if row.kind == COMMITMENT:
-            rows[row.day] = row.rows
-    for each in more:
-        if each.kind in COMMITTED:
-            sums[False, each.day] = sums.get((False, each.day), Decimal(0)) + each.amount
+    charged = connection.execute(_CHARGED, here | wanted).all()
+    had = {row.day: row for row in charged if row.kind == COMMITMENT}
+    of_days = [(row.day, row.amount) for row in charged if row.kind != COMMITMENT]
+    of_days += [(each.day, each.amount) for each in more if each.kind in COMMITTED]
+    of_days.sort()
+    days, sums = [day for day, _ in of_days], [*accumulate((sum_ for _, sum_ in of_days), initial=Decimal(0))]
     found = []
     for first, end, least in _cycles(segments, until):
-        came_to = sum(
-            (amount for (own, day), amount in sums.items() if not own and first <= day < end), Decimal(0)
-        )
-        rest = max(least - came_to, Decimal(0)) - sums.get((True, first), Decimal(0))
+        came_to = sums[bisect_left(days, end)] - sums[bisect_left(days, first)]
+        rest = max(least - came_to, Decimal(0)) if least else least
+        rows = 0
+        if first in had:
+            rest, rows = rest - had[first].amount, had[first].rows
         if rest:
             charge = Charge(
                 COMMITMENT, midnight(first), midnight(end), Decimal(1 if rest > 0 else -1), abs(rest), rest,
                 SUBSCRIPTION, subscription_id,
             )  # fmt: skip
-            found.append((f"commitment:{subscription_id}:{first}:{rows.get(first, 0)}", charge))
+            found.append((f"commitment:{subscription_id}:{first}:{rows}", charge))
     return found
 
 
@@ -73,15 +75,20 @@ def _cycles(segments: Sequence[Segment], until: date) -> list[tuple[date, date, 
     found = []
     for anchor in sorted({segment.anchor for segment in segments}):
         term = [segment for segment in segments if segment.anchor == anchor]
-        least, end = term[-1].terms.minimum_commitment, max(segment.end for segment in term)
-        day = anchor
-        while least is not None and day < min(end, until):
+        end, day = max(segment.end for segment in term), anchor
+        while day < min(end, until):
             first, following = cycle_of(anchor, term[-1].interval, day)
-            over = min(following, end)
+            over, whole = min(following, end), (following - first).days
             if over <= until:
-                # A trial owes nothing, and what it has of a cycle none of its minimum.
-                begins = max(first, min(term[-1].terms.trial_end or first, over))
-                whole, before = (following - first).days, (begins - first).days
-                found.append((first, over, part_of(least, before, (over - begins).days, whole)))
+                least = sum((_least(each, first, over, whole) for each in term), Decimal(0))
+                found.append((first, over, least))
             day = following
-    return [(first, over, part) for first, over, part in found if over - first >= timedelta(days=1)]
+    return found
+
+
+def _least(segment: Segment, first: date, over: date, whole: int) -> Decimal:
+    """What the days that a segment has of a cycle come to at least: a trial owes nothing."""
+    begins = max(first, segment.start, min(segment.terms.trial_end or first, over))
+    days = (min(over, segment.end) - begins).days
+    least = segment.terms.minimum_commitment
+    return Decimal(0) if least is None or days <= 0 else part_of(least, (begins - first).days, days, whole)

@@ -11,24 +11,30 @@ from datetime import date
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, Text, cast, func, insert, or_, select, update
+from sqlalchemy import Connection, Text, cast, exists, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import aggregate_order_by
+from sqlalchemy.dialects.postgresql import insert as insert_or_update
 
 from gateway.core.accounts.administration import Row
 from gateway.core.billing import subscription as rules
+from gateway.core.billing.charge import ONE_DAY
 from gateway.core.billing.early_use import Ended
 from gateway.core.billing.subscription import Segment, Subscription, Terms
 from gateway.core.moments import MILLISECOND
 from gateway.errors import Conflict, Unprocessable
-from persistence.billing import charges, given_plans
+from persistence.billing import charges, given_plans, plan_prices
+from persistence.billing.plan_prices import COSTS
 from persistence.billing.segments import segment_of
 from persistence.subject import Change, Subject, add, day_in, id_in, json_of, lock, require
-from persistence.tables.billing import organization_subscription, subscription_plan, subscription_segment
+from persistence.tables.billing import (
+    organization_subscription,
+    subscription_plan,
+    subscription_segment,
+    subscription_term,
+)
 from persistence.tables.people import organization
 
-# What a cycle costs: a plan's price, and how many times. A quarter is three months.
-COSTS = {"monthly": ("monthly_cost", 1), "quarterly": ("monthly_cost", 3), "annual": ("annual_cost", 1)}
-# What is agreed when it begins, and stays for all of it.
+# What is agreed when it begins.
 AGREED = ("billing", "trial_end", "discount_rate", "discount_end", "minimum_commitment")
 # Ten years: each day that is over is a charge, written when it is made.
 START_DAYS_MAX = 3_660
@@ -47,9 +53,10 @@ def create(change: Change) -> Row:
     interval = str(values.get("billing_interval") or "monthly")
     agreed = {name: values.get(name) for name in AGREED}
     terms = Terms(**agreed)  # type: ignore[arg-type]  # as the Admin API has checked them
-    negotiated = values.get("negotiated_cost")
+    negotiated, quantity = values.get("negotiated_cost"), int(str(values.get("quantity", 1)))
     cost = _cost(change, plan_id, interval) if negotiated is None else Decimal(str(negotiated))
-    begun = rules.agree(rules.begin(plan_id, interval, cost, start, end), terms)
+    begun = rules.begin(plan_id, interval, cost, start, end)
+    begun = rules.agree(begun, terms, quantity, negotiated=negotiated is not None)
     old = change.connection.execute(
         select(organization_subscription).where(
             organization_subscription.c.organization_id == organization_id
@@ -64,7 +71,7 @@ def create(change: Change) -> Row:
         if begun_once and start < old.end_date:
             raise Unprocessable(errors=(("start_date", f"the last subscription ended on {old.end_date}"),))
         row_id = int(old.id)
-        renewed = {name: values.get(name) for name in (*AGREED, *NEGOTIATED)}
+        renewed = {"quantity": quantity, **{name: values.get(name) for name in (*AGREED, *NEGOTIATED)}}
         here = organization_subscription
         change.connection.execute(update(here).where(here.c.id == row_id).values(renewed))
     return _keep(change, row_id, organization_id, begun)
@@ -87,6 +94,37 @@ def change_plan(change: Change) -> Row:
     return _kept(change, row, changed, now=change.command.values.get("when", "now") == "now")
 
 
+def agree_terms(change: Change) -> Row:
+    """`/terms`: another discount, minimum, fee or quantity from a day on: at once, or when the day comes."""
+    row = _held(change)
+    require(change)
+    values, day = change.command.values, day_in(change.command.values, "from")
+    said = {name: values[name] for name in rules.TERMS if name in values}
+    subscription = _subscription(change, row)
+    if subscription.end <= change.today:
+        raise Conflict(f"The subscription ended on {subscription.end}; make a new one.")
+    errors = [] if said else [(name, "required, unless another of these is said") for name in rules.TERMS]
+    since = rules.plan_since(subscription)
+    if day < since:
+        errors.append(("from", f"must be after {since - ONE_DAY}: it has had its plan since then"))
+    if day >= subscription.end:
+        errors.append(("from", f"must be before {subscription.end}, when it ends"))
+    if errors:
+        raise Unprocessable(errors=tuple(errors))
+    told = {name: None if each is None else str(each) for name, each in said.items()}
+    here = insert_or_update(subscription_term).values(
+        organization_id=row["organization_id"], subscription_id=change.row_id,
+        anchor_date=subscription.current.anchor, starts_on=day, said=told,
+    )  # fmt: skip
+    change.connection.execute(
+        here.on_conflict_do_update(
+            index_elements=["subscription_id", "anchor_date", "starts_on"],
+            set_={"said": subscription_term.c.said.op("||")(here.excluded.said), "in_force": False},
+        )
+    )
+    return _kept(change, row, _by_terms(change, subscription))
+
+
 def cancel(change: Change) -> Row:
     """`/cancel`: end it now, or when the running period ends."""
     row = _held(change)
@@ -104,13 +142,16 @@ def extend(change: Change) -> Row:
 
 
 def advance(change: Change) -> Row:
-    """Carry out what the calendar brings: a change that waited, a beginning, an end."""
+    """Carry out what the calendar brings: terms and prices, a change that waited, a beginning, an end."""
     row = _held(change)
     subscription = _subscription(change, row)
+    if subscription.change_at is not None:
+        # Up to that day these are of the plan that it had.
+        subscription = _by_terms(change, subscription, min(change.today, subscription.change_at - ONE_DAY))
     if subscription.next_plan_id is not None:
         cost = _cost(change, subscription.next_plan_id, subscription.current.interval)
         subscription = rules.advance(subscription, cost, change.today)
-    return _kept(change, row, subscription)
+    return _kept(change, row, _by_terms(change, subscription))
 
 
 def tell(change: Change, plan: Row) -> None:
@@ -123,12 +164,18 @@ def tell(change: Change, plan: Row) -> None:
 
 def due(connection: Connection, today: date, count: int) -> Sequence[int]:
     """Subscriptions that begin, change or end today or should have before."""
-    here = organization_subscription.c
+    here, term, plan = organization_subscription.c, subscription_term.c, subscription_plan.c
+    waits = (
+        term.subscription_id == here.id, term.anchor_date == here.start_date, ~term.in_force,
+        term.starts_on <= today, term.starts_on < here.end_date,
+    )  # fmt: skip
     wanted = select(here.id).where(
         or_(
             here.change_at <= today,
             (here.status == "future") & (here.start_date <= today),
             (here.status != "over") & (here.end_date <= today),
+            (here.status != "over") & exists().where(*waits),
+            (here.status != "over") & exists().where(plan.id == here.plan_id, plan.reprices > here.reprices),
         )
     )
     return connection.execute(wanted.order_by(here.id).limit(count)).scalars().all()
@@ -174,7 +221,7 @@ def _keep(
     change: Change, row_id: int, organization_id: int, subscription: Subscription, *, now: bool = False
 ) -> Row:
     """Store the subscription and its segments, and bring it into force; a person ends a plan `now`."""
-    current = subscription.current
+    current, plan = subscription.current, subscription_plan
     start = min(segment.start for segment in subscription.segments)
     values = {
         "plan_id": current.plan_id,
@@ -184,6 +231,10 @@ def _keep(
         "next_plan_id": subscription.next_plan_id,
         "change_at": subscription.change_at,
         "cancel_at": subscription.cancel_at,
+        "negotiated_cost": current.unit_cost if current.negotiated else None,
+        "quantity": current.quantity,
+        **{name: getattr(current.terms, name) for name in AGREED},
+        "reprices": select(plan.c.reprices).where(plan.c.id == current.plan_id).scalar_subquery(),
         "status": rules.status(start, subscription.end, change.today),
         "updated_at": func.now(),
     }
@@ -228,6 +279,8 @@ def _keep_segment(change: Change, organization_id: int, segment: Segment) -> Non
             anchor_date=segment.anchor,
             start_date=segment.start,
             end_date=segment.end,
+            quantity=segment.quantity,
+            negotiated=segment.negotiated,
             **{name: getattr(segment.terms, name) for name in AGREED},
         )
     )
@@ -242,7 +295,27 @@ def _subscription(change: Change, row: Mapping[str, Any]) -> Subscription:
         .order_by(here.c.start_date, here.c.id)
     ).all()
     segments = tuple(segment_of(each) for each in rows)
-    return Subscription(segments, row["next_plan_id"], row["change_at"], row["cancel_at"])
+    found = Subscription(segments, row["next_plan_id"], row["change_at"], row["cancel_at"])
+    now, seen = found.current, int(row["reprices"])
+    for day, cost in plan_prices.since(change.connection, now.plan_id, now.interval, seen):
+        found = rules.agree_from(found, {rules.REPRICED: True}, max(day, rules.plan_since(found)), cost)
+    return found
+
+
+def _by_terms(change: Change, subscription: Subscription, until: date | None = None) -> Subscription:
+    """The subscription by the terms whose day has come: of a field the latest that say it count."""
+    current, here = subscription.current, subscription_term.c
+    mine = (here.subscription_id == change.row_id, here.anchor_date == current.anchor)
+    come = (*mine, here.starts_on <= (until or change.today), here.starts_on < subscription.end)
+    terms = change.connection.execute(select(subscription_term).where(*come).order_by(here.starts_on)).all()
+    waiting = [each.starts_on for each in terms if not each.in_force]
+    if waiting:
+        cost = _cost(change, current.plan_id, current.interval)
+        for each in terms:
+            if each.starts_on >= waiting[0]:
+                subscription = rules.agree_from(subscription, each.said, each.starts_on, cost)
+        change.connection.execute(update(subscription_term).where(*come).values(in_force=True))
+    return subscription
 
 
 def _require_currency(change: Change, organization_id: int, plan_id: int) -> None:
@@ -268,6 +341,20 @@ _segment = json_of(
     _term.plan_id, _term.billing_interval, cast(func.round(_term.cost, 9), Text).label("cost"),
     _term.start_date, func.nullif(_term.end_date, rules.NO_END).label("end_date"),
 )  # fmt: skip
+_agreed = subscription_term.c
+_said = _agreed.said.op("||")(
+    json_of(cast(_agreed.starts_on, Text).label("from"), (~_agreed.in_force).label("waits"))
+)
+_terms = (
+    select(
+        func.coalesce(func.jsonb_agg(aggregate_order_by(_said, _agreed.starts_on)), func.jsonb_build_array())
+    )
+    .where(
+        _agreed.subscription_id == organization_subscription.c.id,
+        _agreed.anchor_date == organization_subscription.c.start_date,
+    )
+    .scalar_subquery()
+)
 _segments = (
     select(func.jsonb_agg(aggregate_order_by(_segment, _term.id)))
     .where(_term.organization_id == organization_subscription.c.organization_id)
@@ -280,11 +367,13 @@ SUBJECT = Subject(
         *(column for column in organization_subscription.c if column.name != "end_date"),
         func.nullif(organization_subscription.c.end_date, rules.NO_END).label("end_date"),
         _segments.label("segments"),
+        _terms.label("terms"),
     ),
     verbs={
         "create": create,
         "change": change_plan,
         "cancel": cancel,
+        "terms": agree_terms,
         "extend": extend,
         "advance": advance,
     },

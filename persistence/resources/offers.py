@@ -9,7 +9,7 @@ from sqlalchemy import or_, select
 from gateway.core.accounts.administration import Row
 from gateway.errors import Unprocessable
 from persistence import crud, together
-from persistence.billing import subscriptions
+from persistence.billing import plan_prices, subscriptions
 from persistence.billing.plans import priced_in
 from persistence.resources import organizations, priced
 from persistence.subject import THIS, Change, Subject, live
@@ -69,7 +69,8 @@ ORGANIZATION_SERVICES = Subject(
 
 SUBSCRIPTION_PLANS = Subject(
     subscription_plan,
-    verbs=crud.VERBS,
+    source=plan_prices.SOURCE,
+    verbs=plan_prices.VERBS,
     refers={"token_plan_id": token_plan},
     referenced={
         "Organizations still subscribe to this plan.": select(_here.id).where(

@@ -75,7 +75,21 @@ subscription_plan = table(
     texts("currency"),
     documents("feature_access"),
     refers("token_plan_id?", "token_plan"),
+    # How many of its prices took effect that reach all who have it.
+    integers("reprices"),
     moments("created_at", "updated_at", "deleted_at?"),
+)
+
+# What a plan costs since when for all who have it. `number` counts them, null until their day comes; 0 is
+# that of before the first.
+subscription_plan_price = table(
+    "subscription_plan_price",
+    identity(),
+    refers("plan_id", "subscription_plan"),
+    days("effective_from"),
+    amounts("monthly_cost?", "annual_cost?"),
+    integers("number?"),
+    moments("created_at"),
 )
 
 organization_subscription = table(
@@ -88,10 +102,13 @@ organization_subscription = table(
     # A change that waits for the period's end; the day a cancellation ends it.
     refers("next_plan_id?", "subscription_plan"),
     days("change_at?", "cancel_at?"),
-    # What was agreed when it began: when a fee falls due, what is free, off or at least owed, other prices.
+    # What is agreed: when a fee falls due, what is free, off or at least owed, other prices, how many.
     texts("billing?"),
     days("trial_end?", "discount_end?"),
     decimals("discount_rate?", "minimum_commitment?", "negotiated_cost?", "overage_unit_price?"),
+    integers("quantity"),
+    # How many prices of its plan that reach all its fee follows.
+    integers("reprices"),
     # How it stood when gateways and tenants were last told.
     texts("status"),
     moments("created_at", "updated_at"),
@@ -108,11 +125,26 @@ subscription_segment = table(
     amounts("cost"),
     # Its cycles count from the anchor. What it has days beyond, up to which it was charged, is given back.
     days("anchor_date", "start_date", "end_date", "charged_until?"),
-    # As agreed for all of the subscription.
+    # As agreed for it. The cost is so many times the plan's price, or what was negotiated.
     texts("billing?"),
     days("trial_end?", "discount_end?"),
     decimals("discount_rate?", "minimum_commitment?"),
+    integers("quantity"),
+    flags("negotiated"),
     moments("created_at"),
+)
+
+# Terms of a subscription that change from a day on, those that are said, since it began on its anchor.
+subscription_term = table(
+    "subscription_term",
+    identity(),
+    refers("organization_id", "organization"),
+    refers("subscription_id", "organization_subscription"),
+    days("anchor_date", "starts_on"),
+    documents("said"),
+    flags("in_force"),
+    moments("created_at"),
+    UniqueConstraint("subscription_id", "anchor_date", "starts_on"),
 )
 
 # Token plans that a subscription gave and that ended, each with the control write that took it: what days of

@@ -38,6 +38,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "organization-services.change": {"negotiated_credits": 0},
     "organization-subscriptions.extend": {"end_date": None},
     "organization-subscriptions.change": {"plan_id": 1},
+    "organization-subscriptions.terms": {"from": "2999-01-01", "quantity": 2},
     "organization-subscriptions.cancel": {"when": "now"},
     "budgets.change": {"amount": 9},
     "budgets.raise": {"amount": 900, "until": "2099-01-01T00:00:00Z", "reason": "mine"},

@@ -135,6 +135,8 @@ def now() -> datetime:
 async def test_the_calendar_goes_on() -> None:
     items = Items()
     items.subscriptions_due = lambda _today, _count: items.page(0)  # type: ignore[attr-defined]  # ports are put together here
+    items.plans_due = lambda _today, _count: items.page(9)  # type: ignore[attr-defined]
+    items.advance_plan = items.act  # type: ignore[attr-defined]
     items.advance_subscription = items.act  # type: ignore[attr-defined]
     assert (await Calendar(items, now).turn(), items.done) == (2, [1, 3])  # type: ignore[arg-type]  # as far as it is asked
 

@@ -79,6 +79,8 @@ BODIES: Mapping[str, Json] = {
     "OrganizationSubscriptionCreate": {"organization_id": 1, "plan_id": 1, "start_date": "2026-01-01"},
     "OrganizationSubscriptionPatch": {"end_date": None},
     "ChangePlan": {"plan_id": 2, "when": "period_end"},
+    "NewTerms": {"from": "2026-07-01", "discount": "0.10", "quantity": 25},
+    "Reprice": {"from": "2999-01-01", "monthly_cost": "33.00"},
     "Cancel": {"when": "period_end"},
     "InvoiceCreate": {"organization_id": 1, "period_start": "2026-01-01", "period_end": "2026-02-01"},
     "CreditNote": {"lines": [{"position": 1, "amount": "5.00"}]},

@@ -193,8 +193,13 @@ class Planner:
             return
         planned = self._planned(resource.patch_verb, wanted, int(str(row["id"])))
         changed = {name: each for name, each in differ.items() if name in patch}
-        acted = [(how.actions[name], {name: each}) for name, each in differ.items() if name not in patch]
-        planned.writes = [*([(resource.patch_verb, changed)] if changed else []), *acted]
+        acted: dict[str, dict[str, object]] = {}
+        for name in [each for each in differ if each not in patch]:
+            action = how.actions[name]
+            dated: dict[str, object] = {how.dated[action]: self._now.date()} if action in how.dated else {}
+            acted.setdefault(action, dated)[how.words.get(name, name)] = differ[name]
+        planned.writes = [(resource.patch_verb, changed)] if changed else []
+        planned.writes += acted.items()
         planned.before = {name: row.get(name) for name in differ}
         before, after = resource.render(row), wanted.as_json()
         for name in differ:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, create_model
 
-from gateway.admin.resources.models import answer_of, patch_of
+from gateway.admin.resources.models import answer_of, dated, patch_of
 from gateway.admin.resources.resource import Action, Declared, Filter, Resource
 from gateway.admin.resources.unit_prices import TokenUnitPrice
 from gateway.admin.resources.values import (
@@ -30,6 +30,7 @@ Category = Literal["paid", "promotional", "refund", "correction"]
 Invoicing = Literal["next", "now", "prepaid"]
 Interval = Literal["monthly", "quarterly", "annual"]
 Billing = Literal["advance", "arrears"]
+Quantity = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
 
 
 class CreditAdditionCreate(In):
@@ -113,6 +114,9 @@ class OrganizationSubscriptionCreate(In):
         description="What fee, discount, overage and use of a cycle come to at least; what is missing is "
         "charged once it is over.",
     )
+    quantity: Quantity = Field(
+        default=1, description="How many of the plan, such as seats: so many times its fee. Its tokens stay."
+    )
 
 
 class OrganizationSubscriptionExtend(In):
@@ -126,6 +130,29 @@ class ChangePlan(In):
 
     plan_id: Id
     when: Literal["now", "period_end"] = "now"
+
+
+class _Terms(In):
+    discount: Fraction | None = Field(
+        default=None, description="What is off the fee, as a fraction, until it is changed; null: nothing."
+    )
+    minimum: Money | None = Field(
+        default=None, description="What a cycle comes to at least, by day; null: there is none."
+    )
+    negotiated_cost: Money | None = Field(
+        default=None, description="What a cycle of the plan costs; null: its price of the day."
+    )
+    quantity: Quantity = Field(
+        default_factory=int, description="How many of the plan, so many times its fee."
+    )
+
+
+NewTerms = dated(
+    _Terms,
+    "NewTerms",
+    "What changes of a running subscription, and from when; what is not named stays.",
+    "The first UTC day of the new terms, not before it had its plan. Those of a day to come wait for it.",
+)
 
 
 class Cancel(In):
@@ -144,6 +171,21 @@ class SubscriptionSegment(Out):
     end_date: Day | None
 
 
+SubscriptionTerms: type[Out] = create_model(  # type: ignore[call-overload]  # "from" is a keyword
+    "SubscriptionTerms",
+    __base__=Out,
+    __doc__="Terms from a day on; what is not named stays.",
+    **{
+        "from": (Day, ...),
+        "waits": (bool, Field(description="Its day is to come.")),
+        "discount": (Exactly | None, None),
+        "minimum": (Exactly | None, None),
+        "negotiated_cost": (Exactly | None, None),
+        "quantity": (int | None, None),
+    },
+)
+
+
 class OrganizationSubscription(Out):
     """What an organization is subscribed to; `segments` keep every plan it had."""
 
@@ -160,13 +202,21 @@ class OrganizationSubscription(Out):
     discount_rate: Exactly | None
     discount_end: Day | None
     minimum_commitment: Exactly | None
+    quantity: int
     next_plan_id: Id | None = Field(description="The plan it changes to on `change_at`.")
     change_at: Day | None
     cancel_at: Day | None = Field(description="The day a cancellation ends it.")
     status: str = Field(description="future, active or over.")
     segments: Annotated[list[SubscriptionSegment], Field(description="Oldest first.")]
+    terms: Annotated[
+        list[SubscriptionTerms],  # type: ignore[valid-type]  # made here
+        Field(description="What was agreed since it began, the oldest first."),
+    ]
     created_at: Instant
 
+
+# What is agreed besides the plan, and may be agreed on anew.
+_AGREED = ("discount_rate", "minimum_commitment", "negotiated_cost", "quantity")
 
 RESOURCES = (
     Resource(
@@ -183,7 +233,7 @@ RESOURCES = (
     ),
     Resource(
         name="organization-subscriptions",
-        access=access(BILLING, ours=("create", "extend", "change", "cancel")),
+        access=access(BILLING, ours=("create", "extend", "change", "cancel", "terms")),
         description="What organizations are subscribed to.",
         out=OrganizationSubscription,
         create=OrganizationSubscriptionCreate,
@@ -193,13 +243,16 @@ RESOURCES = (
         refers={"plan_id": "subscription-plans"},
         actions=(
             Action("change", "Move to another plan, now or when the period ends", ChangePlan),
+            Action("terms", "Change discount, minimum, fee or quantity from a day on", NewTerms),
             Action("cancel", "End it, now or when the period ends", Cancel),
         ),
         declared=Declared(
             by=("organization_id",),
             is_gone=lambda row: row["status"] == "over",
             begins=("start_date",),
-            actions={"plan_id": "change"},
+            actions={"plan_id": "change", **dict.fromkeys(_AGREED, "terms")},
+            words={"discount_rate": "discount", "minimum_commitment": "minimum"},
+            dated={"terms": "from"},
             becomes={"plan_id": "next_plan_id"},
         ),
     ),

@@ -5,20 +5,23 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, create_model, model_validator
 
-from gateway.admin.resources.models import answer_of, patch_of
-from gateway.admin.resources.resource import Declared, Filter, Resource
+from gateway.admin.resources.models import answer_of, dated, patch_of
+from gateway.admin.resources.resource import Action, Declared, Filter, Resource
 from gateway.admin.resources.unit_prices import UnitPrice
 from gateway.admin.resources.values import (
     Amount,
     Currency,
+    Day,
+    Exactly,
     Flag,
     Id,
     In,
     LongText,
     Markup,
     Money,
+    Out,
     PathPattern,
     PositiveAmount,
     Rate,
@@ -211,7 +214,37 @@ class SubscriptionPlanCreate(In):
     token_plan_id: Id | None = None
 
 
-SubscriptionPlan = answer_of(SubscriptionPlanCreate, "What a subscription includes and costs.", currency=str)
+class _Costs(In):
+    monthly_cost: Money = Field(default_factory=Decimal, description="By default as it is.")
+    annual_cost: Money = Field(default_factory=Decimal, description="By default as it is.")
+
+
+Reprice = dated(
+    _Costs,
+    "Reprice",
+    "What a plan costs for all who have it, and from when; what is not named stays.",
+    "The first UTC day of the new price, today at the earliest.",
+)
+SubscriptionPlanPrice: type[Out] = create_model(  # type: ignore[call-overload]  # "from" is a keyword
+    "SubscriptionPlanPrice",
+    __base__=Out,
+    __doc__="What a plan costs from a day on.",
+    **{
+        "from": (Day, ...),
+        "monthly_cost": (Exactly | None, Field(description="Null: as before.")),
+        "annual_cost": (Exactly | None, Field(description="Null: as before.")),
+        "waits": (bool, Field(description="Its day is to come.")),
+    },
+)
+SubscriptionPlan = answer_of(
+    SubscriptionPlanCreate,
+    "What a subscription includes and costs.",
+    currency=str,
+    prices=(
+        list[SubscriptionPlanPrice],  # type: ignore[valid-type]  # made here
+        Field(description="What it cost all who have it since when, the oldest first."),
+    ),
+)
 
 
 RESOURCES = (
@@ -265,6 +298,7 @@ RESOURCES = (
         patch=patch_of(SubscriptionPlanCreate, without=("currency",)),
         deletable=True,
         filters={"token_plan_id": Filter(), "name": Filter("text")},
+        actions=(Action("reprice", "Change what it costs from a day on, for all who have it", Reprice),),
         declared=Declared(after=("services",)),
     ),
 )

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from keyword import iskeyword
 from typing import Any
 
 from pydantic import BaseModel
@@ -60,7 +61,8 @@ class Field:
     @property
     def control(self) -> str:
         """An identifier that a label or an option can point to."""
-        return self.name.replace(".", "_")
+        name = self.name.replace(".", "_")
+        return f"{name}_" if iskeyword(name) else name
 
 
 @cache

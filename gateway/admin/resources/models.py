@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import Field, create_model
 from pydantic.fields import FieldInfo
 
-from gateway.admin.resources.values import Id, In, Instant, LimitsIn, LimitsOut, Out
+from gateway.admin.resources.values import Day, Id, In, Instant, LimitsIn, LimitsOut, Out
 
 AS_CREATED: Mapping[str, object] = {}
 # What is said of figures that the counters know better.
@@ -38,6 +38,13 @@ def patch_of(
     name = name or model.__name__.replace("Create", "Patch")
     made: type[In] = create_model(name, __base__=In, **fields)  # type: ignore[call-overload]  # built fields
     made.__doc__ = f"The fields of {model.__name__} to change; those left out stay."
+    return made
+
+
+def dated(model: type[In], name: str, doc: str, description: str) -> type[In]:
+    """Make a model that says `from` which day on it counts besides: no class has a field of that name."""
+    day = {"from": (Day, Field(description=description))}
+    made: type[In] = create_model(name, __base__=model, __doc__=doc, **day)  # type: ignore[call-overload]  # built
     return made
 
 

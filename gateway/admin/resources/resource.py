@@ -151,8 +151,9 @@ class Declared:
 
     A row that is never changed has `since`: of those with one name the one with the latest counts, and a
     new one takes its place. Of two of one moment the later row does where `repeats`, else there is one.
-    `begins` are fields of a new row alone. A field in `actions` is changed by that action; where another one
-    says what it will be, `becomes` names it.
+    `begins` are fields of a new row alone. A field in `actions` is changed by that action, which may know it
+    by another of `words`, and takes the day in the field that `dated` names; where another field says what it
+    will be, `becomes` names it.
 
     Where `known_by_id` several may have one name, which an organization's own people give: what files made is
     known by its id, and what others named so is left to them. `followed_by` names the row that stands in its
@@ -170,6 +171,8 @@ class Declared:
     repeats: bool = False
     begins: tuple[str, ...] = ()
     actions: Mapping[str, str] = field(default_factory=dict)
+    words: Mapping[str, str] = field(default_factory=dict)
+    dated: Mapping[str, str] = field(default_factory=dict)
     becomes: Mapping[str, str] = field(default_factory=dict)
     known_by_id: bool = False
     followed_by: str = ""

@@ -16,6 +16,12 @@ SUBSCRIPTIONS_MAX = 500
 class Subscriptions(Protocol):
     """PostgreSQL."""
 
+    async def plans_due(self, today: date, count: int) -> Sequence[int]:
+        """Subscription plans with a price for all whose day has come."""
+
+    async def advance_plan(self, plan_id: int) -> None:
+        """Have such prices of one take effect."""
+
     async def subscriptions_due(self, today: date, count: int) -> Sequence[int]:
         """Subscriptions the calendar has something for."""
 
@@ -39,6 +45,8 @@ class Calendar:
 
     async def turn(self) -> int:
         """Carry out what is due; answers how many. One that fails keeps no other from it."""
+        plans = await self._subscriptions.plans_due(self._clock().date(), SUBSCRIPTIONS_MAX)
+        await self._isolation.each("calendar", plans, self._subscriptions.advance_plan, name=str)
         due = await self._subscriptions.subscriptions_due(self._clock().date(), SUBSCRIPTIONS_MAX)
         advance = self._subscriptions.advance_subscription
         return await self._isolation.each("calendar", due, advance, name=str)

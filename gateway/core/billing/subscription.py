@@ -7,21 +7,26 @@ Days are UTC days and spans are half-open: a subscription that starts on the 1st
 from __future__ import annotations
 
 from calendar import monthrange
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 
+from gateway.core.billing.pricing import EXACT
 from gateway.errors import Conflict
 
 MONTHS = {"monthly": 1, "quarterly": 3, "annual": 12}
 # The end of a subscription that renews until somebody ends it.
 NO_END = date.max
 ADVANCE, ARREARS = "advance", "arrears"
+# What may change of a running subscription from a day on; and that its plan costs something else.
+TERMS = ("discount", "minimum", "negotiated_cost", "quantity")
+REPRICED = "repriced"
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What was agreed of a subscription besides its plan, the same for all its segments.
+    """What was agreed of a segment besides its plan.
 
     `billing` says when the fee of a cycle falls due as one; None is each day once it is over. Days before
     `trial_end` are free, days before `discount_end` cost so much less (None: all days). What a cycle
@@ -42,7 +47,8 @@ AGREED_NOTHING = Terms()
 class Segment:
     """A plan in force from `start` to `end` (not included); `anchor` is where its cycles count from.
 
-    `cost` is what a whole cycle costs. `id` is 0 until it is stored.
+    `cost` is what a whole cycle costs, `quantity` times what one of it does: by the plan's price, or as
+    `negotiated`. `id` is 0 until it is stored.
     """
 
     plan_id: int
@@ -53,6 +59,13 @@ class Segment:
     end: date
     id: int = 0
     terms: Terms = AGREED_NOTHING
+    quantity: int = 1
+    negotiated: bool = False
+
+    @property
+    def unit_cost(self) -> Decimal:
+        """What a whole cycle of one costs."""
+        return EXACT.divide(self.cost, Decimal(self.quantity))
 
     def is_free(self, day: date) -> bool:
         """Whether the day is one of its trial."""
@@ -120,10 +133,44 @@ def begin(plan_id: int, interval: str, cost: Decimal, start: date, end: date) ->
     return Subscription((Segment(plan_id, interval, cost, start, start, end),))
 
 
-def agree(subscription: Subscription, terms: Terms) -> Subscription:
-    """The same by what was agreed besides."""
-    segments = tuple(replace(segment, terms=terms) for segment in subscription.segments)
+def agree(subscription: Subscription, terms: Terms, quantity: int, *, negotiated: bool) -> Subscription:
+    """The same by what was agreed besides, so many times its cost."""
+    segments = tuple(
+        replace(each, terms=terms, cost=each.cost * quantity, quantity=quantity, negotiated=negotiated)
+        for each in subscription.segments
+    )
     return replace(subscription, segments=segments)
+
+
+def agree_from(
+    subscription: Subscription, said: Mapping[str, object], day: date, cost: Decimal
+) -> Subscription:
+    """Have other terms from a day on, for what it has of its plan: those that are `said` change.
+
+    `cost` is what the plan's cycle costs by then: the fee of whoever negotiated one stays, unless it is said.
+    Days of before stay as they were.
+    """
+    segments: list[Segment] = []
+    for each in subscription.segments:
+        behind = _with(each, said, cost)
+        if each.end <= day or each.plan_id != subscription.current.plan_id or behind == each:
+            segments.append(each)
+            continue
+        ended = replace(each, end=max(day, each.start))
+        # One of no days that nobody has stored is none.
+        segments += [ended] if each.id or ended.end > ended.start else []
+        segments.append(replace(behind, start=ended.end, id=0))
+    return replace(subscription, segments=tuple(segments))
+
+
+def plan_since(subscription: Subscription) -> date:
+    """The first day of the plan that it has."""
+    since = subscription.end
+    for each in reversed(subscription.segments):
+        if each.plan_id != subscription.current.plan_id:
+            break
+        since = each.start
+    return since
 
 
 def change_now(subscription: Subscription, plan_id: int, cost: Decimal, today: date) -> Subscription:
@@ -174,9 +221,30 @@ def status(start: date, end: date, today: date) -> str:
     return "future" if today < start else "active"
 
 
+def _with(segment: Segment, said: Mapping[str, object], cost: Decimal) -> Segment:
+    """A segment by other terms."""
+    terms, negotiated, one = segment.terms, segment.negotiated, segment.unit_cost
+    if "discount" in said:
+        terms = replace(terms, discount_rate=_decimal(said["discount"]), discount_end=None)
+    if "minimum" in said:
+        terms = replace(terms, minimum_commitment=_decimal(said["minimum"]))
+    if "negotiated_cost" in said:
+        fee = _decimal(said["negotiated_cost"])
+        negotiated, one = fee is not None, cost if fee is None else fee
+    elif REPRICED in said and not negotiated:
+        one = cost
+    quantity = int(str(said.get("quantity", segment.quantity)))
+    return replace(segment, terms=terms, cost=one * quantity, quantity=quantity, negotiated=negotiated)
+
+
+def _decimal(said: object) -> Decimal | None:
+    return None if said is None else Decimal(str(said))
+
+
 def _split(subscription: Subscription, plan_id: int, cost: Decimal, at: date) -> Subscription:
     """The same with another plan from a day on, and no change that waits."""
-    following = replace(subscription.current, plan_id=plan_id, cost=cost, start=at, id=0)
+    now = subscription.current
+    following = replace(now, plan_id=plan_id, cost=cost * now.quantity, negotiated=False, start=at, id=0)
     segments = (*_ended(subscription, at), following)
     return replace(subscription, segments=segments, next_plan_id=None, change_at=None)
 

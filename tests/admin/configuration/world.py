@@ -25,7 +25,7 @@ WORLD: Objects = {
         {
             "organization": "Acme", "plan": "Team", "start_date": "2026-01-15",
             "billing_interval": "quarterly", "billing": "advance", "discount_rate": "0.2",
-            "minimum_commitment": "10.00",
+            "minimum_commitment": "10.00", "quantity": 3,
         },
     ],
     "budgets": [
