@@ -45,6 +45,8 @@ from gateway.core.billing.tax import Tax, taxes_of
 __all__ = ["Bill", "Facts", "Fee", "Line", "bill", "span"]
 
 INFORMATION = "credits_consumed"
+# What a basis begins with that counts toward a minimum.
+_COMMITTED = frozenset({"segment", "discount", "early", "tokens", "usage"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +99,18 @@ def _behind(facts: Facts, charges: Sequence[Charge]) -> Facts:
 
 
 def _rounded(line: Line, carried: dict[str, Decimal], currency: str) -> Line:
-    """Round what is billed of a basis up to now, less what was billed of it before."""
+    """Round what is billed of a basis up to now, less what was billed of it before.
+
+    What is missing to a minimum takes the rest of all that counts toward it: together they come to it.
+    """
     if line.basis is None or line.exact is None:
         return replace(line, amount=rounded(line.amount, currency))
     due = line.exact + carried.get(line.basis, Decimal(0))
-    amount = rounded(due, currency)
+    rest = Decimal(0)
+    if line.kind == COMMITMENT:
+        others = (each for each in carried if each != line.basis and each.partition(":")[0] in _COMMITTED)
+        rest = sum((carried[each] for each in others), Decimal(0))
+    amount = rounded(due + rest, currency)
     carried[line.basis] = due - amount
     return replace(line, amount=amount)
 

@@ -229,3 +229,19 @@ async def test_wrong_fields(april: April, fields: dict[str, Any], named: str) ->
     with pytest.raises(Unprocessable) as refused:
         await customer(april, starter, BEGINS, NEVER, **fields)
     assert [name for name, _ in refused.value.errors] == [named]
+
+
+@pytest.mark.parametrize(
+    ("cost", "off", "days", "due"), [("29.00", "0.15", 2, "6.67"), ("20.00", "0.15", 1, "3.33")]
+)
+async def test_a_minimum_takes_the_rest_of_the_rounding(
+    april: April, cost: str, off: str, days: int, due: str
+) -> None:
+    """Each line rounded by itself is a cent less: 1.93, 0.29 off that, and 5.02."""
+    starter = await plan(april, "Starter", cost, 2_000_000)
+    terms = {"discount_rate": Decimal(off), "minimum_commitment": Decimal(100)}
+    ids = await customer(april, starter, BEGINS, NEVER, **terms)
+    await april.on(at(4, 1 + days))
+    await april.do("organization-subscriptions", "cancel", ids["subscription"], when="now")
+    assert await months(april, ids, 4, 5) == [due, "0.00"]
+    assert await broken(april.url) == []
