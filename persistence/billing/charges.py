@@ -25,7 +25,7 @@ NOTHING_THAT_RUNS = datetime(1, 1, 2, tzinfo=UTC)
 ALL_THAT_RUNS = datetime(9999, 12, 30, tzinfo=UTC)
 # How long a statement may take that charges or invoices one organization, and many, who are then tried one by
 # one. Meanwhile the flush of their partition waits.
-STATEMENT_S_MAX, STATEMENT_OF_MANY_S_MAX = 30.0, 5.0
+STATEMENT_S_MAX, STATEMENT_OF_MANY_S_MAX = 10.0, 5.0
 
 # Advisory lock class 7803: charges and invoices of one organization.
 _LOCK = text("SELECT pg_advisory_xact_lock(7803, hashint8(:organization))")

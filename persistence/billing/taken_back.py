@@ -24,12 +24,16 @@ _OWED_AGAIN = text(_COUNTER.format(sign="", reason="'reissued'", fact="reissued"
 _VOID_NOTE = text(_COUNTER.format(sign="-", reason="'credit_void'", fact="void", invoice="invoice_id, line"))
 # The charges behind a line of an invoice, with what other notes gave back of them.
 _BEHIND = text("""
-SELECT c.id, c.source, c.unit_price, c.quantity + coalesce(sum(n.quantity), 0) AS quantity,
-       c.amount + coalesce(sum(n.amount), 0) AS amount
-  FROM charge AS c
-  LEFT JOIN charge AS n ON n.corrects_id = c.id AND n.reason = 'credited'
-   AND NOT EXISTS (SELECT FROM charge AS v WHERE v.corrects_id = n.id AND v.reason = 'credit_void')
- WHERE c.invoice_id = :invoice AND c.line = :line GROUP BY c.id ORDER BY c.id""")
+SELECT id, max(source) AS source, max(unit_price) AS unit_price, sum(quantity) AS quantity,
+       sum(amount) AS amount
+  FROM (SELECT id, source, unit_price, quantity, amount FROM charge
+         WHERE invoice_id = :invoice AND line = :line
+        UNION ALL
+        SELECT c.corrects_id, c.source, c.unit_price, c.quantity, c.amount
+          FROM invoice AS n JOIN invoice_line AS l ON l.invoice_id = n.id AND l.corrects_position = :line
+          JOIN charge AS c ON c.invoice_id = n.id AND c.line = l.position AND c.reason = 'credited'
+         WHERE n.corrects_id = :invoice AND n.status = 'finalized') AS c
+ GROUP BY id ORDER BY id""")
 _CREDIT = text("""
 INSERT INTO charge (organization_id, kind, period_start, period_end, quantity, unit_price, amount, currency,
                     source, source_id, reason, corrects_id, fact, tenant_id, service_id, place, invoice_id,
@@ -38,7 +42,8 @@ SELECT c.organization_id, c.kind, c.period_start, c.period_end, n.quantity, c.un
        c.currency, c.source, c.source_id, 'credited', c.id,
        format('credited:%s:%s', cast(:note AS bigint), c.id), c.tenant_id, c.service_id, c.place, :note, :line
   FROM unnest(cast(:ids AS bigint[]), cast(:quantities AS numeric[]), cast(:amounts AS numeric[]))
-    AS n (id, quantity, amount) JOIN charge AS c ON c.id = n.id""")
+    AS n (id, quantity, amount) JOIN charge AS c ON c.id = n.id
+ WHERE c.invoice_id = :invoice AND c.line = :position""")
 
 
 def void(connection: Connection, invoice_id: int) -> None:
@@ -70,7 +75,8 @@ def credit(
         amounts = spread_amount(amount, [each.amount for each in behind])
         quantities = _credits_of(behind, sum(amounts, Decimal(0)))
     values = {"ids": [each.id for each in behind], "quantities": quantities, "amounts": amounts}
-    connection.execute(_CREDIT, {"note": note_id, "line": line, **values})
+    of = {"note": note_id, "line": line, "invoice": invoice_id, "position": position}
+    connection.execute(_CREDIT, of | values)
     return sum(amounts, Decimal(0))
 
 

@@ -15,14 +15,15 @@ from functools import partial
 from typing import Protocol
 
 from gateway.background.isolation import is_store_away
-from gateway.core.billing.due import Due, Left, ScheduledResult, left_by
+from gateway.core.billing.due import TOOK_TOO_LONG, Due, Left, ScheduledResult, left_by
 from gateway.errors import CountersUnavailable, TollkeeperError
 
 INTERVAL_S = 60.0
 ORGANIZATIONS_A_PAGE = 5_000
 # Their invoices are one transaction: so many of a partition wait for each other, and its flush for all.
 ORGANIZATIONS_A_BATCH = 25
-
+# One that takes too long is tried again behind two turns, four, and so on: an hour at most.
+PAUSE_TURNS_MAX = 60
 
 # Whether a partition is the caller's now.
 Claim = Callable[[int], Awaitable[bool]]
@@ -78,10 +79,14 @@ class Invoicing:
         self._at_once = at_once
         self._organizations_a_batch = organizations_a_batch
         self._shuffle = shuffle
+        self._turns = 0
+        # Whose statements took too long: in which turn they are tried again, and behind how many it was.
+        self._later: dict[int, tuple[int, int]] = {}
 
     async def turn(self) -> tuple[int, int]:
         """Make what is due; answers of how many organizations it was made, and how many were left."""
         after, made, left = 0, 0, 0
+        self._turns += 1
         due = partial(self._invoices.invoices_due, finalize=self._finalize)
         async with self._invoices.claims() as claim:
             while page := await due(after, ORGANIZATIONS_A_PAGE):
@@ -119,7 +124,9 @@ class Invoicing:
     async def _share(self, organization_ids: Sequence[int]) -> tuple[int, int]:
         """Make the invoices of one partition, batch by batch."""
         made = left = 0
-        due = await self._invoices.still_due(organization_ids, finalize=self._finalize)
+        # Each try of one that takes too long keeps the flush of its partition waiting.
+        now = [each for each in organization_ids if self._later.get(each, (0, 0))[0] <= self._turns]
+        due = await self._invoices.still_due(now, finalize=self._finalize)
         final = {each.organization_id for each in due if each.finalize}
         every = list(dict.fromkeys(each.organization_id for each in due))
         for at in range(0, len(every), self._organizations_a_batch):
@@ -134,7 +141,12 @@ class Invoicing:
         found = await self._tried([each for each in organization_ids if each not in left])
         left |= found.left
         await self._invoices.leave_invoices({**dict.fromkeys(found.done), **left})
+        for organization_id in found.done:
+            self._later.pop(organization_id, None)
         for organization_id, (reason, why) in left.items():
+            if reason == TOOK_TOO_LONG:
+                pause = min(2 * self._later.get(organization_id, (0, 1))[1], PAUSE_TURNS_MAX)
+                self._later[organization_id] = (self._turns + pause, pause)
             told = {"organization_id": organization_id, "reason": reason, "why": why}
             self._log("invoice left", **told, level="warning")
         return ScheduledResult(found.done, left)

@@ -156,3 +156,18 @@ async def test_a_refusal_says_which_field_is_missing() -> None:
     books = Nobodys(1)
     assert await invoicing(books).turn() == (0, 1)
     assert books.left[1] == Left(INCOMPLETE, "This cannot become final. seller is not known")
+
+
+async def test_what_takes_too_long_is_tried_ever_less_often() -> None:
+    books = Books(1, 3, refused=frozenset({3}))
+    books.refusal = TookTooLong()
+    schedule, tried = invoicing(books), list[int]()
+    for turn in range(1, 40):
+        made = len(books.closed)
+        await schedule.turn()
+        tried += [turn] if 3 in books.closed[made:] else []
+    assert tried == [1, 3, 7, 15, 31]
+    books.refused = frozenset()
+    while [3] not in books.made:
+        await schedule.turn()
+    assert books.left[3] is None

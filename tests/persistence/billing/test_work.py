@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import Mapping
-from datetime import date
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import event
 
+from gateway.admin.resources.finance import ITEMS
 from gateway.background.timed.dunning import Dunning
 from gateway.core.billing.dunning import DunningSchedule
 from gateway.core.billing.finance import Asked
-from tests.persistence.april import April, april, at, invoiced, plan
+from tests.persistence.april import April, april, at, invoiced, opened, plan, service, use
 from tests.persistence.billing.test_due import act, customer
+from tests.persistence.billing.test_top_ups import post
+from tests.persistence.migrated import empty
 
 __all__ = ["april"]
 
@@ -67,6 +72,7 @@ async def test_a_note_over_four_times_the_days_is_four_times_the_work(april: Apr
         of = {"organization_id": ids["organization"], "source": "subscription_segment"}
         made = await april.do("invoices", "create", **of)
         billed = await april.do("invoices", "finalize", made["id"])
+        analyze(april)
         await april.on(at(4, 3, 1, april.now.year))
         await act(april, ids, "change", plan_id=small, when="now")
         made = await april.do("invoices", "create", **of)
@@ -133,4 +139,94 @@ async def test_credit_of_four_times_the_notes_is_four_times_the_work(april: Apri
     assert len(many) > STATEMENTS
     # Ten rows a document: each compared with each were a million.
     grown = {said: (few[said], rows) for said, rows in many.items() if rows > few[said] * TIMES + 10_000}
+    assert not grown
+
+
+# Days of an organization, and charges a day: its fee, what is off it, units, credits beyond the balance.
+DAYS, A_DAY = 625, 4
+TODAY = date(2036, 1, 1)
+
+
+async def lived(april: April, days: int) -> dict[str, int]:
+    """An organization that used something each day, and of which nothing is charged that is no fee."""
+    begins = april.now
+    await april.on(begins)
+    starter = await plan(april, f"Starter {days}", "30.00", 1_000)
+    rerank = await service(april, f"rerank-{days}", "Pay-Per-Use")
+    ids = await customer(april, starter, begins.date(), None, discount_rate=Decimal("0.1"))
+    terms: dict[str, object] = {"credit_limit": 10**9, "credit_unit_cost": Decimal("0.02")}
+    await april.do("organizations", "change", ids["organization"], **terms)
+    for day in range(days):
+        april.account.at_ms = int((begins + timedelta(days=day)).timestamp() * 1000)
+        use(april.account, rerank, units=3, credits_=2)
+        if day % 200 == 0:
+            april.flush()
+    april.flush()
+    return ids
+
+
+def analyze(april: April) -> None:
+    """What PostgreSQL does by itself once rows have come."""
+    april.connection.execute("ANALYZE")
+
+
+async def everything(april: April, ids: dict[str, int], days: int) -> None:
+    """What is billed, paid, given back, reported and ended of an organization."""
+    begins, owner = TODAY - timedelta(days=days), ids["organization"]
+    await april.on(datetime.combine(TODAY, time(1), UTC))
+    await april.allocate()
+    await april.store.unbilled(owner)
+    await april.store.charge(owner)
+    analyze(april)
+    # The second half alone at first, so that a note and the rest meet documents.
+    for until in (begins + timedelta(days=days // 2), TODAY):
+        start = until - timedelta(days=300)
+        made = await april.do(
+            "invoices", "create", organization_id=owner, period_start=start, period_end=until
+        )
+        billed = await april.do("invoices", "finalize", made["id"])
+        analyze(april)
+    await april.do("invoices", "payments", billed["id"], amount=Decimal("1.00"), reference=f"first {days}")
+    note = await april.do("invoices", "credit-note", made["id"])
+    note = await april.do("invoices", "finalize", note["id"])
+    analyze(april)
+    await april.do("invoices", "void", note["id"])
+    await april.do("organization-subscriptions", "terms", ids["subscription"], **{"from": begins}, quantity=2)
+    await april.do(
+        "credit-additions", "create", organization_id=owner, credits_added=days, category="promotional"
+    )
+    post(april)
+    await april.allocate()
+    await april.store.charge(owner)
+    await april.store.unbilled(owner)
+    now = april.now
+    asked = Asked(now, now - timedelta(days=2 * days), owner)
+    for report in ITEMS.keys() - {"ledger"}:
+        await april.store.report(report, asked, 0, 100_000)
+    async for _ in april.store.entries(asked):
+        pass
+    async for _ in april.store.usage(billed["id"]):
+        pass
+    await Dunning(april.store, DunningSchedule((3, 10), 20)).turn()
+    await act(april, ids, "cancel", when="now")
+    await april.store.charge(owner)
+
+
+async def work_of(url: str, days: int) -> Counter[str]:
+    empty(url)
+    async with opened(url, datetime.combine(TODAY - timedelta(days=days), time(12), UTC)) as april:
+        work = watched(april)
+        ids = await lived(april, days)
+        work.clear()
+        await everything(april, ids, days)
+        [(charges,)] = april.rows("SELECT count(*) FROM charge WHERE reason = 'fact'")
+        assert int(str(charges)) >= A_DAY * days
+        return work
+
+
+def test_four_times_the_charges_are_four_times_the_work_whatever_is_done_with_them(migrated: str) -> None:
+    """Of one organization alone with 2,500 charges, and of one with 10,000."""
+    few, many = (asyncio.run(work_of(migrated, days)) for days in (DAYS, 4 * DAYS))
+    assert len(many) > 3 * STATEMENTS
+    grown = {said: (few[said], rows) for said, rows in many.items() if rows > few[said] * TIMES + FEW}
     assert not grown
