@@ -80,8 +80,8 @@ async def test_prices_of_the_bundled_list_and_users_met_by_requests_are_not_expo
 async def test_what_files_cannot_name_is_left_out_and_said(api: Api) -> None:
     tenant = await api.make("tenants", name="Web")
     twice = [await api.make("api-keys", name="Twice", tenant_id=tenant["id"]) for _ in range(2)]
-    await api.make("budgets", name="Of one", organization_id=tenant["organization_id"], unit="tokens", amount=5,
-                   interval="day", api_key_id=twice[0]["id"])  # fmt: skip
+    its = {"organization_id": tenant["organization_id"], "api_key_id": twice[0]["id"], "interval": "day"}
+    await api.make("budgets", name="Of one", unit="tokens", amount=5, **its)
     found = await exported(api)
     assert [line.partition(":")[0] for line in found["left_out"]] == [
         *(f"api-keys {one['id']} (Twice)" for one in twice),
