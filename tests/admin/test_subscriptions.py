@@ -226,3 +226,37 @@ async def test_one_cancelled_before_it_began_stands_in_nobodys_way(api: Api) -> 
     await api.post(f"{where}/cancel", {"when": "now"})
     assert (await api.delete(f"subscription-plans/{made['plan_id']}")).status == 204
     assert (await api.delete(f"organizations/{organization_id}")).status == 204
+
+
+async def test_terms_and_prices_change_from_a_day_on_and_refusals_name_the_field(api: Api) -> None:
+    _, made = await subscribed(api)
+    terms, price = (
+        f"organization-subscriptions/{made['id']}/terms",
+        f"subscription-plans/{made['plan_id']}/reprice",
+    )
+    told = await api.post(
+        terms, {"from": day(0), "quantity": 3, "discount": "0.10", "negotiated_cost": "20.00"}
+    )
+    assert (told.status, told.json["quantity"], told.json["negotiated_cost"]) == (200, 3, "20")
+    assert [each["cost"] for each in told.json["segments"]] == ["29.00", "60.00"]
+    told = await api.post(terms, {"from": day(30), "minimum": None, "negotiated_cost": None})
+    assert [(each["from"], each["waits"]) for each in told.json["terms"]] == [
+        (day(0), False),
+        (day(30), True),
+    ]
+    told = await api.post(price, {"from": day(5), "monthly_cost": "33.00"})
+    assert (told.status, told.json["monthly_cost"]) == (200, "29.00")
+    assert [(each["from"], each["monthly_cost"], each["waits"]) for each in told.json["prices"]][1:] == [
+        (day(5), "33", True)
+    ]
+    for path, sent, fields in (
+        (terms, {"quantity": 2}, {"from"}),
+        (terms, {"from": day(1)}, {"discount", "minimum", "negotiated_cost", "quantity"}),
+        (terms, {"from": day(-11), "quantity": 2}, {"from"}),
+        (terms, {"from": day(1), "quantity": 0}, {"quantity"}),
+        (price, {"from": day(-1), "annual_cost": "1.00"}, {"from"}),
+        (price, {"from": day(1)}, {"monthly_cost", "annual_cost"}),
+    ):
+        refused = await api.post(path, sent)
+        assert refused.status == 422
+        assert {each["field"] for each in refused.json["errors"]} == fields
