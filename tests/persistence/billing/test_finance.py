@@ -332,6 +332,13 @@ async def test_reports_are_what_happened(
         assert (-upto.get("deferred", Decimal(0)), -upto.get("deferred_credits", Decimal(0))) == (
             of_fees, sum((row["amount"] for row in rows if not row["month"]), Decimal(0)),
         )  # fmt: skip
+        # The reports may be added: what was earned or is deferred is on documents, or unbilled.
+        revenue = await store.report("revenue", Asked(until, moment(date(2026, 1, 1))), 0, 999)
+        open_ = await store.report("unbilled", Asked(until), 0, 999)
+        assert sum(row["amount"] for row in open_) == upto.get("unbilled", 0)
+        assert sum(row["amount"] for row in (*revenue, *rows)) == (
+            upto.get("unbilled", 0) + upto.get("rounding", 0) + net_of(books, until)
+        )
     # What credits have earned and what is deferred of them is what they were sold for.
     credits_ = {"deferred_credits", "revenue_credits_used", "revenue_credits_expired"}
     of_credits = add_up(whole, "account")
@@ -444,6 +451,20 @@ def ahead(books: Books, charges: Sequence[dict[str, Any]], until: datetime) -> d
         if added[addition] > 0:
             found[None] += deferred_of(added[addition], [one for one in moves if one[0] < until])
     return {month: amount for month, amount in found.items() if amount}
+
+
+def net_of(books: Books, until: datetime) -> Decimal:
+    """What documents that were in force then came to before tax."""
+    return sum(
+        (
+            Decimal(line["amount"])
+            for each, one in books.documents.items()
+            if books.stands(each, until) is not None
+            for line in one["lines"]
+            if line["kind"] != "tax"
+        ),
+        Decimal(0),
+    )
 
 
 def taxed(books: Books) -> tuple[Decimal, Decimal]:

@@ -142,6 +142,53 @@ async def test_credit_of_four_times_the_notes_is_four_times_the_work(april: Apri
     assert not grown
 
 
+CREDITS = """
+WITH bill AS (
+    INSERT INTO invoice (organization_id, kind, status, number, currency, period_start, period_end,
+                         total_amount, finalized_at, due_date, payment_status)
+    SELECT {of}, 'invoice', 'finalized', concat_ws('-', 'credits', {of}, n), 'USD', '2026-03-01',
+           '2026-04-01', 90, '2026-04-01', '2026-04-15', 'open' FROM generate_series(1, {count}) AS n
+    RETURNING id
+), addition AS (
+    INSERT INTO credit_addition (organization_id, credits_added, spent, category, unit_cost, invoicing,
+                                 invoice_id, control_write_id)
+    SELECT {of}, 90, 30, 'paid', 1, k, CASE k WHEN 'prepaid' THEN id END, gen_random_uuid()
+      FROM bill, (VALUES ('next'), ('prepaid')) AS kinds (k) RETURNING id, invoice_id
+), paid AS (
+    INSERT INTO payment (organization_id, invoice_id, amount, currency, reference, created_at)
+    SELECT {of}, id, 1, 'USD', n::text, '2026-04-05' FROM bill, generate_series(1, 3) AS n
+), drawn AS (
+    INSERT INTO credit_drawdown (organization_id, credit_addition_id, kind, day, credits)
+    SELECT {of}, id, 'use', date '2026-04-05' + n, 3 FROM addition, generate_series(1, 10) AS n
+)
+INSERT INTO charge (organization_id, kind, period_start, period_end, quantity, unit_price, amount, currency,
+                    source, source_id, reason, fact, created_at)
+SELECT {of}, 'credits_purchased', '2026-04-01', '2026-04-02', 90, 1, 90, 'USD', 'credit_addition', id, 'fact',
+       'addition:' || id, '2026-04-01' FROM addition RETURNING id"""
+
+
+async def test_books_of_four_times_the_credits_are_four_times_the_work(april: April) -> None:
+    work, done = watched(april), []
+    starter = await plan(april, "Starter", "10.00", 1_000)
+    ids = await customer(april, starter, at(4, 1).date(), None)
+    april.rows(CREDITS.format(of=ids["organization"], count=1_000))
+    for count in (50, 200):
+        ids = await customer(april, starter, at(4, 1).date(), None)
+        april.rows(CREDITS.format(of=ids["organization"], count=count))
+        analyze(april)
+        asked = Asked(at(5, 1, 0), at(4, 1, 0), ids["organization"])
+        work.clear()
+        for report in ("revenue", "deferred-revenue"):
+            await april.store.report(report, asked, 0, 9)
+        legs = [leg async for batch in april.store.entries(asked) for leg in batch]
+        assert len({leg["entry_id"] for leg in legs if leg["source"] == "use"}) == 20 * count
+        done.append(work.copy())
+    few, many = done
+    grown = {said: (few[said], rows) for said, rows in many.items() if rows > few[said] * TIMES + 10_000}
+    assert many
+    assert not grown
+
+
 # Days of an organization, and charges a day: its fee, what is off it, units, credits beyond the balance.
 DAYS, A_DAY = 625, 4
 TODAY = date(2036, 1, 1)
