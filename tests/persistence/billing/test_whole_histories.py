@@ -265,8 +265,9 @@ class WholeHistory(History):
         if self._cycle_at(at) == len(self.owed.cycles) - 1 and self.april.account.total is None:
             return
         event_id = str(uuid.uuid4())
-        await send(self.april, self.april.account.tenant_id, at, tokens, event_id)
-        self.events.append((event_id, at, tokens))
+        told = await send(self.april, self.april.account.tenant_id, at, tokens, event_id)
+        # What nobody would be charged for, since no plan was in force then, is rejected.
+        self.events += [(event_id, at, tokens)] if told["accepted"] else []
         self._told(at, tokens)
         for write, payload in self._writes("use"):
             if payload["counts_tokens"]:
