@@ -114,6 +114,24 @@ async def run_in_task(coroutine: Coroutine[Any, Any, T]) -> T:
             await future
 
 
+def begin(coroutine: Coroutine[Any, Any, T]) -> Wait[T]:
+    """Run what awaits `Wait`s, and nothing else, from now on, whether its end is awaited or not."""
+    over: Wait[T] = Wait()
+
+    def go_on() -> None:
+        try:
+            wait = coroutine.send(None)
+        except StopIteration as end:
+            over.set(end.value)
+        except Exception as error:  # noqa: BLE001  # whoever awaits the end is told
+            over.fail(error)
+        else:
+            wait.then(go_on)
+
+    go_on()
+    return over
+
+
 class Within:
     """`asyncio.timeout` by time awake: a stall of the loop counts as one part of `LOOKS_MIN` at most."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from gateway.core.calls.binding import UNREAD_METERS
 from gateway.core.calls.call import Call
+from gateway.core.families.family import TOLD_MAX
 from gateway.core.families.refusal import render
 from gateway.core.metering.making import AnswerMeter
 from gateway.core.metering.meter import OPEN
@@ -176,7 +177,9 @@ def _metered(worker: Worker, caller: Caller, call: Call, meter: AnswerMeter, dat
 
 
 def take_told(meter: AnswerMeter, call: Call) -> list[str]:
-    """The ids of objects that an answer named since the last time, but for what its request brought."""
-    told = [one for one in meter.told if one not in call.brought]
+    """The ids of objects that an answer names for the first time, but for what its request brought."""
+    told = [one for one in dict.fromkeys(meter.told) if one not in call.brought]
     meter.told.clear()
+    if told and len(call.brought) < TOLD_MAX:  # many events name the same
+        call.brought |= frozenset(told)
     return told

@@ -17,7 +17,7 @@ from gateway.counters.admission.directory import Directory
 from gateway.counters.admission.live import LiveHolds
 from gateway.counters.admission.objects import Objects
 from gateway.counters.admission.quota import Counters
-from gateway.counters.admission.sharded import ShardedCounters, ShardedObjects
+from gateway.counters.admission.sharded import ShardedCounters
 from gateway.counters.keeper.worker_reports import WorkerReports
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.leases.leaser import Leaser
@@ -39,7 +39,7 @@ class Door:
 
     directory: Directory
     counters: Counters | ShardedCounters
-    objects: Objects | ShardedObjects
+    objects: Objects
     allowances: Allowances
     leaser: Leaser
     worker_reports: WorkerReports
@@ -65,20 +65,16 @@ def make_door(
     def counters_of(wire: Wire) -> Counters:
         return Counters(wire, directory, ttl_ms, clock, took, log=settlements, allowances=allowances, say=log)
 
-    def objects_of(wire: Wire) -> Objects:
-        return Objects(wire, time.time, settings.object_ttl_s, settings.objects_max)
-
     counters: Counters | ShardedCounters
-    objects: Objects | ShardedObjects
     if isinstance(wires, Shards):
         live = LiveHolds(wires, allowances, ttl_ms, clock, took["extend"])
         counters = ShardedCounters(
             wires, counters_of, live, Crowded(clock, log), hold_ttl_s=settings.hold_ttl_s, clock=clock
         )
-        objects = ShardedObjects(wires, objects_of)
     else:
         (wire,) = wires.wires
-        counters, objects = counters_of(wire), objects_of(wire)
+        counters = counters_of(wire)
+    objects = Objects(wires, time.time, settings.object_ttl_s, settings.objects_max, log=log)
     reports = WorkerReports(wires, str(worker_slot), time.time_ns(), clock)
     cooling, tokens = SharedCooling(wires, clock), token_callers(settings, directory, log)
     return Door(directory, counters, objects, allowances, leaser, reports, cooling, tokens)

@@ -110,7 +110,7 @@ DONE_EVENT = b"data: [DONE]\n\n"
 
 
 class FakeObjects:
-    """Remembers whose objects are; `down` fails."""
+    """Remembers whose objects are, the first one's; `down` fails."""
 
     def __init__(self) -> None:
         self.kept: set[tuple[int, str]] = set()
@@ -127,7 +127,8 @@ class FakeObjects:
         return wait
 
     def keep(self, caller: Caller, ids: Sequence[str]) -> Wait[object]:
-        self.kept |= {(caller.organization_id, one) for one in ids}
+        taken = {one for _, one in self.kept}
+        self.kept |= {(caller.organization_id, one) for one in ids if one not in taken}
         wait: Wait[object] = Wait()
         wait.set(None)
         return wait

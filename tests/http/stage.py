@@ -27,7 +27,7 @@ from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Attribution, Caller
 from gateway.core.upstreams.cooling import Cooling
 from gateway.errors import Refusal
-from gateway.http.ports import Ports, Tokens, Tracer
+from gateway.http.ports import Objects, Ports, Tokens, Tracer
 from gateway.http.server.server import DataPlane
 from gateway.http.server.traced import TracedPlane
 from gateway.http.tally import Tally
@@ -302,6 +302,7 @@ class Stage:
         self.tokens: Tokens = NoTokens()
         self.counters = FakeCounters()
         self.objects = FakeObjects()
+        self.stored: Objects | None = None
         self.failures = Failures(time.monotonic, free_max=1_000)
         self.tally = Tally()
         self.refusals = Refusals(time.time)
@@ -318,7 +319,7 @@ class Stage:
             self.directory,
             self.tokens,
             self.counters,
-            self.objects,
+            self.stored or self.objects,
             Estimator(),
             self.tally,
             self._usage,
@@ -403,12 +404,16 @@ async def staged(
     look_up: LookUp = by_system,
     tokens: Callable[[FakeDirectory], Tokens] = NoTokens,
     earlier_peppers: tuple[bytes, ...] = (),
+    stored: Objects | None = None,
     **limits: float,
 ) -> AsyncIterator[Stage]:
-    """A stage whose every hold is settled when it closes. `limits` are fields of `HttpLimits`."""
+    """A stage whose every hold is settled when it closes. `limits` are fields of `HttpLimits`, `stored` the
+    objects of a real Redis.
+    """
     upstream = FakeUpstream()
     await upstream.start(upstream_tls)
     stage = Stage(upstream)
+    stage.stored = stored
     stage.tokens = tokens(stage.directory)
     url = base_url or f"http{'s' if upstream_tls else ''}://localhost:{upstream.port}"
     target = UpstreamTarget(

@@ -43,12 +43,12 @@ class Call:
     stated. `input_bytes` is text, of which `rare_bytes` are no ASCII; `blob_tokens` stands for images, sound
     and files, of whose bytes `unsure_bytes` may cost more than that. `models_beside` may answer instead of
     `model`; `user` is whom the body names as its user, and `named` are the stored objects that path and body
-    name, `brought` ids of what its body has whole, `names` what the names in it end like. With `strip_usage`
-    the answer must not be compressed: send `accept-encoding: identity`. The estimator sets
-    `output_bytes_per_token` and `input_tokens_per_byte` to what it learned of the model, `learned` to where
-    it keeps that, `tokens_of` to its tokenizer, where there is one, `input_ceiling` and `output_ceiling` to
-    what the call and one choice of it could use at most, in tokens; `reports` says that a complete answer
-    always tells its use. `narrow` makes of a whole list of models what of it the caller may see, in turns:
+    name, `brought` ids of what its body has whole, and that its answer told already, `names` what the names
+    in it end like. With `strip_usage` the answer must not be compressed: send `accept-encoding: identity`.
+    The estimator sets `output_bytes_per_token` and `input_tokens_per_byte` to what it learned of the model,
+    `learned` to where it keeps that, `tokens_of` to its tokenizer, where there is one, `input_ceiling` and
+    `output_ceiling` to what the call and one choice of it could use at most, in tokens; `reports` says that a
+    complete answer always tells its use. `narrow` makes of a whole list of models what of it the caller may see, in turns:
     it gives nothing before the last one. A meter sets `text_bytes` to the text it saw produced.
     """
 

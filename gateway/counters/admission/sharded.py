@@ -6,14 +6,13 @@ other's. A worker without a cluster has `Counters` alone.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
-from gateway.core.model import Caller, Decision, HoldRequest, Observed, Settled, Settlement
+from gateway.core.model import Decision, HoldRequest, Observed, Settled, Settlement
 from gateway.core.wait import Wait
 from gateway.counters.admission.crowded import Crowded
 from gateway.counters.admission.live import LiveHolds
-from gateway.counters.admission.objects import Objects
 from gateway.counters.admission.quota import Counters
 from gateway.counters.admission.releasing import Releases
 from gateway.counters.redis.calls import Reply
@@ -94,18 +93,3 @@ class ShardedCounters:
 
     def _send_release(self, release: Settlement) -> Wait[Reply]:
         return self._of(release.caller.partition).send_release(release)
-
-
-class ShardedObjects:
-    """Whose the objects are that upstreams keep, on the primary of each organization."""
-
-    def __init__(self, shards: Shards, make: Callable[[Wire], Objects]) -> None:
-        self._of = _OfWires(shards, make).of
-
-    def owned(self, caller: Caller, ids: Sequence[str]) -> Awaitable[bool]:
-        """As `Objects.owned`."""
-        return self._of(caller.partition).owned(caller, ids)
-
-    def keep(self, caller: Caller, ids: Sequence[str]) -> Awaitable[object]:
-        """As `Objects.keep`."""
-        return self._of(caller.partition).keep(caller, ids)

@@ -1,8 +1,9 @@
 """The name of every Redis key. Nothing else in the project spells one.
 
-All keys of a partition share one hash tag, so a script that takes them runs on one hash slot. Identities and
-terms stand in the slots of partitions too, and so does what is said of a server's whole data: beside one of
-the partitions that it has, its anchor. What is left is of everybody, and asked for key by key.
+All keys of a partition share one hash tag, so a script that takes them runs on one hash slot. Identities,
+owners of objects and terms stand in the slots of partitions too, and so does what is said of a server's whole
+data: beside one of the partitions that it has, its anchor. What is left is of everybody, and asked for key by
+key.
 The catalogue with types, writers and lifetimes is in `lua/README.md`.
 """
 
@@ -35,13 +36,21 @@ def partition_of(organization_id: int) -> int:
 
 
 def partition_of_digest(digest: str) -> int:
-    """Partition in whose slot a credential's identity stands, for ever; whose it is decides of all else."""
+    """Partition in whose slot a credential's identity, or an object's owner, stands, for ever.
+
+    Whose it is decides of all else.
+    """
     return crc_hqx(digest.encode(), 0) % PARTITIONS
 
 
 def identity(digest: str) -> str:
     """Whom a credential stands for; the digest is hex HMAC-SHA-256."""
     return f"{IDENTITIES.decode()}{{p{partition_of_digest(digest):02d}}}:{digest}"
+
+
+def object_owner(digest: str) -> str:
+    """Whose an object of an upstream is; the digest of its id is hex."""
+    return f"tk:{{p{partition_of_digest(digest):02d}}}:obj:{digest}"
 
 
 def organization_terms(organization_id: int) -> str:

@@ -148,6 +148,26 @@ def test_what_a_body_of_gemini_names(document: dict[str, Any], expected: tuple[s
     assert names(Family("gemini"), document) == expected
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "files/mine/../theirs", "files/mine/files/theirs", "files/mine?name=files/theirs", "files/mine#x",
+        "https://x.com/v1beta/files/mine/../theirs", "https://x.com/%66iles/theirs#/files/mine",
+        "files%2Ftheirs;/files/mine", "../v1/files/mine", "x/../files/mine", "https:\\\\x/files/mine",
+        "FILES/mine", "Files/mine", "files//mine", " files/mine/", "files/mine:delete",
+    ],
+)  # fmt: skip
+def test_a_name_that_can_be_read_in_two_ways_is_nobodys(name: str) -> None:
+    assert names(Family("gemini"), {"cachedContent": name}) == (name,)
+
+
+@pytest.mark.parametrize(
+    "name", ["files/abc", "/v1beta/files/abc", FILES, f"{FILES}:download?alt=media", "v1/files/abc"]
+)
+def test_every_plain_spelling_of_a_name_is_its_path(name: str) -> None:
+    assert names(Family("gemini"), {"cachedContent": name}) == ("files/abc",)
+
+
 def test_too_many_and_too_long() -> None:
     with pytest.raises(InvalidRequest, match=str(NAMED_MAX)):
         names(Family("openai"), {"file_ids": [f"file-{n}" for n in range(NAMED_MAX + 1)]})

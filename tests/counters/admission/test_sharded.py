@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 
 import msgspec
@@ -23,7 +24,7 @@ from gateway.counters.admission.directory import Directory
 from gateway.counters.admission.live import LiveHolds
 from gateway.counters.admission.objects import Objects
 from gateway.counters.admission.quota import Counters
-from gateway.counters.admission.sharded import ShardedCounters, ShardedObjects
+from gateway.counters.admission.sharded import ShardedCounters
 from gateway.counters.admission.usage import Usages
 from gateway.counters.keeper.activity import Activity
 from gateway.counters.keeper.moves import Moves, taken_up
@@ -333,16 +334,50 @@ async def test_usage_and_objects_are_asked_of_the_primary_that_has_them(
     worker: Worker, organizations: list[Organization]
 ) -> None:
     usages = Usages(worker.shards, time.monotonic)
-    objects = ShardedObjects(worker.shards, lambda wire: Objects(wire, time.time, 60.0, 100))
-    for one in organizations:
+    objects = Objects(worker.shards, time.time, 60.0, 100)
+    ids = [f"file-{number}" for number in range(40)]  # owners on all primaries
+    for at, one in enumerate(organizations):
         assert await worker.call(one) is Settled.DONE
         told = msgspec.json.decode(await driven(usages.usage_of(one.caller)))
         assert (told["organization"], told["tokens_used"]) == (one.caller.organization_id, TOKENS)
-        assert await driven(objects.keep(one.caller, ["file-1"])) == 1
-        assert await driven(objects.owned(one.caller, ["file-1"]))
+        await driven(objects.keep(one.caller, ids))
+        await driven(objects.keep(one.caller, [f"own-{at}"]))
+        assert await driven(objects.owned(one.caller, ids)) is (one is organizations[0])
+        assert await driven(objects.owned(one.caller, [f"own-{at}"]))
         assert one.client.exists(keys.bucket(one.p, one.caller.key_id))
-        assert one.client.zcard(keys.objects(one.p, one.caller.organization_id)) == 1
-    assert not await driven(objects.owned(organizations[0].caller, ["file-2"]))
+        listed = one.client.zcard(keys.objects(one.p, one.caller.organization_id))
+        assert listed == 1 + len(ids) * (one is organizations[0])
+    assert not await driven(objects.owned(organizations[0].caller, ["file-41"]))
+
+
+async def test_an_object_whose_owner_is_away_is_claimed_later(
+    cluster: ValkeyCluster, worker: Worker, organizations: list[Organization]
+) -> None:
+    first, other = organizations[:2]
+    objects, lost = Objects(worker.shards, time.time, 60.0, 100), cluster.primaries[1]
+    id_ = next(
+        one
+        for one in (f"file-{number}" for number in range(999))
+        if keys.partition_of_digest(sha256(one.encode()).hexdigest()[:32]) == other.p
+    )
+    assert lost.client.exists(keys.marker(other.p))
+    lost.process.send_signal(signal.SIGSTOP)
+    try:
+        await driven(objects.keep(first.caller, [id_]))
+        with pytest.raises(CountersUnavailable):
+            await driven(objects.owned(first.caller, [id_]))
+    finally:
+        lost.process.send_signal(signal.SIGCONT)
+    # What it was asked meanwhile it does when it goes on.
+    await eventually(lambda: served(objects, first, id_))
+    await driven(objects.keep(other.caller, [id_]))
+    assert not await driven(objects.owned(other.caller, [id_]))
+
+
+async def served(objects: Objects, organization: Organization, id_: str) -> bool:
+    with suppress(CountersUnavailable):
+        return await driven(objects.owned(organization.caller, [id_]))
+    return False
 
 
 async def test_what_is_everybodys_is_asked_of_who_has_its_key(worker: Worker) -> None:

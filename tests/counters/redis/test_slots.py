@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -96,12 +96,15 @@ def test_what_is_of_a_partition_stands_in_its_slot_and_so_do_identities_and_term
         assert {slot_of(one.encode()) for one in named} == {SLOT_OF_PARTITION[p]}
 
 
-def test_identities_are_spread_over_the_slots_of_all_partitions() -> None:
+@pytest.mark.parametrize("name_of", [keys.identity, keys.object_owner])
+def test_what_a_digest_names_is_spread_over_the_slots_of_all_partitions(
+    name_of: Callable[[str], str],
+) -> None:
     names = [f"{number:064x}" for number in range(64 * PARTITIONS)]
-    found = Counter(slot_of(keys.identity(one).encode()) for one in names)
+    found = Counter(slot_of(name_of(one).encode()) for one in names)
     assert found.keys() == set(SLOT_OF_PARTITION)
     assert max(found.values()) < 3 * 64
-    assert all(keys.own_name(keys.identity(one).encode()) == one for one in names)
+    assert all(keys.own_name(name_of(one).encode()) == one for one in names)
 
 
 # --- who has what -----------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -11,6 +13,10 @@ import pytest
 
 from gateway.core.calls.route import Route
 from gateway.core.model import Family
+from gateway.counters.admission.objects import Objects
+from gateway.counters.redis import keys
+from gateway.counters.redis.address import parse_url
+from gateway.counters.redis.wire import Wire
 from tests.http.fakes import AUTH, CALLER, ROUTES, answer, get, post
 from tests.http.stage import Stage, staged
 
@@ -36,14 +42,17 @@ OBJECT_ROUTES = (
     free("/v1/responses/{id}", "GET", "DELETE"),
     free("/v1/files", "GET", "POST"),
     free("/v1/files/{id}/content", "GET"),
+    free("/v1/files/{id}", "DELETE"),
     free("/v1/vector_stores", "POST"),
     free("/v1/conversations", "POST"),
+    free("/v1/conversations/{id}", "GET"),
     free("/v1/batches/{id}", "GET"),
     free("/all/{+path}", "GET", "POST", "PUT"),
     free("/v1/open/files/{id}", "GET", objects="shared"),
     free("/v1/messages/count_tokens", "POST", family=Family("anthropic")),
     free("/v1beta/models/{model}:countTokens", "POST", family=Family("gemini")),
     free("/v1beta/cachedContents", "GET", "POST", family=Family("gemini")),
+    free("/v1beta/cachedContents/{id}", "GET", family=Family("gemini")),
     *ROUTES,
 )
 
@@ -268,3 +277,94 @@ async def test_a_path_is_read_as_an_upstream_may_read_it(path: bytes) -> None:
     async with objects() as stage:
         assert (await stage.ask(get(path), "GET")).reason == "object_not_found"
         assert not stage.upstream.received
+
+
+# --- two organizations and a real Redis -----------------------------------------------------
+
+MINE = replace(CALLER, partition=keys.partition_of(CALLER.organization_id))
+THIEF = replace(OTHERS, partition=keys.partition_of(OTHERS.organization_id))
+FORM = b"content-type: multipart/form-data; boundary=b\r\n"
+# What makes an object, what it is called, its answer, and how it is read.
+MADE_BY = {
+    "response": (post(body(), RESPONSES, JSON), MADE, b"/v1/responses/resp_1"),
+    "file": (post(b"--b--", b"/v1/files", FORM), b'{"id":"file-7"}', b"/v1/files/file-7/content"),
+    "conversation": (post(b"{}", b"/v1/conversations", JSON), b'{"id":"conv_7"}',
+                     b"/v1/conversations/conv_7"),
+    "cached content": (
+        post(b"{}", b"/v1beta/cachedContents", JSON), b'{"name":"cachedContents/c7"}',
+        b"/v1beta/cachedContents/c7",
+    ),
+    "output of a batch": (
+        get(b"/v1/batches/batch_1"), b'{"id":"batch_1","output_file_id":"file-8"}',
+        b"/v1/files/file-8/content",
+    ),
+}  # fmt: skip
+
+
+@asynccontextmanager
+async def workers(valkey: str) -> AsyncIterator[tuple[Stage, Stage]]:
+    """Two gateways of one Redis, each of which serves one organization."""
+    wires = [Wire(parse_url(valkey), time.monotonic) for _ in range(2)]
+    for one in wires:
+        await one.open()
+    stored = [Objects(one, time.time, 600.0, 100) for one in wires]
+    async with (
+        staged(routes=OBJECT_ROUTES, stored=stored[0]) as first,
+        staged(routes=OBJECT_ROUTES, stored=stored[1]) as second,
+    ):
+        first.directory.caller, second.directory.caller = MINE, THIEF
+        yield first, second
+    for one in wires:
+        await one.close()
+
+
+async def said(stage: Stage, sent: bytes, answered: bytes = b"{}") -> tuple[int, bytes]:
+    """What a request gets whose upstream answers so."""
+    stage.upstream.scripts = [[answer(answered)]]
+    got = await stage.ask(sent, sent.partition(b" ")[0].decode())
+    return got.status, got.body
+
+
+@pytest.mark.parametrize("kind", MADE_BY)
+async def test_an_answer_that_repeats_anothers_id_gives_it_to_nobody(valkey: str, kind: str) -> None:
+    makes, made, path = MADE_BY[kind]
+    async with workers(valkey) as (owner, thief):
+        if kind == "output of a batch":
+            batches = post(b"{}", b"/all/batches", JSON)
+            assert (await said(owner, batches, b'{"id":"batch_1"}'))[0] == 200
+            assert (await said(thief, batches, b'{"id":"batch_2"}'))[0] == 200
+        asked = get(path)
+        assert [(await said(one, asked))[0] for one in (owner, thief)] == [404, 404]
+        assert (await said(owner, makes, made))[0] == 200
+        assert [(await said(one, asked))[0] for one in (owner, thief)] == [200, 404]
+        stolen = makes.replace(b"batch_1", b"batch_2")
+        for _ in range(2):
+            assert await said(thief, stolen, made) == (200, made), "it passes as it is"
+            assert [(await said(one, asked))[0] for one in (owner, thief)] == [200, 404]
+
+
+async def test_of_two_workers_whose_upstreams_say_one_id_at_once_one_owns_it(valkey: str) -> None:
+    async with workers(valkey) as (one, other):
+        for number in range(20):
+            made = b'{"id":"file-%d"}' % number
+            makes, asked = MADE_BY["file"][0], get(b"/v1/files/file-%d/content" % number)
+            got = await asyncio.gather(said(one, makes, made), said(other, makes, made))
+            assert got == [(200, made)] * 2
+            assert sorted([(await said(each, asked))[0] for each in (one, other)]) == [200, 404]
+
+
+async def test_an_object_that_was_deleted_is_free_for_nobody(valkey: str) -> None:
+    makes, made, path = MADE_BY["file"]
+    async with workers(valkey) as (owner, thief):
+        await said(owner, makes, made)
+        delete = get(b"/v1/files/file-7").replace(b"GET", b"DELETE", 1)
+        assert (await said(owner, delete, b'{"id":"file-7","deleted":true}'))[0] == 200
+        await said(thief, makes, made)
+        assert [(await said(one, get(path)))[0] for one in (owner, thief)] == [200, 404]
+
+
+async def test_what_a_shared_route_makes_has_no_owner(valkey: str) -> None:
+    async with workers(valkey) as (one, other):
+        for each in (one, other):
+            assert (await said(each, post(body(), b"/v1/shared", JSON), MADE))[0] == 200
+            assert (await said(each, get(b"/v1/responses/resp_1")))[0] == 404

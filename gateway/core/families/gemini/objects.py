@@ -21,6 +21,9 @@ _COLLECTIONS = (
 )  # fmt: skip
 _MARK = re.compile(rb'"(?i:file_?uri|file_?name|cached_?content)":')
 _RESOURCE = re.compile(rf"(?:^|/)((?:{'|'.join(_COLLECTIONS)})/[^/?#:]+)")
+# What may stand before and behind it in a name that can be read in one way alone.
+_BEFORE = re.compile(r"(?:https?://[\w.:-]+/+)?/?(?:[\w-][\w.-]*/)*")
+_BEHIND = re.compile(r"(?::download(?:\?alt=media)?)?")
 _WEB = re.compile(r"https?://[^\\]*\Z")
 _GOOGLE = re.compile(r"googleapis", re.IGNORECASE)  # wherever it stands in a URL, escaped or not
 
@@ -48,7 +51,8 @@ def _normal(value: object) -> object:
         return value
     found = _RESOURCE.search(value)
     if found is not None:
-        return found[1]
+        before, behind = value[: found.start(1)], value[found.end(1) :]
+        return found[1] if _BEFORE.fullmatch(before) and _BEHIND.fullmatch(behind) else value
     if _WEB.match(value) and not _GOOGLE.search(normalize("NFKC", unquote(value))):
         return None
     return value
