@@ -115,6 +115,7 @@ class FakeObjects:
     def __init__(self) -> None:
         self.kept: set[tuple[int, str]] = set()
         self.asked: list[tuple[str, ...]] = []
+        self.noted: list[list[str]] = []
         self.down = False
 
     def owned(self, caller: Caller, ids: Sequence[str]) -> Wait[bool]:
@@ -127,6 +128,7 @@ class FakeObjects:
         return wait
 
     def keep(self, caller: Caller, ids: Sequence[str]) -> Wait[object]:
+        self.noted.append(list(ids))
         taken = {one for _, one in self.kept}
         self.kept |= {(caller.organization_id, one) for one in ids if one not in taken}
         wait: Wait[object] = Wait()

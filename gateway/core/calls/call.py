@@ -48,8 +48,9 @@ class Call:
     The estimator sets `output_bytes_per_token` and `input_tokens_per_byte` to what it learned of the model,
     `learned` to where it keeps that, `tokens_of` to its tokenizer, where there is one, `input_ceiling` and
     `output_ceiling` to what the call and one choice of it could use at most, in tokens; `reports` says that a
-    complete answer always tells its use. `narrow` makes of a whole list of models what of it the caller may see, in turns:
-    it gives nothing before the last one. A meter sets `text_bytes` to the text it saw produced.
+    complete answer always tells its use. `narrow` makes of a whole list of models what of it the caller may
+    see, in turns: it gives nothing before the last one. A meter sets `text_bytes` to the text it saw
+    produced.
     """
 
     meter: str

@@ -17,7 +17,18 @@ from gateway.counters.admission.objects import Objects
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.wire import Wire
-from tests.http.fakes import AUTH, CALLER, ROUTES, answer, get, post
+from tests.http.fakes import (
+    AUTH,
+    CALLER,
+    DONE_EVENT,
+    ROUTES,
+    STREAM_HEAD,
+    USAGE_EVENT,
+    answer,
+    chunks,
+    get,
+    post,
+)  # fmt: skip
 from tests.http.stage import Stage, staged
 
 JSON = b"content-type: application/json\r\n"
@@ -270,6 +281,20 @@ async def test_what_a_request_brought_is_nobodys_by_its_answer() -> None:
         stage.upstream.scripts.append([answer(json.dumps(made).encode())])
         assert (await stage.ask(post(body(input=[brought]), RESPONSES, JSON))).status == 200
         assert {one for _, one in stage.objects.kept} == {"resp_1"}
+
+
+async def test_what_a_stream_tells_in_each_event_is_noted_once() -> None:
+    said = b'{"id":"chatcmpl-1","choices":[{"index":0,"delta":{"content":"word "}}]}'
+    event, seen = chunks(b"data: %b\n\n" % said, end=False), asyncio.Event()
+    async with objects() as stage:
+        stage.upstream.scripts.append([STREAM_HEAD, event, seen, event, chunks(USAGE_EVENT, DONE_EVENT)])
+        chat = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "store": True, "stream": True}
+        client = await stage.client()
+        client.writer.write(post(json.dumps(chat).encode()))
+        await client.read_until(b"word")
+        seen.set()
+        await client.read_until(b"[DONE]")
+        assert stage.objects.noted == [["chatcmpl-1"]]
 
 
 @pytest.mark.parametrize("path", [b"/all/FILES/theirs", b"/all/Files/theirs", b"/all/%46iles/theirs"])
