@@ -92,6 +92,9 @@ _PRUNE = text("""
 DELETE FROM webhook_delivery
  WHERE state <> 'pending' AND created_at < now() - make_interval(days =>
        CASE WHEN event LIKE 'quota.%' OR event = 'credits.low' THEN cast(:long AS integer) ELSE :days END)""")
+_UNANSWERED = text("""
+DELETE FROM mail_consent
+ WHERE given_at IS NULL AND coalesce(expires_at, asked_at + make_interval(days => :days)) < now()""")
 
 
 def tell_invoices(connection: Connection, invoice_ids: Sequence[int]) -> None:
@@ -120,6 +123,7 @@ class Notices:
             await connection.execute(_CREDITS, {"divisor": CREDITS_LOW_DIVISOR})
             await connection.execute(_ENDING, {"until": now.date() + timedelta(days=ENDING_DAYS)})
             await connection.execute(_PRUNE, {"days": KEPT_DAYS, "long": KEPT_LONG_DAYS})
+            await connection.execute(_UNANSWERED, {"days": KEPT_DAYS})
         await budget_news.reached(self._engine, now)
 
     async def foresee(self, now: datetime) -> None:

@@ -117,7 +117,9 @@ async def test_groups_have_names_and_others_are_left_out(api: Api, calls: list[d
     assert "tenant_id" not in item
     assert "model" not in item
     items = (await api.get(f"usage?{SPAN}&group_by=organization,project")).json["items"]
-    assert {item["organization"] for item in items} == {"o"}
+    names = {(item["organization_id"], item["organization"]) for item in items}
+    organizations = (await api.get("organizations")).json["items"]
+    assert names == {(each["id"], each["name"]) for each in organizations}
     assert None in {item["project_id"] for item in items}
 
 

@@ -168,7 +168,7 @@ async def test_what_tasks_and_threads_do_for_a_request_is_counted_and_what_other
 
     async def waits() -> None:
         METER.set(other)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
 
     found, _ = await asyncio.gather(asyncio.create_task(asks()), asyncio.create_task(waits()))
     assert meter.hour is not None

@@ -148,6 +148,23 @@ async def test_what_still_stands_is_remembered_longer_than_its_message(
     assert told(migrated) == ["quota.50"]
 
 
+async def test_who_did_not_answer_is_forgotten_with_the_link(migrated: str, notices: Notices) -> None:
+    hook(migrated)
+    [account] = settle_in(migrated, 100)
+    with psycopg.connect(migrated) as connection:
+        connection.execute(
+            """INSERT INTO mail_consent (organization_id, address, mailbox, asked_at, expires_at, given_at)
+               SELECT %s, address, address, now() - asked::interval, now() + expires::interval, given
+                 FROM (VALUES ('agreed', '1 year', '-1 year', now()), ('asked', '6 days', '1 day', NULL),
+                              ('over', '8 days', '-1 hour', NULL), ('waits', '29 days', NULL, NULL),
+                              ('never sent', '31 days', NULL, NULL)) AS v (address, asked, expires, given)""",
+            (account.organization_id,),
+        )
+    await look(notices)
+    left = rows_of(migrated, "SELECT address FROM mail_consent ORDER BY address")
+    assert left == [("agreed",), ("asked",), ("waits",)]
+
+
 async def test_blocked_and_unblocked(migrated: str, notices: Notices) -> None:
     hook(migrated, '["tenant.blocked", "tenant.unblocked"]')
     [account] = settle_in(migrated, 100)

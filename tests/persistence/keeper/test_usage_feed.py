@@ -53,9 +53,11 @@ async def test_a_use_is_told_with_whose_it_is_and_what_it_was(
         await feed.drain()
         name = f"{event.source}:use"
         [(key,)] = rows_of(migrated, "SELECT key FROM service WHERE id = 1")
+        [(organization,)] = rows_of(migrated, "SELECT name FROM organization")
+        [(tenant,)] = rows_of(migrated, "SELECT name FROM tenant")
         assert feed.billing.events == {
             name: {
-                "kind": "use", "request_id": event.source, "organization": "o", "tenant": "t",
+                "kind": "use", "request_id": event.source, "organization": organization, "tenant": tenant,
                 "tenant_id": str(account.tenant_id), "user": "ann", "project_id": "8", "api_key_id": "5",
                 "service": key, "model": "m", "currency": "USD", "requests": "1", "input": "5",
                 "cache_read": "4", "cache_write": "5", "output": "7", "reasoning": "6", "tokens": "21",
