@@ -105,7 +105,7 @@ class Backend:
     async def settle_in(self, total: int | None = 1000, **plan: Any) -> World:
         """An organization with a tenant on a plan and a key, verified and pushed."""
         plan_id = await self.made("token-plans", name=f"plan {uuid.uuid4()}", total_amount=total, **plan)
-        tenant = (await self.write("tenants", "create", name="tenant", plan_id=plan_id)).row
+        tenant = (await self.write("tenants", "create", name=f"tenant {uuid.uuid4()}", plan_id=plan_id)).row
         tenant_id, organization_id = int(str(tenant["id"])), int(str(tenant["organization_id"]))
         digest = uuid.uuid4().hex * 2
         key_id = await self.made("api-keys", tenant_id=tenant_id, name="key", digest=digest, prefix="tk_test")

@@ -108,8 +108,9 @@ class Stack:
         return quota
 
     def ledger(self, tenant_id: int) -> list[Body]:
-        """A tenant's ledger, oldest first."""
-        status, body = self.admin("GET", f"/token-ledger?tenant_id={tenant_id}&limit=1000")
+        """A tenant's ledger, oldest first, once somebody answers."""
+        asked = f"/token-ledger?tenant_id={tenant_id}&limit=1000"
+        status, body = wait_until(lambda: (found := self.admin("GET", asked))[0] and found)
         assert status == 200, body
         rows: list[Body] = body["items"]
         return rows

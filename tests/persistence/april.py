@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from itertools import count
 from typing import Any, TypeVar
 
 import psycopg
@@ -51,12 +51,12 @@ class April:
     pool: AsyncEngine
     # For what is only looked at, and often.
     connection: psycopg.Connection[tuple[object, ...]]
-    names: Counter[str] = field(default_factory=Counter)
 
     def fresh(self, name: str) -> str:
         """A name that no row has: this one, or with a number behind it."""
-        self.names[name] += 1
-        return name if self.names[name] == 1 else f"{name} {self.names[name]}"
+        had = "SELECT name FROM organization UNION SELECT name FROM subscription_plan"
+        taken = {each for (each,) in self.rows(had)}
+        return next(each for each in (name, *(f"{name} {n}" for n in count(2))) if each not in taken)
 
     def rows(self, sql: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]:
         """What a query answers, over one connection."""

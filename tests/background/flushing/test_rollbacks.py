@@ -44,8 +44,10 @@ def older_copy(url: str) -> Iterator[str]:
     leave(url)
     with psycopg.connect(f"{base}/postgres", autocommit=True) as admin:
         admin.execute(f"create database {copy} template {name}")
-        yield f"{base}/{copy}"
-        admin.execute(f"drop database {copy} with (force)")
+        try:
+            yield f"{base}/{copy}"
+        finally:
+            admin.execute(f"drop database {copy} with (force)")
 
 
 @asynccontextmanager
@@ -272,7 +274,7 @@ async def test_everybody_is_read_once_and_each_stream_once_however_many_organiza
         world = await busy(backend)
         await backend.flush()
         for _ in range(2):
-            many = "insert into organization (name) select 'one of many' from generate_series(1, 90)"
+            many = "insert into organization (name) select gen_random_uuid() from generate_series(1, 90)"
             backend.rows(f"{many} returning id")
             backend.rows("update partition_state set older = true returning partition")
             there = sorted(row["id"] for row in backend.rows("select id from organization"))
