@@ -98,9 +98,12 @@ class JsonLines(logging.Formatter):
         for name, value in (extra | (facts if isinstance(facts, dict) else {})).items():
             line.setdefault(name, _clean(name, value))
         if record.exc_info and record.exc_info[1] is not None:
-            kind, error, trace = record.exc_info
-            line["error"] = redacted(f"{kind.__name__ if kind else ''}: {error}")[:TEXT_CHARACTERS_MAX]
-            line["trace"] = redacted("".join(traceback.format_tb(trace)))[-TRACE_CHARACTERS_MAX:]
+            error = record.exc_info[1]
+            while isinstance(error, BaseExceptionGroup):  # where it was gathered says little
+                error = error.exceptions[0]
+            line["error"] = redacted(f"{type(error).__name__}: {error}")[:TEXT_CHARACTERS_MAX]
+            trace = "".join(traceback.format_tb(error.__traceback__))
+            line["trace"] = redacted(trace)[-TRACE_CHARACTERS_MAX:]
         return visible_json(msgspec.json.encode(line).decode())
 
 

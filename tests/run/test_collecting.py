@@ -28,7 +28,7 @@ def of(**said: str) -> Collecting:
 
 
 def over(settings: Settings) -> Collecting:
-    return Collecting(settings, KeeperSettings(settings, None, print))
+    return Collecting(settings, KeeperSettings(settings, None, print, lambda _: None))
 
 
 def loops(collecting: Collecting) -> dict[str, Any]:
@@ -74,7 +74,7 @@ async def test_stripe_is_asked_and_believed_by_the_secrets_of_now() -> None:
     async with stripe_server() as stripe:
         said = {"TOLLKEEPER_STRIPE_API_URL": stripe.url, "TOLLKEEPER_STRIPE_WEBHOOK_SECRET": SECRET}
         settings = load({**said, "TOLLKEEPER_STRIPE_API_KEY": KEY})
-        later = KeeperSettings(settings, None, print)
+        later = KeeperSettings(settings, None, print, lambda _: None)
         collecting = Collecting(settings, later)
         api, read = collecting._api, collecting.read
         assert api is not None

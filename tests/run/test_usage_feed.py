@@ -27,7 +27,7 @@ __all__ = ["migrated", "shared"]
 
 def of(**said: str) -> UsageFeed:
     settings = load({f"TOLLKEEPER_USAGE_FEED{name}": value for name, value in said.items()})
-    return UsageFeed(settings, KeeperSettings(settings, None, print))
+    return UsageFeed(settings, KeeperSettings(settings, None, print, lambda _: None))
 
 
 async def test_what_is_used_while_a_keeper_runs_is_told(migrated: str) -> None:

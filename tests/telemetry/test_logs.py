@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -97,10 +98,18 @@ def test_credentials_inside_texts_are_cut_out(stream: io.StringIO, text: str) ->
     assert "hush" not in stream.getvalue().lower()
 
 
-def test_exceptions_are_one_line_too_and_redacted(stream: io.StringIO) -> None:
-    try:
+@pytest.mark.parametrize("gathered", [False, True])
+def test_exceptions_are_one_line_too_and_redacted(stream: io.StringIO, *, gathered: bool) -> None:
+    async def fail() -> None:
         raise ValueError("no connection to redis://:hush@host/0")
-    except ValueError:
+
+    async def gather() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fail())
+
+    try:
+        asyncio.run(gather() if gathered else fail())
+    except (ValueError, ExceptionGroup):
         logging.getLogger("test").exception("it failed")
     (line,) = lines(stream)
     assert line["error"].startswith("ValueError: no connection")
