@@ -37,6 +37,7 @@ from gateway.http.priced import NO_PRICES, Admitted, cost_of, price_of
 from gateway.http.server.exchange import Exchange
 
 _UNUSED = Usage(units=0)
+TIMED_OUT = frozenset({408, 504, 524})  # the last one is Cloudflare's
 _NO_FIELDS: frozenset[str] = frozenset()
 # The status a client is told, 0 for its upstream's, and why.
 Failed = tuple[int, str]
@@ -158,14 +159,17 @@ class Charge:
         """Replace the hold by what the meter saw; whether that is acknowledged.
 
         What was not used is released, which the answer need not wait for to be true. What a client
-        `abandoned` once an upstream had heard of it costs its units and its input, whatever came of it.
+        `abandoned` once an upstream had heard of it costs its units and its input, whatever came of it. So
+        does what its upstream gave up where the call states a timeout of its own.
         `failed` says what the client is told of a failure, where that is not its upstream's.
         """
         assert self.due, "a charge ends once"
         exchange, worker = self._exchange, self._worker
         ports, clock, limits = worker.ports, worker.clock, worker.limits
         usage = self.meter.usage() if self.meter is not None else _UNUSED
-        if abandoned and self.charges and _may_have_worked(usage, status):
+        if self.charges and (
+            (abandoned and _may_have_worked(usage, status)) or _gave_up(self.call, usage, status)
+        ):
             usage = _input_alone(self.call)
         used = usage.units > 0 or usage.total > 0
         facts = self._facts(usage, failed[0] or status, failed[1], used) if self.charges else None
@@ -314,5 +318,14 @@ def _input_alone(call: Call) -> Usage:
 
 def _may_have_worked(usage: Usage, status: int) -> bool:
     """Whether an upstream that said nothing of any use may have begun: it did not refuse either."""
-    said = usage.units > 0 or usage.total > 0 or usage.reported
-    return not said and (status == 0 or 200 <= status < 300)
+    return _says_nothing(usage) and (status == 0 or 200 <= status < 300)
+
+
+def _gave_up(call: Call, usage: Usage, status: int) -> bool:
+    """Whether an answer may have come to nothing by the timeout that its call states."""
+    timed_out = status in TIMED_OUT or 200 <= status < 300
+    return call.gives_up and timed_out and call.has_input and _says_nothing(usage)
+
+
+def _says_nothing(usage: Usage) -> bool:
+    return not (usage.units > 0 or usage.total > 0 or usage.reported)

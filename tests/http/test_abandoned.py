@@ -14,7 +14,7 @@ import pytest
 from gateway.core.model import Settlement
 from tests.http.fakes import AUTH, CHAT, CHAT_STREAM, answer, post, told
 from tests.http.leaving import BODIES, CHUNKED, NEVER_RELEASED, SENT, is_told, leave, requests_of
-from tests.http.stage import Client, Stage, staged
+from tests.http.stage import Client, Close, Stage, staged
 from tests.waiting import eventually
 
 HONEST = b"honest"
@@ -189,6 +189,37 @@ async def test_a_route_that_aborts_charges_at_least_its_units_and_its_input(requ
         await left(stage, upstream, request_, told=True, abrupt=True)
         charge = _only(stage)
         assert (charge.units, charge.tokens > 0) == (1, True)
+
+
+PING_THEN_ERROR = b': ping\n\ndata: {"error":{"message":"timed out","code":408}}\n\n'
+EVENTS = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n" + PING_THEN_ERROR
+ERROR = b'{"error":{"message":"timed out"}}'
+
+
+@pytest.mark.parametrize("field", [b"", b',"timeout":1', b',"request_timeout":"1"', b',"Stream_Timeout":1'])
+@pytest.mark.parametrize(
+    ("came", "ends_the_call"),
+    [
+        *((answer(ERROR, status=status), True) for status in (b"408 x", b"504 x", b"524 x", b"200 OK")),
+        (answer(b""), True),
+        (EVENTS, True),
+        *((answer(ERROR, status=status), False) for status in (b"400 x", b"429 x", b"500 x", b"503 x")),
+    ],
+)
+async def test_what_the_timeout_of_a_call_ends_costs_its_input(
+    field: bytes, came: bytes, ends_the_call: bool
+) -> None:
+    body = (CHAT_STREAM if came is EVENTS else CHAT)[:-1] + field + b"}"
+    async with staged() as stage:
+        stage.upstream.scripts = [[came, Close()]]
+        await stage.ask(post(body))
+        await stage.settled(1)
+        if not (field and ends_the_call):
+            assert not stage.counters.charges
+            return
+        charge = _only(stage)
+        assert (charge.units, charge.tokens) == (1, -(-len(stage.upstream.received[0].body) // 3))
+        assert told(charge.metadata)["estimated"]
 
 
 async def test_abandoned_uploads_free_everything_at_once() -> None:

@@ -49,7 +49,8 @@ class Call:
     `learned` to where it keeps that, `tokens_of` to its tokenizer, where there is one, `input_ceiling` and
     `output_ceiling` to what the call and one choice of it could use at most, in tokens; `reports` says that a
     complete answer always tells its use. `narrow` makes of a whole list of models what of it the caller may
-    see, in turns: it gives nothing before the last one. A meter sets `text_bytes` to the text it saw
+    see, in turns: it gives nothing before the last one. One that `gives_up` states a timeout of its own, by
+    which its upstream may end it. A meter sets `text_bytes` to the text it saw
     produced.
     """
 
@@ -76,6 +77,7 @@ class Call:
     output_ceiling: int = 0
     reports: bool = False
     keeps: bool = False
+    gives_up: bool = False
     named: tuple[str, ...] = ()
     brought: frozenset[str] = frozenset()
     names: Names = NO_NAMES

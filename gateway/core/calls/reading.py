@@ -36,6 +36,7 @@ def read_call(
     call.reports = route.usage == "always" or (not route.usage and shape.always_reports)
     shape.read(call, document, path_params, bounds)
     call.models_beside = models_beside(document)
+    call.gives_up = "timeout" in " ".join(document).lower()
     added = _ask_for_usage(call, document) if call.streamed and shape.asks_for_usage else 0
     written = call.body = write_document(document)
     check_names(body, written, added)

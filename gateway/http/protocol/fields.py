@@ -7,6 +7,7 @@ it is not known yet.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from gateway.core.calls.trace import FIELD as TRACE_FIELD
@@ -57,6 +58,8 @@ _WITHHELD_PREFIXES = (
     # By which gateways in front of a provider choose another model, cache or credential.
     b"x-litellm-", b"x-portkey-", b"cf-aig-", b"helicone-", b"ocp-apim-",
 )  # fmt: skip
+# By which whatever is behind the gateway gives up early: it has read the input by then, and is not paid.
+_GIVES_UP = re.compile(rb"(?!x-stainless-).*(?:timeout|deadline|stream-duration)")
 _PASSED = frozenset(one.spoken_by for one in ALL)
 _WITHHELD_SOMEWHERE = WITHHELD.union(*(one.withheld for one in ALL))
 # Named by whoever traces, retries or forwards a request: nearly each one has another value.
@@ -112,8 +115,10 @@ def field_kind(name: bytes) -> FieldKind:
 
 
 def is_withheld(plain: bytes, names: frozenset[bytes]) -> bool:
-    """Whether a field is one of these that do not pass on a route, or begins as none may that passes."""
-    return plain in names or (plain.startswith(_WITHHELD_PREFIXES) and plain not in _PASSED)
+    """Whether a field is one of these that do not pass on a route, or is named as none may that passes."""
+    return plain not in _PASSED and (
+        plain in names or plain.startswith(_WITHHELD_PREFIXES) or _GIVES_UP.match(plain) is not None
+    )
 
 
 def _purpose(lower: bytes) -> int:

@@ -239,17 +239,21 @@ async def test_what_only_looks_like_a_credential_passes(query: bytes) -> None:
     [b"x-goog-fieldmask", b"X-Goog-FieldMask", b"x-goog-request-params", b"x-goog-user-project",
      b"x-goog-visibilities", b"X_Goog_FieldMask", b"x-http-method", b"x-method-override", b"prefer", b"range",
      b"if-none-match", b"content-md5", b"content-digest", b"http-method-override", b"x-litellm-api-base",
-     b"x-portkey-config", b"cf-aig-authorization", b"Helicone-Target-Url", b"ocp-apim-subscription-key"],
+     b"x-portkey-config", b"cf-aig-authorization", b"Helicone-Target-Url", b"ocp-apim-subscription-key",
+     b"x-envoy-upstream-rq-timeout-ms", b"X_Envoy_Upstream_Rq_Per_Try_Timeout_Ms", b"x-server-timeout",
+     b"x-envoy-expected-rq-timeout-ms", b"x-envoy-upstream-stream-duration-ms", b"Grpc-Timeout",
+     b"x-request-timeout", b"x-request-deadline"],
 )  # fmt: skip
 @pytest.mark.parametrize("path", [COMPLETIONS, MESSAGES, GENERATE])
 async def test_a_field_that_masks_or_reshapes_does_not_pass(name: bytes, path: bytes) -> None:
     async with staged() as stage:
         body = CHAT.replace(b'"model":"m"', b'"model":"g"')
-        got = await stage.ask(post(body, path, name + b": x\r\nanthropic-beta: y\r\n"))
+        fields = name + b": x\r\nanthropic-beta: y\r\nx-stainless-read-timeout: 1\r\n"
+        got = await stage.ask(post(body, path, fields))
         assert got.status == 200
         received = stage.upstream.received[0]
         assert not received.all(name.lower())
-        assert received.all(b"anthropic-beta") == [b"y"]
+        assert received.all(b"anthropic-beta") + received.all(b"x-stainless-read-timeout") == [b"y", b"1"]
 
 
 async def test_google_is_not_asked_for_another_form_of_its_answer() -> None:
