@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from gateway.core.calls.document import write_document
 from gateway.core.families.controlled import Document
 from gateway.core.families.prompt import PROMPT_BYTES_MAX, CountTokens, prompt_tokens
-from gateway.core.in_use import Kept
 from gateway.core.model import Family
 from gateway.core.names import NO_NAMES, Names
 
@@ -46,7 +45,7 @@ class Call:
     name, `brought` ids of what its body has whole, and that its answer told already, `names` what the names
     in it end like. With `strip_usage` the answer must not be compressed: send `accept-encoding: identity`.
     The estimator sets `output_bytes_per_token` and `input_tokens_per_byte` to what it learned of the model,
-    `learned` to where it keeps that, `tokens_of` to its tokenizer, where there is one, `input_ceiling` and
+    `tokens_of` to its tokenizer, where there is one, `input_ceiling` and
     `output_ceiling` to what the call and one choice of it could use at most, in tokens; `reports` says that a
     complete answer always tells its use. `narrow` makes of a whole list of models what of it the caller may
     see, in turns: it gives nothing before the last one. One that `gives_up` states a timeout of its own, by
@@ -82,7 +81,6 @@ class Call:
     brought: frozenset[str] = frozenset()
     names: Names = NO_NAMES
     narrow: Callable[[bytes], Iterator[bytes]] | None = None
-    learned: Kept | None = None
     rare_bytes: int = 0
     unsure_bytes: int = 0
 

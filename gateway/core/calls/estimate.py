@@ -18,7 +18,8 @@ from gateway.core.families.registry import ALL
 from gateway.core.in_use import InUse, Kept
 from gateway.core.model import INTEGER_MAX, Usage
 
-LEARNED_MAX = 20_000  # (organization, service, model) kept, least recently used first out
+LEARNED_MAX = 20_000  # (organization, service, model) kept, organizations that asked longest ago first out
+LEARNED_SHARE = 500  # of one organization, least recently used first out
 OUTPUT_TOKENS_FIRST = 1_024  # what a call is taken to produce before anything was learned
 INPUT_RATIO_FIRST = 1 / BYTES_PER_TOKEN
 WORST_BYTES_PER_TOKEN = 2  # of ASCII unlike any that was learned from; of other text each byte may be one
@@ -63,18 +64,33 @@ class _Learned(Kept):
     bytes_per_output_token: float = BYTES_PER_OUTPUT_TOKEN_FIRST
 
 
+class _Share(Kept):
+    """What was learned of one organization's calls, by service and model."""
+
+    __slots__ = ("models",)
+
+    def __init__(self, most: int) -> None:
+        self.models: InUse[tuple[str, str], _Learned] = InUse(most)
+
+
 class Estimator:
-    """Holds by what a call states, else by what was learned; memory bounded by `learned_max`."""
+    """Holds by what a call states, else by what was learned.
+
+    Memory is bounded by `learned_max`, and by `share` for one organization: made-up names displace nobody
+    else's. Only an answer that taught something is kept.
+    """
 
     def __init__(
         self,
         ceilings: dict[str, int] | None = None,
         learned_max: int = LEARNED_MAX,
         tokenizer: Tokenizer | None = None,
+        share: int = LEARNED_SHARE,
     ) -> None:
         self._tokenizer = tokenizer
         self._ceilings = MODEL_CEILINGS if ceilings is None else {**MODEL_CEILINGS, **ceilings}
-        self._learned: InUse[tuple[int, str, str], _Learned] = InUse(learned_max)
+        self._share = share
+        self._shares: InUse[int, _Share] = InUse(learned_max)
 
     def hold(self, call: Call, organization_id: int, service_key: str) -> Estimate:
         """Return what to hold of a call, and what it could use at most; nothing of one without tokens.
@@ -83,7 +99,7 @@ class Estimator:
         """
         if not call.input_bytes and not call.blob_tokens:
             return NO_ESTIMATE
-        learned = call.learned = self._learned_of(call, organization_id, service_key)
+        learned = self._learned_of(call, organization_id, service_key) or self._first(call.model)
         call.output_bytes_per_token = learned.bytes_per_output_token
         call.input_tokens_per_byte = learned.input_mean
         if self._tokenizer is not None:
@@ -106,9 +122,12 @@ class Estimator:
         """Learn from a complete answer that reported its use; what was only counted teaches nothing."""
         if not usage.reported or usage.estimated or not call.input_bytes:
             return
-        learned = call.learned
-        if not isinstance(learned, _Learned):
-            learned = self._learned_of(call, organization_id, service_key)
+        if usage.input <= call.blob_tokens and usage.output <= 0:
+            return
+        learned = self._learned_of(call, organization_id, service_key)
+        if learned is None:
+            learned = self._first(call.model)
+            self._keep(organization_id, (service_key, call.model), learned)
         if usage.input > call.blob_tokens:
             ratio = (usage.input - call.blob_tokens) / call.input_bytes
             # Callers choose what is seen: it makes input dearer, never cheaper than the first value.
@@ -117,7 +136,8 @@ class Estimator:
             learned.answers = min(learned.answers + 1, MEAN_OVER)
             learned.input_mean += (ratio - learned.input_mean) / learned.answers
         if usage.output > 0:
-            learned.output = _quantile(learned.output, usage.output / call.choices)
+            produced = max(usage.output / call.choices, float(min(OUTPUT_TOKENS_FIRST, learned.ceiling)))
+            learned.output = _quantile(learned.output, produced)
             visible = usage.output - usage.reasoning
             if call.text_bytes > 0 and visible > 0:
                 learned.texts = min(learned.texts + 1, MEAN_OVER)
@@ -126,14 +146,19 @@ class Estimator:
                     bytes_per_token - learned.bytes_per_output_token
                 ) / learned.texts
 
-    def _learned_of(self, call: Call, organization_id: int, service_key: str) -> _Learned:
-        name = (organization_id, service_key, call.model)
-        learned = self._learned.find(name)
-        if learned is None:
-            ceiling = self._ceiling(call.model)
-            learned = _Learned(ceiling, float(min(OUTPUT_TOKENS_FIRST, ceiling)), _dearer(call.model))
-            self._learned.put(name, learned)
-        return learned
+    def _learned_of(self, call: Call, organization_id: int, service_key: str) -> _Learned | None:
+        share = self._shares.find(organization_id)
+        return None if share is None else share.models.find((service_key, call.model))
+
+    def _first(self, model: str) -> _Learned:
+        """The first values of a model."""
+        ceiling = self._ceiling(model)
+        return _Learned(ceiling, float(min(OUTPUT_TOKENS_FIRST, ceiling)), _dearer(model))
+
+    def _keep(self, organization_id: int, name: tuple[str, str], learned: _Learned) -> None:
+        share = self._shares.find(organization_id) or _Share(self._share)
+        share.models.put(name, learned)
+        self._shares.put(organization_id, share, len(share.models))
 
     def _ceiling(self, model: str) -> int:
         fitting = [prefix for prefix in self._ceilings if model.startswith(prefix)]
