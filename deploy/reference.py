@@ -160,7 +160,7 @@ HINTS = {
     "insufficient_credits": "`tollkeeper credits add`, or a higher `credit_limit` of the organization.",
     "spend_cap_reached": "Raise the organization's `spend_cap`, or wait for the next month (UTC).",
     "model_not_priced": "Use a model of the service's price list, letter by letter, "
-    "or give the list a price for it or for `*`.",
+    "or give the list a price for it or for `*`. For a tool, name its price (`--tools NAME=…`).",
     "model_not_allowed": "Use a model of the key's list, or make a key with another list.",
     "service_not_included": "`tollkeeper subscription change` to a plan with this service, "
     "or give the tenant a token plan.",

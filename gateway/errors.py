@@ -117,7 +117,7 @@ class ModelNotAllowed(Refusal):
 
 
 class ModelNotPriced(Refusal):
-    """The requested model has no price here."""
+    """The requested model, or a tool of the call, has no price here."""
 
     reason = "model_not_priced"
     status = 403

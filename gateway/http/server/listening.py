@@ -22,7 +22,7 @@ Made = Callable[[], Any]
 
 
 class Listening:
-    """Accepts by `made` until it is closed. `own` sockets are only this worker's to accept at."""
+    """The sockets of a worker, until it closes them."""
 
     def __init__(self, servers: Sequence[asyncio.Server], others: Sequence[Waiting]) -> None:
         self._servers, self._others = servers, others
@@ -41,7 +41,7 @@ class Listening:
 
 
 async def listen(made: Made, own: Sequence[socket.socket], others: Sequence[socket.socket] = ()) -> Listening:
-    """Accept clients at these."""
+    """Accept clients by `made`: at its `own` sockets alone, at `others` where their worker does not."""
     loop = asyncio.get_running_loop()
     servers = [await loop.create_server(made, sock=one, backlog=BACKLOG) for one in own]
     return Listening(servers, [Waiting(one, made, loop) for one in others])
