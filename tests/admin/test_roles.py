@@ -151,6 +151,7 @@ async def test_what_is_ours_is_refused_and_a_token_for_staff_does_it(api: Api) -
     for who in (own, ours):
         assert (await who.post("admin-tokens", {"name": "x", "role": ADMIN, "ours": True})).status == 403
         assert (await who.patch(token, {"ours": False})).status == 403
+        assert (await who.patch(token, {"expires_at": None})).status == 403
     assert (await own.get(token)).json["ours"] is True
     assert (await own.patch(token, {"expires_at": "2027-01-01T00:00:00Z"})).status == 403
     assert (await own.post(f"{token}/revoke")).status == 403
