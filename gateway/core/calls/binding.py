@@ -41,12 +41,15 @@ _PATHS = {route.path for one in ALL for route in one.routes if route.meter != "n
 _WORDS = "|".join(
     sorted({path.rpartition("/")[2] for path in _PATHS if "{" not in path} | {"complete", "interactions"})
 )
+# What servers of models have at their root beside those: vLLM, SGLang, TGI, llama.cpp, Ollama, SageMaker.
+_OF_SERVERS = "completion|infill|embedding|generate|generate_stream|invocations|api/(?:chat|generate|embed.*)"
+_BELOW = r"(?:\.[a-z0-9]*)?(?:/.*)?"  # in another format, or something of it
 _NAMES = "|".join(one.name for one in ALL)  # what some hosts put in front instead of a version
 _COMES_BEFORE = rf"(?:{VERSION.pattern}|{_NAMES}|(?:deployments|engines)/[^/]+)"
 # What any family meters, behind any prefix, as plain paths: hosts of one family answer others' paths too.
 _METERED = re.compile(
-    rf"(?:/.*)?(?:/chat/completions|/{_COMES_BEFORE}/(?:{_WORDS}))"
-    r"(?:/.*)?|.*:[a-z]*(?:generate|embed|predict)[a-z]*(?:/.*)?",
+    rf"(?:/.*)?(?:/chat/completions|/{_COMES_BEFORE}/(?:{_WORDS})){_BELOW}"
+    r"|.*:[a-z]*(?:generate|embed|predict)[a-z]*(?:/.*)?",
     re.DOTALL,
 )
 # Where a batch is made of many calls of models, behind any prefix, as plain paths.
@@ -140,7 +143,9 @@ class Bindings:
         if reach.upstream not in self._targets:
             return Binding(service, why=f"The upstream of the service {key} is not configured here.")
         path = self._targets[reach.upstream].base_url.partition("://")[2].partition("/")[2]
-        served = tuple(self._served(reach.host))
+        prefix = place_of(self._targets[reach.upstream].base_url)[1]
+        every = all(any(one.rest and one.segments == prefix for one in group) for group in reach.groups)
+        served = tuple(self._served(reach.host, prefix if every else None))
         overlapping = () if self._rules.shared else tuple(dict.fromkeys(self._overlapping(reach)))
         return Binding(service, reach.upstream, "", overlapping, reach, f"/{path}" if path else "", served)
 
@@ -185,8 +190,11 @@ class Bindings:
             return None
         return reach_of(service.key, self._targets.get(name), name, paths.get(service.key, ()), service.paths)
 
-    def _served(self, host: str) -> Iterator[re.Pattern[str]]:
-        """The plain paths at a host that API families meter by their answers, or keep objects under."""
+    def _served(self, host: str, root: Plain | None) -> Iterator[re.Pattern[str]]:
+        """The plain paths at a host that API families meter by their answers, or keep objects under.
+
+        At a service's `root` they count without a version too: None where it has paths that say what is its.
+        """
         metered = kept = False
         for route in self._routes:
             name = self._file[0].get(route.service, route.upstream)
@@ -203,6 +211,10 @@ class Bindings:
             yield _METERED
         if kept:
             yield _KEPT
+        words = [*((_WORDS, _OF_SERVERS) if metered else ()), *((_KINDS,) if kept else ())]
+        if root is not None and words:
+            front = "".join(f"/{re.escape(each)}" for each in root)
+            yield re.compile(rf"(?:{front})?/(?:{'|'.join(words)}){_BELOW}", re.DOTALL)
 
 
 def reach_of(key: str, target: UpstreamTarget | None, name: str, *groups: tuple[str, ...]) -> Reach:

@@ -89,6 +89,16 @@ def test_a_path_must_be_within_the_paths_of_configuration_and_catalogue() -> Non
         ("https://gemini.example", "/v1beta/models/m:batchGenerateContent"),
         ("https://gemini.example", "/v1beta/models/m%3aasyncBatchEmbedContent"),
         ("https://gemini.example", "/v1/projects/p/publishers/anthropic/models/m:streamRawPredict"),
+        ("https://openai.example", "/v1/chat/completions.json"),
+        ("https://openai.example", "/completions"),
+        ("https://openai.example", "/Responses/resp_1"),
+        ("https://anthropic.example", "/messages"),
+        ("https://openai.example/llm", "/embeddings.json"),
+        ("https://openai.example", "/api/chat"),
+        ("https://openai.example/api", "/generate"),
+        ("https://openai.example", "/completion"),
+        ("https://openai.example", "/generate"),
+        ("https://openai.example", "/invocations"),
     ],
 )
 def test_what_a_familys_route_meters_is_no_services(base: str, path: str) -> None:
@@ -111,6 +121,15 @@ def test_what_a_familys_route_meters_is_no_services(base: str, path: str) -> Non
         ("https://openai.example", "/openai/files/x"),
         ("https://openai.example", "/openai/v1/files/x"),
         ("https://openai.example/openai", "/files/x"),
+        ("https://openai.example", "/files/x"),
+        ("https://openai.example/llm", "/conversations/x/items"),
+        ("https://openai.example", "/Containers"),
+        ("https://openai.example", "/vector_stores/x"),
+        ("https://openai.example", "/batches/x"),
+        ("https://openai.example", "/threads/x"),
+        ("https://openai.example", "/assistants"),
+        ("https://openai.example", "/fine_tuning/jobs"),
+        ("https://gemini.example", "/cachedContents/x"),
     ],
 )
 def test_objects_that_a_familys_upstream_keeps_are_no_services(base: str, path: str) -> None:
@@ -120,6 +139,18 @@ def test_objects_that_a_familys_upstream_keeps_are_no_services(base: str, path: 
     assert one.refusal_of("/own/files/file-1") == one.refusal_of("/profiles/1") == ""
     shared = tuple(replace(route, objects="shared") for route in DEFAULT_ROUTES)
     assert bound(replace(SMS, upstream="raw"), targets=(raw,), routes=shared).refusal_of(path) == ""
+
+
+def test_a_word_alone_is_a_services_where_its_paths_say_so() -> None:
+    """Behind a version it is the family's all the same."""
+    at_openai = replace(SMS, upstream="openai")
+    for path, version in (("/messages/send", "/v1/messages"), ("/files/x", "/v1/files/x")):
+        assert "belongs to an API of its own" in bound(at_openai).refusal_of(path)
+        assert "belongs to an API of its own" in bound(replace(at_openai, paths=("/*",))).refusal_of(path)
+        named = bound(replace(at_openai, paths=(path.rpartition("/")[0] + "/*", "/v1/*")))
+        assert named.refusal_of(path) == ""
+        assert "belongs to an API of its own" in named.refusal_of(version)
+        assert bound(SMS).refusal_of(path) == ""
 
 
 def test_a_familys_route_behind_a_prefix_is_known_without_it() -> None:
