@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from itertools import count
+from itertools import chain, count
 from typing import Any, TypeVar
 
 import psycopg
@@ -56,7 +56,8 @@ class April:
         """A name that no row has: this one, or with a number behind it."""
         had = "SELECT name FROM organization UNION SELECT name FROM subscription_plan"
         taken = {each for (each,) in self.rows(had)}
-        return next(each for each in (name, *(f"{name} {n}" for n in count(2))) if each not in taken)
+        names = chain((name,), (f"{name} {n}" for n in count(2)))
+        return next(each for each in names if each not in taken)
 
     def rows(self, sql: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]:
         """What a query answers, over one connection."""
