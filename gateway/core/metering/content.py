@@ -45,8 +45,8 @@ def see_content(meter: Meter, holder: object, seen: int) -> None:
             meter.content_events += 1
 
 
-def content_bytes(holder: object) -> int:
-    """Bytes of content in a value, as text is counted."""
+def content_bytes(holder: object, left_out: frozenset[str] = frozenset()) -> int:
+    """Bytes of content in a value, as text is counted, without the fields that are left out."""
     size, waiting = 0, [("", holder)]
     while waiting:
         name, value = waiting.pop()
@@ -54,7 +54,8 @@ def content_bytes(holder: object) -> int:
             long = name in _DATA and len(value) >= DATA_BYTES_MIN
             size += -(-len(value) // DATA_BYTES_EACH) if long else len(value.encode("utf-8", "replace"))
         elif isinstance(value, dict):
-            waiting += [(key, inner) for key, inner in value.items() if key not in _NO_CONTENT]
+            kept = [each for each in value.items() if each[0] not in _NO_CONTENT]
+            waiting += [each for each in kept if each[0] not in left_out] if left_out else kept
         elif isinstance(value, list):
             waiting += [(name, inner) for inner in value]
     return size

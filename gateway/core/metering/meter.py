@@ -53,14 +53,15 @@ class Meter:
     stands: the open block or the last sequence number, as the API counts, -1 for none. `detail` is what the
     answer says beside what is charged. `phase` is OPEN, FINISHED or CLOSED, `finished` how often a choice
     was said to be finished. `withheld` bytes of what was fed wait for the end; `surplus` says that
-    more came behind the end than may. `told` are ids of objects that the upstream keeps.
+    more came behind the end than may. `said` are sizes of content that a family adds up by itself, by their
+    place and kind. `told` are ids of objects that the upstream keeps.
     `behind` says that `feed` has more to do with what it was fed, which it does once it is fed nothing.
     """
 
     __slots__ = (
         "_reported_at", "behind", "bounds", "cached", "call", "content_events", "detail", "ended", "failed",
         "final", "finished", "input", "marked", "opening", "output", "partial", "phase", "position",
-        "reasoning", "reported", "status", "surplus", "text_bytes", "texts", "told", "total", "uncounted",
+        "reasoning", "reported", "said", "status", "surplus", "text_bytes", "texts", "told", "total", "uncounted",
         "unread", "withheld",
     )  # fmt: skip
 
@@ -74,6 +75,7 @@ class Meter:
         self.phase: int = OPEN
         self.behind = False
         self.told: list[str] = []
+        self.said: dict[tuple[int, str], int] = {}
         self.reported = self.partial = self.uncounted = self.marked = self.final = False
         self.ended = self.failed = self.surplus = self.unread = False
         self.opening: bytes | None = None

@@ -58,7 +58,8 @@ CONTENT: list[tuple[str, dict[str, Any], int]] = [
 QUIET: list[tuple[str, dict[str, Any]]] = [
     ("openai_chat", choice(role="assistant", content="")),
     ("openai_chat", chat_chunk(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])),
-    ("openai_responses", {"type": "response.output_text.done", "text": LONG}),
+    ("openai_responses", {"type": "response.output_item.done", "item": {"type": "x", "output": LONG}}),
+    ("openai_responses", {"type": "response.output_item.added", "item": {"id": LONG, "name": LONG}}),
     ("openai_responses", {"type": "response.created", "response": {"id": "r", "instructions": LONG}}),
     ("openai_responses", {"type": "error", "message": LONG}),
     ("openai_chat", {"id": LONG, "object": "x", "provider": LONG, "choices": [], "later": LONG}),
@@ -115,6 +116,43 @@ def test_tools_that_were_done_are_charged_where_the_answer_breaks() -> None:
     made = read("openai_responses", done, own, done)
     assert made.detail.tools == {"web_search": 2}
     assert made.usage().input == INPUT
+
+
+def item(index: int, *pieces: str, by_delta: bool, kind: str = "output_text") -> list[dict[str, Any]]:
+    """One item of a response as its API says it: by deltas or not, then whole, part by part and together."""
+    place = {"output_index": index, "item_id": f"m{index}"}
+    events: list[dict[str, Any]] = [
+        {"type": "response.output_item.added", **place, "item": {"type": "message", "name": "n", "content": []}}
+    ]
+    for number, piece in enumerate(pieces):
+        of_part = {**place, "content_index": number}
+        if by_delta:
+            halves = piece[: len(piece) // 2], piece[len(piece) // 2 :]
+            events += [{"type": f"response.{kind}.delta", **of_part, "delta": half} for half in halves]
+        events.append({"type": f"response.{kind}.done", **of_part, "text": piece})
+        part_ = {"type": kind, "text": piece, "annotations": [{"title": LONG}]}
+        events.append({"type": "response.content_part.done", **of_part, "part": part_})
+    content = [{"type": kind, "text": piece} for piece in pieces]
+    return [*events, {"type": "response.output_item.done", **place, "item": {"content": content}}]
+
+
+@given(
+    st.lists(st.tuples(st.lists(st.text("ab", min_size=2), min_size=1, max_size=3), st.booleans()), min_size=1)
+)
+def test_what_a_whole_item_says_counts_once_by_deltas_or_without(said: list[tuple[list[str], bool]]) -> None:
+    events = [
+        event
+        for index, (pieces, by_delta) in enumerate(said)
+        for event in item(index, *pieces, by_delta=by_delta)
+    ]
+    made = read("openai_responses", *events)
+    assert made.text_bytes == sum(len(piece) for pieces, _ in said for piece in pieces)
+
+
+@pytest.mark.parametrize("kind", ["response.output_text.done", "response.custom_tool_call_input.done"])
+def test_a_stream_that_says_only_whole_items_is_observed_as_it_comes(kind: str) -> None:
+    events = [{"type": kind, "output_index": index, "text": LONG} for index in range(4)]
+    assert read("openai_responses", *events).observed() == INPUT + 4 * 250
 
 
 def used(tokens: int, output: int) -> dict[str, int]:

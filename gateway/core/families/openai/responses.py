@@ -16,7 +16,7 @@ from gateway.core.families.family import object_in, told_of
 from gateway.core.families.openai.objects import OBJECTS
 from gateway.core.families.openai.shapes import InputDetails, OutputDetails
 from gateway.core.families.openai.use import any_count, note_parts, note_tools
-from gateway.core.metering.content import may_hold_more, see_content
+from gateway.core.metering.content import content_bytes, may_hold_more, see_content
 from gateway.core.metering.detail import Detail
 from gateway.core.metering.loose import count_text, is_there, loose_document
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
@@ -55,6 +55,7 @@ class _Event(msgspec.Struct):
     type: str | None = None
     delta: str | None = None
     sequence_number: int | None = None
+    output_index: Any = None
     item: msgspec.Raw = msgspec.Raw(b"null")
     response: _Response | None = None
 
@@ -66,8 +67,18 @@ _OWN_TOOLS = frozenset({"function_call", "custom_tool_call", "mcp_call"})
 # What is done with a page that a search found is no search.
 _READING = ({"type": "open_page"}, {"type": "find_in_page"})
 _CLOSING = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
-# Events that say again what others said, or of what is to come.
-_NO_CONTENT = (".done", ".added", ".created", ".queued", ".in_progress", ".searching", "error", *_CLOSING)
+# Events of what is to come, and of a response as it stands.
+_NO_CONTENT = (".created", ".queued", ".in_progress", ".searching", "error", *_CLOSING)
+# Events that say the whole of an item or a part: what others said of it, or what nothing said before.
+_WHOLE = (".done", ".added")
+# What names an item, and what a tool brought into it, is nothing the model produced.
+_BROUGHT = frozenset(
+    {
+        "name", "server_label", "container_id", "approval_request_id", "annotations", "output", "outputs",
+        "results", "sources", "tools",
+    }
+)  # fmt: skip
+_PLACES_MAX = 1_024  # of items and kinds of events, of which a stream's sizes are kept
 _OVER = frozenset({"completed", "incomplete", "failed", "cancelled"})
 _whole = msgspec.json.Decoder(_Response).decode
 _event = msgspec.json.Decoder(_Event).decode
@@ -95,15 +106,21 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         if event.get("type") in _CLOSING:
             meter.phase = CLOSED
         return False
-    seen = meter.text_bytes
+    kind, before = read.type or "", meter.text_bytes
     if read.delta:
         meter.saw(read.delta)
         meter.content_events += 1
-    seen = meter.text_bytes - seen
-    if read.type == "response.output_item.done":
-        _note_item(meter, bytes(read.item))
-    elif not (read.type or "").endswith(_NO_CONTENT) and may_hold_more(data, seen):
-        see_content(meter, loose_document(data), seen)
+    seen = meter.text_bytes - before
+    if kind.endswith(_WHOLE):
+        if kind == "response.output_item.done":
+            _note_item(meter, bytes(read.item))
+        _see_whole(meter, read, data)
+    else:
+        if not kind.endswith(_NO_CONTENT) and may_hold_more(data, seen):
+            see_content(meter, loose_document(data), seen)
+        if meter.text_bytes > before:
+            said, place = meter.said, _place(meter, read, "")
+            said[place] = said.get(place, 0) + meter.text_bytes - before
     if read.sequence_number is not None:
         meter.position = read.sequence_number
     if read.type == "error":
@@ -115,6 +132,28 @@ def _read_event(meter: Meter, data: bytes) -> bool:
     if read.response is not None:
         _take(meter, read.response)
     return False
+
+
+def _see_whole(meter: Meter, event: _Event, data: bytes) -> None:
+    """Count what a whole item, or parts of it, have more of than was said of that item before.
+
+    Each kind of event says an item once, all its parts together.
+    """
+    said, before, place = meter.said, _place(meter, event, ""), _place(meter, event, event.type or "")
+    told = said[place] = said.get(place, 0) + content_bytes(loose_document(data), _BROUGHT)
+    more = told - said.get(before, 0)
+    if more > 0:
+        said[before] = told
+        meter.text_bytes += more
+        meter.content_events += 1
+        meter.texts = None
+
+
+def _place(meter: Meter, event: _Event, kind: str) -> tuple[int, str]:
+    """Whose sizes are added up: those of an item, by its place in the output, and of a kind of event."""
+    index = event.output_index
+    place = index if isinstance(index, int) else -1, kind
+    return place if place in meter.said or len(meter.said) < _PLACES_MAX else (-1, "")
 
 
 def _take(meter: Meter, response: _Response) -> None:
