@@ -61,8 +61,8 @@ class Meter:
     __slots__ = (
         "_reported_at", "behind", "bounds", "cached", "call", "content_events", "detail", "ended", "failed",
         "final", "finished", "input", "marked", "opening", "output", "partial", "phase", "position",
-        "reasoning", "reported", "said", "status", "surplus", "text_bytes", "texts", "told", "total", "uncounted",
-        "unread", "withheld",
+        "reasoning", "reported", "said", "status", "surplus", "text_bytes", "texts", "told", "total",
+        "uncounted", "unread", "withheld",
     )  # fmt: skip
 
     def __init__(self, call: Call, status: int, bounds: Bounds) -> None:

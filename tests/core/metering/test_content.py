@@ -122,7 +122,11 @@ def item(index: int, *pieces: str, by_delta: bool, kind: str = "output_text") ->
     """One item of a response as its API says it: by deltas or not, then whole, part by part and together."""
     place = {"output_index": index, "item_id": f"m{index}"}
     events: list[dict[str, Any]] = [
-        {"type": "response.output_item.added", **place, "item": {"type": "message", "name": "n", "content": []}}
+        {
+            "type": "response.output_item.added",
+            **place,
+            "item": {"type": "message", "name": "n", "content": []},
+        }
     ]
     for number, piece in enumerate(pieces):
         of_part = {**place, "content_index": number}
@@ -137,7 +141,9 @@ def item(index: int, *pieces: str, by_delta: bool, kind: str = "output_text") ->
 
 
 @given(
-    st.lists(st.tuples(st.lists(st.text("ab", min_size=2), min_size=1, max_size=3), st.booleans()), min_size=1)
+    st.lists(
+        st.tuples(st.lists(st.text("ab", min_size=2), min_size=1, max_size=3), st.booleans()), min_size=1
+    )
 )
 def test_what_a_whole_item_says_counts_once_by_deltas_or_without(said: list[tuple[list[str], bool]]) -> None:
     events = [

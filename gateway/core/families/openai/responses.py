@@ -106,6 +106,22 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         if event.get("type") in _CLOSING:
             meter.phase = CLOSED
         return False
+    _see(meter, read, data)
+    if read.sequence_number is not None:
+        meter.position = read.sequence_number
+    if read.type == "error":
+        meter.failed = True
+    elif read.type in _CLOSING or (read.response is not None and read.response.status in _OVER):
+        meter.phase = CLOSED
+    if meter.call.keeps and read.response is not None:
+        meter.told += told_of(OBJECTS, loose_document(data).get("response"), meter.call.named)
+    if read.response is not None:
+        _take(meter, read.response)
+    return False
+
+
+def _see(meter: Meter, read: _Event, data: bytes) -> None:
+    """Count what an event says that no other said before."""
     kind, before = read.type or "", meter.text_bytes
     if read.delta:
         meter.saw(read.delta)
@@ -121,17 +137,6 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         if meter.text_bytes > before:
             said, place = meter.said, _place(meter, read, "")
             said[place] = said.get(place, 0) + meter.text_bytes - before
-    if read.sequence_number is not None:
-        meter.position = read.sequence_number
-    if read.type == "error":
-        meter.failed = True
-    elif read.type in _CLOSING or (read.response is not None and read.response.status in _OVER):
-        meter.phase = CLOSED
-    if meter.call.keeps and read.response is not None:
-        meter.told += told_of(OBJECTS, loose_document(data).get("response"), meter.call.named)
-    if read.response is not None:
-        _take(meter, read.response)
-    return False
 
 
 def _see_whole(meter: Meter, event: _Event, data: bytes) -> None:
