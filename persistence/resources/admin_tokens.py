@@ -85,7 +85,9 @@ def _by_equals(verb: Verb) -> Verb:
     def do(change: Change) -> Row:
         actor, is_ours = change.command.actor, lock(change)["ours"]
         if is_ours and actor.organization_id is not None and "expires_at" in change.command.values:
-            raise Forbidden("Staff marked this token `ours`: a token of all organizations alone says its end.")
+            raise Forbidden(
+                "Staff marked this token `ours`: a token of all organizations alone says its end."
+            )
         if is_ours and actor.organization_id is not None and not actor.is_ours:
             raise Forbidden("Staff marked this token `ours`: its end and its name are theirs to decide.")
         return verb(change)
