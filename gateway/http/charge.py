@@ -14,7 +14,7 @@ from gateway.core.calls.claim import claimed, dearest_of, output_bound
 from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.reading import limit_output
 from gateway.core.calls.tariff import charge_of, rate_of
-from gateway.core.calls.tool_uses import limit_uses
+from gateway.core.calls.tool_uses import limit_models, limit_uses
 from gateway.core.families.numbers import check_numbers
 from gateway.core.families.refusal import from_decision
 from gateway.core.metering.making import AnswerMeter
@@ -144,14 +144,14 @@ class Charge:
             if bound is None or (of_budgets is not None and of_budgets < bound):
                 bound = of_budgets
         if bound is not None:
-            self._bind(bound, stated=not estimate.least)
+            self._bind(bound)
 
-    def _bind(self, output: int, *, stated: bool) -> None:
+    def _bind(self, output: int) -> None:
         """Have no answer be longer than is held: what could overrule the call's maximum is refused."""
         upstream = self._worker.upstreams.get(self._exchange.routed.upstream)
         check_numbers(self.call, _NO_FIELDS if upstream is None else upstream.target.fields)
-        if not stated:
-            limit_output(self.call, output)
+        limit_output(self.call, output)
+        limit_models(self.call)
 
     async def settle(
         self, status: int, complete: bool, abandoned: bool = False, failed: Failed = _NOT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from decimal import Decimal
 from typing import Any
 
@@ -12,7 +13,7 @@ from gateway.core.accounts.facts import CallFacts, read_facts
 from gateway.core.billing.pricing import AtCost, Pricing
 from gateway.core.billing.stand_ins import read_stand_ins
 from gateway.core.billing.vector import Vector
-from gateway.core.calls.tool_uses import TOOL_USES
+from gateway.core.calls.tool_uses import MODEL_USES, TOOL_USES
 from gateway.core.model import Service
 from gateway.http.tally import COSTS_MAX, OTHER_MODELS, Tally
 from tests.http.fakes import answer, get, post
@@ -20,6 +21,7 @@ from tests.http.stage import Stage, staged
 
 ASKED = "claude-opus-5"
 ANSWERED = "claude-opus-5-20260701"
+ADVISOR = "claude-sage-5"
 MESSAGE = json.dumps({"model": ASKED, "max_tokens": 5, "messages": []}).encode()
 USED = {
     "input_tokens": 3,
@@ -367,3 +369,22 @@ async def test_searches_without_a_maximum_are_held_and_sent_with_one() -> None:
         assert 3 * TOOL_USES <= with_ - without <= 3 * TOOL_USES + 1
         sent = json.loads(stage.upstream.received[-1].body)
         assert sent["tools"] == [tool | {"max_uses": TOOL_USES}]
+
+
+@pytest.mark.parametrize(("stated", "uses"), [({"max_uses": 1}, 1), ({}, MODEL_USES)])
+async def test_an_advisor_is_held_at_the_dearest_price_for_each_of_its_uses(
+    stated: dict[str, int], uses: int
+) -> None:
+    """Where credits are prepaid it is sent with as many as are held."""
+    advisor = {"type": "advisor_20260301", "name": "advisor", "model": ADVISOR, "max_tokens": 2_000}
+    async with staged() as stage:
+        stage.directory.prices[ASKED] = OPUS
+        stage.directory.prices[ADVISOR] = OPUS._replace(prices=tuple(9 * one for one in OPUS.prices))
+        stage.directory.services["messages"] = IN_CREDITS
+        body = {**json.loads(MESSAGE), "tools": [advisor | stated]}
+        await facts_of(stage, ASKED, body)
+        read = -(-len(json.dumps(body, separators=(",", ":"))) // 2) * (1 + uses)
+        dollars = Decimal(45 * read + 225 * (5 + 2_000 * uses)) / 10**6
+        assert stage.counters.holds[-1].credits == math.ceil(dollars * 300)  # 250 a dollar, times 1.2
+        sent = json.loads(stage.upstream.received[-1].body)
+        assert sent["tools"] == [advisor | {"max_uses": uses}]

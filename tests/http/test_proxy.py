@@ -304,7 +304,7 @@ async def test_unknown_services_and_token_services_are_not_served_by_the_request
         (b'{"model":"gpt-4o","models":["m","gpt-4o-mini"],"fallbacks":[{"model":"m"}]}', 200),
         (b'{"model":"GPT-4o"}', 403),
         (b'{"model":"gpt-4"}', 403),
-        (b'{"model":"gpt-4o,o1-pro"}', 403),
+        (b'{"model":"gpt-4o,o1-pro"}', 400),
         (b'{"model":"gpt-4o","models":["m","o1-pro"]}', 403),
         (b'{"model":"gpt-4o","fallbacks":[{"gpt-4o":["o1-pro"]}]}', 403),
         (b'{"model":"gpt-4o","m\\u006fdels":["o1-pro"]}', 403),

@@ -64,4 +64,4 @@ def budget_bound(
         most = claim.dearest.paid(decision.money_held)
     if TOKENS in enforced and decision.raw_held != claim.raw_tokens:
         most = min(most, decision.raw_held)
-    return None if most >= ENDLESS else max(1, (most - estimate.read) // call.choices)
+    return None if most >= ENDLESS else estimate.bound(most, call)

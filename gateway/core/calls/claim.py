@@ -44,7 +44,7 @@ def output_bound(rate: TokenRate | None, call: Call, estimate: Estimate, decisio
         most = held if weights is None else weights.covered(held, estimate.read)
     if rate is not None:
         most = min(most, rate.covered(decision.held_credits))
-    return None if most >= ENDLESS else max(1, (most - estimate.read) // call.choices)
+    return None if most >= ENDLESS else estimate.bound(most, call)
 
 
 def asks_of(call: Call, vectors: Vectors, read: int = ENDLESS) -> Asks:

@@ -13,6 +13,7 @@ from typing import Final
 
 from gateway.core.blobs import BLOB_TOKENS
 from gateway.core.calls.call import BYTES_PER_TOKEN, Call
+from gateway.core.calls.tool_uses import answers_within
 from gateway.core.families.prompt import Tokenizer
 from gateway.core.families.registry import ALL
 from gateway.core.in_use import InUse, Kept
@@ -38,13 +39,21 @@ _PICTURES: dict[str, int] = {prefix: most for one in ALL for prefix, most in one
 class Estimate:
     """What a call may use, in tokens: `need` what is likely, `ceiling` the most, `read` of it the input.
 
-    `least` is the input's most and one token of each answer, 0 where the call states its maximum.
+    `least` is the input's most and one token of each answer, 0 where the call states its maximum. `read` has
+    the input as often as it may be read. `answers` share a maximum: choices and compactions; 0 is as many as
+    the call has choices. `beside` is the most that other models may write.
     """
 
     need: int = 0
     ceiling: int = 0
     least: int = 0
     read: int = 0
+    answers: int = 0
+    beside: int = 0
+
+    def bound(self, most: int, call: Call) -> int:
+        """The most tokens of one answer within a hold of so many."""
+        return max(1, (most - self.read - self.beside) // (self.answers or call.choices))
 
 
 NO_ESTIMATE: Final = Estimate()
@@ -110,13 +119,20 @@ class Estimator:
         # What a body names and does not hold is taken for an image.
         read = max(used, worst + (blobs + call.names.files * BLOB_TOKENS) * learned.dearer)
         call.input_ceiling, call.output_ceiling = read, learned.ceiling
-        stated = call.output_max
+        answers, beside, stated = choices, 0, call.output_max
+        within = answers_within(call)
+        if within is not None:
+            answers += within.compactions
+            for model, uses, most in within.models:
+                beside += uses * (self._ceiling(model) if most is None else most)
+            readings = 1 + within.compactions + sum([uses for _, uses, _ in within.models])
+            read, beside = min(read * readings, INTEGER_MAX), min(beside, INTEGER_MAX)
         if stated is not None:
-            ceiling = min(read + stated * choices, INTEGER_MAX)
-            return Estimate(min(used + stated * choices, INTEGER_MAX), ceiling, 0, read)
+            ceiling = min(read + stated * answers + beside, INTEGER_MAX)
+            return Estimate(min(used + stated * choices, INTEGER_MAX), ceiling, 0, read, answers, beside)
         need = min(used + math.ceil(learned.output) * choices, INTEGER_MAX)
-        ceiling = max(need, min(read + learned.ceiling * choices, INTEGER_MAX))
-        return Estimate(need, ceiling, min(read + choices, ceiling), read)
+        ceiling = max(need, min(read + learned.ceiling * answers + beside, INTEGER_MAX))
+        return Estimate(need, ceiling, min(read + answers + beside, ceiling), read, answers, beside)
 
     def learn(self, call: Call, organization_id: int, service_key: str, usage: Usage) -> None:
         """Learn from a complete answer that reported its use; what was only counted teaches nothing."""

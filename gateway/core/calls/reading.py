@@ -12,10 +12,12 @@ from gateway.core.calls.call import DEFAULT_BOUNDS, Bounds, Call
 from gateway.core.calls.document import check_names, read_document, write_document
 from gateway.core.calls.route import Route
 from gateway.core.families import controlled
-from gateway.core.families.controlled import Document, flag, inner, models_beside
+from gateway.core.families.controlled import Document, elements, flag, inner, models_beside
 from gateway.core.families.registry import SHAPES
 from gateway.core.names import names_in
 
+# Lists whose objects are priced and held one by one.
+_ELEMENTS = ("tools", "plugins")
 _NOT_ASCII = bytes(range(128, 256))
 # Without any of these in a body nobody has to look for media at their places.
 _MEDIA_MARKS = (b";base64,", b'"data":"', b'"result":"')
@@ -35,6 +37,8 @@ def read_call(
     call = Call(route.meter, route.family, b"", document=document)
     call.reports = route.usage == "always" or (not route.usage and shape.always_reports)
     shape.read(call, document, path_params, bounds)
+    for name in _ELEMENTS:
+        elements(document, name)
     call.models_beside = models_beside(document)
     call.gives_up = "timeout" in " ".join(document).lower()
     added = _ask_for_usage(call, document) if call.streamed and shape.asks_for_usage else 0
@@ -52,14 +56,22 @@ def read_call(
 
 
 def limit_output(call: Call, tokens: int) -> None:
-    """Write a maximum of one choice, in tokens, into a call that states none and produces some."""
+    """Write a maximum of one choice, in tokens, into a call that states none and produces some.
+
+    A maximum of 0 is written as 1, which it counts as.
+    """
     shape = SHAPES.get(call.meter)
     document = call.document
-    if document is None or call.output_max is not None or shape is None or not shape.maximum:
+    if document is None or shape is None or not shape.maximum:
         return
     place = document if shape.place is None else shape.place(document)
-    place[shape.maximum] = call.output_max = tokens
-    call.changed = True
+    if call.output_max is None:
+        place[shape.maximum] = call.output_max = tokens
+        call.changed = True
+    for name in shape.numbers:
+        if place.get(name) == 0 and name != shape.uses:
+            place[name] = 1
+            call.changed = True
 
 
 def _ask_for_usage(call: Call, document: Document) -> int:

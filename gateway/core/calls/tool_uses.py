@@ -1,4 +1,4 @@
-"""How often a call may use its provider's tools that have a price: as often as it states, or up to a ceiling.
+"""How often a call may use tools that have a price or a model: as often as it states, or up to a ceiling.
 
 Pure. A maximum counts only in the field, and of the API, where the provider keeps to it. A call that states
 none is sent with the ceiling where its API has such a field. Which tools have no price goes by their kind
@@ -8,12 +8,13 @@ alone: a name is the caller's own.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from typing import Final
 
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import Call
 from gateway.core.calls.tariff import Vectors
-from gateway.core.families.controlled import Document
+from gateway.core.families.controlled import Document, elements, models_of
 from gateway.core.families.registry import OF_METER, SHAPES
 
 # Uses of each tool that a call holds where it does not say how many it may make: more than the searches that
@@ -25,6 +26,13 @@ TOOL_USES_MAX: Final = 1_000_000
 _SEARCH_OPTIONS: Final = "web_search_options"
 _SEARCH_PARAMETERS: Final = "search_parameters"
 _SEARCH: Final = "web_search"
+# Times that a model of a tool may answer where a call does not say it: an advisor is asked once or twice.
+MODEL_USES: Final = 4
+_ADVISOR: Final = "advisor"  # begins the kind of a tool that keeps to its maximum
+# Tools whose models are paid by what they make, not by tokens of an answer.
+_MAKERS: Final = frozenset({"image_generation", "openrouter:image_generation"})
+_COMPACTION: Final = "compact"
+_MANAGEMENT: Final = "context_management"
 _GROUP: Final = "namespace"  # a tool that is others
 _DIGITS: Final = "0123456789"  # of the date that a kind ends with
 _SEARCHING_MODELS: Final = ("search", "sonar", ":online")
@@ -35,6 +43,63 @@ _KEPT: Final = ("cachedContent", "cached_content")
 _ASKING: Final = frozenset({"tools", "prompt", "plugins", _SEARCH_PARAMETERS, _SEARCH_OPTIONS, *_KEPT})
 # Tools that are the client's own, whatever their names.
 _OF_CLIENT: Final = ("function", "custom")
+
+
+@dataclass(slots=True)
+class Within:
+    """Answers within a call beside its own: `models` says how often one may answer and with how much, None
+    for all it can; `compactions` are of the call's model, each of the input.
+    """
+
+    models: list[tuple[str, int, int | None]]
+    compactions: int = 0
+
+
+def answers_within(call: Call) -> Within | None:
+    """What may answer within a call, each of the whole input; None where it is the asked model alone."""
+    document = call.document
+    if document is None or not (call.models_beside or _MANAGEMENT in document):
+        return None
+    shape, found = SHAPES.get(call.meter), Within([], _compactions(document))
+    own = shape is not None and bool(shape.tool_uses)
+    for tool in elements(document, "tools") if call.models_beside else ():
+        kind = tool.get("type")
+        if isinstance(kind, str) and kind in _MAKERS:
+            continue
+        advisor = own and _is_advisor(tool)
+        uses = _stated(tool.get("max_uses")) if advisor else None
+        most = _stated(tool.get("max_tokens")) if advisor else None
+        found.models += [(model, uses or MODEL_USES, most) for model in models_of(tool, "tools")]
+    for plugin in elements(document, "plugins") if call.models_beside else ():
+        found.models += [(model, 1, None) for model in models_of(plugin, "plugins")]
+    return found if found.models or found.compactions else None
+
+
+def limit_models(call: Call) -> None:
+    """Write how often an advisor may answer into a call that does not say it, where its API has a field."""
+    document, shape = call.document, SHAPES.get(call.meter)
+    if document is None or shape is None or not (shape.tool_uses and call.models_beside):
+        return
+    for tool in elements(document, "tools"):
+        if _is_advisor(tool) and _stated(tool.get(shape.tool_uses)) is None:
+            tool[shape.tool_uses] = MODEL_USES
+            call.changed = True
+
+
+def _is_advisor(tool: Document) -> bool:
+    kind = tool.get("type")
+    return isinstance(kind, str) and kind.startswith(_ADVISOR)
+
+
+def _compactions(document: Document) -> int:
+    """How often a call's input may be made shorter by its model; both APIs that do name its kind so."""
+    managed = document.get(_MANAGEMENT)
+    if isinstance(managed, dict):
+        edits = elements(managed, "edits", f"{_MANAGEMENT}.")
+    else:
+        edits = elements(document, _MANAGEMENT)
+    kinds = [edit.get("type") for edit in edits]
+    return sum(isinstance(kind, str) and kind.startswith(_COMPACTION) for kind in kinds)
 
 
 def priced_tools(vectors: Vectors) -> Collection[str]:
@@ -52,7 +117,8 @@ def uses_of(call: Call, document: Document, priced: Collection[str]) -> dict[str
         return found
     if _ASKING.isdisjoint(document) and not _models_search(call):
         return found
-    tools, searches, names_kept = _tools(document), _searches(call, document), _names_kept(document)
+    tools, searches = elements(document, "tools"), _searches(call, document)
+    names_kept = _names_kept(document)
     if not tools and not searches and not names_kept:
         return found
     total = document.get(shape.uses) if shape.uses else None
@@ -75,7 +141,7 @@ def unpriced_tools(call: Call, vectors: Vectors) -> list[str]:
     document, family = call.document, OF_METER.get(call.meter)
     if document is None or family is None or (_ASKING.isdisjoint(document) and not _models_search(call)):
         return []
-    asked = [*_kinds(document.get("tools")), *_plugins(document.get("plugins"))]
+    asked = [*_kinds(elements(document, "tools")), *_plugins(elements(document, "plugins"))]
     free = family.free_tools
     kinds = {kind: plainly for kind in asked if (plainly := _plain(kind)).rstrip(_DIGITS) not in free}
     if _searches(call, document, by_plugin=False):
@@ -90,24 +156,22 @@ def _has_price(kind: str, vector: Vector) -> bool:
     )
 
 
-def _kinds(tools: object, *, inside: bool = False) -> Iterator[str]:
+def _kinds(tools: list[Document], *, inside: bool = False) -> Iterator[str]:
     """The kinds of a call's tools: what their type says, else the names of their members."""
-    for tool in tools if isinstance(tools, list) else ():
-        if not isinstance(tool, dict):
-            continue
+    for tool in tools:
         kind = tool.get("type")
         if kind == _GROUP and not inside:
-            yield from _kinds(tool.get("tools"), inside=True)
+            yield from _kinds(elements(tool, "tools", "tools."), inside=True)
         elif isinstance(kind, str):
             yield kind
         elif kind is not None or "input_schema" not in tool:
             yield from tool
 
 
-def _plugins(plugins: object) -> Iterator[str]:
+def _plugins(plugins: list[Document]) -> Iterator[str]:
     """The kinds of OpenRouter's plugins."""
-    for plugin in plugins if isinstance(plugins, list) else ():
-        said = plugin.get("id") if isinstance(plugin, dict) else plugin
+    for plugin in plugins:
+        said = plugin.get("id")
         yield _SEARCH if said == "web" else str(said)
 
 
@@ -122,7 +186,7 @@ def limit_uses(call: Call, vectors: Vectors) -> None:
     if shape.uses and document.get(shape.uses) is None and uses_of(call, document, priced):
         document[shape.uses] = TOOL_USES
         call.changed = True
-    for tool in _tools(document) if shape.tool_uses else ():
+    for tool in elements(document, "tools") if shape.tool_uses else ():
         kind = tool.get("type")
         if (
             isinstance(kind, str)
@@ -131,11 +195,6 @@ def limit_uses(call: Call, vectors: Vectors) -> None:
         ):
             tool[shape.tool_uses] = TOOL_USES
             call.changed = True
-
-
-def _tools(document: Document) -> list[Document]:
-    tools = document.get("tools")
-    return [tool for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
 
 
 def _searches(call: Call, document: Document, *, by_plugin: bool = True) -> int:
@@ -185,6 +244,11 @@ def _plain(said: str) -> str:
 
 
 def _uses(stated: object) -> int:
-    if isinstance(stated, int) and not isinstance(stated, bool) and stated > 0:
-        return min(stated, TOOL_USES_MAX)
-    return TOOL_USES
+    return _stated(stated) or TOOL_USES
+
+
+def _stated(most: object) -> int | None:
+    """A maximum that a tool states, None where it states none."""
+    if isinstance(most, int) and not isinstance(most, bool) and most > 0:
+        return min(most, TOOL_USES_MAX)
+    return None

@@ -56,20 +56,22 @@ _NO_MODELS = frozenset(
         "messages", "input", "prompt", "contents", "system", "instructions", "systemInstruction",
         "system_instruction", "content", "requests", "functions", "metadata", "litellm_metadata",
         "client_metadata", "labels", "logit_bias", "response_format", "text", "output_config",
-        "output_format", "generationConfig", "generation_config", "safetySettings", "safety_settings",
-        "stream_options", "chat_template_kwargs", "documents", "guided_json", "json_schema",
+        "output_format", "safetySettings", "safety_settings", "stream_options", "chat_template_kwargs",
+        "documents", "guided_json", "json_schema",
         "structured_outputs", "model", *MODEL_LISTS,
     }
 )  # fmt: skip
 _DEPTH_MAX = 16
 # In these a caller names its own: the arguments of its functions, and tools of a server.
-_NAMING = ("model", "models")
+_NAMING = ("model", "models", "modelname", "model_name")
 _OWN_NAMES = frozenset(
     {
         "function", "functionDeclarations", "function_declarations", "input_schema", "input_examples",
-        "properties", "$defs", "definitions", "output_schema", "configs", "headers", "env",
+        "properties", "$defs", "definitions", "output_schema", "configs", "headers", "env", "responseSchema",
+        "response_schema", "responseJsonSchema", "response_json_schema", "_responseJsonSchema",
     }
 )  # fmt: skip
+_PRESET = "@preset/"
 MODELS_MAX = 64
 MODEL_CHARACTERS_MAX = 256
 USER_CHARACTERS_MAX = 128
@@ -100,8 +102,9 @@ STREAM_OPTIONS = Names("include_usage")
 
 
 def maximum(document: Document, name: str, most: int, path: str = "") -> int | None:
-    """A stated maximum of tokens, None where none is."""
-    return _integer(document, name, 0, most, path)
+    """A stated maximum of tokens, None where none is; 0, to some servers no limit, counts as 1."""
+    stated = _integer(document, name, 0, most, path)
+    return stated if stated is None else max(stated, 1)
 
 
 def choices(document: Document, name: str, most: int, path: str = "") -> int:
@@ -129,8 +132,38 @@ def inner(document: Document, name: str, names: Names) -> Document | None:
     return value
 
 
+def elements(document: Document, name: str, path: str = "") -> list[Document]:
+    """The objects of a list, none where it is absent or null.
+
+    In another shape some upstreams take it for a list all the same: what they read must have been read here.
+    """
+    value = document.get(name)
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        raise _mistyped(path + name, "a list of objects")
+    return value
+
+
+def id_in(value: object, param: str) -> object:
+    """What a field names an object by, a text. A number or null names none."""
+    if isinstance(value, list | dict):
+        raise _mistyped(param, "text")
+    return value
+
+
+def ids_in(value: object, param: str) -> list[object]:
+    """What a field names objects by, a list of texts or one."""
+    if isinstance(value, dict):
+        raise _mistyped(param, "a list of texts")
+    return [id_in(one, param) for one in (value if isinstance(value, list) else (value,))]
+
+
 def model_name(value: object, param: str = "model") -> str:
-    """The name of a model as it is looked up in lists and prices: no name has blanks around it."""
+    """The name of a model as it is looked up in lists and prices: no name has blanks around it.
+
+    An upstream may take a comma for the end of a name, and a preset for another model (LiteLLM, OpenRouter).
+    """
     if value is None or value == "":
         raise InvalidRequest(f"The field {param} is missing.", param=param)
     if not isinstance(value, str):
@@ -139,15 +172,18 @@ def model_name(value: object, param: str = "model") -> str:
         raise InvalidRequest(
             f"The field {param} is not the name of a model: printable, without blanks around it.", param=param
         )
+    if "," in value or _PRESET in value.casefold():
+        raise InvalidRequest(
+            f"The field {param} names more than a model: it has no comma and no {_PRESET}.", param=param
+        )
     return value
 
 
 def model_in_path(document: Document, named: str | None) -> str:
     """The model of a path; a body that names one too must name the same."""
     model = model_name(named)
-    requests = document.get("requests")
-    for place in (document, *(requests if isinstance(requests, list) else ())):
-        stated = place.get("model") if isinstance(place, dict) else None
+    for place in (document, *elements(document, "requests")):
+        stated = place.get("model")
         if stated is not None and stated not in (model, f"models/{model}"):
             raise InvalidRequest(f"The field model must be that of the path: models/{model}.", param="model")
     return model
@@ -170,6 +206,13 @@ def models_beside(document: Document) -> tuple[str, ...]:
     return tuple(found)
 
 
+def models_of(tool: Document, path: str) -> list[str]:
+    """The models that a tool or plugin names."""
+    found: list[str] = []
+    _add_nested(tool, path, found, _DEPTH_MAX, strict=True)
+    return found
+
+
 def _add_lists(document: Document, found: list[str]) -> None:
     """Add the models of lists at the top of a body."""
     for name in document.keys() & ELSEWHERE:
@@ -179,7 +222,7 @@ def _add_lists(document: Document, found: list[str]) -> None:
 
 
 def _add_nested(value: object, path: str, found: list[str], depth: int, *, strict: bool) -> None:
-    """Add the models of a tool or plugin, at any depth, in any case: `model`, `models`, `judge_model`.
+    """Add the models of a tool or plugin, at any depth, in any case: `model`, `models`, `modelName`.
 
     Elsewhere, where not `strict`, what names none by a text or a list of them is another's, and passes.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.core.families.controlled import Document
+from gateway.core.families.controlled import Document, id_in, ids_in
 from gateway.core.families.family import Found
 from gateway.core.names import Names
 
@@ -50,14 +50,15 @@ def add_ids(name: str, inside: object, holder: Document, place: str, found: Foun
     """Add what a field names: any that ends like an id, unless it is known to name nothing."""
     folded = name.lower()
     if folded == "id":
+        id_in(inside, name)
         (found.brought if _is_whole(holder, place) else found.named).append(inside)
     elif folded.endswith("_id"):
         if folded not in _OTHER_IDS:
-            found.named.append(inside)
+            found.named.append(id_in(inside, name))
     elif folded.endswith("_ids"):
-        found.named += inside if isinstance(inside, list) else (inside,)
-    elif folded in _NAMES:
-        found.named.append(inside)
+        found.named += ids_in(inside, name)
+    elif folded in _NAMES and not isinstance(inside, dict):
+        found.named.append(id_in(inside, name))
 
 
 def _is_whole(holder: Document, place: str) -> bool:

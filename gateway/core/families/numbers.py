@@ -1,14 +1,18 @@
-"""Numbers at the top of a body that set no maximum of the output, and no number of answers.
+"""What could make more of a bound call than is held: numbers that nobody knows, and chats in one.
 
 A server may let a name of its own overrule the maximum read here, as llama.cpp does with `n_predict`.
-So where a hold binds a call, a number must be known: these are of the APIs' references, vLLM, SGLang,
-TGI, llama.cpp, Ollama, LiteLLM and OpenRouter. What a shape reads itself is in its `numbers`.
+So where a hold binds a call, a number at the top of its body must be known: these are of the APIs'
+references, vLLM, SGLang, TGI, llama.cpp, Ollama, LiteLLM and OpenRouter. What a shape reads itself is in
+its `numbers`.
 """
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from gateway.core.calls.call import Call
-from gateway.core.families.controlled import Document
+from gateway.core.families.controlled import Document, elements
 from gateway.core.families.registry import SHAPES
 from gateway.errors import InvalidRequest
 
@@ -30,6 +34,8 @@ HARMLESS = frozenset(
         # where and how long it runs
         "id_slot", "priority", "timeout", "request_timeout", "stream_timeout", "keep_alive", "num_ctx",
         "num_batch", "num_gpu", "num_thread", "t_max_prompt_ms", "t_max_predict_ms", "data_parallel_rank",
+        # lists of tokens
+        "stop_token_ids", "allowed_token_ids", "bad_words_ids",
     }
 )  # fmt: skip
 # Texts that may be digits. Several of these servers read a body by pydantic, which takes other such texts for
@@ -42,14 +48,16 @@ TEXTS = frozenset(
         "cachedContent", "cached_content",
     }
 )  # fmt: skip
-NUMBER_CHARACTERS_MAX = 64
+_FLOAT_CHARACTERS_MAX: Final = 64
+_DIGITS: Final = re.compile(r"[\s_+\-.eE]*\d[\s_+\-.eE\d]*")
 
 
 def check_numbers(call: Call, allowed: frozenset[str]) -> None:
-    """Refuse a number that may overrule the maximum of a bound call, but for the `allowed`."""
+    """Refuse a number that may overrule the maximum of a bound call, unless `allowed`, and chats in one."""
     shape, document = SHAPES.get(call.meter), call.document
     if shape is None or document is None or not shape.maximum:
         return
+    elements(document, "messages")  # of lists in it some servers make a chat each
     known = shape.numbers | HARMLESS | allowed
     parts = [document] if shape.place is None else [document, shape.place(document)]
     for name in (name for part in parts for name in _numbers_in(part) if name not in known):
@@ -61,11 +69,16 @@ def check_numbers(call: Call, allowed: frozenset[str]) -> None:
 
 
 def _numbers_in(document: Document) -> list[str]:
-    return [name for name, value in document.items() if _is_number(value) and name not in TEXTS]
+    return [name for name, value in document.items() if name not in TEXTS and _is_number(value)]
 
 
 def _is_number(value: object) -> bool:
-    if isinstance(value, str) and len(value) <= NUMBER_CHARACTERS_MAX:
+    """Whether a lenient server may take it for a number: a text of one, or a list with one in it."""
+    while isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, str):
+        if len(value) > _FLOAT_CHARACTERS_MAX:
+            return _DIGITS.fullmatch(value) is not None
         try:
             float(value)
         except ValueError:

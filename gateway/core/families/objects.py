@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote
 
 from gateway.core.calls.paths import decoded_segments
-from gateway.core.families.controlled import Document
+from gateway.core.families.controlled import Document, elements
 from gateway.core.families.family import Found, Objects, ids_of
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import Family
@@ -117,12 +117,10 @@ def named(
         return _NOTHING
     passed = _PLAIN if objects.may_name(body, names) else _PLAIN_OR_SAID
     asked = {name: value for name, value in document.items() if name not in passed}
-    tools = asked.get("tools")
-    if isinstance(tools, list):
-        asked["tools"] = [one for one in tools if not isinstance(one, dict) or one.keys() - _PLAIN_OF_TOOL]
-    plugins = asked.get("plugins")
-    if isinstance(plugins, list):  # OpenRouter's: the id of one is its name
-        asked["plugins"] = [_without_id(one) if isinstance(one, dict) else one for one in plugins]
+    if "tools" in asked:
+        asked["tools"] = [one for one in elements(document, "tools") if one.keys() - _PLAIN_OF_TOOL]
+    if "plugins" in asked:  # OpenRouter's: the id of one is its name
+        asked["plugins"] = [_without_id(one) for one in elements(document, "plugins")]
     if not asked:
         return _NOTHING
     all_found = Found()

@@ -284,6 +284,8 @@ def test_every_model_that_may_answer_is_named(stated: dict[str, object], models:
         ({"helper": {"model": "a"}, "helpers": [{"models": ["b"]}], "draft_model": "c"}, ("a", "b", "c")),
         ({"provider": {"order": ["x"]}, "metadata": {"model": 7}, "user_model": None}, ()),
         ({"response_format": {"json_schema": {"schema": {"properties": {"model": {}}}}}}, ()),
+        ({"routing": {"manualMode": {"modelName": "a"}, "x": {"model_name": "b"}}}, ("a", "b")),
+        ({"generationConfig": {"x": {"model": "a"}, "responseSchema": {"model": "b"}}}, ("a",)),
         ({"tools": [{"type": "x", "model": None}]}, ()),
         ({"tools": [{"type": "function", "function": {"parameters": {"model": {}}}}]}, ()),
         ({"tools": [{"type": "function", "name": "f", "parameters": {"examples": [{"model": 1}]}}]}, ()),
@@ -294,6 +296,79 @@ def test_every_model_that_may_answer_is_named(stated: dict[str, object], models:
 )
 def test_a_model_of_a_tool_or_plugin_may_answer(stated: dict[str, object], models: tuple[str, ...]) -> None:
     assert read("openai_chat", {"model": "m", **stated}).models_beside == models
+
+
+@pytest.mark.parametrize(
+    ("meter", "name"),
+    [
+        *((meter, "tools") for meter in ("openai_chat", "openai_responses", "anthropic_messages")),
+        ("gemini_generate", "tools"), ("gemini_stream", "tools"), ("gemini_embed", "requests"),
+        ("openai_chat", "plugins"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("wrong", [{"googleSearch": {}}, {}, [[{"googleSearch": {}}]], ["x"], "x", 0])
+def test_a_list_of_objects_in_another_shape_is_refused(meter: str, name: str, wrong: object) -> None:
+    """A lenient upstream takes one object for a list of it, in which nothing was read here."""
+    assert refused(meter, {"model": "m", name: wrong} if "gemini" not in meter else {name: wrong}) == name
+
+
+@pytest.mark.parametrize("config", ["generationConfig", "generation_config"])
+@pytest.mark.parametrize(
+    ("name", "param"),
+    [
+        *((name, name) for name in ("routingConfig", "routing_config", "modelConfig", "model_config")),
+        ("RoutingConfig", "routingConfig"), ("modelSelectionConfig", "modelSelectionConfig"),
+    ],
+)  # fmt: skip
+def test_a_config_that_chooses_a_model_is_refused(config: str, name: str, param: str) -> None:
+    body = {config: {name: {"manualMode": {"modelName": "gemini-2.5-pro"}}}}
+    found = refused("gemini_generate", body)
+    assert found is not None
+    assert found.partition(".")[2] == param
+
+
+def test_embeddings_of_prompts_are_prompts() -> None:
+    def choices(body: dict[str, object]) -> int:
+        return read("openai_completions", {"model": "m", "n": 2, **body}).choices
+
+    assert choices({"prompt_embeds": ["AAAA"] * 20}) == 40
+    assert choices({"prompt_embeds": ["AAAA"] * 20, "prompt": ["a", "b"]}) == 44
+    assert choices({"prompt_embeds": "AAAA"}) == choices({"prompt": "a"}) == choices({}) == 2
+
+
+@pytest.mark.parametrize(
+    ("meter", "name"),
+    [
+        ("openai_chat", "max_tokens"), ("openai_chat", "max_completion_tokens"),
+        ("openai_completions", "max_tokens"), ("openai_responses", "max_output_tokens"),
+        ("anthropic_messages", "max_tokens"), ("gemini_generate", "maxOutputTokens"),
+        ("gemini_stream", "max_output_tokens"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("zero", ["0", "-0"])
+def test_a_maximum_of_0_is_sent_as_1_where_a_hold_binds(meter: str, name: str, zero: str) -> None:
+    """Ollama reads 0 as no limit."""
+    said = f'{{"{name}":{zero}}}' if "gemini" not in meter else f'{{"generationConfig":{{"{name}":{zero}}}}}'
+    call = read(meter, b'{"model":"m",' + said[1:].encode() if "gemini" not in meter else said.encode())
+    assert call.output_max == 1
+    limit_output(call, 77)
+    assert f'"{name}":1' in call.take_body().decode()
+
+
+def test_a_maximum_of_0_beside_another_is_sent_as_1() -> None:
+    call = read(
+        "openai_chat", {"model": "m", "max_tokens": 0, "max_completion_tokens": 9, "max_tool_calls": 0}
+    )
+    limit_output(call, 77)
+    assert (call.output_max, call.document) == (
+        9,
+        {"model": "m", "max_tokens": 1, "max_completion_tokens": 9, "max_tool_calls": 0},
+    )
+
+
+def test_a_stored_prompt_is_an_object() -> None:
+    assert read("openai_responses", {"model": "m", "prompt": {"id": "pmpt_1"}}).model == "m"
+    assert refused("openai_responses", {"model": "m", "prompt": [{"id": "pmpt_1"}]}) == "prompt"
 
 
 def test_a_tool_that_cannot_be_looked_through_is_refused() -> None:

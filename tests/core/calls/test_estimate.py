@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
 from gateway.core.blobs import BLOB_TOKENS
 from gateway.core.calls.call import Call
 from gateway.core.calls.estimate import CEILING, OUTPUT_TOKENS_FIRST, Estimate, Estimator
+from gateway.core.calls.tool_uses import MODEL_USES, limit_models
+from gateway.core.families.controlled import models_beside
 from gateway.core.model import INTEGER_MAX, Family, Usage
 from gateway.core.names import names_in
+from gateway.errors import InvalidRequest
 
 
 def call(model: str = "m", output_max: int | None = None, choices: int = 1, input_bytes: int = 300) -> Call:
@@ -23,9 +27,9 @@ def used(tokens_in: int, tokens_out: int) -> Usage:
 
 def test_a_stated_maximum_is_the_hold() -> None:
     """Its most is that and the input at two bytes a token, and it may not be cut."""
-    assert Estimator().hold(call(output_max=50), 1, "chat") == Estimate(150, 200, 0, 150)
-    assert Estimator().hold(call(output_max=50, choices=4), 1, "chat") == Estimate(300, 350, 0, 150)
-    assert Estimator().hold(call(output_max=0), 1, "embeddings") == Estimate(100, 150, 0, 150)
+    assert Estimator().hold(call(output_max=50), 1, "chat") == Estimate(150, 200, 0, 150, 1)
+    assert Estimator().hold(call(output_max=50, choices=4), 1, "chat") == Estimate(300, 350, 0, 150, 4)
+    assert Estimator().hold(call(output_max=0), 1, "embeddings") == Estimate(100, 150, 0, 150, 1)
 
 
 def test_without_one_the_ceiling_of_the_model_is_the_most() -> None:
@@ -34,10 +38,89 @@ def test_without_one_the_ceiling_of_the_model_is_the_most() -> None:
         150 + CEILING,
         151,
         150,
+        1,
     )
     assert Estimator().hold(call("gpt-4o-mini-2024"), 1, "chat").ceiling == 150 + 16_384
     assert Estimator().hold(call("gpt-4-0613", choices=2), 1, "chat").ceiling == 150 + 2 * 8_192
-    assert Estimator({"m": 10}).hold(call(), 1, "chat") == Estimate(110, 160, 151, 150)
+    assert Estimator({"m": 10}).hold(call(), 1, "chat") == Estimate(110, 160, 151, 150, 1)
+
+
+ADVISOR: dict[str, Any] = {"type": "advisor_20260301", "name": "advisor", "model": "claude-opus-4-8"}
+OPUS = 128_000  # the most that one answer of it has
+
+
+def asked(meter: str = "anthropic_messages", **fields: Any) -> Call:
+    """A call of 300 bytes, whatever its body says."""
+    document = {"model": "claude-haiku-4-5", **fields}
+    made = Call(meter, Family(meter.partition("_")[0]), b"", "claude-haiku-4-5", document=document)
+    made.models_beside, made.output_max = models_beside(document), fields.get("max_tokens")
+    made.input_bytes = 300
+    return made
+
+
+@pytest.mark.parametrize(
+    ("fields", "readings", "answers", "beside"),
+    [
+        ({}, 1, 1, 0),
+        ({"tools": [{"type": "custom", "name": "advisor", "input_schema": {"model": "x"}}]}, 1, 1, 0),
+        ({"tools": [ADVISOR | {"max_uses": 3}]}, 4, 1, 3 * OPUS),
+        ({"tools": [ADVISOR | {"max_uses": 3, "max_tokens": 2_048}]}, 4, 1, 3 * 2_048),
+        ({"tools": [ADVISOR | {"max_uses": 3}, ADVISOR | {"max_uses": 2}]}, 6, 1, 5 * OPUS),
+        ({"tools": [ADVISOR]}, 1 + MODEL_USES, 1, MODEL_USES * OPUS),
+        *(
+            (
+                {"tools": [ADVISOR | {"max_uses": odd, "max_tokens": odd}]},
+                1 + MODEL_USES,
+                1,
+                MODEL_USES * OPUS,
+            )
+            for odd in (0, -1, True, "1", None)
+        ),
+        ({"context_management": {"edits": [{"type": "compact_20260112"}]}}, 2, 2, 0),
+        ({"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}}, 1, 1, 0),
+        ({"context_management": None}, 1, 1, 0),
+        ({"tools": [{"type": "image_generation", "model": "gpt-image-1"}]}, 1, 1, 0),
+        ({"plugins": [{"id": "fusion", "models": ["claude-opus-4-8"]}]}, 2, 1, OPUS),
+    ],
+)
+@pytest.mark.parametrize("stated", [100, None])
+def test_what_answers_within_a_call_is_in_its_most(
+    fields: dict[str, Any], readings: int, answers: int, beside: int, stated: int | None
+) -> None:
+    """Each reads the input again. An advisor writes up to its own maximum, a compaction up to the call's."""
+    one = asked(**fields, **({} if stated is None else {"max_tokens": stated}))
+    found = Estimator().hold(one, 1, "messages")
+    assert (found.read, found.beside) == (150 * readings, beside)
+    each = 64_000 if stated is None else stated
+    assert found.ceiling == 150 * readings + beside + each * answers
+    assert found.bound(found.ceiling, one) == each
+    assert stated is not None or found.bound(found.least, one) == 1
+    assert one.input_ceiling == 150
+
+
+def test_other_apis_have_no_field_for_the_uses_of_a_model() -> None:
+    one = asked("openai_chat", tools=[{"type": "advisor_x", "model": "claude-opus-4-8", "max_uses": 1}])
+    assert Estimator().hold(one, 1, "chat").beside == MODEL_USES * OPUS
+    limit_models(one)
+    assert not one.changed
+    compact = asked("openai_responses", context_management=[{"type": "compaction", "compact_threshold": 9}])
+    assert Estimator().hold(compact, 1, "responses").read == 300
+
+
+@pytest.mark.parametrize("wrong", [{"edits": {"type": "compact_20260112"}}, [["x"]], "compact"])
+def test_edits_of_a_context_are_a_list(wrong: object) -> None:
+    with pytest.raises(InvalidRequest, match=r"^context_management"):
+        Estimator().hold(asked(context_management=wrong), 1, "messages")
+
+
+@pytest.mark.parametrize(
+    ("stated", "sent"), [({}, MODEL_USES), ({"max_uses": 0}, MODEL_USES), ({"max_uses": 9}, 9)]
+)
+def test_a_bound_call_says_how_often_its_advisor_may_answer(stated: dict[str, int], sent: int) -> None:
+    one = asked(tools=[ADVISOR | stated, {"name": "f", "input_schema": {}}])
+    limit_models(one)
+    assert one.document is not None
+    assert one.document["tools"] == [ADVISOR | {"max_uses": sent}, {"name": "f", "input_schema": {}}]
 
 
 def test_a_call_without_tokens_needs_none() -> None:

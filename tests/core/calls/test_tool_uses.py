@@ -52,8 +52,7 @@ def uses(call: Call) -> dict[str, int]:
         (CHAT, {"search_parameters": {"max_search_results": 7}}, {"web_search": 7}),
         (CHAT, {"search_parameters": {"mode": "off"}}, {}),
         (CHAT, {}, {}),
-        (CHAT, {"tools": {"web_search": 5}}, {}),
-        (CHAT, {"tools": [{"type": "function", "function": {"name": "web_search"}}, 5]}, {}),
+        (CHAT, {"tools": [{"type": "function", "function": {"name": "web_search"}}]}, {}),
         (RESPONSES, {"tools": [{"type": "function", "name": "web_search"}]}, {}),
         (MESSAGES, {"tools": [{"name": "web_search", "input_schema": {}}]}, {}),
     ],
@@ -132,7 +131,6 @@ def test_else_a_call_is_sent_as_it_came(meter: str, fields: dict[str, Any]) -> N
         (RESPONSES, [{"type": "what comes next"}], ["what comes next"]),
         (RESPONSES, [SEARCH, {"type": "web_search_preview_2025_03_11"}, {"type": "file_search"}], []),
         (RESPONSES, [{"type": own} for own in ("function", "custom", "mcp", "local_shell")], []),
-        (RESPONSES, {"type": "image_generation"}, []),
         (CHAT, [{"function": {"name": "image_generation"}}], []),
         (CHAT, [{"image_generation": {}}], ["image_generation"]),
         (CHAT, [{"type": 5}], ["type"]),
@@ -155,7 +153,7 @@ def test_a_providers_tool_that_no_price_names_is_unpriced(
 def test_a_plugin_is_a_tool() -> None:
     for plugins, found in (
         ([{"id": "web"}, {"id": "response-healing"}], []),
-        ([{"id": "file-parser"}, "fusion"], ["file-parser", "fusion"]),
+        ([{"id": "file-parser"}, {"id": "fusion"}], ["file-parser", "fusion"]),
     ):
         assert unpriced_tools(asked(CHAT, {"plugins": plugins}), PRICES) == found
 

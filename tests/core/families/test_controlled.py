@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from gateway.errors import InvalidRequest
 from tests.core.calls.test_call import read, refused
 
 
@@ -42,6 +45,35 @@ from tests.core.calls.test_call import read, refused
 )  # fmt: skip
 def test_a_field_in_another_spelling_or_type_is_named(body: bytes, param: str) -> None:
     assert refused("openai_chat", body) == param
+
+
+MORE_THAN_A_MODEL = ("gpt-4o-mini,claude-opus-4-8", "gpt-4o-mini@preset/opus", "@Preset/opus", "a,")
+
+
+@pytest.mark.parametrize("name", MORE_THAN_A_MODEL)
+@pytest.mark.parametrize(
+    ("meter", "body", "param"),
+    [
+        ("openai_chat", {"model": ...}, "model"),
+        ("openai_completions", {"model": ...}, "model"),
+        ("openai_responses", {"model": ...}, "model"),
+        ("openai_embeddings", {"model": ...}, "model"),
+        ("anthropic_messages", {"model": ...}, "model"),
+        ("openai_chat", {"model": "m", "models": [...]}, "models"),
+        ("openai_chat", {"model": "m", "fallbacks": [{"m": [...]}]}, "fallbacks"),
+        ("anthropic_messages", {"model": "m", "tools": [{"model": ...}]}, "tools.model"),
+    ],
+)
+def test_the_name_of_a_model_is_that_of_one(meter: str, body: object, param: str, name: str) -> None:
+    """LiteLLM calls each of the names between commas, OpenRouter takes the model of a preset."""
+    assert refused(meter, json.loads(json.dumps(body, default=lambda _: name))) == param
+
+
+def test_the_model_of_a_path_is_one() -> None:
+    for name in MORE_THAN_A_MODEL:
+        with pytest.raises(InvalidRequest):
+            read("gemini_generate", {}, model=name)
+    assert read("gemini_generate", {}, model="claude-opus-4@20250514").model == "claude-opus-4@20250514"
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,10 @@ def checked(meter: str, more: dict[str, Any], allowed: frozenset[str] = frozense
 
 
 @pytest.mark.parametrize("meter", BODIES)
-@pytest.mark.parametrize("value", [20_000, 1e4, -1, "20000", " 2e4 "])
+@pytest.mark.parametrize(
+    "value",
+    [20_000, 1e4, -1, "20000", " 2e4 ", "0" * 70 + "20000", " " * 9_000 + "2e4", [20_000], [["20000"]]],
+)
 def test_a_number_nobody_knows_is_refused_by_its_name_unless_it_is_allowed(meter: str, value: object) -> None:
     checked(meter, {})
     for name in ("n_predict", "max_new_tokens", "num_predict", "n_cmpl", "num_retries"):
@@ -59,9 +62,16 @@ def test_where_a_maximum_stands_deeper_numbers_are_known_there_too() -> None:
         checked("gemini_generate", {"generationConfig": {"maxNewTokens": 9}})
 
 
+@pytest.mark.parametrize("messages", [[MESSAGES, MESSAGES], MESSAGES[0], "hi"])
+def test_a_bound_call_is_one_chat(messages: object) -> None:
+    with pytest.raises(InvalidRequest, match=r"^messages "):
+        checked("openai_chat", {"messages": messages})
+
+
 def test_what_is_no_number_passes() -> None:
     checked(
-        "openai_chat", {"new_field": {"max": 5}, "another": "text", "third": True, "list": [9], "none": None}
+        "openai_chat",
+        {"new_field": {"max": 5}, "another": "text", "third": True, "list": [9, 9], "none": None},
     )
 
 

@@ -168,6 +168,28 @@ def test_every_plain_spelling_of_a_name_is_its_path(name: str) -> None:
     assert names(Family("gemini"), {"cachedContent": name}) == ("files/abc",)
 
 
+@pytest.mark.parametrize(
+    ("family", "document"),
+    [
+        ("openai", {"previous_response_id": ["resp_1"]}),
+        ("openai", {"previous_response_id": {"id": "resp_1"}}),
+        ("openai", {"conversation": ["conv_1"]}),
+        ("openai", {"conversation": {"id": ["conv_1"]}}),
+        ("openai", {"tools": [{"type": "file_search", "vector_store_ids": {"0": "vs_1"}}]}),
+        ("openai", {"tools": [{"type": "file_search", "vector_store_ids": [["vs_1"]]}]}),
+        ("openai", {"tools": {"type": "file_search", "vector_store_ids": ["vs_1"]}}),
+        ("openai", {"plugins": {"id": "file-parser", "file_id": "file-1"}}),
+        ("anthropic", {"container": ["container_1"]}),
+        ("gemini", {"cachedContent": ["cachedContents/1"]}),
+        ("gemini", {"tools": [{"fileSearch": {"fileSearchStoreNames": {"0": "fileSearchStores/1"}}}]}),
+    ],
+)
+def test_an_id_in_another_shape_than_documented_is_refused(family: str, document: dict[str, Any]) -> None:
+    """Some upstreams would take it for that id."""
+    with pytest.raises(InvalidRequest):
+        names(Family(family), document)
+
+
 def test_too_many_and_too_long() -> None:
     with pytest.raises(InvalidRequest, match=str(NAMED_MAX)):
         names(Family("openai"), {"file_ids": [f"file-{n}" for n in range(NAMED_MAX + 1)]})

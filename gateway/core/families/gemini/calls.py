@@ -21,7 +21,14 @@ T = TypeVar("T")
 
 _GENERATE = Names("model", "generationConfig", "generation_config", *OF_EVERY_FAMILY)
 _EMBED = Names("model", "requests", *OF_EVERY_FAMILY)
-_GENERATION_CONFIG = Names("maxOutputTokens", "max_output_tokens", "candidateCount", "candidate_count")
+# By these an upstream chooses among models by itself, or takes another than that of the path (Vertex AI).
+_CHOOSING = (
+    "routingConfig", "routing_config", "modelConfig", "model_config", "modelSelectionConfig",
+    "model_selection_config",
+)  # fmt: skip
+_GENERATION_CONFIG = Names(
+    "maxOutputTokens", "max_output_tokens", "candidateCount", "candidate_count", *_CHOOSING
+)
 
 
 def read_generate(call: Call, document: Document, path_params: Mapping[str, str], bounds: Bounds) -> None:
@@ -34,6 +41,10 @@ def read_generate(call: Call, document: Document, path_params: Mapping[str, str]
     config = _one(camel, snake, "generationConfig")
     if config is not None:
         inside = "generationConfig."
+        for name in _CHOOSING:
+            if config.get(name) is not None:
+                param = inside + name
+                raise InvalidRequest(f"The field {param} is not accepted: name the model.", param=param)
         call.output_max = _one(
             maximum(config, "maxOutputTokens", bounds.usage_tokens_max, inside),
             maximum(config, "max_output_tokens", bounds.usage_tokens_max, inside),

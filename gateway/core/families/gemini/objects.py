@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from unicodedata import normalize
 from urllib.parse import unquote
 
-from gateway.core.families.controlled import Document
+from gateway.core.families.controlled import Document, id_in, ids_in
 from gateway.core.families.family import Found, Objects, object_in
 
 _NAMES = frozenset({"cachedcontent", "fileuri", "filename"})
@@ -40,9 +40,9 @@ def _told(document: Document) -> Iterator[str]:
 def _add(name: str, inside: object, holder: Document, place: str, found: Found) -> None:
     folded = name.lower().replace("_", "")
     if folded in _NAMES:
-        found.named.append(_normal(inside))
+        found.named.append(_normal(id_in(inside, name)))
     elif folded == _LIST:
-        found.named += map(_normal, inside if isinstance(inside, list) else (inside,))
+        found.named += map(_normal, ids_in(inside, name))
 
 
 def _normal(value: object) -> object:

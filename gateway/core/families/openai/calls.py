@@ -11,6 +11,7 @@ from gateway.core.families.controlled import (
     Names,
     choices,
     flag,
+    inner,
     maximum,
     model_name,
     stated_user,
@@ -22,12 +23,13 @@ _CHAT = Names(
     "safety_identifier", *OF_EVERY_FAMILY,
 )  # fmt: skip
 _COMPLETIONS = Names(
-    "model", "stream", "stream_options", "n", "best_of", "max_tokens", "prompt", "user",
+    "model", "stream", "stream_options", "n", "best_of", "max_tokens", "prompt", "prompt_embeds", "user",
     "safety_identifier", *OF_EVERY_FAMILY,
 )  # fmt: skip
 _RESPONSES = Names(
     "model", "stream", "background", "max_output_tokens", "user", "safety_identifier", *OF_EVERY_FAMILY
 )
+_PROMPT = Names("id", "version", "variables")
 _EMBEDDINGS = Names("model", "encoding_format", "user", "safety_identifier", *OF_EVERY_FAMILY)
 # Of any other a JSON document may be no answer, and its use stand where nobody reads it.
 _ENCODINGS = (None, "float", "base64")
@@ -47,12 +49,13 @@ def read_completions(call: Call, document: Document, path_params: Mapping[str, s
     _read_common(call, document, _COMPLETIONS, bounds)
     call.output_max = maximum(document, "max_tokens", bounds.usage_tokens_max)
     each = max(choices(document, "n", bounds.choices_max), choices(document, "best_of", bounds.choices_max))
-    call.choices = each * _prompts(document.get("prompt"))
+    call.choices = each * max(1, _prompts(document.get("prompt")) + _prompts(document.get("prompt_embeds")))
 
 
 def read_responses(call: Call, document: Document, path_params: Mapping[str, str], bounds: Bounds) -> None:
     """A response."""
     _read_common(call, document, _RESPONSES, bounds)
+    inner(document, "prompt", _PROMPT)
     if flag(document, "background"):
         raise InvalidRequest("background: its use could not be metered.", param="background")
     call.output_max = maximum(document, "max_output_tokens", bounds.usage_tokens_max)
@@ -75,7 +78,9 @@ def _read_common(call: Call, document: Document, names: Names, bounds: Bounds) -
 
 
 def _prompts(prompt: object) -> int:
-    """How many prompts a completions body holds: each makes its own choices."""
+    """How many prompts a field of a completion holds, as texts, tokens or vLLM's embeddings."""
+    if prompt is None:
+        return 0
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
         return len(prompt)
     return 1
