@@ -56,8 +56,8 @@ def run(command: list[str], place: Path, **more: str) -> tuple[int, str]:
 
 
 def page(name: str, language: str, a: Account) -> str:
-    """The block of a page, with the address and the key of this account."""
-    (text,) = fences(PAGES / f"{name}.md", language)
+    """The first block of a page, with the address and the key of this account."""
+    text = fences(PAGES / f"{name}.md", language)[0]
     return text.replace("http://127.0.0.1:8080", a.stack.gateway_url).replace("tk_…", a.key)
 
 
@@ -161,7 +161,7 @@ def test_the_ai_sdk(stack: Stack, spent: Account, tmp_path: Path, tool: str) -> 
 
 def claude(a: Account, place: Path, **more: str) -> tuple[int, str]:
     folder = node_with(CLAUDE_CODE, then="@anthropic-ai/claude-code/install.cjs")
-    script = page("claude-code", "sh", a)
+    script = page("claude-code", "console", a)
     path = f"{folder / 'node_modules' / '.bin'}:{os.environ['PATH']}"
     for name, value in more.items():
         script = script.replace(name, value)
@@ -203,7 +203,7 @@ def codex(a: Account, place: Path, **more: str) -> tuple[int, str]:
         text = text.replace(name, value)
     settings.write_text(text)
     path = f"{folder / 'node_modules' / '.bin'}:{os.environ['PATH']}"
-    return run(["bash", "-euc", page("codex", "sh", a)], place, PATH=path)
+    return run(["bash", "-euc", page("codex", "console", a)], place, PATH=path)
 
 
 def test_codex(stack: Stack, spent: Account, tmp_path: Path) -> None:
