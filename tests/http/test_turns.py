@@ -106,11 +106,14 @@ async def test_who_pipelines_much_lets_others_come_between() -> None:
 async def test_refusals_are_not_piled_up_for_a_client_that_reads_none() -> None:
     async with staged() as stage:
         client = await stage.client()
-        # Else the kernel may keep all of them.
+        # Else the kernel may keep all of them, and this process much.
         client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        reading = cast("asyncio.ReadTransport", client.writer.transport)
+        reading.pause_reading()
         count = 50_000
         client.writer.write(get(b"/nope") * count)
         await eventually(lambda: any(one.blocked for one in stage.plane._connections))
+        reading.resume_reading()
         answers, read = 0, b""
         while answers < count:
             piled = max(one.transport.get_write_buffer_size() for one in stage.plane._connections)
