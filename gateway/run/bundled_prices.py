@@ -46,6 +46,10 @@ TOOL_OF = {
 A_CALL = "requests_kcount"
 # What the library's variants are selected by, where that is what we call a service tier.
 SELECTORS = ("processing", "service_tier", "speed")
+# What models of a provider cost more since a version, and the library does not know: for Anthropic's
+# `inference_geo`.
+REGIONAL = {"anthropic": ((4, 6), {"us": "1.1"})}
+_VERSION = re.compile(r"(\d)(?:[-.](\d{1,2})(?!\d))?")
 _DIGITS = r"(?:\\d(?:\{\d\})?-?)+"
 _DATED = re.compile(rf"\^(?P<name>[^\[\](){{}}*+?|^$]+?)(?P<between>\[-@\])?(?:{_DIGITS})\$")
 _NUMBERED = re.compile(r"\^(?P<name>[^\[\](){}*+?|^$]+?)\\d")
@@ -94,13 +98,25 @@ def _add(
         if (match, name) in taken or model not in found or not 0 < len(name) <= MODEL_CHARS_MAX:
             continue
         taken.add((match, name))
+        regional = _regional(provider.id, name)
         for since, prices in periods:
+            if regional:
+                tiers = {**prices.get("service_tiers", {}), **regional}
+                prices = {**prices, "service_tiers": tiers}  # noqa: PLW2901  # of this name alone
             bundle.rows.append(
                 {
                     "provider": provider.id, "model": name, "match": match, "currency": BASE_CURRENCY,
                     "effective_from": since, "source": BUNDLED, **prices,
                 }
             )  # fmt: skip
+
+
+def _regional(provider: str, name: str) -> Row:
+    """The factors for places of inference that a model of this name has."""
+    since, factors = REGIONAL.get(provider, ((0, 0), {}))
+    found = _VERSION.search(name)
+    version_ = (int(found[1]), int(found[2] or 0)) if found else (0, 0)
+    return factors if version_ >= since else {}
 
 
 def _samples(name: str, match: str) -> tuple[str, ...]:

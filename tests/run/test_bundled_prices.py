@@ -112,6 +112,23 @@ def test_service_tiers_cost_what_the_library_says(
     assert ours == theirs(model, used, SEARCHES, price_context=context)
 
 
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [
+        ("claude-opus-4-6", True), ("claude-sonnet-4.6", True), ("claude-4-7-opus-20260101", True),
+        ("claude-opus-5-20260401", True), ("claude-haiku-5-5", True), ("claude-opus-4-5", False),
+        ("claude-opus-4-20250514", False), ("claude-haiku-4-5-20251001", False), ("claude-3-opus", False),
+    ],
+)  # fmt: skip
+def test_inference_in_the_us_costs_a_tenth_more_from_the_version_on_that_has_it(
+    model: str, more: bool
+) -> None:
+    vector = PriceBook(prices()).vector(model, "USD", NOW_MS)
+    assert vector is not None
+    used = counts({"input": 1_000_000, "cache_read": 1_000_000, "output": 1_000_000})
+    assert cost_nano(vector, used, {}, "us") * 10 == cost_nano(vector, used) * (11 if more else 10)
+
+
 PARTLY = ("prices of", "hours of the day")  # what a row cannot say, so that its costs may differ
 
 

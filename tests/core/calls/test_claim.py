@@ -126,7 +126,7 @@ def asked(meter: str = "openai_chat", **fields: Any) -> Call:
 # What each family documents: fields, and what of the dear prices they let a call have.
 OPENAI, GEMINI = "openai_chat", "gemini_generate"
 MESSAGES = "anthropic_messages"
-ANY = frozenset({"priority", "flex", "fast"})
+ANY = frozenset({"priority", "flex", "fast", "us"})
 SLOW = ANY - {"fast"}
 PART = {"role": "user", "content": [{"type": "text", "text": "x"}]}
 DOCUMENTED: list[tuple[str, dict[str, Any], set[str], frozenset[str]]] = [
@@ -154,9 +154,12 @@ DOCUMENTED: list[tuple[str, dict[str, Any], set[str], frozenset[str]]] = [
     (MESSAGES, {}, set(), SLOW),
     (MESSAGES, {"system": [{"type": "text", "cache_control": {}}]}, {"caches"}, SLOW),
     (MESSAGES, {"tools": [{"input_schema": {}, "Caching": {}}]}, {"caches"}, SLOW),
-    (MESSAGES, {"service_tier": "standard_only"}, set(), frozenset()),
-    (MESSAGES, {"service_tier": "standard_only", "speed": "fast"}, set(), frozenset({"fast"})),
-    (MESSAGES, {"service_tier": "standard_only", "speed": "tomorrow"}, set(), frozenset({"fast"})),
+    (MESSAGES, {"service_tier": "standard_only"}, set(), frozenset({"us"})),
+    (MESSAGES, {"service_tier": "standard_only", "speed": "fast"}, set(), frozenset({"fast", "us"})),
+    (MESSAGES, {"service_tier": "standard_only", "speed": "tomorrow"}, set(), frozenset({"fast", "us"})),
+    (MESSAGES, {"inference_geo": "us"}, set(), SLOW),
+    (MESSAGES, {"inference_geo": "Global"}, set(), SLOW),
+    (MESSAGES, {"inference_geo": "global"}, set(), SLOW - {"us"}),
     (MESSAGES, {"speed": "standard", "service_tier": "default"}, set(), SLOW),
     (MESSAGES, {"messages": [{"content": [{"type": "image"}]}]}, {"blobs"}, SLOW),
     (MESSAGES, {"tools": [{"type": "web_fetch_20250910"}]}, {"blobs"}, SLOW),

@@ -108,6 +108,21 @@ def test_every_api_tells_kinds_tools_tier_and_model(meter: str) -> None:
     assert (detail.unknown, usage.estimated) == (b"", False)
 
 
+@pytest.mark.parametrize(
+    ("said", "tier"),
+    [
+        ({"inference_geo": "us", "service_tier": "standard"}, "us"),
+        ({"inference_geo": "us"}, "us"),
+        ({"inference_geo": "global", "service_tier": "standard"}, "standard"),
+        ({"inference_geo": "us", "service_tier": "priority"}, "priority"),
+        ({"inference_geo": "us", "speed": "fast"}, "fast"),
+    ],
+)
+def test_the_place_of_inference_is_a_tier_where_no_other_is(said: dict[str, str], tier: str) -> None:
+    made = whole("anthropic_messages", {"usage": {"input_tokens": 1, "output_tokens": 1, **said}})
+    assert made.detail.service_tier == tier
+
+
 def test_a_stream_of_messages_tells_what_its_two_reports_do() -> None:
     made = make_meter(call("anthropic_messages", streamed=True), 200, b"text/event-stream")
     message = {"type": "message", "model": "claude-5", "usage": MESSAGE_USAGE | {"output_tokens": 1}}

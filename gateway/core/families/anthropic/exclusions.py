@@ -12,6 +12,7 @@ from gateway.core.families.exclusions import Exclusions, only_own_tools, only_te
 from gateway.core.names import Names
 
 FAST: Final = "fast"  # a speed with prices of its own, as a tier has
+US: Final = "us"  # a place of inference that has them too: its workspace says it where a call does not
 
 
 def _no_media(document: Document, names: Names) -> bool:
@@ -28,6 +29,8 @@ def _no_tier(document: Document, tier: str) -> bool:
     if tier == FAST:
         speed = document.get("speed")
         return speed is None or speed == "standard"
+    if tier == US:
+        return document.get("inference_geo") == "global"
     return document.get("service_tier") == "standard_only"
 
 

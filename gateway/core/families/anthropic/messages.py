@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from gateway.core.billing.vector import Counts
-from gateway.core.families.anthropic.exclusions import FAST
+from gateway.core.families.anthropic.exclusions import FAST, US
 from gateway.core.families.anthropic.objects import may_tell, told_by_event
 from gateway.core.metering.content import may_hold_more, see_content
 from gateway.core.metering.loose import count_text, is_there, loose_document
@@ -159,7 +159,7 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
         return
     detail = meter.detail
     lacking = _add_iterations(meter, usage, raw)
-    detail.served_as(usage.speed if usage.speed == FAST else usage.service_tier)
+    detail.served_as(_tier(usage))
     for name, times in (usage.server_tool_use or {}).items():
         if not detail.used_tool(name.removesuffix("_requests"), times):
             detail.keep(raw)
@@ -189,6 +189,14 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
     # The last report has the output; the input was in it or in the first one.
     no_input = lacking or (not used and usage.input_tokens is None)
     meter.partial = not final or usage.output_tokens is None or no_input
+
+
+def _tier(usage: _Usage) -> str | None:
+    """What a price may have a factor for: a speed, else a tier of its own, else the place of inference."""
+    if usage.speed == FAST:
+        return FAST
+    usual = usage.service_tier in {None, "standard"}
+    return US if usual and usage.inference_geo == US else usage.service_tier
 
 
 def _add_iterations(meter: Meter, usage: _Usage, raw: bytes) -> bool:
