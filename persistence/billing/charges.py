@@ -98,9 +98,10 @@ def accrue(
 ) -> None:
     """Charge all that is known: fees of the days up to `until` (not included), and what was used.
 
-    Tokens of a cycle that runs are charged where the last of them were used before `running`, and what is
-    missing to a minimum once its cycle is over. The caller holds the organizations, then the flushes of
-    their partitions. From now on a statement of the transaction is bounded: `TookTooLong`.
+    In advance, cycles that have begun today are charged whole. Tokens of a cycle that runs are charged
+    where the last of them were used before `running`, and what is missing to a minimum once its cycle is
+    over. The caller holds the organizations, then the flushes of their partitions. From now on a statement
+    of the transaction is bounded: `TookTooLong`.
     """
     statements_within(connection, STATEMENT_OF_MANY_S_MAX if len(organization_ids) > 1 else STATEMENT_S_MAX)
     here = _here(connection, organization_ids, running)
@@ -108,15 +109,18 @@ def accrue(
     for statement in (*_WRITE, _WRITE_USES, _WRITE_DEBTS):
         connection.execute(statement, here)
     rows = fee_charges.rows_of(connection, organization_ids)
-    _write_fees(connection, rows, until)
+    _write_fees(connection, rows, until, today)
     give_back(connection, organization_ids)
     _accrue_early_uses(connection, organization_ids)
     fee_charges.add(connection, _missing(connection, rows, min(until, today), {}), "fact")
 
 
-def segments(connection: Connection, organization_ids: Sequence[int]) -> dict[int, Segment]:
-    """All segments of organizations, by id."""
-    return {row.id: segment_of(row) for row in fee_charges.rows_of(connection, organization_ids)}
+def segments(connection: Connection, organization_ids: Sequence[int]) -> dict[int, dict[int, Segment]]:
+    """All segments of organizations, by whose they are, and by id."""
+    found: dict[int, dict[int, Segment]] = {each: {} for each in organization_ids}
+    for row in fee_charges.rows_of(connection, organization_ids):
+        found[row.organization_id][row.id] = segment_of(row)
+    return found
 
 
 def accrue_told(connection: Connection, told: Mapping[int, early_uses.Told]) -> None:
@@ -130,10 +134,10 @@ def accrue_told(connection: Connection, told: Mapping[int, early_uses.Told]) -> 
         _settle_ends(connection, organization_id, ends)
 
 
-def accrue_fees(connection: Connection, organization_id: int, until: date) -> None:
-    """Charge the days of its segments up to `until` (not included), and give back those that they lost."""
+def accrue_fees(connection: Connection, organization_id: int, today: date) -> None:
+    """Charge the days of its segments that are over, or in advance begun, and give back those they lost."""
     hold(connection, organization_id)
-    _write_fees(connection, fee_charges.rows_of(connection, [organization_id]), until)
+    _write_fees(connection, fee_charges.rows_of(connection, [organization_id]), today, today)
     give_back(connection, [organization_id])
 
 
@@ -158,7 +162,7 @@ def open_charges(
         for row in connection.execute(select, here):
             found[row.organization_id].append(charge_of(row))
     rows = fee_charges.rows_of(connection, organization_ids)
-    _, fees = fee_charges.fees(connection, _not_over(rows), until)
+    _, fees = fee_charges.fees(connection, _not_over(rows), until, today=today)
     for named in (*fees, *fee_charges.lost(connection, organization_ids)):
         found[named.organization_id].append(named.charge)
     for owner in early_uses.waiting(connection, organization_ids):
@@ -198,8 +202,8 @@ def _here(connection: Connection, organization_ids: Sequence[int], running: date
     return {**ids, "tenants": list(connection.execute(_TENANTS, ids).scalars()), "running": running}
 
 
-def _write_fees(connection: Connection, segments: Iterable[Any], until: date) -> None:
-    moved, fees = fee_charges.fees(connection, _not_over(segments), until)
+def _write_fees(connection: Connection, segments: Iterable[Any], until: date, today: date) -> None:
+    moved, fees = fee_charges.fees(connection, _not_over(segments), until, today=today)
     fee_charges.add(connection, fees, "fact")
     fee_charges.move(connection, moved)
 

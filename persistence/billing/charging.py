@@ -11,6 +11,8 @@ from persistence.billing import charges, early_uses
 from persistence.subject import Subject, hold_flushes
 from persistence.tables.billing import charge as table
 
+# Days that are over; in advance also today, whose cycle has begun.
+_BEGUN = "cast(:today AS date) + CASE WHEN billing = 'advance' THEN 1 ELSE 0 END"
 # Units that were used, credits beyond the balance, days that are over or were lost, and plans that ended.
 # Tokens beyond plans, and credits that were sold, are charged when they are stored.
 _DUE = text(f"""
@@ -26,8 +28,8 @@ SELECT id FROM (
      WHERE e.quantity IS NULL AND e.organization_id > :after AND {early_uses.KNOWN}
     UNION
     SELECT organization_id FROM subscription_segment
-     WHERE organization_id > :after AND start_date < least(end_date, :today)
-       AND (charged_until IS NULL OR charged_until < least(end_date, :today)
+     WHERE organization_id > :after AND start_date < least(end_date, {_BEGUN})
+       AND (charged_until IS NULL OR charged_until < least(end_date, {_BEGUN})
             OR charged_until > end_date)) AS due
  ORDER BY id LIMIT :count""")  # noqa: S608  # our own words
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import date
 from decimal import Decimal
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, text
 
-from gateway.core.billing.charge import FEE, Charge, charged_until, day_fees, fee_charge
+from gateway.core.billing.charge import FEE, ONE_DAY, Charge, charged_until, day_fees, fee_charge
 from gateway.core.billing.subscription import Segment
 from persistence.billing.segments import segment_of
 
@@ -72,13 +73,20 @@ def rows_of(connection: Connection, organization_ids: Sequence[int]) -> Sequence
 
 
 def fees(
-    connection: Connection, segments: Iterable[Any], until: date
+    connection: Connection, segments: Iterable[Any], until: date, *, today: date
 ) -> tuple[list[SegmentDue], list[NamedCharge]]:
-    """Of each segment that has something: up to where it is charged then; and the days that are not yet."""
+    """Of each segment that has something: up to where it is charged then; and the days that are not yet.
+
+    In advance, cycles that have begun today are charged, and what replaces days that were charged and lost.
+    """
+    rows, begun = list(segments), defaultdict[int, date](lambda: today + ONE_DAY)
+    for row in rows:
+        if row.charged_until is not None and row.charged_until > row.end_date:
+            begun[row.organization_id] = max(begun[row.organization_id], row.charged_until)
     moved, open_ = [], []
-    for row in segments:
+    for row in rows:
         segment, at = segment_of(row), row.charged_until or row.start_date
-        upto = max(min(at, segment.end), charged_until(segment, until))
+        upto = max(min(at, segment.end), charged_until(segment, until, begun[row.organization_id]))
         if upto != row.charged_until and (upto > row.start_date or row.charged_until is not None):
             moved.append(SegmentDue(segment.id, upto))
             if upto > at:

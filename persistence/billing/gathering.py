@@ -194,7 +194,7 @@ def _taken(
     connection: Connection, owed: Mapping[int, Sequence[Charge]], until: date, only: Wanted | None
 ) -> dict[int, Borne]:
     segments = charges.segments(connection, list(owed))
-    return {owner: borne(gathered(some, until, segments, only)) for owner, some in owed.items()}
+    return {owner: borne(gathered(some, until, segments[owner], only)) for owner, some in owed.items()}
 
 
 def _keep(

@@ -70,7 +70,9 @@ def _drawn(connection: Connection, invoice: Any, today: date) -> Placed:
     organization_id, start, until = invoice.organization_id, invoice.period_start, invoice.period_end
     only = only_of({"source": invoice.source, "source_id": invoice.source_id})
     open_ = known(connection, [organization_id], until, today)[organization_id]
-    taken = borne(gathered(open_, until, charges.segments(connection, [organization_id]), only)).taken
+    taken = borne(
+        gathered(open_, until, charges.segments(connection, [organization_id])[organization_id], only)
+    ).taken
     wanted = invoice_facts.Gathered(organization_id, start, until, taken)
     facts = invoice_facts.read_facts(connection, [wanted])[organization_id].facts
     made = bill(facts if only is None else replace(facts, credits_consumed=0))

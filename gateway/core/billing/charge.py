@@ -96,10 +96,13 @@ def fee_charge(kind: str, segment_id: int, day: date, quantity: Decimal, amount:
     return Charge(kind, midnight(day), midnight(day + ONE_DAY), quantity, price, amount, SEGMENT, segment_id)
 
 
-def charged_until(segment: Segment, until: date) -> date:
-    """Up to which day a segment is charged by who reaches a day: in advance, a cycle that has begun is."""
-    if segment.terms.billing == ADVANCE and segment.start < until:
-        return segment.term_of(min(until, segment.end) - ONE_DAY)[1]
+def charged_until(segment: Segment, until: date, begun: date) -> date:
+    """Up to which day a segment is charged by who reaches a day.
+
+    In advance these are whole cycles: those that began before that day, or before `begun`.
+    """
+    if segment.terms.billing == ADVANCE and segment.start < max(until, begun):
+        return segment.term_of(min(max(until, begun), segment.end) - ONE_DAY)[1]
     return min(segment.end, until)
 
 
@@ -107,9 +110,12 @@ def due(charge: Charge, segments: Mapping[int, Segment]) -> datetime:
     """From which end of a period on an invoice takes it: a fee that is charged as one waits for its term.
 
     In advance that is the first day that is not free, in arrears the last one; of all else its own end.
+    A day that its segment lost waits with what stands in its place.
     """
     segment = _segment(charge, segments)
-    if segment is None or not segment.terms.billing or charge.day >= segment.end:
+    if segment is not None and charge.day >= segment.end:
+        segment = _replacement(charge, segments)
+    if segment is None or not segment.terms.billing:
         return charge.end
     first, following = segment.term_of(charge.day)
     if segment.terms.billing == ARREARS:
@@ -123,27 +129,43 @@ def gathered(
     """What an invoice up to a day takes of the charges that no other has: of one source, where it is said.
 
     What is due until then; and of later supply what is to be given back, since it was billed ahead. Of days
-    that a segment has lost also what is owed again although its return is billed.
+    that a segment has lost also what is owed again although its return is billed. A fee in advance that
+    another one replaces is given back together with that one, never before it and never as one segment's.
     """
     if only is not None:
         charges = [each for each in charges if each.source == only[0] and only[1] in (None, each.source_id)]
-    ends = midnight(until)
-    waits = [due(charge, segments) > ends for charge in charges]
+    ends, alone = midnight(until), only is not None and only[1] is not None
+    replaced = [_replacement(charge, segments) is not None for charge in charges]
+    waits = [
+        due(charge, segments) > ends or (is_replaced and alone)
+        for charge, is_replaced in zip(charges, replaced, strict=True)
+    ]
     later: defaultdict[object, Decimal] = defaultdict(Decimal)
     for charge, is_later in zip(charges, waits, strict=True):
         if is_later:
             later[charge.supply] += -charge.amount if charge.kind == DISCOUNT else charge.amount
     return [
         charge
-        for charge, is_later in zip(charges, waits, strict=True)
+        for charge, is_later, is_replaced in zip(charges, waits, replaced, strict=True)
         if not is_later
-        or later[charge.supply] < 0
+        or (later[charge.supply] < 0 and not is_replaced)
         or (later[charge.supply] > 0 and _is_lost(charge, segments))
     ]
 
 
 def _segment(charge: Charge, segments: Mapping[int, Segment]) -> Segment | None:
     return segments.get(charge.source_id or 0) if charge.source == SEGMENT else None
+
+
+def _replacement(charge: Charge, segments: Mapping[int, Segment]) -> Segment | None:
+    """The segment that has a day which another one lost, where both are charged by the cycle in advance."""
+    lost = _segment(charge, segments)
+    if lost is None or charge.day < lost.end or lost.terms.billing != ADVANCE:
+        return None
+    alike = (each for each in segments.values() if each.start <= charge.day < each.end)
+    return next(
+        (e for e in alike if (e.terms.billing, e.interval) == (lost.terms.billing, lost.interval)), None
+    )
 
 
 def _is_lost(charge: Charge, segments: Mapping[int, Segment]) -> bool:

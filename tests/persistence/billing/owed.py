@@ -57,11 +57,11 @@ class Term:
         return monthly._begins(number), monthly._begins(number + 1)
 
     def known_until(self, today: date) -> date:
-        """Up to where days are owed: in advance of a whole cycle, once its first is over."""
-        if self.billing != "advance" or self.start >= today:
+        """Up to where days are owed: in advance of a whole cycle, once it has begun."""
+        if self.billing != "advance" or self.start > today:
             return min(self.end, today)
         passed = 0
-        while self._begins(passed) < min(today, self.end):
+        while self._begins(passed) <= today and self._begins(passed) < self.end:
             passed += 1
         return min(self._begins(passed), self.end)
 

@@ -19,7 +19,7 @@ from gateway.errors import Conflict, Unprocessable
 from tests.persistence.april import April, april, at, invoiced, opened, plan
 from tests.persistence.billing.drawn import some
 from tests.persistence.billing.owed import Term, days
-from tests.persistence.billing.test_due import billed, customer, total
+from tests.persistence.billing.test_due import act, billed, customer, total
 from tests.persistence.migrated import empty
 from tests.persistence.scenario import broken
 
@@ -89,6 +89,74 @@ async def test_what_was_billed_already_is_corrected_by_the_next_invoice(
     made = await invoiced(april, ids, date(2026, 4, 20), date(2026, 5, 1))
     assert str(total(made)) == second  # five days of one, and twenty-five of three
     assert await broken(april.url) == []
+
+
+@pytest.mark.parametrize(
+    ("how", "times"),
+    [("change", 2), ("terms", 2), ("reprice", 2), ("change", Fraction(1, 2)), ("cancel", 0)],
+)
+@pytest.mark.parametrize("interval", ["annual", "quarterly"])
+async def test_a_fee_in_advance_is_given_back_together_with_the_one_in_its_place(
+    april: April, interval: str, how: str, times: Fraction
+) -> None:
+    """By day of the cycle, 1 April on: a change on 1 June owes what its other days cost more, and no less."""
+    whole, last = (
+        (Fraction(600), date(2027, 4, 1)) if interval == "annual" else (Fraction(180), date(2026, 7, 1))
+    )
+    rest = sum((whole / len(days(BEGINS, last)) for _ in days(date(2026, 6, 1), last)), Fraction(0))
+    owed = (times - 1) * rest
+    basic = await plan(april, "Basic", "60.00", 1_000)
+    other = await plan(april, "Other", str(60 * float(times)), 1_000)
+    await april.on(at(4, 1))
+    ids = await customer(april, basic, BEGINS, None, billing="advance", billing_interval=interval)
+    assert await open_fees(april, ids) == whole
+    await invoiced(april, ids, BEGINS, date(2026, 4, 2))
+    await april.on(at(6, 1, 9))
+    if how == "reprice":
+        costs = {"monthly_cost": Decimal(120), "annual_cost": Decimal(1200)}
+        await april.do("subscription-plans", "reprice", basic, **{"from": date(2026, 6, 1)}, **costs)
+        await april.on(at(6, 1, 9))
+    elif how == "terms":
+        await agree(april, ids, 1, 6, quantity=2)
+    elif how == "change":
+        await act(april, ids, "change", plan_id=other, when="now")
+    else:
+        await act(april, ids, "cancel", when="now")
+    for day in (1, 3):
+        await april.on(at(6, day, 10))
+        assert abs(await open_fees(april, ids) - owed) < Fraction(1, 10**8)
+        await april.store.charge(ids["organization"])
+    may = owed if how == "cancel" else Fraction(0)
+    if how != "cancel":
+        [(first,)] = april.rows("SELECT min(id) FROM subscription_segment")
+        alone = {"source": "subscription_segment", "source_id": first}
+        with pytest.raises(Conflict):
+            await april.do("invoices", "create", organization_id=ids["organization"], **alone)
+    made = await invoiced(april, ids, date(2026, 4, 2), date(2026, 6, 1))
+    assert abs(Fraction(str(made.get("total_amount") or 0)) - may) <= Fraction(1, 200)
+    made = await invoiced(april, ids, date(2026, 6, 1), date(2026, 6, 2))
+    # Two lines, each rounded.
+    assert abs(Fraction(str(made.get("total_amount") or 0)) - (owed - may)) <= Fraction(1, 100)
+    assert await april.store.unbilled(ids["organization"]) == []
+    assert await broken(april.url) == []
+
+
+async def open_fees(april: April, ids: dict[str, int]) -> Fraction:
+    """Fees that no invoice has."""
+    rows = await april.store.unbilled(ids["organization"])
+    return sum((Fraction(str(each["amount"])) for each in rows), Fraction(0))
+
+
+async def test_a_cycle_in_advance_is_charged_by_the_hour_on_its_first_day(april: April) -> None:
+    starter = await plan(april, "Starter", "30.00", 1_000)
+    ids = await customer(april, starter, BEGINS, None, billing="advance")
+    for month, sold in ((4, 30), (5, 60)):
+        await april.on(at(month, 1))
+        assert await open_fees(april, ids) == sold
+        for owner in await april.store.to_charge(0, 10):
+            await april.store.charge(owner)
+        assert april.rows("SELECT sum(amount) FROM charge") == [(Decimal(sold),)]
+        assert await april.store.to_charge(0, 10) == []
 
 
 async def test_several_phases_are_agreed_ahead_and_the_latest_that_says_it_counts(april: April) -> None:
