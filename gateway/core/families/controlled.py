@@ -104,7 +104,7 @@ STREAM_OPTIONS = Names("include_usage")
 def maximum(document: Document, name: str, most: int, path: str = "") -> int | None:
     """A stated maximum of tokens, None where none is; 0, to some servers no limit, counts as 1."""
     stated = _integer(document, name, 0, most, path)
-    return stated if stated is None else max(stated, 1)
+    return None if stated is None else max(stated, 1)
 
 
 def choices(document: Document, name: str, most: int, path: str = "") -> int:
