@@ -20,6 +20,7 @@ from gateway.errors import StartError
 from gateway.local.data_directory import DataDirectory
 
 CALL_MAX_S = 10.0
+CONFLICT = 409
 DEMO_TOKENS = 1_000_000
 # In nobody's way, but with it each field that tells of limits is in the answers.
 DEMO_LIMITS = {"requests_per_minute": 1_000_000}
@@ -46,7 +47,8 @@ def seed(
 ) -> str:
     """The demo API key, made with its organization, plan, tenant and services at the first start.
 
-    `database` names the database they are in: another one gets a demo organization of its own. A key
+    `database` names the database they are in: another one gets a demo organization of its own, and so does
+    one that has rows of these names already, from another data directory or by somebody. A key
     that was revoked, expired or deleted since is followed by another; where the tenant is gone too,
     there is none, and the answer is empty.
     """
@@ -59,7 +61,7 @@ def seed(
             demo_run=str(uuid4()), demo_database=place, demo_api_key="", demo_key_id="", demo_tenant_id=""
         )
     admin = _Admin(opener, admin_url, admin_token, data.secrets()["demo_run"])
-    plan = admin.make(
+    plan = admin.make_named(
         "token-plans",
         {
             "name": "Demo",
@@ -68,7 +70,7 @@ def seed(
             "reset_interval": "monthly",
         },
     )
-    organization = admin.make("organizations", {"name": "Demo"})
+    organization = admin.make_named("organizations", {"name": "Demo"})
     tenant = admin.make(
         "tenants",
         {"name": "Demo", "organization_id": organization["id"], "plan_id": plan["id"], "limits": DEMO_LIMITS},
@@ -157,6 +159,16 @@ class _Admin:
         """Create one; the answer. 202 (Redis is away) answers with the resource as well."""
         key = str(uuid4()) if again else f"demo-{self._run}-{resource}-{step}"
         return self._call("POST", resource, json.dumps(body).encode(), key)
+
+    def make_named(self, resource: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Create one of this name, or with the run behind it where another has the name."""
+        try:
+            return self.make(resource, body)
+        except StartError as error:
+            taken = isinstance(error.__cause__, urllib.error.HTTPError) and error.__cause__.code == CONFLICT
+            if not taken:
+                raise
+        return self.make(resource, {**body, "name": f"{body['name']} {self._run[:8]}"}, step="own")
 
     def one(self, resource: str, row_id: str) -> dict[str, Any]:
         """A row, empty if it is gone."""
