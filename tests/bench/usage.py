@@ -50,7 +50,8 @@ SELECT 1::bigint AS organization_id, timestamptz '{FIRST_DAY}Z' + hour * interva
        (1 + person)::bigint AS user_id, ((person + other) % {PROJECTS})::bigint AS project_id,
        (1 + model % {SERVICES})::bigint AS service_id, 'vendor/model-' || model AS model, 'USD' AS currency,
        count(*) AS requests, 0::bigint AS refused, sum(size) AS input, sum(size / 3) AS cache_read,
-       sum(size / 9) AS cache_write, sum(size / 5) AS output, sum(size / 20) AS reasoning,
+       sum(size / 9) AS cache_write, sum(size / 30) AS cache_write_1h,
+       sum(size / 5) AS output, sum(size / 20) AS reasoning,
        sum(size + size / 3 + size / 9 + size / 5) AS tokens, 0::bigint AS credits, count(*) AS units,
        sum(size * (1 + model) * 1000) AS cost, 0::bigint AS estimated, 0::bigint AS unpriced
   FROM (SELECT n::bigint * 24 * {DAYS} / {{calls}} AS hour,
