@@ -18,11 +18,11 @@ CODE = (".py", ".lua", ".sql", ".html", ".css", ".js")
 PLAN_FIELD = "rollover"
 FAMILY = "anthropic"
 FOLDER = "gateway/core/families/"
-# The demo answers as providers do; a seed that was applied is never changed; who makes a model is data of
-# the price book; a provider's report of the month is no API that is served.
+# The demo answers as providers do; a seed that was applied is never changed; who makes a model, and
+# what it costs, is data of prices; a provider's report of the month is no API that is served.
 NO_PART = (
     "gateway/local/", "persistence/schema/migrations/", "gateway/core/billing/price_book.py",
-    "gateway/core/provider_report/", "gateway/cli/admin/provider/",
+    "gateway/run/bundled_prices.py", "gateway/core/provider_report/", "gateway/cli/admin/provider/",
 )  # fmt: skip
 
 
