@@ -115,7 +115,7 @@ async def run_in_task(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def begin(coroutine: Coroutine[Any, Any, T]) -> Wait[T]:
-    """Run what awaits `Wait`s, and nothing else, from now on, whether its end is awaited or not."""
+    """Run what awaits `Wait`s, and nothing else. It goes on where nobody awaits its end."""
     over: Wait[T] = Wait()
 
     def go_on() -> None:
@@ -123,7 +123,7 @@ def begin(coroutine: Coroutine[Any, Any, T]) -> Wait[T]:
             wait = coroutine.send(None)
         except StopIteration as end:
             over.set(end.value)
-        except Exception as error:  # noqa: BLE001  # whoever awaits the end is told
+        except Exception as error:  # noqa: BLE001  # who awaits the end gets it
             over.fail(error)
         else:
             wait.then(go_on)

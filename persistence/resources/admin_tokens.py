@@ -83,13 +83,14 @@ def _by_equals(verb: Verb) -> Verb:
     """Let an organization's own people do nothing to a token that staff made for staff."""
 
     def do(change: Change) -> Row:
-        actor, is_ours = change.command.actor, lock(change)["ours"]
-        if is_ours and actor.organization_id is not None and "expires_at" in change.command.values:
-            raise Forbidden(
-                "Staff marked this token `ours`: a token of all organizations alone says its end."
-            )
-        if is_ours and actor.organization_id is not None and not actor.is_ours:
-            raise Forbidden("Staff marked this token `ours`: its end and its name are theirs to decide.")
+        actor = change.command.actor
+        if lock(change)["ours"] and actor.organization_id is not None:
+            if "expires_at" in change.command.values:
+                raise Forbidden(
+                    "Staff marked this token `ours`: a token of all organizations alone says its end."
+                )
+            if not actor.is_ours:
+                raise Forbidden("Staff marked this token `ours`: its end and its name are theirs to decide.")
         return verb(change)
 
     return do

@@ -162,10 +162,11 @@ def _replacement(charge: Charge, segments: Mapping[int, Segment]) -> Segment | N
     lost = _segment(charge, segments)
     if lost is None or charge.day < lost.end or lost.terms.billing != ADVANCE:
         return None
-    alike = (each for each in segments.values() if each.start <= charge.day < each.end)
-    return next(
-        (e for e in alike if (e.terms.billing, e.interval) == (lost.terms.billing, lost.interval)), None
-    )
+    for each in segments.values():
+        is_alike = each.terms.billing == ADVANCE and each.interval == lost.interval
+        if is_alike and each.start <= charge.day < each.end:
+            return each
+    return None
 
 
 def _is_lost(charge: Charge, segments: Mapping[int, Segment]) -> bool:

@@ -45,12 +45,11 @@ class Call:
     name, `brought` ids of what its body has whole, and that its answer told already, `names` what the names
     in it end like. With `strip_usage` the answer must not be compressed: send `accept-encoding: identity`.
     The estimator sets `output_bytes_per_token` and `input_tokens_per_byte` to what it learned of the model,
-    `tokens_of` to its tokenizer, where there is one, `input_ceiling` and
-    `output_ceiling` to what the call and one choice of it could use at most, in tokens; `reports` says that a
-    complete answer always tells its use. `narrow` makes of a whole list of models what of it the caller may
-    see, in turns: it gives nothing before the last one. One that `gives_up` states a timeout of its own, by
-    which its upstream may end it. A meter sets `text_bytes` to the text it saw
-    produced.
+    `tokens_of` to its tokenizer, where there is one, `input_ceiling` and `output_ceiling` to what the call
+    and one choice of it could use at most, in tokens; `reports` says that a complete answer always tells its
+    use. `narrow` makes of a whole list of models what of it the caller may see, in turns: it gives nothing
+    before the last one. One that `gives_up` states a timeout of its own, by which its upstream may end it. A
+    meter sets `text_bytes` to the text it saw produced.
     """
 
     meter: str

@@ -61,13 +61,13 @@ def answers_within(call: Call) -> Within | None:
     if document is None or not (call.models_beside or _MANAGEMENT in document):
         return None
     shape, found = SHAPES.get(call.meter), Within([], _compactions(document))
-    own = shape is not None and bool(shape.tool_uses)
+    field = shape.tool_uses if shape is not None else ""
     for tool in elements(document, "tools") if call.models_beside else ():
         kind = tool.get("type")
         if isinstance(kind, str) and kind in _MAKERS:
             continue
-        advisor = own and _is_advisor(tool)
-        uses = _stated(tool.get("max_uses")) if advisor else None
+        advisor = bool(field) and _is_advisor(tool)
+        uses = _stated(tool.get(field)) if advisor else None
         most = _stated(tool.get("max_tokens")) if advisor else None
         found.models += [(model, uses or MODEL_USES, most) for model in models_of(tool, "tools")]
     for plugin in elements(document, "plugins") if call.models_beside else ():
@@ -137,7 +137,7 @@ def uses_of(call: Call, document: Document, priced: Collection[str]) -> dict[str
 
 
 def unpriced_tools(call: Call, vectors: Vectors) -> list[str]:
-    """Its provider's tools that a call may use and that one of the models that may answer has no price of."""
+    """Provider tools that a call may use, and that have no price for at least one model that may answer."""
     document, family = call.document, OF_METER.get(call.meter)
     if document is None or family is None or (_ASKING.isdisjoint(document) and not _models_search(call)):
         return []

@@ -15,7 +15,7 @@ ENVELOPE_BYTES: Final = 512
 DATA_BYTES_MIN: Final = 1024
 DATA_BYTES_EACH: Final = 128
 # They name, point and finish; a signature is none of what was produced.
-_NO_CONTENT = frozenset(
+UNCOUNTED = frozenset(
     {
         "id", "type", "role", "object", "model", "status", "phase", "finish_reason", "native_finish_reason",
         "stop_reason", "stop_sequence", "finishReason", "finishMessage", "logprobs", "logprobsResult",
@@ -45,7 +45,7 @@ def see_content(meter: Meter, holder: object, seen: int) -> None:
             meter.content_events += 1
 
 
-def content_bytes(holder: object, left_out: frozenset[str] = frozenset()) -> int:
+def content_bytes(holder: object, left_out: frozenset[str] = UNCOUNTED) -> int:
     """Bytes of content in a value, as text is counted, without the fields that are left out."""
     size, waiting = 0, [("", holder)]
     while waiting:
@@ -54,8 +54,7 @@ def content_bytes(holder: object, left_out: frozenset[str] = frozenset()) -> int
             long = name in _DATA and len(value) >= DATA_BYTES_MIN
             size += -(-len(value) // DATA_BYTES_EACH) if long else len(value.encode("utf-8", "replace"))
         elif isinstance(value, dict):
-            kept = [each for each in value.items() if each[0] not in _NO_CONTENT]
-            waiting += [each for each in kept if each[0] not in left_out] if left_out else kept
+            waiting += [(key, inner) for key, inner in value.items() if key not in left_out]
         elif isinstance(value, list):
             waiting += [(name, inner) for inner in value]
     return size

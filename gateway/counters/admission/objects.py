@@ -1,10 +1,10 @@
 """Whose the objects are that upstreams keep: an owner for each id, in Redis, for a while.
 
-Each id has one key, in a slot of its own, that names its organization: the first whose answer told of it. An
-id that is nobody's and one that is another's are the same to whoever asks. Beside it each organization has
-a list of its ids by the time they are forgotten, which bounds how many it has. Ids are random, so a digest
-of 128 bits is as good as the id. Older versions wrote the list alone, and in a cluster an owner's server may
-be away while an answer tells of an id: such an id is claimed when its organization names it.
+Each id has one key, in a slot of its own, that names its organization: the first whose answer told of it. Who
+asks is told the same of another's id and of nobody's. Beside it each organization has a list of its ids by
+the time they are forgotten, which bounds how many it has. Ids are random, so a digest of 128 bits is as good
+as the id. Older versions wrote the list alone, and in a cluster an owner's server may be away while an answer
+tells of an id: such an id is claimed when its organization names it.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Objects:
         left = [int(float(end) - now) if isinstance(end, bytes | float) else 0 for end in ends]
         if min(left) <= 0:
             return False
-        claims = [self._claim(*one) for one in zip(digests, [mine] * len(left), left, strict=True)]
+        claims = [self._claim(digest, mine, ttl_s) for digest, ttl_s in zip(digests, left, strict=True)]
         return all([await one in (None, mine) for one in claims])
 
     def _claim(self, digest: bytes, mine: bytes, ttl_s: int) -> Wait[Reply]:

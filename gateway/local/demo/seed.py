@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any
 from uuid import uuid4
 
@@ -20,7 +21,6 @@ from gateway.errors import StartError
 from gateway.local.data_directory import DataDirectory
 
 CALL_MAX_S = 10.0
-CONFLICT = 409
 DEMO_TOKENS = 1_000_000
 # In nobody's way, but with it each field that tells of limits is in the answers.
 DEMO_LIMITS = {"requests_per_minute": 1_000_000}
@@ -165,8 +165,8 @@ class _Admin:
         try:
             return self.make(resource, body)
         except StartError as error:
-            taken = isinstance(error.__cause__, urllib.error.HTTPError) and error.__cause__.code == CONFLICT
-            if not taken:
+            answer = error.__cause__
+            if not isinstance(answer, urllib.error.HTTPError) or answer.code != HTTPStatus.CONFLICT:
                 raise
         return self.make(resource, {**body, "name": f"{body['name']} {self._run[:8]}"}, step="own")
 

@@ -328,7 +328,7 @@ MADE_BY = {
 
 @asynccontextmanager
 async def workers(valkey: str) -> AsyncIterator[tuple[Stage, Stage]]:
-    """Two gateways of one Redis, each of which serves one organization."""
+    """Two gateways share one Redis. Each serves one organization."""
     wires = [Wire(parse_url(valkey), time.monotonic) for _ in range(2)]
     for one in wires:
         await one.open()

@@ -16,7 +16,7 @@ from gateway.core.families.family import object_in, told_of
 from gateway.core.families.openai.objects import OBJECTS
 from gateway.core.families.openai.shapes import InputDetails, OutputDetails
 from gateway.core.families.openai.use import any_count, note_parts, note_tools
-from gateway.core.metering.content import content_bytes, may_hold_more, see_content
+from gateway.core.metering.content import UNCOUNTED, content_bytes, may_hold_more, see_content
 from gateway.core.metering.detail import Detail
 from gateway.core.metering.loose import count_text, is_there, loose_document
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
@@ -72,13 +72,13 @@ _NO_CONTENT = (".created", ".queued", ".in_progress", ".searching", "error", *_C
 # Events that say the whole of an item or a part: what others said of it, or what nothing said before.
 _WHOLE = (".done", ".added")
 # What names an item, and what a tool brought into it, is nothing the model produced.
-_BROUGHT = frozenset(
+_BROUGHT = UNCOUNTED.union(
     {
         "name", "server_label", "container_id", "approval_request_id", "annotations", "output", "outputs",
         "results", "sources", "tools",
     }
 )  # fmt: skip
-_PLACES_MAX = 1_024  # of items and kinds of events, of which a stream's sizes are kept
+_PLACES_MAX = 1_024  # a stream keeps sizes by item and kind of event: so many
 _OVER = frozenset({"completed", "incomplete", "failed", "cancelled"})
 _whole = msgspec.json.Decoder(_Response).decode
 _event = msgspec.json.Decoder(_Event).decode
