@@ -6,7 +6,7 @@ Passwords are filled in, and servers and files of this machine stand in place of
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from tests.deploy import helm
-from tests.deploy.manifests import KUBERNETES, containers, pods, started
+from tests.deploy.manifests import containers, environment, pod
 from tests.tree import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -64,56 +64,18 @@ def of_compose(servers: Servers) -> Iterator[Program]:
         yield Program(f"compose {name}", (file, example), role, _here(environ, role, servers), config)
 
 
-def of_overlays(servers: Servers) -> Iterator[Program]:
-    """Each container of the overlays for kustomize that runs a gateway or a keeper."""
-    secrets = _secrets(servers)
-    example = KUBERNETES / "secret.example.yaml"
-    named = {
-        f"{each['metadata']['name']}/{key}"
-        for each in yaml.safe_load_all(example.read_text())
-        for key in each["stringData"]
-    }
-    assert secrets.keys() <= named
-    for name, spec in pods():
-        for container in containers(spec):
-            role = container.get("args", [""])[0]
-            if role in ROLES:
-                overlay = name.partition("/")[0]
-                made = started(overlay, container, secrets, Path("."), {})
-                config = Path(made.arguments[2]) if "--config" in made.arguments else None
-                environ = _here(made.environ, role, servers)
-                files = tuple(path for path in KUBERNETES.rglob("*.yaml"))
-                yield Program(name, files, role, environ, config)
-
-
 def of_chart(servers: Servers, folder: Path) -> Iterator[Program]:
     """Gateway and keeper of the chart, by its values as they are."""
     [objects] = helm.rendered({})
     assert not isinstance(objects, str), objects
     files = tuple(path for path in helm.CHART.rglob("*") if path.is_file())
-    maps = {each["metadata"]["name"]: each["data"] for each in objects if each["kind"] == "ConfigMap"}
-    secrets = _secrets(servers)
     for each in objects:
         if each["kind"] != "Deployment":
             continue
-        spec = each["spec"]["template"]["spec"]
-        volume = next(one["projected"] for one in spec["volumes"] if one["name"] == "secrets")
-        held = {
-            item["path"]: secrets[f"{source['secret']['name']}/{item['key']}"]
-            for source in volume["sources"]
-            for item in source["secret"]["items"]
-        }
+        spec, name = pod(each), each["metadata"]["name"]
         for container in containers(spec):
-            role, name = container["args"][0], each["metadata"]["name"]
-            environ = {one["name"]: one["value"] for one in container["env"]}
-            for source in container.get("envFrom", ()):
-                environ |= maps[source["configMapRef"]["name"]]
-            for variable, path in environ.items():
-                if variable.endswith("_FILE"):
-                    place = folder / name / Path(path).name
-                    place.parent.mkdir(exist_ok=True)
-                    place.write_text(held[place.name])
-                    environ[variable] = str(place)
+            role = container["args"][0]
+            environ = environment(objects, spec, container, _secrets(servers), folder / name)
             yield Program(f"chart {name}", files, role, _here(environ, role, servers))
 
 
@@ -153,7 +115,7 @@ def _mounted(service: Mapping[str, Any], option: str) -> Path | None:
 
 
 def _secrets(servers: Servers) -> dict[str, str]:
-    """What the Secrets of the manifests hold, by name and key."""
+    """What the Secrets of the chart hold, by name and key."""
     return {
         "tollkeeper-gateway/redis-url": servers.gateway_redis,
         "tollkeeper-gateway/key-pepper": PEPPER,
@@ -169,6 +131,3 @@ def _here(environ: Mapping[str, str], role: str, servers: Servers) -> dict[str, 
     redis = servers.gateway_redis if role == "serve" else servers.keeper_redis
     urls = {"TOLLKEEPER_REDIS_URL": redis, "TOLLKEEPER_DATABASE_URL": servers.database}
     return {**environ, **{name: url for name, url in urls.items() if name in environ}}
-
-
-Made = Callable[[Servers], Iterator[Program]]

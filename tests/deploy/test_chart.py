@@ -157,6 +157,13 @@ def test_helm_lints_it_without_an_error() -> None:
     assert {each["Severity"] for each in said["Messages"]} <= {1}  # it has no icon
 
 
+def test_the_validator_would_tell_of_an_unknown_field(charts: dict[str, list[Resource] | str]) -> None:
+    wrong = dict(one(of(charts, "default"), "Service", "prod-keeper"))
+    wrong["spec"] = wrong["spec"] | {"prots": []}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, VERSIONS[-1], strict=True)
+
+
 def test_kubernetes_accepts_each_object(objects: list[Resource]) -> None:
     names = [(each["kind"], each["metadata"]["name"]) for each in objects]
     assert len(names) == len(set(names))
@@ -309,6 +316,8 @@ def test_no_start_hangs_on_redis(charts: dict[str, list[Resource] | str]) -> Non
     for each in (gateway, sidecar):
         assert each["startupProbe"]["httpGet"]["path"] == each["livenessProbe"]["httpGet"]["path"] == "/livez"
         waits += [one["value"] for one in each["env"] if one["name"] == "TOLLKEEPER_START_WAIT_S"]
+    # Calls are finished while the application still runs.
+    assert sidecar["lifecycle"]["preStop"]["exec"]["command"][-1].endswith("kill -TERM 1")
     assert float(waits[0]) > 600 > float(waits[1])  # a roll-out waits, an application does not
 
 

@@ -9,7 +9,6 @@ import ssl
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -96,11 +95,10 @@ def place(servers: tuple[Servers, str], tmp_path_factory: pytest.TempPathFactory
     here, url = servers
     folder = tmp_path_factory.mktemp("shipped")
     found, untried = [*shipped.by_hand(here), *shipped.of_compose(here), *shipped.of_units(here)], []
-    for make in (shipped.of_overlays, partial(shipped.of_chart, folder=folder)):
-        try:
-            found += make(here)
-        except pytest.skip.Exception as error:  # a program that renders them cannot be had here
-            untried.append(str(error))
+    try:
+        found += shipped.of_chart(here, folder)
+    except pytest.skip.Exception as error:  # Helm cannot be had here
+        untried.append(str(error))
     programs = {one.name: one for one in found}
     assert len(programs) == len(found)
     targets = [target for one in found for target in load(one.environ, one.config).upstreams]

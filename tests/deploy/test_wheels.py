@@ -71,11 +71,4 @@ def test_everything_that_says_a_version_says_the_same() -> None:
     assert chart["version"] == re.sub(r"(?<=\d)rc(?=\d)", "-rc.", VERSION)
     label = re.findall(r'^ARG VERSION="(.*)"$', (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE)
     assert label == [VERSION]
-    tags = {
-        image["newTag"]
-        for file in (ROOT / "deploy" / "kubernetes").glob("*/kustomization.yaml")
-        for image in yaml.safe_load(file.read_text()).get("images", ())
-        if image["name"] == "tollkeeper"
-    }
-    assert tags == {VERSION}
     assert version("tollkeeper") == VERSION  # of this environment, which programs of the checkout say

@@ -1,4 +1,4 @@
-"""What the manifests say is done for real: the same commands, variables, probes and hooks, as processes."""
+"""What the chart says is done for real: the same commands, variables, probes and hooks, as processes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx2 as httpx
 import psutil
@@ -16,66 +15,66 @@ import pytest
 
 from gateway.settings.settings import Settings
 from tests.conftest import ValkeyServer, free_port
-from tests.deploy.manifests import KUBERNETES, one, pod, started
+from tests.deploy import helm
+from tests.deploy.manifests import Resource, containers, environment, pod
 from tests.deploy.processes import READY_S_MAX, Admin, Process, answers, get
+from tests.deploy.test_chart import SIDECAR
 from tests.waiting import wait_until
 
 IDLE_MIB_MAX = 60.0
 ADMIN_TOKEN = "an-admin-token-of-tests"
+ROUTES = """
+upstreams:
+  llm: {{base_url: "http://127.0.0.1:{port}"}}
+routes:
+  - {{path: /v1/chat/completions, upstream: llm, service: chat, family: openai, meter: openai_chat}}
+"""
 # Which setting says what a named port of a manifest is.
 SETTING = {"http": "gateway_port", "ops": "ops_port", "admin": "admin_port"}
 
 
-class Pod:
-    """The parts of the overlays as processes of this machine, on ports of their own."""
+class Cluster:
+    """Migration, keeper and a sidecar of the chart as processes of this machine, on ports of their own."""
 
     def __init__(self, folder: Path, secrets: dict[str, str]) -> None:
+        [objects] = helm.rendered({"secrets": {"migrate": "tollkeeper-migrate"}}, extra=SIDECAR)
+        assert not isinstance(objects, str), objects
+        self._objects = objects
+        self._folder = folder
         self.ports = {name: free_port() for name in SETTING}
         self.llm_port = free_port()
-        self._folder = folder
-        self._secrets = secrets
-        self.processes: dict[str, Process] = {}
+        self.secrets = secrets
+        self.processes: list[Process] = []
+        (folder / "config.yaml").write_text(ROUTES.format(port=self.llm_port))
 
-    def start(self, overlay: str, container: dict[str, Any]) -> Process:
-        """Start a container; its ports must be those the settings have by default."""
-        defaults = Settings()
+    def start(self, kind: str, name: str) -> tuple[Resource, Process]:
+        """Start the first container of a pod; its ports must be those that settings have by default."""
+        (made,) = (each for each in self._objects if (each["kind"], each["metadata"]["name"]) == (kind, name))
+        spec = pod(made)
+        container = containers(spec)[0]
         for port in container.get("ports", ()):
-            assert port["containerPort"] == getattr(defaults, SETTING[port["name"]])
-        data = self._folder / container["name"]
-        data.mkdir(exist_ok=True)
-        ports = {SETTING[name].removesuffix("_port"): port for name, port in self.ports.items()}
-        found = started(overlay, container, self._secrets, data, ports)
-        arguments = [self._local(word) for word in found.arguments]
-        process = Process(self._folder, container["name"], arguments, found.environ)
-        self.processes[container["name"]] = process
-        return process
+            assert port["containerPort"] == getattr(Settings(), SETTING[port["name"]])
+        folder = self._folder / name
+        environ = environment(self._objects, spec, container, self.secrets, folder)
+        if "TOLLKEEPER_DATA_DIR" in environ:
+            mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+            assert environ["TOLLKEEPER_DATA_DIR"] in mounts
+            environ["TOLLKEEPER_DATA_DIR"] = str(folder)
+        environ |= {f"TOLLKEEPER_{SETTING[name].upper()}": str(port) for name, port in self.ports.items()}
+        arguments = [
+            str(self._folder / "config.yaml") if word == "/etc/tollkeeper/config.yaml" else word
+            for word in container["args"]
+        ]
+        return container, self.run(name, arguments, environ)
 
-    def _local(self, word: str) -> str:
-        """The service beside the sidecar stands at another port here."""
-        if word == "9000":
-            return str(self.llm_port)
-        if not word.startswith(str(KUBERNETES)):
-            return word
-        text = Path(word).read_text()
-        if Path(word).parent.name != "sidecar":
-            return word
-        assert "http://127.0.0.1:9000" in text
-        path = self._folder / "config.yaml"
-        path.write_text(text.replace("http://127.0.0.1:9000", f"http://127.0.0.1:{self.llm_port}"))
-        return str(path)
-
-
-def parts() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Migration, keeper, sidecar and the service beside it."""
-    (migrate,) = pod(one("migrate", "Job"))["containers"]
-    (keeper,) = pod(one("keeper", "Deployment"))["containers"]
-    beside = pod(one("sidecar", "Deployment"))
-    (sidecar,), (service,) = beside["initContainers"], beside["containers"]
-    return migrate, keeper, sidecar, service
+    def run(self, name: str, arguments: list[str], environ: dict[str, str]) -> Process:
+        """Start a process that ends with the test."""
+        self.processes.append(Process(self._folder, name, arguments, environ))
+        return self.processes[-1]
 
 
 @pytest.fixture
-def place(tmp_path: Path, own_valkey: Callable[..., ValkeyServer], database: str) -> Iterator[Pod]:
+def place(tmp_path: Path, own_valkey: Callable[..., ValkeyServer], database: str) -> Iterator[Cluster]:
     redis_url = own_valkey("--appendonly", "yes").url
     writer = f"{database.rpartition('/')[2]}_writer"
     with psycopg.connect(database) as owner:
@@ -88,27 +87,26 @@ def place(tmp_path: Path, own_valkey: Callable[..., ValkeyServer], database: str
         "tollkeeper-migrate/database-owner-url": database,
         "tollkeeper-keeper/admin-token": ADMIN_TOKEN,
     }
-    one = Pod(tmp_path, secrets)
+    one = Cluster(tmp_path, secrets)
     yield one
-    for process in one.processes.values():
+    for process in one.processes:
         if process.running:
             process.popen.kill()
             process.ended()
 
 
-def test_a_call_through_the_sidecar_becomes_a_row(place: Pod) -> None:
-    migrate, keeper, sidecar, service = parts()
-    first, second = place.start("migrate", migrate), place.start("migrate", migrate)
+def test_a_call_through_the_sidecar_becomes_a_row(place: Cluster) -> None:
+    (_, first), (_, second) = (place.start("Job", "prod-migrate") for _ in range(2))
     assert (first.ended(), second.ended()) == (0, 0), first.said
 
-    keeping = place.start("keeper", keeper)
+    keeper, keeping = place.start("Deployment", "prod-keeper")
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         wait_until(lambda probe=probe: answers(keeper, probe, place.ports), READY_S_MAX)
 
-    serving = place.start("sidecar", sidecar)
+    sidecar, serving = place.start("Deployment", "llm")
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         wait_until(lambda probe=probe: answers(sidecar, probe, place.ports), READY_S_MAX)
-    place.start("sidecar", service)
+    service = place.run("demo", ["demo-upstream", "--port", str(place.llm_port)], {})
     assert get(place.ports["ops"], "/metrics")[0] == 200
     assert memory_mib(serving.popen.pid) < IDLE_MIB_MAX
 
@@ -135,7 +133,7 @@ def test_a_call_through_the_sidecar_becomes_a_row(place: Pod) -> None:
     assert admin.used(tenant) % used == 0
     scraped = get(place.ports["admin"], "/metrics")[1]
     assert "tollkeeper_build_info" in scraped
-    assert place.processes["llm"].stop() == 0
+    assert service.stop() == 0
     assert keeping.stop() == 0, keeping.said
 
 
@@ -152,12 +150,11 @@ def here(hook: list[str], pid: int) -> list[str]:
     return [*hook[:-1], text.removesuffix("1") + str(pid)]
 
 
-def test_a_gateway_that_redis_refuses_is_never_ready(place: Pod) -> None:
+def test_a_gateway_that_redis_refuses_is_never_ready(place: Cluster) -> None:
     """A rollout with a wrong password stops at its first pod."""
-    _, _, sidecar, _ = parts()
-    url = place._secrets["tollkeeper-gateway/redis-url"]
-    place._secrets["tollkeeper-gateway/redis-url"] = url.replace("redis://", "redis://nobody:wrong@")
-    serving = place.start("sidecar", sidecar)
+    url = place.secrets["tollkeeper-gateway/redis-url"]
+    place.secrets["tollkeeper-gateway/redis-url"] = url.replace("redis://", "redis://nobody:wrong@")
+    sidecar, serving = place.start("Deployment", "llm")
     wait_until(lambda: answers(sidecar, "livenessProbe", place.ports), READY_S_MAX)
     status, said = get(place.ports["ops"], "/readyz")
     assert status == 503
