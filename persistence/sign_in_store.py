@@ -9,7 +9,6 @@ from typing import TypeVar
 from sqlalchemy import Connection
 
 from gateway.core.accounts.administration import Actor, ConsoleSession, Row
-from gateway.core.issuers.sign_out import SignedOut
 from persistence.resources import admin_tokens, console_sessions, webhooks
 
 T = TypeVar("T")
@@ -59,11 +58,3 @@ class SignInStore(ABC):
         await self._run(
             lambda connection: console_sessions.keep_renewal(connection, session_id, renewal, vouched=vouched)
         )
-
-    async def end_told_sessions(self, told: SignedOut, actor: str, request_id: str) -> bool:
-        """End the sessions of whom a provider has signed out; False where it has said so before."""
-        done = await self._run(
-            lambda connection: console_sessions.end_told(connection, told, actor, request_id)
-        )
-        await self._wrote()
-        return done

@@ -108,20 +108,6 @@ class IdentityProvider:
         self.ended.append(query["id_token_hint"])
         return f"{self.out}?{urlencode({'state': query['state']})}"
 
-    def logout_token(self, *, key: Any = None, typ: str = "logout+jwt", **more: object) -> str:
-        """What it says of somebody whom it has signed out; what is None is left out."""
-        now = int(time.time())
-        said: Json = {
-            "iss": self.url,
-            "aud": CLIENT,
-            "iat": now,
-            "exp": now + 120,
-            "jti": secrets.token_hex(16),
-        }
-        said |= {"events": {"http://schemas.openid.net/event/backchannel-logout": {}}} | more
-        told = {name: value for name, value in said.items() if value is not None}
-        return token(told, key=key or rsa_key(), typ=typ).decode()
-
     def redeem(self, form: dict[str, str], authorization: str | None) -> tuple[int, Json]:
         """The answer of the token endpoint (RFC 6749, 5)."""
         if self._client(form, authorization) != (CLIENT, SECRET):

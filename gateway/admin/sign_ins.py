@@ -7,7 +7,6 @@ from typing import Protocol
 
 from gateway.core.accounts.administration import ConsoleSession, Row
 from gateway.core.issuers.sign_in import Arrival
-from gateway.core.issuers.sign_out import SignedOut
 
 
 class SignIns(Protocol):
@@ -38,9 +37,6 @@ class SignIns(Protocol):
     async def sign_out_address(self, name: str, sealed: str, cookie: str, *, state: str) -> str:
         """Where who is signed out here signs out at a provider too; empty where nowhere, or it is away."""
 
-    async def signed_out(self, name: str, written: str) -> SignedOut:
-        """Whom a provider says that it has signed out; `InvalidApiKey` where it did not say so."""
-
     def seal(self, renewal: str, cookie: str) -> str:
         """What may be stored of a renewal: the session's cookie alone opens it."""
 
@@ -68,6 +64,3 @@ class KeptSessions(Protocol):
 
     async def keep_renewal(self, session_id: int, renewal: str, *, vouched: bool) -> None:
         """Keep what is asked with next; the session goes on where its person was `vouched` for."""
-
-    async def end_told_sessions(self, told: SignedOut, actor: str, request_id: str) -> bool:
-        """End the sessions of whom a provider has signed out; False where it has said so before."""

@@ -16,8 +16,7 @@ from typing import Any, Final
 from gateway.core.failures import site_of
 from gateway.core.issuers.issuer import Issuer
 from gateway.core.issuers.sign_in import Arrival, Person, Provider, SignIn, read_person
-from gateway.core.issuers.sign_out import SignedOut, read_signed_out
-from gateway.core.issuers.signed_token import SIGN_OUT_TYPES, UNKNOWN_ISSUER, read_token, refused
+from gateway.core.issuers.signed_token import UNKNOWN_ISSUER, read_token, refused
 from gateway.errors import InvalidApiKey, IssuerUnavailable, NotFound, SignInRefused, TollkeeperError
 from gateway.issuers.key_set import Endpoints, KeySet, UnreadableKeys
 from gateway.issuers.keys import IssuerKeys, Log, Read, in_thread
@@ -116,16 +115,6 @@ class SignIns:
             return to_sign_out(self._of(name), endpoints, back, state=state, id_token=id_token)
         except (TollkeeperError, TimeoutError, ValueError):
             return ""
-
-    async def signed_out(self, name: str, written: str) -> SignedOut:
-        """Whom a provider says that it has signed out; `InvalidApiKey` where it did not say so."""
-        provider = self._of(name)
-        token = read_token(written.encode(errors="replace"), SIGN_OUT_TYPES)
-        if token.issuer != provider.issuer.issuer:
-            raise refused(UNKNOWN_ISSUER, "The token is of another provider.")
-        async with self._in_time():
-            await self._keys_of(name).verify(token)
-        return read_signed_out(provider, token.claims, self._wall())
 
     async def redeem(
         self, name: str, *, code: str, issuer: str | None, verifier: str, nonce: str, address: str

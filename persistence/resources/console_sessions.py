@@ -13,11 +13,8 @@ from sqlalchemy.dialects.postgresql import insert
 
 from gateway.core.accounts.administration import ConsoleSession, KnownPerson, Row
 from gateway.core.issuers.sign_in import LIFE_MAX, VOUCHED
-from gateway.core.issuers.sign_out import SignedOut
-from persistence.resources import audit
 from persistence.subject import Change, Subject, add
-from persistence.tables.people import admin_token
-from persistence.tables.sign_ins import console_session, told_sign_out, used_sign_in
+from persistence.tables.sign_ins import console_session, used_sign_in
 
 # Those of all organizations together, of one organization, and of staff: nobody ends the sessions of others
 # by beginning many.
@@ -29,13 +26,12 @@ SESSIONS_EACH_MAX = 20
 # How often a provider is asked whether a person still may come in.
 ASKED_EACH = timedelta(seconds=30)
 
-# Longer than such a word of a provider is believed, or than a sign-in may take.
-TOLD_KEPT = timedelta(minutes=15)
+# Longer than a sign-in may take.
+USED_KEPT = timedelta(minutes=15)
 # Sign-ins that are remembered; beyond these the oldest is forgotten, which its provider knows still.
 USED_MAX = 10_000
 
-_here, _told, _used = console_session.c, told_sign_out.c, used_sign_in.c
-_PERSON = (_here.issuer, _here.identity, _here.person)
+_here, _used = console_session.c, used_sign_in.c
 _IS_DUE = _here.renewal.is_not(None) & (_here.asked_at < func.now() - ASKED_EACH)
 
 
@@ -105,48 +101,10 @@ def _make_room(connection: Connection) -> None:
 def use_sign_in(connection: Connection, state: str) -> bool:
     """Note that somebody came back from a sign-in; False where somebody did before."""
     latest = select(_used.state).order_by(_used.created_at.desc(), _used.state)
-    over = (_used.created_at < func.now() - TOLD_KEPT) | _used.state.in_(latest.offset(USED_MAX))
+    over = (_used.created_at < func.now() - USED_KEPT) | _used.state.in_(latest.offset(USED_MAX))
     connection.execute(delete(used_sign_in).where(over))
     once = insert(used_sign_in).values(state=sha256(state.encode()).hexdigest()).on_conflict_do_nothing()
     return connection.execute(once.returning(_used.state)).first() is not None
-
-
-def end_told(connection: Connection, told: SignedOut, actor: str, request_id: str) -> bool:
-    """End the sessions of whom a provider has signed out; False where it has said so before."""
-    connection.execute(delete(told_sign_out).where(_told.created_at < func.now() - TOLD_KEPT))
-    once = insert(told_sign_out).values(issuer=told.issuer, token_id=told.token_id)
-    if connection.execute(once.on_conflict_do_nothing().returning(_told.token_id)).first() is None:
-        return False
-    ended = delete(console_session).where(_meant(told)).returning(_here.id, *_PERSON, _here.token_digest)
-    gone = ended.cte("gone")
-    of = gone.outerjoin(admin_token, admin_token.c.digest == gone.c.token_digest)
-    owners = admin_token.c.id.label("admin_token_id"), admin_token.c.organization_id
-    found = connection.execute(select(gone, *owners).select_from(of)).mappings()
-    audit.keep(connection, [_ended(dict(row), actor, request_id) for row in found])
-    return True
-
-
-def _meant(told: SignedOut) -> ColumnElement[bool]:
-    """Which sessions are ended: of a session of the provider's, or of all that an identity has.
-
-    One of which the provider did not say which of its own it is, is ended with any of them.
-    """
-    meant = _here.issuer == told.issuer
-    if told.identity:
-        meant &= _here.identity == told.identity
-    if not told.session:
-        return meant
-    same = _here.provider_session == told.session
-    return meant & (same | _here.provider_session.is_(None) if told.identity else same)
-
-
-def _ended(row: Row, actor: str, request_id: str) -> dict[str, object]:
-    """What the audit log says of a session that a provider has ended."""
-    owners = ("issuer", "identity", "person", "admin_token_id", "organization_id")
-    return {
-        "actor": actor, "action": "end", "resource": "console-sessions", "resource_id": str(row["id"]),
-        "request_id": request_id, **{name: row[name] for name in owners},
-    }  # fmt: skip
 
 
 def _of_same(row: Row) -> ColumnElement[bool]:

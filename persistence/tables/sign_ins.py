@@ -17,8 +17,9 @@ console_session = table(
     # What the provider is asked with whether they still may come in, sealed; and when it was asked last.
     texts("renewal?"),
     moments("asked_at"),
-    # What the provider calls their session there, and what it is told when they sign out, sealed.
-    texts("provider_session?", "id_token?"),
+    texts("provider_session?"),  # nothing reads it
+    # What the provider is shown when they sign out, sealed.
+    texts("id_token?"),
     integers("organization_id?"),  # that the token is of; null is of all
     UniqueConstraint("digest"),
 )
@@ -26,7 +27,7 @@ console_session = table(
 # Sign-ins that somebody came back from, by a digest of their state: each counts once.
 used_sign_in = table("used_sign_in", texts("state"), moments("created_at"), PrimaryKeyConstraint("state"))
 
-# What providers of identities have said of people whom they signed out: each word counts once.
+# Nothing reads it; keepers of an earlier version write it.
 told_sign_out = table(
     "told_sign_out", texts("issuer", "token_id"), moments("created_at"),
     PrimaryKeyConstraint("issuer", "token_id"),

@@ -34,7 +34,7 @@ from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.console.sessions import OVER_TLS, Sessions, Signed
 from gateway.admin.console.signing import Signing
 from gateway.admin.console.signing_elsewhere import SigningElsewhere
-from gateway.admin.console.signing_out import SigningOut, SigningOutElsewhere
+from gateway.admin.console.signing_out import SigningOut
 from gateway.admin.http.files import files_of
 from gateway.admin.invoices import documents
 from gateway.admin.ports import AdminPorts
@@ -66,12 +66,13 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     signing = Signing(desk, ports.failures)
     router.add_get("/sign-in", signing.show)
     router.add_post("/sign-in", signing.sign_in)
-    router.add_post("/sign-out", SigningOut(desk).sign_out)
+    leaving = SigningOut(desk)
+    router.add_post("/sign-out", leaving.sign_out)
     consents = Consents(desk, ports.failures)
     router.add_get("/mail/{token}", consents.show)
     router.add_post("/mail/{token}", consents.say)
 
-    _mount_sign_ins(app, desk, signing)
+    _mount_sign_ins(app, desk, signing, leaving)
     live = Live(ports.snapshot, time.time)
     overview = Overview(ports, live, time.monotonic)
     router.add_get("/", desk.reading(overview.show))
@@ -111,7 +112,7 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     app.middlewares.append(_not_found_as_page(desk))
 
 
-def _mount_sign_ins(app: web.Application, desk: Desk, signing: Signing) -> None:
+def _mount_sign_ins(app: web.Application, desk: Desk, signing: Signing, leaving: SigningOut) -> None:
     """Let people in by providers of identities, where there are any."""
     ports, router = desk.ports, app.router
     if ports.sign_ins is None:
@@ -121,8 +122,6 @@ def _mount_sign_ins(app: web.Application, desk: Desk, signing: Signing) -> None:
     one, out = (f"/{way}/{{provider:[a-z0-9-]+}}" for way in ("sign-in", "sign-out"))
     router.add_get(one, elsewhere.leave, allow_head=False)
     router.add_get(f"{one}/back", elsewhere.come_back, allow_head=False)
-    leaving = SigningOutElsewhere(desk, ports.sign_ins, ports.failures)
-    router.add_post(out, leaving.hear)
     router.add_get(f"{out}/back", leaving.come_back, allow_head=False)
 
 

@@ -91,8 +91,6 @@ class Sessions:
             "identity": who.identity,
             "person": who.name,
         }
-        if person.session:
-            values["provider_session"] = person.session
         name = secrets.token_urlsafe(SESSION_BYTES)
         if arrival.id_token:
             values["id_token"] = sign_ins.seal_id_token(arrival.id_token, name)

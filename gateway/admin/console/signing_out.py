@@ -1,4 +1,4 @@
-"""Signing out: here first, then at the provider of identities; and what providers say of who signed out.
+"""Signing out: here first, then at the provider of identities.
 
 A form may not lead to another site, so the answer to it is a page that goes on by itself.
 """
@@ -11,13 +11,9 @@ import time
 from aiohttp import web
 
 from gateway.admin.console.begun import BEGUN_S, Begun, read_begun
-from gateway.admin.console.desk import FORM, Desk, read_form, see
+from gateway.admin.console.desk import Desk, read_form, see
 from gateway.admin.console.sessions import Signed, cookie_of, drop_cookie, is_secure, require_form_token
-from gateway.admin.http.auth import slow_down
-from gateway.admin.http.guard import REQUEST_ID
-from gateway.admin.sign_ins import SignIns
-from gateway.core.failures import Failures
-from gateway.errors import InvalidApiKey, TollkeeperError, Unauthorized
+from gateway.errors import TollkeeperError, Unauthorized
 
 COOKIE = "tollkeeper_leaving"
 HERE, THERE = "/sign-in?done=signed-out", "/sign-in?done=signed-out-there"
@@ -63,13 +59,6 @@ class SigningOut:
         )  # fmt: skip
         return response
 
-
-class SigningOutElsewhere:
-    """What providers of identities send: people who come back, and word of who is signed out there."""
-
-    def __init__(self, desk: Desk, sign_ins: SignIns, failures: Failures) -> None:
-        self._desk, self._sign_ins, self._failures = desk, sign_ins, failures
-
     async def come_back(self, request: web.Request) -> web.StreamResponse:
         """`GET /sign-out/{provider}/back`: it changes nothing, so whoever sends people here gains nothing."""
         begun = read_begun(
@@ -85,36 +74,7 @@ class SigningOutElsewhere:
         response.del_cookie(_leaving(request), path="/", secure=is_secure(request))
         return response
 
-    async def hear(self, request: web.Request) -> web.StreamResponse:
-        """`POST /sign-out/{provider}`: end the sessions of whom a provider has signed out.
-
-        OpenID Connect Back-Channel Logout 1.0, 2.5 to 2.8: its own word is all that counts, no cookie does.
-        """
-        name = request.match_info["provider"]
-        try:
-            told = await self._sign_ins.signed_out(name, await _logout_token(request))
-        except InvalidApiKey as error:
-            await slow_down(self._failures, request, error.failure)
-            return _refused(error.message)
-        once = await self._desk.ports.store.end_told_sessions(told, f"provider:{name}", request[REQUEST_ID])
-        return web.Response() if once else _refused("This was said before.")
-
 
 def _leaving(request: web.Request) -> str:
     """The cookie's name, as that of a session."""
     return f"__Host-{COOKIE}" if is_secure(request) else COOKIE
-
-
-async def _logout_token(request: web.Request) -> str:
-    """What was posted; empty where it is nothing that could be a token."""
-    if request.content_type != FORM or (request.charset or "utf-8").lower() != "utf-8":
-        return ""
-    try:
-        said = (await request.post()).getall("logout_token", [])
-    except UnicodeDecodeError:
-        return ""
-    return said[0] if len(said) == 1 and isinstance(said[0], str) else ""
-
-
-def _refused(why: str) -> web.Response:
-    return web.json_response({"error": "invalid_request", "error_description": why}, status=400)

@@ -52,14 +52,10 @@ class SignIn:
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Whom a provider named; an admin token of one of `known_as` stands for them, the first that there is.
-
-    `session` is what the provider calls their session there, empty where it does not say.
-    """
+    """Whom a provider named; an admin token of one of `known_as` stands for them, the first that there is."""
 
     who: KnownPerson
     known_as: tuple[str, ...]
-    session: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +84,17 @@ def read_person(provider: Provider, claims: Mapping[str, Any], nonce: str | None
     said = claims.get("nonce")
     if nonce is not None and not (isinstance(said, str) and hmac.compare_digest(_bytes(said), _bytes(nonce))):
         raise refused(CLAIMS, "The token is of another sign-in.")
-    identity = name_in(claims, "sub")
-    if not identity:
+    identity = claims.get("sub")
+    if (
+        not isinstance(identity, str)
+        or not identity.isprintable()
+        or not 0 < len(identity) <= IDENTITY_CHARACTERS_MAX
+    ):
         raise refused(CLAIMS, "The token does not say whom it is of.")
     if _EMAIL in _believed(provider.issuer) and not _is_verified(claims):
         raise refused(CLAIMS, "The provider does not say that this address of e-mail is verified.")
     who = KnownPerson(provider.issuer.issuer, identity, meaning.user or identity)
-    return Person(who, meaning.known_as, name_in(claims, "sid"))
-
-
-def name_in(claims: Mapping[str, Any], claim: str) -> str:
-    """What somebody, or a session, is called for good; empty where the claim is no such name."""
-    said = claims.get(claim)
-    is_name = isinstance(said, str) and said.isprintable() and len(said) <= IDENTITY_CHARACTERS_MAX
-    return str(said) if is_name else ""
+    return Person(who, meaning.known_as)
 
 
 def _believed(issuer: Issuer) -> set[str]:

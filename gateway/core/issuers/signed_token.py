@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Final
@@ -24,8 +24,6 @@ BEGIN: Final = b"eyJ"
 _PARTS = re.compile(rb"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
 # RFC 9068 has a name for access tokens; those of other purposes, such as logout+jwt, are for others.
 _TYPES = frozenset({"jwt", "at+jwt", "application/jwt", "application/at+jwt"})
-# What says that somebody was signed out; not all who say so name its kind.
-SIGN_OUT_TYPES: Final = frozenset({"jwt", "application/jwt", "logout+jwt", "application/logout+jwt"})
 
 # Why tokens are refused, as metrics count it.
 FAILURES: Final = (
@@ -69,8 +67,8 @@ def may_be_read(token: bytes) -> bool:
     return len(token) <= TOKEN_BYTES_MAX and _PARTS.fullmatch(token) is not None
 
 
-def read_token(token: bytes, types: Collection[str] = _TYPES) -> SignedToken:
-    """Take a token of one of these types apart; `InvalidApiKey` for what is none."""
+def read_token(token: bytes) -> SignedToken:
+    """Take a token apart; `InvalidApiKey` for what is none."""
     parts = _PARTS.fullmatch(token) if len(token) <= TOKEN_BYTES_MAX else None
     if parts is None:
         raise _malformed()
@@ -79,7 +77,7 @@ def read_token(token: bytes, types: Collection[str] = _TYPES) -> SignedToken:
     except (ValueError, RecursionError):
         raise _malformed() from None
     algorithm, key_id, kind = header.get("alg"), header.get("kid"), header.get("typ", "JWT")
-    if "crit" in header or "cty" in header or not isinstance(kind, str) or kind.lower() not in types:
+    if "crit" in header or "cty" in header or not isinstance(kind, str) or kind.lower() not in _TYPES:
         raise refused(MALFORMED, "The token is of a kind that is not accepted.")
     if not isinstance(algorithm, str) or algorithm not in FAMILY_OF:
         raise refused(ALGORITHM, "The token's algorithm is not accepted.")

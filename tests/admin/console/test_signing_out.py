@@ -1,13 +1,10 @@
-"""Signing out: here, then at the provider of identities; and what a provider says of who signed out there."""
+"""Signing out: here, then at the provider of identities."""
 
 from __future__ import annotations
 
-import asyncio
 import re
-import time
 from collections.abc import AsyncIterator
 from html import unescape
-from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -26,7 +23,6 @@ from tests.admin.console.elsewhere import (
     console_of_people,
 )
 from tests.identity_provider import CLIENT
-from tests.signing import rsa_key
 
 HERE, THERE = "/sign-in?done=signed-out", "/sign-in?done=signed-out-there"
 OUT = "/sign-out/example"
@@ -193,128 +189,3 @@ async def test_an_address_nobody_may_be_led_to_is_none_and_keeps_nobody_outside(
         world.sign_ins.renew_providers(SignIn(CONSOLE, ()))  # what was read of it is forgotten
         world.sign_ins.renew_providers(SignIn(CONSOLE, (configured("example", world.provider),)))
         assert is_over_here(await sign_out(await signed_in(world))), odd
-
-
-async def told(world: World, token: str, path: str = OUT) -> tuple[int, Any]:
-    """What the provider is answered: it has no cookie, and comes from no page."""
-    async with world.api.client.post(path, data={"logout_token": token}) as answer:
-        assert answer.headers["Cache-Control"] == "no-store"
-        return answer.status, await answer.json() if answer.status == 400 else None
-
-
-async def test_whom_the_provider_signs_out_is_out_with_the_next_request(world: World) -> None:
-    made = await world.let_in()
-    others = await world.let_in(name="others", issuer=world.other.url)
-    kim, phone = await signed_in(world, sid="s-1"), await signed_in(world, sid="s-2")
-    ada = await signed_in(world, sub="u-2", name="Ada", sid="s-3")
-    namesake = Browser.at(world)
-    world.other.person |= {"sid": "s-1"}
-    await namesake.sign_in("/sign-in/other")
-
-    async def inside() -> list[bool]:
-        return [await is_inside(one) for one in (kim, phone, ada, namesake)]
-
-    says = world.provider.logout_token
-    assert await told(world, says(sid="s-1")) == (200, None)
-    assert await inside() == [False, True, True, True]
-    assert await told(world, says(sub="u-2", sid="s-9")) == (200, None)
-    assert await told(world, says(sub="u-1", sid="s-3")) == (200, None)
-    assert await inside() == [False, True, True, True]
-    assert await told(world, says(sub="u-1", typ="JWT", exp=None)) == (200, None)
-    assert await inside() == [False, False, True, True]
-    assert await told(world, world.other.logout_token(sub="u-1"), "/sign-out/other") == (200, None)
-    assert await inside() == [False, False, True, False]
-    entries = (await world.api.get("audit-log?resource=console-sessions&action=end")).json["items"]
-    kims = ("provider:example", "Kim", "u-1", world.provider.url, made["id"])
-    assert sorted(
-        (one["actor"], one["person"], one["identity"], one["issuer"], one["admin_token_id"])
-        for one in entries
-    ) == [kims, kims, ("provider:other", "Kim", "u-1", world.other.url, others["id"])]
-
-
-async def test_a_session_the_provider_gave_no_name_ends_with_any_of_its_person(world: World) -> None:
-    await world.let_in()
-    unnamed, ada = await signed_in(world), await signed_in(world, sub="u-2", sid="s-2")
-    assert (await told(world, world.provider.logout_token(sid="s-1")))[0] == 200
-    assert await is_inside(unnamed)
-    assert (await told(world, world.provider.logout_token(sub="u-1", sid="s-1")))[0] == 200
-    assert [await is_inside(one) for one in (unnamed, ada)] == [False, True]
-
-
-async def test_a_word_counts_once_however_many_send_it_at_once(world: World) -> None:
-    await world.let_in()
-    await signed_in(world, sid="s-1")
-    token = world.provider.logout_token(sid="s-1")
-    answers = await asyncio.gather(*(told(world, token) for _ in range(4)))
-    assert sorted(status for status, _ in answers) == [200, 400, 400, 400]
-    browser = await signed_in(world)
-    status, said = await told(world, token)
-    assert (status, said["error"], "before" in said["error_description"]) == (400, "invalid_request", True)
-    assert await is_inside(browser)
-    world.api.rows("update told_sign_out set created_at = now() - interval '1 day'")
-    assert (await told(world, world.provider.logout_token(sid="s-9")))[0] == 200
-    assert world.api.rows("select count(*) from told_sign_out") == [(1,)]
-
-
-EVENT = "http://schemas.openid.net/event/backchannel-logout"
-BENT: list[tuple[dict[str, Any], str]] = [
-    ({"iss": "https://evil.example"}, "of another provider"),
-    ({"iss": None}, "of another provider"),
-    ({"aud": "somebody-else"}, "not meant for"),
-    ({"aud": None}, "not meant for"),
-    ({"iat": None}, "since when"),
-    ({"iat": "now"}, "no time"),
-    ({"iat": True}, "no time"),
-    ({"iat": time.time() - 36_000}, "of another time"),
-    ({"iat": time.time() + 36_000}, "of another time"),
-    ({"exp": time.time() - 36_000}, "of another time"),
-    ({"jti": None}, "has no id"),
-    ({"jti": ""}, "has no id"),
-    ({"jti": "x" * 256}, "has no id"),
-    ({"jti": ["a"]}, "has no id"),
-    ({"nonce": "n"}, "does not say that somebody"),
-    ({"nonce": ""}, "does not say that somebody"),
-    ({"events": None}, "does not say that somebody"),
-    ({"events": [EVENT]}, "does not say that somebody"),
-    ({"events": {EVENT: "yes"}}, "does not say that somebody"),
-    ({"events": {"http://schemas.openid.net/event/other": {}}}, "does not say that somebody"),
-    ({"sub": None}, "who is signed out"),
-    ({"sub": ""}, "who is signed out"),
-    ({"sub": "a\u202eb"}, "who is signed out"),
-    ({"sub": 7, "sid": "s-1"}, "who is signed out"),
-    ({"sid": ""}, "who is signed out"),
-    ({"sid": ["s-1"]}, "who is signed out"),
-    ({"key": rsa_key(1)}, "signature is wrong"),
-    ({"typ": "at+jwt"}, "of a kind"),
-    ({"typ": "secevent+jwt"}, "of a kind"),
-]
-
-
-async def test_what_does_not_say_so_in_every_part_ends_nothing(world: World) -> None:
-    await world.let_in()
-    browser = await signed_in(world, sid="s-1")
-    failures = world.api.failures
-    failed = sum(failures.counts.values())
-    for bent, why in BENT:
-        status, said = await told(world, world.provider.logout_token(**({"sub": "u-1"} | bent)))
-        assert (status, said["error"]) == (400, "invalid_request"), bent
-        assert why in said["error_description"], (bent, said)
-    assert sum(failures.counts.values()) == failed + len(BENT)
-    for token in (world.provider.given[0], "", "x", "a.b.c", "\u00fc", "x" * 10_000):
-        assert (await told(world, token))[0] == 400
-    good = world.provider.logout_token(sub="u-1")
-    assert (await told(world, good, "/sign-out/other"))[0] == 400
-    assert (await told(world, good, "/sign-out/nobody"))[0] == 404
-    odd: list[dict[str, Any]] = [
-        {"json": {"logout_token": good}},
-        {"data": b"logout_token=%ff", "headers": {"Content-Type": "application/x-www-form-urlencoded"}},
-        {"params": {"logout_token": good}},
-        {"data": [("logout_token", good), ("logout_token", good)]},
-    ]
-    for sent in odd:
-        async with world.api.client.post(OUT, **sent) as answer:
-            assert answer.status == 400
-    assert world.api.rows("select count(*) from told_sign_out") == [(0,)]
-    assert await is_inside(browser)
-    assert (await told(world, good))[0] == 200
-    assert not await is_inside(browser)
