@@ -51,7 +51,7 @@ for _name in ("no_proxy", "NO_PROXY"):
 # Minutes in one file: these begin first, the longest at the head, so that none is left for the end.
 LONGEST = (
     "tests/contract/test_compiled.py", "tests/faults/test_rows_others.py", "tests/deploy/test_image.py",
-    "tests/faults/test_rows_processes.py", "tests/faults/test_rows_redis.py", "tests/deploy/test_upgrade.py",
+    "tests/faults/test_rows_processes.py", "tests/faults/test_rows_redis.py",
     "tests/journey/test_client_pages.py",
 )  # fmt: skip
 

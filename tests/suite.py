@@ -32,7 +32,6 @@ VERIFY = (
     "tests/faults/test_rows_processes.py",
     "tests/faults/test_rows_redis.py",
     "tests/deploy/test_layouts.py",
-    "tests/deploy/test_upgrade.py",
     "tests/journey/test_client_pages.py",
     "tests/journey/test_howtos.py",
     "tests/journey/test_outages.py",

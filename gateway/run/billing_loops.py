@@ -35,7 +35,7 @@ def billing_loops(
     return {
         "calendar": Calendar(store, now, isolation=isolation).run,
         "charging": Charging(store, log).run,
-        "checkpoints": MonthEnds(checkpoints, now, log, isolation=isolation).run,
+        "checkpoints": MonthEnds(checkpoints, now, isolation=isolation).run,
         "dunning": Dunning(store, schedule, isolation=isolation).run,
         "rating": Rating(store, isolation=isolation).run,
         "top-ups": TopUps(store, isolation=isolation).run,

@@ -183,6 +183,7 @@ class Keeper:
             ),
             "clock changes": self._clock_changes.run,
             "reconciler": self._reconciler.run,
+            "nightly comparison": self._reconciler.run_nightly,
             "news": self._news_watch.run,
             "webhooks": self._webhook_deliveries.run,
             "watcher": self._gauges.run,

@@ -189,16 +189,16 @@ class Accounts(BudgetUses):
             accounts = [account for owner in owners for account in owner.accounts]
             return await disproved(connection, accounts, count)
 
-    async def contradictions(self, *, whole: bool, within_s: float) -> Sequence[Item] | None:
-        """What rows say against each other, behind the proofs of their accounts or in the whole of them.
+    async def contradictions(self, *, within_s: float) -> Sequence[Item] | None:
+        """What rows say against each other; None where that takes longer.
 
-        None where that takes longer. It may take minutes, so loops keep all their connections.
+        It may take minutes, so loops keep all their connections.
         """
         async with translating(apart(self._engine)) as connection:
             try:
                 async with connection.begin_nested():
                     await connection.execute(_WITHIN, {"ms": str(max(1, round(within_s * 1_000)))})
-                    found = await violations(connection, whole=whole)
+                    found = await violations(connection)
             except DBAPIError as error:
                 if sqlstate(error) != QUERY_CANCELED:
                     raise

@@ -15,7 +15,6 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.integrity.reconciliation import Item, Kind
-from persistence.ledger.proofs import prove
 
 # So many movements are added up by one statement; a longer month has several checkpoints.
 MOVEMENTS_MAX = 1_000_000
@@ -191,10 +190,6 @@ class Checkpoints:
             while more := await self._close(kind, here):
                 made += more
         return made
-
-    async def prove(self, organizations: Sequence[int], open_month: date) -> Sequence[tuple[str, str]]:
-        """Have what is closed proven; answers accounts that contradict themselves, with the invariant."""
-        return await prove(self._engine, organizations, open_month)
 
     async def _close(self, kind: str, here: dict[str, Any]) -> int:
         """One month of each account, in a transaction of its own."""

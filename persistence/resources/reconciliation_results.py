@@ -97,6 +97,15 @@ class Results:
             row = (await connection.execute(newest)).mappings().first()
         return dict(row) if row is not None else None
 
+    async def asked(self) -> datetime | None:
+        """When the last run began that asked all rows; None where there is none yet."""
+        all_asked = ~reconciliation.c["items"].contains([{"kind": Kind.UNASKED.value}])
+        newest = (
+            select(reconciliation.c.started_at).where(all_asked).order_by(reconciliation.c.id.desc()).limit(1)
+        )
+        async with translating(self._engine.connect()) as connection:
+            return await connection.scalar(newest)
+
     async def repair(self, item: Item) -> None:
         """Store a drift and write the intent that undoes it.
 

@@ -221,18 +221,6 @@ account_checkpoint = table(
     PrimaryKeyConstraint("account", "last_seq", "version"),
 )
 
-account_proof = table(
-    "account_proof",
-    texts("account"),
-    integers("organization_id", "last_seq", "epoch?"),
-    moments("at?"),
-    integers("balance?", "cycle?"),
-    decimals("used", "carried"),
-    integers("checkpoints"),
-    moments("since", "proved_at"),
-    PrimaryKeyConstraint("account"),
-)
-
 # Whose archive it is, the months that are in it, and what stands here for movements that are there alone.
 archive_identity = table("archive_identity", Column("id", Uuid, primary_key=True), moments("created_at"))
 

@@ -180,11 +180,8 @@ async def test_months_end_for_all_others_and_are_looked_at_again() -> None:
             closed.append(some)
             return len(some)
 
-        async def prove(self, _some: list[int], _: date) -> list[tuple[str, str]]:
-            return []
-
     isolation = Isolation()
-    ends = MonthEnds(Checkpoints(), now, lambda *_, **__: None, isolation=isolation)
+    ends = MonthEnds(Checkpoints(), now, isolation=isolation)
     assert [await ends.turn() for _ in range(2)] == [2, 2]
     assert closed == [[1], [3]] * 2
     assert isolation.figures() == {"loop_failures": [["checkpoints", "item", 2]]}

@@ -54,7 +54,7 @@ class ReconciliationRun(In):
     )
     whole: Flag = Field(
         default=False,
-        description="Ask all rows whether they contradict each other, also those that were proven before.",
+        description="Ask all rows whether they contradict each other, in up to ten minutes; else in one.",
     )
 
 

@@ -1,6 +1,6 @@
-"""Has what accounts came to by the end of a month added up and proven, once the month is over.
+"""Has what accounts came to by the end of a month added up, once the month is over.
 
-So comparing, finalizing and the invariants read the open month alone, however old an account is.
+So comparing and finalizing read the open month alone, however old an account is.
 """
 
 from __future__ import annotations
@@ -27,9 +27,6 @@ class Checkpoints(Protocol):
     async def close_months(self, organizations: Sequence[int], open_month: date) -> int:
         """Add up all months before the open one that are not yet; answers how many checkpoints were made."""
 
-    async def prove(self, organizations: Sequence[int], open_month: date) -> Sequence[tuple[str, str]]:
-        """Have what is closed proven; answers accounts that contradict themselves, with the invariant."""
-
 
 class MonthEnds:
     """The clock's side of checkpoints: everybody once a month, and once after a start."""
@@ -38,7 +35,6 @@ class MonthEnds:
         self,
         checkpoints: Checkpoints,
         clock: Callable[[], datetime],
-        log: Callable[..., None],
         *,
         organizations_a_page: int = ORGANIZATIONS_A_PAGE,
         isolation: Isolation | None = None,
@@ -46,7 +42,6 @@ class MonthEnds:
         self._isolation = isolation or Isolation()
         self._checkpoints = checkpoints
         self._clock = clock
-        self._log = log
         self._organizations_a_page = organizations_a_page
         self._closed_before: date | None = None
 
@@ -63,8 +58,6 @@ class MonthEnds:
         async def close(some: Sequence[int]) -> None:
             nonlocal made
             made += await self._checkpoints.close_months(some, open_month)
-            for account, invariant in await self._checkpoints.prove(some, open_month):
-                self._log("rows contradict each other", account=account, invariant=invariant, level="error")
 
         while page := await self._checkpoints.after(after, self._organizations_a_page):
             left += len(page) - await self._isolation.together("checkpoints", page, close, name=str)

@@ -1,4 +1,5 @@
-"""Compares counters and ledger, at the same seq, with traffic running: a sample always, all on demand.
+"""Compares counters and ledger, at the same seq, with traffic running: a sample always, all each night and on
+demand. With all of them it asks whether rows contradict each other.
 
 Finds and says; repairs only when asked, by appending.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from datetime import datetime
+from datetime import datetime, time, timedelta
 from typing import Protocol
 
 from gateway.background.verifying.budgets import LOOK_AGAIN_S, LOOKS_MAX, BudgetComparison
@@ -37,6 +38,13 @@ OWNERS_A_BATCH = 100
 PROOFS_A_BATCH = 1
 # Of a run, for keeping what it found.
 KEEP_S = 15.0
+# How long rows are asked where nobody wants to wait for all of them.
+ROWS_S_MAX = 60.0
+# Each night after this time, UTC, everything is compared; so long at most. What fails is tried again later.
+NIGHT = time(3)
+NIGHT_S_MAX = 7_200.0
+AGAIN = timedelta(hours=1)
+LOOK_S = 60.0
 UNDER_WAY = "A comparison is under way already: try again in a while."
 
 
@@ -65,11 +73,8 @@ class Ledger(BudgetSource, Protocol):
     async def disproved(self, owners: Sequence[Owner], count: int) -> Sequence[Item]:
         """Of the checkpoints of these owners' accounts, so many at random: those that say something false."""
 
-    async def contradictions(self, *, whole: bool, within_s: float) -> Sequence[Item] | None:
-        """What rows say against each other, behind the proofs of their accounts or in the whole of them.
-
-        None where that takes longer.
-        """
+    async def contradictions(self, *, within_s: float) -> Sequence[Item] | None:
+        """What rows say against each other; None where that takes longer."""
 
 
 class Results(Protocol):
@@ -83,6 +88,9 @@ class Results(Protocol):
 
     async def last(self) -> Row | None:
         """The last result; None where there is none yet."""
+
+    async def asked(self) -> datetime | None:
+        """When the last run began that asked all rows; None where there is none yet."""
 
     async def repair(self, item: Item) -> None:
         """Write the intent that undoes a drift."""
@@ -110,6 +118,9 @@ class Reconciler:
         self.latest = Reconciled(0, 0, ())
         self._looked: datetime | None = None
         self._running = False
+        # The last night everything was compared in, as far as is known; and when to look next.
+        self._began = self._again = clock()
+        self._compared = self._began - timedelta(days=2)
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
@@ -150,8 +161,8 @@ class Reconciler:
     async def run_now(self, *, repair: bool = False, whole: bool = False, within_s: float = RUN_S_MAX) -> Row:
         """Compare everything there is, and keep the result; drifts are made good only if asked.
 
-        Then, in the time that is left, rows are asked whether they contradict each other, as far as they are
-        new or the `whole` of them. What was compared is repaired and kept whatever comes of that.
+        Then rows are asked whether they contradict each other: for a minute, or, where the `whole` of them is
+        wanted, in all the time that is left. What was compared is repaired and kept whatever comes of that.
         """
         until = asyncio.get_running_loop().time() + within_s - KEEP_S
         started, after = self._clock(), 0
@@ -171,7 +182,8 @@ class Reconciler:
                     await self._results.repair(item)
         kept = await self._results.keep(started, self._clock(), self.latest.joined(UNASKED))
         left = until - asyncio.get_running_loop().time()
-        said = await self._ledger.contradictions(whole=whole, within_s=left) if left > 0 else None
+        left = left if whole else min(left, ROWS_S_MAX)
+        said = await self._ledger.contradictions(within_s=left) if left > 0 else None
         if said is None:
             return kept
         self.latest = self.latest.joined(Reconciled(0, 0, tuple(said)))
@@ -189,6 +201,32 @@ class Reconciler:
                 found = await self.check(owners, deep=False)
                 self.latest, self._looked = found.joined(await self._look(owners)), self._clock()
             await asyncio.sleep(INTERVAL_S)
+
+    async def run_nightly(self) -> None:
+        """Compare everything once a night, whichever keeper does it first, until cancelled.
+
+        A night without a keeper is made up for, once anything was ever compared.
+        """
+        while True:
+            await self.look_at_night()
+            await asyncio.sleep(LOOK_S)
+
+    async def look_at_night(self) -> None:
+        """Compare everything unless somebody did since it was last night."""
+        now = self._clock()
+        night = datetime.combine(now.date(), NIGHT, now.tzinfo)
+        if night > now:
+            night -= timedelta(days=1)
+        if night <= self._compared or now < self._again:
+            return
+        self._again = now + AGAIN
+        if (await self._results.asked() or self._began) >= night:
+            self._compared = night
+            return
+        with suppress(Overloaded):
+            async with self.alone():
+                await self.run_now(whole=True, within_s=NIGHT_S_MAX)
+                self._compared = night
 
     async def _look(self, owners: Sequence[Owner]) -> Reconciled:
         """What is only told, since no row puts it right: budgets, and what months that are over came to."""

@@ -17,7 +17,7 @@ def reconcile(
     *,
     repair: Annotated[bool, typer.Option("--repair", help="Make drifts good by appended rows.")] = False,
     whole: Annotated[
-        bool, typer.Option("--whole", help="Ask all rows whether they agree, also those proven before.")
+        bool, typer.Option("--whole", help="Ask rows whether they agree in up to ten minutes, not one.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

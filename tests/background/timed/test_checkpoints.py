@@ -11,10 +11,6 @@ from gateway.background.timed.checkpoints import MonthEnds
 from gateway.errors import LedgerUnavailable
 
 
-def unsaid(event: str, **_: object) -> None:
-    raise AssertionError(event)
-
-
 class Closed:
     """Organizations of which each has one checkpoint to be made for each month; one fails once."""
 
@@ -22,7 +18,6 @@ class Closed:
         self.ids = sorted(ids)
         self.fails_at = fails_at
         self.done: list[tuple[int, date]] = []
-        self.wrong: Sequence[tuple[str, str]] = ()
 
     async def after(self, organization_id: int, count: int) -> Sequence[int]:
         return [id_ for id_ in self.ids if id_ > organization_id][:count]
@@ -35,14 +30,10 @@ class Closed:
         self.done += fresh
         return len(fresh)
 
-    async def prove(self, organizations: Sequence[int], open_month: date) -> Sequence[tuple[str, str]]:
-        assert all((id_, open_month) in self.done for id_ in organizations)
-        return self.wrong
-
 
 async def test_everybody_once_a_month() -> None:
     closed, now = Closed(5, 3, 9, 4, 1), [datetime(2026, 3, 31, 23, 59, tzinfo=UTC)]
-    ends = MonthEnds(closed, lambda: now[0], unsaid, organizations_a_page=2)
+    ends = MonthEnds(closed, lambda: now[0], organizations_a_page=2)
     assert (await ends.turn(), await ends.turn()) == (5, 0)
     # Of the month's last minutes something may wait yet.
     now[0] = datetime(2026, 4, 1, 0, 59, tzinfo=UTC)
@@ -55,22 +46,8 @@ async def test_everybody_once_a_month() -> None:
 
 async def test_a_turn_that_fails_is_made_again() -> None:
     closed = Closed(1, 2, 3, fails_at=2)
-    ends = MonthEnds(closed, lambda: datetime(2026, 4, 2, tzinfo=UTC), unsaid, organizations_a_page=1)
+    ends = MonthEnds(closed, lambda: datetime(2026, 4, 2, tzinfo=UTC), organizations_a_page=1)
     with pytest.raises(LedgerUnavailable):
         await ends.turn()
     assert await ends.turn() == 2
     assert sorted(id_ for id_, _ in closed.done) == [1, 2, 3]
-
-
-async def test_rows_that_contradict_each_other_are_told() -> None:
-    said: list[dict[str, object]] = []
-    closed = Closed(1)
-    closed.wrong = [("tenant:4", "chain")]
-
-    def say(event: str, **facts: object) -> None:
-        said.append({"event": event, **facts})
-
-    assert await MonthEnds(closed, lambda: datetime(2026, 4, 2, tzinfo=UTC), say).turn() == 1
-    assert said == [
-        {"event": "rows contradict each other", "account": "tenant:4", "invariant": "chain", "level": "error"}
-    ]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -41,10 +42,14 @@ class LookedAt(Accounts):
         return await super().accounts(seqs, deep=deep)
 
 
-def reconciler_of(backend: Backend, accounts: Accounts | None = None) -> Reconciler:
+def reconciler_of(
+    backend: Backend,
+    accounts: Accounts | None = None,
+    clock: Callable[[], datetime] | None = None,
+) -> Reconciler:
     return Reconciler(
         backend.counters, accounts or Accounts(backend.engine), Results(backend.engine, partition_of),
-        lambda: datetime.now(UTC), partition_of=partition_of, look_again_s=0.01,
+        clock or partial(datetime.now, UTC), partition_of=partition_of, look_again_s=0.01,
     )  # fmt: skip
 
 
@@ -360,10 +365,10 @@ class Slow(Accounts):
         super().__init__(backend.engine)
         self.asked, self.may = asyncio.Event(), asyncio.Event()
 
-    async def contradictions(self, *, whole: bool, within_s: float) -> Sequence[Item] | None:
+    async def contradictions(self, *, within_s: float) -> Sequence[Item] | None:
         self.asked.set()
         await self.may.wait()
-        return await super().contradictions(whole=whole, within_s=within_s)
+        return await super().contradictions(within_s=within_s)
 
 
 async def test_what_was_compared_is_repaired_and_kept_before_rows_are_asked(
@@ -393,13 +398,45 @@ async def test_rows_are_asked_within_the_time_that_is_left_and_over_a_connection
         one = engine.create(migrated, connections_max=1, wait_s=0.1)
         accounts = Accounts(one)
         async with one.connect():
-            assert await accounts.contradictions(whole=False, within_s=60) == []
+            assert await accounts.contradictions(within_s=60) == []
         with psycopg.connect(migrated) as connection:
             connection.execute("LOCK TABLE known_drift")  # so that asking takes longer than it may
-            assert await accounts.contradictions(whole=True, within_s=0.2) is None
+            assert await accounts.contradictions(within_s=0.2) is None
         row = await reconciler_of(backend).run_now(within_s=KEEP_S)
         assert kinds(row) == [("rows", "unasked", 0)]
         await one.dispose()
+
+
+async def test_everything_is_compared_once_a_night_whichever_keeper_does_it(
+    valkey: str, migrated: str
+) -> None:
+    def runs() -> list[dict[str, Any]]:
+        return backend.rows("select started_at from reconciliation where items = '[]' order by id")
+
+    async with backend_at(valkey, migrated) as backend:
+        await busy(backend)
+        now = [datetime(2026, 3, 4, 2, 59, tzinfo=UTC)]
+        keepers = [reconciler_of(backend, clock=lambda: now[0]) for _ in range(2)]
+
+        async def look() -> int:
+            for keeper in keepers:
+                await keeper.look_at_night()
+            return len(runs())
+
+        assert await look() == 0
+        now[0] += timedelta(minutes=1)
+        async with keepers[1].alone():
+            await keepers[0].look_at_night()  # somebody compares: it is tried again in an hour
+        now[0] += timedelta(minutes=59)
+        assert await look() == 1
+        now[0] += timedelta(hours=22)
+        keepers += [reconciler_of(backend, clock=lambda: now[0])]
+        assert await look() == 1
+        now[0] += timedelta(days=4)
+        # Nobody was there for some nights: one that starts makes up for the last.
+        keepers = [reconciler_of(backend, clock=lambda: now[0])]
+        assert (await look(), await look()) == (2, 2)
+        assert [one["started_at"].day for one in runs()] == [4, 9]
 
 
 async def test_one_run_at_a_time(valkey: str, migrated: str) -> None:

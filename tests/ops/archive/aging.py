@@ -88,7 +88,6 @@ class Aging(Past):
         for organization_id in await self.allocations.behind(10):
             while not await self.allocations.allocate(organization_id):
                 pass
-        await self.prove()
         await self.bill()
 
     async def bill(self) -> None:
