@@ -127,7 +127,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
         asyncio.create_task(forever("activity", lambda: activity.keep_publishing(tally.take_busy), log)),
         asyncio.create_task(forever("refused", refused_calls.keep_sending, log)),
         asyncio.create_task(forever("programs", programs.keep_saying, log)),
-        asyncio.create_task(forever("failures", FailureTeller("gateway", failures, log).run, log)),
+        asyncio.create_task(forever("failures", FailureTeller("gateway", failures, log).loop().run, log)),
         asyncio.create_task(forever("resubmission", resubmitter.run, log)),
         asyncio.create_task(forever("port", port.keep, log)),
         asyncio.create_task(tallies.publish(settings.metrics_dir, lambda: _merged(snapshots))),

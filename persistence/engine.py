@@ -54,8 +54,9 @@ _PLACE = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*)(?::(?P<port>[0-9]*))?")
 
 # Under which an engine has what its address is read from.
 _FILE = "tollkeeper_url"
-# For who hands one on and asks it nothing.
+# For code that hands one on and asks it nothing.
 Engine = AsyncEngine
+__all__ = ["Connection", "Engine"]
 
 
 def be_known_as(name: str) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from gateway.core.accounts.administration import KEEPER, Command
 from gateway.core.billing.due import Due, Left, ScheduledResult
 from persistence import engine as engines
-from persistence.billing import schedule
+from persistence.billing import schedule, scheduled
 from persistence.store import Store
+from persistence.subject import Change
 
 
 class Schedule:
@@ -67,10 +70,9 @@ class Schedule:
 
     async def make_invoices(self, organization_ids: Sequence[int], *, finalize: bool) -> ScheduledResult:
         """Make what is due of these organizations, all together; those that somebody holds one by one."""
-        at = (self._clock(), self._grace_hours)
-        left, busy = await self._store.invoice_due(organization_ids, *at, finalize=finalize)
+        left, busy = await self._make(organization_ids, finalize=finalize)
         for each in sorted(busy):
-            more, _ = await self._store.invoice_due([each], *at, finalize=finalize, wait=True)
+            more, _ = await self._make([each], finalize=finalize, wait=True)
             left |= more
         return ScheduledResult([each for each in organization_ids if each not in left], left)
 
@@ -87,6 +89,30 @@ class Schedule:
         if left:
             due = {each.organization_id for each in await self.still_due(left, finalize=finalize)}
             await self.leave_invoices({each: None for each in left if each not in due})
+
+    async def _make(
+        self, organization_ids: Sequence[int], *, finalize: bool, wait: bool = False
+    ) -> tuple[dict[int, Left], Collection[int]]:
+        """Make the months and fees in advance of these organizations that are due, in one transaction.
+
+        Answers which were left and why, and which somebody else charges or invoices now: one at a time may
+        `wait` for those.
+        """
+        request_id, store, now = str(uuid4()), self._store, self._clock()
+
+        def work(connection: Connection) -> scheduled.Batch:
+            def change_of(verb: str, row_id: int) -> Change:
+                return store.change(
+                    connection, Command("invoices", verb, KEEPER, request_id, lambda row: row, row_id)
+                )
+
+            of = (store.letterhead, store.partition, change_of)
+            batch = scheduled.Batch(connection, now, self._grace_hours, finalize, *of)
+            scheduled.make(batch, organization_ids, wait=wait)
+            return batch
+
+        made = await store.run(work)
+        return made.left, made.busy
 
     async def _read(self, read: Callable[[Connection], Sequence[Any]], *, finalize: bool) -> Sequence[Due]:
         async with self._engine.connect() as connection:

@@ -18,43 +18,39 @@ class SignInStore(ABC):
     """The side of the store that knows credentials of people."""
 
     @abstractmethod
-    async def _run(self, work: Callable[[Connection], T]) -> T:
+    async def run(self, work: Callable[[Connection], T]) -> T:
         """Do something in a transaction."""
-
-    @abstractmethod
-    async def _wrote(self) -> None:
-        """Note that something was written."""
 
     async def staff_token(self, digest: str) -> Actor | None:
         """Find a named admin token that is neither expired nor revoked."""
-        return await self._run(lambda connection: admin_tokens.find(connection, digest))
+        return await self.run(lambda connection: admin_tokens.find(connection, digest))
 
     async def mail_consent(self, digest: str) -> Row | None:
         """What a link of a mail asks: `organization`, `address`, `given_at`; None where it is not good."""
-        return await self._run(lambda connection: webhooks.consent_by(connection, digest))
+        return await self.run(lambda connection: webhooks.consent_by(connection, digest))
 
     async def consent_to_mail(self, digest: str, *, given: bool) -> bool:
         """Let mail be sent to the address of a link, or no more; False where the link is not good."""
-        return await self._run(lambda connection: webhooks.consent(connection, digest, given=given))
+        return await self.run(lambda connection: webhooks.consent(connection, digest, given=given))
 
     async def has_ended_token(self, digest: str) -> bool:
         """Whether there is a named admin token that is expired or revoked."""
-        return await self._run(lambda connection: admin_tokens.has_ended(connection, digest))
+        return await self.run(lambda connection: admin_tokens.has_ended(connection, digest))
 
     async def use_sign_in(self, state: str) -> bool:
         """Note that somebody came back from a sign-in; False where somebody did before."""
-        return await self._run(lambda connection: console_sessions.use_sign_in(connection, state))
+        return await self.run(lambda connection: console_sessions.use_sign_in(connection, state))
 
     async def console_session(self, digest: str) -> ConsoleSession | None:
         """Find a session of the console that is not over."""
-        return await self._run(lambda connection: console_sessions.find(connection, digest))
+        return await self.run(lambda connection: console_sessions.find(connection, digest))
 
     async def ask_of_session(self, session_id: int) -> bool:
         """Take it upon the caller to ask whether its person still may come in; False where another does."""
-        return await self._run(lambda connection: console_sessions.ask(connection, session_id))
+        return await self.run(lambda connection: console_sessions.ask(connection, session_id))
 
     async def keep_renewal(self, session_id: int, renewal: str, *, vouched: bool) -> None:
         """Keep what is asked with next; the session goes on where its person was `vouched` for."""
-        await self._run(
+        await self.run(
             lambda connection: console_sessions.keep_renewal(connection, session_id, renewal, vouched=vouched)
         )

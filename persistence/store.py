@@ -7,10 +7,12 @@ refusal it is.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from functools import partial
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
@@ -28,11 +30,12 @@ from gateway.core.accounts.administration import (
 from gateway.core.accounts.usage import UsageQuery
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead, UnseenLetters
 from gateway.core.billing.finance import Asked, LegPlace
+from gateway.core.billing.handover import COLLECTOR, Collected
 from gateway.errors import NotFound
 from persistence import confinement, listing, subject
 from persistence import engine as engines
 from persistence.applying import Applying
-from persistence.billing import finance_reports, kept_documents, reratings, unbilled
+from persistence.billing import finance_reports, kept_documents, unbilled
 from persistence.billing.invoice_usage import InvoiceUsage
 from persistence.bounded import answered
 from persistence.glyphs import Glyphs
@@ -42,7 +45,6 @@ from persistence.resources import audit, idempotency, prices, usage
 from persistence.sign_in_store import SignInStore
 from persistence.subject import Batch, Change
 from persistence.subjects import SUBJECTS
-from persistence.timed_store import TimedStore
 from persistence.trials import Trials
 
 T = TypeVar("T")
@@ -53,7 +55,7 @@ NOBODYS = 0
 _now = partial(datetime.now, UTC)
 
 
-class Store(SignInStore, TimedStore):
+class Store(SignInStore):
     """The Admin API's port to PostgreSQL; `partition_of` places an organization in the counters.
 
     What is `within` an organization goes over connections of `organizations`, where there are some apart.
@@ -78,11 +80,11 @@ class Store(SignInStore, TimedStore):
         self._engine = engine
         self._organizations = organizations or engine
         self._trials = trials or Trials(engine)
-        self._partition_of = partition_of
+        self.partition = partition_of
         self._clock = clock
         self._private_addresses = private_addresses
         self._mail_allowed, self._mail_asks = mail_allowed, mail_asks
-        self._letterhead = replace(letterhead, missing_glyphs=None if glyphs is None else glyphs.known)
+        self.letterhead = replace(letterhead, missing_glyphs=None if glyphs is None else glyphs.known)
         self._glyphs = glyphs
         self._within = within
         self.replica = replica
@@ -92,15 +94,15 @@ class Store(SignInStore, TimedStore):
         if organization_id is None:
             return self
         return Store(
-            self._organizations, self._partition_of, self._clock, private_addresses=self._private_addresses,
-            mail_allowed=self._mail_allowed, mail_asks=self._mail_asks, letterhead=self._letterhead,
+            self._organizations, self.partition, self._clock, private_addresses=self._private_addresses,
+            mail_allowed=self._mail_allowed, mail_asks=self._mail_asks, letterhead=self.letterhead,
             within=organization_id, replica=self.replica, glyphs=self._glyphs, trials=self._trials,
         )  # fmt: skip
 
     async def get(self, resource: str, row_id: int) -> Row:
         """Read one row; `NotFound` if there is none."""
         found = SUBJECTS[resource].within(self._within)
-        row = await self._run(lambda connection: subject.fetch(connection, found, row_id))
+        row = await self.run(lambda connection: subject.fetch(connection, found, row_id))
         return self._placed(resource, row)
 
     async def page(self, resource: str, query: Query) -> Page:
@@ -116,7 +118,7 @@ class Store(SignInStore, TimedStore):
 
     async def write(self, command: Command) -> Committed | Replay:
         """Do one write: rows, control writes, audit and idempotency key, or none of them."""
-        done = await self._run(lambda connection: self._write(connection, command))
+        done = await self.run(lambda connection: self._write(connection, command))
         await self._wrote()
         return done
 
@@ -127,7 +129,7 @@ class Store(SignInStore, TimedStore):
         """
 
         async def done_here(connection: AsyncConnection) -> T:
-            session = Applying(connection, self._within, self._change)
+            session = Applying(connection, self._within, self.change)
             if keep:
                 return await work(session)
             return await self._trials.run(connection, lambda: work(session))
@@ -136,25 +138,31 @@ class Store(SignInStore, TimedStore):
         await self._wrote()
         return done
 
+    async def collected(self, told: Collected) -> bool:
+        """Take what was told of an invoice that was handed over, once; False where it is none."""
+        taken = Command(
+            "handover-events", "take", COLLECTOR, str(uuid4()), lambda row: {}, None, {"told": told}
+        )
+        with suppress(NotFound):
+            await self.write(taken)
+            return True
+        return False
+
     async def refuse_other(self, claim: Claim) -> None:
         """Raise `Conflict` where the claim's key stands for another request."""
-        await self._run(lambda connection: idempotency.refuse_other(connection, claim))
+        await self.run(lambda connection: idempotency.refuse_other(connection, claim))
 
     async def finish(self, claim: Claim, status: int, body: Row) -> None:
         """Keep the answer that was given under a claim."""
-        await self._run(lambda connection: idempotency.keep(connection, claim, body, status))
+        await self.run(lambda connection: idempotency.keep(connection, claim, body, status))
 
     async def refusal(self, intents: Sequence[str]) -> str | None:
         """Say why the counters refused one of these control writes; None if they did not."""
-        return await self._run(lambda connection: of_writes(connection, intents))
+        return await self.run(lambda connection: of_writes(connection, intents))
 
     async def prices_of(self, model: str, currency: str, at: datetime) -> Sequence[Row]:
         """Read the prices a model may have had at a time."""
-        return await self._run(lambda connection: prices.candidates(connection, model, currency, at))
-
-    async def prices_left(self, count: int) -> Sequence[int]:
-        """Prices that are about more calls than were rated again yet."""
-        return await self._run(lambda connection: reratings.left(connection, count))
+        return await self.run(lambda connection: prices.candidates(connection, model, currency, at))
 
     async def used(self, asked: UsageQuery) -> Sequence[Row]:
         """Add up calls; at most `rows_max` rows."""
@@ -168,14 +176,14 @@ class Store(SignInStore, TimedStore):
         if self._within not in {None, organization_id}:
             raise NotFound
         today = self._today()
-        return await self._run(lambda connection: unbilled.read(connection, organization_id, today))
+        return await self.run(lambda connection: unbilled.read(connection, organization_id, today))
 
     async def document(self, invoice_id: int, kind: str, status: str, made: bytes = b"") -> bytes | None:
         """Read a document as it was made the first time; what is `made` is kept where nobody was first."""
         if self._within is not None:
             await self.get("invoice-heads", invoice_id)
         which = (invoice_id, kind, status)
-        return await self._run(lambda connection: kept_documents.read(connection, *which, made))
+        return await self.run(lambda connection: kept_documents.read(connection, *which, made))
 
     async def report(self, name: str, asked: Asked, after: int, rows_max: int) -> Sequence[Row]:
         """Read some rows of a report for finance that is no ledger, in its order, behind so many."""
@@ -207,7 +215,7 @@ class Store(SignInStore, TimedStore):
             first = idempotency.claim(connection, command.claim)
             if first is not None:
                 return first
-        change = self._change(connection, command)
+        change = self.change(connection, command)
         row = confinement.done(change)
         audit.record(change, row)
         if command.claim is not None:
@@ -219,11 +227,12 @@ class Store(SignInStore, TimedStore):
     def _today(self) -> date:
         return self._clock().astimezone(UTC).date()
 
-    def _change(self, connection: Connection, command: Command, batch: Batch | None = None) -> Change:
+    def change(self, connection: Connection, command: Command, batch: Batch | None = None) -> Change:
+        """A write under way."""
         return Change(
-            connection, command, SUBJECTS[command.resource], self._partition_of, self._clock(),
+            connection, command, SUBJECTS[command.resource], self.partition, self._clock(),
             private_addresses=self._private_addresses, mail_allowed=self._mail_allowed,
-            mail_asks=self._mail_asks, letterhead=self._letterhead, batch=batch,
+            mail_asks=self._mail_asks, letterhead=self.letterhead, batch=batch,
         )  # fmt: skip
 
     def _owner(self, named: object) -> Any:
@@ -237,7 +246,7 @@ class Store(SignInStore, TimedStore):
             row = SUBJECTS[resource].told(row, self._within)
         if not SUBJECTS[resource].partitioned:
             return row
-        return {**row, "partition": self._partition_of(subject.id_in(row, "organization_id"))}
+        return {**row, "partition": self.partition(subject.id_in(row, "organization_id"))}
 
     async def dispose(self) -> None:
         """Close the connections to PostgreSQL, and to its replica."""
@@ -248,8 +257,8 @@ class Store(SignInStore, TimedStore):
     async def _read(self, work: Callable[[Connection], T]) -> T:
         """Do something that only reads, and may be of a moment ago but for what was written here."""
         if self.replica is None:
-            return await self._run(work)
-        return await self.replica.read(work, lambda: self._run(work))
+            return await self.run(work)
+        return await self.replica.read(work, lambda: self.run(work))
 
     async def _reading(self) -> AsyncEngine:
         """Where a long read is made: from its beginning to its end in one place."""
@@ -261,7 +270,8 @@ class Store(SignInStore, TimedStore):
         if self.replica is not None:
             await self.replica.wrote()
 
-    async def _run(self, work: Callable[[Connection], T]) -> T:
+    async def run(self, work: Callable[[Connection], T]) -> T:
+        """Do something in a transaction."""
         return await self._answered(lambda connection: connection.run_sync(work))
 
     async def _answered(self, work: Callable[[AsyncConnection], Awaitable[T]], *, keep: bool = True) -> T:

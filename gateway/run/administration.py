@@ -112,13 +112,13 @@ class Administration:
         doors.wires.start()
         loops = {
             "fence": doors.fences.keep_looking,
-            "failures": self._teller.run,
-            "watcher": self._gauges.run,
             "admin port": port.run,
             "certificates": port.keep_certificate,
             "settings": self._later.keep,
         }
-        self._loops = keep_going(loops, self._log, doors.isolation)
+        self._loops = keep_going(
+            loops, self._log, doors.isolation, (self._teller.loop(), self._gauges.loop())
+        )
         ports = self._ports()
         await doors.wires.connected_within(CONNECTED_S_MAX)
         await self._loops_begun.wait()

@@ -14,8 +14,8 @@ from gateway.background.isolation import Isolation
 from gateway.background.timed.handovers import Handovers, Queue
 from gateway.core.billing.handover import Collected, Returned
 from gateway.errors import StartError
-from gateway.run.billing_loops import Loops
 from gateway.run.calling_out import Later, connector
+from gateway.run.timed_loops import Loops
 from gateway.run.usage_feed import UsageFeed
 from gateway.settings.settings import Settings
 from persistence.keeper.usage_feed import FeedQueue

@@ -19,14 +19,12 @@ from gateway.background.flushing.flusher import Failed, Flushed
 from gateway.background.flushing.losses import LossCounter
 from gateway.background.flushing.refused import RefusedDrain
 from gateway.background.flushing.share import Share
-from gateway.background.timed.clock_changes import ClockChanges
-from gateway.background.timed.expirer import Expirer
-from gateway.background.timed.news import NewsWatch
+from gateway.background.loops import Loop, call
 from gateway.background.timed.price_list import PriceList
-from gateway.background.timed.sweeper import Sweeper
 from gateway.background.timed.webhooks import WebhookDeliveries
 from gateway.background.verifying.gauges import Gauges
 from gateway.core.accounts.administration import Row
+from gateway.core.billing.dunning import DunningSchedule
 from gateway.core.histogram import SECONDS, Histogram
 from gateway.core.integrity.verified import Verified, summary
 from gateway.core.model import PARTITIONS
@@ -36,9 +34,9 @@ from gateway.counters.keeper.moves import Moves
 from gateway.counters.keeper.presence import Presence
 from gateway.counters.keeper.refused import RefusedStream
 from gateway.counters.redis.keys import partition_of
+from gateway.errors import CountersUnavailable
 from gateway.run import servers
 from gateway.run.away import tell_of_redis
-from gateway.run.billing_loops import billing_loops, invoicing_loops
 from gateway.run.calling_out import outgoing
 from gateway.run.collecting import Collecting
 from gateway.run.facts import Facts
@@ -47,7 +45,7 @@ from gateway.run.keeper_doors import KeeperDoors, store_over
 from gateway.run.keeper_settings import KeeperSettings, Source
 from gateway.run.kept_servers import KeptServers, Shared
 from gateway.run.looping import keep_going
-from gateway.run.old_months import drop_old_months, wait_for_archive
+from gateway.run.old_months import housekeeping, wait_for_archive
 from gateway.run.people import People
 from gateway.run.readiness import of_process
 from gateway.run.redis_state import RedisState
@@ -55,6 +53,15 @@ from gateway.run.running import Running
 from gateway.run.starting import reached, redis_reached
 from gateway.run.stopping import cancel
 from gateway.run.supervisor.ops import EVERY_PARTITION
+from gateway.run.timed_loops import (
+    billing_loops,
+    clock_changes,
+    expirer,
+    invoicing_loops,
+    month_ends,
+    news_loops,
+    sweeper,
+)
 from gateway.run.tls_port import check_files
 from gateway.run.vitals import DiskWatch, ProcessVitals
 from gateway.settings.settings import Settings
@@ -63,7 +70,7 @@ from gateway.telemetry import snapshot_files as tallies
 from persistence import engine as engines
 from persistence import pool
 from persistence.billing.allocations import Allocations
-from persistence.keeper import budget_uses, handovers, usage_feed, watch
+from persistence.keeper import watch
 from persistence.keeper.clock_changes import ToldClocks
 from persistence.keeper.deliveries import Deliveries
 from persistence.keeper.handovers import HandoverQueue
@@ -79,14 +86,11 @@ from persistence.resources.prices import PriceTable
 from persistence.resources.quarantine import Quarantines
 from persistence.resources.reconciliation_results import Results
 from persistence.schedule import Schedule
-from persistence.schema import partitions, roles
+from persistence.schema import roles
 
-PARTITIONS_AHEAD_S = 3600.0
 # How long people wait for the bundled prices of a new database; they come later all the same.
 PRICED_S_MAX = 20.0
 ACCOUNTS_SAID_MAX = 20
-# How often it is asked what waits in the outboxes: some commands to each server of Redis.
-WAITING_LOOK_S = 2.0
 APPLICATION = "tollkeeper-keeper"
 
 
@@ -106,8 +110,7 @@ class Keeper:
         self._fences, self._wires, self._counters = doors.fences, doors.wires, doors.counters
         isolation = self._isolation = doors.isolation
         self._moves, accounts = Moves(self._wires), Accounts(self._engine)
-        self._quarantines, sweeps = Quarantines(self._engine), Sweeps(self._engine)
-        told, moved = ToldClocks(self._engine, partition_of), self._counters.moved
+        self._quarantines, moved = Quarantines(self._engine), self._counters.moved
         shared = Shared(
             settings, self._engine, self._wires, self._fences, self._counters, moved, self._log,
             first=self._moves.take_up, flushed=self._flushed, verified=self._verified,
@@ -116,22 +119,19 @@ class Keeper:
             takes_up=lambda: self.programs.takes_up_layout,
         )  # fmt: skip
         self._servers = KeptServers(self._wires, shared)
-        self._sweeper, journal = Sweeper(sweeps, self._counters), RefusedJournal(self._engine)
+        journal = RefusedJournal(self._engine)
         self._refused = RefusedDrain(RefusedStream(self._counters), journal, isolation=isolation)
         mailer = Mailer.of(later.saying("smtp_url"), settings.smtp_from, settings.smtp_ca_file)
         self._store = store_over(settings, letterhead, self._pools.billing)
         self._outgoing = outgoing(later.proxies, private=settings.webhook_private_addresses)
         now, link = partial(datetime.now, UTC), f"{settings.links_url}/mail/{{}}".format
-        self._news_watch, waiting = NewsWatch(Notices(self._engine), now), Deliveries(self._engine, link)
+        waiting = Deliveries(self._engine, link)
         self._webhook_deliveries = WebhookDeliveries(
             waiting, self._outgoing, now, mailer=mailer, isolation=isolation
         )
-        grants = Allocations(self._pools.billing)
-        self._expirer = Expirer(grants, self._counters, partition_of, isolation=isolation)
         self._reconciler, self._account_closing = doors.comparers(
             accounts, Results(self._engine, partition_of)
         )
-        self._clock_changes = ClockChanges(told, now, isolation=isolation)
         self._losses = LossCounter(Losses(self._engine), (moved,), self._log, at_rest=self._servers.at_rest)
         self._price_list = PriceList(PriceTable(self._engine), self._read_price_list, self._priced)
         self._redis_state = RedisState(self._wires, self._log)
@@ -159,43 +159,27 @@ class Keeper:
             return False
         await roles.refuse_unfit(self._engine)
         self._servers.start()
-        billing = self._pools.billing
-        schedule = Schedule(billing, self._store, settings.invoice_grace_hours)
         loops: dict[str, Callable[[], Awaitable[None]]] = {
             "fence": self._fences.keep_looking,
             "redis": partial(tell_of_redis, self._wires, log),
             "redis state": self._redis_state.keep_asking,
-            "moves": self._moves.keep_taking_up,
-            "servers": self._servers.run,
             "presence": Presence(
                 self._wires, version("tollkeeper"), peppers_of(settings).ids, unread
             ).keep_saying,
             "programs": self.programs.keep_saying,
             "layout": partial(self.programs.keep_looking, self._servers.workers, log),
             "schema": partial(self.programs.keep_to_schema, stop),
-            "sweeper": self._sweeper.run,
-            "refused": self._refused.run,
-            "expirer": self._expirer.run,
-            **billing_loops(settings, self._store, Checkpoints(billing), log, isolation),
-            **invoicing_loops(settings, schedule, self._account_closing, log),
             **self._collecting.loops(
                 HandoverQueue(self._engine, self._store), FeedQueue(self._engine), log, isolation
             ),
-            "clock changes": self._clock_changes.run,
-            "reconciler": self._reconciler.run,
-            "nightly comparison": self._reconciler.run_nightly,
-            "news": self._news_watch.run,
             "webhooks": self._webhook_deliveries.run,
-            "watcher": self._gauges.run,
-            "partitions": self._keep_partitions,
             "prices": self._price_list.run,
             "settings": self._later.keep,
             "vitals": self._vitals.keep_looking,
             "disk": self._disk.keep_looking,
-            "waiting": self._keep_counting,
             "people": self._people.keep_telling,
         }
-        self._loops = keep_going(loops, log, isolation)
+        self._loops = keep_going(loops, log, isolation, self._rows())
         with suppress(TimeoutError):
             async with asyncio.timeout(PRICED_S_MAX):
                 await self._price_list.there.wait()
@@ -203,6 +187,31 @@ class Keeper:
         self._port = port
         self._log("keeper started", port=port)
         return True
+
+    def _rows(self) -> Sequence[Loop]:
+        """What happens again and again, as rows of the one loop."""
+        settings, engine, billing, log = self._settings, self._engine, self._pools.billing, self._log
+        now, away = partial(datetime.now, UTC), (CountersUnavailable,)
+        dunning = DunningSchedule.read(settings.dunning_reminder_days, settings.dunning_block_days)
+        schedule = Schedule(billing, self._store, settings.invoice_grace_hours)
+        return (
+            sweeper(Sweeps(engine), self._counters),
+            expirer(Allocations(billing), self._counters, partition_of),
+            clock_changes(ToldClocks(engine, partition_of), now),
+            *news_loops(Notices(engine), now),
+            *billing_loops(self._store, now, dunning).values(),
+            month_ends(Checkpoints(billing), now),
+            *invoicing_loops(settings, schedule, self._account_closing, log),
+            self._refused.loop(),
+            self._gauges.loop(),
+            housekeeping(engine, settings, log),
+            Loop("moves", 0.1, (call(self._moves.take_up),)),
+            Loop("servers", 0.1, (call(self._servers.look),)),
+            Loop("reconciler", 10.0, (call(self._reconciler.sample),), quiet=away),
+            Loop("nightly comparison", 60.0, (call(self._reconciler.look_at_night),)),
+            # Some commands to each server of Redis.
+            Loop("waiting", 2.0, (call(self._count_waiting),)),
+        )
 
     async def stop(self) -> None:
         """Stop people first, then the loops; what waits in the outbox is flushed last."""
@@ -265,19 +274,8 @@ class Keeper:
     def _priced(self, added: int) -> None:
         self._log("bundled prices put in", prices=added)
 
-    async def _keep_partitions(self) -> None:
-        while True:
-            await partitions.ensure(self._engine, by=self._settings.partitions_by)
-            await drop_old_months(self._engine, self._settings, self._log)
-            await budget_uses.forget(self._engine)
-            await usage_feed.forget(self._engine)
-            await handovers.forget(self._engine, self._settings.stripe_events_keep_days)
-            await asyncio.sleep(PARTITIONS_AHEAD_S)
-
-    async def _keep_counting(self) -> None:
-        while True:
-            self._waiting = await self._servers.waiting()
-            await asyncio.sleep(WAITING_LOOK_S)
+    async def _count_waiting(self) -> None:
+        self._waiting = await self._servers.waiting()
 
     async def _facts(self) -> Facts:
         verified, snapshot, refused = self._servers.verified, self._snapshot(), self._redis_state.why

@@ -19,6 +19,7 @@ from gateway.background.flushing.late import LateSettlements
 from gateway.background.flushing.rollbacks import Rollbacks
 from gateway.background.flushing.share import Share
 from gateway.background.isolation import Isolation
+from gateway.background.loops import Loop, call
 from gateway.background.timed.pusher import Pusher
 from gateway.background.timed.reclaimer import Reclaimer
 from gateway.background.verifying.admission_gate import AdmissionGate
@@ -38,7 +39,7 @@ from gateway.counters.redis.keys import partition_of, partition_of_digest
 from gateway.counters.redis.wire import Wire
 from gateway.counters.redis.wires import Wires
 from gateway.errors import CountersUnavailable, LedgerUnavailable
-from gateway.run.looping import Loop, keep_going
+from gateway.run.looping import Run, keep_going
 from gateway.run.stopping import cancel
 from gateway.settings.settings import Settings
 from persistence.engine import Engine
@@ -50,7 +51,6 @@ from persistence.ledger.writer import Writer
 from persistence.resources.quarantine import Quarantines
 
 # How soon a server that became a primary is looked after.
-LOOK_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +137,16 @@ class KeptServer:
         """Begin every loop."""
         loops = {
             "verifier": self.verifier.run,
-            "pusher": self._pusher.run,
-            "reclaimer": self.reclaimer.run,
             "late": self._late.run,
-            "rollbacks": self.rollbacks.run,
         }
+        away, stop_accounts = (CountersUnavailable,), partial(self.rollbacks.stop_accounts, anew=False)
+        rows = (
+            Loop("pusher", 0.25, (call(self._pusher.push_more),), again=True),
+            Loop("reclaimer", 1.0, (call(self.reclaimer.sweep),), quiet=away),
+            Loop("rollbacks", 1.0, (call(stop_accounts),), quiet=away),
+        )
         self._flushing = asyncio.create_task(self._flusher.run())
-        self._loops = keep_going(loops, self._log, self._isolation)
+        self._loops = keep_going(loops, self._log, self._isolation, rows)
 
     async def stop(self) -> None:
         """End them; what waits in the outbox is flushed last."""
@@ -188,15 +191,9 @@ class KeptServers:
         shared = self._shared
         truths = Truths(shared.engine, partition_of, partition_of_digest)
         lists = PublishedLists(truths, shared.counters, self._may_publish, shared.log)
-        loops: dict[str, Loop] = {"share": run, "lists": lists.run}
+        loops: dict[str, Run] = {"share": run, "lists": lists.run}
         self._sharing = keep_going(loops, shared.log, shared.isolation)
         self.look()
-
-    async def run(self) -> None:
-        """Look after every server there is, until cancelled."""
-        while True:
-            self.look()
-            await asyncio.sleep(LOOK_S)
 
     def look(self) -> None:
         """Begin with servers that came, end with those that went."""

@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import date
 
+from gateway.background.loops import Loop, call
 from gateway.ops.archive.retention import Retention
 from gateway.settings.settings import Settings
 from persistence.archive.behind import behind
 from persistence.engine import Engine
-from persistence.keeper import explained
+from persistence.keeper import budget_uses, explained, handovers, usage_feed
 from persistence.schema import partitions
+
+
+def housekeeping(engine: Engine, settings: Settings, log: Callable[..., None]) -> Loop:
+    """Makes months ahead, and forgets what is not kept any more."""
+    return Loop("partitions", 3_600.0, (
+        call(lambda: partitions.ensure(engine, by=settings.partitions_by)),
+        call(lambda: drop_old_months(engine, settings, log)),
+        call(lambda: budget_uses.forget(engine)),
+        call(lambda: usage_feed.forget(engine)),
+        call(lambda: handovers.forget(engine, settings.stripe_events_keep_days)),
+    ))  # fmt: skip
 
 
 async def drop_old_months(engine: Engine, settings: Settings, log: Callable[..., None]) -> None:

@@ -14,8 +14,8 @@ from gateway.errors import StartError
 from gateway.handover.lago import Lago
 from gateway.handover.openmeter import OpenMeter
 from gateway.handover.usage_events import Shape, UsageEvents
-from gateway.run.billing_loops import Loops
 from gateway.run.calling_out import Later, outgoing
+from gateway.run.timed_loops import Loops
 from gateway.settings.settings import Settings
 from persistence.keeper.usage_feed import FeedQueue
 

@@ -13,7 +13,7 @@ from uuid import uuid4
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.core.accounts.administration import Command
+from gateway.core.accounts.administration import KEEPER, Command
 from gateway.core.billing.handover import (
     FAILED,
     LEASE_S,
@@ -27,7 +27,6 @@ from gateway.core.billing.handover import (
 from gateway.errors import Conflict
 from persistence.keeper.pieces import ROWS_AT_ONCE, delete
 from persistence.store import Store
-from persistence.timed_store import KEEPER
 
 _CLAIM = text("""
 WITH due AS MATERIALIZED (

@@ -32,7 +32,7 @@ VIOLATIONS_MAX = 1_000
 
 _COLUMNS: list[ColumnElement[Any]] = [column("account"), column("seq"), column("detail")]
 # All of the views as one statement.
-_ALL = union_all(
+ALL = union_all(
     *(
         select(literal(name).label("invariant"), *_COLUMNS).select_from(table(f"invariant_{name}"))
         for name in INVARIANTS
@@ -55,6 +55,6 @@ MORE = Violation("more", "rows", None, f"than {VIOLATIONS_MAX} contradictions, o
 
 async def violations(connection: AsyncConnection, *, most: int = VIOLATIONS_MAX) -> list[Violation]:
     """Everything that contradicts itself; empty is right. Behind `most` it says that there is more."""
-    rows = await connection.execute(_ALL)
+    rows = await connection.execute(ALL)
     found = [Violation(row.invariant, row.account, row.seq, row.detail) for row in rows]
     return [*found[:most], MORE] if len(found) > most else found

@@ -20,7 +20,6 @@ from gateway.background.flushing.flusher import Flusher
 from gateway.background.flushing.late import LateSettlements
 from gateway.background.timed.pusher import Pusher
 from gateway.background.timed.reclaimer import Reclaimer
-from gateway.background.timed.sweeper import Sweeper
 from gateway.background.verifying.verifier import Verified, Verifier
 from gateway.core.accounts.administration import Actor, Command, Committed, Row
 from gateway.core.model import Caller
@@ -31,6 +30,7 @@ from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.keys import partition_of
 from gateway.counters.redis.wire import Wire
 from gateway.errors import CountersUnavailable
+from gateway.run.timed_loops import sweeper
 from persistence import engine as engines
 from persistence.keeper.pushes import Pushes
 from persistence.keeper.sweeps import Sweeps
@@ -75,7 +75,7 @@ class Backend:
         self.pusher = Pusher(Pushes(self.engine), self.counters)
         self.verifier = Verifier(Truths(self.engine, partition_of), self.counters)
         self.reclaimer = Reclaimer(self.keeping)
-        self.sweeper = Sweeper(sweeps, self.counters)
+        self.sweeper = sweeper(sweeps, self.counters)
         self.late_settlements = LateSettlements(self.keeping, sweeps)
         self.store = Store(self.engine, partition_of, letterhead=LETTERHEAD)
 

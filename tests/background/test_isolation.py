@@ -1,9 +1,9 @@
-"""One item that fails keeps no other from its turn, in each loop that goes through items."""
+"""One item that fails keeps no other from its turn."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from typing import Any
 from unittest.mock import AsyncMock, Mock
 
@@ -11,15 +11,8 @@ import pytest
 
 from gateway.background.flushing.refused import RefusedDrain
 from gateway.background.isolation import Isolation
-from gateway.background.timed.calendar import Calendar
-from gateway.background.timed.checkpoints import MonthEnds
-from gateway.background.timed.clock_changes import ClockChanges
-from gateway.background.timed.dunning import Dunning
-from gateway.background.timed.expirer import Expirer
 from gateway.background.timed.handovers import Handovers
 from gateway.background.timed.pusher import Pusher
-from gateway.background.timed.rating import Rating
-from gateway.background.timed.top_ups import TopUps
 from gateway.background.timed.webhooks import WebhookDeliveries
 from gateway.background.verifying.partitions import Partitions
 from gateway.core.accounts.definitions import (
@@ -36,6 +29,7 @@ from gateway.core.billing.handover import Handover
 from gateway.core.integrity.verified import Truth
 from gateway.core.model import Limits
 from gateway.errors import CountersRefused, CountersUnavailable, StoreUnavailable
+from gateway.run.timed_loops import expirer
 
 POISON = 2
 
@@ -109,97 +103,8 @@ async def test_what_concerns_everybody_ends_what_is_done_together(items: list[in
     assert act.await_count == 1
 
 
-# --- loops --------------------------------------------------------------------------------------
-
-
-class Items:
-    """A port whose items are 1, 2 and 3; what is done with the second fails."""
-
-    def __init__(self) -> None:
-        self.done: list[object] = []
-
-    async def act(self, item: Any, *_: object) -> Any:
-        if item in (POISON, str(POISON)):
-            raise KeyError(item)
-        self.done.append(item)
-        return 1
-
-    async def page(self, after: int, *_: object) -> list[int]:
-        return [one for one in (1, 2, 3) if one > after]
-
-
 def now() -> datetime:
     return datetime(2026, 5, 10, tzinfo=UTC)
-
-
-async def test_the_calendar_goes_on() -> None:
-    items = Items()
-    items.subscriptions_due = lambda _today, _count: items.page(0)  # type: ignore[attr-defined]  # ports are put together here
-    items.plans_due = lambda _today, _count: items.page(9)  # type: ignore[attr-defined]
-    items.advance_plan = items.act  # type: ignore[attr-defined]
-    items.advance_subscription = items.act  # type: ignore[attr-defined]
-    assert (await Calendar(items, now).turn(), items.done) == (2, [1, 3])  # type: ignore[arg-type]  # as far as it is asked
-
-
-async def test_ratings_go_on() -> None:
-    items = Items()
-    items.prices_left, items.rate = (lambda _: items.page(0)), items.act  # type: ignore[attr-defined]
-    assert (await Rating(items).turn(), items.done) == (2, [1, 3])  # type: ignore[arg-type]
-
-
-async def test_dunning_goes_on() -> None:
-    items, credited = Items(), Items()
-    items.credit_due = lambda after, _count: credited.page(after)  # type: ignore[attr-defined]
-    items.apply_credit = credited.act  # type: ignore[attr-defined]
-    items.fall_overdue = AsyncMock(return_value=0)  # type: ignore[attr-defined]
-    items.dunning_due = lambda _schedule, after, _count: items.page(after)  # type: ignore[attr-defined]
-    items.advance_dunning = items.act  # type: ignore[attr-defined]
-    assert (await Dunning(items).turn(), items.done, credited.done) == (0, [1, 3], [1, 3])  # type: ignore[arg-type]
-
-
-async def test_top_ups_go_on() -> None:
-    items, billed = Items(), Items()
-
-    async def due(after: int, _: int) -> list[tuple[int, int]]:
-        return [(one, 9) for one in await items.page(after)]
-
-    items.top_ups_ordered, items.make_ordered = items.page, items.act  # type: ignore[attr-defined]
-    items.top_ups_due, items.bill_top_up = due, billed.act  # type: ignore[attr-defined]
-    assert (await TopUps(items).turn(), items.done, billed.done) == (2, [1, 3], [1, 3])  # type: ignore[arg-type]
-
-
-async def test_months_end_for_all_others_and_are_looked_at_again() -> None:
-    closed: list[list[int]] = []
-
-    class Checkpoints(Items):
-        after = Items.page
-
-        async def close_months(self, some: list[int], _: date) -> int:
-            if POISON in some:
-                raise KeyError
-            closed.append(some)
-            return len(some)
-
-    isolation = Isolation()
-    ends = MonthEnds(Checkpoints(), now, isolation=isolation)
-    assert [await ends.turn() for _ in range(2)] == [2, 2]
-    assert closed == [[1], [3]] * 2
-    assert isolation.figures() == {"loop_failures": [["checkpoints", "item", 2]]}
-
-
-async def test_a_zone_nobody_knows_keeps_no_other_from_its_clocks() -> None:
-    plans = AsyncMock()
-    plans.zones.return_value, plans.tell.return_value = ["Mars/Base", "Europe/Berlin"], 4
-    assert await ClockChanges(plans, now).look() == 4
-
-
-async def test_grants_expire_and_are_allocated_for_all_others() -> None:
-    items = Items()
-    ledger, counters = AsyncMock(), AsyncMock()
-    ledger.behind.return_value, ledger.allocate = [1, 2, 3], items.act
-    expirer = Expirer(ledger, counters, lambda _: 0)
-    await expirer.allocate()
-    assert items.done == [1, 3]
 
 
 # --- what the log says of an item -----------------------------------------------------------------
@@ -251,8 +156,8 @@ async def accounts_of_users(isolation: Isolation) -> None:
 
 
 async def expired(isolation: Isolation) -> None:
-    ledger = failing(expired=[ExpiredGrant(13, 5)])
-    await Expirer(ledger, failing(now_ms=0), lambda _: 0, isolation=isolation).expire()
+    ledger = failing(expired=[ExpiredGrant(13, 5)], behind=[])
+    await expirer(ledger, failing(now_ms=0), lambda _: 0).turn(isolation)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from gateway.core.accounts.outbox import Batch, FlushReport, History, Judged
 from gateway.core.billing.events import request_of
 from gateway.counters.keeper.outbox import Outbox
 from gateway.errors import CountersUnavailable, StoreUnavailable
+from gateway.run.timed_loops import charge
 from persistence.keeper.pushes import Pushes
 from tests.background.backend import Backend, backend_at
 from tests.background.test_zones import compared
@@ -318,7 +319,7 @@ async def agree(scene: Scene) -> None:
     )}  # fmt: skip
     assert used == {"tokens": tokens, "requests": len(every)}
     # What is owed.
-    await backend.store.charge(owner)
+    await charge(backend.store, datetime.now(UTC).date, [owner])
     [owed] = backend.rows("select sum(amount) as amount from charge where kind = 'usage'")
     assert owed["amount"] == units * PRICE
     # Every intent is done, and nothing contradicts itself.

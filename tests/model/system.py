@@ -19,13 +19,13 @@ from typing import Any
 
 import redis
 
-from gateway.background.timed.expirer import Expirer
 from gateway.core.calls.tariff import rate_of
 from gateway.core.model import Observed, Service, Settled, Usage
 from gateway.counters.admission.directory import Directory
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable, ServiceNotIncluded
+from gateway.run.timed_loops import expirer
 from persistence.billing.allocations import Allocations
 from tests.background.backend import Backend
 from tests.builders import Call as RealCall
@@ -600,9 +600,7 @@ async def _part(backend: Backend, part: str) -> None:
 
 
 async def _allocate(backend: Backend) -> None:
-    expirer = Expirer(Allocations(backend.engine), backend.counters, partition_of)
-    await expirer.allocate()
-    await expirer.expire()
+    await expirer(Allocations(backend.engine), backend.counters, partition_of).turn()
 
 
 def _apply(tenant: Tenant, verb: str, amount: int) -> None:

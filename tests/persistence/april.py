@@ -15,11 +15,13 @@ import pytest
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.background.timed.calendar import Calendar
+from gateway.background.loops import Loop
 from gateway.core.accounts.administration import Actor, Command, Committed
 from gateway.core.accounts.ledger import EventFlag, EventKind
+from gateway.core.billing.dunning import DunningSchedule
 from gateway.core.billing.pricing import Tier
 from gateway.counters.redis.keys import partition_of
+from gateway.run.timed_loops import billing_loops, charge
 from persistence import engine
 from persistence.billing.allocations import Allocations
 from persistence.ledger import invariants
@@ -43,7 +45,6 @@ class April:
 
     url: str
     store: Store
-    calendar: Calendar
     allocations: Allocations
     now: datetime
     account: Account
@@ -76,8 +77,16 @@ class April:
 
     async def on(self, moment: datetime) -> None:
         self.now, self.account.at_ms = moment, int(moment.timestamp() * 1000)
-        await self.calendar.turn()
+        await self.loop("calendar").turn()
         self.follow()
+
+    def loop(self, name: str, schedule: DunningSchedule = DunningSchedule(), page: int = 200) -> Loop:  # noqa: B008  # frozen
+        """A loop of the keeper, under this clock."""
+        return billing_loops(self.store, lambda: self.now, schedule, page)[name]
+
+    async def charge(self, organization_id: int) -> None:
+        """Charge what is known of one."""
+        await charge(self.store, self.now.date, [organization_id])
 
     def follow(self) -> None:
         """Move the tenant as its plan intents say, as the pusher and `grant` would."""
@@ -140,11 +149,9 @@ async def opened(
     written = keeper_url or url
     pool = engine.create(written)
     store = Store(pool, partition_of, lambda: made.now, letterhead=LETTERHEAD)
-    calendar, writer = Calendar(store, lambda: made.now), Writer(written)
+    writer = Writer(written)
     with psycopg.connect(url, autocommit=True) as connection:
-        made = kind(
-            url, store, calendar, Allocations(pool), begins, Account(0, 0), writer, pool, connection
-        )  # fmt: skip
+        made = kind(url, store, Allocations(pool), begins, Account(0, 0), writer, pool, connection)
         try:
             yield made
         finally:

@@ -16,15 +16,11 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.admin.http.files import ROOM
-from gateway.background.timed.calendar import Calendar
-from gateway.background.timed.charging import Charging
-from gateway.background.timed.dunning import Dunning
 from gateway.background.timed.invoicing import Invoicing
-from gateway.background.timed.rating import Rating
-from gateway.background.timed.top_ups import TopUps
 from gateway.core.billing.dunning import DunningSchedule
 from gateway.counters.redis.keys import partition_of
 from gateway.files import UrlFile
+from gateway.run.timed_loops import billing_loops
 from persistence import engine as engines
 from persistence.keeper.pushes import Pushes
 from persistence.schedule import Schedule
@@ -133,14 +129,13 @@ async def test_each_loop_that_bills_is_content_with_one_connection(
     await april.on(at(5, 3))
     pool = small(1)
     store = Store(pool, partition_of, lambda: april.now, letterhead=LETTERHEAD)
-    due = Schedule(pool, store, 24, lambda: april.now)
+    due, schedule = Schedule(pool, store, 24, lambda: april.now), DunningSchedule.read("3,7", 21)
 
     def log(_: str, **__: object) -> None:
         """Nobody reads it."""
 
     turns: list[Callable[[], Awaitable[object]]] = [
-        Calendar(store, lambda: april.now).turn, Charging(store, log).turn,
-        Dunning(store, DunningSchedule.read("3,7", 21)).turn, Rating(store).turn, TopUps(store).turn,
+        *(one.turn for one in billing_loops(store, lambda: april.now, schedule).values()),
         Invoicing(due, Agreeing(), log, finalize=True, at_once=4).turn,
     ]  # fmt: skip
     for turn in turns:

@@ -87,14 +87,14 @@ async def several(april: April, count: int) -> list[int]:
     made = [(await customer(april, starter, date(2026, 4, 1), None))["organization"] for _ in range(count)]
     await april.on(at(5, 1, 1))
     for organization in made:
-        await april.store.charge(organization)
+        await april.charge(organization)
     return made
 
 
 async def test_a_month_is_drafted_when_it_is_over_and_final_after_its_grace(april: April) -> None:
     ids = await subscribed(april)
     await april.on(at(5, 1, 1))
-    await april.store.charge(ids["organization"])
+    await april.charge(ids["organization"])
     await turn(april)
     assert [row[0] for row in invoices(april)] == ["draft"]
     await april.on(at(5, 1, 23))
@@ -114,7 +114,7 @@ async def test_a_month_is_over_when_it_is_where_the_customer_is(april: April) ->
     ids = await subscribed(april)
     await april.do("organizations", "change", ids["organization"], time_zone="America/Los_Angeles")
     await april.on(at(5, 1, 1))
-    await april.store.charge(ids["organization"])
+    await april.charge(ids["organization"])
     await turn(april)
     assert invoices(april) == []
     await april.on(at(5, 1, 8))

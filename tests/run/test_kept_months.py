@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import psycopg
 import pytest
 
-from gateway.run.keeper import Keeper
+from gateway.run.old_months import housekeeping
 from gateway.settings.settings import Settings
+from persistence import engine as engines
 from tests.persistence.explaining import rerated, told
 from tests.persistence.migrated import migrated, shared, template
 from tests.persistence.scenario import rows_of
-from tests.waiting import eventually
 
 __all__ = ["migrated", "shared", "template"]
 SPANS = {"usage_rollup_hour", "usage_rollup_team_hour"}
@@ -52,13 +50,10 @@ async def test_what_explained_calls_that_are_gone_ends(migrated: str, ended: str
 
 
 async def kept_until(is_so: Callable[[], bool], url: str, **keep: int) -> None:
-    """Have a keeper of these settings look after what is old."""
-    keeper = Keeper(Settings(database_url=url, redis_url="redis://127.0.0.1:1/0", **keep))
-    running = asyncio.create_task(keeper._keep_partitions())
+    """Have a keeper of these settings look after what is old, once."""
+    engine = engines.create(url)
     try:
-        await eventually(is_so)
+        await housekeeping(engine, Settings(database_url=url, **keep), lambda *_, **__: None).turn()
+        assert is_so()
     finally:
-        running.cancel()
-        with suppress(asyncio.CancelledError):
-            await running
-        await keeper._engine.dispose()
+        await engine.dispose()

@@ -6,12 +6,12 @@ the two, or sends it twice, changes nothing.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol
 
 from gateway.background.isolation import Isolation
+from gateway.background.loops import Loop, call
 from gateway.core.accounts.refusals import RefusedBatch
 from gateway.errors import CountersUnavailable, LedgerUnavailable
 
@@ -54,16 +54,12 @@ class RefusedDrain:
             await self._stream.forget([entry_id for entry_id, _ in found])
         return len(found)
 
-    async def run(self) -> None:
-        """Drain twice a second, at once again where there was anything, until cancelled.
+    def loop(self) -> Loop:
+        """Drains twice a second, at once again where there was anything.
 
-        A ledger that cannot store ends it: whoever runs it says so, and runs it again.
+        A ledger that cannot store ends a pass, and that is told.
         """
-        while True:
-            drained = 0
-            with suppress(CountersUnavailable):
-                drained = await self.drain()
-            await asyncio.sleep(0 if drained else INTERVAL_S)
+        return Loop("refused", INTERVAL_S, (call(self.drain),), again=True, quiet=(CountersUnavailable,))
 
     async def finish(self) -> None:
         """Store all there is, before this keeper ends."""

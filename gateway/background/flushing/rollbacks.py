@@ -10,9 +10,7 @@ what is stored outlives that, and the keeper that noticed.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from typing import Protocol
 
 from gateway.core.accounts.ledger import Place
@@ -21,9 +19,7 @@ from gateway.core.batched import batched
 from gateway.core.integrity.reconciliation import LedgerAccount, Owner, Rollback
 from gateway.core.integrity.verified import AccountHead
 from gateway.core.model import PARTITIONS
-from gateway.errors import CountersUnavailable
 
-INTERVAL_S = 1.0
 OWNERS_A_BATCH = 500
 
 
@@ -139,13 +135,6 @@ class Rollbacks:
             self._observe(stopped)
         self.quarantined = await self._marks.stopped()
         return stopped
-
-    async def run(self) -> None:
-        """Look until cancelled."""
-        while True:
-            with suppress(CountersUnavailable):
-                await self.stop_accounts(anew=False)
-            await asyncio.sleep(INTERVAL_S)
 
     async def _owners(self, partitions: Collection[int]) -> Mapping[int, Sequence[Owner]]:
         """Everybody there is in these partitions, by partition; all are read once, however many those are."""

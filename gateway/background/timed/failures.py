@@ -5,9 +5,9 @@ Both are bounded by what `Failures` tells at a time, so that nobody fills a log 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
+from gateway.background.loops import Loop, call
 from gateway.core.failures import Failures, Told
 
 INTERVAL_S = 10.0
@@ -28,11 +28,9 @@ class FailureTeller:
         self._log = log
         self._keep = keep
 
-    async def run(self) -> None:
-        """Tell every interval, until cancelled."""
-        while True:
-            await asyncio.sleep(INTERVAL_S)
-            await self.tell()
+    def loop(self) -> Loop:
+        """What tells every interval."""
+        return Loop("failures", INTERVAL_S, (call(self.tell),))
 
     async def tell(self) -> None:
         """Tell of what failed since the last time."""

@@ -18,7 +18,6 @@ from gateway.background.isolation import is_store_away
 from gateway.core.billing.due import TOOK_TOO_LONG, Due, Left, ScheduledResult, left_by
 from gateway.errors import CountersUnavailable, TollkeeperError
 
-INTERVAL_S = 60.0
 ORGANIZATIONS_A_PAGE = 5_000
 # Their invoices are one transaction: so many of a partition wait for each other, and its flush for all.
 ORGANIZATIONS_A_BATCH = 25
@@ -97,12 +96,6 @@ class Invoicing:
         if made or left:
             self._log("invoices made", made=made, left=left, level="warning" if left else "info")
         return made, left
-
-    async def run(self) -> None:
-        """Look every minute, until cancelled."""
-        while True:
-            await self.turn()
-            await asyncio.sleep(INTERVAL_S)
 
     async def _page(self, page: Sequence[Due], claim: Claim) -> Sequence[tuple[int, int]]:
         """Make those of each partition that no other keeper makes, so many partitions at once."""

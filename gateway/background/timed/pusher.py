@@ -18,7 +18,6 @@ from gateway.background.isolation import Isolation
 from gateway.core.accounts.definitions import ControlWrite
 from gateway.errors import CountersUnavailable, OutOfRange
 
-INTERVAL_S = 0.25
 ACCOUNTS_MAX = 1_000
 # So many are taken and noted together.
 ACCOUNTS_AT_ONCE_MAX = 100
@@ -141,12 +140,10 @@ class Pusher:
         accounts = await self._source.accounts(ACCOUNTS_MAX, partitions)
         return len(accounts), await self.push(accounts)
 
-    async def run(self) -> None:
-        """Push what the Admin API could not, until cancelled."""
-        while True:
-            found, left = await self._pass()
-            if found < ACCOUNTS_MAX or left:
-                await asyncio.sleep(INTERVAL_S)
+    async def push_more(self) -> bool:
+        """Push what the Admin API could not; whether there may be more that can be pushed at once."""
+        found, left = await self._pass()
+        return found == ACCOUNTS_MAX and not left
 
 
 class _Turn:

@@ -8,14 +8,12 @@ comes after all becomes a correction.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
 from gateway.core.accounts.holds import Charged, ExpiredHold, ReclaimPolicy
 from gateway.errors import CountersUnavailable
 
-INTERVAL_S = 1.0
 HOLDS_MAX = 1_000
 
 
@@ -43,8 +41,9 @@ class Reclaimer:
 
         One that the counters refuse keeps no other from being taken back.
         """
+        seen, self._seen = self._seen, frozenset()  # a sweep that fails sees none
         expired = await self._holds.expired(HOLDS_MAX)
-        again = [hold for hold in expired if hold.release.request_id in self._seen]
+        again = [hold for hold in expired if hold.release.request_id in seen]
         self._seen = frozenset(hold.release.request_id for hold in expired)
         done, refused = 0, None
         for hold in again:
@@ -54,14 +53,6 @@ class Reclaimer:
                 refused = error
         self.reclaimed += done
         if refused is not None:
+            self._seen = frozenset()
             raise refused
         return done
-
-    async def run(self) -> None:
-        """Sweep every second, until cancelled."""
-        while True:
-            try:
-                await self.sweep()
-            except CountersUnavailable:
-                self._seen = frozenset()
-            await asyncio.sleep(INTERVAL_S)

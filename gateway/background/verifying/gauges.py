@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
+from gateway.background.loops import Loop, call
+
 LOOK_INTERVAL_S = 15.0
 LOOK_MAX_S = 10.0
 
@@ -19,16 +21,13 @@ Look = Callable[[], Awaitable[Mapping[str, Any]]]
 class Gauges:
     """`latest` is what the last look at everything found, by the names of a metrics snapshot."""
 
-    def __init__(self, looks: Sequence[Look], *, interval_s: float = LOOK_INTERVAL_S) -> None:
+    def __init__(self, looks: Sequence[Look]) -> None:
         self.latest: Mapping[str, Any] = {}
         self._looks = looks
-        self._interval_s = interval_s
 
-    async def run(self) -> None:
-        """Look until cancelled."""
-        while True:
-            await self.refresh()
-            await asyncio.sleep(self._interval_s)
+    def loop(self) -> Loop:
+        """What looks."""
+        return Loop("watcher", LOOK_INTERVAL_S, (call(self.refresh),))
 
     async def refresh(self) -> None:
         """Look at everything once, at all of it together."""

@@ -29,9 +29,8 @@ from gateway.core.integrity.reconciliation import (
     unreadable,
 )
 from gateway.core.integrity.verified import AccountHead
-from gateway.errors import CountersUnavailable, Overloaded
+from gateway.errors import Overloaded
 
-INTERVAL_S = 10.0
 SAMPLE_OWNERS_MAX = 50
 OWNERS_A_BATCH = 100
 # Closed months that are added up again with so many owners: each is a million movements at most.
@@ -44,7 +43,6 @@ ROWS_S_MAX = 60.0
 NIGHT = time(3)
 NIGHT_S_MAX = 7_200.0
 AGAIN = timedelta(hours=1)
-LOOK_S = 60.0
 UNDER_WAY = "A comparison is under way already: try again in a while."
 
 
@@ -193,26 +191,17 @@ class Reconciler:
         """The last kept result."""
         return await self._results.last()
 
-    async def run(self) -> None:
-        """Compare a sample every few seconds, until cancelled."""
-        while True:
-            with suppress(CountersUnavailable):
-                owners = await self._ledger.some_owners(SAMPLE_OWNERS_MAX)
-                found = await self.check(owners, deep=False)
-                self.latest, self._looked = found.joined(await self._look(owners)), self._clock()
-            await asyncio.sleep(INTERVAL_S)
+    async def sample(self) -> None:
+        """Compare some accounts, others each time."""
+        owners = await self._ledger.some_owners(SAMPLE_OWNERS_MAX)
+        found = await self.check(owners, deep=False)
+        self.latest, self._looked = found.joined(await self._look(owners)), self._clock()
 
-    async def run_nightly(self) -> None:
-        """Compare everything once a night, whichever keeper does it first, until cancelled.
+    async def look_at_night(self) -> None:
+        """Compare everything unless a keeper did since it was last night.
 
         A night without a keeper is made up for, once anything was ever compared.
         """
-        while True:
-            await self.look_at_night()
-            await asyncio.sleep(LOOK_S)
-
-    async def look_at_night(self) -> None:
-        """Compare everything unless somebody did since it was last night."""
         now = self._clock()
         night = datetime.combine(now.date(), NIGHT, now.tzinfo)
         if night > now:

@@ -70,6 +70,10 @@ class Actor:
         return f"{self.scope}\t{self.person.issuer}\t{self.person.identity}"  # neither has a tab
 
 
+# What the clock writes is the keeper's.
+KEEPER = Actor("keeper", "admin")
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """An `Idempotency-Key` as one caller sent it, and what was asked (`body_digest` is hex SHA-256).

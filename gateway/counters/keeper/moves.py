@@ -18,7 +18,6 @@ from gateway.counters.redis.wire import Wire, encode, encode_script
 from gateway.counters.redis.wires import Wires
 from gateway.errors import CountersUnavailable
 
-LOOK_S = 0.1
 # In which all partitions of one server are rewritten: one that hangs holds nobody else up for longer.
 REWRITE_S_MAX = 1.0
 
@@ -40,12 +39,6 @@ class Moves:
         """
         async with self._looking:
             return await self._take_up()
-
-    async def keep_taking_up(self) -> None:
-        """Look again and again, until cancelled: where nothing was moved that costs nothing."""
-        while True:
-            await self.take_up()
-            await asyncio.sleep(LOOK_S)
 
     async def _take_up(self) -> list[int]:
         known, self._seen = self._seen, {one: one.run_id for one in self._wires.wires if one.connected}

@@ -229,7 +229,7 @@ async def test_what_cannot_be_stored_now_waits_in_the_stream_and_the_drain_says_
         with psycopg.connect(migrated, autocommit=True) as connection:
             connection.execute("ALTER TABLE refused_batch RENAME TO not_there")
             with pytest.raises(LedgerUnavailable):
-                await line.drain.run()
+                await line.drain.loop().run()
             assert world.client.xlen(keys.REFUSED) == 1
             connection.execute("ALTER TABLE not_there RENAME TO refused_batch")
         await line.drain.finish()

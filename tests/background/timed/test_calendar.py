@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from gateway.background.timed.calendar import Calendar
+from gateway.background.loops import Loop
 from gateway.core.accounts.administration import Actor, Command, Committed
 from gateway.counters.redis.keys import partition_of
+from gateway.run.timed_loops import billing_loops
 from persistence import engine
 from persistence.store import Store
 from tests.persistence.scenario import rows_of
@@ -25,7 +26,7 @@ class ClockedStore:
 
     url: str
     store: Store
-    calendar: Calendar
+    calendar: Loop
     now: datetime
 
     async def do(
@@ -51,7 +52,8 @@ class ClockedStore:
 async def clocked(migrated: str) -> AsyncIterator[ClockedStore]:
     pool = engine.create(migrated)
     store = Store(pool, partition_of, lambda: made.now)
-    made = ClockedStore(migrated, store, Calendar(store, lambda: made.now), datetime(2026, 3, 20, tzinfo=UTC))
+    calendar = billing_loops(store, lambda: made.now)["calendar"]
+    made = ClockedStore(migrated, store, calendar, datetime(2026, 3, 20, tzinfo=UTC))
     yield made
     await pool.dispose()
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
+from typing import cast
 
 import pytest
 
-from gateway.background.timed.checkpoints import MonthEnds
-from gateway.errors import LedgerUnavailable
+from gateway.background.isolation import Isolation
+from gateway.background.loops import Loop
+from gateway.errors import StoreUnavailable
+from gateway.run.timed_loops import month_ends
+from persistence.ledger.checkpoints import Checkpoints
 
 
 class Closed:
@@ -25,15 +29,19 @@ class Closed:
     async def close_months(self, organizations: Sequence[int], open_month: date) -> int:
         if self.fails_at in organizations:
             self.fails_at = 0
-            raise LedgerUnavailable("away")
+            raise StoreUnavailable
         fresh = [(id_, open_month) for id_ in organizations if (id_, open_month) not in self.done]
         self.done += fresh
         return len(fresh)
 
 
+def ends_of(closed: Closed, clock: Callable[[], datetime], page: int = 100) -> Loop:
+    return month_ends(cast("Checkpoints", closed), clock, page)
+
+
 async def test_everybody_once_a_month() -> None:
     closed, now = Closed(5, 3, 9, 4, 1), [datetime(2026, 3, 31, 23, 59, tzinfo=UTC)]
-    ends = MonthEnds(closed, lambda: now[0], organizations_a_page=2)
+    ends = ends_of(closed, lambda: now[0], 2)
     assert (await ends.turn(), await ends.turn()) == (5, 0)
     # Of the month's last minutes something may wait yet.
     now[0] = datetime(2026, 4, 1, 0, 59, tzinfo=UTC)
@@ -46,8 +54,21 @@ async def test_everybody_once_a_month() -> None:
 
 async def test_a_turn_that_fails_is_made_again() -> None:
     closed = Closed(1, 2, 3, fails_at=2)
-    ends = MonthEnds(closed, lambda: datetime(2026, 4, 2, tzinfo=UTC), organizations_a_page=1)
-    with pytest.raises(LedgerUnavailable):
+    ends = ends_of(closed, lambda: datetime(2026, 4, 2, tzinfo=UTC), 1)
+    with pytest.raises(StoreUnavailable):
         await ends.turn()
     assert await ends.turn() == 2
     assert sorted(id_ for id_, _ in closed.done) == [1, 2, 3]
+
+
+async def test_months_end_for_all_others_and_who_was_left_is_looked_at_again() -> None:
+    class Stuck(Closed):
+        async def close_months(self, organizations: Sequence[int], open_month: date) -> int:
+            if 2 in organizations:
+                raise KeyError
+            return await super().close_months(organizations, open_month)
+
+    closed, isolation = Stuck(1, 2, 3), Isolation()
+    ends = ends_of(closed, lambda: datetime(2026, 4, 2, tzinfo=UTC))
+    assert [await ends.turn(isolation) for _ in range(2)] == [2, 0]
+    assert isolation.figures() == {"loop_failures": [["checkpoints", "item", 2]]}

@@ -2,48 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from gateway.background.timed.clock_changes import TENANTS_MAX, ClockChanges
 from gateway.core.accounts.budgets import bounds
 from gateway.core.accounts.zones import HOUR_MS, Clock, clock_of
 from gateway.counters.redis.keys import partition_of
+from gateway.run.timed_loops import clock_changes
 from persistence.keeper.clock_changes import ToldClocks
 from tests.background.backend import Backend, backend_at
 from tests.builders import World
 
 BERLIN = "Europe/Berlin"
 DAY_MS = 24 * HOUR_MS
-
-
-class Plans:
-    """Zones in use, and what of them was told."""
-
-    def __init__(self, *zones: str) -> None:
-        self.in_use = zones
-        self.told: list[tuple[str, Clock]] = []
-
-    async def zones(self) -> Sequence[str]:
-        return self.in_use
-
-    async def tell(self, time_zone: str, clock: Clock, count: int) -> int:
-        assert count == TENANTS_MAX
-        self.told.append((time_zone, clock))
-        return 2
-
-
-def at(text: str) -> datetime:
-    return datetime.fromisoformat(text).replace(tzinfo=UTC)
-
-
-async def test_each_zone_is_told_of_what_its_clocks_are_now() -> None:
-    plans = Plans(BERLIN, "Asia/Kolkata")
-    assert await ClockChanges(plans, lambda: at("2026-12-01")).look() == 4
-    winter = Clock(HOUR_MS, round(at("2027-03-28T01:00").timestamp() * 1000), 2 * HOUR_MS)
-    kolkata = 11 * HOUR_MS // 2
-    assert plans.told == [(BERLIN, winter), ("Asia/Kolkata", Clock(kolkata, 0, kolkata))]
 
 
 def told(backend: Backend) -> ToldClocks:
@@ -77,8 +48,8 @@ async def test_a_keeper_that_was_away_over_a_change_of_clocks_tells_of_it(valkey
         stale = Clock(right.offset + HOUR_MS, now - 90 * DAY_MS, right.offset - HOUR_MS)
         late = boundary + right.offset - stale.offset_after
         world.put_tenant(**stale._asdict(), next_reset=late)
-        changes = ClockChanges(told(backend), lambda: datetime.now(UTC))
-        assert await changes.look() == 1
+        changes = clock_changes(told(backend), lambda: datetime.now(UTC))
+        assert await changes.turn() == 1
         assert await backend.push() == 0
         assert (clock(world), world.tenant.next_reset) == (right, boundary)
         assert (world.tenant.cycle, world.tenant.remaining) == (1, 100)
@@ -94,7 +65,7 @@ async def test_a_reset_that_stale_clocks_delayed_runs_when_they_are_told(valkey:
         stale = Clock(begun + right.offset - now - HOUR_MS)
         world.put_tenant(**stale._asdict(), next_reset=now + HOUR_MS)
         assert world.sweep().code == 2
-        assert await ClockChanges(told(backend), lambda: datetime.now(UTC)).look() == 1
+        assert await clock_changes(told(backend), lambda: datetime.now(UTC)).turn() == 1
         assert await backend.push() == 0
         assert world.tenant.next_reset == begun
         assert world.sweep().code == 1

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
-from gateway.background.timed.expirer import Expirer
+from gateway.background.loops import Loop
 from gateway.core.billing.allocation import ExpiredGrant
 from gateway.core.integrity.reconciliation import Owner
 from gateway.core.integrity.verified import AccountHead
+from gateway.counters.keeper.verification import KeeperCounters
+from gateway.run.timed_loops import expirer
+from persistence.billing.allocations import Allocations
 
 
 class FakeLedger:
@@ -52,26 +56,28 @@ class FakeCounters:
         return {"credits:1": self.head, "spend:1": None}
 
 
+def loop(ledger: FakeLedger, counters: FakeCounters) -> Loop:
+    return expirer(cast("Allocations", ledger), cast("KeeperCounters", counters), lambda _: 7)
+
+
 async def test_nothing_expires_before_its_moment_by_the_counters_clock() -> None:
     ledger, counters = FakeLedger(), FakeCounters()
-    expirer = Expirer(ledger, counters, lambda _: 7)
-    assert await expirer.expire() == 0
-    assert ledger.asked == []
+    await loop(ledger, counters).turn()
+    assert (ledger.asked, ledger.allocated) == ([], 20)
 
 
 async def test_the_rest_is_taken_once_the_account_is_allocated_as_far_as_it_went() -> None:
     ledger, counters = FakeLedger(), FakeCounters()
-    expirer = Expirer(ledger, counters, lambda _: 7)
-    counters.at_ms = 1_000
-    assert await expirer.expire() == 0
-    await expirer.allocate()
-    assert await expirer.expire() == 1
-    assert ledger.asked == [(7, 20), (7, 20)]
-    assert await expirer.expire() == 0
+    counters.at_ms, counters.head = 1_000, AccountHead(30, 5)
+    await loop(ledger, counters).turn()
+    assert ledger.waiting
+    ledger.pages = 1
+    await loop(ledger, counters).turn()
+    assert (ledger.asked, ledger.waiting) == ([(7, 30), (7, 30)], [])
 
 
 async def test_an_account_the_counters_do_not_know_waits() -> None:
     ledger, counters = FakeLedger(), FakeCounters()
     counters.at_ms, counters.head = 1_000, None
-    assert await Expirer(ledger, counters, lambda _: 7).expire() == 0
+    await loop(ledger, counters).turn()
     assert ledger.asked == []

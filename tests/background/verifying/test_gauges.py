@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 from gateway.background.verifying.gauges import Gauges
-from tests.waiting import eventually
 
 
 class Sight:
@@ -41,14 +39,3 @@ async def test_what_cannot_be_seen_is_left_out_instead_of_being_old() -> None:
     one.hidden = False
     await gauges.refresh()
     assert gauges.latest == {"used": 5, "dead": 0}
-
-
-async def test_it_goes_on_looking() -> None:
-    one = Sight(used=1)
-    gauges = Gauges((one,), interval_s=0.001)
-    task = asyncio.create_task(gauges.run())
-    await eventually(lambda: gauges.latest == {"used": 1})
-    one.facts = {"used": 2}
-    await eventually(lambda: gauges.latest == {"used": 2})
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

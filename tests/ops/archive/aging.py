@@ -21,6 +21,7 @@ from gateway.ops.archive import manifest
 from gateway.ops.archive.archiving import Archived, archive
 from gateway.ops.archive.retention import Retention
 from gateway.ops.place import Place
+from gateway.run.timed_loops import charge
 from persistence.billing.allocations import Allocations
 from persistence.store import Store
 from tests.databases import own_database
@@ -95,7 +96,7 @@ class Aging(Past):
         until, organization = self.today.replace(day=1), self.account.organization_id
         noon = datetime.combine(self.today, time(12), UTC)
         store = Store(self.pool, partition_of, lambda: noon, letterhead=LETTERHEAD)
-        await store.charge(organization)
+        await charge(store, noon.date, [organization])
         if self.billed_until >= until:
             return
         period = {"period_start": self.billed_until, "period_end": until}

@@ -6,6 +6,7 @@ Figures are added up by hand: 30.00 a month is 1.00 a day in April. Random ones 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import date, timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import Conflict, Unprocessable
+from persistence.billing import charging
 from tests.persistence.april import April, april, at, invoiced, opened, plan
 from tests.persistence.billing.drawn import some
 from tests.persistence.billing.owed import Term, days
@@ -24,6 +26,11 @@ from tests.persistence.migrated import empty
 from tests.persistence.scenario import broken
 
 __all__ = ["april"]
+
+
+async def to_charge(april: April) -> Sequence[int]:
+    return await april.store.run(lambda connection: charging.due(connection, april.now.date(), 0, 10))
+
 
 BEGINS, DAY = date(2026, 4, 1), timedelta(days=1)
 
@@ -125,7 +132,7 @@ async def test_a_fee_in_advance_is_given_back_together_with_the_one_in_its_place
     for day in (1, 3):
         await april.on(at(6, day, 10))
         assert abs(await open_fees(april, ids) - owed) < Fraction(1, 10**8)
-        await april.store.charge(ids["organization"])
+        await april.charge(ids["organization"])
     may = owed if how == "cancel" else Fraction(0)
     if how != "cancel":
         [(first,)] = april.rows("SELECT min(id) FROM subscription_segment")
@@ -153,10 +160,10 @@ async def test_a_cycle_in_advance_is_charged_by_the_hour_on_its_first_day(april:
     for month, sold in ((4, 30), (5, 60)):
         await april.on(at(month, 1))
         assert await open_fees(april, ids) == sold
-        for owner in await april.store.to_charge(0, 10):
-            await april.store.charge(owner)
+        for owner in await to_charge(april):
+            await april.charge(owner)
         assert april.rows("SELECT sum(amount) FROM charge") == [(Decimal(sold),)]
-        assert await april.store.to_charge(0, 10) == []
+        assert await to_charge(april) == []
 
 
 async def test_several_phases_are_agreed_ahead_and_the_latest_that_says_it_counts(april: April) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date
 from decimal import Decimal
 
 import psycopg
 
-from gateway.background.timed.charging import Charging
+from gateway.run.timed_loops import billing_loops
+from persistence.billing import charging
 from persistence.store import Store
 from tests.persistence.april import April, april, at, plan
 from tests.persistence.scenario import broken
@@ -32,24 +34,31 @@ async def three(april: April) -> list[int]:
     return made
 
 
+async def free(april: April, owners: Sequence[int]) -> Sequence[int]:
+    partition, today = april.store.partition(owners[0]), april.now.date()
+    return await april.store.run(
+        lambda connection: charging.charge_free(connection, owners, partition, today)
+    )
+
+
 async def test_those_that_nobody_holds_are_charged_together_and_the_others_told(april: April) -> None:
     first, held, last = await three(april)
     with psycopg.connect(april.url) as other:
         other.execute("SELECT pg_advisory_xact_lock(7803, hashint8(%s))", [held])
-        assert await april.store.charge_free([first, held, last]) == [held]
+        assert await free(april, [first, held, last]) == [held]
         assert april.rows(OF_TEN_DAYS, [held]) == [(0, None)]
     for owner in (first, last):
         assert april.rows(OF_TEN_DAYS, [owner]) == [(10, Decimal(10))]
-    assert await april.store.charge_free([first, held, last]) == []
+    assert await free(april, [first, held, last]) == []
     for owner in (first, held, last):
         assert april.rows(OF_TEN_DAYS, [owner]) == [(10, Decimal(10))]
     assert await broken(april.url) == []
 
 
 async def test_an_hour_charges_everybody_once(april: April) -> None:
-    owners, said = await three(april), list[object]()
-    loop = Charging(Store(april.pool, lambda _: 0, lambda: april.now), said.append, organizations_a_page=2)
+    owners = await three(april)
+    store = Store(april.pool, lambda _: 0, lambda: april.now)
+    loop = billing_loops(store, lambda: april.now, page=2)["charging"]
     assert await loop.turn() == 3
     assert await loop.turn() == 0
-    assert said == []
     assert [april.rows(OF_TEN_DAYS, [owner]) for owner in owners] == [[(10, Decimal(10))]] * 3

@@ -299,13 +299,13 @@ async def test_what_is_delivered_again_is_charged_once(april: April) -> None:
     april.account.reset()
     kept = list(april.account.entries)
     april.flush()
-    await april.store.charge(ids["organization"])
+    await april.charge(ids["organization"])
     charges = "SELECT kind, quantity, amount FROM charge ORDER BY id"
     before = rows_of(april.url, charges)
     assert [row[0] for row in before] == ["overage", "credits_purchased"]
     april.account.entries = kept
     april.flush()
-    await april.store.charge(ids["organization"])
+    await april.charge(ids["organization"])
     assert rows_of(april.url, charges) == before
 
 

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.background.timed.dunning import Dunning
 from gateway.core.billing.dunning import DunningSchedule
 from gateway.errors import Conflict
 from tests.persistence.april import April, april, at
@@ -54,7 +53,7 @@ async def invoice_of(april: April, start: date, end: date, moment: Any) -> dict[
 
 async def look(april: April, month: int, day: int, schedule: DunningSchedule = SCHEDULE) -> None:
     await april.on(at(month, day))
-    await Dunning(april.store, schedule).turn()
+    await april.loop("dunning", schedule).turn()
 
 
 async def pay(april: April, invoice: dict[str, Any], reference: str = "bank-1") -> None:
@@ -77,7 +76,7 @@ async def test_reminders_then_a_block_then_with_the_payment_none(april: April) -
     )
     for day in range(2, 16):
         await april.on(at(5, day))
-        await asyncio.gather(*(Dunning(april.store, SCHEDULE).turn() for _ in range(3)))
+        await asyncio.gather(*(april.loop("dunning", SCHEDULE).turn() for _ in range(3)))
         steps = (day >= 5) + (day >= 9) + (day >= 12)
         assert rows_of(april.url, STEPS) == [REMINDED_3, REMINDED_7, BLOCKED][:steps], day
     assert verbs(april) == ["block"]
@@ -220,7 +219,9 @@ async def test_steps_never_change(april: April) -> None:
         with pytest.raises(Exception, match=r"append-only|refused"):
             rows_of(april.url, change)
     with pytest.raises(Conflict):
-        await april.store.advance_dunning(april.account.organization_id, SCHEDULE)
+        await april.do(
+            "dunning-steps", "advance", organization_id=april.account.organization_id, schedule=SCHEDULE
+        )
 
 
 @given(

@@ -150,7 +150,7 @@ async def test_tokens_that_come_back_within_their_cycle_are_owed_once(
     ids = await customer(april, big, BEGINS, None)
     await use(april, 1, 999_000)
     await act(april, ids, left, when="now", **({"plan_id": small} if left == "change" else {}))
-    await april.store.charge(ids["organization"])
+    await april.charge(ids["organization"])
     await april.on(at(4, back))
     if left == "change":
         await act(april, ids, "change", plan_id=big, when="now")
@@ -192,7 +192,7 @@ async def test_what_is_delivered_and_made_again_is_owed_once(april: April) -> No
     ]
     await april.on(at(4, 2))
     for _ in range(2):
-        await april.store.charge(ids["organization"])
+        await april.charge(ids["organization"])
         april.account.entries = list(kept)
         april.flush()
     charged = "SELECT kind, quantity::bigint, unit_price, amount, tenant_id FROM charge"
@@ -220,7 +220,7 @@ async def test_who_deletes_the_tenant_first_pays_as_well(april: April, month: in
     # In May nothing was used: April's days were all of them had, and pay its tokens.
     await april.on(at(month, 2) if month == 4 else at(month, 1))
     await april.do("organization-subscriptions", "cancel", ids["subscription"], when="now")
-    await april.store.charge(ids["organization"])
+    await april.charge(ids["organization"])
     assert await billed(april, ids, 4) == Decimal(due)
     assert await billed(april, ids, 5) == 0
     assert await broken(april.url) == []

@@ -96,7 +96,7 @@ async def test_what_no_plan_can_bear_is_refused_by_its_time(april: April) -> Non
     # Of the plan's time: its 7 days paid 70.00, and half of its tokens are 150.00.
     told = await send(april, ids["tenant"], at(4, 5), 400_000)
     assert (told["accepted"], told["rejected"]) == (1, [])
-    await april.store.charge(ids["organization"])
+    await april.charge(ids["organization"])
     [(early,)] = rows_of(april.url, "SELECT sum(amount) FROM charge WHERE kind = 'early_use'")
     assert early == 80
     await april.on(at(4, 12))

@@ -18,8 +18,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.background.timed.dunning import Dunning
-from gateway.background.timed.top_ups import TopUps
 from gateway.core.billing.dunning import DunningSchedule
 from gateway.core.billing.finance import Asked
 from gateway.errors import Conflict
@@ -104,7 +102,7 @@ class EveryHistory(Called):
         self.ordered: str | None = None
         self.ordered_on: int | None = None
         self.is_blocked = False
-        self.dunning = Dunning(april.store, DunningSchedule(REMINDERS, BLOCK))
+        self.dunning = april.loop("dunning", DunningSchedule(REMINDERS, BLOCK))
 
     async def end(self) -> None:
         await self._auto(None)
@@ -180,10 +178,10 @@ class EveryHistory(Called):
                     self.owed.others += 4_000 * Fraction("0.0123")
                 if self.ordered == "prepaid":
                     prepaid = 4_000
-            await TopUps(self.april.store).turn()
+            await self.april.loop("top-ups").turn()
             if arrived := self._arrived():
                 await self._flush()
-                await TopUps(self.april.store).turn()
+                await self.april.loop("top-ups").turn()
             paid = False
             for made in sorted(set(self._final()) - known):
                 assert set(self._keep(made, prepaid)) == {self._tax_on(self.today)}
@@ -512,7 +510,7 @@ class EveryHistory(Called):
                 )
         await self.dunning.turn()
         await self._sell()
-        await self.april.store.charge(self.ids["organization"])
+        await self.april.charge(self.ids["organization"])
         assert self.april.rows("SELECT count(*), sum(amount) FROM charge") == before
 
 

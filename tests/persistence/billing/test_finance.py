@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg.rows import dict_row
 
-from gateway.background.timed.top_ups import TopUps
 from gateway.core.billing.finance import Asked, tax_by_month
 from gateway.core.billing.pricing import Tier
 from tests.persistence.april import TIERS, April, april, at, invoiced, plan, service
@@ -244,7 +243,7 @@ async def live(april: April, billing: str | None, steps: Sequence[Sequence[tuple
     for month, wanted in zip(MONTHS, steps, strict=True):
         for hours in (1, 27):
             await april.on(moment(month) + timedelta(hours=hours))
-            await april.store.charge(books.organization)
+            await april.charge(books.organization)
             known = dated(april, known, books.drawn)
         books.closed[month] = await read_before(april, month)
         previous = (month - timedelta(days=1)).replace(day=1)
@@ -511,7 +510,7 @@ async def test_a_month_has_earned_what_was_supplied_in_it(april: April, month: d
         else:
             april.account.reset()
         april.flush()
-        await april.store.charge(ids["organization"])
+        await april.charge(ids["organization"])
         known = dated(april, known)
 
     async def earned_in(first: date) -> dict[str, Decimal]:
@@ -524,7 +523,7 @@ async def test_a_month_has_earned_what_was_supplied_in_it(april: April, month: d
     # What is told of it a day behind its end is of that moment.
     await april.on(moment(after + timedelta(days=2)))
     await told(april, moment(month, 5), 6)
-    await april.store.charge(ids["organization"])
+    await april.charge(ids["organization"])
     dated(april, known)
     assert await earned_in(month) == {"subscription": 30, "overage": 40, "usage": 55}
     assert (await earned_in(after))["usage"] == 3
@@ -633,7 +632,7 @@ async def test_credits_that_wait_for_their_payment_are_deferred_as_they_are_paid
         "credit-additions", "create", organization_id=made["id"], invoicing="prepaid", credits_added=10_000,
         unit_cost=Decimal("0.01"),
     )  # fmt: skip
-    assert await TopUps(april.store).turn() == 1
+    assert await april.loop("top-ups").turn() == 1
     invoice = await own_invoice(april, sold)
     assert await left(1) == 0
     await pay(3, "30.00")
@@ -664,7 +663,7 @@ async def test_credits_that_wait_for_their_payment_are_deferred_as_they_are_paid
 async def test_what_is_given_up_and_paid_in_one_moment_is_the_same_in_report_and_ledger(april: April) -> None:
     books, _ = await begin(april, None)
     await april.on(moment(date(2026, 10, 2), 3))
-    await april.store.charge(books.organization)
+    await april.charge(books.organization)
     dated(april, 0)
     period = {"period_start": date(2026, 9, 1), "period_end": date(2026, 10, 1)}
     drafted = await april.do("invoices", "create", organization_id=books.organization, **period)

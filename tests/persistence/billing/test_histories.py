@@ -139,7 +139,7 @@ class History:
         await self._cancel("now")
         await self._wait(1)
         for _ in range(2):
-            await self.april.store.charge(self.ids["organization"])
+            await self.april.charge(self.ids["organization"])
         await self._check()
         await self._invoice(1)
         assert await self.april.store.unbilled(self.ids["organization"]) == []
@@ -372,7 +372,7 @@ class History:
             self.open.append(made)
 
     async def _charge(self, _: None) -> None:
-        await self.april.store.charge(self.ids["organization"])
+        await self.april.charge(self.ids["organization"])
 
     async def _again(self, _: None) -> None:
         self.april.account.entries = self.sent + self.april.account.entries

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.background.timed.dunning import Dunning
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import Conflict, Unprocessable
 from persistence import engine
@@ -101,7 +100,7 @@ async def test_what_is_no_final_invoice_is_not_paid(april: April) -> None:
 
 
 async def test_an_invoice_is_overdue_the_day_after_it_was_due(april: April) -> None:
-    made, dunning = await bought(april), Dunning(april.store, invoices_max=1)
+    made, dunning = await bought(april), april.loop("dunning", page=1)
     rows_of(
         april.url,
         "INSERT INTO webhook (url, events, secret) VALUES ('https://example.com', '[]', 'x') RETURNING id",
@@ -246,7 +245,7 @@ class History:
 
     def __init__(self, april: April, invoice: dict[str, Any]) -> None:
         self.april, self.invoice, self.told = april, invoice, Told()
-        self.dunning, self.ids = Dunning(april.store), dict[str, int]()
+        self.dunning, self.ids = april.loop("dunning"), dict[str, int]()
 
     async def step(self, number: int, what: str, size: int) -> None:
         await getattr(self, f"_{what}")(size, f"r{number}")

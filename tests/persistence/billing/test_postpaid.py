@@ -87,7 +87,7 @@ async def test_a_top_up_that_fills_the_hole_is_all_that_is_charged(april: April)
     owner = await customer(april)
     await april.on(at(4, 10))
     spend(april, 8_000)
-    await april.store.charge(owner)
+    await april.charge(owner)
     assert await owed(april, owner) == [("credits_postpaid", "160")]
     give(april.url, april.account, 10_000, unit_cost="0.01")
     april.flush()
@@ -422,7 +422,7 @@ class History:
         await self.april.allocate()
 
     async def charge(self, _: int) -> None:
-        await self.april.store.charge(self.owner)
+        await self.april.charge(self.owner)
 
     async def again(self, _: int) -> None:
         self.april.account.entries = [*self.sent]
@@ -434,7 +434,7 @@ class History:
 
     async def compare(self) -> None:
         await self.april.allocate()
-        await self.april.store.charge(self.owner)
+        await self.april.charge(self.owner)
         [(charged,)] = rows_of(self.april.url, "SELECT coalesce(sum(amount), 0) FROM charge")
         assert Fraction(str(charged)) == self.books.charged
         assert self.april.account.balance == self.books.balance

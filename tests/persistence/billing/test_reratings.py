@@ -7,7 +7,6 @@ from typing import Any
 
 from gateway.admin.http import body
 from gateway.admin.resources.prices import PriceCreate
-from gateway.background.timed.rating import Rating
 from gateway.core.billing.vector import KINDS
 from persistence.billing.reratings import PIECE_CALLS_MAX
 from tests.persistence.april import April, april, at
@@ -70,7 +69,7 @@ async def test_all_of_many_calls_are_rated_in_the_end(april: April) -> None:
     assert 0 < at_once < about
     # Another one comes before the first is done: what that one had left is rated by the one in force.
     cheaper = await price(april, "dated", "0.5", 6)
-    rating = Rating(april.store)
+    rating = april.loop("rating")
     while await rating.turn():
         pass
     left = "SELECT count(*) FROM rerating_left"

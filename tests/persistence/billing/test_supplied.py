@@ -186,7 +186,7 @@ async def test_what_is_taken_back_before_it_is_billed_leaves_no_tax(
     async with april.pool.connect() as connection:
         due = await connection.run_sync(charging.due, april.now.date(), 0, 9)
     assert due == [ids["organization"]]
-    await april.store.charge(ids["organization"])
+    await april.charge(ids["organization"])
     here = (
         "SELECT sum(quantity), sum(amount), count(*) FROM charge WHERE invoice_id IS NULL AND kind = 'usage'"
     )
@@ -228,7 +228,7 @@ async def test_a_keeper_of_before_leaves_what_a_new_one_puts_right(april: April,
     with psycopg.connect(april.url, autocommit=True) as connection:
         # It charges the day's sum as it is, and knows of no other.
         connection.execute("UPDATE usage_told SET quantity = 0")
-    await april.store.charge(ids["organization"])
+    await april.charge(ids["organization"])
     with psycopg.connect(april.url, autocommit=True) as connection:
         connection.execute("UPDATE usage_told SET quantity = 3000")
     await april.on(at(6, 1, 6))

@@ -78,7 +78,7 @@ async def early(april: April, ids: dict[str, int]) -> Decimal:
     """What is charged for tokens used ahead of days, by hand as by the clock."""
     due = await due_by_use(april)
     before = rows_of(april.url, OPEN)
-    await april.store.charge(ids["organization"])
+    await april.charge(ids["organization"])
     assert due == ([] if rows_of(april.url, OPEN) == before else [ids["organization"]])
     [(amount,)] = rows_of(
         april.url, "SELECT coalesce(sum(amount), 0) FROM charge WHERE kind = 'early_use' AND amount <> 0"
@@ -112,7 +112,7 @@ async def test_an_amendment_behind_a_plan_moves_what_was_used_of_it(
     assert await broken(april.url) == []
     for _ in range(2):
         counted(april)
-        await april.store.charge(ids["organization"])
+        await april.charge(ids["organization"])
         assert await broken(april.url) == []
     assert await billed(april, ids, 5) == Decimal(due)
     assert await broken(april.url) == []
@@ -174,7 +174,7 @@ async def test_tokens_beyond_a_plan_that_bills_are_owed_behind_it_too(april: Apr
     await amend(april, request_id, "IN", 300)
     assert Decimal(str(rows_of(april.url, charged)[0][0])) == 2
     counted(april)
-    await april.store.charge(ids["organization"])
+    await april.charge(ids["organization"])
     assert Decimal(str(rows_of(april.url, charged)[0][0])) == 2
     assert await broken(april.url) == []
 
@@ -353,7 +353,7 @@ async def test_debt_that_many_plans_carried_on_is_read_once(april: April) -> Non
 
     event.listen(april.pool.sync_engine, "before_cursor_execute", asked)
     ends = rows_of(april.url, OPEN)
-    await april.store.charge(ids["organization"])
+    await april.charge(ids["organization"])
     assert (ends, rows_of(april.url, OPEN)) == ([(5,)], [(0,)])
     assert len(lots) == 1
     # Of each end its turns, of the plan it was of and of the one that carried it.

@@ -32,7 +32,7 @@ def owed(days: int, used: int, *, fee: Fraction = FEE, tokens: int = TOKENS) -> 
 
 async def charged(april: April, ids: dict[str, int], *kinds: str) -> Fraction:
     """All charges there are of these kinds, of all kinds if none is named."""
-    await april.store.charge(ids["organization"])
+    await april.charge(ids["organization"])
     assert [each for each in await broken(april.url) if each.invariant != "blocked"] == []
     read = "SELECT coalesce(sum(amount), 0) FROM charge WHERE kind = ANY(%s) OR %s"
     [(amount,)] = rows_of(april.url, read, [list(kinds), not kinds])

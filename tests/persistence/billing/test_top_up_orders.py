@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.background.timed.top_ups import TopUps
 from gateway.errors import Conflict, Unprocessable
 from tests.persistence.april import April, april
 from tests.persistence.billing.drawn import some
@@ -51,7 +50,7 @@ async def bought(april: April) -> list[dict[str, Any]]:
 
 
 async def test_the_movement_that_brings_the_threshold_buys_once(april: April) -> None:
-    keeper = TopUps(april.store)
+    keeper = april.loop("top-ups")
     await customer(april)
     spend(april, 399)
     assert rows_of(april.url, ORDERS) == []
@@ -63,7 +62,7 @@ async def test_the_movement_that_brings_the_threshold_buys_once(april: April) ->
     april.flush()
     spend(april, 30)
     assert rows_of(april.url, ORDERS) == [(3, 100, False, False)]
-    await asyncio.gather(*(TopUps(april.store).turn() for _ in range(4)))
+    await asyncio.gather(*(april.loop("top-ups").turn() for _ in range(4)))
     spend(april, 1)
     await keeper.turn()
     [addition] = await bought(april)
@@ -82,7 +81,7 @@ async def test_the_movement_that_brings_the_threshold_buys_once(april: April) ->
 
 async def test_what_is_not_enough_is_followed_by_more_up_to_the_months_maximum(april: April) -> None:
     await customer(april, credits=10, unit_cost="1", monthly_max=3)
-    keeper = TopUps(april.store)
+    keeper = april.loop("top-ups")
     spend(april, 1_500)
     for _ in range(6):
         await keeper.turn()
@@ -110,7 +109,7 @@ async def test_the_clock_orders_for_a_low_balance_that_nothing_moves(
     april: April, freed: str, more: int
 ) -> None:
     await customer(april, credits=10, unit_cost="1", monthly_max=1)
-    keeper = TopUps(april.store)
+    keeper = april.loop("top-ups")
     spend(april, 500)
     await keeper.turn()
     assert post(april) == 10
@@ -122,7 +121,7 @@ async def test_the_clock_orders_for_a_low_balance_that_nothing_moves(
 
 async def test_prepaid_ones_wait_for_their_payment_one_at_a_time(april: April) -> None:
     await customer(april, invoicing="prepaid")
-    keeper = TopUps(april.store)
+    keeper = april.loop("top-ups")
     for _ in range(3):
         spend(april, 200)
         await keeper.turn()
@@ -146,7 +145,7 @@ async def test_prepaid_ones_wait_for_their_payment_one_at_a_time(april: April) -
 async def test_who_switches_it_on_again_has_credits_ordered_where_a_note_cancelled_those_before(
     april: April,
 ) -> None:
-    owner, keeper = await customer(april, invoicing="prepaid"), TopUps(april.store)
+    owner, keeper = await customer(april, invoicing="prepaid"), april.loop("top-ups")
     spend(april, 450)
     await keeper.turn()
     [addition] = await bought(april)
@@ -167,7 +166,7 @@ async def test_who_switches_it_on_again_has_credits_ordered_where_a_note_cancell
 
 async def test_a_low_balance_orders_when_it_is_switched_on_and_nothing_once_it_is_off(april: April) -> None:
     made = await april.do("organizations", "create", name="Acme")
-    keeper, owner = TopUps(april.store), int(made["id"])
+    keeper, owner = april.loop("top-ups"), int(made["id"])
     await april.do("organizations", "change", owner, auto_top_up=TERMS)
     await april.do("organizations", "change", owner, auto_top_up=TERMS | {"credits": 7, "unit_cost": "5"})
     assert rows_of(april.url, ORDERS) == [(0, 0, False, False)]
@@ -178,7 +177,7 @@ async def test_a_low_balance_orders_when_it_is_switched_on_and_nothing_once_it_i
 
 async def test_what_the_counters_refuse_keeps_no_other_from_being_ordered(april: April) -> None:
     await customer(april)
-    keeper = TopUps(april.store)
+    keeper = april.loop("top-ups")
     spend(april, 450)
     await keeper.turn()
     rows_of(april.url, "UPDATE control_write SET state = 'refused' WHERE verb = 'credits' RETURNING id")
@@ -195,7 +194,7 @@ async def test_people_are_told_and_amounts_keep_their_currency(april: April) -> 
         "INSERT INTO webhook (url, events, secret) VALUES ('https://x', '[]', 'whsec_eA==') RETURNING id",
     )
     spend(april, 501)
-    await TopUps(april.store).turn()
+    await april.loop("top-ups").turn()
     [(told,)] = rows_of(april.url, "SELECT payload FROM webhook_delivery WHERE event = 'credits.topped_up'")
     assert isinstance(told, dict)
     assert (told["organization_id"], told["credit_balance"], told["credits_added"]) == (owner, -1, 1_000)
@@ -230,7 +229,7 @@ async def live(url: str, steps: list[tuple[str, int]]) -> None:
         expected, on_their_way = 1, True  # nothing is there to begin with
         for what, many in steps:
             if what == "turn":
-                await asyncio.gather(*(TopUps(april.store).turn() for _ in range(2)))
+                await asyncio.gather(*(april.loop("top-ups").turn() for _ in range(2)))
                 continue
             if what == "post":
                 if post(april):
@@ -247,7 +246,7 @@ async def live(url: str, steps: list[tuple[str, int]]) -> None:
             april.flush()
             if april.account.credit_seq and april.account.balance <= 100 and not on_their_way:
                 expected, on_their_way = expected + 1, True
-        await TopUps(april.store).turn()
+        await april.loop("top-ups").turn()
         assert len(await bought(april)) == expected
         assert [Decimal(str(each["unit_cost"])) for each in await bought(april)] == [
             Decimal("0.01")

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from gateway.background.timed.top_ups import TopUps
 from gateway.errors import Conflict, Unprocessable
 from tests.persistence.april import April, april, at
 from tests.persistence.scenario import Account, broken, rows_of
@@ -67,7 +66,7 @@ async def pay(april: April, invoice: dict[str, Any], amount: str, reference: str
 
 
 async def test_a_top_up_has_its_invoice_at_once_and_april_goes_without_it(april: April) -> None:
-    owner, keeper = await customer(april), TopUps(april.store)
+    owner, keeper = await customer(april), april.loop("top-ups")
     sold = await sell(april, owner, "now")
     assert sold["in_force"] is True
     assert await keeper.turn() == 0  # the account does not have them yet
@@ -85,7 +84,7 @@ async def test_a_top_up_has_its_invoice_at_once_and_april_goes_without_it(april:
 
 
 async def test_prepaid_credits_are_in_force_once_all_is_paid(april: April) -> None:
-    owner, keeper = await customer(april), TopUps(april.store)
+    owner, keeper = await customer(april), april.loop("top-ups")
     sold = await sell(april, owner, "prepaid")
     assert (sold["in_force"], sold["credits_remaining"]) == (False, 0)
     assert await keeper.turn() == 1
@@ -106,7 +105,7 @@ async def test_prepaid_credits_are_in_force_once_all_is_paid(april: April) -> No
 
 
 async def test_prepaid_credits_are_given_once_however_often_money_comes_and_goes(april: April) -> None:
-    owner, keeper = await customer(april), TopUps(april.store)
+    owner, keeper = await customer(april), april.loop("top-ups")
     sold = await sell(april, owner, "prepaid")
     await keeper.turn()
     made = await own_invoice(april, sold)
@@ -119,7 +118,7 @@ async def test_prepaid_credits_are_given_once_however_often_money_comes_and_goes
 
 
 async def test_prepaid_credits_that_are_cancelled_are_neither_owed_nor_given(april: April) -> None:
-    owner, keeper = await customer(april), TopUps(april.store)
+    owner, keeper = await customer(april), april.loop("top-ups")
     sold = await sell(april, owner, "prepaid")
     await keeper.turn()
     made = await own_invoice(april, sold)
@@ -134,7 +133,7 @@ async def test_prepaid_credits_that_are_cancelled_are_neither_owed_nor_given(apr
 
 
 async def test_what_is_paid_in_part_and_then_cancelled_is_not_given(april: April) -> None:
-    owner, keeper = await customer(april), TopUps(april.store)
+    owner, keeper = await customer(april), april.loop("top-ups")
     sold = await sell(april, owner, "prepaid")
     await keeper.turn()
     made = await own_invoice(april, sold)
@@ -155,13 +154,13 @@ async def test_two_keepers_make_one_invoice(april: April) -> None:
     owner = await customer(april)
     for _ in range(3):
         await sell(april, owner, "prepaid")
-    await asyncio.gather(*(TopUps(april.store, additions_a_page=2).turn() for _ in range(3)))
+    await asyncio.gather(*(april.loop("top-ups", page=2).turn() for _ in range(3)))
     assert len(rows_of(april.url, "SELECT id FROM invoice")) == 3
     assert await broken(april.url) == []
 
 
 async def test_what_a_person_billed_before_is_not_billed_again(april: April) -> None:
-    owner, keeper = await customer(april), TopUps(april.store)
+    owner, keeper = await customer(april), april.loop("top-ups")
     sold = await sell(april, owner, "now")
     post(april)
     by_hand = await april.do(

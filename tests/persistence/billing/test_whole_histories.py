@@ -20,7 +20,6 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.background.timed.top_ups import TopUps
 from gateway.core.accounts.ledger import EventKind
 from gateway.errors import Conflict
 from tests.persistence.april import April
@@ -180,8 +179,8 @@ class WholeHistory(History):
             assert (told["accepted"], told["duplicates"]) == (0, 1)
         for invoice, amount, reference in self.paid:
             await self.april.do("invoices", "payments", invoice, amount=amount, reference=reference)
-        await TopUps(self.april.store).turn()
-        await self.april.store.charge(self.ids["organization"])
+        await self.april.loop("top-ups").turn()
+        await self.april.charge(self.ids["organization"])
         assert self.april.rows(charged) == before
         await self._check()
 
@@ -297,7 +296,7 @@ class WholeHistory(History):
         if not await self._ordered(how):
             return
         self._post()
-        assert await TopUps(self.april.store).turn() == 1
+        assert await self.april.loop("top-ups").turn() == 1
         [(made,)] = self.april.rows("SELECT max(invoice_id) FROM credit_addition")
         assert isinstance(made, int)
         self.open.append(made)

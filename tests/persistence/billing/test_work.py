@@ -13,7 +13,6 @@ from typing import Any
 from sqlalchemy import event
 
 from gateway.admin.resources.finance import ITEMS
-from gateway.background.timed.dunning import Dunning
 from gateway.core.billing.dunning import DunningSchedule
 from gateway.core.billing.finance import Asked
 from tests.persistence.april import April, april, at, invoiced, opened, plan, service, use
@@ -118,7 +117,7 @@ async def test_credit_of_four_times_the_notes_is_four_times_the_work(april: Apri
     april.rows(DOCUMENTS.format(of=ids["organization"], count=5_000))
     april.rows(CHARGES, [ids["organization"]])
     await april.on(at(5, 2, 1))
-    await Dunning(april.store).turn()
+    await april.loop("dunning").turn()
     for count in (250, 1_000):
         await april.on(at(4, 1, 1))
         ids = await customer(april, starter, april.now.date(), None)
@@ -126,7 +125,7 @@ async def test_credit_of_four_times_the_notes_is_four_times_the_work(april: Apri
         april.connection.execute("ANALYZE")
         await april.on(at(5, 2, 1))
         work.clear()
-        await Dunning(april.store, DunningSchedule((3,), 10)).turn()
+        await april.loop("dunning", DunningSchedule((3,), 10)).turn()
         applied = "SELECT count(*) FROM note_application WHERE organization_id = %s"
         assert april.rows(applied, [ids["organization"]]) == [(count,)]
         april.connection.execute("ANALYZE")
@@ -223,7 +222,7 @@ async def everything(april: April, ids: dict[str, int], days: int) -> None:
     await april.on(datetime.combine(TODAY, time(1), UTC))
     await april.allocate()
     await april.store.unbilled(owner)
-    await april.store.charge(owner)
+    await april.charge(owner)
     analyze(april)
     # The second half alone at first, so that a note and the rest meet documents.
     for until in (begins + timedelta(days=days // 2), TODAY):
@@ -244,7 +243,7 @@ async def everything(april: April, ids: dict[str, int], days: int) -> None:
     )
     post(april)
     await april.allocate()
-    await april.store.charge(owner)
+    await april.charge(owner)
     await april.store.unbilled(owner)
     now = april.now
     asked = Asked(now, now - timedelta(days=2 * days), owner)
@@ -254,9 +253,9 @@ async def everything(april: April, ids: dict[str, int], days: int) -> None:
         pass
     async for _ in april.store.usage(billed["id"]):
         pass
-    await Dunning(april.store, DunningSchedule((3, 10), 20)).turn()
+    await april.loop("dunning", DunningSchedule((3, 10), 20)).turn()
     await act(april, ids, "cancel", when="now")
-    await april.store.charge(owner)
+    await april.charge(owner)
 
 
 async def work_of(url: str, days: int) -> Counter[str]:

@@ -1,0 +1,287 @@
+"""The keeper's loops over what is due in PostgreSQL, as rows of one loop.
+
+Part of the composition root. Each write of a row is the one that people have, by the keeper.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
+from typing import TypeVar
+from uuid import uuid4
+
+from gateway.background.isolation import Isolation
+from gateway.background.loops import Due, Loop, batches, call, each
+from gateway.background.timed.closing import AccountClosing
+from gateway.background.timed.invoicing import Invoicing
+from gateway.core.accounts.administration import KEEPER, Command
+from gateway.core.accounts.zones import clock_of
+from gateway.core.billing.allocation import ExpiredGrant
+from gateway.core.billing.dunning import DunningSchedule
+from gateway.core.integrity.reconciliation import Owner
+from gateway.core.moments import ms_of
+from gateway.counters.keeper.verification import KeeperCounters
+from gateway.errors import Conflict, CountersUnavailable, Unprocessable
+from gateway.settings.settings import Settings
+from persistence.billing import (
+    charges,
+    charging,
+    dunning,
+    open_credit,
+    payments,
+    plan_prices,
+    reratings,
+    subscriptions,
+    top_up_orders,
+    top_ups,
+)
+from persistence.billing.allocations import Allocations
+from persistence.engine import Connection
+from persistence.keeper.clock_changes import ToldClocks
+from persistence.keeper.notices import Notices
+from persistence.keeper.sweeps import Sweeps
+from persistence.ledger.checkpoints import Checkpoints
+from persistence.schedule import Schedule
+from persistence.store import Store
+
+Loops = dict[str, Callable[[], Awaitable[None]]]
+T = TypeVar("T")
+Clock = Callable[[], datetime]
+
+HOUR_S = 3_600.0
+SUBSCRIPTIONS_MAX = 500
+# What is charged of one organization and of many costs PostgreSQL nearly the same, so those of a partition
+# are charged together. Their charges are one transaction: the flush of their partition waits for it.
+ORGANIZATIONS_A_BATCH = 25
+PRICES_A_PASS = 20
+EXPIRED_MAX = 500
+# Tenants that are defined again in one pass, of each zone.
+TENANTS_OF_A_ZONE = 1_000
+# News that came up while no keeper ran is told this far back.
+LOOK_BACK = timedelta(hours=1)
+# What a month's last minutes left in the outbox is stored by then, most of the time.
+STORED_BY = timedelta(hours=1)
+
+
+def billing_loops(
+    store: Store, clock: Clock, schedule: DunningSchedule = DunningSchedule(), page: int = 200  # noqa: B008  # frozen
+) -> dict[str, Loop]:  # fmt: skip
+    """Each loop by its name; `page` is how many organizations, additions or invoices are read together."""
+
+    def today() -> date:
+        return clock().astimezone(UTC).date()
+
+    def sql(find: Callable[[Connection, int, int], Sequence[T]]) -> Due[T]:
+        """What PostgreSQL finds behind an id, so many at most."""
+        return lambda after, count: store.run(lambda connection: find(connection, after, count))
+
+    def write(resource: str, verb: str) -> Callable[[int], Awaitable[object]]:
+        return lambda row_id: store.write(_command(resource, verb, row_id))
+
+    def apply_credit(connection: Connection, organization_id: int) -> None:
+        charges.hold(connection, organization_id)
+        payments.apply_open(store.change(connection, _command("invoices", "apply")), organization_id)
+
+    async def fall_overdue() -> int:
+        fallen = 0
+        while now := await store.run(lambda connection: payments.fall_overdue(connection, today(), page)):
+            fallen += now
+        return fallen
+
+    async def dun(organization_id: int) -> None:
+        await store.write(
+            _command("dunning-steps", "advance", organization_id=organization_id, schedule=schedule)
+        )
+
+    async def make_ordered(order_id: int) -> None:
+        await store.write(_command("credit-additions", "create-ordered", order_id=order_id))
+
+    async def bill_top_up(one: top_ups.TopUp) -> None:
+        of = {"organization_id": one.organization_id, "source_id": one.addition_id}
+        await store.write(_command("invoices", "top-up", None, source="credit_addition", **of))
+
+    not_now = (Conflict, Unprocessable)
+
+    loops = (
+        Loop("calendar", 1.0, (
+            each(
+                sql(lambda connection, _, count: plan_prices.due(connection, today(), count)),
+                write("subscription-plans", "advance"), count=SUBSCRIPTIONS_MAX,
+            ),
+            each(
+                sql(lambda connection, _, count: subscriptions.due(connection, today(), count)),
+                write("organization-subscriptions", "advance"), count=SUBSCRIPTIONS_MAX,
+            ),
+        )),
+        Loop("charging", HOUR_S, (
+            batches(
+                sql(lambda connection, *page: charging.due(connection, today(), *page)),
+                partial(charge, store, today), count=page, place=int,
+                split=partial(_by_partition, store.partition),
+            ),
+        )),
+        # Open credit comes first: who owes nothing by it is let alone.
+        Loop("dunning", 5.0, (
+            each(
+                sql(lambda connection, *page: open_credit.due(connection, today(), *page)),
+                lambda one: store.run(lambda connection: apply_credit(connection, one)),
+                count=page, place=int,
+            ),
+            call(fall_overdue),
+            each(
+                sql(lambda connection, *page: dunning.due(connection, schedule, today(), *page)), dun,
+                count=page, place=int, leaves=(Conflict,),
+            ),
+        )),
+        Loop("rating", 5.0, (
+            each(
+                sql(lambda connection, _, count: reratings.left(connection, count)),
+                write("prices", "rate"), count=PRICES_A_PASS,
+            ),
+        ), again=True),
+        Loop("top-ups", 1.0, (
+            each(
+                sql(top_up_orders.due), make_ordered, count=page, place=int, leaves=not_now,
+                name="order {}".format,
+            ),
+            each(
+                sql(top_ups.due), bill_top_up, count=page, place=lambda one: one.addition_id, leaves=not_now,
+                name=lambda one: f"addition {one.addition_id}",
+            ),
+        )),
+    )  # fmt: skip
+    return {one.name: one for one in loops}
+
+
+async def charge(store: Store, today: Callable[[], date], organization_ids: Sequence[int]) -> None:
+    """Charge what is known of some of a partition; those that somebody else charges now behind them."""
+    day, partition = today(), store.partition(organization_ids[0])
+    busy = await store.run(
+        lambda connection: charging.charge_free(connection, organization_ids, partition, day)
+    )
+    for one in busy:
+        await store.run(partial(charging.charge, organization_id=one, partition=partition, today=day))
+
+
+def month_ends(checkpoints: Checkpoints, clock: Clock, page: int = 100) -> Loop:
+    """Has what accounts came to by the end of a month added up, once the month is over.
+
+    So comparing and finalizing read the open month alone, however old an account is. It is
+    everybody once a month, and once after a start; all again in an hour where somebody was left.
+    """
+    closed_before: date | None = None
+
+    async def close(isolation: Isolation, loop: str) -> int:
+        nonlocal closed_before
+        open_month, found, made = (clock() - STORED_BY).date().replace(day=1), 0, 0
+        if open_month == closed_before:
+            return 0
+
+        async def due(after: int, count: int) -> Sequence[int]:
+            nonlocal found
+            some = await checkpoints.after(after, count)
+            found += len(some)
+            return some
+
+        async def close_some(some: Sequence[int]) -> None:
+            nonlocal made
+            made += await checkpoints.close_months(some, open_month)
+
+        closed = await batches(due, close_some, count=page, place=int)(isolation, loop)
+        closed_before = open_month if closed == found else None
+        return made
+
+    return Loop("checkpoints", HOUR_S, (close,))
+
+
+def expirer(ledger: Allocations, counters: KeeperCounters, partition_of: Callable[[int], int]) -> Loop:
+    """Takes what is left of credits when they expire: exactly the rest, nothing that was used in time.
+
+    Uses are allocated to grants as they are stored. Once everything that happened before a grant's moment of
+    expiry is allocated, its rest is known for ever, and an intent takes it: other grants paid for later use.
+    """
+
+    async def allocate(organization_id: int) -> None:
+        while not await ledger.allocate(organization_id):
+            pass
+
+    async def expired(_: int, count: int) -> Sequence[ExpiredGrant]:
+        return await ledger.expired(await counters.now_ms(), count)
+
+    async def expire(grant: ExpiredGrant) -> None:
+        owner = grant.organization_id
+        heads = await counters.account_heads([Owner(owner, ())])
+        if (head := heads.get(f"credits:{owner}")) is not None:
+            await ledger.expire(grant, partition_of(owner), head.seq)
+
+    # A server that is away keeps its own accounts waiting, and nobody else's.
+    away = (CountersUnavailable,)
+    return Loop("expirer", 0.5, (
+        each(lambda _, count: ledger.behind(count), allocate, count=100, name="organization {}".format),
+        each(expired, expire, count=EXPIRED_MAX, leaves=away, name=lambda one: f"addition {one.id}"),
+    ), quiet=away)  # fmt: skip
+
+
+def sweeper(sweeps: Sweeps, counters: KeeperCounters) -> Loop:
+    """Resets tenants that nobody calls, so that ledger and invoices have their cycles on time.
+
+    A reset that is due runs in every script that touches a tenant as well. The counters decide whether it is.
+    """
+    away = (CountersUnavailable,)
+    sweep = each(
+        lambda _, count: sweeps.due(count), lambda one: counters.sweep(*one), count=1_000, leaves=away,
+        name=lambda one: f"tenant {one[0]}",
+    )  # fmt: skip
+    return Loop("sweeper", 1.0, (sweep,), quiet=away)
+
+
+def clock_changes(told: ToldClocks, clock: Clock) -> Loop:
+    """Tells the counters of clocks: what they know of a zone is exact until its clocks change twice."""
+
+    async def tell(zone: str) -> None:
+        await told.tell(zone, clock_of(zone, ms_of(clock())), TENANTS_OF_A_ZONE)
+
+    return Loop("clock changes", 10.0, (each(lambda _, __: told.zones(), tell),))
+
+
+def news_loops(notices: Notices, clock: Clock) -> Sequence[Loop]:
+    """Looks for what happened each second and what is coming each minute, a tenth of the time at most."""
+    since = clock() - LOOK_BACK
+
+    async def look() -> None:
+        nonlocal since
+        now = clock()
+        await notices.notice(since, now)
+        since = now
+
+    return (
+        Loop("news", 1.0, (call(look),), rest=9.0),
+        Loop("forecasts", 60.0, (call(lambda: notices.foresee(clock())),), rest=9.0),
+    )
+
+
+def invoicing_loops(
+    settings: Settings, due: Schedule, closing: AccountClosing, log: Callable[..., None]
+) -> Sequence[Loop]:
+    """Invoices on schedule, where a person wants them."""
+    if settings.invoice_schedule == "off":
+        return ()
+    final, at_once = settings.invoice_schedule == "finalize", settings.invoices_at_once
+    invoicing = Invoicing(due, closing, log, finalize=final, at_once=at_once)
+    return (Loop("invoicing", 60.0, (call(invoicing.turn),)),)
+
+
+def _command(resource: str, verb: str, row_id: int | None = None, **values: object) -> Command:
+    return Command(resource, verb, KEEPER, str(uuid4()), lambda row: row, row_id, values)
+
+
+def _by_partition(partition_of: Callable[[int], int], page: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Those of each partition, so many at once."""
+    shares = defaultdict[int, list[int]](list)
+    for organization_id in page:
+        shares[partition_of(organization_id)].append(organization_id)
+    for share in shares.values():
+        for at in range(0, len(share), ORGANIZATIONS_A_BATCH):
+            yield share[at : at + ORGANIZATIONS_A_BATCH]

@@ -1,0 +1,145 @@
+"""What each loop of the clock does by itself: pages, items that fail, pauses, and errors of everybody."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import cast
+
+import pytest
+
+from gateway.background.isolation import Isolation
+from gateway.background.loops import Loop, batches, call, each
+from gateway.errors import Conflict, CountersUnavailable, StoreUnavailable
+from gateway.run.timed_loops import LOOK_BACK, news_loops
+from persistence.keeper.notices import Notices
+from tests.waiting import eventually
+
+POISON, WAITS, IDLE, AWAY = 3, 4, 6, 9
+
+
+class Items:
+    """Items that are due. One is poison, one has to wait, and with one nothing can be done at all."""
+
+    def __init__(self, *ids: int) -> None:
+        self.ids, self.done, self.asked = list(ids), list[int](), list[tuple[int, int]]()
+
+    async def due(self, after: int, count: int) -> Sequence[int]:
+        self.asked.append((after, count))
+        return [one for one in sorted(self.ids) if one > after][:count]
+
+    async def act(self, one: int) -> bool:
+        if one == IDLE:
+            return False
+        if one == AWAY:
+            raise StoreUnavailable
+        if one == POISON:
+            raise KeyError(one)
+        if one == WAITS:
+            raise Conflict("not now")
+        self.done.append(one)
+        return True
+
+    async def act_all(self, some: Sequence[int]) -> None:
+        for one in some:
+            await self.act(one)
+
+    def loop(self, count: int = 2, *, again: bool = False) -> Loop:
+        step = each(self.due, self.act, count=count, place=int, leaves=(Conflict,))
+        return Loop("loop", 3_600.0, (step,), again=again)
+
+
+async def test_a_pass_goes_through_all_pages_and_leaves_what_fails_or_has_to_wait() -> None:
+    items, isolation = Items(1, 2, POISON, WAITS, 5, IDLE), Isolation()
+    assert await items.loop().turn(isolation) == len(items.done)
+    assert items.done == [1, 2, 5]
+    assert items.asked == [(0, 2), (2, 2), (4, 2), (6, 2)]
+    assert isolation.figures() == {"loop_failures": [["loop", "item", 1]]}  # what waits is no failure
+
+
+async def test_without_a_place_there_is_one_page_a_pass() -> None:
+    items = Items(1, 2, 5)
+    assert await Loop("loop", 1.0, (each(items.due, items.act, count=2),)).turn() == 2
+
+
+async def test_batches_are_split_and_an_item_that_fails_its_batch_is_left_alone() -> None:
+    items, isolation, seen = Items(1, 2, POISON, 5), Isolation(), list[Sequence[int]]()
+
+    async def act(some: Sequence[int]) -> None:
+        seen.append(some)
+        if POISON in some:
+            raise KeyError
+        await items.act_all(some)
+
+    step = batches(items.due, act, place=int, split=lambda page: [page[:1], page[1:]])
+    assert await Loop("loop", 1.0, (step,)).turn(isolation) == 3
+    assert seen == [[1], [2, POISON, 5], [2], [POISON], [5]]
+    assert isolation.figures() == {"loop_failures": [["loop", "item", 1]]}
+
+
+async def test_what_concerns_everybody_ends_the_pass_with_the_steps_behind_it() -> None:
+    items, others = Items(1, AWAY, 10), Items(1)
+    loop = Loop("loop", 1.0, (*items.loop().steps, *others.loop().steps))
+    with pytest.raises(StoreUnavailable):
+        await loop.turn()
+    assert (items.done, others.done) == ([1], [])
+
+
+async def running(loop: Loop, until: object) -> None:
+    task = asyncio.create_task(loop.run())
+    try:
+        await eventually(until)  # type: ignore[arg-type]  # a condition
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_passes_follow_at_once_while_there_is_something() -> None:
+    items, counts = Items(1), list[int]()
+
+    async def one() -> int:
+        counts.append(len(counts))
+        return 2 - len(counts)
+
+    await running(Loop("loop", 3_600.0, (call(one),), again=True), lambda: counts == [0, 1])
+    await running(items.loop(again=False), lambda: items.asked == [(0, 2), (1, 2)])
+
+
+async def test_errors_that_are_quiet_end_a_pass_and_others_end_the_run() -> None:
+    tries = list[int]()
+
+    async def fails() -> None:
+        tries.append(1)
+        raise (CountersUnavailable if len(tries) < 3 else StoreUnavailable)
+
+    with pytest.raises(StoreUnavailable):
+        await Loop("loop", 0.0, (call(fails),), quiet=(CountersUnavailable,)).run()
+    assert len(tries) == 3
+
+
+def test_a_loop_may_rest_a_multiple_of_what_a_pass_took() -> None:
+    loop = Loop("loop", 1.0, (), rest=9.0)
+    assert [loop.pause_s(took) for took in (0.01, 2.0)] == [1.0, 18.0]
+
+
+async def test_each_look_at_news_begins_where_the_last_one_that_was_kept_ended() -> None:
+    begun = datetime(2026, 4, 1, 12, tzinfo=UTC)
+    clock, noticed, fails = [begun], list[tuple[datetime, datetime]](), {3, 4}
+
+    class Kept:
+        async def notice(self, since: datetime, now: datetime) -> None:
+            if (now - begun).seconds in fails:
+                raise ConnectionError
+            noticed.append((since, now))
+
+    news, _ = news_loops(cast("Notices", Kept()), lambda: clock[0])
+    for second in range(6):
+        clock[0] = begun + timedelta(seconds=second)
+        with suppress(ConnectionError):
+            await news.turn()
+    moments = [begun - LOOK_BACK, *(begun + timedelta(seconds=at) for at in (0, 1, 2, 5))]
+    assert noticed == list(pairwise(moments))
