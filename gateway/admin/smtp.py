@@ -1,21 +1,21 @@
-"""Hands mails to the operator's mail server: as much of SMTP as a message goes out by.
+"""Hands mails to the operator's mail server, by aiosmtplib.
 
 Anything but a server on this machine is spoken to under TLS alone, verified, and credentials are shown to no
-other. Whatever the server does is told, never raised. Sources: RFC 5321, 3207 (STARTTLS), 4954 (AUTH), 8314
-(`smtps`).
+other. Whatever the server does is told, never raised.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ssl
-from asyncio import LimitOverrunError, StreamReader, StreamReaderProtocol, StreamWriter
-from base64 import b64encode
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address
 from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
+
+from aiosmtplib import SMTP, SMTPException, SMTPRecipientRefused, SMTPResponseException
 
 from gateway.core.addresses import literal
 from gateway.core.alerts.mail import Mail
@@ -27,24 +27,7 @@ from gateway.files import require_regular
 # Waiting for a connection included; shorter than a delivery is anybody's.
 TIMEOUT_S: Final = 30.0
 CONNECTIONS_MAX: Final = 4
-LINE_BYTES_MAX: Final = 2048
-REPLY_LINES_MAX: Final = 100
 PORTS: Final = {"smtp": 587, "smtps": 465}
-
-
-class Reply(NamedTuple):
-    """What the server said: a status, and the lines behind it."""
-
-    status: int
-    lines: tuple[str, ...]
-
-
-class _Refused(Exception):
-    """The server does not take it."""
-
-    def __init__(self, said: Reply) -> None:
-        super().__init__(f"{said.status} {said.lines[-1]}")
-        self.status = said.status
 
 
 class Where(NamedTuple):
@@ -99,32 +82,28 @@ class Mailer:
         try:
             async with asyncio.timeout(self._timeout_s), self._turns:
                 return await self._hand_over(mail)
-        except _Refused as refused:
-            return Outcome(refused.status, plain(refused))
-        except (OSError, EOFError, TimeoutError, ValueError, LimitOverrunError) as error:
+        except SMTPResponseException as said:
+            return Outcome(said.code if said.code > 0 else None, _told(said))
+        except (SMTPException, OSError, TimeoutError, ValueError) as error:
             return Outcome(None, plain(error) or type(error).__name__)
 
     async def _hand_over(self, mail: Mail) -> Outcome:
         where = self._where()
         context = None if where.tls == "none" else await asyncio.to_thread(self._context)
-        session = await _Session.open(where.host, where.port, context if where.tls == "first" else None)
+        server = SMTP(
+            hostname=where.host, port=where.port, use_tls=where.tls == "first", start_tls=False,
+            tls_context=context, local_hostname="localhost", timeout=None,
+        )  # fmt: skip
         try:
-            offered = await session.greeted()
-            if context is not None and where.tls == "starttls":
-                offered = await self._upgraded(session, offered, context, where.host)
+            await server.connect()
+            server.local_hostname = _here(server)
+            if where.tls == "starttls":
+                await server.starttls(timeout=self._timeout_s)
             if where.user:
-                await session.authenticate(where.user, where.password, offered.get("AUTH", ""))
-            return await session.deliver(mail)
+                await server.login(where.user, where.password)
+            return await _deliver(server, mail)
         finally:
-            session.close()
-
-    async def _upgraded(
-        self, session: _Session, offered: dict[str, str], context: ssl.SSLContext, host: str
-    ) -> dict[str, str]:
-        if "STARTTLS" not in offered:
-            raise ConnectionError("the mail server offers no STARTTLS, and no mail goes there without")
-        await session.start_tls(context, host)
-        return await session.hello()
+            server.close()
 
 
 def _verified_by(ca_file: str) -> ssl.SSLContext:
@@ -133,111 +112,39 @@ def _verified_by(ca_file: str) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=ca_file or None)
 
 
-class _Session:
-    """A connection: commands and their replies."""
-
-    def __init__(self, reader: StreamReader, writer: StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    @classmethod
-    async def open(cls, host: str, port: int, context: ssl.SSLContext | None) -> _Session:
-        """Connect; under TLS from the first byte where there is a context."""
-        return cls(*await asyncio.open_connection(host, port, ssl=context, limit=LINE_BYTES_MAX))
-
-    async def greeted(self) -> dict[str, str]:
-        """Wait for the greeting and answer it; what the server offers."""
-        _expect(await self._reply(), 220)
-        return await self.hello()
-
-    async def hello(self) -> dict[str, str]:
-        """Say who we are: an address, as this machine's name is nobody's business."""
-        address = ip_address(self._writer.get_extra_info("sockname")[0].partition("%")[0])
-        said = await self._ask(f"EHLO [{'IPv6:' if address.version == 6 else ''}{address}]", 250)
-        return {word.upper(): rest for word, _, rest in (line.partition(" ") for line in said.lines[1:])}
-
-    async def start_tls(self, context: ssl.SSLContext, host: str) -> None:
-        """Go on under TLS. What came before it counts for nothing: the new reader begins empty."""
-        await self._ask("STARTTLS", 220)
-        loop = asyncio.get_running_loop()
-        reader = StreamReader(limit=LINE_BYTES_MAX)
-        protocol = StreamReaderProtocol(reader)
-        transport = await loop.start_tls(self._writer.transport, protocol, context, server_hostname=host)
-        assert transport is not None
-        protocol.connection_made(transport)
-        # A writer that nobody has any more would close what the new one writes to.
-        self._under_tls = self._writer
-        self._reader, self._writer = reader, StreamWriter(transport, protocol, reader, loop)
-
-    async def authenticate(self, user: str, password: str, mechanisms: str) -> None:
-        """Show credentials in the way the server takes."""
-        offered = mechanisms.upper().split()
-        if "PLAIN" in offered or "LOGIN" not in offered:
-            await self._ask(f"AUTH PLAIN {_base64(f'{chr(0)}{user}{chr(0)}{password}')}", 235)
-            return
-        await self._ask("AUTH LOGIN", 334)
-        await self._ask(_base64(user), 334)
-        await self._ask(_base64(password), 235)
-
-    async def deliver(self, mail: Mail) -> Outcome:
-        """Send a mail to those of its recipients that the server takes."""
-        await self._ask(f"MAIL FROM:<{mail.sender}>", 250)
-        answers = [await self._recipient(each) for each in mail.recipients]
-        refused = [each for each in answers if each is not None]
-        if len(refused) == len(mail.recipients):
-            raise refused[-1]
-        await self._ask("DATA", 354)
-        self._writer.write(_stuffed(mail.content))
-        said = await self._ask(".", 250)
-        self._writer.write(b"QUIT\r\n")
-        if not refused:
-            return Outcome(said.status)
-        several = f"{len(refused)} of {len(mail.recipients)} recipients refused"
-        return Outcome(said.status, plain(f"{several}: {refused[-1]}"))
-
-    def close(self) -> None:
-        """Let go; nothing is waited for."""
-        self._writer.close()
-
-    async def _recipient(self, address: str) -> _Refused | None:
-        try:
-            await self._ask(f"RCPT TO:<{address}>", 250, 251)
-        except _Refused as refused:
-            return refused
-        return None
-
-    async def _ask(self, command: str, *wanted: int) -> Reply:
-        self._writer.write(command.encode() + b"\r\n")
-        await self._writer.drain()
-        return _expect(await self._reply(), *wanted)
-
-    async def _reply(self) -> Reply:
-        lines: list[str] = []
-        while len(lines) < REPLY_LINES_MAX:
-            line = await self._reader.readuntil(b"\n")
-            status, last = line[:3], line[3:4] != b"-"
-            if not (status.isdigit() and len(status) == 3):
-                raise ConnectionError("the mail server does not speak SMTP")
-            lines.append(line[4:].decode("ascii", "replace").strip())
-            if last:
-                return Reply(int(status), tuple(lines))
-        raise ConnectionError(f"the mail server's reply has more than {REPLY_LINES_MAX} lines")
+async def _deliver(server: SMTP, mail: Mail) -> Outcome:
+    """Send a mail to those of its recipients that the server takes."""
+    await server.mail(mail.sender)
+    refused = [each for address in mail.recipients if (each := await _refusal(server, address)) is not None]
+    if len(refused) == len(mail.recipients):
+        raise refused[-1]
+    said = await server.data(mail.content)
+    with suppress(SMTPException):  # it has the mail: no answer is waited for
+        assert server.protocol is not None
+        server.protocol.write(b"QUIT\r\n")
+    if not refused:
+        return Outcome(said.code)
+    several = f"{len(refused)} of {len(mail.recipients)} recipients refused"
+    return Outcome(said.code, plain(f"{several}: {_told(refused[-1])}"))
 
 
-def _expect(said: Reply, *wanted: int) -> Reply:
-    if said.status not in wanted:
-        raise _Refused(said)
-    return said
+async def _refusal(server: SMTP, address: str) -> SMTPRecipientRefused | None:
+    try:
+        await server.rcpt(address)
+    except SMTPRecipientRefused as refused:
+        return refused
+    return None
 
 
-def _stuffed(content: bytes) -> bytes:
-    """A message's lines as they travel, so that none of them ends it."""
-    whole = content if content.endswith(b"\r\n") else content + b"\r\n"
-    return (b"\r\n" + whole).replace(b"\r\n.", b"\r\n..")[2:]
+def _here(server: SMTP) -> str:
+    """How we greet: by an address, as this machine's name is nobody's business."""
+    address = ip_address(server.get_transport_info("sockname")[0].partition("%")[0])
+    return f"[{'IPv6:' if address.version == 6 else ''}{address}]"
 
 
-def _base64(text: str) -> str:
-    return b64encode(text.encode()).decode("ascii")
+def _told(said: SMTPResponseException) -> str:
+    status = f"{said.code} " if said.code > 0 else ""
+    return plain(f"{status}{said.message.splitlines()[-1] if said.message else ''}")
 
 
 def _is_loopback(host: str) -> bool:
