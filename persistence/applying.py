@@ -6,9 +6,8 @@ the organization whose caller did. Control writes are kept until all is written,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
 from typing import Any
 
 from sqlalchemy import (
@@ -38,16 +37,11 @@ from persistence import confinement, turns_to_apply
 from persistence.refusals import TRY_AGAIN, sqlstate, translated
 from persistence.resources import audit, idempotency
 from persistence.subject import Batch, Change, Subject, id_in
-from persistence.subjects import SUBJECTS, TOGETHER
+from persistence.subjects import SUBJECTS
 from persistence.tables.operations import applied_row
-from persistence.together import OneByOne
 from persistence.turns_to_apply import LOCK_WAIT_S, Touched
 
 ROWS_WRITTEN_MAX = 1_000
-
-# So many steps are done at once; where one of them is refused, by halves, and so few one by one.
-TOGETHER_MAX = 500
-ONE_BY_ONE_MAX = 8
 
 Done = tuple[Change, Row]
 Begins = Callable[[Connection, Command, Batch], Change]
@@ -155,52 +149,22 @@ class Applying:
         batch = Batch()
         entries: list[dict[str, object]] = []
         change: Change | None = None
-        for some in _alike(steps):
-            for step, done in zip(some, self._some(connection, some, batch), strict=True):
-                if isinstance(done, str):
-                    ran[step.number] = Ran(step.command.id or 0, done)
-                    continue
-                change, row = done
-                entries.append(audit.entry_of(change, row))
-                row_id = id_in(row, "id")
-                ran[step.number] = Ran(row_id)
-                self._made.setdefault(step.number, row_id)
+        for step in steps:
+            done = self._one(connection, step, batch)
+            if isinstance(done, str):
+                ran[step.number] = Ran(step.command.id or 0, done)
+                continue
+            change, row = done
+            entries.append(audit.entry_of(change, row))
+            row_id = id_in(row, "id")
+            ran[step.number] = Ran(row_id)
+            self._made.setdefault(step.number, row_id)
         if change is not None:
             audit.keep(connection, entries)
             change.batch = None
             change.intend_all(_once(batch.writes))
             self.intents = tuple(change.intents)
         return ran
-
-    def _some(self, connection: Connection, steps: Sequence[Step], batch: Batch) -> Sequence[Done | str]:
-        """Do steps that are alike at once, else by halves: what came of each, or why it stays."""
-        if len(steps) > 1:
-            done = self._together(connection, steps, batch)
-            if done is not None:
-                return done
-        if len(steps) <= ONE_BY_ONE_MAX:
-            return [self._one(connection, step, batch) for step in steps]
-        half = len(steps) // 2
-        return [each for some in (steps[:half], steps[half:]) for each in self._some(connection, some, batch)]
-
-    def _together(self, connection: Connection, steps: Sequence[Step], batch: Batch) -> Sequence[Done] | None:
-        """Do these steps at once; None, with nothing done, where not all are right together."""
-        mine = Batch(held=set(batch.held))
-        changes = [self._begins(connection, self._settled(step), mine) for step in steps]
-        try:
-            with connection.begin_nested():
-                rows = confinement.done_together(changes, TOGETHER[_kind(steps[0])])
-                for change, step in zip(changes, steps, strict=True):
-                    _refuse_changed(change, step)
-        except (OneByOne, AdminRefusal):
-            return None
-        except SQLAlchemyError as error:
-            if _is_fault(error):
-                raise
-            return None
-        batch.writes += mine.writes
-        batch.held = mine.held
-        return list(zip(changes, rows, strict=True))
 
     def _one(self, connection: Connection, step: Step, batch: Batch) -> Done | str:
         """Do one step; why it stays, where it may. `StepRefused` tells which one is refused."""
@@ -241,18 +205,6 @@ class Applying:
 
     def _id(self, mark: Mark) -> int:
         return self._made[mark.row_id.number] if isinstance(mark.row_id, New) else mark.row_id
-
-
-def _alike(steps: Sequence[Step]) -> Iterator[Sequence[Step]]:
-    """The steps in their order: those of one kind and verb some at once where there is a way, else alone."""
-    for kind, some in groupby(steps, _kind):
-        these = list(some)
-        most = TOGETHER_MAX if kind in TOGETHER else 1
-        yield from (these[at : at + most] for at in range(0, len(these), most))
-
-
-def _kind(step: Step) -> tuple[str, str]:
-    return step.command.resource, step.command.verb
 
 
 def _is_fault(error: SQLAlchemyError) -> bool:

@@ -6,7 +6,6 @@ Checked here for every write, before a verb of a resource sees it and after it: 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from gateway.core.accounts.administration import OWNER, Row
@@ -15,7 +14,6 @@ from gateway.errors import NotFound, Unprocessable
 from persistence.most_of_own import refuse_more
 from persistence.subject import Change, require
 from persistence.tables.people import organization
-from persistence.together import Does
 
 
 def done(change: Change) -> Row:
@@ -25,17 +23,6 @@ def done(change: Change) -> Row:
     row = change.subject.verbs[change.command.verb](change)
     leave(change, row)
     return row
-
-
-def done_together(changes: Sequence[Change], does: Does) -> Sequence[Row]:
-    """Do many writes of one kind within their bounds, all of them or, by an error, none."""
-    for change in changes:
-        enter(change)
-    refuse_more(changes[0], len(changes))
-    rows = does(changes)
-    for change, row in zip(changes, rows, strict=True):
-        leave(change, row)
-    return rows
 
 
 def enter(change: Change) -> None:

@@ -32,7 +32,7 @@ MOST: Mapping[str, int] = {
 }
 
 
-def refuse_more(change: Change, count: int = 1) -> None:
+def refuse_more(change: Change) -> None:
     """Raise `Conflict` where a caller of one organization would make more of a kind than it may have."""
     most = MOST.get(change.command.resource)
     if change.within is None or most is None or change.command.verb != CREATE:
@@ -47,13 +47,13 @@ def refuse_more(change: Change, count: int = 1) -> None:
     there = live(table, table.c.id).where(mine)
     if "revoked_at" in table.c:
         there = there.where(table.c.revoked_at.is_(None))
-    if _number(change, there, most) + count > most:
+    if _number(change, there, most) >= most:
         raise Conflict(
             f"An organization's own people make at most {most} {kind}: end some first, or ask the provider."
         )
     a_day = TIMES_A_DAY * most
     today: ColumnElement[bool] = table.c.created_at > func.now() - text("interval '1 day'")
-    if _number(change, select(table.c.id).where(mine, today), a_day) + count > a_day:
+    if _number(change, select(table.c.id).where(mine, today), a_day) >= a_day:
         raise Conflict(
             f"An organization's own people make at most {a_day} {kind} within 24 hours, ended ones too: "
             "go on tomorrow, or ask the provider."
@@ -63,4 +63,4 @@ def refuse_more(change: Change, count: int = 1) -> None:
 def _number(change: Change, rows: Select[tuple[int]], most: int) -> int:
     """How many rows there are; `most` where there are more."""
     counted = select(func.count()).select_from(rows.limit(most).subquery())
-    return int(change.connection.execute(counted).scalar_one())
+    return change.count((change.command.resource, most), lambda: change.connection.scalars(counted).one())

@@ -45,10 +45,11 @@ Condition = Callable[[Any], ColumnElement[bool]]
 
 @dataclass(slots=True)
 class Batch:
-    """Many writes of one transaction: their control writes, until all are done, and rows held to be there."""
+    """Many writes of one transaction: their control writes, rows that are held to be there, and counts."""
 
     writes: list[Row] = field(default_factory=list)
     held: set[tuple[str, object]] = field(default_factory=set)
+    counts: dict[object, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -116,6 +117,14 @@ class Change:
         room = INTENTS_REPORTED_MAX - len(self.intents)
         told = [*reversed(firsts.values()), *others][: max(0, room)]
         self.intents += [Intent(str(row["id"]), str(row["account"])) for row in told]
+
+    def count(self, what: object, read: Callable[[], int]) -> int:
+        """How many there are before one more is made, under a lock: a batch reads it once, and adds to it."""
+        if self.batch is None:
+            return read()
+        found = self.batch.counts[what] if what in self.batch.counts else read()
+        self.batch.counts[what] = found + 1
+        return found
 
     def define(self, account: str, organization_id: object) -> None:
         """Have an account of an organization loaded again."""

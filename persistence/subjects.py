@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from persistence import together
 from persistence.billing import (
     amendments,
     charging,
@@ -84,36 +81,4 @@ SUBJECTS: dict[str, Subject] = {
     "audit-log": audit.SUBJECT,
     "console-sessions": console_sessions.SUBJECT,
     "reconciliation": reconciliation_results.SUBJECT,
-}
-
-# What is done to many rows of a kind at once, where configuration says many.
-TOGETHER: Mapping[tuple[str, str], together.Does] = {
-    ("organizations", "create"): together.create,
-    ("organizations", "change"): organizations.change_all,
-    ("organizations", "delete"): organizations.delete_all,
-    ("organization-services", "create"): offers.negotiate_all,
-    ("organization-services", "change"): together.change,
-    ("organization-services", "delete"): together.delete,
-    ("users", "create"): app_users.create_all,
-    ("users", "change"): app_users.change_all,
-    ("users", "delete"): app_users.delete_all,
-    ("tenants", "create"): tenants.create_all,
-    ("tenants", "change"): tenants.change_all,
-    ("tenants", "delete"): tenants.delete_all,
-    ("api-keys", "create"): keys.create_all,
-    ("api-keys", "change"): keys.change_all,
-    ("api-keys", "revoke"): together.revoke,
-    ("token-plans", "create"): together.create,
-    ("token-plans", "change"): together.change,
-    ("token-plans", "delete"): together.delete,
-    ("services", "create"): together.create,
-    ("services", "change"): together.change,
-    ("subscription-plans", "create"): together.create,
-    ("subscription-plans", "change"): together.change,
-    ("subscription-plans", "delete"): together.delete,
-    ("webhooks", "delete"): together.delete,
-    ("prices", "create"): reratings.create_all,
-    ("budgets", "create"): budgets.create_all,
-    ("budgets", "change"): budgets.change_all,
-    ("budgets", "delete"): together.delete,
 }

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
-from sqlalchemy import Connection, select
+from sqlalchemy import select
 
 from gateway.core.billing.early_use import Ended
 from persistence.billing import quotas
 from persistence.subject import Change
 from persistence.tables.billing import organization_subscription, subscription_plan
 from persistence.tables.people import tenant
-from persistence.together import is_one_of
-
-
-def subscribed(connection: Connection, organization_ids: Collection[object]) -> frozenset[int]:
-    """Those of the organizations that have a subscription."""
-    of = organization_subscription.c.organization_id
-    found = connection.execute(select(of).where(is_one_of(of, organization_ids)))
-    return frozenset(found.scalars())
 
 
 def give(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
 
@@ -20,7 +19,6 @@ from persistence.billing.sold import TokenPlan
 from persistence.subject import Change, Subject, id_in, lock, require
 from persistence.tables.billing import organization_subscription
 from persistence.tables.people import organization, tenant, tenant_quota, token_plan
-from persistence.together import OneByOne, is_one_of
 
 # Of tenants that have the plan of a subscription, not one of their own.
 _negotiated = (
@@ -46,39 +44,6 @@ def set_plan(change: Change, tenant_id: int, organization_id: int, plan_id: obje
         wrong = f"costs {costs}, and the organization pays in {pays}"
         raise Unprocessable(errors=(("plan_id", wrong),))
     _move(change, tenant_id, organization_id, {"plan_id": plan_id})
-
-
-def refuse_currencies(changes: Sequence[Change]) -> None:
-    """`OneByOne` where the plan of a new tenant costs another currency than its organization pays in."""
-    plans = {change.command.values.get("plan_id") for change in changes} - {None}
-    owners = {change.command.values["organization_id"] for change in changes}
-    connection, of, at = changes[0].connection, token_plan.c, organization.c
-    costs = dict(connection.execute(select(of.id, of.currency).where(is_one_of(of.id, plans))).all())
-    pays = dict(connection.execute(select(at.id, at.currency).where(is_one_of(at.id, owners))).all())
-    for values in (change.command.values for change in changes):
-        plan_id = values.get("plan_id")
-        if plan_id is not None and costs[plan_id] not in {None, pays[values["organization_id"]]}:
-            raise OneByOne
-
-
-def open_accounts(changes: Sequence[Change], tenant_ids: Sequence[int]) -> None:
-    """Give new tenants their rows, have them loaded, and bring the plans of their own into force."""
-    connection, here = changes[0].connection, tenant_quota.c
-    made = insert(tenant_quota).returning(here.tenant_id, here.anchor)
-    accounts = connection.execute(made, [{"tenant_id": each} for each in tenant_ids])
-    anchors = {row.tenant_id: row.anchor for row in accounts}
-    plans: dict[object, TokenPlan | None] = {None: None}
-    for change, tenant_id in zip(changes, tenant_ids, strict=True):
-        organization_id, plan_id = (
-            change.command.values.get(name) for name in ("organization_id", "plan_id")
-        )
-        change.define(f"tenant:{tenant_id}", organization_id)
-        if plan_id not in plans:
-            plans[plan_id] = _plan(change, plan_id)
-        if plan_id is not None:
-            payload = plan_payload(plans[plan_id], anchor=anchors[tenant_id], since_ms=ms_of(change.now))
-            owner = id_in(change.command.values, "organization_id")
-            change.intend([f"tenant:{tenant_id}"], "plan", payload, organization_id=owner)
 
 
 def inherit(

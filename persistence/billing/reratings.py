@@ -26,7 +26,7 @@ from gateway.core.billing.vector import KINDS, SAME, Factor, Price
 from gateway.core.calls.tariff import charged, factor_of
 from gateway.core.model import INTEGER_MAX
 from gateway.core.moments import ms_of, rfc3339
-from persistence import crud, together
+from persistence import crud
 from persistence.billing.amendments import correcting_write
 from persistence.billing.events import service_of
 from persistence.ledger import statements, usage_feed, usage_rollup, usage_spans
@@ -97,22 +97,15 @@ class _Rated:
 def create(change: Change) -> Row:
     """Set a price, and rate again what it is about; what is too much for one transaction is left."""
     row = crud.create(change)
-    if _effective(row) < change.now:
-        _begin(change, row)
-    return row
-
-
-def create_all(changes: Sequence[Change]) -> Sequence[Row]:
-    """Set many prices; `OneByOne` where one of them is wrong."""
-    prices.check_all(changes)
-    rows = together.defined(changes, together.fetch(changes, together.add(changes)))
-    past = [(change, row) for change, row in zip(changes, rows, strict=True) if _effective(row) < change.now]
-    spans = {(_effective(row), str(row["currency"])) for _, row in past}
-    with_calls = {each for each in spans if _open(changes[0].connection, each, after=0, piece=1)}
-    for change, row in past:
-        if (_effective(row), str(row["currency"])) in with_calls:
+    if (effective := _effective(row)) < change.now:
+        span = effective, str(row["currency"])
+        without_calls = ("calls", span)
+        known = set() if change.batch is None else change.batch.held
+        if without_calls not in known and not _open(change.connection, span, after=0, piece=1):
+            known.add(without_calls)
+        if without_calls not in known:
             _begin(change, row)
-    return rows
+    return row
 
 
 def _begin(change: Change, row: Row) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date
 from decimal import Decimal
 from itertools import groupby
@@ -13,25 +13,14 @@ from gateway.core.accounts.administration import Row
 from gateway.core.billing.charge import Charge
 from persistence.billing import charges
 from persistence.tables.people import organization
-from persistence.together import is_one_of
 
 
 def read(connection: Connection, organization_id: int, today: date) -> list[Row]:
     """A row for each kind of charge, none where all is billed; of a subscription, days that are over."""
-    return read_all(connection, [organization_id], today)[organization_id]
-
-
-def read_all(connection: Connection, organization_ids: Sequence[int], today: date) -> Mapping[int, list[Row]]:
-    """The same of many organizations, by whose it is."""
-    pays = select(organization.c.id, organization.c.currency)
-    currencies = connection.execute(pays.where(is_one_of(organization.c.id, organization_ids)))
-    all_that_runs = charges.ALL_THAT_RUNS
-    found = charges.open_charges(connection, organization_ids, today, today=today, running=all_that_runs)
-    unbilled = charges.unbilled(connection, organization_ids)
-    return {
-        organization_id: _by_kind(currency, unbilled[organization_id] + found[organization_id])
-        for organization_id, currency in currencies
-    }
+    pays = select(organization.c.currency).where(organization.c.id == organization_id)
+    currency, ids = connection.execute(pays).scalar_one(), [organization_id]
+    found = charges.open_charges(connection, ids, today, today=today, running=charges.ALL_THAT_RUNS)
+    return _by_kind(currency, charges.unbilled(connection, ids)[organization_id] + found[organization_id])
 
 
 def _by_kind(currency: str, known: Sequence[Charge]) -> list[Row]:

@@ -2,74 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from datetime import datetime
 
-from sqlalchemy import Column, Connection, Select, case, func, select, text, true, update
+from sqlalchemy import Connection, bindparam, case, func, select, text, true, update
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budget_terms import read_budget, wrong_amount, wrong_raise, wrong_window
 from gateway.core.accounts.budgets import account_of
 from gateway.core.accounts.selectors import Selector, selector_of, too_many
 from gateway.errors import Unprocessable
-from persistence import crud, together
+from persistence import crud
 from persistence.resources import organizations
 from persistence.subject import Change, Subject, alter, id_in, live, lock
 from persistence.tables.billing import service
 from persistence.tables.budgets import budget, budget_use
 from persistence.tables.people import api_key, organization, tenant
-from persistence.together import OneByOne
 
 # Advisory lock class 7806: whoever adds to the budgets of an organization, so that they stay within bounds.
 # A lock is of some organizations: PostgreSQL has room for a few thousand locks in all.
-_LOCK = text("""
-SELECT pg_advisory_xact_lock(7806, part) FROM (
-    SELECT DISTINCT (o % 1024)::integer AS part FROM unnest(cast(:organizations AS bigint[])) AS o ORDER BY 1
-) AS parts""")
+_LOCK = text("SELECT pg_advisory_xact_lock(7806, (CAST(:organization AS bigint) % 1024)::integer)")
 _SELECTING = [budget.c[name] for name in Selector._fields]
 
 
 def check_values(change: Change) -> None:
     """`Unprocessable` where a new budget is wrong, is of somebody else's, or is one too many."""
     values = change.command.values
-    owners = [id_in(values, "organization_id")]
-    change.connection.execute(_LOCK, {"organizations": owners})
-    errors = [*wrong_window(values), *_foreign(values, _whose(change.connection, [values]))]
-    errors += too_many(_others(change.connection, owners)[owners[0]], selector_of(values))
+    owner = id_in(values, "organization_id")
+    change.connection.execute(_LOCK, {"organization": owner})
+    errors = [*wrong_window(values), *_foreign(change.connection, values)]
+    errors += too_many(_others(change.connection, owner), selector_of(values))
     if errors:
         raise Unprocessable(errors=tuple(errors))
-
-
-def create_all(changes: Sequence[Change]) -> Sequence[Row]:
-    """Make many; `OneByOne` where one of them is wrong."""
-    connection, all_values = changes[0].connection, [change.command.values for change in changes]
-    owners = sorted({id_in(values, "organization_id") for values in all_values})
-    connection.execute(_LOCK, {"organizations": owners})
-    whose, others = _whose(connection, all_values), _others(connection, owners)
-    for values in all_values:
-        mine, selector = others[id_in(values, "organization_id")], selector_of(values)
-        if any((*wrong_window(values), *_foreign(values, whose), *too_many(mine, selector))):
-            raise OneByOne
-        mine[str(values["name"])] = selector
-    together.require(changes)
-    return together.defined(changes, together.fetch(changes, together.add(changes)))
 
 
 def change_budget(change: Change) -> Row:
     """Change what is not the window's: its name, its amount, what becomes of calls, what is told."""
     alter(change, _changed(lock(change), change.command.values))
     return _defined(change)
-
-
-def change_all(changes: Sequence[Change]) -> Sequence[Row]:
-    """The same of many."""
-    before = together.lock(changes)
-    values = (_changed(row, change.command.values) for row, change in zip(before, changes, strict=True))
-    together.alter(changes, list(values))
-    rows = together.fetch(changes)
-    for change, row in zip(changes, rows, strict=True):
-        organizations.define(change, row)
-    return rows
 
 
 def _changed(row: Row, said: Row) -> Row:
@@ -119,51 +89,31 @@ def _defined(change: Change) -> Row:
     return row
 
 
-def _others(connection: Connection, owners: Sequence[int]) -> Mapping[int, dict[str, Selector]]:
-    """The budgets that organizations have, by their names."""
-    found: dict[int, dict[str, Selector]] = {owner: {} for owner in owners}
-    here = together.is_one_of(budget.c.organization_id, owners)
-    rows = connection.execute(live(budget, budget.c.organization_id, budget.c.name, *_SELECTING).where(here))
-    for row in rows.mappings():
-        found[row["organization_id"]][row["name"]] = selector_of(dict(row))
-    return found
+def _others(connection: Connection, owner: int) -> dict[str, Selector]:
+    """The budgets that an organization has, by their names."""
+    there = live(budget, budget.c.name, *_SELECTING).where(budget.c.organization_id == owner)
+    return {row["name"]: selector_of(dict(row)) for row in connection.execute(there).mappings()}
 
 
-def _whose(connection: Connection, all_values: Sequence[Row]) -> Owners:
-    """Whose what budgets name is: by the field and the id, an organization and a tenant."""
-    found: dict[tuple[str, object], tuple[int, int]] = {}
-    for name, (named, owner) in _OWNERS.items():
-        ids = {values.get(name) for values in all_values} - {None}
-        if ids:
-            rows = connection.execute(owner.where(together.is_one_of(named, ids)))
-            found |= {
-                (name, row_id): (organization_id, tenant_id) for row_id, organization_id, tenant_id in rows
-            }
-    return found
-
-
-def _foreign(values: Row, whose: Owners) -> Iterator[tuple[str, str]]:
+def _foreign(connection: Connection, values: Row) -> Iterator[tuple[str, str]]:
     """What a budget names of somebody else's. What is not there at all is told by `require`."""
-    for name in _OWNERS:
-        organization_id, tenant_id = whose.get((name, values.get(name)), (None, None))
-        if organization_id is None:
+    for name, owner in _OWNERS.items():
+        said = values.get(name)
+        found = None if said is None else connection.execute(owner, {"id": said}).first()
+        if found is None:
             continue
-        if organization_id != values["organization_id"]:
+        if found.organization_id != values["organization_id"]:
             yield name, "is of another organization"
-        elif values.get("tenant_id") not in {None, tenant_id}:
+        elif values.get("tenant_id") not in {None, found.tenant_id}:
             yield name, f"is not of tenant {values['tenant_id']}"
 
 
-Owners = Mapping[tuple[str, object], tuple[int, int]]
-# What a budget may name of somebody's: its id, with whose a tenant is, and a key.
-_OWNERS: dict[str, tuple[Column[int], Select[int, int, int]]] = {
-    "tenant_id": (tenant.c.id, select(tenant.c.id, tenant.c.organization_id, tenant.c.id.label("tenant_id"))),
-    "api_key_id": (
-        api_key.c.id,
-        select(api_key.c.id, tenant.c.organization_id, api_key.c.tenant_id).join(
-            tenant, tenant.c.id == api_key.c.tenant_id
-        ),
-    ),
+# What a budget may name of somebody's, and whose that is.
+_TENANTS = select(tenant.c.organization_id, tenant.c.id.label("tenant_id"))
+_KEYS = select(tenant.c.organization_id, api_key.c.tenant_id).join(tenant, tenant.c.id == api_key.c.tenant_id)
+_OWNERS = {
+    "tenant_id": _TENANTS.where(tenant.c.id == bindparam("id")),
+    "api_key_id": _KEYS.where(api_key.c.id == bindparam("id")),
 }
 _NOT_RAISED = {"raised_to": None, "raised_until": None, "raise_reason": None}
 _is_raised = budget.c.raised_until > func.now()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import func, insert, select
@@ -10,14 +9,13 @@ from sqlalchemy import func, insert, select
 from gateway.core.accounts.administration import OVERLAP_S, Row
 from gateway.core.accounts.roles import MEMBER
 from gateway.errors import Conflict, Unprocessable
-from persistence import crud, together
+from persistence import crud
 from persistence.claimed import GIVEN_UP, claim
 from persistence.resources.budgets import forget_key
 from persistence.subject import THIS, Change, Subject, add, alter, live, lock, require
 from persistence.tables.budgets import budget
 from persistence.tables.operations import control_write
 from persistence.tables.people import api_key, tenant
-from persistence.together import OneByOne
 
 # Keys of one tenant that are not revoked, where a member makes another; each is loaded into Redis.
 MEMBERS_KEYS_MAX = 1_000
@@ -35,18 +33,6 @@ def create(change: Change) -> Row:
     row = change.fetch(add(change, name=change.command.values.get("name") or "API key"))
     define(change, row)
     return row
-
-
-def create_all(changes: Sequence[Change]) -> Sequence[Row]:
-    """Keep many new keys, whose names are said."""
-    if changes[0].command.actor.role == MEMBER or not all(
-        each.command.values.get("name") for each in changes
-    ):
-        raise OneByOne
-    together.require(changes)
-    for change in changes:
-        claim(change, api_key, "key")
-    return together.defined(changes, together.fetch(changes, together.add(changes)))
 
 
 def hold_of_members(change: Change, tenant_id: int) -> None:
@@ -123,13 +109,6 @@ def change_key(change: Change) -> Row:
             said = f"Key {old['replaced_by_id']} stands in its place, and this one ends"
             raise Conflict(f"{said} at {ends.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}: no later end can be set.")
     return crud.change_row(change)
-
-
-def change_all(changes: Sequence[Change]) -> Sequence[Row]:
-    """Change many keys; whose end is moved is looked at by itself."""
-    if any("expires_at" in each.command.values for each in changes):
-        raise OneByOne
-    return together.change(changes)
 
 
 def delete(change: Change) -> Row:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from sqlalchemy import or_, select
 
 from gateway.core.accounts.administration import Row
 from gateway.errors import Unprocessable
-from persistence import crud, together
+from persistence import crud
 from persistence.billing import plan_prices, subscriptions
 from persistence.billing.plans import priced_in
 from persistence.resources import organizations, priced
@@ -39,17 +37,6 @@ def check_currency(change: Change, row: Row) -> None:
     if costs is not None and costs != row["currency"]:
         wrong = f"has a price in {costs}, and this plan is in {row['currency']}"
         raise Unprocessable(errors=(("token_plan_id", wrong),))
-
-
-def negotiate_all(changes: Sequence[Change]) -> Sequence[Row]:
-    """Keep what organizations negotiated, much at once."""
-    together.require(changes)
-    ids = together.add(changes)
-    priced.check_all_negotiated(changes, ids)
-    rows = together.fetch(changes, ids)
-    for change, row in zip(changes, rows, strict=True):
-        organizations.define(change, row)
-    return rows
 
 
 _here = organization_subscription.c

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from decimal import Decimal
 
 from sqlalchemy import Numeric, cast, func, select
@@ -12,7 +11,7 @@ from gateway.core.accounts.budgets import MONEY
 from gateway.core.billing.bounds import INVOICE_MAX, too_dear, too_many
 from gateway.core.billing.pricing import NANO, rounded, times
 from gateway.errors import Conflict, Unprocessable
-from persistence import crud, together
+from persistence import crud
 from persistence.billing import allocations, debts, tax_rates, top_up_orders, unbilled
 from persistence.names import named
 from persistence.subject import THIS, Change, Subject, id_in, live, lock, refuse_while_referenced
@@ -33,7 +32,6 @@ from persistence.tables.people import (
     tenant_quota,
     token_plan_price,
 )
-from persistence.together import OneByOne
 
 # What has amounts of money in it that name no currency of their own, by what an organization has of it.
 IN_ITS_CURRENCY = {
@@ -88,24 +86,6 @@ def delete(change: Change) -> Row:
     if owed := unbilled.said(unbilled.read(change.connection, change.row_id, change.today)):
         raise Conflict(f"Not all that it owes is billed: {owed}. Invoice it first.")
     return crud.delete(change)
-
-
-def delete_all(changes: Sequence[Change]) -> Sequence[Row]:
-    """Take many out; `OneByOne` where one of them owes what no invoice has."""
-    first, ids = changes[0], [change.row_id for change in changes]
-    together.lock(changes)
-    together.refuse_while_referenced(changes)
-    allocations.catch_up(first.connection, ids)
-    if any(unbilled.read_all(first.connection, ids, first.today).values()):
-        raise OneByOne
-    return together.delete(changes)
-
-
-def change_all(changes: Sequence[Change]) -> Sequence[Row]:
-    """Change many whose rate of tax stays as it is."""
-    if any("tax_rate" in change.command.values for change in changes):
-        raise OneByOne
-    return together.change(changes)
 
 
 def keep_currency(change: Change, row: Row) -> None:

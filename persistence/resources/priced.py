@@ -6,7 +6,7 @@ organizations that follow the service or go another way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from sqlalchemy import ColumnElement, select
@@ -18,7 +18,6 @@ from gateway.errors import Conflict, Unprocessable
 from persistence.subject import Change
 from persistence.tables.billing import business_model, organization_service, service
 from persistence.tables.people import organization
-from persistence.together import OneByOne, is_one_of
 
 # A change of others does not decide what a call costs.
 _DECIDING = frozenset({"pricing", "business_model_id", "service_type", "meter", "service_id"})
@@ -37,13 +36,6 @@ def check_negotiated(change: Change, row: Row) -> None:
     """What an organization negotiated."""
     for _, found in _negotiated(change, organization_service.c.id == row["id"]):
         raise Unprocessable(errors=(found,))
-
-
-def check_all_negotiated(changes: Sequence[Change], ids: Sequence[int]) -> None:
-    """What organizations negotiated; `OneByOne` where one of it is wrong."""
-    deciding = [change for change in changes if _DECIDING & change.command.values.keys()]
-    if deciding and any(_negotiated(deciding[0], is_one_of(organization_service.c.id, ids))):
-        raise OneByOne
 
 
 def check_model(change: Change, row: Row) -> None:

@@ -9,14 +9,10 @@ from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import (
-    ARRAY,
     ColumnElement,
     Connection,
     Select,
-    Text,
     and_,
-    any_,
-    bindparam,
     collate,
     func,
     insert,
@@ -36,7 +32,6 @@ from persistence.subject import Change, Subject, live
 from persistence.tables.billing import price
 from persistence.tables.operations import control_write
 from persistence.tables.people import organization
-from persistence.together import OneByOne
 
 # Every gateway holds all of them; of the bundled list some 1,300.
 IN_FORCE_MAX = 20_000
@@ -71,41 +66,18 @@ def check_values(change: Change) -> None:
     errors = [*_empty(values), *_unused(connection, str(values["currency"])), *_overlaps(connection, values)]
     if errors:
         raise Unprocessable(errors=tuple(errors))
-    refuse_too_many(connection, change.now)
+    refuse_too_many(change.count(price, lambda: in_force_count(connection, change.now)))
 
 
-def check_all(changes: Sequence[Change]) -> None:
-    """`OneByOne` where one of many prices is wrong."""
-    connection, all_values = changes[0].connection, [change.command.values for change in changes]
-    connection.execute(_LOCK)
-    wanted = [(*_kind(values), values["effective_from"]) for values in all_values]
-    columns = (*_same, _here.effective_from)
-    names = [each[0] for each in wanted]
-    there = connection.execute(select(*columns).where(_same[0] == any_(bindparam(None, names, ARRAY(Text)))))
-    known = {tuple(row) for row in there}
-    wrong = (
-        *(error for values in all_values for error in _empty(values)),
-        *(
-            error
-            for one in {str(each["currency"]) for each in all_values}
-            for error in _unused(connection, one)
-        ),
-    )
-    if wrong or len({*wanted} - known) < len(wanted):
-        raise OneByOne
-    held = connection.execute(_held(changes[0].now)).scalar_one()
-    if held + len(changes) > IN_FORCE_MAX:
-        raise OneByOne
+def in_force_count(connection: Connection, now: datetime) -> int:
+    """How many prices gateways hold."""
+    return connection.scalars(select(func.count()).select_from(in_force(now).subquery())).one()
 
 
-def refuse_too_many(connection: Connection, now: datetime, most: int = IN_FORCE_MAX) -> None:
+def refuse_too_many(there: int, most: int = IN_FORCE_MAX) -> None:
     """Raise `Conflict` where gateways hold as many prices as they may."""
-    if connection.execute(_held(now)).scalar_one() >= most:
+    if there >= most:
         raise Conflict(f"{most} prices are in force, were a day ago or will be: there cannot be more.")
-
-
-def _held(now: datetime) -> Select[int]:
-    return select(func.count()).select_from(in_force(now).subquery())
 
 
 def define(change: Change, _: Row) -> None:

@@ -6,13 +6,11 @@ organization are blocked, its own people make none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
-from sqlalchemy import ARRAY, BigInteger, bindparam, insert, select, text
+from sqlalchemy import insert, select, text
 
 from gateway.core.accounts.administration import Row
 from gateway.errors import Forbidden, Unprocessable
-from persistence import crud, together
+from persistence import crud
 from persistence.billing import given_plans, quotas
 from persistence.billing.beyond import prices_of
 from persistence.names import named
@@ -32,7 +30,6 @@ from persistence.subject import (
 )
 from persistence.tables.budgets import budget
 from persistence.tables.people import api_key, organization, tenant, token_plan
-from persistence.together import OneByOne
 
 # A person's word counts from when it is written, whatever the counters have heard of it.
 _IS_BLOCKED = """coalesce((
@@ -41,13 +38,11 @@ _IS_BLOCKED = """coalesce((
      ORDER BY w.position DESC LIMIT 1), q.manual_block, false)"""
 _BLOCKED = text(f"""
 SELECT t.id FROM tenant AS t LEFT JOIN tenant_quota AS q ON q.tenant_id = t.id
- WHERE t.id = ANY(:ids) AND {_IS_BLOCKED} LIMIT 1""").bindparams(bindparam("ids", type_=ARRAY(BigInteger)))  # noqa: S608  # ours
+ WHERE t.id = :id AND {_IS_BLOCKED}""")  # noqa: S608  # ours
 _SHUT_OUT = text(f"""
 SELECT t.organization_id FROM tenant AS t LEFT JOIN tenant_quota AS q ON q.tenant_id = t.id
- WHERE t.organization_id = ANY(:ids) AND t.deleted_at IS NULL
- GROUP BY t.organization_id HAVING bool_and({_IS_BLOCKED}) LIMIT 1""").bindparams(  # noqa: S608  # ours
-    bindparam("ids", type_=ARRAY(BigInteger))
-)
+ WHERE t.organization_id = :id AND t.deleted_at IS NULL
+ GROUP BY t.organization_id HAVING bool_and({_IS_BLOCKED})""")  # noqa: S608  # ours
 
 
 def create(change: Change) -> Row:
@@ -55,7 +50,7 @@ def create(change: Change) -> Row:
     require(change)
     values = change.command.values
     organization_id = _organization_of(change)
-    _refuse_shut_out(change, {organization_id})
+    _refuse_shut_out(change, organization_id)
     tenant_id = add(change, organization_id=organization_id, plan_id=None)
     quotas.open_account(change, tenant_id)
     change.define(f"tenant:{tenant_id}", organization_id)
@@ -63,24 +58,6 @@ def create(change: Change) -> Row:
         quotas.set_plan(change, tenant_id, organization_id, values["plan_id"])
     given_plans.give(change, organization_id, tenant_id)
     return change.fetch(tenant_id)
-
-
-def create_all(changes: Sequence[Change]) -> Sequence[Row]:
-    """Make many tenants of organizations that are there, with their accounts and plans."""
-    owners = [change.command.values.get("organization_id") for change in changes]
-    if None in owners:
-        raise OneByOne
-    together.require(changes)
-    _refuse_shut_out(changes[0], {id_in(change.command.values, "organization_id") for change in changes})
-    quotas.refuse_currencies(changes)
-    ids = together.add(changes)
-    quotas.open_accounts(changes, ids)
-    given = given_plans.subscribed(changes[0].connection, owners)
-    for change, tenant_id in zip(changes, ids, strict=True):
-        organization_id = id_in(change.command.values, "organization_id")
-        if organization_id in given:
-            given_plans.give(change, organization_id, tenant_id)
-    return together.fetch(changes, ids)
 
 
 def change_tenant(change: Change) -> Row:
@@ -98,31 +75,11 @@ def change_tenant(change: Change) -> Row:
     return change.fetch()
 
 
-def change_all(changes: Sequence[Change]) -> Sequence[Row]:
-    """Change names and limits of many together, the plans of those that get another one by one."""
-    before = together.lock(changes)
-    together.require(changes)
-    said = [dict(change.command.values) for change in changes]
-    plans = [values.pop("plan_id", row["plan_id"]) for values, row in zip(said, before, strict=True)]
-    together.alter(changes, said)
-    for change, row, values, plan_id in zip(changes, before, said, plans, strict=True):
-        if values.keys() & {"limits", "user_limits"}:
-            define(change, row)
-        if plan_id != row["plan_id"]:
-            quotas.set_plan(change, change.row_id, id_in(row, "organization_id"), plan_id)
-    return together.fetch(changes)
-
-
 def delete(change: Change) -> Row:
     """Delete a tenant that nothing refers to."""
-    _refuse_blocked([change])
+    if not change.by_staff and change.connection.scalar(_BLOCKED, {"id": change.row_id}) is not None:
+        raise Forbidden("Staff have blocked this tenant: they decide what becomes of it.")
     return crud.delete(change)
-
-
-def delete_all(changes: Sequence[Change]) -> Sequence[Row]:
-    """Delete many together."""
-    _refuse_blocked(changes)
-    return together.delete(changes)
 
 
 def define(change: Change, row: Row) -> None:
@@ -147,14 +104,8 @@ def action(verb: str) -> Verb:
     return act
 
 
-def _refuse_blocked(changes: Sequence[Change]) -> None:
-    ids = [change.row_id for change in changes]
-    if not changes[0].by_staff and changes[0].connection.scalar(_BLOCKED, {"ids": ids}) is not None:
-        raise Forbidden("Staff have blocked this tenant: they decide what becomes of it.")
-
-
-def _refuse_shut_out(change: Change, owners: Iterable[int]) -> None:
-    if not change.by_staff and change.connection.scalar(_SHUT_OUT, {"ids": [*owners]}) is not None:
+def _refuse_shut_out(change: Change, owner: int) -> None:
+    if not change.by_staff and change.connection.scalar(_SHUT_OUT, {"id": owner}) is not None:
         raise Forbidden("Staff have blocked all tenants of this organization: they make another one.")
 
 

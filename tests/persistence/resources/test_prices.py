@@ -12,7 +12,7 @@ from sqlalchemy import create_engine, insert
 from gateway.errors import Conflict
 from persistence import engine as engines
 from persistence.keeper.named_accounts import of_accounts
-from persistence.resources.prices import PriceTable, refuse_too_many
+from persistence.resources.prices import PriceTable, in_force_count, refuse_too_many
 from persistence.tables.billing import price
 from tests.persistence.scenario import rows_of
 
@@ -62,9 +62,9 @@ async def test_gateways_hold_no_more_than_the_bound(migrated: str) -> None:
     await put_in(migrated, row("m"), row("n"))
     engine = create_engine(engines.dialect_url(migrated))
     with engine.begin() as connection:
-        refuse_too_many(connection, NOW, 3)
+        refuse_too_many(in_force_count(connection, NOW), 3)
         with pytest.raises(Conflict, match="2 prices are in force"):
-            refuse_too_many(connection, NOW, 2)
+            refuse_too_many(in_force_count(connection, NOW), 2)
     engine.dispose()
 
 
