@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
 """Write the reference pages that come from the code: `python deploy/reference.py`, or `make docs`.
 
-Commands from the command line itself, refusals from the tree of errors, endpoints from the OpenAPI
-document, the schema of configuration from the resources. The pages are kept, so that they can be read in a
-checkout; a test says when they are stale.
+Commands from the command line itself, refusals from the tree of errors, the schema of configuration from the
+resources. The pages are kept, so that they can be read in a checkout; a test says when they are stale.
 """
 
 from __future__ import annotations
@@ -21,11 +20,7 @@ sys.path.insert(0, str(ROOT))
 import typer  # noqa: E402  # found once the checkout is on the path
 
 from gateway import errors  # noqa: E402
-from gateway.admin.api.docs_page import type_of  # noqa: E402
-from gateway.admin.api.openapi import document  # noqa: E402
-from gateway.admin.application import ROOT as API  # noqa: E402
 from gateway.admin.configuration.words import schema  # noqa: E402
-from gateway.admin.resources import REPORTS, RESOURCES  # noqa: E402
 from gateway.cli import main as cli  # noqa: E402
 from gateway.cli.admin import program as cli_admin  # noqa: E402
 
@@ -72,12 +67,6 @@ alone: `answer_cut`, `client_gone`.
 
 As problem+json (RFC 9457); its `type` ends in the reason.
 """
-ENDPOINTS = """# Admin API, every endpoint
-
-Under the admin port, with `Authorization: Bearer <admin token>`. The running program serves the same as a
-page at `/admin/docs` and for programs at `{api}/openapi.json`. [Admin API](../api.md) has the
-conventions.
-"""
 
 
 def main() -> int:
@@ -93,7 +82,7 @@ def main() -> int:
 
 def pages() -> dict[str, str]:
     """Every page by its file name."""
-    made = {"commands.md": commands(), "refusals.md": refusals(), "endpoints.md": endpoints()}
+    made = {"commands.md": commands(), "refusals.md": refusals()}
     written = {name: "\n".join([MADE, "", *lines]).rstrip() + "\n" for name, lines in made.items()}
     return {**written, "configuration.schema.json": json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"}
 
@@ -217,50 +206,6 @@ def _below(root: type[errors.TollkeeperError]) -> Iterator[type[errors.Tollkeepe
     yield root
     for kind in root.__subclasses__():
         yield from _below(kind)
-
-
-# --- endpoints --------------------------------------------------------------------------
-
-
-def endpoints() -> list[str]:
-    """Every endpoint of the Admin API with what it takes, from the document it serves itself."""
-    described = document(RESOURCES, REPORTS, version="")
-    lines = [*ENDPOINTS.format(api=API).splitlines(), ""]
-    for tag in described["tags"]:
-        lines += [f"## {tag['name']}", "", _cell(tag["description"]), "", "| Endpoint | |", "|---|---|"]
-        operations = list(_operations(described, tag["name"]))
-        lines += [f"| `{method} {path}` | {_cell(each['summary'])} |" for method, path, each in operations]
-        lines.append("")
-        for method, path, each in operations:
-            lines += _fields(method, path, each, described)
-    return lines
-
-
-def _operations(described: Any, tag: str) -> Iterator[tuple[str, str, Any]]:
-    for path, methods in described["paths"].items():
-        for method, each in methods.items():
-            if method != "parameters" and tag in each["tags"]:
-                yield method.upper(), path, each
-
-
-def _fields(method: str, path: str, operation: Any, described: Any) -> list[str]:
-    rows = [
-        f"| `{each['name']}` | {_cell(type_of(each['schema']))} | {_cell(each.get('description', ''))} |"
-        for each in operation.get("parameters", ())
-        if each["in"] == "query" and each["name"] not in {"limit", "cursor"}
-    ]
-    if "requestBody" in operation:
-        reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
-        model = described["components"]["schemas"][reference.rpartition("/")[2]]
-        needed = model.get("required", ())
-        rows += [
-            f"| `{name}`{' (required)' if name in needed else ''} | {_cell(type_of(schema))} |"
-            f" {_cell(schema.get('description', ''))} |"
-            for name, schema in model.get("properties", {}).items()
-        ]
-    if not rows:
-        return []
-    return [f"`{method} {path}` takes:", "", "| Field | Type | |", "|---|---|---|", *rows, ""]
 
 
 def _sentence(text: str | None) -> str:
