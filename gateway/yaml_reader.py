@@ -1,34 +1,37 @@
 """YAML as people write it here, read without guessing.
 
-Plain values as JSON has them, in the words of YAML 1.2: no is a text, and so is a date. Anchors, aliases,
-tags and names that stand twice are refused, so what is read is never larger than what was written.
+PyYAML reads it, with the plain values of JSON in the words of YAML 1.2: no is a text, and so is a date.
+Anchors, aliases, tags and names that stand twice are refused, so what is read is never larger than what was
+written.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
+from yaml.composer import Composer
 
 DEPTH_MAX = 32
 VALUES_MAX = 1_000_000
 # So deep in a document lines are noted: a kind, its object, a field.
 NOTED_DEPTH = 3
-# More digits than any number here has.
-DIGITS_MAX = 26
 
-_LOADER: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
-_WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*)", re.ASCII)
-_PART = re.compile(r"[-+]?[0-9]+\.[0-9]+([eE][-+][0-9]+)?", re.ASCII)
-_WORDS: dict[str, object] = {
-    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
-    **dict.fromkeys(("true", "True", "TRUE"), True),
-    **dict.fromkeys(("false", "False", "FALSE"), False),
+# Numbers have no more digits than any number here: longer ones are texts.
+_WORDS = {
+    "null": (re.compile(r"(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
+    "bool": (re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
+    "int": (re.compile(r"(?=.{1,26}$)[-+]?(?:0|[1-9][0-9]*)$", re.ASCII), list("-+0123456789")),
+    "float": (
+        re.compile(r"(?=.{1,26}$)[-+]?[0-9]+\.[0-9]+(?:[eE][-+][0-9]+)?$", re.ASCII),
+        list("-+0123456789"),
+    ),
 }
+_BASE: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 Path = tuple[str | int, ...]
 
 
@@ -52,16 +55,13 @@ class Document:
 
 def documents(text: str, file: str) -> Iterator[Document]:
     """The documents of a file; `UnreadableYaml` names the line of what is wrong."""
-    reading = _Reading()
     try:
-        # The first piece of a text is looked at when the parser is made.
-        events = reading.events = yaml.parse(text, _LOADER)
-        for event in events:
-            if isinstance(event, yaml.DocumentStartEvent):
-                reading.begin()
-            elif not isinstance(event, yaml.StreamStartEvent | yaml.StreamEndEvent | yaml.DocumentEndEvent):
-                value = reading.value(event, ())
-                yield Document(file, reading.number, value, reading.lines)
+        # The first piece of a text is looked at when the loader is made.
+        loader = _Loader(text)
+        while loader.check_node():
+            loader.number += 1
+            node = loader.get_node()
+            yield Document(file, loader.number, loader.construct_document(node), dict(_lines(node, ())))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         # What ends too soon is told of the last line, not of one behind it.
@@ -70,83 +70,66 @@ def documents(text: str, file: str) -> Iterator[Document]:
         raise UnreadableYaml(problem, line) from error
 
 
-class _Reading:
-    """Values made of a parser's events."""
+class _Loader(Composer, _BASE):  # type: ignore[misc]  # whichever there is
+    """PyYAML's safe loader, but for what is refused and what plain words mean."""
 
-    def __init__(self) -> None:
-        self.events: Iterator[Any] = iter(())
-        self._count = 0
-        self.number = 0
-        self.lines: dict[Path, int] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
-    def begin(self) -> None:
-        """Begin with another document."""
-        self.number += 1
-        self.lines = {}
+    def __init__(self, text: str) -> None:
+        _BASE.__init__(self, text)
+        Composer.__init__(self)
+        self.number = self._count = self._depth = 0
 
-    def value(self, event: Any, path: Path) -> object:
-        """The value that begins with an event."""
-        self._count += 1
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        self._count += index is not None or parent is None  # a name is no value
         if self._count > VALUES_MAX:
             raise self._wrong(event, f"more than {VALUES_MAX} values")
-        self._refuse_decorated(event)
-        if isinstance(event, yaml.ScalarEvent):
-            return _plain(event.value) if not event.style else event.value
-        if len(path) >= DEPTH_MAX:
-            raise self._wrong(event, f"nested more than {DEPTH_MAX} deep")
-        made: Callable[[Path], object] = self._list
-        if isinstance(event, yaml.MappingStartEvent):
-            made = self._mapping
-        return made(path)
-
-    def _list(self, path: Path) -> list[object]:
-        found: list[object] = []
-        for event in self.events:
-            if isinstance(event, yaml.SequenceEndEvent):
-                break
-            here = (*path, len(found))
-            self._note(here, event)
-            found.append(self.value(event, here))
-        return found
-
-    def _mapping(self, path: Path) -> dict[str, object]:
-        found: dict[str, object] = {}
-        for event in self.events:
-            if isinstance(event, yaml.MappingEndEvent):
-                break
-            if not isinstance(event, yaml.ScalarEvent) or event.value in {"", "<<"}:
-                raise self._wrong(event, "a field must have a plain name")
-            self._refuse_decorated(event)
-            # A name such as 2024 or no is a text all the same.
-            name = event.value
-            if name in found:
-                raise self._wrong(event, f"{name} stands here a second time")
-            here = (*path, name)
-            self._note(here, event)
-            found[name] = self.value(next(self.events), here)
-        return found
-
-    def _refuse_decorated(self, event: Any) -> None:
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
             raise self._wrong(event, "anchors and aliases (& and *) are not taken: write it out")
         if event.tag is not None:
             raise self._wrong(event, f"tags such as {event.tag} are not taken: write the plain value")
+        if self._depth >= DEPTH_MAX and not isinstance(event, yaml.ScalarEvent):
+            raise self._wrong(event, f"nested more than {DEPTH_MAX} deep")
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
-    def _note(self, path: Path, event: Any) -> None:
-        if len(path) <= NOTED_DEPTH:
-            self.lines[path] = event.start_mark.line + 1
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[str, object]:
+        found: dict[str, object] = {}
+        for key, value in node.value:
+            # A name such as 2024 or no is a text all the same.
+            if not isinstance(key, yaml.ScalarNode) or key.value in {"", "<<"}:
+                raise self._wrong(key, "a field must have a plain name")
+            if key.value in found:
+                raise self._wrong(key, f"{key.value} stands here a second time")
+            found[key.value] = self.construct_object(value, deep=True)
+        return found
 
-    def _wrong(self, event: Any, message: str) -> UnreadableYaml:
-        return UnreadableYaml(message, event.start_mark.line + 1, self.number)
+    def construct_yaml_float(self, node: Any) -> object:
+        part = float(node.value)
+        return part if isfinite(part) else node.value
+
+    def _wrong(self, at: Any, message: str) -> UnreadableYaml:
+        return UnreadableYaml(message, at.start_mark.line + 1, self.number)
 
 
-def _plain(text: str) -> object:
-    """What is written without quotes: nothing, a truth, a number, else a text."""
-    if text in _WORDS:
-        return _WORDS[text]
-    if len(text) <= DIGITS_MAX:
-        if _WHOLE.fullmatch(text):
-            return int(text)
-        if _PART.fullmatch(text) and isfinite(part := float(text)):
-            return part
-    return text
+for _kind, (_pattern, _firsts) in _WORDS.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", _pattern, _firsts)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
+
+
+def _lines(node: Any, path: Path) -> Iterator[tuple[Path, int]]:
+    """In which lines the parts of a document stand."""
+    if len(path) == NOTED_DEPTH or not isinstance(node, yaml.CollectionNode):
+        return
+    named = isinstance(node, yaml.MappingNode)
+    parts = (
+        ((key.value, key, value) for key, value in node.value)
+        if named
+        else ((at, value, value) for at, value in enumerate(node.value))
+    )
+    for name, begin, value in parts:
+        yield (*path, name), begin.start_mark.line + 1
+        yield from _lines(value, (*path, name))
