@@ -21,8 +21,9 @@ FOLDER = "gateway/core/families/"
 # The demo answers as providers do; a seed that was applied is never changed; who makes a model, and
 # what it costs, is data of prices; a provider's report of the month is no API that is served.
 NO_PART = (
-    "gateway/local/", "persistence/schema/migrations/", "gateway/core/billing/price_book.py",
-    "gateway/run/bundled_prices.py", "gateway/core/provider_report/", "gateway/cli/admin/provider/",
+    "gateway/local/", "persistence/schema/migrations/", "persistence/schema/seed.sql",
+    "gateway/core/billing/price_book.py", "gateway/run/bundled_prices.py",
+    "gateway/core/provider_report/", "gateway/cli/admin/provider/",
 )  # fmt: skip
 
 

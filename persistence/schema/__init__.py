@@ -1,1 +1,1 @@
-"""The schema: its migrations, partitions, rights and backups."""
+"""Today's schema, whole, and its migrations; partitions, rights and backups."""

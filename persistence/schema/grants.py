@@ -1,21 +1,20 @@
-"""Who may do what in PostgreSQL: the owner changes the schema, a keeper is the writer, the reader reads.
+"""Who may do what in PostgreSQL, as `grants.sql` says: each migrate grants and revokes what differs.
 
-Writer and reader are roles named after the database, since a server shares its roles among databases. What is
-not named here nobody gets: a table of a later version has its line in `WRITES`, and each migrate grants and
-revokes what differs.
+Writer and reader are roles named after the database, since a server shares its roles among databases.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import groupby
+import re
+from collections.abc import Iterable, Iterator
+from itertools import groupby, product
+from pathlib import Path
 from typing import NamedTuple
 
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from persistence.complaint import origin
-from persistence.ledger.invariants import INVARIANTS
 
 WRITER, READER = "writer", "reader"
 EVERYBODY = ""
@@ -23,56 +22,6 @@ EVERYBODY = ""
 NAME_BYTES_MAX = 63
 # What keeps a role from being made: it is there since a moment ago, or this user may not.
 DUPLICATE, UNIQUE, FORBIDDEN = "42710", "23505", "42501"
-
-APPEND, KEEP, CLEAR = ("INSERT",), ("INSERT", "UPDATE"), ("INSERT", "UPDATE", "DELETE")
-# Only added to, and deleted once it is old.
-FADE = ("INSERT", "DELETE")
-# What a keeper writes. Ledgers, prices, the audit log and what was found missing are only added to.
-WRITES: dict[str, tuple[str, ...]] = {
-    "token_ledger": APPEND, "credit_posting": APPEND, "credit_transaction": APPEND, "feature_usage": APPEND,
-    "audit_log": APPEND, "lost_event": APPEND, "invoice_basis": APPEND, "reconciliation": APPEND,
-    "price": APPEND, "amendment": APPEND,
-    "invoice_document": APPEND, "payment": APPEND, "tax_rate": APPEND, "credit_price": APPEND,
-    "account_checkpoint": APPEND, "dunning_step": APPEND, "note_application": APPEND,
-    "use_event": FADE, "rerating": FADE, "handover_event": FADE, "told_sign_out": FADE, "used_sign_in": FADE,
-    "admin_token": KEEP, "api_key": CLEAR, "app_user": KEEP, "control_write": KEEP,
-    "charge": KEEP, "credit_addition": KEEP, "credit_debt": KEEP, "budget": KEEP, "call": KEEP,
-    "dead_letter": KEEP, "handover": KEEP, "invoice_sequence": KEEP,
-    "known_drift": KEEP, "organization": KEEP, "organization_subscription": KEEP,
-    "clock_ahead": KEEP, "credit_drawdown": KEEP, "partition_state": KEEP, "quarantine": KEEP,
-    "redis_loss": KEEP, "service": KEEP,
-    "plan_end": KEEP, "service_activation": KEEP, "subscription_plan_price": KEEP,
-    "subscription_segment": KEEP, "subscription_term": KEEP, "tenant": KEEP,
-    "tenant_quota": KEEP, "token_plan": KEEP, "token_plan_price": KEEP,
-    "usage_daily": KEEP, "usage_feed": KEEP, "usage_rollup": KEEP,
-    "top_up_order": KEEP, "usage_tier": KEEP, "usage_told": KEEP, "webhook": KEEP, "zone_clock": KEEP,
-    "applied_row": CLEAR, "budget_told": CLEAR, "budget_use": CLEAR, "business_model": CLEAR,
-    "console_session": CLEAR, "credit_allocation": CLEAR,
-    "gateway_worker": CLEAR, "idempotency_key": CLEAR, "invoice": CLEAR, "invoice_line": CLEAR,
-    "keeper": CLEAR, "keeper_partition": CLEAR,
-    "organization_service": CLEAR, "recovered_event": CLEAR, "refused_batch": CLEAR, "rerating_left": CLEAR,
-    "subscription_plan": CLEAR, "usage_name": CLEAR, "usage_outbox": CLEAR, "webhook_delivery": CLEAR,
-    "mail_consent": CLEAR,
-    "alembic_version": (), "kept_since": (), "archive_identity": (), "archived_month": (), "archived_run": (),
-    "backup_run": (),
-    # Rows of months without a partition are looked for here, lest nobody archives them.
-    "token_ledger_default": (), "credit_transaction_default": (), "feature_usage_default": (),
-    "call_default": (), "audit_log_default": (),
-}  # fmt: skip
-VIEWS = (
-    "listed_gap",
-    "account_movement",
-    "overage_span",
-    "told_use",
-    "checkpoint_in_force",
-    *(f"invariant_{name}" for name in INVARIANTS),
-)
-# What stands there as it was given out: sessions, first answers, links, the secrets webhooks are signed with.
-CREDENTIALS = frozenset({"console_session", "idempotency_key", "mail_consent", "webhook"})
-FUNCTIONS = (
-    "ensure_partitions(timestamp with time zone,integer)",
-    "ensure_partitions(timestamp with time zone,integer,text)", "drop_months(text,timestamp with time zone)",
-)  # fmt: skip
 
 
 class Grant(NamedTuple):
@@ -84,6 +33,21 @@ class Grant(NamedTuple):
     name: str
 
 
+def _read(said: str) -> Iterator[Grant]:
+    """The rights that statements of `grants.sql` give."""
+    for rights, kind, names, roles in _STATEMENT.findall(said):
+        for name, right, role in product(_NAMES.split(names.strip()), rights.split(", "), roles.split(", ")):
+            object_ = "" if kind == "SCHEMA" else name
+            yield Grant(role.removeprefix(":"), right, kind or "TABLE", object_)
+
+
+_STATEMENT = re.compile(
+    r"^GRANT ([A-Z, ]+) ON\s+(?:(SCHEMA|FUNCTION)\s+)?([^;]+?)\s+TO ([^;]+);", re.MULTILINE
+)
+# Between names, not within the arguments of a function.
+_NAMES = re.compile(r",\s+(?![^(]*\))")
+# Everything writer and reader may do.
+WANTED = frozenset(_read((Path(__file__).parent / "grants.sql").read_text(encoding="utf-8")))
 _FOUND = text("""
 SELECT coalesce(r.rolname, ''), a.privilege_type, o.kind, o.name FROM (
     SELECT 'TABLE' AS kind, relname::text AS name, relacl AS acl FROM pg_class
@@ -104,17 +68,16 @@ def roles_of(database: str) -> dict[str, str]:
     return {role: f"{database}_{role}" for role in (WRITER, READER)}
 
 
-def wanted() -> set[Grant]:
-    """Everything writer and reader may do."""
-    grants = {Grant(role, "USAGE", "SCHEMA", "") for role in (WRITER, READER)}
-    grants |= {Grant(WRITER, "EXECUTE", "FUNCTION", function) for function in FUNCTIONS}
-    for table, verbs in WRITES.items():
-        grants |= {Grant(WRITER, verb, "TABLE", table) for verb in ("SELECT", *verbs)}
-    grants |= {Grant(WRITER, "SELECT", "TABLE", view) for view in VIEWS}
-    return grants | {Grant(READER, "SELECT", "TABLE", name) for name in {*WRITES, *VIEWS} - CREDENTIALS}
+def writes(wanted: Iterable[Grant] = WANTED) -> dict[str, frozenset[str]]:
+    """What the writer may do with each table and view, besides reading it."""
+    found: dict[str, frozenset[str]] = {}
+    for grant in wanted:
+        if (grant.role, grant.kind) == (WRITER, "TABLE"):
+            found[grant.name] = found.get(grant.name, frozenset()) | {grant.right} - {"SELECT"}
+    return found
 
 
-def apply(connection: Connection) -> str:
+def apply(connection: Connection, wanted: frozenset[Grant] = WANTED) -> str:
     """Make the roles and give them what they may do; what an administrator has to do first, else empty.
 
     Only what differs is granted or revoked: a repeated migrate writes nothing, and needs no right to. Runs
@@ -131,7 +94,7 @@ def apply(connection: Connection) -> str:
         todo = " ".join(f"CREATE ROLE {name};" for name in missing)
         return f"there are no roles for a keeper that owns nothing; an administrator makes them: {todo}"
     quoted = {EVERYBODY: "PUBLIC"} | {role: _quoted(name) for role, name in names.items()}
-    for statement in _statements(_found(connection, names), wanted(), quoted, schema):
+    for statement in _statements(_found(connection, names, wanted), wanted, quoted, schema):
         connection.exec_driver_sql(statement, execution_options=_AS_IT_STANDS)
     return ""
 
@@ -151,10 +114,10 @@ def _made(connection: Connection, name: str) -> bool:
     return True
 
 
-def _found(connection: Connection, names: dict[str, str]) -> set[Grant]:
+def _found(connection: Connection, names: dict[str, str], wanted: frozenset[Grant]) -> set[Grant]:
     """What the roles may do now; of everybody's rights only those to functions that act as their owner."""
     roles = {name: role for role, name in names.items()}
-    ours = {(grant.kind, grant.name) for grant in wanted()}
+    ours = {(grant.kind, grant.name) for grant in wanted}
     found = set()
     for grantee, right, kind, name in connection.execute(_FOUND):
         role = EVERYBODY if (grantee, kind) == ("", "FUNCTION") else roles.get(grantee)
@@ -163,7 +126,9 @@ def _found(connection: Connection, names: dict[str, str]) -> set[Grant]:
     return found
 
 
-def _statements(found: set[Grant], wanted: set[Grant], quoted: dict[str, str], schema: str) -> Iterator[str]:
+def _statements(
+    found: set[Grant], wanted: frozenset[Grant], quoted: dict[str, str], schema: str
+) -> Iterator[str]:
     """What makes of the rights that are found those that are wanted, many objects at once."""
     for verb, to, grants in (("REVOKE", "FROM", found - wanted), ("GRANT", "TO", wanted - found)):
         for (role, right, kind), some in groupby(sorted(grants), lambda grant: grant[:3]):

@@ -1,5 +1,8 @@
 """Bring a database to the newest schema: in one transaction, under a lock, safe to repeat.
 
+An empty database is made from the files of today's schema (`FILES`). Another one is brought up by the
+migrations behind its version; both come to the same.
+
 Two migrators at once wait for each other; the second finds nothing left to do. Keepers of the version before
 run meanwhile: so what the migrations alter is locked first, all in one order. Where somebody holds some of
 it, or a deadlock ends it, all is given back and tried again.
@@ -9,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +33,7 @@ from persistence.complaint import complaint, origin, quiet
 from persistence.engine import CONNECT_TIMEOUT_S, dialect_url, plain_url
 from persistence.keeper.watch import certificate_end
 from persistence.schema import grants, partitions
-from persistence.schema.version import STATUS, THERE, SchemaStatus, refuse_other
+from persistence.schema.version import KNOWN, STATUS, THERE, SchemaStatus, refuse_other
 
 # Advisory lock classes of the project: 7800 the flusher's partitions, 7801 the schema,
 # 7802 allocation, 7803 invoices, 7804 the count of losses, 7805 prices,
@@ -38,14 +41,16 @@ from persistence.schema.version import STATUS, THERE, SchemaStatus, refuse_other
 # 7810 archiving, 7811 a proof of a backup, 7812 what an organization makes,
 # 7813 a comparison of everybody, 7814 addresses that are asked.
 SCHEMA_LOCK = (7801, 1)
-MIGRATIONS = Path(__file__).parent / "migrations"
+HERE = Path(__file__).parent
+MIGRATIONS = HERE / "migrations"
+# Today's schema, and what is always there, in the order in which they are run.
+FILES = tuple(HERE / f"{name}.sql" for name in ("tables", "functions", "views", "seed"))
+_SCHEMA = "SELECT quote_literal(current_schema()), quote_ident(current_schema())"
 
-
-# Keepers that are there and do not know so much; before 0079 nobody said it, before 0070 nobody was listed.
+# Keepers that are there and do not know so much; before 0079 they did not say it.
 OLDER = """
 SELECT place, known FROM (
-    SELECT place, coalesce(to_jsonb(k) ->> 'schema_version', '0078') AS known
-      FROM keeper AS k WHERE until > clock_timestamp()
+    SELECT place, coalesce(schema_version, '0078') AS known FROM keeper WHERE until > clock_timestamp()
 ) AS there WHERE known < :since ORDER BY place"""
 PLACES_TOLD_MAX = 5
 LOOKS_AGAIN_S = 0.2
@@ -122,7 +127,7 @@ def _upgraded(
             {"class": SCHEMA_LOCK[0], "key": SCHEMA_LOCK[1]},
         )
         at = _status(connection)
-        if at.version is not None and at.is_newer():
+        if at.version is not None and at.version not in KNOWN:
             refuse_other(at)
             told(f"the schema is a newer one, on which programs from {at.runs_from} on run: nothing is to do")
             return at.version
@@ -134,9 +139,13 @@ def _upgraded(
             if not end_older:
                 raise StartError(f"{older}: stop them first, or run tollkeeper migrate --end-older-keepers")
             told(f"{older}: they end within seconds")
-        with blocking.watched(connection):
-            _lock(connection, altered(connection, scripts, at.version))
-            command.upgrade(config, "head")
+        if at.version is None:
+            make(connection)
+            command.stamp(config, "head")
+        else:
+            with blocking.watched(connection):
+                _lock(connection, altered(connection, scripts, at.version))
+                command.upgrade(config, "head")
         _say_runs_from(connection, scripts)
         connection.execute(partitions.ENSURE, {"months_ahead": partitions.MONTHS_AHEAD, "by": ""})
         if missing := grants.apply(connection):
@@ -159,14 +168,20 @@ def runs_from(scripts: ScriptDirectory) -> str:
     return max(getattr(one.module, "runs_from", one.revision) for one in scripts.walk_revisions())
 
 
-def altered(connection: Connection, scripts: ScriptDirectory, version: str | None) -> list[str]:
+def make(connection: Connection, files: Sequence[Path] = FILES) -> None:
+    """Make today's schema in an empty database; it has no version yet."""
+    home, schema = connection.exec_driver_sql(_SCHEMA).one()
+    for file in files:
+        sql = file.read_text(encoding="utf-8").replace(":home", home).replace(":schema", schema)
+        connection.exec_driver_sql(sql, execution_options={"no_parameters": True})
+
+
+def altered(connection: Connection, scripts: ScriptDirectory, version: str) -> list[str]:
     """The tables that migrations behind a version alter, as each says (`alters`), as far as they are there.
 
     One that does not say it may alter any.
     """
     there = list(connection.scalars(text(TABLES)))
-    if version is None:
-        return []
     waiting = [one.module for one in scripts.iterate_revisions("head", version)]
     if not all(hasattr(one, "alters") for one in waiting):
         return there

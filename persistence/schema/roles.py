@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.errors import SchemaUnavailable, StartError
 from persistence.complaint import complaint
 from persistence.engine import CONNECT, plain_url
-from persistence.schema.grants import APPEND, FUNCTIONS, WRITER, WRITES, roles_of, wanted
+from persistence.schema.grants import WANTED, WRITER, roles_of, writes
 from persistence.schema.version import refuse_other, status
 
 _WHO = """
@@ -65,15 +65,16 @@ class Privileges:
 
 def privileges(url: str) -> Privileges:
     """Ask a database of the newest schema what the user of this URL may do in it; `SchemaUnavailable`."""
-    tables = [grant for grant in sorted(wanted()) if (grant.role, grant.kind) == (WRITER, "TABLE")]
+    tables = [grant for grant in sorted(WANTED) if (grant.role, grant.kind) == (WRITER, "TABLE")]
+    functions = [grant.name for grant in sorted(WANTED) if grant.kind == "FUNCTION"]
     try:
         with psycopg.connect(plain_url(url), **CONNECT) as connection:
             writer = _writer_of(connection)
-            kept = [table for table, verbs in WRITES.items() if verbs == APPEND]
-            who = {"tables": list(WRITES), "kept": kept, "outside": list(OUTSIDE), "writer": writer}
+            kept = [table for table, verbs in writes().items() if verbs == {"INSERT"}]
+            who = {"tables": list(writes()), "kept": kept, "outside": list(OUTSIDE), "writer": writer}
             row = connection.execute(_WHO, who).fetchone()
             asked = {"rights": [each.right for each in tables], "names": [each.name for each in tables]}
-            lacking = connection.execute(_LACKING, asked | {"functions": list(FUNCTIONS)}).fetchall()
+            lacking = connection.execute(_LACKING, asked | {"functions": functions}).fetchall()
     except psycopg.Error as error:
         raise SchemaUnavailable(complaint(error)) from error
     assert row is not None

@@ -1,7 +1,8 @@
 """Which schema a database has, and whether this program may run on it.
 
-A newer schema says since which version of the schema programs run on it (`runs_from` of its migrations): a
-keeper that is one release behind starts on it, and another that would do harm does not.
+The oldest version known is the baseline: there is no way from a version before it. A newer schema says
+since which version programs run on it (`runs_from` of its migrations): a keeper that is one release behind
+starts on it, and another that would do harm does not.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class SchemaStatus(NamedTuple):
     clock: float | None = None
 
     def is_newer(self, known: Sequence[str] = KNOWN) -> bool:
-        """Whether a program that knows these does not know it."""
-        return self.version is not None and self.version not in known
+        """Whether it came after all that a program that knows these knows."""
+        return self.version is not None and self.version not in known and self.version > known[0]
 
 
 async def status(engine: AsyncEngine) -> SchemaStatus:
@@ -80,6 +81,11 @@ def refuse_other(at: SchemaStatus, known: Sequence[str] = KNOWN) -> None:
         raise StartError(f"PostgreSQL has no schema, {needed} is needed: run tollkeeper migrate")
     if found in known:
         raise StartError(f"PostgreSQL has schema version {found}, {needed} is needed: run tollkeeper migrate")
+    if found < known[0]:
+        raise StartError(
+            f"PostgreSQL has schema version {found}, this program begins at {known[0]}:"
+            " run tollkeeper migrate of the release before it first, then of this one"
+        )
     raise StartError(
         f"PostgreSQL has schema version {found}, this program knows {needed} at most: run a newer one"
     )

@@ -1,6 +1,6 @@
 """The column shapes every table is made of, named once for many columns; a `?` after a name: may be null.
 
-Names, types and keys alone: constraints, defaults and indexes stand in the migrations' SQL, which runs.
+Names, types and keys alone: constraints, defaults and indexes stand in `persistence/schema/tables.sql`.
 """
 
 from __future__ import annotations

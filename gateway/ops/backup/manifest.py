@@ -52,9 +52,12 @@ def read(found: Any, source: str) -> Manifest:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise none_at(source) from error
     if manifest.format != FORMAT or manifest.schema_version not in schema.KNOWN:
+        known = f"this program knows {schema.NEEDED} at most: use a newer one"
+        if manifest.schema_version < schema.KNOWN[0]:
+            known = f"this program begins at {schema.KNOWN[0]}: restore it with the one that made it"
         raise BackupFailed(
             f"{source} was made by Tollkeeper {manifest.program_version} with schema version"
-            f" {manifest.schema_version}; this program knows {schema.NEEDED} at most: use a newer one"
+            f" {manifest.schema_version}; {known}"
         )
     return manifest
 

@@ -13,13 +13,11 @@ from gateway.core.billing.allocation import ExpiredGrant
 from persistence import engine
 from persistence.billing.allocations import Allocations
 from persistence.ledger.writer import Writer
-from persistence.schema.migrate import MIGRATIONS
 from tests.persistence.credits import give, post_expiries
 from tests.persistence.migrated import empty
 from tests.persistence.scenario import Account, batch_of, broken, rows_of, settle_in
 
 HOUR_MS = 3_600_000
-KEPT_SINCE = (MIGRATIONS / "v0093" / "drawdowns.sql").read_text()
 ALLOCATED = """
 SELECT seq, credit_addition_id, amount FROM credit_allocation ORDER BY seq, credit_addition_id NULLS LAST"""
 POSTED = "SELECT kind, credit_addition_id, amount FROM credit_posting ORDER BY seq"
@@ -121,12 +119,6 @@ async def test_what_is_drawn_is_kept_by_the_day_it_is_an_entry_of(migrated: str,
                               " GROUP BY 1, 2 ORDER BY 1, 2")  # fmt: skip
     assert found == [(first, "use", 1_000), (second, "return", 20), (second, "use", 50)]
     assert await broken(migrated) == []
-    # What was there before the schema kept it is found alike.
-    before = rows_of(migrated, DRAWN)
-    [filled] = [part for part in KEPT_SINCE.split(";\n") if "INSERT INTO credit_drawdown (" in part]
-    rows_of(migrated, "DELETE FROM credit_drawdown RETURNING 1")
-    rows_of(migrated, f"{filled} RETURNING 1")
-    assert rows_of(migrated, DRAWN) == before
 
 
 async def test_debt_is_covered_by_a_later_addition(migrated: str, kept: Allocations) -> None:

@@ -12,13 +12,14 @@ from alembic.runtime.migration import MigrationContext
 from psycopg import errors
 from sqlalchemy import create_engine
 
+from gateway.errors import StartError
 from persistence import engine
-from persistence.schema import migrate, partitions
-from persistence.schema.version import NEEDED
+from persistence.schema import migrate, partitions, roles
+from persistence.schema.version import KNOWN, NEEDED
 from persistence.tables import metadata
 from tests.persistence.migrated import BY_MONTH, KEYS_ALWAYS_THERE, LEDGERS, PARTITIONED
 from tests.persistence.scenario import one, rows_of, settle_in
-from tests.persistence.schema.test_adopted_invoices import bring_to
+from tests.persistence.schema.baseline import bring_to_baseline, described
 
 TOKEN_ROW = (
     "INSERT INTO token_ledger (tenant_id, transaction_type, amount, direction, created_at, epoch, seq, cycle)"
@@ -70,27 +71,30 @@ def test_business_models_and_services_are_always_there(cloned: str) -> None:
     assert services == [(key, 0, "Subscription", False) for key in KEYS_ALWAYS_THERE]
 
 
-def test_services_of_before_go_by_their_business_model_unless_a_person_said_else(database: str) -> None:
-    bring_to(database, "0088")
-    with psycopg.connect(database, autocommit=True) as connection:
-        model = "(SELECT id FROM business_model WHERE name = 'Pay-Per-Use')"
-        connection.execute(
-            f"""
-INSERT INTO organization (name) VALUES ('Acme');
-UPDATE service SET business_model_id = {model} WHERE key IN ('messages', 'responses');
-INSERT INTO audit_log (actor, action, resource, resource_id, before, after)
-SELECT 'person', 'change', 'services', id, jsonb_build_object('counts_tokens', key <> 'responses'),
-       '{{"counts_tokens": true}}' FROM service WHERE key IN ('messages', 'responses');
-INSERT INTO service (name, key, credits, service_type, business_model_id, counts_tokens)
-VALUES ('Both', 'both', 1, 'Pay-As-You-Go', {model}, true), ('One', 'one', 1, 'Pay-As-You-Go', {model}, false)
-""".encode()
-        )
-    migrate.upgrade(database)
-    said = "SELECT key FROM service WHERE counts_tokens ORDER BY 1"
-    assert rows_of(database, said) == [("both",), ("responses",)]
-    assert rows_of(database, "SELECT verb, payload FROM control_write WHERE account = 'catalogue'") == [
-        ("define", {})
-    ]
+def test_the_baseline_is_taken_over_and_comes_to_the_same_as_the_files(
+    postgres: str, database: str, cloned: str
+) -> None:
+    bring_to_baseline(database)
+    seeded = "SELECT key, name FROM service ORDER BY id"
+    rows_of(database, "INSERT INTO organization (name) VALUES ('Acme') RETURNING 1")
+    before = rows_of(database, seeded)
+    assert migrate.upgrade(database) == NEEDED
+    assert described(postgres, database) == described(postgres, cloned)
+    assert rows_of(database, seeded) == before == rows_of(cloned, seeded)
+    assert rows_of(database, "SELECT name FROM organization") == [("Acme",)]
+
+
+async def test_what_came_before_the_baseline_is_refused_with_what_to_do(database: str) -> None:
+    bring_to_baseline(database)
+    rows_of(database, "UPDATE alembic_version SET version_num = '0085' RETURNING 1")
+    pool = engine.create(database)
+    said = f"0085, this program begins at {KNOWN[0]}: run tollkeeper migrate of the release before it first"
+    with pytest.raises(StartError, match=said):
+        migrate.upgrade(database)
+    with pytest.raises(StartError, match=said):
+        await roles.refuse_unfit(pool)
+    await pool.dispose()
+    assert migrate.schema_status(database).version == "0085"
 
 
 async def test_partitions_are_made_ahead_and_only_once(cloned: str) -> None:
