@@ -14,12 +14,12 @@ from gateway.admin.api.turns import STAFF, Share, Turns, read_within, while_aske
 from gateway.admin.api.views import answer
 from gateway.admin.configuration.applying import Configurator, Wish
 from gateway.admin.configuration.exporting import export
-from gateway.admin.configuration.threads import in_thread
 from gateway.admin.configuration.words import schema
 from gateway.admin.http import body
 from gateway.admin.http.auth import admit, require_read, require_write
 from gateway.admin.http.guard import DEADLINE, REQUEST_ID
 from gateway.admin.http.idempotency import claim_of
+from gateway.admin.http.metered import in_thread
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources import REPORTS
 from gateway.admin.resources.configuration import SCHEMA, ConfigurationApply

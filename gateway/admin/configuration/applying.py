@@ -14,9 +14,9 @@ from gateway.admin.configuration.matching import ROWS_MAX
 from gateway.admin.configuration.naming import Planned
 from gateway.admin.configuration.objects import OBJECTS_MAX, Objects, read
 from gateway.admin.configuration.planning import Plan, Planner
-from gateway.admin.configuration.threads import in_thread
 from gateway.admin.configuration.words import KINDS, declared
 from gateway.admin.http.auth import may_write, require_read, require_write
+from gateway.admin.http.metered import in_thread
 from gateway.admin.operations import Done, finish, mint
 from gateway.admin.ports import AdminPorts, Applying
 from gateway.admin.pushing import push

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from gateway.admin.configuration.identity import Which
 from gateway.admin.configuration.referring import meant
 from gateway.admin.configuration.sameness import same
-from gateway.admin.configuration.threads import in_thread
 from gateway.admin.configuration.words import KINDS, declared, model, references, word
 from gateway.admin.http.auth import require_read
+from gateway.admin.http.metered import in_thread
 from gateway.admin.ports import AdminPorts, Applying
 from gateway.admin.resources import Resource
 from gateway.admin.resources.configuration import DEFAULT_NAME

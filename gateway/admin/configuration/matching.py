@@ -11,8 +11,8 @@ from gateway.admin.configuration.objects import Errors, Objects, Reference, Want
 from gateway.admin.configuration.referring import Names, meant
 from gateway.admin.configuration.remembered import Remembered, remember
 from gateway.admin.configuration.sameness import same
-from gateway.admin.configuration.threads import in_thread
 from gateway.admin.configuration.words import declared, references, word
+from gateway.admin.http.metered import in_thread
 from gateway.admin.ports import Applying
 from gateway.admin.resources import Resource
 from gateway.core.accounts.administration import Row

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gateway.admin.configuration.threads import in_thread
 from gateway.admin.configuration.words import KINDS, declared, references
+from gateway.admin.http.metered import in_thread
 from gateway.admin.ports import Applying
 from gateway.admin.resources import Resource
 from gateway.core.accounts.administration import Row

@@ -17,9 +17,9 @@ from gateway.admin.configuration.matching import ROWS_MAX, Matching, Pair
 from gateway.admin.configuration.naming import Planned, name_all
 from gateway.admin.configuration.objects import Errors, Objects, Wanted, refuse
 from gateway.admin.configuration.sameness import same
-from gateway.admin.configuration.threads import in_thread
 from gateway.admin.configuration.words import KINDS, declared, model, references, word
 from gateway.admin.http.body import canonical
+from gateway.admin.http.metered import in_thread
 from gateway.admin.ports import Applying
 from gateway.admin.resources import Resource
 from gateway.core.accounts.administration import Actor, Row

@@ -70,8 +70,18 @@ def _task(
 
 
 async def in_thread(work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
-    """Do something in a thread, and count that."""
-    return await asyncio.to_thread(_counted, METER.get(), partial(work, *given, **named))
+    """Do a step of work in a thread, and count that; who is cancelled waits for its end.
+
+    What it holds is counted until then. A step is bounded: nothing ends a thread before it is through.
+    """
+    running = asyncio.ensure_future(asyncio.to_thread(_counted, METER.get(), partial(work, *given, **named)))
+    try:
+        return await asyncio.shield(running)
+    finally:
+        if not running.done():
+            await asyncio.wait({running})
+            if not running.cancelled():
+                running.exception()
 
 
 def _counted(meter: Meter | None, work: Callable[[], T]) -> T:
