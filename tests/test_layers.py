@@ -14,7 +14,7 @@ from importlinter.cli import lint_imports
 from tests.tree import offenders, texts
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS_MAX = 5
+LAYERS_MAX = 6
 ROOT_FILES_MAX = 6
 
 
@@ -48,7 +48,8 @@ def test_every_outside_library_has_one_door(library: str) -> None:
         if contract["type"] == "protected" and library in contract["protected_modules"]
     ]
     assert len(doors) == 1
-    assert len(doors[0]) == 1
+    # It serves people, and calls others.
+    assert len(doors[0]) == (2 if library == "aiohttp" else 1)
 
 
 def test_the_root_of_the_gateway_stays_small_and_its_layers_few() -> None:

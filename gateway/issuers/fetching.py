@@ -6,26 +6,26 @@ It waits, so a thread runs it.
 
 from __future__ import annotations
 
-import http.client
 import json
 import re
-import socket
 import ssl
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Final
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
+
+import uvloop
 
 from gateway.core.issuers.issuer import Issuer, may_lead_to
 from gateway.core.shown_urls import without_password
+from gateway.core.upstreams.connect import ProxyFailed
 from gateway.files import https_with, read_regular
-from gateway.issuers import through
 from gateway.issuers.key_set import FETCH_S_MAX, Endpoints, KeySet, UnreadableKeys
 from gateway.issuers.signatures import read_key_set
+from gateway.outbound.client import ANSWER_BYTES_MAX, TooLarge, ask
 
-DOCUMENT_BYTES_MAX: Final = 256 * 1024
+DOCUMENT_BYTES_MAX: Final = ANSWER_BYTES_MAX
 # Until there is a connection, its TLS with it; an answer then has until its deadline.
 CONNECT_S_MAX: Final = 3.0
 _PLAIN: Final = re.compile(r"[!-~]{1,2048}", re.ASCII)
@@ -74,9 +74,9 @@ def _told() -> Iterator[None]:
     """Say in words why an issuer cannot be asked."""
     try:
         yield
-    except ssl.SSLCertVerificationError as error:
-        raise UnreadableKeys(f"its certificate cannot be verified: {error.verify_message}") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
+    except (OSError, ValueError) as error:
+        if (untrusted := _untrusted(error)) is not None:
+            raise UnreadableKeys(f"its certificate cannot be verified: {untrusted.verify_message}") from error
         raise UnreadableKeys(str(error).strip() or type(error).__name__) from error
 
 
@@ -124,69 +124,28 @@ def _fetched(issuer: Issuer, url: str, deadline: float, *, with_token: bool) -> 
 def _asked(
     issuer: Issuer, url: str, deadline: float, fields: Mapping[str, str], form: bytes | None = None
 ) -> tuple[int, bytes]:
-    parts = urlsplit(url)
-    connection, proxy = _connection(issuer, parts), issuer.proxies.to(url)
-    sent = {"accept": "application/json", "user-agent": "tollkeeper", "connection": "close", **fields}
-    sock = _connected(connection) if proxy is None else through.dialled(proxy, CONNECT_S_MAX)
+    shown, left = without_password(url), deadline - time.monotonic()
+    context = https_with(issuer.ca_file) if url.startswith("https:") else None
+    sent = {"accept": "application/json", "user-agent": "tollkeeper", **fields}
     try:
-        with _over_at(deadline, sock, url):
-            if proxy is not None:
-                context = https_with(issuer.ca_file) if parts.scheme == "https" else None
-                through.let_through(proxy, sock, connection.host, connection.port)
-                connection.sock = through.inside(sock, context, connection.host)
-            sock.settimeout(max(0.001, deadline - time.monotonic()))
-            where = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
-            connection.request("GET" if form is None else "POST", where, form, sent)
-            answer = connection.getresponse()
-            return answer.status, _body(answer, url)
-    finally:
-        connection.close()
-        sock.close()
+        return uvloop.run(ask(
+            "GET" if form is None else "POST", url, sent, form, proxies=lambda: issuer.proxies,
+            context=context, connect_s=CONNECT_S_MAX, within_s=max(0.001, left),
+        ))  # fmt: skip
+    except TimeoutError as error:
+        raise UnreadableKeys(f"{shown} was not read in time") from error
+    except TooLarge as error:
+        raise UnreadableKeys(f"{shown} {error}") from error
 
 
-def _connected(connection: http.client.HTTPConnection) -> socket.socket:
-    try:
-        connection.connect()
-    except BaseException:
-        connection.close()
-        raise
-    return connection.sock
-
-
-@contextmanager
-def _over_at(deadline: float, sock: socket.socket, url: str) -> Iterator[None]:
-    """Break a connection off at the deadline: each byte that comes begins a socket's own bound anew."""
-
-    def end() -> None:
-        with suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
-
-    ending = threading.Timer(max(0.0, deadline - time.monotonic()), end)
-    ending.daemon = True
-    ending.start()
-    try:
-        yield
-    finally:
-        ending.cancel()
-        if time.monotonic() >= deadline:  # what came until then is no whole answer
-            raise UnreadableKeys(f"{without_password(url)} was not read in time")
-
-
-def _body(answer: http.client.HTTPResponse, url: str) -> bytes:
-    body = b""
-    while more := answer.read1(65_536):
-        body += more
-        if len(body) > DOCUMENT_BYTES_MAX:
-            raise UnreadableKeys(f"{without_password(url)} answers more than {DOCUMENT_BYTES_MAX} bytes")
-    return body
-
-
-def _connection(issuer: Issuer, parts: SplitResult) -> http.client.HTTPConnection:
-    host = parts.hostname or ""
-    if parts.scheme != "https":
-        return http.client.HTTPConnection(host, parts.port, timeout=CONNECT_S_MAX)
-    context = https_with(issuer.ca_file)
-    return http.client.HTTPSConnection(host, parts.port, timeout=CONNECT_S_MAX, context=context)
+def _untrusted(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
+    """The fault of the issuer's certificate that an error comes from; None of a proxy's or any other."""
+    while error is not None and not isinstance(error, ProxyFailed):
+        error = getattr(error, "certificate_error", error)
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return error
+        error = error.__cause__ if error.__cause__ is not error else None
+    return None
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

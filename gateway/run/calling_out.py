@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from gateway.admin.outgoing import Outgoing
-from gateway.admin.tunnelling import ProxiesNow, Tunnelling
 from gateway.core.upstreams.proxies import DIRECT, Proxies
-from gateway.http.upstream.tunnel import tunnelled
+from gateway.outbound.client import Connector, Outgoing, ProxiesNow
 
 
 class Later(Protocol):
@@ -26,12 +24,12 @@ class Later(Protocol):
 
 def outgoing(proxies: ProxiesNow, *, private: bool) -> Outgoing:
     """What posts to others, to those at private addresses only where that is allowed."""
-    return Outgoing(tunnelled, private=private, proxies=proxies)
+    return Outgoing(private=private, proxies=proxies)
 
 
-def connector(proxies: ProxiesNow) -> Tunnelling | None:
+def connector(proxies: ProxiesNow) -> Connector | None:
     """How a library of somebody's connects to them; None where nobody is before any of them.
 
     Nobody ever is then: variables do not change while a process runs, and files of proxies are never empty.
     """
-    return None if proxies() == DIRECT else Tunnelling(proxies, tunnelled, None)
+    return None if proxies() == DIRECT else Connector(proxies, None)

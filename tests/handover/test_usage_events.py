@@ -10,12 +10,11 @@ from email.utils import format_datetime
 
 import pytest
 
-from gateway.admin.outgoing import Outgoing
 from gateway.core.billing.usage_feed import UsageEvent
 from gateway.handover.lago import Lago
 from gateway.handover.openmeter import OpenMeter
 from gateway.handover.usage_events import Shape, UsageEvents
-from gateway.http.upstream.tunnel import tunnelled
+from gateway.outbound.client import Outgoing
 from tests.usage_servers import CODE, TOKEN, Billing, Failure, billing_server
 
 AT = datetime(2026, 4, 1, 12, 0, 0, 123_000, tzinfo=UTC)
@@ -34,7 +33,7 @@ class Way:
 @pytest.fixture(params=[True, False], ids=["lago", "openmeter"])
 async def way(request: pytest.FixtureRequest) -> AsyncIterator[Way]:
     async with billing_server(lago=request.param) as billing:
-        outgoing = Outgoing(tunnelled, private=True)
+        outgoing = Outgoing(private=True)
         yield Way(billing, outgoing)
         await outgoing.aclose()
 

@@ -9,13 +9,12 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.admin.outgoing import Outgoing
 from gateway.background.timed.usage_feed import UsageFeedSender
 from gateway.core.billing.usage_feed import AMOUNTS, FAILED_MAX, Terms
 from gateway.handover.lago import Lago
 from gateway.handover.openmeter import OpenMeter
 from gateway.handover.usage_events import Shape, UsageEvents
-from gateway.http.upstream.tunnel import tunnelled
+from gateway.outbound.client import Outgoing
 from persistence import engine
 from persistence.keeper.usage_feed import FeedQueue
 from tests.persistence.scenario import rows_of
@@ -102,7 +101,7 @@ async def fed(
     since_long: bool = True,
 ) -> AsyncIterator[Fed]:
     """A feed that is open, since long or from now on, of an installation whose database is there."""
-    pool, outgoing = engine.create(url), Outgoing(tunnelled, private=True)
+    pool, outgoing = engine.create(url), Outgoing(private=True)
     async with billing_server(lago=lago) as billing:
         terms = Terms("lago" if lago else "openmeter", waiting_max)
         made = Fed(url, billing, pool, outgoing, terms, FeedQueue(pool, failed_max=failed_max))

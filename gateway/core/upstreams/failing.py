@@ -1,6 +1,6 @@
 """Why upstreams fail: causes of a few words, told at a bounded rate.
 
-Causes are labels of a metric and words of a log line; `gateway/http/upstream/causes.py` finds them in errors.
+Causes are labels of a metric and words of a log line; `gateway/outbound/causes.py` finds them in errors.
 """
 
 from __future__ import annotations

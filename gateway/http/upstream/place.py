@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from gateway.core.calls.route import UpstreamTarget
 from gateway.files import https_with, require_regular
-from gateway.http.upstream.tunnel import Tunnel, tls_with
+from gateway.outbound.tunnel import Tunnel, tls_with
 
 # How often files are looked at, at most.
 LOOK_S = 5.0

@@ -28,12 +28,12 @@ from gateway.http.clock import Clock
 from gateway.http.shares import Shares
 from gateway.http.tally import Tally
 from gateway.http.turns import Turns
-from gateway.http.upstream.causes import cause_of
 from gateway.http.upstream.connection import Link
 from gateway.http.upstream.dialing import dial
 from gateway.http.upstream.names import LookUp, Names, by_system
 from gateway.http.upstream.place import Place
-from gateway.http.upstream.tunnel import Tunnel
+from gateway.outbound.causes import cause_of
+from gateway.outbound.tunnel import Tunnel
 
 FRESH_S = 0.25
 

@@ -16,9 +16,8 @@ from aiohttp.abc import ResolveResult
 from aiohttp.resolver import ThreadedResolver
 from aiohttp.test_utils import TestServer
 
-from gateway.admin.outgoing import Outgoing
 from gateway.core.upstreams.proxies import Proxies, Proxy
-from gateway.http.upstream.tunnel import tunnelled
+from gateway.outbound.client import Outgoing
 from tests.proxy_server import HERE, ProxyServer
 
 # What the system's own resolver, or a client before it, takes for this machine.
@@ -58,7 +57,7 @@ async def server() -> web.Application:
 
 
 async def test_a_message_arrives_as_it_was_signed(server: web.Application) -> None:
-    async with TestServer(server) as there, aclosing(Outgoing(tunnelled, private=True)) as outgoing:
+    async with TestServer(server) as there, aclosing(Outgoing(private=True)) as outgoing:
         outcome = await outgoing.send(str(there.make_url("/take")), {"webhook-id": "msg_1"}, b'{"a":1}')
         assert (outcome.status, outcome.delivered) == (204, True)
         [(path, fields, body)] = server[SEEN]
@@ -66,19 +65,19 @@ async def test_a_message_arrives_as_it_was_signed(server: web.Application) -> No
 
 
 async def test_redirects_are_not_followed(server: web.Application) -> None:
-    async with TestServer(server) as there, aclosing(Outgoing(tunnelled, private=True)) as outgoing:
+    async with TestServer(server) as there, aclosing(Outgoing(private=True)) as outgoing:
         outcome = await outgoing.send(str(there.make_url("/elsewhere")), {}, b"{}")
         assert (outcome.status, outcome.delivered) == (302, False)
         assert [path for path, _, _ in server[SEEN]] == ["/elsewhere"]
 
 
 async def test_what_goes_wrong_is_told(server: web.Application) -> None:
-    async with TestServer(server) as there, aclosing(Outgoing(tunnelled, private=True)) as outgoing:
+    async with TestServer(server) as there, aclosing(Outgoing(private=True)) as outgoing:
         broken = await outgoing.send(str(there.make_url("/break")), {}, b"{}")
         assert (broken.status, broken.delivered) == (None, False)
         assert broken.error
         gone = str(there.make_url("/take"))
-    async with aclosing(Outgoing(tunnelled, private=True)) as outgoing:
+    async with aclosing(Outgoing(private=True)) as outgoing:
         assert (await outgoing.send(gone, {}, b"{}")).error
 
 
@@ -96,7 +95,7 @@ async def test_private_addresses_are_never_reached(
         ]
 
     monkeypatch.setattr(ThreadedResolver, "resolve", rebound)
-    async with TestServer(server) as there, aclosing(Outgoing(tunnelled, private=False)) as outgoing:
+    async with TestServer(server) as there, aclosing(Outgoing(private=False)) as outgoing:
         for url in (
             str(there.make_url("/take")),
             f"https://127.0.0.1:{there.port}/take",
@@ -115,7 +114,7 @@ async def test_private_addresses_are_never_reached(
 async def test_a_message_goes_through_a_proxy_which_knows_the_name(server: web.Application) -> None:
     async with TestServer(server) as there, ProxyServer({"hooks.test": HERE}, wants=KNOWN) as proxy:
         proxies = Proxies(http=Proxy(HERE, proxy.port, authorization=KNOWN), exempt=(HERE,))
-        async with aclosing(Outgoing(tunnelled, private=True, proxies=lambda: proxies)) as outgoing:
+        async with aclosing(Outgoing(private=True, proxies=lambda: proxies)) as outgoing:
             url = f"http://hooks.test:{there.port}/take"
             assert (await outgoing.send(url, {"webhook-id": "msg_1"}, b"{}")).delivered
             [(_, fields, _)] = server[SEEN]
@@ -137,7 +136,7 @@ async def test_another_proxy_is_gone_by_from_the_next_message_on(server: web.App
         ProxyServer({"hooks.test": HERE}, wants=KNOWN) as second,
     ):
         now = Proxies(http=Proxy(HERE, first.port))
-        async with aclosing(Outgoing(tunnelled, private=True, proxies=lambda: now)) as outgoing:
+        async with aclosing(Outgoing(private=True, proxies=lambda: now)) as outgoing:
             url = f"http://hooks.test:{there.port}/take"
             assert (await outgoing.send(url, {}, b"{}")).delivered
             now = Proxies(http=Proxy(HERE, second.port))
@@ -182,7 +181,7 @@ async def test_a_proxy_is_asked_for_the_address_that_was_checked(
     names = {PUBLIC: HERE} | dict.fromkeys(found, HERE)
     async with ProxyServer(names) as proxy, over_tls(server, context) as there:
         proxies = Proxies(https=Proxy(HERE, proxy.port))
-        async with aclosing(Outgoing(tunnelled, private=False, proxies=lambda: proxies)) as outgoing:
+        async with aclosing(Outgoing(private=False, proxies=lambda: proxies)) as outgoing:
             answer = await outgoing.send(f"https://hooks.example:{there.port}/take", {}, b"{}")
             assert (answer.status, answer.error) == (204, None)
             assert proxy.targets == [f"{PUBLIC}:{there.port}"]

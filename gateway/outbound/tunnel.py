@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from gateway.core.upstreams.connect import ProxyFailed, failed, is_let_through, request
 from gateway.core.upstreams.proxies import Proxy
 from gateway.files import https_with
-from gateway.http.upstream.causes import cause_of
+from gateway.outbound.causes import cause_of
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 

@@ -9,7 +9,7 @@ import ssl
 import pytest
 
 from gateway.core.upstreams.failing import CAUSES
-from gateway.http.upstream.causes import cause_of
+from gateway.outbound.causes import cause_of
 
 
 @pytest.mark.parametrize(

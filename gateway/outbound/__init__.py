@@ -1,0 +1,1 @@
+"""The way out for all but the data plane: one HTTP client; and `CONNECT` through proxies, for both."""
