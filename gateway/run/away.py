@@ -7,24 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+
+from gateway.counters.redis.wires import Wires
 
 LOOK_S = 0.2
 
 
-class Ways(Protocol):
-    """The ways to Redis."""
-
-    @property
-    def away(self) -> int:
-        """Of how many partitions calls fail at once."""
-
-    @property
-    def trouble(self) -> str:
-        """Why."""
-
-
-async def tell_of_redis(ways: Ways, log: Callable[..., None], *, look_s: float = LOOK_S) -> None:
+async def tell_of_redis(ways: Wires, log: Callable[..., None], *, look_s: float = LOOK_S) -> None:
     """Say it until cancelled: in between no call waits for it."""
     said = 0
     while True:

@@ -5,21 +5,8 @@ Part of the composition root.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
-
-from gateway.core.upstreams.proxies import DIRECT, Proxies
+from gateway.core.upstreams.proxies import DIRECT
 from gateway.outbound.client import Connector, Outgoing, ProxiesNow
-
-
-class Later(Protocol):
-    """Settings of now, which may be others later."""
-
-    def proxies(self) -> Proxies:
-        """Through whom others are called."""
-
-    def saying(self, name: str) -> Callable[[], str]:
-        """What tells the secret of a setting, as it is when it is asked."""
 
 
 def outgoing(proxies: ProxiesNow, *, private: bool) -> Outgoing:

@@ -14,7 +14,8 @@ from gateway.background.isolation import Isolation
 from gateway.background.timed.handovers import Handovers, Queue
 from gateway.core.billing.handover import Collected, Returned
 from gateway.errors import StartError
-from gateway.run.calling_out import Later, connector
+from gateway.run.calling_out import connector
+from gateway.run.keeper_settings import KeeperSettings
 from gateway.run.timed_loops import Loops
 from gateway.run.usage_feed import UsageFeed
 from gateway.settings.settings import Settings
@@ -33,7 +34,7 @@ class Collecting:
     Beside them those of the service that is told what was used.
     """
 
-    def __init__(self, settings: Settings, later: Later) -> None:
+    def __init__(self, settings: Settings, later: KeeperSettings) -> None:
         self._settings = settings
         self._api: StripeApi | None = None
         self.read: Reader | None = None

@@ -14,7 +14,8 @@ from gateway.errors import StartError
 from gateway.handover.lago import Lago
 from gateway.handover.openmeter import OpenMeter
 from gateway.handover.usage_events import Shape, UsageEvents
-from gateway.run.calling_out import Later, outgoing
+from gateway.run.calling_out import outgoing
+from gateway.run.keeper_settings import KeeperSettings
 from gateway.run.timed_loops import Loops
 from gateway.settings.settings import Settings
 from persistence.keeper.usage_feed import FeedQueue
@@ -23,7 +24,7 @@ from persistence.keeper.usage_feed import FeedQueue
 class UsageFeed:
     """A keeper's ends of the feed; none where no service is named."""
 
-    def __init__(self, settings: Settings, later: Later) -> None:
+    def __init__(self, settings: Settings, later: KeeperSettings) -> None:
         self._settings, self._token = settings, later.saying("usage_feed_token")
         self._queue: FeedQueue | None = None
         # An operator names the address: it may be one of the operator's own network.
