@@ -38,7 +38,7 @@ from persistence.refusals import TRY_AGAIN, sqlstate, translated
 from persistence.resources import audit, idempotency
 from persistence.subject import Batch, Change, Subject, id_in
 from persistence.subjects import SUBJECTS
-from persistence.tables.operations import applied_row
+from persistence.tables import applied_row
 from persistence.turns_to_apply import LOCK_WAIT_S, Touched
 
 ROWS_WRITTEN_MAX = 1_000

@@ -13,7 +13,7 @@ from gateway.core.accounts.roles import CREATE
 from gateway.errors import NotFound, Unprocessable
 from persistence.most_of_own import refuse_more
 from persistence.subject import Change, require
-from persistence.tables.people import organization
+from persistence.tables import organization
 
 
 def done(change: Change) -> Row:

@@ -9,10 +9,18 @@ from __future__ import annotations
 from sqlalchemy import ColumnElement, Select, Table, false, select, true
 
 from gateway.core.accounts.administration import OWNER
-from persistence.tables.billing import business_model, invoice, price, service, subscription_plan
-from persistence.tables.budgets import budget
-from persistence.tables.operations import webhook
-from persistence.tables.people import organization, tenant, token_plan
+from persistence.tables import (
+    budget,
+    business_model,
+    invoice,
+    organization,
+    price,
+    service,
+    subscription_plan,
+    tenant,
+    token_plan,
+    webhook,
+)
 
 # Where a row names no organization itself: what names one that does.
 THROUGH = {"tenant_id": tenant, "webhook_id": webhook, "budget_id": budget, "invoice_id": invoice}

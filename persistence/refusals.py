@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.errors import Conflict, Overloaded, StoreUnavailable, TollkeeperError, TookTooLong, Unprocessable
 from persistence.complaint import columns, noun, origin
-from persistence.tables.operations import control_write
+from persistence.tables import control_write
 
 TRY_AGAIN = frozenset({"40001", "40P01"})
 # It took longer than a statement may, or was left.

@@ -31,7 +31,7 @@ from gateway.core.accounts.administration import Command, Intent, Row
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead
 from gateway.errors import Conflict, NotFound, Unprocessable
 from persistence.ownership import owned
-from persistence.tables.operations import control_write
+from persistence.tables import control_write
 
 # Written intents reported back for the inline push; the pusher finds the rest by itself.
 INTENTS_REPORTED_MAX = 100

@@ -18,7 +18,7 @@ from persistence.ownership import THROUGH, owners
 from persistence.refusals import lock_within
 from persistence.subject import Subject
 from persistence.subjects import SUBJECTS
-from persistence.tables.people import organization
+from persistence.tables import organization
 
 # Advisory lock class 7809: whoever applies configuration, by organization; 0 is staff.
 _TAKE = text("SELECT pg_advisory_xact_lock(7809, whose) FROM unnest(CAST(:whose AS integer[])) AS whose")

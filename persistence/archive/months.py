@@ -17,8 +17,7 @@ from persistence.complaint import complaint
 from persistence.engine import CONNECT, plain_url
 from persistence.pooler import ASK_OWNER, shares_sessions
 from persistence.schema import version as schema
-from persistence.tables import ledgers as tables
-from persistence.tables.operations import audit_log
+from persistence.tables import audit_log, call, credit_transaction, feature_usage, token_ledger
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -53,12 +52,10 @@ class Ledger:
         return f"{self.name}_y{month:%Y}m{month:%m}"
 
 
-TOKENS = Ledger(tables.token_ledger, "tenant_id", "created_at", "tenant", "tenant_id, seq")
-CREDITS = Ledger(
-    tables.credit_transaction, "organization_id", '"timestamp"', "credits", "organization_id, seq"
-)
-SPENDS = Ledger(tables.feature_usage, "organization_id", '"timestamp"', "spend", "organization_id, seq")
-CALLS = Ledger(tables.call, "organization_id", "created_at", order="created_at, id")
+TOKENS = Ledger(token_ledger, "tenant_id", "created_at", "tenant", "tenant_id, seq")
+CREDITS = Ledger(credit_transaction, "organization_id", '"timestamp"', "credits", "organization_id, seq")
+SPENDS = Ledger(feature_usage, "organization_id", '"timestamp"', "spend", "organization_id, seq")
+CALLS = Ledger(call, "organization_id", "created_at", order="created_at, id")
 # What a month of these has is billed. Each goes by itself, as long as it is kept.
 LEDGERS = (TOKENS, CREDITS, SPENDS, CALLS)
 # By this nothing is owed.

@@ -15,7 +15,7 @@ from gateway.errors import Conflict, Unprocessable
 from persistence.billing.events import service_of
 from persistence.keeper.request_rows import SINCE_BEGAN, times_of
 from persistence.subject import Change
-from persistence.tables.corrections import amendment
+from persistence.tables import amendment
 
 _CALL = f"""
 SELECT organization_id, tenant_id, service_id, created_at, tokens, credits, content_id, project_id,

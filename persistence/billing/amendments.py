@@ -30,8 +30,7 @@ from persistence.keeper.request_rows import times_of
 from persistence.ledger import statements, usage_feed, usage_rollup, usage_spans
 from persistence.resources.app_users import acting
 from persistence.subject import Change, Subject, write_of
-from persistence.tables.corrections import amendment
-from persistence.tables.ledgers import credit_addition, money
+from persistence.tables import amendment, credit_addition, money
 
 _PRICES = text("""
 SELECT unit_price FROM usage_tier

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 
 from persistence.billing import charges, early_uses
 from persistence.subject import Subject, hold_flushes
-from persistence.tables.billing import charge as table
+from persistence.tables import charge as table
 
 # Days that are over; in advance also today, whose cycle has begun.
 _BEGUN = "cast(:today AS date) + CASE WHEN billing = 'advance' THEN 1 ELSE 0 END"

@@ -10,7 +10,7 @@ from gateway.errors import Conflict
 from persistence.billing import taken_back
 from persistence.billing.invoice_lines import keep_lines, line_of, lines_of
 from persistence.subject import Change
-from persistence.tables.billing import invoice, invoice_line
+from persistence.tables import invoice, invoice_line
 
 _GIVEN = text("""
 SELECT l.corrects_position AS position, -sum(l.amount) AS amount

@@ -19,7 +19,7 @@ from gateway.core.accounts.administration import Row
 from gateway.errors import Conflict
 from persistence.resources.app_users import acting
 from persistence.subject import Change, id_in
-from persistence.tables.ledgers import credit_addition, credit_price
+from persistence.tables import credit_addition, credit_price
 
 POSTPAID = "postpaid"
 

@@ -11,8 +11,7 @@ from sqlalchemy import Connection, select, text, update
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.document import CORRECTED_MAX, Corrected, Document, Letterhead, Party
 from persistence.subject import Change
-from persistence.tables.billing import invoice
-from persistence.tables.people import organization
+from persistence.tables import invoice, organization
 
 _CORRECTED = text("SELECT number, finalized_at FROM invoice WHERE id = :id")
 # The invoices that billed what charges of this one give back: the same supply, or the latest of the kind.

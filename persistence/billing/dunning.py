@@ -20,7 +20,7 @@ from persistence.billing import charges, payments
 from persistence.billing.invoice_source import rest_of
 from persistence.keeper.news import told
 from persistence.subject import Change, Subject, id_in
-from persistence.tables.dunning import dunning_step
+from persistence.tables import dunning_step
 
 TENANTS_A_STEP_MAX = 500
 

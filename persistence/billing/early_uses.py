@@ -33,7 +33,7 @@ from gateway.core.billing.subscription import Segment, midnight
 from persistence.billing import fee_charges, plan_turns
 from persistence.billing.segments import segment_of
 from persistence.billing.sold import TokenPlan, terms_of
-from persistence.tables.billing import plan_end as table
+from persistence.tables import plan_end as table
 
 # Ends of plans of one organization that become known together.
 ENDS_MAX = 1_000

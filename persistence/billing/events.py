@@ -31,7 +31,7 @@ from persistence.billing.beyond import Prices, prices_of
 from persistence.billing.token_cycles import carried, in_cycle, is_borne
 from persistence.resources.prices import candidates
 from persistence.subject import Change, Subject, write_of
-from persistence.tables.corrections import use_event
+from persistence.tables import use_event
 
 _TENANTS = """
 SELECT t.id, t.organization_id, t.updated_at, o.currency, p.weights, p.overage_policy

@@ -7,8 +7,7 @@ from sqlalchemy import select
 from gateway.core.billing.early_use import Ended
 from persistence.billing import quotas
 from persistence.subject import Change
-from persistence.tables.billing import organization_subscription, subscription_plan
-from persistence.tables.people import tenant
+from persistence.tables import organization_subscription, subscription_plan, tenant
 
 
 def give(

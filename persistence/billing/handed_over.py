@@ -20,8 +20,7 @@ from gateway.errors import AdminRefusal, Conflict, NotFound
 from persistence.billing import charges, handovers, payments
 from persistence.billing.invoice_source import HEADS, money, rest_of
 from persistence.subject import Change, Subject, id_in, lock
-from persistence.tables.billing import payment
-from persistence.tables.handovers import handover, handover_event
+from persistence.tables import handover, handover_event, payment
 
 REFERENCE = "stripe:"
 # Of what went back there by itself; what a credit note gave back has the note's.

@@ -14,7 +14,7 @@ from gateway.core.billing.invoice import Line
 from gateway.core.billing.tax import Tax
 from persistence.billing.tax_rates import tax_of
 from persistence.subject import Change
-from persistence.tables.billing import invoice_line
+from persistence.tables import invoice_line
 
 # What is stored of a line, by columns of its table.
 _NAMES = (

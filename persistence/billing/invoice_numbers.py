@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from persistence.tables.billing import invoice_sequence
+from persistence.tables import invoice_sequence
 
 NUMBER_DIGITS = 6
 

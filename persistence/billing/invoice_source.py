@@ -22,7 +22,7 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from gateway.core.billing.currencies import MINOR_DIGITS, MINOR_DIGITS_USUAL
 from persistence.subject import Subject, json_of
-from persistence.tables.billing import invoice, invoice_line, note_application, payment
+from persistence.tables import invoice, invoice_line, note_application, payment
 
 
 def _branch(digits: int) -> str:

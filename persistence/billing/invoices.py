@@ -39,8 +39,7 @@ from persistence.billing import (
 from persistence.billing.invoice_source import SOURCE
 from persistence.billing.one_off import only_of
 from persistence.subject import Change, Subject, day_in, id_in, require
-from persistence.tables.billing import invoice, invoice_line
-from persistence.tables.people import organization
+from persistence.tables import invoice, invoice_line, organization
 
 PERIOD_DAYS_MAX = 1_100
 

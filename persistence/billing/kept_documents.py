@@ -8,7 +8,7 @@ from sqlalchemy import Connection, select
 from sqlalchemy.dialects.postgresql import insert
 
 from gateway.errors import Conflict, StoreUnavailable
-from persistence.tables.billing import invoice_document
+from persistence.tables import invoice_document
 
 DOCUMENT_BYTES_MAX = 32 * 1024 * 1024
 

@@ -8,7 +8,7 @@ from gateway.core.accounts.administration import Row
 from gateway.core.billing.charge import Wanted
 from gateway.errors import Conflict
 from persistence.subject import Change
-from persistence.tables.billing import invoice
+from persistence.tables import invoice
 
 NOTHING_OWED = "Nothing of this source is owed that no invoice has."
 

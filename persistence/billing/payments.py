@@ -31,7 +31,7 @@ from persistence.billing.invoice_source import PAID, money, rest_of
 from persistence.billing.journal import rest_before
 from persistence.keeper.notices import tell_payment_status
 from persistence.subject import Change, Subject, id_in, lock
-from persistence.tables.billing import invoice, note_application, payment
+from persistence.tables import invoice, note_application, payment
 
 _OVERDUE = text("""
 UPDATE invoice SET payment_status = 'overdue'

@@ -18,7 +18,7 @@ from gateway.core.accounts.administration import Row
 from gateway.errors import Unprocessable
 from persistence import crud
 from persistence.subject import Change, day_in, json_of, live, lock
-from persistence.tables.billing import subscription_plan, subscription_plan_price
+from persistence.tables import subscription_plan, subscription_plan_price
 
 # What a cycle costs: a plan's price, and how many times. A quarter is three months.
 COSTS = {"monthly": ("monthly_cost", 1), "quarterly": ("monthly_cost", 3), "annual": ("annual_cost", 1)}

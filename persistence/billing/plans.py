@@ -18,8 +18,7 @@ from gateway.core.accounts.zones import wrong_calendar
 from gateway.errors import Unprocessable
 from persistence import crud
 from persistence.subject import THIS, Change, Subject, live
-from persistence.tables.billing import subscription_plan
-from persistence.tables.people import organization, tenant, token_plan
+from persistence.tables import organization, subscription_plan, tenant, token_plan
 
 WEIGHTS = "weights"
 # A tenant's own plan, else the one its organization's subscription gives it.

@@ -17,8 +17,7 @@ from persistence.billing.early_uses import Taken
 from persistence.billing.plans import plan_in_force, priced_in
 from persistence.billing.sold import TokenPlan
 from persistence.subject import Change, Subject, id_in, lock, require
-from persistence.tables.billing import organization_subscription
-from persistence.tables.people import organization, tenant, tenant_quota, token_plan
+from persistence.tables import organization, organization_subscription, tenant, tenant_quota, token_plan
 
 # Of tenants that have the plan of a subscription, not one of their own.
 _negotiated = (

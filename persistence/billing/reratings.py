@@ -33,9 +33,7 @@ from persistence.ledger import statements, usage_feed, usage_rollup, usage_spans
 from persistence.ledger.call_rows import stored_text
 from persistence.resources import prices
 from persistence.subject import Change, Subject
-from persistence.tables.billing import price
-from persistence.tables.corrections import rerating, rerating_left
-from persistence.tables.ledgers import money
+from persistence.tables import money, price, rerating, rerating_left
 
 # Calls at cost that are looked at in one transaction.
 PIECE_CALLS_MAX = 10_000

@@ -26,13 +26,13 @@ from persistence.billing import charges, given_plans, plan_prices
 from persistence.billing.plan_prices import COSTS
 from persistence.billing.segments import segment_of
 from persistence.subject import Change, Subject, add, day_in, id_in, json_of, lock, require
-from persistence.tables.billing import (
+from persistence.tables import (
+    organization,
     organization_subscription,
     subscription_plan,
     subscription_segment,
     subscription_term,
 )
-from persistence.tables.people import organization
 
 # What is agreed when it begins.
 AGREED = ("billing", "trial_end", "discount_rate", "discount_end", "minimum_commitment")

@@ -21,7 +21,7 @@ from gateway.core.billing.tax import Dated, Tax, misfits
 from gateway.errors import Conflict, Unprocessable
 from persistence import crud
 from persistence.subject import Change, Subject, id_in, lock, require
-from persistence.tables.people import organization, tax_rate
+from persistence.tables import organization, tax_rate
 
 # Of one organization; a finalized invoice reads them all.
 TAX_RATES_MAX = 1_000

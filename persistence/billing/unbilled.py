@@ -12,7 +12,7 @@ from sqlalchemy import Connection, select
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.charge import Charge
 from persistence.billing import charges
-from persistence.tables.people import organization
+from persistence.tables import organization
 
 
 def read(connection: Connection, organization_id: int, today: date) -> list[Row]:

@@ -15,8 +15,7 @@ from gateway.core.billing.usage_feed import CANCELED, COUNTED_MAX, FAILED, WAITI
 from gateway.errors import Conflict
 from persistence.ledger.usage_feed import BORDER, hold_flushes
 from persistence.subject import Change, Subject, alter, lock
-from persistence.tables.ledgers import money
-from persistence.tables.usage_feed import usage_feed, usage_outbox
+from persistence.tables import money, usage_feed, usage_outbox
 
 _RETRY = text("""
 UPDATE usage_outbox AS u

@@ -16,8 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.core.moments import ms_of
 from gateway.core.request_time import AHEAD_MAX, AHEAD_MAX_MS, began, is_of_gateway
-from persistence.tables.corrections import use_event
-from persistence.tables.ledgers import clock_ahead
+from persistence.tables import clock_ahead, use_event
 
 # Requests of so many months, the newest, are looked for month by month; those of all others together.
 MONTHS_ALONE_MAX = 3

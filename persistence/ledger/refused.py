@@ -24,7 +24,7 @@ from persistence.complaint import complaint
 from persistence.ledger import rows, statements, usage_rollup, usage_spans
 from persistence.ledger.attribution import Name, columns_of, storable
 from persistence.ledger.call_rows import stored_text
-from persistence.tables.ledgers import call
+from persistence.tables import call
 
 # Of one organization and day: users, projects and models together.
 NAMED_A_DAY_MAX = 1_000

@@ -18,9 +18,7 @@ from gateway.errors import Unprocessable
 from persistence.billing import top_up_orders
 from persistence.resources.app_users import acting
 from persistence.subject import Change, Subject, add, id_in, require
-from persistence.tables.ledgers import credit_addition
-from persistence.tables.operations import control_write
-from persistence.tables.people import app_user, organization
+from persistence.tables import app_user, control_write, credit_addition, organization
 
 
 def create(change: Change) -> Row:

@@ -12,7 +12,7 @@ from gateway.errors import Forbidden, Unprocessable
 from persistence import crud
 from persistence.claimed import claim
 from persistence.subject import Change, Subject, Verb, alter, lock
-from persistence.tables.people import admin_token, app_user, organization
+from persistence.tables import admin_token, app_user, organization
 
 # Stands in the place of a deleted token's digest: no credential has such a one.
 FORGOTTEN = "forgotten:"

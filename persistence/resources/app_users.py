@@ -8,7 +8,7 @@ from gateway.core.accounts.administration import Actor, Row
 from gateway.errors import Conflict
 from persistence import crud
 from persistence.subject import THIS, Change, Subject, add, fitted, id_in, live, require
-from persistence.tables.people import admin_token, app_user, organization, tenant
+from persistence.tables import admin_token, app_user, organization, tenant
 
 BUILT_IN = "built-in"
 

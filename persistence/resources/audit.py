@@ -10,8 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.core.accounts.administration import Actor, Row
 from gateway.core.failures import Told
 from persistence.subject import Change, Subject
-from persistence.tables.operations import audit_log
-from persistence.tables.people import admin_token
+from persistence.tables import admin_token, audit_log
 
 PLAIN = (int, float, str, bool, type(None))
 STAFF = "staff"

@@ -15,9 +15,7 @@ from gateway.errors import Unprocessable
 from persistence import crud
 from persistence.resources import organizations
 from persistence.subject import Change, Subject, alter, id_in, live, lock
-from persistence.tables.billing import service
-from persistence.tables.budgets import budget, budget_use
-from persistence.tables.people import api_key, organization, tenant
+from persistence.tables import api_key, budget, budget_use, organization, service, tenant
 
 # Advisory lock class 7806: whoever adds to the budgets of an organization, so that they stay within bounds.
 # A lock is of some organizations: PostgreSQL has room for a few thousand locks in all.

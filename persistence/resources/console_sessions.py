@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 from gateway.core.accounts.administration import ConsoleSession, KnownPerson, Row
 from gateway.core.issuers.sign_in import LIFE_MAX, VOUCHED
 from persistence.subject import Change, Subject, add
-from persistence.tables.sign_ins import console_session, used_sign_in
+from persistence.tables import console_session, used_sign_in
 
 # Those of all organizations together, of one organization, and of staff: nobody ends the sessions of others
 # by beginning many.

@@ -17,7 +17,7 @@ from gateway.errors import Conflict, Unprocessable
 from persistence.ledger.redrive import corrected, finish_control_write, redrive, refuse_charged
 from persistence.resources.decided import decided, source, told
 from persistence.subject import Change, Subject, alter, lock, write_of
-from persistence.tables.operations import dead_letter
+from persistence.tables import dead_letter
 
 _OWNER = text("SELECT id FROM organization WHERE id = :organization AND deleted_at IS NULL")
 

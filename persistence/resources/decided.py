@@ -12,7 +12,7 @@ from sqlalchemy import Select, Table, Text, cast, literal, select
 
 from gateway.core.accounts.administration import Actor, Row
 from persistence.resources.audit import BY_PEOPLE, STAFF, person_of
-from persistence.tables.people import admin_token
+from persistence.tables import admin_token
 
 _token = admin_token.c
 

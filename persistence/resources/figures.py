@@ -21,9 +21,7 @@ from persistence.ledger.sums import SUM_MAX
 from persistence.ownership import owned
 from persistence.subject import id_in
 from persistence.subjects import SUBJECTS
-from persistence.tables.billing import invoice
-from persistence.tables.budgets import budget_use
-from persistence.tables.people import organization, tenant
+from persistence.tables import budget_use, invoice, organization, tenant
 
 # An owner's use by day and service, from roll-ups, exact. Units that are money are left out.
 _ORGANIZATION_DAYS = text(f"""

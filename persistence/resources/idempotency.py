@@ -15,7 +15,7 @@ from sqlalchemy import Row as SqlRow
 
 from gateway.core.accounts.administration import Claim, Replay, Row
 from gateway.errors import Conflict
-from persistence.tables.operations import idempotency_key
+from persistence.tables import idempotency_key
 
 KEPT = timedelta(days=30)
 EXPIRED_SWEPT_MAX = 20

@@ -13,9 +13,7 @@ from persistence import crud
 from persistence.claimed import GIVEN_UP, claim
 from persistence.resources.budgets import forget_key
 from persistence.subject import THIS, Change, Subject, add, alter, live, lock, require
-from persistence.tables.budgets import budget
-from persistence.tables.operations import control_write
-from persistence.tables.people import api_key, tenant
+from persistence.tables import api_key, budget, control_write, tenant
 
 # Keys of one tenant that are not revoked, where a member makes another; each is loaded into Redis.
 MEMBERS_KEYS_MAX = 1_000

@@ -10,8 +10,7 @@ from gateway.core.accounts.facts import SEPARATOR
 from gateway.core.billing.vector import KINDS
 from persistence.keeper.request_rows import not_before
 from persistence.subject import Condition, Subject
-from persistence.tables.ledgers import call, credit_transaction, feature_usage, money, token_ledger
-from persistence.tables.people import tenant
+from persistence.tables import call, credit_transaction, feature_usage, money, tenant, token_ledger
 
 
 def _where(column: ColumnElement[str], among_turns: frozenset[str]) -> Condition:

@@ -11,14 +11,15 @@ from persistence.billing import plan_prices, subscriptions
 from persistence.billing.plans import priced_in
 from persistence.resources import organizations, priced
 from persistence.subject import THIS, Change, Subject, live
-from persistence.tables.billing import (
+from persistence.tables import (
     business_model,
+    organization,
     organization_service,
     organization_subscription,
     service,
     subscription_plan,
+    token_plan,
 )
-from persistence.tables.people import organization, token_plan
 
 
 def check_features(change: Change) -> None:

@@ -15,19 +15,18 @@ from persistence import crud
 from persistence.billing import allocations, debts, tax_rates, top_up_orders, unbilled
 from persistence.names import named
 from persistence.subject import THIS, Change, Subject, id_in, live, lock, refuse_while_referenced
-from persistence.tables.billing import (
+from persistence.tables import (
+    admin_token,
+    app_user,
+    budget,
     charge,
+    credit_addition,
+    credit_debt,
     invoice,
+    organization,
     organization_service,
     organization_subscription,
     subscription_segment,
-)
-from persistence.tables.budgets import budget
-from persistence.tables.ledgers import credit_addition, credit_debt
-from persistence.tables.people import (
-    admin_token,
-    app_user,
-    organization,
     tenant,
     tenant_quota,
     token_plan_price,

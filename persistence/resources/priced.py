@@ -16,8 +16,7 @@ from gateway.core.billing.pricing import read_pricing
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, misfit
 from gateway.errors import Conflict, Unprocessable
 from persistence.subject import Change
-from persistence.tables.billing import business_model, organization_service, service
-from persistence.tables.people import organization
+from persistence.tables import business_model, organization, organization_service, service
 
 # A change of others does not decide what a call costs.
 _DECIDING = frozenset({"pricing", "business_model_id", "service_type", "meter", "service_id"})

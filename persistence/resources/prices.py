@@ -29,9 +29,7 @@ from gateway.core.billing.vector import BASE_CURRENCY, KINDS
 from gateway.errors import Conflict, Unprocessable
 from persistence import crud
 from persistence.subject import Change, Subject, live
-from persistence.tables.billing import price
-from persistence.tables.operations import control_write
-from persistence.tables.people import organization
+from persistence.tables import control_write, organization, price
 
 # Every gateway holds all of them; of the bundled list some 1,300.
 IN_FORCE_MAX = 20_000

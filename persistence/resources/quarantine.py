@@ -21,9 +21,18 @@ from gateway.errors import Conflict
 from persistence.ledger import statements
 from persistence.resources.decided import decided, source, told
 from persistence.subject import Change, Subject, lock
-from persistence.tables.ledgers import credit_posting, feature_usage, token_ledger, usage_daily
-from persistence.tables.operations import lost_event, partition_state, quarantine
-from persistence.tables.people import organization, tenant, tenant_quota
+from persistence.tables import (
+    credit_posting,
+    feature_usage,
+    lost_event,
+    organization,
+    partition_state,
+    quarantine,
+    tenant,
+    tenant_quota,
+    token_ledger,
+    usage_daily,
+)
 
 ACCEPTABLE = frozenset({"gap", "conflict", "unknown_account"})
 

@@ -18,8 +18,7 @@ from gateway.core.integrity.reconciliation import Item, Kind, Reconciled
 from persistence.engine import apart
 from persistence.refusals import translated, translating
 from persistence.subject import Change, Subject
-from persistence.tables.operations import control_write, reconciliation
-from persistence.tables.people import tenant
+from persistence.tables import control_write, reconciliation, tenant
 
 ITEMS_KEPT_MAX = 1_000
 # Advisory lock class 7813: who compares everybody, whichever keeper it is.

@@ -10,8 +10,7 @@ from gateway.errors import Conflict
 from persistence import crud
 from persistence.resources import priced
 from persistence.subject import THIS, Change, Subject, alter, live, lock, refuse_while_referenced
-from persistence.tables.billing import business_model, organization_service, service, subscription_plan
-from persistence.tables.budgets import budget
+from persistence.tables import budget, business_model, organization_service, service, subscription_plan
 
 ALWAYS_THERE = frozenset({"Consumption", "Subscription", "Pay-Per-Use"})
 

@@ -28,8 +28,7 @@ from persistence.subject import (
     lock,
     require,
 )
-from persistence.tables.budgets import budget
-from persistence.tables.people import api_key, organization, tenant, token_plan
+from persistence.tables import api_key, budget, organization, tenant, token_plan
 
 # A person's word counts from when it is written, whatever the counters have heard of it.
 _IS_BLOCKED = """coalesce((

@@ -41,9 +41,16 @@ from gateway.core.accounts.usage import (
     start_of,
 )
 from gateway.errors import Unprocessable
-from persistence.tables.billing import service
-from persistence.tables.ledgers import kept_since, money, usage_rollup
-from persistence.tables.people import api_key, app_user, organization, tenant
+from persistence.tables import (
+    api_key,
+    app_user,
+    kept_since,
+    money,
+    organization,
+    service,
+    tenant,
+    usage_rollup,
+)
 
 # A plan made for millions of rows takes longer to compile than these reports take. Tens of thousands of
 # groups fit into this memory; into the usual one they do not, and are written to disk.

@@ -25,8 +25,7 @@ from gateway.core.alerts.webhook import (
 from gateway.errors import Conflict, Unprocessable
 from persistence import crud
 from persistence.subject import Change, Subject, json_of, live, lock
-from persistence.tables.operations import mail_consent, webhook, webhook_delivery
-from persistence.tables.people import organization
+from persistence.tables import mail_consent, organization, webhook, webhook_delivery
 
 # With so many messages waiting, nobody adds one by hand.
 TESTS_MAX = 100

@@ -19,7 +19,7 @@ from gateway.telemetry import logs
 from persistence import engine
 from persistence.complaint import complaint
 from persistence.store import Store
-from persistence.tables.people import api_key
+from persistence.tables import api_key
 from tests.persistence.scenario import plain, settle_in
 
 DIGEST = "d19e57ab" * 8

@@ -10,7 +10,7 @@ from gateway.core.accounts.administration import Query
 from persistence import listing
 from persistence.resources import tenants
 from persistence.subject import Subject
-from persistence.tables.people import tenant
+from persistence.tables import tenant
 
 ALL = Query({}, None, None, None, 1)
 SLOW = Subject(tenant, conditions={"slow": lambda seconds: cast(func.pg_sleep(seconds), Text) == ""})

@@ -13,7 +13,7 @@ from gateway.errors import Conflict
 from persistence import engine as engines
 from persistence.keeper.named_accounts import of_accounts
 from persistence.resources.prices import PriceTable, in_force_count, refuse_too_many
-from persistence.tables.billing import price
+from persistence.tables import price
 from tests.persistence.scenario import rows_of
 
 NOW = datetime.now(UTC)
